@@ -1,0 +1,385 @@
+"""Bytes in, values out, within limits: tokens (payloads), pulses and wire messages as msgpack, never pickle.
+
+A *token* is a value as the journal keeps it: an immutable scalar stands for itself, anything else is `Packed` bytes.
+A wire message is one msgpack array `[version, type, field, …]` whose payload fields are opaque bytes, so that routing never decodes
+what it only passes on.  A frame is one msgpack array of such messages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgpack
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from bitactor.errors import InvalidOutcome, MalformedSignal, ProtocolError, SignalTooLarge, UnsupportedVersion
+from bitactor.pulse import Pulse
+from bitactor.signal import Answer, Cancel, Fault, Message, Question, Receipt, Reply, Signal, Stimulus
+
+WIRE_VERSION: Final = 1
+MAX_TOKEN_BYTES: Final = 4 * 1024 * 1024
+"""Largest payload of one step, input or emitted signal."""
+MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+MAX_MESSAGES_PER_FRAME: Final = 4_096
+MAX_DEPTH: Final = 64
+"""Deepest nesting of lists and mappings in a token."""
+
+
+class Packed(bytes):
+    """A value packed as msgpack.  Its own type, so that a user's `bytes` is never mistaken for one."""
+
+    __slots__ = ()
+
+
+_EXT_DATETIME: Final = 1
+_EXT_DATE: Final = 2
+_EXT_TIME: Final = 3
+_EXT_TIMEDELTA: Final = 4
+_EXT_UUID: Final = 5
+_EXT_DECIMAL: Final = 6
+_EXT_BIG_INT: Final = 7
+_EXT_SET: Final = 8
+
+_SCALARS: Final = frozenset((bool, float, type(None)))
+_INT_MIN: Final = -(1 << 63)
+_INT_MAX: Final = (1 << 64) - 1
+_CONTAINER_BYTES: Final = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
+
+
+def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
+    """The token of `value`: itself if it is a None, bool, int, float or str, else `Packed`.
+
+    Carries what msgpack carries, and datetime, date, time, timedelta, UUID, Decimal, integers of any size, sets, enums (as their
+    value), dataclasses and pydantic models (as mappings).  Tuples come back as lists.
+
+    Raises:
+        InvalidOutcome: the value, or something in it, cannot be carried; the message names the type.
+        SignalTooLarge: more than `limit` bytes.
+    """
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if kind is str:
+        if len(value) * 4 <= limit and value.isascii():
+            return value
+        return _checked_text(value, limit)
+    if kind is int and _INT_MIN <= value <= _INT_MAX:
+        return value
+    return Packed(pack(value, limit))
+
+
+def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
+    """`value` as msgpack bytes; raises as `encode_token` does."""
+    try:
+        data: bytes = msgpack.packb(value, default=_encode_extra, strict_types=True)
+    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as error:
+        raise InvalidOutcome(f"a {type(value).__name__} cannot be carried: {error}") from error
+    if len(data) > limit:
+        raise SignalTooLarge(f"{len(data):,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference")
+    if _too_deep(data):
+        raise InvalidOutcome(f"nested deeper than {MAX_DEPTH} levels; flatten the value")
+    return data
+
+
+def decode_token(token: Any) -> Any:
+    """The value of a token, a fresh one each time, so that no two readers share a mutable object."""
+    return unpack(token) if type(token) is Packed else token
+
+
+def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES) -> Any:
+    """The value in msgpack bytes that may come from a stranger.
+
+    Raises:
+        SignalTooLarge: more than `limit` bytes.
+        MalformedSignal: not msgpack, trailing bytes, or nested deeper than `MAX_DEPTH`.
+    """
+    if len(data) > limit:
+        raise SignalTooLarge(f"{len(data):,} bytes, the limit is {limit:,}")
+    if _too_deep(data):
+        raise MalformedSignal(f"nested deeper than {MAX_DEPTH} levels")
+    try:
+        return msgpack.unpackb(data, ext_hook=_decode_extra, strict_map_key=False)
+    except RecursionError as error:
+        raise MalformedSignal("nested too deep") from error
+    except (ValueError, TypeError, KeyError, OverflowError, ArithmeticError, msgpack.UnpackException) as error:
+        raise MalformedSignal(f"not a packed value: {type(error).__name__}: {error}") from error
+
+
+def token_bytes(token: Any) -> bytes:
+    """A token as bytes for a wire or a disk; `token_from_bytes` gives it back."""
+    return token if type(token) is Packed else msgpack.packb(token)
+
+
+def token_from_bytes(data: bytes) -> Any:
+    """The token `token_bytes` was given: scalars as themselves, the rest still packed."""
+    first = data[0] if data else 0xC1
+    if first < 0x80 or first >= 0xE0 or 0xA0 <= first <= 0xC3 or 0xCA <= first <= 0xD3 or 0xD9 <= first <= 0xDB:
+        return unpack(data)
+    return Packed(data)
+
+
+def _checked_text(value: str, limit: int) -> str:
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidOutcome(f"a str cannot be carried: {error}") from error
+    if size > limit:
+        raise SignalTooLarge(f"{size:,} bytes of text, the limit is {limit:,}; keep large data elsewhere and pass a reference")
+    return value
+
+
+def _encode_extra(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="python")
+    if isinstance(value, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return msgpack.ExtType(_EXT_SET, pack(list(value)))
+    if isinstance(value, dt.datetime):
+        return msgpack.ExtType(_EXT_DATETIME, value.isoformat().encode())
+    if isinstance(value, dt.date):
+        return msgpack.ExtType(_EXT_DATE, value.isoformat().encode())
+    if isinstance(value, dt.time):
+        return msgpack.ExtType(_EXT_TIME, value.isoformat().encode())
+    if isinstance(value, dt.timedelta):
+        return msgpack.ExtType(_EXT_TIMEDELTA, msgpack.packb([value.days, value.seconds, value.microseconds]))
+    if isinstance(value, uuid.UUID):
+        return msgpack.ExtType(_EXT_UUID, value.bytes)
+    if isinstance(value, decimal.Decimal):
+        return msgpack.ExtType(_EXT_DECIMAL, str(value).encode())
+    if isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, int):
+        return _encode_int(int(value))
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    raise TypeError(f"no way to carry a {type(value).__module__}.{type(value).__qualname__}; return plain data or a model")
+
+
+def _encode_int(value: int) -> Any:
+    if _INT_MIN <= value <= _INT_MAX:
+        return value
+    return msgpack.ExtType(_EXT_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+
+
+def _decode_extra(code: int, data: bytes) -> Any:
+    if code == _EXT_DATETIME:
+        return dt.datetime.fromisoformat(data.decode())
+    if code == _EXT_DATE:
+        return dt.date.fromisoformat(data.decode())
+    if code == _EXT_TIME:
+        return dt.time.fromisoformat(data.decode())
+    if code == _EXT_TIMEDELTA:
+        days, seconds, microseconds = msgpack.unpackb(data)
+        return dt.timedelta(days, seconds, microseconds)
+    if code == _EXT_UUID:
+        return uuid.UUID(bytes=data)
+    if code == _EXT_DECIMAL:
+        return decimal.Decimal(data.decode())
+    if code == _EXT_BIG_INT:
+        return int.from_bytes(data, "big", signed=True)
+    if code == _EXT_SET:
+        return set(unpack(data))
+    raise ValueError(f"unknown extension type {code}")
+
+
+def _too_deep(data: bytes) -> bool:
+    """Whether containers nest deeper than `MAX_DEPTH`.
+
+    The number of bytes that could open a container bounds the depth from above, and counting them is one pass in C; only where that
+    bound does not settle it is the structure itself walked.
+    """
+    if len(data) <= MAX_DEPTH or len(data) - len(data.translate(None, _CONTAINER_BYTES)) <= MAX_DEPTH:
+        return False
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data))
+    unpacker.feed(data)
+    open_counts: list[int] = []
+    try:
+        while True:
+            while open_counts and open_counts[-1] == 0:
+                open_counts.pop()
+            if open_counts:
+                open_counts[-1] -= 1
+            at = unpacker.tell()
+            if at >= len(data):
+                return False
+            first = data[at]
+            if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
+                open_counts.append(2 * unpacker.read_map_header())
+            elif 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
+                open_counts.append(unpacker.read_array_header())
+            else:
+                unpacker.skip()
+            if len(open_counts) > MAX_DEPTH:
+                return True
+    except (ValueError, msgpack.UnpackException):
+        return False  # not msgpack at all: the decoder says that better
+
+
+# Wire messages
+
+_TYPES: Final[tuple[type[Message], ...]] = (Signal, Reply, Cancel, Stimulus, Receipt, Question, Answer)
+_CODES: Final[dict[type, int]] = {kind: code for code, kind in enumerate(_TYPES)}
+_TOKEN_FIELD: Final[tuple[int, ...]] = tuple(
+    kind._fields.index(next(name for name in ("token", "argument", "value") if name in kind._fields))
+    if any(name in kind._fields for name in ("token", "argument", "value"))
+    else -1
+    for kind in _TYPES
+)
+_EMITS: Final = Reply._fields.index("emits")
+
+_Text = str
+_Count = int
+_Budget = int | None
+_Fault = tuple[str, str, str, bytes | None] | None
+_Metadata = dict[str, Any] | None
+_Strings = tuple[str, ...]
+_SHAPES: Final[tuple[TypeAdapter[Any], ...]] = tuple(
+    TypeAdapter(shape)
+    for shape in (
+        tuple[
+            _Text, _Text, _Text, _Text, _Strings, _Text, _Count, _Count, _Count, _Count, _Budget, bytes,
+            _Text, _Fault, _Text, _Metadata, bool, _Count, _Strings,
+        ],
+        tuple[
+            _Text, _Text, _Count, _Count, _Text, bytes, _Fault, _Budget, tuple[tuple[_Text, bytes], ...], _Count, _Text,
+        ],
+        tuple[_Text, _Text, _Count, _Count],
+        tuple[
+            _Text, _Text, _Text, bytes, _Count, _Budget, _Text, _Text, _Text, _Text, _Strings, _Metadata, _Text,
+        ],
+        tuple[_Text, _Text, _Text],
+        tuple[_Text, _Text, bytes, _Text],
+        tuple[_Text, bytes, _Text, _Text],
+    )
+)  # fmt: skip
+
+
+def encode_message(message: Message) -> bytes:
+    """One wire message as bytes.
+
+    The payload field must be a token (`encode_token`'s answer); a Signal's `token` is packed by whoever made its arguments.
+    """
+    code = _CODES[type(message)]
+    fields: list[Any] = list(message)
+    at = _TOKEN_FIELD[code]
+    if at >= 0:
+        fields[at] = token_bytes(fields[at])
+    if code == 1 and fields[_EMITS]:
+        fields[_EMITS] = [(name, token_bytes(token)) for name, token in fields[_EMITS]]
+    data: bytes = msgpack.packb([WIRE_VERSION, code, *fields])
+    if len(data) > MAX_FRAME_BYTES:
+        raise SignalTooLarge(f"a {type(message).__name__} of {len(data):,} bytes, the limit of a frame is {MAX_FRAME_BYTES:,}")
+    return data
+
+
+def decode_message(data: bytes) -> Message:
+    """The message in bytes that may come from a stranger; its payload stays a token, not yet decoded.
+
+    Raises:
+        UnsupportedVersion, SignalTooLarge, MalformedSignal
+    """
+    parts = unpack(data, MAX_FRAME_BYTES)
+    if type(parts) is not list or len(parts) < 2:
+        raise MalformedSignal("not an array of version, type and fields")
+    version, code = parts[0], parts[1]
+    if version != WIRE_VERSION or type(version) is not int:
+        raise UnsupportedVersion(f"version {version!r}; this process speaks {WIRE_VERSION}; run the same release everywhere")
+    if type(code) is not int or not 0 <= code < len(_TYPES):
+        raise MalformedSignal(f"unknown message type {code!r}")
+    kind = _TYPES[code]
+    try:
+        fields = list(_SHAPES[code].validate_python(parts[2:]))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        index = first["loc"][0] if first["loc"] else None
+        where = kind._fields[index] if isinstance(index, int) and index < len(kind._fields) else "fields"
+        raise MalformedSignal(f"a {kind.__name__} with a wrong {where}: {first['msg']}") from None
+    at = _TOKEN_FIELD[code]
+    if at >= 0:
+        fields[at] = token_from_bytes(fields[at])
+    if code == 0 and fields[13] is not None:
+        fields[13] = Fault(*fields[13])
+    elif code == 1:
+        if fields[6] is not None:
+            fields[6] = Fault(*fields[6])
+        fields[_EMITS] = tuple((name, token_from_bytes(token)) for name, token in fields[_EMITS])
+    return kind(*fields)
+
+
+def join_frame(messages: Sequence[bytes]) -> bytes:
+    """Many encoded messages as one frame."""
+    data: bytes = msgpack.packb(messages)
+    return data
+
+
+def split_frame(frame: bytes) -> list[bytes]:
+    """The messages in a frame that may come from a stranger; raises `SignalTooLarge` or `MalformedSignal`."""
+    if len(frame) > MAX_FRAME_BYTES + 16:
+        raise SignalTooLarge(f"a frame of {len(frame):,} bytes, the limit is {MAX_FRAME_BYTES:,}")
+    try:
+        messages = msgpack.unpackb(frame, max_array_len=MAX_MESSAGES_PER_FRAME, max_map_len=0, max_ext_len=0, max_str_len=0)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise MalformedSignal(f"not a frame: {type(error).__name__}: {error}") from error
+    if type(messages) is not list or not all(type(message) is bytes for message in messages):
+        raise MalformedSignal("a frame is an array of binary messages")
+    return messages
+
+
+# Pulses
+
+_PULSE_TOKEN_OUT: Final = Pulse._fields.index("token_out")
+
+
+def encode_pulse(pulse: Pulse) -> bytes:
+    """A pulse as bytes, payload kept packed."""
+    fields: list[Any] = list(pulse)
+    fields[_PULSE_TOKEN_OUT] = token_bytes(pulse.token_out)
+    return pack([WIRE_VERSION, *fields], MAX_FRAME_BYTES)
+
+
+def decode_pulse(data: bytes) -> Pulse:
+    """The pulse `encode_pulse` was given, field for field.
+
+    Raises:
+        ProtocolError: the bytes are no pulse of this version.
+    """
+    parts = unpack(data, MAX_FRAME_BYTES)
+    if type(parts) is not list or not parts or parts[0] != WIRE_VERSION:
+        raise UnsupportedVersion(f"a pulse of version {parts[0] if isinstance(parts, list) and parts else None!r}")
+    if len(parts) != len(Pulse._fields) + 1:
+        raise MalformedSignal(f"a pulse of {len(parts) - 1} fields, not {len(Pulse._fields)}")
+    fields = parts[1:]
+    fields[_PULSE_TOKEN_OUT] = token_from_bytes(fields[_PULSE_TOKEN_OUT])
+    fields[5] = tuple(fields[5])
+    if isinstance(fields[14], list):
+        fields[14] = tuple(fields[14])
+    return Pulse(*fields)
+
+
+def encode_messages(messages: Iterable[Message]) -> list[bytes]:
+    """`encode_message` over many."""
+    return [encode_message(message) for message in messages]
+
+
+__all__ = [
+    "MAX_DEPTH", "MAX_FRAME_BYTES", "MAX_MESSAGES_PER_FRAME", "MAX_TOKEN_BYTES", "WIRE_VERSION", "Packed", "ProtocolError",
+    "decode_message", "decode_pulse", "decode_token", "encode_message", "encode_messages", "encode_pulse", "encode_token",
+    "join_frame", "pack", "split_frame", "token_bytes", "token_from_bytes", "unpack",
+]  # fmt: skip

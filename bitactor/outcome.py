@@ -1,0 +1,64 @@
+"""What a step, a compensation or an undo can answer.
+
+A step returns a value (that is `Ok`), or returns or raises one of `Retry`, `Fail`, `Halt`.  A compensation returns
+`None` (fail and undo), `Retry`, `Continue` or `Halt`.  An undo returns `None` or `Retry`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class Outcome(Exception):
+    """Base of the outcomes that may be returned *or* raised."""
+
+
+class Retry(Outcome):
+    """Try again, without compensation, while retries are left; `after` in seconds (default: the step's backoff)."""
+
+    def __init__(self, after: float | None = None, reason: str = "") -> None:
+        if after is not None and not after >= 0:
+            raise ValueError(f"Retry(after={after!r}): a delay is a number of seconds, zero or more")
+        super().__init__(reason)
+        self.after = after
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Retry(after={self.after!r}, reason={self.reason!r})"
+
+
+class Fail(Outcome):
+    """Fail now, without further tries or compensation; the transaction undoes."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Fail({self.reason!r})"
+
+
+class Halt(Outcome):
+    """Stop here and keep what is done; the transaction can be resumed."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Halt({self.reason!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Ok:
+    """Done, with this value.  Returning a bare value means the same."""
+
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """From a compensation: the step counts as done with this value, and can be undone like any other."""
+
+    value: Any = None

@@ -1,0 +1,159 @@
+"""What the core needs from the world, as protocols; `mesh` has the adapters, `bitactor.testing` the fakes.
+
+Every adapter of a port passes the port's contract suite in `tests/contract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from bitactor.pulse import Pulse
+
+
+class TimerHandle(Protocol):
+    """A timer that was asked for."""
+
+    def cancel(self) -> None:
+        """The callback is not called any more; cancelling twice, or too late, does nothing."""
+
+
+class Clock(Protocol):
+    """Time.  Two clocks: the wall's for records, a monotonic one for waiting."""
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since 1970, UTC."""
+
+    def monotonic_ns(self) -> int:
+        """Nanoseconds since some fixed moment; never goes back."""
+
+    def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
+        """Call `callback` on the owner's thread once `monotonic_ns()` has reached `when_ns`."""
+
+
+class Ids(Protocol):
+    """Where fresh transaction ids come from."""
+
+    def transaction(self) -> str:
+        """32 lower-case hex digits, time-ordered, never given twice."""
+
+
+class Write(NamedTuple):
+    """What one stimulus did to one transaction: pulses that are kept all or none."""
+
+    transaction: str
+    epoch: int
+    """The writer's epoch for this transaction; 0 in the write that creates it."""
+    pulses: Sequence[Pulse]
+    """In order; the first write of a transaction starts with its `accepted` pulse, seq 0."""
+    status: str
+    """The transaction's status after these pulses."""
+    open: bool
+    """Whether something is left to do (running, or emitted signals not yet taken); recovery looks at these."""
+    key: str = ""
+    """Idempotency key; given only in the first write.  Unique together with the workflow's name."""
+
+
+class Refusal(NamedTuple):
+    """A write that was not made, although the others of its batch were."""
+
+    index: int
+    error: Exception
+    """`DuplicateTransaction` (the key is taken) or `StaleOwner`."""
+
+
+class TransactionRow(NamedTuple):
+    """What a store knows of a transaction without reading its pulses."""
+
+    transaction: str
+    root: str
+    parent: str
+    workflow: str
+    key: str
+    status: str
+    open: bool
+    owner: str
+    epoch: int
+    created_ns: int
+    updated_ns: int
+
+
+class Claim(NamedTuple):
+    """A transaction taken over from an owner that is gone."""
+
+    transaction: str
+    epoch: int
+    """The new epoch, one more than the dead owner's."""
+
+
+class Store(Protocol):
+    """Where pulses are kept.  All calls come from one thread, the one that called `open`.
+
+    `append` is the write-ahead rule: nothing is dispatched before `done` was called for it.
+    """
+
+    def open(self, owner: str) -> None:
+        """Take part as `owner` (a name used once, by one process)."""
+
+    def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
+        """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in the order of the calls.
+
+        If nothing could be written, `done((), error)`.  A process that lost its lease gets `StaleOwner` as that error.
+        """
+
+    def pulses(self, transaction: str) -> list[Pulse]:
+        """All pulses of a transaction, in order of `seq`; empty if it is unknown."""
+
+    def find(self, workflow: str, key: str) -> str | None:
+        """The transaction that has this idempotency key."""
+
+    def get(self, transaction: str) -> TransactionRow | None:
+        """What is known of one transaction."""
+
+    def list(
+        self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[TransactionRow]:
+        """Newest first, at most `limit`; `before` is the last id of the page before."""
+
+    def claim(self) -> list[Claim]:
+        """Take over every open transaction whose owner is gone; they are ours from now on."""
+
+    def close(self) -> None:
+        """Finish what was appended (its `done`s are called), give up our lease, release files.  Twice is once."""
+
+
+class Sink(Protocol):
+    """Who is told about pulses, after they are kept, best effort.
+
+    A sink that raises is disabled and logged by the caller; it cannot break a run.
+    """
+
+    def receive(self, pulses: Sequence[Pulse]) -> None:
+        """Take note; must not block.  Called on the loop's thread."""
+
+    def close(self, timeout: float) -> None:
+        """Flush within `timeout` seconds, then release everything.  Called off the loop's thread."""
+
+
+class Transport(Protocol):
+    """How messages cross to another node.  One frame holds many messages; order is kept per receiver."""
+
+    @property
+    def endpoint(self) -> str:
+        """Where others reach this node; known after `open`."""
+
+    def open(self, receive: Callable[[list[bytes]], None]) -> None:
+        """Bind, and call `receive` on the loop's thread with the messages of each frame that came."""
+
+    def send(self, endpoint: str, message: bytes) -> None:
+        """Queue a message; frames are flushed at the end of the loop's turn.
+
+        Raises:
+            Overloaded: the queue towards that endpoint is full.
+        """
+
+    def forget(self, endpoint: str) -> None:
+        """The peer is gone: drop what is queued for it and close the connection."""
+
+    def close(self, timeout: float = 0.5) -> None:
+        """Flush for at most `timeout` seconds and release all sockets.  Twice is once."""

@@ -1,0 +1,84 @@
+"""Pulses: the facts a transaction leaves behind.
+
+The pulse log is the journal that recovery folds, the trace that people look at, and the record that replay runs from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+ACCEPTED: Final = "accepted"
+SPAWNED: Final = "spawned"
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"
+RETRIED: Final = "retried"
+SKIPPED: Final = "skipped"
+TIMED_OUT: Final = "timed_out"
+COMPENSATED: Final = "compensated"
+UNDONE: Final = "undone"
+UNDO_FAILED: Final = "undo_failed"
+TOMBSTONE: Final = "tombstone"
+LATE: Final = "late"
+EMITTED: Final = "emitted"
+HALTED: Final = "halted"
+RESUMED: Final = "resumed"
+FINISHED: Final = "finished"
+
+KINDS: Final = (
+    ACCEPTED, SPAWNED, COMPLETED, FAILED, RETRIED, SKIPPED, TIMED_OUT, COMPENSATED,
+    UNDONE, UNDO_FAILED, TOMBSTONE, LATE, EMITTED, HALTED, RESUMED, FINISHED,
+)  # fmt: skip
+
+TTL_EXPIRED: Final = "ttl_expired"
+DEADLINE_EXCEEDED: Final = "deadline_exceeded"
+UNROUTABLE: Final = "unroutable"
+REJECTED: Final = "rejected"
+POISON: Final = "poison"
+
+TOMBSTONE_REASONS: Final = (TTL_EXPIRED, DEADLINE_EXCEEDED, UNROUTABLE, REJECTED, POISON)
+
+RUNNING: Final = "running"
+STATUSES: Final = (RUNNING, "completed", "compensated", "cancelled", "halted", "stuck")
+FINAL_STATUSES: Final = ("completed", "compensated", "cancelled")
+"""Statuses that never change again; `halted` and `stuck` can be resumed."""
+
+
+class Pulse(NamedTuple):
+    """One state transition of one transaction, or of one hop in it."""
+
+    transaction: str
+    """32 hex digits."""
+    root: str
+    """The root transaction, which is the trace id."""
+    workflow: str
+    seq: int
+    """0, 1, 2, … within the transaction, without gaps."""
+    hop: str
+    """16 hex digits, the span id; for pulses of the transaction itself, its own span id."""
+    causes: tuple[str, ...]
+    """Hops this one follows from."""
+    kind: str
+    step: str
+    """Path of the step; empty for the transaction itself."""
+    spawn: str
+    """Where the hop runs: `inline | loop | thread | process`; empty for the transaction itself."""
+    direction: str
+    """`forward` or `undo`."""
+    attempt: int
+    ttl: int
+    """Hop budget this hop carries."""
+    at_ns: int
+    """Wall time, nanoseconds since 1970."""
+    elapsed_ns: int | None
+    """How long the attempt took, where that is known."""
+    token_in: Any
+    """In the journal: references to outputs, a tuple of strings. Shown to people as the values themselves."""
+    token_out: Any
+    """The output: an immutable scalar as it is, anything else packed."""
+    error: str | None
+    """`Name: message`, or a tombstone's reason."""
+    data: Mapping[str, Any] | None
+    """What the fold needs for this kind: due times, decisions, faults, emits, input, limits."""
+    digest: str
+    """Digest of the workflow's plan, to notice a changed definition."""

@@ -1,0 +1,147 @@
+"""The messages that cross between actors, supervisors and processes.
+
+All are named tuples: frozen, slotted, and cheap enough to make one a hop.  How they look on the wire is `codec`'s affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+FORWARD = "forward"
+UNDO = "undo"
+
+DEFAULT_TTL = 8
+MAX_TTL = 1_000
+
+
+class Fault(NamedTuple):
+    """An error as it is carried between processes and kept in the journal; never a pickle."""
+
+    type: str
+    """`module:QualName` of the exception's class."""
+    message: str
+    traceback: str = ""
+    arguments: bytes | None = None
+    """The exception's `args`, packed, when all of them can be carried."""
+
+    def summary(self) -> str:
+        """`Name: message`, as a pulse shows it."""
+        name = self.type.rpartition(":")[2].rpartition(".")[2]
+        return f"{name}: {self.message}" if self.message else name
+
+
+class Signal(NamedTuple):
+    """The one message a hop's actor gets: what to do, and how many hops and how much time are left."""
+
+    name: str
+    """What it is addressed to: `workflow/step path`, or the name a consumer listens to."""
+    transaction: str
+    root: str
+    hop: str
+    causes: tuple[str, ...]
+    """The hops whose completion made this one ready; empty for the first ones."""
+    direction: str
+    """`forward` or `undo`."""
+    attempt: int
+    """1 for the first try; retries count up."""
+    delivery: int
+    """1 for the first delivery of this attempt; redeliveries after a lost worker count up."""
+    epoch: int
+    """The owner's fencing epoch; a reply to an older one is not taken."""
+    ttl: int
+    """What this hop carries: its causes' least, minus one."""
+    budget_ns: int | None
+    """Time left until the deadline of this attempt, in nanoseconds; relative, because clocks differ."""
+    token: Any
+    """The payload: on the wire packed bytes, in an actor a mapping of arguments (for a consumer: the emitted value)."""
+    reply_to: str = ""
+    """The endpoint of the supervisor that owns the transaction; empty when it is this process."""
+    fault: Fault | None = None
+    """Set when the hop was lost or timed out and its compensation is to decide; the step itself is not run."""
+    parent: str = ""
+    """The transaction that emitted the signal this transaction came from, if any."""
+    metadata: Mapping[str, Any] | None = None
+    in_doubt: bool = False
+    """For an undo: nobody knows whether the step happened."""
+    retries_left: int = 0
+    trail: tuple[str, ...] = ()
+    """Names this work came through across transactions, oldest first (the last 32)."""
+
+
+class Reply(NamedTuple):
+    """What became of one delivery of one signal."""
+
+    transaction: str
+    hop: str
+    delivery: int
+    epoch: int
+    outcome: str
+    """`ok | continue | retry | fail | halt | timed_out | cancelled | busy`."""
+    token: Any = None
+    fault: Fault | None = None
+    after_ns: int | None = None
+    """For `retry`: how long to wait, when the step or its backoff said so."""
+    emits: tuple[tuple[str, Any], ...] = ()
+    """(name, token) in the order they were emitted."""
+    elapsed_ns: int = 0
+    reason: str = ""
+
+
+class Cancel(NamedTuple):
+    """Stop working on this delivery; its reply is not wanted any more, or only to know what happened."""
+
+    transaction: str
+    hop: str
+    delivery: int
+    epoch: int
+
+
+class Stimulus(NamedTuple):
+    """Asks the receiver to accept a transaction of its own: an emitted signal, or a call from another process."""
+
+    id: str
+    """The same over all deliveries; the receiver accepts it once."""
+    name: str
+    group: str
+    """The consumer group addressed, or empty for a workflow."""
+    token: Any
+    ttl: int
+    budget_ns: int | None
+    reply_to: str
+    root: str = ""
+    parent: str = ""
+    hop: str = ""
+    """The emitting hop."""
+    trail: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] | None = None
+    key: str = ""
+
+
+class Receipt(NamedTuple):
+    """The answer to a `Stimulus`: accepted durably as `transaction`, or refused with `error`."""
+
+    id: str
+    transaction: str
+    error: str = ""
+
+
+class Question(NamedTuple):
+    """A control call: ask a node about something (`status`, `pulses`, `result`, `cancel`, `list`, `nodes`, …)."""
+
+    id: str
+    verb: str
+    argument: Any
+    reply_to: str
+
+
+class Answer(NamedTuple):
+    """The answer to a `Question`; `error` is empty when it went well."""
+
+    id: str
+    value: Any = None
+    error: str = ""
+    error_type: str = ""
+
+
+Message = Signal | Reply | Cancel | Stimulus | Receipt | Question | Answer
