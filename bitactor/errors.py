@@ -1,36 +1,36 @@
 """Every error of BitActor, sorted by when it happens and whose fault it is.
 
-    BitActorError
-    ├── DefinitionError            the workflow as declared cannot work
-    │   ├── CycleError             steps wait for each other
-    │   ├── DuplicateName          two things share a name
-    │   ├── UnknownArgument        a parameter, binding or `after` names nothing
-    │   ├── WorkflowTooDeep        the longest path exceeds the TTL
-    │   └── MissingReturn          `returns(...)` names no step
-    ├── CallError                  the caller asked for what cannot be
-    │   ├── InvalidInput           the input does not fit the workflow's model
-    │   ├── UnknownWorkflow        nobody here has that name
-    │   ├── UnknownTransaction     no store here has that id
-    │   ├── Unroutable             nobody holds the addressed name
-    │   ├── Overloaded             waited too long for room
-    │   └── DuplicateTransaction   same key, other input
-    ├── RunError                   a step or a worker went wrong while running
-    │   ├── StepFailed             the step said so, or its retries are used up
-    │   ├── StepTimeout            one attempt took longer than its timeout
-    │   ├── DeadlineExceeded       the transaction's time is up
-    │   ├── TtlExpired             the hop budget is used up
-    │   ├── InvalidOutcome         a step returned what cannot be carried or is not allowed there
-    │   ├── UndoFailed             an undo raised, or cannot take doubt
-    │   ├── WorkerLost             the process that ran the hop is gone
-    │   ├── RemoteError            an error raised in another process
-    │   └── WorkflowFailed         what `result()` raises: the transaction did not complete
-    ├── ProtocolError              the other side sent what the wire does not allow
-    │   ├── SignalTooLarge
-    │   ├── UnsupportedVersion
-    │   └── MalformedSignal
-    ├── StoreError                 the journal could not be read or written
-    │   └── StaleOwner             this process no longer owns the transaction
-    └── ConfigurationError         an option is wrong, or not built yet
+BitActorError
+├── DefinitionError            the workflow as declared cannot work
+│   ├── CycleError             steps wait for each other
+│   ├── DuplicateName          two things share a name
+│   ├── UnknownArgument        a parameter, binding or `after` names nothing
+│   ├── WorkflowTooDeep        the longest path exceeds the TTL
+│   └── MissingReturn          `returns(...)` names no step
+├── CallError                  the caller asked for what cannot be
+│   ├── InvalidInput           the input does not fit the workflow's model
+│   ├── UnknownWorkflow        nobody here has that name
+│   ├── UnknownTransaction     no store here has that id
+│   ├── Unroutable             nobody holds the addressed name
+│   ├── Overloaded             waited too long for room
+│   └── DuplicateTransaction   same key, other input
+├── RunError                   a step or a worker went wrong while running
+│   ├── StepFailed             the step said so, or its retries are used up
+│   ├── StepTimeout            one attempt took longer than its timeout
+│   ├── DeadlineExceeded       the transaction's time is up
+│   ├── TtlExpired             the hop budget is used up
+│   ├── InvalidOutcome         a step returned what cannot be carried or is not allowed there
+│   ├── UndoFailed             an undo raised, or cannot take doubt
+│   ├── WorkerLost             the process that ran the hop is gone
+│   ├── RemoteError            an error raised in another process
+│   └── WorkflowFailed         what `result()` raises: the transaction did not complete
+├── ProtocolError              the other side sent what the wire does not allow
+│   ├── SignalTooLarge
+│   ├── UnsupportedVersion
+│   └── MalformedSignal
+├── StoreError                 the journal could not be read or written
+│   └── StaleOwner             this process no longer owns the transaction
+└── ConfigurationError         an option is wrong, or not built yet
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ NO_HOP = HopId("0" * 16)
 _LOW_64 = (1 << 64) - 1
 
 
-def hop_salt(transaction: TransactionId) -> int:
+def hop_salt(transaction: str) -> int:
     """The part of every hop id of one transaction that comes from the transaction (its low 64 bits, mostly random)."""
     return int(transaction[16:], 16)
 
@@ -32,7 +32,7 @@ def path_code(path: str, direction: str, attempt: int) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def hop_id(transaction: TransactionId, path: str, direction: str = "forward", attempt: int = 1) -> HopId:
+def hop_id(transaction: str, path: str, direction: str = "forward", attempt: int = 1) -> HopId:
     """The id of one attempt at one step: the two halves above, xor-ed.
 
     Two hops of one transaction collide only if BLAKE2b does; an all-zero id, which OpenTelemetry forbids, becomes 1.
@@ -42,14 +42,14 @@ def hop_id(transaction: TransactionId, path: str, direction: str = "forward", at
 
 def join_hop_id(salt: int, code: int) -> HopId:
     """`hop_id` from its two halves, for callers that keep them (the saga does, once a transaction and once a step)."""
-    return HopId("%016x" % ((salt ^ code) or 1))  # noqa: UP031  (half the time of an f-string with a width)
+    return HopId("%016x" % ((salt ^ code) or 1))
 
 
-def transaction_span_id(transaction: TransactionId) -> HopId:
+def transaction_span_id(transaction: str) -> HopId:
     """The span id of the transaction itself, derived like a hop's."""
     return hop_id(transaction, "", "transaction", 0)
 
 
-def idempotency_key(transaction: TransactionId, path: str, direction: str = "forward") -> str:
+def idempotency_key(transaction: str, path: str, direction: str = "forward") -> str:
     """The same over all attempts and deliveries of one step in one direction: 128 bits, hex."""
     return blake2b(f"{transaction}\x00{path}\x00{direction}".encode(), digest_size=16).hexdigest()

@@ -57,7 +57,7 @@ class Write(NamedTuple):
 class Refusal(NamedTuple):
     """A write that was not made, although the others of its batch were."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks a refusal for
     error: Exception
     """`DuplicateTransaction` (the key is taken) or `StaleOwner`."""
 
@@ -86,6 +86,10 @@ class Claim(NamedTuple):
     """The new epoch, one more than the dead owner's."""
 
 
+_Rows = list[TransactionRow]
+_Claims = list[Claim]
+
+
 class Store(Protocol):
     """Where pulses are kept.  All calls come from one thread, the one that called `open`.
 
@@ -110,12 +114,10 @@ class Store(Protocol):
     def get(self, transaction: str) -> TransactionRow | None:
         """What is known of one transaction."""
 
-    def list(
-        self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
-    ) -> list[TransactionRow]:
+    def list(self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None) -> _Rows:
         """Newest first, at most `limit`; `before` is the last id of the page before."""
 
-    def claim(self) -> list[Claim]:
+    def claim(self) -> _Claims:
         """Take over every open transaction whose owner is gone; they are ours from now on."""
 
     def close(self) -> None:

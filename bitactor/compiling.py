@@ -1,0 +1,328 @@
+"""From declarations to a plan: parameters are resolved to sources, shapes of callbacks checked, the graph indexed."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bitactor.arguments import Argument, Input, Result, Source, Value, converter
+from bitactor.codec import encode_token
+from bitactor.context import Context
+from bitactor.errors import DefinitionError, UnknownArgument, suggest
+from bitactor.functions import is_coroutine_function
+from bitactor.plan import Callback, Plan, PlanStep, order, plan_digest, refuse_too_deep
+from bitactor.policy import Backoff
+from bitactor.signal import DEFAULT_TTL
+
+if TYPE_CHECKING:
+    from bitactor.workflow import Consumer, Step, Workflow
+
+_INJECTABLE = {
+    "run": frozenset(("ctx", "attempt")),
+    "undo": frozenset(("ctx", "attempt", "result")),
+    "compensate": frozenset(("ctx", "attempt", "error")),
+    "backoff": frozenset(("ctx", "attempt", "error")),
+    "when": frozenset(),
+}
+
+
+class _Parameter(typing.NamedTuple):
+    name: str
+    annotation: Any
+    has_default: bool
+
+
+def known_dependencies(workflow: Workflow) -> dict[str, list[str]]:
+    """Each step's dependencies as far as they are declared by now, in order of declaration."""
+    return {name: _dependency_names(workflow, step) for name, step in workflow.steps.items()}
+
+
+def compile_workflow(workflow: Workflow) -> Plan:
+    """The plan of a workflow; raises `DefinitionError` and its kinds."""
+    owner = f"workflow {workflow.name!r}"
+    names = list(workflow.steps)
+    dependencies = {name: _dependency_names(workflow, step, strict=True) for name, step in workflow.steps.items()}
+    refuse_too_deep(owner, workflow.ttl, dependencies, order(dependencies, owner))
+    inputs = tuple(workflow.input_model.model_fields)
+    slots = {name: index for index, name in enumerate([*names, *inputs])}
+    steps = tuple(
+        _compile_step(workflow, step, slots, tuple(slots[other] for other in dependencies[name]))
+        for name, step in workflow.steps.items()
+    )
+    for step in steps:
+        for dependency in step.dependencies:
+            steps[dependency].dependents += (step.index,)
+    returned = workflow.returned or names[-1]
+    return Plan(
+        workflow=workflow.name,
+        digest=plan_digest(workflow.name, workflow.ttl, returned, inputs, steps),
+        ttl=workflow.ttl,
+        deadline_ns=_nanoseconds(workflow.deadline),
+        undo_timeout_ns=int(workflow.undo_timeout * 1e9),
+        grace_ns=int(workflow.grace * 1e9),
+        redeliveries=workflow.redeliveries,
+        steps=steps,
+        by_name={step.name: step.index for step in steps},
+        inputs=inputs,
+        initial=tuple(step.index for step in steps if not step.dependencies),
+        missing=tuple(len(step.dependencies) for step in steps),
+        returns=slots[returned],
+        errors={f"{kind.__module__}:{kind.__qualname__}": kind for kind in workflow.errors},
+    )
+
+
+def compile_consumer(consumer: Consumer) -> Plan:
+    """The plan of a consumer: one step whose input is the signal's token."""
+    what = f"consumer {consumer.name!r}"
+    options = consumer.options
+    injected, takes = {}, None
+    for parameter in _parameters(consumer.function, what):
+        if parameter.name == "ctx" or parameter.annotation is Context:
+            injected[parameter.name] = "ctx"
+        elif parameter.name == "attempt":
+            injected[parameter.name] = "attempt"
+        elif takes is None:
+            takes = parameter.name
+        elif not parameter.has_default:
+            raise DefinitionError(
+                f"{what} takes the signal and, if it asks, a Context; {parameter.name!r} is one parameter too many"
+            )
+    if takes is None:
+        raise DefinitionError(f"{what} takes no signal; give it a parameter")
+    function = consumer.function
+    step = PlanStep(
+        index=0,
+        name=consumer.__name__,
+        address=consumer.listens,
+        run=Callback(function, is_coroutine_function(function), injected, ()),
+        spawn=options["spawn"] or ("loop" if is_coroutine_function(function) else "thread"),
+        arguments=(Argument("signal", 1, (), None, None, None, "input.signal"),),
+        dependencies=(),
+        retries=options["retries"],
+        backoff=_compile_backoff(options["backoff"], what, ()),
+        timeout_ns=_nanoseconds(options["timeout"]),
+        takes_signal=takes,
+        token_in=("input.signal",),
+    )
+    step.forward_code = step.code("forward", 1)
+    return Plan(
+        workflow=consumer.name,
+        digest=plan_digest(consumer.name, DEFAULT_TTL, step.name, ("signal",), (step,)),
+        ttl=DEFAULT_TTL,
+        deadline_ns=_nanoseconds(options["deadline"]),
+        undo_timeout_ns=60_000_000_000,
+        grace_ns=2_000_000_000,
+        redeliveries=3,
+        steps=(step,),
+        by_name={step.name: 0},
+        inputs=("signal",),
+        initial=(0,),
+        missing=(0,),
+        returns=0,
+        errors={},
+        listens=consumer.listens,
+        group=consumer.group,
+        broadcast=consumer.broadcast,
+        concurrency=options["concurrency"],
+    )
+
+
+def _compile_step(workflow: Workflow, step: Step[Any, Any], slots: Mapping[str, int], dependencies: tuple[int, ...]) -> PlanStep:
+    what = f"step {step.name!r} of {workflow.name!r}"
+    options = step.options
+    arguments, injected = _bind(workflow, step, slots, what)
+    takes = tuple(argument.name for argument in arguments)
+    is_async = is_coroutine_function(step.function)
+    compiled = PlanStep(
+        index=slots[step.name],
+        name=step.name,
+        address=f"{workflow.name}/{step.name}",
+        run=Callback(step.function, is_async, injected, takes),
+        spawn=options.get("spawn") or ("loop" if is_async else "thread"),
+        arguments=arguments,
+        dependencies=dependencies,
+        retries=options.get("retries", 0),
+        backoff=_compile_backoff(options.get("backoff"), what, takes),
+        retry_on=_exception_types(options.get("retry_on", Exception), what),
+        timeout_ns=_nanoseconds(options.get("timeout")),
+        token_in=tuple(argument.reference for argument in arguments),
+    )
+    if step.undo_function is not None:
+        compiled.undo = _callback("undo", step.undo_function, takes, f"undo of {what}")
+        compiled.undo.in_doubt, compiled.undo.retries = step.undo_in_doubt, step.undo_retries
+        if (
+            step.undo_in_doubt
+            and "result" not in compiled.undo.injected.values()
+            and not compiled.undo.takes
+            and not compiled.undo.injected
+        ):
+            raise DefinitionError(f"undo of {what}: with in_doubt=True it needs `ctx` or an argument to know what to look for")
+    if step.compensate_function is not None:
+        compiled.compensate = _callback("compensate", step.compensate_function, takes, f"compensate of {what}")
+    if (when := options.get("when")) is not None:
+        compiled.when, compiled.when_arguments = _compile_when(workflow, when, arguments, slots, dependencies, what)
+    compiled.decides = compiled.when is not None or any(argument.transform is not None for argument in arguments)
+    compiled.forward_code = compiled.code("forward", 1)
+    return compiled
+
+
+def _bind(
+    workflow: Workflow, step: Step[Any, Any], slots: Mapping[str, int], what: str
+) -> tuple[tuple[Argument, ...], dict[str, str]]:
+    bind = dict(step.options.get("bind") or {})
+    arguments, injected = [], {}
+    for parameter in _parameters(step.function, what):
+        source = bind.pop(parameter.name, None)
+        if source is None and (parameter.annotation is Context or parameter.name in ("ctx", "attempt")):
+            injected[parameter.name] = "ctx" if parameter.annotation is Context else parameter.name
+            continue
+        if source is None and parameter.name in ("result", "error"):
+            raise DefinitionError(
+                f"{what}: {parameter.name!r} is reserved for undo and compensate; rename the parameter or bind it"
+            )
+        if source is None and parameter.name not in slots:
+            if parameter.has_default:
+                continue
+            raise UnknownArgument(
+                f"{what}: parameter {parameter.name!r} is neither an input field nor a step.{suggest(parameter.name, slots)}"
+            )
+        arguments.append(_argument(workflow, parameter, source, slots, what))
+    for name in bind:
+        taken = [argument.name for argument in arguments]
+        raise UnknownArgument(f"{what}: bind names {name!r}, which is no parameter of the function.{suggest(name, taken)}")
+    return tuple(arguments), injected
+
+
+def _argument(workflow: Workflow, parameter: _Parameter, source: Any, slots: Mapping[str, int], what: str) -> Argument:
+    convert = converter(parameter.annotation, f"{what}, parameter {parameter.name!r}")
+    if source is None:
+        source = Input(parameter.name) if parameter.name in workflow.input_model.model_fields else Result(parameter.name)
+    if isinstance(source, Value):
+        return Argument(parameter.name, -1, (), source.transform, convert, encode_token(source.value), "value")
+    origin = source.name if isinstance(source, Input) else source.step
+    reference = ".".join(str(part) for part in ("input", origin, *source.path)[isinstance(source, Result) :])
+    return Argument(parameter.name, slots[origin], source.path, source.transform, convert, None, reference)
+
+
+def _dependency_names(workflow: Workflow, step: Step[Any, Any], *, strict: bool = False) -> list[str]:
+    """The steps this one waits for; unknown names raise when `strict`, and are passed over otherwise (they may come later)."""
+    what = f"step {step.name!r} of {workflow.name!r}"
+    found: dict[str, None] = {}
+    bind = step.options.get("bind") or {}
+    for parameter in _parameters(step.function, what):
+        source = bind.get(parameter.name)
+        if source is None and parameter.name in workflow.steps and parameter.name not in ("ctx", "attempt"):
+            found[parameter.name] = None
+    for name, source in bind.items():
+        if not isinstance(source, Source):
+            raise DefinitionError(f"{what}: bind[{name!r}] is {source!r}; use Input(name, …), Result(step, …) or Value(v)")
+        if isinstance(source, Result):
+            _require(source.step, workflow.steps, f"{what}: bind[{name!r}] takes the result of", strict, found)
+        elif isinstance(source, Input):
+            _require(source.name, workflow.input_model.model_fields, f"{what}: bind[{name!r}] takes the input field", True, {})
+    after = step.options.get("after") or ()
+    if isinstance(after, str):
+        raise DefinitionError(f"{what}: after={after!r}; give a list of steps")
+    for other in after:
+        _require(other if isinstance(other, str) else other.name, workflow.steps, f"{what}: after names", strict, found)
+    return list(found)
+
+
+def _require(name: str, known: Mapping[str, Any], what: str, strict: bool, found: dict[str, None]) -> None:
+    if name in known:
+        found[name] = None
+    elif strict:
+        raise UnknownArgument(f"{what} {name!r}, which does not exist.{suggest(name, known)}")
+
+
+def _compile_when(
+    workflow: Workflow,
+    when: Callable[..., Any],
+    arguments: Sequence[Argument],
+    slots: Mapping[str, int],
+    dependencies: Sequence[int],
+    what: str,
+) -> tuple[Callback, tuple[Argument, ...]]:
+    if is_coroutine_function(when):
+        raise DefinitionError(f"{what}: `when` is decided on the supervisor's turn and cannot await; make it a plain function")
+    own = {argument.name for argument in arguments}
+    extra = []
+    for parameter in _parameters(when, f"`when` of {what}"):
+        if parameter.name in own:
+            continue
+        slot = slots.get(parameter.name)
+        if slot is not None and (parameter.name in workflow.input_model.model_fields or slot in dependencies):
+            extra.append(Argument(parameter.name, slot, (), None, None, None, parameter.name))
+        elif not parameter.has_default:
+            raise UnknownArgument(
+                f"`when` of {what}: {parameter.name!r} is neither an argument of the step, an input field, nor a step it waits for."
+                f"{suggest(parameter.name, [*own, *workflow.input_model.model_fields])}"
+            )
+    takes = tuple(parameter.name for parameter in _parameters(when, what) if parameter.name in own or parameter.name in slots)
+    return Callback(when, False, {}, takes), tuple(extra)
+
+
+def _compile_backoff(backoff: Any, what: str, takes: Sequence[str]) -> Backoff | Callback | None:
+    if backoff is None or isinstance(backoff, Backoff):
+        return backoff
+    if callable(backoff):
+        return _callback("backoff", backoff, takes, f"backoff of {what}")
+    raise DefinitionError(f"{what}: backoff={backoff!r}; give a Backoff(initial, factor, cap, jitter) or a function")
+
+
+def _callback(role: str, function: Callable[..., Any], takes: Sequence[str], what: str) -> Callback:
+    injected, taken, convert_result = {}, [], None
+    for parameter in _parameters(function, what):
+        if parameter.annotation is Context:
+            injected[parameter.name] = "ctx"
+        elif parameter.name in _INJECTABLE[role]:
+            injected[parameter.name] = parameter.name
+            if parameter.name == "result":
+                convert_result = converter(parameter.annotation, what)
+        elif parameter.name in takes:
+            taken.append(parameter.name)
+        elif not parameter.has_default:
+            allowed = [*sorted(_INJECTABLE[role]), *takes]
+            raise UnknownArgument(f"{what}: parameter {parameter.name!r} is not to be had there.{suggest(parameter.name, allowed)}")
+    return Callback(function, is_coroutine_function(function), injected, tuple(taken), convert_result=convert_result)
+
+
+def _parameters(function: Callable[..., Any], what: str) -> list[_Parameter]:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise DefinitionError(f"{what}: the signature of {function!r} cannot be read ({error}); wrap it in a def") from None
+    hints = _hints(function)
+    found = []
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise DefinitionError(f"{what}: takes *{parameter.name}; name the parameters, for their names say what they are given")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise DefinitionError(f"{what}: {parameter.name!r} is positional-only, but arguments are passed by name")
+        annotation = hints.get(parameter.name, parameter.annotation)
+        found.append(_Parameter(parameter.name, annotation, parameter.default is not parameter.empty))
+    return found
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    inner = inspect.unwrap(function)
+    try:
+        return typing.get_type_hints(inner, include_extras=True)
+    except Exception:
+        return {name: kind for name, kind in getattr(inner, "__annotations__", {}).items() if not isinstance(kind, str)} | {
+            name: Context for name, kind in getattr(inner, "__annotations__", {}).items() if kind in ("Context", "bitactor.Context")
+        }
+
+
+def _exception_types(retry_on: Any, what: str) -> tuple[type[BaseException], ...]:
+    kinds = tuple(retry_on) if isinstance(retry_on, Sequence) else (retry_on,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise DefinitionError(f"{what}: retry_on={retry_on!r}; give an exception class or several")
+    return kinds
+
+
+def _nanoseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1e9)

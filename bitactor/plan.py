@@ -1,0 +1,176 @@
+"""A plan: a workflow's steps as a validated, indexed DAG that the saga and the hosts work from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from bitactor.arguments import Argument
+from bitactor.errors import CycleError, WorkflowTooDeep
+from bitactor.ids import path_code
+from bitactor.policy import Backoff
+
+SPAWNS = ("inline", "loop", "thread", "process")
+
+
+@dataclass(slots=True)
+class Callback:
+    """A user's function with what it asks for beside the step's arguments."""
+
+    function: Callable[..., Any]
+    is_async: bool
+    injected: Mapping[str, str]
+    """Parameter name → what goes there: `ctx`, `result`, `error` or `attempt`."""
+    takes: tuple[str, ...]
+    """Which of the step's arguments it takes."""
+    in_doubt: bool = False
+    retries: int = 0
+    convert_result: Callable[[Any], Any] | None = None
+    """For an undo that takes `result`: what makes it what the parameter's annotation asks for."""
+
+
+@dataclass(slots=True)
+class PlanStep:
+    """One step, compiled.  Indices are positions in the plan."""
+
+    index: int
+    name: str
+    address: str
+    """`workflow/step`: what a signal for it is addressed to, and the name its hosts register."""
+    run: Callback
+    spawn: str
+    arguments: tuple[Argument, ...]
+    dependencies: tuple[int, ...]
+    dependents: tuple[int, ...] = ()
+    retries: int = 0
+    backoff: Backoff | Callback | None = None
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    timeout_ns: int | None = None
+    when: Callback | None = None
+    when_arguments: tuple[Argument, ...] = ()
+    """What the predicate asks for beside the step's own arguments."""
+    compensate: Callback | None = None
+    undo: Callback | None = None
+    decides: bool = False
+    """Whether the supervisor has something to evaluate before the step can be spawned (`when`, transforms)."""
+    takes_signal: str | None = None
+    """For a consumer: the parameter that takes the signal itself."""
+    token_in: tuple[str, ...] = ()
+    forward_code: int = 0
+    """`path_code` of the first forward attempt."""
+    _codes: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def code(self, direction: str, attempt: int) -> int:
+        """This step's half of a hop id; see `bitactor.ids`."""
+        key = (direction, attempt)
+        code = self._codes.get(key)
+        if code is None:
+            code = path_code(self.name, direction, attempt)
+            if attempt <= 16:
+                self._codes[key] = code
+        return code
+
+    @property
+    def assesses(self) -> bool:
+        """Whether user code must be asked what a lost or timed out attempt means."""
+        return self.compensate is not None or isinstance(self.backoff, Callback)
+
+
+@dataclass(slots=True)
+class Plan:
+    """A workflow, compiled.  Steps come in the order they were declared; tokens are indexed steps first, then input fields."""
+
+    workflow: str
+    digest: str
+    ttl: int
+    deadline_ns: int | None
+    undo_timeout_ns: int
+    grace_ns: int
+    redeliveries: int
+    steps: tuple[PlanStep, ...]
+    by_name: Mapping[str, int]
+    inputs: tuple[str, ...]
+    initial: tuple[int, ...]
+    """Steps that wait for nobody."""
+    missing: tuple[int, ...]
+    """For each step, how many it waits for."""
+    returns: int
+    errors: Mapping[str, type[BaseException]]
+    """Exceptions that travel as themselves, by `module:QualName`."""
+    listens: str = ""
+    """For a consumer: the signal name it listens to."""
+    group: str = ""
+    broadcast: bool = False
+    concurrency: int | None = None
+
+
+def order(dependencies: Mapping[str, Sequence[str]], owner: str) -> list[str]:
+    """The names so that each comes after those it depends on; declaration order otherwise.
+
+    Raises:
+        CycleError: names the circle.
+    """
+    placed: dict[str, None] = {}
+    path: list[str] = []
+    for start in dependencies:
+        stack = [(start, iter(dependencies[start]))] if start not in placed else []
+        path[:] = [start]
+        while stack:
+            name, rest = stack[-1]
+            following = next((other for other in rest if other not in placed), None)
+            if following is None:
+                placed[name] = None
+                stack.pop()
+                path.pop()
+            elif following in path:
+                circle = [*path[path.index(following) :], following]
+                raise CycleError(
+                    f"{owner}: steps wait for each other: {' → '.join(reversed(circle))}; remove one of these dependencies"
+                )
+            else:
+                path.append(following)
+                stack.append((following, iter(dependencies[following])))
+    return list(placed)
+
+
+def longest_path(dependencies: Mapping[str, Sequence[str]], ordered: Iterable[str]) -> list[str]:
+    """The names along the longest chain of dependencies."""
+    best: dict[str, tuple[int, str | None]] = {}
+    for name in ordered:
+        parents = [(best[parent][0], parent) for parent in dependencies[name] if parent in best]
+        depth, parent = max(parents, key=lambda item: item[0], default=(0, None))
+        best[name] = (depth + 1, parent)
+    if not best:
+        return []
+    at: str | None = max(best, key=lambda name: best[name][0])
+    path = []
+    while at is not None:
+        path.append(at)
+        at = best[at][1]
+    return path[::-1]
+
+
+def refuse_too_deep(owner: str, ttl: int, dependencies: Mapping[str, Sequence[str]], ordered: Iterable[str]) -> None:
+    """Raises `WorkflowTooDeep`, naming the path, if the longest one has more than `ttl` hops."""
+    path = longest_path(dependencies, ordered)
+    if len(path) > ttl:
+        raise WorkflowTooDeep(
+            f"{owner}: {len(path)} hops in a row, but ttl={ttl}: {' → '.join(path)}; "
+            f"raise ttl to {len(path)}, let steps run side by side, or emit a signal to continue elsewhere"
+        )
+
+
+def plan_digest(workflow: str, ttl: int, returns: str, inputs: Sequence[str], steps: Iterable[PlanStep]) -> str:
+    """64 bits over the graph's shape: names, where arguments come from, order, and who can undo.  Code and timings do not count."""
+    said = [workflow, str(ttl), returns, *inputs]
+    for step in steps:
+        said += [
+            step.name,
+            *step.token_in,
+            *(str(index) for index in step.dependencies),
+            "u" if step.undo else "",
+            "w" if step.when else "",
+        ]
+    return blake2b("\x00".join(said).encode(), digest_size=8).hexdigest()

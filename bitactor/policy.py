@@ -1,0 +1,38 @@
+"""How long to wait before trying again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Exponential backoff with a cap and full or partial jitter.
+
+    The delay before try n+1 is `min(cap, initial * factor ** (n - 1))` seconds, of which the share `jitter` (0 … 1) is random.
+    See "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+
+    initial: float = 0.1
+    factor: float = 2.0
+    cap: float = 30.0
+    jitter: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.initial >= 0 or not self.cap >= 0:
+            raise ValueError(f"{self}: initial and cap are seconds, zero or more")
+        if not self.factor >= 1:
+            raise ValueError(f"{self}: factor must be 1 or more")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"{self}: jitter is a share between 0 and 1")
+
+    def delay_ns(self, failures: int, fraction: float) -> int:
+        """Nanoseconds to wait after the n-th failure; `fraction` (0 … 1) places it within the jittered part."""
+        try:
+            full = min(self.cap, self.initial * self.factor ** (failures - 1))
+        except OverflowError:
+            full = self.cap
+        return int(full * (1 - self.jitter * fraction) * 1e9)
+
+
+DEFAULT_BACKOFF = Backoff()

@@ -1,0 +1,73 @@
+"""What the saga orders, to be obeyed once the pulses that came with it are kept."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from bitactor.signal import Fault
+
+
+class Emission(NamedTuple):
+    """A signal emitted by a hop that has committed."""
+
+    id: str
+    """`hop:index`: the same over all deliveries."""
+    name: str
+    token: Any
+    ttl: int
+    hop: str
+
+
+class Decide(NamedTuple):
+    """Evaluate this step's transforms and predicate, and say `Decided`."""
+
+    step: int
+
+
+class Dispatch(NamedTuple):
+    """Run this hop."""
+
+    step: int
+    direction: str
+    fault: Fault | None = None
+    """Set: do not run the step, ask its compensation what this fault means."""
+
+
+class ArmRetry(NamedTuple):
+    """Say `RetryDue` at this wall time."""
+
+    step: int
+    due_ns: int
+
+
+class ArmGrace(NamedTuple):
+    """Say `GraceOver` after this long."""
+
+    after_ns: int
+
+
+class ArmDeadline(NamedTuple):
+    """Say `DeadlineOver` at this wall time; replaces the one armed before; None: only disarm."""
+
+    due_ns: int | None
+
+
+class Abandon(NamedTuple):
+    """Stop this hop if that is possible; its reply is wanted if it comes."""
+
+    step: int
+
+
+class Deliver(NamedTuple):
+    """Bring this emitted signal to its consumers."""
+
+    emission: Emission
+
+
+class Settle(NamedTuple):
+    """Nothing more will happen by itself: completed, compensated, cancelled, halted or stuck."""
+
+    status: str
+
+
+Command = Decide | Dispatch | ArmRetry | ArmGrace | ArmDeadline | Abandon | Deliver | Settle

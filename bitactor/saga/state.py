@@ -1,0 +1,501 @@
+"""A transaction's state, which changes by pulses and by nothing else.
+
+`evolve` sees only the pulse and the state before it, so that the live state and the fold of the journal are the same by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Self
+
+from bitactor.codec import decode_token, encode_token, token_from_bytes
+from bitactor.errors import StoreError
+from bitactor.ids import HopId, TransactionId, hop_salt, join_hop_id, transaction_span_id
+from bitactor.plan import Plan, PlanStep
+from bitactor.pulse import (
+    ACCEPTED,
+    COMPENSATED,
+    COMPLETED,
+    EMITTED,
+    FAILED,
+    FINISHED,
+    HALTED,
+    LATE,
+    POISON,
+    RESUMED,
+    RETRIED,
+    SKIPPED,
+    SPAWNED,
+    TIMED_OUT,
+    TOMBSTONE,
+    UNDO_FAILED,
+    UNDONE,
+    Pulse,
+)  # fmt: skip
+from bitactor.saga.commands import Emission
+from bitactor.signal import FORWARD, UNDO, Fault
+
+# Phases of a transaction
+
+NEW: Final = "new"
+ACTIVE: Final = "running"
+HALTING: Final = "halting"
+"""A step asked to halt; hops in flight are awaited and kept."""
+SUSPENDED: Final = "halted"
+FAILING: Final = "failing"
+"""Hops in flight are cancelled, and awaited for the grace period."""
+UNDOING: Final = "undoing"
+ENDED: Final = "ended"
+
+PHASES: Final = (NEW, ACTIVE, HALTING, SUSPENDED, FAILING, UNDOING, ENDED)
+
+# States of a step
+
+WAITING: Final = 0
+"""For its dependencies, or for the supervisor's decision."""
+RUNNING: Final = 1
+BACKING_OFF: Final = 2
+ASSESSING: Final = 3
+"""Lost or timed out; its compensation or backoff is being asked."""
+DONE: Final = 4
+PASSED: Final = 5
+"""Skipped."""
+BROKEN: Final = 6
+"""Known not to have happened; nothing to undo."""
+IN_DOUBT: Final = 7
+UNDO_RUNNING: Final = 8
+UNDO_BACKING_OFF: Final = 9
+TAKEN_BACK: Final = 10
+UNDO_BROKEN: Final = 11
+
+STEP_STATES: Final = (
+    "waiting", "running", "backing off", "assessing", "done", "skipped", "failed", "in doubt",
+    "undo running", "undo backing off", "undone", "undo failed",
+)  # fmt: skip
+
+IN_FLIGHT: Final = frozenset((RUNNING, ASSESSING))
+_HAS_RESULT: Final = frozenset((DONE, PASSED, UNDO_RUNNING, UNDO_BACKING_OFF, TAKEN_BACK, UNDO_BROKEN))
+
+
+class SagaState:
+    """Everything that is known of one transaction; lists are indexed by step."""
+
+    __slots__ = (
+        "accepted_at_ns", "assessed", "attempts", "cancelling", "causes", "deadline_ns", "decided", "deliveries", "digest", "doubts",
+        "due_ns", "emissions", "epoch", "errors", "failures", "hops", "in_flight", "metadata", "missing", "order", "outstanding",
+        "parent", "phase", "plan", "root", "salt", "seq", "span", "spawned_at_ns", "states", "status", "tokens", "trail",
+        "transaction", "ttl", "ttls", "undo_attempts", "undo_failed", "unsettled",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        plan: Plan,
+        transaction: str,
+        *,
+        root: str = "",
+        parent: str = "",
+        epoch: int = 0,
+        trail: tuple[str, ...] = (),
+    ) -> None:
+        count = len(plan.steps)
+        zeros = [0] * count
+        self.plan = plan
+        self.transaction = TransactionId(transaction)
+        self.root = root or transaction
+        self.parent = parent
+        self.trail = trail
+        self.epoch = epoch
+        self.digest = plan.digest
+        self.salt = hop_salt(self.transaction)
+        self.span: HopId | None = None
+        self.phase = NEW
+        self.status = "running"
+        self.seq = 0
+        self.ttl = 0
+        self.deadline_ns: int | None = None
+        """Wall time."""
+        self.accepted_at_ns = 0
+        self.metadata: Mapping[str, Any] | None = None
+        self.tokens: list[Any] = [None] * count
+        """Results by step, then the input's fields."""
+        self.states = zeros[:]
+        self.missing = list(plan.missing)
+        self.unsettled = count
+        self.attempts = zeros[:]
+        self.deliveries = zeros[:]
+        self.failures = zeros[:]
+        self.undo_attempts = zeros[:]
+        self.ttls = zeros[:]
+        self.hops: list[str] = [""] * count
+        self.causes: list[tuple[str, ...]] = [()] * count
+        self.spawned_at_ns = zeros[:]
+        self.due_ns: dict[int, int] = {}
+        self.decided: dict[int, Mapping[str, Any]] = {}
+        """Step → tokens of transformed arguments, once the supervisor has evaluated them."""
+        self.assessed: dict[int, Fault] = {}
+        self.doubts: set[int] = set()
+        """Steps with an attempt of which nobody knows whether it happened."""
+        self.order: list[int] = []
+        """Steps that happened or may have, in order of completion."""
+        self.in_flight = 0
+        self.outstanding: dict[tuple[str, int], int] = {}
+        """(hop, delivery) of which a late reply may still come."""
+        self.errors: list[tuple[str, Fault]] = []
+        self.cancelling = False
+        self.undo_failed = False
+        self.emissions: dict[str, Emission] = {}
+
+    @classmethod
+    def fold(cls, plan: Plan, pulses: Sequence[Pulse]) -> Self:
+        """The state that a journal says; the same as the live one was after its last pulse.
+
+        Raises:
+            StoreError: the journal is empty, has a gap, or does not fit the plan.
+        """
+        if not pulses or pulses[0].kind != ACCEPTED:
+            raise StoreError("a journal begins with an accepted pulse; this one is empty or has lost its beginning")
+        first = pulses[0]
+        data = first.data or {}
+        state = cls(plan, first.transaction, root=first.root, parent=data.get("parent", ""), trail=tuple(data.get("trail") or ()))
+        for pulse in pulses:
+            state.evolve(pulse)
+        return state
+
+    # Looking
+
+    @property
+    def open(self) -> bool:
+        """Whether something is left to do without being asked to."""
+        return bool(self.emissions) or self.phase not in (SUSPENDED, ENDED)
+
+    @property
+    def span_id(self) -> HopId:
+        """The transaction's own span id."""
+        if self.span is None:
+            self.span = transaction_span_id(self.transaction)
+        return self.span
+
+    def undo_hop(self, index: int) -> HopId:
+        """The id of the latest undo attempt of a step."""
+        return join_hop_id(self.salt, self.plan.steps[index].code(UNDO, max(1, self.undo_attempts[index])))
+
+    def ttl_of_causes(self, step: PlanStep) -> int:
+        """The least that any cause of `step` carries; for the first steps, what the stimulus carried."""
+        dependencies = step.dependencies
+        if not dependencies:
+            return self.ttl
+        if len(dependencies) == 1:
+            return self.ttls[dependencies[0]]
+        ttls = self.ttls
+        return min([ttls[index] for index in dependencies])
+
+    def causes_of(self, step: PlanStep) -> tuple[str, ...]:
+        """Ids of the hops that made `step` ready; a skipped step passes its own causes through."""
+        dependencies = step.dependencies
+        if len(dependencies) == 1:
+            hop = self.hops[dependencies[0]]
+            return (hop,) if hop else self.causes[dependencies[0]]
+        found: dict[str, None] = {}
+        for index in dependencies:
+            hop = self.hops[index]
+            for cause in (hop,) if hop else self.causes[index]:
+                found[cause] = None
+        return tuple(found)
+
+    def chain_to(self, index: int) -> list[str]:
+        """Addresses along the chain of causes that leads to a step, through the cause with the least TTL."""
+        chain = []
+        at: int | None = index
+        while at is not None:
+            step = self.plan.steps[at]
+            if at == index or self.states[at] != PASSED:
+                chain.append(step.address)
+            at = min(step.dependencies, key=lambda other: self.ttls[other], default=None)
+        return chain[::-1]
+
+    def result(self) -> Any:
+        """The workflow's result as a token."""
+        return self.tokens[self.plan.returns]
+
+    def results(self) -> dict[str, Any]:
+        """Step → token of everything that happened (None for what was skipped)."""
+        return {
+            step.name: self.tokens[step.index]
+            for step in self.plan.steps
+            if self.states[step.index] in _HAS_RESULT and step.index not in self.doubts
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """The whole state as plain data, for comparing."""
+        own = [name for kind in reversed(type(self).__mro__) for name in getattr(kind, "__slots__", ())]
+        left_out = {"plan", "salt", "epoch", "digest", "span", "pulses", "commands"}
+        values = {name: getattr(self, name) for name in own if name not in left_out}
+        return {name: value.copy() if isinstance(value, dict | list | set) else value for name, value in values.items()}
+
+    # Evolving
+
+    def evolve(self, pulse: Pulse) -> None:
+        """Take one pulse into the state.
+
+        Raises:
+            StoreError: the pulse does not follow from the state; the journal is damaged or of another workflow.
+        """
+        if pulse.seq != self.seq:
+            raise StoreError(
+                f"transaction {self.transaction}: pulse {pulse.seq} where {self.seq} was expected; the journal has a gap"
+            )
+        if pulse.step:
+            index = self._index_of(pulse)
+            rule = EVOLUTION.get((self.states[index], pulse.kind, pulse.direction))
+            if rule is None:
+                raise StoreError(
+                    f"transaction {self.transaction}: pulse {pulse.seq} says {pulse.kind!r} ({pulse.direction}) of {pulse.step!r}, "
+                    f"which is {STEP_STATES[self.states[index]]}"
+                )
+            rule(self, pulse, index)
+        else:
+            EVOLUTION_OF_THE_WHOLE[pulse.kind](self, pulse)
+        self.seq += 1
+
+    def _index_of(self, pulse: Pulse) -> int:
+        try:
+            return self.plan.by_name[pulse.step]
+        except KeyError:
+            raise StoreError(
+                f"transaction {self.transaction}: its journal has a step {pulse.step!r} that workflow {self.plan.workflow!r} does not "
+                "have (any more); finish it with the release that started it"
+            ) from None
+
+    def _spawned(self, pulse: Pulse, index: int) -> None:
+        self.states[index] = RUNNING
+        self.in_flight += 1
+        self.attempts[index] = pulse.attempt
+        self.deliveries[index] = 1
+        self.ttls[index] = pulse.ttl
+        self.hops[index] = pulse.hop
+        self.causes[index] = pulse.causes
+        self.spawned_at_ns[index] = pulse.at_ns
+        if pulse.data is not None:
+            arguments = pulse.data.get("decided") or {}
+            self.decided[index] = {name: token_from_bytes(token) for name, token in arguments.items()}
+
+    def _spawned_again(self, pulse: Pulse, index: int) -> None:
+        """A redelivery, or a compensation being asked."""
+        data = pulse.data or {}
+        self.outstanding[pulse.hop, self.deliveries[index]] = index
+        self.deliveries[index] = data["delivery"]
+        self.spawned_at_ns[index] = pulse.at_ns
+        if self.states[index] not in IN_FLIGHT:
+            self.in_flight += 1
+        if "assess" in data:
+            self.assessed[index] = Fault(*data["assess"])
+            self.states[index] = ASSESSING
+
+    def _completed(self, pulse: Pulse, index: int) -> None:
+        self.states[index] = DONE
+        self.in_flight -= 1
+        self.unsettled -= 1
+        self.tokens[index] = pulse.token_out
+        if index in self.doubts:
+            self.doubts.discard(index)
+            self.order.remove(index)
+        self.order.append(index)
+        missing = self.missing
+        for dependent in self.plan.steps[index].dependents:
+            missing[dependent] -= 1
+        if pulse.data is not None:
+            self._note_emissions(pulse, pulse.data)
+
+    def _note_emissions(self, pulse: Pulse, data: Mapping[str, Any]) -> None:
+        for position, (name, token) in enumerate(data.get("emits") or ()):
+            emission = Emission(f"{pulse.hop}:{position}", name, token_from_bytes(token), pulse.ttl, pulse.hop)
+            self.emissions[emission.id] = emission
+
+    def _skipped(self, pulse: Pulse, index: int) -> None:
+        step = self.plan.steps[index]
+        self.states[index] = PASSED
+        self.unsettled -= 1
+        self.ttls[index] = self.ttl_of_causes(step)
+        self.causes[index] = pulse.causes
+        for dependent in step.dependents:
+            self.missing[dependent] -= 1
+
+    def _failed(self, pulse: Pulse, index: int) -> None:
+        data = pulse.data or {}
+        if self.states[index] in IN_FLIGHT:
+            self.in_flight -= 1
+        self.errors.append((pulse.hop, Fault(*data["fault"])))
+        if data.get("in_doubt"):
+            self._doubt(pulse, index)
+        else:
+            self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
+        self._begin_failing()
+
+    def _retried(self, pulse: Pulse, index: int) -> None:
+        if self.states[index] in IN_FLIGHT:
+            self.in_flight -= 1
+        self.states[index] = BACKING_OFF
+        self.failures[index] += 1
+        self.due_ns[index] = (pulse.data or {})["due_ns"]
+
+    def _timed_out(self, pulse: Pulse, index: int) -> None:
+        self.in_flight -= 1
+        self._doubt(pulse, index)
+
+    def _doubt(self, pulse: Pulse, index: int) -> None:
+        self.states[index] = IN_DOUBT
+        self.outstanding[pulse.hop, self.deliveries[index]] = index
+        if index in self.doubts:
+            self.order.remove(index)
+        self.doubts.add(index)
+        self.order.append(index)
+
+    def _buried(self, pulse: Pulse, index: int) -> None:
+        if pulse.error == POISON and self.states[index] in IN_FLIGHT:
+            self.in_flight -= 1
+            self._doubt(pulse, index)
+
+    def _step_halted(self, pulse: Pulse, index: int) -> None:
+        self.in_flight -= 1
+        self.states[index] = WAITING
+        self.phase = HALTING
+
+    def _late(self, pulse: Pulse, index: int) -> None:
+        data = pulse.data or {}
+        self.outstanding.pop((pulse.hop, data["delivery"]), None)
+        if data.get("happened") is True:
+            self.states[index] = DONE
+            self.tokens[index] = pulse.token_out
+            self.doubts.discard(index)
+        elif data.get("happened") is False:
+            self.states[index] = BROKEN
+            self.doubts.discard(index)
+            self.order.remove(index)
+
+    def _undo_spawned(self, pulse: Pulse, index: int) -> None:
+        data = pulse.data or {}
+        if "delivery" in data:
+            self.outstanding[pulse.hop, self.deliveries[index]] = index
+            self.deliveries[index] = data["delivery"]
+        else:
+            self.undo_attempts[index] = pulse.attempt
+            self.deliveries[index] = 1
+        self.states[index] = UNDO_RUNNING
+        self.spawned_at_ns[index] = pulse.at_ns
+        self.phase = UNDOING
+
+    def _undone(self, pulse: Pulse, index: int) -> None:
+        self.states[index] = TAKEN_BACK
+        self.order.remove(index)
+        if pulse.data is not None:
+            self._note_emissions(pulse, pulse.data)
+
+    def _undo_retried(self, pulse: Pulse, index: int) -> None:
+        self.states[index] = UNDO_BACKING_OFF
+        self.due_ns[index] = (pulse.data or {})["due_ns"]
+
+    def _undo_broke(self, pulse: Pulse, index: int) -> None:
+        self.errors.append((pulse.hop, Fault(*(pulse.data or {})["fault"])))
+        if self.states[index] == UNDO_RUNNING:
+            self.outstanding[pulse.hop, self.deliveries[index]] = index
+        self.states[index] = UNDO_BROKEN
+        self.undo_failed = True
+        self.phase = UNDOING
+
+    def _undo_buried(self, pulse: Pulse, index: int) -> None:
+        """An `undo_failed` follows, which says it all."""
+
+    def _accepted(self, pulse: Pulse) -> None:
+        data = pulse.data or {}
+        self.phase = ACTIVE
+        self.accepted_at_ns = pulse.at_ns
+        self.ttl = data["ttl"]
+        self.deadline_ns = data["deadline_ns"]
+        self.metadata = data.get("metadata")
+        if len(self.tokens) == len(self.plan.steps):
+            self.tokens += input_tokens(self.plan, pulse.token_out)
+
+    def _whole_failed(self, pulse: Pulse) -> None:
+        data = pulse.data or {}
+        self.errors.append((pulse.hop, Fault(*data["fault"])))
+        self.cancelling = self.cancelling or bool(data.get("cancel"))
+        self._begin_failing()
+
+    def _begin_failing(self) -> None:
+        if self.phase in (FAILING, UNDOING):
+            return
+        self.phase = FAILING
+        self.status = "running"
+        for index, state in enumerate(self.states):
+            if state == BACKING_OFF:
+                self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
+
+    def _whole_buried(self, pulse: Pulse) -> None:
+        self.emissions.pop((pulse.data or {}).get("emit", ""), None)
+
+    def _emitted(self, pulse: Pulse) -> None:
+        self.emissions.pop((pulse.data or {})["emit"], None)
+
+    def _halted(self, pulse: Pulse) -> None:
+        self.phase = SUSPENDED
+        self.status = "halted"
+        for index, state in enumerate(self.states):
+            if state == BACKING_OFF:
+                self.states[index] = WAITING
+
+    def _resumed(self, pulse: Pulse) -> None:
+        data = pulse.data or {}
+        if "epoch" in data:
+            self.epoch = data["epoch"]
+            return
+        self.status = "running"
+        if self.phase == SUSPENDED:
+            self.phase = ACTIVE
+            self.deadline_ns = data["deadline_ns"]
+            return
+        self.phase = UNDOING
+        self.undo_failed = False
+        for index, state in enumerate(self.states):
+            if state == UNDO_BROKEN:
+                self.states[index] = IN_DOUBT if index in self.doubts else DONE
+
+    def _finished(self, pulse: Pulse) -> None:
+        self.phase = ENDED
+        self.status = (pulse.data or {})["status"]
+
+
+def input_tokens(plan: Plan, token: Any) -> list[Any]:
+    """The tokens of a plan's input fields, from the token of the whole input."""
+    values = decode_token(token) or {}
+    return [encode_token(values.get(name)) for name in plan.inputs]
+
+
+_Rule = Callable[[SagaState, Pulse, int], None]
+
+
+def _rules(states: Iterable[int], direction: str, rules: Mapping[str, _Rule]) -> dict[tuple[int, str, str], _Rule]:
+    return {(state, kind, direction): rule for state in states for kind, rule in rules.items()}
+
+
+_S = SagaState
+EVOLUTION: Final[Mapping[tuple[int, str, str], _Rule]] = {
+    **_rules(range(len(STEP_STATES)), FORWARD, {LATE: _S._late}),
+    **_rules((WAITING,), FORWARD, {SPAWNED: _S._spawned, SKIPPED: _S._skipped, FAILED: _S._failed, TOMBSTONE: _S._buried}),
+    **_rules((RUNNING, ASSESSING), FORWARD, {
+        SPAWNED: _S._spawned_again, COMPLETED: _S._completed, COMPENSATED: _S._completed, FAILED: _S._failed, RETRIED: _S._retried,
+        TIMED_OUT: _S._timed_out, TOMBSTONE: _S._buried, HALTED: _S._step_halted,
+    }),
+    **_rules((BACKING_OFF,), FORWARD, {SPAWNED: _S._spawned, TOMBSTONE: _S._buried, FAILED: _S._failed}),
+    **_rules((IN_DOUBT,), FORWARD, {SPAWNED: _S._spawned_again, RETRIED: _S._retried, FAILED: _S._failed}),
+    **_rules((DONE, IN_DOUBT), UNDO, {SPAWNED: _S._undo_spawned, UNDO_FAILED: _S._undo_broke}),
+    **_rules((UNDO_RUNNING,), UNDO, {
+        SPAWNED: _S._undo_spawned, UNDONE: _S._undone, RETRIED: _S._undo_retried, UNDO_FAILED: _S._undo_broke, TOMBSTONE: _S._undo_buried,
+    }),
+    **_rules((UNDO_BACKING_OFF,), UNDO, {SPAWNED: _S._undo_spawned, UNDO_FAILED: _S._undo_broke}),
+}  # fmt: skip
+"""(state of the step, kind of pulse, direction) → how the step's state changes; a pulse that is not here cannot follow."""
+
+EVOLUTION_OF_THE_WHOLE: Final[Mapping[str, Callable[[SagaState, Pulse], None]]] = {
+    ACCEPTED: _S._accepted, FAILED: _S._whole_failed, TOMBSTONE: _S._whole_buried, EMITTED: _S._emitted, HALTED: _S._halted,
+    RESUMED: _S._resumed, FINISHED: _S._finished,
+}  # fmt: skip

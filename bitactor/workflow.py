@@ -1,0 +1,404 @@
+"""What a user declares: workflows of steps, and consumers of signals.
+
+    signup = Workflow("users.signup", input=SignUp, ttl=8, deadline=30.0)
+
+    @signup.step(retries=3, timeout=2.0)
+    async def create_user(normalise: dict, ctx: Context) -> dict: ...
+
+A parameter's name says where its value comes from: an input field, or another step's result.  `ctx`, `result`, `error` and `attempt`
+are reserved.  Everything that can be found wrong is found wrong while declaring, or by `check()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from pydantic import BaseModel, ValidationError, create_model
+
+from bitactor.compiling import compile_consumer, compile_workflow, known_dependencies
+from bitactor.errors import DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
+from bitactor.functions import is_coroutine_function
+from bitactor.plan import SPAWNS, Plan, order, refuse_too_deep
+from bitactor.policy import Backoff
+from bitactor.signal import DEFAULT_TTL, MAX_TTL
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_REDELIVERIES = 3
+DEFAULT_GRACE = 2.0
+DEFAULT_UNDO_TIMEOUT = 60.0
+DEFAULT_UNDO_RETRIES = 3
+
+
+class Step(Generic[P, R]):
+    """A declared step.  Calling it calls the function it was made from."""
+
+    def __init__(self, workflow: Workflow, name: str, function: Callable[P, R], options: Mapping[str, Any]) -> None:
+        self.workflow = workflow
+        self.name = name
+        self.function = function
+        self.options = options
+        self.undo_function: Callable[..., Any] | None = None
+        self.undo_in_doubt = False
+        self.undo_retries = DEFAULT_UNDO_RETRIES
+        self.compensate_function: Callable[..., Any] | None = None
+        self.__wrapped__ = function
+        self.__name__ = getattr(function, "__name__", name)
+        self.__qualname__ = getattr(function, "__qualname__", name)
+        self.__module__ = function.__module__
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Step {self.workflow.name}/{self.name}>"
+
+    @overload
+    def undo(self, function: F, /) -> F: ...
+
+    @overload
+    def undo(self, *, in_doubt: bool = False, retries: int = DEFAULT_UNDO_RETRIES) -> Callable[[F], F]: ...
+
+    def undo(self, function: Any = None, /, *, in_doubt: bool = False, retries: int = DEFAULT_UNDO_RETRIES) -> Any:
+        """Declare how to take this step back after it had succeeded and a later one failed.
+
+        The function may take `result`, the step's own arguments and `ctx`; it returns None or `Retry` (at most `retries` times).
+        With `in_doubt=True` it is also called, with `result=None`, when nobody knows whether the step happened.
+        """
+        _refuse_negative(f"{self.workflow.name}/{self.name}.undo", "retries", retries)
+
+        def declare(function: F) -> F:
+            if self.undo_function is not None:
+                raise DuplicateName(
+                    f"step {self.name!r} of {self.workflow.name!r} has an undo already: {_called(self.undo_function)}"
+                )
+            self.undo_function, self.undo_in_doubt, self.undo_retries = function, in_doubt, retries
+            self.workflow._changed(self)
+            return function
+
+        return declare if function is None else declare(function)
+
+    def compensate(self, function: F, /) -> F:
+        """Declare what to do when this step itself failed.
+
+        The function may take `error`, `attempt`, the step's own arguments and `ctx`.  It returns None (fail and undo), `Retry`,
+        `Continue(value)` or `Halt`.
+        """
+        if self.compensate_function is not None:
+            raise DuplicateName(
+                f"step {self.name!r} of {self.workflow.name!r} has a compensate already: {_called(self.compensate_function)}"
+            )
+        self.compensate_function = function
+        self.workflow._changed(self)
+        return function
+
+
+class Workflow:
+    """A named DAG of steps with an input, a hop budget and a deadline.
+
+    Args:
+        name: how stimuli address it; unique in a mesh.
+        input: a pydantic model, or a mapping of names to types (`{}` or None: no input).
+        ttl: hop budget a stimulus carries unless it says otherwise (1 … 1,000).
+        deadline: seconds a transaction may take, undo not counted; None: no limit.
+        undo_timeout: seconds undo may take, all in all.
+        grace: seconds undo waits for a hop that is still in flight before it counts as in doubt.
+        redeliveries: how often a hop lost with its worker is delivered again before it is `poison`.
+        errors: exception classes that travel between processes as themselves.
+
+    Raises:
+        DefinitionError: or one of its kinds, naming what is wrong and how to mend it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        input: type[BaseModel] | Mapping[str, Any] | None = None,
+        ttl: int = DEFAULT_TTL,
+        deadline: float | None = None,
+        undo_timeout: float = DEFAULT_UNDO_TIMEOUT,
+        grace: float = DEFAULT_GRACE,
+        redeliveries: int = DEFAULT_REDELIVERIES,
+        errors: Sequence[type[BaseException]] = (),
+    ) -> None:
+        refuse_bad_name("a workflow", name)
+        if not isinstance(ttl, int) or not 1 <= ttl <= MAX_TTL:
+            raise DefinitionError(f"workflow {name!r}: ttl={ttl!r}; a hop budget is a whole number from 1 to {MAX_TTL:,}")
+        for option, seconds in (("deadline", deadline), ("undo_timeout", undo_timeout), ("grace", grace)):
+            _refuse_negative(f"workflow {name!r}", option, seconds)
+        _refuse_negative(f"workflow {name!r}", "redeliveries", redeliveries)
+        self.name = name
+        self.ttl = ttl
+        self.deadline = deadline
+        self.undo_timeout = undo_timeout
+        self.grace = grace
+        self.redeliveries = redeliveries
+        self.errors = tuple(errors)
+        self.input_model = _input_model(name, input)
+        self.steps: dict[str, Step[Any, Any]] = {}
+        self.returned: str | None = None
+        self._plan: Plan | None = None
+        clash = next((field for field in self.input_model.model_fields if field in RESERVED), None)
+        if clash is not None:
+            raise DefinitionError(
+                f"workflow {name!r}: the input field {clash!r} has a reserved name ({', '.join(sorted(RESERVED))})"
+            )
+
+    def __repr__(self) -> str:
+        return f"<Workflow {self.name!r} of {len(self.steps)} steps>"
+
+    @overload
+    def step(self, function: Callable[P, R], /) -> Step[P, R]: ...
+
+    @overload
+    def step(
+        self,
+        *,
+        name: str | None = None,
+        bind: Mapping[str, Any] | None = None,
+        after: Iterable[str | Step[Any, Any]] = (),
+        when: Callable[..., bool] | None = None,
+        retries: int = 0,
+        backoff: Backoff | Callable[..., float] | None = None,
+        retry_on: type[BaseException] | Sequence[type[BaseException]] = Exception,
+        timeout: float | None = None,
+        spawn: str | None = None,
+    ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+
+    def step(self, function: Any = None, /, **options: Any) -> Any:
+        """Declare a function as a step; bare, or with options.
+
+        Options:
+            name: the step's name, by default the function's.
+            bind: parameter → `Input`, `Result` or `Value`, overriding where its value comes from.
+            after: steps to wait for without taking their results.
+            when: a predicate over the arguments; false skips the step, and its result is None.
+            retries: how many more times to try after a failure.
+            backoff: a `Backoff`, or a function of `error`, `attempt` and the arguments that returns seconds.
+            retry_on: which exceptions are worth another try.
+            timeout: seconds one attempt may take.
+            spawn: `inline | loop | thread | process`; by default `loop` for `async def` and `thread` for `def`.
+        """
+
+        def declare(function: Callable[..., Any]) -> Step[..., Any]:
+            return self._declare(function, options)
+
+        _refuse_unknown_options(self.name, options)
+        return declare if function is None else declare(function)
+
+    def returns(self, step: str | Step[Any, Any]) -> None:
+        """Say which step's result is the workflow's; by default the last declared one's."""
+        self.returned = step if isinstance(step, str) else step.name
+        self._plan = None
+
+    def check(self) -> Plan:
+        """Validate everything and return the plan; cheap when nothing has changed since.
+
+        Raises:
+            DefinitionError: or one of its kinds.
+        """
+        if self._plan is None:
+            if not self.steps:
+                raise MissingReturn(f"workflow {self.name!r} has no steps; declare one with @workflow.step")
+            if self.returned is not None and self.returned not in self.steps:
+                raise MissingReturn(
+                    f"workflow {self.name!r} returns {self.returned!r}, which is no step.{suggest(self.returned, self.steps)}"
+                )
+            self._plan = compile_workflow(self)
+        return self._plan
+
+    def validate_input(self, value: Any) -> dict[str, Any]:
+        """`value` as the input model's fields, in plain data and models.
+
+        Raises:
+            InvalidInput: with `fields` naming each offending one.
+        """
+        try:
+            model = self.input_model.model_validate({} if value is None else value)
+        except ValidationError as error:
+            problems = [
+                (".".join(str(part) for part in item["loc"]), item["msg"])
+                for item in error.errors(include_url=False, include_context=False, include_input=False)
+            ]
+            shown = "; ".join(f"{path or 'input'}: {message}" for path, message in problems[:5])
+            raise InvalidInput(f"input of {self.name!r}: {shown}", problems) from None
+        return {name: getattr(model, name) for name in type(model).model_fields}
+
+    def _declare(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Step[..., Any]:
+        if isinstance(function, Step):
+            function = function.function
+        if not callable(function):
+            raise DefinitionError(f"workflow {self.name!r}: a step is made from a function, not from {function!r}")
+        name: str = options.get("name") or getattr(function, "__name__", "")
+        refuse_bad_name(f"a step of {self.name!r}", name)
+        if "/" in name:
+            raise DefinitionError(f"workflow {self.name!r}: step name {name!r}: '/' separates workflow and step")
+        if name in self.steps:
+            raise DuplicateName(f"workflow {self.name!r} has a step {name!r} already; give one of them name=…")
+        if name in self.input_model.model_fields:
+            raise DuplicateName(
+                f"workflow {self.name!r} has an input field {name!r}; a step of that name would be ambiguous; give it name=…"
+            )
+        if name in RESERVED:
+            raise DefinitionError(f"workflow {self.name!r}: {name!r} is a reserved name ({', '.join(sorted(RESERVED))})")
+        step: Step[..., Any] = Step(self, name, function, options)
+        refuse_bad_spawn(f"step {name!r} of {self.name!r}", function, options.get("spawn"))
+        self.steps[name] = step
+        try:
+            dependencies = known_dependencies(self)
+            refuse_too_deep(f"workflow {self.name!r}", self.ttl, dependencies, order(dependencies, f"workflow {self.name!r}"))
+        except DefinitionError:
+            del self.steps[name]
+            raise
+        self._plan = None
+        return step
+
+    def _changed(self, step: Step[Any, Any]) -> None:
+        self._plan = None
+
+
+class Consumer:
+    """A declared consumer of a signal name.  Calling it calls the function it was made from."""
+
+    def __init__(self, listens: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        self.listens = listens
+        self.function = function
+        self.options = options
+        self.group: str = options.get("group") or f"{function.__module__}.{function.__qualname__}"
+        self.name = f"{getattr(function, '__name__', 'consumer')}@{listens}"
+        self.broadcast: bool = options.get("broadcast", False)
+        self.__wrapped__ = function
+        self.__name__ = getattr(function, "__name__", "consumer")
+        self.__doc__ = function.__doc__
+        self._plan: Plan | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Consumer {self.name}>"
+
+    def check(self) -> Plan:
+        """The consumer's plan: one step; see `Workflow.check`."""
+        if self._plan is None:
+            self._plan = compile_consumer(self)
+        return self._plan
+
+
+def consumer(
+    listens: str,
+    *,
+    concurrency: int | None = None,
+    group: str | None = None,
+    broadcast: bool = False,
+    retries: int = 0,
+    backoff: Backoff | Callable[..., float] | None = None,
+    timeout: float | None = None,
+    deadline: float | None = None,
+    spawn: str | None = None,
+) -> Callable[[Callable[..., Any]], Consumer]:
+    """Declare a function as a consumer of the signals named `listens`.
+
+    It takes the signal (`.name`, `.token`, `.ttl`, `.transaction`, …) and, if it asks for one, a `Context`.
+
+    Args:
+        concurrency: at most this many at once in one process; None: no limit of its own.
+        group: of all consumers of one group in the mesh, one gets each signal; by default each function is a group.
+        broadcast: every process that has this consumer gets each signal.
+        retries, backoff, timeout, spawn: as for a step.
+        deadline: seconds from acceptance; the sender's remaining deadline holds as well.
+    """
+    refuse_bad_name("a consumer's signal", listens)
+    for option, value in (("concurrency", concurrency), ("retries", retries), ("timeout", timeout), ("deadline", deadline)):
+        _refuse_negative(f"consumer of {listens!r}", option, value)
+    if concurrency == 0:
+        raise DefinitionError(f"consumer of {listens!r}: concurrency=0 would never take a signal")
+    options = {
+        "concurrency": concurrency, "group": group, "broadcast": broadcast, "retries": retries, "backoff": backoff,
+        "timeout": timeout, "deadline": deadline, "spawn": spawn,
+    }  # fmt: skip
+
+    def declare(function: Callable[..., Any]) -> Consumer:
+        refuse_bad_spawn(f"consumer of {listens!r}", function, spawn)
+        made = Consumer(listens, function, options)
+        made.check()
+        return made
+
+    return declare
+
+
+RESERVED = frozenset(("ctx", "result", "error", "attempt"))
+
+_STEP_OPTIONS = ("name", "bind", "after", "when", "retries", "backoff", "retry_on", "timeout", "spawn")
+
+
+def refuse_bad_name(what: str, name: object) -> None:
+    """Raises `DefinitionError` unless `name` is a printable string of 1 to 200 characters."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
+        raise DefinitionError(f"{what} needs a name of 1 to 200 printable characters, not {name!r}")
+
+
+def refuse_bad_spawn(what: str, function: Callable[..., Any], spawn: str | None) -> None:
+    """Raises `DefinitionError` if `function` cannot run where `spawn` says."""
+    if spawn is None:
+        return
+    if spawn == "ray":
+        raise DefinitionError(f"{what}: spawn='ray' is not built yet; use one of {', '.join(SPAWNS)}")
+    if spawn not in SPAWNS:
+        raise DefinitionError(f"{what}: spawn={spawn!r}.{suggest(str(spawn), SPAWNS)}")
+    if spawn == "inline" and is_coroutine_function(function):
+        raise DefinitionError(
+            f"{what}: spawn='inline' runs on the supervisor's own turn and cannot await; make it `def` or use 'loop'"
+        )
+    if spawn == "loop" and not is_coroutine_function(function):
+        raise DefinitionError(
+            f"{what}: spawn='loop' needs `async def`; a `def` there would block everything; use 'thread' or 'inline'"
+        )
+    if spawn == "process":
+        if "<locals>" in getattr(function, "__qualname__", "<locals>"):
+            raise DefinitionError(
+                f"{what}: spawn='process' finds functions by name, and a closure has none; define it at module level"
+            )
+        if function.__module__ == "__main__":
+            raise DefinitionError(f"{what}: spawn='process' cannot import from __main__; move the workflow to a module of its own")
+
+
+def _refuse_unknown_options(workflow: str, options: Mapping[str, Any]) -> None:
+    for option in options:
+        if option not in _STEP_OPTIONS:
+            raise DefinitionError(f"step of {workflow!r}: unknown option {option!r}.{suggest(option, _STEP_OPTIONS)}")
+    for option in ("retries", "timeout"):
+        _refuse_negative(f"step of {workflow!r}", option, options.get(option))
+
+
+def _refuse_negative(what: str, option: str, value: float | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise DefinitionError(f"{what}: {option}={value!r}; it must be a number, zero or more")
+    if option in ("timeout", "deadline") and value == 0:
+        raise DefinitionError(f"{what}: {option}=0 leaves no time at all; leave it out for no limit")
+
+
+def _called(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))
+
+
+def _input_model(name: str, declared: type[BaseModel] | Mapping[str, Any] | None) -> type[BaseModel]:
+    if declared is None:
+        declared = {}
+    if isinstance(declared, type) and issubclass(declared, BaseModel):
+        return declared
+    if isinstance(declared, Mapping):
+        fields: dict[str, Any] = {}
+        for field, kind in declared.items():
+            if not isinstance(field, str) or not field.isidentifier():
+                raise DefinitionError(f"workflow {name!r}: input field {field!r} is no identifier")
+            fields[field] = kind if isinstance(kind, tuple) else (kind, ...)
+        return create_model(f"{name} input", __config__={"extra": "forbid"}, **fields)
+    raise DefinitionError(f"workflow {name!r}: input is a pydantic model or a mapping of names to types, not {declared!r}")

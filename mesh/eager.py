@@ -1,0 +1,45 @@
+"""A task whose first step runs at once.
+
+Most hops never suspend, or suspend late; waiting a turn of the loop to begin costs more than the rest of the hop.  Yet the user's code must
+see what it sees in any task, from its first line on: `current_task()`, `timeout()`, `TaskGroup`, context variables, cancellation.  So it is a
+real task.  Python 3.12 starts tasks eagerly on request; before, a task asks its loop's `call_soon` to run its first step, and this module
+catches that one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+_Starter = Callable[[asyncio.AbstractEventLoop, Coroutine[Any, Any, None], str, contextvars.Context], "asyncio.Task[None]"]
+
+
+def _start_by_request(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context
+) -> asyncio.Task[None]:
+    return asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)  # type: ignore[call-arg, unused-ignore]
+
+
+def _start_by_catching(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context
+) -> asyncio.Task[None]:
+    caught: list[Callable[[], None]] = []
+
+    def catch(callback: Callable[[], None], *, context: contextvars.Context | None = None) -> None:
+        caught.append(callback)
+
+    instance = loop.__dict__
+    instance["call_soon"] = catch
+    try:
+        task = asyncio.Task(coroutine, loop=loop, name=name, context=context)
+    finally:
+        del instance["call_soon"]
+    context.run(caught[0])
+    return task
+
+
+start_now: _Starter = _start_by_request if sys.version_info >= (3, 12) else _start_by_catching
+"""Make a task of `coroutine` and run its first step before returning.  Must be called from a loop callback, not from inside a task."""

@@ -1,0 +1,64 @@
+"""Errors into faults that can be carried and kept, and back."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+import bitactor.errors
+from bitactor.codec import pack, unpack
+from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError
+from bitactor.signal import Fault
+
+MAX_MESSAGE = 10_000
+MAX_TRACEBACK = 20_000
+MAX_ARGUMENTS = 64 * 1024
+
+_FRAMEWORK = tuple(f"{Path(module).resolve().parent}/" for module in (bitactor.errors.__file__, __file__))
+
+
+def fault_of(error: BaseException) -> Fault:
+    """What can be carried of an exception: its type, message, the user's part of its traceback, and its arguments if they are plain."""
+    kind = type(error)
+    try:
+        message = str(error)
+    except Exception as broken:
+        message = f"<its message cannot be made: {type(broken).__name__}>"
+    return Fault(f"{kind.__module__}:{kind.__qualname__}", message[:MAX_MESSAGE], _users_traceback(error), _arguments(error))
+
+
+def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseException:
+    """The exception a fault stands for: our own, one the workflow declares, or a `RemoteError`."""
+    own = getattr(bitactor.errors, fault.type.rpartition(":")[2], None) if fault.type.startswith("bitactor.errors:") else None
+    kind = declared.get(fault.type)
+    if kind is not None and fault.arguments is not None:
+        try:
+            return kind(*unpack(fault.arguments))
+        except Exception:
+            return _remote(fault)
+    if isinstance(own, type) and issubclass(own, BitActorError) and own is not RemoteError:
+        try:
+            return own(fault.message)
+        except TypeError:
+            return _remote(fault)
+    return _remote(fault)
+
+
+def _remote(fault: Fault) -> RemoteError:
+    return RemoteError(fault.type.rpartition(":")[2], fault.message, fault.traceback)
+
+
+def _arguments(error: BaseException) -> bytes | None:
+    try:
+        return pack(list(error.args), MAX_ARGUMENTS)
+    except (InvalidOutcome, ProtocolError):
+        return None
+
+
+def _users_traceback(error: BaseException) -> str:
+    """The traceback without our own frames around the user's function."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith(_FRAMEWORK)]
+    shown = traceback.StackSummary.from_list(users or frames).format()
+    return "".join([*shown, *traceback.format_exception_only(error)])[-MAX_TRACEBACK:]

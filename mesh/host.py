@@ -1,0 +1,186 @@
+"""A host runs hops: it makes an actor of a signal, gives it to the spawner that fits, and asks compensation when it fails.
+
+The supervisor's own process, a node that runs steps for others, and a worker process all host hops in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from opentelemetry import context as context_api
+from opentelemetry import trace
+
+from bitactor.arguments import converted
+from bitactor.codec import decode_token
+from bitactor.context import Context
+from bitactor.errors import InvalidInput, InvalidOutcome
+from bitactor.outcome import Outcome
+from bitactor.plan import Callback, Plan, PlanStep
+from bitactor.policy import Backoff
+from bitactor.ports import Clock
+from bitactor.signal import UNDO, Fault, Signal
+from mesh.actor import BitActor, Done
+from mesh.faults import error_of, fault_of
+from mesh.sinks.context import hop_context
+from mesh.spawners import Spawner
+from mesh.wheel import TimingWheel
+
+logger = logging.getLogger("bitactor.host")
+
+
+class Host:
+    """Runs hops on one event loop.
+
+    Args:
+        loop: the loop whose thread owns everything here.
+        clock: time.
+        wheel: where attempts' timeouts are armed.
+        spawners: `inline | loop | thread | process` → who runs such hops.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, clock: Clock, wheel: TimingWheel, spawners: Mapping[str, Spawner], *, traced: bool = False
+    ) -> None:
+        self.loop = loop
+        self.monotonic_ns: Callable[[], int] = clock.monotonic_ns
+        self.wheel = wheel
+        self.spawners = spawners
+        self.traced = traced
+        self.zombies: set[BitActor] = set()
+        """Actors that had to answer for a function which still runs."""
+        self.assessments: set[asyncio.Task[None]] = set()
+        self.base_context = contextvars.copy_context()
+
+    def launch(self, plan: Plan, step: PlanStep, signal: Signal, values: dict[str, Any], result: Any, done: Done) -> BitActor:
+        """Spawn an actor for `signal`; `values` are its arguments, `result` (a token) what an undo takes back.
+
+        `done` may be called before this returns.
+        """
+        undoing = signal.direction == UNDO
+        callback = step.undo if undoing and step.undo is not None else step.run
+        actor = BitActor(self, plan, step, signal, callback, values, done)
+        actor.spawner = self.spawners[_place(step, callback) if undoing else step.spawn]
+        if signal.fault is not None:
+            actor.begin()
+            error = error_of(signal.fault, plan.errors)
+            self.assess(actor, error, signal.fault)
+            return actor
+        try:
+            actor.kwargs = self._kwargs(actor, callback, result)
+        except InvalidInput as error:
+            actor.judge(None, error, fault_of(error))
+            return actor
+        actor.spawner.start(actor)
+        return actor
+
+    def call_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Call something on the loop's thread, from any thread."""
+        self.loop.call_soon_threadsafe(callback)
+
+    def context_for(self, actor: BitActor) -> contextvars.Context:
+        """The context variables a hop starts with: its own copy, with its span current when somebody traces."""
+        context = self.base_context.copy()
+        if self.traced or trace._TRACER_PROVIDER is not None:
+            context.run(_enter_span, actor.signal.root, actor.signal.hop)
+        return context
+
+    def assess(self, actor: BitActor, error: BaseException, fault: Fault | None = None) -> None:
+        """A function raised, or an attempt was lost: what its compensation, or else its retry policy, makes of that."""
+        fault = fault or fault_of(error)
+        step = actor.step
+        if actor.signal.direction == UNDO or (step.compensate is None and not isinstance(step.backoff, Callback)):
+            self._apply_retry_policy(actor, error, fault, None)
+            return
+        task = self.loop.create_task(self._ask(actor, error, fault), name=f"assess {actor.signal.name}")
+        self.assessments.add(task)
+        task.add_done_callback(self.assessments.discard)
+
+    async def _ask(self, actor: BitActor, error: BaseException, fault: Fault) -> None:
+        step = actor.step
+        try:
+            if step.compensate is not None:
+                verdict = await self._call_policy(actor, step.compensate, error)
+                actor.judge(verdict, error, fault)
+            elif isinstance(step.backoff, Callback):
+                seconds = await self._call_policy(actor, step.backoff, error)
+                if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+                    raise InvalidOutcome(f"backoff of {actor.signal.name!r} returned {seconds!r}; it returns seconds, zero or more")
+                self._apply_retry_policy(actor, error, fault, int(seconds * 1e9))
+        except Outcome as verdict:
+            actor.judge(verdict, error, fault)
+        except asyncio.CancelledError as cancelled:
+            actor.settle(None, cancelled)
+        except BaseException as broken:
+            logger.warning("compensate of %s raised %r while handling %r", actor.signal.name, broken, error)
+            second = fault_of(broken)
+            joined = fault._replace(message=f"{fault.message} (and its compensate raised {second.summary()})")
+            actor.judge(None, error, joined)
+
+    async def _call_policy(self, actor: BitActor, callback: Callback, error: BaseException) -> Any:
+        kwargs = self._kwargs(actor, callback, None, error)
+        if callback.is_async:
+            return await callback.function(**kwargs)
+        if actor.step.spawn == "inline":
+            return callback.function(**kwargs)
+        return await asyncio.to_thread(callback.function, **kwargs)
+
+    def _apply_retry_policy(self, actor: BitActor, error: BaseException, fault: Fault, after_ns: int | None) -> None:
+        step = actor.step
+        again = (
+            actor.signal.direction != UNDO and actor.signal.retries_left > 0 and isinstance(error, step.retry_on) and not _hopeless(error)
+        )
+        if not again:
+            actor.judge(None, error, fault)
+        else:
+            actor._reply("retry", error=error, fault=fault, after_ns=after_ns)
+
+    def _kwargs(self, actor: BitActor, callback: Callback, result: Any, error: BaseException | None = None) -> dict[str, Any]:
+        """The keyword arguments of one call of the user's function."""
+        step = actor.step
+        if step.takes_signal is not None:
+            kwargs: dict[str, Any] = {}
+            if callback is step.run:
+                kwargs[step.takes_signal] = actor.signal._replace(token=actor.values["signal"])
+        else:
+            values = converted(step.arguments, dict(actor.values), f"{actor.plan.workflow}/{step.name}")
+            kwargs = values if callback is step.run else {name: values[name] for name in callback.takes}
+        for name, what in callback.injected.items():
+            if what == "ctx":
+                if actor.context is None:
+                    actor.context = self._context(actor)
+                kwargs[name] = actor.context
+            elif what == "result":
+                value = decode_token(result)
+                convert = callback.convert_result
+                kwargs[name] = convert(value) if convert is not None and value is not None else value
+            elif what == "error":
+                kwargs[name] = error
+            else:
+                kwargs[name] = actor.signal.attempt
+        return kwargs
+
+    def _context(self, actor: BitActor) -> Context:
+        budget = actor.signal.budget_ns
+        deadline = None if budget is None else self.monotonic_ns() + budget
+        return Context(actor.signal, actor.plan.workflow, actor.step.spawn, deadline, self.monotonic_ns)
+
+
+def _place(step: PlanStep, callback: Callback) -> str:
+    """Where an undo runs: with its step if the step has a process of its own, else as its own `def` or `async def` asks."""
+    if step.spawn == "process":
+        return "process"
+    if callback.is_async:
+        return "loop"
+    return "inline" if step.spawn == "inline" else "thread"
+
+
+def _hopeless(error: BaseException) -> bool:
+    return isinstance(error, InvalidOutcome)
+
+
+def _enter_span(root: str, hop: str) -> None:
+    context_api.attach(hop_context(root, hop))

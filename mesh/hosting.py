@@ -1,0 +1,107 @@
+"""Running hops that other nodes supervise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+from cachetools import LRUCache
+
+from bitactor.codec import decode_token, encode_message, token_from_bytes
+from bitactor.errors import BitActorError, MalformedSignal, Unroutable
+from bitactor.plan import Plan
+from bitactor.signal import Cancel, Reply, Signal
+from mesh.actor import ENDED, BitActor
+from mesh.faults import fault_of
+from mesh.host import Host
+
+WINDOW: Final = 1_024
+"""Unanswered hops we take from one supervisor."""
+MAX_RUNNING: Final = 16_384
+"""Hops of all supervisors together; beyond that they are told that we are busy."""
+REMEMBERED: Final = 10_000
+
+Send = Callable[[str, bytes], None]
+Key = tuple[str, int, int]
+
+
+class Hosting:
+    """The hops on this node that came from elsewhere."""
+
+    def __init__(self, host: Host, plans: Mapping[str, Plan], send: Send) -> None:
+        self._host = host
+        self._plans = plans
+        self._send = send
+        self._running: dict[Key, BitActor] = {}
+        self._answered: LRUCache[Key, bytes] = LRUCache(REMEMBERED)
+        self.repeated = 0
+        """Signals that came a second time, counted; the first answer is sent again if there is one."""
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def receive(self, signal: Signal) -> None:
+        """Run it, once, and answer whoever sent it."""
+        key = (signal.hop, signal.delivery, signal.epoch)
+        answered = self._answered.get(key)
+        if answered is not None or key in self._running:
+            self.repeated += 1
+            if answered is not None:
+                self._post(signal.reply_to, answered)
+            return
+        if len(self._running) >= MAX_RUNNING:
+            self._answer(signal, Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "busy"))
+            return
+        workflow, _, name = signal.name.rpartition("/")
+        plan = self._plans.get(workflow)
+        if plan is None or name not in plan.by_name:
+            self._refuse(signal, Unroutable(f"this node does not run {signal.name!r}"))
+            return
+        try:
+            values, result = decode_token(signal.token)
+            if not isinstance(values, dict) or not isinstance(result, bytes):
+                raise MalformedSignal("a signal's token is a mapping of arguments and a result")
+            result = token_from_bytes(result)
+        except (BitActorError, TypeError, ValueError) as error:
+            self._refuse(signal, error)
+            return
+        step = plan.steps[plan.by_name[name]]
+        if not values.keys() >= {argument.name for argument in step.arguments}:
+            self._refuse(signal, MalformedSignal(f"a signal for {signal.name!r} without all of its arguments"))
+            return
+        actor = self._host.launch(plan, step, signal._replace(token=None), values, result, partial(self._done, key))
+        if actor.state != ENDED:
+            self._running[key] = actor
+
+    def cancel(self, cancel: Cancel) -> None:
+        """Stop it, if it runs here."""
+        actor = self._running.get((cancel.hop, cancel.delivery, cancel.epoch))
+        if actor is not None:
+            actor.abandon()
+
+    def close(self) -> None:
+        """Stop everything; nobody is told, the owners learn it from the registry."""
+        for actor in list(self._running.values()):
+            actor.abandon()
+        self._running.clear()
+
+    def _done(self, key: Key, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+        if actor.state == ENDED:
+            self._running.pop(key, None)
+        self._answer(actor.signal, reply)
+
+    def _refuse(self, signal: Signal, error: BaseException) -> None:
+        self._answer(signal, Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault_of(error)))
+
+    def _answer(self, signal: Signal, reply: Reply) -> None:
+        message = encode_message(reply)
+        if reply.outcome != "busy" and len(message) <= 64 * 1024:
+            self._answered[signal.hop, signal.delivery, signal.epoch] = message
+        self._post(signal.reply_to, message)
+
+    def _post(self, endpoint: str, message: bytes) -> None:
+        try:
+            self._send(endpoint, message)
+        except BitActorError:
+            return  # the owner is not reading; its lease or ours will end, and the hop be redelivered

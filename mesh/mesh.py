@@ -1,0 +1,163 @@
+"""The face: what a user of BitActor holds in their hands."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from bitactor.errors import BitActorError
+from bitactor.ports import Clock, Ids, Sink
+from bitactor.workflow import Consumer, Workflow
+from mesh.config import settings
+from mesh.node import Node
+from mesh.sinks import OtelSink
+from mesh.transaction import BlockingTransaction, Transaction
+
+
+class Mesh:
+    """Runs workflows and consumers: in this process alone, or, with a registry, together with others.
+
+        async with Mesh(signup, greet, store="sqlite:///pulses.db") as mesh:
+            transaction = await mesh.stimulate("users.signup", {"name": "Ada", "email": "ada@example.org"})
+            await transaction.result(timeout=5)
+
+    It is also a plain context manager for threaded services, and `Mesh(signup).run(signup, {...})` is one blocking call for scripts.
+
+    Args:
+        definitions: workflows and consumers; checked here, so that what is wrong with them is said before anything runs.
+        sinks: who is told about pulses, beside the collector that `otlp` names.
+        clock, ids: replaceable, for tests.
+        options: see `mesh.config.Settings`; each can also come from the environment as `BITACTOR_…`.
+
+    Raises:
+        DefinitionError: a definition cannot work.
+        ConfigurationError: an option is wrong.
+    """
+
+    def __init__(
+        self, *definitions: Workflow | Consumer, sinks: Sequence[Sink] = (), clock: Clock | None = None, ids: Ids | None = None, **options: Any
+    ) -> None:
+        chosen = settings(**options)
+        if chosen.otlp:
+            sinks = [*sinks, OtelSink(chosen.otlp, service_name=chosen.service_name)]
+        self.node = Node(definitions, chosen, sinks=sinks, clock=clock, ids=ids)
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.node.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.node.close()
+
+    async def stimulate(
+        self,
+        workflow: str | Workflow,
+        input: Any = None,
+        *,
+        key: str | None = None,
+        ttl: int | None = None,
+        deadline: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        traceparent: str | None = None,
+    ) -> Transaction:
+        """Begin a transaction; returns once it is kept as durably as the store promises.
+
+        Args:
+            workflow: its name, or itself.
+            input: what its input model validates.
+            key: idempotency key; the same key with the same input gives the transaction that began first.
+            ttl: hop budget, instead of the workflow's.
+            deadline: seconds it may take, instead of the workflow's.
+            metadata: plain data that every step sees as `ctx.metadata`.
+            traceparent: W3C trace context of the caller; the transaction's span links to it.
+
+        Raises:
+            UnknownWorkflow, InvalidInput: nothing was started.
+            DuplicateTransaction: the key was used with another input.
+            Overloaded: too many transactions are running, and none ended in time.
+        """
+        name = workflow if isinstance(workflow, str) else workflow.name
+        return await self.node.stimulate(
+            name, input, key=key, ttl=ttl, deadline=deadline, metadata=metadata, traceparent=traceparent
+        )
+
+    async def transaction(self, transaction: str) -> Transaction:
+        """A transaction by its id, running or from the store.
+
+        Raises:
+            UnknownTransaction: there is none, or its workflow is not declared here.
+        """
+        return Transaction(self.node, self.node.load(transaction))
+
+    async def close(self, drain: float | None = None) -> None:
+        """Stop taking work, wait up to `drain` seconds for what runs, release everything."""
+        await self.node.close(drain)
+
+    # From threads
+
+    def __enter__(self) -> Self:
+        started = threading.Event()
+        failure: list[BaseException] = []
+        loop = asyncio.new_event_loop()
+
+        def live() -> None:
+            asyncio.set_event_loop(loop)
+            try:
+                loop.run_until_complete(self.node.open())
+            except BaseException as error:
+                failure.append(error)
+                started.set()
+            else:
+                started.set()
+                loop.run_forever()
+            finally:
+                loop.run_until_complete(loop.shutdown_default_executor())
+                loop.close()
+
+        self._loop = loop
+        self._thread = threading.Thread(target=live, name="bitactor-mesh", daemon=True)
+        self._thread.start()
+        started.wait()
+        if failure:
+            self._thread.join()
+            self._thread = None
+            raise failure[0]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._thread is None or self._loop is None:
+            return
+        try:
+            self.node.blocking(self.node.close())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._thread = None
+
+    def submit(self, workflow: str | Workflow, input: Any = None, **options: Any) -> BlockingTransaction:
+        """`stimulate` from a thread that is not the mesh's; blocks until it is accepted.
+
+        Raises:
+            BitActorError: called on the mesh's own loop, where blocking would be a deadlock.
+        """
+        if self.node.state == "new":
+            raise BitActorError("open the mesh first: `with Mesh(…) as mesh:`")
+        return BlockingTransaction(self.node, self.node.blocking(self.stimulate(workflow, input, **options)))
+
+    def run(self, workflow: str | Workflow, input: Any = None, *, timeout: float | None = None, **options: Any) -> Any:
+        """Begin a transaction and wait for its result: one blocking call, which opens and closes the mesh if nobody has.
+
+        Raises:
+            What `stimulate` and `Transaction.result` raise.
+        """
+        if self.node.state == "new":
+            with self:
+                return self.submit(workflow, input, **options).result(timeout)
+        return self.submit(workflow, input, **options).result(timeout)
+
+

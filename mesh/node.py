@@ -1,0 +1,520 @@
+"""A node: one process's part of the mesh.  Makes the parts, connects them, and takes them down in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from bitactor.codec import decode_token, encode_token
+from bitactor.errors import (
+    BitActorError,
+    DefinitionError,
+    DuplicateName,
+    DuplicateTransaction,
+    InvalidInput,
+    Overloaded,
+    StoreError,
+    UnknownTransaction,
+    UnknownWorkflow,
+    suggest,
+)
+from bitactor.plan import Plan
+from bitactor.ports import Clock, Ids, Sink, Store
+from bitactor.pulse import Pulse
+from bitactor.saga import Accept, CancelAsked, ResumeAsked, Saga, input_tokens
+from bitactor.signal import MAX_TTL, Fault, Receipt, Stimulus
+from bitactor.workflow import Consumer, Workflow
+from mesh.clock import SystemClock
+from mesh.config import Settings
+from mesh.host import Host
+from mesh.ids import TimeOrderedIds, fingerprint
+from mesh.links import Links
+from mesh.names import consumer_name
+from mesh.outbox import Outbox
+from mesh.sinks import OtelSink, SinkRelay
+from mesh.spawners.inline import InlineSpawner
+from mesh.spawners.loop import LoopSpawner
+from mesh.spawners.process import ProcessSpawner
+from mesh.spawners.thread import ThreadSpawner
+from mesh.stores import open_store
+from mesh.supervisor import Run, Supervisor
+from mesh.transaction import Transaction
+from mesh.wheel import TimingWheel
+from registry import Entry, LocalRegistry, Notice, Registry
+
+logger = logging.getLogger("bitactor.node")
+
+T = TypeVar("T")
+MAX_WAITING_AT_GATE = 10_000
+
+
+class Node:
+    """One process's part of the mesh; lives on one event loop."""
+
+    def __init__(
+        self,
+        definitions: Iterable[Workflow | Consumer],
+        settings: Settings,
+        *,
+        sinks: Sequence[Sink] = (),
+        clock: Clock | None = None,
+        ids: Ids | None = None,
+    ) -> None:
+        self.settings = settings
+        self.workflows: dict[str, Workflow] = {}
+        self.plans: dict[str, Plan] = {}
+        self.consumers: dict[tuple[str, str], Plan] = {}
+        self._declare(definitions)
+        self._sinks = [SinkRelay(sink) for sink in sinks]
+        self._traced = any(isinstance(sink, OtelSink) for sink in sinks)
+        self._given_clock = clock
+        self.ids = ids or TimeOrderedIds()
+        self.id = f"n{self.ids.transaction()[-12:]}"
+        self.state = "new"
+        """`new | open | draining | closed`."""
+        self.parked: dict[str, str] = {}
+        """Transactions of ours that cannot be resumed here, and why."""
+        self._room: asyncio.Condition | None = None
+        self._links: Links | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _declare(self, definitions: Iterable[Workflow | Consumer]) -> None:
+        for definition in definitions:
+            if not isinstance(definition, Workflow | Consumer):
+                raise DefinitionError(f"Mesh takes workflows and consumers, not {definition!r}")
+            plan = definition.check()
+            if plan.workflow in self.plans:
+                raise DuplicateName(f"two definitions are called {plan.workflow!r}; names are unique in a mesh")
+            self.plans[plan.workflow] = plan
+            if isinstance(definition, Workflow):
+                self.workflows[definition.name] = definition
+            else:
+                if (plan.listens, plan.group) in self.consumers:
+                    raise DuplicateName(f"two consumers of {plan.listens!r} are in group {plan.group!r}; give one of them group=…")
+                self.consumers[plan.listens, plan.group] = plan
+
+    # Opening and closing
+
+    async def open(self) -> None:
+        """Start everything; on failure what was started is taken down again."""
+        if self.state != "new":
+            raise BitActorError(f"this mesh is {self.state}; make a new one")
+        self.state = "open"
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self.clock: Clock = self._given_clock or SystemClock(self.loop)
+        self.wheel = TimingWheel(self.clock)
+        self._room = asyncio.Condition()
+        self.store: Store = open_store(
+            self.settings.store, durability=self.settings.durability, lease=self.settings.lease, notify=self._notify
+        )
+        try:
+            self.store.open(self.id)
+            self._make_parts()
+            await self._join()
+            self._take_over()
+        except BaseException:
+            await self.close(drain=0)
+            raise
+
+    def _make_parts(self) -> None:
+        settings = self.settings
+        self.spawners = {
+            "inline": InlineSpawner(),
+            "loop": LoopSpawner(),
+            "thread": ThreadSpawner(settings.threads),
+            "process": ProcessSpawner(settings.processes),
+        }
+        self.host = Host(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
+        at_once = settings.store.startswith("memory:")
+        told = self._tell_sinks if self._sinks else None
+        self.supervisor = Supervisor(self.loop, self.clock, self.wheel, self.store, self.host, at_once=at_once, told=told)
+        self.supervisor.on_settled.append(self._settled)
+
+    async def _join(self) -> None:
+        """Take our place among the names."""
+        settings = self.settings
+        if settings.registry:
+            self._links = Links(self)
+            self.registry: Registry = await self._links.open()
+        else:
+            self.registry = LocalRegistry(self.id)
+        self.outbox = Outbox(self.supervisor, self.registry, self.clock, self.wheel, self._send_stimulus)
+        self.supervisor.outbox = self.outbox
+        self._watch = self.registry.watch(self._noticed)
+        if self._links is not None:
+            await self._links.announce()
+        elif settings.hosts:
+            for name, value in self.consumer_entries().items():
+                self.registry.register(name, value)
+
+    def consumer_entries(self) -> dict[str, dict[str, Any]]:
+        """What to register for our consumers: name → value."""
+        entries: dict[str, dict[str, Any]] = {}
+        for plan in self.consumers.values():
+            entry = entries.setdefault(consumer_name(plan.listens), {"groups": [], "endpoint": self.endpoint})
+            entry["groups"].append([plan.group, plan.broadcast])
+        return entries
+
+    @property
+    def endpoint(self) -> str:
+        """Where other nodes reach us; empty when we are alone."""
+        return self._links.endpoint if self._links is not None else ""
+
+    def _take_over(self) -> None:
+        """Carry on with what dead owners left in the store; looked for again now and then."""
+        for claim in self.store.claim():
+            self._recover(claim.transaction, claim.epoch)
+        lease_ns = int(self.settings.lease * 1e9)
+        if not self.settings.store.startswith("memory:"):
+            self.loop.call_later(lease_ns / 2e9, self._take_over_again)
+
+    def _take_over_again(self) -> None:
+        if self.state == "open":
+            try:
+                self._take_over()
+            except StoreError as error:
+                logger.warning("could not look for transactions of dead owners: %s", error)
+                self.loop.call_later(self.settings.lease, self._take_over_again)
+
+    def _recover(self, transaction: str, epoch: int) -> None:
+        pulses = self.store.pulses(transaction)
+        workflow = pulses[0].workflow if pulses else ""
+        plan = self.plans.get(workflow)
+        if plan is None:
+            why = f"workflow {workflow!r} is not declared here; start a node that declares it on this store"
+        elif pulses[-1].digest != plan.digest:
+            why = f"workflow {workflow!r} has changed since it began; finish it with the release that started it"
+        else:
+            try:
+                self.supervisor.recover(plan, pulses, self.id, epoch)
+            except StoreError as error:
+                why = str(error)
+            else:
+                logger.info("took over transaction %s of %s", transaction, workflow)
+                return
+        self.parked[transaction] = why
+        logger.error("transaction %s cannot go on here: %s", transaction, why)
+
+    async def close(self, drain: float | None = None) -> None:
+        """Stop taking work, wait for what runs, hand the rest to the journal, release everything.  Twice is once."""
+        if self.state in ("closed", "new"):
+            self.state = "closed"
+            return
+        self.state = "draining"
+        try:
+            if hasattr(self, "supervisor"):
+                await self._drain(self.settings.drain if drain is None else drain)
+        finally:
+            self.state = "closed"
+            await self._release()
+
+    async def _drain(self, seconds: float) -> None:
+        if self._links is not None:
+            await self._links.withdraw()
+        deadline = self.loop.time() + seconds
+        while (self.supervisor.running or self._outbox_busy()) and (left := deadline - self.loop.time()) > 0:
+            assert self._room is not None
+            async with self._room:
+                try:
+                    async with asyncio.timeout(min(left, 0.1)):
+                        await self._room.wait()
+                except TimeoutError:
+                    continue
+        if self.supervisor.running:
+            logger.warning("%d transactions were still running after %g s of draining", self.supervisor.running, seconds)
+
+    def _outbox_busy(self) -> bool:
+        return len(getattr(self, "outbox", ())) > 0
+
+    async def _release(self) -> None:
+        if hasattr(self, "outbox"):
+            self._watch.cancel()
+            self.outbox.close()
+        if hasattr(self, "supervisor"):
+            self.supervisor.close()
+        if self._links is not None:
+            await self._links.close()
+        elif hasattr(self, "registry"):
+            self.registry.close()
+        for spawner in getattr(self, "spawners", {}).values():
+            await spawner.close(2.0)
+        if hasattr(self, "wheel"):
+            self.wheel.close()
+        self.store.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*(asyncio.to_thread(relay.close, 2.0) for relay in self._sinks))
+
+    # Work coming in
+
+    async def stimulate(
+        self,
+        workflow: str,
+        given: Any,
+        *,
+        key: str | None = None,
+        ttl: int | None = None,
+        deadline: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        traceparent: str | None = None,
+    ) -> Transaction:
+        """See `Mesh.stimulate`."""
+        self._require_open()
+        declared = self.workflows.get(workflow)
+        if declared is None:
+            raise UnknownWorkflow(f"no workflow {workflow!r} is declared here.{suggest(workflow, self.workflows)}")
+        plan = self.plans[workflow]
+        if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int) or not 0 <= ttl <= MAX_TTL):
+            raise InvalidInput(f"ttl={ttl!r}; a hop budget is a whole number from 0 to {MAX_TTL:,}")
+        token = encode_token(declared.validate_input(given))
+        data: dict[str, Any] = {}
+        if key is not None:
+            if not isinstance(key, str) or not 1 <= len(key) <= 255:
+                raise InvalidInput(f"key={key!r}; an idempotency key is a string of 1 to 255 characters")
+            known = await self._known(workflow, key, token)
+            if known is not None:
+                return known
+            data = {"key": key, "input_digest": fingerprint(token)}
+        if metadata:
+            data["metadata"] = dict(metadata)
+        if traceparent:
+            data["traceparent"] = traceparent
+        if self.supervisor.running >= self.settings.max_in_flight:
+            await self._wait_for_room()
+        run = self._begin(plan, token, ttl if ttl is not None else plan.ttl, _shortest(plan.deadline_ns, deadline), data, key or "")
+        if run.accepted is not None:
+            try:
+                await asyncio.shield(run.accepted)
+            except DuplicateTransaction:
+                known = await self._known(workflow, key or "", token)
+                if known is None:
+                    raise
+                return known
+        return Transaction(self, run)
+
+    def _begin(
+        self,
+        plan: Plan,
+        token: Any,
+        ttl: int,
+        budget_ns: int | None,
+        data: Mapping[str, Any],
+        key: str = "",
+        *,
+        root: str = "",
+        parent: str = "",
+        trail: tuple[str, ...] = (),
+    ) -> Run:
+        saga = Saga(plan, self.ids.transaction(), root=root, parent=parent, trail=trail)
+        deadline_ns = None if budget_ns is None else self.clock.wall_ns() + budget_ns
+        run = Run(saga, key)
+        if not self.supervisor.at_once:
+            run.accepted = self.loop.create_future()
+        self.supervisor.accept(run, Accept(token, tuple(input_tokens(plan, token)), ttl, deadline_ns, data))
+        return run
+
+    async def _known(self, workflow: str, key: str, token: Any) -> Transaction | None:
+        """The transaction that a key began before.
+
+        Raises:
+            DuplicateTransaction: it began with another input.
+        """
+        found = self.supervisor.find(workflow, key)
+        if found is None:
+            return None
+        if isinstance(found, Run) and found.accepted is not None:
+            await asyncio.shield(found.accepted)
+        run = found if isinstance(found, Run) else self.load(found)
+        first = self.store.pulses(run.saga.transaction)[0]
+        if (first.data or {}).get("input_digest") != fingerprint(token):
+            raise DuplicateTransaction(
+                f"key {key!r} began transaction {run.saga.transaction} of {workflow!r} with another input; use a key of its own for each request"
+            )
+        return Transaction(self, run)
+
+    async def _wait_for_room(self) -> None:
+        assert self._room is not None
+        patience = self.settings.patience
+        try:
+            async with asyncio.timeout(patience), self._room:
+                await self._room.wait_for(lambda: self.supervisor.running < self.settings.max_in_flight)
+        except TimeoutError:
+            raise Overloaded(
+                f"{self.supervisor.running:,} transactions are running and none ended within {patience:g} s; try again later, or raise max_in_flight"
+            ) from None
+        self._require_open()
+
+    def _settled(self, run: Run) -> None:
+        if self.state == "draining" or self.supervisor.running == self.settings.max_in_flight - 1:
+            self.keep(self.loop.create_task(self._notify_room()))
+
+    async def _notify_room(self) -> None:
+        assert self._room is not None
+        async with self._room:
+            self._room.notify_all()
+
+    def receive_stimulus(self, stimulus: Stimulus, answer: Callable[[Receipt], None]) -> None:
+        """An emitted signal has come for a consumer of ours: accept it once, and acknowledge when that is durable."""
+        plan = self.consumers.get((stimulus.name, stimulus.group))
+        if plan is None or self.state != "open":
+            answer(Receipt(stimulus.id, "", f"no consumer of {stimulus.name!r} in group {stimulus.group!r} here"))
+            return
+        if self.supervisor.waiting_at_gate(plan.workflow) >= MAX_WAITING_AT_GATE:
+            answer(Receipt(stimulus.id, "", "busy"))
+            return
+        found = self.supervisor.find(plan.workflow, stimulus.id)
+        if isinstance(found, str):
+            answer(Receipt(stimulus.id, found))
+            return
+        run = found
+        if run is None:
+            data: dict[str, Any] = {"key": stimulus.id, "parent_hop": stimulus.hop}
+            if stimulus.metadata:
+                data["metadata"] = stimulus.metadata
+            budget_ns = stimulus.budget_ns
+            if plan.deadline_ns is not None:
+                budget_ns = plan.deadline_ns if budget_ns is None else min(budget_ns, plan.deadline_ns)
+            run = self._begin(
+                plan, _consumer_input(stimulus.token), stimulus.ttl, budget_ns, data, stimulus.id,
+                root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail,
+            )  # fmt: skip
+        if run.accepted is None:
+            answer(Receipt(stimulus.id, run.saga.transaction))
+        else:
+            transaction = run.saga.transaction
+            run.accepted.add_done_callback(lambda future: answer(Receipt(stimulus.id, transaction, _failure(future))))
+
+    def _send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
+        if entry.holder == self.id:
+            self.receive_stimulus(stimulus, self.outbox.received)
+        elif self._links is not None:
+            self._links.send_stimulus(entry, stimulus)
+
+    def _noticed(self, notice: Notice) -> None:
+        """The registry says that a name appeared or disappeared; called on the registry's thread."""
+        try:
+            self.loop.call_soon_threadsafe(self._obey_notice, notice)
+        except RuntimeError:
+            return  # the loop is closed
+
+    def _obey_notice(self, notice: Notice) -> None:
+        if self.state == "closed":
+            return
+        if notice.kind == "appeared":
+            self.outbox.appeared(notice.entry.name)
+        elif notice.kind == "disappeared":
+            self.outbox.disappeared(notice.entry.holder)
+        if self._links is not None:
+            self._links.noticed(notice)
+
+    # Transactions
+
+    def load(self, transaction: str) -> Run:
+        """A transaction of ours, or, read only, one from the store.
+
+        Raises:
+            UnknownTransaction: it is not there, or its workflow is not declared here.
+        """
+        run = self.supervisor.runs.get(transaction)
+        if run is not None:
+            return run
+        pulses = self.store.pulses(transaction)
+        if not pulses:
+            raise UnknownTransaction(f"no transaction {transaction!r} in {self.settings.store}")
+        plan = self.plans.get(pulses[0].workflow)
+        if plan is None:
+            raise UnknownTransaction(f"transaction {transaction} is of workflow {pulses[0].workflow!r}, which is not declared here")
+        return Run(Saga.fold(plan, pulses), (pulses[0].data or {}).get("key", ""))
+
+    def cancel(self, run: Run, fault: Fault) -> None:
+        """Feed a cancellation."""
+        if run.saga.status == "halted":
+            self._adopt(run)
+        if run.saga.transaction in self.supervisor.runs:
+            self.supervisor.feed(run, CancelAsked(fault))
+
+    def resume(self, run: Run) -> None:
+        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile."""
+        halted = next((pulse for pulse in reversed(self.store.pulses(run.saga.transaction)) if pulse.kind == "halted"), None)
+        left = (halted.data or {}).get("left_ns") if halted is not None else None
+        self._adopt(run)
+        self.supervisor.feed(run, ResumeAsked(None if left is None else self.clock.wall_ns() + left))
+
+    def _adopt(self, run: Run) -> None:
+        self._require_open()
+        self.supervisor.resumed(run)
+
+    # Threads
+
+    def blocking(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the mesh's loop from another thread, and wait for it.
+
+        Raises:
+            BitActorError: called on the loop's own thread, where waiting would be a deadlock.
+        """
+        if threading.get_ident() == self.thread:
+            coroutine.close()
+            raise BitActorError("a blocking call on the mesh's own loop would wait for itself for ever; await the async one instead")
+        future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _notify(self, callback: Callable[[], None]) -> None:
+        self.loop.call_soon_threadsafe(callback)
+
+    def _tell_sinks(self, pulses: Sequence[Pulse]) -> None:
+        for relay in self._sinks:
+            relay.offer(pulses)
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Hold a task until it is done, and cancel it when the node closes."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def about(self) -> dict[str, Any]:
+        """This node as plain data."""
+        return {
+            "node": self.id,
+            "state": self.state,
+            "endpoint": self.endpoint,
+            "store": self.settings.store,
+            "hosts": self.settings.hosts,
+            "workflows": sorted(self.workflows),
+            "consumers": sorted({plan.listens for plan in self.consumers.values()}),
+            "running": self.supervisor.running,
+            "zombies": len(self.host.zombies),
+            "undelivered": len(self.outbox),
+            "parked": dict(self.parked),
+            "sinks": [relay.statistics()._asdict() for relay in self._sinks],
+        }
+
+    def _require_open(self) -> None:
+        if self.state != "open":
+            raise BitActorError(f"this mesh is {self.state}; it takes no more work" if self.state != "new" else "open the mesh first: `async with Mesh(…)`")
+
+
+def _shortest(plan_ns: int | None, given: float | None) -> int | None:
+    if given is None:
+        return plan_ns
+    if isinstance(given, bool) or not isinstance(given, int | float) or not given > 0:
+        raise InvalidInput(f"deadline={given!r}; a deadline is a number of seconds, more than zero")
+    return int(given * 1e9)
+
+
+def _consumer_input(token: Any) -> Any:
+    return encode_token({"signal": decode_token(token)})
+
+
+def _failure(future: asyncio.Future[None]) -> str:
+    if future.cancelled():
+        return "cancelled"
+    error = future.exception()
+    return "" if error is None or isinstance(error, DuplicateTransaction) else str(error)

@@ -1,0 +1,186 @@
+"""Emitted signals on their way: one of each consumer group gets each, at least once, and accepts it once.
+
+Who listens is looked up for each try, so a consumer that appears later still gets what nobody had taken.  A receiver acknowledges when its
+own `accepted` pulse is durable; without that in time, or when it disappears, the signal is sent again, to another of the group if there is
+one.  Receivers know a delivery by the emission's id and their group, so a second one is not a second transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from bitactor.ports import Clock
+from bitactor.saga import EmitDied, Emission, EmitTaken
+from bitactor.signal import Receipt, Stimulus
+from mesh.names import consumer_name
+from mesh.wheel import Timer, TimingWheel
+from registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from mesh.supervisor import Run, Supervisor
+
+FIRST_WAIT_NS: Final = 50_000_000
+LONGEST_WAIT_NS: Final = 1_000_000_000
+RECEIPT_WITHIN_NS: Final = 2_000_000_000
+DEFAULT_LIFETIME_NS: Final = 30_000_000_000
+"""How long a signal without a deadline of its own is offered."""
+TRAIL_LENGTH: Final = 32
+
+Send = Callable[[Entry, Stimulus], None]
+
+
+class Outbox:
+    """All emitted signals of one node that have not been taken by every group yet."""
+
+    def __init__(self, supervisor: Supervisor, registry: Registry, clock: Clock, wheel: TimingWheel, send: Send) -> None:
+        self._supervisor = supervisor
+        self._registry = registry
+        self.clock = clock
+        self.wheel = wheel
+        self._send = send
+        self._parcels: dict[str, Parcel] = {}
+        self._deliveries: dict[str, tuple[Parcel, str]] = {}
+        self._turns: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._parcels)
+
+    def deliver(self, run: Run, emission: Emission) -> None:
+        """See `supervisor.Outbox`."""
+        if emission.id not in self._parcels:
+            parcel = self._parcels[emission.id] = Parcel(self, run, emission)
+            self.offer(parcel)
+
+    def offer(self, parcel: Parcel) -> None:
+        """Send to one of each group that has not taken it; try again later if somebody is missing."""
+        now_ns = self.clock.wall_ns()
+        if now_ns >= parcel.until_ns:
+            self._bury(parcel)
+            return
+        groups = self._groups(parcel.emission.name)
+        for group, entries in groups.items():
+            if group not in parcel.taken:
+                entry = self._pick(group, entries)
+                delivery = f"{parcel.emission.id}>{group}"
+                self._deliveries[delivery] = (parcel, group)
+                parcel.asked[group] = entry
+                self._send(entry, parcel.stimulus(delivery, group.partition("@@")[0], now_ns))
+        if groups and groups.keys() <= parcel.taken.keys():
+            self._done(parcel)
+        elif parcel.emission.id in self._parcels:
+            parcel.wait(min(parcel.until_ns - now_ns, RECEIPT_WITHIN_NS if groups else parcel.next_wait()))
+
+    def received(self, receipt: Receipt) -> None:
+        """A receiver has answered."""
+        parcel, group = self._deliveries.pop(receipt.id, (None, ""))
+        if parcel is None or group in parcel.taken:
+            return
+        if receipt.error:
+            parcel.wait(parcel.next_wait())
+            return
+        parcel.taken[group] = receipt.transaction
+        if self._groups(parcel.emission.name).keys() <= parcel.taken.keys():
+            self._done(parcel)
+
+    def appeared(self, name: str) -> None:
+        """Somebody begins to listen: offer at once what waits for that name."""
+        for parcel in list(self._parcels.values()):
+            if consumer_name(parcel.emission.name) == name:
+                self.offer(parcel)
+
+    def disappeared(self, holder: str) -> None:
+        """A node is gone: what it had not acknowledged goes to another."""
+        for parcel in list(self._parcels.values()):
+            if any(entry.holder == holder for group, entry in parcel.asked.items() if group not in parcel.taken):
+                self.offer(parcel)
+
+    def close(self) -> None:
+        """Forget everything; what was not taken is still in the journal."""
+        for parcel in self._parcels.values():
+            parcel.stop()
+        self._parcels.clear()
+        self._deliveries.clear()
+
+    def _groups(self, name: str) -> dict[str, list[Entry]]:
+        groups: dict[str, list[Entry]] = {}
+        for entry in self._registry.lookup(consumer_name(name)):
+            for group, broadcast in (entry.value or {}).get("groups", ()):
+                groups.setdefault(f"{group}@@{entry.holder}" if broadcast else group, []).append(entry)
+        return groups
+
+    def _pick(self, group: str, entries: list[Entry]) -> Entry:
+        turn = self._turns.get(group, 0)
+        self._turns[group] = turn + 1
+        return entries[turn % len(entries)]
+
+    def _done(self, parcel: Parcel) -> None:
+        self._drop(parcel)
+        self._supervisor.feed(parcel.run, EmitTaken(parcel.emission.id, tuple(parcel.taken.values())))
+
+    def _bury(self, parcel: Parcel) -> None:
+        self._drop(parcel)
+        missing = sorted(group for group in self._groups(parcel.emission.name) if group not in parcel.taken)
+        why = f"not taken by {', '.join(missing)}" if missing else f"nobody consumes {parcel.emission.name!r}"
+        self._supervisor.feed(parcel.run, EmitDied(parcel.emission.id, why))
+
+    def _drop(self, parcel: Parcel) -> None:
+        parcel.stop()
+        self._parcels.pop(parcel.emission.id, None)
+        for group in parcel.asked:
+            self._deliveries.pop(f"{parcel.emission.id}>{group}", None)
+
+
+class Parcel:
+    """One emitted signal and who has taken it."""
+
+    def __init__(self, outbox: Outbox, run: Run, emission: Emission) -> None:
+        self.run = run
+        self.emission = emission
+        self.taken: dict[str, str] = {}
+        """Group → the transaction that began there."""
+        self.asked: dict[str, Entry] = {}
+        saga = run.saga
+        self.until_ns = saga.deadline_ns or outbox.clock.wall_ns() + DEFAULT_LIFETIME_NS
+        self._budget_ends_ns = saga.deadline_ns
+        self._outbox = outbox
+        self._timer: Timer | None = None
+        self._wait_ns = FIRST_WAIT_NS
+
+    def stimulus(self, delivery: str, group: str, now_ns: int) -> Stimulus:
+        """What is sent to a receiver."""
+        saga = self.run.saga
+        budget = None if self._budget_ends_ns is None else max(0, self._budget_ends_ns - now_ns)
+        trail = (*saga.trail, self._emitter())[-TRAIL_LENGTH:]
+        return Stimulus(
+            delivery, self.emission.name, group, self.emission.token, self.emission.ttl, budget, "", saga.root, saga.transaction,
+            self.emission.hop, trail, _plain(saga.metadata), delivery,
+        )  # fmt: skip
+
+    def next_wait(self) -> int:
+        """Nanoseconds until the next try; longer each time."""
+        wait = self._wait_ns
+        self._wait_ns = min(LONGEST_WAIT_NS, wait * 2)
+        return wait
+
+    def wait(self, wait_ns: int) -> None:
+        """Offer it again after this long."""
+        self.stop()
+        self._timer = Timer(self._outbox.wheel, self._outbox.clock.monotonic_ns() + wait_ns, lambda: self._outbox.offer(self))
+
+    def stop(self) -> None:
+        """No more tries."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _emitter(self) -> str:
+        saga = self.run.saga
+        for step in saga.plan.steps:
+            if saga.hops[step.index] == self.emission.hop or saga.undo_hop(step.index) == self.emission.hop:
+                return step.address
+        return saga.plan.workflow
+
+
+def _plain(metadata: Any) -> dict[str, Any] | None:
+    return dict(metadata) if metadata else None

@@ -1,0 +1,93 @@
+"""Pulses on their way from the loop's thread to one worker thread, bounded and without a lock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from threading import Event
+
+from bitactor.pulse import Pulse
+
+
+class PulseBuffer:
+    """At most `limit` pulses; what does not fit is dropped and counted, newest first.
+
+    One thread calls `put`, one calls `wait` and `take`; each counter has one writer, so none needs a lock.  A `put`
+    costs one append; the worker is woken only when it said that it sleeps.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._batches: deque[Sequence[Pulse]] = deque()
+        self._accepted = 0
+        self._taken = 0
+        self._dropped = 0
+        self._asleep = False
+        self._wake = Event()
+        self._closing = Event()
+
+    @property
+    def accepted(self) -> int:
+        """Pulses that found room."""
+        return self._accepted
+
+    @property
+    def dropped(self) -> int:
+        """Pulses that did not, and those offered after `close`."""
+        return self._dropped
+
+    @property
+    def waiting(self) -> int:
+        """Pulses put and not yet taken."""
+        return self._accepted - self._taken
+
+    @property
+    def closing(self) -> bool:
+        """Whether `close` was called; what is left can still be taken."""
+        return self._closing.is_set()
+
+    def put(self, pulses: Sequence[Pulse]) -> None:
+        """Keep them if there is room; never blocks, never raises."""
+        count = len(pulses)
+        room = 0 if self._closing.is_set() else self._limit - self._accepted + self._taken
+        if count > room:
+            self._dropped += count - room
+            pulses, count = pulses[:room], room
+        if not count:
+            return
+        self._accepted += count
+        self._batches.append(tuple(pulses))
+        if self._asleep:
+            self._asleep = False
+            self._wake.set()
+
+    def take(self, most: int) -> list[Pulse]:
+        """The oldest pulses, about `most` of them (a batch is not split), or none."""
+        taken: list[Pulse] = []
+        while self._batches and len(taken) < most:
+            taken.extend(self._batches.popleft())
+        self._taken += len(taken)
+        return taken
+
+    def wait(self) -> None:
+        """Sleep until there is something to take, or the buffer is closing."""
+        self._wake.clear()
+        self._asleep = True
+        # Only now look: a `put` before this line left its batch, one after it sees that we sleep.
+        if not self._batches and not self._closing.is_set():
+            self._wake.wait()
+        self._asleep = False
+
+    def linger(self, seconds: float) -> None:
+        """Let more pulses gather, unless the buffer is filling up or closing."""
+        if self.waiting * 4 < self._limit:
+            self.pause(seconds)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not beyond `close`."""
+        self._closing.wait(seconds)
+
+    def close(self) -> None:
+        """Take no more, and wake whoever waits.  Twice is once."""
+        self._closing.set()
+        self._wake.set()

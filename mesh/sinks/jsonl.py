@@ -1,0 +1,126 @@
+"""One JSON object per pulse per line, to a file or to standard output."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event, Thread
+from typing import NamedTuple, TextIO
+
+from bitactor.pulse import Pulse
+from mesh.sinks.buffer import PulseBuffer
+from mesh.sinks.plain import plain_pulse
+
+_log = logging.getLogger("bitactor.sinks")
+
+_LINGER_SECONDS = 0.05
+_CHUNK = 256
+
+
+class JsonlStatistics(NamedTuple):
+    """What a `JsonlSink` has done so far, in pulses."""
+
+    written: int
+    dropped: int
+    """There was no room in the buffer, or the sink was closed."""
+    lost: int
+    """The file could not be written."""
+
+
+class JsonlSink:
+    """Appends every pulse as a line of JSON, values decoded (see `mesh.sinks.plain`).
+
+    `receive` only queues; a thread writes and flushes.  At most `limit` pulses wait; what does not fit is dropped and
+    counted.  When the file cannot be written any more (disk full, reader of the pipe gone) that is logged once and
+    the rest is counted as lost.
+    """
+
+    def __init__(self, path: str | Path = "-", *, limit: int = 200_000) -> None:
+        """Open `path` for appending (`-`: standard output, which is never closed); raises `OSError` if that fails."""
+        self._owned = str(path) != "-"
+        self._file: TextIO = Path(path).open("a", encoding="utf-8") if self._owned else sys.stdout  # noqa: SIM115
+        self._buffer = PulseBuffer(limit)
+        self._written = 0
+        self._lost = 0
+        self._broken = False
+        self._done = Event()
+        self._thread = Thread(target=self._run, name="bitactor-jsonl", daemon=True)
+        self._thread.start()
+
+    def receive(self, pulses: Sequence[Pulse]) -> None:
+        """Queue them; never blocks."""
+        self._buffer.put(pulses)
+
+    def statistics(self) -> JsonlStatistics:
+        """The counts so far."""
+        return JsonlStatistics(self._written, self._buffer.dropped, self._lost)
+
+    def close(self, timeout: float) -> None:
+        """Write what is queued within `timeout` seconds, flush and close the file.  Twice is once."""
+        self._buffer.close()
+        if self._done.wait(timeout):
+            self._thread.join()
+        else:
+            _log.warning("%d pulses were not written within %.1f s of closing", self._buffer.waiting, timeout)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._buffer.wait()
+                self._buffer.linger(_LINGER_SECONDS)
+                closing = self._buffer.closing
+                while pulses := self._buffer.take(_CHUNK):
+                    self._write(pulses)
+                    time.sleep(0)
+                self._flush()
+                if closing:
+                    return
+        finally:
+            self._release()
+            self._done.set()
+
+    def _write(self, pulses: list[Pulse]) -> None:
+        if self._broken:
+            self._lost += len(pulses)
+            return
+        lines = [line for pulse in pulses if (line := self._line(pulse))]
+        try:
+            self._file.write("".join(lines))
+        except (OSError, ValueError) as error:  # ValueError: someone closed standard output
+            self._break(error, len(lines))
+        else:
+            self._written += len(lines)
+
+    def _line(self, pulse: Pulse) -> str:
+        try:
+            return json.dumps(plain_pulse(pulse), separators=(",", ":")) + "\n"
+        except Exception:
+            self._lost += 1
+            _log.exception("a pulse of transaction %s could not be written as JSON", pulse.transaction)
+            return ""
+
+    def _flush(self) -> None:
+        if self._broken:
+            return
+        try:
+            self._file.flush()
+        except (OSError, ValueError) as error:
+            self._break(error, 0)
+
+    def _break(self, error: Exception, count: int) -> None:
+        self._broken = True
+        self._lost += count
+        _log.error("pulses can no longer be written: %s: %s; they are dropped from now on", type(error).__name__, error)
+
+    def _release(self) -> None:
+        if not self._owned:
+            return
+        try:
+            self._file.close()
+        except OSError as error:
+            if not self._broken:
+                self._break(error, 0)

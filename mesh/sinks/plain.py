@@ -1,0 +1,56 @@
+"""Pulses as what JSON can say."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
+
+from bitactor.codec import Packed, decode_token
+from bitactor.errors import ProtocolError
+from bitactor.pulse import Pulse
+
+_AS_THEY_ARE = (bool, int, type(None))
+
+
+def plain(value: Any) -> Any:
+    """`value` with nothing in it that JSON lacks.
+
+    Packed tokens are decoded (one that cannot be: `{"undecodable": base64}`), bytes become base64, datetimes, dates
+    and times ISO 8601, durations seconds, sets and tuples lists, NaN and infinities text, anything else its `str`.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, _AS_THEY_ARE):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Packed):
+        return _decoded(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return b64encode(bytes(value)).decode()
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, dt.timedelta):
+        return value.total_seconds()
+    return str(value)
+
+
+def plain_pulse(pulse: Pulse) -> dict[str, Any]:
+    """A pulse as a mapping of its field names, in their order, ready for `json.dumps`."""
+    return {name: plain(value) for name, value in zip(Pulse._fields, pulse, strict=True)}
+
+
+def _decoded(token: Packed) -> Any:
+    try:
+        return plain(decode_token(token))
+    except ProtocolError:
+        return {"undecodable": b64encode(token).decode()}

@@ -1,0 +1,42 @@
+"""What a finished span is, whoever exports it."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+INTERNAL: Final = "internal"
+CONSUMER: Final = "consumer"
+
+Attributes = dict[str, Any]
+
+
+class SpanEvent(NamedTuple):
+    """Something that happened at one moment within a span."""
+
+    name: str
+    at_ns: int
+    attributes: Attributes
+
+
+class SpanRecord(NamedTuple):
+    """One finished span, ids in hex as pulses have them."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    """Empty for the root of a trace."""
+    name: str
+    kind: str
+    """`internal` or `consumer`."""
+    start_ns: int
+    end_ns: int
+    attributes: Attributes
+    """Values are str, int or bool."""
+    events: tuple[SpanEvent, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+    """(trace id, span id)."""
+    failed: bool = False
+    """Status ERROR; otherwise UNSET."""
+    description: str = ""
+    dropped_events: int = 0
+    dropped_links: int = 0

@@ -1,0 +1,84 @@
+"""What a node calls to tell a sink: whatever the sink does, the run goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bitactor.ports import Sink
+from bitactor.pulse import Pulse
+
+_log = logging.getLogger("bitactor.sinks")
+
+
+class RelayStatistics(NamedTuple):
+    """What a relay has seen so far."""
+
+    offered: int
+    """Pulses given to `offer`."""
+    lost: int
+    """Pulses the sink did not take, because it raised on them or was disabled by then."""
+    error: str
+    """`Name: message` of what disabled the sink; empty while it works."""
+
+
+class SinkRelay:
+    """Guards a run against one sink: a sink that raises is disabled for good, logged once, and what it misses is
+    counted.
+
+    It adds a call and two counters a batch.  It cannot stop a sink that blocks: that a `receive` does not is the
+    port's promise.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._name = type(sink).__name__
+        self._offered = 0
+        self._lost = 0
+        self._error = ""
+        self._closed = False
+
+    @property
+    def disabled(self) -> bool:
+        """Whether the sink raised once, or was closed."""
+        return self._closed or bool(self._error)
+
+    def offer(self, pulses: Sequence[Pulse]) -> None:
+        """Tell the sink; called on the loop's thread, after the pulses are kept.  Never raises."""
+        self._offered += len(pulses)
+        if self._closed or self._error:
+            self._lost += len(pulses)
+            return
+        try:
+            self._sink.receive(pulses)
+        except KeyboardInterrupt:
+            raise
+        except (
+            BaseException
+        ) as error:  # SystemExit or CancelledError from a sink would end the loop or a stranger's task
+            self._lost += len(pulses)
+            self._error = _summary(error)
+            _log.exception("sink %s raised and is disabled; the run goes on without it", self._name)
+
+    def statistics(self) -> RelayStatistics:
+        """The counts so far."""
+        return RelayStatistics(self._offered, self._lost, self._error)
+
+    def close(self, timeout: float) -> None:
+        """Close the sink, a disabled one too.  Never raises; twice is once.  Called off the loop's thread."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._sink.close(timeout)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._error = self._error or _summary(error)
+            _log.exception("sink %s raised while closing", self._name)
+
+
+def _summary(error: BaseException) -> str:
+    message = str(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

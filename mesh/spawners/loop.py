@@ -1,0 +1,50 @@
+"""On the event loop, as a task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mesh.actor import ENDED, BitActor
+from mesh.eager import start_now
+
+
+class LoopSpawner:
+    """One task per hop; its first step runs at once."""
+
+    def __init__(self) -> None:
+        self._running: set[BitActor] = set()
+        self._closed = False
+
+    def start(self, actor: BitActor) -> None:
+        """See the port."""
+        actor.begin()
+        host = actor.host
+        task = start_now(host.loop, self._drive(actor), actor.signal.name, host.context_for(actor))
+        if actor.state != ENDED:
+            actor.task = task
+            self._running.add(actor)
+
+    def abandon(self, actor: BitActor) -> None:
+        """Cancel the task; a function that swallows that goes on as a zombie."""
+        if actor.task is not None:
+            actor.task.cancel()
+
+    async def close(self, timeout: float) -> None:
+        """Cancel what runs and wait for it."""
+        tasks = [actor.task for actor in self._running if actor.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout)
+
+    async def _drive(self, actor: BitActor) -> None:
+        try:
+            value = await actor.callback.function(**actor.kwargs)
+        except GeneratorExit:
+            raise  # the loop was closed around us; there is nobody left to tell
+        except BaseException as error:
+            self._running.discard(actor)
+            actor.settle(None, error)
+        else:
+            self._running.discard(actor)
+            actor.settle(value, None)

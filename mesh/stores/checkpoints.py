@@ -1,0 +1,92 @@
+"""The thread that moves the write-ahead log into the database file, so that no commit has to."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from mesh.stores.database import connect
+
+_log = logging.getLogger("bitactor.store")
+
+_INTERVAL: Final = 1.0
+"""Seconds between checkpoints of a journal that is written to slowly."""
+_PAGES_A_COMMIT: Final = 4
+_PAGES_A_CHECKPOINT: Final = 4_096
+"""Pages (of 4 KiB) of log after which a checkpoint is made without waiting for the interval."""
+_PAGES_AT_MOST: Final = 16_384
+"""A log longer than this is closed and begun afresh, for which writers are kept out for the time of one fsync or two."""
+_COMPLAIN_EVERY: Final = 10.0
+
+
+class Checkpoints:
+    """Keeps the log short.  Writers and readers go on meanwhile."""
+
+    def __init__(self, path: Path, synchronous: str) -> None:
+        self._path = path
+        self._synchronous = synchronous
+        self._pages = 0
+        """An estimate; a thread that overwrites another's count makes a checkpoint come early or late, no more."""
+        self._dirty = threading.Event()
+        self._full = threading.Event()
+        self._closing = False
+        self._complained = -_COMPLAIN_EVERY
+        self._thread = threading.Thread(target=self._run, name="bitactor-store-checkpoint", daemon=True)
+
+    def start(self) -> None:
+        """Checkpoint whenever something was written, from now on."""
+        self._thread.start()
+
+    def wrote(self, writes: int) -> None:
+        """A commit of that many writes was made.  Cheap: called after each, on whichever thread made it."""
+        self._pages += _PAGES_A_COMMIT + writes
+        if not self._dirty.is_set():
+            self._dirty.set()
+        if self._pages >= _PAGES_A_CHECKPOINT and not self._full.is_set():
+            self._full.set()
+
+    def close(self) -> None:
+        """Stop; waits for a checkpoint under way.  Twice is once."""
+        self._closing = True
+        self._dirty.set()
+        self._full.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        connection: sqlite3.Connection | None = None
+        try:
+            while True:
+                self._dirty.wait()
+                self._full.wait(_INTERVAL)
+                if self._closing:
+                    return
+                # In this order: a commit that comes in between wakes us once too often, never once too seldom.
+                self._dirty.clear()
+                self._full.clear()
+                self._pages = 0
+                try:
+                    if connection is None:
+                        connection = connect(self._path, synchronous=self._synchronous, timeout=0)
+                    self._checkpoint(connection)
+                except sqlite3.Error as error:
+                    self._complain(error)
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if pages > _PAGES_AT_MOST:
+            # Under a writer that never pauses, a passive checkpoint never reaches the log's end, and only then can it be reused.
+            connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+
+    def _complain(self, error: sqlite3.Error) -> None:
+        now = time.monotonic()
+        if now - self._complained >= _COMPLAIN_EVERY:
+            self._complained = now
+            _log.warning("%s: checkpoint failed, the log keeps growing: %s", self._path, error)

@@ -1,0 +1,179 @@
+"""SQLite files that are journals: opening, schema, and what their errors mean."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+from bitactor.errors import StoreError
+
+APPLICATION_ID: Final = 0x42697441
+"""`BitA`, in the header of every journal; a file without it is somebody else's."""
+
+_SCHEMA: Final = Path(__file__).parent / "schema"
+_OPENING_PATIENCE: Final = 30.0
+
+Value = TypeVar("Value")
+
+
+def connect(path: Path, *, synchronous: str, timeout: float) -> sqlite3.Connection:
+    """A connection to a journal that exists, for the calling thread; `timeout` in seconds is how long SQLite itself waits."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=timeout)
+    try:
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
+    """A connection that neither writes nor creates the file.
+
+    Raises:
+        StoreError: there is no such file, or it is no journal of this version.
+    """
+    if not path.exists():
+        raise StoreError(f"{path}: no such file; name the journal a mesh writes, as in sqlite:///pulses.db")
+    _check_place(path)
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=timeout)
+    try:
+        if _journal_version(connection, path) == 0:
+            raise StoreError(f"{path} is empty: no mesh has written to it yet")
+        connection.execute("SELECT owner FROM owners LIMIT 1").fetchone()
+    except sqlite3.Error as error:
+        connection.close()
+        raise store_error(error, path) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare(path: Path) -> None:
+    """Make sure `path` is a journal of this version, creating it if it does not exist.
+
+    Raises:
+        StoreError: it cannot be created or written, belongs to another program, or to a later version.
+    """
+    _check_place(path)
+    try:
+        patiently(lambda: _prepare(path), _OPENING_PATIENCE)
+    except sqlite3.Error as error:
+        raise store_error(error, path) from error
+
+
+def patiently(action: Callable[[], Value], patience: float) -> Value:
+    """`action()`, again while another connection is in the way, for `patience` seconds of sleeping on this thread."""
+    for pause in pauses(patience):
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            time.sleep(pause)
+    return action()
+
+
+def pauses(patience: float) -> Iterator[float]:
+    """How long to sleep between tries, from 0.5 to 20 ms, until `patience` seconds have passed."""
+    until = time.monotonic() + patience
+    pause = 0.0005
+    while time.monotonic() < until:
+        yield pause
+        pause = min(pause * 2, 0.02)
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether another connection is in the way and a later try can succeed."""
+    return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def store_error(error: sqlite3.Error, path: Path) -> StoreError:
+    """What `error` means for whoever runs this process, and what to do."""
+    advice = {
+        sqlite3.SQLITE_BUSY: "another process kept it locked; look for who holds it (`fuser` names the process)",
+        sqlite3.SQLITE_LOCKED: "another connection kept it locked",
+        sqlite3.SQLITE_FULL: "the disk is full; nothing was written: free some space, then try again",
+        sqlite3.SQLITE_READONLY: "it cannot be written; give this user write access to the file and to its directory",
+        sqlite3.SQLITE_PERM: "it cannot be opened; give this user access to the file and to its directory",
+        sqlite3.SQLITE_CANTOPEN: "it cannot be opened; SQLite needs write access to the directory too (for -wal and -shm)",
+        sqlite3.SQLITE_IOERR: "the disk did not do as told (full, over a limit, or broken); nothing was written",
+        sqlite3.SQLITE_NOTADB: "that is no SQLite file; name another path",
+        sqlite3.SQLITE_CORRUPT: "the file is damaged; stop, copy it aside, and try `sqlite3 FILE .recover`",
+    }.get(_primary_code(error), "unexpected")
+    return StoreError(f"{path}: {advice} ({getattr(error, 'sqlite_errorname', type(error).__name__)}: {error})")
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir():
+        raise StoreError(f"{path} is a directory; name a file in it, as in {path}/pulses.db")
+    if not path.parent.is_dir():
+        raise StoreError(f"{path.parent} is not a directory; create it (mkdir -p {path.parent}) or name another path")
+    if path.exists() and not os.access(path, os.R_OK):
+        raise StoreError(f"{path} cannot be read; give this user access to it")
+
+
+def _prepare(path: Path) -> None:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+    try:
+        version = _journal_version(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if version < len(_migrations()):
+            _migrate(connection, path)
+    finally:
+        connection.close()
+
+
+def _journal_version(connection: sqlite3.Connection, path: Path) -> int:
+    """The schema's version; 0 if the file is empty."""
+    application, version, tables = connection.execute(
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id, pragma_user_version"
+    ).fetchone()
+    if application != APPLICATION_ID and (application or version or tables):
+        raise StoreError(f"{path} is an SQLite file of another program; name a file of its own for the journal")
+    newest = len(_migrations())
+    if version > newest:
+        raise StoreError(
+            f"{path} has schema version {version}, this release knows up to {newest}; run the release that wrote it, or later"
+        )
+    return int(version)
+
+
+def _migrations() -> list[Path]:
+    return sorted(_SCHEMA.glob("[0-9]*.sql"))
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Somebody else may have been faster.
+        version = _journal_version(connection, path)
+        for migration in _migrations()[version:]:
+            for statement in _statements(migration.read_text(encoding="utf-8")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {len(_migrations())}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

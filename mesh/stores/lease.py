@@ -1,0 +1,206 @@
+"""Who owns what: an owner's row with a lease on it, kept alive from a thread, and the claim on what dead owners left.
+
+An owner is dead when it gave its lease back, when its process on this machine is gone, or when it cannot be seen from here (another
+pid namespace, an earlier boot) and its lease has run out.  A process that can be seen running is never declared dead, however long
+its lease is over: it may have been suspended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from bitactor.errors import StoreError
+from bitactor.ports import Claim
+from mesh.stores.database import connect
+
+_log = logging.getLogger("bitactor.store")
+
+_GIVEN_BACK: Final = 0
+_FENCED_KEPT_NS: Final = 24 * 3600 * 10**9
+_COMPLAIN_EVERY: Final = 10.0
+
+
+class Identity(NamedTuple):
+    """What tells this process from every other, as far as other processes can check it."""
+
+    pid: int
+    boot_id: str
+    process_started: int
+
+
+def identify() -> Identity:
+    """This process."""
+    pid = os.getpid()
+    return Identity(pid, _boot_id(), process_started(pid) or 0)
+
+
+def process_started(pid: int) -> int | None:
+    """When a process that runs in our pid namespace was started, in clock ticks after boot; None if there is none (or only its
+    zombie).
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name, in parentheses, may hold anything; field 3 is what comes behind the last one.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def register(connection: sqlite3.Connection, owner: str, identity: Identity, expires_ns: int) -> None:
+    """Take the name `owner`.
+
+    Raises:
+        StoreError: it is taken.
+    """
+    try:
+        connection.execute(
+            "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns) VALUES (?, ?, ?, ?, ?)",
+            (owner, *identity, expires_ns),
+        )
+    except sqlite3.IntegrityError as error:
+        raise StoreError(f"an owner {owner!r} is in the journal already; every process takes a name of its own") from error
+
+
+def release(connection: sqlite3.Connection, owner: str) -> None:
+    """Give the lease back: the row goes, or, while open transactions hang on it, others may claim them at once."""
+    connection.execute("BEGIN IMMEDIATE")
+    left = connection.execute("SELECT 1 FROM transactions WHERE owner = ? AND open = 1 LIMIT 1", (owner,)).fetchone()
+    if left:
+        connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ?", (_GIVEN_BACK, owner))
+    else:
+        connection.execute("DELETE FROM owners WHERE owner = ? AND fenced = ''", (owner,))
+    connection.execute("COMMIT")
+
+
+def claim(connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int) -> list[Claim]:
+    """Move the open transactions of dead owners to `owner`, each with its next epoch, and fence those owners.
+
+    Of several processes that call this at once, each transaction goes to one.  Nothing is written if nobody is dead.
+    """
+    if not _dead(connection, owner, identity, now_ns) and not _orphaned(connection, owner):
+        return []
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        dead = _dead(connection, owner, identity, now_ns)
+        claims: list[tuple[str, int]] = []
+        for name in {*dead, *_orphaned(connection, owner)}:
+            # A row that is gone fences as well as one that says so; the latter tells a suspended process who has its work.
+            if dead.get(name, True):
+                connection.execute("DELETE FROM owners WHERE owner = ?", (name,))
+            else:
+                connection.execute("UPDATE owners SET fenced = ? WHERE owner = ?", (owner, name))
+            claims += connection.execute(
+                "SELECT transaction_id, epoch + 1 FROM transactions WHERE owner = ? AND open = 1", (name,)
+            ).fetchall()
+            connection.execute("UPDATE transactions SET owner = ?, epoch = epoch + 1 WHERE owner = ? AND open = 1", (owner, name))
+        connection.execute("DELETE FROM owners WHERE fenced <> '' AND expires_ns < ?", (now_ns - _FENCED_KEPT_NS,))
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return [Claim(*row) for row in sorted(claims)]
+
+
+def _dead(connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int) -> dict[str, bool]:
+    """Dead owners that are not fenced yet, and whether their process is gone for certain."""
+    rows = connection.execute(
+        "SELECT owner, pid, boot_id, process_started, expires_ns FROM owners WHERE owner <> ? AND fenced = ''", (owner,)
+    ).fetchall()
+    dead: dict[str, bool] = {}
+    for name, pid, boot_id, started, expires_ns in rows:
+        if expires_ns == _GIVEN_BACK:
+            dead[name] = True
+        elif boot_id == identity.boot_id and boot_id:
+            if process_started(pid) != started:
+                dead[name] = True
+        elif expires_ns < now_ns:
+            dead[name] = False
+    return dead
+
+
+def _orphaned(connection: sqlite3.Connection, owner: str) -> list[str]:
+    """Names on open transactions that no living row in `owners` stands for.
+
+    Goes from name to name through the index, so that a million open transactions cost no more than one.
+    """
+    rows = connection.execute(
+        "WITH RECURSIVE holders(name) AS ("
+        " SELECT min(owner) FROM transactions WHERE open = 1"
+        " UNION ALL"
+        " SELECT (SELECT min(owner) FROM transactions WHERE open = 1 AND owner > name) FROM holders WHERE name IS NOT NULL"
+        ") SELECT name FROM holders WHERE name IS NOT NULL AND name <> ?"
+        " AND name NOT IN (SELECT owner FROM owners WHERE fenced = '')",
+        (owner,),
+    ).fetchall()
+    return [name for (name,) in rows]
+
+
+def _boot_id() -> str:
+    """This boot of this machine and the namespace our pid is a number in; empty where that cannot be known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+class Renewal:
+    """The thread that keeps an owner's lease from running out, also while the event loop is blocked."""
+
+    def __init__(self, path: Path, owner: str, lease: float, wall_ns: Callable[[], int]) -> None:
+        self._path = path
+        self._owner = owner
+        self._lease = lease
+        self._wall_ns = wall_ns
+        self._closing = threading.Event()
+        self._complained = -_COMPLAIN_EVERY
+        self._thread = threading.Thread(target=self._run, name="bitactor-store-lease", daemon=True)
+
+    def start(self) -> None:
+        """Renew every third of the lease from now on."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; takes at most a third of the lease.  Twice is once."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        interval = self._lease / 3
+        connection: sqlite3.Connection | None = None
+        try:
+            while not self._closing.wait(interval):
+                try:
+                    if connection is None:
+                        connection = connect(self._path, synchronous="NORMAL", timeout=interval)
+                    if not self._renew(connection):
+                        return
+                except sqlite3.Error as error:
+                    self._complain(error)
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _renew(self, connection: sqlite3.Connection) -> bool:
+        expires_ns = self._wall_ns() + int(self._lease * 1e9)
+        renewed = connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ? AND fenced = ''", (expires_ns, self._owner))
+        if renewed.rowcount:
+            return True
+        _log.error("%s: owner %r was fenced; its transactions belong to another process now", self._path, self._owner)
+        return False
+
+    def _complain(self, error: sqlite3.Error) -> None:
+        now = time.monotonic()
+        if now - self._complained >= _COMPLAIN_EVERY:
+            self._complained = now
+            _log.warning("%s: the lease of owner %r could not be renewed: %s", self._path, self._owner, error)

@@ -1,0 +1,182 @@
+"""A journal that lives and dies with its process, at the price of a list."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from heapq import nlargest
+from typing import Final
+
+from bitactor.errors import ConfigurationError, DuplicateTransaction, StaleOwner, StoreError
+from bitactor.ports import Claim, Refusal, TransactionRow, Write
+from bitactor.pulse import FINAL_STATUSES, Pulse
+
+RETAINED: Final = 10_000
+
+
+class _Entry:
+    __slots__ = ("epoch", "key", "open", "pulses", "status", "updated_ns")
+
+    def __init__(self, write: Write) -> None:
+        self.pulses: list[Pulse] = list(write.pulses)
+        self.epoch = write.epoch
+        self.status = write.status
+        self.open = write.open
+        self.key = write.key
+        self.updated_ns = write.pulses[-1].at_ns
+
+
+class MemoryStore:
+    """The `Store` port in memory.
+
+    Keeps every open transaction, and of those with nothing left to do the last `retained` that ended and the last `retained` that
+    wait to be resumed (halted, stuck); with a transaction its key is forgotten.  `append` calls `done` before it returns.
+    """
+
+    def __init__(self, retained: int = RETAINED) -> None:
+        if retained < 1:
+            raise ConfigurationError(f"retained={retained}: at least the last finished transaction is kept")
+        self._retained = retained
+        self._owner = ""
+        self._closed = False
+        self._entries: dict[str, _Entry] = {}
+        self._keys: dict[tuple[str, str], str] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._resumable: OrderedDict[str, None] = OrderedDict()
+
+    def open(self, owner: str) -> None:
+        """Take part as `owner`."""
+        if self._owner:
+            raise StoreError("a store is opened once; make another one")
+        if not owner:
+            raise StoreError("an owner needs a name")
+        self._owner = owner
+
+    def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
+        """Keep `writes`, then call `done(refusals, None)` before returning."""
+        if self._closed or not self._owner:
+            done((), StoreError(f"the store is {'closed' if self._closed else 'not open'}"))
+            return
+        entries = self._entries
+        refused: list[tuple[int, str, Exception]] = []
+        for index, write in enumerate(writes):
+            transaction, epoch, pulses, status, is_open, _ = write
+            entry = entries.get(transaction)
+            if entry is None or refused or epoch < entry.epoch or (pulses and pulses[0].seq != len(entry.pulses)):
+                error = _earlier(refused, transaction) or self._create(write, entry)
+                if error is not None:
+                    refused.append((index, transaction, error))
+                    continue
+                if entry is None:
+                    continue
+            entry.pulses += pulses
+            if status != entry.status or is_open != entry.open:
+                if pulses:
+                    entry.updated_ns = pulses[-1].at_ns
+                entry.status = status
+                entry.open = is_open
+                self._file(transaction, status, is_open)
+            entry.epoch = epoch
+        done([Refusal(index, error) for index, _, error in refused] if refused else (), None)
+
+    def pulses(self, transaction: str) -> list[Pulse]:
+        """All pulses of a transaction, in order of `seq`; empty if it is unknown."""
+        entry = self._entries.get(transaction)
+        return list(entry.pulses) if entry else []
+
+    def find(self, workflow: str, key: str) -> str | None:
+        """The transaction that has this idempotency key."""
+        return self._keys.get((workflow, key))
+
+    def get(self, transaction: str) -> TransactionRow | None:
+        """What is known of one transaction."""
+        entry = self._entries.get(transaction)
+        return self._row(transaction, entry) if entry else None
+
+    def claim(self) -> list[Claim]:
+        """Nothing: what another process left in its memory is gone with it."""
+        return []
+
+    def close(self) -> None:
+        """Take no more appends; what is kept can still be read.  Twice is once."""
+        self._closed = True
+
+    def list(
+        self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[TransactionRow]:
+        """Newest first, at most `limit`; `before` is the last id of the page before."""
+        names = nlargest(
+            limit,
+            (
+                transaction
+                for transaction, entry in self._entries.items()
+                if (status is None or entry.status == status)
+                and (workflow is None or entry.pulses[0].workflow == workflow)
+                and (before is None or transaction < before)
+            ),
+        )
+        return [self._row(name, self._entries[name]) for name in names]
+
+    def _create(self, write: Write, entry: _Entry | None) -> Exception | None:
+        """Make the entry of a transaction's first write; or why this write cannot be made, if it cannot."""
+        transaction, epoch, pulses = write.transaction, write.epoch, write.pulses
+        seq = pulses[0].seq if pulses else -1
+        if entry is None:
+            return self._begin(write) if seq == 0 else StoreError(f"transaction {transaction} is not in the journal")
+        if epoch < entry.epoch:
+            return StaleOwner(f"transaction {transaction} is in epoch {entry.epoch}; this was decided in epoch {epoch}")
+        last = len(entry.pulses) - 1
+        if not pulses or seq == last + 1:
+            return None
+        if seq == 0:
+            return DuplicateTransaction(f"transaction {transaction} is in the journal already")
+        if seq <= last:
+            return StaleOwner(f"transaction {transaction}: pulse {seq} was written before")
+        return StoreError(f"transaction {transaction}: pulse {seq} follows pulse {last}; a write between was lost")
+
+    def _begin(self, write: Write) -> Exception | None:
+        transaction, key = write.transaction, write.key
+        if key:
+            workflow = write.pulses[0].workflow
+            holder = self._keys.setdefault((workflow, key), transaction)
+            if holder != transaction:
+                return DuplicateTransaction(f"key {key!r} of {workflow!r} was used before, by transaction {holder}")
+        self._entries[transaction] = _Entry(write)
+        if not write.open:
+            self._file(transaction, write.status, False)
+        return None
+
+    def _file(self, transaction: str, status: str, is_open: bool) -> None:
+        """Put a transaction where its status belongs, and forget the oldest there if they are too many."""
+        self._ended.pop(transaction, None)
+        self._resumable.pop(transaction, None)
+        if is_open:
+            return
+        shelf = self._ended if status in FINAL_STATUSES else self._resumable
+        shelf[transaction] = None
+        if len(shelf) > self._retained:
+            oldest, _ = shelf.popitem(last=False)
+            entry = self._entries.pop(oldest)
+            if entry.key:
+                del self._keys[entry.pulses[0].workflow, entry.key]
+
+    def _row(self, transaction: str, entry: _Entry) -> TransactionRow:
+        accepted = entry.pulses[0]
+        return TransactionRow(
+            transaction=transaction,
+            root=accepted.root,
+            parent=accepted.data.get("parent", "") if accepted.data else "",
+            workflow=accepted.workflow,
+            key=entry.key,
+            status=entry.status,
+            open=entry.open,
+            owner=self._owner,
+            epoch=entry.epoch,
+            created_ns=accepted.at_ns,
+            updated_ns=entry.updated_ns,
+        )
+
+
+def _earlier(refused: Sequence[tuple[int, str, Exception]], transaction: str) -> Exception | None:
+    """The refusal of an earlier write of the same transaction in this batch."""
+    return next((error for _, name, error in refused if name == transaction), None)

@@ -1,0 +1,102 @@
+"""How a pulse lies in a table: what people ask for as columns, the rest packed into one `body`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgpack
+
+from bitactor.codec import Packed, pack, token_bytes, token_from_bytes, unpack
+from bitactor.ports import TransactionRow
+from bitactor.pulse import Pulse
+
+PulseRow = tuple[str, int, str, str, str, int, int, int, int | None, str | bytes | None, bytes]
+
+PULSE_COLUMNS: Final = "transaction_id, seq, kind, step, hop, attempt, ttl, at_ns, elapsed_ns, error, body"
+TRANSACTION_COLUMNS: Final = "transaction_id, root, parent, workflow, key, status, open, owner, epoch, created_ns, updated_ns"
+
+SEQ: Final = 1
+AT_NS: Final = 7
+BODY: Final = 10
+
+_EXT_PACKED: Final = 16
+"""A `Packed` inside `data`: a token, which must not come back as plain bytes."""
+_EXT_VALUE: Final = 17
+"""A value only the codec knows how to carry, as the codec packs it."""
+
+
+def pulse_rows(pulses: Iterable[Pulse]) -> list[PulseRow]:
+    """The rows of `pulses`; what is mutable in them has been copied.
+
+    Raises:
+        InvalidOutcome, SignalTooLarge, ValueError, TypeError: something in a pulse cannot be carried.
+    """
+    rows: list[PulseRow] = []
+    for (
+        transaction, _, _, seq, hop, causes, kind, step, spawn, direction,
+        attempt, ttl, at_ns, elapsed_ns, token_in, token_out, error, data, digest,
+    ) in pulses:  # fmt: skip
+        if type(token_in) is tuple:
+            token_in = list(token_in)
+        elif token_in is not None:
+            token_in = bytes(token_bytes(token_in))
+        if token_out is not None:
+            token_out = bytes(token_bytes(token_out))
+        body: bytes = _pack([list(causes), spawn, direction, token_in, token_out, data, digest])
+        if error is not None and not error.isascii():
+            error = _storable(error)  # type: ignore[assignment]
+        rows.append((transaction, seq, kind, step, hop, attempt, ttl, at_ns, elapsed_ns, error, body))
+    return rows
+
+
+def pulse_from_row(root: str, workflow: str, row: PulseRow) -> Pulse:
+    """The pulse of a row.  Tuples inside `data` come back as lists; all else as it was."""
+    transaction, seq, kind, step, hop, attempt, ttl, at_ns, elapsed_ns, error, body = row
+    causes, spawn, direction, token_in, token_out, data, digest = msgpack.unpackb(
+        body, ext_hook=_decode_extra, strict_map_key=False, unicode_errors="surrogatepass"
+    )
+    if type(token_in) is list:
+        token_in = tuple(token_in)
+    elif token_in is not None:
+        token_in = token_from_bytes(token_in)
+    if token_out is not None:
+        token_out = token_from_bytes(token_out)
+    if isinstance(error, bytes):
+        error = error.decode("utf-8", "surrogatepass")
+    return Pulse(
+        transaction, root, workflow, seq, hop, tuple(causes), kind, step, spawn, direction,
+        attempt, ttl, at_ns, elapsed_ns, token_in, token_out, error, data, digest,
+    )  # fmt: skip
+
+
+def transaction_from_row(row: tuple[Any, ...]) -> TransactionRow:
+    """What `TRANSACTION_COLUMNS` holds."""
+    transaction, root, parent, workflow, key, status, is_open, owner, epoch, created_ns, updated_ns = row
+    return TransactionRow(transaction, root, parent, workflow, key, status, bool(is_open), owner, epoch, created_ns, updated_ns)
+
+
+def _storable(error: str) -> str | bytes:
+    """Text with lone surrogates (from undecodable file names, say) is no UTF-8; SQLite takes it as bytes."""
+    try:
+        error.encode()
+    except UnicodeEncodeError:
+        return error.encode("utf-8", "surrogatepass")
+    return error
+
+
+def _encode_extra(value: Any) -> Any:
+    if type(value) is Packed:
+        return msgpack.ExtType(_EXT_PACKED, bytes(value))
+    if isinstance(value, tuple | list):
+        return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return msgpack.ExtType(_EXT_VALUE, pack(value))
+
+
+def _decode_extra(code: int, data: bytes) -> Any:
+    return Packed(data) if code == _EXT_PACKED else unpack(data)
+
+
+_pack = msgpack.Packer(default=_encode_extra, strict_types=True, autoreset=True, unicode_errors="surrogatepass").pack

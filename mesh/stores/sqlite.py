@@ -1,0 +1,192 @@
+"""A journal in one SQLite file, shared by any number of processes of one machine.
+
+Guarantees: what `done` was called for without an error is in the file, a whole write or nothing of it, in the order of the calls.
+With `durability="process"` it survives the death of the process, with `"power"` that of the machine, with `"none"` neither is
+promised once the machine dies (the file may then be damaged).
+
+Cost: `"process"` and `"none"` commit on the calling thread, tens of microseconds; when another process holds the file's lock, a
+commit thread takes over until it has caught up, so that the caller never sleeps.  `"power"` waits for the disk in that thread, all
+that is waiting in one commit.  Checkpoints and the renewal of the lease have threads of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from bitactor.errors import ConfigurationError, StoreError, suggest
+from bitactor.ports import Claim, Refusal, Write
+from mesh.stores.checkpoints import Checkpoints
+from mesh.stores.committing import Append, CommitThread, Done
+from mesh.stores.database import connect, is_busy, patiently, prepare, store_error
+from mesh.stores.lease import Renewal, claim, identify, register, release
+from mesh.stores.reading import Reads
+from mesh.stores.writing import Writer, prepare_items
+
+_log = logging.getLogger("bitactor.store")
+
+Durability = Literal["process", "power", "none"]
+
+_SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL", "none": "OFF"}
+_CLOSING_PATIENCE: Final = 5.0
+
+
+class SqliteStore(Reads):
+    """The `Store` port on an SQLite file.  Reads see what is committed, not what waits for the commit thread.
+
+    `notify` runs a function on the thread that calls this store, soon (`loop.call_soon_threadsafe`).  After `lease` seconds of
+    silence an owner that cannot be seen from here counts as dead.  `patience` is how many seconds an append waits for a locked file
+    before it fails.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        notify: Callable[[Callable[[], None]], None],
+        durability: Durability = "process",
+        lease: float = 5.0,
+        patience: float = 30.0,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        if durability not in _SYNCHRONOUS:
+            raise ConfigurationError(f"durability={durability!r}.{suggest(str(durability), get_args(Durability))}")
+        if not lease > 0 or not patience >= 0:
+            raise ConfigurationError(f"lease={lease!r}, patience={patience!r}: seconds, more than 0 and at least 0")
+        super().__init__(Path(path).absolute())
+        self._notify = notify
+        self._synchronous = _SYNCHRONOUS[durability]
+        self._commits_here = durability != "power"
+        self._lease = lease
+        self._patience = patience
+        self._wall_ns = wall_ns
+        self._identity = identify()
+        self._owner = ""
+        self._opened = False
+        self._closing = False
+        self._in_flight = 0
+        """Appends submitted to the commit thread and not delivered; only while there are none may this thread commit."""
+        self._writer: Writer
+        self._commits: CommitThread
+        self._checkpoints: Checkpoints
+        self._renewal: Renewal
+
+    def open(self, owner: str) -> None:
+        """Create the file if need be and take part as `owner`.
+
+        Raises:
+            StoreError: the file cannot be used (the message says why and what to do), the name is taken, or this was opened before.
+        """
+        if self._opened:
+            raise StoreError(f"{self._path}: a store is opened once; make another one")
+        if not owner:
+            raise StoreError(f"{self._path}: an owner needs a name")
+        prepare(self._path)
+        try:
+            connection = connect(self._path, synchronous=self._synchronous, timeout=0)
+        except sqlite3.Error as error:
+            raise store_error(error, self._path) from error
+        try:
+            expires_ns = self._wall_ns() + int(self._lease * 1e9)
+            patiently(lambda: register(connection, owner, self._identity, expires_ns), self._patience)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise store_error(error, self._path) from error
+            raise
+        self._owner = owner
+        self._connection = connection
+        self._opened = True
+        self._start_threads()
+
+    def append(self, writes: Sequence[Write], done: Done) -> None:
+        """Keep `writes` in one commit, then call `done`; see the port."""
+        connection = self._connection
+        if connection is None or self._closing:
+            done((), StoreError(f"{self._path} is {'closed' if self._opened else 'not open'}"))
+            return
+        items = prepare_items(writes)
+        if self._in_flight or not self._commits_here:
+            self._submit(Append(items, done))
+            return
+        try:
+            refusals: Sequence[Refusal] = self._writer.commit(connection, items)
+        except sqlite3.Error as error:
+            if is_busy(error):
+                self._submit(Append(items, done))
+                return
+            failure = store_error(error, self._path)
+            failure.__cause__ = error
+        except StoreError as error:
+            failure = error
+        else:
+            self._checkpoints.wrote(len(items))
+            done(refusals, None)
+            return
+        done((), failure)
+
+    def claim(self) -> list[Claim]:
+        """Take over every open transaction whose owner is gone.  Waits up to 5 s for the file's lock if there is one to take over.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        return self._read(lambda connection: claim(connection, self._owner, self._identity, self._wall_ns()))
+
+    def close(self) -> None:
+        """Commit what waits (its `done`s are called), give the lease back, release files and threads.  Twice is once.
+
+        Takes milliseconds, or, when another process keeps the file locked, up to `patience` seconds.
+        """
+        connection = self._connection
+        if connection is None or self._closing:
+            return
+        self._closing = True
+        self._commits.close()
+        self._deliver()
+        self._renewal.close()
+        self._checkpoints.close()
+        try:
+            patiently(lambda: release(connection, self._owner), _CLOSING_PATIENCE)
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            # Others find the owner's process gone, or its lease run out, a little later.
+            _log.warning("%s: the lease of owner %r could not be given back: %s", self._path, self._owner, error)
+        finally:
+            self._connection = None
+            connection.close()
+
+    def _start_threads(self) -> None:
+        self._writer = Writer(self._owner)
+        self._checkpoints = Checkpoints(self._path, self._synchronous if self._synchronous == "OFF" else "NORMAL")
+        self._renewal = Renewal(self._path, self._owner, self._lease, self._wall_ns)
+        self._commits = CommitThread(
+            self._path,
+            self._writer,
+            synchronous=self._synchronous,
+            patience=self._patience,
+            notify=self._notify,
+            deliver=self._deliver,
+            wrote=self._checkpoints.wrote,
+        )
+        self._checkpoints.start()
+        self._renewal.start()
+
+    def _submit(self, append: Append) -> None:
+        self._in_flight += 1
+        self._commits.submit(append)
+
+    def _deliver(self) -> None:
+        """Tell what the commit thread did; on the loop's thread."""
+        completions = self._commits.completions
+        while completions:
+            done, refusals, error = completions.popleft()
+            self._in_flight -= 1
+            try:
+                done(refusals, error)
+            except Exception:
+                _log.exception("%s: a callback of append raised", self._path)

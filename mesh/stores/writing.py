@@ -1,0 +1,237 @@
+"""What one commit does to a journal: which writes are taken, which refused, and the few statements that make it so.
+
+Every commit is one database transaction that begins by looking at our own row in `owners`.  As long as that row stands and is not
+fenced, nobody else can have touched the open transactions we hold, so what the last commit knew of them is still true and need not
+be read again: an ordinary hop costs its pulse rows and nothing else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from bitactor.errors import BitActorError, DuplicateTransaction, StaleOwner, StoreError
+from bitactor.ports import Refusal, Write
+from mesh.stores.rows import AT_NS, SEQ, PulseRow, pulse_rows
+
+
+class Item(NamedTuple):
+    """A write and its rows, or why it has none."""
+
+    write: Write
+    rows: Sequence[PulseRow]
+    error: Exception | None = None
+
+
+class Known(NamedTuple):
+    """What the journal holds of a transaction, as far as the next write of it must know."""
+
+    epoch: int
+    status: str
+    open: bool
+    next_seq: int
+    holder: str = ""
+    """Who works on it, if it is open and not ours."""
+
+
+_CANNOT_BE_STORED: Final = (
+    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError, OverflowError,
+)  # fmt: skip
+"""What SQLite or its binding raises for one row that it will not take; the rows of others are not at fault."""
+
+_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_PULSE: Final = "INSERT INTO pulses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPDATE_TRANSACTION: Final = (
+    "UPDATE transactions SET status = ?, open = ?, owner = ?, epoch = ?, updated_ns = max(updated_ns, ?) WHERE transaction_id = ?"
+)
+
+
+def prepare_items(writes: Iterable[Write]) -> list[Item]:
+    """The rows of each write, packed now, so that nothing changes them any more."""
+    items = []
+    for write in writes:
+        try:
+            items.append(Item(write, pulse_rows(write.pulses)))
+        except (BitActorError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            refusal = StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
+            items.append(Item(write, (), refusal))
+    return items
+
+
+class Writer:
+    """Commits of one owner.  Used by one thread at a time, on whichever connection belongs to that thread."""
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self._known: dict[str, Known] = {}
+        """The open transactions that we hold and have written to."""
+
+    def commit(self, connection: sqlite3.Connection, items: Sequence[Item]) -> list[Refusal]:
+        """Keep `items` in one database transaction; those that are refused leave no trace.
+
+        Raises:
+            StaleOwner: our lease was taken from us; nothing was written.
+            sqlite3.Error: nothing was written; when busy, the same call can be made again.
+        """
+        try:
+            batch = _Batch(self._owner, self._known, connection)
+            self._begin(connection)
+            try:
+                batch.write(items)
+            except _CANNOT_BE_STORED:
+                connection.execute("ROLLBACK")
+                batch = _Batch(self._owner, self._known, connection)
+                self._begin(connection)
+                batch.write_one_by_one(items)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self._remember(batch.changes)
+        return batch.refusals
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        row = connection.execute("SELECT fenced FROM owners WHERE owner = ?", (self._owner,)).fetchone()
+        if row is None or row[0]:
+            by = f"by {row[0]!r}" if row else "by another process"
+            raise StaleOwner(
+                f"owner {self._owner!r} was declared dead {by} and its transactions were taken over; stop working on them"
+            )
+
+    def _remember(self, changes: dict[str, Known]) -> None:
+        known = self._known
+        for transaction, state in changes.items():
+            if state.open:
+                known[transaction] = state
+            else:
+                known.pop(transaction, None)
+
+
+class _Batch:
+    """One database transaction in the making."""
+
+    def __init__(self, owner: str, known: Mapping[str, Known], connection: sqlite3.Connection) -> None:
+        self._owner = owner
+        self._known = known
+        self._connection = connection
+        self._refused: dict[str, Exception] = {}
+        self.changes: dict[str, Known] = {}
+        """What becomes known once this is committed."""
+        self.refusals: list[Refusal] = []
+
+    def write(self, items: Iterable[Item], first: int = 0) -> None:
+        """All in one go; raises one of `_CANNOT_BE_STORED` if that will not do.  `first` is the index of the first item."""
+        connection, known, changes = self._connection, self._known, self.changes
+        created: list[tuple[str | int, ...]] = []
+        updated: list[tuple[str | int, ...]] = []
+        rows: list[PulseRow] = []
+        for index, item in enumerate(items, first):
+            write, item_rows, error = item
+            transaction, epoch, _, status, is_open, _ = write
+            creates = bool(item_rows) and item_rows[0][SEQ] == 0
+            state = changes.get(transaction) or known.get(transaction)
+            if state is None and not creates:
+                state = self._look_up(transaction)
+            error = error or self._refused.get(transaction) or _objection(item, state, creates)
+            if error is not None:
+                self._refuse(index, transaction, error)
+                continue
+            rows += item_rows
+            if state is None:
+                created.append(_transaction_row(write, self._owner))
+                changes[transaction] = Known(epoch, status, is_open, len(item_rows))
+                continue
+            if status != state.status or is_open != state.open or epoch != state.epoch:
+                at_ns = item_rows[-1][AT_NS] if item_rows else 0
+                updated.append((status, is_open, self._owner, epoch, at_ns, transaction))
+            changes[transaction] = Known(epoch, status, is_open, state.next_seq + len(item_rows))
+        if created:
+            connection.executemany(_INSERT_TRANSACTION, created)
+        connection.executemany(_INSERT_PULSE, rows)
+        if updated:
+            connection.executemany(_UPDATE_TRANSACTION, updated)
+
+    def write_one_by_one(self, items: Iterable[Item]) -> None:
+        """The same, refusing each write that cannot be stored and taking the others."""
+        connection = self._connection
+        for index, item in enumerate(items):
+            transaction = item.write.transaction
+            before = self.changes.get(transaction)
+            connection.execute("SAVEPOINT one")
+            try:
+                self.write((item,), index)
+            except _CANNOT_BE_STORED as error:
+                connection.execute("ROLLBACK TO one")
+                if before is None:
+                    self.changes.pop(transaction, None)
+                else:
+                    self.changes[transaction] = before
+                self._refuse(index, transaction, self._explain(item.write, error))
+            connection.execute("RELEASE one")
+
+    def _refuse(self, index: int, transaction: str, error: Exception) -> None:
+        self._refused[transaction] = error
+        self.refusals.append(Refusal(index, error))
+
+    def _look_up(self, transaction: str) -> Known | None:
+        row = self._connection.execute(
+            "SELECT epoch, status, open, owner, (SELECT max(seq) FROM pulses WHERE pulses.transaction_id = ?1)"
+            " FROM transactions WHERE transaction_id = ?1",
+            (transaction,),
+        ).fetchone()
+        if row is None:
+            return None
+        epoch, status, is_open, owner, last_seq = row
+        holder = owner if is_open and owner != self._owner else ""
+        return Known(epoch, status, bool(is_open), 0 if last_seq is None else last_seq + 1, holder)
+
+    def _explain(self, write: Write, error: Exception) -> Exception:
+        """Why a write that had no objection against it could not be stored."""
+        taken = None
+        if write.key:
+            taken = self._connection.execute(
+                "SELECT transaction_id FROM transactions WHERE workflow = ? AND key = ? AND key <> ''",
+                (write.pulses[0].workflow, write.key),
+            ).fetchone()
+        if taken and taken[0] != write.transaction:
+            return DuplicateTransaction(
+                f"key {write.key!r} of {write.pulses[0].workflow!r} was used before, by transaction {taken[0]}"
+            )
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_PRIMARYKEY":
+            if write.pulses[0].seq == 0:
+                return DuplicateTransaction(f"transaction {write.transaction} is in the journal already")
+            return StaleOwner(f"transaction {write.transaction}: another process wrote pulse {write.pulses[0].seq} before")
+        return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
+
+
+def _objection(item: Item, state: Known | None, creates: bool) -> Exception | None:
+    """Why a write must not be made, from what the journal holds of its transaction."""
+    transaction, epoch = item.write.transaction, item.write.epoch
+    if state is None:
+        return None if creates else StoreError(f"transaction {transaction} is not in the journal")
+    if state.holder:
+        return StaleOwner(f"transaction {transaction} belongs to {state.holder!r}")
+    if epoch < state.epoch:
+        return StaleOwner(f"transaction {transaction} is in epoch {state.epoch}; this was decided in epoch {epoch}")
+    if not item.rows:
+        return None
+    seq = item.rows[0][SEQ]
+    if seq == state.next_seq:
+        return None
+    if creates:
+        return DuplicateTransaction(f"transaction {transaction} is in the journal already")
+    if seq < state.next_seq:
+        return StaleOwner(f"transaction {transaction}: pulse {seq} was written before, by another process or twice")
+    return StoreError(f"transaction {transaction}: pulse {seq} follows pulse {state.next_seq - 1}; a write between was lost")
+
+
+def _transaction_row(write: Write, owner: str) -> tuple[str | int, ...]:
+    accepted = write.pulses[0]
+    parent = accepted.data.get("parent", "") if accepted.data else ""
+    return (
+        write.transaction, accepted.root, parent, accepted.workflow, write.key, write.status, write.open,
+        owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns,
+    )  # fmt: skip

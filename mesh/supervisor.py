@@ -1,0 +1,532 @@
+"""The supervisor: owns transactions, keeps their pulses, obeys their commands.
+
+Everything happens in *turns* on the loop's thread.  A turn feeds what has come in to the sagas, appends the pulses that follow in one commit,
+and only then obeys the commands; hops that finish while being dispatched are fed in the same turn.  Append, then obey.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from bitactor.arguments import argument_values, converted, transformed
+from bitactor.errors import BitActorError, Cancelled, DuplicateTransaction, InvalidInput, StaleOwner, StoreError
+from bitactor.plan import Plan, PlanStep
+from bitactor.ports import Clock, Refusal, Store, Write
+from bitactor.pulse import Pulse
+from bitactor.saga import (
+    Abandon,
+    Accept,
+    ArmDeadline,
+    ArmGrace,
+    ArmRetry,
+    Command,
+    DeadlineOver,
+    Decide,
+    Decided,
+    Deliver,
+    Dispatch,
+    Emission,
+    GraceOver,
+    Lost,
+    Recovered,
+    Replied,
+    RetryDue,
+    Saga,
+    Settle,
+)
+from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
+from mesh.actor import ENDED, BitActor
+from mesh.faults import error_of, fault_of
+from mesh.host import Host
+from mesh.wheel import Timer, TimingWheel
+
+logger = logging.getLogger("bitactor.supervisor")
+
+TURN_BUDGET_NS = 5_000_000
+"""A turn gives the loop back after this long, so that sockets and timers are served."""
+
+
+class Router(Protocol):
+    """Takes hops whose steps run elsewhere."""
+
+    def dispatch(self, run: Run, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any) -> None:
+        """Bring it to a holder; what becomes of it is told with `Supervisor.feed`."""
+
+    def abandon(self, run: Run, index: int) -> None:
+        """Tell the holder to stop."""
+
+
+class Outbox(Protocol):
+    """Takes emitted signals."""
+
+    def deliver(self, run: Run, emission: Emission) -> None:
+        """Bring it to one of each group; told with `Supervisor.feed`."""
+
+
+class Run:
+    """One transaction in this process: its saga, and what is armed and running for it."""
+
+    __slots__ = (
+        "accepted", "actors", "data", "deadline", "done", "errors", "failure", "grace", "held", "key", "plan", "retries", "saga", "waiters",
+    )  # fmt: skip
+
+    def __init__(self, saga: Saga, key: str = "") -> None:
+        self.saga = saga
+        self.plan = saga.plan
+        self.key = key
+        self.actors: dict[int, BitActor] = {}
+        self.errors: dict[str, BaseException] = {}
+        """Hop → the live exception, where the failure happened in this process."""
+        self.waiters: list[asyncio.Future[None]] = []
+        self.accepted: asyncio.Future[None] | None = None
+        self.failure: BaseException | None = None
+        """Set when this process can say nothing more about the transaction: its journal failed or was taken over."""
+        self.deadline: Timer | None = None
+        self.grace: Timer | None = None
+        self.retries: dict[int, Timer] = {}
+        self.held = False
+        self.done: Callable[[BitActor, Reply, BaseException | None], None] | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self.saga.status != "running" or self.failure is not None
+
+
+class Supervisor:
+    """All transactions that this process owns."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        wheel: TimingWheel,
+        store: Store,
+        host: Host,
+        *,
+        at_once: bool,
+        told: Callable[[Sequence[Pulse]], None] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.clock = clock
+        self.wheel = wheel
+        self.store = store
+        self.host = host
+        self.at_once = at_once
+        """Whether an append costs next to nothing, so that waiting to share a commit is not worth it."""
+        self.told = told
+        self.router: Router | None = None
+        self.hosted: Callable[[PlanStep], bool] = lambda step: True
+        self.outbox: Outbox | None = None
+        self.runs: dict[str, Run] = {}
+        """Open transactions; emitted signals may still be on their way after the rest has settled."""
+        self.running = 0
+        self.on_settled: list[Callable[[Run], None]] = []
+        self.healthy = True
+        self._stimuli: deque[tuple[Run, Any]] = deque()
+        self._scheduled = False
+        self._turning = False
+        self._gates: dict[str, Gate] = {}
+        self._keys: dict[tuple[str, str], Run] = {}
+
+    # Coming in
+
+    def find(self, workflow: str, key: str) -> Run | str | None:
+        """The transaction that has an idempotency key: the open run, or the id of one that is only in the store."""
+        run = self._keys.get((workflow, key))
+        if run is not None:
+            return run
+        transaction = self.store.find(workflow, key)
+        return None if transaction is None else self.runs.get(transaction, transaction)
+
+    def accept(self, run: Run, stimulus: Accept) -> None:
+        """Begin a transaction; `run.accepted`, if there is one, is resolved once that is durable."""
+        self.runs[run.saga.transaction] = run
+        self.running += 1
+        if run.key:
+            self._keys[run.plan.workflow, run.key] = run
+        if self.at_once and not self._turning:
+            self._react_at_once(run, stimulus)
+        else:
+            self.feed(run, stimulus)
+
+    def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int) -> Run:
+        """Take over a transaction from its journal."""
+        run = Run(Saga.fold(plan, pulses), (pulses[0].data or {}).get("key", ""))
+        self.runs[run.saga.transaction] = run
+        self.running += 1
+        self.feed(run, Recovered(owner, epoch))
+        return run
+
+    def feed(self, run: Run, stimulus: Any) -> None:
+        """Something happened to a transaction.  On the loop's thread only."""
+        self._stimuli.append((run, stimulus))
+        if not self._scheduled and not self._turning:
+            self._scheduled = True
+            self.loop.call_soon(self._turn)
+
+    def _hop_done(self, run: Run, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+        index = actor.step.index
+        if error is not None:
+            run.errors[reply.hop] = error
+        if reply.outcome == "lost":
+            self._stimuli.append((run, Lost(index, reply.delivery, reply.reason or "worker")))
+        else:
+            self._stimuli.append((run, Replied(index, reply)))
+        if run.actors.get(index) is actor and actor.state == ENDED:
+            del run.actors[index]
+        if not self._scheduled and not self._turning:
+            self._scheduled = True
+            self.loop.call_soon(self._turn)
+
+    # Turning
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self._turning = True
+        until = self.clock.monotonic_ns() + TURN_BUDGET_NS
+        stimuli = self._stimuli
+        try:
+            while stimuli:
+                self._react_to_all()
+                if self.clock.monotonic_ns() > until:
+                    break
+        finally:
+            self._turning = False
+            if stimuli and not self._scheduled:
+                self._scheduled = True
+                self.loop.call_soon(self._turn)
+
+    def _react_to_all(self) -> None:
+        stimuli = self._stimuli
+        now_ns = self.clock.wall_ns()
+        writes: list[Write] = []
+        orders: list[tuple[Run, list[Pulse], list[Command], int]] = []
+        while stimuli:
+            run, stimulus = stimuli.popleft()
+            if run.failure is not None:
+                continue
+            saga = run.saga
+            try:
+                pulses, commands = saga.react(stimulus, now_ns)
+            except Exception as error:
+                self._give_up(run, error)
+                continue
+            if pulses:
+                orders.append((run, pulses, commands, len(writes)))
+                writes.append(Write(saga.transaction, saga.epoch, pulses, saga.status, saga.open, run.key if pulses[0].seq == 0 else ""))
+            elif commands:
+                orders.append((run, pulses, commands, -1))
+        if writes:
+            self.store.append(writes, partial(self._kept, orders))
+        elif orders:
+            self._kept(orders, (), None)
+
+    def _react_at_once(self, run: Run, stimulus: Accept) -> None:
+        """Accept without waiting for the next turn; the commands are still obeyed there, outside of any task."""
+        saga = run.saga
+        pulses, commands = saga.react(stimulus, self.clock.wall_ns())
+        write = Write(saga.transaction, saga.epoch, pulses, saga.status, saga.open, run.key)
+        orders = [(run, pulses, commands, 0)]
+        self.store.append((write,), lambda refusals, error: self._kept_at_once(orders, refusals, error))
+
+    def _kept_at_once(self, orders: Any, refusals: Sequence[Refusal], error: BaseException | None) -> None:
+        self.loop.call_soon(self._obey_later, orders, refusals, error)
+
+    def _obey_later(self, orders: Any, refusals: Sequence[Refusal], error: BaseException | None) -> None:
+        self._turning = True
+        try:
+            self._kept(orders, refusals, error)
+        finally:
+            self._turning = False
+        if self._stimuli:
+            self._turn()
+
+    def _kept(self, orders: Any, refusals: Sequence[Refusal], error: BaseException | None) -> None:
+        """The pulses are durable (or were refused): obey."""
+        if error is not None:
+            self._not_kept(orders, error)
+            return
+        refused = {refusal.index: refusal.error for refusal in refusals} if refusals else None
+        told = self.told
+        for run, pulses, commands, index in orders:
+            if refused is not None and index in refused:
+                self._give_up(run, refused[index])
+                continue
+            if told is not None and pulses:
+                told(pulses)
+            if run.accepted is not None:
+                if not run.accepted.done():
+                    run.accepted.set_result(None)
+                run.accepted = None
+            for command in commands:
+                if type(command) is Dispatch:
+                    self._dispatch(run, command)
+                else:
+                    _OBEY[type(command)](self, run, command)
+            if not run.saga.open:
+                self._forget(run)
+        if self._stimuli and not self._turning and not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._turn)
+
+    def _not_kept(self, orders: Any, error: BaseException) -> None:
+        self.healthy = False
+        logger.critical("the journal could not be written: %s; giving up %d transactions here", error, len(orders))
+        for run, _, _, _ in orders:
+            self._give_up(run, error)
+
+    def _give_up(self, run: Run, error: BaseException) -> None:
+        """This process can say nothing more about the transaction; its journal is what holds."""
+        if run.failure is not None:
+            return
+        if not isinstance(error, DuplicateTransaction | StaleOwner):
+            logger.error("transaction %s of %s is given up here: %s", run.saga.transaction, run.plan.workflow, error, exc_info=error)
+        was_running = not run.settled
+        run.failure = error if isinstance(error, BitActorError) else StoreError(f"transaction {run.saga.transaction}: {error!r}")
+        for actor in list(run.actors.values()):
+            actor.abandon()
+        self._forget(run)
+        if run.accepted is not None and not run.accepted.done():
+            run.accepted.set_exception(run.failure)
+            run.accepted = None
+        if was_running:
+            self._wake(run)
+
+    def _forget(self, run: Run) -> None:
+        self.runs.pop(run.saga.transaction, None)
+        if run.key and self._keys.get((run.plan.workflow, run.key)) is run:
+            del self._keys[run.plan.workflow, run.key]
+
+    # Obeying
+
+    def _dispatch(self, run: Run, command: Dispatch) -> None:
+        index, direction, fault = command
+        plan = run.plan
+        step = plan.steps[index]
+        if plan.concurrency is not None and direction is FORWARD and fault is None and not self._enter_gate(run, command):
+            return
+        saga = run.saga
+        try:
+            values = argument_values(step.arguments, saga.tokens, step.address, saga.decided.get(index))
+        except InvalidInput as error:
+            self._answer_for(run, index, direction, error)
+            return
+        signal = self._signal(run, step, direction, fault)
+        result = None
+        if direction is UNDO:
+            result = None if index in saga.doubts else saga.tokens[index]
+        if not self.hosted(step) and self.router is not None:
+            self.router.dispatch(run, step, signal, values, result)
+            return
+        if run.done is None:
+            run.done = partial(self._hop_done, run)
+        actor = self.host.launch(plan, step, signal, values, result, run.done)
+        if actor.state != ENDED:
+            run.actors[index] = actor
+
+    def _signal(self, run: Run, step: PlanStep, direction: str, fault: Fault | None) -> Signal:
+        saga = run.saga
+        index = step.index
+        budget_ns = step.timeout_ns
+        if saga.deadline_ns is not None and direction is FORWARD:
+            left = saga.deadline_ns - saga.spawned_at_ns[index]
+            if budget_ns is None or left < budget_ns:
+                budget_ns = left if left > 0 else 0
+        undoing = direction is UNDO
+        return tuple.__new__(
+            Signal,
+            (
+                step.address, saga.transaction, saga.root, saga.undo_hop(index) if undoing else saga.hops[index],
+                (saga.hops[index],) if undoing else saga.causes[index], direction,
+                saga.undo_attempts[index] if undoing else saga.attempts[index], saga.deliveries[index], saga.epoch, saga.ttls[index],
+                budget_ns, None, "", fault, saga.parent, saga.metadata, undoing and index in saga.doubts,
+                step.retries - saga.failures[index], saga.trail,
+            ),
+        )  # fmt: skip
+
+    def _answer_for(self, run: Run, index: int, direction: str, error: BaseException) -> None:
+        """A hop that cannot even begin."""
+        saga = run.saga
+        hop = saga.undo_hop(index) if direction is UNDO else saga.hops[index]
+        run.errors[hop] = error
+        reply = Reply(saga.transaction, hop, saga.deliveries[index], saga.epoch, "fail", fault=fault_of(error))
+        self.feed(run, Replied(index, reply))
+
+    def _enter_gate(self, run: Run, command: Dispatch) -> bool:
+        if run.held:
+            return True
+        gate = self._gates.get(run.plan.workflow)
+        if gate is None:
+            gate = self._gates[run.plan.workflow] = Gate(run.plan.concurrency or 1)
+        run.held = gate.enter((run, command))
+        return run.held
+
+    def waiting_at_gate(self, workflow: str) -> int:
+        """How many accepted transactions of a consumer wait for one of its places."""
+        gate = self._gates.get(workflow)
+        return len(gate.waiting) if gate is not None else 0
+
+    def _decide(self, run: Run, command: Decide) -> None:
+        """Evaluate transforms and predicate, once; what comes of it is recorded."""
+        step = run.plan.steps[command.step]
+        saga = run.saga
+        try:
+            arguments = transformed(step.arguments, saga.tokens, step.address)
+            wanted = True
+            if step.when is not None:
+                values = converted(step.arguments, argument_values(step.arguments, saga.tokens, step.address, arguments), step.address)
+                values |= argument_values(step.when_arguments, saga.tokens, step.address)
+                wanted = bool(step.when.function(**{name: values[name] for name in step.when.takes}))
+        except BaseException as error:
+            run.errors[saga.hops[command.step]] = error
+            fault = fault_of(error)
+            self.feed(run, Decided(command.step, True, None, fault._replace(message=f"deciding on {step.address!r}: {fault.message}")))
+        else:
+            self.feed(run, Decided(command.step, wanted, arguments))
+
+    def _arm_retry(self, run: Run, command: ArmRetry) -> None:
+        index = command.step
+        run.retries[index] = self._timer(command.due_ns, lambda: self._retry_due(run, index))
+
+    def _retry_due(self, run: Run, index: int) -> None:
+        run.retries.pop(index, None)
+        self.feed(run, RetryDue(index))
+
+    def _arm_grace(self, run: Run, command: ArmGrace) -> None:
+        due_ns = self.clock.wall_ns() + command.after_ns
+        run.grace = self._timer(due_ns, lambda: self.feed(run, GraceOver()))
+
+    def _arm_deadline(self, run: Run, command: ArmDeadline) -> None:
+        if run.deadline is not None:
+            run.deadline.cancel()
+            run.deadline = None
+        if command.due_ns is not None:
+            run.deadline = self._timer(command.due_ns, lambda: self._deadline_over(run))
+
+    def _deadline_over(self, run: Run) -> None:
+        run.deadline = None
+        saga = run.saga
+        seconds = (self.clock.wall_ns() - saga.accepted_at_ns) / 1e9
+        what = "undoing" if saga.phase in ("failing", "undoing") else "running"
+        self.feed(
+            run,
+            DeadlineOver(Fault("bitactor.errors:DeadlineExceeded", f"{run.plan.workflow!r} was still {what} {seconds:.3g} s after it began")),
+        )
+
+    def _timer(self, due_wall_ns: int, callback: Callable[[], None]) -> Timer:
+        return Timer(self.wheel, self.clock.monotonic_ns() + due_wall_ns - self.clock.wall_ns(), callback)
+
+    def _abandon(self, run: Run, command: Abandon) -> None:
+        actor = run.actors.get(command.step)
+        if actor is not None:
+            actor.abandon()
+        elif self.router is not None:
+            self.router.abandon(run, command.step)
+        gate = self._gates.get(run.plan.workflow)
+        if gate is not None and gate.forget(run):
+            self._answer_for(run, command.step, FORWARD, Cancelled(f"{run.plan.workflow!r} was stopped before it had started"))
+
+    def _deliver(self, run: Run, command: Deliver) -> None:
+        if self.outbox is not None:
+            self.outbox.deliver(run, command.emission)
+
+    def _settle(self, run: Run, command: Settle) -> None:
+        for timer in (run.deadline, run.grace, *run.retries.values()):
+            if timer is not None:
+                timer.cancel()
+        run.deadline = run.grace = None
+        run.retries.clear()
+        self._wake(run)
+
+    def _wake(self, run: Run) -> None:
+        """The transaction has settled, or is given up: tell who waits, and let the next one through the gate."""
+        self.running -= 1
+        for waiter in run.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        run.waiters.clear()
+        for listener in self.on_settled:
+            listener(run)
+        if run.held:
+            run.held = False
+            gate = self._gates[run.plan.workflow]
+            following = gate.leave()
+            if following is not None:
+                following[0].held = True
+                self.loop.call_soon(self._dispatch_held, *following)
+
+    def _dispatch_held(self, run: Run, command: Dispatch) -> None:
+        self._turning = True
+        try:
+            self._dispatch(run, command)
+        finally:
+            self._turning = False
+        if self._stimuli:
+            self._turn()
+
+    def close(self) -> None:
+        """Stop everything that runs here; what has not settled is still in the journal, and its waiters are told."""
+        for run in list(self.runs.values()):
+            if not run.settled:
+                self._give_up(run, StoreError(f"transaction {run.saga.transaction} was still running when its mesh was closed"))
+        self.runs.clear()
+        self._stimuli.clear()
+
+    # Looking
+
+    def error_for(self, run: Run, hop: str, fault: Fault) -> BaseException:
+        """The exception behind a recorded fault: the live one if it happened in this process."""
+        return run.errors.get(hop) or error_of(fault, run.plan.errors)
+
+    def resumed(self, run: Run) -> None:
+        """A halted or stuck transaction goes on."""
+        self.runs[run.saga.transaction] = run
+        self.running += 1
+
+
+class Gate:
+    """Lets a bounded number of a consumer's transactions run at once."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self.waiting: deque[tuple[Run, Dispatch]] = deque()
+
+    def enter(self, who: tuple[Run, Dispatch]) -> bool:
+        """Whether there was a place; if not, `who` waits in line."""
+        if self._free > 0:
+            self._free -= 1
+            return True
+        self.waiting.append(who)
+        return False
+
+    def leave(self) -> tuple[Run, Dispatch] | None:
+        """Give a place back; the answer is who gets it."""
+        while self.waiting:
+            run, command = self.waiting.popleft()
+            if not run.settled:
+                return run, command
+        self._free += 1
+        return None
+
+    def forget(self, run: Run) -> bool:
+        """This one waits no more; whether it had."""
+        before = len(self.waiting)
+        self.waiting = deque(who for who in self.waiting if who[0] is not run)
+        return len(self.waiting) < before
+
+
+_OBEY: Mapping[type, Callable[[Supervisor, Run, Any], None]] = {
+    Decide: Supervisor._decide,
+    ArmRetry: Supervisor._arm_retry,
+    ArmGrace: Supervisor._arm_grace,
+    ArmDeadline: Supervisor._arm_deadline,
+    Abandon: Supervisor._abandon,
+    Deliver: Supervisor._deliver,
+    Settle: Supervisor._settle,
+}

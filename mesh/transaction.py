@@ -1,0 +1,178 @@
+"""A transaction as its caller sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bitactor.codec import decode_token
+from bitactor.errors import InvalidInput, WorkflowFailed
+from bitactor.pulse import Pulse
+from bitactor.signal import Fault
+from mesh.display import shown_pulses
+from mesh.faults import fault_of
+from mesh.supervisor import Run
+
+if TYPE_CHECKING:
+    from mesh.node import Node
+
+
+class Transaction:
+    """A stimulus that was accepted.  Safe to use on the mesh's loop; `BlockingTransaction` is for other threads."""
+
+    def __init__(self, node: Node, run: Run) -> None:
+        self._node = node
+        self._run = run
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self.id} of {self.workflow!r}: {self.status}>"
+
+    @property
+    def id(self) -> str:
+        """32 hex digits; for a root transaction the trace id in Jaeger."""
+        return self._run.saga.transaction
+
+    @property
+    def root(self) -> str:
+        """The id of the root transaction, which is the trace id of the whole causal tree."""
+        return self._run.saga.root
+
+    @property
+    def workflow(self) -> str:
+        """The workflow's name."""
+        return self._run.plan.workflow
+
+    @property
+    def status(self) -> str:
+        """`running | completed | compensated | cancelled | halted | stuck`."""
+        return self._run.saga.status
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """The value of the workflow's returning step, once the transaction has ended.
+
+        Raises:
+            WorkflowFailed: it ended in another way than `completed`; `errors` has the original error first.
+            TimeoutError: it has not ended within `timeout` seconds; it goes on.
+            StoreError: its journal could not be written, or another process has taken it over.
+        """
+        await self.ended(timeout)
+        if self._run.failure is not None:
+            raise self._run.failure
+        saga = self._run.saga
+        if saga.status == "completed":
+            return self.value()
+        raise self._failure()
+
+    async def ended(self, timeout: float | None = None) -> str:
+        """Wait until nothing more happens by itself, and return the status; never raises for how it ended."""
+        run = self._run
+        if not run.settled:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            run.waiters.append(waiter)
+            try:
+                if timeout is None:
+                    await waiter
+                else:
+                    async with asyncio.timeout(timeout):
+                        await waiter
+            finally:
+                if not waiter.done() or waiter.cancelled():
+                    run.waiters = [other for other in run.waiters if other is not waiter]
+        return self.status
+
+    def value(self) -> Any:
+        """The result of a completed transaction, without waiting."""
+        return decode_token(self._run.saga.result())
+
+    def results(self) -> dict[str, Any]:
+        """Step → value of everything that is done, also when the transaction fails; None for skipped steps."""
+        return {name: decode_token(token) for name, token in self._run.saga.results().items()}
+
+    def errors(self) -> list[BaseException]:
+        """What went wrong so far: the original error first, then those of compensation and undo."""
+        run = self._run
+        return [self._node.supervisor.error_for(run, hop, fault) for hop, fault in run.saga.errors]
+
+    def pulses(self) -> list[Pulse]:
+        """The pulses so far, with tokens as values."""
+        return shown_pulses(self._run.plan, self.raw_pulses())
+
+    def raw_pulses(self) -> Sequence[Pulse]:
+        """The pulses as the journal has them."""
+        return self._node.store.pulses(self.id)
+
+    async def cancel(self, reason: str = "") -> str:
+        """Stop it, undo what was done, and return the status it ended with.  Without effect if it has ended."""
+        fault = Fault("bitactor.errors:Cancelled", reason or "cancelled on request")
+        self._node.cancel(self._run, fault)
+        return await self.ended()
+
+    async def resume(self) -> None:
+        """Let a halted or stuck transaction go on.
+
+        Raises:
+            InvalidInput: it is neither.
+        """
+        if self.status not in ("halted", "stuck"):
+            raise InvalidInput(f"transaction {self.id} is {self.status}; only a halted or stuck one can be resumed")
+        self._node.resume(self._run)
+
+    def _failure(self) -> WorkflowFailed:
+        errors = self.errors()
+        saga = self._run.saga
+        first = errors[0] if errors else None
+        why = fault_of(first).summary() if first is not None else self._halt_reason()
+        failure = WorkflowFailed(
+            f"{self.workflow!r} ended {saga.status}: {why} [transaction {self.id}; `bitactor trace {self.id}` shows what happened]",
+            self.id,
+            saga.status,
+            errors,
+        )
+        failure.__cause__ = first
+        return failure
+
+    def _halt_reason(self) -> str:
+        reasons = [(pulse.data or {}).get("reason") for pulse in self.raw_pulses() if pulse.kind == "halted" and pulse.step]
+        return str(reasons[-1]) if reasons and reasons[-1] else "a step asked to halt"
+
+
+class BlockingTransaction:
+    """The same from a thread that is not the mesh's."""
+
+    def __init__(self, node: Node, transaction: Transaction) -> None:
+        self._node = node
+        self._transaction = transaction
+
+    def __repr__(self) -> str:
+        return repr(self._transaction)
+
+    @property
+    def id(self) -> str:
+        """See `Transaction.id`."""
+        return self._transaction.id
+
+    @property
+    def status(self) -> str:
+        """See `Transaction.status`."""
+        return self._transaction.status
+
+    def result(self, timeout: float | None = None) -> Any:
+        """See `Transaction.result`; blocks the calling thread."""
+        return self._node.blocking(self._transaction.result(timeout))
+
+    def results(self) -> dict[str, Any]:
+        """See `Transaction.results`."""
+        return self._node.blocking(_later(self._transaction.results))
+
+    def pulses(self) -> list[Pulse]:
+        """See `Transaction.pulses`."""
+        return self._node.blocking(_later(self._transaction.pulses))
+
+    def cancel(self, reason: str = "") -> str:
+        """See `Transaction.cancel`; blocks until it has ended."""
+        return self._node.blocking(self._transaction.cancel(reason))
+
+
+async def _later(call: Any) -> Any:
+    return call()

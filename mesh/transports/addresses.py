@@ -1,0 +1,142 @@
+"""Which addresses a node may bind and reach, checked before ZeroMQ sees them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+from bitactor.errors import ConfigurationError, Unroutable
+
+MAX_IPC_PATH: Final = 107
+"""Bytes of a Unix socket's path on Linux, without the closing zero."""
+_WILDCARD_HOSTS: Final = ("*", "0.0.0.0", "[::]")
+
+
+def check_bind(url: str, *, secured: bool, advertise: str) -> None:
+    """Refuse an address that cannot be bound, or not safely; touches nothing.
+
+    Raises:
+        ConfigurationError
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "ipc":
+        _check_ipc(url, rest)
+        if advertise:
+            raise ConfigurationError(f"advertise={advertise!r} is for tcp:// only; {url} is reached where it is bound")
+    elif scheme == "tcp":
+        _check_tcp(url, rest, secured=secured, advertise=advertise)
+    else:
+        raise ConfigurationError(f"cannot bind {url!r}: an address is ipc:///directory/name or tcp://host:port")
+
+
+def _check_ipc(url: str, path: str) -> None:
+    if not path or path == "*" or path.endswith("/") or "\0" in path:
+        raise ConfigurationError(f"cannot bind {url!r}: give a file name, as in ipc:///run/user/1000/bitactor/node-1")
+    if path.startswith("@"):
+        raise ConfigurationError(
+            f"cannot bind {url!r}: every user of this machine can reach an abstract socket; give a file name"
+        )
+    size = len(os.fsencode(Path(path).absolute()))
+    if size > MAX_IPC_PATH:
+        raise ConfigurationError(
+            f"cannot bind {url!r}: a path of {size} bytes, the system allows {MAX_IPC_PATH}; use a shorter directory"
+        )
+
+
+def _check_tcp(url: str, rest: str, *, secured: bool, advertise: str) -> None:
+    if not secured:
+        raise ConfigurationError(
+            f"cannot bind {url!r} without CURVE keys: anybody could send; give curve=, or use ipc://"
+        )
+    host, _, port = rest.rpartition(":")
+    if not host or not (port == "*" or _is_port(port, lowest=0)):
+        raise ConfigurationError(
+            f"cannot bind {url!r}: tcp://host:port, where port is 1 to 65535, or * for any free one"
+        )
+    if host in _WILDCARD_HOSTS and not advertise:
+        raise ConfigurationError(
+            f"{url!r} binds every interface, so others cannot tell where to reach it: give advertise='host'"
+        )
+    if advertise.startswith("tcp://") and not is_peer_address(advertise):
+        raise ConfigurationError(
+            f"advertise={advertise!r}: give 'tcp://host:port', or a host alone to use the bound port"
+        )
+    if "://" in advertise and not advertise.startswith("tcp://"):
+        raise ConfigurationError(f"advertise={advertise!r}: only tcp:// can be advertised")
+
+
+def prepare_ipc(url: str) -> str:
+    """Make the directory (0700) if it is not there, remove a dead socket file, and answer the absolute address.
+
+    Raises:
+        ConfigurationError: the directory is open to others, or the file is in use, or is no socket.
+    """
+    path = Path(url.removeprefix("ipc://")).absolute()
+    directory = path.parent
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+    except OSError as error:
+        raise ConfigurationError(f"cannot make the directory {directory} for {url}: {error.strerror}") from error
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise ConfigurationError(
+            f"{directory} is open to other users, who could then send to {path.name}: use a directory of your own, "
+            f"and chmod 700 {directory}"
+        )
+    _remove_stale(path)
+    return f"ipc://{path}"
+
+
+def _remove_stale(path: Path) -> None:
+    """ZeroMQ would remove whatever has this name, a living node's socket or a file of the user's included."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError(f"{path} exists and is no socket; use another name")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(str(path)) in (errno.ECONNREFUSED, errno.ENOENT):
+            path.unlink(missing_ok=True)
+            return
+    raise ConfigurationError(f"{path} is in use by another node; give each node a name of its own")
+
+
+def reachable_endpoint(bound: str, advertise: str) -> str:
+    """What others are told: the bound address, or what is advertised, completed with the bound port."""
+    if not advertise or advertise.startswith("tcp://"):
+        return advertise or bound
+    return f"tcp://{advertise}:{bound.rpartition(':')[2]}"
+
+
+def check_peer(endpoint: str, *, secured: bool) -> None:
+    """Refuse an endpoint that cannot, or must not, be connected to; it may come from a stranger's reply address.
+
+    Raises:
+        Unroutable
+    """
+    if not is_peer_address(endpoint):
+        raise Unroutable(f"{endpoint!r} is no endpoint: ipc:///path or tcp://host:port")
+    if endpoint.startswith("tcp://") and not secured:
+        raise Unroutable(f"{endpoint} needs CURVE keys and this node has none: give curve=")
+
+
+def is_peer_address(endpoint: str) -> bool:
+    """Whether this is an address one could connect to."""
+    scheme, _, rest = endpoint.partition("://")
+    if not rest.isprintable():
+        return False
+    if scheme == "ipc":
+        return rest.startswith("/") and len(rest.encode()) <= MAX_IPC_PATH
+    host, _, port = rest.rpartition(":")
+    plain = not any(character in host for character in " ;/@*")
+    return scheme == "tcp" and bool(host) and plain and _is_port(port, lowest=1)
+
+
+def _is_port(text: str, lowest: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and lowest <= int(text) <= 65_535

@@ -1,0 +1,195 @@
+"""Messages between nodes of one process, which may live on different loops and threads.
+
+An endpoint is `memory://<name>` within a `MemoryHub`.  The receiver gets the very bytes that were sent, in the same batches
+as frames would hold, on its own loop.  Messages to a name nobody has are dropped and counted, as if the peer had died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from typing import Final
+
+from bitactor.errors import ConfigurationError, Unroutable
+from mesh.transports.loopbound import (
+    CONNECTIONS,
+    FRAMES_PER_TURN,
+    MESSAGES_PER_TURN,
+    LoopBoundTransport,
+    Receive,
+)
+from mesh.transports.outbox import QUEUE_BYTES, QUEUE_MESSAGES, Outbox
+
+SCHEME: Final = "memory://"
+
+
+class MemoryHub:
+    """The names of one little world; nodes of different hubs never meet.  May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._nodes: dict[str, MemoryTransport] = {}
+
+    def find(self, endpoint: str) -> MemoryTransport | None:
+        """Who has that endpoint now."""
+        return self._nodes.get(endpoint)
+
+    def enter(self, endpoint: str, node: MemoryTransport) -> None:
+        """Take an endpoint; raises `ConfigurationError` if somebody has it."""
+        with self._lock:
+            if endpoint in self._nodes:
+                raise ConfigurationError(f"{endpoint} is in use by another node; give each node a name of its own")
+            self._nodes[endpoint] = node
+
+    def leave(self, endpoint: str, node: MemoryTransport) -> None:
+        """Give the endpoint back, if it is still this node's."""
+        with self._lock:
+            if self._nodes.get(endpoint) is node:
+                del self._nodes[endpoint]
+
+
+PROCESS_HUB: Final = MemoryHub()
+"""The hub of whoever names none."""
+
+
+class MemoryTransport(LoopBoundTransport[Outbox]):
+    """A `Transport` within one process.
+
+    Args:
+        name: of this node, or its whole endpoint `memory://<name>`.
+        loop: the one whose thread makes all calls and gets what comes.
+        hub: where names are looked up; by default the one of this process.
+        queue_limit: messages that may wait for one receiver, until it took them.
+        queue_bytes: the same in bytes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        hub: MemoryHub = PROCESS_HUB,
+        queue_limit: int = QUEUE_MESSAGES,
+        queue_bytes: int = QUEUE_BYTES,
+    ) -> None:
+        super().__init__(loop=loop, queue_limit=queue_limit, queue_bytes=queue_bytes, connections=CONNECTIONS)
+        self._name = name.removeprefix(SCHEME)
+        if not self._name:
+            raise ConfigurationError(f"{name!r}: give the node a name, as in memory://node-1")
+        self._hub = hub
+        self._inbox: deque[tuple[Outbox, list[bytes], int]] = deque()
+        self._inbox_lock = threading.Lock()
+        self._drain_is_due = False
+        self._takes = False
+
+    def open(self, receive: Receive) -> None:
+        """Take the name, and call `receive` on the loop's thread with the messages of each batch that comes.
+
+        Raises:
+            ConfigurationError: the name is taken.
+        """
+        self._start(receive)
+        endpoint = SCHEME + self._name
+        self._takes = True
+        try:
+            self._hub.enter(endpoint, self)
+        except ConfigurationError:
+            self._stop()
+            raise
+        self._endpoint = endpoint
+
+    def forget(self, endpoint: str) -> None:
+        """Drop what is queued for that endpoint and not yet handed over."""
+        if threading.get_ident() != self._thread:
+            if self._closed:
+                return
+            raise self._misuse("forget")
+        box = self._boxes.pop(endpoint, None)
+        if box is not None:
+            self._discard(box, f"{endpoint} was forgotten")
+
+    def close(self, timeout: float = 0.5) -> None:
+        """Hand over what is queued, give up the name, drop what came and was not taken.  Twice is once; never waits."""
+        if not self._stop():
+            return
+        self._hub.leave(self._endpoint, self)
+        with self._inbox_lock:
+            self._takes = False
+            left = list(self._inbox)
+            self._inbox.clear()
+        for box, messages, size in left:
+            box.release(len(messages), size)
+        for box in self._boxes.values():
+            self._flush_box(box)
+        self._boxes.clear()
+        self._dirty.clear()
+
+    def _connect(self, endpoint: str) -> Outbox:
+        if not endpoint.startswith(SCHEME):
+            raise Unroutable(f"{endpoint!r} cannot be reached from {self._endpoint}: this mesh is memory:// only")
+        if len(self._boxes) >= self._connections:
+            self._forget_the_gone()
+        box = self._boxes[endpoint] = Outbox(endpoint, self._queue_limit, self._queue_bytes)
+        return box
+
+    def _forget_the_gone(self) -> None:
+        gone = [box for box in self._boxes.values() if not box.held and self._hub.find(box.endpoint) is None]
+        for box in gone:
+            del self._boxes[box.endpoint]
+
+    def _flush_box(self, box: Outbox) -> bool:
+        receiver = self._hub.find(box.endpoint)
+        if receiver is None:
+            self._boxes.pop(box.endpoint, None)
+            self._discard(box, f"nobody has {box.endpoint}")
+            return False
+        while box.held:
+            messages, size = box.take()
+            if not receiver.accept(box, messages, size):
+                box.release(len(messages), size)
+                self._drop(len(messages), f"{box.endpoint} is closed")
+                continue
+            self._counters.frames_out += 1
+            self._counters.messages_out += len(messages)
+            self._counters.bytes_out += size
+        return False
+
+    def _discard(self, box: Outbox, why: str) -> None:
+        count = 0
+        while box.held:
+            messages, size = box.take()
+            box.release(len(messages), size)
+            count += len(messages)
+        self._drop(count, why)
+
+    def accept(self, box: Outbox, messages: list[bytes], size: int) -> bool:
+        """Take a batch from another node, on that node's thread; false when this one is closed."""
+        with self._inbox_lock:
+            if not self._takes:
+                return False
+            if not self._drain_is_due:
+                try:
+                    self._loop.call_soon_threadsafe(self._drain)
+                except RuntimeError:  # the loop was closed without closing us
+                    return False
+                self._drain_is_due = True
+            self._inbox.append((box, messages, size))
+        return True
+
+    def _drain(self) -> None:
+        count = 0
+        try:
+            for _ in range(FRAMES_PER_TURN):
+                with self._inbox_lock:
+                    if not self._inbox or count >= MESSAGES_PER_TURN:
+                        break
+                    box, messages, size = self._inbox.popleft()
+                box.release(len(messages), size)
+                count += len(messages)
+                self._deliver(messages, size)
+        finally:
+            with self._inbox_lock:
+                self._drain_is_due = bool(self._inbox)
+                if self._drain_is_due:
+                    self._loop.call_soon(self._drain)

@@ -1,0 +1,101 @@
+"""A timing wheel: many timers, few wake-ups, and arming or disarming one costs two dictionary operations.
+
+Timers are kept in buckets one tick wide.  A timer never fires early, and at most one tick late.  After "Hashed and Hierarchical Timing
+Wheels", Varghese and Lauck, 1987; the hierarchy is a heap of the ticks that have a bucket.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any, Protocol
+
+from bitactor.ports import Clock, TimerHandle
+
+TICK_NS = 4_000_000
+
+
+class Expiring(Protocol):
+    """Something that can be armed: hashable by identity."""
+
+    def expire(self) -> None:
+        """Its time has come.  Called on the loop's thread, once."""
+
+
+class TimingWheel:
+    """All timers of one node."""
+
+    def __init__(self, clock: Clock, tick_ns: int = TICK_NS) -> None:
+        self._clock = clock
+        self._tick_ns = tick_ns
+        self._buckets: dict[int, dict[Any, None]] = {}
+        self._ticks: list[int] = []
+        self._wake: TimerHandle | None = None
+        self._wake_tick = 0
+
+    def arm(self, timer: Expiring, when_ns: int) -> int:
+        """Call `timer.expire()` once the monotonic clock has reached `when_ns`; the answer is what `disarm` needs."""
+        tick = -(-when_ns // self._tick_ns)
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            self._buckets[tick] = {timer: None}
+            heapq.heappush(self._ticks, tick)
+            if self._wake is None or tick < self._wake_tick:
+                self._sleep_until(tick)
+        else:
+            bucket[timer] = None
+        return tick
+
+    def disarm(self, timer: Expiring, tick: int) -> None:
+        """Forget a timer; forgetting one that has fired does nothing."""
+        bucket = self._buckets.get(tick)
+        if bucket is not None:
+            bucket.pop(timer, None)
+
+    def __len__(self) -> int:
+        return sum(len(bucket) for bucket in self._buckets.values())
+
+    def close(self) -> None:
+        """No timer fires any more."""
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        self._buckets.clear()
+        self._ticks.clear()
+
+    def _sleep_until(self, tick: int) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake_tick = tick
+        self._wake = self._clock.call_at(tick * self._tick_ns, self._turn)
+
+    def _turn(self) -> None:
+        self._wake = None
+        now_tick = self._clock.monotonic_ns() // self._tick_ns
+        while self._ticks and self._ticks[0] <= now_tick:
+            bucket = self._buckets.pop(heapq.heappop(self._ticks))
+            while bucket:
+                timer, _ = bucket.popitem()
+                timer.expire()
+        while self._ticks and not self._buckets[self._ticks[0]]:
+            del self._buckets[heapq.heappop(self._ticks)]
+        if self._ticks and self._wake is None:
+            self._sleep_until(self._ticks[0])
+
+
+class Timer:
+    """A single armed callback, for what is no hop."""
+
+    __slots__ = ("_callback", "_tick", "_wheel")
+
+    def __init__(self, wheel: TimingWheel, when_ns: int, callback: Any) -> None:
+        self._wheel = wheel
+        self._callback = callback
+        self._tick = wheel.arm(self, when_ns)
+
+    def expire(self) -> None:
+        """Call it."""
+        self._callback()
+
+    def cancel(self) -> None:
+        """Do not call it."""
+        self._wheel.disarm(self, self._tick)

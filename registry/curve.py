@@ -1,0 +1,180 @@
+"""CurveZMQ for a mesh: one key pair shared by all its members, and the gatekeeper that lets nobody else in.
+
+Both ends of a connection use the same pair, so each proves to the other that it has the mesh's secret.  CURVE alone only lets a
+client check the server; that the server checks the client is ZAP's part (RFC 27), answered by `Gatekeeper`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import zmq
+from zmq.utils import z85
+
+from bitactor.errors import ConfigurationError
+
+ZAP_DOMAIN: Final = b"bitactor"
+_ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
+_ZAP_VERSION: Final = b"1.0"
+_STOP_TIMEOUT: Final = 2.0
+
+
+class Curve(NamedTuple):
+    """The key pair of a mesh, both keys as Z85 (40 bytes).  Its `repr` does not show the secret."""
+
+    public: bytes
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"Curve(public={self.public!r})"
+
+    @classmethod
+    def generate(cls) -> Curve:
+        """A fresh pair."""
+        public, secret = zmq.curve_keypair()
+        return cls(public, secret)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Curve:
+        """The pair `save` wrote.
+
+        Raises:
+            ConfigurationError: no such file, others than its owner may read or write it, or it holds no key pair.
+        """
+        file = Path(path)
+        try:
+            with file.open("rb") as opened:
+                mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
+                lines = opened.read(1024).split()
+        except OSError as error:
+            raise ConfigurationError(f"cannot read the mesh's key pair: {error}; make one with Curve.generate().save(path)") from error
+        if mode & 0o077:
+            raise ConfigurationError(f"{file} has mode {mode:o}: others can read the mesh's secret; chmod 600 it")
+        if len(lines) != 2 or not _is_pair(lines[0], lines[1]):
+            raise ConfigurationError(f"{file} holds no key pair: two lines of 40 Z85 characters, public then secret, are expected")
+        return cls(lines[0], lines[1])
+
+    def save(self, path: str | Path) -> None:
+        """Write the pair to `path`, mode 0600, replacing what was there in one step."""
+        file = Path(path)
+        draft = file.with_name(f".{file.name}.{os.getpid()}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as opened:
+            os.fchmod(descriptor, 0o600)
+            opened.write(self.public + b"\n" + self.secret + b"\n")
+            opened.flush()
+            os.fsync(descriptor)
+        draft.replace(file)
+
+
+def _is_pair(public: bytes, secret: bytes) -> bool:
+    try:
+        return len(public) == len(secret) == 40 and zmq.curve_public(secret) == public
+    except (ValueError, zmq.ZMQError):
+        return False
+
+
+def secure_server(socket: zmq.Socket[bytes], curve: Curve) -> None:
+    """Make `socket` take only CURVE connections; call before `bind`, with a `Gatekeeper` started on the socket's context.
+
+    Without a gatekeeper nobody gets in at all, rather than everybody who knows the public key.
+    """
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
+    socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+
+def secure_client(socket: zmq.Socket[bytes], curve: Curve) -> None:
+    """Make `socket` speak CURVE and only to a server that has the mesh's secret; call before `connect`."""
+    socket.setsockopt(zmq.CURVE_SERVERKEY, curve.public)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
+
+
+class Gatekeeper:
+    """Answers ZAP requests of one context: the mesh's own key is let in, anything else is turned away and counted.
+
+    One per context, started before the sockets of the context bind and stopped after they are closed.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], curve: Curve) -> None:
+        self._context = context
+        self._public = curve.public
+        self._stopping: zmq.Socket[bytes] | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self.admitted = 0
+        self.refused = 0
+
+    def start(self) -> None:
+        """Answer from now on.  Raises `ConfigurationError` when this context has a gatekeeper already."""
+        with self._lock:
+            if self._thread is not None:
+                return
+            door = self._context.socket(zmq.REP)
+            door.setsockopt(zmq.LINGER, 0)
+            try:
+                door.bind(_ZAP_ENDPOINT)
+            except zmq.ZMQError as error:
+                door.close()
+                raise ConfigurationError(f"this ZeroMQ context has a ZAP handler already: {error}") from error
+            name = f"inproc://gatekeeper-{id(self)}"
+            stopped = self._context.socket(zmq.PAIR)
+            stopped.bind(name)
+            self._stopping = self._context.socket(zmq.PAIR)
+            self._stopping.setsockopt(zmq.LINGER, 0)
+            self._stopping.connect(name)
+            self._thread = threading.Thread(target=self._run, args=(door, stopped), name="mesh-gatekeeper", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Answer no more and release the sockets.  Twice is once."""
+        with self._lock:
+            thread, stopping = self._thread, self._stopping
+            self._thread = self._stopping = None
+        if thread is None or stopping is None:
+            return
+        with contextlib.suppress(zmq.ZMQError):
+            stopping.send(b"", zmq.NOBLOCK)
+        thread.join(_STOP_TIMEOUT)
+        stopping.close()
+
+    def _run(self, door: zmq.Socket[bytes], stopped: zmq.Socket[bytes]) -> None:
+        poller = zmq.Poller()
+        poller.register(door, zmq.POLLIN)
+        poller.register(stopped, zmq.POLLIN)
+        try:
+            while True:
+                ready = dict(poller.poll())
+                if stopped in ready:
+                    return
+                if door in ready:
+                    door.send_multipart(self._answer(door.recv_multipart()))
+        except zmq.ContextTerminated:
+            return
+        finally:
+            door.close()
+            stopped.close()
+
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        identifier = request[1] if len(request) > 1 else b""
+        admitted = (
+            len(request) == 7
+            and request[0] == _ZAP_VERSION
+            and request[2] == ZAP_DOMAIN
+            and request[5] == b"CURVE"
+            and len(request[6]) == 32
+            and z85.encode(request[6]) == self._public
+        )
+        if admitted:
+            self.admitted += 1
+            return [_ZAP_VERSION, identifier, b"200", b"OK", b"mesh", b""]
+        self.refused += 1
+        return [_ZAP_VERSION, identifier, b"400", b"not a key of this mesh", b"", b""]

@@ -1,0 +1,324 @@
+"""What every store promises, run over each of them; a new store is one more line in `STORES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bitactor.codec import Packed, encode_token
+from bitactor.errors import DuplicateTransaction, StaleOwner, StoreError
+from bitactor.ports import Refusal, Store, TransactionRow, Write
+from bitactor.pulse import KINDS, STATUSES, Pulse
+from mesh.stores import MemoryStore, SqliteStore
+from tests.store_writes import Loop, Told, first, fresh, hop, last, pulse
+
+STORES: dict[str, Callable[[Path, Loop], Store]] = {
+    "memory": lambda path, loop: MemoryStore(),
+    "sqlite": lambda path, loop: SqliteStore(path / "pulses.db", notify=loop.notify),
+    "sqlite-power": lambda path, loop: SqliteStore(path / "pulses.db", notify=loop.notify, durability="power"),
+    "sqlite-none": lambda path, loop: SqliteStore(path / "pulses.db", notify=loop.notify, durability="none"),
+}
+
+
+class Journal:
+    """A store with a loop to call back on; `append` waits until it was."""
+
+    def __init__(self, store: Store, loop: Loop) -> None:
+        self.store = store
+        self.loop = loop
+
+    def append(self, *writes: Write) -> tuple[Sequence[Refusal], BaseException | None]:
+        told = Told()
+        self.store.append(writes, told.done())
+        self.loop.run_until(lambda: told.complete)
+        _, refusals, error = told.outcomes[0]
+        return refusals, error
+
+    def keep(self, *writes: Write) -> None:
+        refusals, error = self.append(*writes)
+        assert not refusals and error is None, (refusals, error)
+
+
+@pytest.fixture(params=list(STORES))
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
+    loop = Loop()
+    store = STORES[request.param](tmp_path, loop)
+    store.open("owner-1")
+    yield Journal(store, loop)
+    store.close()
+
+
+def test_a_transaction_is_read_as_it_was_written(journal: Journal) -> None:
+    transaction, parent = fresh(), fresh()
+    writes = [first(transaction, key="req-17", parent=parent), hop(transaction, 2), last(transaction, 4)]
+    for write in writes:
+        journal.keep(write)
+    assert journal.store.pulses(transaction) == [pulse for write in writes for pulse in write.pulses]
+    assert journal.store.get(transaction) == TransactionRow(
+        transaction=transaction,
+        root=transaction,
+        parent=parent,
+        workflow="users.signup",
+        key="req-17",
+        status="completed",
+        open=False,
+        owner="owner-1",
+        epoch=0,
+        created_ns=1_000,
+        updated_ns=1_004,
+    )
+
+
+def test_one_append_may_hold_many_transactions_and_several_writes_of_one(journal: Journal) -> None:
+    one, other = fresh(), fresh()
+    journal.keep(first(one), first(other), hop(one, 2), last(one, 4), hop(other, 2))
+    assert [pulse.seq for pulse in journal.store.pulses(one)] == [0, 1, 2, 3, 4]
+    assert [pulse.seq for pulse in journal.store.pulses(other)] == [0, 1, 2, 3]
+    rows = [journal.store.get(one), journal.store.get(other)]
+    assert [(row.status, row.open) for row in rows if row] == [("completed", False), ("running", True)]
+
+
+def test_done_is_called_once_for_each_append_in_order(journal: Journal) -> None:
+    told = Told()
+    transaction = fresh()
+    journal.store.append([first(transaction)], told.done())
+    for number in range(50):
+        journal.store.append([hop(transaction, 2 + 2 * number)], told.done())
+    journal.store.append([], told.done())
+    journal.loop.run_until(lambda: told.complete)
+    assert [number for number, _, _ in told.outcomes] == list(range(52))
+    assert not any(refusals or error for _, refusals, error in told.outcomes)
+    assert len(journal.store.pulses(transaction)) == 102
+
+
+def test_what_done_was_called_for_can_be_read_in_it_and_it_may_append(journal: Journal) -> None:
+    transaction = fresh()
+    seen: list[int] = []
+
+    def done(refusals: Sequence[Refusal], error: BaseException | None) -> None:
+        assert not refusals and error is None
+        seen.append(len(journal.store.pulses(transaction)))
+        if len(seen) < 5:
+            journal.store.append([hop(transaction, 2 * len(seen))], done)
+
+    journal.store.append([first(transaction)], done)
+    journal.loop.run_until(lambda: len(seen) == 5)
+    assert seen == [2, 4, 6, 8, 10]
+
+
+def test_a_key_is_given_once_in_a_workflow(journal: Journal) -> None:
+    holder, rival, elsewhere, bystander = fresh(), fresh(), fresh(), fresh()
+    journal.keep(first(holder, key="k"))
+    refusals, error = journal.append(
+        first(bystander), first(rival, key="k"), first(elsewhere, key="k", workflow="other"), hop(bystander, 2), hop(rival, 2)
+    )
+    assert error is None
+    assert [refusal.index for refusal in refusals] == [1, 4]
+    assert isinstance(refusals[0].error, DuplicateTransaction)
+    assert holder in str(refusals[0].error) and "'k'" in str(refusals[0].error)
+    assert journal.store.pulses(rival) == [] and journal.store.get(rival) is None
+    assert len(journal.store.pulses(bystander)) == 4
+    assert journal.store.find("users.signup", "k") == holder
+    assert journal.store.find("other", "k") == elsewhere
+    assert journal.store.find("users.signup", "unused") is None
+    assert journal.store.find("users.signup", "") is None
+
+
+def test_of_two_writes_with_one_key_in_one_append_the_first_is_kept(journal: Journal) -> None:
+    one, other = fresh(), fresh()
+    refusals, error = journal.append(first(one, key="k"), first(other, key="k"))
+    assert error is None and [refusal.index for refusal in refusals] == [1]
+    assert journal.store.find("users.signup", "k") == one
+
+
+def test_a_transaction_is_created_once(journal: Journal) -> None:
+    """Open or not, known to the store or only to what it keeps."""
+    running, ended = fresh(), fresh()
+    journal.keep(first(running), first(ended, open=False))
+    refusals, error = journal.append(first(running), hop(running, 2), first(ended), hop(ended, 2))
+    assert error is None and [refusal.index for refusal in refusals] == [0, 1, 2, 3]
+    assert all(isinstance(refusal.error, DuplicateTransaction) for refusal in refusals)
+    assert len(journal.store.pulses(running)) == len(journal.store.pulses(ended)) == 2
+
+
+def test_a_write_of_an_unknown_transaction_is_refused(journal: Journal) -> None:
+    transaction = fresh()
+    refusals, error = journal.append(hop(transaction, 2))
+    assert error is None and transaction in str(refusals[0].error)
+    assert journal.store.pulses(transaction) == []
+
+
+def test_a_write_of_an_earlier_epoch_is_refused(journal: Journal) -> None:
+    transaction, other = fresh(), fresh()
+    journal.keep(first(transaction), first(other))
+    journal.keep(hop(transaction, 2, epoch=1))
+    refusals, error = journal.append(hop(other, 2), hop(transaction, 4, epoch=0))
+    assert error is None and [refusal.index for refusal in refusals] == [1]
+    assert isinstance(refusals[0].error, StaleOwner)
+    assert len(journal.store.pulses(transaction)) == 4 and len(journal.store.pulses(other)) == 4
+    row = journal.store.get(transaction)
+    assert row is not None and row.epoch == 1
+
+
+def test_a_journal_has_no_gaps_and_no_pulse_twice(journal: Journal) -> None:
+    transaction = fresh()
+    journal.keep(first(transaction))
+    for wrong, kind in ((hop(transaction, 3), StoreError), (hop(transaction, 1), StaleOwner)):
+        refusals, error = journal.append(wrong)
+        assert error is None and isinstance(refusals[0].error, kind)
+    journal.keep(hop(transaction, 2))
+    assert [pulse.seq for pulse in journal.store.pulses(transaction)] == [0, 1, 2, 3]
+
+
+def test_a_transaction_that_halted_can_go_on(journal: Journal) -> None:
+    transaction = fresh()
+    journal.keep(first(transaction), last(transaction, 2, "halted"))
+    assert [row.transaction for row in journal.store.list(status="halted")] == [transaction]
+    journal.keep(hop(transaction, 3, epoch=1))
+    row = journal.store.get(transaction)
+    assert row is not None and (row.status, row.open, row.epoch) == ("running", True, 1)
+    journal.keep(last(transaction, 5, epoch=1))
+    journal.keep(Write(transaction, 1, (pulse(transaction, 6, "late"),), "completed", False))
+    assert [pulse.seq for pulse in journal.store.pulses(transaction)] == list(range(7))
+
+
+def test_a_write_may_change_the_status_alone(journal: Journal) -> None:
+    transaction = fresh()
+    journal.keep(first(transaction))
+    journal.keep(Write(transaction, 0, (), "completed", True))
+    row = journal.store.get(transaction)
+    assert row is not None and (row.status, row.open, row.updated_ns) == ("completed", True, 1_001)
+
+
+def test_lists_newest_first_in_pages(journal: Journal) -> None:
+    ids = [fresh() for _ in range(9)]
+    journal.keep(*[first(id, workflow=f"flow-{number % 2}") for number, id in enumerate(ids)])
+    journal.keep(*[last(id, 2, "stuck") for id in ids[:3]], *[last(id, 2) for id in ids[3:6]])
+
+    def listed(**conditions: Any) -> list[int]:
+        return [ids.index(row.transaction) for row in journal.store.list(**conditions)]
+
+    assert listed() == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert listed(limit=2) == [8, 7]
+    assert listed(limit=2, before=ids[7]) == [6, 5]
+    assert listed(limit=0) == []
+    assert listed(status="running") == [8, 7, 6]
+    assert listed(workflow="flow-1") == [7, 5, 3, 1]
+    assert listed(workflow="flow-0", status="stuck") == [2, 0]
+    assert listed(workflow="flow-0", status="completed", before=ids[5]) == [4]
+    assert listed(workflow="flow-2") == listed(status="halted") == []
+
+
+def test_what_is_not_there_is_empty(journal: Journal) -> None:
+    assert journal.store.pulses(fresh()) == []
+    assert journal.store.get(fresh()) is None
+    assert journal.store.list() == []
+    assert journal.store.claim() == []
+
+
+def test_our_own_transactions_are_not_claimed(journal: Journal) -> None:
+    journal.keep(first(fresh()))
+    assert journal.store.claim() == []
+
+
+def test_what_was_read_can_be_changed_without_harm(journal: Journal) -> None:
+    transaction = fresh()
+    journal.keep(first(transaction))
+    journal.store.pulses(transaction).clear()
+    assert len(journal.store.pulses(transaction)) == 2
+
+
+def test_a_store_is_opened_once(journal: Journal) -> None:
+    with pytest.raises(StoreError, match="once"):
+        journal.store.open("owner-2")
+
+
+@pytest.mark.parametrize("kind", list(STORES))
+def test_an_append_before_open_or_after_close_fails(kind: str, tmp_path: Path) -> None:
+    store = STORES[kind](tmp_path, Loop())
+    told = Told()
+    store.append([first(fresh())], told.done())
+    store.open("owner-1")
+    store.close()
+    store.close()
+    store.append([first(fresh())], told.done())
+    assert [type(error) for _, _, error in told.outcomes] == [StoreError, StoreError]
+
+
+@pytest.mark.parametrize("kind", list(STORES))
+def test_close_finishes_what_was_appended(kind: str, tmp_path: Path) -> None:
+    """Although the loop turns no more."""
+    store = STORES[kind](tmp_path, Loop())
+    store.open("owner-1")
+    told = Told()
+    transaction = fresh()
+    store.append([first(transaction)], told.done())
+    for number in range(100):
+        store.append([hop(transaction, 2 + 2 * number)], told.done())
+    store.close()
+    assert [number for number, _, _ in told.outcomes] == list(range(101))
+    assert not any(refusals or error for _, refusals, error in told.outcomes)
+
+
+_texts = st.text(max_size=12)
+_scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | _texts
+_plain = st.recursive(
+    _scalars | st.binary(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
+    max_leaves=8,
+)
+_tokens = _scalars | _plain.map(encode_token)
+_data = st.none() | st.dictionaries(_texts, _plain | _tokens | st.integers(2**64, 2**70) | st.datetimes(), max_size=4)
+_counts = st.integers(0, 2**63 - 1)
+_pulses = st.builds(
+    Pulse,
+    transaction=st.just(""), root=st.just(""), workflow=st.just(""), seq=st.just(0),
+    hop=st.text("0123456789abcdef", min_size=16, max_size=16), causes=st.lists(_texts, max_size=3).map(tuple),
+    kind=st.sampled_from(KINDS), step=_texts, spawn=_texts, direction=st.sampled_from(["forward", "undo"]),
+    attempt=_counts, ttl=_counts, at_ns=_counts, elapsed_ns=st.none() | _counts,
+    token_in=st.lists(_texts, max_size=3).map(tuple) | _tokens, token_out=_tokens,
+    error=st.none() | st.text(st.characters(), max_size=12), data=_data, digest=_texts,
+)  # fmt: skip
+_stories = st.lists(st.lists(st.lists(_pulses, min_size=1, max_size=4), min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(stories=_stories, root=_texts, workflow=_texts, status=st.sampled_from(STATUSES), interleaved=st.booleans())
+def test_any_pulse_comes_back_as_it_was(
+    journal: Journal, stories: list[list[list[Pulse]]], root: str, workflow: str, status: str, interleaved: bool
+) -> None:
+    writes: list[list[Write]] = []
+    for story in stories:
+        transaction, seq, own = fresh(), 0, []
+        for number, drawn in enumerate(story):
+            pulses = [
+                pulse._replace(transaction=transaction, root=root, workflow=workflow, seq=seq + offset)
+                for offset, pulse in enumerate(drawn)
+            ]
+            seq += len(pulses)
+            own.append(Write(transaction, 0, pulses, status if number else "running", number + 1 < len(story)))
+        writes.append(own)
+    if interleaved:
+        for turn in range(4):
+            journal.keep(*[own[turn] for own in writes if turn < len(own)])
+    else:
+        journal.keep(*[write for own in writes for write in own])
+    for own in writes:
+        expected = [pulse for write in own for pulse in write.pulses]
+        assert [_typed(pulse) for pulse in journal.store.pulses(own[0].transaction)] == [_typed(pulse) for pulse in expected]
+        row = journal.store.get(own[0].transaction)
+        assert row is not None and (row.status, row.open, row.root) == (own[-1].status, own[-1].open, root)
+
+
+def _typed(value: Any) -> Any:
+    """`value` with the types of what is in it, so that 1, 1.0 and True, or packed and plain bytes, are told apart."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value).__name__, [_typed(item) for item in value]
+    return type(value).__name__, bytes(value) if isinstance(value, Packed) else value

@@ -1,0 +1,183 @@
+"""The waterfall: rows from pulses, and how they look at different widths."""
+
+from __future__ import annotations
+
+import io
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from bitactor import pulse as kinds
+from bitactor.codec import encode_token
+from mesh.waterfall import duration, render, show, to_json
+from mesh.waterfall_rows import traces
+from tests.pulse_log import MS, PulseLog, chain, eventful
+
+
+def lines(pulses: list, width: int = 100, **look: bool) -> list[str]:
+    return [line.plain for line in render(pulses, width, **look)]
+
+
+def test_each_attempt_is_one_row_in_order_of_start() -> None:
+    (trace,) = traces(eventful().pulses)
+    assert [(row.name, row.outcome, row.attempt) for row in trace.rows] == [
+        ("normalise", "completed", 1),
+        ("welcome_back", "skipped", 1),
+        ("create_user", "retried", 1),
+        ("create_user", "completed", 2),
+        ("charge", "timed_out", 1),
+        ("deep", "tombstone", 1),
+        ("undo create_user", "undone", 1),
+    ]
+    assert all(before.start_ns <= after.start_ns for before, after in pairwise(trace.rows))
+    assert (trace.status, trace.ttl, trace.ttl_left) == ("compensated", 8, 5)
+
+
+def test_rows_tell_what_happened_on_the_way() -> None:
+    (trace,) = traces(eventful().pulses)
+    notes = {(row.name, row.attempt): row.notes for row in trace.rows}
+    assert notes["create_user", 1] == ("Busy: try later", "tried again after 0.05 s")
+    assert notes["create_user", 2] == ("redelivered (2)", "emitted user.created")
+    assert notes["charge", 1] == ("StepTimeout: after 0.1 s", "late reply")
+    assert notes["deep", 1] == ("tombstone: ttl_expired (normalise > charge)",)
+
+
+@pytest.mark.parametrize("width", [40, 59, 80, 120, 200])
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_no_line_is_wider_than_asked(width: int, ascii_only: bool) -> None:
+    log = eventful()
+    wide = PulseLog(8, "日本語のワークフロー", root=log.root)
+    wide.complete(wide.spawn("とても長いステップの名前はどうなりますか" * 3))
+    for line in lines(log.pulses + wide.finish(), width, ascii_only=ascii_only):
+        assert cell_len(line) <= width
+        assert line.isascii() or not ascii_only
+
+
+def test_the_picture_at_80_columns() -> None:
+    picture = lines(eventful().pulses, 80)
+    assert picture[0] == "users.signup  ↩ compensated in 307 ms"
+    assert picture[2] == "StepTimeout: after 0.1 s"
+    assert picture[5] == "✓ normalise        ▍                                    3.00 ms   1    7 loop"
+    assert picture[-1] == "↩ undo create_user                                 ▒▒   20.0 ms   1    6 process"
+
+
+def test_the_picture_in_ascii() -> None:
+    picture = lines(eventful().pulses, 80, ascii_only=True)
+    assert picture[5] == "+ normalise        =                                    3.00 ms   1    7 loop"
+    assert picture[-1] == "< undo create_user                                 <<   20.0 ms   1    6 process"
+
+
+def test_wide_terminals_also_show_the_outcome_in_words() -> None:
+    assert "outcome" not in "\n".join(lines(chain(), 80))
+    assert sum(line.endswith("completed") for line in lines(chain(), 120)) == 3
+
+
+def test_a_console_decides_on_colour_and_encoding() -> None:
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    show(eventful().pulses, Console(file=plain, width=80))
+    plain.flush()
+    text = plain.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"+ normalise" in text
+    assert b"\x1b" not in text
+    coloured = io.StringIO()
+    show(
+        eventful().pulses,
+        Console(file=coloured, width=80, force_terminal=True, color_system="standard", no_color=False),
+    )
+    assert "\x1b[" in coloured.getvalue()
+
+
+def test_escape_sequences_in_errors_do_not_reach_the_terminal() -> None:
+    log = PulseLog()
+    log.fail(log.spawn("bad\x1b]0;title\x07"), "Evil: \x1b[2J\x9b31m\ngone")
+    text = "\n".join(lines(log.finish("compensated", "Evil: \x1b[2J")))
+    assert not any(ord(character) < 32 or 0x7F <= ord(character) < 0xA0 for character in text.replace("\n", ""))
+
+
+def test_what_still_runs_reaches_to_the_last_pulse() -> None:
+    log = PulseLog()
+    log.complete(log.spawn("quick"))
+    log.spawn("slow")
+    log.spawn("other", after=50)
+    (trace,) = traces(log.pulses)
+    slow = next(row for row in trace.rows if row.name == "slow")
+    assert (trace.status, slow.outcome, slow.took_ns) == ("running", "running", 50 * MS)
+    assert "running after" in lines(log.pulses)[0]
+
+
+def test_a_hop_left_without_an_outcome_is_unknown_or_dead() -> None:
+    log = PulseLog()
+    log.spawn("lost")
+    dead = log.spawn("dead")
+    log.add(kinds.TOMBSTONE, "dead", hop=dead, error="poison")
+    (trace,) = traces(log.finish("stuck", "WorkerLost: gone"))
+    assert [row.outcome for row in trace.rows] == ["unknown", "tombstone"]
+
+
+def test_halted_is_shown_with_its_reason_and_ends_with_resumed() -> None:
+    log = PulseLog()
+    log.complete(log.spawn("ask"))
+    log.add(kinds.HALTED, error="waiting for a person")
+    assert traces(log.pulses)[0].status == "halted"
+    assert any("waiting for a person" in line for line in lines(log.pulses))
+    log.add(kinds.RESUMED)
+    assert traces(log.pulses)[0].status == "running"
+
+
+def test_child_transactions_follow_on_the_same_axis() -> None:
+    parent = PulseLog(1)
+    hop = parent.spawn("welcome")
+    parent.complete(hop)
+    child = chain(2, 2, workflow="greet", root=parent.id, start_ms=20, parent=parent.id, parent_hop=hop)
+    picture = lines(child + parent.finish())
+    assert picture[0].startswith("users.signup")
+    assert [line.split("  ")[0].strip() for line in picture[4:]][:2] == ["✓ welcome", "✓ greet"]
+    assert "✓   step0" in picture[6]
+
+
+def test_an_outcome_without_its_start_is_placed_by_its_elapsed_time() -> None:
+    pulses = chain(steps=1)
+    (trace,) = traces(pulses[2:])
+    assert trace.ttl is None
+    assert trace.rows[0].took_ns == 10 * MS
+    assert trace.rows[0].start_ns == pulses[1].at_ns
+    assert any("ttl unknown" in line for line in lines(pulses[2:]))
+
+
+def test_json_has_rows_and_decoded_pulses() -> None:
+    log = PulseLog()
+    log.complete(log.spawn("make"), token_out=encode_token({"name": "Ada"}))
+    document = json.loads(to_json(log.finish()))
+    assert document["transaction"] == log.id
+    assert document["status"] == "completed"
+    assert document["total_ns"] == 12 * MS
+    assert [row["name"] for row in document["rows"]] == ["make"]
+    assert [pulse["token_out"] for pulse in document["pulses"]] == [None, None, {"name": "Ada"}, None]
+
+
+def test_nothing_to_show() -> None:
+    assert lines([]) == ["no pulses"]
+    assert to_json([]) == "null"
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [
+        (0, "0 ns"), (999, "999 ns"), (1_000, "1.00 µs"), (12_340, "12.3 µs"), (999_400, "999 µs"),
+        (999_600, "1.00 ms"), (1_240_000_000, "1.24 s"), (59_960_000_000, "1m00s"), (123_000_000_000, "2m03s"),
+        (3_900_000_000_000, "1h05m"),
+    ],
+)  # fmt: skip
+def test_durations_have_three_digits(ns: int, text: str) -> None:
+    assert duration(ns) == text
+
+
+@given(st.lists(st.sampled_from(eventful().pulses), min_size=1), st.integers(10, 150), st.booleans())
+def test_any_part_of_a_log_can_be_drawn(pulses: list, width: int, ascii_only: bool) -> None:
+    for line in lines(pulses, width, ascii_only=ascii_only):
+        assert cell_len(line) <= max(40, width)
