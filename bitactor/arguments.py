@@ -109,6 +109,25 @@ def argument_values(
     return values
 
 
+def bound_arguments(
+    arguments: Sequence[Argument], tokens: Sequence[Any], owner: str, decided: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`argument_values`, each as its annotation asks: what the step's function is called with.  Fresh at each call."""
+    values: dict[str, Any] = {}
+    for name, slot, path, transform, convert, _, _ in arguments:
+        if slot < 0 or path or transform is not None:
+            return converted(arguments, argument_values(arguments, tokens, owner, decided), owner)
+        token = tokens[slot]
+        value = decode_token(token) if type(token) is Packed else token
+        if convert is not None:
+            try:
+                value = convert(value)
+            except (ValidationError, _WrongType):
+                return converted(arguments, argument_values(arguments, tokens, owner, decided), owner)
+        values[name] = value
+    return values
+
+
 def transformed(arguments: Sequence[Argument], tokens: Sequence[Any], owner: str) -> dict[str, Any]:
     """The tokens of all transformed arguments, by calling the transforms; for the supervisor, once.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pykka
@@ -24,6 +24,7 @@ from mesh.faults import fault_of
 
 if TYPE_CHECKING:
     from mesh.host import Host
+    from mesh.spawners.port import Spawner
 
 QUEUED: Final = 0
 STARTED: Final = 1
@@ -44,12 +45,20 @@ class BitActor(pykka.Actor):
     """
 
     __slots__ = (
-        "bucket", "callback", "context", "done", "host", "kwargs", "plan", "signal", "spawner", "started_ns", "state", "step", "task",
-        "values",
+        "arguments", "bucket", "callback", "context", "done", "host", "kwargs", "plan", "signal", "spawner", "started_ns", "state",
+        "step", "task",
     )  # fmt: skip
 
     def __init__(
-        self, host: Host, plan: Plan, step: PlanStep, signal: Signal, callback: Callback, values: dict[str, Any], done: Done
+        self,
+        host: Host,
+        plan: Plan,
+        step: PlanStep,
+        signal: Signal,
+        callback: Callback,
+        arguments: Callable[[], dict[str, Any]],
+        spawner: Spawner,
+        done: Done,
     ) -> None:
         # pykka's own __init__ is left out on purpose: a uuid, a queue and an event would cost 40 µs.
         self.host = host
@@ -57,7 +66,8 @@ class BitActor(pykka.Actor):
         self.step = step
         self.signal = signal
         self.callback = callback
-        self.values = values
+        self.arguments = arguments
+        self.spawner = spawner
         self.done = done
         self.state = QUEUED
         self.started_ns = 0
@@ -79,16 +89,15 @@ class BitActor(pykka.Actor):
     def settle(self, value: Any, error: BaseException | None) -> None:
         """The user's function returned or raised.  Called on the loop's thread."""
         if error is None:
-            kind = type(value)
-            if kind not in _VERDICTS:
-                try:
-                    token = encode_token(value)
-                except BitActorError as problem:
-                    self.host.assess(self, _named(problem, self))
-                else:
-                    self._reply("ok", token)
-            else:
+            if type(value) in _VERDICTS:
                 self._judge(value)
+                return
+            try:
+                token = encode_token(value)
+            except BitActorError as problem:
+                self.host.assess(self, _named(problem, self))
+            else:
+                self._reply_ok(token)
         elif isinstance(error, Outcome):
             self._judge(error)
         elif isinstance(error, asyncio.CancelledError):
@@ -168,6 +177,26 @@ class BitActor(pykka.Actor):
     def _refuse(self, verdict: Any, allowed: str) -> None:
         error = InvalidOutcome(f"{self.signal.name!r} ({self.signal.direction}) returned {verdict!r}; {allowed}")
         self._reply("fail", error=error, fault=fault_of(error))
+
+    def _reply_ok(self, token: Any) -> None:
+        """`_reply` for the ordinary case."""
+        if self.state != STARTED:
+            self._reply("ok", token)
+            return
+        host = self.host
+        self.state = ENDED
+        if self.bucket is not None:
+            host.wheel.disarm(self, self.bucket)
+            self.bucket = None
+        signal = self.signal
+        reply: Reply = tuple.__new__(
+            Reply,
+            (
+                signal.transaction, signal.hop, signal.delivery, signal.epoch, "ok", token, None, None,
+                self.context.emitted() if self.context is not None else (), host.monotonic_ns() - self.started_ns, "",
+            ),
+        )  # fmt: skip
+        self.done(self, reply, None)
 
     def _reply(
         self,
@@ -301,5 +330,3 @@ def _named(problem: BitActorError, actor: BitActor) -> BitActorError:
 def _nanoseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1e9)
 
-
-Values = Mapping[str, Any]

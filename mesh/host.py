@@ -14,7 +14,6 @@ from typing import Any
 from opentelemetry import context as context_api
 from opentelemetry import trace
 
-from bitactor.arguments import converted
 from bitactor.codec import decode_token
 from bitactor.context import Context
 from bitactor.errors import InvalidInput, InvalidOutcome
@@ -53,28 +52,32 @@ class Host:
         self.zombies: set[BitActor] = set()
         """Actors that had to answer for a function which still runs."""
         self.assessments: set[asyncio.Task[None]] = set()
-        self.base_context = contextvars.copy_context()
+        self._copy_context = contextvars.copy_context().copy
 
-    def launch(self, plan: Plan, step: PlanStep, signal: Signal, values: dict[str, Any], result: Any, done: Done) -> BitActor:
-        """Spawn an actor for `signal`; `values` are its arguments, `result` (a token) what an undo takes back.
+    def launch(
+        self, plan: Plan, step: PlanStep, signal: Signal, arguments: Callable[[], dict[str, Any]], result: Any, done: Done
+    ) -> BitActor:
+        """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an undo takes back.
 
         `done` may be called before this returns.
         """
         undoing = signal.direction == UNDO
         callback = step.undo if undoing and step.undo is not None else step.run
-        actor = BitActor(self, plan, step, signal, callback, values, done)
-        actor.spawner = self.spawners[_place(step, callback) if undoing else step.spawn]
+        spawner = self.spawners[_place(step, callback) if undoing else step.spawn]
+        actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done)
         if signal.fault is not None:
             actor.begin()
             error = error_of(signal.fault, plan.errors)
             self.assess(actor, error, signal.fault)
             return actor
         try:
-            actor.kwargs = self._kwargs(actor, callback, result)
+            actor.kwargs = kwargs = arguments()
+            if callback.injected or callback is not step.run or step.takes_signal is not None:
+                actor.kwargs = self._kwargs(actor, callback, kwargs, result)
         except InvalidInput as error:
             actor.judge(None, error, fault_of(error))
             return actor
-        actor.spawner.start(actor)
+        spawner.start(actor)
         return actor
 
     def call_threadsafe(self, callback: Callable[[], None]) -> None:
@@ -83,7 +86,7 @@ class Host:
 
     def context_for(self, actor: BitActor) -> contextvars.Context:
         """The context variables a hop starts with: its own copy, with its span current when somebody traces."""
-        context = self.base_context.copy()
+        context = self._copy_context()
         if self.traced or trace._TRACER_PROVIDER is not None:
             context.run(_enter_span, actor.signal.root, actor.signal.hop)
         return context
@@ -121,7 +124,7 @@ class Host:
             actor.judge(None, error, joined)
 
     async def _call_policy(self, actor: BitActor, callback: Callback, error: BaseException) -> Any:
-        kwargs = self._kwargs(actor, callback, None, error)
+        kwargs = self._kwargs(actor, callback, actor.arguments(), None, error)
         if callback.is_async:
             return await callback.function(**kwargs)
         if actor.step.spawn == "inline":
@@ -138,15 +141,14 @@ class Host:
         else:
             actor._reply("retry", error=error, fault=fault, after_ns=after_ns)
 
-    def _kwargs(self, actor: BitActor, callback: Callback, result: Any, error: BaseException | None = None) -> dict[str, Any]:
+    def _kwargs(
+        self, actor: BitActor, callback: Callback, values: dict[str, Any], result: Any, error: BaseException | None = None
+    ) -> dict[str, Any]:
         """The keyword arguments of one call of the user's function."""
         step = actor.step
         if step.takes_signal is not None:
-            kwargs: dict[str, Any] = {}
-            if callback is step.run:
-                kwargs[step.takes_signal] = actor.signal._replace(token=actor.values["signal"])
+            kwargs = {step.takes_signal: actor.signal._replace(token=values["signal"])} if callback is step.run else {}
         else:
-            values = converted(step.arguments, dict(actor.values), f"{actor.plan.workflow}/{step.name}")
             kwargs = values if callback is step.run else {name: values[name] for name in callback.takes}
         for name, what in callback.injected.items():
             if what == "ctx":

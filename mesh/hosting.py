@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from cachetools import LRUCache
 
+from bitactor.arguments import converted
 from bitactor.codec import decode_token, encode_message, token_from_bytes
 from bitactor.errors import BitActorError, MalformedSignal, Unroutable
 from bitactor.plan import Plan
@@ -70,7 +71,12 @@ class Hosting:
         if not values.keys() >= {argument.name for argument in step.arguments}:
             self._refuse(signal, MalformedSignal(f"a signal for {signal.name!r} without all of its arguments"))
             return
-        actor = self._host.launch(plan, step, signal._replace(token=None), values, result, partial(self._done, key))
+        token = signal.token
+
+        def arguments() -> dict[str, Any]:
+            return converted(step.arguments, decode_token(token)[0], step.address)
+
+        actor = self._host.launch(plan, step, signal._replace(token=None), arguments, result, partial(self._done, key))
         if actor.state != ENDED:
             self._running[key] = actor
 

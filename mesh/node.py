@@ -50,6 +50,8 @@ logger = logging.getLogger("bitactor.node")
 
 T = TypeVar("T")
 MAX_WAITING_AT_GATE = 10_000
+SINKS_WITHIN = 5.0
+"""Seconds sinks may flush at the end; one that cannot be reached gives up sooner by itself."""
 
 
 class Node:
@@ -248,7 +250,7 @@ class Node:
         self.store.close()
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*(asyncio.to_thread(relay.close, 2.0) for relay in self._sinks))
+        await asyncio.gather(*(asyncio.to_thread(relay.close, SINKS_WITHIN) for relay in self._sinks))
 
     # Work coming in
 

@@ -12,7 +12,7 @@ from bitactor.signal import UNDO
 _OUTCOMES = frozenset(
     (
         kinds.COMPLETED, kinds.FAILED, kinds.RETRIED, kinds.TIMED_OUT, kinds.COMPENSATED, kinds.UNDONE,
-        kinds.UNDO_FAILED,
+        kinds.UNDO_FAILED, kinds.HALTED,
     )
 )  # fmt: skip
 
@@ -84,7 +84,9 @@ class _Attempt:
             self.last = pulse
         if pulse.error and (not self.notes or self.notes[-1] != pulse.error):
             self.notes.append(pulse.error)
-        if pulse.kind == kinds.RETRIED:
+        if pulse.kind == kinds.HALTED:
+            self.notes.append(_note(pulse))
+        elif pulse.kind == kinds.RETRIED:
             self.notes.append(_retry_note(pulse.data or {}))
         elif pulse is not self.last:
             self.notes.append(f"then {pulse.kind}")
@@ -125,8 +127,9 @@ def _trace(log: Sequence[Pulse]) -> Trace:
         if pulse.kind == kinds.FINISHED:
             status, error = str((pulse.data or {}).get("status") or "completed"), pulse.error or ""
             end_ns = pulse.at_ns
-        elif pulse.kind in (kinds.HALTED, kinds.RESUMED):
-            status = "halted" if pulse.kind == kinds.HALTED else "running"
+        elif pulse.kind in (kinds.HALTED, kinds.RESUMED) and not pulse.step:
+            taken_over = "owner" in (pulse.data or {})
+            status = "halted" if pulse.kind == kinds.HALTED else status if taken_over else "running"
             marks.append((pulse.seq, _mark(pulse)))
         elif pulse.kind != kinds.ACCEPTED:
             _fold(pulse, attempts, marks)
@@ -156,8 +159,9 @@ def _fold(pulse: Pulse, attempts: dict[str, _Attempt], marks: list[tuple[int, Ro
     if pulse.kind == kinds.SPAWNED and attempt is None:
         attempts[pulse.hop] = _Attempt(pulse)
     elif pulse.kind == kinds.SPAWNED and attempt is not None:
-        delivery = (pulse.data or {}).get("delivery")
-        attempt.notes.append(f"redelivered ({delivery})" if delivery else "redelivered")
+        attempt.notes.append(_again_note(pulse.data or {}))
+    elif pulse.kind in _OUTCOMES and attempt is None and (not pulse.step or pulse.elapsed_ns is None):
+        _end_unspawned(pulse, marks)
     elif pulse.kind in _OUTCOMES:
         if attempt is None:
             attempt = attempts[pulse.hop] = _Attempt(pulse)
@@ -170,8 +174,17 @@ def _fold(pulse: Pulse, attempts: dict[str, _Attempt], marks: list[tuple[int, Ro
         marks.append((pulse.seq, _mark(pulse)))
 
 
+def _end_unspawned(pulse: Pulse, marks: list[tuple[int, Row]]) -> None:
+    """What never ran has failed: said below its tombstone if it has one, else by a mark of its own."""
+    if marks and pulse.step and marks[-1][1].hop == pulse.hop and marks[-1][1].outcome == kinds.TOMBSTONE:
+        seq, tombstone = marks[-1]
+        marks[-1] = (seq, tombstone._replace(notes=(*tombstone.notes, pulse.error or pulse.kind)))
+    else:
+        marks.append((pulse.seq, _mark(pulse)))
+
+
 def _mark(pulse: Pulse) -> Row:
-    name = pulse.step or pulse.kind
+    name = f"undo {pulse.step}" if pulse.step and pulse.direction == UNDO else pulse.step or pulse.kind
     return Row(
         kind="mark",
         name=name,
@@ -199,7 +212,14 @@ def _note(pulse: Pulse) -> str:
         return f"emitted {data['name']}" if data.get("name") else "emitted"
     if pulse.kind == kinds.LATE:
         return f"late reply: {pulse.error}" if pulse.error else "late reply"
-    return pulse.error or ""
+    return pulse.error or str(data.get("reason") or "")
+
+
+def _again_note(data: Mapping[str, Any]) -> str:
+    if "assess" in data:
+        return "compensating"
+    number = f"redelivered ({data['delivery']})" if data.get("delivery") else "redelivered"
+    return f"{number}: {data['lost']}" if data.get("lost") else number
 
 
 def _retry_note(data: Mapping[str, Any]) -> str:

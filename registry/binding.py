@@ -56,7 +56,7 @@ def check_endpoint(endpoint: str, curve: Curve | None) -> None:
         raise ConfigurationError(f"{endpoint!r}: an endpoint is ipc:///path/of/socket, or tcp://host:port with CURVE keys")
     path = endpoint.removeprefix(IPC)
     if not path.startswith("/"):
-        raise ConfigurationError(f"{endpoint!r}: an ipc endpoint is an absolute path (abstract and wildcard ones are open to everybody)")
+        raise ConfigurationError(f"{endpoint!r}: an ipc endpoint is an absolute path (abstract sockets are open to everybody)")
     if len(path.encode()) >= zmq.IPC_PATH_MAX_LEN:
         raise ConfigurationError(f"{endpoint!r}: the path of an ipc socket is shorter than {zmq.IPC_PATH_MAX_LEN} bytes")
 
@@ -90,7 +90,7 @@ class Binding:
         except BaseException:
             self.release()
             raise
-        self.endpoint: str = listener.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        self.endpoint: str = listener.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def release(self) -> None:
         """Remove the socket file and let others bind.  Twice is once."""

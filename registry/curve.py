@@ -52,7 +52,7 @@ class Curve(NamedTuple):
                 mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
                 lines = opened.read(1024).split()
         except OSError as error:
-            raise ConfigurationError(f"cannot read the mesh's key pair: {error}; make one with Curve.generate().save(path)") from error
+            raise ConfigurationError(f"no key pair of the mesh: {error}; make one with Curve.generate().save(path)") from error
         if mode & 0o077:
             raise ConfigurationError(f"{file} has mode {mode:o}: others can read the mesh's secret; chmod 600 it")
         if len(lines) != 2 or not _is_pair(lines[0], lines[1]):

@@ -1,16 +1,16 @@
 """What can go wrong with the registry.
 
-    BitActorError
-    ├── RegistryError
-    │   ├── AlreadyRegistered     somebody holds the name; `entry` says who
-    │   ├── NotRegistered         we do not hold the name we want to change
-    │   ├── InvalidEntry          the name, holder or value is not allowed
-    │   ├── RegistryFull          a limit of the registry is reached
-    │   ├── HolderInUse           another live process goes by the same holder id
-    │   ├── RegistryTimeout       no answer, or no such name, in the time allowed (a TimeoutError too)
-    │   └── RegistryClosed        not started, or closed already
-    └── ConfigurationError
-        └── EndpointInUse         another server is bound there
+BitActorError
+├── RegistryError
+│   ├── AlreadyRegistered     somebody holds the name; `entry` says who
+│   ├── NotRegistered         we do not hold the name we want to change
+│   ├── InvalidEntry          the name, holder or value is not allowed
+│   ├── RegistryFull          a limit of the registry is reached
+│   ├── HolderInUse           another live process goes by the same holder id
+│   ├── RegistryTimeout       no answer, or no such name, in the time allowed (a TimeoutError too)
+│   └── RegistryClosed        not started, or closed already
+└── ConfigurationError
+    └── EndpointInUse         another server is bound there
 """
 
 from __future__ import annotations

@@ -72,7 +72,6 @@ class RegistryServer:
         self._thread: threading.Thread | None = None
         self._running = False
         self._bound = threading.Event()
-        self._ended = threading.Event()
         self._stopping = threading.Event()
         self._wakeup: Wakeup | None = None
         self._failure: BaseException | None = None
@@ -108,7 +107,7 @@ class RegistryServer:
             raise failure
 
     def stop(self) -> None:
-        """Stop serving and release socket, files and thread, within seconds.  Twice is once."""
+        """Stop serving; after `start`, returns once socket, files and thread are released.  Twice is once."""
         self._stopping.set()
         wakeup = self._wakeup
         if wakeup is not None:
@@ -126,9 +125,7 @@ class RegistryServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
 
     # On the serving thread
@@ -139,7 +136,6 @@ class RegistryServer:
                 raise BitActorError("this registry server is running already")
             self._running = True
             self._bound.clear()
-            self._ended.clear()
             self._stopping.clear()
             self._failure = None
             self._wakeup = Wakeup()
@@ -157,17 +153,16 @@ class RegistryServer:
                 if self._wakeup is not None:
                     self._wakeup.close()
             self._bound.set()
-            self._ended.set()
 
     def _run(self) -> None:
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as files, contextlib.ExitStack() as stack:
+            # ZeroMQ removes the socket file in its own time, by `term` at the latest; only then may another server have the place.
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             stack.callback(context.term)
             if self._curve is not None:
                 gatekeeper = Gatekeeper(context, self._curve)
                 gatekeeper.start()
                 stack.callback(gatekeeper.stop)
-            files = stack.enter_context(contextlib.ExitStack())
             listener = context.socket(zmq.ROUTER)
             stack.callback(listener.close, 0)
             self._prepare(listener)

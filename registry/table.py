@@ -139,8 +139,8 @@ class Table:
 
         - It holds the name: a unique one keeps its epoch if that is `former`, else gets a fresh one; the value becomes `value`.
         - `settling` (the table was restarted, and unique names granted before may still be held): a unique name whose `former` is a
-          grant of an earlier boot is given back under that epoch, even from holders with a lesser epoch; any other new unique name is
-          not granted (`entry` is None).
+          grant of an earlier boot is given back under that epoch, even from holders with a lesser epoch; any other new unique name
+          is not granted (`entry` is None).
         - Else it is as `register`, with the same errors.
         """
         held = self._bucket(name).get(name)

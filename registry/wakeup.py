@@ -14,7 +14,7 @@ class Wakeup:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call `set` while its thread is in here
         self._is_set = False
         self._closed = False
 

@@ -245,7 +245,7 @@ def decode(frame: bytes) -> RegistryMessage:
         raise MalformedSignal("not an array of version, type and fields")
     version, code = parts[0], parts[1]
     if type(version) is not int or version != WIRE_VERSION:
-        raise UnsupportedVersion(f"version {str(version)[:40]}; this process speaks {WIRE_VERSION}; run the same release everywhere")
+        raise UnsupportedVersion(f"version {str(version)[:40]}; this process speaks {WIRE_VERSION}; run one release everywhere")
     if type(code) is not int or not 0 <= code < len(_SHAPES):
         raise MalformedSignal(f"unknown message type {str(code)[:40]}")
     kind, shape = _SHAPES[code]
@@ -311,4 +311,3 @@ def _checked(shape: TypeAdapter[Any], fields: Any, what: str) -> Any:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise MalformedSignal(f"a {what} with a wrong field {where}: {first['msg']}") from None
-

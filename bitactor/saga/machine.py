@@ -163,18 +163,39 @@ class Saga(SagaState):
             and reply.delivery == self.deliveries[index]
             and reply.epoch == self.epoch
         ):
-            if reply.outcome == "ok":
+            if reply.outcome == "ok" and not reply.emits:
                 self._complete(index, reply, now_ns)
+            elif reply.outcome == "ok":
+                self._complete_with_emits(index, reply, now_ns)
             else:
                 _OUTCOMES[reply.outcome](self, index, reply, now_ns)
         else:
             self._late_reply(index, reply, now_ns)
 
     def _complete(self, index: int, reply: Reply, now_ns: int) -> None:
-        data = _emits(reply)
-        self._tell_step(index, COMPLETED, now_ns, elapsed_ns=reply.elapsed_ns, token_out=reply.token, data=data)
-        if data is not None:
-            self._deliver_emissions(self.hops[index])
+        """The ordinary end of an ordinary hop; what `_tell_step` would do, without the questions it asks."""
+        step = self.plan.steps[index]
+        pulse: Pulse = _new(
+            Pulse,
+            (
+                self.transaction, self.root, self.plan.workflow, self.seq, reply.hop, (), COMPLETED, step.name, step.spawn, FORWARD,
+                self.attempts[index], self.ttls[index], now_ns, reply.elapsed_ns, None, reply.token, None, None, self.digest,
+            ),
+        )  # fmt: skip
+        self.pulses.append(pulse)
+        self._completed(pulse, index)
+        self.seq += 1
+        if self.phase is ACTIVE:
+            if step.dependents:
+                self._spawn_ready(step.dependents, now_ns)
+            if not self.unsettled and self.phase is ACTIVE:
+                self._finish("completed", now_ns)
+        else:
+            self._continue_stopping(now_ns)
+
+    def _complete_with_emits(self, index: int, reply: Reply, now_ns: int) -> None:
+        self._tell_step(index, COMPLETED, now_ns, elapsed_ns=reply.elapsed_ns, token_out=reply.token, data=_emits(reply))
+        self._deliver_emissions(self.hops[index])
         self._advance(index, now_ns)
 
     def _continued(self, index: int, reply: Reply, now_ns: int) -> None:

@@ -14,6 +14,6 @@ def hop_context(root: str, hop: str) -> Context:
 
     Attach it before the step's function runs, detach it afterwards.  The hop's real span is built later, from pulses,
     with these same ids.  It starts from an empty context, so that a hop sees the same here as in a worker process;
-    about 1 µs.
+    1.2 to 1.7 µs.
     """
     return set_span_in_context(NonRecordingSpan(SpanContext(int(root, 16), int(hop, 16), False, _SAMPLED)), _EMPTY)

@@ -15,6 +15,8 @@ What happens at the edges:
 - Pulses after `finished`: `emitted` is left out (the child transaction tells it), `late` and `tombstone` become spans
   without duration, and work (a resumption, an undo on request) gets a span of its own, `resume {workflow}`, below the
   first.
+- A resumption that a takeover brought (its data names an `owner`) continues the same span; one that was asked for,
+  of a transaction whose halt this process did not see, is a `resume {workflow}` too.
 - Halted transactions stay open.  `close` ends them; one that is still running has no span until whoever recovers it
   finishes it.
 """
@@ -90,7 +92,7 @@ class _Transaction:
     """A transaction that has not finished; keeps no payloads."""
 
     __slots__ = (
-        "attributes", "continues", "events", "halted_ns", "hops", "kind", "links", "name", "next_seq", "parent_id",
+        "adopted", "attributes", "continues", "events", "halted_ns", "hops", "kind", "links", "name", "next_seq", "parent_id",
         "reason", "root", "span_id", "start_ns", "transaction", "whole",
     )  # fmt: skip
 
@@ -112,6 +114,7 @@ class _Transaction:
         self.events: _Events | None = None
         self.halted_ns = 0
         self.reason = ""
+        self.adopted = False
         self.continues = False
         self.whole = True
         """Every pulse since `accepted` was seen, so an outcome without a `spawned` is a repetition, not a gap."""
@@ -200,12 +203,9 @@ class SpanAssembler:
 
     def _adopt(self, state: _Transaction, pulse: Pulse) -> None:
         self._adopted += 1
-        state.whole = False
-        if pulse.kind == kinds.RESUMED or pulse.transaction in self._finished:
-            transaction = TransactionId(pulse.transaction)
-            state.continues = True
-            state.parent_id, state.span_id = state.span_id, hop_id(transaction, "", "transaction", pulse.seq)
-            state.name = f"resume {pulse.workflow}"
+        state.whole, state.adopted = False, True
+        if pulse.transaction in self._finished:
+            _continue(state, pulse)
         else:
             state.start_ns = min(_born_ns(pulse.transaction) or pulse.at_ns, pulse.at_ns)
 
@@ -240,13 +240,15 @@ class SpanAssembler:
         if hop is None:
             state.hops[pulse.hop] = _Hop(pulse)
             return
-        delivery = (pulse.data or {}).get("delivery")
+        data = pulse.data or {}
+        delivery = data.get("delivery")
         hop.deliveries = delivery if isinstance(delivery, int) else hop.deliveries + 1
-        hop.add(SpanEvent("redelivered", pulse.at_ns, _details(pulse) | {"bitactor.delivery": hop.deliveries}))
+        name = "compensating" if "assess" in data else "redelivered"
+        hop.add(SpanEvent(name, pulse.at_ns, _details(pulse) | {"bitactor.delivery": hop.deliveries}))
 
     def _on_timed_out(self, state: _Transaction, pulse: Pulse) -> None:
         hop = state.hops.get(pulse.hop)
-        if hop is None and not state.whole:
+        if hop is None and _began_unseen(state, pulse):
             hop = state.hops[pulse.hop] = _Hop(_spawned_before(pulse))
         if hop is None or hop.provisional is not None:
             state.add(SpanEvent(pulse.kind, pulse.at_ns, _details(pulse)))
@@ -255,7 +257,7 @@ class SpanAssembler:
 
     def _on_outcome(self, state: _Transaction, pulse: Pulse) -> None:
         hop = state.hops.pop(pulse.hop, None)
-        if hop is None and not state.whole:
+        if hop is None and _began_unseen(state, pulse):
             hop = _Hop(_spawned_before(pulse))
         if hop is None:
             state.add(SpanEvent(pulse.kind, pulse.at_ns, _details(pulse)))
@@ -280,11 +282,17 @@ class SpanAssembler:
             attributes |= _messaging("send", name if isinstance(name, str) else "")
         elif pulse.kind == kinds.RESUMED:
             state.halted_ns = 0
+            if state.adopted and not state.continues and "owner" not in (pulse.data or {}):
+                _continue(state, pulse)
         (state.hops.get(pulse.hop) or state).add(SpanEvent(pulse.kind, pulse.at_ns, attributes))
 
     def _on_halted(self, state: _Transaction, pulse: Pulse) -> None:
-        state.halted_ns = pulse.at_ns
-        self._on_event(state, pulse)
+        """A step that asked for it, or the transaction as a whole."""
+        if pulse.step:
+            self._on_outcome(state, pulse)
+        else:
+            state.halted_ns = pulse.at_ns
+            self._on_event(state, pulse)
 
     def _on_finished(self, state: _Transaction, pulse: Pulse) -> None:
         status = (pulse.data or {}).get("status") or "completed"
@@ -359,6 +367,20 @@ _OUTCOMES: Final = frozenset(
 _FAILURES: Final = frozenset((kinds.FAILED, kinds.RETRIED, kinds.TIMED_OUT, kinds.UNDO_FAILED))
 
 
+def _continue(state: _Transaction, pulse: Pulse) -> None:
+    """The transaction's own span has ended before: what follows is a span below it."""
+    state.continues = True
+    state.parent_id = transaction_span_id(TransactionId(pulse.transaction))
+    state.span_id = hop_id(TransactionId(pulse.transaction), "", "transaction", pulse.seq)
+    state.name = f"resume {pulse.workflow}"
+    state.start_ns = pulse.at_ns
+
+
+def _began_unseen(state: _Transaction, pulse: Pulse) -> bool:
+    """Whether the outcome of a hop not open here is that of one whose `spawned` was missed."""
+    return not state.whole and bool(pulse.step) and pulse.elapsed_ns is not None
+
+
 def _verdict(hop: _Hop, pulse: Pulse) -> tuple[str, bool, str]:
     """(outcome, whether that is a failure, the error) of an attempt."""
     if pulse.kind == kinds.FINISHED:
@@ -390,6 +412,10 @@ def _details(pulse: Pulse) -> Attributes:
     details: Attributes = {}
     if pulse.step:
         details |= {"bitactor.step": pulse.step, "bitactor.hop": pulse.hop, "bitactor.ttl": pulse.ttl}
+    elif pulse.kind == kinds.EMITTED:
+        details["bitactor.hop"] = pulse.hop
+    if pulse.data and isinstance(pulse.data.get("reason"), str):
+        details["bitactor.reason"] = short(pulse.data["reason"])
     if pulse.error:
         details["bitactor.error"] = short(pulse.error)
     return details

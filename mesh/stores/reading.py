@@ -53,6 +53,8 @@ class Reads:
             return patiently(lambda: question(connection), _PATIENCE)
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
+        except UnicodeEncodeError as error:
+            raise StoreError(f"{self._path}: asked for what is no text: {error}") from error
 
 
 class SqliteReader(Reads):

@@ -190,6 +190,8 @@ class _Batch:
 
     def _explain(self, write: Write, error: Exception) -> Exception:
         """Why a write that had no objection against it could not be stored."""
+        if not isinstance(error, sqlite3.IntegrityError):
+            return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
         taken = None
         if write.key:
             taken = self._connection.execute(
@@ -200,7 +202,7 @@ class _Batch:
             return DuplicateTransaction(
                 f"key {write.key!r} of {write.pulses[0].workflow!r} was used before, by transaction {taken[0]}"
             )
-        if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_PRIMARYKEY":
+        if error.sqlite_errorname == "SQLITE_CONSTRAINT_PRIMARYKEY":
             if write.pulses[0].seq == 0:
                 return DuplicateTransaction(f"transaction {write.transaction} is in the journal already")
             return StaleOwner(f"transaction {write.transaction}: another process wrote pulse {write.pulses[0].seq} before")

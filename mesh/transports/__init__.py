@@ -36,9 +36,7 @@ def open_transport(
     if not url.startswith("memory://"):
         if hub is not None:
             raise ConfigurationError(f"hub= is for memory:// only, not for {url}")
-        return ZmqTransport(
-            url, loop=loop, curve=curve, advertise=advertise, queue_limit=queue_limit, queue_bytes=queue_bytes
-        )
+        return ZmqTransport(url, loop=loop, curve=curve, advertise=advertise, queue_limit=queue_limit, queue_bytes=queue_bytes)
     if curve is not None or advertise:
         raise ConfigurationError(f"curve= and advertise= do not go with {url}: nothing leaves this process")
     return MemoryTransport(url, loop=loop, hub=hub or PROCESS_HUB, queue_limit=queue_limit, queue_bytes=queue_bytes)

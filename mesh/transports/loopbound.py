@@ -33,9 +33,7 @@ class LoopBoundTransport(Generic[Box]):
     Everything here runs on the thread of `loop`.
     """
 
-    def __init__(
-        self, *, loop: asyncio.AbstractEventLoop, queue_limit: int, queue_bytes: int, connections: int
-    ) -> None:
+    def __init__(self, *, loop: asyncio.AbstractEventLoop, queue_limit: int, queue_bytes: int, connections: int) -> None:
         for name, value in (("queue_limit", queue_limit), ("queue_bytes", queue_bytes), ("connections", connections)):
             if value < 1:
                 raise ConfigurationError(f"{name}={value!r}: must be at least 1")
@@ -156,9 +154,7 @@ class LoopBoundTransport(Generic[Box]):
             self._receive(messages)
         except Exception as error:
             counters.receive_failures += 1
-            self._failures.warn(
-                f"{self._endpoint}: the receive callback raised; {len(messages)} messages may be lost", error
-            )
+            self._failures.warn(f"{self._endpoint}: the receive callback raised; {len(messages)} messages may be lost", error)
 
     def _drop(self, count: int, why: str) -> None:
         if count:

@@ -23,7 +23,7 @@ import zmq
 
 from bitactor.codec import MAX_FRAME_BYTES, join_frame, split_frame
 from bitactor.errors import ConfigurationError, Overloaded, ProtocolError, SignalTooLarge, Unroutable
-from mesh.transports.addresses import check_bind, check_peer, prepare_ipc, reachable_endpoint
+from mesh.transports.addresses import check_bind, check_peer, prepare_ipc, reachable_endpoint, remove_ipc
 from mesh.transports.loopbound import (
     CONNECTIONS,
     FRAMES_PER_TURN,
@@ -156,6 +156,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         if self._inbox is not None:
             if self._inbox_fd >= 0:
                 self._unwatch(self._inbox_fd)
+                remove_ipc(self._endpoint)
             self._inbox.close(0)
         self._flush_until(deadline)
         linger = max(0, round((deadline - time.monotonic()) * 1_000))

@@ -229,7 +229,7 @@ async def test_a_receiver_that_stands_still_slows_its_senders_and_loses_nothing(
     more = [b"%08d" % number for number in range(50_000, 51_000)]
     await send_patiently(sender, slow.endpoint, more)
     async with asyncio.timeout(PATIENCE):
-        while len(slow.messages) < len(accepted) + len(more):
+        while len(slow.messages) < len(accepted) + len(more):  # noqa: ASYNC110  (another thread appends)
             await asyncio.sleep(0.005)
     assert [message[:8] for message in slow.messages] == accepted + more
 
@@ -272,9 +272,7 @@ async def test_a_node_can_send_to_itself(world: World) -> None:
     assert await inbox.until(1) == [b"me"]
 
 
-async def test_a_callback_that_raises_is_logged_once_and_hurts_nothing(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_callback_that_raises_is_logged_once_and_hurts_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
     inbox = Inbox()
 
     def fails(messages: list[bytes]) -> None:

@@ -315,6 +315,57 @@ def test_a_halted_transaction_stays_open_until_it_ends_or_the_sink_does() -> Non
     assert [event.name for event in transaction.events] == ["halted", "resumed"]
 
 
+def test_a_takeover_goes_on_with_the_same_span() -> None:
+    log = PulseLog()
+    log.complete(log.spawn("a"))
+    seen = len(log.pulses)
+    log.add(kinds.RESUMED, data={"owner": "node-b", "epoch": 2})
+    log.complete(log.spawn("b"))
+    log.finish()
+    _, transaction = spans(log.pulses[seen:])
+    assert (transaction.span_id, transaction.name, transaction.start_ns) == (log.span, "users.signup", BORN_NS)
+    assert [event.name for event in transaction.events] == ["resumed"]
+
+
+def test_a_resumption_elsewhere_is_a_span_below_the_halted_one() -> None:
+    log = PulseLog()
+    log.outcome(kinds.HALTED, log.spawn("ask"), data={"reason": "a person"})
+    log.add(kinds.HALTED, data={"status": "halted"})
+    seen = len(log.pulses)
+    first = SpanAssembler()
+    assert [record.attributes["bitactor.outcome"] for record in first.feed(log.pulses)] == ["halted"]
+    assert [record.span_id for record in first.close()] == [log.span]
+    log.add(kinds.RESUMED, data={"owner": "node-b", "epoch": 2})
+    log.add(kinds.RESUMED, data={"deadline_ns": None})
+    log.complete(log.spawn("b"))
+    log.finish()
+    hop, transaction = spans(log.pulses[seen:])
+    assert (transaction.name, transaction.parent_id, hop.parent_id) == ("resume users.signup", log.span, log.span)
+
+
+def test_what_concerns_the_whole_transaction_is_no_hop() -> None:
+    log = PulseLog()
+    log.complete(log.spawn("a"))
+    log.add(kinds.TOMBSTONE, error="deadline_exceeded")
+    log.add(kinds.FAILED, error="DeadlineExceeded: too late")
+    log.finish("compensated", "DeadlineExceeded: too late")
+    for pulses in (log.pulses, log.pulses[1:]):
+        hop, transaction = spans(pulses)
+        assert (hop.name, transaction.span_id) == ("users.signup/a", log.span)
+        assert [event.name for event in transaction.events] == ["tombstone", "failed"]
+
+
+def test_a_compensation_after_a_timeout_is_told_on_the_same_span() -> None:
+    log = PulseLog()
+    hop = log.spawn("a")
+    log.outcome(kinds.TIMED_OUT, hop, error="StepTimeout: 1 s")
+    log.spawn("a", data={"assess": ["x:StepTimeout", "1 s"], "delivery": 2})
+    log.outcome(kinds.COMPENSATED, hop)
+    record, _ = spans(log.finish())
+    assert [event.name for event in record.events] == ["compensating"]
+    assert (record.failed, record.attributes["bitactor.outcome"]) == (False, "compensated")
+
+
 @given(st.permutations(eventful().pulses), st.integers(1, 20))
 def test_any_order_and_any_part_is_survived(pulses: list[Pulse], length: int) -> None:
     assembler = SpanAssembler(max_transactions=2)

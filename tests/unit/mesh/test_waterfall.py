@@ -129,6 +129,30 @@ def test_halted_is_shown_with_its_reason_and_ends_with_resumed() -> None:
     assert traces(log.pulses)[0].status == "running"
 
 
+def test_what_never_ran_is_a_mark() -> None:
+    log = PulseLog()
+    log.complete(log.spawn("a"))
+    log.add(kinds.TOMBSTONE, "b", hop="ab" * 8, ttl=0, error="ttl_expired")
+    log.add(kinds.FAILED, "b", hop="ab" * 8, ttl=0, error="TtlExpired: no hops left")
+    log.add(kinds.FAILED, error="Cancelled: on request")
+    log.add(kinds.UNDO_FAILED, "a", hop="cd" * 8, direction="undo", error="UndoFailed: in doubt")
+    (trace,) = traces(log.finish("stuck", "TtlExpired: no hops left"))
+    assert [(row.kind, row.name, row.outcome, row.notes) for row in trace.rows[1:]] == [
+        ("mark", "b", "tombstone", ("tombstone: ttl_expired", "TtlExpired: no hops left")),
+        ("mark", "failed", "failed", ("Cancelled: on request",)),
+        ("mark", "undo a", "undo_failed", ("UndoFailed: in doubt",)),
+    ]
+
+
+def test_a_step_that_halts_ends_its_row_with_the_reason() -> None:
+    log = PulseLog()
+    log.outcome(kinds.HALTED, log.spawn("ask"), data={"reason": "a person must look"})
+    log.add(kinds.HALTED, data={"status": "halted"})
+    log.add(kinds.RESUMED, data={"owner": "b", "epoch": 2})
+    (trace,) = traces(log.pulses)
+    assert (trace.status, trace.rows[0].outcome, trace.rows[0].notes) == ("halted", "halted", ("a person must look",))
+
+
 def test_child_transactions_follow_on_the_same_axis() -> None:
     parent = PulseLog(1)
     hop = parent.spawn("welcome")

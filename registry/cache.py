@@ -1,0 +1,123 @@
+"""What a client knows of the table.  Written by one thread; `lookup` may be called from any.
+
+Between a restart of the server and its peers' return, entries that the fresh table does not have yet are *unconfirmed*: still
+answered, and dropped only when they have not come back in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from registry.entry import APPEARED, CHANGED, DISAPPEARED, Entry, Notice
+
+_Key = tuple[str, str]
+
+
+class Cache:
+    """Entries by name, as tuples that are replaced, never changed, so that readers need no lock."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, tuple[Entry, ...]] = {}
+        self._holders: dict[str, dict[str, None]] = {}
+        self._count = 0
+        self._unseen: set[_Key] = set()
+        self._unconfirmed: set[_Key] = set()
+        self.grace_until_ns: int | None = None
+        """When unconfirmed entries are to be dropped, if there are any."""
+
+    # Questions; safe on any thread
+
+    def lookup(self, name: str) -> tuple[Entry, ...]:
+        """All entries of a name."""
+        return self._names.get(name, ())
+
+    def count(self) -> int:
+        """How many entries there are."""
+        return self._count
+
+    def keys(self, holder: str) -> tuple[str, ...]:
+        """The names a holder has."""
+        return tuple((self._holders.get(holder) or {}).copy())
+
+    def names(self) -> dict[str, tuple[Entry, ...]]:
+        """A copy of everything, by name."""
+        return self._names.copy()
+
+    # Changes; on the owning thread
+
+    def put(self, entry: Entry, revision: int = 0) -> list[Notice]:
+        """Know an entry; the notices of what that changes.  Nobody else can have a unique name, whatever was known."""
+        key = (entry.name, entry.holder)
+        self._unseen.discard(key)
+        self._unconfirmed.discard(key)
+        known = self._names.get(entry.name, ())
+        notices: list[Notice] = []
+        kept: list[Entry] = []
+        before: Entry | None = None
+        for other in known:
+            if other.holder == entry.holder:
+                before = other
+            elif entry.unique or other.unique:
+                self._forget(other)
+                notices.append(Notice(DISAPPEARED, other, revision))
+            else:
+                kept.append(other)
+        if before == entry and not notices:
+            return notices
+        self._names[entry.name] = (*kept, entry)
+        if before is None:
+            self._count += 1
+            self._holders.setdefault(entry.holder, {})[entry.name] = None
+        if before != entry:
+            notices.append(Notice(APPEARED if before is None else CHANGED, entry, revision))
+        return notices
+
+    def remove(self, name: str, holder: str, revision: int = 0) -> list[Notice]:
+        """Forget an entry, if it is known."""
+        known = self._names.get(name, ())
+        for entry in known:
+            if entry.holder == holder:
+                rest = tuple(other for other in known if other is not entry)
+                if rest:
+                    self._names[name] = rest
+                else:
+                    del self._names[name]
+                self._forget(entry)
+                return [Notice(DISAPPEARED, entry, revision)]
+        return []
+
+    def begin_sync(self) -> None:
+        """The whole table is about to be `put`; what will not be is missing."""
+        self._unseen = {(entry.name, entry.holder) for entry in self._all()}
+
+    def end_sync(self, grace_until_ns: int | None) -> list[Notice]:
+        """All was put.  What is missing is dropped, or, with a grace (the table was restarted), unconfirmed until then."""
+        missing, self._unseen = self._unseen, set()
+        if grace_until_ns is not None:
+            self._unconfirmed |= missing
+            self.grace_until_ns = grace_until_ns if self._unconfirmed else None
+            return []
+        return self._drop(missing - self._unconfirmed)
+
+    def end_grace(self, now_ns: int) -> list[Notice]:
+        """Drop what was not confirmed, if it is time."""
+        if self.grace_until_ns is None or now_ns < self.grace_until_ns:
+            return []
+        self.grace_until_ns = None
+        unconfirmed, self._unconfirmed = self._unconfirmed, set()
+        return self._drop(unconfirmed)
+
+    def _all(self) -> Iterator[Entry]:
+        return (entry for entries in self._names.values() for entry in entries)
+
+    def _drop(self, keys: Iterable[_Key]) -> list[Notice]:
+        return [notice for name, holder in sorted(keys) for notice in self.remove(name, holder)]
+
+    def _forget(self, entry: Entry) -> None:
+        self._unseen.discard((entry.name, entry.holder))
+        self._unconfirmed.discard((entry.name, entry.holder))
+        self._count -= 1
+        names = self._holders[entry.holder]
+        del names[entry.name]
+        if not names:
+            del self._holders[entry.holder]
