@@ -13,6 +13,7 @@ import decimal
 import enum
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgpack
@@ -27,6 +28,8 @@ MAX_TOKEN_BYTES: Final = 4 * 1024 * 1024
 """Largest payload of one step, input or emitted signal."""
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 MAX_MESSAGES_PER_FRAME: Final = 4_096
+LARGE_MESSAGE_BYTES: Final = 256 * 1024
+"""Above this, a message's fields are looked at one by one before anything is made of them."""
 MAX_DEPTH: Final = 64
 """Deepest nesting of lists and mappings in a token."""
 
@@ -49,6 +52,7 @@ _EXT_SET: Final = 8
 _SCALARS: Final = frozenset((bool, float, type(None)))
 _INT_MIN: Final = -(1 << 63)
 _INT_MAX: Final = (1 << 64) - 1
+_BINARY: Final = (0xC4, 0xC5, 0xC6)
 _CONTAINER_BYTES: Final = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
 
 
@@ -82,8 +86,11 @@ def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
         raise InvalidOutcome(f"a {type(value).__name__} cannot be carried: {error}") from error
     if len(data) > limit:
         raise SignalTooLarge(f"{len(data):,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference")
-    if _too_deep(data):
-        raise InvalidOutcome(f"nested deeper than {MAX_DEPTH} levels; flatten the value")
+    if _may_be_deep(data):
+        try:
+            unpack(data, limit)
+        except MalformedSignal as error:
+            raise InvalidOutcome(f"a {type(value).__name__} cannot be carried: {error}; flatten the value") from None
     return data
 
 
@@ -101,14 +108,15 @@ def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES) -> Any:
     """
     if len(data) > limit:
         raise SignalTooLarge(f"{len(data):,} bytes, the limit is {limit:,}")
-    if _too_deep(data):
-        raise MalformedSignal(f"nested deeper than {MAX_DEPTH} levels")
     try:
-        return msgpack.unpackb(data, ext_hook=_decode_extra, strict_map_key=False)
+        value = msgpack.unpackb(data, ext_hook=_decode_extra, strict_map_key=False)
     except RecursionError as error:
         raise MalformedSignal("nested too deep") from error
     except (ValueError, TypeError, KeyError, OverflowError, ArithmeticError, msgpack.UnpackException) as error:
         raise MalformedSignal(f"not a packed value: {type(error).__name__}: {error}") from error
+    if _may_be_deep(data) and _is_deep(value):
+        raise MalformedSignal(f"nested deeper than {MAX_DEPTH} levels")
+    return value
 
 
 def token_bytes(token: Any) -> bytes:
@@ -199,37 +207,29 @@ def _decode_extra(code: int, data: bytes) -> Any:
     raise ValueError(f"unknown extension type {code}")
 
 
-def _too_deep(data: bytes) -> bool:
-    """Whether containers nest deeper than `MAX_DEPTH`.
+def _may_be_deep(data: bytes) -> bool:
+    """Whether containers could nest deeper than `MAX_DEPTH`.
 
     The number of bytes that could open a container bounds the depth from above, and counting them is one pass in C; only where that
-    bound does not settle it is the structure itself walked.
+    does not settle it are the values themselves looked at.
     """
-    if len(data) <= MAX_DEPTH or len(data) - len(data.translate(None, _CONTAINER_BYTES)) <= MAX_DEPTH:
-        return False
-    unpacker = msgpack.Unpacker(max_buffer_size=len(data))
-    unpacker.feed(data)
-    open_counts: list[int] = []
-    try:
-        while True:
-            while open_counts and open_counts[-1] == 0:
-                open_counts.pop()
-            if open_counts:
-                open_counts[-1] -= 1
-            at = unpacker.tell()
-            if at >= len(data):
-                return False
-            first = data[at]
-            if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
-                open_counts.append(2 * unpacker.read_map_header())
-            elif 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
-                open_counts.append(unpacker.read_array_header())
-            else:
-                unpacker.skip()
-            if len(open_counts) > MAX_DEPTH:
-                return True
-    except (ValueError, msgpack.UnpackException):
-        return False  # not msgpack at all: the decoder says that better
+    return len(data) > MAX_DEPTH and len(data) - len(data.translate(None, _CONTAINER_BYTES)) > MAX_DEPTH
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and mappings in a decoded value nest deeper than `MAX_DEPTH`."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if type(outer) is list or type(outer) is dict
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if type(inner) is list or type(inner) is dict
+        ]
+        if not level:
+            return False
+    return True
 
 
 # Wire messages
@@ -295,6 +295,8 @@ def decode_message(data: bytes) -> Message:
     Raises:
         UnsupportedVersion, SignalTooLarge, MalformedSignal
     """
+    if len(data) > LARGE_MESSAGE_BYTES:
+        _refuse_large_fields(data)
     parts = unpack(data, MAX_FRAME_BYTES)
     if type(parts) is not list or len(parts) < 2:
         raise MalformedSignal("not an array of version, type and fields")
@@ -323,6 +325,41 @@ def decode_message(data: bytes) -> Message:
     return kind(*fields)
 
 
+def _refuse_large_fields(data: bytes) -> None:
+    """Large messages are large because of their payloads, which are binary; anything else that large is hostile."""
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data))
+    try:
+        unpacker.feed(data)
+        fields = unpacker.read_array_header()
+        if fields > 2 + max(len(kind._fields) for kind in _TYPES):
+            raise MalformedSignal(f"a message of {fields:,} fields")
+        version_and_code = [unpacker.unpack() if data[unpacker.tell()] < 0x80 else unpacker.skip() for _ in range(min(fields, 2))]
+        emits_at = _EMITS if version_and_code[1:] == [_CODES[Reply]] else -1
+        for position in range(fields - 2):
+            start = unpacker.tell()
+            if position == emits_at:
+                _skip_emits(unpacker, data)
+            else:
+                unpacker.skip()
+                if unpacker.tell() - start > LARGE_MESSAGE_BYTES and data[start] not in _BINARY:
+                    raise MalformedSignal(f"field {position} has {unpacker.tell() - start:,} bytes and is no payload")
+    except (ValueError, TypeError, IndexError, RecursionError, msgpack.UnpackException) as error:
+        raise MalformedSignal(f"not a message: {type(error).__name__}: {error}") from error
+
+
+def _skip_emits(unpacker: msgpack.Unpacker, data: bytes) -> None:
+    count = unpacker.read_array_header()
+    if count > MAX_MESSAGES_PER_FRAME:
+        raise MalformedSignal(f"a reply that emits {count:,} signals, the limit is {MAX_MESSAGES_PER_FRAME:,}")
+    for _ in range(count):
+        if unpacker.read_array_header() != 2:
+            raise MalformedSignal("an emitted signal is a name and a token")
+        for _ in range(2):
+            if not (data[unpacker.tell()] in _BINARY or 0xA0 <= data[unpacker.tell()] <= 0xBF or 0xD9 <= data[unpacker.tell()] <= 0xDB):
+                raise MalformedSignal("an emitted signal is a name and a token")
+            unpacker.skip()
+
+
 def join_frame(messages: Sequence[bytes]) -> bytes:
     """Many encoded messages as one frame."""
     data: bytes = msgpack.packb(messages)
@@ -333,12 +370,18 @@ def split_frame(frame: bytes) -> list[bytes]:
     """The messages in a frame that may come from a stranger; raises `SignalTooLarge` or `MalformedSignal`."""
     if len(frame) > MAX_FRAME_BYTES + 16:
         raise SignalTooLarge(f"a frame of {len(frame):,} bytes, the limit is {MAX_FRAME_BYTES:,}")
+    # One by one, and without containers inside: a hostile frame of millions of empty lists would cost a gigabyte to take in.
+    unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(frame)), max_array_len=0, max_map_len=0, max_ext_len=0, max_str_len=0)
     try:
-        messages = msgpack.unpackb(frame, max_array_len=MAX_MESSAGES_PER_FRAME, max_map_len=0, max_ext_len=0, max_str_len=0)
+        unpacker.feed(frame)
+        count = unpacker.read_array_header()
+        if count > MAX_MESSAGES_PER_FRAME:
+            raise MalformedSignal(f"a frame of {count:,} messages, the limit is {MAX_MESSAGES_PER_FRAME:,}")
+        messages = list(islice(unpacker, count))
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise MalformedSignal(f"not a frame: {type(error).__name__}: {error}") from error
-    if type(messages) is not list or not all(type(message) is bytes for message in messages):
-        raise MalformedSignal("a frame is an array of binary messages")
+    if len(messages) != count or unpacker.tell() != len(frame) or not all(type(message) is bytes for message in messages):
+        raise MalformedSignal("a frame is an array of binary messages, and nothing after it")
     return messages
 
 

@@ -45,9 +45,13 @@ def join_hop_id(salt: int, code: int) -> HopId:
     return HopId("%016x" % ((salt ^ code) or 1))
 
 
+TRANSACTION_CODE = path_code("", "transaction", 0)
+"""The code of the transaction itself, which is no step."""
+
+
 def transaction_span_id(transaction: str) -> HopId:
     """The span id of the transaction itself, derived like a hop's."""
-    return hop_id(transaction, "", "transaction", 0)
+    return join_hop_id(hop_salt(transaction), TRANSACTION_CODE)
 
 
 def idempotency_key(transaction: str, path: str, direction: str = "forward") -> str:

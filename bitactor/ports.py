@@ -5,7 +5,7 @@ Every adapter of a port passes the port's contract suite in `tests/contract`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from bitactor.pulse import Pulse
@@ -117,8 +117,8 @@ class Store(Protocol):
     def list(self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None) -> _Rows:
         """Newest first, at most `limit`; `before` is the last id of the page before."""
 
-    def claim(self) -> _Claims:
-        """Take over every open transaction whose owner is gone; they are ours from now on."""
+    def claim(self, workflows: Collection[str] | None = None) -> _Claims:
+        """Take over every open transaction (of these workflows) whose owner is gone; they are ours from now on."""
 
     def close(self) -> None:
         """Finish what was appended (its `done`s are called), give up our lease, release files.  Twice is once."""

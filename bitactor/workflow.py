@@ -61,7 +61,7 @@ class Step(Generic[P, R]):
     def undo(self, function: F, /) -> F: ...
 
     @overload
-    def undo(self, *, in_doubt: bool = False, retries: int = DEFAULT_UNDO_RETRIES) -> Callable[[F], F]: ...
+    def undo(self, /, *, in_doubt: bool = False, retries: int = DEFAULT_UNDO_RETRIES) -> Callable[[F], F]: ...
 
     def undo(self, function: Any = None, /, *, in_doubt: bool = False, retries: int = DEFAULT_UNDO_RETRIES) -> Any:
         """Declare how to take this step back after it had succeeded and a later one failed.
@@ -158,6 +158,7 @@ class Workflow:
     @overload
     def step(
         self,
+        /,
         *,
         name: str | None = None,
         bind: Mapping[str, Any] | None = None,
@@ -234,7 +235,7 @@ class Workflow:
             function = function.function
         if not callable(function):
             raise DefinitionError(f"workflow {self.name!r}: a step is made from a function, not from {function!r}")
-        name: str = options.get("name") or getattr(function, "__name__", "")
+        name = str(options.get("name") or getattr(function, "__name__", ""))
         refuse_bad_name(f"a step of {self.name!r}", name)
         if "/" in name:
             raise DefinitionError(f"workflow {self.name!r}: step name {name!r}: '/' separates workflow and step")

@@ -69,6 +69,7 @@ class BitActor(pykka.Actor):
         self.arguments = arguments
         self.spawner = spawner
         self.done = done
+        self.kwargs: dict[str, Any] = {}
         self.state = QUEUED
         self.started_ns = 0
         self.bucket: int | None = None
@@ -154,10 +155,10 @@ class BitActor(pykka.Actor):
         elif isinstance(verdict, Fail):
             self._reply("fail", error=error, fault=fault, reason=verdict.reason)
         else:
-            problem = InvalidOutcome(
+            wrong = InvalidOutcome(
                 f"compensate of {self.signal.name!r} returned {verdict!r}; it may return None, Retry(…), Continue(value) or Halt(…)"
             )
-            self._reply("fail", error=problem, fault=fault_of(problem))
+            self._reply("fail", error=wrong, fault=fault_of(wrong))
 
     def _judge(self, verdict: Any) -> None:
         """What the step or undo itself said."""

@@ -147,7 +147,7 @@ class Host:
         """The keyword arguments of one call of the user's function."""
         step = actor.step
         if step.takes_signal is not None:
-            kwargs = {step.takes_signal: actor.signal._replace(token=values["signal"])} if callback is step.run else {}
+            kwargs: dict[str, Any] = {step.takes_signal: actor.signal._replace(token=values["signal"])} if callback is step.run else {}
         else:
             kwargs = values if callback is step.run else {name: values[name] for name in callback.takes}
         for name, what in callback.injected.items():

@@ -145,6 +145,7 @@ class Node:
             self.registry: Registry = await self._links.open()
         else:
             self.registry = LocalRegistry(self.id)
+            self.registry.start()
         self.outbox = Outbox(self.supervisor, self.registry, self.clock, self.wheel, self._send_stimulus)
         self.supervisor.outbox = self.outbox
         self._watch = self.registry.watch(self._noticed)
@@ -169,7 +170,7 @@ class Node:
 
     def _take_over(self) -> None:
         """Carry on with what dead owners left in the store; looked for again now and then."""
-        for claim in self.store.claim():
+        for claim in self.store.claim(self.plans):
             self._recover(claim.transaction, claim.epoch)
         lease_ns = int(self.settings.lease * 1e9)
         if not self.settings.store.startswith("memory:"):

@@ -203,8 +203,8 @@ class Router:
         seconds = self._patience_ns / 1e9
         entries = self._registry.lookup(step_name(address))
         if not entries:
-            known = [name.partition(":")[2] for name in self._registry.match("step:*")] if hasattr(self._registry, "match") else []
-            self._fail(errand, Unroutable(f"no node runs {address!r}, and none appeared within {seconds:g} s.{suggest(address, map(str, known))}"))
+            known = {entry.name.partition(":")[2] for entry in self._registry.match(step_name("*"))}
+            self._fail(errand, Unroutable(f"no node runs {address!r}, and none appeared within {seconds:g} s.{suggest(address, known)}"))
         elif not any(entry.value.get("digest") == errand.run.plan.digest for entry in entries):
             self._fail(errand, Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code"))
         else:

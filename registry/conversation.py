@@ -5,8 +5,8 @@ are told again, so a restarted server, a lost answer and a lost lease are one ca
 
 The lease is judged by our own clock, from the moment a heartbeat was *sent* that was acknowledged later, so it ends here before it
 can end at the server.  A unique grant is void from then on, even if the server has not noticed: it is asked for again, and comes
-under a new epoch.  When the server was restarted, a grant stays valid until the lease it had under the old server ends, and is given
-back under the same epoch if we ask before that (the fresh server grants unique names to nobody else meanwhile).
+under a new epoch.  When the server was restarted, a grant stays valid until the lease it had under the old server ends, and is
+given back under the same epoch if we ask before that (the fresh server grants unique names to nobody else meanwhile).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Final
 
-from bitactor.errors import ProtocolError
+from bitactor.errors import MalformedSignal, ProtocolError
 from registry.cache import Cache
 from registry.entry import DISAPPEARED, Entry, Loss, Notice
 from registry.errors import (
@@ -28,7 +29,6 @@ from registry.errors import (
     NotRegistered,
     RegistryError,
     RegistryFull,
-    RegistryTimeout,
 )
 from registry.occasionally import Occasionally
 from registry.table import DEFAULT_LEASE_NS
@@ -84,15 +84,16 @@ _Waiting = Future[Any]
 class _Wanted:
     """One name we want."""
 
-    __slots__ = ("grant", "lost", "name", "origin", "unique", "until_ns", "value", "version", "void", "waiting")
+    __slots__ = ("first", "grant", "lost", "name", "origin", "unique", "value", "version", "void", "waiting")
 
-    def __init__(self, name: str, value: Mapping[str, Any], unique: bool, origin: _Waiting) -> None:
+    def __init__(self, name: str, value: Mapping[str, Any], unique: bool, version: int, origin: _Waiting) -> None:
         self.name = name
         self.value = value
         self.unique = unique
         self.origin = origin
-        self.version = 0
-        self.waiting: list[tuple[int, _Waiting]] = [(0, origin)]
+        self.first = self.version = version
+        """Verdicts on versions before `first` are on a wish that was withdrawn; versions of all wishes rise together."""
+        self.waiting: list[tuple[int, _Waiting]] = [(version, origin)]
         self.grant: tuple[Entry, int | None] | None = None
         """What we hold; with a time when it is to be confirmed by a restarted server before that time."""
         self.lost: Entry | None = None
@@ -114,6 +115,8 @@ class Conversation:
         self.notices: list[Notice] = []
         self.losses: list[Loss] = []
         self.connected = False
+        self.blocked = False
+        """To be set while `outgoing` cannot be sent."""
         self.synced: _Waiting = Future()
         """Done when the whole table has been seen for the first time."""
         self.refusal: RegistryError | None = None
@@ -132,6 +135,7 @@ class Conversation:
         self._sequence = 0
         self._beats: dict[int, int] = {}  # sequence -> when sent
         self._request = 0
+        self._version = 0
         self._progress_ns = now_ns
         self._wanted: dict[str, _Wanted] = {}
         self._untold: dict[str, None] = {}
@@ -167,7 +171,8 @@ class Conversation:
             own = wanted.entry or Entry(name, self.holder, wanted.value, wanted.unique, 0)
             _fail(waiting, AlreadyRegistered(own))
             return
-        self._wanted[name] = _Wanted(name, value, unique, waiting)
+        self._version += 1
+        self._wanted[name] = _Wanted(name, value, unique, self._version, waiting)
         self._untold[name] = None
 
     def withdraw(self, name: str, waiting: _Waiting) -> None:
@@ -187,7 +192,8 @@ class Conversation:
             _fail(waiting, NotRegistered(f"{self.holder!r} does not hold {name!r}"))
             return
         wanted.value = value
-        wanted.version += 1
+        self._version += 1
+        wanted.version = self._version
         wanted.waiting.append((wanted.version, waiting))
         self._untold[name] = None
 
@@ -252,15 +258,17 @@ class Conversation:
     def tick(self, now_ns: int) -> None:
         """Do what is due; call when `next_tick_ns` is reached, after `receive` of what has come by then."""
         self._check_lease(now_ns)
-        self.notices += self.cache.end_grace(now_ns)
+        if self.connected:
+            self.notices += self.cache.end_grace(now_ns)
         for name in [name for name, at in self._retries.items() if at <= now_ns]:
             del self._retries[name]
-            self._untold[name] = None
+            if name in self._wanted:
+                self._untold[name] = None
         if now_ns < self.next_tick_ns:
             return
         self.connected = self.connected and now_ns - self.heard_ns < _MISSED_HEARTBEATS * self._heartbeat_ns
         waits = self._registering is not None or self._done or self._syncing is not None
-        if self.outgoing or (waits and self.connected and now_ns - self._progress_ns > _OVERDUE_NS):
+        if self.blocked or (waits and self.connected and now_ns - self._progress_ns > _OVERDUE_NS):
             self._lose_contact()
         self._beat(now_ns)
 
@@ -271,7 +279,7 @@ class Conversation:
             times.append(self._lease_until_ns)
         if self._frozen_until_ns is not None:
             times.append(self._frozen_until_ns)
-        if self.cache.grace_until_ns is not None:
+        if self.connected and self.cache.grace_until_ns is not None:
             times.append(self.cache.grace_until_ns)
         return min(times)
 
@@ -308,7 +316,7 @@ class Conversation:
                 return
             self.heard_ns = now_ns
             handler(message, now_ns)
-        except (ProtocolError, InvalidEntry) as error:
+        except (ProtocolError, InvalidEntry, ValueError) as error:
             self.malformed += 1
             self._complain.warn(now_ns, "a malformed frame of the registry is dropped: %s", str(error)[:200])
 
@@ -365,7 +373,7 @@ class Conversation:
         self._progress_ns = now_ns
         for (name, version), verdict, detail in zip(rows, message.verdicts, message.details, strict=False):
             wanted = self._wanted.get(name)
-            if wanted is None:
+            if wanted is None or version < wanted.first:
                 continue
             if verdict == GRANTED:
                 self._granted(wanted, version, decode_entry(detail))
@@ -420,7 +428,9 @@ class Conversation:
                 continue
             entry = decode_entry(row)
             self._revision = revision
-            if code < len(KINDS) and KINDS[code] == DISAPPEARED:
+            if code >= len(KINDS):
+                raise MalformedSignal(f"a notice of unknown kind {code}")
+            if KINDS[code] == DISAPPEARED:
                 self.notices += self.cache.remove(entry.name, entry.holder, revision)
                 if entry.holder == self.holder:
                     self._displaced(entry)
@@ -438,6 +448,8 @@ class Conversation:
         if wanted.unique and entry.epoch <= wanted.void:
             self._untold[wanted.name] = None
             return
+        for waiting in self._unregistering.pop(wanted.name, ()):
+            _finish(waiting, None)
         before = wanted.entry
         wanted.grant = (entry, None)
         wanted.lost = None
@@ -535,6 +547,7 @@ class Conversation:
 
     def _lose_contact(self) -> None:
         self.outgoing.clear()
+        self.blocked = False
         self._beats.clear()
         self._welcomed = self.connected = False
         self._syncing = self._revision = None
@@ -545,7 +558,8 @@ class Conversation:
         self._registering = None
         self._done.clear()
         self._retries.clear()
-        self._untold = dict.fromkeys(self._wanted)
+        # Unique names first: their grants may run out.
+        self._untold = dict.fromkeys(sorted(self._wanted, key=lambda name: not self._wanted[name].unique))
         self._unregister_untold = dict.fromkeys(self._unregistering)
 
     def _begin_sync(self, now_ns: int) -> None:
@@ -554,16 +568,16 @@ class Conversation:
         self._ask_part(0, now_ns)
 
     def _ask_part(self, cursor: int, now_ns: int) -> None:
-        self._syncing = self._next_request()
         self._expect(now_ns)
+        self._syncing = self._next_request()
         self._say(Sync(self._syncing, cursor))
 
     def _tell_wishes(self, now_ns: int) -> None:
         asked: list[tuple[str, int]] = []
         rows: list[bytes] = []
         size = 0
-        for name in list(self._untold):
-            if len(rows) >= _WISHES_PER_FRAME or size > FULL_FRAME_BYTES:
+        for name in list(islice(self._untold, _WISHES_PER_FRAME)):
+            if size > FULL_FRAME_BYTES:
                 break
             wanted = self._wanted[name]
             del self._untold[name]
@@ -596,6 +610,3 @@ def _finish(waiting: _Waiting, value: object) -> None:
 def _fail(waiting: _Waiting, error: BaseException) -> None:
     with suppress(InvalidStateError):
         waiting.set_exception(error)
-
-
-__all__ = ["Conversation", "RegistryTimeout"]

@@ -3,8 +3,8 @@
     with RegistryServer("ipc:///run/user/1000/mesh/registry.sock", state_path=Path("registry.boot")):
         ...
 
-Without `state_path` epochs begin anew with every start, and nothing settles: only for a registry that is never restarted under
-clients that stay.
+Without `state_path` the boot epoch is the wall clock's seconds, and nothing settles: after a restart a unique name can be granted
+while its former holder still believes to have it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _FRAMES_PER_TURN: Final = 512
 _RECEIVE_QUEUE: Final = 256
 _SEND_QUEUE: Final = 4_096
 _STOP_TIMEOUT: Final = 5.0
+_STATELESS_ERA: Final = 1_577_836_800
+"""2020, so that seconds since then fit the 31 bits of a boot epoch."""
 
 _log = logging.getLogger("registry.server")
 
@@ -168,13 +170,13 @@ class RegistryServer:
             self._prepare(listener)
             binding = Binding(listener, self._endpoint)
             files.callback(binding.release)
-            boot = 1
+            boot, settles = int(time.time()) - _STATELESS_ERA, False
             if self._state_path is not None:
                 state = BootEpoch(self._state_path)
                 files.callback(state.release)
-                boot = state.number
+                boot, settles = state.number, state.number > 1
             self._bound_endpoint = binding.endpoint
-            service = self._service = self._make_service(boot)
+            service = self._service = self._make_service(boot, settles)
             self._bound.set()
             self._loop(listener, service)
 
@@ -188,14 +190,14 @@ class RegistryServer:
         if self._curve is not None:
             secure_server(listener, self._curve)
 
-    def _make_service(self, boot: int) -> Service:
+    def _make_service(self, boot: int, settles: bool) -> Service:
         now_ns = time.monotonic_ns()
         table = Table(boot=boot, lease_ns=self._lease_ns, max_entries=self._max_entries, max_bytes=self._max_bytes)
         return Service(
             table,
             incarnation=os.urandom(16),
             heartbeat_ns=self._heartbeat_ns,
-            settle_until_ns=now_ns + self._lease_ns if boot > 1 else now_ns,
+            settle_until_ns=now_ns + self._lease_ns if settles else now_ns,
             now_ns=now_ns,
             max_clients=self._max_clients,
         )

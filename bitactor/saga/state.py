@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 from bitactor.codec import decode_token, encode_token, token_from_bytes
 from bitactor.errors import StoreError
-from bitactor.ids import HopId, TransactionId, hop_salt, join_hop_id, transaction_span_id
+from bitactor.ids import TRANSACTION_CODE, HopId, TransactionId, hop_salt, join_hop_id
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import (
     ACCEPTED,
@@ -172,7 +172,7 @@ class SagaState:
     def span_id(self) -> HopId:
         """The transaction's own span id."""
         if self.span is None:
-            self.span = transaction_span_id(self.transaction)
+            self.span = join_hop_id(self.salt, TRANSACTION_CODE)
         return self.span
 
     def undo_hop(self, index: int) -> HopId:

@@ -18,7 +18,7 @@ _INTERVAL: Final = 1.0
 _PAGES_A_COMMIT: Final = 4
 _PAGES_A_CHECKPOINT: Final = 4_096
 """Pages (of 4 KiB) of log after which a checkpoint is made without waiting for the interval."""
-_PAGES_AT_MOST: Final = 16_384
+_PAGES_AT_MOST: Final = 8_192
 """A log longer than this is closed and begun afresh, for which writers are kept out for the time of one fsync or two."""
 _COMPLAIN_EVERY: Final = 10.0
 

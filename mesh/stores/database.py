@@ -127,7 +127,9 @@ def _prepare(path: Path) -> None:
     connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
     try:
         version = _journal_version(connection, path)
-        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise StoreError(f"{path}: no write-ahead log can be kept there; put the file on a local disk")
         if version < len(_migrations()):
             _migrate(connection, path)
     finally:

@@ -8,11 +8,12 @@ its lease is over: it may have been suspended.
 from __future__ import annotations
 
 import logging
+import json
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -80,8 +81,12 @@ def release(connection: sqlite3.Connection, owner: str) -> None:
     connection.execute("COMMIT")
 
 
-def claim(connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int) -> list[Claim]:
+def claim(
+    connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int, workflows: Collection[str] | None
+) -> list[Claim]:
     """Move the open transactions of dead owners to `owner`, each with its next epoch, and fence those owners.
+
+    Only those of `workflows`, if given: the others stay without an owner until somebody who can run them asks.
 
     Of several processes that call this at once, each transaction goes to one.  Nothing is written if nobody is dead.
     """
@@ -91,16 +96,19 @@ def claim(connection: sqlite3.Connection, owner: str, identity: Identity, now_ns
     try:
         dead = _dead(connection, owner, identity, now_ns)
         claims: list[tuple[str, int]] = []
+        which = "owner = ? AND open = 1"
+        names: tuple[str, ...] = ()
+        if workflows is not None:
+            which += " AND workflow IN (SELECT value FROM json_each(?))"
+            names = (json.dumps(sorted(workflows)),)
         for name in {*dead, *_orphaned(connection, owner)}:
             # A row that is gone fences as well as one that says so; the latter tells a suspended process who has its work.
             if dead.get(name, True):
                 connection.execute("DELETE FROM owners WHERE owner = ?", (name,))
             else:
                 connection.execute("UPDATE owners SET fenced = ? WHERE owner = ?", (owner, name))
-            claims += connection.execute(
-                "SELECT transaction_id, epoch + 1 FROM transactions WHERE owner = ? AND open = 1", (name,)
-            ).fetchall()
-            connection.execute("UPDATE transactions SET owner = ?, epoch = epoch + 1 WHERE owner = ? AND open = 1", (owner, name))
+            claims += connection.execute(f"SELECT transaction_id, epoch + 1 FROM transactions WHERE {which}", (name, *names)).fetchall()
+            connection.execute(f"UPDATE transactions SET owner = ?, epoch = epoch + 1 WHERE {which}", (owner, name, *names))
         connection.execute("DELETE FROM owners WHERE fenced <> '' AND expires_ns < ?", (now_ns - _FENCED_KEPT_NS,))
         connection.execute("COMMIT")
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from heapq import nlargest
 from typing import Final
 
@@ -93,7 +93,7 @@ class MemoryStore:
         entry = self._entries.get(transaction)
         return self._row(transaction, entry) if entry else None
 
-    def claim(self) -> list[Claim]:
+    def claim(self, workflows: Collection[str] | None = None) -> list[Claim]:
         """Nothing: what another process left in its memory is gone with it."""
         return []
 

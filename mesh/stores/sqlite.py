@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -129,18 +129,19 @@ class SqliteStore(Reads):
             return
         done((), failure)
 
-    def claim(self) -> list[Claim]:
-        """Take over every open transaction whose owner is gone.  Waits up to 5 s for the file's lock if there is one to take over.
+    def claim(self, workflows: Collection[str] | None = None) -> list[Claim]:
+        """Take over every open transaction (of `workflows`) whose owner is gone.  Waits up to 5 s for the file's lock if there is one to take over.
 
         Raises:
             StoreError: the file cannot be written.
         """
-        return self._read(lambda connection: claim(connection, self._owner, self._identity, self._wall_ns()))
+        return self._read(lambda connection: claim(connection, self._owner, self._identity, self._wall_ns(), workflows))
 
     def close(self) -> None:
         """Commit what waits (its `done`s are called), give the lease back, release files and threads.  Twice is once.
 
-        Takes milliseconds, or, when another process keeps the file locked, up to `patience` seconds.
+        Takes tens of milliseconds (the log goes into the file, the file to the disk); up to `patience` seconds when another process
+        keeps the file locked.
         """
         connection = self._connection
         if connection is None or self._closing:

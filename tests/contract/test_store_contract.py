@@ -287,7 +287,7 @@ _pulses = st.builds(
 _stories = st.lists(st.lists(st.lists(_pulses, min_size=1, max_size=4), min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(stories=_stories, root=_texts, workflow=_texts, status=st.sampled_from(STATUSES), interleaved=st.booleans())
 def test_any_pulse_comes_back_as_it_was(
     journal: Journal, stories: list[list[list[Pulse]]], root: str, workflow: str, status: str, interleaved: bool

@@ -194,7 +194,7 @@ async def test_a_message_that_fits_no_frame_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [{"queue_limit": 10}, {"queue_bytes": 1_000}])
-async def test_a_full_queue_refuses_and_names_the_endpoint(world: World, options: dict[str, int]) -> None:
+async def test_a_full_queue_refuses_and_names_the_endpoint(world: World, options: dict[str, Any]) -> None:
     inbox = Inbox()
     receiver, other = world.open("b", inbox), world.open("c")
     sender = world.open("a", **options)

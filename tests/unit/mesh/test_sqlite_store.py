@@ -175,9 +175,7 @@ def test_nothing_is_left_of_a_closed_store_but_the_file(path: Path, opened: Open
     assert people("SELECT * FROM owners") == []
 
 
-def test_a_relative_path_means_the_directory_it_was_given_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Loop
-) -> None:
+def test_a_relative_path_means_the_directory_it_was_given_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
     monkeypatch.chdir(tmp_path)
     store = open_store("sqlite:///relative.db", notify=loop.notify)
     (tmp_path / "elsewhere").mkdir()
@@ -238,9 +236,7 @@ def _pretend(people: People, owner: str, *, pid: int, boot_id: str, expires_ns: 
     people("UPDATE owners SET pid = ?, boot_id = ?, expires_ns = ? WHERE owner = ?", pid, boot_id, expires_ns, owner)
 
 
-def test_a_process_that_can_be_seen_running_is_not_dead_whatever_its_lease_says(
-    opened: Opener, loop: Loop, wall: Wall
-) -> None:
+def test_a_process_that_can_be_seen_running_is_not_dead_whatever_its_lease_says(opened: Opener, loop: Loop, wall: Wall) -> None:
     _keep(opened("slow"), loop, first(fresh()))
     wall.now_ns += 100 * HOUR_NS
     assert opened("quick").claim() == []

@@ -1,0 +1,40 @@
+# `make demo` and `make test` each set everything up themselves; a machine needs Python 3.11 or newer, pip and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint check benchmark build clean
+
+demo: $(VENV)/runs
+	$(BIN)/bitactor demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/develops
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: $(VENV)/develops
+	$(BIN)/python -m benchmarks
+
+build: $(VENV)/develops
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# `--without-pip` because not every Python can bring its own; the pip at hand installs a fresh one.
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --disable-pip-version-check --quiet --python $(BIN)/python install "pip>=25.1"
+
+$(VENV)/runs: $(VENV)/bin/pip pyproject.toml
+	$(BIN)/pip --disable-pip-version-check --quiet install --editable .
+	touch $@
+
+$(VENV)/develops: $(VENV)/runs
+	$(BIN)/pip --disable-pip-version-check --quiet install --group dev
+	touch $@

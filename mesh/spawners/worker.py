@@ -1,0 +1,192 @@
+"""A worker process: runs one hop at a time for the process that started it, and dies with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import select
+import signal
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+from bitactor.arguments import converted
+from bitactor.codec import decode_message, decode_token, encode_message, token_from_bytes
+from bitactor.errors import BitActorError
+from bitactor.plan import Plan, PlanStep
+from bitactor.signal import Answer, Fault, Question, Reply, Signal
+from mesh.actor import BitActor
+from mesh.clock import SystemClock
+from mesh.faults import fault_of
+from mesh.host import Host
+from mesh.spawners.definitions import load
+from mesh.spawners.inline import InlineSpawner
+from mesh.spawners.loop import LoopSpawner
+from mesh.transports.zmq import ZmqTransport
+from mesh.wheel import TimingWheel
+
+logger = logging.getLogger("bitactor.worker")
+
+BACKSTOP_NS: Final = 1_000_000_000
+"""How long after its time an attempt is ended here; by then the parent has long killed us, unless its loop stands still."""
+
+
+class BackstopWheel(TimingWheel):
+    """Arms every timer a little later than asked for."""
+
+    def arm(self, timer: Any, when_ns: int) -> int:
+        """See `TimingWheel.arm`."""
+        return super().arm(timer, when_ns + BACKSTOP_NS)
+
+
+class WorkerSpawner:
+    """`async def` on the worker's loop, `def` right in its main thread, which has nothing else to do."""
+
+    def __init__(self) -> None:
+        self._inline = InlineSpawner()
+        self._loop = LoopSpawner()
+
+    def start(self, actor: BitActor) -> None:
+        """See the port."""
+        (self._loop if actor.callback.is_async else self._inline).start(actor)
+
+    def abandon(self, actor: BitActor) -> None:
+        """See the port."""
+        self._loop.abandon(actor)
+
+    async def close(self, timeout: float) -> None:
+        """Nothing to release: the worker ends by being killed."""
+
+
+class Worker:
+    """Answers the parent's messages: `load` this workflow, run that hop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, parent: str, endpoint: str) -> None:
+        clock = SystemClock(loop)
+        self._parent = parent
+        self._transport = ZmqTransport(endpoint, loop=loop)
+        self._host = Host(loop, clock, BackstopWheel(clock), {"process": WorkerSpawner()})
+        self._plans: dict[tuple[str, str], Plan] = {}
+
+    def open(self, number: str) -> None:
+        """Be reachable, and say so."""
+        self._transport.open(self._receive)
+        self._send(encode_message(Question(number, "ready", None, self._transport.endpoint)))
+
+    def close(self) -> None:
+        """Release the sockets."""
+        self._transport.close()
+
+    def _receive(self, messages: list[bytes]) -> None:
+        for data in messages:
+            message = decode_message(data)
+            if isinstance(message, Signal):
+                self._run(message)
+            elif isinstance(message, Question):
+                self._load(message)
+
+    def _load(self, question: Question) -> None:
+        error = ""
+        try:
+            workflow, digest, modules = decode_token(question.argument)
+            if (workflow, digest) not in self._plans:
+                self._plans[workflow, digest] = load(workflow, digest, modules)
+        except BitActorError as problem:
+            logger.error("%s", problem, exc_info=problem.__cause__)
+            error = str(problem)
+        self._send(encode_message(Answer(question.id, None, _carried(error), "DefinitionError" if error else "")))
+
+    def _run(self, signal: Signal) -> None:
+        try:
+            workflow, digest, index, values, result, metadata = decode_token(signal.token)
+            plan = self._plans[workflow, digest]
+            step = plan.steps[index]
+            arguments = partial(_arguments, step, token_from_bytes(values))
+            plain = signal._replace(token=None, metadata=metadata)
+            self._host.launch(plan, step, plain, arguments, token_from_bytes(result), self._done)
+        except Exception as problem:
+            logger.exception("%s could not be run", signal.name)
+            fault = fault_of(problem)
+            self._answer(
+                Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault), signal.name
+            )
+
+    def _done(self, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+        self._answer(reply, actor.signal.name)
+
+    def _answer(self, reply: Reply, name: str) -> None:
+        try:
+            message = encode_message(reply)
+        except (BitActorError, ValueError, TypeError) as problem:
+            message = encode_message(_carriable(reply, f"the reply of {name!r} cannot be carried: {problem}"))
+        self._send(message)
+
+    def _send(self, message: bytes) -> None:
+        self._transport.send(self._parent, message)
+
+
+def _arguments(step: PlanStep, values: Any) -> dict[str, Any]:
+    return converted(step.arguments, decode_token(values), step.address)
+
+
+def _carriable(reply: Reply, problem: str) -> Reply:
+    """What is left of a reply that the wire does not take."""
+    if reply.fault is None:
+        fault = Fault("bitactor.errors:InvalidOutcome", _carried(problem))
+        return reply._replace(outcome="fail", token=None, emits=(), fault=fault, reason="")
+    kind, message, traceback, _ = reply.fault
+    fault = Fault(_carried(kind), _carried(message), _carried(traceback))
+    return reply._replace(token=None, emits=(), fault=fault, reason=_carried(reply.reason))
+
+
+def _carried(text: str) -> str:
+    """Without what UTF-8 has no way to say, such as the undecodable bytes of a file name."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def die_with(parent: int) -> None:
+    """Let this process, and what it has started, be killed once process `parent` is gone.
+
+    The kernel does it: it sends our group SIGKILL when the other end of standard input closes.  No code of ours needs
+    to run for that, so it holds also while the user's code keeps the interpreter to itself.  A thread looks after the
+    rest: the pipe that closed before, the pipe that a fork of the parent holds open.
+    """
+    pipe = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)
+    threading.Thread(target=_watch, args=(pipe, parent), name="bitactor-parent-watch", daemon=True).start()
+
+
+def _watch(pipe: int, parent: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        ends = select.poll()
+        ends.register(os.pidfd_open(parent), select.POLLIN)
+        ends.register(pipe, 0)
+        if os.getppid() == parent:
+            ends.poll()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """What `mesh.spawners.child` starts: `<number> <parent's pid> <parent's endpoint> <own endpoint>`."""
+    number, parent_pid, parent, endpoint = arguments
+    die_with(int(parent_pid))
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    worker = Worker(loop, parent, endpoint)
+    worker.open(number)
+    try:
+        loop.run_forever()
+    finally:
+        worker.close()
+        loop.close()
