@@ -36,6 +36,7 @@ from mesh.links import Links
 from mesh.names import consumer_name
 from mesh.outbox import Outbox
 from mesh.sinks import OtelSink, SinkRelay
+from mesh.spawners import Spawner
 from mesh.spawners.inline import InlineSpawner
 from mesh.spawners.loop import LoopSpawner
 from mesh.spawners.process import ProcessSpawner
@@ -125,7 +126,7 @@ class Node:
 
     def _make_parts(self) -> None:
         settings = self.settings
-        self.spawners = {
+        self.spawners: dict[str, Spawner] = {
             "inline": InlineSpawner(),
             "loop": LoopSpawner(),
             "thread": ThreadSpawner(settings.threads),

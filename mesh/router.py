@@ -128,7 +128,8 @@ class Router:
             self._supervisor.feed(errand.run, Lost(errand.index, reply.delivery, f"a worker process of {errand.signal.name!r}"))
         else:
             self._supervisor.feed(errand.run, Replied(errand.index, reply))
-        self._assign_waiting(errand.step.address)
+        for address in list(self._waiting):  # the room that was made is for any step the holder runs
+            self._assign_waiting(address)
 
     def appeared(self, entry: Entry) -> None:
         """Somebody offers to run steps."""

@@ -74,7 +74,9 @@ from bitactor.saga.state import (
     PHASES,
     RUNNING,
     SUSPENDED,
+    TAKEN_BACK,
     UNDO_BACKING_OFF,
+    UNDO_BROKEN,
     UNDO_RUNNING,
     UNDOING,
     WAITING,
@@ -99,6 +101,9 @@ from bitactor.saga.stimuli import (
     Unrouted,
 )  # fmt: skip
 from bitactor.signal import FORWARD, UNDO, Fault, Reply
+
+_PAST_DOUBT: Final = frozenset((DONE, UNDO_RUNNING, UNDO_BACKING_OFF, TAKEN_BACK, UNDO_BROKEN))
+"""States in which a late word about the step's own run changes nothing any more."""
 
 _new = tuple.__new__
 """Builds a named tuple in half the time of calling its class; for the two pulses and one command of an ordinary hop."""
@@ -168,7 +173,7 @@ class Saga(SagaState):
             elif reply.outcome == "ok":
                 self._complete_with_emits(index, reply, now_ns)
             else:
-                _OUTCOMES[reply.outcome](self, index, reply, now_ns)
+                _OUTCOMES.get(reply.outcome, Saga._reply_failed)(self, index, reply, now_ns)
         else:
             self._late_reply(index, reply, now_ns)
 
@@ -311,7 +316,7 @@ class Saga(SagaState):
             self._time_out(index, fault, now_ns - self.spawned_at_ns[index], now_ns)
 
     def _time_out(self, index: int, fault: Fault, elapsed_ns: int | None, now_ns: int) -> None:
-        assess = self.phase is ACTIVE and self.states[index] == RUNNING and self.plan.steps[index].assesses
+        assess = self.phase is not FAILING and self.states[index] == RUNNING and self.plan.steps[index].assesses
         self._tell_step(index, TIMED_OUT, now_ns, elapsed_ns=elapsed_ns, error=fault)
         self._after_doubt(index, fault, now_ns, assess=assess, retry=self._worth_another_try(index, fault))
 
@@ -322,7 +327,7 @@ class Saga(SagaState):
         if delivery <= self.plan.redeliveries and self.phase is not FAILING:
             self._redeliver(index, FORWARD, holder, now_ns)
             return
-        assess = self.phase is ACTIVE and self.states[index] == RUNNING and self.plan.steps[index].compensate is not None
+        assess = self.phase is not FAILING and self.states[index] == RUNNING and self.plan.steps[index].compensate is not None
         fault = self._lost_fault(index, holder)
         self._tell_step(index, TOMBSTONE, now_ns, reason=POISON, data={"holder": holder, "fault": list(fault)})
         self._after_doubt(index, fault, now_ns, assess=assess, retry=False)
@@ -366,7 +371,7 @@ class Saga(SagaState):
         index, delivery, fault = stimulus
         if self.states[index] in IN_FLIGHT and delivery == self.deliveries[index]:
             self._tell_step(index, TOMBSTONE, now_ns, reason=UNROUTABLE, data={"fault": list(fault)})
-            self._fail(index, fault, now_ns, in_doubt=delivery > 1)
+            self._fail(index, fault, now_ns)
 
     def _retry_due(self, stimulus: RetryDue, now_ns: int) -> None:
         if self.states[stimulus.step] == BACKING_OFF:
@@ -386,8 +391,12 @@ class Saga(SagaState):
         if (reply.hop, reply.delivery) not in self.outstanding or reply.outcome in ("cancelled", "timed_out"):
             return
         happened = None
-        if self.states[index] == IN_DOUBT and reply.hop == self.hops[index] and self.phase in (FAILING, UNDOING):
-            happened = {"ok": True, "continue": True, "fail": False, "retry": False}.get(reply.outcome)
+        state = self.states[index]
+        if (reply.hop, reply.delivery) in self.unknown and state not in _PAST_DOUBT:
+            if reply.outcome in ("fail", "retry", "halt"):
+                happened = False
+            elif state == IN_DOUBT and reply.hop == self.hops[index]:
+                happened = True
         self._tell_step(
             index,
             LATE,
@@ -528,6 +537,11 @@ class Saga(SagaState):
 
     def _undo_time_over(self, stimulus: DeadlineOver, now_ns: int) -> None:
         """What is not undone by now is reported as such."""
+        undo_until = self.stopping_since_ns + self.plan.undo_timeout_ns
+        if now_ns < undo_until:
+            # The transaction's own deadline, which was over in the same moment as something failed.
+            self.commands.append(ArmDeadline(undo_until))
+            return
         self._leave_all_in_doubt(now_ns)
         self._tell(TOMBSTONE, now_ns, reason=DEADLINE_EXCEEDED, direction=UNDO)
         for index in self.order[::-1]:
@@ -572,7 +586,9 @@ class Saga(SagaState):
         self.commands.append(ArmDeadline(self.deadline_ns if self.phase in (ACTIVE, HALTING) else undo_until))
         if self.phase is FAILING:
             self._leave_all_in_doubt(now_ns)
-        for index, state in enumerate(self.states):
+        for index, state in enumerate(tuple(self.states)):
+            if state != self.states[index]:
+                continue  # the loss of another has just changed it
             if state in IN_FLIGHT:
                 self._lost(Lost(index, self.deliveries[index], "its process ended"), now_ns)
             elif state == UNDO_RUNNING:

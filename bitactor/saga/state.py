@@ -83,8 +83,8 @@ class SagaState:
     __slots__ = (
         "accepted_at_ns", "assessed", "attempts", "cancelling", "causes", "deadline_ns", "decided", "deliveries", "digest", "doubts",
         "due_ns", "emissions", "epoch", "errors", "failures", "hops", "in_flight", "metadata", "missing", "order", "outstanding",
-        "parent", "phase", "plan", "root", "salt", "seq", "span", "spawned_at_ns", "states", "status", "tokens", "trail",
-        "transaction", "ttl", "ttls", "undo_attempts", "undo_failed", "unsettled",
+        "parent", "phase", "plan", "root", "salt", "seq", "span", "spawned_at_ns", "states", "status", "stopping_since_ns", "tokens",
+        "trail", "transaction", "ttl", "ttls", "undo_attempts", "undo_failed", "unknown", "unsettled",
     )  # fmt: skip
 
     def __init__(
@@ -135,6 +135,8 @@ class SagaState:
         self.assessed: dict[int, Fault] = {}
         self.doubts: set[int] = set()
         """Steps with an attempt of which nobody knows whether it happened."""
+        self.unknown: dict[tuple[str, int], int] = {}
+        """(hop, delivery) that make the doubts: runs of a step's own function whose outcome nobody knows."""
         self.order: list[int] = []
         """Steps that happened or may have, in order of completion."""
         self.in_flight = 0
@@ -142,6 +144,8 @@ class SagaState:
         """(hop, delivery) of which a late reply may still come."""
         self.errors: list[tuple[str, Fault]] = []
         self.cancelling = False
+        self.stopping_since_ns = 0
+        """Wall time from which the time for undo counts."""
         self.undo_failed = False
         self.emissions: dict[str, Emission] = {}
 
@@ -283,6 +287,8 @@ class SagaState:
         """A redelivery, or a compensation being asked."""
         data = pulse.data or {}
         self.outstanding[pulse.hop, self.deliveries[index]] = index
+        if "lost" in data:
+            self._note_doubt(pulse.hop, index)
         self.deliveries[index] = data["delivery"]
         self.spawned_at_ns[index] = pulse.at_ns
         if self.states[index] not in IN_FLIGHT:
@@ -297,8 +303,7 @@ class SagaState:
         self.unsettled -= 1
         self.tokens[index] = pulse.token_out
         if index in self.doubts:
-            self.doubts.discard(index)
-            self.order.remove(index)
+            self._resolve(index)
         self.order.append(index)
         missing = self.missing
         for dependent in self.plan.steps[index].dependents:
@@ -329,7 +334,7 @@ class SagaState:
             self._doubt(pulse, index)
         else:
             self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
-        self._begin_failing()
+        self._begin_failing(pulse)
 
     def _retried(self, pulse: Pulse, index: int) -> None:
         if self.states[index] in IN_FLIGHT:
@@ -343,12 +348,23 @@ class SagaState:
         self._doubt(pulse, index)
 
     def _doubt(self, pulse: Pulse, index: int) -> None:
-        self.states[index] = IN_DOUBT
         self.outstanding[pulse.hop, self.deliveries[index]] = index
+        self._note_doubt(pulse.hop, index)
+        self.states[index] = IN_DOUBT
+
+    def _note_doubt(self, hop: str, index: int) -> None:
+        if self.states[index] == RUNNING:
+            self.unknown[hop, self.deliveries[index]] = index
         if index in self.doubts:
             self.order.remove(index)
         self.doubts.add(index)
         self.order.append(index)
+
+    def _resolve(self, index: int) -> None:
+        """There is no doubt about this step any more."""
+        self.doubts.discard(index)
+        self.order.remove(index)
+        self.unknown = {run: other for run, other in self.unknown.items() if other != index}
 
     def _buried(self, pulse: Pulse, index: int) -> None:
         if pulse.error == POISON and self.states[index] in IN_FLIGHT:
@@ -366,11 +382,15 @@ class SagaState:
         if data.get("happened") is True:
             self.states[index] = DONE
             self.tokens[index] = pulse.token_out
-            self.doubts.discard(index)
+            at = self.order.index(index)
+            self._resolve(index)
+            self.order.insert(at, index)
         elif data.get("happened") is False:
-            self.states[index] = BROKEN
-            self.doubts.discard(index)
-            self.order.remove(index)
+            self.unknown.pop((pulse.hop, data["delivery"]), None)
+            if index not in self.unknown.values():
+                self._resolve(index)
+                if self.states[index] == IN_DOUBT:
+                    self.states[index] = BROKEN
 
     def _undo_spawned(self, pulse: Pulse, index: int) -> None:
         data = pulse.data or {}
@@ -419,16 +439,20 @@ class SagaState:
         data = pulse.data or {}
         self.errors.append((pulse.hop, Fault(*data["fault"])))
         self.cancelling = self.cancelling or bool(data.get("cancel"))
-        self._begin_failing()
+        self._begin_failing(pulse)
 
-    def _begin_failing(self) -> None:
+    def _begin_failing(self, pulse: Pulse) -> None:
         if self.phase in (FAILING, UNDOING):
             return
         self.phase = FAILING
         self.status = "running"
+        self.stopping_since_ns = pulse.at_ns
         for index, state in enumerate(self.states):
             if state == BACKING_OFF:
                 self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
+            elif state == WAITING and index in self.doubts:
+                # It halted after an attempt of which nobody knows.
+                self.states[index] = IN_DOUBT
 
     def _whole_buried(self, pulse: Pulse) -> None:
         self.emissions.pop((pulse.data or {}).get("emit", ""), None)
@@ -445,6 +469,7 @@ class SagaState:
 
     def _resumed(self, pulse: Pulse) -> None:
         data = pulse.data or {}
+        self.stopping_since_ns = pulse.at_ns
         if "epoch" in data:
             self.epoch = data["epoch"]
             return

@@ -1,0 +1,51 @@
+"""What the `bitactor` command runs first: makes sure that `mesh` and `registry` are ours, then hands over to `mesh.cli`.
+
+It stands here because a user's own `mesh.py` would hide everything that is in our `mesh`, a check of this included.  Nothing
+in `bitactor` imports this module, and it imports nothing of the packages it looks for until it has found them to be ours.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+HOME: Final = Path(__file__).resolve().parents[1]
+"""The directory that our three packages lie in, side by side."""
+PACKAGES: Final = ("bitactor", "registry", "mesh")
+_USAGE: Final = 2
+
+
+def stranger(name: str) -> str | None:
+    """What `import name` would find instead of our package of that name: a path, `""` for nothing at all; None if it is ours."""
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        return ""
+    origin = spec.origin or next(iter(spec.submodule_search_locations or ()), "")
+    return None if Path(origin).resolve() == HOME / name / "__init__.py" else origin
+
+
+def complaint(name: str, found: str) -> str:
+    """What to tell the user about what `stranger` found."""
+    if not found:
+        return f"BitActor's package {name!r} is missing from {HOME}: reinstall it with 'pip install --force-reinstall bitactor'"
+    shown = Path(found).parent if Path(found).name == "__init__.py" else Path(found)
+    return (
+        f"{shown} hides BitActor's own package {name!r} ({HOME / name}): "
+        "rename it, or start from another directory and take its directory out of PYTHONPATH"
+    )
+
+
+def main() -> int:
+    """The `bitactor` command; its exit code."""
+    for name in ("registry", "mesh"):
+        found = stranger(name)
+        if found is not None:
+            print(f"error: {complaint(name, found)}", file=sys.stderr)
+            return _USAGE
+    return int(import_module("mesh.cli").main())

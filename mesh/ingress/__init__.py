@@ -1,0 +1,1 @@
+"""How stimuli come in from outside."""

@@ -1,0 +1,113 @@
+"""What went wrong, as RFC 9457 problem details, sorted by whose fault it is.
+
+A problem says what the caller needs to mend the call.  What only the operator can use (paths, tracebacks, causes) goes to the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from bitactor.errors import (
+    BitActorError,
+    DuplicateTransaction,
+    InvalidInput,
+    InvalidOutcome,
+    Overloaded,
+    SignalTooLarge,
+    StoreError,
+    UnknownTransaction,
+    UnknownWorkflow,
+)
+from mesh.ingress.rendering import respond
+
+logger = logging.getLogger("bitactor.ingress")
+
+TITLES: Final[Mapping[str, tuple[int, str]]] = {
+    "malformed-request": (400, "The request cannot be read"),
+    "forbidden-origin": (403, "Web pages of other sites may not call this"),
+    "not-found": (404, "There is no such resource"),
+    "unknown-workflow": (404, "There is no such workflow"),
+    "unknown-transaction": (404, "There is no such transaction"),
+    "method-not-allowed": (405, "The resource does not know this method"),
+    "request-timeout": (408, "The request's body did not arrive in time"),
+    "workflow-failed": (409, "The transaction did not complete"),
+    "duplicate-transaction": (409, "The idempotency key was used with another input"),
+    "owned-elsewhere": (409, "Another process owns the transaction"),
+    "payload-too-large": (413, "The request's body is too large"),
+    "unsupported-media-type": (415, "The request's body is not JSON"),
+    "misdirected": (421, "This server does not go by that name"),
+    "invalid-input": (422, "The input is not valid"),
+    "internal-error": (500, "Something went wrong in this server"),
+    "overloaded": (503, "Too many transactions are running"),
+    "stopping": (503, "This server takes no work now"),
+    "store-unavailable": (503, "The journal cannot be read or written"),
+    "not-ready": (503, "This server is not ready"),
+}
+"""Problem → HTTP status and title; its type is `urn:bitactor:problem:<name>`."""
+
+CLIENT_CLOSED_REQUEST: Final = 499
+"""Never seen by anybody: the client has gone."""
+
+
+class Problem(Exception):
+    """A request that cannot be answered as asked."""
+
+    def __init__(self, name: str, detail: str, headers: Mapping[str, str] | None = None, **extensions: Any) -> None:
+        super().__init__(detail)
+        self.name = name
+        self.detail = detail
+        self.status, self.title = TITLES[name]
+        self.headers = dict(headers or {})
+        if self.status == 503:
+            self.headers.setdefault("Retry-After", "1")
+        self.extensions = extensions
+
+    def response(self) -> Response:
+        """The problem as `application/problem+json`."""
+        content = {
+            "type": f"urn:bitactor:problem:{self.name}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            **self.extensions,
+        }
+        return respond(content, self.status, self.headers, "application/problem+json")
+
+
+def invalid(fields: Sequence[tuple[str, str]]) -> Problem:
+    """`invalid-input`, naming each offending field."""
+    shown = "; ".join(f"{path or 'input'}: {message}" for path, message in fields[:5])
+    errors = [{"field": path or "input", "message": message} for path, message in fields]
+    return Problem("invalid-input", shown, errors=errors)
+
+
+def problem_of(error: BaseException) -> Problem:
+    """The problem an error of BitActor's stands for; anything else is `internal-error`, and logged."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, InvalidInput):
+        return invalid(error.fields or [("", str(error))])
+    if isinstance(error, InvalidOutcome):
+        return invalid([("", f"the input cannot be carried: {error}")])
+    if isinstance(error, SignalTooLarge):
+        return Problem("payload-too-large", f"the input is too large: {error}")
+    if isinstance(error, UnknownWorkflow):
+        return Problem("unknown-workflow", str(error))
+    if isinstance(error, UnknownTransaction):
+        return Problem("unknown-transaction", "no transaction has that id here; it may have been forgotten since")
+    if isinstance(error, DuplicateTransaction):
+        return Problem("duplicate-transaction", str(error))
+    if isinstance(error, Overloaded):
+        return Problem("overloaded", "too many transactions are running and none ended in time; try again later")
+    if isinstance(error, StoreError):
+        logger.error("a request could not be served: %s", error)
+        return Problem("store-unavailable", "the journal could not be read or written; what was accepted before is not lost")
+    if isinstance(error, BitActorError):
+        logger.error("a request could not be served: %s", error)
+    else:
+        logger.error("a request failed: %r", error, exc_info=error)
+    return Problem("internal-error", "the server's log says more")
