@@ -274,7 +274,10 @@ class Saga(SagaState):
             self._continue_stopping(now_ns)
 
     def _reply_failed(self, index: int, reply: Reply, now_ns: int) -> None:
-        self._fail(index, reply.fault or Fault("bitactor.outcome:Fail", reply.reason), now_ns, elapsed_ns=reply.elapsed_ns)
+        fault = reply.fault or Fault("bitactor.outcome:Fail", reply.reason)
+        if reply.outcome != "fail":
+            fault = Fault("bitactor.errors:InvalidOutcome", f"{self.plan.steps[index].address!r} was answered with {reply.outcome!r}")
+        self._fail(index, fault, now_ns, elapsed_ns=reply.elapsed_ns)
 
     def _reply_cancelled(self, index: int, reply: Reply, now_ns: int) -> None:
         fault = reply.fault or Fault("bitactor.errors:Cancelled", "cancelled before it had answered")
@@ -670,6 +673,7 @@ class Saga(SagaState):
             data = {**(data or {}), "fault": list(error)}
             reason = error.summary()
         causes: tuple[str, ...] = ()
+        ttl = self.ttls[index]
         if direction == UNDO:
             attempt, hop, causes = self._undo_identity(index, kind, data)
         else:
@@ -678,13 +682,14 @@ class Saga(SagaState):
             if not hop:
                 hop = join_hop_id(self.salt, step.code(FORWARD, attempt))
                 causes = self.causes_of(step)
+                ttl = self.ttl_of_causes(step)
             elif kind == SPAWNED:
                 causes = self.causes[index]
         pulse: Pulse = _new(
             Pulse,
             (
                 self.transaction, self.root, self.plan.workflow, self.seq, hop, causes, kind, step.name, step.spawn, direction,
-                attempt, self.ttls[index], now_ns, elapsed_ns, None, token_out, reason, data, self.digest,
+                attempt, ttl, now_ns, elapsed_ns, None, token_out, reason, data, self.digest,
             ),
         )  # fmt: skip
         self.pulses.append(pulse)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
 from bitactor.codec import decode_token, encode_token, token_from_bytes
-from bitactor.errors import StoreError
+from bitactor.errors import ProtocolError, StoreError
 from bitactor.ids import TRANSACTION_CODE, HopId, TransactionId, hop_salt, join_hop_id
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import (
@@ -162,7 +162,10 @@ class SagaState:
         data = first.data or {}
         state = cls(plan, first.transaction, root=first.root, parent=data.get("parent", ""), trail=tuple(data.get("trail") or ()))
         for pulse in pulses:
-            state.evolve(pulse)
+            try:
+                state.evolve(pulse)
+            except (KeyError, TypeError, ValueError, AttributeError, ProtocolError) as error:
+                raise state._damaged(pulse, f"lacks what a pulse of its kind has ({type(error).__name__}: {error})") from error
         return state
 
     # Looking
@@ -250,16 +253,28 @@ class SagaState:
             )
         if pulse.step:
             index = self._index_of(pulse)
-            rule = EVOLUTION.get((self.states[index], pulse.kind, pulse.direction))
+            state = self.states[index]
+            rule = EVOLUTION.get((state, pulse.kind, pulse.direction))
             if rule is None:
-                raise StoreError(
-                    f"transaction {self.transaction}: pulse {pulse.seq} says {pulse.kind!r} ({pulse.direction}) of {pulse.step!r}, "
-                    f"which is {STEP_STATES[self.states[index]]}"
-                )
+                raise self._damaged(pulse, f"of a step that is {STEP_STATES[state]}")
+            if self.phase not in PHASES_OF[pulse.kind, pulse.direction]:
+                raise self._damaged(pulse, f"in a transaction that is {self.phase}")
+            if state == WAITING and self.missing[index] and pulse.kind != LATE:
+                raise self._damaged(pulse, "before what the step waits for")
             rule(self, pulse, index)
         else:
-            EVOLUTION_OF_THE_WHOLE[pulse.kind](self, pulse)
+            whole = EVOLUTION_OF_THE_WHOLE.get(pulse.kind)
+            if whole is None or self.phase not in PHASES_OF_THE_WHOLE[pulse.kind]:
+                raise self._damaged(pulse, f"in a transaction that is {self.phase}")
+            whole(self, pulse)
         self.seq += 1
+
+    def _damaged(self, pulse: Pulse, why: str) -> StoreError:
+        of = f" of {pulse.step!r}" if pulse.step else ""
+        return StoreError(
+            f"transaction {self.transaction}: pulse {pulse.seq} says {pulse.kind!r} ({pulse.direction}){of}, {why}; "
+            "the journal is damaged or of another workflow"
+        )
 
     def _index_of(self, pulse: Pulse) -> int:
         try:
@@ -329,7 +344,9 @@ class SagaState:
         data = pulse.data or {}
         if self.states[index] in IN_FLIGHT:
             self.in_flight -= 1
-        self.errors.append((pulse.hop, Fault(*data["fault"])))
+        fault = Fault(*data["fault"])
+        if self.phase != FAILING or fault.type != "bitactor.errors:Cancelled":
+            self.errors.append((pulse.hop, fault))
         if data.get("in_doubt"):
             self._doubt(pulse, index)
         else:
@@ -355,6 +372,8 @@ class SagaState:
     def _note_doubt(self, hop: str, index: int) -> None:
         if self.states[index] == RUNNING:
             self.unknown[hop, self.deliveries[index]] = index
+        elif index not in self.doubts:
+            return  # only its assessment was lost; the run itself is known not to have happened
         if index in self.doubts:
             self.order.remove(index)
         self.doubts.add(index)
@@ -458,7 +477,7 @@ class SagaState:
         self.emissions.pop((pulse.data or {}).get("emit", ""), None)
 
     def _emitted(self, pulse: Pulse) -> None:
-        self.emissions.pop((pulse.data or {})["emit"], None)
+        del self.emissions[(pulse.data or {})["emit"]]
 
     def _halted(self, pulse: Pulse) -> None:
         self.phase = SUSPENDED
@@ -473,11 +492,14 @@ class SagaState:
         if "epoch" in data:
             self.epoch = data["epoch"]
             return
-        self.status = "running"
         if self.phase == SUSPENDED:
             self.phase = ACTIVE
+            self.status = "running"
             self.deadline_ns = data["deadline_ns"]
             return
+        if self.phase != ENDED or not self.undo_failed:
+            raise self._damaged(pulse, f"in a transaction that is {self.phase}")
+        self.status = "running"
         self.phase = UNDOING
         self.undo_failed = False
         for index, state in enumerate(self.states):
@@ -485,8 +507,11 @@ class SagaState:
                 self.states[index] = IN_DOUBT if index in self.doubts else DONE
 
     def _finished(self, pulse: Pulse) -> None:
+        status = (pulse.data or {})["status"]
+        if (status == "completed") != (self.phase == ACTIVE) or (status == "completed" and self.unsettled) or self.in_flight:
+            raise self._damaged(pulse, f"{status!r}, which it cannot be yet")
         self.phase = ENDED
-        self.status = (pulse.data or {})["status"]
+        self.status = status
 
 
 def input_tokens(plan: Plan, token: Any) -> list[Any]:
@@ -523,4 +548,21 @@ EVOLUTION: Final[Mapping[tuple[int, str, str], _Rule]] = {
 EVOLUTION_OF_THE_WHOLE: Final[Mapping[str, Callable[[SagaState, Pulse], None]]] = {
     ACCEPTED: _S._accepted, FAILED: _S._whole_failed, TOMBSTONE: _S._whole_buried, EMITTED: _S._emitted, HALTED: _S._halted,
     RESUMED: _S._resumed, FINISHED: _S._finished,
+}  # fmt: skip
+
+_FORWARDS: Final = frozenset((ACTIVE, HALTING))
+_STOPPING: Final = frozenset((FAILING, UNDOING))
+_RUNS_OUT: Final = frozenset((ACTIVE, HALTING, FAILING))
+_BEGUN: Final = frozenset((ACTIVE, HALTING, SUSPENDED, FAILING, UNDOING, ENDED))
+PHASES_OF: Final[Mapping[tuple[str, str], frozenset[str]]] = {
+    (SPAWNED, FORWARD): _FORWARDS, (SKIPPED, FORWARD): frozenset((ACTIVE,)), (RETRIED, FORWARD): _FORWARDS, (HALTED, FORWARD): _FORWARDS,
+    (COMPLETED, FORWARD): _RUNS_OUT, (COMPENSATED, FORWARD): _RUNS_OUT, (FAILED, FORWARD): _RUNS_OUT, (TIMED_OUT, FORWARD): _RUNS_OUT,
+    (TOMBSTONE, FORWARD): _RUNS_OUT, (LATE, FORWARD): _BEGUN, (SPAWNED, UNDO): _STOPPING, (UNDO_FAILED, UNDO): _STOPPING,
+    (UNDONE, UNDO): frozenset((UNDOING,)), (RETRIED, UNDO): frozenset((UNDOING,)), (TOMBSTONE, UNDO): frozenset((UNDOING,)),
+}  # fmt: skip
+"""(kind of pulse, direction) → the phases in which a step can have one."""
+
+PHASES_OF_THE_WHOLE: Final[Mapping[str, frozenset[str]]] = {
+    ACCEPTED: frozenset((NEW,)), FAILED: frozenset((ACTIVE, HALTING, SUSPENDED)), TOMBSTONE: _BEGUN, EMITTED: _BEGUN,
+    HALTED: frozenset((HALTING,)), RESUMED: _BEGUN, FINISHED: frozenset((ACTIVE, FAILING, UNDOING)),
 }  # fmt: skip

@@ -22,6 +22,7 @@ MAX_WAIT: Final = 86_400
 
 _NUMBER: Final = re.compile(r"\d{1,20}(\.\d{1,20})?([eE][+-]?\d{1,3})?", re.ASCII)
 _WHOLE: Final = re.compile(r"\d{1,9}", re.ASCII)
+_ESCAPED: Final = re.compile(r"\\([\"\\])")
 _PRINTABLE: Final = re.compile(r"[ -~]+")
 _MEDIA_TYPE: Final = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
@@ -116,10 +117,8 @@ async def read_json(request: Request, limit: int) -> str:
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    if _WHOLE.fullmatch(declared) is None and declared.isdigit():
-        declared = str(limit + 1)
-    if declared.isdigit() and int(declared) > limit:
+    declared = request.headers.get("content-length", "").lstrip("0")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
         raise _too_large(limit)
     body = bytearray()
     try:
@@ -175,7 +174,7 @@ def _idempotency_key(value: str | None, wrong: list[tuple[str, str]]) -> str | N
         return None
     key = value.strip()
     if len(key) > 2 and key[0] == key[-1] == '"':
-        key = key[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+        key = _ESCAPED.sub(r"\1", key[1:-1])
     if not _PRINTABLE.fullmatch(key) or len(key) > MAX_KEY:
         wrong.append(("Idempotency-Key", f"a key is 1 to {MAX_KEY} printable ASCII characters"))
         return None

@@ -1,0 +1,94 @@
+"""The `bitactor` command: finds the verb, runs it, and turns what goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from bitactor.errors import BitActorError
+from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, code_of
+from mesh.cli.output import print_error
+
+_HELP = "BitActor: bounded work as hops with a budget and a deadline, undone when it fails, traced to the last transition."
+
+
+def _version() -> str:
+    try:
+        return version("bitactor")
+    except PackageNotFoundError:
+        return "0 (from a source tree)"
+
+
+app = App(
+    name="bitactor",
+    help=_HELP,
+    help_epilogue=TABLE,
+    help_format="plaintext",
+    version=_version,
+    usage="Usage: bitactor VERB [OPTIONS]   (bitactor VERB --help has an example)",
+)
+registry = App(name="registry", help="Show who is registered in the mesh, or serve the registry.", help_format="plaintext")
+
+# By name, so that a verb costs only what it imports itself.
+for _verb in ("demo", "run", "stimulate", "trace", "list", "graph", "doctor", "cancel", "resume"):
+    app.command(f"mesh.cli.{_verb if _verb != 'list' else 'listing'}:{_verb if _verb != 'list' else 'list_transactions'}", name=_verb)
+registry.default("mesh.cli.registry:show")
+registry.command("mesh.cli.registry:serve", name="serve")
+app.command(registry)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; answers its exit code.  Arguments are the program's own unless given."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        answer = _call(arguments)
+    except CycloptsError as error:
+        print_error(str(error).strip(), f"'bitactor {' '.join(_verbs(arguments))} --help' shows what it takes".replace("  ", " "))
+        return USAGE
+    except CommandError as error:
+        print_error(str(error), error.hint, error.details)
+        return error.code
+    except BrokenPipeError:
+        raise
+    except (BitActorError, TimeoutError, OSError) as error:
+        print_error(str(error) or type(error).__name__)
+        return code_of(error)
+    return answer if isinstance(answer, int) else OK
+
+
+def _call(arguments: list[str]) -> Any:
+    command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    answer = command(*bound.args, **bound.kwargs)
+    return asyncio.run(answer) if inspect.iscoroutine(answer) else answer
+
+
+def _verbs(arguments: Sequence[str]) -> list[str]:
+    """The verb among the arguments, for a hint."""
+    found = [argument for argument in arguments[:1] if argument in app]
+    return found if found != ["registry"] or arguments[1:2] != ["serve"] else ["registry", "serve"]
+
+
+def _silence(stream: Any) -> None:
+    """What is still buffered must not be complained about when Python exits."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())

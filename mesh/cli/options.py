@@ -1,0 +1,58 @@
+"""Options that several verbs share, and the client they are asked through."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from cyclopts import Parameter
+
+from bitactor.ports import TransactionRow
+from mesh.cli.exits import UsageError
+from mesh.client import Client
+
+T = TypeVar("T")
+
+Json = Annotated[bool, Parameter("--json", negative=(), help="For machines: JSON on stdout and nothing else there.")]
+Store = Annotated[str, Parameter("--store", env_var="BITACTOR_STORE", help="The journal's URL, such as sqlite:///pulses.db.")]
+Registry = Annotated[str, Parameter("--registry", env_var="BITACTOR_REGISTRY", help="Endpoint of the registry, to ask the nodes it knows.")]
+Curve = Annotated[Path | None, Parameter("--curve", env_var="BITACTOR_CURVE", help="File with the mesh's key pair; tcp endpoints need it.")]
+
+_FULL_ID = 32
+
+
+def transaction_id(given: str) -> str:
+    """What the user typed as an id.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    wanted = given.strip().lower()
+    if len(wanted) != _FULL_ID or any(digit not in "0123456789abcdef" for digit in wanted):
+        raise UsageError(f"{given!r} is no transaction id: 32 hex digits", "'bitactor list' shows them")
+    return wanted
+
+
+def require_place(store: str, registry: str) -> None:
+    """Raises `UsageError` unless we are told where to look."""
+    if not store and not registry:
+        raise UsageError("where is the mesh? neither --store nor --registry was given", "give one of them, or set BITACTOR_STORE or BITACTOR_REGISTRY")
+
+
+def require_registry(registry: str) -> None:
+    """Raises `UsageError` unless we are told where the registry is."""
+    if not registry:
+        raise UsageError("where is the mesh? --registry was not given", "give it, or set BITACTOR_REGISTRY")
+
+
+async def ask(registry: str, curve: Path | None, question: Callable[[Client], Awaitable[T]]) -> T:
+    """One conversation with the nodes."""
+    require_registry(registry)
+    async with Client(registry, curve=curve) as client:
+        return await question(client)
+
+
+def row_of(fields: dict[str, object]) -> TransactionRow:
+    """A row that came over the wire; fields of a later version are left out."""
+    return TransactionRow(**{name: fields[name] for name in TransactionRow._fields})  # type: ignore[arg-type]

@@ -1,0 +1,108 @@
+"""How commands speak: results on stdout, everything else on stderr; in colour only where somebody looks."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mesh.sinks.plain import plain
+
+_PIPED_WIDTH: Final = 200
+"""Columns when nobody looks at a terminal: a script wants whole values."""
+
+STATUS_STYLES: Final = {
+    "running": "blue",
+    "completed": "green",
+    "compensated": "yellow",
+    "cancelled": "magenta",
+    "halted": "blue",
+    "stuck": "bold red",
+}
+
+
+class PipedConsole(Console):
+    """A console whose reader may go away: that ends the command, it is not answered for here."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to `main`."""
+        raise BrokenPipeError
+
+
+def out() -> Console:
+    """Where results go."""
+    return PipedConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False, width=_width(sys.stdout.isatty()))
+
+
+def err() -> Console:
+    """Where everything else goes."""
+    return PipedConsole(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _width(is_terminal: bool) -> int | None:
+    return None if is_terminal or "COLUMNS" in os.environ else _PIPED_WIDTH
+
+
+def print_document(value: Any) -> None:
+    """One JSON document."""
+    print(json.dumps(plain(value), ensure_ascii=False, indent=2))
+
+
+def print_lines(values: Iterable[Any]) -> None:
+    """JSON lines."""
+    for value in values:
+        print(json.dumps(plain(value), ensure_ascii=False), flush=True)
+
+
+def print_error(message: str, hint: str = "", details: str = "") -> None:
+    """`error: …` on stderr, in one line, with what to do below it."""
+    console = err()
+    if details:
+        console.print(Text(details.rstrip()))
+    console.print(Text.assemble(("error: ", "bold red"), _line(message)))
+    if hint:
+        console.print(Text.assemble(("  → ", "dim"), _line(hint)))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, fold: str = "", right: Sequence[str] = ()) -> None:
+    """A plain table; the column `fold` gives way when the terminal is narrow."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0), show_edge=False)
+    for column in columns:
+        table.add_column(
+            column, no_wrap=column != fold, overflow="fold" if column == fold else "ellipsis", justify="right" if column in right else "left"
+        )
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
+    out().print(table)
+
+
+def status_text(status: str) -> Text:
+    """A transaction's status in its colour."""
+    return Text(status, style=STATUS_STYLES.get(status, ""))
+
+
+def moment(at_ns: int) -> str:
+    """Local date and time, to the second."""
+    return dt.datetime.fromtimestamp(at_ns / 1e9).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def short(value: Any, width: int = 200) -> str:
+    """A value as JSON in one line, cropped."""
+    text = json.dumps(plain(value), ensure_ascii=False)
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, which may come from anybody's error message."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _line(text: str) -> str:
+    return printable(" ".join(text.split()))

@@ -1,0 +1,80 @@
+"""`bitactor registry` and `bitactor registry serve ENDPOINT`"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mesh.cli.options import Curve, Json, Registry, ask
+from mesh.cli.output import err, print_lines, print_table, short
+from mesh.cli.signals import Stopping, end_of_stdin
+from mesh.client import Client
+from registry import Curve as KeyPair
+from registry import Entry, RegistryServer
+
+
+async def show(
+    pattern: Annotated[str, Parameter(help="Only names that match this glob.")] = "*",
+    /,
+    *,
+    registry: Registry = "",
+    curve: Curve = None,
+    json: Json = False,
+) -> None:
+    """Show who is registered: names, holders, values.
+
+    Example: bitactor registry 'workflow:*' --registry ipc:///run/user/1000/bitactor/registry
+    """
+
+    async def entries(client: Client) -> list[Entry]:
+        return list(client.entries(pattern))
+
+    found = await ask(registry, curve, entries)
+    if json:
+        print_lines(entry._asdict() for entry in found)
+    elif found:
+        print_table(
+            ("name", "holder", "", "value"),
+            ((entry.name, entry.holder, f"unique, epoch {entry.epoch}" if entry.unique else "", short(dict(entry.value))) for entry in found),
+            fold="value",
+        )
+    else:
+        err().print("nothing is registered")
+
+
+async def serve(
+    endpoint: str,
+    /,
+    *,
+    state: Annotated[Path | None, Parameter(help="File that keeps the boot epoch, so that a restart is safe for clients that stay.")] = None,
+    curve: Curve = None,
+    until_stdin_closes: Annotated[bool, Parameter(negative=(), help="Stop also when standard input ends: the starter is gone.")] = False,
+    json: Json = False,
+) -> int:
+    """Serve the registry that connects the nodes of a mesh.
+
+    Prints one line when it is ready, and runs until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    endpoint
+        ipc:///directory/name, or tcp://host:port with --curve.
+
+    Example: bitactor registry serve ipc:///run/user/1000/bitactor/registry --state registry.boot
+    """
+    server = RegistryServer(endpoint, state, KeyPair.load(curve) if curve is not None else None)
+    with Stopping() as stopping:
+        await asyncio.to_thread(server.start)
+        try:
+            with end_of_stdin(stopping.ask, wanted=until_stdin_closes):
+                if json:
+                    print_lines([{"ready": True, "endpoint": server.endpoint}])
+                else:
+                    print(f"registry ready at {server.endpoint}", flush=True)
+                await stopping.asked.wait()
+        finally:
+            await asyncio.to_thread(server.stop)
+    return stopping.code

@@ -1,0 +1,70 @@
+"""Ending a long-running command: SIGTERM and SIGINT ask once politely, the second one means now."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, Self
+
+from mesh.cli.exits import OK
+
+_LAST_WORDS: Final = 1.0
+"""Seconds the second signal leaves for releasing files and sockets before the process is ended under them."""
+
+
+class Stopping:
+    """What asks a command to end.  A context manager on the event loop's main thread; afterwards signals are as they were.
+
+    `asked` is set by the first signal.  The second one sets `hurried`, and a second later ends the process whatever it does.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        self.code = OK
+        """Exit code: 0, or 128 + signal after a second one."""
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._came, number)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+    def ask(self) -> None:
+        """The same as a first signal; safe on any thread."""
+        self._loop.call_soon_threadsafe(self.asked.set)
+
+    def _came(self, number: int) -> None:
+        if not self.asked.is_set():
+            self.asked.set()
+            return
+        self.code = 128 + number
+        if not self.hurried.is_set():
+            self.hurried.set()
+            last = threading.Timer(_LAST_WORDS, os._exit, (self.code,))
+            last.daemon = True
+            last.start()
+
+
+@contextmanager
+def end_of_stdin(call: Callable[[], None], *, wanted: bool) -> Iterator[None]:
+    """Call back, on another thread, when standard input ends: whoever held its other end is gone."""
+    if wanted:
+
+        def watch() -> None:
+            while os.read(sys.stdin.fileno(), 4096):
+                pass
+            call()
+
+        threading.Thread(target=watch, name="end-of-stdin", daemon=True).start()
+    yield

@@ -1,0 +1,122 @@
+"""`bitactor stimulate NAME`"""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_module
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from cyclopts import Parameter
+
+from mesh.cli.exits import FAILED, OK, UNREACHABLE, USAGE, CommandError, UsageError
+from mesh.cli.http import Answer, post_stimulus
+from mesh.cli.options import Curve, Json, Registry, ask
+from mesh.cli.output import err, out, print_document, short
+from mesh.client import Client
+
+_REFUSED: Final = {400: USAGE, 404: FAILED, 409: FAILED, 413: USAGE, 422: USAGE}
+
+
+async def stimulate(
+    workflow: str,
+    /,
+    *,
+    input: Annotated[str | None, Parameter(help="The whole input as JSON; @FILE reads a file, - standard input.")] = None,
+    field: Annotated[
+        list[str] | None,
+        Parameter(("-i", "--field"), negative=(), allow_leading_hyphen=True, help="One field, NAME=VALUE; VALUE is JSON, or else text."),
+    ] = None,
+    key: Annotated[str | None, Parameter(help="Idempotency key: the same key and input begin one transaction.")] = None,
+    ttl: Annotated[int | None, Parameter(help="Hop budget, instead of the workflow's.")] = None,
+    deadline: Annotated[float | None, Parameter(help="Seconds it may take, instead of the workflow's.")] = None,
+    wait: Annotated[bool, Parameter("--async", negative=(), help="Do not wait for the end, only until it is accepted.")] = False,
+    timeout: Annotated[float | None, Parameter(help="Seconds to wait for the end; by default for ever.")] = None,
+    registry: Registry = "",
+    http: Annotated[str, Parameter(help="Address of a node's HTTP ingress, instead of a registry.")] = "",
+    curve: Curve = None,
+    json: Json = False,
+) -> int:
+    """Begin a transaction and show its result.
+
+    Without --json the result goes to stdout as JSON, and the transaction's id to stderr.
+
+    Parameters
+    ----------
+    workflow
+        The workflow's name.
+
+    Example: bitactor stimulate users.signup -i name=Ada -i email=ada@example.org --http http://127.0.0.1:8000
+    """
+    given = _input(input, field or ())
+    if http:
+        headers = _headers(key, ttl, deadline, respond_async=wait)
+        described = _described(await asyncio.to_thread(post_stimulus, http, workflow, given, headers, timeout))
+    else:
+
+        async def begin(client: Client) -> dict[str, Any]:
+            began = await client.stimulate(workflow, given, key=key, ttl=ttl, deadline=deadline)
+            return began if wait else await client.ended(began["transaction"], timeout)
+
+        described = await ask(registry, curve, begin)
+    return _show(described, machine=json)
+
+
+def _input(whole: str | None, fields: Sequence[str]) -> Any:
+    if whole is not None and fields:
+        raise UsageError("--input and -i were both given", "give the whole input as JSON, or its fields one by one")
+    if whole is None:
+        return dict(_field(text) for text in fields)
+    if whole == "-":
+        whole = sys.stdin.read()
+    elif whole.startswith("@"):
+        try:
+            whole = Path(whole[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--input {whole}: {error}") from None
+    try:
+        return json_module.loads(whole)
+    except ValueError as error:
+        raise UsageError(f"--input is not JSON: {error}", """such as --input '{"name": "Ada"}', or -i name=Ada""") from None
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise UsageError(f"-i {text!r} is not NAME=VALUE", "such as -i name=Ada")
+    try:
+        return name, json_module.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _headers(key: str | None, ttl: int | None, deadline: float | None, *, respond_async: bool) -> dict[str, str]:
+    said = {"Idempotency-Key": key, "BitActor-TTL": ttl, "BitActor-Deadline": deadline, "Prefer": "respond-async" if respond_async else None}
+    return {name: str(value) for name, value in said.items() if value is not None}
+
+
+def _described(answer: Answer) -> dict[str, Any]:
+    """What the ingress answered, as `mesh.control.describe` would say it."""
+    content = answer.content if isinstance(answer.content, dict) else {}
+    if "transaction" in content and "status" in content and isinstance(content["status"], str):
+        return content
+    if "transaction" in content:  # a problem that tells about a transaction
+        return {**content, "status": content.get("transaction_status", "failed")}
+    raise CommandError(
+        str(content.get("detail") or f"the ingress answered {answer.status}"), _REFUSED.get(answer.status, UNREACHABLE), str(content.get("title", ""))
+    )
+
+
+def _show(described: Mapping[str, Any], *, machine: bool) -> int:
+    status = described["status"]
+    if machine:
+        print_document(described)
+    else:
+        err().print(f"{described['transaction']} {status}")
+        if "result" in described:
+            out().print(short(described["result"], 100_000), soft_wrap=True)
+        for error in described.get("errors") or ():
+            err().print(f"  {error['type']}: {short(error['message'])}" if isinstance(error, Mapping) else f"  {error}")
+    return OK if status in ("completed", "running") else FAILED

@@ -1,0 +1,360 @@
+"""Stimuli over HTTP: an ASGI application over a mesh.
+
+Every answer is JSON; every refusal is an RFC 9457 problem.  A workflow that fails is an answer (409), never a server error.
+There is no authentication here: who reaches the port may do everything.  Put a proxy in front that knows your users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bitactor.errors import BitActorError, StoreError, UnknownTransaction, UnknownWorkflow, suggest
+from bitactor.ports import TransactionRow
+from bitactor.pulse import RUNNING, STATUSES
+from bitactor.workflow import Workflow
+from mesh.control import describe
+from mesh.display import shown_pulses
+from mesh.ingress.guard import Guard
+from mesh.ingress.openapi import describe_api
+from mesh.ingress.problems import CLIENT_CLOSED_REQUEST, Problem, invalid, logger, problem_of
+from mesh.ingress.rendering import as_json, pulses_as_plain, respond, row_as_plain
+from mesh.ingress.requests import Options, Preferences, preferences, read_json, stimulus_options
+from mesh.ingress.waiting import Stopping, attended, settled
+from mesh.mesh import Mesh
+from mesh.transaction import Transaction
+
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+MAX_PAGE: Final = 1_000
+
+_TRANSACTION: Final = re.compile(r"[0-9a-f]{32}")
+
+
+class CancelRequest(BaseModel):
+    """Why a transaction is to be cancelled."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field("", max_length=1_000)
+
+
+class ListQuery(BaseModel):
+    """Which transactions to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: str | None = Field(None, pattern=f"^({'|'.join(STATUSES)})$")
+    workflow: str | None = Field(None, min_length=1, max_length=200)
+    limit: int = Field(100, ge=1, le=MAX_PAGE)
+    before: str | None = Field(None, pattern=r"^[0-9a-f]{32}\z")
+
+
+class Ingress:
+    """The resources of a mesh."""
+
+    def __init__(self, mesh: Mesh, max_body_bytes: int) -> None:
+        self.mesh = mesh
+        self.max_body_bytes = max_body_bytes
+        self.draining = False
+        """Whether new stimuli are refused, although the mesh itself may be open."""
+        self.stopped = asyncio.Event()
+        """Set when those who still wait are told that the server stops."""
+        self._description = as_json(describe_api(mesh.node.workflows.values(), max_body_bytes))
+
+    def routes(self) -> list[Route]:
+        """One route per resource."""
+        return [
+            Route("/stimuli/{workflow:path}", self.stimulate, methods=["POST"]),
+            Route("/transactions", self.transactions, methods=["GET"]),
+            Route("/transactions/{transaction}", self.transaction, methods=["GET"]),
+            Route("/transactions/{transaction}/pulses", self.pulses, methods=["GET"]),
+            Route("/transactions/{transaction}/cancel", self.cancel, methods=["POST"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/livez", self.alive, methods=["GET"]),
+            Route("/readyz", self.ready, methods=["GET"]),
+        ]
+
+    # Stimuli
+
+    async def stimulate(self, request: Request) -> Response:
+        """Begin a transaction; answer with its end, or, if the client prefers, with where to look for it."""
+        self._require_open()
+        workflow = self._workflow(request.path_params["workflow"])
+        options = stimulus_options(request)
+        given = _validated(workflow, await read_json(request, self.max_body_bytes))
+        begun: list[Transaction] = []
+        try:
+            ended = await attended(request.receive, self.stopped, self._begin(workflow, given, options, begun))
+        except Stopping:
+            raise self._stopping(begun) from None
+        except StoreError as error:
+            raise self._lost_sight(error, begun) from None
+        return self._answer(ended or begun[0], options.preferences, ended is not None)
+
+    async def _begin(self, workflow: Workflow, given: Any, options: Options, begun: list[Transaction]) -> Transaction | None:
+        transaction = await self.mesh.stimulate(
+            workflow, given, key=options.key, ttl=options.ttl, deadline=options.deadline, traceparent=options.traceparent
+        )
+        begun.append(transaction)
+        wanted = options.preferences
+        return None if wanted.seconds == 0 and wanted.respond_async else await settled(self.mesh, transaction, wanted.seconds)
+
+    def _answer(self, transaction: Transaction, wanted: Preferences, ended: bool) -> Response:
+        about = describe(transaction)
+        headers = {**_about(transaction), **wanted.applied()}
+        if not ended:
+            return respond(about, 202, {**headers, "Location": f"/transactions/{transaction.id}"})
+        if transaction.status == "completed":
+            return respond(about, 200, headers)
+        status, errors = about.pop("status"), about.pop("errors", [])
+        why = f": {errors[0]['type']}: {errors[0]['message']}" if errors else ""
+        detail = f"{transaction.workflow!r} ended {status}{why}"
+        return Problem("workflow-failed", detail, headers, **about, transaction_status=status, errors=errors).response()
+
+    def _workflow(self, name: str) -> Workflow:
+        workflows = self.mesh.node.workflows
+        if name not in workflows:
+            raise UnknownWorkflow(f"no workflow {name[:200]!r} is declared here.{suggest(name[:200], workflows)}")
+        return workflows[name]
+
+    def _require_open(self) -> None:
+        if self.draining or self.mesh.node.state != "open":
+            raise Problem("stopping", f"the mesh is {'draining' if self.draining else self.mesh.node.state}; it takes no work now")
+
+    def _stopping(self, begun: Sequence[Transaction]) -> Problem:
+        if not begun:
+            return Problem("stopping", "the server stops; nothing was started")
+        transaction = begun[0]
+        return Problem(
+            "stopping", "the server stops before the transaction has ended; look for it later", _located(transaction), transaction=transaction.id
+        )
+
+    def _lost_sight(self, error: StoreError, begun: Sequence[Transaction]) -> Problem:
+        if begun and self.mesh.node.state != "open":
+            return self._stopping(begun)
+        problem = problem_of(error)
+        if begun:
+            problem.headers.update(_located(begun[0]))
+            problem.extensions["transaction"] = begun[0].id
+        return problem
+
+    # Transactions
+
+    async def transaction(self, request: Request) -> Response:
+        """How a transaction stands."""
+        found = await self._find(request)
+        if isinstance(found, TransactionRow):
+            return respond(_row_description(found), headers={"BitActor-Transaction": found.transaction})
+        return respond(describe(found), headers=_about(found))
+
+    async def pulses(self, request: Request) -> Response:
+        """What a transaction left behind so far."""
+        found = await self._find(request)
+        if isinstance(found, TransactionRow):
+            name, pulses = found.transaction, shown_pulses(None, self.mesh.node.store.pulses(found.transaction))
+        else:
+            name, pulses = found.id, found.pulses()
+        about = {"transaction": name, "root": pulses[0].root, "workflow": found.workflow, "status": found.status}
+        return respond({**about, "pulses": pulses_as_plain(pulses)}, headers={"BitActor-Transaction": name})
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel a transaction; answers when everything is undone, or earlier if the client prefers."""
+        wanted = preferences(request)
+        found = await self._find(request)
+        asked = _parsed(CancelRequest, await read_json(request, self.max_body_bytes))
+        if isinstance(found, TransactionRow):
+            raise Problem("owned-elsewhere", f"the workflow {found.workflow!r} is not declared here; ask a server that declares it")
+        if found.status == RUNNING and found.id not in self.mesh.node.supervisor.runs:
+            raise Problem("owned-elsewhere", "another process runs this transaction; ask that one", _about(found))
+        if found.status not in ("running", "halted"):
+            return respond(describe(found), headers=_about(found))
+        self._require_open()
+        cancelling = asyncio.ensure_future(found.cancel(asked.reason))
+        await asyncio.sleep(0)  # from here on it is cancelled, whatever becomes of this request
+        try:
+            ended = await attended(request.receive, self.stopped, _within(cancelling, wanted.seconds))
+        except Stopping:
+            raise self._stopping([found]) from None
+        finally:
+            cancelling.cancel()
+        headers = {**_about(found), **wanted.applied()}
+        return respond(describe(found), 200 if ended else 202, headers if ended else {**headers, **_located(found)})
+
+    async def transactions(self, request: Request) -> Response:
+        """Transactions, newest first."""
+        given = request.query_params.multi_items()
+        repeated = [(name, "given more than once") for name in dict(given) if len(request.query_params.getlist(name)) > 1]
+        if repeated:
+            raise invalid(repeated)
+        query = _fields_checked(ListQuery, dict(given))
+        rows = self._opened_store().list(status=query.status, workflow=query.workflow, limit=query.limit, before=query.before)
+        more = len(rows) == query.limit
+        return respond({"transactions": [row_as_plain(row) for row in rows], "before": rows[-1].transaction if more else None})
+
+    async def _find(self, request: Request) -> Transaction | TransactionRow:
+        """The transaction, or what the store knows of it if its workflow is not declared here, or is another release's."""
+        name = request.path_params["transaction"]
+        if not _TRANSACTION.fullmatch(name):
+            raise invalid([("transaction", "a transaction id is 32 lower-case hex digits")])
+        store = self._opened_store()
+        try:
+            return await self.mesh.transaction(name)
+        except (UnknownTransaction, StoreError, LookupError):
+            row = store.get(name)
+            if row is None:
+                raise UnknownTransaction(name) from None
+            return row
+
+    def _opened_store(self) -> Any:
+        if self.mesh.node.state in ("new", "closed"):
+            raise Problem("stopping", f"the mesh is {self.mesh.node.state}")
+        return self.mesh.node.store
+
+    # About the server
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of this API."""
+        return Response(self._description, media_type="application/json")
+
+    async def alive(self, request: Request) -> Response:
+        """The process is up, whatever else may be wrong."""
+        return respond({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether a stimulus would be taken now."""
+        node = self.mesh.node
+        reasons = []
+        if self.draining or node.state != "open":
+            reasons.append(f"the mesh is {'draining' if self.draining else node.state}")
+        elif not node.supervisor.healthy:
+            reasons.append("the journal cannot be written")
+        elif node.supervisor.running >= node.settings.max_in_flight:
+            reasons.append("too many transactions are running")
+        if reasons:
+            return Problem("not-ready", "; ".join(reasons), reasons=reasons).response()
+        return respond({"status": "ready"})
+
+
+def application(
+    mesh: Mesh, *, open_mesh: bool = True, max_body_bytes: int = MAX_BODY_BYTES, allowed_hosts: Sequence[str] | None = None
+) -> Starlette:
+    """An ASGI application over a mesh.
+
+    Args:
+        mesh: lives on the loop that serves the application.
+        open_mesh: open the mesh when the application starts and close it when that stops, unless somebody has opened it already.
+        max_body_bytes: larger bodies are refused.
+        allowed_hosts: names (without port) that `Host` may give; None: any.  Guards a server on localhost against pages that
+            rebind their name to it.
+    """
+    ingress = Ingress(mesh, max_body_bytes)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        require_own_loop(mesh)
+        if not open_mesh or mesh.node.state == "open":
+            yield
+            return
+        async with mesh:
+            yield
+
+    app = Starlette(
+        routes=ingress.routes(),
+        middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
+        exception_handlers={
+            HTTPException: _refused,
+            ClientDisconnect: _client_gone,
+            Problem: _problem,
+            BitActorError: _problem,
+            Exception: _problem,
+        },
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.ingress = ingress
+    return app
+
+
+def require_own_loop(mesh: Mesh) -> None:
+    """Raises `BitActorError` if the mesh was opened on another event loop."""
+    if mesh.node.state == "open" and mesh.node.loop is not asyncio.get_running_loop():
+        raise BitActorError("the mesh lives on another event loop; open it on the one that serves HTTP")
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    return problem_of(error).response()
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What the router refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    if error.status_code != 405:
+        return Problem("not-found", "there is nothing at this path; /openapi.json says what there is").response()
+    methods = sorted({*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"})
+    headers = {"Allow": ", ".join(methods)}
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
+    return Problem("method-not-allowed", f"{request.method[:32]} is not for this resource; use {' or '.join(methods)}", headers).response()
+
+
+def _validated(workflow: Workflow, text: str) -> Any:
+    """The input as the workflow's model, by the rules for JSON (so that strict models take dates as strings)."""
+    return _parsed(workflow.input_model, text)
+
+
+def _parsed(model: type[BaseModel], text: str) -> Any:
+    try:
+        return model.model_validate_json(text) if text else model.model_validate({})
+    except ValidationError as error:
+        raise _invalid(error) from None
+    except Exception as error:
+        logger.error("a validator of %s raised %r", model.__name__, error, exc_info=error)
+        raise invalid([("", "it cannot be validated")]) from None
+
+
+def _fields_checked(model: type[ListQuery], given: dict[str, str]) -> ListQuery:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> Problem:
+    items = error.errors(include_url=False, include_context=False, include_input=False)
+    return invalid([(".".join(str(part) for part in item["loc"]), item["msg"]) for item in items])
+
+
+async def _within(task: asyncio.Future[str], seconds: float | None) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await asyncio.shield(task)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _about(transaction: Transaction) -> dict[str, str]:
+    return {"BitActor-Transaction": transaction.id}
+
+
+def _located(transaction: Transaction) -> dict[str, str]:
+    return {**_about(transaction), "Location": f"/transactions/{transaction.id}"}
+
+
+def _row_description(row: TransactionRow) -> dict[str, Any]:
+    return {"transaction": row.transaction, "root": row.root, "workflow": row.workflow, "status": row.status}

@@ -1,0 +1,146 @@
+"""What the tests of a whole mesh share: a clock that stands still, waiting for conditions, and a look at journals."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import heapq
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from bitactor import Workflow
+from bitactor.codec import decode_pulse, encode_pulse
+from bitactor.saga import Saga
+from mesh import Mesh, Transaction
+
+BOUND = 20.0
+"""Seconds after which a test that waits has failed; never reached when all is well."""
+
+PLACES = ("inline", "loop", "thread")
+
+
+class FakeClock:
+    """The `Clock` port; time passes when `advance` is called."""
+
+    def __init__(self) -> None:
+        self._now_ns = 1_000_000_000
+        self._timers: list[tuple[int, int, _Handle]] = []
+        self._numbers = itertools.count()
+
+    def wall_ns(self) -> int:
+        return self._now_ns + 1_700_000_000_000_000_000
+
+    def monotonic_ns(self) -> int:
+        return self._now_ns
+
+    def call_at(self, when_ns: int, callback: Callable[[], None]) -> _Handle:
+        handle = _Handle(callback)
+        heapq.heappush(self._timers, (when_ns, next(self._numbers), handle))
+        return handle
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and call what falls due, each at its own moment."""
+        until = self._now_ns + int(seconds * 1e9)
+        while self._timers and self._timers[0][0] <= until:
+            when, _, handle = heapq.heappop(self._timers)
+            self._now_ns = max(self._now_ns, when)
+            if handle.callback is not None:
+                handle.callback()
+        self._now_ns = until
+
+
+class _Handle:
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+async def pass_time(clock: FakeClock, seconds: float, steps: int = 1) -> None:
+    """Let time pass, in steps, and the loop do what follows from each."""
+    for _ in range(steps):
+        clock.advance(seconds / steps)
+        await turns()
+
+
+async def turns(count: int = 20) -> None:
+    """Let the loop turn a few times; enough for everything that waits for nobody else."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], Any], what: str = "") -> Any:
+    """Wait until `condition()` is true."""
+    async with asyncio.timeout(BOUND):
+        while not (found := condition()):
+            await asyncio.sleep(0.001)
+    return found
+
+
+def placed(where: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, made `async` if it is to run on the loop."""
+    if where != "loop":
+        return function
+
+    @functools.wraps(function)
+    async def on_loop(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return on_loop
+
+
+def chain(name: str, length: int, *, ttl: int | None = None, **options: Any) -> Workflow:
+    """`length` steps in a row, s1 … sn, that each add one."""
+    workflow = Workflow(name, input={"start": int}, ttl=ttl or length)
+    before = "start"
+    for number in range(1, length + 1):
+        space: dict[str, Any] = {}
+        exec(f"async def s{number}({before}): return {before} + 1", space)
+        workflow.step(**options)(space[f"s{number}"])
+        before = f"s{number}"
+    return workflow
+
+
+def told(transaction: Transaction) -> list[str]:
+    """The journal as `kind step`, undo marked with `~`; what is of the transaction itself as `kind` alone."""
+    return [
+        f"{pulse.kind} {'~' if pulse.direction == 'undo' and pulse.step else ''}{pulse.step}".strip()
+        for pulse in transaction.pulses()
+    ]
+
+
+def undone(transaction: Transaction) -> list[str]:
+    """Steps that were undone, in order."""
+    return [pulse.step for pulse in transaction.pulses() if pulse.kind == "undone"]
+
+
+def tombstones(transaction: Transaction) -> list[str | None]:
+    return [pulse.error for pulse in transaction.pulses() if pulse.kind == "tombstone"]
+
+
+def audit(transaction: Transaction) -> None:
+    """The journal alone says what the live transaction is, and every beginning of it can be folded, also from bytes."""
+    pulses = [decode_pulse(encode_pulse(pulse)) for pulse in transaction.raw_pulses()]
+    assert pulses == list(transaction.raw_pulses())
+    run = transaction._run
+    for length in range(1, len(pulses)):
+        Saga.fold(run.plan, pulses[:length])
+    folded = Saga.fold(run.plan, pulses)
+    assert folded.status == transaction.status
+    live = run.saga.snapshot()
+    for name, value in folded.snapshot().items():
+        assert value == live[name], f"{name}: the journal says {value!r}, the live state {live[name]!r}"
+
+
+async def start(mesh: Mesh, workflow: Workflow, value: Any = None, **options: Any) -> Transaction:
+    return await mesh.stimulate(workflow, value, **options)
+
+
+async def finish(mesh: Mesh, workflow: Workflow, value: Any = None, **options: Any) -> Transaction:
+    """Stimulate, wait for the end, compare journal and state."""
+    transaction = await mesh.stimulate(workflow, value, **options)
+    await transaction.ended(BOUND)
+    audit(transaction)
+    return transaction
