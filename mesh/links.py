@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bitactor.links")
 
 JOIN_WITHIN: Final = 10.0
+LEAVE_WITHIN: Final = 0.5
 LOG_EVERY: Final = 10.0
 
 
@@ -99,8 +100,10 @@ class Links:
     async def withdraw(self) -> None:
         """Take no more work from others; what we have, we finish."""
         for name in getattr(self, "_announced", ()):
+            if not self.registry.connected:
+                return  # nobody can be told; our lease ends by itself
             try:
-                await asyncio.to_thread(self.registry.unregister, name)
+                await asyncio.to_thread(self.registry.unregister, name, timeout=LEAVE_WITHIN)
             except BitActorError as error:
                 logger.info("could not unregister %s: %s", name, error)
                 return

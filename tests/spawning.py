@@ -63,7 +63,13 @@ class Stage:
         self.ids = TimeOrderedIds()
 
     def launch(
-        self, workflow: Workflow, step: str, *inputs: Any, timeout: float | None = None, direction: str = FORWARD, result: Any = None
+        self,
+        workflow: Workflow,
+        step: str,
+        *inputs: Any,
+        timeout: float | None = None,
+        direction: str = FORWARD,
+        result: Any = None,
     ) -> Hop:
         """Give the step's input fields, in order."""
         plan = workflow.check()

@@ -102,7 +102,7 @@ from bitactor.saga.stimuli import (
 )  # fmt: skip
 from bitactor.signal import FORWARD, UNDO, Fault, Reply
 
-_PAST_DOUBT: Final = frozenset((DONE, UNDO_RUNNING, UNDO_BACKING_OFF, TAKEN_BACK, UNDO_BROKEN))
+_PAST_DOUBT: Final = frozenset((DONE, UNDO_RUNNING, UNDO_BACKING_OFF, TAKEN_BACK))
 """States in which a late word about the step's own run changes nothing any more."""
 
 _new = tuple.__new__
@@ -398,7 +398,7 @@ class Saga(SagaState):
         if (reply.hop, reply.delivery) in self.unknown and state not in _PAST_DOUBT:
             if reply.outcome in ("fail", "retry", "halt"):
                 happened = False
-            elif state == IN_DOUBT and reply.hop == self.hops[index]:
+            elif state in (IN_DOUBT, UNDO_BROKEN) and reply.hop == self.hops[index]:
                 happened = True
         self._tell_step(
             index,

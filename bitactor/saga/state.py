@@ -399,7 +399,8 @@ class SagaState:
         data = pulse.data or {}
         self.outstanding.pop((pulse.hop, data["delivery"]), None)
         if data.get("happened") is True:
-            self.states[index] = DONE
+            if self.states[index] == IN_DOUBT:
+                self.states[index] = DONE
             self.tokens[index] = pulse.token_out
             at = self.order.index(index)
             self._resolve(index)
@@ -408,7 +409,7 @@ class SagaState:
             self.unknown.pop((pulse.hop, data["delivery"]), None)
             if index not in self.unknown.values():
                 self._resolve(index)
-                if self.states[index] == IN_DOUBT:
+                if self.states[index] in (IN_DOUBT, UNDO_BROKEN):
                     self.states[index] = BROKEN
 
     def _undo_spawned(self, pulse: Pulse, index: int) -> None:

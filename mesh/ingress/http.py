@@ -21,8 +21,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bitactor.errors import BitActorError, StoreError, UnknownTransaction, UnknownWorkflow, suggest
-from bitactor.ports import TransactionRow
+from bitactor.ports import Store, TransactionRow
 from bitactor.pulse import RUNNING, STATUSES
+from bitactor.signal import Fault
 from bitactor.workflow import Workflow
 from mesh.control import describe
 from mesh.display import shown_pulses
@@ -37,6 +38,7 @@ from mesh.transaction import Transaction
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 MAX_PAGE: Final = 1_000
+MAX_DETAIL: Final = 1_000
 
 _TRANSACTION: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -57,7 +59,7 @@ class ListQuery(BaseModel):
     status: str | None = Field(None, pattern=f"^({'|'.join(STATUSES)})$")
     workflow: str | None = Field(None, min_length=1, max_length=200)
     limit: int = Field(100, ge=1, le=MAX_PAGE)
-    before: str | None = Field(None, pattern=r"^[0-9a-f]{32}\z")
+    before: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
 
 
 class Ingress:
@@ -102,13 +104,24 @@ class Ingress:
             raise self._lost_sight(error, begun) from None
         return self._answer(ended or begun[0], options.preferences, ended is not None)
 
-    async def _begin(self, workflow: Workflow, given: Any, options: Options, begun: list[Transaction]) -> Transaction | None:
+    async def _begin(
+        self, workflow: Workflow, given: Any, options: Options, begun: list[Transaction]
+    ) -> Transaction | None:
         transaction = await self.mesh.stimulate(
-            workflow, given, key=options.key, ttl=options.ttl, deadline=options.deadline, traceparent=options.traceparent
+            workflow,
+            given,
+            key=options.key,
+            ttl=options.ttl,
+            deadline=options.deadline,
+            traceparent=options.traceparent,
         )
         begun.append(transaction)
         wanted = options.preferences
-        return None if wanted.seconds == 0 and wanted.respond_async else await settled(self.mesh, transaction, wanted.seconds)
+        return (
+            None
+            if wanted.seconds == 0 and wanted.respond_async
+            else await settled(self.mesh, transaction, wanted.seconds)
+        )
 
     def _answer(self, transaction: Transaction, wanted: Preferences, ended: bool) -> Response:
         about = describe(transaction)
@@ -119,7 +132,7 @@ class Ingress:
             return respond(about, 200, headers)
         status, errors = about.pop("status"), about.pop("errors", [])
         why = f": {errors[0]['type']}: {errors[0]['message']}" if errors else ""
-        detail = f"{transaction.workflow!r} ended {status}{why}"
+        detail = f"{transaction.workflow!r} ended {status}{why}"[:MAX_DETAIL]
         return Problem("workflow-failed", detail, headers, **about, transaction_status=status, errors=errors).response()
 
     def _workflow(self, name: str) -> Workflow:
@@ -129,15 +142,28 @@ class Ingress:
         return workflows[name]
 
     def _require_open(self) -> None:
-        if self.draining or self.mesh.node.state != "open":
-            raise Problem("stopping", f"the mesh is {'draining' if self.draining else self.mesh.node.state}; it takes no work now")
+        if self.state != "open":
+            raise Problem("stopping", f"the mesh is {self.state}; it takes no work now")
+
+    @property
+    def state(self) -> str:
+        """`new | opening | open | draining | closed`."""
+        node = self.mesh.node
+        if node.state != "open":
+            return node.state
+        if not hasattr(node, "outbox"):
+            return "opening"
+        return "draining" if self.draining else "open"
 
     def _stopping(self, begun: Sequence[Transaction]) -> Problem:
         if not begun:
             return Problem("stopping", "the server stops; nothing was started")
         transaction = begun[0]
         return Problem(
-            "stopping", "the server stops before the transaction has ended; look for it later", _located(transaction), transaction=transaction.id
+            "stopping",
+            "the server stops before the transaction has ended; look for it later",
+            _located(transaction),
+            transaction=transaction.id,
         )
 
     def _lost_sight(self, error: StoreError, begun: Sequence[Transaction]) -> Problem:
@@ -174,33 +200,44 @@ class Ingress:
         found = await self._find(request)
         asked = _parsed(CancelRequest, await read_json(request, self.max_body_bytes))
         if isinstance(found, TransactionRow):
-            raise Problem("owned-elsewhere", f"the workflow {found.workflow!r} is not declared here; ask a server that declares it")
+            raise Problem(
+                "owned-elsewhere",
+                f"the workflow {found.workflow!r} is not declared here; ask a server that declares it",
+            )
         if found.status == RUNNING and found.id not in self.mesh.node.supervisor.runs:
             raise Problem("owned-elsewhere", "another process runs this transaction; ask that one", _about(found))
         if found.status not in ("running", "halted"):
             return respond(describe(found), headers=_about(found))
         self._require_open()
-        cancelling = asyncio.ensure_future(found.cancel(asked.reason))
-        await asyncio.sleep(0)  # from here on it is cancelled, whatever becomes of this request
+        run = self.mesh.node.load(found.id)
+        self.mesh.node.cancel(run, Fault("bitactor.errors:Cancelled", asked.reason or "cancelled on request"))
+        cancelled = Transaction(self.mesh.node, run)
+        await asyncio.sleep(0)  # the supervisor's turn, in which a halted transaction becomes a running one
         try:
-            ended = await attended(request.receive, self.stopped, _within(cancelling, wanted.seconds))
+            ended = await attended(request.receive, self.stopped, settled(self.mesh, cancelled, wanted.seconds))
         except Stopping:
-            raise self._stopping([found]) from None
-        finally:
-            cancelling.cancel()
-        headers = {**_about(found), **wanted.applied()}
-        return respond(describe(found), 200 if ended else 202, headers if ended else {**headers, **_located(found)})
+            raise self._stopping([cancelled]) from None
+        except StoreError as error:
+            raise self._lost_sight(error, [cancelled]) from None
+        where = _located(cancelled) if ended is None else _about(cancelled)
+        return respond(describe(ended or cancelled), 202 if ended is None else 200, {**where, **wanted.applied()})
 
     async def transactions(self, request: Request) -> Response:
         """Transactions, newest first."""
         given = request.query_params.multi_items()
-        repeated = [(name, "given more than once") for name in dict(given) if len(request.query_params.getlist(name)) > 1]
+        repeated = [
+            (name, "given more than once") for name in dict(given) if len(request.query_params.getlist(name)) > 1
+        ]
         if repeated:
             raise invalid(repeated)
         query = _fields_checked(ListQuery, dict(given))
-        rows = self._opened_store().list(status=query.status, workflow=query.workflow, limit=query.limit, before=query.before)
+        rows = self._opened_store().list(
+            status=query.status, workflow=query.workflow, limit=query.limit, before=query.before
+        )
         more = len(rows) == query.limit
-        return respond({"transactions": [row_as_plain(row) for row in rows], "before": rows[-1].transaction if more else None})
+        return respond(
+            {"transactions": [row_as_plain(row) for row in rows], "before": rows[-1].transaction if more else None}
+        )
 
     async def _find(self, request: Request) -> Transaction | TransactionRow:
         """The transaction, or what the store knows of it if its workflow is not declared here, or is another release's."""
@@ -216,9 +253,9 @@ class Ingress:
                 raise UnknownTransaction(name) from None
             return row
 
-    def _opened_store(self) -> Any:
-        if self.mesh.node.state in ("new", "closed"):
-            raise Problem("stopping", f"the mesh is {self.mesh.node.state}")
+    def _opened_store(self) -> Store:
+        if self.state not in ("open", "draining"):
+            raise Problem("stopping", f"the mesh is {self.state}")
         return self.mesh.node.store
 
     # About the server
@@ -235,8 +272,8 @@ class Ingress:
         """Whether a stimulus would be taken now."""
         node = self.mesh.node
         reasons = []
-        if self.draining or node.state != "open":
-            reasons.append(f"the mesh is {'draining' if self.draining else node.state}")
+        if self.state != "open":
+            reasons.append(f"the mesh is {self.state}")
         elif not node.supervisor.healthy:
             reasons.append("the journal cannot be written")
         elif node.supervisor.running >= node.settings.max_in_flight:
@@ -247,7 +284,11 @@ class Ingress:
 
 
 def application(
-    mesh: Mesh, *, open_mesh: bool = True, max_body_bytes: int = MAX_BODY_BYTES, allowed_hosts: Sequence[str] | None = None
+    mesh: Mesh,
+    *,
+    open_mesh: bool = True,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    allowed_hosts: Sequence[str] | None = None,
 ) -> Starlette:
     """An ASGI application over a mesh.
 
@@ -309,7 +350,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     headers = {"Allow": ", ".join(methods)}
     if request.method == "OPTIONS":
         return Response(status_code=204, headers=headers)
-    return Problem("method-not-allowed", f"{request.method[:32]} is not for this resource; use {' or '.join(methods)}", headers).response()
+    return Problem(
+        "method-not-allowed", f"{request.method[:32]} is not for this resource; use {' or '.join(methods)}", headers
+    ).response()
 
 
 def _validated(workflow: Workflow, text: str) -> Any:
@@ -337,15 +380,6 @@ def _fields_checked(model: type[ListQuery], given: dict[str, str]) -> ListQuery:
 def _invalid(error: ValidationError) -> Problem:
     items = error.errors(include_url=False, include_context=False, include_input=False)
     return invalid([(".".join(str(part) for part in item["loc"]), item["msg"]) for item in items])
-
-
-async def _within(task: asyncio.Future[str], seconds: float | None) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await asyncio.shield(task)
-    except TimeoutError:
-        return False
-    return True
 
 
 def _about(transaction: Transaction) -> dict[str, str]:

@@ -105,7 +105,9 @@ def problem_of(error: BaseException) -> Problem:
         return Problem("overloaded", "too many transactions are running and none ended in time; try again later")
     if isinstance(error, StoreError):
         logger.error("a request could not be served: %s", error)
-        return Problem("store-unavailable", "the journal could not be read or written; what was accepted before is not lost")
+        return Problem(
+            "store-unavailable", "the journal could not be read or written; what was accepted before is not lost"
+        )
     if isinstance(error, BitActorError):
         logger.error("a request could not be served: %s", error)
     else:

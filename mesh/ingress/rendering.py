@@ -21,7 +21,9 @@ _LEFT_OUT: Final = frozenset(("decided", "input_digest"))
 """Parts of a pulse's `data` that say in another way what `token_in` says, or nothing to people."""
 
 
-def respond(content: Any, status: int = 200, headers: Mapping[str, str] | None = None, media_type: str = "application/json") -> Response:
+def respond(
+    content: Any, status: int = 200, headers: Mapping[str, str] | None = None, media_type: str = "application/json"
+) -> Response:
     """A response with `content` as JSON."""
     return Response(as_json(content), status, headers, media_type)
 
@@ -35,7 +37,7 @@ def as_json(value: Any) -> bytes:
 
 
 def _to_json(value: Any) -> bytes:
-    return to_json(value, inf_nan_mode="strings", bytes_mode="base64", timedelta_mode="iso8601", fallback=str)
+    return to_json(value, inf_nan_mode="strings", bytes_mode="base64", timedelta_mode="iso8601", fallback=str) + b"\n"
 
 
 def _without_surrogates(value: Any) -> Any:
@@ -92,7 +94,9 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
             kind, message = shown[name][:2]
             shown[name] = {"type": kind.rpartition(":")[2], "message": message}
     if "emits" in shown:
-        shown["emits"] = [{"name": name, "value": decode_token(token_from_bytes(token))} for name, token in shown["emits"]]
+        shown["emits"] = [
+            {"name": name, "value": decode_token(token_from_bytes(token))} for name, token in shown["emits"]
+        ]
     return shown
 
 

@@ -110,7 +110,9 @@ async def read_json(request: Request, limit: int) -> str:
     except RecursionError:
         raise Problem("malformed-request", "the body is nested too deep") from None
     except UnicodeEncodeError:
-        raise Problem("malformed-request", "the body has a lone surrogate (\\ud800 … \\udfff), which is no character") from None
+        raise Problem(
+            "malformed-request", "the body has a lone surrogate (\\ud800 … \\udfff), which is no character"
+        ) from None
     except ValueError as error:
         raise Problem("malformed-request", f"the body has a number out of range: {error}") from None
     return text
@@ -128,23 +130,35 @@ async def _read(request: Request, limit: int) -> bytes:
                 if len(body) > limit:
                     raise _too_large(limit)
     except TimeoutError:
-        raise Problem("request-timeout", f"the body did not arrive within {BODY_TIMEOUT:g} s", {"Connection": "close"}) from None
+        raise Problem(
+            "request-timeout", f"the body did not arrive within {BODY_TIMEOUT:g} s", {"Connection": "close"}
+        ) from None
     return bytes(body)
 
 
 def _too_large(limit: int) -> Problem:
-    return Problem("payload-too-large", f"the body has more than {limit:,} bytes; keep large data elsewhere and pass a reference")
+    return Problem(
+        "payload-too-large", f"the body has more than {limit:,} bytes; keep large data elsewhere and pass a reference"
+    )
 
 
 def _require_json(request: Request) -> None:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
-        raise Problem("unsupported-media-type", "compressed bodies are not taken; leave Content-Encoding out", {"Accept-Encoding": "identity"})
+        raise Problem(
+            "unsupported-media-type",
+            "compressed bodies are not taken; leave Content-Encoding out",
+            {"Accept-Encoding": "identity"},
+        )
     media_type, _, parameters = (_single(request, "Content-Type") or "").partition(";")
     media_type = media_type.strip().lower()
     if not _MEDIA_TYPE.fullmatch(media_type):
         said = f"not {media_type!r}" if media_type else "and no Content-Type was given"
-        raise Problem("unsupported-media-type", f"the body must be sent as application/json, {said} (with curl: --json '{{…}}')", {"Accept": "application/json"})
+        raise Problem(
+            "unsupported-media-type",
+            f"the body must be sent as application/json, {said} (with curl: --json '{{…}}')",
+            {"Accept": "application/json"},
+        )
     charset = parameters.strip().lower().replace('"', "")
     if charset.startswith("charset=") and charset.removeprefix("charset=").strip() not in ("utf-8", "utf8", "us-ascii"):
         raise Problem("unsupported-media-type", "JSON is sent as UTF-8", {"Accept": "application/json"})
@@ -194,7 +208,9 @@ def _deadline(value: str | None, wrong: list[tuple[str, str]]) -> float | None:
     if value is None:
         return None
     if not _NUMBER.fullmatch(value) or not MIN_DEADLINE <= float(value) <= MAX_DEADLINE:
-        wrong.append(("BitActor-Deadline", f"a deadline is a number of seconds from {MIN_DEADLINE:g} to {MAX_DEADLINE:,}"))
+        wrong.append(
+            ("BitActor-Deadline", f"a deadline is a number of seconds from {MIN_DEADLINE:g} to {MAX_DEADLINE:,}")
+        )
         return None
     return float(value)
 

@@ -10,17 +10,18 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from bitactor.arguments import argument_values, bound_arguments
-from bitactor.codec import MAX_FRAME_BYTES, decode_message, encode_message, encode_token, token_bytes
+from bitactor.codec import decode_message, encode_message, encode_token
 from bitactor.errors import BitActorError, ProtocolError, StepFailed
 from bitactor.signal import Answer, Message, Question, Reply
 from mesh.actor import QUEUED, BitActor
 from mesh.faults import fault_of
 from mesh.spawners.child import Child
 from mesh.spawners.definitions import modules_of
+from mesh.spawners.errand import pack_errand
 from mesh.spawners.intensity import Intensity
+from mesh.spawners.roster import Known, Member, Roster, known_as
 from mesh.transports.zmq import ZmqTransport
 
 logger = logging.getLogger("bitactor.process")
@@ -31,44 +32,15 @@ DEATH_WINDOW: Final = 10.0
 PATIENCE: Final = 120.0
 """Seconds a worker may take to start, or to import a workflow's modules."""
 
-_Key = tuple[str, str, int, int]
-"""Transaction, hop, delivery, epoch: what a reply names."""
-_Plan = tuple[str, str]
-"""Workflow and digest."""
-
-
-class Worker:
-    """One worker process and what it is doing: starting, importing a workflow's modules, running a hop, or nothing."""
-
-    __slots__ = ("actor", "child", "endpoint", "error", "key", "loaded", "loading", "number", "patience", "ready")
-
-    def __init__(self, number: str, endpoint: str) -> None:
-        self.number = number
-        self.endpoint = endpoint
-        self.child: Child
-        self.ready = False
-        self.loaded: set[_Plan] = set()
-        self.loading: _Plan | None = None
-        self.patience: asyncio.TimerHandle | None = None
-        self.actor: BitActor | None = None
-        """Whose hop it has, or will have once the modules are imported."""
-        self.key: _Key | None = None
-        """Of the hop that runs."""
-        self.error: BaseException | None = None
-        """Set when we kill it: how its actor ends."""
-
-    def __repr__(self) -> str:
-        return f"worker process {self.child.pid}"
-
 
 class ProcessSpawner:
     """Up to `processes` workers, started afresh when first needed and kept warm; each runs one hop at a time.
 
     A hop's time counts from when a worker that is ready gets it.  A hop whose time is up, or that is abandoned, is
     stopped by SIGKILL to its worker and to what the function has started there.  A worker that dies with a hop loses it
-    (`actor.lose()`); dying otherwise, more than `MAX_DEATHS` times in `DEATH_WINDOW` seconds, is a collapse:
-    `on_collapse` is called with what to tell people, no worker is started for `DEATH_WINDOW` seconds, and hops that no
-    worker is left for are lost.
+    (`actor.lose()`).  Workers that die otherwise (starting, importing, idle) more than `MAX_DEATHS` times in
+    `DEATH_WINDOW` seconds are a collapse: `on_collapse` is called with what to tell people, no worker is started for
+    `DEATH_WINDOW` seconds, and hops that no worker is left for are lost.
     """
 
     def __init__(self, processes: int) -> None:
@@ -78,11 +50,8 @@ class ProcessSpawner:
         self._transport: ZmqTransport | None = None
         self._directory = ""
         self._waiting: dict[BitActor, None] = {}
-        self._workers: dict[str, Worker] = {}
-        self._idle: dict[Worker, None] = {}
-        self._assigned: dict[BitActor, Worker] = {}
-        self._running: dict[_Key, Worker] = {}
-        self._modules: dict[_Plan, list[str]] = {}
+        self._roster = Roster()
+        self._modules: dict[Known, list[str]] = {}
         self._intensity = Intensity(MAX_DEATHS, DEATH_WINDOW)
         self._retry: asyncio.TimerHandle | None = None
         self._pumping = False
@@ -111,11 +80,11 @@ class ProcessSpawner:
         if actor in self._waiting:
             del self._waiting[actor]
             return
-        worker = self._assigned.get(actor)
+        worker = self._roster.whose(actor)
         if worker is None:
             return
         if worker.key is None:
-            self._detach(worker)
+            self._roster.detach(worker)
         elif worker.error is None:
             self._kill(worker, asyncio.CancelledError(f"{worker} was killed"))
 
@@ -126,14 +95,14 @@ class ProcessSpawner:
             self._waiting.clear()
             if self._retry is not None:
                 self._retry.cancel()
-            for worker in self._workers.values():
+            for worker in self._roster.members.values():
                 worker.error = worker.error or asyncio.CancelledError(f"{worker} was stopped")
                 worker.child.terminate()
-        if self._workers:
+        if len(self._roster):
             self._all_gone = self._all_gone or asyncio.Event()
         try:
             if not await self._gone_within(timeout / 2):
-                for worker in list(self._workers.values()):
+                for worker in self._roster.members.values():
                     self._kill(worker, asyncio.CancelledError(f"{worker} was killed"))
                 await self._gone_within(timeout / 2)
         finally:
@@ -143,13 +112,12 @@ class ProcessSpawner:
 
     def workers(self) -> list[tuple[int, str | None]]:
         """Each worker's process id, and the hop it runs if it runs one."""
-        return [
-            (worker.child.pid, worker.key[1] if worker.key is not None else None) for worker in self._workers.values()
-        ]
+        members = self._roster.members.values()
+        return [(member.child.pid, None if member.key is None else member.key[1]) for member in members]
 
     def statistics(self) -> dict[str, int]:
         """Totals: `starts`, `deaths` (of any kind), `kills` (by us), `collapses`; and what is now: `waiting`, `busy`."""
-        return {**self._counts, "waiting": len(self._waiting), "busy": len(self._running)}
+        return {**self._counts, "waiting": len(self._waiting), "busy": self._roster.running}
 
     # Handing out hops
 
@@ -160,32 +128,22 @@ class ProcessSpawner:
         self._pumping = True
         try:
             while self._waiting and not self._closed:
-                if self._idle:
+                if self._roster.has_idle:
                     actor = next(iter(self._waiting))
                     del self._waiting[actor]
-                    self._assign(self._take_idle(actor), actor)
+                    self._assign(actor)
                 elif self._wants_worker():
                     self._start_worker()
-                elif not self._workers:
+                elif not len(self._roster):
                     self._lose_waiting()
                 else:
                     return
         finally:
             self._pumping = False
 
-    def _take_idle(self, actor: BitActor) -> Worker:
-        """The one used last, or better one that has the workflow imported already."""
-        known = _plan_of(actor)
-        worker = next((idle for idle in reversed(self._idle) if known in idle.loaded), None) or next(
-            reversed(self._idle)
-        )
-        del self._idle[worker]
-        return worker
-
-    def _assign(self, worker: Worker, actor: BitActor) -> None:
-        worker.actor = actor
-        self._assigned[actor] = worker
-        known = _plan_of(actor)
+    def _assign(self, actor: BitActor) -> None:
+        worker = self._roster.assign(actor)
+        known = known_as(actor)
         if known in worker.loaded:
             self._hand_over(worker, actor)
             return
@@ -194,48 +152,37 @@ class ProcessSpawner:
         argument = encode_token([*known, self._modules_for(actor)])
         self._send(worker, encode_message(Question(worker.number, "load", argument, "")))
 
-    def _hand_over(self, worker: Worker, actor: BitActor) -> None:
+    def _hand_over(self, worker: Member, actor: BitActor) -> None:
         signal = actor.signal
-        key = (signal.transaction, signal.hop, signal.delivery, signal.epoch)
         try:
-            message = encode_message(signal._replace(token=_errand(actor), metadata=None))
+            message = encode_message(signal._replace(token=pack_errand(actor), metadata=None))
         except (BitActorError, ValueError, TypeError) as error:
-            self._set_idle(worker)
+            self._roster.release(worker)
             actor.judge(None, error, fault_of(error))
             return
-        if key in self._running:
-            # A second one of the same delivery could not be told from the first when the reply comes.
-            self._set_idle(worker)
+        if not self._roster.run(worker, (signal.transaction, signal.hop, signal.delivery, signal.epoch)):
+            self._roster.release(worker)
             actor.lose()
             return
-        worker.key = key
-        self._running[key] = worker
         actor.begin()
         self._send(worker, message)
 
     def _modules_for(self, actor: BitActor) -> list[str]:
-        known = _plan_of(actor)
+        known = known_as(actor)
         modules = self._modules.get(known)
         if modules is None:
             modules = self._modules[known] = modules_of(actor.plan)
         return modules
 
-    def _detach(self, worker: Worker) -> BitActor | None:
-        """The worker has nobody's hop any more."""
-        actor, worker.actor = worker.actor, None
-        if actor is not None:
-            del self._assigned[actor]
-        if worker.key is not None:
-            del self._running[worker.key]
-            worker.key = None
-        return actor
+    def _lose_waiting(self) -> None:
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for actor in waiting:
+            actor.lose()
 
-    def _set_idle(self, worker: Worker) -> BitActor | None:
-        """Take the next hop; answers whose it had."""
-        actor = self._detach(worker)
-        if worker.error is None:
-            self._idle[worker] = None
-        return actor
+    def _send(self, worker: Member, message: bytes) -> None:
+        assert self._transport is not None
+        self._transport.send(worker.endpoint, message)
 
     # What workers say
 
@@ -254,19 +201,19 @@ class ProcessSpawner:
                 self._became_ready(message)
 
     def _became_ready(self, question: Question) -> None:
-        worker = self._workers.get(question.id)
+        worker = self._roster.members.get(question.id)
         if worker is not None and not worker.ready:
             worker.ready = True
-            self._stop_waiting(worker)
-            self._set_idle(worker)
+            worker.stop_waiting()
+            self._roster.release(worker)
             self._pump()
 
     def _answered(self, answer: Answer) -> None:
         """A worker has imported a workflow's modules, or could not."""
-        worker = self._workers.get(answer.id)
+        worker = self._roster.members.get(answer.id)
         if worker is None or worker.loading is None or worker.error is not None:
             return
-        self._stop_waiting(worker)
+        worker.stop_waiting()
         if not answer.error:
             worker.loaded.add(worker.loading)
         worker.loading = None
@@ -274,19 +221,19 @@ class ProcessSpawner:
         if actor is not None and not answer.error:
             self._hand_over(worker, actor)
         else:
-            self._set_idle(worker)
+            self._roster.release(worker)
         if actor is not None and answer.error:
             error = StepFailed(f"{actor.signal.name!r}: {answer.error}")
             actor.judge(None, error, fault_of(error))
         self._pump()
 
     def _replied(self, reply: Reply) -> None:
-        worker = self._running.get((reply.transaction, reply.hop, reply.delivery, reply.epoch))
+        worker = self._roster.runner((reply.transaction, reply.hop, reply.delivery, reply.epoch))
         if worker is None:
             return
         if reply.outcome == "timed_out":
             self._kill(worker, asyncio.CancelledError())  # what it had to answer for may still be running there
-        actor = self._set_idle(worker)
+        actor = self._roster.release(worker)
         self._pump()
         if actor is not None:
             actor.answer(reply)
@@ -294,15 +241,15 @@ class ProcessSpawner:
     # Workers' lives
 
     def _wants_worker(self) -> bool:
-        if len(self._workers) >= self._limit or self._intensity.resting(self._now()):
+        if len(self._roster) >= self._limit or self._intensity.resting(self._now()):
             return False
-        return len(self._waiting) > sum(not worker.ready for worker in self._workers.values())
+        return len(self._waiting) > self._roster.starting
 
     def _start_worker(self) -> None:
         assert self._loop is not None and self._transport is not None
         self._counts["starts"] += 1
         number = str(self._counts["starts"])
-        worker = Worker(number, f"ipc://{self._directory}/{number}")
+        worker = Member(number, f"ipc://{self._directory}/{number}")
         arguments = [number, str(os.getpid()), self._transport.endpoint, worker.endpoint]
         try:
             worker.child = Child(self._loop, arguments, partial(self._ended, worker))
@@ -310,100 +257,85 @@ class ProcessSpawner:
             self._counts["deaths"] += 1
             self._unexpected(f"no worker process could be started: {error}")
             return
-        self._workers[number] = worker
+        self._roster.add(worker)
         self._wait_patiently(worker)
 
-    def _wait_patiently(self, worker: Worker) -> None:
+    def _wait_patiently(self, worker: Member) -> None:
         assert self._loop is not None
         worker.patience = self._loop.call_later(PATIENCE, self._lose_patience, worker)
 
-    def _stop_waiting(self, worker: Worker) -> None:
-        if worker.patience is not None:
-            worker.patience.cancel()
-            worker.patience = None
+    def _lose_patience(self, worker: Member) -> None:
+        what = f"a worker process was still {worker.doing()} after {PATIENCE:g} s"
+        self._kill(worker, StepFailed(what))
+        self._unexpected(what)
 
-    def _lose_patience(self, worker: Worker) -> None:
-        what = f"import what {worker.loading[0]!r} needs" if worker.loading is not None else "start"
-        self._kill(worker, StepFailed(f"a worker process took longer than {PATIENCE:g} s to {what}"))
-        self._unexpected(f"{worker} took longer than {PATIENCE:g} s to {what}")
-
-    def _kill(self, worker: Worker, error: BaseException) -> None:
+    def _kill(self, worker: Member, error: BaseException) -> None:
         worker.error = error
-        self._idle.pop(worker, None)
+        self._roster.retire(worker)
         self._counts["kills"] += 1
         worker.child.kill()
 
-    def _ended(self, worker: Worker) -> None:
+    def _ended(self, worker: Member) -> None:
         """Its process is gone.  A reply that came in the same turn of the loop is still taken first."""
-        self._idle.pop(worker, None)
         assert self._loop is not None
+        self._roster.retire(worker)
         self._loop.call_soon(self._bury, worker)
 
-    def _bury(self, worker: Worker) -> None:
-        if self._workers.pop(worker.number, None) is None:
+    def _bury(self, worker: Member) -> None:
+        if not self._roster.remove(worker):
             return
-        self._idle.pop(worker, None)
         self._counts["deaths"] += 1
-        self._stop_waiting(worker)
+        worker.stop_waiting()
         self._forget(worker)
-        began = worker.key is not None
-        actor = self._detach(worker)
+        doing, began = worker.doing(), worker.key is not None
+        actor = self._roster.detach(worker)
         if worker.error is None:
-            self._died(worker, actor, began)
+            text = f"{worker} died ({worker.child.ending}) while {doing}"
+            logger.warning("%s", text)
+            if not began:
+                self._unexpected(text)
+            if actor is not None:
+                actor.lose()
         elif actor is not None:
             self._end(actor, worker.error)
-        if not self._workers and self._all_gone is not None:
+        if not len(self._roster) and self._all_gone is not None:
             self._all_gone.set()
         self._pump()
 
-    def _died(self, worker: Worker, actor: BitActor | None, began: bool) -> None:
-        """Nobody had asked it to."""
-        doing = "starting" if not worker.ready else "idle"
-        if actor is not None:
-            doing = f"running {actor.signal.name!r}" if began else f"importing what {actor.plan.workflow!r} needs"
-        logger.warning("%s died (%s) while %s", worker, worker.child.ending, doing)
-        if not began:
-            self._unexpected(f"{worker} died ({worker.child.ending}) while {doing}")
-        if actor is not None:
-            actor.lose()
-
     def _end(self, actor: BitActor, error: BaseException) -> None:
+        """We have ended its worker."""
         if actor.state != QUEUED:
             actor.settle(None, error)
         elif not self._closed:
             actor.judge(None, error, fault_of(error))
 
-    def _forget(self, worker: Worker) -> None:
+    def _forget(self, worker: Member) -> None:
         if self._transport is not None:
             self._transport.forget(worker.endpoint)
         Path(worker.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
-    # Collapsing
-
     def _unexpected(self, what: str) -> None:
-        if not self._closed and self._intensity.record(self._now()):
-            assert self._loop is not None
-            self._counts["collapses"] += 1
-            self._retry = self._loop.call_later(DEATH_WINDOW, self._pump)
-            text = (
-                f"worker processes keep failing, more than {MAX_DEATHS} times in {DEATH_WINDOW:g} s; none is started for "
-                f"{DEATH_WINDOW:g} s, and process hops that find no worker are lost; the last: {what}"
-            )
-            logger.critical("%s", text)
-            self._tell(text)
-
-    def _tell(self, text: str) -> None:
+        """A worker failed and no hop's function can be blamed."""
+        if self._closed or not self._intensity.record(self._now()):
+            return
+        assert self._loop is not None
+        self._counts["collapses"] += 1
+        resting = self._intensity.seconds
+        self._retry = self._loop.call_later(resting, self._pump)
+        text = (
+            f"worker processes keep failing, more than {self._intensity.limit} times in {resting:g} s; none is started for "
+            f"{resting:g} s, and hops that find no worker are lost; the last: {what}"
+        )
+        logger.critical("%s", text)
         if self.on_collapse is not None:
             try:
                 self.on_collapse(text)
             except Exception:
                 logger.exception("on_collapse raised")
 
-    def _lose_waiting(self) -> None:
-        waiting = list(self._waiting)
-        self._waiting.clear()
-        for actor in waiting:
-            actor.lose()
+    def _now(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
 
     # Opening and closing
 
@@ -420,7 +352,7 @@ class ProcessSpawner:
         self._loop, self._transport, self._directory = loop, transport, directory
 
     async def _gone_within(self, seconds: float) -> bool:
-        if not self._workers:
+        if not len(self._roster):
             return True
         assert self._all_gone is not None
         try:
@@ -431,7 +363,7 @@ class ProcessSpawner:
         return True
 
     def _release(self) -> None:
-        for worker in list(self._workers.values()):
+        for worker in list(self._roster.members.values()):
             if not worker.child.kill_now(0.2):
                 logger.error("%s does not die; it is left behind", worker)
             self._bury(worker)
@@ -439,35 +371,3 @@ class ProcessSpawner:
             self._transport.close(0)
             self._transport = None
             shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _now(self) -> float:
-        assert self._loop is not None
-        return self._loop.time()
-
-    def _send(self, worker: Worker, message: bytes) -> None:
-        assert self._transport is not None
-        self._transport.send(worker.endpoint, message)
-
-
-def _plan_of(actor: BitActor) -> _Plan:
-    return actor.plan.workflow, actor.plan.digest
-
-
-def _errand(actor: BitActor) -> Any:
-    """What a worker needs beside the signal: whose step it is, its arguments and its result as tokens, and the metadata."""
-    values = token_bytes(encode_token(_plain_arguments(actor), MAX_FRAME_BYTES))
-    result = token_bytes(encode_token(_result(actor)))
-    errand = [*_plan_of(actor), actor.step.index, bytes(values), bytes(result), actor.signal.metadata]
-    return encode_token(errand, MAX_FRAME_BYTES)
-
-
-def _plain_arguments(actor: BitActor) -> dict[str, Any]:
-    """The arguments not yet as their annotations ask: not everything can be carried once it is converted."""
-    arguments = actor.arguments
-    if isinstance(arguments, partial) and arguments.func is bound_arguments:
-        return argument_values(*arguments.args)
-    return arguments()
-
-
-def _result(actor: BitActor) -> Any:
-    return next((actor.kwargs[name] for name, what in actor.callback.injected.items() if what == "result"), None)

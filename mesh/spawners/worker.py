@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from bitactor.arguments import converted
-from bitactor.codec import decode_message, decode_token, encode_message, token_from_bytes
+from bitactor.codec import decode_message, decode_token, encode_message
 from bitactor.errors import BitActorError
 from bitactor.plan import Plan, PlanStep
 from bitactor.signal import Answer, Fault, Question, Reply, Signal
@@ -24,6 +24,7 @@ from mesh.clock import SystemClock
 from mesh.faults import fault_of
 from mesh.host import Host
 from mesh.spawners.definitions import load
+from mesh.spawners.errand import unpack_errand
 from mesh.spawners.inline import InlineSpawner
 from mesh.spawners.loop import LoopSpawner
 from mesh.transports.zmq import ZmqTransport
@@ -102,12 +103,12 @@ class Worker:
 
     def _run(self, signal: Signal) -> None:
         try:
-            workflow, digest, index, values, result, metadata = decode_token(signal.token)
-            plan = self._plans[workflow, digest]
-            step = plan.steps[index]
-            arguments = partial(_arguments, step, token_from_bytes(values))
-            plain = signal._replace(token=None, metadata=metadata)
-            self._host.launch(plan, step, plain, arguments, token_from_bytes(result), self._done)
+            errand = unpack_errand(signal.token)
+            plan = self._plans[errand.workflow, errand.digest]
+            step = plan.steps[errand.step]
+            arguments = partial(_arguments, step, errand.values)
+            plain = signal._replace(token=None, metadata=errand.metadata)
+            self._host.launch(plan, step, plain, arguments, errand.result, self._done)
         except Exception as problem:
             logger.exception("%s could not be run", signal.name)
             fault = fault_of(problem)

@@ -30,7 +30,8 @@ class PrintedSpans(SpanExporter):
 
 
 def say(*words: str) -> None:
-    print(*words, flush=True)
+    sys.stdout.write(" ".join(words) + "\n")  # in one piece, since several threads talk
+    sys.stdout.flush()
 
 
 async def run(mesh: Mesh, workflow: str, given: str) -> None:

@@ -224,10 +224,13 @@ def kill_own_process_once(value: str) -> int:
     return os.getpid()
 
 
-alone = _workflow("alone", "process", who_am_i, exit_hard, crash, keep_the_interpreter, trace_parent, kill_own_process_once)
+alone = _workflow("alone", "process", who_am_i, exit_hard, crash, keep_the_interpreter, trace_parent)
 
 typed = Workflow("typed", input={"value": str, "customer": dict})
 typed.step(spawn="process")(convert)
+
+once = Workflow("once", input={"value": str})
+once.step(spawn="process")(kill_own_process_once)
 
 undone = Workflow("undone", input={"value": Any})
 remembered = undone.step(spawn="process")(remember)

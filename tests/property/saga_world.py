@@ -231,7 +231,7 @@ class World:
     def _learn_not_happened(self, delivery: Delivery, in_time: bool) -> None:
         run = (delivery.hop, delivery.number)
         facts = self.facts[delivery.step]
-        if in_time or (run in self.saga.outstanding and not facts.undo_asked):
+        if in_time or (run in self.saga.outstanding and self.saga.states[delivery.step] not in (8, 9, 10)):
             facts.unknown.discard(run)
 
     def replay(self, step: int, reply: Reply) -> None:
@@ -425,8 +425,8 @@ class World:
     def run(self, tape: Sequence[int], limit: int = 400) -> None:
         """Let `tape` choose what happens, then let an obliging world bring it to its end."""
         for number in tape:
-            choices = self.choices(calm=False)
-            choices[number % len(choices)]()
+            choices = (self.choices(calm=True) if number % 2 else []) or self.choices(calm=False)
+            choices[number // 2 % len(choices)]()
         for _ in range(limit):
             if self.saga.status != "running" and not self.emissions:
                 break

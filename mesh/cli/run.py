@@ -1,0 +1,150 @@
+"""`bitactor run MODULE:OBJECT`"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from cyclopts import Parameter
+
+from mesh.cli.exits import UsageError
+from mesh.cli.loading import definitions, load
+from mesh.cli.options import Json
+from mesh.cli.output import print_lines
+from mesh.cli.signals import Stopping, end_of_stdin
+from mesh.ingress.server import DEFAULT_HOST, HttpServer
+from mesh.mesh import Mesh
+
+
+class Server(Protocol):
+    """Something that runs until it is stopped: once politely, twice at once."""
+
+    started: asyncio.Event
+    url: str
+
+    async def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+async def run(
+    place: str,
+    /,
+    *,
+    store: Annotated[str | None, Parameter(env_var="BITACTOR_STORE", help="Where pulses are kept: memory://, or sqlite:///pulses.db.")] = None,
+    registry: Annotated[str | None, Parameter(env_var="BITACTOR_REGISTRY", help="Endpoint of the registry that connects several nodes.")] = None,
+    http: Annotated[str | None, Parameter(help="Serve the HTTP ingress: PORT (on 127.0.0.1; 0: any free one), or HOST:PORT.")] = None,
+    endpoint: Annotated[str | None, Parameter(help="Where other nodes reach this one, ipc://… or tcp://….")] = None,
+    otlp: Annotated[str | None, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318.")] = None,
+    curve: Annotated[Path | None, Parameter(help="File with the mesh's key pair; tcp endpoints need it.")] = None,
+    no_host: Annotated[bool, Parameter("--no-host", negative=(), help="Only supervise; other nodes run the steps and consumers.")] = False,
+    drain: Annotated[float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")] = None,
+    verbose: Annotated[bool, Parameter(("-v", "--verbose"), negative=(), help="Log more than warnings to stderr.")] = False,
+    until_stdin_closes: Annotated[bool, Parameter(negative=(), help="Stop also when standard input ends: the starter is gone.")] = False,
+    json: Json = False,
+) -> int:
+    """Run a node: it takes stimuli, supervises transactions and runs steps, until it is stopped.
+
+    Prints one line when it is ready. SIGTERM or SIGINT: take no more work, let what runs end, flush; a second one: now.
+    Every option can also come from the environment (BITACTOR_STORE, ...).
+
+    Parameters
+    ----------
+    place
+        MODULE:OBJECT, where OBJECT is a Workflow, a consumer, a list of them, or a Mesh with options of its own.
+
+    Example: bitactor run mesh.demo.signup:service --store sqlite:///pulses.db --http 8000
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    options = {
+        "store": store, "registry": registry, "endpoint": endpoint, "otlp": otlp, "curve": curve, "hosts": False if no_host else None, "drain": drain,
+    }  # fmt: skip
+    mesh = _mesh(place, {name: value for name, value in options.items() if value is not None})
+    with Stopping() as stopping, end_of_stdin(stopping.ask, wanted=until_stdin_closes):
+        await _run(_server(mesh, http), mesh, stopping, machine=json)
+    return stopping.code
+
+
+def _mesh(place: str, options: Mapping[str, Any]) -> Mesh:
+    found = load(place)
+    if not isinstance(found, Mesh):
+        return Mesh(*definitions(found, place), **options)
+    settings = found.node.settings
+    other = [name for name, value in options.items() if getattr(settings, name) != value]
+    if other:
+        raise UsageError(
+            f"{place} is a Mesh with options of its own, so {' and '.join(f'--{name}' for name in other)} would be ignored",
+            "say so in its code or in the environment, or name the list of its workflows instead",
+        )
+    return found
+
+
+def _server(mesh: Mesh, http: str | None) -> Server:
+    if http is None:
+        return NodeAlone(mesh)
+    host, separator, port = http.rpartition(":")
+    if not port.isdecimal() or int(port) > 65_535 or (separator and not host):
+        raise UsageError(f"--http {http!r} is neither PORT nor HOST:PORT", "such as 8000, or 0.0.0.0:8000 for other machines")
+    return HttpServer(mesh, host=host.strip("[]") or DEFAULT_HOST, port=int(port))
+
+
+async def _run(server: Server, mesh: Mesh, stopping: Stopping, *, machine: bool) -> None:
+    running = asyncio.ensure_future(server.run())
+    asked = asyncio.ensure_future(stopping.asked.wait())
+    hurried = asyncio.ensure_future(stopping.hurried.wait())
+    started = asyncio.ensure_future(server.started.wait())
+    try:
+        await asyncio.wait((running, started, hurried), return_when=asyncio.FIRST_COMPLETED)
+        if started.done() and not running.done():
+            _say_ready(server, mesh, machine=machine)
+            await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
+            server.stop()
+            await asyncio.wait((running, hurried), return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                server.stop()
+        await running
+    finally:
+        for waiting in (running, asked, hurried, started):
+            waiting.cancel()
+        await asyncio.gather(running, asked, hurried, started, return_exceptions=True)
+
+
+def _say_ready(server: Server, mesh: Mesh, *, machine: bool) -> None:
+    about = mesh.node.about()
+    if machine:
+        print_lines([{"ready": True, "http": server.url or None, **about}])
+        return
+    names = [*about["workflows"], *about["consumers"]]
+    parts = [f"node {about['node']} ready: {', '.join(names)}", server.url, "" if about["hosts"] else "supervising only", about["store"]]
+    print("; ".join(part for part in parts if part), flush=True)
+
+
+class NodeAlone:
+    """A mesh without an ingress."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._asked = asyncio.Event()
+        self._draining: asyncio.Task[None] | None = None
+        self.started = asyncio.Event()
+        self.url = ""
+
+    async def run(self) -> None:
+        """Open, wait for `stop`, drain, close."""
+        async with self._mesh:
+            self.started.set()
+            await self._asked.wait()
+            self._draining = asyncio.ensure_future(self._mesh.close())
+            await asyncio.gather(self._draining, return_exceptions=not self._draining.done())
+
+    def stop(self) -> None:
+        """Once: drain.  Twice: now."""
+        if self._asked.is_set() and self._draining is not None:
+            self._draining.cancel()
+        self._asked.set()

@@ -1,0 +1,85 @@
+"""The mail server: a real HTTP server in the demo's own process, with the moods of a real one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Final, Self
+from zlib import crc32
+
+FULL_MAILBOX: Final = 24
+"""One address in so many has a full mailbox: it is refused each time."""
+GREYLISTED: Final = 11
+"""One address in so many is told to come again, the first time."""
+
+
+class MailServer:
+    """Takes letters at `POST /letters`; a letter that comes again with the key it had is the same letter."""
+
+    def __init__(self) -> None:
+        self.delivered: set[str] = set()
+        """Idempotency keys of the letters taken."""
+        self.refused = 0
+        self.repeated = 0
+        self._tries: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), self)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="mail-server", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def take(self, to: str, key: str) -> tuple[int, str]:
+        """HTTP status and text for one letter."""
+        mood = crc32(to.encode())
+        with self._lock:
+            self._tries[key] += 1
+            if mood % FULL_MAILBOX == 0:
+                self.refused += 1
+                return 503, f"{to}: mailbox full"
+            if mood % GREYLISTED == 0 and self._tries[key] == 1:
+                self.refused += 1
+                return 451, f"{to}: greylisted, try again"
+            self.repeated += key in self.delivered
+            self.delivered.add(key)
+            return 202, f"letter {key[:8]} to {to}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], mail: MailServer) -> None:
+        super().__init__(address, _Handler)
+        self.mail = mail
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 5.0
+
+    def do_POST(self) -> None:
+        letter = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, text = self.server.mail.take(letter["to"], self.headers["Idempotency-Key"])
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""

@@ -1,0 +1,119 @@
+"""What answers look like, as JSON Schema for the API's description."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from bitactor.pulse import KINDS, STATUSES
+from mesh.ingress.problems import TITLES
+
+_ID: Final = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+_MOMENT: Final = {"type": "string", "format": "date-time", "description": "UTC, with nanoseconds"}
+
+
+def _object(properties: dict[str, Any], optional: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+        **more,
+    }
+
+
+def _list_of(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+_ERROR: Final = _object({"type": {"type": "string"}, "message": {"type": "string"}})
+
+_TRANSACTION: Final = _object(
+    {
+        "transaction": {**_ID, "description": "For a root transaction the trace id as well"},
+        "root": _ID,
+        "workflow": {"type": "string"},
+        "status": {"enum": list(STATUSES)},
+        "result": {"description": "The value of the workflow's returning step; only when it is completed"},
+        "errors": {**_list_of(_ERROR), "description": "The original error first, then those of compensation and undo"},
+    },
+    optional=("result", "errors"),
+)
+
+_ROW: Final = _object(
+    {
+        "transaction": _ID,
+        "root": _ID,
+        "parent": {"type": ["string", "null"]},
+        "workflow": {"type": "string"},
+        "status": {"enum": list(STATUSES)},
+        "created_at": _MOMENT,
+        "updated_at": _MOMENT,
+    }
+)
+
+_PULSE: Final = _object(
+    {
+        "seq": {"type": "integer", "minimum": 0},
+        "hop": {"type": "string", "pattern": "^[0-9a-f]{16}$", "description": "The span id"},
+        "causes": _list_of({"type": "string"}),
+        "kind": {"enum": list(KINDS)},
+        "step": {"type": "string"},
+        "spawn": {"type": "string"},
+        "direction": {"enum": ["forward", "undo"]},
+        "attempt": {"type": "integer"},
+        "ttl": {"type": "integer", "description": "The hop budget this hop carries"},
+        "at": _MOMENT,
+        "elapsed_ns": {"type": ["integer", "null"]},
+        "token_in": {"description": "The arguments"},
+        "token_out": {"description": "The output"},
+        "error": {"type": ["string", "null"]},
+        "data": {"type": ["object", "null"]},
+    }
+)
+
+_PROBLEM: Final = _object(
+    {
+        "type": {"enum": [f"urn:bitactor:problem:{name}" for name in TITLES]},
+        "title": {"type": "string"},
+        "status": {"type": "integer", "description": "The HTTP status"},
+        "detail": {"type": "string"},
+        "errors": {
+            **_list_of(
+                {"type": "object", "properties": {name: {"type": "string"} for name in ("field", "message", "type")}}
+            ),
+            "description": "`invalid-input`: field and message of each; `workflow-failed`: type and message of each",
+        },
+        "transaction": _ID,
+        "root": _ID,
+        "workflow": {"type": "string"},
+        "transaction_status": {"enum": list(STATUSES)},
+        "reasons": _list_of({"type": "string"}),
+    },
+    optional=("errors", "transaction", "root", "workflow", "transaction_status", "reasons"),
+    description="RFC 9457 problem details",
+)
+
+SCHEMAS: Final[dict[str, dict[str, Any]]] = {
+    "BitActorTransaction": _TRANSACTION,
+    "BitActorTransactions": _object(
+        {
+            "transactions": _list_of({"$ref": "#/components/schemas/BitActorTransactionRow"}),
+            "before": {"type": ["string", "null"], "description": "For the next page; null when there is none"},
+        }
+    ),
+    "BitActorTransactionRow": _ROW,
+    "BitActorPulses": _object(
+        {
+            "transaction": _ID,
+            "root": _ID,
+            "workflow": {"type": "string"},
+            "status": {"enum": list(STATUSES)},
+            "pulses": _list_of({"$ref": "#/components/schemas/BitActorPulse"}),
+        }
+    ),
+    "BitActorPulse": _PULSE,
+    "BitActorProblem": _PROBLEM,
+    "BitActorHealth": _object({"status": {"type": "string"}}),
+    "BitActorCancel": _object(
+        {"reason": {"type": "string", "maxLength": 1_000}}, optional=("reason",), additionalProperties=False
+    ),
+}
