@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bitactor.arguments import Argument, Input, Result, Source, Value, converter
@@ -326,3 +327,13 @@ def _exception_types(retry_on: Any, what: str) -> tuple[type[BaseException], ...
 
 def _nanoseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1e9)
+
+
+def with_function(step: PlanStep, function: Callable[..., Any]) -> PlanStep:
+    """The same step with another function in its place; it may take any of the step's arguments, `ctx` and `attempt`.
+
+    Raises:
+        DefinitionError: it is no function, or asks for something else.
+    """
+    takes = [argument.name for argument in step.arguments]
+    return replace(step, run=_callback("run", function, takes, f"replacement of {step.address!r}"))

@@ -127,18 +127,21 @@ class Workflow:
         errors: Sequence[type[BaseException]] = (),
     ) -> None:
         refuse_bad_name("a workflow", name)
-        if not isinstance(ttl, int) or not 1 <= ttl <= MAX_TTL:
+        if isinstance(ttl, bool) or not isinstance(ttl, int) or not 1 <= ttl <= MAX_TTL:
             raise DefinitionError(f"workflow {name!r}: ttl={ttl!r}; a hop budget is a whole number from 1 to {MAX_TTL:,}")
         for option, seconds in (("deadline", deadline), ("undo_timeout", undo_timeout), ("grace", grace)):
             _refuse_negative(f"workflow {name!r}", option, seconds)
         _refuse_negative(f"workflow {name!r}", "redeliveries", redeliveries)
+        for option, given in (("undo_timeout", undo_timeout), ("grace", grace), ("redeliveries", redeliveries)):
+            if given is None:
+                raise DefinitionError(f"workflow {name!r}: {option}=None; it must be a number, zero or more")
         self.name = name
         self.ttl = ttl
         self.deadline = deadline
         self.undo_timeout = undo_timeout
         self.grace = grace
         self.redeliveries = redeliveries
-        self.errors = tuple(errors)
+        self.errors = _exception_classes(name, errors)
         self.input_model = _input_model(name, input)
         self.steps: dict[str, Step[Any, Any]] = {}
         self.returned: str | None = None
@@ -190,6 +193,7 @@ class Workflow:
             return self._declare(function, options)
 
         _refuse_unknown_options(self.name, options)
+        options = _fixed(self.name, options)
         return declare if function is None else declare(function)
 
     def returns(self, step: str | Step[Any, Any]) -> None:
@@ -228,7 +232,7 @@ class Workflow:
             ]
             shown = "; ".join(f"{path or 'input'}: {message}" for path, message in problems[:5])
             raise InvalidInput(f"input of {self.name!r}: {shown}", problems) from None
-        return {name: getattr(model, name) for name in type(model).model_fields}
+        return dict(model.__dict__)
 
     def _declare(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Step[..., Any]:
         if isinstance(function, Step):
@@ -377,11 +381,35 @@ def _refuse_unknown_options(workflow: str, options: Mapping[str, Any]) -> None:
         _refuse_negative(f"step of {workflow!r}", option, options.get(option))
 
 
+def _fixed(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as they are now: an iterator is read once, and what the caller changes later changes nothing."""
+    fixed = dict(options)
+    bind, after = options.get("bind"), options.get("after")
+    if bind is not None:
+        if not isinstance(bind, Mapping):
+            raise DefinitionError(f"step of {workflow!r}: bind={bind!r}; give a mapping of parameters to Input, Result or Value")
+        fixed["bind"] = dict(bind)
+    if after is not None and not isinstance(after, str):
+        named = tuple(after) if isinstance(after, Iterable) else (after,)
+        if isinstance(after, Step) or not all(isinstance(other, str | Step) for other in named):
+            raise DefinitionError(f"step of {workflow!r}: after={after!r}; give a list of steps")
+        fixed["after"] = named
+    return fixed
+
+
+def _exception_classes(workflow: str, errors: Any) -> tuple[type[BaseException], ...]:
+    if not isinstance(errors, Iterable) or not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in (errors := tuple(errors))):
+        raise DefinitionError(f"workflow {workflow!r}: errors={errors!r}; give a list of exception classes")
+    return errors
+
+
 def _refuse_negative(what: str, option: str, value: float | None) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise DefinitionError(f"{what}: {option}={value!r}; it must be a number, zero or more")
+    if option in ("retries", "redeliveries", "concurrency") and not isinstance(value, int):
+        raise DefinitionError(f"{what}: {option}={value!r}; it must be a whole number")
     if option in ("timeout", "deadline") and value == 0:
         raise DefinitionError(f"{what}: {option}=0 leaves no time at all; leave it out for no limit")
 

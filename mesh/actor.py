@@ -33,6 +33,10 @@ REPLIED: Final = 2
 ENDED: Final = 3
 
 Done = Callable[["BitActor", Reply, BaseException | None], None]
+Assessment = tuple["asyncio.Task[None]", BaseException, Fault]
+
+LONGEST_DELAY: Final = 1e9
+"""Seconds; some thirty years, and still a number of nanoseconds that a journal can hold."""
 
 _VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt))
 
@@ -45,8 +49,8 @@ class BitActor(pykka.Actor):
     """
 
     __slots__ = (
-        "arguments", "bucket", "callback", "context", "done", "host", "kwargs", "plan", "signal", "spawner", "started_ns", "state",
-        "step", "task",
+        "arguments", "assessing", "bucket", "callback", "context", "done", "host", "kwargs", "plan", "signal", "spawner", "started_ns",
+        "state", "step", "stopping", "task",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +79,10 @@ class BitActor(pykka.Actor):
         self.bucket: int | None = None
         self.context: Context | None = None
         self.task: Any = None
+        self.stopping = False
+        """It has been asked to stop; a cancellation that comes after that is ours."""
+        self.assessing: Assessment | None = None
+        """Set while its compensation or backoff is being asked."""
 
     # Living
 
@@ -96,13 +104,24 @@ class BitActor(pykka.Actor):
             try:
                 token = encode_token(value)
             except BitActorError as problem:
-                self.host.assess(self, _named(problem, self))
+                if isinstance(value, Outcome):
+                    self._judge(value)
+                else:
+                    self._failed(_named(problem, self))
+            except Exception as problem:  # what a model's own serializer raises
+                self._failed(InvalidOutcome(f"the result of {self.signal.name!r}: {problem!r}"))
             else:
                 self._reply_ok(token)
         elif isinstance(error, Outcome):
             self._judge(error)
-        elif isinstance(error, asyncio.CancelledError):
+        elif isinstance(error, asyncio.CancelledError) and self.stopping:
             self._reply("cancelled", error=error)
+        else:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        if self.state == REPLIED:
+            self.judge(None, error, fault_of(error))  # the attempt was dealt with; only what it did is still to be told
         else:
             self.host.assess(self, error)
 
@@ -111,12 +130,14 @@ class BitActor(pykka.Actor):
         if self.state != STARTED:
             return
         seconds = (self.signal.budget_ns or 0) / 1e9
+        if self.assessing is not None:
+            self._assessed_enough(f"took longer than what was left of {seconds:g} s")
+            return
         error = StepTimeout(f"{self.signal.name!r}, attempt {self.signal.attempt}, took longer than {seconds:g} s")
-        self.state = REPLIED
         self.bucket = None
-        self.host.zombies.add(self)
+        self._become_zombie()
         self.done(self, self._make_reply("timed_out", fault=fault_of(error)), error)
-        self.spawner.abandon(self)
+        self._stop_once()
 
     def abandon(self) -> None:
         """Its outcome is not wanted any more, or only to know what happened: stop it if that is possible."""
@@ -124,8 +145,38 @@ class BitActor(pykka.Actor):
             self.spawner.abandon(self)
             error = Cancelled(f"{self.signal.name!r} was stopped before it had started")
             self._reply("fail", error=error, fault=fault_of(error))
-        elif self.state in (STARTED, REPLIED):
+        elif self.assessing is not None:
+            self._assessed_enough("was cancelled")
+        elif self.state != ENDED:
+            self._stop_once()
+
+    def fence(self) -> None:
+        """Nobody waits for it any more: what it still answers is late, and its place is free for others."""
+        if self.state == STARTED and self.assessing is None:
+            if self.bucket is not None:
+                self.host.wheel.disarm(self, self.bucket)
+                self.bucket = None
+            self._become_zombie()
             self.spawner.abandon(self)
+        else:
+            self.abandon()
+
+    def _become_zombie(self) -> None:
+        self.state = REPLIED
+        self.host.zombies.add(self)
+
+    def _stop_once(self) -> None:
+        """A second cancellation would interrupt the user's cleaning up after the first."""
+        if not self.stopping:
+            self.stopping = True
+            self.spawner.abandon(self)
+
+    def _assessed_enough(self, why: str) -> None:
+        """The step is known to have failed; only its compensation has no answer."""
+        assert self.assessing is not None
+        task, error, fault = self.assessing
+        task.cancel()
+        self.judge(None, error, fault._replace(message=f"{fault.message} (and its compensate {why})"))
 
     def lose(self) -> None:
         """Its worker is gone."""
@@ -218,6 +269,7 @@ class BitActor(pykka.Actor):
         if self.state == REPLIED:
             self.host.zombies.discard(self)
         self.state = ENDED
+        self.assessing = None
         context = self.context
         if context is not None and not emits and outcome in ("ok", "continue"):
             emits = context.emitted()
@@ -329,5 +381,5 @@ def _named(problem: BitActorError, actor: BitActor) -> BitActorError:
 
 
 def _nanoseconds(seconds: float | None) -> int | None:
-    return None if seconds is None else int(seconds * 1e9)
+    return None if seconds is None else int(min(seconds, LONGEST_DELAY) * 1e9)
 

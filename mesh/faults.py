@@ -25,7 +25,12 @@ def fault_of(error: BaseException) -> Fault:
         message = str(error)
     except Exception as broken:
         message = f"<its message cannot be made: {type(broken).__name__}>"
-    return Fault(f"{kind.__module__}:{kind.__qualname__}", message[:MAX_MESSAGE], _users_traceback(error), _arguments(error))
+    return Fault(f"{kind.__module__}:{kind.__qualname__}", plain(message[:MAX_MESSAGE]), plain(_users_traceback(error)), _arguments(error))
+
+
+def plain(text: str) -> str:
+    """`text` with what UTF-8 cannot carry (half a surrogate pair, as in the name of an odd file) written as an escape."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseException:

@@ -22,7 +22,7 @@ from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.policy import Backoff
 from bitactor.ports import Clock
 from bitactor.signal import UNDO, Fault, Signal
-from mesh.actor import BitActor, Done
+from mesh.actor import ENDED, LONGEST_DELAY, BitActor, Done
 from mesh.faults import error_of, fault_of
 from mesh.sinks.context import hop_context
 from mesh.spawners import Spawner
@@ -74,7 +74,7 @@ class Host:
             actor.kwargs = kwargs = arguments()
             if callback.injected or callback is not step.run or step.takes_signal is not None:
                 actor.kwargs = self._kwargs(actor, callback, kwargs, result)
-        except InvalidInput as error:
+        except Exception as error:  # a user's model may raise anything
             actor.judge(None, error, fault_of(error))
             return actor
         spawner.start(actor)
@@ -99,8 +99,17 @@ class Host:
             self._apply_retry_policy(actor, error, fault, None)
             return
         task = self.loop.create_task(self._ask(actor, error, fault), name=f"assess {actor.signal.name}")
+        actor.assessing = (task, error, fault)
         self.assessments.add(task)
         task.add_done_callback(self.assessments.discard)
+
+    async def close(self) -> None:
+        """Stop asking compensations."""
+        tasks = list(self.assessments)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
 
     async def _ask(self, actor: BitActor, error: BaseException, fault: Fault) -> None:
         step = actor.step
@@ -112,12 +121,12 @@ class Host:
                 seconds = await self._call_policy(actor, step.backoff, error)
                 if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
                     raise InvalidOutcome(f"backoff of {actor.signal.name!r} returned {seconds!r}; it returns seconds, zero or more")
-                self._apply_retry_policy(actor, error, fault, int(seconds * 1e9))
+                self._apply_retry_policy(actor, error, fault, int(min(seconds, LONGEST_DELAY) * 1e9))
         except Outcome as verdict:
             actor.judge(verdict, error, fault)
-        except asyncio.CancelledError as cancelled:
-            actor.settle(None, cancelled)
         except BaseException as broken:
+            if actor.state == ENDED:
+                return  # we were not waited for any longer
             logger.warning("compensate of %s raised %r while handling %r", actor.signal.name, broken, error)
             second = fault_of(broken)
             joined = fault._replace(message=f"{fault.message} (and its compensate raised {second.summary()})")
@@ -129,7 +138,7 @@ class Host:
             return await callback.function(**kwargs)
         if actor.step.spawn == "inline":
             return callback.function(**kwargs)
-        return await asyncio.to_thread(callback.function, **kwargs)
+        return await asyncio.to_thread(_without_stop_iteration, callback.function, kwargs)
 
     def _apply_retry_policy(self, actor: BitActor, error: BaseException, fault: Fault, after_ns: int | None) -> None:
         step = actor.step
@@ -178,6 +187,14 @@ def _place(step: PlanStep, callback: Callback) -> str:
     if callback.is_async:
         return "loop"
     return "inline" if step.spawn == "inline" else "thread"
+
+
+def _without_stop_iteration(function: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    """A future refuses a `StopIteration`, and who awaits it would wait for ever."""
+    try:
+        return function(**kwargs)
+    except StopIteration as error:
+        raise RuntimeError("compensate or backoff raised StopIteration") from error
 
 
 def _hopeless(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from bitactor.errors import (
     DuplicateName,
     DuplicateTransaction,
     InvalidInput,
+    InvalidOutcome,
     Overloaded,
     StoreError,
     UnknownTransaction,
@@ -25,9 +26,10 @@ from bitactor.errors import (
 from bitactor.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, Store
 from bitactor.pulse import Pulse
-from bitactor.saga import Accept, CancelAsked, ResumeAsked, Saga, input_tokens
+from bitactor.saga import Accept, CancelAsked, ResumeAsked, Saga
 from bitactor.signal import MAX_TTL, Fault, Receipt, Stimulus
 from bitactor.workflow import Consumer, Workflow
+from mesh.actor import LONGEST_DELAY
 from mesh.clock import SystemClock
 from mesh.config import Settings
 from mesh.host import Host
@@ -84,6 +86,7 @@ class Node:
         self._room: asyncio.Condition | None = None
         self._links: Links | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._looking: asyncio.TimerHandle | None = None
 
     def _declare(self, definitions: Iterable[Workflow | Consumer]) -> None:
         for definition in definitions:
@@ -175,7 +178,7 @@ class Node:
             self._recover(claim.transaction, claim.epoch)
         lease_ns = int(self.settings.lease * 1e9)
         if not self.settings.store.startswith("memory:"):
-            self.loop.call_later(lease_ns / 2e9, self._take_over_again)
+            self._looking = self.loop.call_later(lease_ns / 2e9, self._take_over_again)
 
     def _take_over_again(self) -> None:
         if self.state == "open":
@@ -183,7 +186,7 @@ class Node:
                 self._take_over()
             except StoreError as error:
                 logger.warning("could not look for transactions of dead owners: %s", error)
-                self.loop.call_later(self.settings.lease, self._take_over_again)
+                self._looking = self.loop.call_later(self.settings.lease, self._take_over_again)
 
     def _recover(self, transaction: str, epoch: int) -> None:
         pulses = self.store.pulses(transaction)
@@ -239,8 +242,11 @@ class Node:
         if hasattr(self, "outbox"):
             self._watch.cancel()
             self.outbox.close()
+        if self._looking is not None:
+            self._looking.cancel()
         if hasattr(self, "supervisor"):
             self.supervisor.close()
+            await self.host.close()
         if self._links is not None:
             await self._links.close()
         elif hasattr(self, "registry"):
@@ -275,7 +281,8 @@ class Node:
         plan = self.plans[workflow]
         if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int) or not 0 <= ttl <= MAX_TTL):
             raise InvalidInput(f"ttl={ttl!r}; a hop budget is a whole number from 0 to {MAX_TTL:,}")
-        token = encode_token(declared.validate_input(given))
+        values = declared.validate_input(given)
+        token = encode_token(values)
         data: dict[str, Any] = {}
         if key is not None:
             if not isinstance(key, str) or not 1 <= len(key) <= 255:
@@ -285,12 +292,16 @@ class Node:
                 return known
             data = {"key": key, "input_digest": fingerprint(token)}
         if metadata:
-            data["metadata"] = dict(metadata)
+            data["metadata"] = decode_token(_carried("metadata", dict(metadata)))
         if traceparent:
             data["traceparent"] = traceparent
         if self.supervisor.running >= self.settings.max_in_flight:
             await self._wait_for_room()
-        run = self._begin(plan, token, ttl if ttl is not None else plan.ttl, _shortest(plan.deadline_ns, deadline), data, key or "")
+            if key is not None and (known := await self._known(workflow, key, token)) is not None:
+                return known
+        budget_ns = plan.deadline_ns if deadline is None else _nanoseconds(deadline)
+        inputs = [encode_token(values[name]) for name in plan.inputs]
+        run = self._begin(plan, token, inputs, plan.ttl if ttl is None else ttl, budget_ns, data, key or "")
         if run.accepted is not None:
             try:
                 await asyncio.shield(run.accepted)
@@ -305,6 +316,7 @@ class Node:
         self,
         plan: Plan,
         token: Any,
+        inputs: list[Any],
         ttl: int,
         budget_ns: int | None,
         data: Mapping[str, Any],
@@ -319,7 +331,7 @@ class Node:
         run = Run(saga, key)
         if not self.supervisor.at_once:
             run.accepted = self.loop.create_future()
-        self.supervisor.accept(run, Accept(token, tuple(input_tokens(plan, token)), ttl, deadline_ns, data))
+        self.supervisor.accept(run, Accept(token, tuple(inputs), ttl, deadline_ns, data))
         return run
 
     async def _known(self, workflow: str, key: str, token: Any) -> Transaction | None:
@@ -365,7 +377,7 @@ class Node:
     def receive_stimulus(self, stimulus: Stimulus, answer: Callable[[Receipt], None]) -> None:
         """An emitted signal has come for a consumer of ours: accept it once, and acknowledge when that is durable."""
         plan = self.consumers.get((stimulus.name, stimulus.group))
-        if plan is None or self.state != "open":
+        if plan is None or not (self.state == "open" or (self.state == "draining" and not stimulus.reply_to)):
             answer(Receipt(stimulus.id, "", f"no consumer of {stimulus.name!r} in group {stimulus.group!r} here"))
             return
         if self.supervisor.waiting_at_gate(plan.workflow) >= MAX_WAITING_AT_GATE:
@@ -384,7 +396,7 @@ class Node:
             if plan.deadline_ns is not None:
                 budget_ns = plan.deadline_ns if budget_ns is None else min(budget_ns, plan.deadline_ns)
             run = self._begin(
-                plan, _consumer_input(stimulus.token), stimulus.ttl, budget_ns, data, stimulus.id,
+                plan, encode_token({"signal": decode_token(stimulus.token)}), [stimulus.token], stimulus.ttl, budget_ns, data, stimulus.id,
                 root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail,
             )  # fmt: skip
         if run.accepted is None:
@@ -435,23 +447,36 @@ class Node:
             raise UnknownTransaction(f"transaction {transaction} is of workflow {pulses[0].workflow!r}, which is not declared here")
         return Run(Saga.fold(plan, pulses), (pulses[0].data or {}).get("key", ""))
 
-    def cancel(self, run: Run, fault: Fault) -> None:
-        """Feed a cancellation."""
-        if run.saga.status == "halted":
-            self._adopt(run)
-        if run.saga.transaction in self.supervisor.runs:
+    def cancel(self, run: Run, fault: Fault) -> Run:
+        """Feed a cancellation; the answer is the run that goes on."""
+        if run.settled and run.saga.status == "halted":
+            run = self._adopt(run)
+        if self.supervisor.runs.get(run.saga.transaction) is run:
             self.supervisor.feed(run, CancelAsked(fault))
+        return run
 
-    def resume(self, run: Run) -> None:
-        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile."""
+    def resume(self, run: Run) -> Run:
+        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  The answer is the run that goes on."""
+        run = self._adopt(run)
         halted = next((pulse for pulse in reversed(self.store.pulses(run.saga.transaction)) if pulse.kind == "halted"), None)
         left = (halted.data or {}).get("left_ns") if halted is not None else None
-        self._adopt(run)
         self.supervisor.feed(run, ResumeAsked(None if left is None else self.clock.wall_ns() + left))
+        return run
 
-    def _adopt(self, run: Run) -> None:
+    def _adopt(self, run: Run) -> Run:
+        """Take up a transaction that has settled.  It may have gone on since `run` was made, through another handle or in another process."""
         self._require_open()
+        transaction = run.saga.transaction
+        held = self.supervisor.runs.get(transaction)
+        if held is not None:
+            run = held
+        elif len(self.store.pulses(transaction)) != run.saga.seq:
+            run = self.load(transaction)
+        if not run.settled or run.saga.status not in ("halted", "stuck"):
+            now = run.saga.status if run.settled else "running"
+            raise InvalidInput(f"transaction {transaction} is {now}; only a halted or stuck one can be resumed")
         self.supervisor.resumed(run)
+        return run
 
     # Threads
 
@@ -505,16 +530,10 @@ class Node:
             raise BitActorError(f"this mesh is {self.state}; it takes no more work" if self.state != "new" else "open the mesh first: `async with Mesh(…)`")
 
 
-def _shortest(plan_ns: int | None, given: float | None) -> int | None:
-    if given is None:
-        return plan_ns
-    if isinstance(given, bool) or not isinstance(given, int | float) or not given > 0:
-        raise InvalidInput(f"deadline={given!r}; a deadline is a number of seconds, more than zero")
+def _nanoseconds(given: float) -> int:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST_DELAY:
+        raise InvalidInput(f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST_DELAY:,.0f}")
     return int(given * 1e9)
-
-
-def _consumer_input(token: Any) -> Any:
-    return encode_token({"signal": decode_token(token)})
 
 
 def _failure(future: asyncio.Future[None]) -> str:

@@ -65,7 +65,7 @@ class Outbox:
                 delivery = f"{parcel.emission.id}>{group}"
                 self._deliveries[delivery] = (parcel, group)
                 parcel.asked[group] = entry
-                self._send(entry, parcel.stimulus(delivery, group.partition("@@")[0], now_ns))
+                self._send(entry, parcel.stimulus(delivery, group.removesuffix(f"@@{entry.holder}"), now_ns))
         if groups and groups.keys() <= parcel.taken.keys():
             self._done(parcel)
         elif parcel.emission.id in self._parcels:
@@ -140,9 +140,10 @@ class Parcel:
         self.taken: dict[str, str] = {}
         """Group → the transaction that began there."""
         self.asked: dict[str, Entry] = {}
-        saga = run.saga
-        self.until_ns = saga.deadline_ns or outbox.clock.wall_ns() + DEFAULT_LIFETIME_NS
-        self._budget_ends_ns = saga.deadline_ns
+        self._emitter, undoing = _emitter(run, emission)
+        deadline_ns = None if undoing else run.saga.deadline_ns  # what an undo tells is to be heard, although time was up
+        self.until_ns = outbox.clock.wall_ns() + DEFAULT_LIFETIME_NS if deadline_ns is None else deadline_ns
+        self._budget_ends_ns = deadline_ns
         self._outbox = outbox
         self._timer: Timer | None = None
         self._wait_ns = FIRST_WAIT_NS
@@ -151,7 +152,7 @@ class Parcel:
         """What is sent to a receiver."""
         saga = self.run.saga
         budget = None if self._budget_ends_ns is None else max(0, self._budget_ends_ns - now_ns)
-        trail = (*saga.trail, self._emitter())[-TRAIL_LENGTH:]
+        trail = (*saga.trail, self._emitter)[-TRAIL_LENGTH:]
         return Stimulus(
             delivery, self.emission.name, group, self.emission.token, self.emission.ttl, budget, "", saga.root, saga.transaction,
             self.emission.hop, trail, _plain(saga.metadata), delivery,
@@ -174,12 +175,16 @@ class Parcel:
             self._timer.cancel()
             self._timer = None
 
-    def _emitter(self) -> str:
-        saga = self.run.saga
-        for step in saga.plan.steps:
-            if saga.hops[step.index] == self.emission.hop or saga.undo_hop(step.index) == self.emission.hop:
-                return step.address
-        return saga.plan.workflow
+
+def _emitter(run: Run, emission: Emission) -> tuple[str, bool]:
+    """The address of the step that emitted it, and whether its undo did."""
+    saga = run.saga
+    for step in saga.plan.steps:
+        if saga.hops[step.index] == emission.hop:
+            return step.address, False
+        if saga.undo_hop(step.index) == emission.hop:
+            return step.address, True
+    return saga.plan.workflow, False
 
 
 def _plain(metadata: Any) -> dict[str, Any] | None:

@@ -11,10 +11,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from bitactor.arguments import argument_values, bound_arguments, transformed
 from bitactor.errors import BitActorError, Cancelled, DuplicateTransaction, InvalidInput, StaleOwner, StoreError
+from bitactor.ids import join_hop_id
 from bitactor.plan import Plan, PlanStep
 from bitactor.ports import Clock, Refusal, Store, Write
 from bitactor.pulse import Pulse
@@ -39,8 +40,9 @@ from bitactor.saga import (
     Saga,
     Settle,
 )
+from bitactor.saga.state import ASSESSING, RUNNING, UNDO_RUNNING
 from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
-from mesh.actor import ENDED, BitActor
+from mesh.actor import ENDED, QUEUED, BitActor
 from mesh.faults import error_of, fault_of
 from mesh.host import Host
 from mesh.wheel import Timer, TimingWheel
@@ -75,7 +77,8 @@ class Run:
     """One transaction in this process: its saga, and what is armed and running for it."""
 
     __slots__ = (
-        "accepted", "actors", "data", "deadline", "done", "errors", "failure", "grace", "held", "key", "plan", "retries", "saga", "waiters",
+        "accepted", "actors", "data", "deadline", "done", "errors", "failure", "grace", "held", "key", "plan", "retries", "saga", "settled",
+        "waiters",
     )  # fmt: skip
 
     def __init__(self, saga: Saga, key: str = "") -> None:
@@ -94,11 +97,8 @@ class Run:
         self.retries: dict[int, Timer] = {}
         self.held = False
         self.done: Callable[[BitActor, Reply, BaseException | None], None] | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing more happens by itself."""
-        return self.saga.status != "running" or self.failure is not None
+        self.settled = saga.status != "running"
+        """Nothing more happens by itself, and the journal says so."""
 
 
 class Supervisor:
@@ -134,6 +134,7 @@ class Supervisor:
         self._stimuli: deque[tuple[Run, Any]] = deque()
         self._scheduled = False
         self._turning = False
+        self._refusals: tuple[Sequence[Refusal], BaseException | None] | None = None
         self._gates: dict[str, Gate] = {}
         self._keys: dict[tuple[str, str], Run] = {}
 
@@ -163,12 +164,16 @@ class Supervisor:
         run = Run(Saga.fold(plan, pulses), (pulses[0].data or {}).get("key", ""))
         self.runs[run.saga.transaction] = run
         self.running += 1
+        run.settled = False
         self.feed(run, Recovered(owner, epoch))
         return run
 
-    def feed(self, run: Run, stimulus: Any) -> None:
-        """Something happened to a transaction.  On the loop's thread only."""
-        self._stimuli.append((run, stimulus))
+    def feed(self, run: Run, stimulus: Any, *, first: bool = False) -> None:
+        """Something happened to a transaction; `first`: ahead of what else has come in.  On the loop's thread only."""
+        if first:
+            self._stimuli.appendleft((run, stimulus))
+        else:
+            self._stimuli.append((run, stimulus))
         if not self._scheduled and not self._turning:
             self._scheduled = True
             self.loop.call_soon(self._turn)
@@ -181,7 +186,7 @@ class Supervisor:
             self._stimuli.append((run, Lost(index, reply.delivery, reply.reason or "worker")))
         else:
             if error is not None:
-                run.errors[reply.hop] = error
+                run.errors.setdefault(reply.hop, error)
             self._stimuli.append((run, Replied(index, reply)))
         if run.actors.get(index) is actor and actor.state == ENDED:
             del run.actors[index]
@@ -194,20 +199,54 @@ class Supervisor:
     def _turn(self) -> None:
         self._scheduled = False
         self._turning = True
-        until = self.clock.monotonic_ns() + TURN_BUDGET_NS
         stimuli = self._stimuli
         try:
-            while stimuli:
-                self._react_to_all()
-                if self.clock.monotonic_ns() > until:
-                    break
+            if self.at_once:
+                self._react_one_by_one()
+            else:
+                until = self.clock.monotonic_ns() + TURN_BUDGET_NS
+                while stimuli:
+                    self._react_to_all()
+                    if self.clock.monotonic_ns() > until:
+                        break
         finally:
             self._turning = False
             if stimuli and not self._scheduled:
                 self._scheduled = True
                 self.loop.call_soon(self._turn)
 
+    def _react_one_by_one(self) -> None:
+        """For a store that keeps at once: no commit to share, so nothing to collect first."""
+        stimuli, store, wall_ns = self._stimuli, self.store, self.clock.wall_ns
+        until = wall_ns() + TURN_BUDGET_NS
+        while stimuli:
+            run, stimulus = stimuli.popleft()
+            if run.failure is not None:
+                continue
+            saga = run.saga
+            now_ns = wall_ns()
+            try:
+                pulses, commands = saga.react(stimulus, now_ns)
+            except Exception as error:
+                self._give_up(run, error)
+                continue
+            if pulses:
+                key = run.key if pulses[0].seq == 0 else ""
+                self._refusals = None
+                store.append((_new(Write, (saga.transaction, saga.epoch, pulses, saga.status, saga.open, key)),), self._note_refusals)
+                if self._refusals is not None:
+                    self._kept([(run, pulses, commands, 0)], *self._refusals)
+                    continue
+            self._obey(run, pulses, commands)
+            if now_ns > until:
+                break
+
+    def _note_refusals(self, refusals: Sequence[Refusal], error: BaseException | None) -> None:
+        if refusals or error is not None:
+            self._refusals = (refusals, error)
+
     def _react_to_all(self) -> None:
+        """Collect what follows from everything that has come in, keep it in one commit, then obey."""
         stimuli = self._stimuli
         now_ns = self.clock.wall_ns()
         writes: list[Write] = []
@@ -259,27 +298,34 @@ class Supervisor:
             self._not_kept(orders, error)
             return
         refused = {refusal.index: refusal.error for refusal in refusals} if refusals else None
-        told = self.told
         for run, pulses, commands, index in orders:
             if refused is not None and index in refused:
                 self._give_up(run, refused[index])
-                continue
-            if told is not None and pulses:
-                told(pulses)
-            if run.accepted is not None:
-                if not run.accepted.done():
-                    run.accepted.set_result(None)
-                run.accepted = None
+            else:
+                self._obey(run, pulses, commands)
+        if self._stimuli and not self._turning and not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._turn)
+
+    def _obey(self, run: Run, pulses: list[Pulse], commands: list[Command]) -> None:
+        if self.told is not None and pulses:
+            self.told(pulses)
+        if run.accepted is not None:
+            if not run.accepted.done():
+                run.accepted.set_result(None)
+            run.accepted = None
+        if run.failure is not None:
+            return
+        try:
             for command in commands:
                 if type(command) is Dispatch:
                     self._dispatch(run, command)
                 else:
                     _OBEY[type(command)](self, run, command)
-            if not run.saga.open:
-                self._forget(run)
-        if self._stimuli and not self._turning and not self._scheduled:
-            self._scheduled = True
-            self.loop.call_soon(self._turn)
+        except Exception as error:  # ours, not the user's: other transactions must not suffer for it
+            self._give_up(run, error)
+        if not run.saga.open:
+            self._forget(run)
 
     def _not_kept(self, orders: Any, error: BaseException) -> None:
         self.healthy = False
@@ -294,9 +340,11 @@ class Supervisor:
         if not isinstance(error, DuplicateTransaction | StaleOwner):
             logger.error("transaction %s of %s is given up here: %s", run.saga.transaction, run.plan.workflow, error, exc_info=error)
         was_running = not run.settled
+        run.settled = True
         run.failure = error if isinstance(error, BitActorError) else StoreError(f"transaction {run.saga.transaction}: {error!r}")
+        self._disarm(run)
         for actor in list(run.actors.values()):
-            actor.abandon()
+            actor.fence()
         self._forget(run)
         if run.accepted is not None and not run.accepted.done():
             run.accepted.set_exception(run.failure)
@@ -305,7 +353,8 @@ class Supervisor:
             self._wake(run)
 
     def _forget(self, run: Run) -> None:
-        self.runs.pop(run.saga.transaction, None)
+        if self.runs.get(run.saga.transaction) is run:
+            del self.runs[run.saga.transaction]
         if run.key and self._keys.get((run.plan.workflow, run.key)) is run:
             del self._keys[run.plan.workflow, run.key]
 
@@ -394,7 +443,7 @@ class Supervisor:
                 values |= argument_values(step.when_arguments, saga.tokens, step.address)
                 wanted = bool(step.when.function(**{name: values[name] for name in step.when.takes}))
         except BaseException as error:
-            run.errors[saga.hops[command.step]] = error
+            run.errors[join_hop_id(saga.salt, step.forward_code)] = error
             fault = fault_of(error)
             self.feed(run, Decided(command.step, True, None, fault._replace(message=f"deciding on {step.address!r}: {fault.message}")))
         else:
@@ -417,25 +466,29 @@ class Supervisor:
             run.deadline.cancel()
             run.deadline = None
         if command.due_ns is not None:
-            run.deadline = self._timer(command.due_ns, lambda: self._deadline_over(run))
+            forward = command.due_ns == run.saga.deadline_ns
+            run.deadline = self._timer(command.due_ns, lambda: self._deadline_over(run, forward))
 
-    def _deadline_over(self, run: Run) -> None:
+    def _deadline_over(self, run: Run, forward: bool) -> None:
+        """Ahead of what else has come in: a hop that ran into this deadline is told of in the same moment, and is not the reason."""
         run.deadline = None
         saga = run.saga
+        if forward and saga.phase in ("failing", "undoing"):
+            return  # that deadline has been replaced by the one for undo, which is about to be armed
         seconds = (self.clock.wall_ns() - saga.accepted_at_ns) / 1e9
         what = "undoing" if saga.phase in ("failing", "undoing") else "running"
-        self.feed(
-            run,
-            DeadlineOver(Fault("bitactor.errors:DeadlineExceeded", f"{run.plan.workflow!r} was still {what} {seconds:.3g} s after it began")),
-        )
+        fault = Fault("bitactor.errors:DeadlineExceeded", f"{run.plan.workflow!r} was still {what} {seconds:.3g} s after it began")
+        self.feed(run, DeadlineOver(fault), first=True)
 
     def _timer(self, due_wall_ns: int, callback: Callable[[], None]) -> Timer:
         return Timer(self.wheel, self.clock.monotonic_ns() + due_wall_ns - self.clock.wall_ns(), callback)
 
     def _abandon(self, run: Run, command: Abandon) -> None:
         actor = run.actors.get(command.step)
-        if actor is not None:
+        if actor is not None and run.saga.states[command.step] in _ASKED_FOR:
             actor.abandon()
+        elif actor is not None:
+            actor.fence()
         elif self.router is not None:
             self.router.abandon(run, command.step)
         gate = self._gates.get(run.plan.workflow)
@@ -447,13 +500,18 @@ class Supervisor:
             self.outbox.deliver(run, command.emission)
 
     def _settle(self, run: Run, command: Settle) -> None:
+        self._disarm(run)
+        run.done = None  # it refers back to the run; without it nothing has to wait for the garbage collector
+        if not run.settled:
+            run.settled = True
+            self._wake(run)
+
+    def _disarm(self, run: Run) -> None:
         for timer in (run.deadline, run.grace, *run.retries.values()):
             if timer is not None:
                 timer.cancel()
         run.deadline = run.grace = None
         run.retries.clear()
-        run.done = None  # it refers back to the run; without it nothing has to wait for the garbage collector
-        self._wake(run)
 
     def _wake(self, run: Run) -> None:
         """The transaction has settled, or is given up: tell who waits, and let the next one through the gate."""
@@ -483,6 +541,10 @@ class Supervisor:
 
     def close(self) -> None:
         """Stop everything that runs here; what has not settled is still in the journal, and its waiters are told."""
+        for run in self.runs.values():
+            for actor in list(run.actors.values()):
+                if actor.state == QUEUED:
+                    actor.abandon()  # before places become free, or it would start now
         for run in list(self.runs.values()):
             if not run.settled:
                 self._give_up(run, StoreError(f"transaction {run.saga.transaction} was still running when its mesh was closed"))
@@ -493,12 +555,17 @@ class Supervisor:
 
     def error_for(self, run: Run, hop: str, fault: Fault) -> BaseException:
         """The exception behind a recorded fault: the live one if it happened in this process."""
-        return run.errors.get(hop) or error_of(fault, run.plan.errors)
+        live = run.errors.get(hop)
+        if live is not None and fault.type == f"{type(live).__module__}:{type(live).__qualname__}":
+            return live
+        return error_of(fault, run.plan.errors)
 
     def resumed(self, run: Run) -> None:
         """A halted or stuck transaction goes on."""
-        self.runs[run.saga.transaction] = run
-        self.running += 1
+        if run.settled:
+            run.settled = False
+            self.runs[run.saga.transaction] = run
+            self.running += 1
 
 
 class Gate:
@@ -531,6 +598,9 @@ class Gate:
         self.waiting = deque(who for who in self.waiting if who[0] is not run)
         return len(self.waiting) < before
 
+
+_ASKED_FOR: Final = frozenset((RUNNING, ASSESSING, UNDO_RUNNING))
+"""States of a step whose actor's answer is still waited for."""
 
 _OBEY: Mapping[type, Callable[[Supervisor, Run, Any], None]] = {
     Decide: Supervisor._decide,

@@ -46,7 +46,8 @@ class Transaction:
     @property
     def status(self) -> str:
         """`running | completed | compensated | cancelled | halted | stuck`."""
-        return self._run.saga.status
+        run = self._run
+        return run.saga.status if run.settled else "running"
 
     async def result(self, timeout: float | None = None) -> Any:
         """The value of the workflow's returning step, once the transaction has ended.
@@ -105,7 +106,7 @@ class Transaction:
     async def cancel(self, reason: str = "") -> str:
         """Stop it, undo what was done, and return the status it ended with.  Without effect if it has ended."""
         fault = Fault("bitactor.errors:Cancelled", reason or "cancelled on request")
-        self._node.cancel(self._run, fault)
+        self._run = self._node.cancel(self._run, fault)
         return await self.ended()
 
     async def resume(self) -> None:
@@ -116,7 +117,7 @@ class Transaction:
         """
         if self.status not in ("halted", "stuck"):
             raise InvalidInput(f"transaction {self.id} is {self.status}; only a halted or stuck one can be resumed")
-        self._node.resume(self._run)
+        self._run = self._node.resume(self._run)
 
     def _failure(self) -> WorkflowFailed:
         errors = self.errors()

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from bitactor.ports import Clock, TimerHandle
 
 TICK_NS = 4_000_000
+COMPACT_AT = 1_024
+"""Ticks before those without timers are dropped; disarming leaves its bucket behind, empty, because it is likely to be used again."""
 
 
 class Expiring(Protocol):
@@ -29,6 +31,7 @@ class TimingWheel:
         self._tick_ns = tick_ns
         self._buckets: dict[int, dict[Any, None]] = {}
         self._ticks: list[int] = []
+        self._compact_at = COMPACT_AT
         self._wake: TimerHandle | None = None
         self._wake_tick = 0
 
@@ -37,6 +40,8 @@ class TimingWheel:
         tick = -(-when_ns // self._tick_ns)
         bucket = self._buckets.get(tick)
         if bucket is None:
+            if len(self._ticks) >= self._compact_at:
+                self._compact()
             self._buckets[tick] = {timer: None}
             heapq.heappush(self._ticks, tick)
             if self._wake is None or tick < self._wake_tick:
@@ -61,6 +66,11 @@ class TimingWheel:
             self._wake = None
         self._buckets.clear()
         self._ticks.clear()
+
+    def _compact(self) -> None:
+        self._buckets = {tick: bucket for tick, bucket in self._buckets.items() if bucket}
+        self._ticks = sorted(self._buckets)
+        self._compact_at = max(COMPACT_AT, 2 * len(self._ticks))
 
     def _sleep_until(self, tick: int) -> None:
         if self._wake is not None:

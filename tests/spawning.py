@@ -105,5 +105,5 @@ class Stage:
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for something that nobody tells us about."""
     async with asyncio.timeout(PATIENCE):
-        while not holds():
+        while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

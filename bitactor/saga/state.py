@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 from bitactor.codec import decode_token, encode_token, token_from_bytes
 from bitactor.errors import ProtocolError, StoreError
-from bitactor.ids import TRANSACTION_CODE, HopId, TransactionId, hop_salt, join_hop_id
+from bitactor.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import (
     ACCEPTED,
@@ -100,7 +100,7 @@ class SagaState:
         count = len(plan.steps)
         zeros = [0] * count
         self.plan = plan
-        self.transaction = TransactionId(transaction)
+        self.transaction = transaction
         self.root = root or transaction
         self.parent = parent
         self.trail = trail

@@ -13,7 +13,8 @@ Nothing here opens a socket, starts a thread or reads a clock.
 from bitactor.testing.clock import FakeClock, FakeTimer
 from bitactor.testing.fakes import RecordingSink, SequentialIds
 from bitactor.testing.faults import Crash, Hang, InjectedFault, Lose
-from bitactor.testing.running import NeedsMesh, run_workflow
+from bitactor.testing.hops import NeedsMesh
+from bitactor.testing.running import run_workflow
 from bitactor.testing.trace import Emitted, Trace
 
 __all__ = [

@@ -14,6 +14,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from bitactor.errors import BitActorError
+from mesh.cli import registry
 from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, code_of
 from mesh.cli.output import print_error
 
@@ -35,14 +36,25 @@ app = App(
     version=_version,
     usage="Usage: bitactor VERB [OPTIONS]   (bitactor VERB --help has an example)",
 )
-registry = App(name="registry", help="Show who is registered in the mesh, or serve the registry.", help_format="plaintext")
+registry_app = App(name="registry", help_format="plaintext")
+registry_app.default(registry.show)
+registry_app.command(registry.serve)
 
 # By name, so that a verb costs only what it imports itself.
-for _verb in ("demo", "run", "stimulate", "trace", "list", "graph", "doctor", "cancel", "resume"):
-    app.command(f"mesh.cli.{_verb if _verb != 'list' else 'listing'}:{_verb if _verb != 'list' else 'list_transactions'}", name=_verb)
-registry.default("mesh.cli.registry:show")
-registry.command("mesh.cli.registry:serve", name="serve")
-app.command(registry)
+_VERBS = {
+    "demo": "demo:demo",
+    "run": "run:run",
+    "stimulate": "stimulate:stimulate",
+    "trace": "trace:trace",
+    "list": "listing:list_transactions",
+    "cancel": "cancel:cancel",
+    "resume": "resume:resume",
+    "graph": "graph:graph",
+    "doctor": "doctor:doctor",
+}
+for _verb, _place in _VERBS.items():
+    app.command(f"mesh.cli.{_place}", name=_verb)
+app.command(registry_app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,6 +89,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _call(arguments: list[str]) -> Any:
+    if not arguments or arguments[0] in app.help_flags:
+        for verb in _VERBS:
+            app[verb]  # imports it, so that the overview can say what it does
     command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
     answer = command(*bound.args, **bound.kwargs)
     return asyncio.run(answer) if inspect.iscoroutine(answer) else answer

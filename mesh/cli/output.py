@@ -15,8 +15,10 @@ from rich.text import Text
 
 from mesh.sinks.plain import plain
 
-_PIPED_WIDTH: Final = 200
+PIPED_WIDTH: Final = 200
 """Columns when nobody looks at a terminal: a script wants whole values."""
+WATERFALL_WIDTH: Final = 110
+"""The same for a waterfall, which is never cropped."""
 
 STATUS_STYLES: Final = {
     "running": "blue",
@@ -36,18 +38,15 @@ class PipedConsole(Console):
         raise BrokenPipeError
 
 
-def out() -> Console:
-    """Where results go."""
-    return PipedConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False, width=_width(sys.stdout.isatty()))
+def out(piped_width: int = PIPED_WIDTH) -> Console:
+    """Where results go; `piped_width` is how wide, where no terminal and no COLUMNS says so."""
+    given = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return PipedConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if given else piped_width)
 
 
 def err() -> Console:
     """Where everything else goes."""
     return PipedConsole(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def _width(is_terminal: bool) -> int | None:
-    return None if is_terminal or "COLUMNS" in os.environ else _PIPED_WIDTH
 
 
 def print_document(value: Any) -> None:

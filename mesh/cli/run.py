@@ -141,7 +141,9 @@ class NodeAlone:
             self.started.set()
             await self._asked.wait()
             self._draining = asyncio.ensure_future(self._mesh.close())
-            await asyncio.gather(self._draining, return_exceptions=not self._draining.done())
+            await asyncio.wait((self._draining,))
+            if not self._draining.cancelled():
+                self._draining.result()
 
     def stop(self) -> None:
         """Once: drain.  Twice: now."""

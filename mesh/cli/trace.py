@@ -12,7 +12,7 @@ from bitactor.errors import UnknownTransaction
 from bitactor.pulse import EMITTED, Pulse
 from mesh.cli.exits import FAILED, CommandError
 from mesh.cli.options import Curve, Json, Registry, Store, ask, require_place, transaction_id
-from mesh.cli.output import out
+from mesh.cli.output import WATERFALL_WIDTH, out
 from mesh.client import Client
 from mesh.stores import open_reader
 from mesh.waterfall import show, to_json
@@ -60,7 +60,7 @@ async def trace(
     if json:
         print(to_json(found))
     else:
-        show(found, out())
+        show(found, out(WATERFALL_WIDTH))
 
 
 async def _asked(client: Client, wanted: str, children: bool) -> list[Pulse]:

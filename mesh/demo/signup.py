@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bitactor import Backoff, Context, Signal, Workflow, consumer
+from bitactor import Backoff, Context, Result, Signal, Workflow, consumer
 from mesh.demo.users import EmailTaken, Users
 
 USERS: Final = "DEMO_USERS"
 """Environment variable: the file of the users table."""
 MAIL: Final = "DEMO_MAIL"
 """Environment variable: the mail server's address."""
-SCREENING_TIMEOUT: Final = 1.5
+SCREENING_TIMEOUT: Final = 2.5
 
 
 class MailRefused(Exception):
@@ -68,7 +68,7 @@ def check_duplicate(decode: dict[str, str]) -> str:
     return decode["email"]
 
 
-@signup.step(bind={"row": decode}, after=["check_duplicate"])
+@signup.step(bind={"row": Result(decode)}, after=["check_duplicate"])
 def create_user(row: dict[str, str], ctx: Context) -> dict[str, Any]:
     """Inserts once, however often it is delivered."""
     return {"id": _users().insert(ctx.idempotency_key, row), **row}
@@ -80,7 +80,7 @@ def delete_user(ctx: Context) -> None:
     _users().delete(ctx.forward_key)
 
 
-@signup.step(bind={"user": create_user}, retries=2, backoff=Backoff(initial=0.05, factor=2, cap=0.5), timeout=5.0)
+@signup.step(bind={"user": Result(create_user)}, retries=2, backoff=Backoff(initial=0.05, factor=2, cap=0.5), timeout=5.0)
 def welcome(user: dict[str, Any], ctx: Context) -> str:
     """A letter; the mail server knows by the key which one it had already."""
     return _send_mail(user["email"], f"Welcome, {user['name']}!", ctx.idempotency_key)

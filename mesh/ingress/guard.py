@@ -1,4 +1,4 @@
-"""What every request passes: no calls from pages of other sites, no foreign host names, and headers that keep answers out of caches.
+"""What every request passes: no calls from other sites' pages, no foreign host names; answers stay out of caches.
 
 A browser lets any page send requests to a server on its user's machine.  It says so in `Origin`, and it cannot send JSON across
 origins without asking first; a page that has rebound its own name to our address still gives that name in `Host`.

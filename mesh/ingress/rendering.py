@@ -1,7 +1,7 @@
 """Values, transactions and pulses as JSON.
 
-Values follow pydantic's JSON: dates and times in ISO 8601, `bytes` in base64url (RFC 4648 §5), `Decimal` and `UUID` as strings, sets
-as lists.  What JSON has no number for is a string: `"NaN"`, `"Infinity"`, `"-Infinity"`.
+Values follow pydantic's JSON: dates and times in ISO 8601, `bytes` in base64url (RFC 4648 §5), `Decimal` and `UUID` as
+strings, sets as lists.  What JSON has no number for is a string: `"NaN"`, `"Infinity"`, `"-Infinity"`.
 """
 
 from __future__ import annotations

@@ -129,8 +129,8 @@ class HttpServer:
             logger.info("listening on %s", self.url)
         else:
             logger.warning(
-                "LISTENING ON %s, BEYOND THIS MACHINE, WITHOUT AUTHENTICATION OR ENCRYPTION: who reaches it can start, see and cancel "
-                "everything; put a proxy in front, or bind 127.0.0.1",
+                "LISTENING ON %s, BEYOND THIS MACHINE, WITHOUT AUTHENTICATION OR ENCRYPTION: who reaches it can start, see and "
+                "cancel everything; put a proxy in front, or bind 127.0.0.1",
                 self.url,
             )
         self.started.set()
@@ -217,18 +217,20 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ConfigurationError: the address is wrong or taken.
     """
+    if not 0 <= port <= 65_535:
+        raise ConfigurationError(f"cannot listen on {host}:{port}: a port is a number from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise ConfigurationError(
             f"cannot listen on {host}:{port}: {error}; choose another port, or 0 for any free one"

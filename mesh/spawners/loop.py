@@ -40,10 +40,10 @@ class LoopSpawner:
     async def _drive(self, actor: BitActor) -> None:
         try:
             value = await actor.callback.function(**actor.kwargs)
-        except GeneratorExit:
-            raise  # the loop was closed around us; there is nobody left to tell
         except BaseException as error:
             self._running.discard(actor)
+            if isinstance(error, GeneratorExit) and not actor.host.loop.is_running():
+                raise  # the loop was closed around us; there is nobody left to tell
             actor.settle(None, error)
         else:
             self._running.discard(actor)

@@ -255,7 +255,9 @@ class ProcessSpawner:
             worker.child = Child(self._loop, arguments, partial(self._ended, worker))
         except OSError as error:
             self._counts["deaths"] += 1
-            self._unexpected(f"no worker process could be started: {error}")
+            text = f"no worker process could be started: {error}"
+            logger.warning("%s", text)
+            self._unexpected(text)
             return
         self._roster.add(worker)
         self._wait_patiently(worker)
@@ -265,9 +267,10 @@ class ProcessSpawner:
         worker.patience = self._loop.call_later(PATIENCE, self._lose_patience, worker)
 
     def _lose_patience(self, worker: Member) -> None:
-        what = f"a worker process was still {worker.doing()} after {PATIENCE:g} s"
-        self._kill(worker, StepFailed(what))
-        self._unexpected(what)
+        text = f"{worker} was still {worker.doing()} after {PATIENCE:g} s"
+        logger.warning("%s", text)
+        self._kill(worker, StepFailed(text))
+        self._unexpected(text)
 
     def _kill(self, worker: Member, error: BaseException) -> None:
         worker.error = error

@@ -33,6 +33,8 @@ class ThreadSpawner:
         self._busy: set[BitActor] = set()
         self._fenced: set[BitActor] = set()
         self._threads: set[threading.Thread] = set()
+        self._serving = 0
+        """Threads that have not been told to end: at least one for each function that runs."""
         self._finished: deque[tuple[BitActor, Any, BaseException | None]] = deque()
         self._closed = False
 
@@ -42,10 +44,11 @@ class ThreadSpawner:
             self._waiting.append(actor)
             return
         self._busy.add(actor)
-        if len(self._threads) < len(self._busy) + len(self._fenced):
+        if self._serving < len(self._busy) + len(self._fenced):
             thread = threading.Thread(target=self._work, name="bitactor-thread", daemon=True)
-            self._threads.add(thread)
             thread.start()
+            self._threads.add(thread)
+            self._serving += 1
         actor.begin()
         self._jobs.put((actor, actor.host.context_for(actor)))
 
@@ -87,19 +90,24 @@ class ThreadSpawner:
                 actor.host.call_threadsafe(self._collect)
             except RuntimeError:
                 return  # the loop is closed; nobody is left to tell
-            fenced = actor in self._fenced
             del job, actor, context, value, error
-            if fenced:
-                break
         self._threads.discard(threading.current_thread())
 
     def _collect(self) -> None:
         while self._finished:
             actor, value, error = self._finished.popleft()
             self._busy.discard(actor)
-            self._fenced.discard(actor)
+            if actor in self._fenced:
+                self._fenced.discard(actor)
+                self._retire()
             actor.settle(value, error)
         self._start_waiting()
+
+    def _retire(self) -> None:
+        """One that had to be replaced is back; its replacement, or it, is one too many."""
+        if self._serving > self._limit:
+            self._serving -= 1
+            self._jobs.put(None)
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._busy) < self._limit and not self._closed:

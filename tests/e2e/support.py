@@ -4,58 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import heapq
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 from bitactor import Workflow
 from bitactor.codec import decode_pulse, encode_pulse
 from bitactor.saga import Saga
+from bitactor.testing import FakeClock
 from mesh import Mesh, Transaction
 
 BOUND = 20.0
 """Seconds after which a test that waits has failed; never reached when all is well."""
 
 PLACES = ("inline", "loop", "thread")
-
-
-class FakeClock:
-    """The `Clock` port; time passes when `advance` is called."""
-
-    def __init__(self) -> None:
-        self._now_ns = 1_000_000_000
-        self._timers: list[tuple[int, int, _Handle]] = []
-        self._numbers = itertools.count()
-
-    def wall_ns(self) -> int:
-        return self._now_ns + 1_700_000_000_000_000_000
-
-    def monotonic_ns(self) -> int:
-        return self._now_ns
-
-    def call_at(self, when_ns: int, callback: Callable[[], None]) -> _Handle:
-        handle = _Handle(callback)
-        heapq.heappush(self._timers, (when_ns, next(self._numbers), handle))
-        return handle
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass, and call what falls due, each at its own moment."""
-        until = self._now_ns + int(seconds * 1e9)
-        while self._timers and self._timers[0][0] <= until:
-            when, _, handle = heapq.heappop(self._timers)
-            self._now_ns = max(self._now_ns, when)
-            if handle.callback is not None:
-                handle.callback()
-        self._now_ns = until
-
-
-class _Handle:
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self.callback: Callable[[], None] | None = callback
-
-    def cancel(self) -> None:
-        self.callback = None
 
 
 async def pass_time(clock: FakeClock, seconds: float, steps: int = 1) -> None:

@@ -64,6 +64,15 @@ def is_reaped(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
+def pids_in(gate: Path) -> list[int]:
+    """The worker's and that of the process it has started."""
+    return [int(pid) for pid in Path(f"{gate}.pids").read_text().split()]
+
+
+def listing(directory: str) -> list[Path]:
+    return list(Path(directory).iterdir())
+
+
 def children() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
@@ -244,7 +253,7 @@ async def test_a_hop_whose_time_is_up_dies_with_its_worker_and_what_it_started(
     gate = tmp_path / "gate"
     hop = stage.launch(alone, "keep_the_interpreter", str(gate), timeout=2)
     assert (await hop.reply()).outcome == "timed_out"
-    worker, sleeper = map(int, Path(f"{gate}.pids").read_text().split())
+    worker, sleeper = pids_in(gate)
     assert (await hop.reply(2)).outcome == "cancelled"
     assert is_reaped(worker)
     await until(lambda: not is_there(sleeper))
@@ -256,7 +265,7 @@ async def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.e2e.process_parent", *map(str, gates))
     try:
         await until(lambda: all(Path(f"{gate}.begun").exists() for gate in gates))
-        pids = [int(pid) for gate in gates for pid in Path(f"{gate}.pids").read_text().split()]
+        pids = [pid for gate in gates for pid in pids_in(gate)]
         assert all(is_there(pid) for pid in pids)
     finally:
         parent.kill()
@@ -328,19 +337,19 @@ def test_intensity_counts_failures_within_its_window() -> None:
 async def test_closing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="ba-") as directory:
         monkeypatch.setattr(tempfile, "tempdir", directory)
-        before = children(), len(os.listdir("/proc/self/fd"))
+        before = children(), len(listing("/proc/self/fd"))
         stage = ProcessStage(3)
         gate = tmp_path / "gate"
         running = await begun(stage.launch(def_process, "wait_for_file", str(gate)), gate)
         await stage.run(def_process, "echo", 1)
         stage.launch(alone, "who_am_i", None)  # for a worker that is still starting
         await asyncio.sleep(0)
-        [made] = Path(directory).iterdir()
+        [made] = listing(directory)
         assert made.stat().st_mode & 0o777 == 0o700
         await stage.close()
         assert (await running.reply()).outcome == "cancelled"
-        assert (children(), len(os.listdir("/proc/self/fd"))) == before
-        assert list(Path(directory).iterdir()) == []
+        assert (children(), len(listing("/proc/self/fd"))) == before
+        assert listing(directory) == []
 
 
 async def test_closing_kills_who_resists(stage: ProcessStage, tmp_path: Path) -> None:

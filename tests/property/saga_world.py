@@ -140,7 +140,9 @@ class World:
                 delivery = Delivery(step, UNDO, saga.undo_hop(step), saga.deliveries[step], saga.epoch, False)
                 self._check_undo(step)
             else:
-                delivery = Delivery(step, FORWARD, saga.hops[step], saga.deliveries[step], saga.epoch, fault is not None)
+                delivery = Delivery(
+                    step, FORWARD, saga.hops[step], saga.deliveries[step], saga.epoch, fault is not None
+                )
                 self._check_causes(step)
                 if fault is None:
                     self.facts[step].ever_ran = True
@@ -175,7 +177,11 @@ class World:
         """Everything that may happen next, as callables; if `calm`, only what an obliging world does."""
         found: list[Any] = []
         for delivery in list(self.flights.values()):
-            outcomes = ("ok",) if calm else ("ok", "ok", "ok", "retry", "fail", "halt", "continue", "cancelled", "timed_out", "nonsense")
+            outcomes = (
+                ("ok",)
+                if calm
+                else ("ok", "ok", "ok", "retry", "fail", "halt", "continue", "cancelled", "timed_out", "nonsense")
+            )
             found += [lambda d=delivery, o=outcome: self.reply(d, o) for outcome in outcomes]
             if not calm:
                 found.append(lambda d=delivery: self.lose(d))
@@ -193,7 +199,11 @@ class World:
             found.append(self.deadline_over)
         if self.saga.deadline_ns is not None:
             found.append(self.stale_deadline)
-        found += [lambda d=delivery, o=outcome: self.reply(d, o) for delivery in self.ended[-6:] for outcome in ("ok", "fail", "retry")]
+        found += [
+            lambda d=delivery, o=outcome: self.reply(d, o)
+            for delivery in self.ended[-6:]
+            for outcome in ("ok", "fail", "retry")
+        ]
         found += [lambda r=replayed: self.replay(*r) for replayed in self.replies[-4:]]
         found += [self.crash, self.cancel, self.nothing_due]
         if self.saga.status in ("halted", "stuck"):
@@ -238,7 +248,11 @@ class World:
         """The very same reply once more."""
         late_before = self.late[reply.hop, reply.delivery]
         current = self.flights.get((step, FORWARD)) or self.flights.get((step, UNDO))
-        if current is not None and (current.hop, current.number, current.epoch) == (reply.hop, reply.delivery, reply.epoch):
+        if current is not None and (current.hop, current.number, current.epoch) == (
+            reply.hop,
+            reply.delivery,
+            reply.epoch,
+        ):
             return
         if reply.outcome in ("fail", "retry", "halt"):
             self._learn_not_happened(Delivery(step, FORWARD, reply.hop, reply.delivery, reply.epoch, False), False)
@@ -357,7 +371,12 @@ class World:
 
     def _check_pulse(self, pulse: Pulse) -> None:
         assert pulse.seq == len(self.journal), "gap"
-        if pulse.kind == "spawned" and pulse.direction == FORWARD and pulse.data is not None and "delivery" in pulse.data:
+        if (
+            pulse.kind == "spawned"
+            and pulse.direction == FORWARD
+            and pulse.data is not None
+            and "delivery" in pulse.data
+        ):
             earlier = [p for p in self.journal if p.kind == "spawned" and p.hop == pulse.hop]
             assert earlier and earlier[0].ttl == pulse.ttl, "redelivery spent TTL"
 
@@ -415,7 +434,9 @@ class World:
         assert saga.open == (bool(saga.emissions) or saga.phase not in ("halted", "ended"))
         assert saga.seq == len(self.journal)
         running = {index for index, state in enumerate(saga.states) if state in (RUNNING, ASSESSING)}
-        assert running == {delivery.step for delivery in self.flights.values() if delivery.direction == FORWARD} & running
+        assert (
+            running == {delivery.step for delivery in self.flights.values() if delivery.direction == FORWARD} & running
+        )
         if saga.phase in ("failing", "undoing", "new", "ended", "halted"):
             return
         for index, state in enumerate(saga.states):
@@ -438,9 +459,9 @@ class World:
     def _let_go(self) -> None:
         """What the saga does not wait for any more goes on as a zombie, whose answer may still come."""
         for key, delivery in list(self.flights.items()):
-            if delivery.direction == FORWARD and self.saga.states[delivery.step] not in (RUNNING, ASSESSING):
-                self._gone(self.flights[key])
-            elif delivery.direction == UNDO and self.saga.states[delivery.step] != 8:
+            if (delivery.direction == FORWARD and self.saga.states[delivery.step] not in (RUNNING, ASSESSING)) or (
+                delivery.direction == UNDO and self.saga.states[delivery.step] != 8
+            ):
                 self._gone(self.flights[key])
 
     def check_end(self) -> None:

@@ -259,6 +259,44 @@ def test_a_quick_restart_is_seen_by_nobody(world: World) -> None:
     assert later.result(0).epoch > first.result(0).epoch
 
 
+def test_a_grant_is_not_prolonged_by_a_restarted_server_before_it_is_confirmed(world: World) -> None:
+    a, b = two(world)
+    first = a.want("x", unique=True)
+    world.run(300)
+    world.kill_server()
+    world.serve()
+    # The server just welcomed it, and the claim that goes out with that welcome is lost.
+    a.cut = False
+    while a.conversation._incarnation != b"incarnation-2":
+        world.step()
+    world.inbox.clear()
+    world.cut(a)
+    taken = b.want("x", unique=True)
+    while not taken.done():
+        world.step()
+        assert a.current("x") is None or b.current("x") is None
+    world.step()
+    assert a.losses == [Loss(first.result(0), None)]
+
+
+def test_a_grant_that_was_reported_lost_does_not_come_back(world: World) -> None:
+    a, _ = two(world)
+    first = a.want("x", unique=True)
+    world.run(300)
+    world.kill_server()
+    world.serve()
+    while a.conversation._incarnation != b"incarnation-2":
+        world.step()
+    world.server_frozen = True
+    while not a.losses:
+        world.step()
+    world.server_frozen = False
+    world.run(1_000)
+    again = a.current("x")
+    assert again is not None and again.epoch > first.result(0).epoch
+    assert a.losses == [Loss(first.result(0), None)]
+
+
 def test_a_long_outage_costs_the_grants_but_nothing_disappears(world: World) -> None:
     a, b = two(world)
     first = a.want("x", unique=True)
@@ -506,6 +544,7 @@ class Turmoil(RuleBasedStateMachine):
         for name in ("x", "y"):
             current = [entry for peer in self.peers if (entry := peer.current(name)) is not None]
             assert len(current) <= 1, current
+            assert not any(entry == loss.entry for entry in current for peer in self.peers for loss in peer.losses)
             for entry in current:
                 assert entry.epoch >= self.highest.get(name, 0)
                 self.highest[name] = entry.epoch

@@ -1,0 +1,35 @@
+"""Every benchmark there is, in the order they are run."""
+
+from __future__ import annotations
+
+from benchmarks.durable import hop_sqlite
+from benchmarks.local import chain_of, fan_out_1000, hop_memory, thread_actor, workflows_of_five
+from benchmarks.measuring import Benchmark
+from benchmarks.remote import hop_ipc, hop_process, parked
+
+BENCHMARKS = (
+    Benchmark("hop-memory", "µs", "a hop on the loop: saga, armed deadline, pulses in memory", hop_memory, goal=8),
+    Benchmark("hop-sqlite-1", "µs", "the same durable in SQLite, one transaction in flight", hop_sqlite(1), goal=150),
+    Benchmark("hop-sqlite-200", "µs", "the same durable in SQLite, 200 transactions in flight", hop_sqlite(200), goal=25),
+    Benchmark("hop-ipc-1", "µs", "a hop in another node over ipc, one in flight", hop_ipc(1), repeats=5),
+    Benchmark("hop-ipc-64", "µs", "a hop in another node over ipc, 64 in flight", hop_ipc(64), goal=25),
+    Benchmark("hop-process", "µs", "a hop in a warm worker process, one in flight", hop_process, repeats=5),
+    Benchmark("workflows-5", "1/s", "5-step workflows, one after the other", workflows_of_five(1), goal=20_000, better="higher"),
+    Benchmark("workflows-5-100", "1/s", "5-step workflows, 100 in flight", workflows_of_five(100), goal=20_000, better="higher"),
+    Benchmark("fanout-1000", "ms", "1,000 steps side by side, and a join", fan_out_1000, goal=15, repeats=15),
+    Benchmark("chain-10", "µs", "a hop in a chain of 10, its share of the transaction included", chain_of(10)),
+    Benchmark("chain-100", "µs", "a hop in a chain of 100", chain_of(100)),
+    Benchmark("chain-1000", "µs", "a hop in a chain of 1,000", chain_of(1_000)),
+    Benchmark(
+        "parked-100k", "KiB", "memory for each of 100,000 waiting hops", parked(100_000, 1_000),
+        goal=3.2, repeats=1, warm_up=False, on_loop=False,
+    ),
+    Benchmark(
+        "parked-million", "KiB", "memory for each of a million waiting hops", parked(1_000_000, 1_000),
+        goal=3.2, repeats=1, warm_up=False, by_default=False, on_loop=False,
+    ),
+    Benchmark("thread-actor", "µs", "for comparison: a stock pykka actor started, asked and stopped", thread_actor, on_loop=False),
+)  # fmt: skip
+"""Goals are those of DESIGN.md, "Numbers to build for"."""
+
+BY_NAME = {benchmark.name: benchmark for benchmark in BENCHMARKS}

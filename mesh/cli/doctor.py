@@ -1,0 +1,199 @@
+"""`bitactor doctor`"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import resource
+import sqlite3
+import stat
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import zmq
+from cyclopts import Parameter
+from rich.text import Text
+
+from bitactor.errors import BitActorError, StoreError
+from bitactor.launcher import PACKAGES, complaint, stranger
+from mesh.cli.exits import FAILED, OK
+from mesh.cli.options import Curve, Json, Registry, Store
+from mesh.cli.output import out, print_document, printable
+from mesh.client import Client
+from mesh.startup import namesake
+from mesh.stores import open_reader
+from mesh.transports.addresses import MAX_IPC_PATH
+
+NEEDED: Final = ("pykka", "msgpack", "pyzmq", "pydantic", "pydantic-settings", "opentelemetry-sdk", "cachetools", "cyclopts", "rich", "starlette", "uvicorn")
+_NAME_LENGTH: Final = len("/bitactor-12345678/n123456789012")
+_FEW_FILES: Final = 1_024
+_SYMBOLS: Final = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
+
+
+class Check(NamedTuple):
+    """One thing that was looked at."""
+
+    name: str
+    verdict: Literal["ok", "warn", "fail"]
+    found: str
+    todo: str = ""
+    """What to do about it."""
+
+
+async def doctor(
+    *,
+    store: Store = "",
+    registry: Registry = "",
+    otlp: Annotated[str, Parameter(env_var="BITACTOR_OTLP", help="OTLP/HTTP collector to look for.")] = "",
+    curve: Curve = None,
+    json: Json = False,
+) -> int:
+    """Look at this machine, and at the store, registry and collector that are named: does a node find what it needs?
+
+    Exit code 1 if something fails; each finding says what to do about it.
+
+    Example: bitactor doctor --store sqlite:///pulses.db --registry ipc:///run/user/1000/bitactor/registry
+    """
+    checks = [*_packages(), *_hidden(), *_system(), *_directories(registry)]
+    if store:
+        checks.append(_store(store))
+    if registry:
+        checks += await _registry(registry, curve)
+    if otlp:
+        checks.append(await asyncio.to_thread(_collector, otlp))
+    failed = any(check.verdict == "fail" for check in checks)
+    if json:
+        print_document({"ok": not failed, "checks": [check._asdict() for check in checks]})
+    else:
+        for check in checks:
+            symbol, style = _SYMBOLS[check.verdict]
+            out().print(Text.assemble((f"{symbol} ", style), f"{check.name:<10} ", printable(check.found)), soft_wrap=True)
+            if check.todo:
+                out().print(Text.assemble(" " * 13, ("→ ", "dim"), printable(check.todo)), soft_wrap=True)
+    return FAILED if failed else OK
+
+
+def _packages() -> Iterator[Check]:
+    running = f"{platform.python_implementation()} {platform.python_version()} at {sys.executable}"
+    if sys.version_info >= (3, 11):
+        yield Check("python", "ok", running)
+    else:
+        yield Check("python", "fail", running, "BitActor needs 3.11 or newer")
+    found, missing = [], []
+    for name in NEEDED:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        yield Check("packages", "fail", f"not installed: {', '.join(missing)}", "pip install --force-reinstall bitactor")
+    else:
+        yield Check("packages", "ok", f"{', '.join(found)}; libzmq {zmq.zmq_version()}, SQLite {sqlite3.sqlite_version}")
+
+
+def _hidden() -> Iterator[Check]:
+    hidden = [(name, found) for name in PACKAGES if (found := stranger(name)) is not None]
+    for name, found in hidden:
+        yield Check("imports", "fail", complaint(name, found))
+    here = namesake(Path.cwd())
+    if here is not None:
+        yield Check("imports", "warn", f"{here} has the name of one of BitActor's packages", "'bitactor run' from here is refused; rename it")
+    elif not hidden:
+        yield Check("imports", "ok", f"{', '.join(PACKAGES)} are ours")
+
+
+def _system() -> Iterator[Check]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
+        yield Check("files", "warn", f"{soft} open files are allowed", f"ulimit -n {_FEW_FILES * 4}: each node and worker process needs a few")
+    else:
+        yield Check("files", "ok", f"{'any number of' if soft == resource.RLIM_INFINITY else soft} open files are allowed")
+    if not zmq.has("curve"):
+        yield Check("curve", "warn", "this libzmq has no CURVE", "nodes can meet on ipc:// only; reinstall pyzmq from its wheel for tcp://")
+
+
+def _directories(registry: str) -> Iterator[Check]:
+    """Sockets belong in directories that nobody else can enter, with short names."""
+    place = tempfile.gettempdir()
+    longest = len(os.fsencode(place)) + _NAME_LENGTH
+    if longest > MAX_IPC_PATH:
+        yield Check("sockets", "fail", f"{place} is too long for sockets in it ({longest} bytes of {MAX_IPC_PATH})", "set TMPDIR to a short one")
+    else:
+        try:
+            with tempfile.TemporaryDirectory(prefix="bitactor-") as made:
+                yield _private(Path(made), "sockets")
+        except OSError as error:
+            yield Check("sockets", "fail", f"no directory can be made in {place}: {error.strerror}", "set TMPDIR to a place that can be written")
+    if registry.startswith("ipc://"):
+        directory = Path(registry.removeprefix("ipc://")).parent
+        if directory.is_dir():
+            yield _private(directory, "sockets")
+        else:
+            yield Check("sockets", "warn", f"{directory} does not exist", "'bitactor registry serve' makes it")
+
+
+def _private(directory: Path, name: str) -> Check:
+    status = directory.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077 or status.st_uid != os.geteuid():
+        return Check(name, "fail", f"{directory} has mode {mode:o}: others could send to what listens there", f"chmod 700 {directory}, or use another")
+    return Check(name, "ok", f"{directory.parent if name == 'sockets' and directory.name.startswith('bitactor-') else directory} takes private sockets")
+
+
+def _store(store: str) -> Check:
+    try:
+        with open_reader(store) as reader:
+            counts = Counter(row.status for row in reader.list(limit=10_000))
+    except (BitActorError, OSError) as error:
+        missing = isinstance(error, StoreError) and "no such" in str(error).lower()
+        return Check("store", "warn" if missing else "fail", str(error), "the first node makes it" if missing else "name a store that this version reads")
+    shown = ", ".join(f"{number} {status}" for status, number in counts.most_common()) or "empty"
+    if counts["stuck"] or counts["halted"]:
+        return Check("store", "warn", f"{store}: {shown}", "'bitactor list --status stuck' (or halted) shows them, 'bitactor resume ID' lets one go on")
+    return Check("store", "ok", f"{store}: {shown}")
+
+
+async def _registry(registry: str, curve: Path | None) -> list[Check]:
+    try:
+        async with Client(registry, curve=curve, patience=3.0) as client:
+            took = await client.ping()
+            nodes = await client.nodes()
+    except (BitActorError, TimeoutError) as error:
+        return [Check("registry", "fail", str(error), f"bitactor registry serve {registry}")]
+    checks = [Check("registry", "ok", f"{registry} answers in {took * 1000:.1f} ms")]
+    silent = [node["node"] for node in nodes if node["state"] == "silent"]
+    if silent:
+        checks.append(Check("nodes", "fail", f"registered, but silent: {', '.join(silent)}", "look whether they hang; their leases are alive"))
+    elif not nodes:
+        checks.append(Check("nodes", "warn", "no node is registered", f"bitactor run MODULE:OBJECT --registry {registry}"))
+    else:
+        checks.append(Check("nodes", "ok", f"{len(nodes)} answer: {', '.join(node['node'] for node in nodes)}"))
+    parked = sum(len(node.get("parked", ())) for node in nodes)
+    if parked:
+        checks.append(Check("nodes", "warn", f"{parked} transactions cannot go on where they are", "their nodes' logs say why"))
+    return checks
+
+
+def _collector(otlp: str) -> Check:
+    url = urlsplit(otlp)
+    kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
+    try:
+        connection = kind(url.hostname or "", url.port or 4318, timeout=3.0)
+        try:
+            connection.request("POST", f"{url.path.rstrip('/')}/v1/traces", b"", {"Content-Type": "application/x-protobuf"})
+            status = connection.getresponse().status
+        finally:
+            connection.close()
+    except (OSError, HTTPException, ValueError) as error:
+        return Check("collector", "warn", f"nobody takes spans at {otlp}: {error}", "runs go on without; start one, such as Jaeger, on port 4318")
+    if status >= 400:
+        return Check("collector", "warn", f"{otlp} answers {status} to an empty OTLP request", "is it the collector's OTLP/HTTP port?")
+    return Check("collector", "ok", f"{otlp} takes spans")

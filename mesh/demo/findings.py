@@ -1,0 +1,165 @@
+"""What the demo's journal says: how each transaction ended and why, and whether all the numbers add up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bitactor import pulse as kinds
+from bitactor.ports import TransactionRow
+from bitactor.pulse import Pulse
+from bitactor.signal import UNDO
+from mesh.demo.posting import Posted
+from mesh.demo.signup import SCREENING_TIMEOUT, signup
+from mesh.stores import SqliteReader
+
+COMPLETED: Final = "completed"
+DUPLICATE: Final = "duplicate, rejected"
+MALFORMED: Final = "malformed, refused"
+MAIL_FAILED: Final = "mail failed, undone"
+TIMED_OUT: Final = "hop timed out, killed"
+OTHER: Final = "failed otherwise"
+UNANSWERED: Final = "not finished"
+
+WHY: Final[Mapping[str, str]] = {
+    COMPLETED: "five hops of a budget of eight",
+    DUPLICATE: "EmailTaken, by the check or by the table",
+    MALFORMED: "422 before anything began, naming the field",
+    MAIL_FAILED: "MailRefused three times; the user was deleted",
+    TIMED_OUT: f"screening hung; its process was killed after {SCREENING_TIMEOUT:g} s",
+    OTHER: "see 'bitactor list'",
+    UNANSWERED: "this must not be",
+}
+_CAUSES: Final = {"EmailTaken": DUPLICATE, "MailRefused": MAIL_FAILED, "StepTimeout": TIMED_OUT}
+_PAGE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """One transaction of the journal."""
+
+    row: TransactionRow
+    how: str
+    error: str
+    hops: int
+    redelivered: int
+    retried: int
+    undone: int
+    expired: str
+    """The names along the chain whose budget ran out here; empty if that did not happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What came of it all."""
+
+    endings: Mapping[str, int]
+    """How the sign-ups ended → how many, in the order of `WHY`."""
+    signups: int
+    hops: int
+    redelivered: int
+    """Hops that a second worker got, because the first was gone."""
+    redelivered_in: int
+    """Transactions those were in."""
+    retried: int
+    undone: int
+    expired: Sequence[Ending]
+    compensated: Ending | None
+    """One worth looking at."""
+    slow: Ending | None
+    """The one whose hop timed out."""
+    echo_hops: int
+    transactions: int
+    problems: Sequence[str]
+    """What does not add up; empty if all is well."""
+
+
+def find(reader: SqliteReader, posted: Sequence[Posted], expected: int, users: int, letters: int) -> Findings:
+    """Read the whole journal, and hold it against what the senders were told, the users table and the mail server."""
+    every = [_ending(row, reader.pulses(row.transaction)) for row in _rows(reader)]
+    ours = [ending for ending in every if ending.row.workflow == signup.name]
+    echoes = [ending for ending in every if ending.row.workflow != signup.name]
+    counts = Counter(ending.how for ending in ours)
+    counts[MALFORMED] = sum(answer.status == 422 for answer in posted)
+    mail = [ending for ending in ours if ending.how == MAIL_FAILED]
+    expired = [ending for ending in echoes if ending.expired]
+    return Findings(
+        endings={how: counts[how] for how in WHY if counts[how] or how in (COMPLETED, DUPLICATE, MALFORMED, MAIL_FAILED, TIMED_OUT)},
+        signups=len(posted),
+        hops=sum(ending.hops for ending in every),
+        redelivered=sum(ending.redelivered for ending in every),
+        redelivered_in=sum(ending.redelivered > 0 for ending in every),
+        retried=sum(ending.retried for ending in ours),
+        undone=sum(ending.undone for ending in ours),
+        expired=expired,
+        compensated=max(mail, key=lambda ending: (not ending.redelivered, ending.hops, ending.row.transaction), default=None),
+        slow=next((ending for ending in ours if ending.how == TIMED_OUT), None),
+        echo_hops=sum(ending.hops for ending in echoes),
+        transactions=len(every),
+        problems=list(_problems(ours, counts, posted, expected, users, letters, expired)),
+    )
+
+
+def _problems(
+    ours: Sequence[Ending], counts: Counter[str], posted: Sequence[Posted], expected: int, users: int, letters: int, expired: Sequence[Ending]
+) -> Iterator[str]:
+    completed = counts[COMPLETED]
+    if len(posted) != expected:
+        yield f"{expected} sign-ups were posted, {len(posted)} were answered"
+    if sum(counts.values()) != expected:
+        yield f"{expected} sign-ups were posted, {sum(counts.values())} endings were found"
+    if counts[UNANSWERED]:
+        yield f"{counts[UNANSWERED]} sign-ups have not ended"
+    if users != completed:
+        yield f"{completed} sign-ups completed, but the table has {users} users"
+    if letters != completed:
+        yield f"{completed} sign-ups completed, but the mail server took {letters} letters"
+    told = sum(answer.status == 200 for answer in posted)
+    if told != completed:
+        yield f"{completed} sign-ups completed, but {told} senders were told so"
+    strange = sorted({answer.status for answer in posted} - {200, 409, 422})
+    if strange:
+        yield f"the ingress also answered {', '.join(map(str, strange))}"
+    if any(ending.row.status != "completed" and ending.row.status != "compensated" for ending in ours):
+        yield "a sign-up is neither completed nor compensated"
+    if len(expired) != 1:
+        yield f"the loop of signals left {len(expired)} ttl_expired tombstones, not one"
+
+
+def _rows(reader: SqliteReader) -> Iterator[TransactionRow]:
+    before: str | None = None
+    while page := reader.list(limit=_PAGE, before=before):
+        yield from page
+        before = page[-1].transaction
+
+
+def _ending(row: TransactionRow, pulses: Sequence[Pulse]) -> Ending:
+    error = next((pulse.error or "" for pulse in reversed(pulses) if pulse.kind in (kinds.FAILED, kinds.TIMED_OUT)), "")
+    expired = next((pulse for pulse in pulses if pulse.kind == kinds.TOMBSTONE and pulse.error == kinds.TTL_EXPIRED), None)
+    return Ending(
+        row=row,
+        how=_how(row, pulses, error),
+        error=error,
+        hops=len({pulse.hop for pulse in pulses if pulse.kind == kinds.SPAWNED}),
+        redelivered=sum(pulse.kind == kinds.SPAWNED and "lost" in (pulse.data or {}) for pulse in pulses),
+        retried=sum(pulse.kind == kinds.RETRIED for pulse in pulses),
+        undone=sum(pulse.kind == kinds.UNDONE and pulse.direction == UNDO for pulse in pulses),
+        expired=_chain(expired) if expired is not None else "",
+    )
+
+
+def _how(row: TransactionRow, pulses: Sequence[Pulse], error: str) -> str:
+    if row.status == "completed":
+        return COMPLETED
+    if row.status == "running":
+        return UNANSWERED
+    if any(pulse.kind == kinds.TIMED_OUT for pulse in pulses):
+        return TIMED_OUT
+    return _CAUSES.get(error.partition(":")[0], OTHER)
+
+
+def _chain(tombstone: Pulse) -> str:
+    data: Mapping[str, Any] = tombstone.data or {}
+    return " → ".join(str(name) for name in data.get("chain", ())) or "it names no chain"

@@ -1,0 +1,159 @@
+"""The demo from start to end: four processes, a few hundred sign-ups, one murder, and what the journal says about it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bitactor.errors import BitActorError, ConfigurationError
+from bitactor.pulse import Pulse
+from mesh.demo.findings import Findings, find
+from mesh.demo.mail import MailServer
+from mesh.demo.posting import Posted, post, post_all
+from mesh.demo.processes import Child, Children
+from mesh.demo.rows import UNLUCKY
+from mesh.demo.signup import MAIL, USERS
+from mesh.demo.users import Users
+from mesh.stores import open_reader
+
+CONNECTIONS: Final = 24
+SERVICE: Final = "mesh.demo.signup:service"
+JOURNAL: Final = "pulses.db"
+TABLE: Final = "users.db"
+WORKERS: Final = ("worker-1", "worker-2")
+_ECHO_WITHIN: Final = 5.0
+
+Told = Callable[[str, int, int], None]
+"""Progress: what happens now, how many sign-ups are answered, of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the demo leaves behind."""
+
+    directory: Path
+    findings: Findings
+    pulses: Sequence[Pulse]
+    """Of the compensated transaction to look at."""
+    seconds: float
+    """Everything, start to end."""
+    posting_seconds: float
+    undisturbed: float
+    """Sign-ups a second until the worker was killed."""
+
+    @property
+    def store(self) -> str:
+        """The journal's URL."""
+        return f"sqlite:///{self.directory / JOURNAL}"
+
+
+class Walkthrough:
+    """One run of the demo.
+
+    Args:
+        rows: the sign-ups; one of the demo's own is put among them.
+        keep: where journal and users table are kept; by default a directory of their own below the system's temporary one.
+        otlp: collector for the spans of all processes.
+        told: called with the progress.
+
+    Raises:
+        ConfigurationError: `keep` has a journal already.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, str | None]], *, keep: Path | None, otlp: str, told: Told) -> None:
+        place = min(len(rows), 12)
+        self._rows = [*rows[:place], UNLUCKY, *rows[place:]]
+        if keep is not None and (keep / JOURNAL).exists():
+            raise ConfigurationError(f"{keep / JOURNAL} exists already; name another directory, or remove it")
+        self._keep = keep
+        self._otlp = otlp
+        self._told = told
+        self._answered = 0
+        self._halfway = asyncio.Event()
+
+    async def run(self) -> Outcome:
+        """Run it; whatever happens, no process is left.
+
+        Raises:
+            BitActorError: a process did not come up, or the service went away.
+        """
+        began = time.monotonic()
+        directory = self._keep if self._keep is not None else Path(tempfile.mkdtemp(prefix="bitactor-demo-"))
+        directory.mkdir(parents=True, exist_ok=True)
+        sockets = Path(tempfile.mkdtemp(prefix="ba-"))
+        try:
+            return await self._run(directory.absolute(), sockets, began)
+        except BaseException:
+            if self._keep is None:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(sockets, ignore_errors=True)
+
+    async def _run(self, directory: Path, sockets: Path, began: float) -> Outcome:
+        users = Users(str(directory / TABLE))
+        users.create()
+        with MailServer() as mail:
+            environment = {USERS: str(directory / TABLE), MAIL: mail.address, "BITACTOR_PROCESSES": "2", "PYTHONUNBUFFERED": "1"}
+            async with Children(sockets, environment) as children:
+                self._say("starting a registry, a service and two workers")
+                url, victim = await self._start(children, directory, sockets)
+                posting = time.monotonic()
+                posted, undisturbed = await self._post(url, children, victim)
+                posting_seconds = time.monotonic() - posting
+                self._say("stopping")
+            letters = len(mail.delivered)
+        with open_reader(f"sqlite:///{directory / JOURNAL}") as reader:
+            findings = find(reader, posted, len(self._rows), users.count(), letters)
+            pulses = reader.pulses(findings.compensated.row.transaction) if findings.compensated is not None else []
+        return Outcome(directory, findings, pulses, time.monotonic() - began, posting_seconds, undisturbed)
+
+    async def _start(self, children: Children, directory: Path, sockets: Path) -> tuple[str, Child]:
+        """The ingress' address, and the worker that is to be killed."""
+        endpoint = f"ipc://{sockets}/registry"
+        joined = ["--registry", endpoint, "--store", f"sqlite:///{directory / JOURNAL}", *(["--otlp", self._otlp] if self._otlp else [])]
+        _, service, victim, _ = await asyncio.gather(
+            children.start("registry", ["registry", "serve", endpoint]),
+            children.start("service", ["run", SERVICE, *joined, "--no-host", "--http", "0"]),
+            *(children.start(name, ["run", SERVICE, *joined]) for name in WORKERS),
+        )
+        return service.ready["http"], victim
+
+    async def _post(self, url: str, children: Children, victim: Child) -> tuple[list[Posted], float]:
+        self._say("signing up")
+        began = time.monotonic()
+        killing = asyncio.create_task(self._kill_halfway(children, victim))
+        try:
+            status, echoed = await post(url, "/stimuli/demo.echo", {"text": "hello"}, "echo")
+            if status != 200:
+                raise BitActorError(f"the loop of signals could not begin: {echoed.get('detail', status)}")
+            posted = await post_all(url, "/stimuli/users.signup", self._rows, connections=CONNECTIONS, key="row", answered=self._count)
+            killed_after, answered = await killing
+        finally:
+            killing.cancel()
+            await asyncio.gather(killing, return_exceptions=True)
+        return posted, answered / (killed_after - began)
+
+    async def _kill_halfway(self, children: Children, victim: Child) -> tuple[float, int]:
+        """When that was, and how many sign-ups had been answered."""
+        await self._halfway.wait()
+        children.kill(victim)
+        self._say(f"killed {victim.name} (SIGKILL), its hops go to the other one")
+        return time.monotonic(), self._answered
+
+    def _count(self, posted: Posted) -> None:
+        self._answered += 1
+        if self._answered * 2 >= len(self._rows):
+            self._halfway.set()
+        self._say("")
+
+    def _say(self, what: str) -> None:
+        with suppress(BrokenPipeError):
+            self._told(what, self._answered, len(self._rows))

@@ -1,0 +1,188 @@
+"""The arrows between the packages, held by looking at every import statement, also those inside functions."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("bitactor", "registry", "mesh")
+
+IMPURE = frozenset(
+    (
+        "asyncio", "concurrent", "contextvars", "ctypes", "fcntl", "ftplib", "glob", "http", "imaplib", "io", "mmap", "multiprocessing",
+        "os", "pathlib", "pickle", "platform", "poplib", "queue", "random", "resource", "sched", "secrets", "select", "selectors",
+        "shelve", "shutil", "signal", "smtplib", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "tempfile", "threading",
+        "time", "urllib", "xmlrpc",
+    )
+)  # fmt: skip
+"""What a pure core must not know: sockets, threads, loops, clocks, randomness, files, the environment, pickle."""
+
+COMMAND = frozenset(("bitactor.launcher", "bitactor.__main__"))
+"""What the `bitactor` command runs first; it stands in `bitactor` because a user's `mesh.py` would hide ours."""
+
+MAY_IMPORT = {
+    "bitactor": frozenset(("bitactor", "msgpack", "pydantic")),
+    "registry": frozenset(("registry", "bitactor", "msgpack", "pydantic", "zmq")),
+}
+
+
+class Import(NamedTuple):
+    """One imported module, where it is imported, and how."""
+
+    importer: str
+    module: str
+    line: int
+    in_function: bool
+    for_types_only: bool
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+ALL_MODULES = {module_name(path): path for package in PACKAGES for path in sources(package)}
+
+
+def imports(path: Path) -> Iterator[Import]:
+    importer = module_name(path)
+    is_package = path.name == "__init__.py"
+
+    def walk(node: ast.AST, in_function: bool, for_types: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            inside = in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                for statement in child.body:
+                    yield from walk(ast.Module([statement], []), inside, True)
+                for statement in child.orelse:
+                    yield from walk(ast.Module([statement], []), inside, for_types)
+                continue
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(importer, alias.name, child.lineno, inside, for_types)
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    parts = importer.split(".") if is_package else importer.split(".")[:-1]
+                    parts = parts[: len(parts) - child.level + 1]
+                    base = ".".join([*parts, base] if base else parts)
+                for alias in child.names:
+                    inner = f"{base}.{alias.name}"
+                    yield Import(importer, inner if inner in ALL_MODULES else base, child.lineno, inside, for_types)
+            yield from walk(child, inside, for_types)
+
+    yield from walk(ast.parse(path.read_text()), False, False)
+
+
+def all_imports(package: str) -> list[Import]:
+    return [found for path in sources(package) for found in imports(path)]
+
+
+def test_this_test_sees_something() -> None:
+    for package in PACKAGES:
+        assert sources(package), package
+    seen = {found.module for found in all_imports("bitactor")}
+    assert {"msgpack", "bitactor.codec", "bitactor.saga.state"} <= seen
+
+
+@pytest.mark.parametrize("package", ["bitactor", "registry"])
+def test_packages_import_only_what_they_may(package: str) -> None:
+    wrong = [
+        f"{found.importer}:{found.line} imports {found.module}"
+        for found in all_imports(package)
+        if (top := found.module.partition(".")[0]) not in MAY_IMPORT[package] and top not in sys.stdlib_module_names
+    ]
+    assert not wrong
+
+
+def test_the_core_is_pure() -> None:
+    wrong = [
+        f"{found.importer}:{found.line} imports {found.module}"
+        for found in all_imports("bitactor")
+        if found.module.partition(".")[0] in IMPURE and found.importer not in COMMAND
+    ]
+    assert not wrong
+
+
+def test_the_command_is_no_part_of_the_core() -> None:
+    users = {found.importer for package in PACKAGES for found in all_imports(package) if found.module in COMMAND}
+    assert users <= COMMAND
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nobody_pickles(package: str) -> None:
+    forbidden = ("pickle", "cloudpickle", "dill", "shelve", "marshal")
+    wrong = [
+        f"{found.importer}:{found.line}"
+        for found in all_imports(package)
+        if found.module.partition(".")[0] in forbidden
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_are_at_the_top(package: str) -> None:
+    wrong = [
+        f"{found.importer}:{found.line} imports {found.module} inside a function"
+        for found in all_imports(package)
+        if found.in_function
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nothing_is_imported_by_call(package: str) -> None:
+    wrong = []
+    for path in sources(package):
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+            hidden = called == "import_module" and package != "mesh" and module_name(path) not in COMMAND
+            if called in ("__import__", "exec", "eval") or hidden:
+                wrong.append(f"{module_name(path)}:{node.lineno} calls {called}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_there_are_no_import_cycles(package: str) -> None:
+    graph: dict[str, set[str]] = {name: set() for name in ALL_MODULES if name.partition(".")[0] == package}
+    for found in all_imports(package):
+        if not found.for_types_only and found.module in graph and found.module != found.importer:
+            graph[found.importer].add(found.module)
+    assert find_cycle(graph) is None
+
+
+def find_cycle(graph: dict[str, set[str]]) -> list[str] | None:
+    """A circle of modules, or None."""
+    done: set[str] = set()
+    for start in sorted(graph):
+        path: list[str] = []
+        stack = [(start, iter(sorted(graph[start])))] if start not in done else []
+        path.append(start)
+        while stack:
+            name, rest = stack[-1]
+            following = next((other for other in rest if other not in done), None)
+            if following is None:
+                done.add(name)
+                stack.pop()
+                path.pop()
+            elif following in path:
+                return [*path[path.index(following) :], following]
+            else:
+                path.append(following)
+                stack.append((following, iter(sorted(graph[following]))))
+    return None
+
+
+def test_cycles_would_be_found() -> None:
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+    assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
