@@ -398,9 +398,10 @@ def _fixed(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _exception_classes(workflow: str, errors: Any) -> tuple[type[BaseException], ...]:
-    if not isinstance(errors, Iterable) or not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in (errors := tuple(errors))):
+    kinds = tuple(errors) if isinstance(errors, Iterable) else (errors,)
+    if not isinstance(errors, Iterable) or not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
         raise DefinitionError(f"workflow {workflow!r}: errors={errors!r}; give a list of exception classes")
-    return errors
+    return kinds
 
 
 def _refuse_negative(what: str, option: str, value: float | None) -> None:

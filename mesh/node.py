@@ -282,7 +282,7 @@ class Node:
         if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int) or not 0 <= ttl <= MAX_TTL):
             raise InvalidInput(f"ttl={ttl!r}; a hop budget is a whole number from 0 to {MAX_TTL:,}")
         values = declared.validate_input(given)
-        token = encode_token(values)
+        token = _carried(f"input of {workflow!r}", values)
         data: dict[str, Any] = {}
         if key is not None:
             if not isinstance(key, str) or not 1 <= len(key) <= 255:
@@ -534,6 +534,13 @@ def _nanoseconds(given: float) -> int:
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST_DELAY:
         raise InvalidInput(f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST_DELAY:,.0f}")
     return int(given * 1e9)
+
+
+def _carried(what: str, value: Any) -> Any:
+    try:
+        return encode_token(value)
+    except InvalidOutcome as error:
+        raise InvalidInput(f"{what}: {error}") from None
 
 
 def _failure(future: asyncio.Future[None]) -> str:

@@ -13,7 +13,7 @@ from bitactor.ports import Clock, TimerHandle
 
 TICK_NS = 4_000_000
 COMPACT_AT = 1_024
-"""Ticks before those without timers are dropped; disarming leaves its bucket behind, empty, because it is likely to be used again."""
+"""Ticks before those without timers are dropped; disarming leaves an empty bucket behind, which is likely to be used again."""
 
 
 class Expiring(Protocol):

@@ -69,7 +69,7 @@ class ThreadSpawner:
         """Let idle threads end; wait for running functions as long as there is time.  Threads that are stuck die with the process."""
         self._closed = True
         self._waiting.clear()
-        for _ in self._threads:
+        for _ in list(self._threads):
             self._jobs.put(None)
         deadline = asyncio.get_running_loop().time() + timeout
         for thread in list(self._threads):

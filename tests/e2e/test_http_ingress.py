@@ -21,7 +21,7 @@ from bitactor import Context, Halt, Workflow
 from mesh import Mesh
 from mesh.ingress import requests
 from mesh.ingress.server import HttpServer
-from tests.e2e.support import BOUND
+from tests.e2e.support import BOUND, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,6 +158,11 @@ async def curl(*arguments: str) -> tuple[int, dict[str, str], Any]:
     lines = head.rpartition("HTTP/1.1 ")[2].split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
     return int(lines[0].split()[0]), headers, json.loads(body) if body.strip() else None
+
+
+def requests_in(served: Served) -> int:
+    """How many requests are being answered now."""
+    return len(served.server._server.server_state.tasks)
 
 
 def problem(response: httpx2.Response) -> str:
@@ -323,9 +328,7 @@ async def test_a_client_that_goes_away_leaves_the_transaction_and_nothing_else(s
         await asyncio.gather(waiting, return_exceptions=True)
     runs = served.mesh.node.supervisor.runs
     assert len(runs) == 3
-    async with asyncio.timeout(BOUND):
-        while any(run.waiters for run in runs.values()) or served.server._server.server_state.tasks:
-            await asyncio.sleep(0.01)
+    await until(lambda: not any(run.waiters for run in runs.values()) and not requests_in(served))
     names = list(runs)
     served.shop.gate.set()
     for name in names:
@@ -337,13 +340,9 @@ async def test_a_client_that_goes_away_before_there_was_room_began_nothing() -> 
         first = asyncio.ensure_future(served.http.post("/stimuli/waits", json={"name": "Ada"}))
         await served.shop.has_entered(1)
         second = asyncio.ensure_future(served.http.post("/stimuli/echo", json={"value": 1}))
-        tasks = served.server._server.server_state.tasks
-        async with asyncio.timeout(BOUND):
-            while len(tasks) < 2:
-                await asyncio.sleep(0.01)
-            second.cancel()
-            while len(tasks) > 1:
-                await asyncio.sleep(0.01)
+        await until(lambda: requests_in(served) == 2)
+        second.cancel()
+        await until(lambda: requests_in(served) == 1)
         served.shop.gate.set()
         assert (await first).status_code == 200
         page = (await served.http.get("/transactions")).json()["transactions"]
@@ -382,10 +381,8 @@ async def test_a_connection_that_breaks_within_a_body(served: Served, caplog: py
             raw.sendall(
                 b"POST /stimuli/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
             )
-    async with asyncio.timeout(BOUND):
-        await served.http.get("/livez")
-        while served.server._server.server_state.tasks:
-            await asyncio.sleep(0.01)
+    await served.http.get("/livez")
+    await until(lambda: not requests_in(served))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -520,10 +517,11 @@ async def test_the_second_signal_means_now_and_the_next_start_goes_on(tmp_path: 
         assert about["type"] == "urn:bitactor:problem:stopping"
     async with service(tmp_path, sqlite, 60.0) as (process, url):
         assert process.stdout is not None
-        async with asyncio.timeout(BOUND):
-            await process.stdout.readline()
-            while (found := (await curl(f"{url}{headers['location']}"))[2])["status"] == "running":
-                await asyncio.sleep(0.05)
+        await process.stdout.readline()
+        async with httpx2.AsyncClient(base_url=url) as http:
+            found = (await http.get(headers["location"])).json()
+            while found["status"] == "running":
+                found = (await http.get(headers["location"])).json()
         assert found["result"] == "rested"
         process.send_signal(signal.SIGTERM)
 
