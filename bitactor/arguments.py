@@ -50,7 +50,10 @@ class Result(Source):
     path: tuple[str | int, ...] = ()
 
     def __init__(self, step: Any, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
-        object.__setattr__(self, "step", step if isinstance(step, str) else step.name)
+        name = step if isinstance(step, str) else getattr(step, "name", None)
+        if not isinstance(name, str):
+            raise DefinitionError(f"Result({step!r}): give a step, or its name")
+        object.__setattr__(self, "step", name)
         object.__setattr__(self, "path", path)
         object.__setattr__(self, "transform", transform)
 
@@ -173,7 +176,10 @@ def follow(value: Any, path: Sequence[str | int], what: str) -> Any:
             if isinstance(here, Mapping) or isinstance(part, int):
                 here = here[part]
             else:
-                here = getattr(here, part)
+                found = getattr(here, part)
+                if callable(found):
+                    raise AttributeError(part)
+                here = found
         except (KeyError, IndexError, AttributeError, TypeError):
             there = f"keys {sorted(map(str, here))}" if isinstance(here, Mapping) else f"a {type(here).__name__}"
             done = "".join(f"[{step!r}]" for step in path[:at]) or "the top"
@@ -198,14 +204,19 @@ def converter(annotation: Any, owner: str) -> Callable[[Any], Any] | None:
     """
     if annotation is inspect.Parameter.empty or annotation is Any or annotation is object:
         return None
+    if isinstance(annotation, str):
+        raise DefinitionError(
+            f"{owner}: the annotation {annotation!r} names nothing that is known where the function is defined; with "
+            "`from __future__ import annotations` a type must stand at module level"
+        )
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     if all(member in _PLAIN or (get_origin(member) in (dict, list) and _all_any(member)) for member in members):
         return _checker(members, annotation)
     try:
         return TypeAdapter(annotation).validate_python
-    except PydanticUserError as error:
+    except (PydanticUserError, NameError) as error:
         raise DefinitionError(
-            f"{owner}: no way to make a {annotation!r} from plain data ({error.message.splitlines()[0]}); "
+            f"{owner}: no way to make a {annotation!r} from plain data ({str(error).splitlines()[0]}); "
             "annotate with a pydantic model, a dataclass or plain types"
         ) from None
 

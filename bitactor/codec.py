@@ -48,6 +48,7 @@ _EXT_UUID: Final = 5
 _EXT_DECIMAL: Final = 6
 _EXT_BIG_INT: Final = 7
 _EXT_SET: Final = 8
+_MAX_SETS_IN_SETS: Final = 4
 
 _SCALARS: Final = frozenset((bool, float, type(None)))
 _INT_MIN: Final = -(1 << 63)
@@ -75,7 +76,10 @@ def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
         return _checked_text(value, limit)
     if kind is int and _INT_MIN <= value <= _INT_MAX:
         return value
-    return Packed(pack(value, limit))
+    if kind is dict or kind is list:
+        return Packed(pack(value, limit))
+    # A scalar in disguise (an enum, a subclass of int or str) is the same token before and after a journal.
+    return token_from_bytes(pack(value, limit))
 
 
 def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
@@ -109,7 +113,10 @@ def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES) -> Any:
     if len(data) > limit:
         raise SignalTooLarge(f"{len(data):,} bytes, the limit is {limit:,}")
     try:
-        value = msgpack.unpackb(data, ext_hook=_decode_extra, strict_map_key=False)
+        try:
+            value = msgpack.unpackb(data, ext_hook=_decode_extra, strict_map_key=False)
+        except TypeError:  # a tuple or a set as a key
+            value = msgpack.unpackb(data, ext_hook=_decode_extra, strict_map_key=False, object_pairs_hook=_with_hashable_keys)
     except RecursionError as error:
         raise MalformedSignal("nested too deep") from error
     except (ValueError, TypeError, KeyError, OverflowError, ArithmeticError, msgpack.UnpackException) as error:
@@ -154,7 +161,7 @@ def _encode_extra(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, set | frozenset):
-        return msgpack.ExtType(_EXT_SET, pack(list(value)))
+        return _encode_set(value)
     if isinstance(value, dt.datetime):
         return msgpack.ExtType(_EXT_DATETIME, value.isoformat().encode())
     if isinstance(value, dt.date):
@@ -180,13 +187,37 @@ def _encode_extra(value: Any) -> Any:
     raise TypeError(f"no way to carry a {type(value).__module__}.{type(value).__qualname__}; return plain data or a model")
 
 
+def _encode_set(value: Iterable[Any]) -> msgpack.ExtType:
+    data = pack(list(value))
+    _decode_set(data, _MAX_SETS_IN_SETS)  # what would not come back (a model in a set, say) is refused here and now
+    return msgpack.ExtType(_EXT_SET, data)
+
+
 def _encode_int(value: int) -> Any:
     if _INT_MIN <= value <= _INT_MAX:
         return value
     return msgpack.ExtType(_EXT_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
 
 
-def _decode_extra(code: int, data: bytes) -> Any:
+def _decode_set(data: bytes, levels: int) -> set[Any]:
+    if levels == 0:
+        raise ValueError(f"sets within sets, more than {_MAX_SETS_IN_SETS} of them")
+    values = msgpack.unpackb(data, ext_hook=lambda code, inner: _decode_extra(code, inner, levels - 1), strict_map_key=False)
+    return {_hashable(value) for value in values}
+
+
+def _hashable(value: Any) -> Any:
+    """What stands in a set, or as a key of a mapping: tuples and frozensets, which were packed as arrays and sets."""
+    if type(value) is list:
+        return tuple(_hashable(inner) for inner in value)
+    return frozenset(value) if type(value) is set else value
+
+
+def _with_hashable_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {_hashable(key): value for key, value in pairs}
+
+
+def _decode_extra(code: int, data: bytes, levels: int = _MAX_SETS_IN_SETS) -> Any:
     if code == _EXT_DATETIME:
         return dt.datetime.fromisoformat(data.decode())
     if code == _EXT_DATE:
@@ -203,7 +234,7 @@ def _decode_extra(code: int, data: bytes) -> Any:
     if code == _EXT_BIG_INT:
         return int.from_bytes(data, "big", signed=True)
     if code == _EXT_SET:
-        return set(unpack(data))
+        return _decode_set(data, levels)
     raise ValueError(f"unknown extension type {code}")
 
 
@@ -388,6 +419,11 @@ def split_frame(frame: bytes) -> list[bytes]:
 # Pulses
 
 _PULSE_TOKEN_OUT: Final = Pulse._fields.index("token_out")
+_PULSE_TYPES: Final = tuple(
+    (Pulse._fields.index(name), kind)
+    for kind, names in ((str, ("transaction", "root", "workflow", "hop", "kind", "step", "direction")), (int, ("seq", "attempt", "ttl", "at_ns")))
+    for name in names
+)
 
 
 def encode_pulse(pulse: Pulse) -> bytes:
@@ -409,10 +445,15 @@ def decode_pulse(data: bytes) -> Pulse:
     if len(parts) != len(Pulse._fields) + 1:
         raise MalformedSignal(f"a pulse of {len(parts) - 1} fields, not {len(Pulse._fields)}")
     fields = parts[1:]
-    fields[_PULSE_TOKEN_OUT] = token_from_bytes(fields[_PULSE_TOKEN_OUT])
-    fields[5] = tuple(fields[5])
+    try:
+        fields[_PULSE_TOKEN_OUT] = token_from_bytes(fields[_PULSE_TOKEN_OUT])
+        fields[5] = tuple(fields[5])
+    except TypeError as error:
+        raise MalformedSignal(f"a pulse with a field of the wrong type: {error}") from None
     if isinstance(fields[14], list):
         fields[14] = tuple(fields[14])
+    if any(type(fields[at]) is not kind for at, kind in _PULSE_TYPES):
+        raise MalformedSignal("a pulse with a field of the wrong type")
     return Pulse(*fields)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -227,6 +228,8 @@ def _dependency_names(workflow: Workflow, step: Step[Any, Any], *, strict: bool 
     if isinstance(after, str):
         raise DefinitionError(f"{what}: after={after!r}; give a list of steps")
     for other in after:
+        if not isinstance(other, str) and other.workflow is not workflow:
+            raise UnknownArgument(f"{what}: after names {other!r}, which is a step of another workflow")
         _require(other if isinstance(other, str) else other.name, workflow.steps, f"{what}: after names", strict, found)
     return list(found)
 
@@ -312,9 +315,21 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(inner, include_extras=True)
     except Exception:
-        return {name: kind for name, kind in getattr(inner, "__annotations__", {}).items() if not isinstance(kind, str)} | {
-            name: Context for name, kind in getattr(inner, "__annotations__", {}).items() if kind in ("Context", "bitactor.Context")
-        }
+        found: dict[str, Any] = {}
+        for name, kind in getattr(inner, "__annotations__", {}).items():
+            found |= _hint(inner, name, kind)
+        return found
+
+
+def _hint(function: Any, name: str, kind: Any) -> dict[str, Any]:
+    """One annotation by itself, for where another one cannot be resolved; left out if it cannot either."""
+    if kind in ("Context", "bitactor.Context"):
+        return {name: Context}
+    alone = types.SimpleNamespace(__annotations__={name: kind})
+    try:
+        return typing.get_type_hints(alone, getattr(function, "__globals__", {}), include_extras=True)
+    except Exception:
+        return {}
 
 
 def _exception_types(retry_on: Any, what: str) -> tuple[type[BaseException], ...]:

@@ -9,6 +9,8 @@ from typing import Any
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
     """Whether calling it gives a coroutine; sees through partials and callable objects."""
+    if inspect.iscoroutinefunction(function):
+        return True  # also when it wraps a plain `def`
     inner = inspect.unwrap(function)
     while hasattr(inner, "func"):
         inner = inner.func

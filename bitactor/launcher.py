@@ -16,6 +16,7 @@ HOME: Final = Path(__file__).resolve().parents[1]
 """The directory that our three packages lie in, side by side."""
 PACKAGES: Final = ("bitactor", "registry", "mesh")
 _USAGE: Final = 2
+_INTERRUPTED: Final = 130
 
 
 def stranger(name: str) -> str | None:
@@ -48,4 +49,7 @@ def main() -> int:
         if found is not None:
             print(f"error: {complaint(name, found)}", file=sys.stderr)
             return _USAGE
-    return int(import_module("mesh.cli").main())
+    try:
+        return int(import_module("mesh.cli").main())
+    except KeyboardInterrupt:  # while importing; later, the command line itself answers for it
+        return _INTERRUPTED

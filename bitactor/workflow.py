@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
 
 from bitactor.compiling import compile_consumer, compile_workflow, known_dependencies
 from bitactor.errors import DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
@@ -384,6 +384,8 @@ def _refuse_unknown_options(workflow: str, options: Mapping[str, Any]) -> None:
 def _fixed(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as they are now: an iterator is read once, and what the caller changes later changes nothing."""
     fixed = dict(options)
+    if options.get("name") is not None:
+        refuse_bad_name(f"a step of {workflow!r}", options["name"])
     bind, after = options.get("bind"), options.get("after")
     if bind is not None:
         if not isinstance(bind, Mapping):
@@ -430,5 +432,12 @@ def _input_model(name: str, declared: type[BaseModel] | Mapping[str, Any] | None
             if not isinstance(field, str) or not field.isidentifier():
                 raise DefinitionError(f"workflow {name!r}: input field {field!r} is no identifier")
             fields[field] = kind if isinstance(kind, tuple) else (kind, ...)
-        return create_model(f"{name} input", __config__={"extra": "forbid"}, **fields)
+        try:
+            model = create_model(f"{name} input", __config__={"extra": "forbid"}, **fields)
+            model.model_rebuild()
+        except (PydanticUserError, NameError) as error:
+            raise DefinitionError(f"workflow {name!r}: no input can be made of {declared!r} ({str(error).splitlines()[0]})") from None
+        for field in fields.keys() - model.model_fields.keys():
+            raise DefinitionError(f"workflow {name!r}: pydantic keeps the name {field!r} to itself; rename the input field")
+        return model
     raise DefinitionError(f"workflow {name!r}: input is a pydantic model or a mapping of names to types, not {declared!r}")

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from registry.entry import Entry, Loss, Notice
-from registry.errors import HolderInUse, RegistryClosed
+from registry.errors import HolderInUse, RegistryClosed, RegistryError
 from registry.limits import check_name
 from registry.table import Table
 from registry.watches import Watch, Watches, wait_for_name
@@ -28,7 +28,12 @@ class _Shared:
         self.lock = threading.RLock()
         self.parties: dict[str, Watches] = {}
         self._deliveries: deque[Callable[[], None]] = deque()
-        self._delivering = False
+        self._delivering: threading.Thread | None = None
+
+    @property
+    def delivering_here(self) -> bool:
+        """Whether this thread is in a callback."""
+        return self._delivering is threading.current_thread()
 
     def announce(self, *notices: Notice | None) -> None:
         """Queue notices; with the lock held."""
@@ -47,13 +52,13 @@ class _Shared:
             with self.lock:
                 if self._delivering or not self._deliveries:
                     return
-                self._delivering = True
+                self._delivering = threading.current_thread()
                 delivery = self._deliveries.popleft()
             try:
                 delivery()
             finally:
                 with self.lock:
-                    self._delivering = False
+                    self._delivering = None
 
 
 class LocalRegistry:
@@ -165,12 +170,18 @@ class LocalRegistry:
 
     def await_name(self, name: str, timeout: float) -> tuple[Entry, ...]:
         """The entries of `name`, as soon as there are any.  Raises `RegistryTimeout`, `RegistryClosed`."""
+        if self._shared.delivering_here:
+            raise RegistryError("a registry callback must not wait for the registry: it would wait for itself for ever")
         return wait_for_name(self.when_name(name), name, timeout)
 
     def when_name(self, name: str) -> Future[tuple[Entry, ...]]:
         """The same as a future; cancelled when the registry closes."""
         waiting: Future[tuple[Entry, ...]] = Future()
         with self._opened() as shared:
+            entries = shared.table.lookup(name)
+            if entries:
+                waiting.set_result(entries)
+                return waiting
             shared.queue(lambda: self._watches.add_name(name, waiting))
         shared.deliver()
         waiting.add_done_callback(lambda done: self._later(lambda: self._watches.remove_name(name, done)))

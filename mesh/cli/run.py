@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 from cyclopts import Parameter
 
@@ -18,6 +18,10 @@ from mesh.cli.output import print_lines
 from mesh.cli.signals import Stopping, end_of_stdin
 from mesh.ingress.server import DEFAULT_HOST, HttpServer
 from mesh.mesh import Mesh
+
+
+FLUSH_WITHIN: Final = 4.0
+"""Seconds that leaving the mesh and flushing may take, after draining; then it is now."""
 
 
 class Server(Protocol):
@@ -100,19 +104,26 @@ async def _run(server: Server, mesh: Mesh, stopping: Stopping, *, machine: bool)
     hurried = asyncio.ensure_future(stopping.hurried.wait())
     started = asyncio.ensure_future(server.started.wait())
     try:
-        await asyncio.wait((running, started, hurried), return_when=asyncio.FIRST_COMPLETED)
-        if started.done() and not running.done():
-            _say_ready(server, mesh, machine=machine)
-            await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((running, started, asked), return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            return  # it failed, or was not wanted any more before it was up
+        _say_ready(server, mesh, machine=machine)
+        await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
+        server.stop()
+        bound = mesh.node.settings.drain + FLUSH_WITHIN
+        await asyncio.wait((running, hurried), timeout=bound, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            stopping.hurry()
             server.stop()
-            await asyncio.wait((running, hurried), return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                server.stop()
-        await running
     finally:
-        for waiting in (running, asked, hurried, started):
+        for waiting in (asked, hurried, started):
             waiting.cancel()
-        await asyncio.gather(running, asked, hurried, started, return_exceptions=True)
+        if not running.done():
+            stopping.hurry()
+            running.cancel()
+        await asyncio.wait((running, asked, hurried, started))
+        if not running.cancelled():
+            running.result()
 
 
 def _say_ready(server: Server, mesh: Mesh, *, machine: bool) -> None:

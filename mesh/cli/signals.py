@@ -44,16 +44,19 @@ class Stopping:
         """The same as a first signal; safe on any thread."""
         self._loop.call_soon_threadsafe(self.asked.set)
 
-    def _came(self, number: int) -> None:
-        if not self.asked.is_set():
-            self.asked.set()
-            return
-        self.code = 128 + number
+    def hurry(self) -> None:
+        """Now: whatever has not ended within a second is ended with the process."""
         if not self.hurried.is_set():
             self.hurried.set()
             last = threading.Timer(_LAST_WORDS, os._exit, (self.code,))
             last.daemon = True
             last.start()
+
+    def _came(self, number: int) -> None:
+        if self.asked.is_set():
+            self.code = 128 + number
+            self.hurry()
+        self.asked.set()
 
 
 @contextmanager

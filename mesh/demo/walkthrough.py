@@ -27,6 +27,7 @@ CONNECTIONS: Final = 24
 SERVICE: Final = "mesh.demo.signup:service"
 JOURNAL: Final = "pulses.db"
 TABLE: Final = "users.db"
+_SHORT: Final = 40
 WORKERS: Final = ("worker-1", "worker-2")
 
 Told = Callable[[str, int, int], None]
@@ -88,7 +89,7 @@ class Walkthrough:
         began = time.monotonic()
         directory = self._keep if self._keep is not None else Path(tempfile.mkdtemp(prefix="bitactor-demo-"))
         directory.mkdir(parents=True, exist_ok=True)
-        sockets = Path(tempfile.mkdtemp(prefix="ba-"))
+        sockets = _socket_directory()
         try:
             return await self._run(directory.absolute(), sockets, began)
         except BaseException:
@@ -102,7 +103,7 @@ class Walkthrough:
         users = Users(str(directory / TABLE))
         users.create()
         with MailServer() as mail:
-            environment = {USERS: str(directory / TABLE), MAIL: mail.address, "BITACTOR_PROCESSES": "2", "PYTHONUNBUFFERED": "1"}
+            environment = {USERS: str(directory / TABLE), MAIL: mail.address, "BITACTOR_PROCESSES": "2", "BITACTOR_DRAIN": "1", "TMPDIR": str(sockets)}
             async with Children(sockets, environment) as children:
                 self._say("starting a registry, a service and two workers")
                 url, victim = await self._start(children, directory, sockets)
@@ -145,7 +146,7 @@ class Walkthrough:
         """The answer is how many sign-ups a second there were until then."""
         await self._halfway.wait()
         children.kill(victim)
-        self._say(f"killed {victim.name} (SIGKILL), its hops go to the other one")
+        self._say(f"killed {victim.name}, its hops move")
         since, already = self._warm or (0.0, self._answered)
         return (self._answered - already) / max(1e-3, time.monotonic() - since)
 
@@ -160,3 +161,12 @@ class Walkthrough:
     def _say(self, what: str) -> None:
         with suppress(BrokenPipeError):
             self._told(what, self._answered, len(self._rows))
+
+
+def _socket_directory() -> Path:
+    """With a short name, because those of sockets are limited to some hundred bytes, and every process makes its own below it."""
+    made = Path(tempfile.mkdtemp(prefix="ba-"))
+    if len(str(made)) <= _SHORT:
+        return made
+    made.rmdir()
+    return Path(tempfile.mkdtemp(prefix="ba-", dir="/tmp"))

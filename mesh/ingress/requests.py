@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from starlette.requests import Request
 
@@ -13,6 +13,8 @@ from bitactor.signal import MAX_TTL
 from mesh.ingress.problems import Problem, invalid
 from mesh.sinks.traceparent import parse_traceparent
 
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+"""As much as a token may have."""
 BODY_TIMEOUT: Final = 30.0
 """Seconds a request's body may take to arrive."""
 MAX_KEY: Final = 255
@@ -223,8 +225,3 @@ def _traceparent(request: Request) -> str | None:
     if given[0].startswith("00-") and len(given[0]) != _TRACEPARENT_LENGTH:
         return None
     return given[0][:_TRACEPARENT_LENGTH]
-
-
-def json_or_nothing(text: str) -> Any:
-    """What `read_json` gave, as a value."""
-    return json.loads(text) if text else None

@@ -15,7 +15,9 @@ from typing import Any, Final
 import uvicorn
 
 from bitactor.errors import BitActorError, ConfigurationError
-from mesh.ingress.http import MAX_BODY_BYTES, Ingress, application, require_own_loop
+from mesh.ingress.application import application, require_own_loop
+from mesh.ingress.requests import MAX_BODY_BYTES
+from mesh.ingress.resources import Resources
 from mesh.mesh import Mesh
 
 logger = logging.getLogger("bitactor.ingress")
@@ -60,7 +62,7 @@ class HttpServer:
         if allowed_hosts is None and local:
             allowed_hosts = (*_LOOPBACK_NAMES, f"[{host}]" if ":" in host else host)
         app = application(mesh, open_mesh=False, max_body_bytes=max_body_bytes, allowed_hosts=allowed_hosts)
-        self._ingress: Ingress = app.state.ingress
+        self._resources: Resources = app.state.resources
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, log_level="info" if access_log else "warning", access_log=access_log,
             server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS, limit_concurrency=max_connections,
@@ -99,14 +101,14 @@ class HttpServer:
         self._stops += 1
         if self._stops == 1:
             logger.info("stopping: no new work is taken; what runs has %g s; stop again to stop now", self._drain)
-            self._ingress.draining = True
+            self._resources.draining = True
             self._server.should_exit = True
         elif self._stops == 2:
             logger.warning("stopping now")
             self._server.should_exit = True
             if self._closing is not None:
                 self._closing.cancel()
-            self._ingress.stopped.set()
+            self._resources.stopped.set()
             asyncio.get_running_loop().call_later(FLUSH_SECONDS / 4, self._server.abort)
 
     async def _serve(self, listener: socket.socket) -> None:
@@ -151,7 +153,7 @@ class HttpServer:
             else:
                 await asyncio.sleep(self._drain)
         finally:
-            self._ingress.stopped.set()
+            self._resources.stopped.set()
 
     async def _finish_closing(self) -> None:
         """Our own mesh is closed when this returns, drained if there was time for it."""

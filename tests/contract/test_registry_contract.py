@@ -24,6 +24,7 @@ from registry import (
     Registry,
     RegistryClient,
     RegistryClosed,
+    RegistryError,
     RegistryServer,
     RegistryTimeout,
 )
@@ -245,10 +246,17 @@ def test_a_callback_may_ask_and_start_things(make: Make) -> None:
             answers.put(a.lookup("x"))
             answers.put(a.when_name("x").result(0))
             a.watch(answers.put, "x")
+            try:
+                a.await_name("never", PATIENCE)
+            except RegistryError as error:
+                answers.put(str(error))
 
     a.watch(curious)
     entry = a.register("x")
-    assert [answers.get(timeout=PATIENCE) for _ in range(3)] == [(entry,), (entry,), Notice("appeared", entry, 0)]
+    told = [answers.get(timeout=PATIENCE) for _ in range(4)]
+    assert told[:2] == [(entry,), (entry,)]
+    assert Notice("appeared", entry, 0) in told
+    assert any("must not wait" in str(answer) for answer in told)
 
 
 def test_awaiting_a_name(make: Make) -> None:

@@ -35,9 +35,15 @@ async def turns(count: int = 20) -> None:
 async def until(condition: Callable[[], Any], what: str = "") -> Any:
     """Wait until `condition()` is true."""
     async with asyncio.timeout(BOUND):
-        while not (found := condition()):
+        while not (found := condition()):  # noqa: ASYNC110 (conditions of every kind, few of which are events)
             await asyncio.sleep(0.001)
     return found
+
+
+async def spawned(transaction: Transaction, step: str) -> None:
+    """Wait until a step is on its way, and let it begin."""
+    await until(lambda: f"spawned {step}" in told(transaction))
+    await turns()
 
 
 def placed(where: str, function: Callable[..., Any]) -> Callable[..., Any]:

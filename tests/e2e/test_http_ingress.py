@@ -20,7 +20,7 @@ import pytest
 from bitactor import Context, Halt, Workflow
 from mesh import Mesh
 from mesh.ingress import requests
-from mesh.ingress.server import HttpServer
+from mesh.ingress.http import HttpServer
 from tests.e2e.support import BOUND, until
 
 ROOT = Path(__file__).parents[2]
@@ -134,9 +134,21 @@ async def serving(
 async def served(store: str) -> AsyncIterator[Served]:
     async with serving(store) as served:
         yield served
-        served.shop.gate.set()
-        assert (await served.http.post("/stimuli/echo", json={"value": "intact"})).json()["result"] == "intact"
-        assert (await served.http.get("/readyz")).status_code == 200
+        await assert_intact(served)
+
+
+@pytest.fixture
+async def quick() -> AsyncIterator[Served]:
+    """For what does not depend on the store."""
+    async with serving() as served:
+        yield served
+        await assert_intact(served)
+
+
+async def assert_intact(served: Served) -> None:
+    served.shop.gate.set()
+    assert (await served.http.post("/stimuli/echo", json={"value": "intact"})).json()["result"] == "intact"
+    assert (await served.http.get("/readyz")).status_code == 200
 
 
 async def curl(*arguments: str) -> tuple[int, dict[str, str], Any]:
@@ -207,9 +219,9 @@ async def test_curl_gets_a_result_and_finds_the_transaction(served: Served) -> N
         (["-H", "BitActor-TTL: many", "--json", "{}", "/stimuli/echo"], 422, "invalid-input"),
     ],
 )
-async def test_curl_is_told_what_is_wrong(served: Served, arguments: list[str], status: int, name: str) -> None:
+async def test_curl_is_told_what_is_wrong(quick: Served, arguments: list[str], status: int, name: str) -> None:
     *options, path = arguments
-    answer = await curl(*options, f"{served.server.url}{path}")
+    answer = await curl(*options, f"{quick.server.url}{path}")
     assert answer[0] == status
     assert answer[1]["content-type"] == "application/problem+json"
     assert answer[2]["type"] == f"urn:bitactor:problem:{name}"
@@ -225,17 +237,17 @@ async def test_curl_is_told_what_is_wrong(served: Served, arguments: list[str], 
         ["-H", "Expect:", "-H", "Transfer-Encoding: chunked"],
     ],
 )
-async def test_curl_sends_too_much(served: Served, tmp_path: Path, options: list[str]) -> None:
+async def test_curl_sends_too_much(quick: Served, tmp_path: Path, options: list[str]) -> None:
     """Whether it asks first, says how much, or neither: it reads the answer, not a reset connection."""
     large = tmp_path / "large"
     large.write_bytes(b" " * 20_000_000)
-    status, _, about = await curl(*options, "--json", f"@{large}", f"{served.server.url}/stimuli/echo")
+    status, _, about = await curl(*options, "--json", f"@{large}", f"{quick.server.url}/stimuli/echo")
     assert status == 413
     assert about["type"] == "urn:bitactor:problem:payload-too-large"
 
 
-async def test_one_connection_serves_on_after_refusals(served: Served) -> None:
-    url = served.server.url
+async def test_one_connection_serves_on_after_refusals(quick: Served) -> None:
+    url = quick.server.url
     limits = httpx2.Limits(max_connections=1)
     async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=BOUND) as http:
         for _ in range(3):
@@ -267,13 +279,13 @@ async def test_respond_async_and_look_later(served: Served) -> None:
     assert (await served.http.get(where)).json()["result"] == "Ada is done"
 
 
-async def test_a_wait_is_bounded(served: Served) -> None:
+async def test_a_wait_is_bounded(quick: Served) -> None:
     for wait in ("wait=0", "wait=1", "respond-async, wait=1"):
-        answer = await served.http.post("/stimuli/waits", json={"name": "Ada"}, headers={"Prefer": wait})
+        answer = await quick.http.post("/stimuli/waits", json={"name": "Ada"}, headers={"Prefer": wait})
         assert answer.status_code == 202
         assert answer.headers["preference-applied"] == wait
-    served.shop.gate.set()
-    answer = await served.http.post("/stimuli/waits", json={"name": "Ada"}, headers={"Prefer": "wait=20"})
+    quick.shop.gate.set()
+    answer = await quick.http.post("/stimuli/waits", json={"name": "Ada"}, headers={"Prefer": "wait=20"})
     assert answer.status_code == 200
     assert answer.json()["result"] == "Ada is done"
 
@@ -362,9 +374,9 @@ async def test_too_many_at_once() -> None:
         assert (await first).status_code == 200
 
 
-async def test_a_body_that_does_not_arrive(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_does_not_arrive(quick: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "BODY_TIMEOUT", 0.2)
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.server.url.rpartition(":")[2]))
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(quick.server.url.rpartition(":")[2]))
     writer.write(
         b"POST /stimuli/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
     )
@@ -375,14 +387,14 @@ async def test_a_body_that_does_not_arrive(served: Served, monkeypatch: pytest.M
     await writer.wait_closed()
 
 
-async def test_a_connection_that_breaks_within_a_body(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_connection_that_breaks_within_a_body(quick: Served, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(5):
-        with socket.create_connection(("127.0.0.1", int(served.server.url.rpartition(":")[2]))) as raw:
+        with socket.create_connection(("127.0.0.1", int(quick.server.url.rpartition(":")[2]))) as raw:
             raw.sendall(
                 b"POST /stimuli/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
             )
-    await served.http.get("/livez")
-    await until(lambda: not requests_in(served))
+    await quick.http.get("/livez")
+    await until(lambda: not requests_in(quick))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -457,7 +469,7 @@ SERVICE = """
 import asyncio, sys
 from bitactor import Workflow
 from mesh import Mesh
-from mesh.ingress.server import serve
+from mesh.ingress.http import serve
 
 nap = Workflow("nap", input={"seconds": float})
 
@@ -483,8 +495,9 @@ async def service(path: Path, store: str, drain: float) -> AsyncIterator[tuple[a
     assert process.stdout is not None
     try:
         async with asyncio.timeout(BOUND):
-            url = (await process.stdout.readline()).decode().strip()
-        yield process, url
+            while not (line := (await process.stdout.readline()).decode()).startswith("http"):
+                assert line == "napping\n"  # taken over from the process before
+        yield process, line.strip()
         async with asyncio.timeout(BOUND):
             assert (await process.stdout.read()).endswith(b"closed\n")
             assert await process.wait() == 0
@@ -516,8 +529,6 @@ async def test_the_second_signal_means_now_and_the_next_start_goes_on(tmp_path: 
         assert status == 503
         assert about["type"] == "urn:bitactor:problem:stopping"
     async with service(tmp_path, sqlite, 60.0) as (process, url):
-        assert process.stdout is not None
-        await process.stdout.readline()
         async with httpx2.AsyncClient(base_url=url) as http:
             found = (await http.get(headers["location"])).json()
             while found["status"] == "running":

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,17 @@ async def stage() -> AsyncIterator[ProcessStage]:
     yield made
     await made.close()
     assert made.processes.workers() == []
+
+
+@pytest.fixture
+def short_directory() -> Iterator[str]:
+    """For the sockets of a program that is killed and cannot remove them."""
+    with tempfile.TemporaryDirectory(prefix="ba-") as directory:
+        yield directory
+
+
+def sockets_in(directory: str) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": directory}
 
 
 def is_there(pid: int) -> bool:
@@ -236,6 +247,14 @@ async def test_an_idle_worker_that_dies_is_replaced(stage: ProcessStage) -> None
     assert value_of(await stage.run(alone, "who_am_i", None))["pid"] != pid
 
 
+async def test_a_fenced_hop_is_killed_and_nobody_knows_how_far_it_came(stage: ProcessStage, tmp_path: Path) -> None:
+    hop = await begun(stage.launch(def_process, "wait_for_file", str(tmp_path / "a")), tmp_path / "a")
+    pid = stage.pid
+    hop.actor.fence()
+    assert (await hop.reply()).outcome == "cancelled"
+    assert is_reaped(pid)
+
+
 async def test_interrupting_workers_does_nothing(stage: ProcessStage, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     hop = await begun(stage.launch(def_process, "wait_for_file", str(gate)), gate)
@@ -260,9 +279,11 @@ async def test_a_hop_whose_time_is_up_dies_with_its_worker_and_what_it_started(
     assert stage.processes.statistics()["kills"] == 1
 
 
-async def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+async def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path, short_directory: str) -> None:
     gates = [tmp_path / "a", tmp_path / "b"]
-    parent = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.e2e.process_parent", *map(str, gates))
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.e2e.process_parent", *map(str, gates), env=sockets_in(short_directory)
+    )
     try:
         await until(lambda: all(Path(f"{gate}.begun").exists() for gate in gates))
         pids = [pid for gate in gates for pid in pids_in(gate)]
@@ -409,9 +430,7 @@ async def test_a_lost_hop_is_delivered_again(tmp_path: Path) -> None:
     assert is_reaped(pid)
 
 
-def test_the_program_ends_without_leftovers(tmp_path: Path) -> None:
-    """A script that never closes its spawner: its workers are gone with it, and Python has nothing to complain about."""
-    gate = tmp_path / "gate"
+def test_a_program_that_ends_without_closing_leaves_no_worker(short_directory: str) -> None:
     script = (
         "import asyncio, os, sys\n"
         "from pathlib import Path\n"
@@ -426,7 +445,12 @@ def test_the_program_ends_without_leftovers(tmp_path: Path) -> None:
         "asyncio.run(main())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(gate)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script],
+        env=sockets_in(short_directory),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     pid = int(done.stdout)
     asyncio.run(until(lambda: not is_there(pid)))

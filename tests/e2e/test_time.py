@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from bitactor import Backoff, Context, Retry, Workflow, WorkflowFailed
+from bitactor import Backoff, Context, Halt, Retry, Workflow, WorkflowFailed
 from bitactor.errors import DeadlineExceeded, StepTimeout
+from bitactor.testing import FakeClock
 from mesh import Mesh
-from tests.e2e.support import BOUND, FakeClock, audit, pass_time, told, tombstones, turns, undone, until
+from tests.e2e.support import BOUND, audit, pass_time, spawned, told, tombstones, turns, undone, until
 
 
 async def test_a_loop_step_is_cancelled_at_its_timeout(store: str) -> None:
@@ -31,7 +32,7 @@ async def test_a_loop_step_is_cancelled_at_its_timeout(store: str) -> None:
 
     async with Mesh(workflow, store=store, clock=clock) as mesh:
         tx = await mesh.stimulate(workflow)
-        await until(lambda: "spawned slow" in told(tx))
+        await spawned(tx, "slow")
         await pass_time(clock, 0.99)
         assert tx.status == "running"
         await pass_time(clock, 0.02)
@@ -62,7 +63,7 @@ async def test_swallowing_cancellation_makes_a_zombie_that_is_counted_and_told(s
 
     async with Mesh(workflow, store=store, clock=clock) as mesh:
         tx = await mesh.stimulate(workflow)
-        await until(lambda: "spawned deaf" in told(tx))
+        await spawned(tx, "deaf")
         await pass_time(clock, 1.1)
         await pass_time(clock, 10)
         assert await tx.ended(BOUND) == "compensated"
@@ -160,7 +161,7 @@ async def test_waiting_for_a_thread_is_not_in_the_timeout(store: str) -> None:
         first = await mesh.stimulate(blocker)
         await until(started.is_set)
         second = await mesh.stimulate(patient)
-        await until(lambda: "spawned brief" in told(second))
+        await spawned(second, "brief")
         await pass_time(clock, 100)
         assert second.status == "running"
         go.set()
@@ -229,7 +230,7 @@ async def test_only_errors_worth_it_are_retried(store: str) -> None:
 
     async with Mesh(workflow, store=store, clock=clock) as mesh:
         tx = await mesh.stimulate(workflow)
-        await until(lambda: "spawned hangs" in told(tx))
+        await spawned(tx, "hangs")
         await pass_time(clock, 1.1)
         assert await tx.ended(BOUND) == "compensated"
         assert told(tx).count("spawned hangs") == 1
@@ -289,7 +290,7 @@ async def test_the_callers_deadline(store: str) -> None:
 
     async with Mesh(workflow, store=store, clock=clock) as mesh:
         tx = await mesh.stimulate(workflow, deadline=2.0)
-        await until(lambda: "spawned waits" in told(tx))
+        await spawned(tx, "waits")
         await pass_time(clock, 2.1)
         assert await tx.ended(BOUND) == "compensated"
         assert isinstance(tx.errors()[0], DeadlineExceeded)
@@ -410,7 +411,7 @@ async def test_a_step_that_answers_just_in_time_is_not_disturbed(store: str) -> 
 
     async with Mesh(workflow, store=store, clock=clock) as mesh:
         tx = await mesh.stimulate(workflow)
-        await until(lambda: "spawned quick" in told(tx))
+        await spawned(tx, "quick")
         await pass_time(clock, 0.9)
         go.set()
         assert await tx.result(BOUND) == "done"
@@ -519,8 +520,6 @@ async def test_a_waiting_caller_gives_up_and_the_transaction_goes_on(store: str)
 
 
 async def test_a_halted_transactions_deadline_stands_still(store: str) -> None:
-    from bitactor import Halt
-
     clock = FakeClock()
     workflow = Workflow("paused", ttl=2, deadline=5.0)
     first_time = [True]

@@ -437,7 +437,13 @@ def _shape(trace: Any) -> list[tuple[Any, ...]]:
     ("make", "given", "ttl"), [(order, GOOD, None), (_failing, GOOD, None), (_wide, {"n": 1}, None), (_wide, {"n": 9}, 2), (_deep, None, 2)]
 )
 async def test_the_pulses_are_those_of_a_mesh(make: Any, given: Any, ttl: int | None) -> None:
-    async with Mesh(make(), store="memory://") as mesh:
+    @consumer("charged", spawn="inline")
+    def take_charged(signal: Any) -> None: ...
+
+    @consumer("released", spawn="inline")
+    def take_released(signal: Any) -> None: ...
+
+    async with Mesh(make(), take_charged, take_released, store="memory://") as mesh:
         transaction = await mesh.stimulate(make().name, given, ttl=ttl)
         with_mesh = transaction.id
         try:

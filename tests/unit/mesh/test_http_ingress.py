@@ -19,12 +19,12 @@ from starlette.requests import Request
 from bitactor import Context, Workflow, consumer
 from bitactor.errors import BitActorError, ConfigurationError, StoreError
 from mesh import Mesh
-from mesh.ingress.http import application
+from mesh.ingress.http import HttpServer, application
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import TITLES, Problem, problem_of
 from mesh.ingress.rendering import as_json
 from mesh.ingress.requests import preferences, stimulus_options
-from mesh.ingress.server import HttpServer, bind
+from mesh.ingress.server import bind
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

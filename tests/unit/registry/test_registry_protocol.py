@@ -215,7 +215,7 @@ def test_a_name_taken_meanwhile_is_reported(world: World) -> None:
 
 
 def test_a_frozen_process_comes_back_under_a_new_epoch(world: World) -> None:
-    a, b = two(world)
+    a, _ = two(world)
     first = a.want("x", unique=True).result
     world.run(100)
     a.frozen = True
@@ -484,7 +484,7 @@ def test_strangers_and_nonsense_are_counted_and_change_nothing(world: World) -> 
 
 
 class Turmoil(RuleBasedStateMachine):
-    """Cuts, freezes and restarts in any order: a unique name never has two holders who both believe it, and all agree in the end."""
+    """Cuts, freezes and restarts in any order: a unique name never has two who both believe to hold it; in the end all agree."""
 
     def __init__(self) -> None:
         super().__init__()

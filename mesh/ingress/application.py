@@ -1,0 +1,92 @@
+"""The ASGI application over a mesh: its resources, its guard, and what becomes of errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from bitactor.errors import BitActorError
+from mesh.ingress.guard import Guard
+from mesh.ingress.problems import CLIENT_CLOSED_REQUEST, Problem, problem_of
+from mesh.ingress.requests import MAX_BODY_BYTES
+from mesh.ingress.resources import Resources
+from mesh.mesh import Mesh
+
+
+def application(
+    mesh: Mesh,
+    *,
+    open_mesh: bool = True,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    allowed_hosts: Sequence[str] | None = None,
+) -> Starlette:
+    """An ASGI application over a mesh.
+
+    Args:
+        mesh: lives on the loop that serves the application.
+        open_mesh: open the mesh when the application starts and close it when that stops, unless somebody has opened it already.
+        max_body_bytes: larger bodies are refused.
+        allowed_hosts: names (without port) that `Host` may give; None: any.  Guards a server on localhost against pages that
+            rebind their name to it.
+    """
+    resources = Resources(mesh, max_body_bytes)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        require_own_loop(mesh)
+        if not open_mesh or mesh.node.state == "open":
+            yield
+            return
+        async with mesh:
+            yield
+
+    app = Starlette(
+        routes=resources.routes(),
+        middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
+        exception_handlers={
+            HTTPException: _refused,
+            ClientDisconnect: _client_gone,
+            Problem: _problem,
+            BitActorError: _problem,
+            Exception: _problem,
+        },
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.resources = resources
+    return app
+
+
+def require_own_loop(mesh: Mesh) -> None:
+    """Raises `BitActorError` if the mesh was opened on another event loop."""
+    if mesh.node.state == "open" and mesh.node.loop is not asyncio.get_running_loop():
+        raise BitActorError("the mesh lives on another event loop; open it on the one that serves HTTP")
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    return problem_of(error).response()
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What the router refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    if error.status_code != 405:
+        return Problem("not-found", "there is nothing at this path; /openapi.json says what there is").response()
+    methods = sorted({*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"})
+    headers = {"Allow": ", ".join(methods)}
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
+    return Problem(
+        "method-not-allowed", f"{request.method[:32]} is not for this resource; use {' or '.join(methods)}", headers
+    ).response()

@@ -1,0 +1,313 @@
+"""What can be asked over HTTP: stimuli, transactions, and the server itself."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bitactor.errors import StoreError, UnknownTransaction, UnknownWorkflow, suggest
+from bitactor.ports import Store, TransactionRow
+from bitactor.pulse import RUNNING, STATUSES
+from bitactor.signal import Fault
+from bitactor.workflow import Workflow
+from mesh.display import shown_pulses
+from mesh.ingress.openapi import describe_api
+from mesh.ingress.problems import Problem, invalid, logger, problem_of
+from mesh.ingress.rendering import as_json, pulses_as_plain, respond, row_as_plain, transaction_as_plain
+from mesh.ingress.requests import Options, Preferences, preferences, read_json, stimulus_options
+from mesh.ingress.waiting import Stopping, attended, settled
+from mesh.mesh import Mesh
+from mesh.transaction import Transaction
+
+MAX_PAGE: Final = 1_000
+MAX_DETAIL: Final = 1_000
+
+_TRANSACTION: Final = re.compile(r"[0-9a-f]{32}")
+
+
+class CancelRequest(BaseModel):
+    """Why a transaction is to be cancelled."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field("", max_length=1_000)
+
+
+class ListQuery(BaseModel):
+    """Which transactions to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: str | None = Field(None, pattern=f"^({'|'.join(STATUSES)})$")
+    workflow: str | None = Field(None, min_length=1, max_length=200)
+    limit: int = Field(100, ge=1, le=MAX_PAGE)
+    before: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+
+
+class Resources:
+    """The resources of a mesh."""
+
+    def __init__(self, mesh: Mesh, max_body_bytes: int) -> None:
+        self.mesh = mesh
+        self.max_body_bytes = max_body_bytes
+        self.draining = False
+        """Whether new stimuli are refused, although the mesh itself may be open."""
+        self.stopped = asyncio.Event()
+        """Set when those who still wait are told that the server stops."""
+        self._description = as_json(describe_api(mesh.node.workflows.values(), max_body_bytes))
+
+    def routes(self) -> list[Route]:
+        """One route per resource."""
+        return [
+            Route("/stimuli/{workflow:path}", self.stimulate, methods=["POST"]),
+            Route("/transactions", self.transactions, methods=["GET"]),
+            Route("/transactions/{transaction}", self.transaction, methods=["GET"]),
+            Route("/transactions/{transaction}/pulses", self.pulses, methods=["GET"]),
+            Route("/transactions/{transaction}/cancel", self.cancel, methods=["POST"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/livez", self.alive, methods=["GET"]),
+            Route("/readyz", self.ready, methods=["GET"]),
+        ]
+
+    # Stimuli
+
+    async def stimulate(self, request: Request) -> Response:
+        """Begin a transaction; answer with its end, or, if the client prefers, with where to look for it."""
+        self._require_open()
+        workflow = self._workflow(request.path_params["workflow"])
+        options = stimulus_options(request)
+        given = _validated(workflow, await read_json(request, self.max_body_bytes))
+        begun: list[Transaction] = []
+        try:
+            ended = await attended(request.receive, self.stopped, self._begin(workflow, given, options, begun))
+        except Stopping:
+            raise self._stopping(begun) from None
+        except StoreError as error:
+            raise self._lost_sight(error, begun) from None
+        return self._answer(ended or begun[0], options.preferences, ended is not None)
+
+    async def _begin(
+        self, workflow: Workflow, given: Any, options: Options, begun: list[Transaction]
+    ) -> Transaction | None:
+        transaction = await self.mesh.stimulate(
+            workflow,
+            given,
+            key=options.key,
+            ttl=options.ttl,
+            deadline=options.deadline,
+            traceparent=options.traceparent,
+        )
+        begun.append(transaction)
+        wanted = options.preferences
+        return (
+            None
+            if wanted.seconds == 0 and wanted.respond_async
+            else await settled(self.mesh, transaction, wanted.seconds)
+        )
+
+    def _answer(self, transaction: Transaction, wanted: Preferences, ended: bool) -> Response:
+        about = transaction_as_plain(transaction)
+        headers = {**_about(transaction), **wanted.applied()}
+        if not ended:
+            return respond(about, 202, {**headers, "Location": f"/transactions/{transaction.id}"})
+        if transaction.status == "completed":
+            return respond(about, 200, headers)
+        status, errors = about.pop("status"), about.pop("errors", [])
+        why = f": {errors[0]['type']}: {errors[0]['message']}" if errors else ""
+        detail = f"{transaction.workflow!r} ended {status}{why}"[:MAX_DETAIL]
+        return Problem("workflow-failed", detail, headers, **about, transaction_status=status, errors=errors).response()
+
+    def _workflow(self, name: str) -> Workflow:
+        workflows = self.mesh.node.workflows
+        if name not in workflows:
+            raise UnknownWorkflow(f"no workflow {name[:200]!r} is declared here.{suggest(name[:200], workflows)}")
+        return workflows[name]
+
+    def _require_open(self) -> None:
+        if self.state != "open":
+            raise Problem("stopping", f"the mesh is {self.state}; it takes no work now")
+
+    @property
+    def state(self) -> str:
+        """`new | opening | open | draining | closed`."""
+        node = self.mesh.node
+        if node.state != "open":
+            return node.state
+        if not hasattr(node, "outbox"):
+            return "opening"
+        return "draining" if self.draining else "open"
+
+    def _stopping(self, begun: Sequence[Transaction]) -> Problem:
+        if not begun:
+            return Problem("stopping", "the server stops; nothing was started")
+        transaction = begun[0]
+        return Problem(
+            "stopping",
+            "the server stops before the transaction has ended; look for it later",
+            _located(transaction),
+            transaction=transaction.id,
+        )
+
+    def _lost_sight(self, error: StoreError, begun: Sequence[Transaction]) -> Problem:
+        if begun and self.mesh.node.state != "open":
+            return self._stopping(begun)
+        problem = problem_of(error)
+        if begun:
+            problem.headers.update(_located(begun[0]))
+            problem.extensions["transaction"] = begun[0].id
+        return problem
+
+    # Transactions
+
+    async def transaction(self, request: Request) -> Response:
+        """How a transaction stands."""
+        found = await self._find(request)
+        if isinstance(found, TransactionRow):
+            return respond(_row_description(found), headers={"BitActor-Transaction": found.transaction})
+        return respond(transaction_as_plain(found), headers=_about(found))
+
+    async def pulses(self, request: Request) -> Response:
+        """What a transaction left behind so far."""
+        found = await self._find(request)
+        if isinstance(found, TransactionRow):
+            name, pulses = found.transaction, shown_pulses(None, self.mesh.node.store.pulses(found.transaction))
+        else:
+            name, pulses = found.id, found.pulses()
+        about = {"transaction": name, "root": pulses[0].root, "workflow": found.workflow, "status": found.status}
+        return respond({**about, "pulses": pulses_as_plain(pulses)}, headers={"BitActor-Transaction": name})
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel a transaction; answers when everything is undone, or earlier if the client prefers."""
+        wanted = preferences(request)
+        found = await self._find(request)
+        asked = _parsed(CancelRequest, await read_json(request, self.max_body_bytes))
+        if isinstance(found, TransactionRow):
+            raise Problem(
+                "owned-elsewhere",
+                f"the workflow {found.workflow!r} is not declared here; ask a server that declares it",
+            )
+        if found.status == RUNNING and found.id not in self.mesh.node.supervisor.runs:
+            raise Problem("owned-elsewhere", "another process runs this transaction; ask that one", _about(found))
+        if found.status not in ("running", "halted"):
+            return respond(transaction_as_plain(found), headers=_about(found))
+        self._require_open()
+        run = self.mesh.node.load(found.id)
+        self.mesh.node.cancel(run, Fault("bitactor.errors:Cancelled", asked.reason or "cancelled on request"))
+        cancelled = Transaction(self.mesh.node, run)
+        await asyncio.sleep(0)  # the supervisor's turn, in which a halted transaction becomes a running one
+        try:
+            ended = await attended(request.receive, self.stopped, settled(self.mesh, cancelled, wanted.seconds))
+        except Stopping:
+            raise self._stopping([cancelled]) from None
+        except StoreError as error:
+            raise self._lost_sight(error, [cancelled]) from None
+        where = _located(cancelled) if ended is None else _about(cancelled)
+        return respond(
+            transaction_as_plain(ended or cancelled), 202 if ended is None else 200, {**where, **wanted.applied()}
+        )
+
+    async def transactions(self, request: Request) -> Response:
+        """Transactions, newest first."""
+        given = request.query_params.multi_items()
+        repeated = [
+            (name, "given more than once") for name in dict(given) if len(request.query_params.getlist(name)) > 1
+        ]
+        if repeated:
+            raise invalid(repeated)
+        query = _fields_checked(ListQuery, dict(given))
+        rows = self._opened_store().list(
+            status=query.status, workflow=query.workflow, limit=query.limit, before=query.before
+        )
+        more = len(rows) == query.limit
+        return respond(
+            {"transactions": [row_as_plain(row) for row in rows], "before": rows[-1].transaction if more else None}
+        )
+
+    async def _find(self, request: Request) -> Transaction | TransactionRow:
+        """The transaction, or what the store knows of it if its workflow is not declared here, or is another release's."""
+        name = request.path_params["transaction"]
+        if not _TRANSACTION.fullmatch(name):
+            raise invalid([("transaction", "a transaction id is 32 lower-case hex digits")])
+        store = self._opened_store()
+        try:
+            return await self.mesh.transaction(name)
+        except (UnknownTransaction, StoreError, LookupError):
+            row = store.get(name)
+            if row is None:
+                raise UnknownTransaction(name) from None
+            return row
+
+    def _opened_store(self) -> Store:
+        if self.state not in ("open", "draining"):
+            raise Problem("stopping", f"the mesh is {self.state}")
+        return self.mesh.node.store
+
+    # About the server
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of this API."""
+        return Response(self._description, media_type="application/json")
+
+    async def alive(self, request: Request) -> Response:
+        """The process is up, whatever else may be wrong."""
+        return respond({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether a stimulus would be taken now."""
+        node = self.mesh.node
+        reasons = []
+        if self.state != "open":
+            reasons.append(f"the mesh is {self.state}")
+        elif not node.supervisor.healthy:
+            reasons.append("the journal cannot be written")
+        elif node.supervisor.running >= node.settings.max_in_flight:
+            reasons.append("too many transactions are running")
+        if reasons:
+            return Problem("not-ready", "; ".join(reasons), reasons=reasons).response()
+        return respond({"status": "ready"})
+
+
+def _validated(workflow: Workflow, text: str) -> Any:
+    """The input as the workflow's model, by the rules for JSON (so that strict models take dates as strings)."""
+    return _parsed(workflow.input_model, text)
+
+
+def _parsed(model: type[BaseModel], text: str) -> Any:
+    try:
+        return model.model_validate_json(text) if text else model.model_validate({})
+    except ValidationError as error:
+        raise _invalid(error) from None
+    except Exception as error:
+        logger.error("a validator of %s raised %r", model.__name__, error, exc_info=error)
+        raise invalid([("", "it cannot be validated")]) from None
+
+
+def _fields_checked(model: type[ListQuery], given: dict[str, str]) -> ListQuery:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> Problem:
+    items = error.errors(include_url=False, include_context=False, include_input=False)
+    return invalid([(".".join(str(part) for part in item["loc"]), item["msg"]) for item in items])
+
+
+def _about(transaction: Transaction) -> dict[str, str]:
+    return {"BitActor-Transaction": transaction.id}
+
+
+def _located(transaction: Transaction) -> dict[str, str]:
+    return {**_about(transaction), "Location": f"/transactions/{transaction.id}"}
+
+
+def _row_description(row: TransactionRow) -> dict[str, Any]:
+    return {"transaction": row.transaction, "root": row.root, "workflow": row.workflow, "status": row.status}
