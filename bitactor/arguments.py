@@ -112,23 +112,57 @@ def argument_values(
     return values
 
 
-def bound_arguments(
-    arguments: Sequence[Argument], tokens: Sequence[Any], owner: str, decided: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """`argument_values`, each as its annotation asks: what the step's function is called with.  Fresh at each call."""
-    values: dict[str, Any] = {}
-    for name, slot, path, transform, convert, _, _ in arguments:
-        if slot < 0 or path or transform is not None:
-            return converted(arguments, argument_values(arguments, tokens, owner, decided), owner)
-        token = tokens[slot]
-        value = decode_token(token) if type(token) is Packed else token
-        if convert is not None:
-            try:
-                value = convert(value)
-            except (ValidationError, _WrongType):
-                return converted(arguments, argument_values(arguments, tokens, owner, decided), owner)
-        values[name] = value
-    return values
+class Bound(NamedTuple):
+    """The arguments of one step of one transaction, made anew at each call: no two calls share a mutable value."""
+
+    arguments: Sequence[Argument]
+    tokens: Sequence[Any]
+    owner: str
+    decided: Mapping[str, Any] | None = None
+
+    def raw(self) -> dict[str, Any]:
+        """Not yet as their annotations ask; what can be carried."""
+        return argument_values(*self)
+
+    def __call__(self) -> dict[str, Any]:
+        """As their annotations ask: what the step's function is called with."""
+        arguments, tokens, owner, _ = self
+        values: dict[str, Any] = {}
+        for name, slot, path, transform, convert, _, _ in arguments:
+            if slot < 0 or path or transform is not None:
+                return converted(arguments, self.raw(), owner)
+            token = tokens[slot]
+            value = decode_token(token) if type(token) is Packed else token
+            if convert is not None:
+                try:
+                    value = convert(value)
+                except (ValidationError, _WrongType):
+                    return converted(arguments, self.raw(), owner)  # which says what is wrong
+            values[name] = value
+        return values
+
+
+class Carried(NamedTuple):
+    """The same where the arguments came from another process, as the token of a mapping."""
+
+    arguments: Sequence[Argument]
+    token: Any
+    owner: str
+
+    def raw(self) -> dict[str, Any]:
+        """See `Bound.raw`.
+
+        Raises:
+            InvalidInput: the token is no mapping of all the arguments.
+        """
+        values = decode_token(self.token)
+        if type(values) is not dict or any(argument.name not in values for argument in self.arguments):
+            raise InvalidInput(f"a signal for {self.owner} without all of its arguments")
+        return values
+
+    def __call__(self) -> dict[str, Any]:
+        """See `Bound.__call__`."""
+        return converted(self.arguments, self.raw(), self.owner)
 
 
 def transformed(arguments: Sequence[Argument], tokens: Sequence[Any], owner: str) -> dict[str, Any]:

@@ -326,6 +326,8 @@ def decode_message(data: bytes) -> Message:
     Raises:
         UnsupportedVersion, SignalTooLarge, MalformedSignal
     """
+    if len(data) > MAX_FRAME_BYTES:
+        raise SignalTooLarge(f"{len(data):,} bytes, the limit is {MAX_FRAME_BYTES:,}")
     if len(data) > LARGE_MESSAGE_BYTES:
         _refuse_large_fields(data)
     parts = unpack(data, MAX_FRAME_BYTES)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bitactor.arguments import Argument, Input, Result, Source, Value, converter
 from bitactor.codec import encode_token
 from bitactor.context import Context
-from bitactor.errors import DefinitionError, UnknownArgument, suggest
+from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
 from bitactor.functions import is_coroutine_function
 from bitactor.plan import Callback, Plan, PlanStep, order, plan_digest, refuse_too_deep
 from bitactor.policy import Backoff
@@ -202,7 +202,11 @@ def _argument(workflow: Workflow, parameter: _Parameter, source: Any, slots: Map
     if source is None:
         source = Input(parameter.name) if parameter.name in workflow.input_model.model_fields else Result(parameter.name)
     if isinstance(source, Value):
-        return Argument(parameter.name, -1, (), source.transform, convert, encode_token(source.value), "value")
+        try:
+            constant = encode_token(source.value)
+        except BitActorError as error:
+            raise DefinitionError(f"{what}: bind[{parameter.name!r}]: {error}") from None
+        return Argument(parameter.name, -1, (), source.transform, convert, constant, "value")
     origin = source.name if isinstance(source, Input) else source.step
     reference = ".".join(str(part) for part in ("input", origin, *source.path)[isinstance(source, Result) :])
     return Argument(parameter.name, slots[origin], source.path, source.transform, convert, None, reference)

@@ -111,4 +111,4 @@ def _quoted(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """`text` so that Mermaid shows it as it is: no HTML, no markdown string, no entity of its own."""
-    return "".join(f"#{ord(character)};" if character in "#\"<>&`;{}[]|\\" else character for character in text)
+    return "".join(f"#{ord(character)};" if character in '#"<>&`;{}[]|\\' else character for character in text)

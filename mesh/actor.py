@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pykka
 
+from bitactor.arguments import Bound, Carried
 from bitactor.codec import encode_token
 from bitactor.context import Context
 from bitactor.errors import BitActorError, Cancelled, InvalidOutcome, StepTimeout
 from bitactor.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
 from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.signal import UNDO, Fault, Reply, Signal
-from mesh.faults import fault_of
+from mesh.faults import MAX_MESSAGE, fault_of, plain
 
 if TYPE_CHECKING:
     from mesh.host import Host
@@ -49,7 +50,7 @@ class BitActor(pykka.Actor):
     """
 
     __slots__ = (
-        "arguments", "assessing", "bucket", "callback", "context", "done", "host", "kwargs", "plan", "signal", "spawner", "started_ns",
+        "arguments", "assessing", "bucket", "callback", "context", "done", "host", "kwargs", "plan", "result", "signal", "spawner", "started_ns",
         "state", "step", "stopping", "task",
     )  # fmt: skip
 
@@ -60,7 +61,7 @@ class BitActor(pykka.Actor):
         step: PlanStep,
         signal: Signal,
         callback: Callback,
-        arguments: Callable[[], dict[str, Any]],
+        arguments: Bound | Carried,
         spawner: Spawner,
         done: Done,
     ) -> None:
@@ -73,6 +74,8 @@ class BitActor(pykka.Actor):
         self.arguments = arguments
         self.spawner = spawner
         self.done = done
+        self.result: Any = None
+        """For an undo: the token of what it takes back."""
         self.kwargs: dict[str, Any] = {}
         self.state = QUEUED
         self.started_ns = 0
@@ -176,7 +179,8 @@ class BitActor(pykka.Actor):
         assert self.assessing is not None
         task, error, fault = self.assessing
         task.cancel()
-        self.judge(None, error, fault._replace(message=f"{fault.message} (and its compensate {why})"))
+        what = "backoff" if self.step.compensate is None else "compensate"
+        self.judge(None, error, fault._replace(message=f"{fault.message} (and its {what} {why})"))
 
     def lose(self) -> None:
         """Its worker is gone."""
@@ -200,11 +204,11 @@ class BitActor(pykka.Actor):
             else:
                 self._reply("continue", token, error=error, fault=fault)
         elif isinstance(verdict, Retry):
-            self._reply("retry", error=error, fault=fault, after_ns=_nanoseconds(verdict.after), reason=verdict.reason)
+            self._reply("retry", error=error, fault=fault, after_ns=_nanoseconds(verdict.after), reason=_reason(verdict))
         elif isinstance(verdict, Halt):
-            self._reply("halt", error=error, reason=verdict.reason)
+            self._reply("halt", error=error, reason=_reason(verdict))
         elif isinstance(verdict, Fail):
-            self._reply("fail", error=error, fault=fault, reason=verdict.reason)
+            self._reply("fail", error=error, fault=fault, reason=_reason(verdict))
         else:
             wrong = InvalidOutcome(
                 f"compensate of {self.signal.name!r} returned {verdict!r}; it may return None, Retry(…), Continue(value) or Halt(…)"
@@ -218,11 +222,11 @@ class BitActor(pykka.Actor):
         elif isinstance(verdict, Ok):
             self.settle(verdict.value, None)
         elif isinstance(verdict, Retry):
-            self._reply("retry", after_ns=_nanoseconds(verdict.after), reason=verdict.reason)
+            self._reply("retry", after_ns=_nanoseconds(verdict.after), reason=_reason(verdict))
         elif isinstance(verdict, Halt):
-            self._reply("halt", reason=verdict.reason)
+            self._reply("halt", reason=_reason(verdict))
         elif isinstance(verdict, Fail):
-            self._reply("fail", fault=Fault("bitactor.errors:StepFailed", verdict.reason or "the step said so"))
+            self._reply("fail", fault=Fault("bitactor.errors:StepFailed", _reason(verdict) or "the step said so"))
         else:
             self._refuse(verdict, "a step may return a value, Retry(…), Fail(…) or Halt(…); Continue is for compensate")
 
@@ -378,6 +382,10 @@ class _Stopped(threading.Event):
 
 def _named(problem: BitActorError, actor: BitActor) -> BitActorError:
     return type(problem)(f"the result of {actor.signal.name!r}: {problem}")
+
+
+def _reason(verdict: Retry | Fail | Halt) -> str:
+    return plain(str(verdict.reason)[:MAX_MESSAGE]) if verdict.reason else ""
 
 
 def _nanoseconds(seconds: float | None) -> int | None:

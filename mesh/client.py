@@ -20,7 +20,16 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from bitactor.codec import decode_message, decode_pulse, decode_token, encode_message, encode_token
-from bitactor.errors import BitActorError, ProtocolError, RemoteError, Unroutable, UnknownTransaction, UnknownWorkflow, WorkflowFailed, suggest
+from bitactor.errors import (
+    BitActorError,
+    ProtocolError,
+    RemoteError,
+    Unroutable,
+    UnknownTransaction,
+    UnknownWorkflow,
+    WorkflowFailed,
+    suggest,
+)
 from bitactor.pulse import Pulse
 from bitactor.signal import Answer, Fault, Question
 from mesh.faults import error_of
@@ -79,7 +88,9 @@ class Client:
         await self.open()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     async def open(self) -> None:
@@ -153,7 +164,9 @@ class Client:
         Raises:
             UnknownTransaction, NoAnswer
         """
-        described: dict[str, Any] = await self._ask(await self._home(transaction), "status", {"transaction": transaction})
+        described: dict[str, Any] = await self._ask(
+            await self._home(transaction), "status", {"transaction": transaction}
+        )
         return described
 
     async def ended(self, transaction: str, timeout: float | None = None) -> dict[str, Any]:
@@ -186,7 +199,9 @@ class Client:
             return described.get("result")
         errors = [RemoteError(error["type"], error["message"]) for error in described.get("errors", ())]
         why = str(errors[0]) if errors else "no error was recorded"
-        raise WorkflowFailed(f"{described['workflow']!r} ended {described['status']}: {why}", transaction, described["status"], errors)
+        raise WorkflowFailed(
+            f"{described['workflow']!r} ended {described['status']}: {why}", transaction, described["status"], errors
+        )
 
     async def pulses(self, transaction: str) -> list[Pulse]:
         """Its pulses so far, with tokens as values.
@@ -210,7 +225,9 @@ class Client:
         Raises:
             InvalidInput: it is neither.
         """
-        described: dict[str, Any] = await self._ask(await self._home(transaction), "resume", {"transaction": transaction})
+        described: dict[str, Any] = await self._ask(
+            await self._home(transaction), "resume", {"transaction": transaction}
+        )
         return described
 
     async def list(
@@ -261,7 +278,9 @@ class Client:
         answers = await self._ask_all("list", {"limit": 1, "before": f"{transaction}0"})
         found = [(entry, row) for entry, rows in answers for row in rows if row["transaction"] == transaction]
         if not found:
-            raise UnknownTransaction(f"none of the {len(answers)} nodes that answered knows transaction {transaction!r}")
+            raise UnknownTransaction(
+                f"none of the {len(answers)} nodes that answered knows transaction {transaction!r}"
+            )
         owned = next((entry for entry, row in found if row["owner"] == entry.holder), found[0][0])
         self._homes[transaction] = owned
         return owned
@@ -271,7 +290,11 @@ class Client:
         if not entries:
             raise NoAnswer(f"no node is registered at {self._registry.endpoint}")
         answers = await asyncio.gather(*(self._ask(entry, verb, argument) for entry in entries), return_exceptions=True)
-        good = [(entry, answer) for entry, answer in zip(entries, answers, strict=True) if not isinstance(answer, BaseException)]
+        good = [
+            (entry, answer)
+            for entry, answer in zip(entries, answers, strict=True)
+            if not isinstance(answer, BaseException)
+        ]
         if not good:
             raise next(answer for answer in answers if isinstance(answer, BaseException))
         return good
@@ -287,7 +310,9 @@ class Client:
             async with asyncio.timeout(patience):
                 answer = await waiting
         except TimeoutError:
-            raise NoAnswer(f"node {entry.holder} at {entry.value['endpoint']} did not answer within {patience:g} s") from None
+            raise NoAnswer(
+                f"node {entry.holder} at {entry.value['endpoint']} did not answer within {patience:g} s"
+            ) from None
         except (KeyError, Unroutable) as error:
             raise NoAnswer(f"node {entry.holder} cannot be reached: {error}") from None
         finally:

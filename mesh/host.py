@@ -14,12 +14,12 @@ from typing import Any
 from opentelemetry import context as context_api
 from opentelemetry import trace
 
+from bitactor.arguments import Bound, Carried
 from bitactor.codec import decode_token
 from bitactor.context import Context
-from bitactor.errors import InvalidInput, InvalidOutcome
+from bitactor.errors import InvalidOutcome, SignalTooLarge
 from bitactor.outcome import Outcome
 from bitactor.plan import Callback, Plan, PlanStep
-from bitactor.policy import Backoff
 from bitactor.ports import Clock
 from bitactor.signal import UNDO, Fault, Signal
 from mesh.actor import ENDED, LONGEST_DELAY, BitActor, Done
@@ -55,7 +55,7 @@ class Host:
         self._copy_context = contextvars.copy_context().copy
 
     def launch(
-        self, plan: Plan, step: PlanStep, signal: Signal, arguments: Callable[[], dict[str, Any]], result: Any, done: Done
+        self, plan: Plan, step: PlanStep, signal: Signal, arguments: Bound | Carried, result: Any, done: Done
     ) -> BitActor:
         """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an undo takes back.
 
@@ -65,6 +65,7 @@ class Host:
         callback = step.undo if undoing and step.undo is not None else step.run
         spawner = self.spawners[_place(step, callback) if undoing else step.spawn]
         actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done)
+        actor.result = result
         if signal.fault is not None:
             actor.begin()
             error = error_of(signal.fault, plan.errors)
@@ -127,10 +128,10 @@ class Host:
         except BaseException as broken:
             if actor.state == ENDED:
                 return  # we were not waited for any longer
-            logger.warning("compensate of %s raised %r while handling %r", actor.signal.name, broken, error)
-            second = fault_of(broken)
-            joined = fault._replace(message=f"{fault.message} (and its compensate raised {second.summary()})")
-            actor.judge(None, error, joined)
+            what = "backoff" if step.compensate is None else "compensate"
+            second = fault_of(broken).summary()
+            actor.judge(None, error, fault._replace(message=f"{fault.message} (and its {what} raised {second})"))
+            logger.warning("%s of %s raised %s while handling %s", what, actor.signal.name, second, fault.summary())
 
     async def _call_policy(self, actor: BitActor, callback: Callback, error: BaseException) -> Any:
         kwargs = self._kwargs(actor, callback, actor.arguments(), None, error)
@@ -198,7 +199,7 @@ def _without_stop_iteration(function: Callable[..., Any], kwargs: dict[str, Any]
 
 
 def _hopeless(error: BaseException) -> bool:
-    return isinstance(error, InvalidOutcome)
+    return isinstance(error, InvalidOutcome | SignalTooLarge)
 
 
 def _enter_span(root: str, hop: str) -> None:

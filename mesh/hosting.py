@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cachetools import LRUCache
 
-from bitactor.arguments import converted
+from bitactor.arguments import Carried
 from bitactor.codec import decode_token, encode_message, token_from_bytes
 from bitactor.errors import BitActorError, MalformedSignal, Unroutable
 from bitactor.plan import Plan
@@ -60,22 +60,12 @@ class Hosting:
             self._refuse(signal, Unroutable(f"this node does not run {signal.name!r}"))
             return
         try:
-            values, result = decode_token(signal.token)
-            if not isinstance(values, dict) or not isinstance(result, bytes):
-                raise MalformedSignal("a signal's token is a mapping of arguments and a result")
-            result = token_from_bytes(result)
-        except (BitActorError, TypeError, ValueError) as error:
+            values, result = _unpacked(signal.token)
+        except BitActorError as error:
             self._refuse(signal, error)
             return
         step = plan.steps[plan.by_name[name]]
-        if not values.keys() >= {argument.name for argument in step.arguments}:
-            self._refuse(signal, MalformedSignal(f"a signal for {signal.name!r} without all of its arguments"))
-            return
-        token = signal.token
-
-        def arguments() -> dict[str, Any]:
-            return converted(step.arguments, decode_token(token)[0], step.address)
-
+        arguments = Carried(step.arguments, values, step.address)
         actor = self._host.launch(plan, step, signal._replace(token=None), arguments, result, partial(self._done, key))
         if actor.state != ENDED:
             self._running[key] = actor
@@ -111,3 +101,11 @@ class Hosting:
             self._send(endpoint, message)
         except BitActorError:
             return  # the owner is not reading; its lease or ours will end, and the hop be redelivered
+
+
+def _unpacked(token: Any) -> tuple[Any, Any]:
+    """The token of the arguments and the token of what an undo takes back."""
+    parts = decode_token(token)
+    if type(parts) is not list or len(parts) != 2 or not all(type(part) is bytes for part in parts):
+        raise MalformedSignal("a signal's token is its arguments and a result, each packed")
+    return token_from_bytes(parts[0]), token_from_bytes(parts[1])

@@ -85,7 +85,7 @@ class Router:
     def dispatch(self, run: Run, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any) -> None:
         """See `supervisor.Router`."""
         try:
-            token = encode_token([values, bytes(token_bytes(result))])
+            token = encode_token([bytes(token_bytes(encode_token(dict(values)))), bytes(token_bytes(result))])
             message = encode_message(signal._replace(token=token, reply_to=self._endpoint, metadata=_plain(signal.metadata)))
         except (BitActorError, ValueError, TypeError) as error:
             self._supervisor.feed(run, Unrouted(step.index, signal.delivery, fault_of(error)))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-from bitactor.arguments import argument_values, bound_arguments, transformed
+from bitactor.arguments import Bound, argument_values, transformed
 from bitactor.errors import BitActorError, Cancelled, DuplicateTransaction, InvalidInput, StaleOwner, StoreError
 from bitactor.ids import join_hop_id
 from bitactor.plan import Plan, PlanStep
@@ -375,7 +375,7 @@ class Supervisor:
             return
         if run.done is None:
             run.done = partial(self._hop_done, run)
-        arguments = partial(bound_arguments, step.arguments, saga.tokens, step.address, decided)
+        arguments = _new(Bound, (step.arguments, saga.tokens, step.address, decided))
         actor = self.host.launch(plan, step, signal, arguments, result, run.done)
         if actor.state != ENDED:
             run.actors[index] = actor
@@ -439,7 +439,7 @@ class Supervisor:
             arguments = transformed(step.arguments, saga.tokens, step.address)
             wanted = True
             if step.when is not None:
-                values = bound_arguments(step.arguments, saga.tokens, step.address, arguments)
+                values = Bound(step.arguments, saga.tokens, step.address, arguments)()
                 values |= argument_values(step.when_arguments, saga.tokens, step.address)
                 wanted = bool(step.when.function(**{name: values[name] for name in step.when.takes}))
         except BaseException as error:

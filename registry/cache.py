@@ -7,10 +7,12 @@ answered, and dropped only when they have not come back in time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from registry.entry import APPEARED, CHANGED, DISAPPEARED, Entry, Notice
 
 _Key = tuple[str, str]
+_MAX_EXTENSIONS: Final = 50
 
 
 class Cache:
@@ -22,6 +24,8 @@ class Cache:
         self._count = 0
         self._unseen: set[_Key] = set()
         self._unconfirmed: set[_Key] = set()
+        self._returning = False
+        self._extensions = 0
         self.grace_until_ns: int | None = None
         """When unconfirmed entries are to be dropped, if there are any."""
 
@@ -49,7 +53,9 @@ class Cache:
         """Know an entry; the notices of what that changes.  Nobody else can have a unique name, whatever was known."""
         key = (entry.name, entry.holder)
         self._unseen.discard(key)
-        self._unconfirmed.discard(key)
+        if key in self._unconfirmed:
+            self._unconfirmed.remove(key)
+            self._returning = True
         known = self._names.get(entry.name, ())
         notices: list[Notice] = []
         kept: list[Entry] = []
@@ -95,13 +101,20 @@ class Cache:
         missing, self._unseen = self._unseen, set()
         if grace_until_ns is not None:
             self._unconfirmed |= missing
+            self._returning = False
+            self._extensions = 0
             self.grace_until_ns = grace_until_ns if self._unconfirmed else None
             return []
         return self._drop(missing - self._unconfirmed)
 
-    def end_grace(self, now_ns: int) -> list[Notice]:
-        """Drop what was not confirmed, if it is time."""
+    def end_grace(self, now_ns: int, extension_ns: int) -> list[Notice]:
+        """Drop what was not confirmed, if it is time; while entries keep coming back, the others get `extension_ns` more."""
         if self.grace_until_ns is None or now_ns < self.grace_until_ns:
+            return []
+        if self._unconfirmed and self._returning and self._extensions < _MAX_EXTENSIONS:
+            self._returning = False
+            self._extensions += 1
+            self.grace_until_ns = now_ns + extension_ns
             return []
         self.grace_until_ns = None
         unconfirmed, self._unconfirmed = self._unconfirmed, set()

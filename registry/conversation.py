@@ -259,7 +259,7 @@ class Conversation:
         """Do what is due; call when `next_tick_ns` is reached, after `receive` of what has come by then."""
         self._check_lease(now_ns)
         if self.connected:
-            self.notices += self.cache.end_grace(now_ns)
+            self.notices += self.cache.end_grace(now_ns, 2 * self._heartbeat_ns)
         for name in [name for name, at in self._retries.items() if at <= now_ns]:
             del self._retries[name]
             if name in self._wanted:

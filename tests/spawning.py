@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from bitactor.arguments import bound_arguments
+from bitactor.arguments import Bound
 from bitactor.codec import encode_token
 from bitactor.ids import hop_id
 from bitactor.signal import FORWARD, UNDO, Reply, Signal
@@ -82,7 +82,7 @@ class Stage:
             )
         )  # fmt: skip
         tokens = [None] * len(plan.steps) + [encode_token(value) for value in inputs]
-        arguments = partial(bound_arguments, compiled.arguments, tokens, compiled.address, None)
+        arguments = Bound(compiled.arguments, tokens, compiled.address)
 
         def begin() -> None:
             token = encode_token(result) if direction == UNDO else None

@@ -115,7 +115,12 @@ def test_the_core_is_pure() -> None:
 
 
 def test_the_command_is_no_part_of_the_core() -> None:
-    users = {found.importer for package in ("bitactor", "registry") for found in all_imports(package) if found.module in COMMAND}
+    users = {
+        found.importer
+        for package in ("bitactor", "registry")
+        for found in all_imports(package)
+        if found.module in COMMAND
+    }
     assert users <= COMMAND
 
 

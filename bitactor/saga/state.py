@@ -261,6 +261,8 @@ class SagaState:
                 raise self._damaged(pulse, f"in a transaction that is {self.phase}")
             if state == WAITING and self.missing[index] and pulse.kind != LATE:
                 raise self._damaged(pulse, "before what the step waits for")
+            if pulse.kind == SPAWNED:
+                self._check_spawn(pulse, index)
             rule(self, pulse, index)
         else:
             whole = EVOLUTION_OF_THE_WHOLE.get(pulse.kind)
@@ -268,6 +270,15 @@ class SagaState:
                 raise self._damaged(pulse, f"in a transaction that is {self.phase}")
             whole(self, pulse)
         self.seq += 1
+
+    def _check_spawn(self, pulse: Pulse, index: int) -> None:
+        delivery = (pulse.data or {}).get("delivery")
+        before = self.undo_attempts if pulse.direction == UNDO else self.attempts
+        running = self.states[index] in (RUNNING, ASSESSING, IN_DOUBT if pulse.direction == FORWARD else UNDO_RUNNING)
+        if running != (delivery is not None):
+            raise self._damaged(pulse, "which is neither its next attempt nor its next delivery")
+        if pulse.attempt != before[index] + (not running) or (running and delivery != self.deliveries[index] + 1):
+            raise self._damaged(pulse, f"attempt {pulse.attempt}, delivery {delivery or 1}, which is not the next one")
 
     def _damaged(self, pulse: Pulse, why: str) -> StoreError:
         of = f" of {pulse.step!r}" if pulse.step else ""

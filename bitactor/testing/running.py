@@ -11,6 +11,7 @@ from bitactor.arguments import argument_values, converted, transformed
 from bitactor.codec import decode_pulse, decode_token, encode_pulse, encode_token
 from bitactor.compiling import with_function
 from bitactor.errors import ConfigurationError, InvalidInput, suggest
+from bitactor.ids import hop_id
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import Pulse
 from bitactor.saga import (
@@ -305,6 +306,7 @@ class _Running:
                 values |= argument_values(step.when_arguments, saga.tokens, step.address)
                 wanted = bool(step.when.function(**{name: values[name] for name in step.when.takes}))
         except Exception as error:
+            self.errors[hop_id(saga.transaction, step.name)] = error
             fault = fault_of(error)
             message = f"deciding on {step.address!r}: {fault.message}"
             self.stimuli.append(Decided(step.index, True, None, fault._replace(message=message)))

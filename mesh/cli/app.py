@@ -18,7 +18,9 @@ from mesh.cli import registry
 from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, code_of
 from mesh.cli.output import print_error
 
-_HELP = "BitActor: bounded work as hops with a budget and a deadline, undone when it fails, traced to the last transition."
+_HELP = (
+    "BitActor: bounded work as hops with a budget and a deadline, undone when it fails, traced to the last transition."
+)
 
 
 def _version() -> str:
@@ -75,7 +77,10 @@ def _run(arguments: list[str]) -> int:
     try:
         answer = _call(arguments)
     except CycloptsError as error:
-        print_error(str(error).strip(), f"'bitactor {' '.join(_verbs(arguments))} --help' shows what it takes".replace("  ", " "))
+        print_error(
+            str(error).strip(),
+            f"'bitactor {' '.join(_verbs(arguments))} --help' shows what it takes".replace("  ", " "),
+        )
         return USAGE
     except CommandError as error:
         print_error(str(error), error.hint, error.details)

@@ -24,12 +24,12 @@ async def cancel(
 
     Waits until it has ended, and shows how; one that had ended before stays as it is.
 
+    Example: bitactor cancel 01993a0e7c5b7d14a3f2c1d0e9b8a7f6 --registry ipc:///run/user/1000/bitactor/registry
+
     Parameters
     ----------
     transaction
         Its id.
-
-    Example: bitactor cancel 01993a0e7c5b7d14a3f2c1d0e9b8a7f6 --registry ipc:///run/user/1000/bitactor/registry
     """
     wanted = transaction_id(transaction)
     described = await ask(registry, curve, lambda client: client.cancel(wanted, reason))

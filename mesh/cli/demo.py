@@ -27,10 +27,16 @@ from mesh.waterfall import show
 
 async def demo(
     *,
-    csv: Annotated[Path, Parameter(help=f"Sign-ups of your own; columns {', '.join(FIELDS)}.", show_default=False)] = SHIPPED,
+    csv: Annotated[
+        Path, Parameter(help=f"Sign-ups of your own; columns {', '.join(FIELDS)}.", show_default=False)
+    ] = SHIPPED,
     rows: Annotated[int | None, Parameter(help="Only the first so many.")] = None,
-    keep: Annotated[Path | None, Parameter(help="Directory for journal and users table, instead of a temporary one.")] = None,
-    otlp: Annotated[str, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318: see the traces in Jaeger.")] = "",
+    keep: Annotated[
+        Path | None, Parameter(help="Directory for journal and users table, instead of a temporary one.")
+    ] = None,
+    otlp: Annotated[
+        str, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318: see the traces in Jaeger.")
+    ] = "",
     json: Json = False,
 ) -> int:
     """Watch real sign-ups go hop by hop through four processes, and what happens when things go wrong.
@@ -71,7 +77,12 @@ def _progress(*, quiet: bool) -> Iterator[Told]:
     if quiet or not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+    )
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task("", total=1)
 
@@ -114,10 +125,14 @@ def _events(outcome: Outcome) -> Iterator[Text]:
         f"A worker was killed with SIGKILL half-way: {_count(found.redelivered, 'hop')} of {_count(found.redelivered_in, 'transaction')} "
         "went to the other one, under the same idempotency keys.",
     )
-    yield Text.assemble(bullet, f"The mail server asked for patience: {_count(found.retried, 'hop')} retried; {_count(found.undone, 'user')} deleted again.")
+    yield Text.assemble(
+        bullet,
+        f"The mail server asked for patience: {_count(found.retried, 'hop')} retried; {_count(found.undone, 'user')} deleted again.",
+    )
     for ending in found.expired:
         yield Text.assemble(
-            bullet, f"Two consumers wrote to each other until their budget ended: ttl_expired after {found.echo_hops} hops: {ending.expired}"
+            bullet,
+            f"Two consumers wrote to each other until their budget ended: ttl_expired after {found.echo_hops} hops: {ending.expired}",
         )
 
 
@@ -126,7 +141,12 @@ def _verdict(outcome: Outcome, console: Console) -> None:
     console.print()
     if not found.problems:
         completed = found.endings["completed"]
-        console.print(Text.assemble(("✓ ", "green"), f"It adds up: {completed} sign-ups completed, {completed} users in the table, {completed} letters delivered."))
+        console.print(
+            Text.assemble(
+                ("✓ ", "green"),
+                f"It adds up: {completed} sign-ups completed, {completed} users in the table, {completed} letters delivered.",
+            )
+        )
     for problem in found.problems:
         console.print(Text.assemble(("✗ ", "bold red"), f"It does not add up: {problem}."))
 
@@ -139,7 +159,10 @@ def _look_further(outcome: Outcome, console: Console) -> None:
         lines.append(f"bitactor trace {found.slow.row.transaction}   # the hop that hung")
     if found.expired:
         lines.append(f"bitactor trace {found.expired[0].row.root}   # the loop")
-    lines += ["bitactor graph mesh.demo.signup:signup", f"rm -r {shlex.quote(str(outcome.directory))}   # when you have seen enough"]
+    lines += [
+        "bitactor graph mesh.demo.signup:signup",
+        f"rm -r {shlex.quote(str(outcome.directory))}   # when you have seen enough",
+    ]
     for line in lines:
         console.print(f"  {line}", soft_wrap=True)
     console.print(Text(f"\n{outcome.seconds:.1f} s in all; nothing is left running.", style="dim"))
@@ -161,7 +184,10 @@ def _document(outcome: Outcome) -> dict[str, Any]:
         "redelivered": {"hops": found.redelivered, "transactions": found.redelivered_in},
         "retried": found.retried,
         "undone": found.undone,
-        "ttl_expired": [{"transaction": ending.row.transaction, "root": ending.row.root, "chain": ending.expired} for ending in found.expired],
+        "ttl_expired": [
+            {"transaction": ending.row.transaction, "root": ending.row.root, "chain": ending.expired}
+            for ending in found.expired
+        ],
         "compensated": found.compensated.row.transaction if found.compensated is not None else None,
         "timed_out": found.slow.row.transaction if found.slow is not None else None,
         "seconds": round(outcome.seconds, 3),

@@ -32,7 +32,19 @@ from mesh.startup import namesake
 from mesh.stores import open_reader
 from mesh.transports.addresses import MAX_IPC_PATH
 
-NEEDED: Final = ("pykka", "msgpack", "pyzmq", "pydantic", "pydantic-settings", "opentelemetry-sdk", "cachetools", "cyclopts", "rich", "starlette", "uvicorn")
+NEEDED: Final = (
+    "pykka",
+    "msgpack",
+    "pyzmq",
+    "pydantic",
+    "pydantic-settings",
+    "opentelemetry-sdk",
+    "cachetools",
+    "cyclopts",
+    "rich",
+    "starlette",
+    "uvicorn",
+)
 _NAME_LENGTH: Final = len("/bitactor-12345678/n123456789012")
 _FEW_FILES: Final = 1_024
 _SYMBOLS: Final = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
@@ -75,7 +87,9 @@ async def doctor(
     else:
         for check in checks:
             symbol, style = _SYMBOLS[check.verdict]
-            out().print(Text.assemble((f"{symbol} ", style), f"{check.name:<10} ", printable(check.found)), soft_wrap=True)
+            out().print(
+                Text.assemble((f"{symbol} ", style), f"{check.name:<10} ", printable(check.found)), soft_wrap=True
+            )
             if check.todo:
                 out().print(Text.assemble(" " * 13, ("→ ", "dim"), printable(check.todo)), soft_wrap=True)
     return FAILED if failed else OK
@@ -94,9 +108,13 @@ def _packages() -> Iterator[Check]:
         except PackageNotFoundError:
             missing.append(name)
     if missing:
-        yield Check("packages", "fail", f"not installed: {', '.join(missing)}", "pip install --force-reinstall bitactor")
+        yield Check(
+            "packages", "fail", f"not installed: {', '.join(missing)}", "pip install --force-reinstall bitactor"
+        )
     else:
-        yield Check("packages", "ok", f"{', '.join(found)}; libzmq {zmq.zmq_version()}, SQLite {sqlite3.sqlite_version}")
+        yield Check(
+            "packages", "ok", f"{', '.join(found)}; libzmq {zmq.zmq_version()}, SQLite {sqlite3.sqlite_version}"
+        )
 
 
 def _hidden() -> Iterator[Check]:
@@ -105,7 +123,12 @@ def _hidden() -> Iterator[Check]:
         yield Check("imports", "fail", complaint(name, found))
     here = namesake(Path.cwd())
     if here is not None:
-        yield Check("imports", "warn", f"{here} has the name of one of BitActor's packages", "'bitactor run' from here is refused; rename it")
+        yield Check(
+            "imports",
+            "warn",
+            f"{here} has the name of one of BitActor's packages",
+            "'bitactor run' from here is refused; rename it",
+        )
     elif not hidden:
         yield Check("imports", "ok", f"{', '.join(PACKAGES)} are ours")
 
@@ -113,11 +136,23 @@ def _hidden() -> Iterator[Check]:
 def _system() -> Iterator[Check]:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
-        yield Check("files", "warn", f"{soft} open files are allowed", f"ulimit -n {_FEW_FILES * 4}: each node and worker process needs a few")
+        yield Check(
+            "files",
+            "warn",
+            f"{soft} open files are allowed",
+            f"ulimit -n {_FEW_FILES * 4}: each node and worker process needs a few",
+        )
     else:
-        yield Check("files", "ok", f"{'any number of' if soft == resource.RLIM_INFINITY else soft} open files are allowed")
+        yield Check(
+            "files", "ok", f"{'any number of' if soft == resource.RLIM_INFINITY else soft} open files are allowed"
+        )
     if not zmq.has("curve"):
-        yield Check("curve", "warn", "this libzmq has no CURVE", "nodes can meet on ipc:// only; reinstall pyzmq from its wheel for tcp://")
+        yield Check(
+            "curve",
+            "warn",
+            "this libzmq has no CURVE",
+            "nodes can meet on ipc:// only; reinstall pyzmq from its wheel for tcp://",
+        )
 
 
 def _directories(registry: str) -> Iterator[Check]:
@@ -125,13 +160,23 @@ def _directories(registry: str) -> Iterator[Check]:
     place = tempfile.gettempdir()
     longest = len(os.fsencode(place)) + _NAME_LENGTH
     if longest > MAX_IPC_PATH:
-        yield Check("sockets", "fail", f"{place} is too long for sockets in it ({longest} bytes of {MAX_IPC_PATH})", "set TMPDIR to a short one")
+        yield Check(
+            "sockets",
+            "fail",
+            f"{place} is too long for sockets in it ({longest} bytes of {MAX_IPC_PATH})",
+            "set TMPDIR to a short one",
+        )
     else:
         try:
             with tempfile.TemporaryDirectory(prefix="bitactor-") as made:
                 yield _private(Path(made), "sockets")
         except OSError as error:
-            yield Check("sockets", "fail", f"no directory can be made in {place}: {error.strerror}", "set TMPDIR to a place that can be written")
+            yield Check(
+                "sockets",
+                "fail",
+                f"no directory can be made in {place}: {error.strerror}",
+                "set TMPDIR to a place that can be written",
+            )
     if registry.startswith("ipc://"):
         directory = Path(registry.removeprefix("ipc://")).parent
         if directory.is_dir():
@@ -144,8 +189,17 @@ def _private(directory: Path, name: str) -> Check:
     status = directory.stat()
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077 or status.st_uid != os.geteuid():
-        return Check(name, "fail", f"{directory} has mode {mode:o}: others could send to what listens there", f"chmod 700 {directory}, or use another")
-    return Check(name, "ok", f"{directory.parent if name == 'sockets' and directory.name.startswith('bitactor-') else directory} takes private sockets")
+        return Check(
+            name,
+            "fail",
+            f"{directory} has mode {mode:o}: others could send to what listens there",
+            f"chmod 700 {directory}, or use another",
+        )
+    return Check(
+        name,
+        "ok",
+        f"{directory.parent if name == 'sockets' and directory.name.startswith('bitactor-') else directory} takes private sockets",
+    )
 
 
 def _store(store: str) -> Check:
@@ -154,10 +208,20 @@ def _store(store: str) -> Check:
             counts = Counter(row.status for row in reader.list(limit=10_000))
     except (BitActorError, OSError) as error:
         missing = isinstance(error, StoreError) and "no such" in str(error).lower()
-        return Check("store", "warn" if missing else "fail", str(error), "the first node makes it" if missing else "name a store that this version reads")
+        return Check(
+            "store",
+            "warn" if missing else "fail",
+            str(error),
+            "the first node makes it" if missing else "name a store that this version reads",
+        )
     shown = ", ".join(f"{number} {status}" for status, number in counts.most_common()) or "empty"
     if counts["stuck"] or counts["halted"]:
-        return Check("store", "warn", f"{store}: {shown}", "'bitactor list --status stuck' (or halted) shows them, 'bitactor resume ID' lets one go on")
+        return Check(
+            "store",
+            "warn",
+            f"{store}: {shown}",
+            "'bitactor list --status stuck' (or halted) shows them, 'bitactor resume ID' lets one go on",
+        )
     return Check("store", "ok", f"{store}: {shown}")
 
 
@@ -171,14 +235,25 @@ async def _registry(registry: str, curve: Path | None) -> list[Check]:
     checks = [Check("registry", "ok", f"{registry} answers in {took * 1000:.1f} ms")]
     silent = [node["node"] for node in nodes if node["state"] == "silent"]
     if silent:
-        checks.append(Check("nodes", "fail", f"registered, but silent: {', '.join(silent)}", "look whether they hang; their leases are alive"))
+        checks.append(
+            Check(
+                "nodes",
+                "fail",
+                f"registered, but silent: {', '.join(silent)}",
+                "look whether they hang; their leases are alive",
+            )
+        )
     elif not nodes:
-        checks.append(Check("nodes", "warn", "no node is registered", f"bitactor run MODULE:OBJECT --registry {registry}"))
+        checks.append(
+            Check("nodes", "warn", "no node is registered", f"bitactor run MODULE:OBJECT --registry {registry}")
+        )
     else:
         checks.append(Check("nodes", "ok", f"{len(nodes)} answer: {', '.join(node['node'] for node in nodes)}"))
     parked = sum(len(node.get("parked", ())) for node in nodes)
     if parked:
-        checks.append(Check("nodes", "warn", f"{parked} transactions cannot go on where they are", "their nodes' logs say why"))
+        checks.append(
+            Check("nodes", "warn", f"{parked} transactions cannot go on where they are", "their nodes' logs say why")
+        )
     return checks
 
 
@@ -188,12 +263,24 @@ def _collector(otlp: str) -> Check:
     try:
         connection = kind(url.hostname or "", url.port or 4318, timeout=3.0)
         try:
-            connection.request("POST", f"{url.path.rstrip('/')}/v1/traces", b"", {"Content-Type": "application/x-protobuf"})
+            connection.request(
+                "POST", f"{url.path.rstrip('/')}/v1/traces", b"", {"Content-Type": "application/x-protobuf"}
+            )
             status = connection.getresponse().status
         finally:
             connection.close()
     except (OSError, HTTPException, ValueError) as error:
-        return Check("collector", "warn", f"nobody takes spans at {otlp}: {error}", "runs go on without; start one, such as Jaeger, on port 4318")
+        return Check(
+            "collector",
+            "warn",
+            f"nobody takes spans at {otlp}: {error}",
+            "runs go on without; start one, such as Jaeger, on port 4318",
+        )
     if status >= 400:
-        return Check("collector", "warn", f"{otlp} answers {status} to an empty OTLP request", "is it the collector's OTLP/HTTP port?")
+        return Check(
+            "collector",
+            "warn",
+            f"{otlp} answers {status} to an empty OTLP request",
+            "is it the collector's OTLP/HTTP port?",
+        )
     return Check("collector", "ok", f"{otlp} takes spans")

@@ -14,15 +14,17 @@ def graph(place: str, /, *, json: Json = False) -> None:
 
     Paste it into a ```mermaid block (GitHub, GitLab), or into mermaid.live.
 
+    Example: bitactor graph mesh.demo.signup:signup
+
     Parameters
     ----------
     place
         MODULE:OBJECT, where OBJECT is a Workflow, a consumer, a list of them, or a Mesh.
-
-    Example: bitactor graph mesh.demo.signup:signup
     """
     found = load(place)
-    plans = found.node.plans.values() if isinstance(found, Mesh) else [item.check() for item in definitions(found, place)]
+    plans = (
+        found.node.plans.values() if isinstance(found, Mesh) else [item.check() for item in definitions(found, place)]
+    )
     if json:
         print_lines({"workflow": plan.workflow, "digest": plan.digest, "mermaid": mermaid(plan)} for plan in plans)
     else:

@@ -50,7 +50,13 @@ def _show(rows: list[TransactionRow]) -> None:
     print_table(
         ("transaction", "status", "took", "began", "workflow"),
         (
-            (row.transaction, status_text(row.status), duration(max(0, row.updated_ns - row.created_ns)), moment(row.created_ns)[5:], row.workflow)
+            (
+                row.transaction,
+                status_text(row.status),
+                duration(max(0, row.updated_ns - row.created_ns)),
+                moment(row.created_ns),
+                row.workflow,
+            )
             for row in rows
         ),
         fold="workflow",

@@ -14,10 +14,18 @@ from mesh.client import Client
 
 T = TypeVar("T")
 
-Json = Annotated[bool, Parameter("--json", negative=(), help="For machines: JSON on stdout and nothing else there.")]
-Store = Annotated[str, Parameter("--store", env_var="BITACTOR_STORE", help="The journal's URL, such as sqlite:///pulses.db.")]
-Registry = Annotated[str, Parameter("--registry", env_var="BITACTOR_REGISTRY", help="Endpoint of the registry, to ask the nodes it knows.")]
-Curve = Annotated[Path | None, Parameter("--curve", env_var="BITACTOR_CURVE", help="File with the mesh's key pair; tcp endpoints need it.")]
+Json = Annotated[bool, Parameter("--json", negative=(), show_default=False, help="For machines: JSON on stdout and nothing else there.")]
+Store = Annotated[
+    str, Parameter("--store", env_var="BITACTOR_STORE", help="The journal's URL, such as sqlite:///pulses.db.")
+]
+Registry = Annotated[
+    str,
+    Parameter("--registry", env_var="BITACTOR_REGISTRY", help="Endpoint of the registry, to ask the nodes it knows."),
+]
+Curve = Annotated[
+    Path | None,
+    Parameter("--curve", env_var="BITACTOR_CURVE", help="File with the mesh's key pair; tcp endpoints need it."),
+]
 
 _FULL_ID = 32
 
@@ -37,7 +45,10 @@ def transaction_id(given: str) -> str:
 def require_place(store: str, registry: str) -> None:
     """Raises `UsageError` unless we are told where to look."""
     if not store and not registry:
-        raise UsageError("where is the mesh? neither --store nor --registry was given", "give one of them, or set BITACTOR_STORE or BITACTOR_REGISTRY")
+        raise UsageError(
+            "where is the mesh? neither --store nor --registry was given",
+            "give one of them, or set BITACTOR_STORE or BITACTOR_REGISTRY",
+        )
 
 
 def require_registry(registry: str) -> None:

@@ -41,7 +41,9 @@ class PipedConsole(Console):
 def out(piped_width: int = PIPED_WIDTH) -> Console:
     """Where results go; `piped_width` is how wide, where no terminal and no COLUMNS says so."""
     given = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return PipedConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if given else piped_width)
+    return PipedConsole(
+        file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if given else piped_width
+    )
 
 
 def err() -> Console:
@@ -70,12 +72,17 @@ def print_error(message: str, hint: str = "", details: str = "") -> None:
         console.print(Text.assemble(("  → ", "dim"), _line(hint)))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, fold: str = "", right: Sequence[str] = ()) -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, fold: str = "", right: Sequence[str] = ()
+) -> None:
     """A plain table; the column `fold` gives way when the terminal is narrow."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0), show_edge=False)
     for column in columns:
         table.add_column(
-            column, no_wrap=column != fold, overflow="fold" if column == fold else "ellipsis", justify="right" if column in right else "left"
+            column,
+            no_wrap=column != fold,
+            overflow="fold" if column == fold else "ellipsis",
+            justify="right" if column in right else "left",
         )
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
@@ -88,8 +95,10 @@ def status_text(status: str) -> Text:
 
 
 def moment(at_ns: int) -> str:
-    """Local date and time, to the second."""
-    return dt.datetime.fromtimestamp(at_ns / 1e9).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """Local time to the second; with the date, if that is not today's, to the minute."""
+    at = dt.datetime.fromtimestamp(at_ns / 1e9).astimezone()
+    today = dt.datetime.now().astimezone().date()
+    return at.strftime("%H:%M:%S" if at.date() == today else "%Y-%m-%d %H:%M")
 
 
 def short(value: Any, width: int = 200) -> str:

@@ -38,7 +38,15 @@ async def show(
     elif found:
         print_table(
             ("name", "holder", "", "value"),
-            ((entry.name, entry.holder, f"unique, epoch {entry.epoch}" if entry.unique else "", short(dict(entry.value))) for entry in found),
+            (
+                (
+                    entry.name,
+                    entry.holder,
+                    f"unique, epoch {entry.epoch}" if entry.unique else "",
+                    short(dict(entry.value)),
+                )
+                for entry in found
+            ),
             fold="value",
         )
     else:
@@ -49,21 +57,25 @@ async def serve(
     endpoint: str,
     /,
     *,
-    state: Annotated[Path | None, Parameter(help="File that keeps the boot epoch, so that a restart is safe for clients that stay.")] = None,
+    state: Annotated[
+        Path | None, Parameter(help="File that keeps the boot epoch, so that a restart is safe for clients that stay.")
+    ] = None,
     curve: Curve = None,
-    until_stdin_closes: Annotated[bool, Parameter(negative=(), help="Stop also when standard input ends: the starter is gone.")] = False,
+    until_stdin_closes: Annotated[
+        bool, Parameter(negative=(), show_default=False, help="Stop also when standard input ends: the starter is gone.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Serve the registry that connects the nodes of a mesh.
 
     Prints one line when it is ready, and runs until SIGTERM or SIGINT.
 
+    Example: bitactor registry serve ipc:///run/user/1000/bitactor/registry --state registry.boot
+
     Parameters
     ----------
     endpoint
         ipc:///directory/name, or tcp://host:port with --curve.
-
-    Example: bitactor registry serve ipc:///run/user/1000/bitactor/registry --state registry.boot
     """
     server = RegistryServer(endpoint, state, KeyPair.load(curve) if curve is not None else None)
     with Stopping() as stopping:

@@ -13,12 +13,12 @@ async def resume(transaction: str, /, *, registry: Registry = "", curve: Curve =
 
     Returns at once; its deadline has stood still meanwhile.
 
+    Example: bitactor resume 01993a0e7c5b7d14a3f2c1d0e9b8a7f6 --registry ipc:///run/user/1000/bitactor/registry
+
     Parameters
     ----------
     transaction
         Its id.
-
-    Example: bitactor resume 01993a0e7c5b7d14a3f2c1d0e9b8a7f6 --registry ipc:///run/user/1000/bitactor/registry
     """
     wanted = transaction_id(transaction)
     described = await ask(registry, curve, lambda client: client.resume(wanted))

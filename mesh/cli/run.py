@@ -39,32 +39,49 @@ async def run(
     place: str,
     /,
     *,
-    store: Annotated[str | None, Parameter(env_var="BITACTOR_STORE", help="Where pulses are kept: memory://, or sqlite:///pulses.db.")] = None,
-    registry: Annotated[str | None, Parameter(env_var="BITACTOR_REGISTRY", help="Endpoint of the registry that connects several nodes.")] = None,
-    http: Annotated[str | None, Parameter(help="Serve the HTTP ingress: PORT (on 127.0.0.1; 0: any free one), or HOST:PORT.")] = None,
+    store: Annotated[
+        str | None,
+        Parameter(env_var="BITACTOR_STORE", help="Where pulses are kept: memory://, or sqlite:///pulses.db."),
+    ] = None,
+    registry: Annotated[
+        str | None, Parameter(env_var="BITACTOR_REGISTRY", help="Endpoint of the registry that connects several nodes.")
+    ] = None,
+    http: Annotated[
+        str | None, Parameter(help="Serve the HTTP ingress: PORT (on 127.0.0.1; 0: any free one), or HOST:PORT.")
+    ] = None,
     endpoint: Annotated[str | None, Parameter(help="Where other nodes reach this one, ipc://… or tcp://….")] = None,
     otlp: Annotated[str | None, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318.")] = None,
     curve: Annotated[Path | None, Parameter(help="File with the mesh's key pair; tcp endpoints need it.")] = None,
-    no_host: Annotated[bool, Parameter("--no-host", negative=(), help="Only supervise; other nodes run the steps and consumers.")] = False,
-    drain: Annotated[float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")] = None,
-    verbose: Annotated[bool, Parameter(("-v", "--verbose"), negative=(), help="Log more than warnings to stderr.")] = False,
-    until_stdin_closes: Annotated[bool, Parameter(negative=(), help="Stop also when standard input ends: the starter is gone.")] = False,
+    no_host: Annotated[
+        bool, Parameter("--no-host", negative=(), show_default=False, help="Only supervise; other nodes run the steps and consumers.")
+    ] = False,
+    drain: Annotated[
+        float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")
+    ] = None,
+    verbose: Annotated[
+        bool, Parameter(("-v", "--verbose"), negative=(), show_default=False, help="Log more than warnings to stderr.")
+    ] = False,
+    until_stdin_closes: Annotated[
+        bool, Parameter(negative=(), show_default=False, help="Stop also when standard input ends: the starter is gone.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Run a node: it takes stimuli, supervises transactions and runs steps, until it is stopped.
 
     Prints one line when it is ready. SIGTERM or SIGINT: take no more work, let what runs end, flush; a second one: now.
-    Every option can also come from the environment (BITACTOR_STORE, ...).
+    Options of the node (all but --http) can also come from the environment: BITACTOR_STORE, BITACTOR_DRAIN ...
+
+    Example: bitactor run mesh.demo.signup:service --store sqlite:///pulses.db --http 8000
 
     Parameters
     ----------
     place
         MODULE:OBJECT, where OBJECT is a Workflow, a consumer, a list of them, or a Mesh with options of its own.
-
-    Example: bitactor run mesh.demo.signup:service --store sqlite:///pulses.db --http 8000
     """
     logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
     )
     options = {
         "store": store, "registry": registry, "endpoint": endpoint, "otlp": otlp, "curve": curve, "hosts": False if no_host else None, "drain": drain,
@@ -94,7 +111,9 @@ def _server(mesh: Mesh, http: str | None) -> Server:
         return NodeAlone(mesh)
     host, separator, port = http.rpartition(":")
     if not port.isdecimal() or int(port) > 65_535 or (separator and not host):
-        raise UsageError(f"--http {http!r} is neither PORT nor HOST:PORT", "such as 8000, or 0.0.0.0:8000 for other machines")
+        raise UsageError(
+            f"--http {http!r} is neither PORT nor HOST:PORT", "such as 8000, or 0.0.0.0:8000 for other machines"
+        )
     return HttpServer(mesh, host=host.strip("[]") or DEFAULT_HOST, port=int(port))
 
 
@@ -105,25 +124,25 @@ async def _run(server: Server, mesh: Mesh, stopping: Stopping, *, machine: bool)
     started = asyncio.ensure_future(server.started.wait())
     try:
         await asyncio.wait((running, started, asked), return_when=asyncio.FIRST_COMPLETED)
-        if not started.done():
-            return  # it failed, or was not wanted any more before it was up
-        _say_ready(server, mesh, machine=machine)
-        await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
-        server.stop()
-        bound = mesh.node.settings.drain + FLUSH_WITHIN
-        await asyncio.wait((running, hurried), timeout=bound, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            stopping.hurry()
+        if started.done() and not running.done():
+            _say_ready(server, mesh, machine=machine)
+            await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
             server.stop()
+            bound = mesh.node.settings.drain + FLUSH_WITHIN
+            await asyncio.wait((running, hurried), timeout=bound, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                stopping.hurry()
+                server.stop()
+        elif not running.done():  # not wanted any more before it was up
+            stopping.hurry()
+            running.cancel()
+        await asyncio.wait((running,))
     finally:
         for waiting in (asked, hurried, started):
             waiting.cancel()
-        if not running.done():
-            stopping.hurry()
-            running.cancel()
-        await asyncio.wait((running, asked, hurried, started))
-        if not running.cancelled():
-            running.result()
+        await asyncio.gather(asked, hurried, started, return_exceptions=True)
+    if not running.cancelled():
+        running.result()
 
 
 def _say_ready(server: Server, mesh: Mesh, *, machine: bool) -> None:
@@ -132,7 +151,12 @@ def _say_ready(server: Server, mesh: Mesh, *, machine: bool) -> None:
         print_lines([{"ready": True, "http": server.url or None, **about}])
         return
     names = [*about["workflows"], *about["consumers"]]
-    parts = [f"node {about['node']} ready: {', '.join(names)}", server.url, "" if about["hosts"] else "supervising only", about["store"]]
+    parts = [
+        f"node {about['node']} ready: {', '.join(names)}",
+        server.url,
+        "" if about["hosts"] else "supervising only",
+        about["store"],
+    ]
     print("; ".join(part for part in parts if part), flush=True)
 
 

@@ -24,15 +24,24 @@ async def stimulate(
     workflow: str,
     /,
     *,
-    input: Annotated[str | None, Parameter(help="The whole input as JSON; @FILE reads a file, - standard input.")] = None,
+    input: Annotated[
+        str | None, Parameter(help="The whole input as JSON; @FILE reads a file, - standard input.")
+    ] = None,
     field: Annotated[
         list[str] | None,
-        Parameter(("-i", "--field"), negative=(), allow_leading_hyphen=True, help="One field, NAME=VALUE; VALUE is JSON, or else text."),
+        Parameter(
+            ("-i", "--field"),
+            negative=(), show_default=False,
+            allow_leading_hyphen=True,
+            help="One field, NAME=VALUE; VALUE is JSON, or else text.",
+        ),
     ] = None,
     key: Annotated[str | None, Parameter(help="Idempotency key: the same key and input begin one transaction.")] = None,
     ttl: Annotated[int | None, Parameter(help="Hop budget, instead of the workflow's.")] = None,
     deadline: Annotated[float | None, Parameter(help="Seconds it may take, instead of the workflow's.")] = None,
-    wait: Annotated[bool, Parameter("--async", negative=(), help="Do not wait for the end, only until it is accepted.")] = False,
+    wait: Annotated[
+        bool, Parameter("--async", negative=(), show_default=False, help="Do not wait for the end, only until it is accepted.")
+    ] = False,
     timeout: Annotated[float | None, Parameter(help="Seconds to wait for the end; by default for ever.")] = None,
     registry: Registry = "",
     http: Annotated[str, Parameter(help="Address of a node's HTTP ingress, instead of a registry.")] = "",
@@ -43,12 +52,12 @@ async def stimulate(
 
     Without --json the result goes to stdout as JSON, and the transaction's id to stderr.
 
+    Example: bitactor stimulate users.signup -i name=Ada -i email=ada@example.org --http http://127.0.0.1:8000
+
     Parameters
     ----------
     workflow
         The workflow's name.
-
-    Example: bitactor stimulate users.signup -i name=Ada -i email=ada@example.org --http http://127.0.0.1:8000
     """
     given = _input(input, field or ())
     if http:
@@ -79,7 +88,9 @@ def _input(whole: str | None, fields: Sequence[str]) -> Any:
     try:
         return json_module.loads(whole)
     except ValueError as error:
-        raise UsageError(f"--input is not JSON: {error}", """such as --input '{"name": "Ada"}', or -i name=Ada""") from None
+        raise UsageError(
+            f"--input is not JSON: {error}", """such as --input '{"name": "Ada"}', or -i name=Ada"""
+        ) from None
 
 
 def _field(text: str) -> tuple[str, Any]:
@@ -93,7 +104,12 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 def _headers(key: str | None, ttl: int | None, deadline: float | None, *, respond_async: bool) -> dict[str, str]:
-    said = {"Idempotency-Key": key, "BitActor-TTL": ttl, "BitActor-Deadline": deadline, "Prefer": "respond-async" if respond_async else None}
+    said = {
+        "Idempotency-Key": key,
+        "BitActor-TTL": ttl,
+        "BitActor-Deadline": deadline,
+        "Prefer": "respond-async" if respond_async else None,
+    }
     return {name: str(value) for name, value in said.items() if value is not None}
 
 
@@ -105,7 +121,9 @@ def _described(answer: Answer) -> dict[str, Any]:
     if "transaction" in content:  # a problem that tells about a transaction
         return {**content, "status": content.get("transaction_status", "failed")}
     raise CommandError(
-        str(content.get("detail") or f"the ingress answered {answer.status}"), _REFUSED.get(answer.status, UNREACHABLE), str(content.get("title", ""))
+        str(content.get("detail") or f"the ingress answered {answer.status}"),
+        _REFUSED.get(answer.status, UNREACHABLE),
+        str(content.get("title", "")),
     )
 
 

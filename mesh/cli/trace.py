@@ -37,12 +37,12 @@ async def trace(
 
     From --store (read only, also while nodes write it), or asked of the nodes of --registry.
 
+    Example: bitactor trace 01993a0e7c5b7d14a3f2c1d0e9b8a7f6 --store sqlite:///pulses.db
+
     Parameters
     ----------
     transaction
         Its id, as stimulate, list or Jaeger show it.
-
-    Example: bitactor trace 01993a0e7c5b7d14a3f2c1d0e9b8a7f6 --store sqlite:///pulses.db
     """
     wanted = transaction_id(transaction)
     require_place(store, registry)
@@ -56,7 +56,9 @@ async def trace(
     else:
         found = await ask(registry, curve, lambda client: _asked(client, wanted, children))
     if not found:
-        raise CommandError(f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there")
+        raise CommandError(
+            f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there"
+        )
     if json:
         print(to_json(found))
     else:

@@ -86,7 +86,11 @@ def find(reader: SqliteReader, posted: Sequence[Posted], expected: int, users: i
     mail = [ending for ending in ours if ending.how == MAIL_FAILED]
     expired = [ending for ending in echoes if ending.expired]
     return Findings(
-        endings={how: counts[how] for how in WHY if counts[how] or how in (COMPLETED, DUPLICATE, MALFORMED, MAIL_FAILED, TIMED_OUT)},
+        endings={
+            how: counts[how]
+            for how in WHY
+            if counts[how] or how in (COMPLETED, DUPLICATE, MALFORMED, MAIL_FAILED, TIMED_OUT)
+        },
         signups=len(posted),
         hops=sum(ending.hops for ending in every),
         redelivered=sum(ending.redelivered for ending in every),
@@ -94,7 +98,9 @@ def find(reader: SqliteReader, posted: Sequence[Posted], expected: int, users: i
         retried=sum(ending.retried for ending in ours),
         undone=sum(ending.undone for ending in ours),
         expired=expired,
-        compensated=max(mail, key=lambda ending: (not ending.redelivered, ending.hops, ending.row.transaction), default=None),
+        compensated=max(
+            mail, key=lambda ending: (not ending.redelivered, ending.hops, ending.row.transaction), default=None
+        ),
         slow=next((ending for ending in ours if ending.how == TIMED_OUT), None),
         echo_hops=sum(ending.hops for ending in echoes),
         transactions=len(every),
@@ -103,7 +109,13 @@ def find(reader: SqliteReader, posted: Sequence[Posted], expected: int, users: i
 
 
 def _problems(
-    ours: Sequence[Ending], counts: Counter[str], posted: Sequence[Posted], expected: int, users: int, letters: int, expired: Sequence[Ending]
+    ours: Sequence[Ending],
+    counts: Counter[str],
+    posted: Sequence[Posted],
+    expected: int,
+    users: int,
+    letters: int,
+    expired: Sequence[Ending],
 ) -> Iterator[str]:
     completed = counts[COMPLETED]
     if len(posted) != expected:
@@ -137,7 +149,9 @@ def _rows(reader: SqliteReader) -> Iterator[TransactionRow]:
 
 def _ending(row: TransactionRow, pulses: Sequence[Pulse]) -> Ending:
     error = next((pulse.error or "" for pulse in reversed(pulses) if pulse.kind in (kinds.FAILED, kinds.TIMED_OUT)), "")
-    expired = next((pulse for pulse in pulses if pulse.kind == kinds.TOMBSTONE and pulse.error == kinds.TTL_EXPIRED), None)
+    expired = next(
+        (pulse for pulse in pulses if pulse.kind == kinds.TOMBSTONE and pulse.error == kinds.TTL_EXPIRED), None
+    )
     return Ending(
         row=row,
         how=_how(row, pulses, error),

@@ -11,7 +11,11 @@ from bitactor.errors import ConfigurationError
 
 SHIPPED: Final = Path(__file__).with_name("signups.csv")
 FIELDS: Final = ("name", "email", "country")
-UNLUCKY: Final = {"name": "Wolfeschlegelsteinhausenbergerdorff (Hubert)", "email": "hubert@example.org", "country": "US"}
+UNLUCKY: Final = {
+    "name": "Wolfeschlegelsteinhausenbergerdorff (Hubert)",
+    "email": "hubert@example.org",
+    "country": "US",
+}
 """The demo's own row: a name that the screening step never gets through."""
 
 

@@ -103,7 +103,13 @@ class Walkthrough:
         users = Users(str(directory / TABLE))
         users.create()
         with MailServer() as mail:
-            environment = {USERS: str(directory / TABLE), MAIL: mail.address, "BITACTOR_PROCESSES": "2", "BITACTOR_DRAIN": "1", "TMPDIR": str(sockets)}
+            environment = {
+                USERS: str(directory / TABLE),
+                MAIL: mail.address,
+                "BITACTOR_PROCESSES": "2",
+                "BITACTOR_DRAIN": "1",
+                "TMPDIR": str(sockets),
+            }
             async with Children(sockets, environment) as children:
                 self._say("starting a registry, a service and two workers")
                 url, victim = await self._start(children, directory, sockets)
@@ -120,7 +126,13 @@ class Walkthrough:
     async def _start(self, children: Children, directory: Path, sockets: Path) -> tuple[str, Child]:
         """The ingress' address, and the worker that is to be killed."""
         endpoint = f"ipc://{sockets}/registry"
-        joined = ["--registry", endpoint, "--store", f"sqlite:///{directory / JOURNAL}", *(["--otlp", self._otlp] if self._otlp else [])]
+        joined = [
+            "--registry",
+            endpoint,
+            "--store",
+            f"sqlite:///{directory / JOURNAL}",
+            *(["--otlp", self._otlp] if self._otlp else []),
+        ]
         _, service, victim, _ = await asyncio.gather(
             children.start("registry", ["registry", "serve", endpoint]),
             children.start("service", ["run", SERVICE, *joined, "--no-host", "--http", "0"]),
@@ -135,7 +147,9 @@ class Walkthrough:
             status, echoed = await post(url, "/stimuli/demo.echo", {"text": "hello"}, "echo")
             if status != 200:
                 raise BitActorError(f"the loop of signals could not begin: {echoed.get('detail', status)}")
-            posted = await post_all(url, "/stimuli/users.signup", self._rows, connections=CONNECTIONS, key="row", answered=self._count)
+            posted = await post_all(
+                url, "/stimuli/users.signup", self._rows, connections=CONNECTIONS, key="row", answered=self._count
+            )
             rate = await killing
         finally:
             killing.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from bitactor.pulse import RUNNING, STATUSES
 from bitactor.signal import Fault
 from bitactor.workflow import Workflow
 from mesh.display import shown_pulses
+from mesh.faults import fault_of
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import Problem, invalid, logger, problem_of
 from mesh.ingress.rendering import as_json, pulses_as_plain, respond, row_as_plain, transaction_as_plain
@@ -25,6 +27,7 @@ from mesh.ingress.requests import Options, Preferences, preferences, read_json, 
 from mesh.ingress.waiting import Stopping, attended, settled
 from mesh.mesh import Mesh
 from mesh.transaction import Transaction
+from registry.occasionally import Occasionally
 
 MAX_PAGE: Final = 1_000
 MAX_DETAIL: Final = 1_000
@@ -61,6 +64,7 @@ class Resources:
         """Whether new stimuli are refused, although the mesh itself may be open."""
         self.stopped = asyncio.Event()
         """Set when those who still wait are told that the server stops."""
+        self._complaints = Occasionally(logger)
         self._description = as_json(describe_api(mesh.node.workflows.values(), max_body_bytes))
 
     def routes(self) -> list[Route]:
@@ -83,7 +87,7 @@ class Resources:
         self._require_open()
         workflow = self._workflow(request.path_params["workflow"])
         options = stimulus_options(request)
-        given = _validated(workflow, await read_json(request, self.max_body_bytes))
+        given = self._validated(workflow, await read_json(request, self.max_body_bytes))
         begun: list[Transaction] = []
         try:
             ended = await attended(request.receive, self.stopped, self._begin(workflow, given, options, begun))
@@ -106,11 +110,9 @@ class Resources:
         )
         begun.append(transaction)
         wanted = options.preferences
-        return (
-            None
-            if wanted.seconds == 0 and wanted.respond_async
-            else await settled(self.mesh, transaction, wanted.seconds)
-        )
+        if wanted.respond_async and wanted.seconds == 0:
+            return None
+        return await settled(self.mesh, transaction, wanted.seconds)
 
     def _answer(self, transaction: Transaction, wanted: Preferences, ended: bool) -> Response:
         about = transaction_as_plain(transaction)
@@ -130,6 +132,18 @@ class Resources:
             raise UnknownWorkflow(f"no workflow {name[:200]!r} is declared here.{suggest(name[:200], workflows)}")
         return workflows[name]
 
+    def _validated(self, workflow: Workflow, text: str) -> Any:
+        try:
+            return _parsed(workflow.input_model, text)
+        except Problem:
+            raise
+        except Exception as error:
+            told = fault_of(error).traceback
+            self._complaints.warn(
+                time.monotonic_ns(), "a validator of %s broke: %s", workflow.input_model.__name__, told
+            )
+            raise invalid([("", "it cannot be validated")]) from None
+
     def _require_open(self) -> None:
         if self.state != "open":
             raise Problem("stopping", f"the mesh is {self.state}; it takes no work now")
@@ -146,7 +160,9 @@ class Resources:
 
     def _stopping(self, begun: Sequence[Transaction]) -> Problem:
         if not begun:
-            return Problem("stopping", "the server stops; nothing was started")
+            return Problem(
+                "stopping", "the server stops before the transaction was accepted; ask again, with an Idempotency-Key"
+            )
         transaction = begun[0]
         return Problem(
             "stopping",
@@ -274,19 +290,12 @@ class Resources:
         return respond({"status": "ready"})
 
 
-def _validated(workflow: Workflow, text: str) -> Any:
-    """The input as the workflow's model, by the rules for JSON (so that strict models take dates as strings)."""
-    return _parsed(workflow.input_model, text)
-
-
 def _parsed(model: type[BaseModel], text: str) -> Any:
+    """A model from JSON, by the rules for JSON: strict models take dates as strings.  `null` and nothing are no input."""
     try:
-        return model.model_validate_json(text) if text else model.model_validate({})
+        return model.model_validate_json(text if text.strip() not in ("", "null") else "{}")
     except ValidationError as error:
         raise _invalid(error) from None
-    except Exception as error:
-        logger.error("a validator of %s raised %r", model.__name__, error, exc_info=error)
-        raise invalid([("", "it cannot be validated")]) from None
 
 
 def _fields_checked(model: type[ListQuery], given: dict[str, str]) -> ListQuery:

@@ -64,7 +64,7 @@ class HttpServer:
         app = application(mesh, open_mesh=False, max_body_bytes=max_body_bytes, allowed_hosts=allowed_hosts)
         self._resources: Resources = app.state.resources
         config = uvicorn.Config(
-            app, lifespan="off", ws="none", log_config=None, log_level="info" if access_log else "warning", access_log=access_log,
+            app, lifespan="off", ws="none", log_config=None, log_level="info" if access_log else "error", access_log=access_log,
             server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS, limit_concurrency=max_connections,
         )  # fmt: skip
         self._server = _Server(config, self._begin_stopping)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
-from bitactor.arguments import argument_values, bound_arguments
 from bitactor.codec import MAX_FRAME_BYTES, decode_token, encode_token, token_bytes, token_from_bytes
 from mesh.actor import BitActor
 
@@ -31,8 +29,8 @@ def pack_errand(actor: BitActor) -> Any:
         InvalidOutcome, SignalTooLarge: an argument cannot be carried, or all of them together are too much for a frame.
     """
     plan = actor.plan
-    values = bytes(token_bytes(encode_token(_plain_arguments(actor), MAX_FRAME_BYTES)))
-    result = bytes(token_bytes(encode_token(_result(actor))))
+    values = bytes(token_bytes(encode_token(actor.arguments.raw(), MAX_FRAME_BYTES)))
+    result = bytes(token_bytes(actor.result))
     errand = (plan.workflow, plan.digest, actor.step.index, values, result, actor.signal.metadata)
     return encode_token(list(errand), MAX_FRAME_BYTES)
 
@@ -41,15 +39,3 @@ def unpack_errand(token: Any) -> Errand:
     """The errand in a token that our parent made."""
     workflow, digest, step, values, result, metadata = decode_token(token)
     return Errand(workflow, digest, step, token_from_bytes(values), token_from_bytes(result), metadata)
-
-
-def _plain_arguments(actor: BitActor) -> dict[str, Any]:
-    """The arguments before they are converted, for not everything can be carried once it is."""
-    arguments = actor.arguments
-    if isinstance(arguments, partial) and arguments.func is bound_arguments:
-        return argument_values(*arguments.args)
-    return arguments()
-
-
-def _result(actor: BitActor) -> Any:
-    return next((actor.kwargs[name] for name, what in actor.callback.injected.items() if what == "result"), None)

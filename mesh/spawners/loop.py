@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from mesh.actor import ENDED, BitActor
+from mesh.actor import BitActor
 from mesh.eager import start_now
 
 
@@ -13,14 +13,13 @@ class LoopSpawner:
 
     def __init__(self) -> None:
         self._running: set[BitActor] = set()
-        self._closed = False
 
     def start(self, actor: BitActor) -> None:
         """See the port."""
         actor.begin()
         host = actor.host
         task = start_now(host.loop, self._drive(actor), actor.signal.name, host.context_for(actor))
-        if actor.state != ENDED:
+        if not task.done():
             actor.task = task
             self._running.add(actor)
 
@@ -31,9 +30,11 @@ class LoopSpawner:
 
     async def close(self, timeout: float) -> None:
         """Cancel what runs and wait for it."""
-        tasks = [actor.task for actor in self._running if actor.task is not None]
-        for task in tasks:
-            task.cancel()
+        tasks = []
+        for actor in self._running:
+            actor.stopping = True
+            actor.task.cancel()
+            tasks.append(actor.task)
         if tasks:
             await asyncio.wait(tasks, timeout=timeout)
 

@@ -11,13 +11,12 @@ import select
 import signal
 import threading
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Final
 
-from bitactor.arguments import converted
+from bitactor.arguments import Carried
 from bitactor.codec import decode_message, decode_token, encode_message
 from bitactor.errors import BitActorError
-from bitactor.plan import Plan, PlanStep
+from bitactor.plan import Plan
 from bitactor.signal import Answer, Fault, Question, Reply, Signal
 from mesh.actor import BitActor
 from mesh.clock import SystemClock
@@ -106,7 +105,7 @@ class Worker:
             errand = unpack_errand(signal.token)
             plan = self._plans[errand.workflow, errand.digest]
             step = plan.steps[errand.step]
-            arguments = partial(_arguments, step, errand.values)
+            arguments = Carried(step.arguments, errand.values, step.address)
             plain = signal._replace(token=None, metadata=errand.metadata)
             self._host.launch(plan, step, plain, arguments, errand.result, self._done)
         except Exception as problem:
@@ -128,10 +127,6 @@ class Worker:
 
     def _send(self, message: bytes) -> None:
         self._transport.send(self._parent, message)
-
-
-def _arguments(step: PlanStep, values: Any) -> dict[str, Any]:
-    return converted(step.arguments, decode_token(values), step.address)
 
 
 def _carriable(reply: Reply, problem: str) -> Reply:

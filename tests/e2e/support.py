@@ -13,7 +13,7 @@ from bitactor.saga import Saga
 from bitactor.testing import FakeClock
 from mesh import Mesh, Transaction
 
-BOUND = 20.0
+BOUND = 10.0
 """Seconds after which a test that waits has failed; never reached when all is well."""
 
 PLACES = ("inline", "loop", "thread")

@@ -187,6 +187,9 @@ async def test_a_failing_workflow_is_an_answer(http: httpx2.AsyncClient) -> None
 async def test_no_input_at_all(http: httpx2.AsyncClient) -> None:
     assert (await http.post("/stimuli/empty")).status_code == 200
     assert (await http.post("/stimuli/empty", json={})).status_code == 200
+    assert (
+        await http.post("/stimuli/empty", content=b"null", headers={"Content-Type": "application/json"})
+    ).status_code == 200
     assert problem(await http.post("/stimuli/empty", json={"x": 1})) == "invalid-input"
     assert problem(await http.post("/stimuli/echo")) == "invalid-input"
 

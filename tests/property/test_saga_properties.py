@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from saga_world import World
+from saga_world import TRANSACTION, World
 
 from bitactor import Backoff, Value, Workflow
+from bitactor.errors import StoreError
 from bitactor.plan import Plan
+from bitactor.saga import Recovered, Saga
 
 DETERMINISTIC = settings(
     derandomize=True, deadline=None, database=None, max_examples=250, suppress_health_check=list(HealthCheck)
@@ -66,3 +69,36 @@ def test_whatever_happens_the_saga_stays_consistent_and_ends(
     plan: Plan, tape: list[int], ttl: int, deadline: float | None
 ) -> None:
     World(plan, ttl=ttl, deadline_s=deadline).run(tape)
+
+
+@settings(DETERMINISTIC, max_examples=60)
+@given(plan=plans(), tape=TAPES, ttl=st.integers(3, 12), where=st.integers(0, 10**6))
+def test_a_damaged_journal_is_refused(plan: Plan, tape: list[int], ttl: int, where: int) -> None:
+    world = World(plan, ttl=ttl)
+    world.run(tape)
+    journal = world.journal
+    at = where % len(journal)
+    if at < len(journal) - 1:
+        with pytest.raises(StoreError):
+            Saga.fold(plan, [*journal[:at], *journal[at + 1 :]])
+        with pytest.raises(StoreError):
+            Saga.fold(plan, [*journal[:at], journal[at + 1], journal[at], *journal[at + 2 :]])
+    for kind in ("spawned", "completed", "undone", "finished", "halted", "retried", "nonsense"):
+        changed = [*journal[:at], journal[at]._replace(kind=kind), *journal[at + 1 :]]
+        try:
+            Saga.fold(plan, changed)
+        except StoreError:
+            continue
+
+
+@settings(DETERMINISTIC, max_examples=60)
+@given(plan=plans(), tape=st.lists(st.integers(0, 2**16), max_size=25), ttl=st.integers(3, 12))
+def test_every_prefix_of_a_journal_can_be_taken_over(plan: Plan, tape: list[int], ttl: int) -> None:
+    """A crash after any pulse at all, also in the middle of what one stimulus did."""
+    world = World(plan, ttl=ttl)
+    world.run(tape)
+    for length in range(1, len(world.journal) + 1):
+        saga = Saga.fold(plan, world.journal[:length])
+        assert saga.transaction == TRANSACTION
+        saga.react(Recovered("n2", saga.epoch + 1), world.now_ns)
+        assert saga.in_flight or not saga.open or saga.commands, "nothing would ever happen again"

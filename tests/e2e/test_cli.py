@@ -1,0 +1,266 @@
+"""The command line as its users have it: real processes, real files, real sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOME = Path(__file__).resolve().parents[2]
+PATIENCE = 60.0
+
+SHOP = """
+    import asyncio
+    from bitactor import Context, Fail, Halt, Workflow
+
+    order = Workflow("shop.order", input={"item": str, "count": int})
+
+    @order.step
+    async def reserve(item: str, count: int) -> dict:
+        return {"item": item, "count": count}
+
+    @reserve.undo
+    async def release(result: dict) -> None:
+        pass
+
+    @order.step
+    async def pay(reserve: dict) -> str:
+        if reserve["count"] > 10:
+            raise ValueError("too many")
+        return f"{reserve['count']} x {reserve['item']}"
+
+    patient = Workflow("shop.patient", input={})
+
+    @patient.step
+    async def begin() -> str:
+        return "begun"
+
+    @begin.undo
+    async def forget(result: str) -> None:
+        pass
+
+    @patient.step(after=["begin"])
+    async def wait() -> None:
+        await asyncio.sleep(3600)
+
+    halting = Workflow("shop.halting", input={})
+    asked = []
+
+    @halting.step
+    async def ask() -> str:
+        asked.append(1)
+        if len(asked) == 1:
+            raise Halt("ask somebody")
+        return "yes"
+
+    everything = [order, patient, halting]
+"""
+
+
+def bitactor(*arguments: str, cwd: Path, input: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, input=input, env=environ(**environment), capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "bitactor", *arguments]
+
+
+def environ(**more: str) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("BITACTOR_", "COLUMNS"))}
+    return {**ours, "PYTHONPATH": str(HOME), **more}
+
+
+def documents(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class Running:
+    """A command that goes on until it is stopped."""
+
+    def __init__(self, *arguments: str, cwd: Path) -> None:
+        self.process = subprocess.Popen(
+            command(*arguments, "--json"), cwd=cwd, env=environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate(timeout=PATIENCE)[1]
+        self.ready = json.loads(line)
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="ba-"))
+    (made / "shop.py").write_text(textwrap.dedent(SHOP))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def mesh(directory: Path) -> Iterator[tuple[str, str]]:
+    """A registry and a node with an ingress: (registry, http)."""
+    registry = f"ipc://{directory}/registry"
+    serving = Running("registry", "serve", registry, cwd=directory)
+    node = Running("run", "shop:everything", "--registry", registry, "--http", "0", "--store", "sqlite:///pulses.db", "--drain", "0", cwd=directory)
+    yield registry, node.ready["http"]
+    for running in (node, serving):
+        code, said = running.stop()
+        assert code == 0, said
+
+
+def test_a_transaction_from_the_outside(directory: Path, mesh: tuple[str, str]) -> None:
+    registry, http = mesh
+    asked = {"BITACTOR_REGISTRY": registry}
+
+    by_registry = bitactor("stimulate", "shop.order", "-i", "item=tea", "-i", "count=2", "--json", cwd=directory, **asked)
+    assert by_registry.returncode == 0, by_registry.stderr
+    began = json.loads(by_registry.stdout)
+    assert (began["status"], began["result"]) == ("completed", "2 x tea")
+
+    by_http = bitactor("stimulate", "shop.order", "--input", '{"item": "tea", "count": 3}', "--http", http, cwd=directory)
+    assert (by_http.returncode, by_http.stdout.strip()) == (0, '"3 x tea"')
+    assert "completed" in by_http.stderr
+
+    listed = documents(bitactor("list", "--json", cwd=directory, **asked).stdout)
+    assert [row["status"] for row in listed] == ["completed", "completed"]
+    from_file = documents(bitactor("list", "--json", "--store", "sqlite:///pulses.db", cwd=directory).stdout)
+    assert [row["transaction"] for row in from_file] == [row["transaction"] for row in listed]
+
+    for place in (["--store", "sqlite:///pulses.db"], ["--registry", registry]):
+        shown = bitactor("trace", began["transaction"], *place, cwd=directory)
+        assert shown.returncode == 0, shown.stderr
+        assert "reserve" in shown.stdout and "pay" in shown.stdout and "\x1b" not in shown.stdout
+        told = json.loads(bitactor("trace", began["transaction"], *place, "--json", cwd=directory).stdout)
+        assert [pulse["kind"] for pulse in told["pulses"]][-1] == "finished"
+
+
+def test_failures_have_codes_and_one_clear_line(directory: Path, mesh: tuple[str, str]) -> None:
+    registry, http = mesh
+    for place in (["--registry", registry], ["--http", http]):
+        failed = bitactor("stimulate", "shop.order", "-i", "item=tea", "-i", "count=11", *place, "--json", cwd=directory)
+        assert failed.returncode == 1, failed.stderr
+        described = json.loads(failed.stdout)
+        assert described["status"] == "compensated"
+        assert described["errors"][0]["type"] == "ValueError"
+
+        invalid = bitactor("stimulate", "shop.order", "-i", "count=none", *place, cwd=directory)
+        assert (invalid.returncode, invalid.stdout) == (2, "")
+        assert invalid.stderr.startswith("error: ") and "item" in invalid.stderr
+
+        unknown = bitactor("stimulate", "shop.ordre", *place, cwd=directory)
+        assert unknown.returncode == 1
+        assert "shop.order" in unknown.stderr  # what was probably meant
+
+    missing = bitactor("trace", "0" * 32, "--registry", registry, cwd=directory)
+    assert missing.returncode == 1 and "knows" in missing.stderr
+    late = bitactor("stimulate", "shop.patient", "--timeout", "0.2", "--registry", registry, cwd=directory)
+    assert late.returncode == 3 and "still running" in late.stderr
+
+
+def test_cancel_and_resume(directory: Path, mesh: tuple[str, str]) -> None:
+    registry, _ = mesh
+    began = json.loads(bitactor("stimulate", "shop.patient", "--async", "--registry", registry, "--json", cwd=directory).stdout)
+    cancelled = bitactor("cancel", began["transaction"], "--registry", registry, "--reason", "changed my mind", "--json", cwd=directory)
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert json.loads(cancelled.stdout)["status"] == "cancelled"
+
+    halted = json.loads(bitactor("stimulate", "shop.halting", "--registry", registry, "--json", cwd=directory).stdout)
+    assert halted["status"] == "halted"
+    resumed = bitactor("resume", halted["transaction"], "--registry", registry, cwd=directory)
+    assert resumed.returncode == 0, resumed.stderr
+    refused = bitactor("resume", began["transaction"], "--registry", registry, cwd=directory)
+    assert refused.returncode == 2 and "only a halted or stuck one" in refused.stderr
+
+
+def test_registry_and_doctor_look_at_the_mesh(directory: Path, mesh: tuple[str, str]) -> None:
+    registry, _ = mesh
+    entries = documents(bitactor("registry", "workflow:*", "--registry", registry, "--json", cwd=directory).stdout)
+    assert [entry["name"] for entry in entries] == ["workflow:shop.halting", "workflow:shop.order", "workflow:shop.patient"]
+    assert all(entry["value"]["endpoint"].startswith("ipc://") for entry in entries)
+
+    looked = bitactor("doctor", "--registry", registry, "--store", "sqlite:///pulses.db", "--json", cwd=directory)
+    assert looked.returncode == 0, looked.stdout
+    verdicts = {check["name"]: check["verdict"] for check in json.loads(looked.stdout)["checks"]}
+    assert verdicts["registry"] == verdicts["nodes"] == verdicts["store"] == verdicts["imports"] == "ok"
+
+
+def test_a_signal_drains_and_a_second_one_means_now(directory: Path) -> None:
+    store = f"sqlite:///{directory}/pulses.db"
+    node = Running("run", "shop:everything", "--http", "0", "--store", store, "--drain", "3600", cwd=directory)
+    began = bitactor("stimulate", "shop.patient", "--async", "--http", node.ready["http"], "--json", cwd=directory)
+    assert began.returncode == 0, began.stderr
+    node.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        node.process.wait(0.5)  # it drains
+    code, _ = node.stop()
+    assert code == 128 + signal.SIGTERM
+    # What was running is still in the journal, for the next one.
+    assert documents(bitactor("list", "--store", store, "--json", cwd=directory).stdout)[0]["status"] == "running"
+
+
+def test_a_node_goes_with_the_one_who_started_it(directory: Path) -> None:
+    node = Running("run", "shop:order", "--until-stdin-closes", cwd=directory)
+    assert node.process.stdin is not None
+    node.process.stdin.close()
+    assert node.process.wait(PATIENCE) == 0
+    assert node.process.stdout is not None and node.process.stderr is not None
+    node.process.stdout.close()
+    node.process.stderr.close()
+
+
+def test_nobody_there(directory: Path) -> None:
+    nowhere = bitactor("list", "--registry", f"ipc://{directory}/nobody", cwd=directory)
+    assert nowhere.returncode == 3
+    assert nowhere.stderr.startswith("error: ") and "Traceback" not in nowhere.stderr
+    unserved = bitactor("stimulate", "shop.order", "--http", "http://127.0.0.1:9", cwd=directory)
+    assert unserved.returncode == 3 and "nobody answers" in unserved.stderr
+    no_file = bitactor("list", "--store", "sqlite:///nothing.db", cwd=directory)
+    assert no_file.returncode == 1 and "nothing.db" in no_file.stderr
+    assert not (directory / "nothing.db").exists()
+
+
+def test_a_reader_that_goes_away_is_no_error(directory: Path) -> None:
+    writing = subprocess.Popen(
+        command("graph", "shop:everything"), cwd=directory, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert writing.stdout is not None and writing.stderr is not None
+    writing.stdout.close()
+    said = writing.stderr.read()
+    writing.stderr.close()
+    assert (writing.wait(PATIENCE), said) == (141, b"")
+
+
+@pytest.mark.parametrize("name", ["mesh", "registry"])
+def test_a_users_file_that_hides_ours_is_named(directory: Path, name: str) -> None:
+    (directory / f"{name}.py").write_text("raise SystemExit('the wrong one was imported')\n")
+    hidden = subprocess.run(
+        [sys.executable, "-m", "bitactor", "doctor"], cwd=directory, env=environ(), capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert hidden.returncode == 2
+    assert str(directory / f"{name}.py") in hidden.stderr and "rename" in hidden.stderr and "Traceback" not in hidden.stderr
+    refused = bitactor("run", "shop:order", cwd=directory)  # the installed command does not look here for itself, but the user's module would
+    assert refused.returncode == 2 and f"{name}.py" in refused.stderr
+
+
+def test_importing_mesh_says_which_file_hides_registry(directory: Path) -> None:
+    (directory / "registry.py").write_text("")
+    (directory / "program.py").write_text("from mesh import Mesh\n")
+    failed = subprocess.run([sys.executable, "program.py"], cwd=directory, env=environ(), capture_output=True, text=True, timeout=PATIENCE)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith(f"mesh.startup.HiddenPackage: {directory / 'registry.py'} hides")

@@ -1,0 +1,312 @@
+"""Bytes in, values out, and nothing but `ProtocolError` for what is not ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import random
+import uuid
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from bitactor import InvalidOutcome, MalformedSignal, ProtocolError, SignalTooLarge, UnsupportedVersion
+from bitactor.codec import (
+    MAX_DEPTH,
+    MAX_FRAME_BYTES,
+    MAX_MESSAGES_PER_FRAME,
+    MAX_TOKEN_BYTES,
+    Packed,
+    decode_message,
+    decode_pulse,
+    decode_token,
+    encode_message,
+    encode_pulse,
+    encode_token,
+    join_frame,
+    pack,
+    split_frame,
+    token_bytes,
+    token_from_bytes,
+    unpack,
+)
+from bitactor.pulse import Pulse
+from bitactor.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
+
+QUICK = settings(
+    derandomize=True, deadline=None, database=None, max_examples=150, suppress_health_check=list(HealthCheck)
+)
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.uuids() | st.decimals(allow_nan=False)
+    | st.dates() | st.datetimes() | st.datetimes(timezones=st.just(dt.UTC)) | st.times() | st.timedeltas()
+)  # fmt: skip
+KEYS = st.text() | st.integers() | st.booleans() | st.binary() | st.tuples(st.integers(), st.text())
+VALUES = st.recursive(
+    SCALARS
+    | st.sets(st.integers() | st.text() | st.tuples(st.integers(), st.integers()) | st.frozensets(st.integers())),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=20,
+)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Named(str):
+    __slots__ = ()
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    inner: Any = None
+
+
+class Model(BaseModel):
+    when: dt.date
+    tags: set[str]
+
+
+@QUICK
+@given(VALUES)
+def test_values_come_back(value: Any) -> None:
+    token = encode_token(value)
+    assert decode_token(token) == value
+    again = token_from_bytes(token_bytes(token))
+    assert again == token
+    assert type(again) is type(token)
+    assert unpack(pack(value)) == value
+
+
+def test_models_dataclasses_and_enums_come_back_as_plain_data() -> None:
+    assert decode_token(encode_token(Point(1, Point(2)))) == {"x": 1, "inner": {"x": 2, "inner": None}}
+    assert decode_token(encode_token(Model(when=dt.date(2026, 1, 1), tags={"a"}))) == {
+        "when": dt.date(2026, 1, 1),
+        "tags": {"a"},
+    }
+    assert decode_token(encode_token([Colour.RED, Level.HIGH, (1, 2), frozenset((1,))])) == ["red", 3, [1, 2], {1}]
+    assert decode_token(encode_token({1: {2: 3}})) == {1: {2: 3}}
+
+
+@pytest.mark.parametrize("value", [Level.HIGH, Colour.RED, Named("x"), 2**64, -(2**70), b"x", (), {}, set(), 2**64 - 1])
+def test_a_token_is_the_same_before_and_after_a_journal(value: Any) -> None:
+    token = encode_token(value)
+    again = token_from_bytes(token_bytes(token))
+    assert (type(again), again) == (type(token), token)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        lambda: 1,
+        {1: object()},
+        [1, {2: {object()}}],
+        {Point},
+        1j,
+        "\ud800",
+        {"\ud800": 1},
+        iter([1]),
+        range(3),
+        ValueError("x"),
+    ],
+)
+def test_what_cannot_be_carried_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidOutcome, match="cannot be carried"):
+        encode_token(value)
+
+
+def test_a_cycle_is_refused() -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(InvalidOutcome):
+        encode_token(value)
+
+
+def test_a_model_in_a_set_would_not_come_back_and_is_refused() -> None:
+    frozen = dataclasses.make_dataclass("Frozen", ["x"], frozen=True)
+    with pytest.raises(InvalidOutcome, match="unhashable"):
+        encode_token({frozen(1)})
+    deep: Any = 1
+    for _ in range(6):
+        deep = frozenset((deep,))
+    with pytest.raises(InvalidOutcome, match="sets within sets"):
+        encode_token(deep)
+
+
+def nested(levels: int, kind: str = "list") -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value] if kind == "list" else {"k": value}
+    return value
+
+
+@pytest.mark.parametrize("kind", ["list", "dict"])
+def test_depth_is_limited(kind: str) -> None:
+    assert decode_token(encode_token(nested(MAX_DEPTH, kind))) == nested(MAX_DEPTH, kind)
+    with pytest.raises(InvalidOutcome, match="deep"):
+        encode_token(nested(MAX_DEPTH + 1, kind))
+    bytes_of_65 = b"\x91" * (MAX_DEPTH + 1) + b"\x01"
+    with pytest.raises(MalformedSignal, match="deep"):
+        unpack(bytes_of_65)
+    assert unpack(bytes_of_65[1:]) == nested(MAX_DEPTH)
+    with pytest.raises(MalformedSignal):
+        unpack(b"\x91" * 100_000)
+    assert unpack(pack([[1]] * 10_000)) == [[1]] * 10_000  # wide is not deep
+
+
+def test_size_is_limited() -> None:
+    text = "x" * MAX_TOKEN_BYTES
+    assert encode_token(text) == text
+    for large in (text + "x", "ä" * MAX_TOKEN_BYTES, b"x" * MAX_TOKEN_BYTES, [text]):
+        with pytest.raises(SignalTooLarge, match="limit is 4,194,304"):
+            encode_token(large)
+    with pytest.raises(SignalTooLarge):
+        unpack(b"\xc0" * (MAX_TOKEN_BYTES + 1))
+    with pytest.raises(SignalTooLarge):
+        decode_message(b"\xc0" * (MAX_FRAME_BYTES + 1))
+
+
+FAULT = Fault("builtins:ValueError", "no", "Traceback", b"\x91\x01")
+MESSAGES = (
+    Signal(
+        "w/s", "a" * 32, "b" * 32, "c" * 16, ("d" * 16,), "forward", 1, 2, 3, 4, 5_000, encode_token({"x": 1}), "ipc://x", FAULT, "p",
+        {"k": [1]}, True, 2, ("w/r", "w/q"),
+    ),
+    Signal("w/s", "a" * 32, "b" * 32, "c" * 16, (), "undo", 1, 1, 0, 0, None, None),
+    Reply("a" * 32, "c" * 16, 1, 0, "ok", encode_token([1, 2]), None, None, (("out", 1), ("out", encode_token({"a": 1}))), 17, "why"),
+    Reply("a" * 32, "c" * 16, 1, 0, "fail", None, FAULT, 5),
+    Cancel("a" * 32, "c" * 16, 1, 0),
+    Stimulus("i", "n", "g", encode_token({"x": 1}), 7, None, "ipc://x", "r", "p", "h", ("a",), {"k": 1}, "key"),
+    Receipt("i", "t", ""),
+    Question("i", "status", encode_token({"transaction": "x"}), "ipc://x"),
+    Answer("i", encode_token([1]), "", ""),
+)  # fmt: skip
+PULSE = Pulse(
+    "a" * 32, "b" * 32, "w", 3, "c" * 16, ("d" * 16,), "completed", "s", "loop", "forward", 1, 7, 10, 5, ("input.x",), encode_token({"a": 1}),
+    None, {"due_ns": 5, "emits": [["x", b"\x01"]]}, "digest",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_every_message_comes_back(message: Any) -> None:
+    again = decode_message(encode_message(message))
+    assert again == message
+    assert type(again) is type(message)
+
+
+@QUICK
+@given(st.text(), st.integers(0, 2**40), VALUES, st.lists(st.tuples(st.text(), VALUES), max_size=3))
+def test_replies_of_all_values_come_back(text: str, number: int, value: Any, emits: list[tuple[str, Any]]) -> None:
+    tokens = tuple((name, encode_token(emitted)) for name, emitted in emits)
+    reply = Reply("a" * 32, "c" * 16, number, number, "ok", encode_token(value), None, number, tokens, number, text)
+    assert decode_message(encode_message(reply)) == reply
+
+
+@QUICK
+@given(VALUES, st.text(), st.integers(0, 2**62))
+def test_pulses_come_back(value: Any, text: str, number: int) -> None:
+    pulse = PULSE._replace(token_out=encode_token(value), error=text, step=text, seq=number)
+    assert decode_pulse(encode_pulse(pulse)) == pulse
+
+
+def test_other_versions_are_refused() -> None:
+    for wrong in (2, 0, -1, True, 1.0, "1", None, [1]):
+        with pytest.raises(UnsupportedVersion, match="version"):
+            decode_message(pack([wrong, 0]))
+    with pytest.raises(UnsupportedVersion):
+        decode_pulse(pack([2, *PULSE]))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xc0", b"\x90", b"\x91\x01", b"\xc1", pack([1, 99]), pack([1, -1]), pack([1, 2, 3]), pack({1: 0})]
+)
+def test_what_is_no_message_is_refused(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode_message(data)
+
+
+def test_frames() -> None:
+    messages = [encode_message(message) for message in MESSAGES]
+    assert split_frame(join_frame(messages)) == messages
+    assert split_frame(join_frame([])) == []
+    for wrong in (
+        b"",
+        b"\x80",
+        b"\x91\x01",
+        b"\x91\xa1x",
+        b"\x91\xc4\x01",
+        join_frame(messages) + b"\x00",
+        b"\x92\xc4\x00",
+    ):
+        with pytest.raises(MalformedSignal):
+            split_frame(wrong)
+    assert len(split_frame(join_frame([b""] * MAX_MESSAGES_PER_FRAME))) == MAX_MESSAGES_PER_FRAME
+    with pytest.raises(MalformedSignal):
+        split_frame(join_frame([b""] * (MAX_MESSAGES_PER_FRAME + 1)))
+
+
+def _mutations(count: int) -> list[bytes]:
+    chance = random.Random(7)
+    whole = [encode_message(message) for message in MESSAGES]
+    seeds = [
+        *whole,
+        encode_pulse(PULSE),
+        join_frame(whole),
+        pack([dt.datetime(2026, 1, 1), uuid.UUID(int=1), Decimal(1), 2**80, {1}]),
+    ]
+    made = []
+    for _ in range(count):
+        data = bytearray(chance.choice(seeds))
+        kind = chance.randrange(5)
+        if kind == 0:
+            data = bytearray(chance.randbytes(chance.randrange(60)))
+        elif kind == 1:
+            del data[chance.randrange(len(data)) :]
+        elif kind == 2:
+            at = chance.randrange(len(data))
+            data[at:at] = chance.randbytes(chance.randrange(1, 5))
+        else:
+            for _ in range(chance.randrange(1, 4)):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+        made.append(bytes(data))
+    return made
+
+
+@pytest.mark.parametrize(
+    "decode", [decode_message, decode_pulse, unpack, split_frame], ids=lambda decode: decode.__name__
+)
+def test_whatever_a_stranger_sends_only_protocol_errors_are_raised(decode: Any) -> None:
+    taken = 0
+    for data in _mutations(5_000):
+        try:
+            got = decode(data)
+        except ProtocolError:
+            continue
+        taken += 1
+        for token in (getattr(got, name, None) for name in ("token", "value", "argument", "token_out")):
+            if type(token) is Packed:
+                try:
+                    decode_token(token)
+                except ProtocolError:
+                    continue
+    assert taken < 4_000
+
+
+def test_sets_within_sets_are_no_bomb() -> None:
+    data = pack(1)
+    for _ in range(300):
+        data = b"\xc9" + len(b"\x91" + data).to_bytes(4, "big") + b"\x08" + b"\x91" + data
+    with pytest.raises(MalformedSignal):
+        unpack(data)

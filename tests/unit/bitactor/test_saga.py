@@ -1,0 +1,390 @@
+"""The saga's tables, and the rules of DESIGN.md that deserve a case of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from bitactor import Backoff, Context, StoreError, Workflow
+from bitactor.plan import Plan
+from bitactor.pulse import KINDS, Pulse
+from bitactor.saga import (
+    EVOLUTION,
+    HANDLERS,
+    PHASES,
+    STEP_STATES,
+    STIMULI,
+    TRANSITIONS,
+    Accept,
+    ArmDeadline,
+    CancelAsked,
+    DeadlineOver,
+    Dispatch,
+    GraceOver,
+    HopExpired,
+    Lost,
+    Recovered,
+    Replied,
+    ResumeAsked,
+    RetryDue,
+    Saga,
+    Settle,
+)
+from bitactor.signal import Fault, Reply
+from bitactor.testing import Crash, run_workflow
+
+TRANSACTION = "0190" * 8
+BOOM = Fault("builtins:ValueError", "boom")
+SLOW = Fault("bitactor.errors:StepTimeout", "slow")
+
+
+def plan(*, undo: str | None = "in_doubt", compensate: bool = False, redeliveries: int = 1, **options: Any) -> Plan:
+    """`a` and `b` side by side, then `c`."""
+    workflow = Workflow("w", redeliveries=redeliveries, grace=2.0, undo_timeout=60.0)
+    for name in ("a", "b", "c"):
+        step = workflow.step(name=name, after=["a", "b"] if name == "c" else [], spawn="inline", **options)(lambda: 1)
+        if undo:
+            step.undo(in_doubt=undo == "in_doubt")(lambda ctx: None)
+        if compensate:
+            step.compensate(lambda error: None)
+    return workflow.check()
+
+
+class Driven:
+    """A saga with its journal, and short words for stimuli."""
+
+    def __init__(self, made: Plan, deadline_ns: int | None = None) -> None:
+        self.plan = made
+        self.saga = Saga(made, TRANSACTION)
+        self.journal: list[Pulse] = []
+        self.now = 1_000
+        self.commands: list[Any] = []
+        self.feed(Accept(None, (), 8, deadline_ns))
+
+    def feed(self, stimulus: Any) -> list[str]:
+        """The kinds of pulses that follow, as `kind step`."""
+        pulses, self.commands = self.saga.react(stimulus, self.now)
+        self.journal += pulses
+        assert Saga.fold(self.plan, self.journal).snapshot() == self.saga.snapshot()
+        return [f"{pulse.kind} {pulse.step}".strip() for pulse in pulses]
+
+    def reply(
+        self, step: str, outcome: str, *, hop: str = "", delivery: int = 0, epoch: int | None = None, undo: bool = False
+    ) -> list[str]:
+        index = self.plan.by_name[step]
+        saga = self.saga
+        hop = hop or (saga.undo_hop(index) if undo else saga.hops[index])
+        fault = BOOM if outcome == "fail" else None
+        made = Reply(
+            TRANSACTION,
+            hop,
+            delivery or saga.deliveries[index],
+            saga.epoch if epoch is None else epoch,
+            outcome,
+            1,
+            fault,
+        )
+        return self.feed(Replied(index, made))
+
+    def dispatched(self) -> list[tuple[str, str]]:
+        return [
+            (self.plan.steps[command.step].name, command.direction)
+            for command in self.commands
+            if isinstance(command, Dispatch)
+        ]
+
+
+def test_the_tables_are_complete() -> None:
+    assert set(HANDLERS) == {(phase, stimulus) for phase in PHASES for stimulus in STIMULI}
+    listed = [(phase, row.stimulus) for row in TRANSITIONS for phase in row.phases]
+    assert len(set(listed)) == len(listed), "two rows for one case"
+    assert {row.stimulus for row in TRANSITIONS} == set(STIMULI)
+    assert all(row.meaning and phase in PHASES for row in TRANSITIONS for phase in row.phases)
+    assert all(HANDLERS[phase, row.stimulus] is row.handler for row in TRANSITIONS for phase in row.phases)
+    for state, kind, direction in EVOLUTION:
+        assert 0 <= state < len(STEP_STATES)
+        assert kind in KINDS
+        assert direction in ("forward", "undo")
+
+
+def test_the_tables_can_be_printed() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "bitactor.saga"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert all(row.meaning in printed for row in TRANSITIONS)
+    assert all(state in printed for state in STEP_STATES)
+
+
+def test_what_means_nothing_gives_nothing() -> None:
+    driven = Driven(plan())
+    assert driven.feed(Accept(None, (), 8, None)) == []
+    assert driven.feed(GraceOver()) == []
+    assert driven.feed(ResumeAsked(None)) == []
+    assert driven.feed(RetryDue(0)) == []
+    assert driven.commands == []
+
+
+def test_a_reply_is_taken_from_the_current_delivery_of_the_current_epoch_only() -> None:
+    driven = Driven(plan())
+    assert driven.reply("a", "ok", epoch=1) == []
+    assert driven.reply("a", "ok", delivery=2) == []
+    assert driven.reply("a", "ok", hop="f" * 16) == []
+    assert driven.reply("a", "ok") == ["completed a"]
+    assert driven.reply("a", "ok") == []
+
+
+def test_recovery_undoes_each_step_once_although_another_is_buried_meanwhile() -> None:
+    driven = Driven(plan(redeliveries=0))
+    driven.reply("b", "ok")
+    assert driven.feed(Recovered("n2", 1)) == ["resumed", "tombstone a", "failed a", "spawned a"]
+    assert driven.dispatched() == [("a", "undo")]
+    driven = Driven(plan(redeliveries=0, undo=None))
+    driven.plan.steps[1].undo = plan().steps[1].undo
+    driven.reply("b", "ok")
+    assert driven.feed(Recovered("n2", 1)) == ["resumed", "tombstone a", "failed a", "spawned b"]
+    assert driven.dispatched() == [("b", "undo")]
+
+
+def test_a_timeout_before_a_halt_is_undone_when_the_halted_transaction_is_cancelled() -> None:
+    driven = Driven(plan(retries=1, backoff=Backoff(0.0)))
+    driven.reply("b", "ok")
+    driven.feed(HopExpired(0, 1, SLOW))
+    driven.feed(RetryDue(0))
+    assert driven.reply("a", "halt") == ["halted a", "halted"]
+    assert driven.feed(CancelAsked(BOOM)) == ["failed", "spawned a"]
+    assert driven.saga.doubts == {0}
+
+
+def test_the_late_word_of_a_compensation_is_not_the_word_of_the_step() -> None:
+    driven = Driven(plan(compensate=True))
+    driven.reply("b", "ok")
+    assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "spawned a"]
+    driven.feed(CancelAsked(BOOM))
+    driven.feed(GraceOver())
+    assert driven.dispatched() == [("a", "undo")]
+    driven = Driven(plan(compensate=True))
+    driven.feed(HopExpired(0, 1, SLOW))
+    driven.feed(CancelAsked(BOOM))
+    driven.reply("b", "ok")
+    assert driven.reply("a", "fail") == ["failed a", "spawned b"]
+    assert driven.saga.doubts == {0}, "its run is still in doubt"
+
+
+def test_one_attempt_that_failed_does_not_settle_the_doubt_about_another() -> None:
+    driven = Driven(plan(retries=1, backoff=Backoff(0.0), redeliveries=0))
+    first = driven.saga.hops[0]
+    driven.feed(HopExpired(0, 1, SLOW))
+    driven.feed(RetryDue(0))
+    second = driven.saga.hops[0]
+    assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "failed a"]
+    assert driven.reply("a", "fail", hop=second, delivery=1) == ["late a"]
+    assert driven.saga.doubts == {0}
+    assert driven.reply("a", "fail", hop=second, delivery=1) == []
+    assert driven.reply("a", "fail", hop=first, delivery=1) == ["late a"]
+    assert driven.saga.doubts == set()
+    assert driven.reply("b", "ok") == ["completed b", "spawned b"]
+    assert driven.reply("b", "ok", undo=True) == ["undone b", "finished"]
+
+
+def test_a_late_word_can_free_a_stuck_transaction() -> None:
+    driven = Driven(plan(undo="known"))
+    driven.reply("b", "ok")
+    driven.feed(HopExpired(0, 1, SLOW))
+    driven.reply("b", "ok", undo=True)
+    assert driven.saga.status == "stuck"
+    assert driven.reply("a", "fail") == ["late a"]
+    assert driven.feed(ResumeAsked(None)) == ["resumed", "finished"]
+    assert driven.saga.status == "compensated"
+
+
+def test_a_late_success_gives_undo_its_result() -> None:
+    driven = Driven(plan(undo="known"))
+    driven.feed(HopExpired(0, 1, SLOW))
+    assert driven.reply("a", "ok") == ["late a"]
+    assert driven.saga.doubts == set()
+    assert driven.reply("b", "ok") == ["completed b", "spawned b"]
+    assert driven.reply("b", "ok", undo=True) == ["undone b", "spawned a"]
+    assert driven.saga.tokens[0] == 1
+
+
+def test_a_worker_lost_before_a_failure_leaves_a_doubt() -> None:
+    driven = Driven(plan())
+    driven.reply("b", "ok")
+    driven.feed(Lost(0, 1, "w"))
+    assert driven.reply("a", "fail") == ["failed a", "spawned a"]
+    assert driven.saga.doubts == {0}
+    driven = Driven(plan())
+    driven.feed(Lost(0, 1, "w"))
+    driven.reply("a", "ok")
+    assert driven.saga.doubts == set()
+
+
+def test_a_deadline_in_the_turn_of_a_failure_does_not_end_undo() -> None:
+    driven = Driven(plan(), deadline_ns=5_000)
+    driven.reply("a", "ok")
+    driven.now = 5_000
+    assert driven.reply("b", "fail") == ["failed b", "spawned a"]
+    assert driven.feed(DeadlineOver(BOOM)) == []
+    assert [command for command in driven.commands if isinstance(command, ArmDeadline)] == [
+        ArmDeadline(5_000 + 60_000_000_000)
+    ]
+    driven.now += 62_000_000_000
+    assert driven.feed(DeadlineOver(BOOM)) == ["tombstone", "undo_failed a", "finished"]
+    assert driven.saga.status == "stuck"
+
+
+def test_a_compensation_is_asked_while_halting_too() -> None:
+    driven = Driven(plan(compensate=True))
+    driven.reply("b", "halt")
+    assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "spawned a"]
+    assert driven.reply("a", "continue") == ["compensated a", "halted"]
+    assert driven.feed(ResumeAsked(None)) == ["resumed", "spawned b"]
+
+
+def test_an_unheard_of_answer_is_a_failure_of_that_hop_only() -> None:
+    driven = Driven(plan())
+    driven.reply("a", "ok")
+    assert driven.reply("b", "no such thing") == ["failed b", "spawned a"]
+    assert "InvalidOutcome" in (driven.journal[-2].error or "")
+
+
+def test_siblings_that_were_stopped_are_no_errors() -> None:
+    driven = Driven(plan())
+    driven.reply("a", "fail")
+    driven.reply("b", "cancelled")
+    assert [fault for _, fault in driven.saga.errors] == [BOOM]
+
+
+def test_undo_runs_last_first_in_order_of_completion() -> None:
+    driven = Driven(plan())
+    driven.reply("b", "ok")
+    driven.reply("a", "ok")
+    assert driven.reply("c", "fail") == ["failed c", "spawned a"]
+    assert driven.reply("a", "ok", undo=True) == ["undone a", "spawned b"]
+    assert driven.reply("b", "ok", undo=True) == ["undone b", "finished"]
+    assert [command for command in driven.commands if isinstance(command, Settle)] == [Settle("compensated")]
+
+
+# Damaged journals
+
+
+def journal() -> tuple[Plan, list[Pulse]]:
+    """A journal with most kinds of pulses in it."""
+    workflow = Workflow("w", input={"n": int}, grace=1.0)
+
+    @workflow.step(spawn="inline", retries=2, backoff=Backoff(0.0))
+    def a(n: int, ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise ValueError("again")
+        ctx.emit_later("x", n)
+        return n
+
+    @a.undo
+    def undo_a(result: int) -> None: ...
+
+    @workflow.step(spawn="inline", when=lambda n: n > 5)
+    def b(n: int, a: int) -> int:
+        return n
+
+    @workflow.step(spawn="inline", after=["b"])
+    def c(a: int) -> int:
+        return a
+
+    @c.undo(in_doubt=True)
+    def undo_c(ctx: Context) -> None: ...
+
+    @workflow.step(spawn="inline")
+    def d(c: int) -> int:
+        raise ValueError("no")
+
+    trace = run_workflow(workflow, {"n": 1}, faults={"c": Crash()})
+    assert trace.status == "compensated"
+    return workflow.check(), list(trace.pulses)
+
+
+def test_a_journal_with_a_gap_is_refused() -> None:
+    made, pulses = journal()
+    for at in range(len(pulses) - 1):
+        with pytest.raises(StoreError):
+            Saga.fold(made, [*pulses[:at], *pulses[at + 1 :]])
+    with pytest.raises(StoreError, match="begins with an accepted"):
+        Saga.fold(made, [])
+
+
+def test_a_journal_out_of_order_is_refused() -> None:
+    made, pulses = journal()
+    for at in range(len(pulses) - 1):
+        swapped = [*pulses[:at], pulses[at + 1], pulses[at], *pulses[at + 2 :]]
+        with pytest.raises(StoreError):
+            Saga.fold(made, swapped)
+
+
+def test_a_pulse_said_twice_is_refused() -> None:
+    made, pulses = journal()
+    for at in range(len(pulses)):
+        with pytest.raises(StoreError, match="gap"):
+            Saga.fold(made, [*pulses[: at + 1], *pulses[at:]])
+
+
+def test_impossible_transitions_are_refused_even_with_the_right_numbers() -> None:
+    made, pulses = journal()
+
+    def renumbered(changed: list[Pulse]) -> list[Pulse]:
+        return [pulse._replace(seq=seq) for seq, pulse in enumerate(changed)]
+
+    def refused(changed: list[Pulse]) -> bool:
+        try:
+            Saga.fold(made, renumbered(changed))
+        except StoreError:
+            return True
+        return False
+
+    names = [f"{pulse.kind} {pulse.step}".strip() for pulse in pulses]
+    harmless = {"emitted", "resumed"}
+    for at, pulse in enumerate(pulses[:-1]):
+        redelivered = "delivery" in (pulse.data or {})  # without it, its first delivery may have answered
+        if pulse.kind not in harmless and not redelivered:
+            assert refused([*pulses[:at], *pulses[at + 1 :]]), f"without {names[at]}"
+        if pulse.kind not in harmless | {"late"}:
+            assert refused([*pulses[: at + 1], *pulses[at:]]), f"twice {names[at]}"
+    for at, (one, two) in enumerate(zip(pulses, pulses[1:], strict=False)):
+        if one.step and two.step and one.kind != "emitted":
+            assert refused([*pulses[:at], two, one, *pulses[at + 2 :]]), f"{names[at + 1]} before {names[at]}"
+    assert refused([*pulses, pulses[-1]])
+    assert refused([pulses[0], *pulses])
+
+
+def test_an_altered_kind_is_refused_or_at_least_never_a_crash() -> None:
+    made, pulses = journal()
+    folded = 0
+    for at, pulse in enumerate(pulses):
+        for kind in (*KINDS, "nonsense"):
+            changed = [*pulses[:at], pulse._replace(kind=kind), *pulses[at + 1 :]]
+            try:
+                Saga.fold(made, changed)
+            except StoreError:
+                continue
+            folded += kind != pulse.kind
+    assert folded <= len(pulses)
+
+
+def test_a_journal_of_another_workflow_is_refused() -> None:
+    made, pulses = journal()
+    other = Workflow("w", input={"n": int})
+    other.step(name="z")(lambda: 1)
+    with pytest.raises(StoreError, match="does not have"):
+        Saga.fold(other.check(), pulses)
+    for at, pulse in enumerate(pulses):
+        if pulse.data:
+            with pytest.raises(StoreError):
+                Saga.fold(
+                    made,
+                    [
+                        *pulses[:at],
+                        pulse._replace(data={"fault": 5, "due_ns": "x"} if pulse.kind == "failed" else None, seq=-1),
+                        *pulses[at + 1 :],
+                    ],
+                )

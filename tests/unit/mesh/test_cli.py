@@ -1,0 +1,171 @@
+"""The command line, in this process: what is typed, what is said, which code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bitactor import Workflow
+from bitactor.launcher import HOME, complaint, stranger
+from bitactor.mermaid import mermaid
+from mesh.cli import main
+from mesh.demo.rows import FIELDS, SHIPPED, read_rows
+from mesh.startup import namesake
+
+
+@pytest.fixture(autouse=True)
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory of the test's own, whose modules are forgotten afterwards."""
+    for name in ("BITACTOR_STORE", "BITACTOR_REGISTRY", "BITACTOR_OTLP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+VERBS = ("demo", "run", "stimulate", "trace", "list", "registry", "graph", "doctor", "cancel", "resume")
+
+
+def test_the_overview_names_every_verb_and_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(f" {verb} " in out for verb in VERBS)
+    assert all(f"{number} " in out for number in (0, 1, 2, 3, 130))
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "registry serve"])
+def test_every_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    code, out, _ = run(capsys, *verb.split(), "--help")
+    assert code == 0
+    assert f"Example: bitactor {verb}" in " ".join(out.split())
+    assert "--json" in out
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["lsit"], "lsit"),
+        (["list", "--limit", "many"], "many"),
+        (["list"], "--store"),
+        (["trace", "nonsense", "--store", "sqlite:///x.db"], "32 hex digits"),
+        (["stimulate", "w", "--input", "{", "--http", "http://127.0.0.1:1"], "not JSON"),
+        (["stimulate", "w", "-i", "novalue", "--http", "http://127.0.0.1:1"], "NAME=VALUE"),
+        (["stimulate", "w", "--http", "ftp://somewhere"], "no address"),
+        (["run", "nocolon"], "MODULE:OBJECT"),
+        (["run", "shop/orders.py:w"], "file name"),
+        (["run", "no_such_module:w"], "no_such_module"),
+        (["run", "json:dumps"], "Workflow"),
+        (["demo", "--rows", "0"], "at least one"),
+        (["demo", "--csv", "none.csv"], "none.csv"),
+        (["registry", "serve", "carrier-pigeon://roof"], "carrier-pigeon"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], typed: list[str], said: str) -> None:
+    code, out, err = run(capsys, *typed)
+    assert (code, out) == (2, "")
+    first, *rest = err.splitlines()
+    assert first.startswith("error: ") and said in err
+    assert all(line.startswith("  → ") for line in rest)
+
+
+def test_an_import_that_fails_shows_only_the_users_frames(capsys: pytest.CaptureFixture[str], workshop: Path) -> None:
+    (workshop / "orders.py").write_text("import prices\n")
+    (workshop / "prices.py").write_text("def load():\n    return 1 / 0\n\nload()\n")
+    code, _, err = run(capsys, "graph", "orders:workflow")
+    assert code == 2
+    assert "prices.py" in err and "error: importing 'orders' failed: ZeroDivisionError: division by zero" in err
+    assert "importlib" not in err and "mesh/cli" not in err
+
+
+def test_a_module_that_exits_is_contained(capsys: pytest.CaptureFixture[str], workshop: Path) -> None:
+    (workshop / "quitter.py").write_text("import sys\nsys.exit(0)\n")
+    code, _, err = run(capsys, "graph", "quitter:workflow")
+    assert code == 2 and "SystemExit" in err
+
+
+def test_a_name_that_was_probably_meant_is_suggested(capsys: pytest.CaptureFixture[str], workshop: Path) -> None:
+    (workshop / "orders.py").write_text("from bitactor import Workflow\norder = Workflow('order')\n")
+    assert "orders:order" in run(capsys, "graph", "orders:ordr")[2]
+    assert "'orders'" in run(capsys, "graph", "order:order")[2]
+    code, _, err = run(capsys, "graph", "orders:order")  # a workflow without steps
+    assert code == 2 and "has no steps" in err
+
+
+def test_graph(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "graph", "mesh.demo.signup:signup")
+    assert (code, err) == (0, "")
+    assert out.startswith("flowchart TD\n") and "↩ undo" in out and 's1 -.->|"after"| s2' in out
+    code, out, _ = run(capsys, "graph", "mesh.demo.signup:service", "--json")
+    assert [json.loads(line)["workflow"] for line in out.splitlines()][:2] == ["users.signup", "demo.echo"]
+
+
+def test_mermaid_shows_names_as_they_are() -> None:
+    workflow = Workflow("a \"b\" <c>", input={"x": int})
+
+    @workflow.step(name="one | [two]")
+    def one(x: int) -> int:
+        return x
+
+    @workflow.step(bind={}, after=["one | [two]"], when=lambda x: x > 1)
+    def three(x: int) -> int:
+        return x
+
+    drawn = mermaid(workflow.check())
+    assert 'input(["a #34;b#34; #60;c#62;"])' in drawn
+    assert 's0["one #124; #91;two#93;"]' in drawn
+    assert 's1{{"three<br/>? when"}}' in drawn
+    assert 's0 -.->|"after"| s1' in drawn and 'input -->|"x"| s1' in drawn
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], workshop: Path) -> None:
+    code, out, _ = run(capsys, "doctor", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["ok"] and {"python", "packages", "imports", "files", "sockets"} <= {check["name"] for check in found["checks"]}
+    (workshop / "mesh.py").touch()
+    code, out, _ = run(capsys, "doctor", "--store", "sqlite:///none.db")
+    assert code == 0  # warnings only
+    assert "! imports" in out and "! store" in out
+
+
+def test_strangers_are_told_from_ours(workshop: Path) -> None:
+    assert [stranger(name) for name in ("bitactor", "registry", "mesh")] == [None, None, None]
+    assert namesake(HOME) is None and namesake(workshop) is None
+    (workshop / "registry.py").touch()
+    assert namesake(workshop) == workshop / "registry.py"
+    assert "missing" in complaint("mesh", "")
+
+
+def test_the_shipped_rows_are_a_few_hundred_with_everything_in_them() -> None:
+    rows = read_rows(SHIPPED)
+    assert len(rows) == 320
+    assert any("," in (row["name"] or "") for row in rows)
+    assert any(not (row["name"] or "").isascii() for row in rows)
+    assert any(row["country"] is None for row in rows)
+    addresses = [(row["email"] or "").strip().lower() for row in rows]
+    assert len(addresses) - len(set(addresses)) >= 15
+    assert read_rows(SHIPPED, 3) == rows[:3] and set(rows[0]) == set(FIELDS)
+
+
+def test_a_csv_of_the_users_own_is_refused_with_reasons(capsys: pytest.CaptureFixture[str], workshop: Path) -> None:
+    (workshop / "own.csv").write_text("name,mail\nAda,ada@example.org\n")
+    code, _, err = run(capsys, "demo", "--csv", "own.csv")
+    assert code == 2 and "email, country" in err
+    (workshop / "latin.csv").write_bytes("name,email,country\nZoé,z@example.org,FR\n".encode("latin-1"))
+    assert "UTF-8" in run(capsys, "demo", "--csv", "latin.csv")[2]
+    (workshop / "empty.csv").write_text("name,email,country\n")
+    assert "no rows" in run(capsys, "demo", "--csv", "empty.csv")[2]
