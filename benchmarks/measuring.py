@@ -77,6 +77,11 @@ class Row(NamedTuple):
     about: str
 
     @property
+    def best(self) -> float:
+        """The repeat that was disturbed least."""
+        return self.low if self.better == "lower" else self.high
+
+    @property
     def missed_by(self) -> float | None:
         """How many times as good the goal is; None when there is no goal, or it is met."""
         if self.goal is None:

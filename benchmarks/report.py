@@ -52,19 +52,19 @@ def show(rows: Sequence[Row], about: Mapping[str, Any], *, quick: bool) -> None:
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if terminal else _PIPED_WIDTH)
     table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False)
-    for heading in ("name", "value", "unit", "goal", "floor", "ratio"):
+    for heading in ("name", "value", "unit", "goal", "floor", "ratio", "best"):
         table.add_column(heading, justify="left" if heading in ("name", "unit", "goal") else "right", no_wrap=True)
     table.add_column("the floor is")
     table.add_column("what")
     for row in rows:
-        numbers = (_number(row.value), row.unit, _goal(row, quick), _number(row.floor), f"{row.ratio:.2f}")
+        numbers = (_number(row.value), row.unit, _goal(row, quick), _number(row.floor), f"{row.ratio:.2f}", _number(row.best))
         table.add_row(row.name, *numbers, row.floor_is, row.about)
     console.print(table)
     load = " ".join(map(str, about["load"]))
     console.print(f"{about['cpu']}, {about['cores']} cores, load {load}; {about['system']}")
     console.print(f"{about['python']}, {about['loop']}, pykka {about['pykka']}, ZeroMQ {about['zmq']}")
     console.print(f"SQLite {about['sqlite']} on {about['disk']}")
-    console.print("Medians of interleaved repeats; ratio = value / floor, both from this run.")
+    console.print("Values and floors are medians of interleaved repeats; ratio = value / floor; best: our least disturbed repeat.")
     if quick:
         console.print("--quick: tiny counts, one repeat; these numbers say that it runs, not how fast.")
 

@@ -423,7 +423,10 @@ def split_frame(frame: bytes) -> list[bytes]:
 _PULSE_TOKEN_OUT: Final = Pulse._fields.index("token_out")
 _PULSE_TYPES: Final = tuple(
     (Pulse._fields.index(name), kind)
-    for kind, names in ((str, ("transaction", "root", "workflow", "hop", "kind", "step", "direction")), (int, ("seq", "attempt", "ttl", "at_ns")))
+    for kind, names in (
+        (str, ("transaction", "root", "workflow", "hop", "kind", "step", "direction")),
+        (int, ("seq", "attempt", "ttl", "at_ns")),
+    )
     for name in names
 )
 

@@ -230,7 +230,7 @@ class Client:
         )
         return described
 
-    async def list(
+    async def transactions(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[dict[str, Any]]:
         """The newest transactions of all nodes as rows (see `bitactor.ports.TransactionRow`), at most `limit`.

@@ -21,6 +21,7 @@ from bitactor.errors import (
     StoreError,
     UnknownTransaction,
     UnknownWorkflow,
+    Unroutable,
     suggest,
 )
 from bitactor.plan import Plan
@@ -83,7 +84,9 @@ class Node:
         """`new | open | draining | closed`."""
         self.parked: dict[str, str] = {}
         """Transactions of ours that cannot be resumed here, and why."""
-        self._room: asyncio.Condition | None = None
+        self._room = asyncio.Condition()
+        self._hurry = asyncio.Event()
+        self._released = asyncio.Event()
         self._links: Links | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._looking: asyncio.TimerHandle | None = None
@@ -114,7 +117,6 @@ class Node:
         self.thread = threading.get_ident()
         self.clock: Clock = self._given_clock or SystemClock(self.loop)
         self.wheel = TimingWheel(self.clock)
-        self._room = asyncio.Condition()
         self.store: Store = open_store(
             self.settings.store, durability=self.settings.durability, lease=self.settings.lease, notify=self._notify
         )
@@ -208,35 +210,47 @@ class Node:
         logger.error("transaction %s cannot go on here: %s", transaction, why)
 
     async def close(self, drain: float | None = None) -> None:
-        """Stop taking work, wait for what runs, hand the rest to the journal, release everything.  Twice is once."""
-        if self.state in ("closed", "new"):
+        """Stop taking work, wait for what runs, hand the rest to the journal, release everything.
+
+        Called again while that goes on, it stops the waiting and returns when everything is released; later calls do nothing.
+        """
+        if self.state == "new":
             self.state = "closed"
+        if self.state == "closed":
+            return
+        if self.state == "draining":
+            self._hurry.set()
+            await self._released.wait()
             return
         self.state = "draining"
         try:
             if hasattr(self, "supervisor"):
                 await self._drain(self.settings.drain if drain is None else drain)
         finally:
-            self.state = "closed"
-            await self._release()
+            try:
+                await self._release()
+            finally:
+                self.state = "closed"
+                self._released.set()
 
     async def _drain(self, seconds: float) -> None:
         if self._links is not None:
             await self._links.withdraw()
         deadline = self.loop.time() + seconds
-        while (self.supervisor.running or self._outbox_busy()) and (left := deadline - self.loop.time()) > 0:
-            assert self._room is not None
-            async with self._room:
-                try:
-                    async with asyncio.timeout(min(left, 0.1)):
-                        await self._room.wait()
-                except TimeoutError:
-                    continue
+        while self._busy() and not self._hurry.is_set() and (left := deadline - self.loop.time()) > 0:
+            await self._something_settled(min(left, 0.1))
         if self.supervisor.running:
             logger.warning("%d transactions were still running after %g s of draining", self.supervisor.running, seconds)
 
-    def _outbox_busy(self) -> bool:
-        return len(getattr(self, "outbox", ())) > 0
+    async def _something_settled(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds), self._room:
+                await self._room.wait()
+        except TimeoutError:
+            return
+
+    def _busy(self) -> bool:
+        return self.supervisor.running > 0 or (hasattr(self, "outbox") and self.outbox.on_the_way())
 
     async def _release(self) -> None:
         if hasattr(self, "outbox"):
@@ -354,7 +368,6 @@ class Node:
         return Transaction(self, run)
 
     async def _wait_for_room(self) -> None:
-        assert self._room is not None
         patience = self.settings.patience
         try:
             async with asyncio.timeout(patience), self._room:
@@ -370,7 +383,6 @@ class Node:
             self.keep(self.loop.create_task(self._notify_room()))
 
     async def _notify_room(self) -> None:
-        assert self._room is not None
         async with self._room:
             self._room.notify_all()
 
@@ -453,6 +465,8 @@ class Node:
             run = self._adopt(run)
         if self.supervisor.runs.get(run.saga.transaction) is run:
             self.supervisor.feed(run, CancelAsked(fault))
+        elif not run.settled:
+            raise Unroutable(f"transaction {run.saga.transaction} is run by another process; cancel it there, or with `bitactor cancel`")
         return run
 
     def resume(self, run: Run) -> Run:

@@ -46,6 +46,10 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._parcels)
 
+    def on_the_way(self) -> bool:
+        """Whether something is being delivered to somebody who is there; what nobody listens to is no reason to wait."""
+        return any(self._groups(parcel.emission.name).keys() - parcel.taken.keys() for parcel in self._parcels.values())
+
     def deliver(self, run: Run, emission: Emission) -> None:
         """See `supervisor.Outbox`."""
         if emission.id not in self._parcels:

@@ -15,9 +15,9 @@ PACKAGES = ("bitactor", "registry", "mesh")
 
 IMPURE = frozenset(
     (
-        "asyncio", "concurrent", "contextvars", "ctypes", "fcntl", "ftplib", "glob", "http", "imaplib", "io", "mmap", "multiprocessing",
-        "os", "pathlib", "pickle", "platform", "poplib", "queue", "random", "resource", "sched", "secrets", "select", "selectors",
-        "shelve", "shutil", "signal", "smtplib", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "tempfile", "threading",
+        "asyncio", "concurrent", "contextvars", "ctypes", "fcntl", "ftplib", "glob", "http", "imaplib", "io", "mmap",
+        "multiprocessing", "os", "pathlib", "pickle", "platform", "poplib", "queue", "random", "resource", "sched",
+        "secrets", "select", "selectors", "shelve", "shutil", "signal", "smtplib", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "tempfile", "threading",
         "time", "urllib", "xmlrpc",
     )
 )  # fmt: skip

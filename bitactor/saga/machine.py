@@ -276,7 +276,8 @@ class Saga(SagaState):
     def _reply_failed(self, index: int, reply: Reply, now_ns: int) -> None:
         fault = reply.fault or Fault("bitactor.outcome:Fail", reply.reason)
         if reply.outcome != "fail":
-            fault = Fault("bitactor.errors:InvalidOutcome", f"{self.plan.steps[index].address!r} was answered with {reply.outcome!r}")
+            address = self.plan.steps[index].address
+            fault = Fault("bitactor.errors:InvalidOutcome", f"{address!r} was answered with {reply.outcome!r}")
         self._fail(index, fault, now_ns, elapsed_ns=reply.elapsed_ns)
 
     def _reply_cancelled(self, index: int, reply: Reply, now_ns: int) -> None:

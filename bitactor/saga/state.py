@@ -83,8 +83,8 @@ class SagaState:
     __slots__ = (
         "accepted_at_ns", "assessed", "attempts", "cancelling", "causes", "deadline_ns", "decided", "deliveries", "digest", "doubts",
         "due_ns", "emissions", "epoch", "errors", "failures", "hops", "in_flight", "metadata", "missing", "order", "outstanding",
-        "parent", "phase", "plan", "root", "salt", "seq", "span", "spawned_at_ns", "states", "status", "stopping_since_ns", "tokens",
-        "trail", "transaction", "ttl", "ttls", "undo_attempts", "undo_failed", "unknown", "unsettled",
+        "parent", "phase", "plan", "root", "salt", "seq", "span", "spawned_at_ns", "states", "status", "stopping_since_ns",
+        "tokens", "trail", "transaction", "ttl", "ttls", "undo_attempts", "undo_failed", "unknown", "unsettled",
     )  # fmt: skip
 
     def __init__(
@@ -259,8 +259,8 @@ class SagaState:
                 raise self._damaged(pulse, f"of a step that is {STEP_STATES[state]}")
             if self.phase not in PHASES_OF[pulse.kind, pulse.direction]:
                 raise self._damaged(pulse, f"in a transaction that is {self.phase}")
-            if state == WAITING and self.missing[index] and pulse.kind != LATE:
-                raise self._damaged(pulse, "before what the step waits for")
+            if state == WAITING and pulse.kind != LATE:
+                self._check_beginning(pulse, index)
             if pulse.kind == SPAWNED:
                 self._check_spawn(pulse, index)
             rule(self, pulse, index)
@@ -271,12 +271,24 @@ class SagaState:
             whole(self, pulse)
         self.seq += 1
 
+    def _check_beginning(self, pulse: Pulse, index: int) -> None:
+        step = self.plan.steps[index]
+        if self.missing[index]:
+            raise self._damaged(pulse, "before what the step waits for")
+        expired = self.ttl_of_causes(step) <= 0
+        unspawned = {FAILED: step.decides or expired, SKIPPED: step.decides, TOMBSTONE: expired}
+        if not unspawned.get(pulse.kind, True):
+            raise self._damaged(pulse, "although it was never spawned")
+
     def _check_spawn(self, pulse: Pulse, index: int) -> None:
         delivery = (pulse.data or {}).get("delivery")
         before = self.undo_attempts if pulse.direction == UNDO else self.attempts
         running = self.states[index] in (RUNNING, ASSESSING, IN_DOUBT if pulse.direction == FORWARD else UNDO_RUNNING)
         if running != (delivery is not None):
             raise self._damaged(pulse, "which is neither its next attempt nor its next delivery")
+        others = self.states.count(UNDO_RUNNING) + self.states.count(UNDO_BACKING_OFF)
+        if pulse.direction == UNDO and others > (self.states[index] in (UNDO_RUNNING, UNDO_BACKING_OFF)):
+            raise self._damaged(pulse, "while another undo runs")
         if pulse.attempt != before[index] + (not running) or (running and delivery != self.deliveries[index] + 1):
             raise self._damaged(pulse, f"attempt {pulse.attempt}, delivery {delivery or 1}, which is not the next one")
 
@@ -518,10 +530,16 @@ class SagaState:
             if state == UNDO_BROKEN:
                 self.states[index] = IN_DOUBT if index in self.doubts else DONE
 
+    def _awaits_undo(self, index: int) -> bool:
+        undoable = (DONE, IN_DOUBT, UNDO_RUNNING, UNDO_BACKING_OFF)
+        return self.plan.steps[index].undo is not None and self.states[index] in undoable
+
     def _finished(self, pulse: Pulse) -> None:
         status = (pulse.data or {})["status"]
         if (status == "completed") != (self.phase == ACTIVE) or (status == "completed" and self.unsettled) or self.in_flight:
             raise self._damaged(pulse, f"{status!r}, which it cannot be yet")
+        if status != "completed" and any(self._awaits_undo(index) for index in self.order):
+            raise self._damaged(pulse, f"{status!r}, although something is left to undo")
         self.phase = ENDED
         self.status = status
 
@@ -567,9 +585,10 @@ _STOPPING: Final = frozenset((FAILING, UNDOING))
 _RUNS_OUT: Final = frozenset((ACTIVE, HALTING, FAILING))
 _BEGUN: Final = frozenset((ACTIVE, HALTING, SUSPENDED, FAILING, UNDOING, ENDED))
 PHASES_OF: Final[Mapping[tuple[str, str], frozenset[str]]] = {
-    (SPAWNED, FORWARD): _FORWARDS, (SKIPPED, FORWARD): frozenset((ACTIVE,)), (RETRIED, FORWARD): _FORWARDS, (HALTED, FORWARD): _FORWARDS,
-    (COMPLETED, FORWARD): _RUNS_OUT, (COMPENSATED, FORWARD): _RUNS_OUT, (FAILED, FORWARD): _RUNS_OUT, (TIMED_OUT, FORWARD): _RUNS_OUT,
-    (TOMBSTONE, FORWARD): _RUNS_OUT, (LATE, FORWARD): _BEGUN, (SPAWNED, UNDO): _STOPPING, (UNDO_FAILED, UNDO): _STOPPING,
+    (SPAWNED, FORWARD): _FORWARDS, (SKIPPED, FORWARD): frozenset((ACTIVE,)), (RETRIED, FORWARD): _FORWARDS,
+    (HALTED, FORWARD): _FORWARDS, (COMPLETED, FORWARD): _RUNS_OUT, (COMPENSATED, FORWARD): _RUNS_OUT,
+    (FAILED, FORWARD): _RUNS_OUT, (TIMED_OUT, FORWARD): _RUNS_OUT, (TOMBSTONE, FORWARD): _RUNS_OUT,
+    (LATE, FORWARD): _BEGUN, (SPAWNED, UNDO): _STOPPING, (UNDO_FAILED, UNDO): _STOPPING,
     (UNDONE, UNDO): frozenset((UNDOING,)), (RETRIED, UNDO): frozenset((UNDOING,)), (TOMBSTONE, UNDO): frozenset((UNDOING,)),
 }  # fmt: skip
 """(kind of pulse, direction) → the phases in which a step can have one."""

@@ -60,17 +60,17 @@ def run_workflow(
 ) -> Trace:
     """Run a workflow, or a consumer, to its end, here and now.
 
-    The saga is the real one, and so are its pulses: the same kinds, steps, hops and budgets as in a mesh.  Steps run one after another
-    on the calling thread, wherever they would run in a mesh; `async def` steps too, as long as they wait for nothing outside.
-    Backoffs, timeouts and deadlines pass on `clock`, which takes no time.
+    The saga is the real one, and so are its pulses: the same kinds, steps, hops and budgets as in a mesh.  Steps run one after
+    another on the calling thread, wherever they would run in a mesh; `async def` steps too, as long as they wait for nothing
+    outside.  Backoffs, timeouts and deadlines pass on `clock`, which takes no time.
 
     Args:
         workflow: what to run; a consumer takes `input` as the value that was emitted.
         input: as for `mesh.stimulate`.
         ttl, deadline, metadata: as for `mesh.stimulate`.
         steps: step → function to run in its place; it may take any of the step's arguments, `ctx` and `attempt`.
-        faults: step, or `step.undo` → what happens to it: one fault for every delivery (but `Crash()` once), or a list, one for each
-            delivery in order, None for none; after the list it runs as usual.
+        faults: step, or `step.undo` → what happens to it: one fault for every delivery (but `Crash()` once), or a list, one
+            for each delivery in order, None for none; after the list it runs as usual.
         resumes: how often to resume when it has halted or is stuck.
         clock: time; by default a `FakeClock` of its own.
         ids: where the transaction's id comes from.

@@ -87,7 +87,7 @@ def _progress(*, quiet: bool) -> Iterator[Told]:
         task = bar.add_task("", total=1)
 
         def told(what: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, **({"description": what} if what else {}))
+            bar.update(task, completed=done, total=total, description=what or None)
 
         yield told
 

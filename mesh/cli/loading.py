@@ -11,10 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from bitactor.launcher import HOME
 from bitactor.workflow import Consumer, Workflow
 from mesh.cli.exits import UsageError
 from mesh.mesh import Mesh
-from mesh.startup import HOME, namesake
+from mesh.startup import namesake
 
 Definition = Workflow | Consumer
 

@@ -14,7 +14,10 @@ from mesh.client import Client
 
 T = TypeVar("T")
 
-Json = Annotated[bool, Parameter("--json", negative=(), show_default=False, help="For machines: JSON on stdout and nothing else there.")]
+Json = Annotated[
+    bool,
+    Parameter("--json", negative=(), show_default=False, help="For machines: JSON on stdout and nothing else there."),
+]
 Store = Annotated[
     str, Parameter("--store", env_var="BITACTOR_STORE", help="The journal's URL, such as sqlite:///pulses.db.")
 ]

@@ -62,7 +62,8 @@ async def serve(
     ] = None,
     curve: Curve = None,
     until_stdin_closes: Annotated[
-        bool, Parameter(negative=(), show_default=False, help="Stop also when standard input ends: the starter is gone.")
+        bool,
+        Parameter(negative=(), show_default=False, help="Stop also when standard input ends: the starter is gone."),
     ] = False,
     json: Json = False,
 ) -> int:

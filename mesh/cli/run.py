@@ -53,7 +53,13 @@ async def run(
     otlp: Annotated[str | None, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318.")] = None,
     curve: Annotated[Path | None, Parameter(help="File with the mesh's key pair; tcp endpoints need it.")] = None,
     no_host: Annotated[
-        bool, Parameter("--no-host", negative=(), show_default=False, help="Only supervise; other nodes run the steps and consumers.")
+        bool,
+        Parameter(
+            "--no-host",
+            negative=(),
+            show_default=False,
+            help="Only supervise; other nodes run the steps and consumers.",
+        ),
     ] = False,
     drain: Annotated[
         float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")
@@ -62,7 +68,8 @@ async def run(
         bool, Parameter(("-v", "--verbose"), negative=(), show_default=False, help="Log more than warnings to stderr.")
     ] = False,
     until_stdin_closes: Annotated[
-        bool, Parameter(negative=(), show_default=False, help="Stop also when standard input ends: the starter is gone.")
+        bool,
+        Parameter(negative=(), show_default=False, help="Stop also when standard input ends: the starter is gone."),
     ] = False,
     json: Json = False,
 ) -> int:

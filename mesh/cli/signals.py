@@ -15,7 +15,7 @@ from typing import Final, Self
 from mesh.cli.exits import OK
 
 _LAST_WORDS: Final = 1.0
-"""Seconds the second signal leaves for releasing files and sockets before the process is ended under them."""
+"""Seconds the second signal leaves for releasing files and sockets, before the process is ended under them."""
 
 
 class Stopping:

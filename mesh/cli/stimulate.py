@@ -31,7 +31,8 @@ async def stimulate(
         list[str] | None,
         Parameter(
             ("-i", "--field"),
-            negative=(), show_default=False,
+            negative=(),
+            show_default=False,
             allow_leading_hyphen=True,
             help="One field, NAME=VALUE; VALUE is JSON, or else text.",
         ),
@@ -40,7 +41,10 @@ async def stimulate(
     ttl: Annotated[int | None, Parameter(help="Hop budget, instead of the workflow's.")] = None,
     deadline: Annotated[float | None, Parameter(help="Seconds it may take, instead of the workflow's.")] = None,
     wait: Annotated[
-        bool, Parameter("--async", negative=(), show_default=False, help="Do not wait for the end, only until it is accepted.")
+        bool,
+        Parameter(
+            "--async", negative=(), show_default=False, help="Do not wait for the end, only until it is accepted."
+        ),
     ] = False,
     timeout: Annotated[float | None, Parameter(help="Seconds to wait for the end; by default for ever.")] = None,
     registry: Registry = "",

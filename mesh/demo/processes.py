@@ -1,7 +1,7 @@
 """The demo's processes: started with the same commands that a user would type, and all ended, whatever happens.
 
-Each is told to stop when its standard input ends, so they go with us even if we are killed.  Each leads a process group of its own, so
-Ctrl-C in the terminal reaches only us, and we stop them in order.
+Each is told to stop when its standard input ends, so they go with us even if we are killed.  Each leads a process
+group of its own, so Ctrl-C in the terminal reaches only us, and we stop them in order.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Children:
         child.process.kill()
 
     async def close(self) -> None:
-        """Stop them, the last started first in line; twice is once."""
+        """Ask all to stop, and kill with their groups those that have not in time; twice is once."""
         running = [process for process in reversed(self._running.values()) if process.returncode is None]
         self._running.clear()
         for process in running:

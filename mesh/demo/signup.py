@@ -1,6 +1,7 @@
 """The demo's service: users sign up; also two consumers that would write to each other for ever, if their budget did not end.
 
-The workflow is one a team could have written: it knows a database and a mail server by their addresses, and nothing of how it is run.
+The workflow is one a team could have written: it knows a database and a mail server by their addresses, and nothing
+of how it is run.
 """
 
 from __future__ import annotations

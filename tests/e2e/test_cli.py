@@ -69,7 +69,13 @@ SHOP = """
 
 def bitactor(*arguments: str, cwd: Path, input: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), cwd=cwd, input=input, env=environ(**environment), capture_output=True, text=True, timeout=PATIENCE
+        command(*arguments),
+        cwd=cwd,
+        input=input,
+        env=environ(**environment),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 
@@ -91,7 +97,13 @@ class Running:
 
     def __init__(self, *arguments: str, cwd: Path) -> None:
         self.process = subprocess.Popen(
-            command(*arguments, "--json"), cwd=cwd, env=environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command(*arguments, "--json"),
+            cwd=cwd,
+            env=environ(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -117,7 +129,19 @@ def mesh(directory: Path) -> Iterator[tuple[str, str]]:
     """A registry and a node with an ingress: (registry, http)."""
     registry = f"ipc://{directory}/registry"
     serving = Running("registry", "serve", registry, cwd=directory)
-    node = Running("run", "shop:everything", "--registry", registry, "--http", "0", "--store", "sqlite:///pulses.db", "--drain", "0", cwd=directory)
+    node = Running(
+        "run",
+        "shop:everything",
+        "--registry",
+        registry,
+        "--http",
+        "0",
+        "--store",
+        "sqlite:///pulses.db",
+        "--drain",
+        "0",
+        cwd=directory,
+    )
     yield registry, node.ready["http"]
     for running in (node, serving):
         code, said = running.stop()
@@ -128,12 +152,16 @@ def test_a_transaction_from_the_outside(directory: Path, mesh: tuple[str, str]) 
     registry, http = mesh
     asked = {"BITACTOR_REGISTRY": registry}
 
-    by_registry = bitactor("stimulate", "shop.order", "-i", "item=tea", "-i", "count=2", "--json", cwd=directory, **asked)
+    by_registry = bitactor(
+        "stimulate", "shop.order", "-i", "item=tea", "-i", "count=2", "--json", cwd=directory, **asked
+    )
     assert by_registry.returncode == 0, by_registry.stderr
     began = json.loads(by_registry.stdout)
     assert (began["status"], began["result"]) == ("completed", "2 x tea")
 
-    by_http = bitactor("stimulate", "shop.order", "--input", '{"item": "tea", "count": 3}', "--http", http, cwd=directory)
+    by_http = bitactor(
+        "stimulate", "shop.order", "--input", '{"item": "tea", "count": 3}', "--http", http, cwd=directory
+    )
     assert (by_http.returncode, by_http.stdout.strip()) == (0, '"3 x tea"')
     assert "completed" in by_http.stderr
 
@@ -153,11 +181,13 @@ def test_a_transaction_from_the_outside(directory: Path, mesh: tuple[str, str]) 
 def test_failures_have_codes_and_one_clear_line(directory: Path, mesh: tuple[str, str]) -> None:
     registry, http = mesh
     for place in (["--registry", registry], ["--http", http]):
-        failed = bitactor("stimulate", "shop.order", "-i", "item=tea", "-i", "count=11", *place, "--json", cwd=directory)
+        failed = bitactor(
+            "stimulate", "shop.order", "-i", "item=tea", "-i", "count=11", *place, "--json", cwd=directory
+        )
         assert failed.returncode == 1, failed.stderr
         described = json.loads(failed.stdout)
         assert described["status"] == "compensated"
-        assert described["errors"][0]["type"] == "ValueError"
+        assert "too many" in described["errors"][0]["message"]
 
         invalid = bitactor("stimulate", "shop.order", "-i", "count=none", *place, cwd=directory)
         assert (invalid.returncode, invalid.stdout) == (2, "")
@@ -175,8 +205,12 @@ def test_failures_have_codes_and_one_clear_line(directory: Path, mesh: tuple[str
 
 def test_cancel_and_resume(directory: Path, mesh: tuple[str, str]) -> None:
     registry, _ = mesh
-    began = json.loads(bitactor("stimulate", "shop.patient", "--async", "--registry", registry, "--json", cwd=directory).stdout)
-    cancelled = bitactor("cancel", began["transaction"], "--registry", registry, "--reason", "changed my mind", "--json", cwd=directory)
+    began = json.loads(
+        bitactor("stimulate", "shop.patient", "--async", "--registry", registry, "--json", cwd=directory).stdout
+    )
+    cancelled = bitactor(
+        "cancel", began["transaction"], "--registry", registry, "--reason", "changed my mind", "--json", cwd=directory
+    )
     assert cancelled.returncode == 0, cancelled.stderr
     assert json.loads(cancelled.stdout)["status"] == "cancelled"
 
@@ -191,7 +225,11 @@ def test_cancel_and_resume(directory: Path, mesh: tuple[str, str]) -> None:
 def test_registry_and_doctor_look_at_the_mesh(directory: Path, mesh: tuple[str, str]) -> None:
     registry, _ = mesh
     entries = documents(bitactor("registry", "workflow:*", "--registry", registry, "--json", cwd=directory).stdout)
-    assert [entry["name"] for entry in entries] == ["workflow:shop.halting", "workflow:shop.order", "workflow:shop.patient"]
+    assert [entry["name"] for entry in entries] == [
+        "workflow:shop.halting",
+        "workflow:shop.order",
+        "workflow:shop.patient",
+    ]
     assert all(entry["value"]["endpoint"].startswith("ipc://") for entry in entries)
 
     looked = bitactor("doctor", "--registry", registry, "--store", "sqlite:///pulses.db", "--json", cwd=directory)
@@ -237,7 +275,11 @@ def test_nobody_there(directory: Path) -> None:
 
 def test_a_reader_that_goes_away_is_no_error(directory: Path) -> None:
     writing = subprocess.Popen(
-        command("graph", "shop:everything"), cwd=directory, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command("graph", "shop:everything"),
+        cwd=directory,
+        env=environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert writing.stdout is not None and writing.stderr is not None
     writing.stdout.close()
@@ -250,17 +292,30 @@ def test_a_reader_that_goes_away_is_no_error(directory: Path) -> None:
 def test_a_users_file_that_hides_ours_is_named(directory: Path, name: str) -> None:
     (directory / f"{name}.py").write_text("raise SystemExit('the wrong one was imported')\n")
     hidden = subprocess.run(
-        [sys.executable, "-m", "bitactor", "doctor"], cwd=directory, env=environ(), capture_output=True, text=True, timeout=PATIENCE
+        [sys.executable, "-m", "bitactor", "doctor"],
+        cwd=directory,
+        env=environ(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert hidden.returncode == 2
-    assert str(directory / f"{name}.py") in hidden.stderr and "rename" in hidden.stderr and "Traceback" not in hidden.stderr
-    refused = bitactor("run", "shop:order", cwd=directory)  # the installed command does not look here for itself, but the user's module would
+    assert (
+        str(directory / f"{name}.py") in hidden.stderr
+        and "rename" in hidden.stderr
+        and "Traceback" not in hidden.stderr
+    )
+    refused = bitactor(
+        "run", "shop:order", cwd=directory
+    )  # the installed command does not look here for itself, but the user's module would
     assert refused.returncode == 2 and f"{name}.py" in refused.stderr
 
 
 def test_importing_mesh_says_which_file_hides_registry(directory: Path) -> None:
     (directory / "registry.py").write_text("")
     (directory / "program.py").write_text("from mesh import Mesh\n")
-    failed = subprocess.run([sys.executable, "program.py"], cwd=directory, env=environ(), capture_output=True, text=True, timeout=PATIENCE)
+    failed = subprocess.run(
+        [sys.executable, "program.py"], cwd=directory, env=environ(), capture_output=True, text=True, timeout=PATIENCE
+    )
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith(f"mesh.startup.HiddenPackage: {directory / 'registry.py'} hides")

@@ -91,7 +91,14 @@ def test_people_get_a_report_and_scripts_no_colours(directory: Path) -> None:
     out, err = (demo := start(directory / "kept", "--csv", str(own))).communicate(timeout=PATIENCE)
     assert demo.returncode == 0, (out, err)
     assert err == "" and "\x1b" not in out
-    for said in ("how it ended", "duplicate, rejected", "Throughput", "It adds up: 1 sign-ups", "bitactor list", "nothing is left running"):
+    for said in (
+        "how it ended",
+        "duplicate, rejected",
+        "Throughput",
+        "It adds up: 1 sign-ups",
+        "bitactor list",
+        "nothing is left running",
+    ):
         assert said in out
 
 

@@ -1,4 +1,4 @@
-"""A world around one saga: it obeys commands as a supervisor would, lets anything happen that can happen, and checks what must hold.
+"""A world around one saga: it obeys commands as a supervisor would, lets anything happen that can, and checks what must hold.
 
 What happened is kept here a second time, from commands and stimuli alone, so that the saga is not its own witness.
 """

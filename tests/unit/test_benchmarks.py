@@ -57,7 +57,7 @@ def test_each_row_has_a_value_a_floor_and_their_ratio(name: str, capsys: pytest.
 def test_the_table_names_value_floor_and_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chain-10", "--quick"]) == 0
     heading, row, *_ = capsys.readouterr().out.splitlines()
-    assert heading.split()[:6] == ["name", "value", "unit", "goal", "floor", "ratio"]
+    assert heading.split()[:7] == ["name", "value", "unit", "goal", "floor", "ratio", "best"]
     assert row.split()[0] == "chain-10"
 
 

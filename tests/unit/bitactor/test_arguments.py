@@ -112,10 +112,10 @@ def test_two_readers_do_not_share_a_mutable_result() -> None:
     [
         (Address, {"city": "Rome"}, Address(city="Rome")),
         (Address, Address(city="Rome", zip=5), Address(city="Rome", zip=5)),
-        (Optional[Address], None, None),
+        (Address | None, None, None),
         (Address | None, {"city": "Rome"}, Address(city="Rome")),
-        (Optional[int], 5, 5),
-        (Optional[int], None, None),
+        (Optional[int], 5, 5),  # noqa: UP045
+        (int | None, None, None),
         (list[Address], [{"city": "Rome"}], [Address(city="Rome")]),
         (Point, Point(1, 2), Point(1, 2)),
         (Colour, Colour.RED, Colour.RED),

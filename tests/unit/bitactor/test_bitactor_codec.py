@@ -43,8 +43,9 @@ QUICK = settings(
 )
 
 SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.uuids() | st.decimals(allow_nan=False)
-    | st.dates() | st.datetimes() | st.datetimes(timezones=st.just(dt.UTC)) | st.times() | st.timedeltas()
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.uuids()
+    | st.decimals(allow_nan=False) | st.dates() | st.datetimes()
+    | st.datetimes(timezones=st.just(dt.UTC)) | st.times() | st.timedeltas()
 )  # fmt: skip
 KEYS = st.text() | st.integers() | st.booleans() | st.binary() | st.tuples(st.integers(), st.text())
 VALUES = st.recursive(
@@ -181,11 +182,13 @@ def test_size_is_limited() -> None:
 FAULT = Fault("builtins:ValueError", "no", "Traceback", b"\x91\x01")
 MESSAGES = (
     Signal(
-        "w/s", "a" * 32, "b" * 32, "c" * 16, ("d" * 16,), "forward", 1, 2, 3, 4, 5_000, encode_token({"x": 1}), "ipc://x", FAULT, "p",
-        {"k": [1]}, True, 2, ("w/r", "w/q"),
+        "w/s", "a" * 32, "b" * 32, "c" * 16, ("d" * 16,), "forward", 1, 2, 3, 4, 5_000, encode_token({"x": 1}), "ipc://x", FAULT,
+        "p", {"k": [1]}, True, 2, ("w/r", "w/q"),
     ),
     Signal("w/s", "a" * 32, "b" * 32, "c" * 16, (), "undo", 1, 1, 0, 0, None, None),
-    Reply("a" * 32, "c" * 16, 1, 0, "ok", encode_token([1, 2]), None, None, (("out", 1), ("out", encode_token({"a": 1}))), 17, "why"),
+    Reply(
+        "a" * 32, "c" * 16, 1, 0, "ok", encode_token([1, 2]), None, None, (("out", 1), ("out", encode_token({"a": 1}))), 17, "why"
+    ),
     Reply("a" * 32, "c" * 16, 1, 0, "fail", None, FAULT, 5),
     Cancel("a" * 32, "c" * 16, 1, 0),
     Stimulus("i", "n", "g", encode_token({"x": 1}), 7, None, "ipc://x", "r", "p", "h", ("a",), {"k": 1}, "key"),
@@ -194,8 +197,8 @@ MESSAGES = (
     Answer("i", encode_token([1]), "", ""),
 )  # fmt: skip
 PULSE = Pulse(
-    "a" * 32, "b" * 32, "w", 3, "c" * 16, ("d" * 16,), "completed", "s", "loop", "forward", 1, 7, 10, 5, ("input.x",), encode_token({"a": 1}),
-    None, {"due_ns": 5, "emits": [["x", b"\x01"]]}, "digest",
+    "a" * 32, "b" * 32, "w", 3, "c" * 16, ("d" * 16,), "completed", "s", "loop", "forward", 1, 7, 10, 5, ("input.x",),
+    encode_token({"a": 1}), None, {"due_ns": 5, "emits": [["x", b"\x01"]]}, "digest",
 )  # fmt: skip
 
 
@@ -264,7 +267,7 @@ def _mutations(count: int) -> list[bytes]:
         *whole,
         encode_pulse(PULSE),
         join_frame(whole),
-        pack([dt.datetime(2026, 1, 1), uuid.UUID(int=1), Decimal(1), 2**80, {1}]),
+        pack([dt.datetime(2026, 1, 1, tzinfo=dt.UTC), uuid.UUID(int=1), Decimal(1), 2**80, {1}]),
     ]
     made = []
     for _ in range(count):

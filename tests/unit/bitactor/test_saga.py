@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -350,7 +351,7 @@ def test_impossible_transitions_are_refused_even_with_the_right_numbers() -> Non
             assert refused([*pulses[:at], *pulses[at + 1 :]]), f"without {names[at]}"
         if pulse.kind not in harmless | {"late"}:
             assert refused([*pulses[: at + 1], *pulses[at:]]), f"twice {names[at]}"
-    for at, (one, two) in enumerate(zip(pulses, pulses[1:], strict=False)):
+    for at, (one, two) in enumerate(pairwise(pulses)):
         if one.step and two.step and one.kind != "emitted":
             assert refused([*pulses[:at], two, one, *pulses[at + 2 :]]), f"{names[at + 1]} before {names[at]}"
     assert refused([*pulses, pulses[-1]])
