@@ -217,10 +217,11 @@ def _dependency_names(workflow: Workflow, step: Step[Any, Any], *, strict: bool 
     what = f"step {step.name!r} of {workflow.name!r}"
     found: dict[str, None] = {}
     bind = step.options.get("bind") or {}
-    for parameter in _parameters(step.function, what):
-        source = bind.get(parameter.name)
-        if source is None and parameter.name in workflow.steps and parameter.name not in ("ctx", "attempt"):
-            found[parameter.name] = None
+    if step.takes is None:
+        step.takes = tuple(parameter.name for parameter in _parameters(step.function, what))
+    for parameter in step.takes:
+        if bind.get(parameter) is None and parameter in workflow.steps and parameter not in ("ctx", "attempt"):
+            found[parameter] = None
     for name, source in bind.items():
         if not isinstance(source, Source):
             raise DefinitionError(f"{what}: bind[{name!r}] is {source!r}; use Input(name, …), Result(step, …) or Value(v)")

@@ -45,6 +45,8 @@ class Step(Generic[P, R]):
         self.undo_in_doubt = False
         self.undo_retries = DEFAULT_UNDO_RETRIES
         self.compensate_function: Callable[..., Any] | None = None
+        self.takes: tuple[str, ...] | None = None
+        """The names of its parameters, once they were looked at; what they are annotated with may be declared later."""
         self.__wrapped__ = function
         self.__name__ = getattr(function, "__name__", name)
         self.__qualname__ = getattr(function, "__qualname__", name)

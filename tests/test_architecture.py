@@ -17,8 +17,8 @@ IMPURE = frozenset(
     (
         "asyncio", "concurrent", "contextvars", "ctypes", "fcntl", "ftplib", "glob", "http", "imaplib", "io", "mmap",
         "multiprocessing", "os", "pathlib", "pickle", "platform", "poplib", "queue", "random", "resource", "sched",
-        "secrets", "select", "selectors", "shelve", "shutil", "signal", "smtplib", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "tempfile", "threading",
-        "time", "urllib", "xmlrpc",
+        "secrets", "select", "selectors", "shelve", "shutil", "signal", "smtplib", "socket", "socketserver",
+        "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib", "xmlrpc",
     )
 )  # fmt: skip
 """What a pure core must not know: sockets, threads, loops, clocks, randomness, files, the environment, pickle."""
