@@ -103,8 +103,9 @@ class Context:
 
     def emit_later(self, name: str, value: Any = None) -> None:
         """See `emit`."""
-        if not isinstance(name, str) or not name:
-            raise BitActorError(f"emit({name!r}): a signal's name is a non-empty string")
+        if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 200:
+            shown = name if not isinstance(name, str) or len(name) <= 200 else name[:200] + "…"
+            raise BitActorError(f"emit({shown!r}): a signal's name is a string of 1 to 200 printable characters")
         if self._emits is None:
             self._emits = []
         self._emits.append((name, encode_token(value)))

@@ -24,9 +24,9 @@ from bitactor.errors import (
     BitActorError,
     ProtocolError,
     RemoteError,
-    Unroutable,
     UnknownTransaction,
     UnknownWorkflow,
+    Unroutable,
     WorkflowFailed,
     suggest,
 )
@@ -140,7 +140,7 @@ class Client:
     ) -> dict[str, Any]:
         """Begin a transaction at a node that takes this workflow; see `Mesh.stimulate`.  Answers `transaction` and `status`.
 
-        With several nodes and no store in common, one `key` may begin one transaction at each; a key always asks the same node first.
+        One key goes to the same node as long as the same nodes are there; without a store in common, others do not know it.
 
         Raises:
             UnknownWorkflow: no node takes it.
@@ -151,7 +151,8 @@ class Client:
             known = [entry.name.removeprefix(_WORKFLOWS) for entry in self._registry.match(f"{_WORKFLOWS}*")]
             raise UnknownWorkflow(f"no node takes workflow {workflow!r}.{suggest(workflow, known)}")
         argument = {
-            "workflow": workflow, "input": input, "key": key, "ttl": ttl, "deadline": deadline, "metadata": metadata, "traceparent": traceparent,
+            "workflow": workflow, "input": input, "key": key, "ttl": ttl, "deadline": deadline,
+            "metadata": metadata, "traceparent": traceparent,
         }  # fmt: skip
         entry = entries[_spread(key or self._ids.transaction(), len(entries))]
         began: dict[str, Any] = await self._ask(entry, "stimulate", argument)
@@ -244,7 +245,7 @@ class Client:
         return [found[transaction] for transaction in sorted(found, reverse=True)[:limit]]
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """What each node says of itself, and how many names it holds; one that does not answer as `{"node": …, "state": "silent"}`."""
+        """What each node says of itself; one that does not answer as `{"node": …, "state": "silent", "endpoint": …}`."""
         entries = self._registry.match(_NODES)
         answers = await asyncio.gather(*(self._ask(entry, "node", {}) for entry in entries), return_exceptions=True)
         return [

@@ -116,6 +116,7 @@ class Mesh:
                 started.set()
                 loop.run_forever()
             finally:
+                loop.run_until_complete(_cancel_others())
                 loop.run_until_complete(loop.shutdown_default_executor())
                 loop.close()
 
@@ -161,3 +162,10 @@ class Mesh:
         return self.submit(workflow, input, **options).result(timeout)
 
 
+async def _cancel_others() -> None:
+    """Whoever still waits for something on this loop is told that it ends."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=1.0)

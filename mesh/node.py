@@ -500,12 +500,20 @@ class Node:
         Raises:
             BitActorError: called on the loop's own thread, where waiting would be a deadlock.
         """
+        if self.state == "closed" or self.loop.is_closed():
+            coroutine.close()
+            raise BitActorError("this mesh is closed")
         if threading.get_ident() == self.thread:
             coroutine.close()
             raise BitActorError("a blocking call on the mesh's own loop would wait for itself for ever; await the async one instead")
         future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
+            while not concurrent.futures.wait([future], timeout=1.0).done:
+                if self.loop.is_closed():
+                    raise BitActorError("this mesh was closed meanwhile")
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise BitActorError("this mesh was closed meanwhile") from None
         except BaseException:
             future.cancel()
             raise

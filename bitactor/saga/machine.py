@@ -327,6 +327,10 @@ class Saga(SagaState):
     def _lost(self, stimulus: Lost, now_ns: int) -> None:
         index, delivery, holder = stimulus
         if self.states[index] not in IN_FLIGHT or delivery != self.deliveries[index]:
+            if self._is_awaited((self.hops[index], delivery)):
+                data = {"delivery": delivery, "outcome": "lost", "happened": None}
+                self._tell_step(index, LATE, now_ns, data=data)
+                self._continue_stopping(now_ns)
             return
         if delivery <= self.plan.redeliveries and self.phase is not FAILING:
             self._redeliver(index, FORWARD, holder, now_ns)
@@ -392,14 +396,15 @@ class Saga(SagaState):
 
     def _late_reply(self, index: int, reply: Reply, now_ns: int) -> None:
         """A reply nobody waits for any more: recorded once, and used if undo has not yet passed by."""
-        if (reply.hop, reply.delivery) not in self.outstanding or reply.outcome in ("cancelled", "timed_out"):
+        run = (reply.hop, reply.delivery)
+        if run not in self.outstanding or (reply.outcome in ("cancelled", "timed_out") and not self._is_awaited(run)):
             return
         happened = None
         state = self.states[index]
         if (reply.hop, reply.delivery) in self.unknown and state not in _PAST_DOUBT:
             if reply.outcome in ("fail", "retry", "halt"):
                 happened = False
-            elif state in (IN_DOUBT, UNDO_BROKEN) and reply.hop == self.hops[index]:
+            elif reply.outcome in ("ok", "continue") and state in (IN_DOUBT, UNDO_BROKEN) and reply.hop == self.hops[index]:
                 happened = True
         self._tell_step(
             index,
@@ -411,6 +416,12 @@ class Saga(SagaState):
             error=reply.fault,
             data={"delivery": reply.delivery, "outcome": reply.outcome, "happened": happened},
         )
+        if self.phase is FAILING:
+            self._continue_stopping(now_ns)
+
+    def _is_awaited(self, run: tuple[str, int]) -> bool:
+        """Whether undo waits for this; then even an answer that says nothing is of use."""
+        return self.phase is FAILING and run in self.awaited
 
     def _replied_in_the_end(self, stimulus: Replied, now_ns: int) -> None:
         self._late_reply(stimulus.step, stimulus.reply, now_ns)
@@ -420,15 +431,19 @@ class Saga(SagaState):
     def _stop(self, now_ns: int) -> None:
         """Something failed: cancel what is in flight, and undo once it has answered or the grace period is over."""
         self.commands.append(ArmDeadline(now_ns + self.plan.grace_ns + self.plan.undo_timeout_ns))
-        if not self.in_flight:
+        if not self._awaits_answers():
             self._continue_undo(now_ns)
             return
         self.commands.extend(Abandon(index) for index, state in enumerate(self.states) if state in IN_FLIGHT)
         self.commands.append(ArmGrace(self.plan.grace_ns))
 
+    def _awaits_answers(self) -> bool:
+        """Whether something is in flight, or has timed out but may still answer, and that would change what is undone."""
+        return self.in_flight > 0 or any(self.plan.steps[index].undo is not None for index in self.awaited.values())
+
     def _grace_over(self, stimulus: GraceOver, now_ns: int) -> None:
         self._leave_all_in_doubt(now_ns)
-        self._continue_stopping(now_ns)
+        self._continue_undo(now_ns)
 
     def _leave_all_in_doubt(self, now_ns: int) -> None:
         for index, state in enumerate(self.states):
@@ -447,7 +462,7 @@ class Saga(SagaState):
             self._tell(HALTED, now_ns, data={"status": "halted", "left_ns": left})
             self.commands.append(ArmDeadline(None))
             self.commands.append(Settle("halted"))
-        elif self.phase is FAILING:
+        elif self.phase is FAILING and not self._awaits_answers():
             self._continue_undo(now_ns)
 
     def _continue_undo(self, now_ns: int) -> None:
@@ -588,7 +603,8 @@ class Saga(SagaState):
             return
         undo_until = now_ns + self.plan.undo_timeout_ns
         self.commands.append(ArmDeadline(self.deadline_ns if self.phase in (ACTIVE, HALTING) else undo_until))
-        if self.phase is FAILING:
+        was_failing = self.phase is FAILING
+        if was_failing:
             self._leave_all_in_doubt(now_ns)
         for index, state in enumerate(tuple(self.states)):
             if state != self.states[index]:
@@ -604,6 +620,8 @@ class Saga(SagaState):
         elif self.phase is UNDOING:
             if not any(state in (UNDO_RUNNING, UNDO_BACKING_OFF) for state in self.states):
                 self._continue_undo(now_ns)
+        elif was_failing:
+            self._continue_undo(now_ns)
         else:
             self._continue_stopping(now_ns)
 

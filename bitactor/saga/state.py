@@ -81,7 +81,7 @@ class SagaState:
     """Everything that is known of one transaction; lists are indexed by step."""
 
     __slots__ = (
-        "accepted_at_ns", "assessed", "attempts", "cancelling", "causes", "deadline_ns", "decided", "deliveries", "digest", "doubts",
+        "accepted_at_ns", "assessed", "attempts", "awaited", "cancelling", "causes", "deadline_ns", "decided", "deliveries", "digest", "doubts",
         "due_ns", "emissions", "epoch", "errors", "failures", "hops", "in_flight", "metadata", "missing", "order", "outstanding",
         "parent", "phase", "plan", "root", "salt", "seq", "span", "spawned_at_ns", "states", "status", "stopping_since_ns",
         "tokens", "trail", "transaction", "ttl", "ttls", "undo_attempts", "undo_failed", "unknown", "unsettled",
@@ -137,6 +137,8 @@ class SagaState:
         """Steps with an attempt of which nobody knows whether it happened."""
         self.unknown: dict[tuple[str, int], int] = {}
         """(hop, delivery) that make the doubts: runs of a step's own function whose outcome nobody knows."""
+        self.awaited: dict[tuple[str, int], int] = {}
+        """Those of them that timed out and may still be running; undo gives them the grace period to answer."""
         self.order: list[int] = []
         """Steps that happened or may have, in order of completion."""
         self.in_flight = 0
@@ -385,6 +387,8 @@ class SagaState:
 
     def _timed_out(self, pulse: Pulse, index: int) -> None:
         self.in_flight -= 1
+        if self.states[index] == RUNNING:
+            self.awaited[pulse.hop, self.deliveries[index]] = index
         self._doubt(pulse, index)
 
     def _doubt(self, pulse: Pulse, index: int) -> None:
@@ -407,6 +411,7 @@ class SagaState:
         self.doubts.discard(index)
         self.order.remove(index)
         self.unknown = {run: other for run, other in self.unknown.items() if other != index}
+        self.awaited = {run: other for run, other in self.awaited.items() if other != index}
 
     def _buried(self, pulse: Pulse, index: int) -> None:
         if pulse.error == POISON and self.states[index] in IN_FLIGHT:
@@ -421,6 +426,7 @@ class SagaState:
     def _late(self, pulse: Pulse, index: int) -> None:
         data = pulse.data or {}
         self.outstanding.pop((pulse.hop, data["delivery"]), None)
+        self.awaited.pop((pulse.hop, data["delivery"]), None)
         if data.get("happened") is True:
             if self.states[index] == IN_DOUBT:
                 self.states[index] = DONE
@@ -515,6 +521,7 @@ class SagaState:
         self.stopping_since_ns = pulse.at_ns
         if "epoch" in data:
             self.epoch = data["epoch"]
+            self.awaited.clear()  # they ended with the process they ran in, or will be late
             return
         if self.phase == SUSPENDED:
             self.phase = ACTIVE

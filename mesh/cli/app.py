@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -110,5 +111,5 @@ def _verbs(arguments: Sequence[str]) -> list[str]:
 
 def _silence(stream: Any) -> None:
     """What is still buffered must not be complained about when Python exits."""
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())

@@ -41,8 +41,9 @@ async def demo(
 ) -> int:
     """Watch real sign-ups go hop by hop through four processes, and what happens when things go wrong.
 
-    Starts a registry, a service with an HTTP ingress and two workers; posts a few hundred sign-ups; the mail server fails for some, one
-    step hangs, two consumers write to each other for ever, and half-way a worker is killed. Nothing is left running.
+    Starts a registry, a service with an HTTP ingress and two workers; posts a few hundred sign-ups; the mail server
+    fails for some, one step hangs, two consumers write to each other for ever, and half-way a worker is killed.
+    Nothing is left running.
 
     Example: bitactor demo
     """
@@ -120,19 +121,21 @@ def _report(outcome: Outcome, console: Console) -> None:
 def _events(outcome: Outcome) -> Iterator[Text]:
     found = outcome.findings
     bullet = ("• ", "dim")
+    moved = f"{_count(found.redelivered, 'hop')} of {_count(found.redelivered_in, 'transaction')}"
+    retried, undone = _count(found.retried, "hop"), _count(found.undone, "user")
     yield Text.assemble(
         bullet,
-        f"A worker was killed with SIGKILL half-way: {_count(found.redelivered, 'hop')} of {_count(found.redelivered_in, 'transaction')} "
-        "went to the other one, under the same idempotency keys.",
+        f"A worker was killed with SIGKILL half-way: {moved} went to the other one, under the same idempotency keys.",
     )
     yield Text.assemble(
         bullet,
-        f"The mail server asked for patience: {_count(found.retried, 'hop')} retried; {_count(found.undone, 'user')} deleted again.",
+        f"The mail server asked for patience: {retried} retried; {undone} deleted again.",
     )
     for ending in found.expired:
         yield Text.assemble(
             bullet,
-            f"Two consumers wrote to each other until their budget ended: ttl_expired after {found.echo_hops} hops: {ending.expired}",
+            "Two consumers wrote to each other until their budget ended: "
+            f"ttl_expired after {found.echo_hops} hops: {ending.expired}",
         )
 
 

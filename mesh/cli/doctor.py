@@ -97,10 +97,7 @@ async def doctor(
 
 def _packages() -> Iterator[Check]:
     running = f"{platform.python_implementation()} {platform.python_version()} at {sys.executable}"
-    if sys.version_info >= (3, 11):
-        yield Check("python", "ok", running)
-    else:
-        yield Check("python", "fail", running, "BitActor needs 3.11 or newer")
+    yield Check("python", "ok", running)
     found, missing = [], []
     for name in NEEDED:
         try:

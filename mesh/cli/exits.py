@@ -24,7 +24,8 @@ INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 
 TABLE: Final = """
-Exit codes: 0 done; 1 the workflow failed, was not found, or a check did not pass; 2 usage: an option, an input or a definition is wrong;
+Exit codes: 0 done; 1 the workflow failed, was not found, or a check did not pass; \
+2 usage: an option, an input or a definition is wrong; \
 3 nobody answered, or not in time; 130 interrupted.
 
 Environment: BITACTOR_STORE and BITACTOR_REGISTRY are the defaults of --store and --registry; NO_COLOR turns colours off.

@@ -50,7 +50,7 @@ def post_stimulus(base: str, workflow: str, given: Any, headers: Mapping[str, st
 
 def _connect(base: str, timeout: float | None) -> HTTPConnection:
     url = urlsplit(base)
-    kinds = {"http": HTTPConnection, "https": HTTPSConnection}
+    kinds: dict[str, type[HTTPConnection]] = {"http": HTTPConnection, "https": HTTPSConnection}
     try:
         port = url.port
     except ValueError:

@@ -19,7 +19,6 @@ from mesh.cli.signals import Stopping, end_of_stdin
 from mesh.ingress.server import DEFAULT_HOST, HttpServer
 from mesh.mesh import Mesh
 
-
 FLUSH_WITHIN: Final = 4.0
 """Seconds that leaving the mesh and flushing may take, after draining; then it is now."""
 
@@ -91,7 +90,8 @@ async def run(
         stream=sys.stderr,
     )
     options = {
-        "store": store, "registry": registry, "endpoint": endpoint, "otlp": otlp, "curve": curve, "hosts": False if no_host else None, "drain": drain,
+        "store": store, "registry": registry, "endpoint": endpoint, "otlp": otlp, "curve": curve,
+        "hosts": False if no_host else None, "drain": drain,
     }  # fmt: skip
     mesh = _mesh(place, {name: value for name, value in options.items() if value is not None})
     with Stopping() as stopping, end_of_stdin(stopping.ask, wanted=until_stdin_closes):

@@ -76,8 +76,11 @@ class _Connection:
 
     async def post(self, path: str, given: object, key: str) -> tuple[int, Mapping[str, Any]]:
         body = json.dumps(given).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\nIdempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._writer.write(head.encode() + body)
+        head = (
+            f"POST {path} HTTP/1.1", f"Host: {self._host}", "Content-Type: application/json",
+            f"Idempotency-Key: {key}", f"Content-Length: {len(body)}", "", "",
+        )  # fmt: skip
+        self._writer.write("\r\n".join(head).encode() + body)
         await self._writer.drain()
         status = int((await self._reader.readuntil(b"\r\n")).split()[1])
         length = 0

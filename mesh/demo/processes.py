@@ -58,7 +58,8 @@ class Children:
         with (self._logs / f"{name}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "bitactor", *arguments, "--json", "--until-stdin-closes",
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, env=self._environment, start_new_session=True,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                env=self._environment, start_new_session=True,
             )  # fmt: skip
         self._running[name] = process
         assert process.stdout is not None

@@ -2,11 +2,11 @@
 
 How a page is read:
 
-- A Python block that begins with `# name.py` is put into that file (`# name.py, continued`: added to it).  Any other is a script, and
-  is run; a `text` block right behind it is what it prints.
-- In a `console` block, `$ ` begins a command, and what follows is its output, if any is shown; `...` stands for anything.  Commands
-  that run until they are stopped are left running to the end of their section, as in a terminal of their own; what a section exports
-  ends with it too.
+- A Python block that begins with `# name.py` is put into that file (`# name.py, continued`: added to it).  Any other is a script,
+  and is run; a `text` block right behind it is what it prints.
+- In a `console` block, `$ ` begins a command, and what follows is its output, if any is shown; `...` stands for anything.
+  Commands that run until they are stopped are left running to the end of their section, as in a terminal of their own; what a
+  section exports ends with it too.
 - Ids, times, bars of a waterfall, ports and directories differ from run to run and are not compared.  An id that a page showed
   earlier means, in a command, the one that came there.
 """
@@ -45,7 +45,7 @@ _PORT: Final = re.compile(r"(?<![\w.])(8000|8001|7400|7401)\b")
 _VARYING: Final = (
     (_ID, "<id>"),
     (re.compile(r"\bn[0-9a-f]{12}\b"), "<node>"),
-    (re.compile(r"\b(\d{4}-)?\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|\b)"), "<moment>"),
+    (re.compile(r"\b((\d{4}-)?\d\d-\d\d[T ])?\d\d:\d\d:\d\d(\.\d+)?(Z|\b)"), "<moment>"),
     (re.compile(r"(?<![\w.])[\d.,]+ ?(ns|µs|ms|s|min)\b"), "<time>"),
     (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:<port>"),
     (re.compile(r"[█▏▎▍▌▋▊▉▒░╎]+|={5,}"), " "),
@@ -169,7 +169,8 @@ class Reader:
         self._files: dict[str, int] = {}
         self._used: list[str] = []
         self._exported: dict[str, str] = {}
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith(("BITACTOR_", "PYTEST_", "COLUMNS"))}
+        not_theirs = ("BITACTOR_", "OTEL_", "PYTEST_", "COLUMNS")
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith(not_theirs)}
         self._environment |= {
             "PATH": f"{self._programs()}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -255,7 +256,8 @@ class Reader:
     def _run(self, line: int, text: str, *, fails: bool = False) -> list[str]:
         done = subprocess.run(
             ["bash", "-c", text],
-            cwd=self._home, env=self._environment | self._exported, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE, check=False,
+            cwd=self._home, env=self._environment | self._exported, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=PATIENCE, check=False,
         )  # fmt: skip
         where = f"{self._page.name}:{line}: {text}"
         assert (done.returncode != 0) == fails, f"{where}: exit code {done.returncode}\n{done.stdout}"

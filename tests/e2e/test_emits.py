@@ -322,7 +322,7 @@ async def test_a_slow_consumer_has_what_is_left_of_the_deadline(store: str) -> N
     workflow = emitting("hurried", "news", 1, deadline=5.0)
     async with Mesh(workflow, listen, store=store, clock=clock) as mesh:
         tx = await finish(mesh, workflow)
-        await until(lambda: left)
+        await until(lambda: left and "emitted" in told(tx))
         child = await mesh.transaction(tx.pulses()[-1].data["receivers"][0])  # type: ignore[index]
         await pass_time(clock, 5.1)
         assert await child.ended(BOUND) == "compensated"

@@ -400,6 +400,7 @@ class World:
             self.late[pulse.hop, delivery] += 1
             assert self.late[pulse.hop, delivery] == 1, "a late reply was recorded twice"
             if (pulse.data or {})["happened"] is True:
+                assert (pulse.data or {})["outcome"] in ("ok", "continue")
                 facts.done = True
                 facts.unknown.clear()
 

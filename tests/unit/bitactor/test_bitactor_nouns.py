@@ -211,7 +211,7 @@ def test_emits_are_buffered_as_tokens() -> None:
     ctx.emit_later("b")
     assert [(name, token) for name, token in ctx.emitted()] == [("a", b"\x91\x01"), ("b", None)]
     for wrong in ("", None, 5):
-        with pytest.raises(BitActorError, match="non-empty"):
+        with pytest.raises(BitActorError, match="a signal's name"):
             ctx.emit_later(wrong)  # type: ignore[arg-type]
     with pytest.raises(BitActorError, match="cannot be carried"):
         ctx.emit_later("c", object())

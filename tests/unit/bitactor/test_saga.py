@@ -155,7 +155,8 @@ def test_a_timeout_before_a_halt_is_undone_when_the_halted_transaction_is_cancel
     driven.feed(HopExpired(0, 1, SLOW))
     driven.feed(RetryDue(0))
     assert driven.reply("a", "halt") == ["halted a", "halted"]
-    assert driven.feed(CancelAsked(BOOM)) == ["failed", "spawned a"]
+    assert driven.feed(CancelAsked(BOOM)) == ["failed"]
+    assert driven.feed(GraceOver()) == ["spawned a"]
     assert driven.saga.doubts == {0}
 
 
@@ -170,7 +171,8 @@ def test_the_late_word_of_a_compensation_is_not_the_word_of_the_step() -> None:
     driven.feed(HopExpired(0, 1, SLOW))
     driven.feed(CancelAsked(BOOM))
     driven.reply("b", "ok")
-    assert driven.reply("a", "fail") == ["failed a", "spawned b"]
+    assert driven.reply("a", "fail") == ["failed a"]
+    assert driven.feed(GraceOver()) == ["spawned b"]
     assert driven.saga.doubts == {0}, "its run is still in doubt"
 
 
@@ -194,6 +196,7 @@ def test_a_late_word_can_free_a_stuck_transaction() -> None:
     driven = Driven(plan(undo="known"))
     driven.reply("b", "ok")
     driven.feed(HopExpired(0, 1, SLOW))
+    assert driven.feed(GraceOver()) == ["undo_failed a", "spawned b"]
     driven.reply("b", "ok", undo=True)
     assert driven.saga.status == "stuck"
     assert driven.reply("a", "fail") == ["late a"]
@@ -209,6 +212,30 @@ def test_a_late_success_gives_undo_its_result() -> None:
     assert driven.reply("b", "ok") == ["completed b", "spawned b"]
     assert driven.reply("b", "ok", undo=True) == ["undone b", "spawned a"]
     assert driven.saga.tokens[0] == 1
+
+
+def test_undo_waits_for_what_timed_out_and_no_longer_than_it_must() -> None:
+    driven = Driven(plan(undo="known"))
+    driven.reply("b", "ok")
+    assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "failed a"]
+    assert driven.reply("a", "ok") == ["late a", "spawned a"]
+    assert driven.saga.tokens[0] == 1
+    driven = Driven(plan())
+    driven.reply("b", "ok")
+    driven.feed(HopExpired(0, 1, SLOW))
+    assert driven.reply("a", "cancelled") == ["late a", "spawned a"]
+    assert driven.saga.doubts == {0}
+    driven = Driven(plan())
+    driven.reply("b", "ok")
+    driven.feed(HopExpired(0, 1, SLOW))
+    assert driven.feed(Lost(0, 1, "killed")) == ["late a", "spawned a"]
+    driven = Driven(plan())
+    driven.reply("b", "ok")
+    driven.feed(HopExpired(0, 1, SLOW))
+    assert driven.feed(Recovered("n2", 1)) == ["resumed", "spawned a"]
+    driven = Driven(plan(undo=None))
+    driven.reply("b", "ok")
+    assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "failed a", "finished"]
 
 
 def test_a_worker_lost_before_a_failure_leaves_a_doubt() -> None:

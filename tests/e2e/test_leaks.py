@@ -1,0 +1,179 @@
+"""A thousand failing transactions leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import tracemalloc
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from bitactor import Context, Retry, Workflow, consumer
+from mesh import Mesh
+from mesh.actor import BitActor
+from mesh.outbox import Parcel
+from mesh.supervisor import Run
+from mesh.wheel import COMPACT_AT, Timer, TimingWheel
+from tests.e2e.support import BOUND, PLACES, placed, turns, until
+
+THOUSAND = 1_000
+TRACKED: tuple[type, ...] = (Run, BitActor, Parcel, Timer, asyncio.Task, asyncio.Handle, asyncio.TimerHandle, asyncio.Event)
+
+
+def failing(place: str) -> Workflow:
+    """Fails in one of five ways, after something that is undone, beside something in flight, with timers armed."""
+    workflow = Workflow("failing", input={"way": int}, ttl=4, deadline=3600.0)
+
+    def first(way: int) -> dict:
+        return {"way": way}
+
+    workflow.step(name="first", spawn=place, timeout=600.0)(placed(place, first)).undo(placed(place, lambda result: None))
+
+    @workflow.step(timeout=600.0)
+    async def sibling(first: dict) -> None:
+        await asyncio.Event().wait()
+
+    def breaks(first: dict, attempt: int, ctx: Context) -> Any:
+        match first["way"]:
+            case 0:
+                raise ValueError("with a traceback")
+            case 1:
+                raise SystemExit
+            case 2:
+                return object()
+            case 3:
+                ctx.emit_later("never")
+                return Retry(after=0)
+        raise KeyError(attempt)
+
+    step = workflow.step(name="breaks", spawn=place, retries=1, backoff=lambda error: 0.0, timeout=600.0)(placed(place, breaks))
+    step.undo(placed(place, lambda result: None))
+
+    @workflow.step(after=["first"])
+    async def tells(ctx: Context) -> None:
+        await ctx.emit("told", "something")
+
+    return workflow
+
+
+@consumer("told", concurrency=5)
+async def fails_too(signal: Any) -> None:
+    raise ValueError
+
+
+async def run_many(mesh: Mesh, workflow: Workflow, count: int) -> None:
+    for start in range(0, count, 100):
+        transactions = [await mesh.stimulate(workflow, {"way": number % 5}) for number in range(start, start + 100)]
+        statuses = Counter([await tx.ended(BOUND) for tx in transactions])
+        assert statuses == {"compensated": 100}
+    await until(lambda: mesh.node.about()["running"] == 0 and mesh.node.about()["undelivered"] == 0)
+    await turns()
+
+
+def alive() -> Counter[str]:
+    gc.collect()
+    return Counter(type(thing).__name__ for thing in gc.get_objects() if type(thing) in TRACKED)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_nothing_is_left(place: str, store: str) -> None:
+    workflow = failing(place)
+    async with Mesh(workflow, fails_too, store=store, threads=4) as mesh:
+        node = mesh.node
+        await run_many(mesh, workflow, 100)
+        before = (alive(), threading.active_count(), open_files(), len(asyncio.all_tasks()), names(mesh))
+        await run_many(mesh, workflow, THOUSAND)
+        after = (alive(), threading.active_count(), open_files(), len(asyncio.all_tasks()), names(mesh))
+        assert after == before
+        assert len(node.wheel) == 0 and not node.supervisor.runs and not node.supervisor._keys
+        assert not node.host.zombies and not node.host.assessments and len(node.outbox) == 0
+        assert not node.outbox._deliveries
+        assert len(node.wheel._buckets) <= COMPACT_AT
+        for gate in node.supervisor._gates.values():
+            assert gate._free == 5 and not gate.waiting
+    await turns()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("bitactor")]
+
+
+def names(mesh: Mesh) -> list[str]:
+    return sorted(mesh.node.registry.keys())
+
+
+async def test_memory_stays_flat(sqlite: str) -> None:
+    """On a file, where the journal is not in memory: a second thousand needs no more than the first."""
+    workflow = failing("inline")
+    async with Mesh(workflow, fails_too, store=sqlite) as mesh:
+        await run_many(mesh, workflow, 300)
+        tracemalloc.start()
+        try:
+            await run_many(mesh, workflow, 500)
+            gc.collect()
+            first = tracemalloc.get_traced_memory()[0]
+            await run_many(mesh, workflow, THOUSAND)
+            gc.collect()
+            second = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert second - first < 300 * THOUSAND, f"{(second - first) / THOUSAND:.0f} bytes a transaction are left"
+
+
+async def test_opening_and_closing_many_times_leaves_nothing(store: str) -> None:
+    workflow = Workflow("brief", ttl=1)
+
+    @workflow.step
+    def works() -> int:
+        return 1
+
+    async def once() -> None:
+        async with Mesh(workflow, store=store) as mesh:
+            await (await mesh.stimulate(workflow)).result(BOUND)
+
+    for _ in range(3):
+        await once()
+    before = (open_files(), len(asyncio.all_tasks()))
+    for _ in range(10):
+        await once()
+    assert (open_files(), len(asyncio.all_tasks())) == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("bitactor")]
+    loop: Any = asyncio.get_running_loop()
+    left = [handle for handle in loop._scheduled if not handle.cancelled()]
+    assert not [handle for handle in left if "mesh" in repr(handle)], left
+
+
+def test_the_wheel_forgets_disarmed_timers() -> None:
+    """A node whose transactions have long deadlines and end soon arms and disarms at ever later ticks."""
+
+    class Still:
+        now = 0
+
+        def wall_ns(self) -> int:
+            return self.now
+
+        def monotonic_ns(self) -> int:
+            return self.now
+
+        def call_at(self, when_ns: int, callback: Any) -> Any:
+            return Timer.__new__(Timer) if False else _Nothing()
+
+    class _Nothing:
+        def cancel(self) -> None:
+            pass
+
+    clock = Still()
+    wheel = TimingWheel(clock)
+    kept = Timer(wheel, 10**15, lambda: None)
+    for _ in range(100_000):
+        clock.now += 5_000_000
+        Timer(wheel, clock.now + 3600 * 10**9, lambda: None).cancel()
+    assert len(wheel) == 1
+    assert len(wheel._buckets) <= 2 * COMPACT_AT and len(wheel._ticks) <= 2 * COMPACT_AT
+    kept.cancel()
