@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pstats
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from benchmarks.report import document, machine, show
 from bitactor.errors import suggest
 
 _USAGE = 2
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
 _PROFILE_LINES = 40
 
 
@@ -102,5 +105,18 @@ def _say(what: str) -> None:
         print(what, file=sys.stderr)
 
 
+def _main() -> int:
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has gone; what is still buffered must not be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main())

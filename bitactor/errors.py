@@ -23,6 +23,7 @@ BitActorError
 │   ├── UndoFailed             an undo raised, or cannot take doubt
 │   ├── WorkerLost             the process that ran the hop is gone
 │   ├── RemoteError            an error raised in another process
+│   ├── Cancelled              somebody asked for the transaction to be cancelled
 │   └── WorkflowFailed         what `result()` raises: the transaction did not complete
 ├── ProtocolError              the other side sent what the wire does not allow
 │   ├── SignalTooLarge

@@ -254,7 +254,9 @@ class Workflow:
         if name in RESERVED:
             raise DefinitionError(f"workflow {self.name!r}: {name!r} is a reserved name ({', '.join(sorted(RESERVED))})")
         step: Step[..., Any] = Step(self, name, function, options)
-        refuse_bad_spawn(f"step {name!r} of {self.name!r}", function, options.get("spawn"))
+        what = f"step {name!r} of {self.name!r}"
+        refuse_bad_spawn(what, function, options.get("spawn"))
+        _refuse_without_effect(what, options)
         self.steps[name] = step
         try:
             dependencies = known_dependencies(self)
@@ -332,6 +334,7 @@ def consumer(
 
     def declare(function: Callable[..., Any]) -> Consumer:
         refuse_bad_spawn(f"consumer of {listens!r}", function, spawn)
+        _refuse_without_effect(f"consumer of {listens!r}", options)
         made = Consumer(listens, function, options)
         made.check()
         return made
@@ -373,6 +376,16 @@ def refuse_bad_spawn(what: str, function: Callable[..., Any], spawn: str | None)
             )
         if function.__module__ == "__main__":
             raise DefinitionError(f"{what}: spawn='process' cannot import from __main__; move the workflow to a module of its own")
+
+
+def _refuse_without_effect(what: str, options: Mapping[str, Any]) -> None:
+    """An option that could never do anything is a mistake, and is said to be one."""
+    if options.get("spawn") == "inline" and options.get("timeout") is not None:
+        raise DefinitionError(f"{what}: timeout={options['timeout']!r}, but nothing can interrupt spawn='inline'; use 'thread' or 'loop'")
+    if not options.get("retries"):
+        for option in ("backoff", "retry_on"):
+            if options.get(option) is not None:
+                raise DefinitionError(f"{what}: {option}= says how to try again, but retries=0; give retries=… or leave it out")
 
 
 def _refuse_unknown_options(workflow: str, options: Mapping[str, Any]) -> None:

@@ -183,7 +183,8 @@ class Supervisor:
         if reply.outcome == "ok":
             self._stimuli.append((run, _new(Replied, (index, reply))))
         elif reply.outcome == "lost":
-            self._stimuli.append((run, Lost(index, reply.delivery, reply.reason or "worker")))
+            if reply.hop in (run.saga.hops[index], run.saga.undo_hop(index)):
+                self._stimuli.append((run, Lost(index, reply.delivery, reply.reason or "worker")))
         else:
             if error is not None:
                 run.errors.setdefault(reply.hop, error)

@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import re
+import time
 import unicodedata
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -113,7 +114,16 @@ async def pong(signal: Signal, ctx: Context) -> None:
     await ctx.emit("echo.ping", signal.token)
 
 
-service = [signup, echo, ping, pong]
+warm_up = Workflow("demo.warm_up", input={})
+
+
+@warm_up.step(spawn="process")
+def wake() -> None:
+    """Takes long enough that several at once need several worker processes; those are started when first needed."""
+    time.sleep(0.2)
+
+
+service = [signup, echo, warm_up, ping, pong]
 
 
 def _users() -> Users:
