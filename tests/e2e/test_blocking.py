@@ -254,7 +254,9 @@ except KeyboardInterrupt:
 
 
 def test_control_c_in_an_async_script() -> None:
-    child = subprocess.Popen([sys.executable, "-c", ASYNC_SCRIPT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", ASYNC_SCRIPT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == "begun\n"

@@ -44,7 +44,9 @@ async def test_mixed_inputs_at_once(store: str) -> None:
     workflow, runs, go = counting()
     go.set()
     async with Mesh(workflow, store=store) as mesh:
-        answers = await asyncio.gather(*(mesh.stimulate(workflow, {"x": n % 2}, key="k") for n in range(20)), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(mesh.stimulate(workflow, {"x": n % 2}, key="k") for n in range(20)), return_exceptions=True
+        )
         good = [answer for answer in answers if not isinstance(answer, BaseException)]
         bad = [answer for answer in answers if isinstance(answer, BaseException)]
         assert len({tx.id for tx in good}) == 1 and len(good) == 10

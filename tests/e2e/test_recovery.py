@@ -103,7 +103,9 @@ async def test_dying_again_and_again_ends_as_poison(tmp_path: Path, sqlite: str)
         tx = await mesh.transaction(transaction)
         assert await tx.ended(BOUND) == "compensated"
         graves = [pulse for pulse in tx.pulses() if pulse.kind == "tombstone"]
-        assert ("b", "poison") in [(pulse.step, pulse.error) for pulse in graves], "and its sibling, if that was in flight each time"
+        assert ("b", "poison") in [(pulse.step, pulse.error) for pulse in graves], (
+            "and its sibling, if that was in flight each time"
+        )
         assert {pulse.error for pulse in graves} == {"poison"}
         undos = [line for line in after if line.startswith("undo")]
         assert undos[0] == "undo b None", "it may have happened"

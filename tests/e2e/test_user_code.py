@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from bitactor import Context, Workflow
@@ -157,7 +158,7 @@ def test_anyio_cancel_scopes_and_task_groups(run: Any) -> None:
             group.cancel_scope.cancel()
         seen.append("group")
         with anyio.CancelScope(shield=True):
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         seen.append(str(await anyio.to_thread.run_sync(lambda: "thread")))
         return seen
 

@@ -48,14 +48,15 @@ def plans(draw: st.DrawFn) -> Plan:
         options = {
             "after": [f"s{other}" for other in after],
             "retries": draw(st.integers(0, 2)),
-            "backoff": draw(st.sampled_from([None, Backoff(0.1), Backoff(0.0)])),
             "timeout": draw(st.sampled_from([None, 1.0])),
             "when": (lambda: True) if draw(st.booleans()) and index % 2 else None,
             "undo": draw(st.sampled_from([None, "known", "in_doubt", "in_doubt"])),
             "compensate": draw(st.booleans()),
             "transforms": index % 5 == 4 and draw(st.booleans()),
-            "spawn": "inline",
+            "spawn": "thread",
         }
+        if options["retries"]:
+            options["backoff"] = draw(st.sampled_from([None, Backoff(0.1), Backoff(0.0)]))
         _declare(f"s{index}", options, workflow)
     return workflow.check()
 

@@ -42,7 +42,7 @@ def order() -> Workflow:
     def release(result: dict[str, str] | None, ctx: Context) -> None:
         ctx.emit_later("released", ctx.in_doubt)
 
-    @workflow.step(spawn="inline", retries=2, backoff=Backoff(0.5, jitter=0), timeout=5.0)
+    @workflow.step(spawn="thread", retries=2, backoff=Backoff(0.5, jitter=0), timeout=5.0)
     def charge(reserve: dict[str, str], amount: int, attempt: int, ctx: Context) -> int:
         ctx.emit_later("charged", {"amount": amount})
         return amount * 100
