@@ -1,6 +1,10 @@
 """BitActor: where and when things run.  `Mesh` is the face; the rest is for those who look inside."""
 
-from mesh.mesh import Mesh
-from mesh.transaction import BlockingTransaction, Transaction
+from mesh.startup import require_own_packages
+
+require_own_packages()  # before anything imports `registry`, which may be a file of the user's
+
+from mesh.mesh import Mesh  # noqa: E402
+from mesh.transaction import BlockingTransaction, Transaction  # noqa: E402
 
 __all__ = ["BlockingTransaction", "Mesh", "Transaction"]

@@ -108,7 +108,7 @@ def describe(transaction: Transaction) -> dict[str, Any]:
     about["status"] = transaction.status
     if transaction.status == "completed":
         about["result"] = transaction.value()
-    errors = [fault_of(error) for error in transaction.errors()]
+    errors = transaction.faults()
     if errors:
         about["errors"] = [{"type": fault.type.rpartition(":")[2], "message": fault.message} for fault in errors]
     return about

@@ -27,8 +27,13 @@ from registry import Entry, Registry
 if TYPE_CHECKING:
     from mesh.supervisor import Run, Supervisor
 
-BACKSTOP_NS: Final = 500_000_000
-"""How much longer than the attempt's own timeout we wait for its holder to tell that it is over."""
+BACKSTOP_NS: Final = 2_000_000_000
+QUEUED_BACKSTOP_NS: Final = 60_000_000_000
+"""How much longer than the attempt's own timeout we wait for its holder, which keeps it, to tell that it is over.
+
+An attempt's time counts from its start, and a hop for a thread or a process may wait for a free one.  A holder that is gone we learn of from
+the registry; this is for one that is there and has stopped answering.
+"""
 DEFAULT_WINDOW: Final = 1_024
 MAX_WAITING: Final = 100_000
 REMEMBERED: Final = 10_000
@@ -170,7 +175,8 @@ class Router:
                 self._sent[errand.key] = errand
                 budget_ns = errand.signal.budget_ns
                 if budget_ns is not None:
-                    due_ns = self._clock.monotonic_ns() + budget_ns + BACKSTOP_NS
+                    patience_ns = BACKSTOP_NS if errand.step.spawn in ("loop", "inline") else QUEUED_BACKSTOP_NS
+                    due_ns = self._clock.monotonic_ns() + budget_ns + patience_ns
                     errand.timer = Timer(self._wheel, due_ns, lambda: self._expired(errand))
                 return True
         return False

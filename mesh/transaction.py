@@ -95,6 +95,10 @@ class Transaction:
         run = self._run
         return [self._node.supervisor.error_for(run, hop, fault) for hop, fault in run.saga.errors]
 
+    def faults(self) -> list[Fault]:
+        """The same as they were recorded."""
+        return [fault for _, fault in self._run.saga.errors]
+
     def pulses(self) -> list[Pulse]:
         """The pulses so far, with tokens as values."""
         return shown_pulses(self._run.plan, self.raw_pulses())
