@@ -41,6 +41,20 @@ def known_dependencies(workflow: Workflow) -> dict[str, list[str]]:
     return {name: _dependency_names(workflow, step) for name, step in workflow.steps.items()}
 
 
+def named_later(workflow: Workflow, step: Step[Any, Any]) -> set[str]:
+    """The names a step refers to that are not declared by now; steps of that name may still come."""
+    bind = step.options.get("bind") or {}
+    named = {name for name in step.takes or () if bind.get(name) is None}
+    named |= {source.step for source in bind.values() if isinstance(source, Result)}
+    named |= {other if isinstance(other, str) else other.name for other in step.options.get("after") or ()}
+    return named - workflow.steps.keys() - workflow.input_model.model_fields.keys()
+
+
+def dependencies_of(workflow: Workflow, step: Step[Any, Any]) -> list[str]:
+    """The declared steps that one waits for."""
+    return _dependency_names(workflow, step)
+
+
 def compile_workflow(workflow: Workflow) -> Plan:
     """The plan of a workflow; raises `DefinitionError` and its kinds."""
     owner = f"workflow {workflow.name!r}"

@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
 
-from bitactor.compiling import compile_consumer, compile_workflow, known_dependencies
+from bitactor.compiling import compile_consumer, compile_workflow, dependencies_of, known_dependencies, named_later
 from bitactor.errors import DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
 from bitactor.functions import is_coroutine_function
 from bitactor.plan import SPAWNS, Plan, order, refuse_too_deep
@@ -148,6 +148,8 @@ class Workflow:
         self.steps: dict[str, Step[Any, Any]] = {}
         self.returned: str | None = None
         self._plan: Plan | None = None
+        self._depths: dict[str, int] = {}
+        self._named_later: set[str] = set()
         clash = next((field for field in self.input_model.model_fields if field in RESERVED), None)
         if clash is not None:
             raise DefinitionError(
@@ -259,13 +261,26 @@ class Workflow:
         _refuse_without_effect(what, options)
         self.steps[name] = step
         try:
-            dependencies = known_dependencies(self)
-            refuse_too_deep(f"workflow {self.name!r}", self.ttl, dependencies, order(dependencies, f"workflow {self.name!r}"))
+            self._refuse_cycles_and_depth(step)
         except DefinitionError:
             del self.steps[name]
             raise
         self._plan = None
         return step
+
+    def _refuse_cycles_and_depth(self, step: Step[Any, Any]) -> None:
+        """With the new step alone where that is enough; with the whole graph where an earlier step had named it, or it is too deep."""
+        own = dependencies_of(self, step)
+        depth = 1 + max((self._depths.get(name, 0) for name in own), default=0)
+        if step.name in self._named_later or step.name in own or depth > self.ttl:
+            dependencies = known_dependencies(self)
+            ordered = order(dependencies, f"workflow {self.name!r}")
+            refuse_too_deep(f"workflow {self.name!r}", self.ttl, dependencies, ordered)
+            for name in ordered:
+                self._depths[name] = 1 + max((self._depths[other] for other in dependencies[name]), default=0)
+        else:
+            self._depths[step.name] = depth
+        self._named_later |= named_later(self, step)
 
     def _changed(self, step: Step[Any, Any]) -> None:
         self._plan = None

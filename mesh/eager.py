@@ -14,32 +14,30 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-_Starter = Callable[[asyncio.AbstractEventLoop, Coroutine[Any, Any, None], str, contextvars.Context], "asyncio.Task[None]"]
 
+class TaskStarter:
+    """Starts tasks on one loop.  Must be called from a loop callback, not from inside a task."""
 
-def _start_by_request(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context
-) -> asyncio.Task[None]:
-    return asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)  # type: ignore[call-arg, unused-ignore]
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._instance = loop.__dict__
+        self._caught: list[Callable[[], None]] = []
+        self.start: Callable[[Coroutine[Any, Any, None], str, contextvars.Context], asyncio.Task[None]]
+        self.start = self._start_by_request if sys.version_info >= (3, 12) else self._start_by_catching
+        """Make a task of a coroutine and run its first step before returning."""
 
+    def _start_by_request(self, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context) -> asyncio.Task[None]:
+        return asyncio.Task(coroutine, loop=self._loop, name=name, context=context, eager_start=True)  # type: ignore[call-arg, unused-ignore]
 
-def _start_by_catching(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context
-) -> asyncio.Task[None]:
-    caught: list[Callable[[], None]] = []
+    def _start_by_catching(self, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context) -> asyncio.Task[None]:
+        instance = self._instance
+        instance["call_soon"] = self._catch
+        try:
+            task = asyncio.Task(coroutine, loop=self._loop, name=name, context=context)
+        finally:
+            del instance["call_soon"]
+        context.run(self._caught.pop())
+        return task
 
-    def catch(callback: Callable[[], None], *, context: contextvars.Context | None = None) -> None:
-        caught.append(callback)
-
-    instance = loop.__dict__
-    instance["call_soon"] = catch
-    try:
-        task = asyncio.Task(coroutine, loop=loop, name=name, context=context)
-    finally:
-        del instance["call_soon"]
-    context.run(caught[0])
-    return task
-
-
-start_now: _Starter = _start_by_request if sys.version_info >= (3, 12) else _start_by_catching
-"""Make a task of `coroutine` and run its first step before returning.  Must be called from a loop callback, not from inside a task."""
+    def _catch(self, callback: Callable[[], None], *, context: contextvars.Context | None = None) -> None:
+        self._caught.append(callback)

@@ -23,6 +23,7 @@ from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
 from bitactor.signal import UNDO, Fault, Signal
 from mesh.actor import ENDED, LONGEST_DELAY, BitActor, Done
+from mesh.eager import TaskStarter
 from mesh.faults import error_of, fault_of
 from mesh.sinks.context import hop_context
 from mesh.spawners import Spawner
@@ -48,6 +49,7 @@ class Host:
         self.monotonic_ns: Callable[[], int] = clock.monotonic_ns
         self.wheel = wheel
         self.spawners = spawners
+        self.start_task = TaskStarter(loop).start
         self.traced = traced
         self.zombies: set[BitActor] = set()
         """Actors that had to answer for a function which still runs."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from bitactor.codec import decode_token
-from bitactor.errors import InvalidInput, WorkflowFailed
+from bitactor.errors import InvalidInput, StoreError, WorkflowFailed
 from bitactor.pulse import Pulse
 from bitactor.signal import Fault
 from mesh.display import shown_pulses
@@ -16,6 +16,10 @@ from mesh.supervisor import Run
 
 if TYPE_CHECKING:
     from mesh.node import Node
+
+
+POLL_SECONDS: Final = 0.1
+"""How often the store is asked about a transaction that another process runs."""
 
 
 class Transaction:
@@ -68,6 +72,9 @@ class Transaction:
     async def ended(self, timeout: float | None = None) -> str:
         """Wait until nothing more happens by itself, and return the status; never raises for how it ended."""
         run = self._run
+        if not run.settled and self._node.supervisor.runs.get(self.id) is not run:
+            async with asyncio.timeout(timeout):
+                run = await self._run_elsewhere()
         if not run.settled:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             run.waiters.append(waiter)
@@ -81,6 +88,21 @@ class Transaction:
                 if not waiter.done() or waiter.cancelled():
                     run.waiters = [other for other in run.waiters if other is not waiter]
         return self.status
+
+    async def _run_elsewhere(self) -> Run:
+        """The run of a transaction that another process on the same store owns, once it has settled or is ours.
+
+        Raises:
+            StoreError: it cannot go on here.
+        """
+        while True:
+            why = self._node.parked.get(self.id)
+            if why is not None:
+                raise StoreError(f"transaction {self.id} cannot go on here: {why}")
+            self._run = run = self._node.load(self.id)
+            if run.settled or self._node.supervisor.runs.get(self.id) is run:
+                return run
+            await asyncio.sleep(POLL_SECONDS)
 
     def value(self) -> Any:
         """The result of a completed transaction, without waiting."""

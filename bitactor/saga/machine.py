@@ -125,8 +125,10 @@ class Saga(SagaState):
         The pulses have already changed the state; the commands may be obeyed only once the pulses are kept.  A stimulus that means
         nothing in this phase (it came late, twice, or after the end) gives two empty lists.
         """
-        self.pulses = pulses = list[Pulse]()
-        self.commands = commands = list[Command]()
+        pulses: list[Pulse] = []
+        commands: list[Command] = []
+        self.pulses = pulses
+        self.commands = commands
         HANDLERS[self.phase, type(stimulus)](self, stimulus, now_ns)
         return pulses, commands
 

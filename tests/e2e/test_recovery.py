@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from bitactor import Workflow
-from bitactor.errors import UnknownTransaction
+from bitactor.errors import InvalidInput, StoreError, UnknownTransaction
 from mesh import Mesh
 from tests.e2e.recovery_child import POINTS, build
-from tests.e2e.support import BOUND, audit, told, undone, until
+from tests.e2e.support import BOUND, audit, chain, told, turns, undone, until
 
 ROOT = Path(__file__).parents[2]
 UNDONE = ("failing", "in undo", "between undos", "undo backing off")
@@ -197,6 +197,62 @@ async def test_a_changed_workflow_is_said_at_once(sqlite: str, tmp_path: Path, c
         assert await (await mesh.transaction(transaction)).result(BOUND) == "c", "the release that began it finishes it"
 
 
+async def test_waiting_for_what_another_process_runs(sqlite: str) -> None:
+    """Two meshes on one file stand in for two processes: one runs it, the other waits for it."""
+    workflow = Workflow("watched", ttl=1)
+    go = asyncio.Event()
+
+    @workflow.step
+    async def waits() -> str:
+        await go.wait()
+        return "done"
+
+    async with Mesh(workflow, store=sqlite) as one, Mesh(workflow, store=sqlite) as other:
+        tx = await one.stimulate(workflow)
+        theirs = await other.transaction(tx.id)
+        with pytest.raises(TimeoutError):
+            await theirs.result(timeout=0.02)
+        waiting = asyncio.ensure_future(theirs.result(BOUND))
+        await turns()
+        go.set()
+        assert await waiting == "done" and theirs.status == "completed"
+        with pytest.raises(InvalidInput, match="completed"):
+            await theirs.resume()
+
+
+async def test_waiting_for_what_cannot_go_on_says_so(sqlite: str, tmp_path: Path) -> None:
+    transaction = die_at("after a", sqlite, tmp_path / "log")
+    workflow, listen = build("", lambda line: None, lambda here: None)
+    workflow.steps["c"].undo(lambda result: None)  # another shape, the same steps
+    async with Mesh(workflow, listen, store=sqlite) as mesh:
+        tx = await mesh.transaction(transaction)
+        with pytest.raises(StoreError, match="changed"):
+            await tx.result(BOUND)
+
+
+async def test_told_only_once_it_is_kept(sqlite: str) -> None:
+    """With power durability the end of a transaction is known before it is on the disk; nobody is told before."""
+    workflow = Workflow("kept", ttl=3)
+
+    @workflow.step
+    async def a() -> str:
+        return "a"
+
+    @workflow.step
+    async def b(a: str) -> str:
+        return "b"
+
+    async with Mesh(workflow, store=sqlite, durability="power") as mesh:
+        for _ in range(20):
+            tx = await mesh.stimulate(workflow)
+            while tx.status == "running":
+                await asyncio.sleep(0)
+            assert told(tx)[-1] == "finished"
+            tx = await mesh.stimulate(workflow)
+            await tx.result(BOUND)
+            assert told(tx)[-1] == "finished"
+
+
 async def test_many_at_once_survive(tmp_path: Path, sqlite: str) -> None:
     """Two hundred in flight when the process ends."""
     script = """
@@ -215,10 +271,10 @@ async def main():
 
 asyncio.run(main())
 """
-    child = subprocess.run([sys.executable, "-c", script, sqlite], cwd=ROOT, timeout=BOUND * 3, check=False, capture_output=True)
+    child = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", script, sqlite], cwd=ROOT, timeout=BOUND * 3, check=False, capture_output=True
+    )
     assert child.returncode == 9, child.stderr
-    from tests.e2e.support import chain
-
     workflow = chain("many", 4)
     async with Mesh(workflow, store=sqlite) as mesh:
         for number in range(200):
