@@ -5,7 +5,7 @@ Every adapter of a port passes the port's contract suite in `tests/contract`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from bitactor.pulse import Pulse
@@ -83,7 +83,7 @@ class Claim(NamedTuple):
 
     transaction: str
     epoch: int
-    """The new epoch, one more than the dead owner's."""
+    """The new epoch, one more than the one before."""
 
 
 _Rows = list[TransactionRow]
@@ -117,8 +117,25 @@ class Store(Protocol):
     def list(self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None) -> _Rows:
         """Newest first, at most `limit`; `before` is the last id of the page before."""
 
-    def claim(self, workflows: Collection[str] | None = None) -> _Claims:
-        """Take over every open transaction (of these workflows) whose owner is gone; they are ours from now on."""
+    def claim(self, shapes: Mapping[str, str] | None = None) -> _Claims:
+        """Take over every open transaction whose owner is gone; they are ours from now on.
+
+        With `shapes` (workflow → digest of its plan) only those that began in one of them.  The others stay without an owner, for
+        somebody who can carry them on.
+        """
+
+    def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> _Rows:
+        """Open transactions of these workflows that began in another shape and that nobody owns, as the last `claim` left them.
+
+        Oldest first, at most `limit`.
+        """
+
+    def reclaim(self, held: Container[str]) -> _Claims:
+        """Our own open transactions that are not in `held`, each with its next epoch: those given up when they could not be written.
+
+        Raises:
+            StoreError: nothing can be written now either, or our lease was taken from us.
+        """
 
     def close(self) -> None:
         """Finish what was appended (its `done`s are called), give up our lease, release files.  Twice is once."""

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bitactor.errors import ConfigurationError
+from bitactor.errors import ConfigurationError, suggest
 from mesh.spawners.thread import DEFAULT_THREADS
+
+PREFIX: Final = "BITACTOR_"
+_OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+"""Variables that Kubernetes sets in every pod for a service that is called `bitactor`, or `bitactor-something`."""
 
 
 class Settings(BaseSettings):
     """Every option of a node.  An argument wins over the environment, the environment over the default."""
 
-    model_config = SettingsConfigDict(env_prefix="BITACTOR_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     store: str = "memory://"
     """Where pulses are kept: `memory://`, `sqlite:///file.db`."""
@@ -54,6 +60,17 @@ def settings(**given: object) -> Settings:
     Raises:
         ConfigurationError: names the option and what is wrong with it.
     """
+    _refuse_unknown_variables()
+    chosen = _chosen(given)
+    if not chosen.hosts and not chosen.registry:
+        raise ConfigurationError(
+            "hosts=False, but no registry: who should run the steps? Name the registry by which other nodes are found, "
+            "or let this one host"
+        )
+    return chosen
+
+
+def _chosen(given: Mapping[str, object]) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -65,3 +82,11 @@ def settings(**given: object) -> Settings:
             else:
                 problems.append(f"{name}={item['input']!r}: {item['msg']} (or in the environment: BITACTOR_{name.upper()})")
         raise ConfigurationError("; ".join(problems)) from None
+
+
+def _refuse_unknown_variables() -> None:
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        shouted = name.upper()
+        if shouted.startswith(PREFIX) and shouted not in known and not _OF_A_SERVICE.fullmatch(shouted):
+            raise ConfigurationError(f"the environment has {name}, which is no option.{suggest(shouted, known)}")

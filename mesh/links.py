@@ -29,6 +29,7 @@ logger = logging.getLogger("bitactor.links")
 
 JOIN_WITHIN: Final = 10.0
 LEAVE_WITHIN: Final = 0.5
+EARLY_FLUSH: Final = 16
 LOG_EVERY: Final = 10.0
 
 
@@ -44,7 +45,7 @@ class Links:
         if not endpoint:
             self._directory = Path(tempfile.mkdtemp(prefix="bitactor-"))
             endpoint = f"ipc://{self._directory}/{node.id}"
-        self.transport = open_transport(endpoint, loop=node.loop, curve=self._curve)
+        self.transport = open_transport(endpoint, loop=node.loop, curve=self._curve, early_flush=EARLY_FLUSH)
         self.registry = RegistryClient(settings.registry, node.id, curve=self._curve)
         self.refused: Counter[str] = Counter()
         """Messages that were no messages, by kind of error."""
@@ -114,6 +115,14 @@ class Links:
             self.transport.send(entry.value["endpoint"], encode_message(stimulus._replace(reply_to=self.endpoint)))
         except BitActorError as error:
             self._node.outbox.received(Receipt(stimulus.id, "", str(error)))
+
+    def about(self) -> dict[str, Any]:
+        """What came and went, as plain data."""
+        return {
+            "transport": self.transport.statistics(),
+            "refused": dict(self.refused),
+            "repeated": self.hosting.repeated if hasattr(self, "hosting") else 0,
+        }
 
     def noticed(self, notice: Notice) -> None:
         """The registry has changed."""

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from bitactor.errors import BitActorError
-from bitactor.ports import Clock, Ids, Sink
+from bitactor.errors import BitActorError, InvalidInput, suggest
+from bitactor.ports import Clock, Ids, Sink, TransactionRow
+from bitactor.pulse import STATUSES
 from bitactor.workflow import Consumer, Workflow
 from mesh.config import settings
 from mesh.node import Node
@@ -93,6 +94,26 @@ class Mesh:
             UnknownTransaction: there is none, or its workflow is not declared here.
         """
         return Transaction(self.node, self.node.load(transaction))
+
+    async def transactions(
+        self, *, status: str | None = None, workflow: str | Workflow | None = None, limit: int = 100, before: str | None = None
+    ) -> list[TransactionRow]:
+        """What the store knows of its transactions, whoever runs them: newest first, at most `limit`.
+
+        Args:
+            status: only those that stand so: `running | completed | compensated | cancelled | halted | stuck`.
+            workflow: only those of this one, by its name or itself.
+            before: the last id of the page before.
+
+        Raises:
+            InvalidInput: there is no such status, or `limit` is less than 1.
+        """
+        if status is not None and status not in STATUSES:
+            raise InvalidInput(f"status={status!r}: no such status.{suggest(str(status), STATUSES)}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise InvalidInput(f"limit={limit!r}: a whole number, at least 1")
+        name = workflow.name if isinstance(workflow, Workflow) else workflow
+        return self.node.rows(status=status, workflow=name, limit=limit, before=before)
 
     async def close(self, drain: float | None = None) -> None:
         """Stop taking work, wait up to `drain` seconds for what runs, release everything."""

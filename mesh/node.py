@@ -7,7 +7,7 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from bitactor.codec import decode_token, encode_token
 from bitactor.errors import (
@@ -25,7 +25,7 @@ from bitactor.errors import (
     suggest,
 )
 from bitactor.plan import Plan
-from bitactor.ports import Clock, Ids, Sink, Store
+from bitactor.ports import Clock, Ids, Sink, Store, TransactionRow
 from bitactor.pulse import Pulse
 from bitactor.saga import Accept, CancelAsked, ResumeAsked, Saga
 from bitactor.signal import MAX_TTL, Fault, Receipt, Stimulus
@@ -54,8 +54,16 @@ logger = logging.getLogger("bitactor.node")
 
 T = TypeVar("T")
 MAX_WAITING_AT_GATE = 10_000
+SHOWN_UNCLAIMED = 5
+LONGEST_PAUSE = 60.0
+"""Seconds at most between two tries to carry on after the journal could not be written."""
+COLLAPSE_DRAIN = 1.0
+"""Seconds that what runs is given when the worker processes have collapsed."""
 SINKS_WITHIN = 5.0
 """Seconds sinks may flush at the end; one that cannot be reached gives up sooner by itself."""
+
+
+_FINISH_IT: Final = "finish it with the release that began it, or declare that shape again"
 
 
 class Node:
@@ -75,7 +83,7 @@ class Node:
         self.plans: dict[str, Plan] = {}
         self.consumers: dict[tuple[str, str], Plan] = {}
         self._declare(definitions)
-        self._sinks = [SinkRelay(sink) for sink in sinks]
+        self._sinks = [(sink, SinkRelay(sink)) for sink in sinks]
         self._traced = any(isinstance(sink, OtelSink) for sink in sinks)
         self._given_clock = clock
         self.ids = ids or TimeOrderedIds()
@@ -83,7 +91,16 @@ class Node:
         self.state = "new"
         """`new | open | draining | closed`."""
         self.parked: dict[str, str] = {}
-        """Transactions of ours that cannot be resumed here, and why."""
+        """Transactions that cannot go on here, and why: damaged ones of ours, and those of another release, which nobody has."""
+        self.collapsed = ""
+        """What made this node end by itself; empty if nothing did."""
+        self.collapse = asyncio.Event()
+        """Set when it does."""
+        self._ending: asyncio.Task[None] | None = None
+        self._shapes = {name: plan.digest for name, plan in self.plans.items()}
+        self._unclaimed: set[str] = set()
+        self._pause = 0.0
+        self._take_up_at = 0.0
         self._room = asyncio.Condition()
         self._hurry = asyncio.Event()
         self._released = asyncio.Event()
@@ -131,11 +148,13 @@ class Node:
 
     def _make_parts(self) -> None:
         settings = self.settings
+        self.processes = ProcessSpawner(settings.processes)
+        self.processes.on_collapse = self._end_by_itself
         self.spawners: dict[str, Spawner] = {
             "inline": InlineSpawner(),
             "loop": LoopSpawner(),
             "thread": ThreadSpawner(settings.threads),
-            "process": ProcessSpawner(settings.processes),
+            "process": self.processes,
         }
         self.host = Host(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
         at_once = settings.store.startswith("memory:")
@@ -176,38 +195,84 @@ class Node:
 
     def _take_over(self) -> None:
         """Carry on with what dead owners left in the store; looked for again now and then."""
-        for claim in self.store.claim(self.plans):
+        for claim in self.store.claim(self._shapes):
             self._recover(claim.transaction, claim.epoch)
-        lease_ns = int(self.settings.lease * 1e9)
+        self._note_unclaimed()
         if not self.settings.store.startswith("memory:"):
-            self._looking = self.loop.call_later(lease_ns / 2e9, self._take_over_again)
+            self._looking = self.loop.call_later(self.settings.lease / 2, self._take_over_again)
 
     def _take_over_again(self) -> None:
-        if self.state == "open":
-            try:
-                self._take_over()
-            except StoreError as error:
-                logger.warning("could not look for transactions of dead owners: %s", error)
-                self._looking = self.loop.call_later(self.settings.lease, self._take_over_again)
+        if self.state != "open":
+            return
+        try:
+            self._take_up_again()
+            self._take_over()
+        except StoreError as error:
+            logger.warning("could not look for transactions to carry on with: %s", error)
+            self._looking = self.loop.call_later(self.settings.lease, self._take_over_again)
+
+    def _take_up_again(self) -> None:
+        """The journal could not be written, and transactions of ours were given up: carry on with them if it can be now.
+
+        Their next epoch keeps what their former life still answers from counting.  Each time costs their hops a delivery, so a journal
+        that fails again and again is tried ever more rarely.
+        """
+        now = self.loop.time()
+        if self.supervisor.healthy:
+            if now > self._take_up_at + LONGEST_PAUSE:
+                self._pause = 0.0
+            return
+        if now < self._take_up_at:
+            return
+        claims = self.store.reclaim(self.supervisor.runs.keys() | self.parked.keys())
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._pause else self.settings.lease
+        self._take_up_at = now + self._pause
+        self.supervisor.healthy = True
+        logger.warning("the journal can be written again; carrying on with %d transactions that were given up", len(claims))
+        for claim in claims:
+            self._recover(claim.transaction, claim.epoch)
 
     def _recover(self, transaction: str, epoch: int) -> None:
         pulses = self.store.pulses(transaction)
-        workflow = pulses[0].workflow if pulses else ""
-        plan = self.plans.get(workflow)
-        if plan is None:
-            why = f"workflow {workflow!r} is not declared here; start a node that declares it on this store"
-        elif pulses[-1].digest != plan.digest:
-            why = f"workflow {workflow!r} has changed since it began; finish it with the release that started it"
+        try:
+            self.supervisor.recover(self.plans[pulses[0].workflow], pulses, self.id, epoch)
+        except StoreError as error:
+            self.parked[transaction] = str(error)
+            logger.error("transaction %s cannot go on here: %s", transaction, error)
         else:
-            try:
-                self.supervisor.recover(plan, pulses, self.id, epoch)
-            except StoreError as error:
-                why = str(error)
-            else:
-                logger.info("took over transaction %s of %s", transaction, workflow)
-                return
-        self.parked[transaction] = why
-        logger.error("transaction %s cannot go on here: %s", transaction, why)
+            logger.info("took over transaction %s of %s", transaction, pulses[0].workflow)
+
+    def _note_unclaimed(self) -> None:
+        """Say which transactions of our workflows we leave to another release: each once, however often we look."""
+        rows = self.store.unclaimed(self._shapes)
+        found = {row.transaction: row.workflow for row in rows}
+        for transaction in self._unclaimed - found.keys():
+            self.parked.pop(transaction, None)
+        fresh = {transaction: workflow for transaction, workflow in found.items() if transaction not in self._unclaimed}
+        self._unclaimed = set(found)
+        for transaction, workflow in fresh.items():
+            self.parked[transaction] = _changed(workflow)
+        for workflow in sorted(set(fresh.values())):
+            those = sorted(transaction for transaction, name in fresh.items() if name == workflow)
+            more = f" and {len(those) - SHOWN_UNCLAIMED} more" if len(those) > SHOWN_UNCLAIMED else ""
+            logger.error(
+                "%d transactions of %s cannot go on here: it has changed since they began; %s: %s%s",
+                len(those), workflow, _FINISH_IT, ", ".join(those[:SHOWN_UNCLAIMED]), more,
+            )  # fmt: skip
+
+    def _end_by_itself(self, why: str) -> None:
+        """Worker processes keep failing: end, so that whoever started this process starts it afresh.
+
+        What runs stays in the journal.
+        """
+        if self.collapsed or self.state != "open":
+            return
+        self.collapsed = why
+        self.supervisor.healthy = False
+        self.processes.hold()
+        logger.critical("this node ends: %s", why)
+        self.collapse.set()
+        self._ending = self.loop.create_task(self.close(min(self.settings.drain, COLLAPSE_DRAIN)), name="collapse")
 
     async def close(self, drain: float | None = None) -> None:
         """Stop taking work, wait for what runs, hand the rest to the journal, release everything.
@@ -272,7 +337,7 @@ class Node:
         self.store.close()
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*(asyncio.to_thread(relay.close, SINKS_WITHIN) for relay in self._sinks))
+        await asyncio.gather(*(asyncio.to_thread(relay.close, SINKS_WITHIN) for _, relay in self._sinks))
 
     # Work coming in
 
@@ -447,6 +512,7 @@ class Node:
 
         Raises:
             UnknownTransaction: it is not there, or its workflow is not declared here.
+            StoreError: its pulses make no sense, or not to the workflow as it is declared here.
         """
         run = self.supervisor.runs.get(transaction)
         if run is not None:
@@ -457,10 +523,25 @@ class Node:
         plan = self.plans.get(pulses[0].workflow)
         if plan is None:
             raise UnknownTransaction(f"transaction {transaction} is of workflow {pulses[0].workflow!r}, which is not declared here")
-        return Run(Saga.fold(plan, pulses), (pulses[0].data or {}).get("key", ""))
+        try:
+            return Run(Saga.fold(plan, pulses), (pulses[0].data or {}).get("key", ""))
+        except (StoreError, LookupError) as error:
+            if pulses[0].digest == plan.digest:
+                raise
+            raise StoreError(f"transaction {transaction} cannot be read here: {_changed(plan.workflow)}") from error
+
+    def rows(self, *, status: str | None, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
+        """See `Mesh.transactions`."""
+        if self.state == "new":
+            self._require_open()
+        return self.store.list(status=status, workflow=workflow, limit=limit, before=before)
 
     def cancel(self, run: Run, fault: Fault) -> Run:
-        """Feed a cancellation; the answer is the run that goes on."""
+        """Feed a cancellation; the answer is the run that goes on.
+
+        Raises:
+            Unroutable: another process runs it, or only another release can undo it.
+        """
         if run.settled and run.saga.status == "halted":
             run = self._adopt(run)
         if self.supervisor.runs.get(run.saga.transaction) is run:
@@ -470,7 +551,12 @@ class Node:
         return run
 
     def resume(self, run: Run) -> Run:
-        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  The answer is the run that goes on."""
+        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  The answer is the run that goes on.
+
+        Raises:
+            InvalidInput: it is neither.
+            Unroutable: it began in another shape of its workflow, so only the release that declares that one can carry it on.
+        """
         run = self._adopt(run)
         halted = next((pulse for pulse in reversed(self.store.pulses(run.saga.transaction)) if pulse.kind == "halted"), None)
         left = (halted.data or {}).get("left_ns") if halted is not None else None
@@ -484,8 +570,12 @@ class Node:
         held = self.supervisor.runs.get(transaction)
         if held is not None:
             run = held
-        elif len(self.store.pulses(transaction)) != run.saga.seq:
-            run = self.load(transaction)
+        else:
+            pulses = self.store.pulses(transaction)
+            if pulses and pulses[0].digest != run.plan.digest:
+                raise Unroutable(f"transaction {transaction} cannot go on here: {_changed(run.plan.workflow)}")
+            if len(pulses) != run.saga.seq:
+                run = self.load(transaction)
         if not run.settled or run.saga.status not in ("halted", "stuck"):
             now = run.saga.status if run.settled else "running"
             raise InvalidInput(f"transaction {transaction} is {now}; only a halted or stuck one can be resumed")
@@ -502,7 +592,7 @@ class Node:
         """
         if self.state == "closed" or self.loop.is_closed():
             coroutine.close()
-            raise BitActorError("this mesh is closed")
+            raise BitActorError(self._closed())
         if threading.get_ident() == self.thread:
             coroutine.close()
             raise BitActorError("a blocking call on the mesh's own loop would wait for itself for ever; await the async one instead")
@@ -522,7 +612,7 @@ class Node:
         self.loop.call_soon_threadsafe(callback)
 
     def _tell_sinks(self, pulses: Sequence[Pulse]) -> None:
-        for relay in self._sinks:
+        for _, relay in self._sinks:
             relay.offer(pulses)
 
     def keep(self, task: asyncio.Task[Any]) -> None:
@@ -535,6 +625,7 @@ class Node:
         return {
             "node": self.id,
             "state": self.state,
+            "collapsed": self.collapsed,
             "endpoint": self.endpoint,
             "store": self.settings.store,
             "hosts": self.settings.hosts,
@@ -544,18 +635,41 @@ class Node:
             "zombies": len(self.host.zombies),
             "undelivered": len(self.outbox),
             "parked": dict(self.parked),
-            "sinks": [relay.statistics()._asdict() for relay in self._sinks],
+            "processes": self.processes.statistics(),
+            **(self._links.about() if self._links is not None else {"transport": {}, "refused": {}, "repeated": 0}),
+            "sinks": [_about_sink(sink, relay) for sink, relay in self._sinks],
         }
 
     def _require_open(self) -> None:
+        if self.state == "new":
+            raise BitActorError("open the mesh first: `async with Mesh(…)`")
+        if self.collapsed:
+            raise BitActorError(self._closed())
         if self.state != "open":
-            raise BitActorError(f"this mesh is {self.state}; it takes no more work" if self.state != "new" else "open the mesh first: `async with Mesh(…)`")
+            raise BitActorError(f"this mesh is {self.state}; it takes no more work")
+
+    def _closed(self) -> str:
+        return f"this mesh has ended: {self.collapsed}" if self.collapsed else "this mesh is closed"
 
 
 def _nanoseconds(given: float) -> int:
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST_DELAY:
         raise InvalidInput(f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST_DELAY:,.0f}")
     return int(given * 1e9)
+
+
+def _changed(workflow: str) -> str:
+    return f"workflow {workflow!r} has changed since it began; {_FINISH_IT}"
+
+
+def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
+    """What the relay counts, and what the sink itself does, if it says so."""
+    about: dict[str, Any] = {"name": type(sink).__name__, **relay.statistics()._asdict()}
+    statistics = getattr(sink, "statistics", None)
+    own: Any = statistics() if callable(statistics) else None
+    if hasattr(own, "_asdict"):
+        about["own"] = own._asdict()
+    return about
 
 
 def _carried(what: str, value: Any) -> Any:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mesh.node import Node
 
 
-POLL_SECONDS: Final = 0.1
+POLL_SECONDS: Final = 0.25
 """How often the store is asked about a transaction that another process runs."""
 
 
@@ -70,7 +70,14 @@ class Transaction:
         raise self._failure()
 
     async def ended(self, timeout: float | None = None) -> str:
-        """Wait until nothing more happens by itself, and return the status; never raises for how it ended."""
+        """Wait until nothing more happens by itself, and return the status; never raises for how it ended.
+
+        Of a transaction that another process runs, this one learns it from the store, a quarter of a second later at most.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout` seconds; it goes on.
+            StoreError: nobody here can carry it on, or see how it ends.
+        """
         run = self._run
         if not run.settled and self._node.supervisor.runs.get(self.id) is not run:
             async with asyncio.timeout(timeout):
@@ -93,15 +100,20 @@ class Transaction:
         """The run of a transaction that another process on the same store owns, once it has settled or is ours.
 
         Raises:
-            StoreError: it cannot go on here.
+            StoreError: it cannot go on here, or this mesh is closed.
         """
+        node = self._node
         while True:
-            why = self._node.parked.get(self.id)
+            why = node.parked.get(self.id)
             if why is not None:
                 raise StoreError(f"transaction {self.id} cannot go on here: {why}")
-            self._run = run = self._node.load(self.id)
-            if run.settled or self._node.supervisor.runs.get(self.id) is run:
-                return run
+            if node.state == "closed":
+                raise StoreError(f"transaction {self.id} had not ended when this mesh was closed")
+            row = node.store.get(self.id)
+            if row is None or row.status != "running" or self.id in node.supervisor.runs:
+                self._run = run = node.load(self.id)
+                if run.settled or node.supervisor.runs.get(self.id) is run:
+                    return run
             await asyncio.sleep(POLL_SECONDS)
 
     def value(self) -> Any:
@@ -130,7 +142,11 @@ class Transaction:
         return self._node.store.pulses(self.id)
 
     async def cancel(self, reason: str = "") -> str:
-        """Stop it, undo what was done, and return the status it ended with.  Without effect if it has ended."""
+        """Stop it, undo what was done, and return the status it ended with.  Without effect if it has ended.
+
+        Raises:
+            Unroutable: another process runs it; or it is halted, and only the release that began it can undo it.
+        """
         fault = Fault("bitactor.errors:Cancelled", reason or "cancelled on request")
         self._run = self._node.cancel(self._run, fault)
         return await self.ended()
@@ -140,6 +156,7 @@ class Transaction:
 
         Raises:
             InvalidInput: it is neither.
+            Unroutable: it began in another shape of its workflow, and only the release that declares that one can carry it on.
         """
         if self.status not in ("halted", "stuck"):
             raise InvalidInput(f"transaction {self.id} is {self.status}; only a halted or stuck one can be resumed")
@@ -180,6 +197,16 @@ class BlockingTransaction:
         return self._transaction.id
 
     @property
+    def root(self) -> str:
+        """See `Transaction.root`."""
+        return self._transaction.root
+
+    @property
+    def workflow(self) -> str:
+        """See `Transaction.workflow`."""
+        return self._transaction.workflow
+
+    @property
     def status(self) -> str:
         """See `Transaction.status`."""
         return self._transaction.status
@@ -187,6 +214,14 @@ class BlockingTransaction:
     def result(self, timeout: float | None = None) -> Any:
         """See `Transaction.result`; blocks the calling thread."""
         return self._node.blocking(self._transaction.result(timeout))
+
+    def ended(self, timeout: float | None = None) -> str:
+        """See `Transaction.ended`; blocks the calling thread."""
+        return self._node.blocking(self._transaction.ended(timeout))
+
+    def errors(self) -> list[BaseException]:
+        """See `Transaction.errors`."""
+        return self._node.blocking(_later(self._transaction.errors))
 
     def results(self) -> dict[str, Any]:
         """See `Transaction.results`."""
@@ -199,6 +234,10 @@ class BlockingTransaction:
     def cancel(self, reason: str = "") -> str:
         """See `Transaction.cancel`; blocks until it has ended."""
         return self._node.blocking(self._transaction.cancel(reason))
+
+    def resume(self) -> None:
+        """See `Transaction.resume`; does not wait for what comes of it."""
+        self._node.blocking(self._transaction.resume())
 
 
 async def _later(call: Any) -> Any:

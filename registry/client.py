@@ -36,7 +36,7 @@ _SILENT_NS: Final = 3 * _SECOND
 _LEAVE_TIMEOUT: Final = 0.5
 _JOIN_TIMEOUT: Final = 2.0
 
-_log = logging.getLogger("registry.client")
+_log = logging.getLogger("bitactor.registry")
 _Value = TypeVar("_Value")
 
 

@@ -76,7 +76,7 @@ _WISHES_PER_FRAME: Final = 128
 """One such frame is on its way at a time: heartbeats must not queue behind a long repopulation."""
 _MISSED_HEARTBEATS: Final = 3
 
-_log = logging.getLogger("registry.client")
+_log = logging.getLogger("bitactor.registry")
 
 _Waiting = Future[Any]
 

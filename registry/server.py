@@ -36,7 +36,7 @@ _STOP_TIMEOUT: Final = 5.0
 _STATELESS_ERA: Final = 1_577_836_800
 """2020, so that seconds since then fit the 31 bits of a boot epoch."""
 
-_log = logging.getLogger("registry.server")
+_log = logging.getLogger("bitactor.registry")
 
 
 class RegistryServer:

@@ -61,7 +61,7 @@ FULL_OUTGOING_BYTES: Final = 4 * 1024 * 1024
 _SMALL_FRAME_BYTES: Final = 256
 """Frames up to this size (acknowledgements, by which a client learns that it missed something) are bounded by the socket alone."""
 
-_log = logging.getLogger("registry.server")
+_log = logging.getLogger("bitactor.registry")
 
 
 class Statistics(NamedTuple):

@@ -13,7 +13,7 @@ from registry.entry import APPEARED, Entry, Loss, Notice
 from registry.errors import RegistryClosed, RegistryTimeout
 from registry.limits import name_filter
 
-_log = logging.getLogger("registry.watches")
+_log = logging.getLogger("bitactor.registry")
 
 
 class Watch:

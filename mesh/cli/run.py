@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Protocol
 
 from cyclopts import Parameter
 
-from mesh.cli.exits import UsageError
+from mesh.cli.exits import CommandError, UsageError
 from mesh.cli.loading import definitions, load
 from mesh.cli.options import Json
 from mesh.cli.output import print_lines
@@ -96,6 +96,9 @@ async def run(
     mesh = _mesh(place, {name: value for name, value in options.items() if value is not None})
     with Stopping() as stopping, end_of_stdin(stopping.ask, wanted=until_stdin_closes):
         await _run(_server(mesh, http), mesh, stopping, machine=json)
+    if mesh.node.collapsed:
+        hint = "mend what it says; a service manager may start it again"
+        raise CommandError(f"the node has ended: {mesh.node.collapsed}", hint=hint)
     return stopping.code
 
 
@@ -129,11 +132,12 @@ async def _run(server: Server, mesh: Mesh, stopping: Stopping, *, machine: bool)
     asked = asyncio.ensure_future(stopping.asked.wait())
     hurried = asyncio.ensure_future(stopping.hurried.wait())
     started = asyncio.ensure_future(server.started.wait())
+    collapsed = asyncio.ensure_future(mesh.node.collapse.wait())
     try:
         await asyncio.wait((running, started, asked), return_when=asyncio.FIRST_COMPLETED)
         if started.done() and not running.done():
             _say_ready(server, mesh, machine=machine)
-            await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((running, asked, collapsed), return_when=asyncio.FIRST_COMPLETED)
             server.stop()
             bound = mesh.node.settings.drain + FLUSH_WITHIN
             await asyncio.wait((running, hurried), timeout=bound, return_when=asyncio.FIRST_COMPLETED)
@@ -145,9 +149,9 @@ async def _run(server: Server, mesh: Mesh, stopping: Stopping, *, machine: bool)
             running.cancel()
         await asyncio.wait((running,))
     finally:
-        for waiting in (asked, hurried, started):
+        for waiting in (asked, hurried, started, collapsed):
             waiting.cancel()
-        await asyncio.gather(asked, hurried, started, return_exceptions=True)
+        await asyncio.gather(asked, hurried, started, collapsed, return_exceptions=True)
     if not running.cancelled():
         running.result()
 

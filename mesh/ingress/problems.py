@@ -21,6 +21,7 @@ from bitactor.errors import (
     StoreError,
     UnknownTransaction,
     UnknownWorkflow,
+    Unroutable,
 )
 from mesh.ingress.rendering import respond
 
@@ -103,6 +104,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem("duplicate-transaction", str(error))
     if isinstance(error, Overloaded):
         return Problem("overloaded", "too many transactions are running and none ended in time; try again later")
+    if isinstance(error, Unroutable):
+        return Problem("owned-elsewhere", str(error))
     if isinstance(error, StoreError):
         logger.error("a request could not be served: %s", error)
         return Problem(

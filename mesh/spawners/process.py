@@ -56,6 +56,7 @@ class ProcessSpawner:
         self._retry: asyncio.TimerHandle | None = None
         self._pumping = False
         self._closed = False
+        self._held = False
         self._all_gone: asyncio.Event | None = None
         self._counts = {"starts": 0, "deaths": 0, "kills": 0, "collapses": 0}
 
@@ -87,6 +88,10 @@ class ProcessSpawner:
             self._roster.detach(worker)
         elif worker.error is None:
             self._kill(worker, asyncio.CancelledError(f"{worker} was killed"))
+
+    def hold(self) -> None:
+        """Start nothing more, and lose nothing that waits: whoever owns us is about to close us."""
+        self._held = True
 
     async def close(self, timeout: float) -> None:
         """Let workers end, kill those that have not after half of `timeout`, and leave nothing behind.  Twice is once."""
@@ -127,7 +132,7 @@ class ProcessSpawner:
             return  # called by an actor that ended while we were at it; the loop below goes on
         self._pumping = True
         try:
-            while self._waiting and not self._closed:
+            while self._waiting and not self._closed and not self._held:
                 if self._roster.has_idle:
                     actor = next(iter(self._waiting))
                     del self._waiting[actor]

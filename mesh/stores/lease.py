@@ -7,19 +7,20 @@ its lease is over: it may have been suspended.
 
 from __future__ import annotations
 
-import logging
 import json
+import logging
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bitactor.errors import StoreError
-from bitactor.ports import Claim
+from bitactor.errors import StaleOwner, StoreError
+from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import connect
+from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 
 _log = logging.getLogger("bitactor.store")
 
@@ -81,12 +82,25 @@ def release(connection: sqlite3.Connection, owner: str) -> None:
     connection.execute("COMMIT")
 
 
+def require_lease(connection: sqlite3.Connection, owner: str) -> None:
+    """Inside a database transaction that writes: make sure that nobody has taken over from `owner`.
+
+    Raises:
+        StaleOwner: somebody has.
+    """
+    row = connection.execute("SELECT fenced FROM owners WHERE owner = ?", (owner,)).fetchone()
+    if row is None or row[0]:
+        by = f"by {row[0]!r}" if row else "by another process"
+        raise StaleOwner(f"owner {owner!r} was declared dead {by} and its transactions were taken over; stop working on them")
+
+
 def claim(
-    connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int, workflows: Collection[str] | None
+    connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int, shapes: Mapping[str, str] | None
 ) -> list[Claim]:
     """Move the open transactions of dead owners to `owner`, each with its next epoch, and fence those owners.
 
-    Only those of `workflows`, if given: the others stay without an owner until somebody who can run them asks.
+    Only those that began in one of `shapes` (workflow → digest), if given: the others stay without an owner until somebody who can
+    run them asks.
 
     Of several processes that call this at once, each transaction goes to one.  Nothing is written if nobody is dead.
     """
@@ -97,18 +111,19 @@ def claim(
         dead = _dead(connection, owner, identity, now_ns)
         claims: list[tuple[str, int]] = []
         which = "owner = ? AND open = 1"
-        names: tuple[str, ...] = ()
-        if workflows is not None:
-            which += " AND workflow IN (SELECT value FROM json_each(?))"
-            names = (json.dumps(sorted(workflows)),)
+        known: tuple[str, ...] = ()
+        if shapes is not None:
+            which += " AND EXISTS (SELECT 1 FROM json_each(?) AS shape WHERE shape.key = workflow AND shape.value = digest)"
+            known = (json.dumps(dict(shapes)),)
         for name in {*dead, *_orphaned(connection, owner)}:
             # A row that is gone fences as well as one that says so; the latter tells a suspended process who has its work.
             if dead.get(name, True):
                 connection.execute("DELETE FROM owners WHERE owner = ?", (name,))
             else:
                 connection.execute("UPDATE owners SET fenced = ? WHERE owner = ?", (owner, name))
-            claims += connection.execute(f"SELECT transaction_id, epoch + 1 FROM transactions WHERE {which}", (name, *names)).fetchall()
-            connection.execute(f"UPDATE transactions SET owner = ?, epoch = epoch + 1 WHERE {which}", (owner, name, *names))
+            theirs = connection.execute(f"SELECT transaction_id, epoch + 1 FROM transactions WHERE {which}", (name, *known))
+            claims += theirs.fetchall()
+            connection.execute(f"UPDATE transactions SET owner = ?, epoch = epoch + 1 WHERE {which}", (owner, name, *known))
         connection.execute("DELETE FROM owners WHERE fenced <> '' AND expires_ns < ?", (now_ns - _FENCED_KEPT_NS,))
         connection.execute("COMMIT")
     except BaseException:
@@ -116,6 +131,44 @@ def claim(
             connection.execute("ROLLBACK")
         raise
     return [Claim(*row) for row in sorted(claims)]
+
+
+def unclaimed(connection: sqlite3.Connection, owner: str, shapes: Mapping[str, str], limit: int) -> list[TransactionRow]:
+    """Open transactions of the workflows in `shapes`, begun in another shape, that no living owner stands for; oldest first."""
+    holders = _orphaned(connection, owner)
+    if not holders:
+        return []
+    rows = connection.execute(
+        f"SELECT {TRANSACTION_COLUMNS} FROM transactions WHERE open = 1 AND owner IN (SELECT value FROM json_each(?))"
+        " AND EXISTS (SELECT 1 FROM json_each(?) AS shape WHERE shape.key = workflow AND shape.value <> digest)"
+        " ORDER BY transaction_id LIMIT ?",
+        (json.dumps(holders), json.dumps(dict(shapes)), max(limit, 0)),
+    ).fetchall()
+    return [transaction_from_row(row) for row in rows]
+
+
+def reclaim(connection: sqlite3.Connection, owner: str, held: Container[str]) -> list[Claim]:
+    """Give `owner`'s own open transactions that are not in `held` their next epoch.
+
+    Always writes, so that it succeeds only if the file can be written.
+
+    Raises:
+        StaleOwner: they are another's by now.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        require_lease(connection, owner)
+        connection.execute("UPDATE owners SET expires_ns = expires_ns WHERE owner = ?", (owner,))
+        rows = connection.execute("SELECT transaction_id, epoch + 1 FROM transactions WHERE owner = ? AND open = 1", (owner,))
+        claims = [Claim(*row) for row in rows if row[0] not in held]
+        raised = [(epoch, transaction) for transaction, epoch in claims]
+        connection.executemany("UPDATE transactions SET epoch = ? WHERE transaction_id = ?", raised)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return sorted(claims)
 
 
 def _dead(connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int) -> dict[str, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from heapq import nlargest
 from typing import Final
 
@@ -93,9 +93,24 @@ class MemoryStore:
         entry = self._entries.get(transaction)
         return self._row(transaction, entry) if entry else None
 
-    def claim(self, workflows: Collection[str] | None = None) -> list[Claim]:
+    def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
         """Nothing: what another process left in its memory is gone with it."""
         return []
+
+    def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
+        """Nothing: all that is here is ours."""
+        return []
+
+    def reclaim(self, held: Container[str]) -> list[Claim]:
+        """Our open transactions that are not in `held`, each with its next epoch."""
+        if self._closed or not self._owner:
+            raise StoreError(f"the store is {'closed' if self._closed else 'not open'}")
+        claims = []
+        for transaction, entry in self._entries.items():
+            if entry.open and transaction not in held:
+                entry.epoch += 1
+                claims.append(Claim(transaction, entry.epoch))
+        return sorted(claims)
 
     def close(self) -> None:
         """Take no more appends; what is kept can still be read.  Twice is once."""

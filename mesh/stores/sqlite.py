@@ -14,16 +14,16 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 from bitactor.errors import ConfigurationError, StoreError, suggest
-from bitactor.ports import Claim, Refusal, Write
+from bitactor.ports import Claim, Refusal, TransactionRow, Write
 from mesh.stores.checkpoints import Checkpoints
 from mesh.stores.committing import Append, CommitThread, Done
 from mesh.stores.database import connect, is_busy, patiently, prepare, store_error
-from mesh.stores.lease import Renewal, claim, identify, register, release
+from mesh.stores.lease import Renewal, claim, identify, reclaim, register, release, unclaimed
 from mesh.stores.reading import Reads
 from mesh.stores.writing import Writer, prepare_items
 
@@ -129,13 +129,29 @@ class SqliteStore(Reads):
             return
         done((), failure)
 
-    def claim(self, workflows: Collection[str] | None = None) -> list[Claim]:
-        """Take over every open transaction (of `workflows`) whose owner is gone.  Waits up to 5 s for the file's lock if there is one to take over.
+    def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
+        """Take over every open transaction (that began in one of `shapes`) whose owner is gone; see the port.
+
+        Waits up to 5 s for the file's lock if there is one to take over.
 
         Raises:
             StoreError: the file cannot be written.
         """
-        return self._read(lambda connection: claim(connection, self._owner, self._identity, self._wall_ns(), workflows))
+        return self._read(lambda connection: claim(connection, self._owner, self._identity, self._wall_ns(), shapes))
+
+    def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
+        """Open transactions of these workflows that began in another shape and that nobody owns; see the port."""
+        return self._read(lambda connection: unclaimed(connection, self._owner, shapes, limit))
+
+    def reclaim(self, held: Container[str]) -> list[Claim]:
+        """Our own open transactions that are not in `held`, each with its next epoch; see the port.
+
+        Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock.
+
+        Raises:
+            StoreError: the file cannot be written, or our lease was taken from us.
+        """
+        return self._read(lambda connection: reclaim(connection, self._owner, held))
 
     def close(self) -> None:
         """Commit what waits (its `done`s are called), give the lease back, release files and threads.  Twice is once.

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from bitactor.errors import BitActorError, DuplicateTransaction, StaleOwner, StoreError
 from bitactor.ports import Refusal, Write
+from mesh.stores.lease import require_lease
 from mesh.stores.rows import AT_NS, SEQ, PulseRow, pulse_rows
 
 
@@ -40,7 +41,7 @@ _CANNOT_BE_STORED: Final = (
 )  # fmt: skip
 """What SQLite or its binding raises for one row that it will not take; the rows of others are not at fault."""
 
-_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_PULSE: Final = "INSERT INTO pulses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE_TRANSACTION: Final = (
     "UPDATE transactions SET status = ?, open = ?, owner = ?, epoch = ?, updated_ns = max(updated_ns, ?) WHERE transaction_id = ?"
@@ -88,18 +89,15 @@ class Writer:
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+            for item in items:
+                self._known.pop(item.write.transaction, None)
             raise
         self._remember(batch.changes)
         return batch.refusals
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
-        row = connection.execute("SELECT fenced FROM owners WHERE owner = ?", (self._owner,)).fetchone()
-        if row is None or row[0]:
-            by = f"by {row[0]!r}" if row else "by another process"
-            raise StaleOwner(
-                f"owner {self._owner!r} was declared dead {by} and its transactions were taken over; stop working on them"
-            )
+        require_lease(connection, self._owner)
 
     def _remember(self, changes: dict[str, Known]) -> None:
         known = self._known
@@ -234,6 +232,6 @@ def _transaction_row(write: Write, owner: str) -> tuple[str | int, ...]:
     accepted = write.pulses[0]
     parent = accepted.data.get("parent", "") if accepted.data else ""
     return (
-        write.transaction, accepted.root, parent, accepted.workflow, write.key, write.status, write.open,
+        write.transaction, accepted.root, parent, accepted.workflow, accepted.digest, write.key, write.status, write.open,
         owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns,
     )  # fmt: skip

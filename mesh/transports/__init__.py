@@ -22,6 +22,7 @@ def open_transport(
     hub: MemoryHub | None = None,
     queue_limit: int = QUEUE_MESSAGES,
     queue_bytes: int = QUEUE_BYTES,
+    early_flush: int = 0,
 ) -> MemoryTransport | ZmqTransport:
     """The transport for `memory://name`, `ipc:///directory/name` or `tcp://host:port`; its `open` is still to be called.
 
@@ -29,6 +30,7 @@ def open_transport(
         curve: keys of the mesh; needed for tcp://, optional for ipc://.
         advertise: for a tcp:// address that binds every interface, the host (or `tcp://host:port`) others use.
         hub: for memory://, where names are looked up.
+        early_flush: see `ZmqTransport`; of no use to memory://, where nobody works meanwhile.
 
     Raises:
         ConfigurationError: an unknown scheme, or an option that does not go with it.
@@ -36,7 +38,15 @@ def open_transport(
     if not url.startswith("memory://"):
         if hub is not None:
             raise ConfigurationError(f"hub= is for memory:// only, not for {url}")
-        return ZmqTransport(url, loop=loop, curve=curve, advertise=advertise, queue_limit=queue_limit, queue_bytes=queue_bytes)
+        return ZmqTransport(
+            url,
+            loop=loop,
+            curve=curve,
+            advertise=advertise,
+            queue_limit=queue_limit,
+            queue_bytes=queue_bytes,
+            early_flush=early_flush,
+        )
     if curve is not None or advertise:
         raise ConfigurationError(f"curve= and advertise= do not go with {url}: nothing leaves this process")
     return MemoryTransport(url, loop=loop, hub=hub or PROCESS_HUB, queue_limit=queue_limit, queue_bytes=queue_bytes)

@@ -21,7 +21,7 @@ CONNECTIONS: Final = 1_024
 """Endpoints a node keeps in touch with; those unused longest make room."""
 
 _NO_THREAD: Final = 0
-_log = logging.getLogger("mesh.transports")
+_log = logging.getLogger("bitactor.transport")
 
 Receive = Callable[[list[bytes]], None]
 Box = TypeVar("Box", bound=Outbox)
@@ -52,6 +52,7 @@ class LoopBoundTransport(Generic[Box]):
         self._failures = Complaint(_log)
         self._drops = Complaint(_log)
         self._endpoint = ""
+        self._early_flush = 0
 
     @property
     def endpoint(self) -> str:
@@ -81,6 +82,8 @@ class LoopBoundTransport(Generic[Box]):
         box.add(message)
         if not box.scheduled:
             self._schedule(box)
+        elif self._early_flush and box.held % self._early_flush == 0:
+            self._flush_box(box)
 
     def _connect(self, endpoint: str) -> Box:
         """Make the box for an endpoint that has none."""

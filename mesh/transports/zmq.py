@@ -91,6 +91,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         advertise: the host, or `tcp://host:port`, under which others reach a wildcard address.
         queue_limit: messages that may wait for one endpoint, beside `FRAMES_IN_FLIGHT` frames on their way.
         queue_bytes: the same in bytes.
+        early_flush: pass messages on before the turn ends whenever so many wait; 0: never.  With one frame a turn two busy nodes take
+            turns, each idle while the other works; with several they overlap.
         connections: endpoints kept in touch with; None: 1,024, or a quarter of the file descriptors if these are fewer.
 
     Raises:
@@ -106,6 +108,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         advertise: str = "",
         queue_limit: int = QUEUE_MESSAGES,
         queue_bytes: int = QUEUE_BYTES,
+        early_flush: int = 0,
         connections: int | None = None,
     ) -> None:
         check_bind(bind, secured=curve is not None, advertise=advertise)
@@ -115,6 +118,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             queue_bytes=queue_bytes,
             connections=_affordable_connections() if connections is None else connections,
         )
+        self._early_flush = early_flush
         self._bind = bind
         self._curve = curve
         self._advertise = advertise

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bitactor.codec import Packed, encode_token
 from bitactor.errors import DuplicateTransaction, StaleOwner, StoreError
-from bitactor.ports import Refusal, Store, TransactionRow, Write
+from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
 from bitactor.pulse import KINDS, STATUSES, Pulse
 from mesh.stores import MemoryStore, SqliteStore
 from tests.store_writes import Loop, Told, first, fresh, hop, last, pulse
@@ -224,6 +224,19 @@ def test_what_is_not_there_is_empty(journal: Journal) -> None:
 def test_our_own_transactions_are_not_claimed(journal: Journal) -> None:
     journal.keep(first(fresh()))
     assert journal.store.claim() == []
+    assert journal.store.claim({"users.signup": "abcdef"}) == []
+    assert journal.store.unclaimed({"users.signup": "another"}) == []
+
+
+def test_what_was_given_up_is_reclaimed_with_its_next_epoch(journal: Journal) -> None:
+    given_up, held, ended = fresh(), fresh(), fresh()
+    journal.keep(first(given_up), first(held), first(ended, open=False))
+    assert journal.store.reclaim({held}) == [Claim(given_up, 1)]
+    refusals, error = journal.append(hop(given_up, 2), hop(held, 2))
+    assert error is None and [refusal.index for refusal in refusals] == [0], "what its former life still writes is void"
+    journal.keep(hop(given_up, 2, epoch=1), hop(held, 4))
+    assert journal.store.reclaim({held}) == [Claim(given_up, 2)]
+    assert journal.store.reclaim({held, given_up}) == []
 
 
 def test_what_was_read_can_be_changed_without_harm(journal: Journal) -> None:

@@ -280,7 +280,7 @@ async def test_a_callback_that_raises_is_logged_once_and_hurts_nothing(world: Wo
         raise ValueError("broken")
 
     receiver, sender = world.open("b", fails), world.open("a")
-    with caplog.at_level(logging.WARNING, "mesh.transports"):
+    with caplog.at_level(logging.WARNING, "bitactor.transport"):
         for number in range(1, 6):
             sender.send(receiver.endpoint, b"x")
             await inbox.until(number)

@@ -15,6 +15,7 @@ CREATE TABLE transactions (
     root           TEXT    NOT NULL,
     parent         TEXT    NOT NULL,
     workflow       TEXT    NOT NULL,
+    digest         TEXT    NOT NULL,  -- of the workflow's shape when it began
     key            TEXT    NOT NULL,  -- idempotency key, or ''
     status         TEXT    NOT NULL,
     open           INTEGER NOT NULL,  -- 1: something is left to do

@@ -318,6 +318,45 @@ def test_what_a_closed_store_left_open_can_be_claimed_at_once(opened: Opener, lo
     assert heir.claim() == [Claim(transaction, 1)]
 
 
+def test_only_what_began_in_a_given_shape_is_claimed(opened: Opener, loop: Loop) -> None:
+    """What another release began stays for it, and can be listed."""
+    ours, theirs, unknown = fresh(), fresh(), fresh()
+    accepted = pulse(theirs, 0, "accepted", digest="of another release")
+    dead = opened("dead")
+    _keep(dead, loop, first(ours), Write(theirs, 0, (accepted,), "running", True), first(unknown, workflow="undeclared"))
+    dead.close()
+    heir, shapes = opened("heir"), {"users.signup": "abcdef"}
+    assert heir.claim(shapes) == [Claim(ours, 1)]
+    assert heir.claim(shapes) == []
+    assert [row.transaction for row in heir.unclaimed(shapes)] == [theirs]
+    assert heir.unclaimed(shapes, limit=0) == heir.unclaimed({}) == []
+    old = opened("old")
+    assert old.claim({"users.signup": "of another release"}) == [Claim(theirs, 1)]
+    assert heir.unclaimed(shapes) == []
+    assert old.claim() == [Claim(unknown, 1)]
+
+
+def test_who_was_fenced_reclaims_nothing(opened: Opener, loop: Loop, people: People) -> None:
+    store = opened("away")
+    _keep(store, loop, first(fresh()))
+    people("UPDATE owners SET fenced = 'heir'")
+    with pytest.raises(StaleOwner, match="'heir'"):
+        store.reclaim(())
+    people("UPDATE owners SET fenced = ''")
+    assert len(store.reclaim(())) == 1
+
+
+def test_nothing_is_reclaimed_while_the_file_cannot_be_written(opened: Opener, loop: Loop) -> None:
+    store, transaction = opened(), fresh()
+    _keep(store, loop, first(transaction))
+    assert store._connection is not None
+    store._connection.execute("PRAGMA query_only = 1")
+    with pytest.raises(StoreError):
+        store.reclaim(())
+    store._connection.execute("PRAGMA query_only = 0")
+    assert store.reclaim(()) == [Claim(transaction, 1)]
+
+
 def test_a_halted_transaction_may_be_taken_up_by_another_owner(opened: Opener, loop: Loop) -> None:
     """Whoever writes first has it; the former holder finds its view outdated."""
     former, other, transaction = opened("former"), opened("other"), fresh()
