@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Self
+from types import MappingProxyType
+from typing import Any, Final, Self, cast
 
 from bitactor.codec import decode_token, encode_token, token_from_bytes
 from bitactor.errors import ProtocolError, StoreError
@@ -77,6 +78,14 @@ IN_FLIGHT: Final = frozenset((RUNNING, ASSESSING))
 _HAS_RESULT: Final = frozenset((DONE, PASSED, UNDO_RUNNING, UNDO_BACKING_OFF, TAKEN_BACK, UNDO_BROKEN))
 
 
+_NOTHING: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
+"""Stands for every mapping that most transactions never need; a parked one would carry half a kilobyte of empty ones."""
+
+
+def _writable(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    return {} if mapping is _NOTHING else mapping
+
+
 class SagaState:
     """Everything that is known of one transaction; lists are indexed by step."""
 
@@ -129,27 +138,27 @@ class SagaState:
         self.hops: list[str] = [""] * count
         self.causes: list[tuple[str, ...]] = [()] * count
         self.spawned_at_ns = zeros[:]
-        self.due_ns: dict[int, int] = {}
-        self.decided: dict[int, Mapping[str, Any]] = {}
+        self.due_ns: dict[int, int] = _NOTHING
+        self.decided: dict[int, Mapping[str, Any]] = _NOTHING
         """Step → tokens of transformed arguments, once the supervisor has evaluated them."""
-        self.assessed: dict[int, Fault] = {}
-        self.doubts: set[int] = set()
+        self.assessed: dict[int, Fault] = _NOTHING
+        self.doubts: frozenset[int] = frozenset()
         """Steps with an attempt of which nobody knows whether it happened."""
-        self.unknown: dict[tuple[str, int], int] = {}
+        self.unknown: dict[tuple[str, int], int] = _NOTHING
         """(hop, delivery) that make the doubts: runs of a step's own function whose outcome nobody knows."""
-        self.awaited: dict[tuple[str, int], int] = {}
+        self.awaited: dict[tuple[str, int], int] = _NOTHING
         """Those of them that timed out and may still be running; undo gives them the grace period to answer."""
         self.order: list[int] = []
         """Steps that happened or may have, in order of completion."""
         self.in_flight = 0
-        self.outstanding: dict[tuple[str, int], int] = {}
+        self.outstanding: dict[tuple[str, int], int] = _NOTHING
         """(hop, delivery) of which a late reply may still come."""
         self.errors: list[tuple[str, Fault]] = []
         self.cancelling = False
         self.stopping_since_ns = 0
         """Wall time from which the time for undo counts."""
         self.undo_failed = False
-        self.emissions: dict[str, Emission] = {}
+        self.emissions: dict[str, Emission] = _NOTHING
 
     @classmethod
     def fold(cls, plan: Plan, pulses: Sequence[Pulse]) -> Self:
@@ -321,11 +330,13 @@ class SagaState:
         self.spawned_at_ns[index] = pulse.at_ns
         if pulse.data is not None:
             arguments = pulse.data.get("decided") or {}
+            self.decided = _writable(self.decided)
             self.decided[index] = {name: token_from_bytes(token) for name, token in arguments.items()}
 
     def _spawned_again(self, pulse: Pulse, index: int) -> None:
         """A redelivery, or a compensation being asked."""
         data = pulse.data or {}
+        self.outstanding = _writable(self.outstanding)
         self.outstanding[pulse.hop, self.deliveries[index]] = index
         if "lost" in data:
             self._note_doubt(pulse.hop, index)
@@ -334,6 +345,7 @@ class SagaState:
         if self.states[index] not in IN_FLIGHT:
             self.in_flight += 1
         if "assess" in data:
+            self.assessed = _writable(self.assessed)
             self.assessed[index] = Fault(*data["assess"])
             self.states[index] = ASSESSING
 
@@ -354,6 +366,7 @@ class SagaState:
     def _note_emissions(self, pulse: Pulse, data: Mapping[str, Any]) -> None:
         for position, (name, token) in enumerate(data.get("emits") or ()):
             emission = Emission(f"{pulse.hop}:{position}", name, token_from_bytes(token), pulse.ttl, pulse.hop)
+            self.emissions = _writable(self.emissions)
             self.emissions[emission.id] = emission
 
     def _skipped(self, pulse: Pulse, index: int) -> None:
@@ -383,32 +396,36 @@ class SagaState:
             self.in_flight -= 1
         self.states[index] = BACKING_OFF
         self.failures[index] += 1
+        self.due_ns = _writable(self.due_ns)
         self.due_ns[index] = (pulse.data or {})["due_ns"]
 
     def _timed_out(self, pulse: Pulse, index: int) -> None:
         self.in_flight -= 1
         if self.states[index] == RUNNING:
+            self.awaited = _writable(self.awaited)
             self.awaited[pulse.hop, self.deliveries[index]] = index
         self._doubt(pulse, index)
 
     def _doubt(self, pulse: Pulse, index: int) -> None:
+        self.outstanding = _writable(self.outstanding)
         self.outstanding[pulse.hop, self.deliveries[index]] = index
         self._note_doubt(pulse.hop, index)
         self.states[index] = IN_DOUBT
 
     def _note_doubt(self, hop: str, index: int) -> None:
         if self.states[index] == RUNNING:
+            self.unknown = _writable(self.unknown)
             self.unknown[hop, self.deliveries[index]] = index
         elif index not in self.doubts:
             return  # only its assessment was lost; the run itself is known not to have happened
         if index in self.doubts:
             self.order.remove(index)
-        self.doubts.add(index)
+        self.doubts |= {index}
         self.order.append(index)
 
     def _resolve(self, index: int) -> None:
         """There is no doubt about this step any more."""
-        self.doubts.discard(index)
+        self.doubts -= {index}
         self.order.remove(index)
         self.unknown = {run: other for run, other in self.unknown.items() if other != index}
         self.awaited = {run: other for run, other in self.awaited.items() if other != index}
@@ -425,8 +442,10 @@ class SagaState:
 
     def _late(self, pulse: Pulse, index: int) -> None:
         data = pulse.data or {}
-        self.outstanding.pop((pulse.hop, data["delivery"]), None)
-        self.awaited.pop((pulse.hop, data["delivery"]), None)
+        if self.outstanding:
+            self.outstanding.pop((pulse.hop, data["delivery"]), None)
+        if self.awaited:
+            self.awaited.pop((pulse.hop, data["delivery"]), None)
         if data.get("happened") is True:
             if self.states[index] == IN_DOUBT:
                 self.states[index] = DONE
@@ -435,7 +454,8 @@ class SagaState:
             self._resolve(index)
             self.order.insert(at, index)
         elif data.get("happened") is False:
-            self.unknown.pop((pulse.hop, data["delivery"]), None)
+            if self.unknown:
+                self.unknown.pop((pulse.hop, data["delivery"]), None)
             if index not in self.unknown.values():
                 self._resolve(index)
                 if self.states[index] in (IN_DOUBT, UNDO_BROKEN):
@@ -444,6 +464,7 @@ class SagaState:
     def _undo_spawned(self, pulse: Pulse, index: int) -> None:
         data = pulse.data or {}
         if "delivery" in data:
+            self.outstanding = _writable(self.outstanding)
             self.outstanding[pulse.hop, self.deliveries[index]] = index
             self.deliveries[index] = data["delivery"]
         else:
@@ -461,11 +482,13 @@ class SagaState:
 
     def _undo_retried(self, pulse: Pulse, index: int) -> None:
         self.states[index] = UNDO_BACKING_OFF
+        self.due_ns = _writable(self.due_ns)
         self.due_ns[index] = (pulse.data or {})["due_ns"]
 
     def _undo_broke(self, pulse: Pulse, index: int) -> None:
         self.errors.append((pulse.hop, Fault(*(pulse.data or {})["fault"])))
         if self.states[index] == UNDO_RUNNING:
+            self.outstanding = _writable(self.outstanding)
             self.outstanding[pulse.hop, self.deliveries[index]] = index
         self.states[index] = UNDO_BROKEN
         self.undo_failed = True
@@ -504,7 +527,8 @@ class SagaState:
                 self.states[index] = IN_DOUBT
 
     def _whole_buried(self, pulse: Pulse) -> None:
-        self.emissions.pop((pulse.data or {}).get("emit", ""), None)
+        if self.emissions:
+            self.emissions.pop((pulse.data or {}).get("emit", ""), None)
 
     def _emitted(self, pulse: Pulse) -> None:
         del self.emissions[(pulse.data or {})["emit"]]
@@ -521,7 +545,7 @@ class SagaState:
         self.stopping_since_ns = pulse.at_ns
         if "epoch" in data:
             self.epoch = data["epoch"]
-            self.awaited.clear()  # they ended with the process they ran in, or will be late
+            self.awaited = _NOTHING  # they ended with the process they ran in, or will be late
             return
         if self.phase == SUSPENDED:
             self.phase = ACTIVE
