@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -147,8 +147,10 @@ def unclaimed(connection: sqlite3.Connection, owner: str, shapes: Mapping[str, s
     return [transaction_from_row(row) for row in rows]
 
 
-def reclaim(connection: sqlite3.Connection, owner: str, held: Container[str]) -> list[Claim]:
-    """Give `owner`'s own open transactions that are not in `held` their next epoch.
+def reclaim(
+    connection: sqlite3.Connection, owner: str, held: Container[str], forget: Callable[[Iterable[str]], None]
+) -> list[Claim]:
+    """Give `owner`'s own open transactions that are not in `held` their next epoch; `forget` is told while the file is ours alone.
 
     Always writes, so that it succeeds only if the file can be written.
 
@@ -163,6 +165,7 @@ def reclaim(connection: sqlite3.Connection, owner: str, held: Container[str]) ->
         claims = [Claim(*row) for row in rows if row[0] not in held]
         raised = [(epoch, transaction) for transaction, epoch in claims]
         connection.executemany("UPDATE transactions SET epoch = ? WHERE transaction_id = ?", raised)
+        forget(transaction for transaction, _ in claims)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

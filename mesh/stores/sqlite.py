@@ -151,7 +151,7 @@ class SqliteStore(Reads):
         Raises:
             StoreError: the file cannot be written, or our lease was taken from us.
         """
-        return self._read(lambda connection: reclaim(connection, self._owner, held))
+        return self._read(lambda connection: reclaim(connection, self._owner, held, self._writer.forget))
 
     def close(self) -> None:
         """Commit what waits (its `done`s are called), give the lease back, release files and threads.  Twice is once.

@@ -89,11 +89,15 @@ class Writer:
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            for item in items:
-                self._known.pop(item.write.transaction, None)
+            self.forget(item.write.transaction for item in items)
             raise
         self._remember(batch.changes)
         return batch.refusals
+
+    def forget(self, transactions: Iterable[str]) -> None:
+        """What is known of these is not true any more; the next write of each looks it up."""
+        for transaction in transactions:
+            self._known.pop(transaction, None)
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")

@@ -34,6 +34,11 @@ EVIL: list[Callable[[], BaseException]] = [
 ]
 
 
+HOMES = pytest.mark.parametrize(
+    ("store", "place"), [*(("memory", place) for place in PLACES), ("sqlite", "loop")], indirect=["store"]
+)
+
+
 class Unprintable(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no")
@@ -444,7 +449,7 @@ async def test_compensate_answers_nonsense(store: str, answer: Any) -> None:
     assert isinstance(end.errors[0], InvalidOutcome) and "compensate" in str(end.errors[0])
 
 
-@pytest.mark.parametrize("place", PLACES)
+@HOMES
 @pytest.mark.parametrize("make", EVIL, ids=_name)
 async def test_compensate_raises(store: str, place: str, make: Callable[[], BaseException]) -> None:
     end = await compensated_with(store, make(), place=place, raises=True)
@@ -462,7 +467,7 @@ async def test_compensate_gives_what_cannot_be_carried(store: str) -> None:
 # What user code may raise
 
 
-@pytest.mark.parametrize("place", PLACES)
+@HOMES
 @pytest.mark.parametrize("make", EVIL, ids=_name)
 async def test_a_step_raises(store: str, place: str, make: Callable[[], BaseException]) -> None:
     workflow = Workflow("raising", ttl=2)
@@ -495,7 +500,7 @@ async def test_a_step_raises(store: str, place: str, make: Callable[[], BaseExce
             assert isinstance(again.errors()[0], BaseException)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@HOMES
 @pytest.mark.parametrize("make", EVIL, ids=_name)
 async def test_an_undo_raises(store: str, place: str, make: Callable[[], BaseException]) -> None:
     workflow = Workflow("undo raising", ttl=3)
@@ -1188,3 +1193,31 @@ async def test_backoff_of_a_policy_is_waited_out(store: str) -> None:
             await pass_time(clock, 0.02)
         assert await tx.result(BOUND) == "done"
         audit(tx)
+
+
+async def test_a_fan_out_of_a_thousand_and_its_undo(store: str) -> None:
+    """A thousand side by side, joined; then the same with a join that fails, and a thousand undos, last first."""
+    workflow = Workflow("wide", input={"fail": bool}, ttl=2)
+    taken_back: list[int] = []
+    for number in range(1_000):
+
+        async def one(number: int = number) -> int:
+            return number
+
+        async def unone(result: int) -> None:
+            taken_back.append(result)
+
+        workflow.step(name=f"s{number}")(one).undo(unone)
+
+    @workflow.step(after=[f"s{number}" for number in range(1_000)])
+    async def joins(fail: bool) -> str:
+        if fail:
+            raise ValueError
+        return "joined"
+
+    async with Mesh(workflow, store=store) as mesh:
+        tx = await mesh.stimulate(workflow, {"fail": False})
+        assert await tx.result(BOUND) == "joined"
+        tx = await mesh.stimulate(workflow, {"fail": True})
+        assert await tx.ended(BOUND) == "compensated"
+        assert taken_back == list(range(999, -1, -1))

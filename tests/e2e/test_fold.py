@@ -38,7 +38,11 @@ def workflows(draw: DrawFn) -> dict[str, Any]:
                 "emits": draw(st.booleans()),
             }
         )
-    return {"steps": steps, "ttl": draw(st.sampled_from((None, None, 1, 2))), "cancel": draw(st.sampled_from((None, None, 0, 3, 9)))}
+    return {
+        "steps": steps,
+        "ttl": draw(st.sampled_from((None, None, 1, 2))),
+        "cancel": draw(st.sampled_from((None, None, 0, 3, 9))),
+    }
 
 
 def _behave(behaviour: str) -> Any:
@@ -146,7 +150,10 @@ async def _live(drawn: dict[str, Any]) -> None:
         assert isinstance(saga, Recording)
         for seq, snapshot in saga.noted:
             folded = _still(Saga.fold(tx._run.plan, pulses[:seq]).snapshot())
-            assert folded == snapshot, (seq, {name: (folded[name], snapshot[name]) for name in folded if folded[name] != snapshot[name]})
+            assert folded == snapshot, (
+                seq,
+                {name: (folded[name], snapshot[name]) for name in folded if folded[name] != snapshot[name]},
+            )
         assert saga.noted[-1][0] == len(pulses)
         assert mesh.node.supervisor.running == 0
         assert not mesh.node.host.zombies and not mesh.node.host.assessments
