@@ -388,7 +388,9 @@ def _skip_emits(unpacker: msgpack.Unpacker, data: bytes) -> None:
         if unpacker.read_array_header() != 2:
             raise MalformedSignal("an emitted signal is a name and a token")
         for _ in range(2):
-            if not (data[unpacker.tell()] in _BINARY or 0xA0 <= data[unpacker.tell()] <= 0xBF or 0xD9 <= data[unpacker.tell()] <= 0xDB):
+            if not (
+                data[unpacker.tell()] in _BINARY or 0xA0 <= data[unpacker.tell()] <= 0xBF or 0xD9 <= data[unpacker.tell()] <= 0xDB
+            ):
                 raise MalformedSignal("an emitted signal is a name and a token")
             unpacker.skip()
 

@@ -396,7 +396,9 @@ def refuse_bad_spawn(what: str, function: Callable[..., Any], spawn: str | None)
 def _refuse_without_effect(what: str, options: Mapping[str, Any]) -> None:
     """An option that could never do anything is a mistake, and is said to be one."""
     if options.get("spawn") == "inline" and options.get("timeout") is not None:
-        raise DefinitionError(f"{what}: timeout={options['timeout']!r}, but nothing can interrupt spawn='inline'; use 'thread' or 'loop'")
+        raise DefinitionError(
+            f"{what}: timeout={options['timeout']!r}, but nothing can interrupt spawn='inline'; use 'thread' or 'loop'"
+        )
     if not options.get("retries"):
         for option in ("backoff", "retry_on"):
             if options.get(option) is not None:
@@ -466,7 +468,9 @@ def _input_model(name: str, declared: type[BaseModel] | Mapping[str, Any] | None
             model = create_model(f"{name} input", __config__={"extra": "forbid"}, **fields)
             model.model_rebuild()
         except (PydanticUserError, NameError) as error:
-            raise DefinitionError(f"workflow {name!r}: no input can be made of {declared!r} ({str(error).splitlines()[0]})") from None
+            raise DefinitionError(
+                f"workflow {name!r}: no input can be made of {declared!r} ({str(error).splitlines()[0]})"
+            ) from None
         for field in fields.keys() - model.model_fields.keys():
             raise DefinitionError(f"workflow {name!r}: pydantic keeps the name {field!r} to itself; rename the input field")
         return model

@@ -189,7 +189,13 @@ class BitActor(pykka.Actor):
     def answer(self, reply: Reply, error: BaseException | None = None) -> None:
         """A worker process has answered for the function it ran."""
         self._reply(
-            reply.outcome, reply.token, error=error, fault=reply.fault, after_ns=reply.after_ns, reason=reply.reason, emits=reply.emits
+            reply.outcome,
+            reply.token,
+            error=error,
+            fault=reply.fault,
+            after_ns=reply.after_ns,
+            reason=reply.reason,
+            emits=reply.emits,
         )
 
     def judge(self, verdict: Any, error: BaseException, fault: Fault) -> None:
@@ -312,7 +318,9 @@ class BitActor(pykka.Actor):
     def on_receive(self, message: Any) -> Any:
         """The one message: its signal.  Starts the actor where its step says."""
         if message is not self.signal:
-            raise BitActorError("a BitActor takes one signal in its life; emit a signal, or stimulate a workflow, to start more work")
+            raise BitActorError(
+                "a BitActor takes one signal in its life; emit a signal, or stimulate a workflow, to start more work"
+            )
         self.spawner.start(self)
 
     def _start_actor_loop(self) -> None:
@@ -390,4 +398,3 @@ def _reason(verdict: Retry | Fail | Halt) -> str:
 
 def _nanoseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(min(seconds, LONGEST_DELAY) * 1e9)
-

@@ -68,9 +68,7 @@ class Client:
         patience: seconds to wait for each answer.
     """
 
-    def __init__(
-        self, registry: str, *, curve: Path | None = None, endpoint: str = "", patience: float = DEFAULT_PATIENCE
-    ) -> None:
+    def __init__(self, registry: str, *, curve: Path | None = None, endpoint: str = "", patience: float = DEFAULT_PATIENCE) -> None:
         self._curve = Curve.load(curve) if curve is not None else None
         self._ids = TimeOrderedIds()
         self._holder = f"client-{os.getpid()}-{self._ids.transaction()[-8:]}"
@@ -88,9 +86,7 @@ class Client:
         await self.open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
     async def open(self) -> None:
@@ -165,9 +161,7 @@ class Client:
         Raises:
             UnknownTransaction, NoAnswer
         """
-        described: dict[str, Any] = await self._ask(
-            await self._home(transaction), "status", {"transaction": transaction}
-        )
+        described: dict[str, Any] = await self._ask(await self._home(transaction), "status", {"transaction": transaction})
         return described
 
     async def ended(self, transaction: str, timeout: float | None = None) -> dict[str, Any]:
@@ -226,9 +220,7 @@ class Client:
         Raises:
             InvalidInput: it is neither.
         """
-        described: dict[str, Any] = await self._ask(
-            await self._home(transaction), "resume", {"transaction": transaction}
-        )
+        described: dict[str, Any] = await self._ask(await self._home(transaction), "resume", {"transaction": transaction})
         return described
 
     async def transactions(
@@ -279,9 +271,7 @@ class Client:
         answers = await self._ask_all("list", {"limit": 1, "before": f"{transaction}0"})
         found = [(entry, row) for entry, rows in answers for row in rows if row["transaction"] == transaction]
         if not found:
-            raise UnknownTransaction(
-                f"none of the {len(answers)} nodes that answered knows transaction {transaction!r}"
-            )
+            raise UnknownTransaction(f"none of the {len(answers)} nodes that answered knows transaction {transaction!r}")
         owned = next((entry for entry, row in found if row["owner"] == entry.holder), found[0][0])
         self._homes[transaction] = owned
         return owned
@@ -291,11 +281,7 @@ class Client:
         if not entries:
             raise NoAnswer(f"no node is registered at {self._registry.endpoint}")
         answers = await asyncio.gather(*(self._ask(entry, verb, argument) for entry in entries), return_exceptions=True)
-        good = [
-            (entry, answer)
-            for entry, answer in zip(entries, answers, strict=True)
-            if not isinstance(answer, BaseException)
-        ]
+        good = [(entry, answer) for entry, answer in zip(entries, answers, strict=True) if not isinstance(answer, BaseException)]
         if not good:
             raise next(answer for answer in answers if isinstance(answer, BaseException))
         return good
@@ -311,9 +297,7 @@ class Client:
             async with asyncio.timeout(patience):
                 answer = await waiting
         except TimeoutError:
-            raise NoAnswer(
-                f"node {entry.holder} at {entry.value['endpoint']} did not answer within {patience:g} s"
-            ) from None
+            raise NoAnswer(f"node {entry.holder} at {entry.value['endpoint']} did not answer within {patience:g} s") from None
         except (KeyError, Unroutable) as error:
             raise NoAnswer(f"node {entry.holder} cannot be reached: {error}") from None
         finally:

@@ -26,10 +26,14 @@ class TaskStarter:
         self.start = self._start_by_request if sys.version_info >= (3, 12) else self._start_by_catching
         """Make a task of a coroutine and run its first step before returning."""
 
-    def _start_by_request(self, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context) -> asyncio.Task[None]:
+    def _start_by_request(
+        self, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context
+    ) -> asyncio.Task[None]:
         return asyncio.Task(coroutine, loop=self._loop, name=name, context=context, eager_start=True)  # type: ignore[call-arg, unused-ignore]
 
-    def _start_by_catching(self, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context) -> asyncio.Task[None]:
+    def _start_by_catching(
+        self, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context
+    ) -> asyncio.Task[None]:
         instance = self._instance
         instance["call_soon"] = self._catch
         try:

@@ -25,7 +25,9 @@ def fault_of(error: BaseException) -> Fault:
         message = str(error)
     except Exception as broken:
         message = f"<its message cannot be made: {type(broken).__name__}>"
-    return Fault(f"{kind.__module__}:{kind.__qualname__}", plain(message[:MAX_MESSAGE]), plain(_users_traceback(error)), _arguments(error))
+    return Fault(
+        f"{kind.__module__}:{kind.__qualname__}", plain(message[:MAX_MESSAGE]), plain(_users_traceback(error)), _arguments(error)
+    )
 
 
 def plain(text: str) -> str:

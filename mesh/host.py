@@ -43,7 +43,13 @@ class Host:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, clock: Clock, wheel: TimingWheel, spawners: Mapping[str, Spawner], *, traced: bool = False
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        wheel: TimingWheel,
+        spawners: Mapping[str, Spawner],
+        *,
+        traced: bool = False,
     ) -> None:
         self.loop = loop
         self.monotonic_ns: Callable[[], int] = clock.monotonic_ns
@@ -56,9 +62,7 @@ class Host:
         self.assessments: set[asyncio.Task[None]] = set()
         self._copy_context = contextvars.copy_context().copy
 
-    def launch(
-        self, plan: Plan, step: PlanStep, signal: Signal, arguments: Bound | Carried, result: Any, done: Done
-    ) -> BitActor:
+    def launch(self, plan: Plan, step: PlanStep, signal: Signal, arguments: Bound | Carried, result: Any, done: Done) -> BitActor:
         """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an undo takes back.
 
         `done` may be called before this returns.
@@ -146,7 +150,10 @@ class Host:
     def _apply_retry_policy(self, actor: BitActor, error: BaseException, fault: Fault, after_ns: int | None) -> None:
         step = actor.step
         again = (
-            actor.signal.direction != UNDO and actor.signal.retries_left > 0 and isinstance(error, step.retry_on) and not _hopeless(error)
+            actor.signal.direction != UNDO
+            and actor.signal.retries_left > 0
+            and isinstance(error, step.retry_on)
+            and not _hopeless(error)
         )
         if not again:
             actor.judge(None, error, fault)
@@ -159,7 +166,9 @@ class Host:
         """The keyword arguments of one call of the user's function."""
         step = actor.step
         if step.takes_signal is not None:
-            kwargs: dict[str, Any] = {step.takes_signal: actor.signal._replace(token=values["signal"])} if callback is step.run else {}
+            kwargs: dict[str, Any] = (
+                {step.takes_signal: actor.signal._replace(token=values["signal"])} if callback is step.run else {}
+            )
         else:
             kwargs = values if callback is step.run else {name: values[name] for name in callback.takes}
         for name, what in callback.injected.items():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from bitactor.ports import Clock
-from bitactor.saga import EmitDied, Emission, EmitTaken
+from bitactor.saga import Emission, EmitDied, EmitTaken
 from bitactor.signal import Receipt, Stimulus
 from mesh.names import consumer_name
 from mesh.wheel import Timer, TimingWheel

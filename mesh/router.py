@@ -71,7 +71,14 @@ class Router:
     """All hops of one supervisor that run elsewhere."""
 
     def __init__(
-        self, supervisor: Supervisor, registry: Registry, clock: Clock, wheel: TimingWheel, send: Send, endpoint: str, patience_ns: int
+        self,
+        supervisor: Supervisor,
+        registry: Registry,
+        clock: Clock,
+        wheel: TimingWheel,
+        send: Send,
+        endpoint: str,
+        patience_ns: int,
     ) -> None:
         self._supervisor = supervisor
         self._registry = registry
@@ -211,7 +218,9 @@ class Router:
         entries = self._registry.lookup(step_name(address))
         if not entries:
             known = {entry.name.partition(":")[2] for entry in self._registry.match(step_name("*"))}
-            self._fail(errand, Unroutable(f"no node runs {address!r}, and none appeared within {seconds:g} s.{suggest(address, known)}"))
+            self._fail(
+                errand, Unroutable(f"no node runs {address!r}, and none appeared within {seconds:g} s.{suggest(address, known)}")
+            )
         elif not any(entry.value.get("digest") == errand.run.plan.digest for entry in entries):
             self._fail(errand, Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code"))
         else:
@@ -235,7 +244,9 @@ class Router:
         self._forget(errand)
         self._past[errand.key] = errand
         seconds = (errand.signal.budget_ns or 0) / 1e9
-        error = StepTimeout(f"{errand.signal.name!r}, attempt {errand.signal.attempt}, took longer than {seconds:g} s in another process")
+        error = StepTimeout(
+            f"{errand.signal.name!r}, attempt {errand.signal.attempt}, took longer than {seconds:g} s in another process"
+        )
         errand.run.errors[errand.signal.hop] = error
         self._supervisor.feed(errand.run, HopExpired(errand.index, errand.signal.delivery, fault_of(error)))
 

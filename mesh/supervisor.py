@@ -234,7 +234,9 @@ class Supervisor:
             if pulses:
                 key = run.key if pulses[0].seq == 0 else ""
                 self._refusals = None
-                store.append((_new(Write, (saga.transaction, saga.epoch, pulses, saga.status, saga.open, key)),), self._note_refusals)
+                store.append(
+                    (_new(Write, (saga.transaction, saga.epoch, pulses, saga.status, saga.open, key)),), self._note_refusals
+                )
                 if self._refusals is not None:
                     self._kept([(run, pulses, commands, 0)], *self._refusals)
                     continue
@@ -339,7 +341,9 @@ class Supervisor:
         if run.failure is not None:
             return
         if not isinstance(error, DuplicateTransaction | StaleOwner):
-            logger.error("transaction %s of %s is given up here: %s", run.saga.transaction, run.plan.workflow, error, exc_info=error)
+            logger.error(
+                "transaction %s of %s is given up here: %s", run.saga.transaction, run.plan.workflow, error, exc_info=error
+            )
         was_running = not run.settled
         run.settled = True
         run.failure = error if isinstance(error, BitActorError) else StoreError(f"transaction {run.saga.transaction}: {error!r}")
@@ -446,7 +450,9 @@ class Supervisor:
         except BaseException as error:
             run.errors[join_hop_id(saga.salt, step.forward_code)] = error
             fault = fault_of(error)
-            self.feed(run, Decided(command.step, True, None, fault._replace(message=f"deciding on {step.address!r}: {fault.message}")))
+            self.feed(
+                run, Decided(command.step, True, None, fault._replace(message=f"deciding on {step.address!r}: {fault.message}"))
+            )
         else:
             self.feed(run, Decided(command.step, wanted, arguments))
 

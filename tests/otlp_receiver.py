@@ -88,9 +88,7 @@ class OtlpReceiver:
     def __enter__(self) -> OtlpReceiver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def _began(self, path: str, headers: dict[str, str]) -> int:

@@ -115,23 +115,14 @@ def test_the_core_is_pure() -> None:
 
 
 def test_the_command_is_no_part_of_the_core() -> None:
-    users = {
-        found.importer
-        for package in ("bitactor", "registry")
-        for found in all_imports(package)
-        if found.module in COMMAND
-    }
+    users = {found.importer for package in ("bitactor", "registry") for found in all_imports(package) if found.module in COMMAND}
     assert users <= COMMAND
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_nobody_pickles(package: str) -> None:
     forbidden = ("pickle", "cloudpickle", "dill", "shelve", "marshal")
-    wrong = [
-        f"{found.importer}:{found.line}"
-        for found in all_imports(package)
-        if found.module.partition(".")[0] in forbidden
-    ]
+    wrong = [f"{found.importer}:{found.line}" for found in all_imports(package) if found.module.partition(".")[0] in forbidden]
     assert not wrong
 
 

@@ -42,14 +42,10 @@ class FaultPlan:
         self._next: dict[str, list[InjectedFault | None]] = {}
         for name, given in (faults or {}).items():
             if name not in known:
-                raise ConfigurationError(
-                    f"faults names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, known)}"
-                )
+                raise ConfigurationError(f"faults names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, known)}")
             several: list[InjectedFault | None] = [given] if isinstance(given, InjectedFault) else list(given)
             if not all(fault is None or isinstance(fault, InjectedFault) for fault in several):
-                raise ConfigurationError(
-                    f"faults[{name!r}]={given!r}; use Hang(), Lose(), Crash(), or a list of them and None"
-                )
+                raise ConfigurationError(f"faults[{name!r}]={given!r}; use Hang(), Lose(), Crash(), or a list of them and None")
             if isinstance(given, InjectedFault) and not isinstance(given, Crash):
                 self._always[name] = given
             else:

@@ -72,9 +72,7 @@ class Hop:
         if isinstance(value, Halt):
             return self._reply("halt", reason=value.reason)
         if isinstance(value, Fail):
-            return self._reply(
-                "fail", fault=Fault("bitactor.errors:StepFailed", value.reason or f"{self.signal.name!r} said so")
-            )
+            return self._reply("fail", fault=Fault("bitactor.errors:StepFailed", value.reason or f"{self.signal.name!r} said so"))
         try:
             return self._reply("ok", encode_token(value))
         except BitActorError as problem:
@@ -101,9 +99,7 @@ class Hop:
             return self._judge(verdict, error, fault)
         except BaseException as broken:
             second = fault_of(broken).summary()
-            return self._reply(
-                "fail", fault=fault._replace(message=f"{fault.message} (and its compensate raised {second})")
-            )
+            return self._reply("fail", fault=fault._replace(message=f"{fault.message} (and its compensate raised {second})"))
         if self.signal.retries_left > 0 and isinstance(error, step.retry_on) and not isinstance(error, InvalidOutcome):
             return self._reply("retry", fault=fault, after_ns=after_ns)
         return self._reply("fail", fault=fault)
@@ -129,9 +125,7 @@ class Hop:
 
     def _seconds(self, seconds: Any) -> int:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-            raise InvalidOutcome(
-                f"backoff of {self.signal.name!r} returned {seconds!r}; it returns seconds, zero or more"
-            )
+            raise InvalidOutcome(f"backoff of {self.signal.name!r} returned {seconds!r}; it returns seconds, zero or more")
         return int(seconds * 1e9)
 
     def _call(self, callback: Callback, error: BaseException | None = None) -> Any:

@@ -110,16 +110,12 @@ def run_workflow(
 def _replaced(plan: Plan, functions: Mapping[str, Callable[..., Any]]) -> Plan:
     for name in functions:
         if name not in plan.by_name:
-            raise ConfigurationError(
-                f"steps names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, plan.by_name)}"
-            )
+            raise ConfigurationError(f"steps names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, plan.by_name)}")
     if not functions:
         return plan
     return replace(
         plan,
-        steps=tuple(
-            with_function(step, functions[step.name]) if step.name in functions else step for step in plan.steps
-        ),
+        steps=tuple(with_function(step, functions[step.name]) if step.name in functions else step for step in plan.steps),
     )
 
 
@@ -207,11 +203,7 @@ class _Running:
         index, direction, _ = command
         saga, step = self.saga, self.plan.steps[index]
         signal = self._signal(step, command)
-        fault = (
-            self.faults.meets(step.name if direction == FORWARD else f"{step.name}.undo")
-            if command.fault is None
-            else None
-        )
+        fault = self.faults.meets(step.name if direction == FORWARD else f"{step.name}.undo") if command.fault is None else None
         if isinstance(fault, Crash):
             self._crash()
             return True
@@ -259,9 +251,7 @@ class _Running:
         )
 
     def _reply(self, signal: Signal, outcome: str, fault: Fault | None = None, elapsed_ns: int = 0) -> Reply:
-        return Reply(
-            signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, fault=fault, elapsed_ns=elapsed_ns
-        )
+        return Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, fault=fault, elapsed_ns=elapsed_ns)
 
     def _hang(self, step: PlanStep, signal: Signal) -> None:
         self.hanging[step.index] = signal

@@ -27,16 +27,10 @@ from mesh.waterfall import show
 
 async def demo(
     *,
-    csv: Annotated[
-        Path, Parameter(help=f"Sign-ups of your own; columns {', '.join(FIELDS)}.", show_default=False)
-    ] = SHIPPED,
+    csv: Annotated[Path, Parameter(help=f"Sign-ups of your own; columns {', '.join(FIELDS)}.", show_default=False)] = SHIPPED,
     rows: Annotated[int | None, Parameter(help="Only the first so many.")] = None,
-    keep: Annotated[
-        Path | None, Parameter(help="Directory for journal and users table, instead of a temporary one.")
-    ] = None,
-    otlp: Annotated[
-        str, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318: see the traces in Jaeger.")
-    ] = "",
+    keep: Annotated[Path | None, Parameter(help="Directory for journal and users table, instead of a temporary one.")] = None,
+    otlp: Annotated[str, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318: see the traces in Jaeger.")] = "",
     json: Json = False,
 ) -> int:
     """Watch real sign-ups go hop by hop through four processes, and what happens when things go wrong.
@@ -188,8 +182,7 @@ def _document(outcome: Outcome) -> dict[str, Any]:
         "retried": found.retried,
         "undone": found.undone,
         "ttl_expired": [
-            {"transaction": ending.row.transaction, "root": ending.row.root, "chain": ending.expired}
-            for ending in found.expired
+            {"transaction": ending.row.transaction, "root": ending.row.root, "chain": ending.expired} for ending in found.expired
         ],
         "compensated": found.compensated.row.transaction if found.compensated is not None else None,
         "timed_out": found.slow.row.transaction if found.slow is not None else None,

@@ -22,9 +22,7 @@ def graph(place: str, /, *, json: Json = False) -> None:
         MODULE:OBJECT, where OBJECT is a Workflow, a consumer, a list of them, or a Mesh.
     """
     found = load(place)
-    plans = (
-        found.node.plans.values() if isinstance(found, Mesh) else [item.check() for item in definitions(found, place)]
-    )
+    plans = found.node.plans.values() if isinstance(found, Mesh) else [item.check() for item in definitions(found, place)]
     if json:
         print_lines({"workflow": plan.workflow, "digest": plan.digest, "mermaid": mermaid(plan)} for plan in plans)
     else:

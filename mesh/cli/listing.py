@@ -36,9 +36,7 @@ async def list_transactions(
         with open_reader(store) as reader:
             rows = reader.list(status=status, workflow=workflow, limit=limit)
     else:
-        found = await ask(
-            registry, curve, lambda client: client.transactions(status=status, workflow=workflow, limit=limit)
-        )
+        found = await ask(registry, curve, lambda client: client.transactions(status=status, workflow=workflow, limit=limit))
         rows = [row_of(fields) for fields in found]
     if json:
         print_lines(row._asdict() for row in rows)

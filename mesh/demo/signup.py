@@ -45,9 +45,7 @@ class SignUp(BaseModel):
     country: str = Field(pattern=r"^[A-Z]{2}$")
 
 
-signup = Workflow(
-    "users.signup", input=SignUp, ttl=8, deadline=30.0, grace=0.2, errors=[EmailTaken, MailRefused, NotAName]
-)
+signup = Workflow("users.signup", input=SignUp, ttl=8, deadline=30.0, grace=0.2, errors=[EmailTaken, MailRefused, NotAName])
 
 
 @signup.step
@@ -84,9 +82,7 @@ def delete_user(ctx: Context) -> None:
     _users().delete(ctx.forward_key)
 
 
-@signup.step(
-    bind={"user": Result(create_user)}, retries=2, backoff=Backoff(initial=0.05, factor=2, cap=0.5), timeout=5.0
-)
+@signup.step(bind={"user": Result(create_user)}, retries=2, backoff=Backoff(initial=0.05, factor=2, cap=0.5), timeout=5.0)
 def welcome(user: dict[str, Any], ctx: Context) -> str:
     """A letter; the mail server knows by the key which one it had already."""
     return _send_mail(user["email"], f"Welcome, {user['name']}!", ctx.idempotency_key)

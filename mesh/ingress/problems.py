@@ -108,9 +108,7 @@ def problem_of(error: BaseException) -> Problem:
         return Problem("owned-elsewhere", str(error))
     if isinstance(error, StoreError):
         logger.error("a request could not be served: %s", error)
-        return Problem(
-            "store-unavailable", "the journal could not be read or written; what was accepted before is not lost"
-        )
+        return Problem("store-unavailable", "the journal could not be read or written; what was accepted before is not lost")
     if isinstance(error, BitActorError):
         logger.error("a request could not be served: %s", error)
     else:

@@ -120,9 +120,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
             kind, message = shown[name][:2]
             shown[name] = {"type": kind.rpartition(":")[2], "message": message}
     if "emits" in shown:
-        shown["emits"] = [
-            {"name": name, "value": decode_token(token_from_bytes(token))} for name, token in shown["emits"]
-        ]
+        shown["emits"] = [{"name": name, "value": decode_token(token_from_bytes(token))} for name, token in shown["emits"]]
     return shown
 
 

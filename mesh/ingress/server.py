@@ -222,9 +222,7 @@ def bind(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65_535:
         raise ConfigurationError(f"cannot listen on {host}:{port}: a port is a number from 0 to 65535")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error}") from None
@@ -234,9 +232,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {error}; choose another port, or 0 for any free one"
-        ) from None
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error}; choose another port, or 0 for any free one") from None
     return listener
 
 

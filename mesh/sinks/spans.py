@@ -361,9 +361,7 @@ class SpanAssembler:
         )
 
 
-_OUTCOMES: Final = frozenset(
-    (kinds.COMPLETED, kinds.FAILED, kinds.RETRIED, kinds.COMPENSATED, kinds.UNDONE, kinds.UNDO_FAILED)
-)
+_OUTCOMES: Final = frozenset((kinds.COMPLETED, kinds.FAILED, kinds.RETRIED, kinds.COMPENSATED, kinds.UNDONE, kinds.UNDO_FAILED))
 _FAILURES: Final = frozenset((kinds.FAILED, kinds.RETRIED, kinds.TIMED_OUT, kinds.UNDO_FAILED))
 
 

@@ -111,9 +111,7 @@ class Worker:
         except Exception as problem:
             logger.exception("%s could not be run", signal.name)
             fault = fault_of(problem)
-            self._answer(
-                Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault), signal.name
-            )
+            self._answer(Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault), signal.name)
 
     def _done(self, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
         self._answer(reply, actor.signal.name)

@@ -11,7 +11,7 @@ from typing import Any
 from opentelemetry import trace
 from pydantic import BaseModel
 
-from bitactor import Backoff, Context, Continue, Result, Retry, Signal, Workflow, WorkerLost, consumer
+from bitactor import Backoff, Context, Continue, Result, Retry, Signal, WorkerLost, Workflow, consumer
 
 
 class Busy(Exception):

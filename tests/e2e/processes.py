@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,8 @@ class Process:
     def close(self) -> None:
         """End of file on stdin; a child that does not end by itself is a failure."""
         assert self.child.stdin is not None and self.child.stdout is not None
-        try:
+        with suppress(BrokenPipeError):
             self.child.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self.child.wait(PATIENCE)
         finally:

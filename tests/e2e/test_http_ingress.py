@@ -109,9 +109,7 @@ class Served(NamedTuple):
 
 
 @asynccontextmanager
-async def serving(
-    store: str = "memory://", shop: Shop | None = None, drain: float = 0.0, **options: Any
-) -> AsyncIterator[Served]:
+async def serving(store: str = "memory://", shop: Shop | None = None, drain: float = 0.0, **options: Any) -> AsyncIterator[Served]:
     """A mesh behind a port of its own; everything is closed and accounted for afterwards."""
     shop = shop or Shop()
     mesh = Mesh(*shop.definitions, store=store, **options)
@@ -377,9 +375,7 @@ async def test_too_many_at_once() -> None:
 async def test_a_body_that_does_not_arrive(quick: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "BODY_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(quick.server.url.rpartition(":")[2]))
-    writer.write(
-        b"POST /stimuli/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
-    )
+    writer.write(b"POST /stimuli/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
     async with asyncio.timeout(BOUND):
         answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -552,9 +548,7 @@ async def test_another_process_transaction_is_seen_and_waited_for(sqlite: str) -
         assert refused.status_code == 409
         assert problem(refused) == "owned-elsewhere"
         assert (
-            await other.http.post(
-                "/stimuli/waits", **{**request, "headers": {"Idempotency-Key": "k", "Prefer": "wait=1"}}
-            )
+            await other.http.post("/stimuli/waits", **{**request, "headers": {"Idempotency-Key": "k", "Prefer": "wait=1"}})
         ).status_code == 202
         again = asyncio.ensure_future(other.http.post("/stimuli/waits", **request))
         one.shop.gate.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-
 from collections.abc import Iterator
 
 import pytest
@@ -26,7 +25,7 @@ def place() -> Iterator[Town]:
 async def until(condition, what: str) -> None:
     """Wait for something that no event tells of in this process."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (what is waited for happens in other processes)
             await asyncio.sleep(0.01)
 
 

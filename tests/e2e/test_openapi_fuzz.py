@@ -148,9 +148,7 @@ async def test_noise(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def _mangled(chance: random.Random, port: int) -> bytes:
-    body = chance.choice(
-        [b'{"why": "x"}', b'{"why": 1}', b"[[[[", b"\xff\xfe", b'{"why": "\\ud800"}', b'{"why": NaN}', b""]
-    )
+    body = chance.choice([b'{"why": "x"}', b'{"why": 1}', b"[[[[", b"\xff\xfe", b'{"why": "\\ud800"}', b'{"why": NaN}', b""])
     target = chance.choice(
         [
             b"POST /stimuli/always.fails",

@@ -53,7 +53,12 @@ async def test_a_transaction_is_one_trace_of_the_right_shape(place: Town, collec
     assert [link.span_id for link in created.links] == [found["users.signup/normalise"].span_id]
     said = attributes(created.attributes)
     assert said["bitactor.workflow"] == "users.signup" and said["bitactor.step"] == "create_user"
-    assert (said["bitactor.ttl"], said["bitactor.attempt"], said["bitactor.spawn"], said["bitactor.direction"]) == (6, 1, "loop", "forward")
+    assert (said["bitactor.ttl"], said["bitactor.attempt"], said["bitactor.spawn"], said["bitactor.direction"]) == (
+        6,
+        1,
+        "loop",
+        "forward",
+    )
     child = found["greet@user.created"]
     assert child.parent_span_id == found["users.signup/welcome"].span_id
     resource = attributes(collector.resource_spans[0].resource.attributes)

@@ -140,9 +140,7 @@ class World:
                 delivery = Delivery(step, UNDO, saga.undo_hop(step), saga.deliveries[step], saga.epoch, False)
                 self._check_undo(step)
             else:
-                delivery = Delivery(
-                    step, FORWARD, saga.hops[step], saga.deliveries[step], saga.epoch, fault is not None
-                )
+                delivery = Delivery(step, FORWARD, saga.hops[step], saga.deliveries[step], saga.epoch, fault is not None)
                 self._check_causes(step)
                 if fault is None:
                     self.facts[step].ever_ran = True
@@ -178,9 +176,7 @@ class World:
         found: list[Any] = []
         for delivery in list(self.flights.values()):
             outcomes = (
-                ("ok",)
-                if calm
-                else ("ok", "ok", "ok", "retry", "fail", "halt", "continue", "cancelled", "timed_out", "nonsense")
+                ("ok",) if calm else ("ok", "ok", "ok", "retry", "fail", "halt", "continue", "cancelled", "timed_out", "nonsense")
             )
             found += [lambda d=delivery, o=outcome: self.reply(d, o) for outcome in outcomes]
             if not calm:
@@ -200,9 +196,7 @@ class World:
         if self.saga.deadline_ns is not None:
             found.append(self.stale_deadline)
         found += [
-            lambda d=delivery, o=outcome: self.reply(d, o)
-            for delivery in self.ended[-6:]
-            for outcome in ("ok", "fail", "retry")
+            lambda d=delivery, o=outcome: self.reply(d, o) for delivery in self.ended[-6:] for outcome in ("ok", "fail", "retry")
         ]
         found += [lambda r=replayed: self.replay(*r) for replayed in self.replies[-4:]]
         found += [self.crash, self.cancel, self.nothing_due]
@@ -371,12 +365,7 @@ class World:
 
     def _check_pulse(self, pulse: Pulse) -> None:
         assert pulse.seq == len(self.journal), "gap"
-        if (
-            pulse.kind == "spawned"
-            and pulse.direction == FORWARD
-            and pulse.data is not None
-            and "delivery" in pulse.data
-        ):
+        if pulse.kind == "spawned" and pulse.direction == FORWARD and pulse.data is not None and "delivery" in pulse.data:
             earlier = [p for p in self.journal if p.kind == "spawned" and p.hop == pulse.hop]
             assert earlier and earlier[0].ttl == pulse.ttl, "redelivery spent TTL"
 
@@ -435,9 +424,7 @@ class World:
         assert saga.open == (bool(saga.emissions) or saga.phase not in ("halted", "ended"))
         assert saga.seq == len(self.journal)
         running = {index for index, state in enumerate(saga.states) if state in (RUNNING, ASSESSING)}
-        assert (
-            running == {delivery.step for delivery in self.flights.values() if delivery.direction == FORWARD} & running
-        )
+        assert running == {delivery.step for delivery in self.flights.values() if delivery.direction == FORWARD} & running
         if saga.phase in ("failing", "undoing", "new", "ended", "halted"):
             return
         for index, state in enumerate(saga.states):

@@ -14,9 +14,7 @@ from bitactor.errors import StoreError
 from bitactor.plan import Plan
 from bitactor.saga import Recovered, Saga
 
-DETERMINISTIC = settings(
-    derandomize=True, deadline=None, database=None, max_examples=250, suppress_health_check=list(HealthCheck)
-)
+DETERMINISTIC = settings(derandomize=True, deadline=None, database=None, max_examples=250, suppress_health_check=list(HealthCheck))
 
 
 def _declare(name: str, options: dict[str, Any], workflow: Workflow) -> None:
@@ -66,9 +64,7 @@ TAPES = st.lists(st.integers(0, 2**16), max_size=70)
 
 @DETERMINISTIC
 @given(plan=plans(), tape=TAPES, ttl=st.integers(0, 12), deadline=st.sampled_from([None, 5.0]))
-def test_whatever_happens_the_saga_stays_consistent_and_ends(
-    plan: Plan, tape: list[int], ttl: int, deadline: float | None
-) -> None:
+def test_whatever_happens_the_saga_stays_consistent_and_ends(plan: Plan, tape: list[int], ttl: int, deadline: float | None) -> None:
     World(plan, ttl=ttl, deadline_s=deadline).run(tape)
 
 

@@ -38,9 +38,7 @@ from bitactor.codec import (
 from bitactor.pulse import Pulse
 from bitactor.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
 
-QUICK = settings(
-    derandomize=True, deadline=None, database=None, max_examples=150, suppress_health_check=list(HealthCheck)
-)
+QUICK = settings(derandomize=True, deadline=None, database=None, max_examples=150, suppress_health_check=list(HealthCheck))
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.uuids()
@@ -49,8 +47,7 @@ SCALARS = (
 )  # fmt: skip
 KEYS = st.text() | st.integers() | st.booleans() | st.binary() | st.tuples(st.integers(), st.text())
 VALUES = st.recursive(
-    SCALARS
-    | st.sets(st.integers() | st.text() | st.tuples(st.integers(), st.integers()) | st.frozensets(st.integers())),
+    SCALARS | st.sets(st.integers() | st.text() | st.tuples(st.integers(), st.integers()) | st.frozensets(st.integers())),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=5),
     max_leaves=20,
 )
@@ -287,9 +284,7 @@ def _mutations(count: int) -> list[bytes]:
     return made
 
 
-@pytest.mark.parametrize(
-    "decode", [decode_message, decode_pulse, unpack, split_frame], ids=lambda decode: decode.__name__
-)
+@pytest.mark.parametrize("decode", [decode_message, decode_pulse, unpack, split_frame], ids=lambda decode: decode.__name__)
 def test_whatever_a_stranger_sends_only_protocol_errors_are_raised(decode: Any) -> None:
     taken = 0
     for data in _mutations(5_000):

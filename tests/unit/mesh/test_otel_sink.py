@@ -581,9 +581,7 @@ def test_where_spans_go(endpoint: str | None, environment: dict[str, str], url: 
 
 
 def test_headers_compression_and_certificates_come_from_the_environment() -> None:
-    found = settings(
-        {"HEADERS": "api-key=a%20b,x=1", "TRACES_HEADERS": "x=2", "COMPRESSION": "gzip", "ENDPOINT": "https://c"}
-    )
+    found = settings({"HEADERS": "api-key=a%20b,x=1", "TRACES_HEADERS": "x=2", "COMPRESSION": "gzip", "ENDPOINT": "https://c"})
     assert found.headers == {"api-key": "a b", "x": "2"}
     assert found.compress
     assert isinstance(found.tls, ssl.SSLContext)
