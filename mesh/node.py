@@ -38,6 +38,7 @@ from mesh.ids import TimeOrderedIds, fingerprint
 from mesh.links import Links
 from mesh.names import consumer_name
 from mesh.outbox import Outbox
+from mesh.run import Run
 from mesh.sinks import OtelSink, SinkRelay
 from mesh.spawners import Spawner
 from mesh.spawners.inline import InlineSpawner
@@ -45,7 +46,7 @@ from mesh.spawners.loop import LoopSpawner
 from mesh.spawners.process import ProcessSpawner
 from mesh.spawners.thread import ThreadSpawner
 from mesh.stores import open_store
-from mesh.supervisor import Run, Supervisor
+from mesh.supervisor import Supervisor
 from mesh.transaction import Transaction
 from mesh.wheel import TimingWheel
 from registry import Entry, LocalRegistry, Notice, Registry

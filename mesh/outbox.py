@@ -18,7 +18,8 @@ from mesh.wheel import Timer, TimingWheel
 from registry import Entry, Registry
 
 if TYPE_CHECKING:
-    from mesh.supervisor import Run, Supervisor
+    from mesh.run import Run
+    from mesh.supervisor import Supervisor
 
 FIRST_WAIT_NS: Final = 50_000_000
 LONGEST_WAIT_NS: Final = 1_000_000_000

@@ -25,7 +25,8 @@ from mesh.wheel import Timer, TimingWheel
 from registry import Entry, Registry
 
 if TYPE_CHECKING:
-    from mesh.supervisor import Run, Supervisor
+    from mesh.run import Run
+    from mesh.supervisor import Supervisor
 
 BACKSTOP_NS: Final = 2_000_000_000
 QUEUED_BACKSTOP_NS: Final = 60_000_000_000

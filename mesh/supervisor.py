@@ -44,7 +44,9 @@ from bitactor.saga.state import ASSESSING, RUNNING, UNDO_RUNNING
 from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
 from mesh.actor import ENDED, QUEUED, BitActor
 from mesh.faults import error_of, fault_of
+from mesh.gate import Gate
 from mesh.host import Host
+from mesh.run import Run
 from mesh.wheel import Timer, TimingWheel
 
 logger = logging.getLogger("bitactor.supervisor")
@@ -71,34 +73,6 @@ class Outbox(Protocol):
 
     def deliver(self, run: Run, emission: Emission) -> None:
         """Bring it to one of each group; told with `Supervisor.feed`."""
-
-
-class Run:
-    """One transaction in this process: its saga, and what is armed and running for it."""
-
-    __slots__ = (
-        "accepted", "actors", "data", "deadline", "done", "errors", "failure", "grace", "held", "key", "plan", "retries", "saga", "settled",
-        "waiters",
-    )  # fmt: skip
-
-    def __init__(self, saga: Saga, key: str = "") -> None:
-        self.saga = saga
-        self.plan = saga.plan
-        self.key = key
-        self.actors: dict[int, BitActor] = {}
-        self.errors: dict[str, BaseException] = {}
-        """Hop → the live exception, where the failure happened in this process."""
-        self.waiters: list[asyncio.Future[None]] = []
-        self.accepted: asyncio.Future[None] | None = None
-        self.failure: BaseException | None = None
-        """Set when this process can say nothing more about the transaction: its journal failed or was taken over."""
-        self.deadline: Timer | None = None
-        self.grace: Timer | None = None
-        self.retries: dict[int, Timer] = {}
-        self.held = False
-        self.done: Callable[[BitActor, Reply, BaseException | None], None] | None = None
-        self.settled = saga.status != "running"
-        """Nothing more happens by itself, and the journal says so."""
 
 
 class Supervisor:
@@ -573,37 +547,6 @@ class Supervisor:
             run.settled = False
             self.runs[run.saga.transaction] = run
             self.running += 1
-
-
-class Gate:
-    """Lets a bounded number of a consumer's transactions run at once."""
-
-    def __init__(self, places: int) -> None:
-        self._free = places
-        self.waiting: deque[tuple[Run, Dispatch]] = deque()
-
-    def enter(self, who: tuple[Run, Dispatch]) -> bool:
-        """Whether there was a place; if not, `who` waits in line."""
-        if self._free > 0:
-            self._free -= 1
-            return True
-        self.waiting.append(who)
-        return False
-
-    def leave(self) -> tuple[Run, Dispatch] | None:
-        """Give a place back; the answer is who gets it."""
-        while self.waiting:
-            run, command = self.waiting.popleft()
-            if not run.settled:
-                return run, command
-        self._free += 1
-        return None
-
-    def forget(self, run: Run) -> bool:
-        """This one waits no more; whether it had."""
-        before = len(self.waiting)
-        self.waiting = deque(who for who in self.waiting if who[0] is not run)
-        return len(self.waiting) < before
 
 
 _ASKED_FOR: Final = frozenset((RUNNING, ASSESSING, UNDO_RUNNING))

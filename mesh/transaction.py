@@ -12,7 +12,7 @@ from bitactor.pulse import Pulse
 from bitactor.signal import Fault
 from mesh.display import shown_pulses
 from mesh.faults import fault_of
-from mesh.supervisor import Run
+from mesh.run import Run
 
 if TYPE_CHECKING:
     from mesh.node import Node

@@ -16,7 +16,7 @@ from bitactor import Context, Retry, Workflow, consumer
 from mesh import Mesh
 from mesh.actor import BitActor
 from mesh.outbox import Parcel
-from mesh.supervisor import Run
+from mesh.run import Run
 from mesh.wheel import COMPACT_AT, Timer, TimingWheel
 from tests.e2e.support import BOUND, PLACES, placed, turns, until
 
