@@ -100,7 +100,7 @@ class Store(Protocol):
         """Take part as `owner` (a name used once, by one process)."""
 
     def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
-        """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in the order of the calls.
+        """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in order of the calls.
 
         If nothing could be written, `done((), error)`.  A process that lost its lease gets `StaleOwner` as that error.
         """

@@ -80,7 +80,9 @@ class Control:
         return describe(transaction)
 
     async def _pulses(self, argument: Mapping[str, Any]) -> Any:
-        return [encode_pulse(pulse._replace(token_out=encode_token(pulse.token_out))) for pulse in self._transaction(argument).pulses()]
+        return [
+            encode_pulse(pulse._replace(token_out=encode_token(pulse.token_out))) for pulse in self._transaction(argument).pulses()
+        ]
 
     async def _cancel(self, argument: Mapping[str, Any]) -> Any:
         transaction = self._transaction(argument)
@@ -94,7 +96,10 @@ class Control:
 
     async def _list(self, argument: Mapping[str, Any]) -> Any:
         rows = self._node.store.list(
-            status=argument.get("status"), workflow=argument.get("workflow"), limit=argument.get("limit", 100), before=argument.get("before")
+            status=argument.get("status"),
+            workflow=argument.get("workflow"),
+            limit=argument.get("limit", 100),
+            before=argument.get("before"),
         )
         return [row._asdict() for row in rows]
 
@@ -112,4 +117,3 @@ def describe(transaction: Transaction) -> dict[str, Any]:
     if errors:
         about["errors"] = [{"type": fault.type.rpartition(":")[2], "message": fault.message} for fault in errors]
     return about
-

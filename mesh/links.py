@@ -63,7 +63,13 @@ class Links:
         self.transport.open(self._receive)
         await asyncio.to_thread(self.registry.start, JOIN_WITHIN)
         self.router = Router(
-            node.supervisor, self.registry, node.clock, node.wheel, self.transport.send, self.endpoint, int(node.settings.patience * 1e9)
+            node.supervisor,
+            self.registry,
+            node.clock,
+            node.wheel,
+            self.transport.send,
+            self.endpoint,
+            int(node.settings.patience * 1e9),
         )
         node.supervisor.router = self.router
         if not node.settings.hosts:

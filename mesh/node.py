@@ -429,7 +429,8 @@ class Node:
         first = self.store.pulses(run.saga.transaction)[0]
         if (first.data or {}).get("input_digest") != fingerprint(token):
             raise DuplicateTransaction(
-                f"key {key!r} began transaction {run.saga.transaction} of {workflow!r} with another input; use a key of its own for each request"
+                f"key {key!r} began transaction {run.saga.transaction} of {workflow!r} with another input; "
+                "use a key of its own for each request"
             )
         return Transaction(self, run)
 
@@ -440,7 +441,8 @@ class Node:
                 await self._room.wait_for(lambda: self.supervisor.running < self.settings.max_in_flight)
         except TimeoutError:
             raise Overloaded(
-                f"{self.supervisor.running:,} transactions are running and none ended within {patience:g} s; try again later, or raise max_in_flight"
+                f"{self.supervisor.running:,} transactions are running and none ended within {patience:g} s; "
+                "try again later, or raise max_in_flight"
             ) from None
         self._require_open()
 
@@ -548,7 +550,9 @@ class Node:
         if self.supervisor.runs.get(run.saga.transaction) is run:
             self.supervisor.feed(run, CancelAsked(fault))
         elif not run.settled:
-            raise Unroutable(f"transaction {run.saga.transaction} is run by another process; cancel it there, or with `bitactor cancel`")
+            raise Unroutable(
+                f"transaction {run.saga.transaction} is run by another process; cancel it there, or with `bitactor cancel`"
+            )
         return run
 
     def resume(self, run: Run) -> Run:
@@ -596,7 +600,9 @@ class Node:
             raise BitActorError(self._closed())
         if threading.get_ident() == self.thread:
             coroutine.close()
-            raise BitActorError("a blocking call on the mesh's own loop would wait for itself for ever; await the async one instead")
+            raise BitActorError(
+                "a blocking call on the mesh's own loop would wait for itself for ever; await the async one instead"
+            )
         future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             while not concurrent.futures.wait([future], timeout=1.0).done:
@@ -655,7 +661,9 @@ class Node:
 
 def _nanoseconds(given: float) -> int:
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST_DELAY:
-        raise InvalidInput(f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST_DELAY:,.0f}")
+        raise InvalidInput(
+            f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST_DELAY:,.0f}"
+        )
     return int(given * 1e9)
 
 

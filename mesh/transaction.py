@@ -78,23 +78,27 @@ class Transaction:
             TimeoutError: it has not ended within `timeout` seconds; it goes on.
             StoreError: nobody here can carry it on, or see how it ends.
         """
-        run = self._run
-        if not run.settled and self._node.supervisor.runs.get(self.id) is not run:
-            async with asyncio.timeout(timeout):
-                run = await self._run_elsewhere()
-        if not run.settled:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            run.waiters.append(waiter)
-            try:
-                if timeout is None:
-                    await waiter
-                else:
-                    async with asyncio.timeout(timeout):
-                        await waiter
-            finally:
-                if not waiter.done() or waiter.cancelled():
-                    run.waiters = [other for other in run.waiters if other is not waiter]
+        if not self._run.settled:
+            if timeout is None:
+                await self._settled()
+            else:
+                async with asyncio.timeout(timeout):
+                    await self._settled()
         return self.status
+
+    async def _settled(self) -> None:
+        run = self._run
+        if self._node.supervisor.runs.get(self.id) is not run:
+            run = await self._run_elsewhere()
+        if run.settled:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        run.waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if not waiter.done() or waiter.cancelled():
+                run.waiters = [other for other in run.waiters if other is not waiter]
 
     async def _run_elsewhere(self) -> Run:
         """The run of a transaction that another process on the same store owns, once it has settled or is ours.

@@ -103,11 +103,15 @@ def claim(
     run them asks.
 
     Of several processes that call this at once, each transaction goes to one.  Nothing is written if nobody is dead.
+
+    Raises:
+        StaleOwner: `owner` itself was declared dead.
     """
     if not _dead(connection, owner, identity, now_ns) and not _orphaned(connection, owner):
         return []
     connection.execute("BEGIN IMMEDIATE")
     try:
+        require_lease(connection, owner)
         dead = _dead(connection, owner, identity, now_ns)
         claims: list[tuple[str, int]] = []
         which = "owner = ? AND open = 1"

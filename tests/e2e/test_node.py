@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,7 @@ def test_bitactor_run_ends_with_an_error_when_its_workers_keep_dying(tmp_path: P
 class Counting:
     """A sink without statistics of its own."""
 
-    def receive(self, pulses: list[Pulse]) -> None:
+    def receive(self, pulses: Sequence[Pulse]) -> None:
         pass
 
     def close(self, timeout: float) -> None:

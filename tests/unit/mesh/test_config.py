@@ -25,7 +25,7 @@ def test_who_does_not_host_needs_a_registry(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITACTOR_STOER", "sqlite:///pulses.db")
-    with pytest.raises(ConfigurationError, match="BITACTOR_STOER.*Did you mean 'BITACTOR_STORE'"):
+    with pytest.raises(ConfigurationError, match=r"BITACTOR_STOER.*Did you mean 'BITACTOR_STORE'"):
         settings()
     monkeypatch.delenv("BITACTOR_STOER")
     monkeypatch.setenv("bitactor_drian", "3")
