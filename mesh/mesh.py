@@ -39,7 +39,12 @@ class Mesh:
     """
 
     def __init__(
-        self, *definitions: Workflow | Consumer, sinks: Sequence[Sink] = (), clock: Clock | None = None, ids: Ids | None = None, **options: Any
+        self,
+        *definitions: Workflow | Consumer,
+        sinks: Sequence[Sink] = (),
+        clock: Clock | None = None,
+        ids: Ids | None = None,
+        **options: Any,
     ) -> None:
         chosen = settings(**options)
         if chosen.otlp:

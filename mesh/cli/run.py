@@ -60,9 +60,7 @@ async def run(
             help="Only supervise; other nodes run the steps and consumers.",
         ),
     ] = False,
-    drain: Annotated[
-        float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")
-    ] = None,
+    drain: Annotated[float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")] = None,
     verbose: Annotated[
         bool, Parameter(("-v", "--verbose"), negative=(), show_default=False, help="Log more than warnings to stderr.")
     ] = False,
@@ -121,9 +119,7 @@ def _server(mesh: Mesh, http: str | None) -> Server:
         return NodeAlone(mesh)
     host, separator, port = http.rpartition(":")
     if not port.isdecimal() or int(port) > 65_535 or (separator and not host):
-        raise UsageError(
-            f"--http {http!r} is neither PORT nor HOST:PORT", "such as 8000, or 0.0.0.0:8000 for other machines"
-        )
+        raise UsageError(f"--http {http!r} is neither PORT nor HOST:PORT", "such as 8000, or 0.0.0.0:8000 for other machines")
     return HttpServer(mesh, host=host.strip("[]") or DEFAULT_HOST, port=int(port))
 
 

@@ -313,9 +313,7 @@ class ProcessSpawner:
     def _end(self, actor: BitActor, error: BaseException) -> None:
         """We have ended its worker."""
         if actor.state != QUEUED:
-            actor.stopping = (
-                True  # nobody knows how far it came, also where it was not the actor that asked for the end
-            )
+            actor.stopping = True  # nobody knows how far it came, also where it was not the actor that asked for the end
             actor.settle(None, error)
         elif not self._closed:
             actor.judge(None, error, fault_of(error))
