@@ -42,8 +42,8 @@ CREATE TABLE pulses (
     elapsed_ns     INTEGER,
     error          TEXT,
     body           BLOB    NOT NULL,  -- msgpack of causes, spawn, direction, token_in, token_out, data, digest
-    PRIMARY KEY (transaction_id, seq)
-) WITHOUT ROWID;
+    UNIQUE (transaction_id, seq)
+);  -- in order of arrival: hundreds of transactions in flight then write to a few pages, not to hundreds
 
 CREATE VIEW pulse_log AS
 SELECT
