@@ -7,7 +7,7 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from bitactor.codec import decode_token, encode_token
 from bitactor.errors import (
@@ -38,6 +38,7 @@ from mesh.ids import TimeOrderedIds, fingerprint
 from mesh.links import Links
 from mesh.names import consumer_name
 from mesh.outbox import Outbox
+from mesh.recovery import Recovery, changed
 from mesh.run import Run
 from mesh.sinks import OtelSink, SinkRelay
 from mesh.spawners import Spawner
@@ -55,16 +56,11 @@ logger = logging.getLogger("bitactor.node")
 
 T = TypeVar("T")
 MAX_WAITING_AT_GATE = 10_000
-SHOWN_UNCLAIMED = 5
-LONGEST_PAUSE = 60.0
 """Seconds at most between two tries to carry on after the journal could not be written."""
 COLLAPSE_DRAIN = 1.0
 """Seconds that what runs is given when the worker processes have collapsed."""
 SINKS_WITHIN = 5.0
 """Seconds sinks may flush at the end; one that cannot be reached gives up sooner by itself."""
-
-
-_FINISH_IT: Final = "finish it with the release that began it, or declare that shape again"
 
 
 class Node:
@@ -91,23 +87,16 @@ class Node:
         self.id = f"n{self.ids.transaction()[-12:]}"
         self.state = "new"
         """`new | open | draining | closed`."""
-        self.parked: dict[str, str] = {}
-        """Transactions that cannot go on here, and why: damaged ones of ours, and those of another release, which nobody has."""
         self.collapsed = ""
         """What made this node end by itself; empty if nothing did."""
         self.collapse = asyncio.Event()
         """Set when it does."""
         self._ending: asyncio.Task[None] | None = None
-        self._shapes = {name: plan.digest for name, plan in self.plans.items()}
-        self._unclaimed: set[str] = set()
-        self._pause = 0.0
-        self._take_up_at = 0.0
         self._room = asyncio.Condition()
         self._hurry = asyncio.Event()
         self._released = asyncio.Event()
         self._links: Links | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._looking: asyncio.TimerHandle | None = None
 
     def _declare(self, definitions: Iterable[Workflow | Consumer]) -> None:
         for definition in definitions:
@@ -142,7 +131,7 @@ class Node:
             self.store.open(self.id)
             self._make_parts()
             await self._join()
-            self._take_over()
+            self.recovery.start(again=not self.settings.store.startswith("memory:"))
         except BaseException:
             await self.close(drain=0)
             raise
@@ -162,6 +151,7 @@ class Node:
         told = self._tell_sinks if self._sinks else None
         self.supervisor = Supervisor(self.loop, self.clock, self.wheel, self.store, self.host, at_once=at_once, told=told)
         self.supervisor.on_settled.append(self._settled)
+        self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
 
     async def _join(self) -> None:
         """Take our place among the names."""
@@ -193,73 +183,6 @@ class Node:
     def endpoint(self) -> str:
         """Where other nodes reach us; empty when we are alone."""
         return self._links.endpoint if self._links is not None else ""
-
-    def _take_over(self) -> None:
-        """Carry on with what dead owners left in the store; looked for again now and then."""
-        for claim in self.store.claim(self._shapes):
-            self._recover(claim.transaction, claim.epoch)
-        self._note_unclaimed()
-        if not self.settings.store.startswith("memory:"):
-            self._looking = self.loop.call_later(self.settings.lease / 2, self._take_over_again)
-
-    def _take_over_again(self) -> None:
-        if self.state != "open":
-            return
-        try:
-            self._take_up_again()
-            self._take_over()
-        except StoreError as error:
-            logger.warning("could not look for transactions to carry on with: %s", error)
-            self._looking = self.loop.call_later(self.settings.lease, self._take_over_again)
-
-    def _take_up_again(self) -> None:
-        """The journal could not be written, and transactions of ours were given up: carry on with them if it can be now.
-
-        Their next epoch keeps what their former life still answers from counting.  Each time costs their hops a delivery, so a journal
-        that fails again and again is tried ever more rarely.
-        """
-        now = self.loop.time()
-        if self.supervisor.healthy:
-            if now > self._take_up_at + LONGEST_PAUSE:
-                self._pause = 0.0
-            return
-        if now < self._take_up_at:
-            return
-        claims = self.store.reclaim(self.supervisor.runs.keys() | self.parked.keys())
-        self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._pause else self.settings.lease
-        self._take_up_at = now + self._pause
-        self.supervisor.healthy = True
-        logger.warning("the journal can be written again; carrying on with %d transactions that were given up", len(claims))
-        for claim in claims:
-            self._recover(claim.transaction, claim.epoch)
-
-    def _recover(self, transaction: str, epoch: int) -> None:
-        pulses = self.store.pulses(transaction)
-        try:
-            self.supervisor.recover(self.plans[pulses[0].workflow], pulses, self.id, epoch)
-        except StoreError as error:
-            self.parked[transaction] = str(error)
-            logger.error("transaction %s cannot go on here: %s", transaction, error)
-        else:
-            logger.info("took over transaction %s of %s", transaction, pulses[0].workflow)
-
-    def _note_unclaimed(self) -> None:
-        """Say which transactions of our workflows we leave to another release: each once, however often we look."""
-        rows = self.store.unclaimed(self._shapes)
-        found = {row.transaction: row.workflow for row in rows}
-        for transaction in self._unclaimed - found.keys():
-            self.parked.pop(transaction, None)
-        fresh = {transaction: workflow for transaction, workflow in found.items() if transaction not in self._unclaimed}
-        self._unclaimed = set(found)
-        for transaction, workflow in fresh.items():
-            self.parked[transaction] = _changed(workflow)
-        for workflow in sorted(set(fresh.values())):
-            those = sorted(transaction for transaction, name in fresh.items() if name == workflow)
-            more = f" and {len(those) - SHOWN_UNCLAIMED} more" if len(those) > SHOWN_UNCLAIMED else ""
-            logger.error(
-                "%d transactions of %s cannot go on here: it has changed since they began; %s: %s%s",
-                len(those), workflow, _FINISH_IT, ", ".join(those[:SHOWN_UNCLAIMED]), more,
-            )  # fmt: skip
 
     def _end_by_itself(self, why: str) -> None:
         """Worker processes keep failing: end, so that whoever started this process starts it afresh.
@@ -322,8 +245,8 @@ class Node:
         if hasattr(self, "outbox"):
             self._watch.cancel()
             self.outbox.close()
-        if self._looking is not None:
-            self._looking.cancel()
+        if hasattr(self, "recovery"):
+            self.recovery.stop()
         if hasattr(self, "supervisor"):
             self.supervisor.close()
             await self.host.close()
@@ -531,7 +454,7 @@ class Node:
         except (StoreError, LookupError) as error:
             if pulses[0].digest == plan.digest:
                 raise
-            raise StoreError(f"transaction {transaction} cannot be read here: {_changed(plan.workflow)}") from error
+            raise StoreError(f"transaction {transaction} cannot be read here: {changed(plan.workflow)}") from error
 
     def rows(self, *, status: str | None, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
         """See `Mesh.transactions`."""
@@ -578,7 +501,7 @@ class Node:
         else:
             pulses = self.store.pulses(transaction)
             if pulses and pulses[0].digest != run.plan.digest:
-                raise Unroutable(f"transaction {transaction} cannot go on here: {_changed(run.plan.workflow)}")
+                raise Unroutable(f"transaction {transaction} cannot go on here: {changed(run.plan.workflow)}")
             if len(pulses) != run.saga.seq:
                 run = self.load(transaction)
         if not run.settled or run.saga.status not in ("halted", "stuck"):
@@ -641,7 +564,7 @@ class Node:
             "running": self.supervisor.running,
             "zombies": len(self.host.zombies),
             "undelivered": len(self.outbox),
-            "parked": dict(self.parked),
+            "parked": dict(self.recovery.parked),
             "processes": self.processes.statistics(),
             **(self._links.about() if self._links is not None else {"transport": {}, "refused": {}, "repeated": 0}),
             "sinks": [_about_sink(sink, relay) for sink, relay in self._sinks],
@@ -665,10 +588,6 @@ def _nanoseconds(given: float) -> int:
             f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST_DELAY:,.0f}"
         )
     return int(given * 1e9)
-
-
-def _changed(workflow: str) -> str:
-    return f"workflow {workflow!r} has changed since it began; {_FINISH_IT}"
 
 
 def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:

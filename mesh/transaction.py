@@ -108,7 +108,7 @@ class Transaction:
         """
         node = self._node
         while True:
-            why = node.parked.get(self.id)
+            why = node.recovery.parked.get(self.id)
             if why is not None:
                 raise StoreError(f"transaction {self.id} cannot go on here: {why}")
             if node.state == "closed":

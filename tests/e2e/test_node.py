@@ -157,13 +157,13 @@ async def test_a_journal_that_fails_again_and_again_is_tried_ever_more_rarely(sq
         pauses = []
         for _ in range(8):
             node.supervisor.healthy = False
-            node._take_up_at = 0.0
-            node._take_up_again()
+            node.recovery._take_up_at = 0.0
+            node.recovery._take_up_again()
             assert node.supervisor.healthy
-            pauses.append(node._pause)
+            pauses.append(node.recovery._pause)
         assert pauses == [5, 10, 20, 40, 60, 60, 60, 60]
         node.supervisor.healthy = False
-        node._take_up_again()
+        node.recovery._take_up_again()
         assert not node.supervisor.healthy, "not yet"
 
 
