@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from registry.errors import EndpointInUse
 
 IPC: Final = "ipc://"
 TCP: Final = "tcp://"
+_CLOSING_PATIENCE: Final = 1.0
 _PROBE_TIMEOUT: Final = 0.5
 _MAX_BOOT: Final = (1 << 31) - 1
 
@@ -119,9 +121,13 @@ def _remove_stale(path: Path, endpoint: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise ConfigurationError(f"{path} exists and is no socket; choose another endpoint")
-    if _answers(path):
-        raise EndpointInUse(f"{endpoint} is in use by another server")
-    path.unlink()
+    # We hold the lock, so none of ours is bound there; but a socket that was just closed answers until its context has got round to it.
+    until = time.monotonic() + _CLOSING_PATIENCE
+    while _answers(path):
+        if time.monotonic() > until:
+            raise EndpointInUse(f"{endpoint} is in use by another server")
+        time.sleep(0.01)
+    path.unlink(missing_ok=True)
 
 
 def _answers(path: Path) -> bool:

@@ -160,6 +160,8 @@ class Gatekeeper:
         except zmq.ContextTerminated:
             return
         finally:
+            with contextlib.suppress(zmq.ZMQError):
+                door.unbind(_ZAP_ENDPOINT)  # at once; closing frees the address only when the context gets round to it
             door.close()
             stopped.close()
 

@@ -25,12 +25,12 @@ def modules_of(plan: Plan) -> list[str]:
     homes = [name for name in functions if _defines(sys.modules.get(name), plan.workflow)]
     if not homes:
         homes = [name for name, module in list(sys.modules.items()) if _defines(module, plan.workflow)]
-    if homes == ["__main__"]:
+    if homes and all(_is_main(name) for name in homes):
         raise DefinitionError(
             f"{plan.workflow!r} is declared in __main__, which worker processes cannot import; move it to a module of its own"
         )
     names = dict.fromkeys([*(homes if len(homes) == 1 else ()), *functions, *homes])
-    return [name for name in names if name and name != "__main__"]
+    return [name for name in names if name and not _is_main(name)]
 
 
 def load(workflow: str, digest: str, modules: Sequence[str]) -> Plan:
@@ -61,6 +61,11 @@ def _functions(plan: Plan) -> Iterator[Callable[..., Any]]:
         for callback in (step.run, step.undo, step.compensate, step.backoff, step.when):
             if isinstance(callback, Callback):
                 yield callback.function
+
+
+def _is_main(name: str) -> bool:
+    """Whether that is the program itself, by whatever name (`multiprocessing` knows it by a second one)."""
+    return name == "__main__" or sys.modules.get(name) is sys.modules.get("__main__")
 
 
 def _module_of(function: Callable[..., Any]) -> str:
