@@ -160,7 +160,7 @@ class Mesh:
         if self._thread is None or self._loop is None:
             return
         try:
-            self.node.blocking(self.node.close())
+            self.node.blocking(self.node.close)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -174,7 +174,7 @@ class Mesh:
         """
         if self.node.state == "new":
             raise BitActorError("open the mesh first: `with Mesh(…) as mesh:`")
-        return BlockingTransaction(self.node, self.node.blocking(self.stimulate(workflow, input, **options)))
+        return BlockingTransaction(self.node, self.node.blocking(self.stimulate, workflow, input, **options))
 
     def run(self, workflow: str | Workflow, input: Any = None, *, timeout: float | None = None, **options: Any) -> Any:
         """Begin a transaction and wait for its result: one blocking call, which opens and closes the mesh if nobody has.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -512,22 +513,29 @@ class Node:
 
     # Threads
 
-    def blocking(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the mesh's loop from another thread, and wait for it.
+    def blocking(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
+        """Await `call(*arguments, **options)` on the mesh's loop, from another thread.
+
+        The coroutine is made over there, where no Ctrl-C can come between making and starting it.
 
         Raises:
-            BitActorError: called on the loop's own thread, where waiting would be a deadlock.
+            BitActorError: called on the loop's own thread, where waiting would be a deadlock; or the mesh is closed.
         """
         if self.state == "closed" or self.loop.is_closed():
-            coroutine.close()
             raise BitActorError(self._closed())
         if threading.get_ident() == self.thread:
-            coroutine.close()
             raise BitActorError(
                 "a blocking call on the mesh's own loop would wait for itself for ever; await the async one instead"
             )
-        future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def start() -> None:
+            task = self.loop.create_task(call(*arguments, **options))
+            task.add_done_callback(lambda _: _tell(future, task))
+            future.add_done_callback(lambda _: self._cancel_threadsafe(task))
+
         try:
+            self.loop.call_soon_threadsafe(start)
             while not concurrent.futures.wait([future], timeout=1.0).done:
                 if self.loop.is_closed():
                     raise BitActorError("this mesh was closed meanwhile")
@@ -537,6 +545,11 @@ class Node:
         except BaseException:
             future.cancel()
             raise
+
+    def _cancel_threadsafe(self, task: asyncio.Task[Any]) -> None:
+        """The caller waits no more; without effect on a task that has ended."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
+            self.loop.call_soon_threadsafe(task.cancel)
 
     def _notify(self, callback: Callable[[], None]) -> None:
         self.loop.call_soon_threadsafe(callback)
@@ -612,3 +625,14 @@ def _failure(future: asyncio.Future[None]) -> str:
         return "cancelled"
     error = future.exception()
     return "" if error is None or isinstance(error, DuplicateTransaction) else str(error)
+
+
+def _tell(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+    """What became of the task, to the thread that waits for it, unless it has given up."""
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
+        if task.cancelled():
+            future.cancel()
+        elif (error := task.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())

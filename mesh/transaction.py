@@ -217,31 +217,31 @@ class BlockingTransaction:
 
     def result(self, timeout: float | None = None) -> Any:
         """See `Transaction.result`; blocks the calling thread."""
-        return self._node.blocking(self._transaction.result(timeout))
+        return self._node.blocking(self._transaction.result, timeout)
 
     def ended(self, timeout: float | None = None) -> str:
         """See `Transaction.ended`; blocks the calling thread."""
-        return self._node.blocking(self._transaction.ended(timeout))
+        return self._node.blocking(self._transaction.ended, timeout)
 
     def errors(self) -> list[BaseException]:
         """See `Transaction.errors`."""
-        return self._node.blocking(_later(self._transaction.errors))
+        return self._node.blocking(_later, self._transaction.errors)
 
     def results(self) -> dict[str, Any]:
         """See `Transaction.results`."""
-        return self._node.blocking(_later(self._transaction.results))
+        return self._node.blocking(_later, self._transaction.results)
 
     def pulses(self) -> list[Pulse]:
         """See `Transaction.pulses`."""
-        return self._node.blocking(_later(self._transaction.pulses))
+        return self._node.blocking(_later, self._transaction.pulses)
 
     def cancel(self, reason: str = "") -> str:
         """See `Transaction.cancel`; blocks until it has ended."""
-        return self._node.blocking(self._transaction.cancel(reason))
+        return self._node.blocking(self._transaction.cancel, reason)
 
     def resume(self) -> None:
         """See `Transaction.resume`; does not wait for what comes of it."""
-        self._node.blocking(self._transaction.resume())
+        self._node.blocking(self._transaction.resume)
 
 
 async def _later(call: Any) -> Any:
