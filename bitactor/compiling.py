@@ -86,6 +86,9 @@ def compile_workflow(workflow: Workflow) -> Plan:
         missing=tuple(len(step.dependencies) for step in steps),
         returns=slots[returned],
         errors={f"{kind.__module__}:{kind.__qualname__}": kind for kind in workflow.errors},
+        resources=workflow.resources,
+        max_concurrency=workflow.max_concurrency,
+        max_hops=workflow.max_hops,
     )
 
 
@@ -155,8 +158,12 @@ def _compile_step(workflow: Workflow, step: Step[Any, Any], slots: Mapping[str, 
         index=slots[step.name],
         name=step.name,
         address=f"{workflow.name}/{step.name}",
-        run=Callback(step.function, is_async, injected, takes),
+        run=Callback(step.function, is_async, injected, takes, resources=_resources_of(injected)),
         spawn=options.get("spawn") or ("loop" if is_async else "thread"),
+        required=options.get("required", True),
+        priority=options.get("priority", 0),
+        limit=options.get("limit"),
+        policies=tuple(options.get("policies") or ()),
         arguments=arguments,
         dependencies=dependencies,
         retries=options.get("retries", 0),
@@ -166,7 +173,7 @@ def _compile_step(workflow: Workflow, step: Step[Any, Any], slots: Mapping[str, 
         token_in=tuple(argument.reference for argument in arguments),
     )
     if step.undo_function is not None:
-        compiled.undo = _callback("undo", step.undo_function, takes, f"undo of {what}")
+        compiled.undo = _callback("undo", step.undo_function, takes, f"undo of {what}", workflow)
         compiled.undo.in_doubt, compiled.undo.retries = step.undo_in_doubt, step.undo_retries
         if (
             step.undo_in_doubt
@@ -176,10 +183,14 @@ def _compile_step(workflow: Workflow, step: Step[Any, Any], slots: Mapping[str, 
         ):
             raise DefinitionError(f"undo of {what}: with in_doubt=True it needs `ctx` or an argument to know what to look for")
     if step.compensate_function is not None:
-        compiled.compensate = _callback("compensate", step.compensate_function, takes, f"compensate of {what}")
-    if (when := options.get("when")) is not None:
-        compiled.when, compiled.when_arguments = _compile_when(workflow, when, arguments, slots, dependencies, what)
-    compiled.decides = compiled.when is not None or any(argument.transform is not None for argument in arguments)
+        compiled.compensate = _callback("compensate", step.compensate_function, takes, f"compensate of {what}", workflow)
+    for role in ("when", "guard"):
+        if (function := options.get(role)) is not None:
+            callback, extra = _compile_predicate(workflow, role, function, arguments, slots, dependencies, what)
+            setattr(compiled, role, callback)
+            compiled.when_arguments += tuple(argument for argument in extra if argument not in compiled.when_arguments)
+    decided = any(argument.transform is not None for argument in arguments)
+    compiled.decides = decided or compiled.when is not None or compiled.guard is not None
     compiled.forward_code = compiled.code("forward", 1)
     return compiled
 
@@ -193,6 +204,10 @@ def _bind(
         source = bind.pop(parameter.name, None)
         if source is None and (parameter.annotation is Context or parameter.name in ("ctx", "attempt")):
             injected[parameter.name] = "ctx" if parameter.annotation is Context else parameter.name
+            continue
+        resource = _resource(workflow, parameter) if source is None and parameter.name not in slots else None
+        if resource is not None:
+            injected[parameter.name] = f"resource:{resource}"
             continue
         if source is None and parameter.name in ("result", "error"):
             raise DefinitionError(
@@ -260,19 +275,24 @@ def _require(name: str, known: Mapping[str, Any], what: str, strict: bool, found
         raise UnknownArgument(f"{what} {name!r}, which does not exist.{suggest(name, known)}")
 
 
-def _compile_when(
+def _compile_predicate(
     workflow: Workflow,
-    when: Callable[..., Any],
+    role: str,
+    function: Callable[..., Any],
     arguments: Sequence[Argument],
     slots: Mapping[str, int],
     dependencies: Sequence[int],
     what: str,
 ) -> tuple[Callback, tuple[Argument, ...]]:
-    if is_coroutine_function(when):
-        raise DefinitionError(f"{what}: `when` is decided on the supervisor's turn and cannot await; make it a plain function")
+    """`when` or `guard`: it may take the step's arguments, input fields, and the results of what the step waits for."""
+    if not callable(function):
+        raise DefinitionError(f"{what}: {role}={function!r}; give a function")
+    if is_coroutine_function(function):
+        raise DefinitionError(f"{what}: `{role}` is decided on the supervisor's turn and cannot await; make it a plain function")
     own = {argument.name for argument in arguments}
+    parameters = _parameters(function, f"`{role}` of {what}")
     extra = []
-    for parameter in _parameters(when, f"`when` of {what}"):
+    for parameter in parameters:
         if parameter.name in own:
             continue
         slot = slots.get(parameter.name)
@@ -280,11 +300,36 @@ def _compile_when(
             extra.append(Argument(parameter.name, slot, (), None, None, None, parameter.name))
         elif not parameter.has_default:
             raise UnknownArgument(
-                f"`when` of {what}: {parameter.name!r} is neither an argument of the step, an input field, nor a step it waits for."
+                f"`{role}` of {what}: {parameter.name!r} is neither an argument of the step, an input field, nor a step it waits for."
                 f"{suggest(parameter.name, [*own, *workflow.input_model.model_fields])}"
             )
-    takes = tuple(parameter.name for parameter in _parameters(when, what) if parameter.name in own or parameter.name in slots)
-    return Callback(when, False, {}, takes), tuple(extra)
+    takes = tuple(parameter.name for parameter in parameters if parameter.name in own or parameter.name in slots)
+    return Callback(function, False, {}, takes), tuple(extra)
+
+
+def _resource(workflow: Workflow, parameter: _Parameter) -> str | None:
+    """The resource a parameter asks for, by its name or else by its annotation.
+
+    Raises:
+        DefinitionError: several resources are what its annotation says.
+    """
+    if parameter.name in workflow.resources:
+        return parameter.name
+    kind = parameter.annotation
+    if not isinstance(kind, type):
+        return None
+    found = [resource.name for resource in workflow.resources.values() if resource.provides is kind]
+    if len(found) > 1:
+        raise DefinitionError(
+            f"workflow {workflow.name!r}: parameter {parameter.name!r} asks for a {kind.__name__}, and {' and '.join(found)} are; "
+            "call the parameter like one of them"
+        )
+    return found[0] if found else None
+
+
+def _resources_of(injected: Mapping[str, str]) -> tuple[str, ...]:
+    prefix = "resource:"
+    return tuple(what.removeprefix(prefix) for what in injected.values() if what.startswith(prefix))
 
 
 def _compile_backoff(backoff: Any, what: str, takes: Sequence[str]) -> Backoff | Callback | None:
@@ -295,9 +340,12 @@ def _compile_backoff(backoff: Any, what: str, takes: Sequence[str]) -> Backoff |
     raise DefinitionError(f"{what}: backoff={backoff!r}; give a Backoff(initial, factor, cap, jitter) or a function")
 
 
-def _callback(role: str, function: Callable[..., Any], takes: Sequence[str], what: str) -> Callback:
+def _callback(
+    role: str, function: Callable[..., Any], takes: Sequence[str], what: str, workflow: Workflow | None = None
+) -> Callback:
     injected, taken, convert_result = {}, [], None
     for parameter in _parameters(function, what):
+        resource = _resource(workflow, parameter) if workflow is not None and parameter.name not in takes else None
         if parameter.annotation is Context:
             injected[parameter.name] = "ctx"
         elif parameter.name in _INJECTABLE[role]:
@@ -306,10 +354,13 @@ def _callback(role: str, function: Callable[..., Any], takes: Sequence[str], wha
                 convert_result = converter(parameter.annotation, what)
         elif parameter.name in takes:
             taken.append(parameter.name)
+        elif resource is not None:
+            injected[parameter.name] = f"resource:{resource}"
         elif not parameter.has_default:
             allowed = [*sorted(_INJECTABLE[role]), *takes]
             raise UnknownArgument(f"{what}: parameter {parameter.name!r} is not to be had there.{suggest(parameter.name, allowed)}")
-    return Callback(function, is_coroutine_function(function), injected, tuple(taken), convert_result=convert_result)
+    is_async, resources = is_coroutine_function(function), _resources_of(injected)
+    return Callback(function, is_async, injected, tuple(taken), convert_result=convert_result, resources=resources)
 
 
 def _parameters(function: Callable[..., Any], what: str) -> list[_Parameter]:

@@ -10,7 +10,9 @@ from typing import Any
 from bitactor.arguments import Argument
 from bitactor.errors import CycleError, WorkflowTooDeep
 from bitactor.ids import path_code
+from bitactor.patterns.port import Policy
 from bitactor.policy import Backoff
+from bitactor.resources import Resource
 
 SPAWNS = ("inline", "loop", "thread", "process")
 
@@ -22,13 +24,15 @@ class Callback:
     function: Callable[..., Any]
     is_async: bool
     injected: Mapping[str, str]
-    """Parameter name → what goes there: `ctx`, `result`, `error` or `attempt`."""
+    """Parameter name → what goes there: `ctx`, `result`, `error`, `attempt`, or `resource:name`."""
     takes: tuple[str, ...]
     """Which of the step's arguments it takes."""
     in_doubt: bool = False
     retries: int = 0
     convert_result: Callable[[Any], Any] | None = None
     """For an undo that takes `result`: what makes it what the parameter's annotation asks for."""
+    resources: tuple[str, ...] = ()
+    """Names of the resources among `injected`."""
 
 
 @dataclass(slots=True)
@@ -50,7 +54,17 @@ class PlanStep:
     timeout_ns: int | None = None
     when: Callback | None = None
     when_arguments: tuple[Argument, ...] = ()
-    """What the predicate asks for beside the step's own arguments."""
+    """What `when` and `guard` ask for beside the step's own arguments."""
+    guard: Callback | None = None
+    """May answer instead of the step."""
+    required: bool = True
+    """Whether its failure fails the transaction; otherwise it leaves None and a pulse."""
+    priority: int = 0
+    """Among hops that wait for a place, the highest goes first."""
+    limit: str | None = None
+    """The named pool that bounds how many such hops run at once."""
+    policies: tuple[Policy, ...] = ()
+    """Resilience patterns around each attempt, the outermost first."""
     compensate: Callback | None = None
     undo: Callback | None = None
     decides: bool = False
@@ -99,6 +113,12 @@ class Plan:
     returns: int
     errors: Mapping[str, type[BaseException]]
     """Exceptions that travel as themselves, by `module:QualName`."""
+    resources: Mapping[str, Resource] = field(default_factory=dict)
+    """What its steps may ask for, by name."""
+    max_concurrency: int | None = None
+    """How many hops of one transaction run at once; None: as many as are ready."""
+    max_hops: int | None = None
+    """How many hops one transaction may take, undo not counted; None: no limit."""
     listens: str = ""
     """For a consumer: the signal name it listens to."""
     group: str = ""

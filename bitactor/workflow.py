@@ -19,8 +19,10 @@ from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
 from bitactor.compiling import compile_consumer, compile_workflow, dependencies_of, known_dependencies, named_later
 from bitactor.errors import DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
 from bitactor.functions import is_coroutine_function
+from bitactor.patterns.port import Policy
 from bitactor.plan import SPAWNS, Plan, order, refuse_too_deep
 from bitactor.policy import Backoff
+from bitactor.resources import Resource
 from bitactor.signal import DEFAULT_TTL, MAX_TTL
 
 P = ParamSpec("P")
@@ -111,6 +113,9 @@ class Workflow:
         grace: seconds undo waits for a hop that is still in flight before it counts as in doubt.
         redeliveries: how often a hop lost with its worker is delivered again before it is `poison`.
         errors: exception classes that travel between processes as themselves.
+        resources: what its steps may ask for by name or annotation.
+        max_concurrency: how many hops of one transaction may run at once.
+        max_hops: how many hops one transaction may take, retries counted and undo not.
 
     Raises:
         DefinitionError: or one of its kinds, naming what is wrong and how to mend it.
@@ -127,6 +132,9 @@ class Workflow:
         grace: float = DEFAULT_GRACE,
         redeliveries: int = DEFAULT_REDELIVERIES,
         errors: Sequence[type[BaseException]] = (),
+        resources: Iterable[Resource] = (),
+        max_concurrency: int | None = None,
+        max_hops: int | None = None,
     ) -> None:
         refuse_bad_name("a workflow", name)
         if isinstance(ttl, bool) or not isinstance(ttl, int) or not 1 <= ttl <= MAX_TTL:
@@ -144,6 +152,12 @@ class Workflow:
         self.grace = grace
         self.redeliveries = redeliveries
         self.errors = _exception_classes(name, errors)
+        self.resources = _resources(name, resources)
+        for option, number in (("max_concurrency", max_concurrency), ("max_hops", max_hops)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise DefinitionError(f"workflow {name!r}: {option}={number!r}; it must be a whole number, at least 1")
+        self.max_concurrency = max_concurrency
+        self.max_hops = max_hops
         self.input_model = _input_model(name, input)
         self.steps: dict[str, Step[Any, Any]] = {}
         self.returned: str | None = None
@@ -171,11 +185,16 @@ class Workflow:
         bind: Mapping[str, Any] | None = None,
         after: Iterable[str | Step[Any, Any]] = (),
         when: Callable[..., bool] | None = None,
+        guard: Callable[..., Any] | None = None,
         retries: int = 0,
         backoff: Backoff | Callable[..., float] | None = None,
         retry_on: type[BaseException] | Sequence[type[BaseException]] = Exception,
         timeout: float | None = None,
         spawn: str | None = None,
+        required: bool = True,
+        priority: int = 0,
+        limit: str | None = None,
+        policies: Sequence[Policy] = (),
     ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
     def step(self, function: Any = None, /, **options: Any) -> Any:
@@ -186,11 +205,17 @@ class Workflow:
             bind: parameter → `Input`, `Result` or `Value`, overriding where its value comes from.
             after: steps to wait for without taking their results.
             when: a predicate over the arguments; false skips the step, and its result is None.
+            guard: a function over the arguments that may answer instead of the step: None lets the step run, any other value is its
+                result (`Ok(None)` for None itself).  The step has then done nothing, and has nothing to undo.
             retries: how many more times to try after a failure.
             backoff: a `Backoff`, or a function of `error`, `attempt` and the arguments that returns seconds.
             retry_on: which exceptions are worth another try.
             timeout: seconds one attempt may take.
             spawn: `inline | loop | thread | process`; by default `loop` for `async def` and `thread` for `def`.
+            required: False: its failure leaves None and a pulse, and the transaction goes on.
+            priority: among hops that wait for a place, the highest goes first; 0 is the ordinary one.
+            limit: the named pool (`Mesh(pools={name: places})`) that bounds how many such hops run at once, over all transactions.
+            policies: resilience patterns around each attempt, the outermost first; see `bitactor.patterns`.
         """
 
         def declare(function: Callable[..., Any]) -> Step[..., Any]:
@@ -359,7 +384,10 @@ def consumer(
 
 RESERVED = frozenset(("ctx", "result", "error", "attempt"))
 
-_STEP_OPTIONS = ("name", "bind", "after", "when", "retries", "backoff", "retry_on", "timeout", "spawn")
+_STEP_OPTIONS = (
+    "name", "bind", "after", "when", "guard", "retries", "backoff", "retry_on", "timeout", "spawn", "required", "priority", "limit",
+    "policies",
+)  # fmt: skip
 
 
 def refuse_bad_name(what: str, name: object) -> None:
@@ -409,8 +437,19 @@ def _refuse_unknown_options(workflow: str, options: Mapping[str, Any]) -> None:
     for option in options:
         if option not in _STEP_OPTIONS:
             raise DefinitionError(f"step of {workflow!r}: unknown option {option!r}.{suggest(option, _STEP_OPTIONS)}")
+    what = f"step of {workflow!r}"
     for option in ("retries", "timeout"):
-        _refuse_negative(f"step of {workflow!r}", option, options.get(option))
+        _refuse_negative(what, option, options.get(option))
+    priority, limit = options.get("priority", 0), options.get("limit")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise DefinitionError(f"{what}: priority={priority!r}; it must be a whole number, the highest goes first")
+    if not isinstance(options.get("required", True), bool):
+        raise DefinitionError(f"{what}: required={options['required']!r}; it is True or False")
+    if limit is not None:
+        refuse_bad_name(f"the pool that a {what} is limited by", limit)
+    policies = options.get("policies", ())
+    if not isinstance(policies, Sequence) or not all(isinstance(policy, Policy) for policy in policies):
+        raise DefinitionError(f"{what}: policies={policies!r}; give a list of patterns from bitactor.patterns")
 
 
 def _fixed(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -447,6 +486,21 @@ def _refuse_negative(what: str, option: str, value: float | None) -> None:
         raise DefinitionError(f"{what}: {option}={value!r}; it must be a whole number")
     if option in ("timeout", "deadline") and value == 0:
         raise DefinitionError(f"{what}: {option}=0 leaves no time at all; leave it out for no limit")
+
+
+def _resources(workflow: str, declared: Iterable[Resource]) -> dict[str, Resource]:
+    found: dict[str, Resource] = {}
+    for resource in declared:
+        if not isinstance(resource, Resource):
+            raise DefinitionError(f"workflow {workflow!r}: resources are made with Resource(name, factory), not {resource!r}")
+        if resource.name in found:
+            raise DuplicateName(f"workflow {workflow!r} has two resources {resource.name!r}")
+        if resource.name in RESERVED:
+            raise DefinitionError(
+                f"workflow {workflow!r}: the resource {resource.name!r} has a reserved name ({', '.join(sorted(RESERVED))})"
+            )
+        found[resource.name] = resource
+    return found
 
 
 def _called(function: Callable[..., Any]) -> str:

@@ -101,7 +101,7 @@ def test_cycles_are_refused_and_the_circle_is_named() -> None:
         ({"after": 5}, DefinitionError, "give a list of steps"),
         ({"after": [5]}, DefinitionError, "give a list of steps"),
         ({"retires": 3}, DefinitionError, "unknown option 'retires'. Did you mean 'retries'"),
-        ({"required": False}, DefinitionError, "unknown option 'required'"),
+        ({"required": "no"}, DefinitionError, "True or False"),
         ({"retries": -1}, DefinitionError, "retries=-1"),
         ({"retries": 1.5}, DefinitionError, "whole number"),
         ({"retries": True}, DefinitionError, "retries=True"),

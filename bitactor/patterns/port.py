@@ -1,0 +1,68 @@
+"""What a resilience pattern is: a policy declared at a step, and its state, which lives in the mesh across runs.
+
+    limiter = RateLimit("partner-api", per_second=10, burst=5)
+
+    @workflow.step(policies=[limiter, CircuitBreaker("partner-api")])
+    async def fetch(url: str) -> dict: ...
+
+The first policy is the outermost: it sees the call first and its outcome last.  Policies wrap one attempt of the step, wherever that runs.
+Two policies of one class and one name share one state; what they were declared with must then be the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from bitactor.ports import Clock
+
+Proceed = Callable[[], Awaitable[Any]]
+"""Runs what is inside (the next policy, in the end the step's function, where its step says); may be called several times."""
+
+
+class Call(NamedTuple):
+    """One attempt of one step, as a policy sees it."""
+
+    workflow: str
+    step: str
+    """Path of the step."""
+    transaction: str
+    attempt: int
+    arguments: Mapping[str, Any]
+    """As the step's function gets them, without `ctx` and resources."""
+
+
+class PolicyState(ABC):
+    """The living part of a policy: one for each mesh and name.  Used on the mesh's loop only."""
+
+    @abstractmethod
+    async def around(self, call: Call, proceed: Proceed) -> Any:
+        """Run `proceed` as the pattern has it; the answer is the step's value, what it raises is the step's error.
+
+        Cancellation passes through, and leaves the state as if the call had never been, or as failed, never in between.
+        """
+
+    @abstractmethod
+    def about(self) -> Mapping[str, Any]:
+        """How it stands, in plain data, for people."""
+
+    async def close(self, timeout: float) -> None:  # noqa: B027 - most have nothing to flush
+        """Flush what is held back, within `timeout` seconds; nothing may be lost silently."""
+
+
+class Policy(ABC):
+    """The declared part: a frozen description that can be compared, named uniquely within its class."""
+
+    pattern: ClassVar[str]
+    """What people call it: `rate limit`, `circuit breaker`, …"""
+    name: str
+
+    @abstractmethod
+    def open(self, clock: Clock) -> PolicyState:
+        """A fresh state for one mesh."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What its state goes by in a mesh."""
+        return self.pattern, self.name

@@ -1,0 +1,69 @@
+"""Resources: things with a life of their own that steps use, such as a client, a pool, a cache.
+
+    database = Resource("database", open_database, close=close_database, check=ping, provides=AsyncEngine)
+    orders = Workflow("orders", input={...}, resources=[database])
+
+    @orders.step
+    async def load(order: str, database: AsyncEngine) -> dict: ...       # by name, or by the annotation alone
+
+A resource is declared here and lives in a mesh: created once, when first needed; checked; recreated when the check fails; closed in reverse
+order when the mesh closes.  `Mesh(..., replace={"database": fake})` puts another in its place, for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from bitactor.errors import DefinitionError
+
+DEFAULT_CHECK_EVERY: Final = 30.0
+
+
+class Resource:
+    """A declared resource.
+
+    Args:
+        name: what a parameter is called that takes it; unique in a mesh.
+        factory: makes it: a function, an async function, or one that returns a context manager or an async one (which is then entered, and
+            left at the end).  Its parameters are other resources, by name, which are made first and closed last.
+        close: called with it at the end, if the factory gives no context manager.
+        check: called with it, at most every `check_every` seconds, before it is given out; false, or an error, has it closed and made anew.
+        check_every: seconds between two checks.
+        provides: the class of what it is; a parameter annotated with that class takes it, whatever its name.
+
+    Raises:
+        DefinitionError: the name is no identifier or reserved, or one of the functions is none.
+    """
+
+    __slots__ = ("check", "check_every", "close", "factory", "name", "provides", "requires")
+
+    def __init__(
+        self,
+        name: str,
+        factory: Callable[..., Any],
+        *,
+        close: Callable[[Any], Any] | None = None,
+        check: Callable[[Any], Any] | None = None,
+        check_every: float = DEFAULT_CHECK_EVERY,
+        provides: type[Any] | None = None,
+        requires: Sequence[str] | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise DefinitionError(f"a resource's name is an identifier, for parameters are called like it; not {name!r}")
+        for role, function in (("factory", factory), ("close", close), ("check", check)):
+            if function is not None and not callable(function):
+                raise DefinitionError(f"resource {name!r}: {role}={function!r} cannot be called")
+        if check is None and check_every != DEFAULT_CHECK_EVERY:
+            raise DefinitionError(f"resource {name!r}: check_every= says how often to check, but there is no check=")
+        self.name = name
+        self.factory = factory
+        self.close = close
+        self.check = check
+        self.check_every = check_every
+        self.provides = provides
+        self.requires = None if requires is None else tuple(requires)
+        """Names of the resources its factory takes; None: its parameters say so."""
+
+    def __repr__(self) -> str:
+        return f"<Resource {self.name!r}>"
