@@ -114,7 +114,7 @@ def test_cycles_are_refused_and_the_circle_is_named() -> None:
         ({"retries": 1, "backoff": 3}, DefinitionError, r"give a Backoff"),
         ({"retries": 1, "backoff": lambda erorr: 1}, UnknownArgument, "Did you mean 'error'"),
         ({"retries": 1, "retry_on": "ValueError"}, DefinitionError, "give an exception class"),
-        ({"when": "x"}, DefinitionError, "not a callable"),
+        ({"when": "x"}, DefinitionError, "give a function"),
         ({"when": lambda nmae: True}, UnknownArgument, "Did you mean 'name'"),
         ({"name": ""}, DefinitionError, "printable"),
         ({"name": 5}, DefinitionError, "printable"),
@@ -211,7 +211,7 @@ def test_wrong_shaped_callbacks_are_refused() -> None:
         ("compensate", lambda amuont: None, "Did you mean 'amount'"),
         ("undo", lambda *everything: None, r"takes \*everything"),
         ("compensate", lambda **everything: None, r"\*everything"),
-        ("undo", 5, "not a callable"),
+        ("undo", 5, "give a function"),
         ("doubt", lambda: None, "needs `ctx` or an argument"),
     ):
         with pytest.raises(DefinitionError, match=match):
