@@ -3,7 +3,7 @@
 A domain module imports only this package; a service's entry imports `mesh`.
 """
 
-from bitactor.arguments import Input, Result, Value
+from bitactor.arguments import Element, Input, Result, Value
 from bitactor.context import Context
 from bitactor.errors import (
     BitActorError,
@@ -28,6 +28,7 @@ from bitactor.errors import (
     StepFailed,
     StepTimeout,
     StoreError,
+    TooManyHops,
     TtlExpired,
     UndoFailed,
     UnknownArgument,
@@ -42,7 +43,9 @@ from bitactor.errors import (
 from bitactor.outcome import Continue, Fail, Halt, Ok, Retry
 from bitactor.policy import Backoff
 from bitactor.pulse import Pulse
+from bitactor.resources import Resource
 from bitactor.signal import Signal
+from bitactor.then import Then
 from bitactor.workflow import Consumer, Step, Workflow, consumer
 
 __all__ = [
@@ -59,6 +62,7 @@ __all__ = [
     "DefinitionError",
     "DuplicateName",
     "DuplicateTransaction",
+    "Element",
     "Fail",
     "Halt",
     "Input",
@@ -71,6 +75,7 @@ __all__ = [
     "ProtocolError",
     "Pulse",
     "RemoteError",
+    "Resource",
     "Result",
     "Retry",
     "RunError",
@@ -81,6 +86,8 @@ __all__ = [
     "StepFailed",
     "StepTimeout",
     "StoreError",
+    "Then",
+    "TooManyHops",
     "TtlExpired",
     "UndoFailed",
     "UnknownArgument",

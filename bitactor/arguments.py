@@ -77,6 +77,21 @@ class Value(Source):
         return Value(self.value, transform=function)
 
 
+@dataclass(frozen=True, slots=True, init=False)
+class Element(Source):
+    """Inside a map: the element at hand, and a path into it."""
+
+    path: tuple[str | int, ...] = ()
+
+    def __init__(self, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "transform", transform)
+
+    def map(self, function: Callable[[Any], Any]) -> Element:
+        """The same, passed through `function`, where the element is worked on."""
+        return Element(*self.path, transform=function)
+
+
 class Argument(NamedTuple):
     """One bound parameter, compiled: which slot its token is in, and what happens on the way."""
 
@@ -140,6 +155,36 @@ class Bound(NamedTuple):
                     return converted(arguments, self.raw(), owner)  # which says what is wrong
             values[name] = value
         return values
+
+
+class Unread(NamedTuple):
+    """Arguments for a function that reads them itself: it is given this as `tokens`."""
+
+    arguments: Sequence[Argument]
+    tokens: Sequence[Any]
+    owner: str
+    decided: Mapping[str, Any] | None = None
+
+    def raw(self) -> dict[str, Any]:
+        """See `Bound.raw`."""
+        return argument_values(*self)
+
+    def __call__(self) -> dict[str, Any]:
+        """See `Bound.__call__`."""
+        return {"tokens": self}
+
+    def token(self, name: str) -> Any:
+        """One argument, undecoded."""
+        return next(self.tokens[argument.slot] for argument in self.arguments if argument.name == name)
+
+    def values(self, names: Sequence[str]) -> dict[str, Any]:
+        """Some of the arguments, decoded and as their annotations ask.
+
+        Raises:
+            InvalidInput: one of them does not fit.
+        """
+        wanted = [argument for argument in self.arguments if argument.name in names]
+        return Bound(wanted, self.tokens, self.owner, self.decided)()
 
 
 class Carried(NamedTuple):

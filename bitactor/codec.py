@@ -126,6 +126,17 @@ def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES) -> Any:
     return value
 
 
+def join_packed_lists(parts: Iterable[bytes]) -> Packed:
+    """Many packed lists as one, without looking into them."""
+    count, bodies = 0, []
+    for part in parts:
+        unpacker = msgpack.Unpacker(max_buffer_size=len(part))
+        unpacker.feed(part[:9])
+        count += unpacker.read_array_header()
+        bodies.append(part[unpacker.tell() :])
+    return Packed(msgpack.Packer().pack_array_header(count) + b"".join(bodies))
+
+
 def token_bytes(token: Any) -> bytes:
     """A token as bytes for a wire or a disk; `token_from_bytes` gives it back."""
     return token if type(token) is Packed else msgpack.packb(token)
@@ -286,10 +297,11 @@ _SHAPES: Final[tuple[TypeAdapter[Any], ...]] = tuple(
     for shape in (
         tuple[
             _Text, _Text, _Text, _Text, _Strings, _Text, _Count, _Count, _Count, _Count, _Budget, bytes,
-            _Text, _Fault, _Text, _Metadata, bool, _Count, _Strings,
+            _Text, _Fault, _Text, _Metadata, bool, _Count, _Strings, _Text,
         ],
         tuple[
             _Text, _Text, _Count, _Count, _Text, bytes, _Fault, _Budget, tuple[tuple[_Text, bytes], ...], _Count, _Text,
+            bytes | None,
         ],
         tuple[_Text, _Text, _Count, _Count],
         tuple[

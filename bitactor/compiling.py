@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from bitactor.arguments import Argument, Input, Result, Source, Value, converter
+from bitactor.arguments import Argument, Element, Input, Result, Source, Value, converter
 from bitactor.codec import encode_token
 from bitactor.context import Context
-from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
+from bitactor.errors import BitActorError, DefinitionError, DuplicateName, MissingReturn, UnknownArgument, suggest
 from bitactor.functions import is_coroutine_function
 from bitactor.plan import Callback, Plan, PlanStep, order, plan_digest, refuse_too_deep
 from bitactor.policy import Backoff
+from bitactor.resources import Resource
 from bitactor.signal import DEFAULT_TTL
 
 if TYPE_CHECKING:
@@ -30,7 +32,12 @@ _INJECTABLE = {
 }
 
 
-class _Parameter(typing.NamedTuple):
+RESERVED_FOR_CONTEXT = ("ctx", "attempt")
+
+
+class Parameter(typing.NamedTuple):
+    """One parameter of a function."""
+
     name: str
     annotation: Any
     has_default: bool
@@ -55,27 +62,39 @@ def dependencies_of(workflow: Workflow, step: Step[Any, Any]) -> list[str]:
     return _dependency_names(workflow, step)
 
 
-def compile_workflow(workflow: Workflow) -> Plan:
-    """The plan of a workflow; raises `DefinitionError` and its kinds."""
+def compile_workflow(workflow: Workflow, address: str | None = None) -> Plan:
+    """The plan of a workflow; raises `DefinitionError` and its kinds.
+
+    Args:
+        address: what its steps' addresses begin with, if that is not the workflow's own name: where it is nested.
+    """
     owner = f"workflow {workflow.name!r}"
-    names = list(workflow.steps)
-    dependencies = {name: _dependency_names(workflow, step, strict=True) for name, step in workflow.steps.items()}
-    refuse_too_deep(owner, workflow.ttl, dependencies, order(dependencies, owner))
+    address = address or workflow.name
+    names = [name for name, step in workflow.steps.items() if not step.deferred]
+    later = [name for name, step in workflow.steps.items() if step.deferred]
+    if not names:
+        raise MissingReturn(f"{owner} has only deferred steps; one has to run first to plan them")
+    dependencies = {name: _dependency_names(workflow, workflow.steps[name], strict=True) for name in names}
+    ordered = order(dependencies, owner)
     inputs = tuple(workflow.input_model.model_fields)
     slots = {name: index for index, name in enumerate([*names, *inputs])}
     steps = tuple(
-        _compile_step(workflow, step, slots, tuple(slots[other] for other in dependencies[name]))
-        for name, step in workflow.steps.items()
+        _compile_step(workflow, workflow.steps[name], slots, tuple(slots[other] for other in dependencies[name]), address)
+        for name in names
     )
+    deferred = {name: _compile_step(workflow, workflow.steps[name], {**slots, name: -1}, (), address) for name in later}
+    depths = {step.name: step.container.depth for step in steps if step.container is not None}
+    depth = refuse_too_deep(owner, workflow.ttl, dependencies, ordered, depths)
     for step in steps:
         for dependency in step.dependencies:
             steps[dependency].dependents += (step.index,)
     returned = workflow.returned or names[-1]
+    bodies = [body for step in steps if step.container is not None for body in step.container.bodies]
     return Plan(
         workflow=workflow.name,
-        digest=plan_digest(workflow.name, workflow.ttl, returned, inputs, steps),
+        digest=plan_digest(workflow.name, workflow.ttl, returned, inputs, [*steps, *deferred.values()]),
         ttl=workflow.ttl,
-        deadline_ns=_nanoseconds(workflow.deadline),
+        deadline_ns=nanoseconds(workflow.deadline),
         undo_timeout_ns=int(workflow.undo_timeout * 1e9),
         grace_ns=int(workflow.grace * 1e9),
         redeliveries=workflow.redeliveries,
@@ -85,11 +104,40 @@ def compile_workflow(workflow: Workflow) -> Plan:
         initial=tuple(step.index for step in steps if not step.dependencies),
         missing=tuple(len(step.dependencies) for step in steps),
         returns=slots[returned],
-        errors={f"{kind.__module__}:{kind.__qualname__}": kind for kind in workflow.errors},
-        resources=workflow.resources,
+        errors=_errors_of(workflow, bodies),
+        resources=_merged_resources(owner, workflow, bodies),
         max_concurrency=workflow.max_concurrency,
         max_hops=workflow.max_hops,
+        deferred=deferred,
+        depth=depth,
+        leaves_nothing=leaves_nothing([*steps, *deferred.values()]),
     )
+
+
+def leaves_nothing(steps: Iterable[PlanStep]) -> bool:
+    """Whether none of these has an undo, on whatever level."""
+    return all(
+        step.undo is None and (step.container is None or all(body.leaves_nothing for body in step.container.bodies))
+        for step in steps
+    )
+
+
+def _errors_of(workflow: Workflow, bodies: Iterable[Plan]) -> dict[str, type[BaseException]]:
+    errors = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in workflow.errors}
+    for body in bodies:
+        errors |= body.errors
+    return errors
+
+
+def _merged_resources(owner: str, workflow: Workflow, bodies: Iterable[Plan]) -> dict[str, Resource]:
+    resources = dict(workflow.resources)
+    for body in bodies:
+        for name, resource in body.resources.items():
+            if resources.setdefault(name, resource) is not resource:
+                raise DuplicateName(
+                    f"{owner} and what is nested in it have two different resources {name!r}; share one, or rename it"
+                )
+    return resources
 
 
 def compile_consumer(consumer: Consumer) -> Plan:
@@ -97,7 +145,7 @@ def compile_consumer(consumer: Consumer) -> Plan:
     what = f"consumer {consumer.name!r}"
     options = consumer.options
     injected, takes = {}, None
-    for parameter in _parameters(consumer.function, what):
+    for parameter in parameters_of(consumer.function, what):
         if parameter.name == "ctx" or parameter.annotation is Context:
             injected[parameter.name] = "ctx"
         elif parameter.name == "attempt":
@@ -120,8 +168,8 @@ def compile_consumer(consumer: Consumer) -> Plan:
         arguments=(Argument("signal", 1, (), None, None, None, "input.signal"),),
         dependencies=(),
         retries=options["retries"],
-        backoff=_compile_backoff(options["backoff"], what, ()),
-        timeout_ns=_nanoseconds(options["timeout"]),
+        backoff=compile_backoff(options["backoff"], what, ()),
+        timeout_ns=nanoseconds(options["timeout"]),
         takes_signal=takes,
         token_in=("input.signal",),
     )
@@ -130,7 +178,7 @@ def compile_consumer(consumer: Consumer) -> Plan:
         workflow=consumer.name,
         digest=plan_digest(consumer.name, DEFAULT_TTL, step.name, ("signal",), (step,)),
         ttl=DEFAULT_TTL,
-        deadline_ns=_nanoseconds(options["deadline"]),
+        deadline_ns=nanoseconds(options["deadline"]),
         undo_timeout_ns=60_000_000_000,
         grace_ns=2_000_000_000,
         redeliveries=3,
@@ -148,73 +196,190 @@ def compile_consumer(consumer: Consumer) -> Plan:
     )
 
 
-def _compile_step(workflow: Workflow, step: Step[Any, Any], slots: Mapping[str, int], dependencies: tuple[int, ...]) -> PlanStep:
+def _compile_step(
+    workflow: Workflow, step: Step[Any, Any], slots: Mapping[str, int], dependencies: tuple[int, ...], address: str
+) -> PlanStep:
     what = f"step {step.name!r} of {workflow.name!r}"
+    parameters = parameters_of(step.function, what) if step.kind is None else step.kind.parameters(what)
+    arguments, injected = _bind(workflow, step, slots, what, parameters)
+    if step.kind is None:
+        compiled = function_step(workflow, step, arguments, injected, what)
+    else:
+        site = Site(workflow, step, what, f"{address}/{step.name}", arguments)
+        compiled = PlanStep(
+            0, step.name, "", NO_FUNCTION, "inline", arguments, (), container=step.kind.compile(site), kind=step.kind.label
+        )
+    compiled.index, compiled.name, compiled.address = slots[step.name], step.name, f"{address}/{step.name}"
+    compiled.dependencies, compiled.deferred = dependencies, step.deferred
+    for role in ("when", "guard"):
+        if (function := step.options.get(role)) is not None:
+            callback, extra = _compile_predicate(workflow, role, function, arguments, slots, dependencies, what)
+            setattr(compiled, role, callback)
+            compiled.when_arguments += tuple(argument for argument in extra if argument not in compiled.when_arguments)
+    decided = compiled.container is not None or any(argument.transform is not None for argument in arguments)
+    compiled.decides = decided or compiled.when is not None or compiled.guard is not None
+    compiled.forward_code = compiled.code("forward", 1)
+    return compiled
+
+
+NO_FUNCTION = Callback(print, False, {}, ())
+"""Stands where a container has no function of its own."""
+
+
+class Site(typing.NamedTuple):
+    """Where a kind is compiled."""
+
+    workflow: Workflow
+    step: Step[Any, Any]
+    what: str
+    address: str
+    arguments: tuple[Argument, ...]
+
+    def body(self, nested: Workflow, address: str) -> Plan:
+        """A workflow as a body: its steps are addressed below `address`.
+
+        Raises:
+            CycleError: it is nested in itself.
+            DefinitionError: or another of its kinds.
+        """
+        return nested.nested_plan(address)
+
+    def function_body(
+        self, function: Callable[..., Any], name: str, address: str, *, special: Mapping[str, str] = MappingProxyType({})
+    ) -> Plan:
+        """A body of one step made from a function; its inputs are the function's parameters.
+
+        Args:
+            special: parameter → the input it is given, where that is called otherwise.
+        """
+        workflow, step = self.workflow, self.step
+        arguments, injected, inputs = [], {}, []
+        for parameter in parameters_of(function, self.what):
+            injection = injected_as(workflow, parameter) if parameter.name not in special else None
+            if injection is not None:
+                injected[parameter.name] = injection
+                continue
+            field = special.get(parameter.name, parameter.name)
+            known = any(argument.name == field for argument in self.arguments)
+            if not known and parameter.name not in special and parameter.has_default:
+                continue
+            if field not in inputs:
+                inputs.append(field)
+            convert = converter(parameter.annotation, f"{self.what}, parameter {parameter.name!r}")
+            arguments.append(Argument(parameter.name, 1 + inputs.index(field), (), None, convert, None, f"input.{field}"))
+        compiled = function_step(workflow, step, tuple(arguments), injected, self.what, function=function)
+        compiled.name, compiled.address = name, address
+        compiled.forward_code = compiled.code("forward", 1)
+        return single_step_plan(workflow, compiled, tuple(inputs))
+
+
+def single_step_plan(workflow: Workflow, step: PlanStep, inputs: tuple[str, ...]) -> Plan:
+    """A body of one step."""
+    return Plan(
+        workflow=workflow.name,
+        digest=plan_digest(step.address, 0, step.name, inputs, (step,)),
+        ttl=workflow.ttl,
+        deadline_ns=None,
+        undo_timeout_ns=int(workflow.undo_timeout * 1e9),
+        grace_ns=int(workflow.grace * 1e9),
+        redeliveries=workflow.redeliveries,
+        steps=(step,),
+        by_name={step.name: 0},
+        inputs=inputs,
+        initial=(0,),
+        missing=(0,),
+        returns=0,
+        errors={},
+        resources=workflow.resources,
+        depth=1,
+        leaves_nothing=leaves_nothing((step,)),
+    )
+
+
+def function_step(
+    workflow: Workflow,
+    step: Step[Any, Any],
+    arguments: tuple[Argument, ...],
+    injected: dict[str, str],
+    what: str,
+    *,
+    function: Callable[..., Any] | None = None,
+    undo: bool = True,
+) -> PlanStep:
+    """A step that calls a function, with the options of its declaration; its name and places are still to be filled in.
+
+    Args:
+        function: instead of the declared one.
+        undo: whether the declared undo is compiled too.
+    """
+    function = function or step.function
     options = step.options
-    arguments, injected = _bind(workflow, step, slots, what)
     takes = tuple(argument.name for argument in arguments)
-    is_async = is_coroutine_function(step.function)
+    is_async = is_coroutine_function(function)
     compiled = PlanStep(
-        index=slots[step.name],
-        name=step.name,
-        address=f"{workflow.name}/{step.name}",
-        run=Callback(step.function, is_async, injected, takes, resources=_resources_of(injected)),
+        index=0,
+        name="",
+        address="",
+        run=Callback(function, is_async, injected, takes, resources=resources_among(injected)),
         spawn=options.get("spawn") or ("loop" if is_async else "thread"),
         required=options.get("required", True),
         priority=options.get("priority", 0),
         limit=options.get("limit"),
         policies=tuple(options.get("policies") or ()),
         arguments=arguments,
-        dependencies=dependencies,
+        dependencies=(),
         retries=options.get("retries", 0),
-        backoff=_compile_backoff(options.get("backoff"), what, takes),
-        retry_on=_exception_types(options.get("retry_on", Exception), what),
-        timeout_ns=_nanoseconds(options.get("timeout")),
+        backoff=compile_backoff(options.get("backoff"), what, takes),
+        retry_on=exception_types(options.get("retry_on", Exception), what),
+        timeout_ns=nanoseconds(options.get("timeout")),
+        kind=step.label,
         token_in=tuple(argument.reference for argument in arguments),
     )
-    if step.undo_function is not None:
-        compiled.undo = _callback("undo", step.undo_function, takes, f"undo of {what}", workflow)
+    for policy in compiled.policies:
+        policy.check(takes)
+    if step.undo_function is not None and undo:
+        compiled.undo = compile_callback("undo", step.undo_function, takes, f"undo of {what}", workflow)
         compiled.undo.in_doubt, compiled.undo.retries = step.undo_in_doubt, step.undo_retries
-        if (
-            step.undo_in_doubt
-            and "result" not in compiled.undo.injected.values()
-            and not compiled.undo.takes
-            and not compiled.undo.injected
-        ):
+        if step.undo_in_doubt and not compiled.undo.takes and not compiled.undo.injected:
             raise DefinitionError(f"undo of {what}: with in_doubt=True it needs `ctx` or an argument to know what to look for")
     if step.compensate_function is not None:
-        compiled.compensate = _callback("compensate", step.compensate_function, takes, f"compensate of {what}", workflow)
-    for role in ("when", "guard"):
-        if (function := options.get(role)) is not None:
-            callback, extra = _compile_predicate(workflow, role, function, arguments, slots, dependencies, what)
-            setattr(compiled, role, callback)
-            compiled.when_arguments += tuple(argument for argument in extra if argument not in compiled.when_arguments)
-    decided = any(argument.transform is not None for argument in arguments)
-    compiled.decides = decided or compiled.when is not None or compiled.guard is not None
-    compiled.forward_code = compiled.code("forward", 1)
+        compiled.compensate = compile_callback("compensate", step.compensate_function, takes, f"compensate of {what}", workflow)
     return compiled
 
 
+def injected_as(workflow: Workflow, parameter: Parameter) -> str | None:
+    """What a parameter is given that is neither input nor result: `ctx`, `attempt`, or `resource:name`."""
+    if parameter.annotation is Context:
+        return "ctx"
+    if parameter.name in ("ctx", "attempt"):
+        return parameter.name
+    resource = resource_for(workflow, parameter)
+    return None if resource is None else f"resource:{resource}"
+
+
 def _bind(
-    workflow: Workflow, step: Step[Any, Any], slots: Mapping[str, int], what: str
+    workflow: Workflow, step: Step[Any, Any], slots: Mapping[str, int], what: str, parameters: Iterable[Parameter]
 ) -> tuple[tuple[Argument, ...], dict[str, str]]:
     bind = dict(step.options.get("bind") or {})
     arguments, injected = [], {}
-    for parameter in _parameters(step.function, what):
+    for parameter in parameters:
         source = bind.pop(parameter.name, None)
-        if source is None and (parameter.annotation is Context or parameter.name in ("ctx", "attempt")):
-            injected[parameter.name] = "ctx" if parameter.annotation is Context else parameter.name
-            continue
-        resource = _resource(workflow, parameter) if source is None and parameter.name not in slots else None
-        if resource is not None:
-            injected[parameter.name] = f"resource:{resource}"
+        injection = None
+        if source is None and (
+            parameter.name not in slots or parameter.name in RESERVED_FOR_CONTEXT or parameter.annotation is Context
+        ):
+            injection = injected_as(workflow, parameter)
+        if injection is not None:
+            injected[parameter.name] = injection
             continue
         if source is None and parameter.name in ("result", "error"):
             raise DefinitionError(
                 f"{what}: {parameter.name!r} is reserved for undo and compensate; rename the parameter or bind it"
             )
-        if source is None and parameter.name not in slots:
-            if parameter.has_default:
+        if source is None and slots.get(parameter.name, -1) < 0:
+            if parameter.has_default or step.deferred:
+                if step.deferred:
+                    arguments.append(_unbound(parameter, what))
                 continue
             raise UnknownArgument(
                 f"{what}: parameter {parameter.name!r} is neither an input field nor a step.{suggest(parameter.name, slots)}"
@@ -222,11 +387,16 @@ def _bind(
         arguments.append(_argument(workflow, parameter, source, slots, what))
     for name in bind:
         taken = [argument.name for argument in arguments]
-        raise UnknownArgument(f"{what}: bind names {name!r}, which is no parameter of the function.{suggest(name, taken)}")
+        raise UnknownArgument(f"{what}: bind names {name!r}, which is no parameter of {step.noun}.{suggest(name, taken)}")
     return tuple(arguments), injected
 
 
-def _argument(workflow: Workflow, parameter: _Parameter, source: Any, slots: Mapping[str, int], what: str) -> Argument:
+def _unbound(parameter: Parameter, what: str) -> Argument:
+    """A parameter of a deferred step that whoever plans it has to bind; None if nobody does."""
+    return Argument(parameter.name, -1, (), None, converter(parameter.annotation, what), None, "unbound")
+
+
+def _argument(workflow: Workflow, parameter: Parameter, source: Any, slots: Mapping[str, int], what: str) -> Argument:
     convert = converter(parameter.annotation, f"{what}, parameter {parameter.name!r}")
     if source is None:
         source = Input(parameter.name) if parameter.name in workflow.input_model.model_fields else Result(parameter.name)
@@ -247,15 +417,18 @@ def _dependency_names(workflow: Workflow, step: Step[Any, Any], *, strict: bool 
     found: dict[str, None] = {}
     bind = step.options.get("bind") or {}
     if step.takes is None:
-        step.takes = tuple(parameter.name for parameter in _parameters(step.function, what))
+        parameters = parameters_of(step.function, what) if step.kind is None else step.kind.parameters(what)
+        step.takes = tuple(parameter.name for parameter in parameters)
     for parameter in step.takes:
-        if bind.get(parameter) is None and parameter in workflow.steps and parameter not in ("ctx", "attempt"):
+        if bind.get(parameter) is None and parameter in workflow.steps and parameter not in RESERVED_FOR_CONTEXT:
             found[parameter] = None
     for name, source in bind.items():
         if not isinstance(source, Source):
             raise DefinitionError(f"{what}: bind[{name!r}] is {source!r}; use Input(name, …), Result(step, …) or Value(v)")
         if isinstance(source, Result):
             _require(source.step, workflow.steps, f"{what}: bind[{name!r}] takes the result of", strict, found)
+        elif isinstance(source, Element):
+            raise DefinitionError(f"{what}: bind[{name!r}] is {source!r}; there are elements only inside a map")
         elif isinstance(source, Input):
             _require(source.name, workflow.input_model.model_fields, f"{what}: bind[{name!r}] takes the input field", True, {})
     after = step.options.get("after") or ()
@@ -290,7 +463,7 @@ def _compile_predicate(
     if is_coroutine_function(function):
         raise DefinitionError(f"{what}: `{role}` is decided on the supervisor's turn and cannot await; make it a plain function")
     own = {argument.name for argument in arguments}
-    parameters = _parameters(function, f"`{role}` of {what}")
+    parameters = parameters_of(function, f"`{role}` of {what}")
     extra = []
     for parameter in parameters:
         if parameter.name in own:
@@ -307,7 +480,7 @@ def _compile_predicate(
     return Callback(function, False, {}, takes), tuple(extra)
 
 
-def _resource(workflow: Workflow, parameter: _Parameter) -> str | None:
+def resource_for(workflow: Workflow, parameter: Parameter) -> str | None:
     """The resource a parameter asks for, by its name or else by its annotation.
 
     Raises:
@@ -327,25 +500,25 @@ def _resource(workflow: Workflow, parameter: _Parameter) -> str | None:
     return found[0] if found else None
 
 
-def _resources_of(injected: Mapping[str, str]) -> tuple[str, ...]:
+def resources_among(injected: Mapping[str, str]) -> tuple[str, ...]:
     prefix = "resource:"
     return tuple(what.removeprefix(prefix) for what in injected.values() if what.startswith(prefix))
 
 
-def _compile_backoff(backoff: Any, what: str, takes: Sequence[str]) -> Backoff | Callback | None:
+def compile_backoff(backoff: Any, what: str, takes: Sequence[str]) -> Backoff | Callback | None:
     if backoff is None or isinstance(backoff, Backoff):
         return backoff
     if callable(backoff):
-        return _callback("backoff", backoff, takes, f"backoff of {what}")
+        return compile_callback("backoff", backoff, takes, f"backoff of {what}")
     raise DefinitionError(f"{what}: backoff={backoff!r}; give a Backoff(initial, factor, cap, jitter) or a function")
 
 
-def _callback(
+def compile_callback(
     role: str, function: Callable[..., Any], takes: Sequence[str], what: str, workflow: Workflow | None = None
 ) -> Callback:
     injected, taken, convert_result = {}, [], None
-    for parameter in _parameters(function, what):
-        resource = _resource(workflow, parameter) if workflow is not None and parameter.name not in takes else None
+    for parameter in parameters_of(function, what):
+        resource = resource_for(workflow, parameter) if workflow is not None and parameter.name not in takes else None
         if parameter.annotation is Context:
             injected[parameter.name] = "ctx"
         elif parameter.name in _INJECTABLE[role]:
@@ -359,11 +532,11 @@ def _callback(
         elif not parameter.has_default:
             allowed = [*sorted(_INJECTABLE[role]), *takes]
             raise UnknownArgument(f"{what}: parameter {parameter.name!r} is not to be had there.{suggest(parameter.name, allowed)}")
-    is_async, resources = is_coroutine_function(function), _resources_of(injected)
+    is_async, resources = is_coroutine_function(function), resources_among(injected)
     return Callback(function, is_async, injected, tuple(taken), convert_result=convert_result, resources=resources)
 
 
-def _parameters(function: Callable[..., Any], what: str) -> list[_Parameter]:
+def parameters_of(function: Callable[..., Any], what: str) -> list[Parameter]:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
@@ -376,7 +549,7 @@ def _parameters(function: Callable[..., Any], what: str) -> list[_Parameter]:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise DefinitionError(f"{what}: {parameter.name!r} is positional-only, but arguments are passed by name")
         annotation = hints.get(parameter.name, parameter.annotation)
-        found.append(_Parameter(parameter.name, annotation, parameter.default is not parameter.empty))
+        found.append(Parameter(parameter.name, annotation, parameter.default is not parameter.empty))
     return found
 
 
@@ -402,7 +575,7 @@ def _hint(function: Any, name: str, kind: Any) -> dict[str, Any]:
         return {}
 
 
-def _exception_types(retry_on: Any, what: str) -> tuple[type[BaseException], ...]:
+def exception_types(retry_on: Any, what: str) -> tuple[type[BaseException], ...]:
     kinds = tuple(retry_on) if isinstance(retry_on, Sequence) else (retry_on,)
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
@@ -410,7 +583,7 @@ def _exception_types(retry_on: Any, what: str) -> tuple[type[BaseException], ...
     return kinds
 
 
-def _nanoseconds(seconds: float | None) -> int | None:
+def nanoseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1e9)
 
 
@@ -421,4 +594,4 @@ def with_function(step: PlanStep, function: Callable[..., Any]) -> PlanStep:
         DefinitionError: it is no function, or asks for something else.
     """
     takes = [argument.name for argument in step.arguments]
-    return replace(step, run=_callback("run", function, takes, f"replacement of {step.address!r}"))
+    return replace(step, run=compile_callback("run", function, takes, f"replacement of {step.address!r}"))

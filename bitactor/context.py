@@ -49,7 +49,7 @@ class Context:
     @property
     def step(self) -> str:
         """The step's path within the workflow."""
-        return self.signal.name.rpartition("/")[2]
+        return self.signal.path or self.signal.name.removeprefix(f"{self.workflow}/")
 
     @property
     def attempt(self) -> int:

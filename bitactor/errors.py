@@ -19,6 +19,7 @@ BitActorError
 │   ├── StepTimeout            one attempt took longer than its timeout
 │   ├── DeadlineExceeded       the transaction's time is up
 │   ├── TtlExpired             the hop budget is used up
+│   ├── TooManyHops            more hops than the workflow's `max_hops`
 │   ├── InvalidOutcome         a step returned what cannot be carried or is not allowed there
 │   ├── UndoFailed             an undo raised, or cannot take doubt
 │   ├── WorkerLost             the process that ran the hop is gone
@@ -121,6 +122,10 @@ class DeadlineExceeded(RunError):
 
 class TtlExpired(RunError):
     """A hop's causes had no hop budget left."""
+
+
+class TooManyHops(RunError):
+    """The transaction would have taken more hops than its workflow's `max_hops` allows."""
 
 
 class InvalidOutcome(RunError):

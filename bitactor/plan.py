@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from bitactor.arguments import Argument
 from bitactor.errors import CycleError, WorkflowTooDeep
 from bitactor.ids import path_code
+from bitactor.kinds.port import Container
+from bitactor.kinds.scope import Scope
 from bitactor.patterns.port import Policy
 from bitactor.policy import Backoff
 from bitactor.resources import Resource
@@ -41,8 +43,9 @@ class PlanStep:
 
     index: int
     name: str
+    """Its path within the transaction; in a scope, with all that lies above it."""
     address: str
-    """`workflow/step`: what a signal for it is addressed to, and the name its hosts register."""
+    """`workflow/step`: what a signal for it is addressed to, and the name its hosts register; the same for all instances."""
     run: Callback
     spawn: str
     arguments: tuple[Argument, ...]
@@ -69,6 +72,18 @@ class PlanStep:
     undo: Callback | None = None
     decides: bool = False
     """Whether the supervisor has something to evaluate before the step can be spawned (`when`, transforms)."""
+    container: Container | None = None
+    """Set: it is no hop, but opens scopes."""
+    kind: str = "step"
+    """What people call it."""
+    unread: bool = False
+    """Whether its function is given its arguments undecoded, as `tokens`."""
+    deferred: bool = False
+    """Whether it is planned only where a `Then` asks for it."""
+    scope: Scope | None = None
+    """The scope it was planned in; None for those of the plan itself."""
+    stands_for: int = -1
+    """The step it replaces; what waits for that one waits for this one."""
     takes_signal: str | None = None
     """For a consumer: the parameter that takes the signal itself."""
     token_in: tuple[str, ...] = ()
@@ -119,6 +134,36 @@ class Plan:
     """How many hops of one transaction run at once; None: as many as are ready."""
     max_hops: int | None = None
     """How many hops one transaction may take, undo not counted; None: no limit."""
+    deferred: Mapping[str, PlanStep] = field(default_factory=dict)
+    """Steps that a `Then` may plan, by name; their places are those of this plan."""
+    depth: int = 0
+    """Hops on its longest path."""
+    leaves_nothing: bool = False
+    """Whether none of its steps, nor of their bodies', has an undo: a settled scope of it need not be kept."""
+
+    @property
+    def containers(self) -> tuple[PlanStep, ...]:
+        """Its steps, on all levels, that are made of other steps."""
+        if self._containers is None:
+            self._containers = tuple(step for step in self.all_steps() if step.container is not None)
+        return self._containers
+
+    def all_steps(self) -> Iterator[PlanStep]:
+        """Its steps, those it may plan later, and those of its containers' bodies; an address appears once."""
+        for step in (*self.steps, *self.deferred.values()):
+            yield step
+            if step.container is not None:
+                for body in step.container.bodies:
+                    yield from body.all_steps()
+
+    def at_address(self, address: str) -> PlanStep | None:
+        """The step a signal is addressed to."""
+        if not self._addresses:
+            self._addresses.update((step.address, step) for step in self.all_steps())
+        return self._addresses.get(address)
+
+    _addresses: dict[str, PlanStep] = field(default_factory=dict)
+    _containers: tuple[PlanStep, ...] | None = None
     listens: str = ""
     """For a consumer: the signal name it listens to."""
     group: str = ""
@@ -155,31 +200,50 @@ def order(dependencies: Mapping[str, Sequence[str]], owner: str) -> list[str]:
     return list(placed)
 
 
-def longest_path(dependencies: Mapping[str, Sequence[str]], ordered: Iterable[str]) -> list[str]:
-    """The names along the longest chain of dependencies."""
+def longest_path(
+    dependencies: Mapping[str, Sequence[str]], ordered: Iterable[str], depths: Mapping[str, int] | None = None
+) -> tuple[int, list[str]]:
+    """The longest chain of dependencies: how many hops it takes, and the names along it.
+
+    Args:
+        depths: how many hops a name itself takes, where that is not one.
+    """
     best: dict[str, tuple[int, str | None]] = {}
     for name in ordered:
         parents = [(best[parent][0], parent) for parent in dependencies[name] if parent in best]
         depth, parent = max(parents, key=lambda item: item[0], default=(0, None))
-        best[name] = (depth + 1, parent)
+        best[name] = (depth + (depths or {}).get(name, 1), parent)
     if not best:
-        return []
+        return 0, []
     at: str | None = max(best, key=lambda name: best[name][0])
-    path = []
+    assert at is not None
+    longest, path = best[at][0], []
     while at is not None:
         path.append(at)
         at = best[at][1]
-    return path[::-1]
+    return longest, path[::-1]
 
 
-def refuse_too_deep(owner: str, ttl: int, dependencies: Mapping[str, Sequence[str]], ordered: Iterable[str]) -> None:
-    """Raises `WorkflowTooDeep`, naming the path, if the longest one has more than `ttl` hops."""
-    path = longest_path(dependencies, ordered)
-    if len(path) > ttl:
+def refuse_too_deep(
+    owner: str,
+    ttl: int,
+    dependencies: Mapping[str, Sequence[str]],
+    ordered: Iterable[str],
+    depths: Mapping[str, int] | None = None,
+) -> int:
+    """The number of hops on the longest path.
+
+    Raises:
+        WorkflowTooDeep: it is more than `ttl`; names the path.
+    """
+    longest, path = longest_path(dependencies, ordered, depths)
+    if longest > ttl:
+        shown = [f"{name} ({depths[name]} hops)" if depths and depths.get(name, 1) != 1 else name for name in path]
         raise WorkflowTooDeep(
-            f"{owner}: {len(path)} hops in a row, but ttl={ttl}: {' → '.join(path)}; "
-            f"raise ttl to {len(path)}, let steps run side by side, or emit a signal to continue elsewhere"
+            f"{owner}: {longest} hops in a row, but ttl={ttl}: {' → '.join(shown)}; "
+            f"raise ttl to {longest}, let steps run side by side, or emit a signal to continue elsewhere"
         )
+    return longest
 
 
 def plan_digest(workflow: str, ttl: int, returns: str, inputs: Sequence[str], steps: Iterable[PlanStep]) -> str:
@@ -192,5 +256,6 @@ def plan_digest(workflow: str, ttl: int, returns: str, inputs: Sequence[str], st
             *(str(index) for index in step.dependencies),
             "u" if step.undo else "",
             "w" if step.when else "",
+            *((step.kind, *(body.digest for body in step.container.bodies)) if step.container is not None else ()),
         ]
     return blake2b("\x00".join(said).encode(), digest_size=8).hexdigest()

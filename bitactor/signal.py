@@ -67,6 +67,8 @@ class Signal(NamedTuple):
     retries_left: int = 0
     trail: tuple[str, ...] = ()
     """Names this work came through across transactions, oldest first (the last 32)."""
+    path: str = ""
+    """The step's path within the transaction, where that is more than `name` says: in a scope, or a later generation."""
 
 
 class Reply(NamedTuple):
@@ -86,6 +88,8 @@ class Reply(NamedTuple):
     """(name, token) in the order they were emitted."""
     elapsed_ns: int = 0
     reason: str = ""
+    planned: bytes | None = None
+    """The steps that a `Then` plans, packed."""
 
 
 class Cancel(NamedTuple):

@@ -16,14 +16,27 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
 
+from bitactor.arguments import Element, Input, Result, Source
 from bitactor.compiling import compile_consumer, compile_workflow, dependencies_of, known_dependencies, named_later
-from bitactor.errors import DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
+from bitactor.errors import CycleError, DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
 from bitactor.functions import is_coroutine_function
+from bitactor.kinds.collect import gather
+from bitactor.kinds.compose import Compose
+from bitactor.kinds.debug import look
+from bitactor.kinds.flunk import refuse
+from bitactor.kinds.group import Group
+from bitactor.kinds.iterate import Iterate
+from bitactor.kinds.kind import Kind
+from bitactor.kinds.map import Map
+from bitactor.kinds.recurse import Recurse
+from bitactor.kinds.switch import Switch
+from bitactor.kinds.template import fill_in
 from bitactor.patterns.port import Policy
 from bitactor.plan import SPAWNS, Plan, order, refuse_too_deep
 from bitactor.policy import Backoff
 from bitactor.resources import Resource
 from bitactor.signal import DEFAULT_TTL, MAX_TTL
+from bitactor.then import Planned, planned
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,11 +51,26 @@ DEFAULT_UNDO_RETRIES = 3
 class Step(Generic[P, R]):
     """A declared step.  Calling it calls the function it was made from."""
 
-    def __init__(self, workflow: Workflow, name: str, function: Callable[P, R], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        workflow: Workflow,
+        name: str,
+        function: Callable[P, R],
+        options: Mapping[str, Any],
+        *,
+        kind: Kind | None = None,
+        label: str = "step",
+        deferred: bool = False,
+    ) -> None:
         self.workflow = workflow
         self.name = name
         self.function = function
         self.options = options
+        self.kind = kind
+        """Set: it is made of other steps."""
+        self.label = label if kind is None else kind.label
+        """What people call its kind."""
+        self.deferred = deferred
         self.undo_function: Callable[..., Any] | None = None
         self.undo_in_doubt = False
         self.undo_retries = DEFAULT_UNDO_RETRIES
@@ -61,6 +89,21 @@ class Step(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<Step {self.workflow.name}/{self.name}>"
 
+    @property
+    def noun(self) -> str:
+        """What its parameters are parameters of."""
+        return "the function" if self.kind is None else f"the {self.label}"
+
+    def planned(
+        self, name: str | None = None, *, bind: Mapping[str, Any] | None = None, after: Iterable[str | Step[Any, Any]] = ()
+    ) -> Planned:
+        """This step, to be planned by a `Then`: under another name, with other sources for some of its arguments.
+
+        Raises:
+            DefinitionError: the name is none, or a source.
+        """
+        return planned(self.name, name, bind, after)
+
     @overload
     def undo(self, function: F, /) -> F: ...
 
@@ -74,6 +117,7 @@ class Step(Generic[P, R]):
         With `in_doubt=True` it is also called, with `result=None`, when nobody knows whether the step happened.
         """
         _refuse_negative(f"{self.workflow.name}/{self.name}.undo", "retries", retries)
+        self._refuse_for_nested("undo", "the steps within it have theirs, and are undone one by one")
 
         def declare(function: F) -> F:
             if self.undo_function is not None:
@@ -92,6 +136,7 @@ class Step(Generic[P, R]):
         The function may take `error`, `attempt`, the step's own arguments and `ctx`.  It returns None (fail and undo), `Retry`,
         `Continue(value)` or `Halt`.
         """
+        self._refuse_for_nested("compensate", "the steps within it have theirs")
         if self.compensate_function is not None:
             raise DuplicateName(
                 f"step {self.name!r} of {self.workflow.name!r} has a compensate already: {_called(self.compensate_function)}"
@@ -99,6 +144,10 @@ class Step(Generic[P, R]):
         self.compensate_function = function
         self.workflow._changed(self)
         return function
+
+    def _refuse_for_nested(self, role: str, why: str) -> None:
+        if self.kind is not None and self.function is _no_function:
+            raise DefinitionError(f"{self.label} {self.name!r} of {self.workflow.name!r} cannot have {role}: {why}")
 
 
 class Workflow:
@@ -162,6 +211,7 @@ class Workflow:
         self.steps: dict[str, Step[Any, Any]] = {}
         self.returned: str | None = None
         self._plan: Plan | None = None
+        self._compiling = False
         self._depths: dict[str, int] = {}
         self._named_later: set[str] = set()
         clash = next((field for field in self.input_model.model_fields if field in RESERVED), None)
@@ -225,6 +275,188 @@ class Workflow:
         options = _fixed(self.name, options)
         return declare if function is None else declare(function)
 
+    def deferred(self, function: Any = None, /, **options: Any) -> Any:
+        """Declare a function as a step that runs only where a `Then` plans it; bare, or with the options of `step`.
+
+        A parameter that names neither an input field nor a step is bound by whoever plans it; unbound it is None.
+        """
+        _refuse_unknown_options(self.name, options)
+        options = _fixed(self.name, options)
+
+        def declare(function: Callable[..., Any]) -> Step[..., Any]:
+            return self._declare(function, options, deferred=True)
+
+        return declare if function is None else declare(function)
+
+    # Kinds
+
+    def map(self, function: Any = None, /, **options: Any) -> Any:
+        """Declare a function, or a nested workflow, over the elements of something that can be iterated; see `bitactor.kinds.map`.
+
+            @orders.map(over="rows", batch=100)
+            def clean(element: dict, rate: float) -> dict: ...
+
+            orders.map(name="ship_all", workflow=shipping, over=Result("load", "orders"), bind={"order": Element()})
+
+        The function takes the element as `element`, or by `bind={"row": Element(*path)}`, its position as `index`, and what any step may take.
+        The result is the list of results; see `keep`, `reduce` and `on_error` for others.
+
+        Options beside those of `step`:
+            over: a step or input field, `Input`, `Result`, `Value`; or a factory: a function of inputs, results and resources that answers with
+                an iterable, an iterator, or an async one.  A factory that takes `start` is told how many elements to leave out.
+            workflow: a nested workflow for each element, instead of a function.
+            batch: how many elements are in memory at once, and, over a function, in one hop.
+            ordered: results in the order of the elements; otherwise as they complete.
+            on_error: `fail`, or `collect`: the result is then `{"results": […], "errors": [{"index", "element", "error"}, …]}`.
+            keep: False keeps no results; the result is then `{"count": …}`.
+            reduce: a function of what was reduced so far and the results of a batch; the result is what it makes in the end.
+            initial: where `reduce` begins.
+            whole: the function takes a whole batch as `elements`, and answers once for it.
+            retries, timeout, policies, …: of a batch, when it is over a function.
+        """
+        own = {name: options.pop(name, default) for name, default in _MAP_OPTIONS.items()}
+        if own["over"] is None:
+            raise DefinitionError(f"a map of {self.name!r} needs over=: what to iterate")
+        elements = {name: source for name, source in (options.get("bind") or {}).items() if isinstance(source, Element)}
+        options["bind"] = {name: source for name, source in (options.get("bind") or {}).items() if name not in elements}
+        over = own["over"]
+        if isinstance(over, str | Step):
+            over = self._named(over)
+        if isinstance(over, Source):
+            options["bind"]["(over)"] = over
+
+        def make(what: str, function: Callable[..., Any] | None) -> Kind:
+            return Map(what, function=function, elements=elements, **{**own, "over": over})
+
+        if own["workflow"] is not None and function is None:
+            return self._declare_nested(options, lambda what: make(what, None))
+        return self._declare_with_function(function, options, make)
+
+    def iterate(self, function: Any = None, /, **options: Any) -> Any:
+        """Declare a function that is called again and again on what it answered before; see `bitactor.kinds.iterate`.
+
+        Options beside those of `step`:
+            start: what the first round gets as `state`: a step or input field, `Input`, `Result` or `Value`.
+            until: a predicate over the result that says whether that is enough.
+            at_most: the bound, in rounds; obligatory.
+        """
+        start, until, at_most = options.pop("start", None), options.pop("until", None), options.pop("at_most", None)
+        if start is None:
+            raise DefinitionError(f"an iterate of {self.name!r} needs start=: what the first round gets as its state")
+        options["bind"] = {**(options.get("bind") or {}), "(start)": self._source(start)}
+        return self._declare_with_function(function, options, lambda what, function: Iterate(what, function, until, at_most))
+
+    def compose(self, name: str, workflow: Workflow, **options: Any) -> Step[..., Any]:
+        """Declare a nested workflow as one step; its inputs are found by name, or by `bind`.  See `bitactor.kinds.compose`.
+
+        Options: bind, after, when, guard.
+        """
+        return self._declare_nested({**options, "name": name}, lambda what: Compose(what, workflow))
+
+    def switch(
+        self,
+        name: str,
+        on: str | Step[Any, Any] | Source,
+        cases: Mapping[Any, Any] | Sequence[tuple[Any, Any]],
+        *,
+        default: Workflow | Callable[..., Any] | None = None,
+        optional: bool = False,
+        **options: Any,
+    ) -> Step[..., Any]:
+        """Declare ordered cases, of which the first that fits `on` is run; see `bitactor.kinds.switch`.
+
+        Args:
+            on: what is looked at: a step or input field, `Input`, `Result` or `Value`.
+            cases: value or predicate → branch: a workflow, or a function that makes a step.
+            default: the branch when none fits; without one that is an error,
+            optional: or, if True, the switch is skipped.
+            options: bind, after, when, guard.
+        """
+        options["bind"] = {**(options.get("bind") or {}), "(on)": self._source(on)}
+        return self._declare_nested({**options, "name": name}, lambda what: Switch(what, cases, default, optional))
+
+    def group(
+        self,
+        name: str,
+        workflow: Workflow,
+        *,
+        before_all: Callable[..., Any] | None = None,
+        after_all: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> Step[..., Any]:
+        """Declare a nested workflow with a step before and a step after it; see `bitactor.kinds.group`.
+
+        Options: bind, after, when, guard.
+        """
+        return self._declare_nested({**options, "name": name}, lambda what: Group(what, workflow, before_all, after_all))
+
+    def recurse(
+        self, name: str, workflow: Workflow, *, at_most: int, until: Callable[[Any], bool] | None = None, **options: Any
+    ) -> Step[..., Any]:
+        """Declare a nested workflow that is repeated, each round fed with the result of the one before; see `bitactor.kinds.recurse`.
+
+        Args:
+            at_most: the bound, in rounds.
+            until: a predicate over the result that says whether that is enough.
+            options: bind, after, when, guard.
+        """
+        return self._declare_nested({**options, "name": name}, lambda what: Recurse(what, workflow, until, at_most))
+
+    def collect(
+        self, name: str, sources: Mapping[str, Any] | Sequence[Any], *, transform: Callable[..., Any] | None = None, **options: Any
+    ) -> Step[..., Any]:
+        """Declare a step that gathers results and inputs into a mapping; see `bitactor.kinds.collect`."""
+        bind = {key: self._source(source) for key, source in _named_sources(sources).items()}
+        return self._declare(gather(bind, transform), {"spawn": "inline", **options, "name": name, "bind": bind}, label="collect")
+
+    def template(self, name: str, text: str, **options: Any) -> Step[..., Any]:
+        """Declare a step that fills in a text: `{user.name}` is an argument and a path into it; see `bitactor.kinds.template`."""
+        return self._declare(fill_in(text), {"spawn": "inline", **options, "name": name}, label="template")
+
+    def debug(self, name: str, *sources: str, level: str = "info", **options: Any) -> Step[..., Any]:
+        """Declare a step that logs its arguments and context, and answers with the arguments; see `bitactor.kinds.debug`."""
+        return self._declare(look(sources, level), {"spawn": "inline", **options, "name": name}, label="debug")
+
+    def flunk(self, name: str, text: str, **options: Any) -> Step[..., Any]:
+        """Declare a step that fails, with a text filled in as a `template` is; see `bitactor.kinds.flunk`."""
+        return self._declare(refuse(text), {"spawn": "inline", **options, "name": name}, label="flunk")
+
+    def _declare_nested(self, options: Mapping[str, Any], make: Callable[[str], Kind]) -> Step[..., Any]:
+        unfit = next((option for option in options if option in _STEP_OPTIONS and option not in _NESTED_OPTIONS), None)
+        if unfit is not None:
+            raise DefinitionError(f"{options['name']!r} of {self.name!r}: {unfit}= is for the steps within it; say it there")
+        if "name" not in options:
+            raise DefinitionError(f"a step of {self.name!r} that nests a workflow needs name=")
+        _refuse_unknown_options(self.name, options)
+        return self._declare(_no_function, _fixed(self.name, options), make_kind=make)
+
+    def _declare_with_function(
+        self, function: Any, options: Mapping[str, Any], make: Callable[[str, Callable[..., Any]], Kind]
+    ) -> Any:
+        _refuse_unknown_options(self.name, options)
+        options = _fixed(self.name, options)
+        if options.get("required") is False:
+            raise DefinitionError(f"a step of {self.name!r}: required=False is for single steps, not for what is made of several")
+
+        def declare(function: Callable[..., Any]) -> Step[..., Any]:
+            inner = function.function if isinstance(function, Step) else function
+            return self._declare(function, options, make_kind=lambda what: make(what, inner))
+
+        return declare if function is None else declare(function)
+
+    def _source(self, given: Any) -> Source:
+        return given if isinstance(given, Source) else self._named(given)
+
+    def _named(self, given: Any) -> Source:
+        """A step or an input field, by its name or itself."""
+        if isinstance(given, Step):
+            return Result(given.name)
+        if not isinstance(given, str):
+            raise DefinitionError(
+                f"workflow {self.name!r}: {given!r} is no step, name or source; use Input(…), Result(…) or Value(…)"
+            )
+        return Input(given) if given in self.input_model.model_fields else Result(given)
+
     def returns(self, step: str | Step[Any, Any]) -> None:
         """Say which step's result is the workflow's; by default the last declared one's."""
         self.returned = step if isinstance(step, str) else step.name
@@ -243,8 +475,25 @@ class Workflow:
                 raise MissingReturn(
                     f"workflow {self.name!r} returns {self.returned!r}, which is no step.{suggest(self.returned, self.steps)}"
                 )
-            self._plan = compile_workflow(self)
+            self._plan = self.nested_plan(self.name)
         return self._plan
+
+    def nested_plan(self, address: str) -> Plan:
+        """The plan with its steps addressed below `address`.
+
+        Raises:
+            CycleError: it is nested in itself, directly or through others.
+            DefinitionError: or another of its kinds.
+        """
+        if self._compiling:
+            raise CycleError(f"workflow {self.name!r} is nested in itself; to repeat a workflow, use recurse with a bound")
+        if not self.steps:
+            raise MissingReturn(f"workflow {self.name!r} has no steps; declare one with @workflow.step")
+        self._compiling = True
+        try:
+            return compile_workflow(self, address)
+        finally:
+            self._compiling = False
 
     def validate_input(self, value: Any) -> dict[str, Any]:
         """`value` as the input model's fields, in plain data and models.
@@ -263,7 +512,15 @@ class Workflow:
             raise InvalidInput(f"input of {self.name!r}: {shown}", problems) from None
         return dict(model.__dict__)
 
-    def _declare(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Step[..., Any]:
+    def _declare(
+        self,
+        function: Callable[..., Any],
+        options: Mapping[str, Any],
+        *,
+        make_kind: Callable[[str], Kind] | None = None,
+        label: str = "step",
+        deferred: bool = False,
+    ) -> Step[..., Any]:
         if isinstance(function, Step):
             function = function.function
         if not callable(function):
@@ -272,6 +529,8 @@ class Workflow:
         refuse_bad_name(f"a step of {self.name!r}", name)
         if "/" in name:
             raise DefinitionError(f"workflow {self.name!r}: step name {name!r}: '/' separates workflow and step")
+        if "#" in name:
+            raise DefinitionError(f"workflow {self.name!r}: step name {name!r}: '#' separates a step and its generation")
         if name in self.steps:
             raise DuplicateName(f"workflow {self.name!r} has a step {name!r} already; give one of them name=…")
         if name in self.input_model.model_fields:
@@ -280,11 +539,15 @@ class Workflow:
             )
         if name in RESERVED:
             raise DefinitionError(f"workflow {self.name!r}: {name!r} is a reserved name ({', '.join(sorted(RESERVED))})")
-        step: Step[..., Any] = Step(self, name, function, options)
         what = f"step {name!r} of {self.name!r}"
+        kind = None if make_kind is None else make_kind(what)
+        step: Step[..., Any] = Step(self, name, function, options, kind=kind, label=label, deferred=deferred)
         refuse_bad_spawn(what, function, options.get("spawn"))
         _refuse_without_effect(what, options)
         self.steps[name] = step
+        if deferred:
+            self._plan = None
+            return step
         try:
             self._refuse_cycles_and_depth(step)
         except DefinitionError:
@@ -381,6 +644,23 @@ def consumer(
 
     return declare
 
+
+def _no_function() -> None:
+    """Stands where a step is a workflow."""
+    raise DefinitionError("this step is a workflow; run it in a mesh, or with bitactor.testing.run_workflow")
+
+
+def _named_sources(sources: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
+    if isinstance(sources, Mapping):
+        return dict(sources)
+    return {source if isinstance(source, str) else source.name: source for source in sources}
+
+
+_MAP_OPTIONS: Mapping[str, Any] = {
+    "over": None, "workflow": None, "batch": 100, "ordered": True, "on_error": "fail", "keep": True, "reduce": None, "initial": None,
+    "whole": False,
+}  # fmt: skip
+_NESTED_OPTIONS = ("name", "bind", "after", "when", "guard")
 
 RESERVED = frozenset(("ctx", "result", "error", "attempt"))
 

@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import pykka
 
 from bitactor.arguments import Bound, Carried
-from bitactor.codec import encode_token
+from bitactor.codec import encode_token, pack
 from bitactor.context import Context
 from bitactor.errors import BitActorError, Cancelled, InvalidOutcome, StepTimeout
 from bitactor.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
 from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.signal import UNDO, Fault, Reply, Signal
+from bitactor.then import Then
 from mesh.faults import MAX_MESSAGE, fault_of, plain
+from mesh.line import Urgency, urgency
 
 if TYPE_CHECKING:
+    from mesh.gate import Hold
     from mesh.host import Host
     from mesh.spawners.port import Spawner
 
@@ -39,7 +42,7 @@ Assessment = tuple["asyncio.Task[None]", BaseException, Fault]
 LONGEST_DELAY: Final = 1e9
 """Seconds; some thirty years, and still a number of nanoseconds that a journal can hold."""
 
-_VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt))
+_VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt, Then))
 
 
 class BitActor(pykka.Actor):
@@ -53,6 +56,9 @@ class BitActor(pykka.Actor):
         "arguments", "assessing", "bucket", "callback", "context", "done", "host", "kwargs", "plan", "result", "signal", "spawner", "started_ns",
         "state", "step", "stopping", "task",
     )  # fmt: skip
+
+    place: Hold | None = None
+    """What it has passed its supervisor's gate with; None for a hop without bounds, as most are."""
 
     def __init__(
         self,
@@ -196,6 +202,7 @@ class BitActor(pykka.Actor):
             after_ns=reply.after_ns,
             reason=reply.reason,
             emits=reply.emits,
+            planned=reply.planned,
         )
 
     def judge(self, verdict: Any, error: BaseException, fault: Fault) -> None:
@@ -227,6 +234,8 @@ class BitActor(pykka.Actor):
             self._refuse(verdict, "an undo may return None or Retry(…)")
         elif isinstance(verdict, Ok):
             self.settle(verdict.value, None)
+        elif isinstance(verdict, Then):
+            self._plan_more(verdict)
         elif isinstance(verdict, Retry):
             self._reply("retry", after_ns=_nanoseconds(verdict.after), reason=_reason(verdict))
         elif isinstance(verdict, Halt):
@@ -234,7 +243,15 @@ class BitActor(pykka.Actor):
         elif isinstance(verdict, Fail):
             self._reply("fail", fault=Fault("bitactor.errors:StepFailed", _reason(verdict) or "the step said so"))
         else:
-            self._refuse(verdict, "a step may return a value, Retry(…), Fail(…) or Halt(…); Continue is for compensate")
+            self._refuse(verdict, "a step may return a value, Then(…), Retry(…), Fail(…) or Halt(…); Continue is for compensate")
+
+    def _plan_more(self, verdict: Then) -> None:
+        try:
+            token, planned = encode_token(verdict.value), pack(verdict.data())
+        except BitActorError as problem:
+            self._failed(_named(problem, self))
+        else:
+            self._reply("ok", token, planned=planned)
 
     def _refuse(self, verdict: Any, allowed: str) -> None:
         error = InvalidOutcome(f"{self.signal.name!r} ({self.signal.direction}) returned {verdict!r}; {allowed}")
@@ -255,7 +272,7 @@ class BitActor(pykka.Actor):
             Reply,
             (
                 signal.transaction, signal.hop, signal.delivery, signal.epoch, "ok", token, None, None,
-                self.context.emitted() if self.context is not None else (), host.monotonic_ns() - self.started_ns, "",
+                self.context.emitted() if self.context is not None else (), host.monotonic_ns() - self.started_ns, "", None,
             ),
         )  # fmt: skip
         self.done(self, reply, None)
@@ -270,6 +287,7 @@ class BitActor(pykka.Actor):
         after_ns: int | None = None,
         reason: str = "",
         emits: tuple[tuple[str, Any], ...] = (),
+        planned: bytes | None = None,
     ) -> None:
         if self.state == ENDED:
             return
@@ -288,7 +306,7 @@ class BitActor(pykka.Actor):
             self,
             Reply(
                 signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, token, fault, after_ns, emits,
-                self.host.monotonic_ns() - self.started_ns if self.started_ns else 0, reason,
+                self.host.monotonic_ns() - self.started_ns if self.started_ns else 0, reason, planned,
             ),
             error,
         )  # fmt: skip
@@ -297,6 +315,13 @@ class BitActor(pykka.Actor):
         signal = self.signal
         elapsed_ns = self.host.monotonic_ns() - self.started_ns
         return Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, None, fault, elapsed_ns=elapsed_ns)
+
+    @property
+    def urgency(self) -> Urgency:
+        """Its turn among those that wait for a thread or a process."""
+        if self.place is not None:
+            return self.place.urgency
+        return urgency(self.signal.direction, self.step.priority)
 
     # Being a pykka actor to whoever looks
 

@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from bitactor.errors import ConfigurationError, suggest
 from mesh.spawners.thread import DEFAULT_THREADS
@@ -17,6 +17,10 @@ from mesh.spawners.thread import DEFAULT_THREADS
 PREFIX: Final = "BITACTOR_"
 _OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 """Variables that Kubernetes sets in every pod for a service that is called `bitactor`, or `bitactor-something`."""
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Places = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 
 
 class Settings(BaseSettings):
@@ -42,6 +46,9 @@ class Settings(BaseSettings):
     """Pool for `def` steps."""
     processes: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
     """Worker processes for `spawn="process"`, started when first needed."""
+    pools: dict[_Name, _Places] = Field(default_factory=dict)
+    """Places of each pool that steps name with `limit=`: so many of their hops run at once in this process, over all transactions.  In the
+    environment as JSON: `{"database": 5}`."""
     max_in_flight: int = Field(1_000_000, ge=1)
     """Transactions running at once before new stimuli wait."""
     patience: float = Field(5.0, ge=0)
@@ -80,8 +87,11 @@ def _chosen(given: Mapping[str, object]) -> Settings:
             if item["type"] == "extra_forbidden":
                 problems.append(f"{name}: no such option; known are {', '.join(sorted(Settings.model_fields))}")
             else:
-                problems.append(f"{name}={item['input']!r}: {item['msg']} (or in the environment: BITACTOR_{name.upper()})")
+                variable = str(item["loc"][0]).upper()
+                problems.append(f"{name}={item['input']!r}: {item['msg']} (or in the environment: BITACTOR_{variable})")
         raise ConfigurationError("; ".join(problems)) from None
+    except SettingsError as error:
+        raise ConfigurationError(f'{error}: BITACTOR_POOLS takes JSON, such as {{"database": 5}}') from error
 
 
 def _refuse_unknown_variables() -> None:

@@ -26,13 +26,13 @@ def shown_pulses(plan: Plan | None, pulses: Sequence[Pulse]) -> list[Pulse]:
         if saga is not None and plan is not None:
             saga.evolve(pulse)
             if pulse.kind == SPAWNED and pulse.direction == FORWARD:
-                token_in = _arguments(plan, saga, pulse)
+                token_in = _arguments(saga, pulse)
         shown.append(pulse._replace(token_in=token_in, token_out=decode_token(pulse.token_out)))
     return shown
 
 
-def _arguments(plan: Plan, saga: Saga, pulse: Pulse) -> Any:
-    step = plan.steps[plan.by_name[pulse.step]]
+def _arguments(saga: Saga, pulse: Pulse) -> Any:
+    step = saga.steps[saga.by_name[pulse.step]]
     try:
         return argument_values(step.arguments, saga.tokens, step.address, saga.decided.get(step.index))
     except (BitActorError, KeyError):

@@ -1,39 +1,175 @@
-"""How many of a consumer's transactions run at once."""
+"""What a hop with a bound passes before it is launched, and gives back when it has ended.
+
+Three bounds: the named pool of its step, its transaction's `max_concurrency`, and for consumers `concurrency`, a turn that the whole
+transaction keeps over its retries.  The turn comes first, then the other two in one moment; who holds those never waits for a turn.  Only the
+place in the named pool is lent.
+
+Undo takes its step's places too, and so does compensation that is asked after the fact; both go ahead of what begins.  A hop that outlives
+its attempt does not count any more, just as its thread does not.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import asyncio
+from collections.abc import Callable
+from typing import Final
 
-from bitactor.saga import Dispatch
+from bitactor.plan import PlanStep
+from bitactor.saga import Dispatch, HopExpired, Lost, Replied, Unrouted
+from bitactor.signal import FORWARD
+from mesh.line import urgency
+from mesh.pools import LENT, RETURNING, Claim, Pool, Pools
 from mesh.run import Run
+
+Answer = Replied | Lost | HopExpired | Unrouted
+ANSWERS: Final = frozenset((Replied, Lost, HopExpired, Unrouted))
+"""Stimuli that say that a delivery is over."""
+
+
+class Hold(Claim):
+    """The places of one delivery of one hop; or a consumer's turn, and the hop that waits for it."""
+
+    __slots__ = ("_gate", "command", "delivery", "hop", "index", "run")
+
+    def __init__(
+        self, gate: Gate, run: Run, step: PlanStep, command: Dispatch, bounds: tuple[tuple[Pool, ...], tuple[Pool, ...]]
+    ) -> None:
+        index, direction, fault = command
+        priority = step.priority + run.priority
+        super().__init__(*bounds, urgency(direction, priority, depth=run.depth, assessing=fault is not None))
+        self._gate = gate
+        self.run = run
+        self.command: Dispatch | None = command
+        """What it waits to do; None once that has begun, or is not wanted any more."""
+        self.index = index
+        self.hop = run.saga.hops[index] if direction is FORWARD else run.saga.undo_hop(index)
+        self.delivery = run.saga.deliveries[index]
+
+    @property
+    def depth(self) -> int:
+        """See `Loan.depth`."""
+        return self.run.depth
+
+    def granted(self) -> None:
+        """See `Claim.granted`."""
+        self._gate.grant(self)
 
 
 class Gate:
-    """Lets a bounded number of a consumer's transactions run at once."""
+    """All bounds of the hops that one supervisor dispatches.
 
-    def __init__(self, places: int) -> None:
-        self._free = places
-        self.waiting: deque[tuple[Run, Dispatch]] = deque()
+    Args:
+        launch: called on a turn of its own with the holds that have had to wait and need not any more; what each waited to do is its `command`.
+    """
 
-    def enter(self, who: tuple[Run, Dispatch]) -> bool:
-        """Whether there was a place; if not, `who` waits in line."""
-        if self._free > 0:
-            self._free -= 1
-            return True
-        self.waiting.append(who)
-        return False
+    def __init__(self, loop: asyncio.AbstractEventLoop, pools: Pools, launch: Callable[[list[Hold]], None]) -> None:
+        self._loop = loop
+        self._pools = pools
+        self._launch = launch
+        self._turns: dict[str, Pool] = {}
+        """By consumer."""
+        self._granted: list[Hold] = []
 
-    def leave(self) -> tuple[Run, Dispatch] | None:
-        """Give a place back; the answer is who gets it."""
-        while self.waiting:
-            run, command = self.waiting.popleft()
-            if not run.settled:
-                return run, command
-        self._free += 1
+    def enter(self, run: Run, step: PlanStep, command: Dispatch) -> Hold | None:
+        """The places of a hop, from now until `leave`; None if it has to wait for them, or for its transaction's turn.
+
+        Raises:
+            ConfigurationError: its step is limited by a pool that is not there.
+        """
+        if run.plan.concurrency is not None and not self._has_turn(run, step, command):
+            return None
+        pool = () if step.limit is None else (self._pools.find(step.limit, f"step {step.address!r}"),)
+        hold = Hold(self, run, step, command, (pool, () if run.width is None else (run.width,)))
+        if run.holds is None:
+            run.holds = {}
+        run.holds[hold.index] = hold
+        if not hold.enter():
+            return None
+        hold.command = None
+        return hold
+
+    def leave(self, hold: Hold) -> None:
+        """This delivery is over.  Twice is once."""
+        holds = hold.run.holds
+        if holds is not None and holds.get(hold.index) is hold:
+            del holds[hold.index]
+        hold.leave()
+
+    def leave_soon(self, hold: Hold) -> None:
+        """This delivery is over, but its function may still run: if it obeys at once, it has the time to."""
+        holds = hold.run.holds
+        if holds is not None and holds.get(hold.index) is hold:
+            del holds[hold.index]
+        self._loop.call_soon(hold.leave)
+
+    def answered(self, run: Run, answer: Answer) -> None:
+        """Word of a delivery that ran elsewhere, or could not even begin."""
+        hold = run.holds.get(answer.step) if run.holds is not None else None
+        if hold is None or hold.command is not None:
+            return
+        if _is_of(answer, hold):
+            self.leave(hold)
+
+    def forget(self, run: Run, index: int) -> Dispatch | None:
+        """A hop is not wanted any more: if it still waits, what it waited to do, and it waits no more."""
+        for hold in (run.turn, run.holds.get(index) if run.holds is not None else None):
+            if hold is not None and hold.command is not None and hold.index == index:
+                command, hold.command = hold.command, None
+                if hold is run.turn:
+                    run.turn = None
+                self.leave(hold)
+                return command
         return None
 
-    def forget(self, run: Run) -> bool:
-        """This one waits no more; whether it had."""
-        before = len(self.waiting)
-        self.waiting = deque(who for who in self.waiting if who[0] is not run)
-        return len(self.waiting) < before
+    def dismiss(self, run: Run, index: int) -> None:
+        """A hop was told to stop: if it has lent its place, it ends without."""
+        hold = run.holds.get(index) if run.holds is not None else None
+        if hold is not None and hold.state in (LENT, RETURNING):
+            hold.leave()
+
+    def give_back(self, run: Run, index: int) -> None:
+        """Nobody waits for this hop any more, whatever its function still does."""
+        hold = run.holds.get(index) if run.holds is not None else None
+        if hold is not None:
+            self.leave(hold)
+
+    def close(self, run: Run) -> None:
+        """A transaction has settled, or is given up here: it holds nothing and waits for nothing."""
+        for hold in (*(run.holds or {}).values(), *(() if run.turn is None else (run.turn,))):
+            hold.command = None
+            hold.leave()
+        run.holds = run.turn = None
+
+    def waiting(self, workflow: str) -> int:
+        """How many transactions of a consumer wait for their turn."""
+        pool = self._turns.get(workflow)
+        return len(pool.line) if pool is not None else 0
+
+    def grant(self, hold: Hold) -> None:
+        """See `Claim.granted`."""
+        if not self._granted:
+            self._loop.call_soon(self._flush)
+        self._granted.append(hold)
+
+    def _flush(self) -> None:
+        granted, self._granted = self._granted, []
+        self._launch(granted)
+
+    def _has_turn(self, run: Run, step: PlanStep, command: Dispatch) -> bool:
+        if run.turn is not None:
+            return True
+        name = run.plan.workflow
+        pool = self._turns.get(name)
+        if pool is None:
+            pool = self._turns[name] = Pool(name, run.plan.concurrency or 1)
+        run.turn = turn = Hold(self, run, step, command, ((), (pool,)))
+        if not turn.enter():
+            return False
+        turn.command = None
+        return True
+
+
+def _is_of(answer: Answer, hold: Hold) -> bool:
+    if isinstance(answer, Replied):
+        return (answer.reply.hop, answer.reply.delivery) == (hold.hop, hold.delivery)
+    return answer.delivery == hold.delivery

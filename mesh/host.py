@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
@@ -25,9 +25,13 @@ from bitactor.signal import UNDO, Fault, Signal
 from mesh.actor import ENDED, LONGEST_DELAY, BitActor, Done
 from mesh.eager import TaskStarter
 from mesh.faults import error_of, fault_of
+from mesh.lending import LOAN, Loan
 from mesh.sinks.context import hop_context
 from mesh.spawners import Spawner
 from mesh.wheel import TimingWheel
+
+if TYPE_CHECKING:
+    from mesh.gate import Hold
 
 logger = logging.getLogger("bitactor.host")
 
@@ -62,16 +66,27 @@ class Host:
         self.assessments: set[asyncio.Task[None]] = set()
         self._copy_context = contextvars.copy_context().copy
 
-    def launch(self, plan: Plan, step: PlanStep, signal: Signal, arguments: Bound | Carried, result: Any, done: Done) -> BitActor:
+    def launch(
+        self,
+        plan: Plan,
+        step: PlanStep,
+        signal: Signal,
+        arguments: Bound | Carried,
+        result: Any,
+        done: Done,
+        place: Hold | None = None,
+    ) -> BitActor:
         """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an undo takes back.
 
-        `done` may be called before this returns.
+        `place` is what it holds meanwhile, and may lend.  `done` may be called before this returns.
         """
         undoing = signal.direction == UNDO
         callback = step.undo if undoing and step.undo is not None else step.run
         spawner = self.spawners[_place(step, callback) if undoing else step.spawn]
         actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done)
         actor.result = result
+        if place is not None:
+            actor.place = place
         if signal.fault is not None:
             actor.begin()
             error = error_of(signal.fault, plan.errors)
@@ -96,6 +111,10 @@ class Host:
         context = self._copy_context()
         if self.traced or trace._TRACER_PROVIDER is not None:
             context.run(_enter_span, actor.signal.root, actor.signal.hop)
+        if actor.place is not None:
+            loan = Loan(self.loop, actor.place.depth)
+            loan.add(actor.place)
+            context.run(LOAN.set, loan)
         return context
 
     def assess(self, actor: BitActor, error: BaseException, fault: Fault | None = None) -> None:
@@ -105,7 +124,8 @@ class Host:
         if actor.signal.direction == UNDO or (step.compensate is None and not isinstance(step.backoff, Callback)):
             self._apply_retry_policy(actor, error, fault, None)
             return
-        task = self.loop.create_task(self._ask(actor, error, fault), name=f"assess {actor.signal.name}")
+        asking = self._ask(actor, error, fault)
+        task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.context_for(actor))
         actor.assessing = (task, error, fault)
         self.assessments.add(task)
         task.add_done_callback(self.assessments.discard)

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from bitactor.arguments import Carried
 from bitactor.codec import decode_token, encode_message, token_from_bytes
 from bitactor.errors import BitActorError, MalformedSignal, Unroutable
-from bitactor.plan import Plan
+from bitactor.plan import Plan, PlanStep
 from bitactor.signal import Cancel, Reply, Signal
 from mesh.actor import ENDED, BitActor
 from mesh.faults import fault_of
@@ -54,9 +54,8 @@ class Hosting:
         if len(self._running) >= MAX_RUNNING:
             self._answer(signal, Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "busy"))
             return
-        workflow, _, name = signal.name.rpartition("/")
-        plan = self._plans.get(workflow)
-        if plan is None or name not in plan.by_name:
+        found = self._step_at(signal.name)
+        if found is None:
             self._refuse(signal, Unroutable(f"this node does not run {signal.name!r}"))
             return
         try:
@@ -64,11 +63,22 @@ class Hosting:
         except BitActorError as error:
             self._refuse(signal, error)
             return
-        step = plan.steps[plan.by_name[name]]
+        plan, step = found
         arguments = Carried(step.arguments, values, step.address)
         actor = self._host.launch(plan, step, signal._replace(token=None), arguments, result, partial(self._done, key))
         if actor.state != ENDED:
             self._running[key] = actor
+
+    def _step_at(self, address: str) -> tuple[Plan, PlanStep] | None:
+        """The workflow whose name is the longest beginning of the address, and its step."""
+        workflow = address
+        while "/" in workflow:
+            workflow = workflow.rpartition("/")[0]
+            plan = self._plans.get(workflow)
+            step = plan.at_address(address) if plan is not None else None
+            if plan is not None and step is not None:
+                return plan, step
+        return None
 
     def cancel(self, cancel: Cancel) -> None:
         """Stop it, if it runs here."""

@@ -95,7 +95,9 @@ class Links:
             entries |= node.consumer_entries()
             for workflow in node.workflows:
                 plan = node.plans[workflow]
-                for step in plan.steps:
+                for step in plan.all_steps():
+                    if step.container is not None or step.unread:
+                        continue
                     entries[step_name(step.address)] = {"endpoint": self.endpoint, "digest": plan.digest, "window": WINDOW}
         for workflow in node.workflows:
             entries[workflow_name(workflow)] = {"endpoint": self.endpoint}

@@ -70,6 +70,8 @@ class Mesh:
         deadline: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         traceparent: str | None = None,
+        max_concurrency: int | None = None,
+        priority: int = 0,
     ) -> Transaction:
         """Begin a transaction; returns once it is kept as durably as the store promises.
 
@@ -81,6 +83,8 @@ class Mesh:
             deadline: seconds it may take, instead of the workflow's.
             metadata: plain data that every step sees as `ctx.metadata`.
             traceparent: W3C trace context of the caller; the transaction's span links to it.
+            max_concurrency: how many of its hops may run at once, instead of the workflow's.
+            priority: added to the priority of each of its steps, for whatever its hops have to wait for; 0 is the ordinary one.
 
         Raises:
             UnknownWorkflow, InvalidInput: nothing was started.
@@ -89,7 +93,15 @@ class Mesh:
         """
         name = workflow if isinstance(workflow, str) else workflow.name
         return await self.node.stimulate(
-            name, input, key=key, ttl=ttl, deadline=deadline, metadata=metadata, traceparent=traceparent
+            name,
+            input,
+            key=key,
+            ttl=ttl,
+            deadline=deadline,
+            metadata=metadata,
+            traceparent=traceparent,
+            max_concurrency=max_concurrency,
+            priority=priority,
         )
 
     async def transaction(self, transaction: str) -> Transaction:

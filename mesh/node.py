@@ -36,9 +36,11 @@ from mesh.clock import SystemClock
 from mesh.config import Settings
 from mesh.host import Host
 from mesh.ids import TimeOrderedIds, fingerprint
+from mesh.lending import LOAN
 from mesh.links import Links
 from mesh.names import consumer_name
 from mesh.outbox import Outbox
+from mesh.pools import Pools
 from mesh.recovery import Recovery, changed
 from mesh.run import Run
 from mesh.sinks import OtelSink, SinkRelay
@@ -57,6 +59,8 @@ logger = logging.getLogger("bitactor.node")
 
 T = TypeVar("T")
 MAX_WAITING_AT_GATE = 10_000
+MOST = 1_000_000_000
+"""For a run's own priority and bounds, so that a journal can hold them."""
 """Seconds at most between two tries to carry on after the journal could not be written."""
 COLLAPSE_DRAIN = 1.0
 """Seconds that what runs is given when the worker processes have collapsed."""
@@ -77,6 +81,7 @@ class Node:
         ids: Ids | None = None,
     ) -> None:
         self.settings = settings
+        self.pools = Pools(settings.pools)
         self.workflows: dict[str, Workflow] = {}
         self.plans: dict[str, Plan] = {}
         self.consumers: dict[tuple[str, str], Plan] = {}
@@ -104,6 +109,7 @@ class Node:
             if not isinstance(definition, Workflow | Consumer):
                 raise DefinitionError(f"Mesh takes workflows and consumers, not {definition!r}")
             plan = definition.check()
+            self.pools.refuse_unknown(plan)
             if plan.workflow in self.plans:
                 raise DuplicateName(f"two definitions are called {plan.workflow!r}; names are unique in a mesh")
             self.plans[plan.workflow] = plan
@@ -150,7 +156,9 @@ class Node:
         self.host = Host(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
         at_once = settings.store.startswith("memory:")
         told = self._tell_sinks if self._sinks else None
-        self.supervisor = Supervisor(self.loop, self.clock, self.wheel, self.store, self.host, at_once=at_once, told=told)
+        self.supervisor = Supervisor(
+            self.loop, self.clock, self.wheel, self.store, self.host, at_once=at_once, told=told, pools=self.pools
+        )
         self.supervisor.on_settled.append(self._settled)
         self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
 
@@ -276,6 +284,8 @@ class Node:
         deadline: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         traceparent: str | None = None,
+        max_concurrency: int | None = None,
+        priority: int = 0,
     ) -> Transaction:
         """See `Mesh.stimulate`."""
         self._require_open()
@@ -299,13 +309,17 @@ class Node:
             data["metadata"] = decode_token(_carried("metadata", dict(metadata)))
         if traceparent:
             data["traceparent"] = traceparent
+        if max_concurrency is not None or priority != 0:
+            data |= _bounds(max_concurrency, priority)
         if self.supervisor.running >= self.settings.max_in_flight:
             await self._wait_for_room()
             if key is not None and (known := await self._known(workflow, key, token)) is not None:
                 return known
         budget_ns = plan.deadline_ns if deadline is None else _nanoseconds(deadline)
         inputs = [encode_token(values[name]) for name in plan.inputs]
-        run = self._begin(plan, token, inputs, plan.ttl if ttl is None else ttl, budget_ns, data, key or "")
+        loan = LOAN.get()
+        depth = loan.depth + 1 if loan is not None and loan.loop is self.loop else 0
+        run = self._begin(plan, token, inputs, plan.ttl if ttl is None else ttl, budget_ns, data, key or "", depth=depth)
         if run.accepted is not None:
             try:
                 await asyncio.shield(run.accepted)
@@ -329,10 +343,11 @@ class Node:
         root: str = "",
         parent: str = "",
         trail: tuple[str, ...] = (),
+        depth: int = 0,
     ) -> Run:
         saga = Saga(plan, self.ids.transaction(), root=root, parent=parent, trail=trail)
         deadline_ns = None if budget_ns is None else self.clock.wall_ns() + budget_ns
-        run = Run(saga, key)
+        run = Run(saga, key, data, depth)
         if not self.supervisor.at_once:
             run.accepted = self.loop.create_future()
         self.supervisor.accept(run, Accept(token, tuple(inputs), ttl, deadline_ns, data))
@@ -384,7 +399,7 @@ class Node:
         if plan is None or not (self.state == "open" or (self.state == "draining" and not stimulus.reply_to)):
             answer(Receipt(stimulus.id, "", f"no consumer of {stimulus.name!r} in group {stimulus.group!r} here"))
             return
-        if self.supervisor.waiting_at_gate(plan.workflow) >= MAX_WAITING_AT_GATE:
+        if self.supervisor.gate.waiting(plan.workflow) >= MAX_WAITING_AT_GATE:
             answer(Receipt(stimulus.id, "", "busy"))
             return
         found = self.supervisor.find(plan.workflow, stimulus.id)
@@ -451,7 +466,8 @@ class Node:
         if plan is None:
             raise UnknownTransaction(f"transaction {transaction} is of workflow {pulses[0].workflow!r}, which is not declared here")
         try:
-            return Run(Saga.fold(plan, pulses), (pulses[0].data or {}).get("key", ""))
+            data = pulses[0].data or {}
+            return Run(Saga.fold(plan, pulses), data.get("key", ""), data)
         except (StoreError, LookupError) as error:
             if pulses[0].digest == plan.digest:
                 raise
@@ -576,6 +592,7 @@ class Node:
             "consumers": sorted({plan.listens for plan in self.consumers.values()}),
             "running": self.supervisor.running,
             "zombies": len(self.host.zombies),
+            "pools": self.pools.about(),
             "undelivered": len(self.outbox),
             "parked": dict(self.recovery.parked),
             "processes": self.processes.statistics(),
@@ -601,6 +618,20 @@ def _nanoseconds(given: float) -> int:
             f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST_DELAY:,.0f}"
         )
     return int(given * 1e9)
+
+
+def _bounds(max_concurrency: object, priority: object) -> dict[str, int]:
+    """What is kept of a run's own bounds: only what was given."""
+    bounds: dict[str, int] = {}
+    if max_concurrency is not None:
+        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+            raise InvalidInput(f"max_concurrency={max_concurrency!r}; how many hops may run at once is a whole number, at least 1")
+        bounds["max_concurrency"] = min(max_concurrency, MOST)
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MOST:
+        raise InvalidInput(f"priority={priority!r}; a whole number from -{MOST:,} to {MOST:,}, the highest goes first")
+    if priority:
+        bounds["priority"] = priority
+    return bounds
 
 
 def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:

@@ -184,7 +184,9 @@ class Parcel:
 def _emitter(run: Run, emission: Emission) -> tuple[str, bool]:
     """The address of the step that emitted it, and whether its undo did."""
     saga = run.saga
-    for step in saga.plan.steps:
+    for step in saga.steps:
+        if step is None:
+            continue
         if saga.hops[step.index] == emission.hop:
             return step.address, False
         if saga.undo_hop(step.index) == emission.hop:

@@ -111,7 +111,7 @@ class Router:
         """See `supervisor.Router`."""
         saga = run.saga
         hops = (saga.hops[index], saga.undo_hop(index))
-        for errand in self._waiting.get(run.plan.steps[index].address, ()):
+        for errand in self._waiting.get(run.saga.steps[index].address, ()):
             if errand.run is run and errand.signal.hop in hops:
                 self._drop_waiting(errand)
                 self._fail(errand, Cancelled(f"{errand.signal.name!r} was stopped before it was sent"))

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-from bitactor.arguments import Bound, argument_values, transformed
-from bitactor.errors import BitActorError, Cancelled, DuplicateTransaction, InvalidInput, StaleOwner, StoreError
+from bitactor.arguments import Bound, Unread, argument_values
+from bitactor.deciding import decide
+from bitactor.errors import BitActorError, Cancelled, ConfigurationError, DuplicateTransaction, InvalidInput, StaleOwner, StoreError
 from bitactor.ids import join_hop_id
 from bitactor.plan import Plan, PlanStep
 from bitactor.ports import Clock, Refusal, Store, Write
@@ -40,12 +41,13 @@ from bitactor.saga import (
     Saga,
     Settle,
 )
-from bitactor.saga.state import ASSESSING, RUNNING, UNDO_RUNNING
+from bitactor.saga.phases import ASSESSING, RUNNING, UNDO_RUNNING
 from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
 from mesh.actor import ENDED, QUEUED, BitActor
 from mesh.faults import error_of, fault_of
-from mesh.gate import Gate
+from mesh.gate import ANSWERS, Gate, Hold
 from mesh.host import Host
+from mesh.pools import Pools
 from mesh.run import Run
 from mesh.wheel import Timer, TimingWheel
 
@@ -88,6 +90,7 @@ class Supervisor:
         *,
         at_once: bool,
         told: Callable[[Sequence[Pulse]], None] | None = None,
+        pools: Pools | None = None,
     ) -> None:
         self.loop = loop
         self.clock = clock
@@ -109,7 +112,7 @@ class Supervisor:
         self._scheduled = False
         self._turning = False
         self._refusals: tuple[Sequence[Refusal], BaseException | None] | None = None
-        self._gates: dict[str, Gate] = {}
+        self.gate = Gate(loop, pools or Pools({}), self._launch_granted)
         self._keys: dict[tuple[str, str], Run] = {}
 
     # Coming in
@@ -135,7 +138,8 @@ class Supervisor:
 
     def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int) -> Run:
         """Take over a transaction from its journal."""
-        run = Run(Saga.fold(plan, pulses), (pulses[0].data or {}).get("key", ""))
+        data = pulses[0].data or {}
+        run = Run(Saga.fold(plan, pulses), data.get("key", ""), data)
         self.runs[run.saga.transaction] = run
         self.running += 1
         run.settled = False
@@ -144,6 +148,8 @@ class Supervisor:
 
     def feed(self, run: Run, stimulus: Any, *, first: bool = False) -> None:
         """Something happened to a transaction; `first`: ahead of what else has come in.  On the loop's thread only."""
+        if run.holds and type(stimulus) in ANSWERS:
+            self.gate.answered(run, stimulus)
         if first:
             self._stimuli.appendleft((run, stimulus))
         else:
@@ -168,6 +174,13 @@ class Supervisor:
         if not self._scheduled and not self._turning:
             self._scheduled = True
             self.loop.call_soon(self._turn)
+
+    def _bounded_hop_done(self, run: Run, hold: Hold, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+        if actor.state == ENDED:
+            self.gate.leave(hold)
+        else:
+            self.gate.leave_soon(hold)
+        self._hop_done(run, actor, reply, error)
 
     # Turning
 
@@ -324,6 +337,7 @@ class Supervisor:
         self._disarm(run)
         for actor in list(run.actors.values()):
             actor.fence()
+        self.gate.close(run)
         self._forget(run)
         if run.accepted is not None and not run.accepted.done():
             run.accepted.set_exception(run.failure)
@@ -339,23 +353,26 @@ class Supervisor:
 
     # Obeying
 
-    def _dispatch(self, run: Run, command: Dispatch) -> None:
+    def _dispatch(self, run: Run, command: Dispatch, hold: Hold | None = None) -> None:
         index, direction, fault = command
         plan = run.plan
-        step = plan.steps[index]
-        if plan.concurrency is not None and direction is FORWARD and fault is None and not self._enter_gate(run, command):
-            return
         saga = run.saga
+        step = saga.steps[index]
+        if (run.bounded or step.limit is not None) and hold is None:
+            hold = self._enter_gate(run, step, command)
+            if hold is None:
+                return
         signal = self._signal(run, step, direction, fault)
         decided = saga.decided.get(index) if step.decides else None
-        result = saga.tokens[index] if direction is UNDO and index not in saga.doubts else None
-        if self.router is not None and not self.hosted(step):
+        result = saga.own_result(index) if direction is UNDO and index not in saga.doubts else None
+        if self.router is not None and not step.unread and not self.hosted(step):
             self._send_away(run, step, signal, decided, result)
             return
         if run.done is None:
             run.done = partial(self._hop_done, run)
-        arguments = _new(Bound, (step.arguments, saga.tokens, step.address, decided))
-        actor = self.host.launch(plan, step, signal, arguments, result, run.done)
+        arguments = _new(Unread if step.unread else Bound, (step.arguments, saga.tokens, step.address, decided))
+        done = run.done if hold is None else partial(self._bounded_hop_done, run, hold)
+        actor = self.host.launch(plan, step, signal, arguments, result, done, hold)
         if actor.state != ENDED:
             run.actors[index] = actor
 
@@ -384,43 +401,48 @@ class Supervisor:
                 (saga.hops[index],) if undoing else saga.causes[index], direction,
                 saga.undo_attempts[index] if undoing else saga.attempts[index], saga.deliveries[index], saga.epoch, saga.ttls[index],
                 budget_ns, None, "", fault, saga.parent, saga.metadata, undoing and index in saga.doubts,
-                step.retries - saga.failures[index], saga.trail,
+                step.retries - saga.failures[index], saga.trail, "" if index < saga.grown else step.name,
             ),
         )  # fmt: skip
 
-    def _answer_for(self, run: Run, index: int, direction: str, error: BaseException) -> None:
-        """A hop that cannot even begin."""
+    def _answer_for(self, run: Run, index: int, direction: str, error: BaseException, fault: Fault | None = None) -> None:
+        """A hop that cannot even begin; `fault`: what its compensation was to be asked about."""
         saga = run.saga
         hop = saga.undo_hop(index) if direction is UNDO else saga.hops[index]
         run.errors[hop] = error
-        reply = Reply(saga.transaction, hop, saga.deliveries[index], saga.epoch, "fail", fault=fault_of(error))
+        reply = Reply(saga.transaction, hop, saga.deliveries[index], saga.epoch, "fail", fault=fault or fault_of(error))
         self.feed(run, Replied(index, reply))
 
-    def _enter_gate(self, run: Run, command: Dispatch) -> bool:
-        if run.held:
-            return True
-        gate = self._gates.get(run.plan.workflow)
-        if gate is None:
-            gate = self._gates[run.plan.workflow] = Gate(run.plan.concurrency or 1)
-        run.held = gate.enter((run, command))
-        return run.held
+    def _enter_gate(self, run: Run, step: PlanStep, command: Dispatch) -> Hold | None:
+        try:
+            return self.gate.enter(run, step, command)
+        except ConfigurationError as error:  # a step that was planned meanwhile; for declared ones the mesh was not made
+            self._answer_for(run, step.index, command.direction, error)
+            return None
 
-    def waiting_at_gate(self, workflow: str) -> int:
-        """How many accepted transactions of a consumer wait for one of its places."""
-        gate = self._gates.get(workflow)
-        return len(gate.waiting) if gate is not None else 0
+    def _launch_granted(self, holds: list[Hold]) -> None:
+        self._turning = True
+        try:
+            for hold in holds:
+                run, command = hold.run, hold.command
+                if command is None or run.failure is not None:
+                    continue
+                hold.command = None
+                try:
+                    self._dispatch(run, command, None if hold is run.turn else hold)
+                except Exception as error:  # as in `_obey`
+                    self._give_up(run, error)
+        finally:
+            self._turning = False
+        if self._stimuli:
+            self._turn()
 
     def _decide(self, run: Run, command: Decide) -> None:
-        """Evaluate transforms and predicate, once; what comes of it is recorded."""
-        step = run.plan.steps[command.step]
+        """Ask user code, once; what comes of it is recorded."""
         saga = run.saga
+        step = saga.steps[command.step]
         try:
-            arguments = transformed(step.arguments, saga.tokens, step.address)
-            wanted = True
-            if step.when is not None:
-                values = Bound(step.arguments, saga.tokens, step.address, arguments)()
-                values |= argument_values(step.when_arguments, saga.tokens, step.address)
-                wanted = bool(step.when.function(**{name: values[name] for name in step.when.takes}))
+            decided = decide(saga, command.step)
         except BaseException as error:
             run.errors[join_hop_id(saga.salt, step.forward_code)] = error
             fault = fault_of(error)
@@ -428,7 +450,7 @@ class Supervisor:
                 run, Decided(command.step, True, None, fault._replace(message=f"deciding on {step.address!r}: {fault.message}"))
             )
         else:
-            self.feed(run, Decided(command.step, wanted, arguments))
+            self.feed(run, decided)
 
     def _arm_retry(self, run: Run, command: ArmRetry) -> None:
         index = command.step
@@ -465,16 +487,24 @@ class Supervisor:
         return Timer(self.wheel, self.clock.monotonic_ns() + due_wall_ns - self.clock.wall_ns(), callback)
 
     def _abandon(self, run: Run, command: Abandon) -> None:
-        actor = run.actors.get(command.step)
-        if actor is not None and run.saga.states[command.step] in _ASKED_FOR:
+        index = command.step
+        waited = self.gate.forget(run, index) if run.bounded or run.holds else None
+        if waited is not None:
+            error = Cancelled(f"{run.saga.steps[index].address!r} was stopped before it had started")
+            self._answer_for(run, index, waited.direction, error, waited.fault)
+            return
+        actor = run.actors.get(index)
+        asked_for = run.saga.states[index] in _ASKED_FOR
+        if actor is not None and asked_for:
+            if actor.task is not None:
+                self.gate.dismiss(run, index)
             actor.abandon()
         elif actor is not None:
             actor.fence()
         elif self.router is not None:
-            self.router.abandon(run, command.step)
-        gate = self._gates.get(run.plan.workflow)
-        if gate is not None and gate.forget(run):
-            self._answer_for(run, command.step, FORWARD, Cancelled(f"{run.plan.workflow!r} was stopped before it had started"))
+            self.router.abandon(run, index)
+        if not asked_for:
+            self.gate.give_back(run, index)
 
     def _deliver(self, run: Run, command: Deliver) -> None:
         if self.outbox is not None:
@@ -482,6 +512,8 @@ class Supervisor:
 
     def _settle(self, run: Run, command: Settle) -> None:
         self._disarm(run)
+        for step in run.plan.containers:
+            step.container.forget(run.saga.transaction)  # type: ignore[union-attr]
         run.done = None  # it refers back to the run; without it nothing has to wait for the garbage collector
         if not run.settled:
             run.settled = True
@@ -495,7 +527,7 @@ class Supervisor:
         run.retries.clear()
 
     def _wake(self, run: Run) -> None:
-        """The transaction has settled, or is given up: tell who waits, and let the next one through the gate."""
+        """The transaction has settled, or is given up: tell who waits, and let others through the gate."""
         self.running -= 1
         for waiter in run.waiters:
             if not waiter.done():
@@ -503,22 +535,8 @@ class Supervisor:
         run.waiters.clear()
         for listener in self.on_settled:
             listener(run)
-        if run.held:
-            run.held = False
-            gate = self._gates[run.plan.workflow]
-            following = gate.leave()
-            if following is not None:
-                following[0].held = True
-                self.loop.call_soon(self._dispatch_held, *following)
-
-    def _dispatch_held(self, run: Run, command: Dispatch) -> None:
-        self._turning = True
-        try:
-            self._dispatch(run, command)
-        finally:
-            self._turning = False
-        if self._stimuli:
-            self._turn()
+        if run.bounded or run.holds:
+            self.gate.close(run)
 
     def close(self) -> None:
         """Stop everything that runs here; what has not settled is still in the journal, and its waiters are told."""

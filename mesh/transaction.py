@@ -12,6 +12,7 @@ from bitactor.pulse import Pulse
 from bitactor.signal import Fault
 from mesh.display import shown_pulses
 from mesh.faults import fault_of
+from mesh.lending import LOAN
 from mesh.run import Run
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class Transaction:
     async def ended(self, timeout: float | None = None) -> str:
         """Wait until nothing more happens by itself, and return the status; never raises for how it ended.
 
+        A hop that waits lends its place in a pool (`limit=`), and its thread, to others meanwhile, and takes them again before this
+        returns, ahead of others; of what it waits for at once, the last to end takes them.
+
         Of a transaction that another process runs, this one learns it from the store, a quarter of a second later at most.
 
         Raises:
@@ -79,12 +83,20 @@ class Transaction:
             StoreError: nobody here can carry it on, or see how it ends.
         """
         if not self._run.settled:
-            if timeout is None:
-                await self._settled()
+            loan = LOAN.get()
+            if loan is None or loan.loop is not self._node.loop:
+                await self._settled_within(timeout)
             else:
-                async with asyncio.timeout(timeout):
-                    await self._settled()
+                async with loan:
+                    await self._settled_within(timeout)
         return self.status
+
+    async def _settled_within(self, timeout: float | None) -> None:
+        if timeout is None:
+            await self._settled()
+            return
+        async with asyncio.timeout(timeout):
+            await self._settled()
 
     async def _settled(self) -> None:
         run = self._run

@@ -12,7 +12,7 @@ Two policies of one class and one name share one state; what they were declared 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from bitactor.ports import Clock
@@ -31,6 +31,8 @@ class Call(NamedTuple):
     attempt: int
     arguments: Mapping[str, Any]
     """As the step's function gets them, without `ctx` and resources."""
+    deadline_ns: int | None = None
+    """Monotonic time at which the mesh ends this attempt, and cancels what still runs; None if nothing does."""
 
 
 class PolicyState(ABC):
@@ -61,6 +63,13 @@ class Policy(ABC):
     @abstractmethod
     def open(self, clock: Clock) -> PolicyState:
         """A fresh state for one mesh."""
+
+    def check(self, takes: Sequence[str]) -> None:  # noqa: B027 - most need nothing of the step
+        """Called when the step is compiled, with the names of its arguments.
+
+        Raises:
+            DefinitionError: the policy refers to one that is not there.
+        """
 
     @property
     def key(self) -> tuple[str, str]:

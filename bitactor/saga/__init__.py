@@ -13,7 +13,8 @@ from bitactor.saga.commands import (
     Settle,
 )
 from bitactor.saga.machine import HANDLERS, TRANSITIONS, Saga, Transition
-from bitactor.saga.state import EVOLUTION, PHASES, STEP_STATES, SagaState, input_tokens
+from bitactor.saga.phases import PHASES, STEP_STATES
+from bitactor.saga.state import EVOLUTION, SagaState, input_tokens
 from bitactor.saga.stimuli import (
     STIMULI,
     Accept,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from bitactor.codec import token_bytes
-from bitactor.errors import StepTimeout, WorkerLost
+from bitactor.codec import Packed, decode_token, token_bytes
+from bitactor.errors import DefinitionError, StepTimeout, WorkerLost
 from bitactor.ids import join_hop_id
+from bitactor.kinds.port import Broken, Close, Consult
 from bitactor.policy import DEFAULT_BACKOFF, Backoff
 from bitactor.pulse import (
     ACCEPTED,
@@ -18,6 +19,7 @@ from bitactor.pulse import (
     HALTED,
     LATE,
     POISON,
+    REJECTED,
     RETRIED,
     SKIPPED,
     SPAWNED,
@@ -34,12 +36,14 @@ from bitactor.saga.commands import (
     Decide,
     Dispatch,
 )  # fmt: skip
-from bitactor.saga.state import (
+from bitactor.saga.growing import opening_data
+from bitactor.saga.phases import (
     ACTIVE,
     BACKING_OFF,
     FAILING,
     HALTING,
     IN_FLIGHT,
+    OPENED,
     RUNNING,
     UNDOING,
     WAITING,
@@ -85,6 +89,9 @@ class Advancing(Undoing):
 
     def _decided(self, stimulus: Decided, now_ns: int) -> None:
         index = stimulus.step
+        if self.states[index] == OPENED:
+            self._consulted(stimulus, now_ns)
+            return
         if self.states[index] != WAITING or self.missing[index] or index in self.decided:
             return
         if stimulus.fault is not None:
@@ -92,9 +99,61 @@ class Advancing(Undoing):
         elif not stimulus.run:
             self._tell_step(index, SKIPPED, now_ns)
             self._advance(index, now_ns)
+        elif stimulus.answer is not None:
+            self._tell_step(index, COMPLETED, now_ns, token_out=stimulus.answer[0], data={"answered": True})
+            self._advance(index, now_ns)
         else:
             arguments = {name: bytes(token_bytes(token)) for name, token in (stimulus.arguments or {}).items()}
-            self._spawn(index, now_ns, {"decided": arguments})
+            if stimulus.opening is not None:
+                data = {"decided": arguments, "opening": opening_data(stimulus.opening)}
+                self._tell_step(index, SPAWNED, now_ns, data=data)
+                self._attend(now_ns)
+            else:
+                self._spawn(index, now_ns, {"decided": arguments})
+
+    def _consulted(self, stimulus: Decided, now_ns: int) -> None:
+        """What user code says to a container whose round is over."""
+        index = stimulus.step
+        progress = self.progress[index]
+        if type(progress.pending) is not Consult:
+            return
+        if stimulus.fault is not None:
+            self._fail(index, stimulus.fault, now_ns)
+        elif stimulus.answer is not None:
+            self._close(index, stimulus.answer[0], now_ns)
+            self._advance(index, now_ns)
+        else:
+            self._tell_step(index, SPAWNED, now_ns, data={"opening": opening_data(stimulus.opening or ())})
+            self._attend(now_ns)
+
+    def _close(self, index: int, token: Any, now_ns: int) -> None:
+        self._tell_step(index, COMPLETED, now_ns, elapsed_ns=now_ns - self.spawned_at_ns[index], token_out=token)
+
+    def _attend(self, now_ns: int) -> None:
+        """Start what was planned in this turn, and see to containers whose scopes are settled; or leave it for when we are resumed."""
+        fresh, attention = self.fresh, self.attention
+        while self.phase is ACTIVE and (fresh or attention):
+            if fresh:
+                ready = fresh[:]
+                fresh.clear()
+                self._spawn_ready(ready, now_ns)
+            else:
+                self._see_to(attention.pop(0), now_ns)
+        fresh.clear()
+        attention.clear()
+
+    def _see_to(self, index: int, now_ns: int) -> None:
+        progress = self.progress.get(index)
+        pending = None if progress is None else progress.pending
+        if pending is None:
+            return  # seen to already
+        if type(pending) is Close:
+            self._close(index, pending.token, now_ns)
+            self._spawn_ready(self.steps[index].dependents, now_ns)
+        elif type(pending) is Broken:
+            self._fail(index, pending.fault, now_ns)
+        else:
+            self.commands.append(Decide(index))
 
     def _replied(self, stimulus: Replied, now_ns: int) -> None:
         index, reply = stimulus
@@ -104,10 +163,10 @@ class Advancing(Undoing):
             and reply.delivery == self.deliveries[index]
             and reply.epoch == self.epoch
         ):
-            if reply.outcome == "ok" and not reply.emits:
+            if reply.outcome == "ok" and not reply.emits and reply.planned is None:
                 self._complete(index, reply, now_ns)
             elif reply.outcome == "ok":
-                self._complete_with_emits(index, reply, now_ns)
+                self._complete_with_more(index, reply, now_ns)
             else:
                 _OUTCOMES.get(reply.outcome, Advancing._reply_failed)(self, index, reply, now_ns)
         else:
@@ -115,7 +174,7 @@ class Advancing(Undoing):
 
     def _complete(self, index: int, reply: Reply, now_ns: int) -> None:
         """The ordinary end of an ordinary hop; what `_tell_step` would do, without the questions it asks."""
-        step = self.plan.steps[index]
+        step = self.steps[index]
         pulse: Pulse = _new(
             Pulse,
             (
@@ -129,14 +188,27 @@ class Advancing(Undoing):
         if self.phase is ACTIVE:
             if step.dependents:
                 self._spawn_ready(step.dependents, now_ns)
+            if index >= self.grown:
+                self._attend(now_ns)
             if not self.unsettled and self.phase is ACTIVE:
                 self._finish("completed", now_ns)
         else:
             self._continue_stopping(now_ns)
 
-    def _complete_with_emits(self, index: int, reply: Reply, now_ns: int) -> None:
-        self._tell_step(index, COMPLETED, now_ns, elapsed_ns=reply.elapsed_ns, token_out=reply.token, data=emits_data(reply))
-        self._deliver_emissions(self.hops[index])
+    def _complete_with_more(self, index: int, reply: Reply, now_ns: int) -> None:
+        """It has emitted signals, or planned steps."""
+        data = emits_data(reply)
+        if reply.planned is not None:
+            planned = decode_token(Packed(reply.planned))
+            try:
+                self._wanted(index, planned)
+            except (DefinitionError, LookupError, TypeError, ValueError) as error:
+                self._fail(index, Fault("bitactor.errors:InvalidOutcome", str(error)), now_ns, elapsed_ns=reply.elapsed_ns)
+                return
+            data = {**(data or {}), "planned": planned}
+        hop = self.hops[index]
+        self._tell_step(index, COMPLETED, now_ns, elapsed_ns=reply.elapsed_ns, token_out=reply.token, data=data)
+        self._deliver_emissions(hop)
         self._advance(index, now_ns)
 
     def _continued(self, index: int, reply: Reply, now_ns: int) -> None:
@@ -149,7 +221,7 @@ class Advancing(Undoing):
             error=reply.fault,
             data=emits_data(reply),
         )
-        self._deliver_emissions(self.hops[index])
+        self._deliver_emissions(reply.hop)
         self._advance(index, now_ns)
 
     def _advance(self, index: int, now_ns: int) -> None:
@@ -157,9 +229,11 @@ class Advancing(Undoing):
         if self.phase is not ACTIVE:
             self._continue_stopping(now_ns)
             return
-        dependents = self.plan.steps[index].dependents
+        dependents = self.steps[index].dependents
         if dependents:
             self._spawn_ready(dependents, now_ns)
+        if self.fresh or self.attention:
+            self._attend(now_ns)
         if not self.unsettled and self.phase is ACTIVE:
             self._finish("completed", now_ns)
 
@@ -167,17 +241,20 @@ class Advancing(Undoing):
         missing, states = self.missing, self.states
         for index in candidates:
             if not missing[index] and states[index] == WAITING and self.phase is ACTIVE:
-                if self.plan.steps[index].decides and index not in self.decided:
+                if self.steps[index].decides and index not in self.decided:
                     self.commands.append(Decide(index))
                 else:
                     self._spawn(index, now_ns)
 
     def _spawn(self, index: int, now_ns: int, data: Mapping[str, Any] | None = None) -> None:
         """The first attempt, or another one; the one place where TTL falls."""
-        step = self.plan.steps[index]
+        step = self.steps[index]
         ttl = self.ttl_of_causes(step)
         if ttl <= 0:
             self._expire(index, now_ns)
+            return
+        if self.plan.max_hops is not None and self.hops_spent >= self.plan.max_hops:
+            self._refuse_more_hops(index, now_ns)
             return
         attempt = self.attempts[index] + 1
         hop = join_hop_id(self.salt, step.forward_code if attempt == 1 else step.code(FORWARD, attempt))
@@ -194,7 +271,7 @@ class Advancing(Undoing):
         self.commands.append(_new(Dispatch, (index, FORWARD, None)))
 
     def _expire(self, index: int, now_ns: int) -> None:
-        step = self.plan.steps[index]
+        step = self.steps[index]
         chain = [*self.trail, *self.chain_to(index)]
         before = f" after {' → '.join(chain[:-1])}" if len(chain) > 1 else ""
         fault = Fault(
@@ -203,8 +280,19 @@ class Advancing(Undoing):
         self._tell_step(index, TOMBSTONE, now_ns, reason=TTL_EXPIRED, data={"chain": chain, "ttl": self.ttl})
         self._fail(index, fault, now_ns)
 
+    def _refuse_more_hops(self, index: int, now_ns: int) -> None:
+        address, allowed = self.steps[index].address, self.plan.max_hops
+        message = f"{address!r} would be hop {self.hops_spent + 1} of {self.plan.workflow!r}, which may take {allowed} (max_hops)"
+        self._tell_step(index, TOMBSTONE, now_ns, reason=REJECTED)
+        self._fail(index, Fault("bitactor.errors:TooManyHops", message), now_ns)
+
     def _fail(self, index: int, fault: Fault, now_ns: int, *, elapsed_ns: int | None = None, in_doubt: bool = False) -> None:
-        """A step failed for good: stop everything else, then undo."""
+        """A step failed for good: stop everything else, then undo; unless it is not required, then go on without it."""
+        if not self.steps[index].required and self.phase in (ACTIVE, HALTING):
+            tolerated = {"in_doubt": True, "tolerated": True} if in_doubt else {"tolerated": True}
+            self._tell_step(index, FAILED, now_ns, elapsed_ns=elapsed_ns, error=fault, data=tolerated)
+            self._advance(index, now_ns)
+            return
         beginning = self.phase not in (FAILING, UNDOING)
         data = {"in_doubt": True} if in_doubt else None
         self._tell_step(index, FAILED, now_ns, elapsed_ns=elapsed_ns, error=fault, data=data)
@@ -216,7 +304,7 @@ class Advancing(Undoing):
     def _reply_failed(self, index: int, reply: Reply, now_ns: int) -> None:
         fault = reply.fault or Fault("bitactor.outcome:Fail", reply.reason)
         if reply.outcome != "fail":
-            address = self.plan.steps[index].address
+            address = self.steps[index].address
             fault = Fault("bitactor.errors:InvalidOutcome", f"{address!r} was answered with {reply.outcome!r}")
         self._fail(index, fault, now_ns, elapsed_ns=reply.elapsed_ns)
 
@@ -229,7 +317,7 @@ class Advancing(Undoing):
         self._try_again(index, fault, reply.after_ns, reply.elapsed_ns, now_ns)
 
     def _try_again(self, index: int, fault: Fault, after_ns: int | None, elapsed_ns: int | None, now_ns: int) -> None:
-        step = self.plan.steps[index]
+        step = self.steps[index]
         failures = self.failures[index] + 1
         if self.phase not in (ACTIVE, HALTING) or failures > step.retries:
             self._fail(index, fault, now_ns, elapsed_ns=elapsed_ns)
@@ -260,7 +348,7 @@ class Advancing(Undoing):
             self._time_out(index, fault, now_ns - self.spawned_at_ns[index], now_ns)
 
     def _time_out(self, index: int, fault: Fault, elapsed_ns: int | None, now_ns: int) -> None:
-        assess = self.phase is not FAILING and self.states[index] == RUNNING and self.plan.steps[index].assesses
+        assess = self.phase is not FAILING and self.states[index] == RUNNING and self.steps[index].assesses
         self._tell_step(index, TIMED_OUT, now_ns, elapsed_ns=elapsed_ns, error=fault)
         self._after_doubt(index, fault, now_ns, assess=assess, retry=self._worth_another_try(index, fault))
 
@@ -275,7 +363,7 @@ class Advancing(Undoing):
         if delivery <= self.plan.redeliveries and self.phase is not FAILING:
             self._redeliver(index, FORWARD, holder, now_ns)
             return
-        assess = self.phase is not FAILING and self.states[index] == RUNNING and self.plan.steps[index].compensate is not None
+        assess = self.phase is not FAILING and self.states[index] == RUNNING and self.steps[index].compensate is not None
         fault = self._lost_fault(index, holder)
         self._tell_step(index, TOMBSTONE, now_ns, reason=POISON, data={"holder": holder, "fault": list(fault)})
         self._after_doubt(index, fault, now_ns, assess=assess, retry=False)
@@ -295,7 +383,7 @@ class Advancing(Undoing):
             self._fail(index, fault, now_ns, in_doubt=True)
 
     def _worth_another_try(self, index: int, fault: Fault) -> bool:
-        step = self.plan.steps[index]
+        step = self.steps[index]
         kind = _OWN_ERRORS.get(fault.type)
         return self.failures[index] < step.retries and kind is not None and issubclass(kind, step.retry_on)
 

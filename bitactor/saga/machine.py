@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 
 from bitactor.pulse import (
     EMITTED,
+    FAILED,
     RESUMED,
     TOMBSTONE,
     UNROUTABLE,
@@ -36,7 +37,7 @@ from bitactor.saga.commands import (
     Deliver,
     Settle,
 )  # fmt: skip
-from bitactor.saga.state import (
+from bitactor.saga.phases import (
     ACTIVE,
     BACKING_OFF,
     ENDED,
@@ -66,6 +67,7 @@ from bitactor.saga.stimuli import (
     ResumeAsked,
     RetryDue,
     Stimulus,
+    UndoAsked,
     Unrouted,
 )  # fmt: skip
 
@@ -99,8 +101,17 @@ class Saga(Advancing):
             self.commands.append(ArmDeadline(now_ns + self.plan.undo_timeout_ns))
             self._continue_undo(now_ns)
 
+    def _undo_asked(self, stimulus: UndoAsked, now_ns: int) -> None:
+        """A completed transaction is taken back, once."""
+        if self.status != "completed":
+            return
+        self._tell(FAILED, now_ns, error=stimulus.fault, data={"undo": True})
+        self._stop(now_ns)
+
     def _go_on(self, now_ns: int) -> None:
         self._spawn_ready(range(len(self.states)), now_ns)
+        self.attention.extend(index for index, progress in self.progress.items() if progress.pending is not None)
+        self._attend(now_ns)
         if not self.unsettled and self.phase is ACTIVE:
             self._finish("completed", now_ns)
 
@@ -181,6 +192,7 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition(_FORWARD, DeadlineOver, Saga._deadline_over, "stop everything, then undo"),
     Transition((FAILING, UNDOING), DeadlineOver, Saga._undo_time_over, "what is not undone by now has failed to be; end as stuck"),
     Transition((*_FORWARD, SUSPENDED), CancelAsked, Saga._cancel_asked, "stop everything, then undo"),
+    Transition((ENDED,), UndoAsked, Saga._undo_asked, "take back what a completed transaction did"),
     Transition((SUSPENDED, ENDED), ResumeAsked, Saga._resume_asked, "go on: forward if halted, with undo if stuck"),
     Transition(_LIVE, Recovered, Saga._recovered, "redeliver what was in flight, wait again for what was waited for"),
     Transition(_LIVE, EmitTaken, Saga._emit_taken, "record it; the emitted signal is off our hands"),

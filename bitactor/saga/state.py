@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
 from bitactor.codec import decode_token, encode_token, token_from_bytes
 from bitactor.errors import ProtocolError, StoreError
 from bitactor.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
+from bitactor.kinds.port import Progress
+from bitactor.kinds.scope import Scope
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import (
     ACCEPTED,
@@ -34,66 +35,44 @@ from bitactor.pulse import (
     Pulse,
 )  # fmt: skip
 from bitactor.saga.commands import Emission
+from bitactor.saga.growing import NOTHING, Growing, writable
+from bitactor.saga.phases import (
+    ACTIVE,
+    ASSESSING,
+    BACKING_OFF,
+    BROKEN,
+    DONE,
+    ENDED,
+    FAILING,
+    HALTING,
+    HAS_RESULT,
+    IN_DOUBT,
+    IN_FLIGHT,
+    NEW,
+    OPENED,
+    PASSED,
+    RUNNING,
+    STEP_STATES,
+    SUSPENDED,
+    TAKEN_BACK,
+    UNDO_BACKING_OFF,
+    UNDO_BROKEN,
+    UNDO_RUNNING,
+    UNDOING,
+    WAITING,
+)
 from bitactor.signal import FORWARD, UNDO, Fault
 
-# Phases of a transaction
 
-NEW: Final = "new"
-ACTIVE: Final = "running"
-HALTING: Final = "halting"
-"""A step asked to halt; hops in flight are awaited and kept."""
-SUSPENDED: Final = "halted"
-FAILING: Final = "failing"
-"""Hops in flight are cancelled, and awaited for the grace period."""
-UNDOING: Final = "undoing"
-ENDED: Final = "ended"
-
-PHASES: Final = (NEW, ACTIVE, HALTING, SUSPENDED, FAILING, UNDOING, ENDED)
-
-# States of a step
-
-WAITING: Final = 0
-"""For its dependencies, or for the supervisor's decision."""
-RUNNING: Final = 1
-BACKING_OFF: Final = 2
-ASSESSING: Final = 3
-"""Lost or timed out; its compensation or backoff is being asked."""
-DONE: Final = 4
-PASSED: Final = 5
-"""Skipped."""
-BROKEN: Final = 6
-"""Known not to have happened; nothing to undo."""
-IN_DOUBT: Final = 7
-UNDO_RUNNING: Final = 8
-UNDO_BACKING_OFF: Final = 9
-TAKEN_BACK: Final = 10
-UNDO_BROKEN: Final = 11
-
-STEP_STATES: Final = (
-    "waiting", "running", "backing off", "assessing", "done", "skipped", "failed", "in doubt",
-    "undo running", "undo backing off", "undone", "undo failed",
-)  # fmt: skip
-
-IN_FLIGHT: Final = frozenset((RUNNING, ASSESSING))
-_HAS_RESULT: Final = frozenset((DONE, PASSED, UNDO_RUNNING, UNDO_BACKING_OFF, TAKEN_BACK, UNDO_BROKEN))
-
-
-_NOTHING: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
-"""Stands for every mapping that most transactions never need; a parked one would carry half a kilobyte of empty ones."""
-
-
-def _writable(mapping: dict[Any, Any]) -> dict[Any, Any]:
-    return {} if mapping is _NOTHING else mapping
-
-
-class SagaState:
+class SagaState(Growing):
     """Everything that is known of one transaction; lists are indexed by step."""
 
     __slots__ = (
-        "accepted_at_ns", "assessed", "attempts", "awaited", "cancelling", "causes", "deadline_ns", "decided", "deliveries", "digest", "doubts",
-        "due_ns", "emissions", "epoch", "errors", "failures", "hops", "in_flight", "metadata", "missing", "order", "outstanding",
-        "parent", "phase", "plan", "root", "salt", "seq", "span", "spawned_at_ns", "states", "status", "stopping_since_ns",
-        "tokens", "trail", "transaction", "ttl", "ttls", "undo_attempts", "undo_failed", "unknown", "unsettled",
+        "accepted_at_ns", "assessed", "attempts", "attention", "awaited", "cancelling", "causes", "deadline_ns", "decided",
+        "deliveries", "digest", "doubts", "due_ns", "emissions", "epoch", "errors", "failures", "fresh", "grown", "hops",
+        "metadata", "missing", "order", "outstanding", "parent", "phase", "plan", "root", "salt", "seq", "span", "spawned_at_ns",
+        "states", "status", "stopping_since_ns", "tokens", "trail", "transaction", "ttl", "ttls", "undo_attempts", "undo_failed",
+        "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +88,11 @@ class SagaState:
         count = len(plan.steps)
         zeros = [0] * count
         self.plan = plan
+        self.steps: Sequence[PlanStep] = plan.steps
+        """The plan's, and after them those planned since; a list once there are such."""
+        self.by_name: Mapping[str, int] = plan.by_name
+        self.grown = count
+        """Where the steps end that the plan had from the beginning."""
         self.transaction = transaction
         self.root = root or transaction
         self.parent = parent
@@ -138,27 +122,40 @@ class SagaState:
         self.hops: list[str] = [""] * count
         self.causes: list[tuple[str, ...]] = [()] * count
         self.spawned_at_ns = zeros[:]
-        self.due_ns: dict[int, int] = _NOTHING
-        self.decided: dict[int, Mapping[str, Any]] = _NOTHING
+        self.due_ns: dict[int, int] = NOTHING
+        self.decided: dict[int, Mapping[str, Any]] = NOTHING
         """Step → tokens of transformed arguments, once the supervisor has evaluated them."""
-        self.assessed: dict[int, Fault] = _NOTHING
+        self.assessed: dict[int, Fault] = NOTHING
         self.doubts: frozenset[int] = frozenset()
         """Steps with an attempt of which nobody knows whether it happened."""
-        self.unknown: dict[tuple[str, int], int] = _NOTHING
+        self.unknown: dict[tuple[str, int], int] = NOTHING
         """(hop, delivery) that make the doubts: runs of a step's own function whose outcome nobody knows."""
-        self.awaited: dict[tuple[str, int], int] = _NOTHING
+        self.awaited: dict[tuple[str, int], int] = NOTHING
         """Those of them that timed out and may still be running; undo gives them the grace period to answer."""
         self.order: list[int] = []
         """Steps that happened or may have, in order of completion."""
         self.in_flight = 0
-        self.outstanding: dict[tuple[str, int], int] = _NOTHING
+        self.outstanding: dict[tuple[str, int], int] = NOTHING
         """(hop, delivery) of which a late reply may still come."""
         self.errors: list[tuple[str, Fault]] = []
         self.cancelling = False
         self.stopping_since_ns = 0
         """Wall time from which the time for undo counts."""
         self.undo_failed = False
-        self.emissions: dict[str, Emission] = _NOTHING
+        self.emissions: dict[str, Emission] = NOTHING
+        self.hops_spent = 0
+        self.progress: dict[int, Progress] = NOTHING
+        """How far each container is, once it is open."""
+        self.spare: dict[tuple[str, int], list[Scope]] = NOTHING
+        """Settled scopes that nothing will be asked of any more, by the address of their container and their body: to be used again."""
+        self.stand_ins: dict[int, int] = NOTHING
+        """Step → the latest one that replaces it."""
+        self.replaced: dict[int, int] = NOTHING
+        """Step that was replaced → where its own result is; its own place is for the last one's."""
+        self.fresh: list[int] = []
+        """Steps just planned that may be ready."""
+        self.attention: list[int] = []
+        """Containers of which something is to be done."""
 
     @classmethod
     def fold(cls, plan: Plan, pulses: Sequence[Pulse]) -> Self:
@@ -177,9 +174,20 @@ class SagaState:
                 state.evolve(pulse)
             except (KeyError, TypeError, ValueError, AttributeError, ProtocolError) as error:
                 raise state._damaged(pulse, f"lacks what a pulse of its kind has ({type(error).__name__}: {error})") from error
+        state.fresh.clear()
+        state.attention.clear()
         return state
 
     # Looking
+
+    @property
+    def stopping(self) -> bool:
+        """Whether something failed, and nothing new begins any more."""
+        return self.phase in (FAILING, UNDOING, ENDED)
+
+    def own_result(self, index: int) -> Any:
+        """The token a step itself returned, also where another one replaced it since."""
+        return self.tokens[self.replaced.get(index, index)]
 
     @property
     def open(self) -> bool:
@@ -195,13 +203,13 @@ class SagaState:
 
     def undo_hop(self, index: int) -> HopId:
         """The id of the latest undo attempt of a step."""
-        return join_hop_id(self.salt, self.plan.steps[index].code(UNDO, max(1, self.undo_attempts[index])))
+        return join_hop_id(self.salt, self.steps[index].code(UNDO, max(1, self.undo_attempts[index])))
 
     def ttl_of_causes(self, step: PlanStep) -> int:
         """The least that any cause of `step` carries; for the first steps, what the stimulus carried."""
         dependencies = step.dependencies
         if not dependencies:
-            return self.ttl
+            return self.ttl if step.scope is None else self.progress[step.scope.container].ttl
         if len(dependencies) == 1:
             return self.ttls[dependencies[0]]
         ttls = self.ttls
@@ -210,6 +218,10 @@ class SagaState:
     def causes_of(self, step: PlanStep) -> tuple[str, ...]:
         """Ids of the hops that made `step` ready; a skipped step passes its own causes through."""
         dependencies = step.dependencies
+        if not dependencies:
+            return () if step.scope is None else (self.hops[step.scope.container],)
+        if self.stand_ins:
+            dependencies = tuple(self.stand_ins.get(index, index) for index in dependencies)
         if len(dependencies) == 1:
             hop = self.hops[dependencies[0]]
             return (hop,) if hop else self.causes[dependencies[0]]
@@ -225,10 +237,11 @@ class SagaState:
         chain = []
         at: int | None = index
         while at is not None:
-            step = self.plan.steps[at]
+            step = self.steps[at]
             if at == index or self.states[at] != PASSED:
-                chain.append(step.address)
-            at = min(step.dependencies, key=lambda other: self.ttls[other], default=None)
+                chain.append(step.address if step.scope is None else f"{self.plan.workflow}/{step.name}")
+            above = None if step.scope is None else step.scope.container
+            at = min(step.dependencies, key=lambda other: self.ttls[other], default=above)
         return chain[::-1]
 
     def result(self) -> Any:
@@ -239,15 +252,31 @@ class SagaState:
         """Step → token of everything that happened (None for what was skipped)."""
         return {
             step.name: self.tokens[step.index]
-            for step in self.plan.steps
-            if self.states[step.index] in _HAS_RESULT and step.index not in self.doubts
+            for step in self.steps
+            if step is not None and step.scope is None and self.states[step.index] in HAS_RESULT and step.index not in self.doubts
         }
 
     def snapshot(self) -> dict[str, Any]:
         """The whole state as plain data, for comparing."""
         own = [name for kind in reversed(type(self).__mro__) for name in getattr(kind, "__slots__", ())]
-        left_out = {"plan", "salt", "epoch", "digest", "span", "pulses", "commands"}
+        left_out = {
+            "plan",
+            "salt",
+            "epoch",
+            "digest",
+            "span",
+            "pulses",
+            "commands",
+            "steps",
+            "spare",
+            "progress",
+            "fresh",
+            "attention",
+        }
         values = {name: getattr(self, name) for name in own if name not in left_out}
+        values["progress"] = {
+            index: [getattr(progress, name) for name in Progress.__slots__] for index, progress in self.progress.items()
+        }
         return {name: value.copy() if isinstance(value, dict | list | set) else value for name, value in values.items()}
 
     # Evolving
@@ -272,7 +301,7 @@ class SagaState:
                 raise self._damaged(pulse, f"in a transaction that is {self.phase}")
             if state == WAITING and pulse.kind != LATE:
                 self._check_beginning(pulse, index)
-            if pulse.kind == SPAWNED:
+            if pulse.kind == SPAWNED and state != OPENED:
                 self._check_spawn(pulse, index)
             rule(self, pulse, index)
         else:
@@ -283,11 +312,11 @@ class SagaState:
         self.seq += 1
 
     def _check_beginning(self, pulse: Pulse, index: int) -> None:
-        step = self.plan.steps[index]
+        step = self.steps[index]
         if self.missing[index]:
             raise self._damaged(pulse, "before what the step waits for")
         expired = self.ttl_of_causes(step) <= 0
-        unspawned = {FAILED: step.decides or expired, SKIPPED: step.decides, TOMBSTONE: expired}
+        unspawned = {FAILED: step.decides or expired, SKIPPED: step.decides, COMPLETED: step.decides, TOMBSTONE: expired}
         if not unspawned.get(pulse.kind, True):
             raise self._damaged(pulse, "although it was never spawned")
 
@@ -312,7 +341,7 @@ class SagaState:
 
     def _index_of(self, pulse: Pulse) -> int:
         try:
-            return self.plan.by_name[pulse.step]
+            return self.by_name[pulse.step]
         except KeyError:
             raise StoreError(
                 f"transaction {self.transaction}: its journal has a step {pulse.step!r} that workflow {self.plan.workflow!r} does not "
@@ -322,6 +351,7 @@ class SagaState:
     def _spawned(self, pulse: Pulse, index: int) -> None:
         self.states[index] = RUNNING
         self.in_flight += 1
+        self.hops_spent += 1
         self.attempts[index] = pulse.attempt
         self.deliveries[index] = 1
         self.ttls[index] = pulse.ttl
@@ -330,13 +360,15 @@ class SagaState:
         self.spawned_at_ns[index] = pulse.at_ns
         if pulse.data is not None:
             arguments = pulse.data.get("decided") or {}
-            self.decided = _writable(self.decided)
+            self.decided = writable(self.decided)
             self.decided[index] = {name: token_from_bytes(token) for name, token in arguments.items()}
+            if "opening" in pulse.data:
+                self._opened(index, pulse.data["opening"])
 
     def _spawned_again(self, pulse: Pulse, index: int) -> None:
         """A redelivery, or a compensation being asked."""
         data = pulse.data or {}
-        self.outstanding = _writable(self.outstanding)
+        self.outstanding = writable(self.outstanding)
         self.outstanding[pulse.hop, self.deliveries[index]] = index
         if "lost" in data:
             self._note_doubt(pulse.hop, index)
@@ -345,7 +377,7 @@ class SagaState:
         if self.states[index] not in IN_FLIGHT:
             self.in_flight += 1
         if "assess" in data:
-            self.assessed = _writable(self.assessed)
+            self.assessed = writable(self.assessed)
             self.assessed[index] = Fault(*data["assess"])
             self.states[index] = ASSESSING
 
@@ -356,32 +388,50 @@ class SagaState:
         self.tokens[index] = pulse.token_out
         if index in self.doubts:
             self._resolve(index)
-        self.order.append(index)
-        missing = self.missing
-        for dependent in self.plan.steps[index].dependents:
-            missing[dependent] -= 1
+        step = self.steps[index]
+        if index < self.grown or step.undo is not None:
+            self.order.append(index)
         if pulse.data is not None:
             self._note_emissions(pulse, pulse.data)
+            if "planned" in pulse.data and self._plan_more(index, pulse.data["planned"]):
+                return
+        missing = self.missing
+        for dependent in step.dependents:
+            missing[dependent] -= 1
+        if index >= self.grown:
+            self._planned_step_settled(index)
+
+    def _answered(self, pulse: Pulse, index: int) -> None:
+        """A guard has answered, or a container closed before it had opened anything: done, without anything having been done."""
+        step = self.steps[index]
+        self.states[index] = DONE
+        self.unsettled -= 1
+        self.tokens[index] = pulse.token_out
+        self.ttls[index] = self.ttl_of_causes(step)
+        self.causes[index] = pulse.causes
+        self._release_dependents(index)
 
     def _note_emissions(self, pulse: Pulse, data: Mapping[str, Any]) -> None:
         for position, (name, token) in enumerate(data.get("emits") or ()):
             emission = Emission(f"{pulse.hop}:{position}", name, token_from_bytes(token), pulse.ttl, pulse.hop)
-            self.emissions = _writable(self.emissions)
+            self.emissions = writable(self.emissions)
             self.emissions[emission.id] = emission
 
     def _skipped(self, pulse: Pulse, index: int) -> None:
-        step = self.plan.steps[index]
+        step = self.steps[index]
         self.states[index] = PASSED
         self.unsettled -= 1
         self.ttls[index] = self.ttl_of_causes(step)
         self.causes[index] = pulse.causes
-        for dependent in step.dependents:
-            self.missing[dependent] -= 1
+        self._release_dependents(index)
 
     def _failed(self, pulse: Pulse, index: int) -> None:
         data = pulse.data or {}
         if self.states[index] in IN_FLIGHT:
             self.in_flight -= 1
+        if "tolerated" in data:
+            self._tolerated(pulse, index, data)
+            return
         fault = Fault(*data["fault"])
         if self.phase != FAILING or fault.type != "bitactor.errors:Cancelled":
             self.errors.append((pulse.hop, fault))
@@ -391,30 +441,43 @@ class SagaState:
             self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
         self._begin_failing(pulse)
 
+    def _tolerated(self, pulse: Pulse, index: int, data: Mapping[str, Any]) -> None:
+        """It was not required: None instead of its result.  If nobody knows whether it happened, undo asks it like any other."""
+        if data.get("in_doubt"):
+            self._doubt(pulse, index)
+        if index not in self.doubts:
+            self.states[index] = PASSED
+        self.unsettled -= 1
+        self.tokens[index] = None
+        if not self.hops[index]:
+            self.ttls[index] = self.ttl_of_causes(self.steps[index])
+            self.causes[index] = pulse.causes
+        self._release_dependents(index)
+
     def _retried(self, pulse: Pulse, index: int) -> None:
         if self.states[index] in IN_FLIGHT:
             self.in_flight -= 1
         self.states[index] = BACKING_OFF
         self.failures[index] += 1
-        self.due_ns = _writable(self.due_ns)
+        self.due_ns = writable(self.due_ns)
         self.due_ns[index] = (pulse.data or {})["due_ns"]
 
     def _timed_out(self, pulse: Pulse, index: int) -> None:
         self.in_flight -= 1
         if self.states[index] == RUNNING:
-            self.awaited = _writable(self.awaited)
+            self.awaited = writable(self.awaited)
             self.awaited[pulse.hop, self.deliveries[index]] = index
         self._doubt(pulse, index)
 
     def _doubt(self, pulse: Pulse, index: int) -> None:
-        self.outstanding = _writable(self.outstanding)
+        self.outstanding = writable(self.outstanding)
         self.outstanding[pulse.hop, self.deliveries[index]] = index
         self._note_doubt(pulse.hop, index)
         self.states[index] = IN_DOUBT
 
     def _note_doubt(self, hop: str, index: int) -> None:
         if self.states[index] == RUNNING:
-            self.unknown = _writable(self.unknown)
+            self.unknown = writable(self.unknown)
             self.unknown[hop, self.deliveries[index]] = index
         elif index not in self.doubts:
             return  # only its assessment was lost; the run itself is known not to have happened
@@ -449,7 +512,8 @@ class SagaState:
         if data.get("happened") is True:
             if self.states[index] == IN_DOUBT:
                 self.states[index] = DONE
-            self.tokens[index] = pulse.token_out
+            if self.stopping or self.steps[index].required:  # else others have gone on with None
+                self.tokens[index] = pulse.token_out
             at = self.order.index(index)
             self._resolve(index)
             self.order.insert(at, index)
@@ -464,7 +528,7 @@ class SagaState:
     def _undo_spawned(self, pulse: Pulse, index: int) -> None:
         data = pulse.data or {}
         if "delivery" in data:
-            self.outstanding = _writable(self.outstanding)
+            self.outstanding = writable(self.outstanding)
             self.outstanding[pulse.hop, self.deliveries[index]] = index
             self.deliveries[index] = data["delivery"]
         else:
@@ -482,13 +546,13 @@ class SagaState:
 
     def _undo_retried(self, pulse: Pulse, index: int) -> None:
         self.states[index] = UNDO_BACKING_OFF
-        self.due_ns = _writable(self.due_ns)
+        self.due_ns = writable(self.due_ns)
         self.due_ns[index] = (pulse.data or {})["due_ns"]
 
     def _undo_broke(self, pulse: Pulse, index: int) -> None:
         self.errors.append((pulse.hop, Fault(*(pulse.data or {})["fault"])))
         if self.states[index] == UNDO_RUNNING:
-            self.outstanding = _writable(self.outstanding)
+            self.outstanding = writable(self.outstanding)
             self.outstanding[pulse.hop, self.deliveries[index]] = index
         self.states[index] = UNDO_BROKEN
         self.undo_failed = True
@@ -509,6 +573,8 @@ class SagaState:
 
     def _whole_failed(self, pulse: Pulse) -> None:
         data = pulse.data or {}
+        if self.phase == ENDED and self.status != "completed":
+            raise self._damaged(pulse, f"in a transaction that ended {self.status}")
         self.errors.append((pulse.hop, Fault(*data["fault"])))
         self.cancelling = self.cancelling or bool(data.get("cancel"))
         self._begin_failing(pulse)
@@ -522,6 +588,8 @@ class SagaState:
         for index, state in enumerate(self.states):
             if state == BACKING_OFF:
                 self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
+            elif state == OPENED:
+                self.states[index] = BROKEN
             elif state == WAITING and index in self.doubts:
                 # It halted after an attempt of which nobody knows.
                 self.states[index] = IN_DOUBT
@@ -545,7 +613,7 @@ class SagaState:
         self.stopping_since_ns = pulse.at_ns
         if "epoch" in data:
             self.epoch = data["epoch"]
-            self.awaited = _NOTHING  # they ended with the process they ran in, or will be late
+            self.awaited = NOTHING  # they ended with the process they ran in, or will be late
             return
         if self.phase == SUSPENDED:
             self.phase = ACTIVE
@@ -563,7 +631,7 @@ class SagaState:
 
     def _awaits_undo(self, index: int) -> bool:
         undoable = (DONE, IN_DOUBT, UNDO_RUNNING, UNDO_BACKING_OFF)
-        return self.plan.steps[index].undo is not None and self.states[index] in undoable
+        return self.steps[index].undo is not None and self.states[index] in undoable
 
     def _finished(self, pulse: Pulse) -> None:
         status = (pulse.data or {})["status"]
@@ -591,7 +659,10 @@ def _rules(states: Iterable[int], direction: str, rules: Mapping[str, _Rule]) ->
 _S = SagaState
 EVOLUTION: Final[Mapping[tuple[int, str, str], _Rule]] = {
     **_rules(range(len(STEP_STATES)), FORWARD, {LATE: _S._late}),
-    **_rules((WAITING,), FORWARD, {SPAWNED: _S._spawned, SKIPPED: _S._skipped, FAILED: _S._failed, TOMBSTONE: _S._buried}),
+    **_rules((WAITING,), FORWARD, {
+        SPAWNED: _S._spawned, SKIPPED: _S._skipped, COMPLETED: _S._answered, FAILED: _S._failed, TOMBSTONE: _S._buried,
+    }),
+    **_rules((OPENED,), FORWARD, {SPAWNED: _S._opened_further, COMPLETED: _S._closed, FAILED: _S._failed}),
     **_rules((RUNNING, ASSESSING), FORWARD, {
         SPAWNED: _S._spawned_again, COMPLETED: _S._completed, COMPENSATED: _S._completed, FAILED: _S._failed, RETRIED: _S._retried,
         TIMED_OUT: _S._timed_out, TOMBSTONE: _S._buried, HALTED: _S._step_halted,
@@ -625,6 +696,6 @@ PHASES_OF: Final[Mapping[tuple[str, str], frozenset[str]]] = {
 """(kind of pulse, direction) → the phases in which a step can have one."""
 
 PHASES_OF_THE_WHOLE: Final[Mapping[str, frozenset[str]]] = {
-    ACCEPTED: frozenset((NEW,)), FAILED: frozenset((ACTIVE, HALTING, SUSPENDED)), TOMBSTONE: _BEGUN, EMITTED: _BEGUN,
+    ACCEPTED: frozenset((NEW,)), FAILED: frozenset((ACTIVE, HALTING, SUSPENDED, ENDED)), TOMBSTONE: _BEGUN, EMITTED: _BEGUN,
     HALTED: frozenset((HALTING,)), RESUMED: _BEGUN, FINISHED: frozenset((ACTIVE, FAILING, UNDOING)),
 }  # fmt: skip

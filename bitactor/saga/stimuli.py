@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from bitactor.kinds.port import Opening
 from bitactor.signal import Fault, Reply
 
 
@@ -23,13 +24,17 @@ class Accept(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """The supervisor has evaluated a step's transforms and predicate."""
+    """The supervisor has evaluated a step's transforms, predicate and guard, or asked a container what to open."""
 
     step: int
     run: bool
     arguments: Mapping[str, Any] | None = None
     """Tokens of transformed arguments."""
     fault: Fault | None = None
+    answer: tuple[Any] | None = None
+    """The token that a guard answers with instead of the step, or with which a container closes."""
+    opening: Sequence[Opening] | None = None
+    """The scopes that a container opens."""
 
 
 class Replied(NamedTuple):
@@ -85,6 +90,12 @@ class CancelAsked(NamedTuple):
     fault: Fault
 
 
+class UndoAsked(NamedTuple):
+    """Somebody wants a completed transaction taken back."""
+
+    fault: Fault
+
+
 class ResumeAsked(NamedTuple):
     """Somebody wants a halted or stuck transaction to go on."""
 
@@ -114,10 +125,10 @@ class EmitDied(NamedTuple):
 
 Stimulus = (
     Accept | Decided | Replied | Lost | Unrouted | HopExpired | RetryDue | GraceOver | DeadlineOver | CancelAsked
-    | ResumeAsked | Recovered | EmitTaken | EmitDied
+    | UndoAsked | ResumeAsked | Recovered | EmitTaken | EmitDied
 )  # fmt: skip
 
 STIMULI: Final[tuple[type, ...]] = (
     Accept, Decided, Replied, Lost, Unrouted, HopExpired, RetryDue, GraceOver, DeadlineOver, CancelAsked,
-    ResumeAsked, Recovered, EmitTaken, EmitDied,
+    UndoAsked, ResumeAsked, Recovered, EmitTaken, EmitDied,
 )  # fmt: skip

@@ -9,7 +9,6 @@ from bitactor.codec import token_bytes
 from bitactor.ids import join_hop_id
 from bitactor.plan import Plan
 from bitactor.pulse import (
-    COMPLETED,
     FINISHED,
     SPAWNED,
     Pulse,
@@ -82,7 +81,7 @@ class Telling(SagaState):
         data: Mapping[str, Any] | None = None,
     ) -> None:
         """A pulse of one step."""
-        step = self.plan.steps[index]
+        step = self.steps[index]
         if error is not None:
             data = {**(data or {}), "fault": list(error)}
             reason = error.summary()
@@ -107,18 +106,14 @@ class Telling(SagaState):
             ),
         )  # fmt: skip
         self.pulses.append(pulse)
-        if kind is COMPLETED:
-            self._completed(pulse, index)
-            self.seq += 1
-        else:
-            self.evolve(pulse)
+        self.evolve(pulse)
 
     def _undo_identity(self, index: int, kind: str, data: Mapping[str, Any] | None) -> tuple[int, str, tuple[str, ...]]:
         """Attempt, hop id and causes of a pulse about an undo; a fresh spawn begins the next attempt."""
         attempt = self.undo_attempts[index]
         if kind == SPAWNED and not (data and "delivery" in data):
             attempt += 1
-        hop = join_hop_id(self.salt, self.plan.steps[index].code(UNDO, max(1, attempt)))
+        hop = join_hop_id(self.salt, self.steps[index].code(UNDO, max(1, attempt)))
         return max(1, attempt), hop, (self.hops[index],) if kind == SPAWNED else ()
 
 

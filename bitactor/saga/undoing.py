@@ -27,7 +27,7 @@ from bitactor.saga.commands import (
     Dispatch,
     Settle,
 )  # fmt: skip
-from bitactor.saga.state import (
+from bitactor.saga.phases import (
     ASSESSING,
     DONE,
     FAILING,
@@ -71,7 +71,7 @@ class Undoing(Telling):
 
     def _awaits_answers(self) -> bool:
         """Whether something is in flight, or has timed out but may still answer, and that would change what is undone."""
-        return self.in_flight > 0 or any(self.plan.steps[index].undo is not None for index in self.awaited.values())
+        return self.in_flight > 0 or any(self.steps[index].undo is not None for index in self.awaited.values())
 
     def _grace_over(self, stimulus: GraceOver, now_ns: int) -> None:
         self._leave_all_in_doubt(now_ns)
@@ -80,7 +80,7 @@ class Undoing(Telling):
     def _leave_all_in_doubt(self, now_ns: int) -> None:
         for index, state in enumerate(self.states):
             if state in IN_FLIGHT:
-                address = self.plan.steps[index].address
+                address = self.steps[index].address
                 fault = Fault("bitactor.errors:StepTimeout", f"{address!r} did not answer before undo had to begin")
                 self._tell_step(index, TIMED_OUT, now_ns, elapsed_ns=now_ns - self.spawned_at_ns[index], error=fault)
                 self.commands.append(Abandon(index))
@@ -100,7 +100,7 @@ class Undoing(Telling):
     def _continue_undo(self, now_ns: int) -> None:
         """The next undo, last first; or the end."""
         for index in reversed(self.order):
-            step = self.plan.steps[index]
+            step = self.steps[index]
             if step.undo is None or self.states[index] not in (DONE, IN_DOUBT):
                 continue
             if index in self.doubts and not step.undo.in_doubt:
@@ -141,7 +141,7 @@ class Undoing(Telling):
             self._break_undo(index, fault, now_ns, reply.elapsed_ns)
 
     def _retry_undo(self, index: int, reply: Reply, now_ns: int) -> None:
-        undo = self.plan.steps[index].undo
+        undo = self.steps[index].undo
         attempt = self.undo_attempts[index]
         fault = reply.fault or Fault("bitactor.outcome:Retry", reply.reason or "asked for another try")
         if undo is None or attempt > undo.retries:
@@ -197,7 +197,7 @@ class Undoing(Telling):
         self._tell(TOMBSTONE, now_ns, reason=DEADLINE_EXCEEDED, direction=UNDO)
         for index in self.order[::-1]:
             state = self.states[index]
-            if self.plan.steps[index].undo is not None and state in (DONE, IN_DOUBT, UNDO_RUNNING, UNDO_BACKING_OFF):
+            if self.steps[index].undo is not None and state in (DONE, IN_DOUBT, UNDO_RUNNING, UNDO_BACKING_OFF):
                 self._tell_step(index, UNDO_FAILED, now_ns, error=stimulus.fault, direction=UNDO)
                 if state == UNDO_RUNNING:
                     self.commands.append(Abandon(index))
@@ -239,7 +239,7 @@ class Undoing(Telling):
         delivery = self.deliveries[index]
         return Fault(
             "bitactor.errors:WorkerLost",
-            f"{self.plan.steps[index].address!r} lost its worker ({holder}) on delivery {delivery} of {self.plan.redeliveries + 1}",
+            f"{self.steps[index].address!r} lost its worker ({holder}) on delivery {delivery} of {self.plan.redeliveries + 1}",
         )
 
     def _redeliver(self, index: int, direction: str, holder: str, now_ns: int) -> None:

@@ -14,6 +14,7 @@ from bitactor.errors import BitActorError, ConfigurationError, InvalidOutcome, R
 from bitactor.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
 from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.signal import UNDO, Fault, Reply, Signal
+from bitactor.then import Then
 
 MAX_YIELDS: Final = 10_000
 
@@ -74,6 +75,8 @@ class Hop:
         if isinstance(value, Fail):
             return self._reply("fail", fault=Fault("bitactor.errors:StepFailed", value.reason or f"{self.signal.name!r} said so"))
         try:
+            if isinstance(value, Then) and not undoing:
+                return self._reply("ok", encode_token(value.value), planned=pack(value.data()))
             return self._reply("ok", encode_token(value))
         except BitActorError as problem:
             return self._assess_new(type(problem)(f"result of {self.signal.name!r}: {problem}"))
@@ -139,7 +142,7 @@ class Hop:
             if callback is step.run:
                 kwargs[step.takes_signal] = self.signal._replace(token=self.values["signal"])
         else:
-            values = converted(step.arguments, dict(self.values), self.signal.name)
+            values = dict(self.values) if step.unread else converted(step.arguments, dict(self.values), self.signal.name)
             kwargs = {name: values[name] for name in callback.takes}
         for name, what in callback.injected.items():
             kwargs[name] = self._injected(what, callback, error)
@@ -163,6 +166,7 @@ class Hop:
         fault: Fault | None = None,
         after_ns: int | None = None,
         reason: str = "",
+        planned: bytes | None = None,
     ) -> Reply:
         signal = self.signal
         emits = self.context.emitted() if outcome in ("ok", "continue") else ()
@@ -178,6 +182,7 @@ class Hop:
             emits,
             0,
             reason,
+            planned,
         )
 
 

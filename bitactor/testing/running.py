@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bitactor.arguments import argument_values, converted, transformed
+from bitactor.arguments import Unread, argument_values
 from bitactor.codec import decode_pulse, decode_token, encode_pulse, encode_token
 from bitactor.compiling import with_function
+from bitactor.deciding import decide
 from bitactor.errors import ConfigurationError, InvalidInput, suggest
 from bitactor.ids import hop_id
 from bitactor.plan import Plan, PlanStep
@@ -159,7 +160,7 @@ class _Running:
                 break
             due_ns = self.clock.next_timer_ns()
             if due_ns is None:
-                names = ", ".join(repr(self.plan.steps[index].name) for index in self.hanging)
+                names = ", ".join(repr(self.saga.steps[index].name) for index in self.hanging)
                 raise ConfigurationError(f"{names} would hang for ever; give it a timeout, or the workflow a deadline")
             self.clock.advance_to(due_ns)
         for timer in (*self.timers, *self.hop_timers.values(), *((self.deadline,) if self.deadline else ())):
@@ -183,7 +184,7 @@ class _Running:
         if isinstance(command, Dispatch):
             return self._dispatch(command)
         if isinstance(command, Decide):
-            self._decide(self.plan.steps[command.step])
+            self._decide(command.step)
         elif isinstance(command, ArmRetry):
             due = RetryDue(command.step)
             self._arm(command.due_ns, lambda: self.stimuli.append(due))
@@ -201,7 +202,7 @@ class _Running:
 
     def _dispatch(self, command: Dispatch) -> bool:
         index, direction, _ = command
-        saga, step = self.saga, self.plan.steps[index]
+        saga, step = self.saga, self.saga.steps[index]
         signal = self._signal(step, command)
         fault = self.faults.meets(step.name if direction == FORWARD else f"{step.name}.undo") if command.fault is None else None
         if isinstance(fault, Crash):
@@ -213,8 +214,12 @@ class _Running:
             self._hang(step, signal)
         else:
             try:
-                values = argument_values(step.arguments, saga.tokens, step.address, saga.decided.get(index))
-                result = saga.tokens[index] if direction == UNDO and index not in saga.doubts else None
+                decided = saga.decided.get(index)
+                if step.unread:
+                    values = Unread(step.arguments, saga.tokens, step.address, decided)()
+                else:
+                    values = argument_values(step.arguments, saga.tokens, step.address, decided)
+                result = saga.own_result(index) if direction == UNDO and index not in saga.doubts else None
                 hop = Hop(self.plan, step, signal, values, result, self.clock.monotonic_ns)
                 reply, error = hop.run(), hop.error
             except InvalidInput as problem:
@@ -248,6 +253,7 @@ class _Running:
             metadata=saga.metadata,
             in_doubt=undoing and index in saga.doubts,
             retries_left=step.retries - saga.failures[index],
+            path="" if index < saga.grown else step.name,
         )
 
     def _reply(self, signal: Signal, outcome: str, fault: Fault | None = None, elapsed_ns: int = 0) -> Reply:
@@ -269,7 +275,7 @@ class _Running:
         timer = self.hop_timers.pop(index, None)
         if timer is not None:
             timer.cancel()
-        if signal is not None and self.plan.steps[index].run.is_async:
+        if signal is not None and self.saga.steps[index].run.is_async:
             self.stimuli.append(Replied(index, self._reply(signal, "cancelled")))
 
     def _crash(self) -> None:
@@ -285,23 +291,18 @@ class _Running:
         self.saga = Saga.fold(self.plan, [decode_pulse(encode_pulse(pulse)) for pulse in self.journal])
         self.stimuli.append(Recovered("another process", epoch))
 
-    def _decide(self, step: PlanStep) -> None:
+    def _decide(self, index: int) -> None:
         saga = self.saga
+        step = saga.steps[index]
         try:
-            arguments = transformed(step.arguments, saga.tokens, step.address)
-            wanted = True
-            if step.when is not None:
-                values = argument_values(step.arguments, saga.tokens, step.address, arguments)
-                values = converted(step.arguments, values, step.address)
-                values |= argument_values(step.when_arguments, saga.tokens, step.address)
-                wanted = bool(step.when.function(**{name: values[name] for name in step.when.takes}))
+            decided = decide(saga, index)
         except Exception as error:
             self.errors[hop_id(saga.transaction, step.name)] = error
             fault = fault_of(error)
             message = f"deciding on {step.address!r}: {fault.message}"
-            self.stimuli.append(Decided(step.index, True, None, fault._replace(message=message)))
+            self.stimuli.append(Decided(index, True, None, fault._replace(message=message)))
         else:
-            self.stimuli.append(Decided(step.index, wanted, arguments))
+            self.stimuli.append(decided)
 
     def _deliver(self, command: Deliver) -> None:
         emission = command.emission

@@ -57,7 +57,7 @@ def load(workflow: str, digest: str, modules: Sequence[str]) -> Plan:
 
 
 def _functions(plan: Plan) -> Iterator[Callable[..., Any]]:
-    for step in plan.steps:
+    for step in plan.all_steps():
         for callback in (step.run, step.undo, step.compensate, step.backoff, step.when):
             if isinstance(callback, Callback):
                 yield callback.function

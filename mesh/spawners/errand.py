@@ -14,7 +14,8 @@ class Errand(NamedTuple):
 
     workflow: str
     digest: str
-    step: int
+    step: str
+    """Its address."""
     values: Any
     """Token of the step's arguments, not yet as their annotations ask."""
     result: Any
@@ -31,7 +32,7 @@ def pack_errand(actor: BitActor) -> Any:
     plan = actor.plan
     values = bytes(token_bytes(encode_token(actor.arguments.raw(), MAX_FRAME_BYTES)))
     result = bytes(token_bytes(actor.result))
-    errand = (plan.workflow, plan.digest, actor.step.index, values, result, actor.signal.metadata)
+    errand = (plan.workflow, plan.digest, actor.step.address, values, result, actor.signal.metadata)
     return encode_token(list(errand), MAX_FRAME_BYTES)
 
 

@@ -17,6 +17,7 @@ from bitactor.errors import BitActorError, ProtocolError, StepFailed
 from bitactor.signal import Answer, Message, Question, Reply
 from mesh.actor import QUEUED, BitActor
 from mesh.faults import fault_of
+from mesh.line import Line
 from mesh.spawners.child import Child
 from mesh.spawners.definitions import modules_of
 from mesh.spawners.errand import pack_errand
@@ -36,6 +37,7 @@ PATIENCE: Final = 120.0
 class ProcessSpawner:
     """Up to `processes` workers, started afresh when first needed and kept warm; each runs one hop at a time.
 
+    Who waits for one is served by urgency (undo, then the highest priority), and in order of arrival among equals.
     A hop's time counts from when a worker that is ready gets it.  A hop whose time is up, or that is abandoned, is
     stopped by SIGKILL to its worker and to what the function has started there.  A worker that dies with a hop loses it
     (`actor.lose()`).  Workers that die otherwise (starting, importing, idle) more than `MAX_DEATHS` times in
@@ -49,7 +51,7 @@ class ProcessSpawner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: ZmqTransport | None = None
         self._directory = ""
-        self._waiting: dict[BitActor, None] = {}
+        self._waiting: Line[BitActor] = Line()
         self._roster = Roster()
         self._modules: dict[Known, list[str]] = {}
         self._intensity = Intensity(MAX_DEATHS, DEATH_WINDOW)
@@ -73,13 +75,12 @@ class ProcessSpawner:
         except (BitActorError, OSError) as error:
             actor.judge(None, error, fault_of(error))
             return
-        self._waiting[actor] = None
+        self._waiting.add(actor, actor.urgency)
         self._pump()
 
     def abandon(self, actor: BitActor) -> None:
         """Forget it if it waits; kill its worker if it runs, after which it settles as cancelled."""
-        if actor in self._waiting:
-            del self._waiting[actor]
+        if self._waiting.discard(actor):
             return
         worker = self._roster.whose(actor)
         if worker is None:
@@ -134,9 +135,7 @@ class ProcessSpawner:
         try:
             while self._waiting and not self._closed and not self._held:
                 if self._roster.has_idle:
-                    actor = next(iter(self._waiting))
-                    del self._waiting[actor]
-                    self._assign(actor)
+                    self._assign(self._waiting.pop())
                 elif self._wants_worker():
                     self._start_worker()
                 elif not len(self._roster):

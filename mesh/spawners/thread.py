@@ -7,68 +7,90 @@ import contextvars
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
 from mesh.actor import REPLIED, BitActor
+from mesh.lending import LOAN, Loan
+from mesh.pools import Claim, Pool
 
 DEFAULT_THREADS = min(32, (os.cpu_count() or 1) + 4)
 MAX_ZOMBIES = 256
 """More threads than this stuck in functions that had to be given up, and no replacements are started for them."""
 
+MAX_LENT = 256
+"""More hops than this of one depth whose threads wait for other transactions, and no hop of that depth is started beside them."""
+
 _Job = tuple[BitActor, contextvars.Context]
+
+
+class ThreadClaim(Claim):
+    """A hop's claim on a thread."""
+
+    __slots__ = ("_actor", "_start")
+
+    def __init__(
+        self, actor: BitActor, pools: tuple[tuple[Pool, ...], tuple[Pool, ...]], start: Callable[[BitActor], None]
+    ) -> None:
+        super().__init__(*pools, actor.urgency)
+        self._actor = actor
+        self._start = start
+
+    def granted(self) -> None:
+        """See `Claim.granted`."""
+        self._start(self._actor)
 
 
 class ThreadSpawner:
     """A pool of daemon threads, started when first needed.
 
     A thread cannot be stopped from outside.  A function that outlives its attempt is *fenced*: its actor has answered for it, its thread is
-    replaced, and what it returns in the end is told as a late reply.
+    replaced, and what it returns in the end is told as a late reply.  A function that blocks on another transaction (`mesh.run`,
+    `BlockingTransaction.result`) does not count either, until it goes on.
+
+    Who waits is served by urgency (undo, then the highest priority), and in order of arrival among equals.
     """
 
     def __init__(self, threads: int = DEFAULT_THREADS) -> None:
         self._limit = threads
+        self._places = Pool("threads", threads)
+        self._levels: dict[int, Pool] = {}
+        """By depth: each has a bound of its own, so that neither can hops that wait for others take all threads there could be, nor do the
+        others find none."""
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._waiting: deque[BitActor] = deque()
-        self._busy: set[BitActor] = set()
+        self._claims: dict[BitActor, ThreadClaim] = {}
+        self._running: set[BitActor] = set()
+        """Whose function has a thread, whether it counts or not."""
         self._fenced: set[BitActor] = set()
         self._threads: set[threading.Thread] = set()
         self._serving = 0
         """Threads that have not been told to end: at least one for each function that runs."""
         self._finished: deque[tuple[BitActor, Any, BaseException | None]] = deque()
-        self._closed = False
 
     def start(self, actor: BitActor) -> None:
         """See the port; waits for a free thread, and its time does not count meanwhile."""
-        if len(self._busy) >= self._limit:
-            self._waiting.append(actor)
-            return
-        self._busy.add(actor)
-        if self._serving < len(self._busy) + len(self._fenced):
-            thread = threading.Thread(target=self._work, name="bitactor-thread", daemon=True)
-            thread.start()
-            self._threads.add(thread)
-            self._serving += 1
-        actor.begin()
-        self._jobs.put((actor, actor.host.context_for(actor)))
+        level = self._level(0 if actor.place is None else actor.place.depth)
+        claim = self._claims[actor] = ThreadClaim(actor, ((self._places,), (level,)), self._begin)
+        if claim.enter():
+            self._begin(actor)
 
     def abandon(self, actor: BitActor) -> None:
         """Forget it if it waits; if it has had to answer already, its thread does not count any more."""
-        if actor in self._busy:
-            if actor.state == REPLIED and len(self._fenced) < MAX_ZOMBIES:
-                self._busy.discard(actor)
-                self._fenced.add(actor)
-                self._start_waiting()
-        else:
-            try:
-                self._waiting.remove(actor)
-            except ValueError:
-                return
+        claim = self._claims.get(actor)
+        if claim is None:
+            return
+        if actor not in self._running:
+            del self._claims[actor]
+            claim.leave()
+        elif actor.state == REPLIED and actor not in self._fenced and len(self._fenced) < MAX_ZOMBIES:
+            self._fenced.add(actor)
+            claim.leave()
 
     async def close(self, timeout: float) -> None:
         """Let idle threads end; wait for running functions as long as there is time.  Threads that are stuck die with the process."""
-        self._closed = True
-        self._waiting.clear()
+        for actor in [actor for actor in self._claims if actor not in self._running]:
+            self.abandon(actor)
         for _ in list(self._threads):
             self._jobs.put(None)
         deadline = asyncio.get_running_loop().time() + timeout
@@ -76,6 +98,24 @@ class ThreadSpawner:
             left = deadline - asyncio.get_running_loop().time()
             if left > 0 and thread.is_alive():
                 await asyncio.to_thread(thread.join, left)
+
+    def _level(self, depth: int) -> Pool:
+        level = self._levels.get(depth)
+        if level is None:
+            level = self._levels[depth] = Pool(f"threads at depth {depth}", self._limit + MAX_LENT)
+        return level
+
+    def _begin(self, actor: BitActor) -> None:
+        context = actor.host.context_for(actor)
+        context.run(_lend_too, actor, self._claims[actor])
+        self._running.add(actor)
+        if self._serving < len(self._running):
+            thread = threading.Thread(target=self._work, name="bitactor-thread", daemon=True)
+            thread.start()
+            self._threads.add(thread)
+            self._serving += 1
+        actor.begin()
+        self._jobs.put((actor, context))
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -96,19 +136,19 @@ class ThreadSpawner:
     def _collect(self) -> None:
         while self._finished:
             actor, value, error = self._finished.popleft()
-            self._busy.discard(actor)
-            if actor in self._fenced:
-                self._fenced.discard(actor)
-                self._retire()
+            self._running.discard(actor)
+            self._fenced.discard(actor)
+            self._claims.pop(actor).leave()
             actor.settle(value, error)
-        self._start_waiting()
-
-    def _retire(self) -> None:
-        """One that had to be replaced is back; its replacement, or it, is one too many."""
-        if self._serving > self._limit:
+        while self._serving > max(self._limit, len(self._running)):  # started in place of some that are back
             self._serving -= 1
             self._jobs.put(None)
 
-    def _start_waiting(self) -> None:
-        while self._waiting and len(self._busy) < self._limit and not self._closed:
-            self.start(self._waiting.popleft())
+
+def _lend_too(actor: BitActor, claim: ThreadClaim) -> None:
+    """In the context of a hop that is about to start: what it lends while it waits includes its thread."""
+    loan = LOAN.get()
+    if loan is None:
+        loan = Loan(actor.host.loop, 0)
+        LOAN.set(loan)
+    loan.add(claim)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from bitactor.arguments import Carried
 from bitactor.codec import decode_message, decode_token, encode_message
-from bitactor.errors import BitActorError
+from bitactor.errors import BitActorError, Unroutable
 from bitactor.plan import Plan
 from bitactor.signal import Answer, Fault, Question, Reply, Signal
 from mesh.actor import BitActor
@@ -104,7 +104,9 @@ class Worker:
         try:
             errand = unpack_errand(signal.token)
             plan = self._plans[errand.workflow, errand.digest]
-            step = plan.steps[errand.step]
+            step = plan.at_address(errand.step)
+            if step is None:
+                raise Unroutable(f"{errand.step!r} is no step of {errand.workflow!r}")
             arguments = Carried(step.arguments, errand.values, step.address)
             plain = signal._replace(token=None, metadata=errand.metadata)
             self._host.launch(plan, step, plain, arguments, errand.result, self._done)

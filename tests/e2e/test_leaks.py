@@ -105,8 +105,8 @@ async def test_nothing_is_left(place: str, kind: str, sqlite: str) -> None:
         assert not node.host.zombies and not node.host.assessments and len(node.outbox) == 0
         assert not node.outbox._deliveries
         assert len(node.wheel._buckets) <= COMPACT_AT
-        for gate in node.supervisor._gates.values():
-            assert gate._free == 5 and not gate.waiting
+        for turns_of_consumer in node.supervisor.gate._turns.values():
+            assert not turns_of_consumer.taken and not turns_of_consumer.line
     await turns()
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("bitactor")]

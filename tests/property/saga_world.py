@@ -39,7 +39,7 @@ from bitactor.saga import (
     Settle,
     Unrouted,
 )
-from bitactor.saga.state import ASSESSING, RUNNING
+from bitactor.saga.phases import ASSESSING, RUNNING
 from bitactor.signal import FORWARD, UNDO, Fault, Reply
 
 TRANSACTION = "0190" * 4 + "5eed5eed5eed5eed"

@@ -211,7 +211,7 @@ def test_wrong_shaped_callbacks_are_refused() -> None:
         ("compensate", lambda amuont: None, "Did you mean 'amount'"),
         ("undo", lambda *everything: None, r"takes \*everything"),
         ("compensate", lambda **everything: None, r"\*everything"),
-        ("undo", 5, "give a function"),
+        ("undo", 5, "not a callable"),
         ("doubt", lambda: None, "needs `ctx` or an argument"),
     ):
         with pytest.raises(DefinitionError, match=match):

@@ -1,0 +1,444 @@
+"""The hop of a map: takes the next elements from the source, works on them, and answers with what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from bitactor.arguments import Unread, follow
+from bitactor.codec import decode_token, encode_token, pack, token_bytes, unpack
+from bitactor.context import Context
+from bitactor.errors import InvalidInput, InvalidOutcome
+from bitactor.outcome import Outcome
+from bitactor.plan import Callback
+
+if TYPE_CHECKING:
+    from bitactor.kinds.map import Map
+
+OVER: Final = "(over)"
+POSITION: Final = "(position)"
+ACCUMULATED: Final = "(accumulated)"
+ELEMENTS: Final = ("element", "index")
+
+Failed = dict[str, Any]
+
+
+class Batch(NamedTuple):
+    """What a batch answers with."""
+
+    taken: int
+    """Elements taken from the source."""
+    more: bool
+    """Whether the source may have more."""
+    results: bytes
+    """A packed list: results; over a workflow, index and inputs of each element."""
+    errors: bytes
+    """A packed list of `index`, `element`, `error`; empty if there were none."""
+    accumulated: bytes
+    """What `reduce` has made so far, packed."""
+    elements: bytes
+    """A packed list of the elements, where an undo will ask for them."""
+
+
+class Cursor:
+    """A source that is open, and how far it was read."""
+
+    __slots__ = ("iterator", "pending", "position")
+
+    def __init__(self, iterator: Iterator[Any] | AsyncIterator[Any], position: int) -> None:
+        self.iterator = iterator
+        self.position = position
+        """Elements that are done with."""
+        self.pending: list[Any] = []
+        """Elements taken for the batch that begins at `position`; a second try of it gets the same."""
+
+    def done_until(self, position: int) -> bool:
+        """Let go of what lies before `position`; whether the cursor can serve what lies behind."""
+        if position == self.position:
+            return True
+        if position == self.position + len(self.pending):
+            self.position, self.pending = position, []
+            return True
+        return False
+
+
+class Recipe:
+    """What is done with each element."""
+
+    def __init__(self, declared: Map, what: str, converters: Mapping[str, Callable[[Any], Any] | None]) -> None:
+        self.declared = declared
+        self.what = what
+        self.converters = converters
+        self.inputs: tuple[str, ...] = ()
+        """Over a workflow: its inputs, in order."""
+        function = declared.function
+        self.takes = tuple(inspect.signature(function).parameters) if function is not None else ()
+        self.factory_takes = tuple(inspect.signature(declared.factory).parameters) if declared.factory is not None else ()
+        self.plain = self.takes == ("element",) and not declared.elements
+        self.keeps_elements = False
+
+    def arguments(self, element: Any, index: int) -> dict[str, Any]:
+        """What of the function's arguments depends on the element.
+
+        Raises:
+            InvalidInput: the element is not what an annotation asks for, or a path leads nowhere.
+        """
+        found: dict[str, Any] = {}
+        for name, convert in self.converters.items():
+            value = element
+            source = self.declared.elements.get(name)
+            if source is not None:
+                value = follow(value, source.path, f"element {index} of {self.what}") if source.path else value
+                value = source.transform(value) if source.transform is not None else value
+            if convert is not None:
+                try:
+                    value = convert(value)
+                except Exception as error:
+                    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    raise InvalidInput(f"element {index} of {self.what}, parameter {name!r}: {text}") from None
+            found[name] = value
+        if "index" in self.takes:
+            found["index"] = index
+        return found
+
+    def nested_inputs(self, element: Any, index: int, outer: Mapping[str, Any]) -> list[bytes]:
+        """The inputs of a nested workflow for this element, validated by its model.
+
+        Raises:
+            InvalidInput: they do not fit.
+        """
+        workflow = self.declared.workflow
+        assert workflow is not None
+        values = dict(outer)
+        fields = workflow.input_model.model_fields
+        own = {"element": element, "index": index}
+        values |= {name: value for name, value in own.items() if name in fields}
+        for name, source in self.declared.elements.items():
+            value = follow(element, source.path, f"element {index} of {self.what}") if source.path else element
+            values[name] = source.transform(value) if source.transform is not None else value
+        valid = workflow.validate_input(values)
+        return [bytes(token_bytes(encode_token(valid[name]))) for name in self.inputs]
+
+    def about(self, error: BaseException, index: int) -> BaseException:
+        """The error, with a word on where it came from."""
+        if not isinstance(error, Outcome):
+            error.add_note(f"element {index} of {self.what}")
+        return error
+
+
+class Batcher:
+    """Runs batches; holds the sources that are open here."""
+
+    def __init__(self, recipe: Recipe, *, is_async: bool) -> None:
+        factory = recipe.declared.factory
+        if factory is not None and (inspect.isasyncgenfunction(factory) or inspect.iscoroutinefunction(factory)):
+            is_async = True
+        self.is_async = is_async
+        self._recipe = recipe
+        self._cursors: dict[tuple[str, str], Cursor] = {}
+
+    # As a hop
+
+    def run(self, tokens: Unread, ctx: Context, **resources: Any) -> list[Any]:
+        """One batch of plain calls."""
+        recipe = self._recipe
+        outer, position = self._read(tokens, ctx, resources)
+        cursor = self._cursor(tokens, ctx, position, resources)
+        if cursor is None:
+            cursor = self._opened(tokens, ctx, self._made(tokens, position, resources, ctx), position)
+        if not cursor.pending:
+            iterator = cursor.iterator
+            assert isinstance(iterator, Iterator)
+            cursor.pending = list(islice(iterator, recipe.declared.batch))
+        elements = cursor.pending
+        if recipe.declared.workflow is not None:
+            return self._answer(tokens, position, elements, *self._nested(elements, position, outer))
+        function = recipe.declared.function
+        assert function is not None
+        if recipe.declared.whole:
+            value = (
+                function(**outer, elements=elements, **({"index": position} if "index" in recipe.takes else {}))
+                if elements
+                else None
+            )
+            return self._answer(tokens, position, elements, [value] if elements else [], [])
+        return self._answer(tokens, position, elements, *self._each(function, elements, position, outer))
+
+    async def run_async(self, tokens: Unread, ctx: Context, **resources: Any) -> list[Any]:
+        """One batch of calls side by side, from any source."""
+        recipe = self._recipe
+        outer, position = self._read(tokens, ctx, resources)
+        cursor = self._cursor(tokens, ctx, position, resources)
+        if cursor is None:
+            made = self._made(tokens, position, resources, ctx)
+            cursor = self._opened(tokens, ctx, await made if inspect.isawaitable(made) else made, position)
+            await _skip(cursor, self._skips(position))
+        if not cursor.pending:
+            cursor.pending = await _take(cursor.iterator, recipe.declared.batch)
+        elements = cursor.pending
+        function = recipe.declared.function
+        if function is None:
+            return self._answer(tokens, position, elements, *self._nested(elements, position, outer))
+        if recipe.declared.whole:
+            value = None
+            if elements:
+                value = function(**outer, elements=elements, **({"index": position} if "index" in recipe.takes else {}))
+                value = await value if inspect.isawaitable(value) else value
+            return self._answer(tokens, position, elements, [value] if elements else [], [])
+        if not inspect.iscoroutinefunction(function):
+            return self._answer(tokens, position, elements, *self._each(function, elements, position, outer))
+        return self._answer(tokens, position, elements, *await self._side_by_side(elements, position, outer))
+
+    def forget(self, transaction: str) -> None:
+        """Close what is open for a transaction that has settled."""
+        for key in [key for key in self._cursors if key[0] == transaction]:
+            _close(self._cursors.pop(key).iterator)
+
+    # Sources
+
+    def _read(self, tokens: Unread, ctx: Context, resources: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """What the function is given beside the element, and where this batch begins."""
+        recipe = self._recipe
+        if recipe.declared.workflow is not None:
+            names: Sequence[str] = [name for name in recipe.inputs if name not in recipe.declared.elements]
+        else:
+            names = recipe.takes
+        outer = tokens.values(names)
+        for name in recipe.takes:
+            if name in resources:
+                outer[name] = resources[name]
+            elif name == "ctx":
+                outer[name] = ctx
+        position: int = decode_token(tokens.token(POSITION))
+        return outer, position
+
+    def _cursor(self, tokens: Unread, ctx: Context, position: int, resources: Mapping[str, Any]) -> Cursor | None:
+        key = (ctx.transaction, ctx.step.rpartition("/")[0])
+        cursor = self._cursors.get(key)
+        if cursor is not None and not cursor.done_until(position):
+            _close(self._cursors.pop(key).iterator)
+            cursor = None
+        return cursor
+
+    def _opened(self, tokens: Unread, ctx: Context, source: Any, position: int) -> Cursor:
+        if isinstance(source, Mapping | str | bytes) or not (hasattr(source, "__iter__") or hasattr(source, "__aiter__")):
+            raise InvalidInput(f"{self._recipe.what} is over a {type(source).__name__}, which is no list or iterable of elements")
+        iterator: Any = aiter(source) if hasattr(source, "__aiter__") else iter(source)
+        if isinstance(iterator, AsyncIterator) and not self.is_async:
+            raise InvalidInput(
+                f"{self._recipe.what}: an async source needs an async function, or a factory that is declared `async def`"
+            )
+        cursor = Cursor(iterator, position)
+        if not self.is_async:
+            for _ in islice(iterator, self._skips(position)):
+                pass
+        key = (ctx.transaction, ctx.step.rpartition("/")[0])
+        self._cursors[key] = cursor
+        return cursor
+
+    def _made(self, tokens: Unread, position: int, resources: Mapping[str, Any], ctx: Context) -> Any:
+        recipe = self._recipe
+        if recipe.declared.factory is None:
+            return decode_token(tokens.token(OVER))
+        given = tokens.values(recipe.factory_takes)
+        given |= {name: resource for name, resource in resources.items() if name in recipe.factory_takes}
+        if "start" in recipe.factory_takes:
+            given["start"] = position
+        if "ctx" in recipe.factory_takes:
+            given["ctx"] = ctx
+        return recipe.declared.factory(**given)
+
+    def _skips(self, position: int) -> int:
+        """Elements to be read past in a source that was just opened."""
+        return 0 if "start" in self._recipe.factory_takes else position
+
+    # Elements
+
+    def _each(
+        self, function: Callable[..., Any], elements: Sequence[Any], position: int, outer: Mapping[str, Any]
+    ) -> tuple[list[Any], list[Failed]]:
+        recipe = self._recipe
+        results: list[Any] = []
+        errors: list[Failed] = []
+        collect = recipe.declared.on_error == "collect"
+        convert = recipe.converters.get("element")
+        plain = recipe.plain and not outer and convert is None
+        for index, element in enumerate(elements, position):
+            try:
+                value = function(element=element) if plain else function(**outer, **recipe.arguments(element, index))
+                if isinstance(value, Outcome):
+                    raise value
+            except Exception as error:
+                if not collect or _is_order(error):
+                    raise recipe.about(error, index) from None
+                errors.append(_failed(index, element, error))
+            else:
+                results.append(value)
+        return results, errors
+
+    async def _side_by_side(
+        self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]
+    ) -> tuple[list[Any], list[Failed]]:
+        recipe = self._recipe
+        function = recipe.declared.function
+        assert function is not None
+        collect = recipe.declared.on_error == "collect"
+        errors: dict[int, Failed] = {}
+        results: dict[int, Any] = {}
+
+        async def one(index: int, element: Any) -> None:
+            try:
+                value = await function(**outer, **recipe.arguments(element, index))
+                if isinstance(value, Outcome):
+                    raise value
+            except Exception as error:
+                if not collect or _is_order(error):
+                    raise recipe.about(error, index) from None
+                errors[index] = _failed(index, element, error)
+            else:
+                results[index] = value
+
+        tasks = [asyncio.ensure_future(one(index, element)) for index, element in enumerate(elements, position)]
+        try:
+            await _all_or_first_error(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        order = sorted(results) if recipe.declared.ordered or recipe.keeps_elements else list(results)
+        return [results[index] for index in order], [errors[index] for index in sorted(errors)]
+
+    def _nested(self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]) -> tuple[list[Any], list[Failed]]:
+        recipe = self._recipe
+        results: list[Any] = []
+        errors: list[Failed] = []
+        for index, element in enumerate(elements, position):
+            try:
+                results.append([index, recipe.nested_inputs(element, index, outer)])
+            except Exception as error:
+                if recipe.declared.on_error == "fail":
+                    raise recipe.about(error, index) from None
+                errors.append(_failed(index, element, error))
+        return results, errors
+
+    def _answer(
+        self, tokens: Unread, position: int, elements: Sequence[Any], results: list[Any], errors: list[Failed]
+    ) -> list[Any]:
+        declared = self._recipe.declared
+        accumulated = tokens.token(ACCUMULATED)
+        if declared.reduce is not None and results:
+            accumulated = encode_token(declared.reduce(decode_token(accumulated), results))
+        keeps = (declared.keep and declared.reduce is None) or declared.workflow is not None or self._recipe.keeps_elements
+        more = len(elements) == declared.batch
+        return [
+            len(elements), more, self._packed(results, position) if keeps else pack([]), pack(errors) if errors else b"",
+            bytes(token_bytes(accumulated)), pack(list(elements)) if self._recipe.keeps_elements else b"",
+        ]  # fmt: skip
+
+    def _packed(self, results: list[Any], position: int) -> bytes:
+        try:
+            return pack(results)
+        except InvalidOutcome:
+            for offset, result in enumerate(results):
+                try:
+                    pack(result)
+                except InvalidOutcome as error:
+                    raise InvalidOutcome(f"result {position + offset} of {self._recipe.what}: {error}") from None
+            raise
+
+
+class UndoBatch:
+    """Takes back a batch, element by element, the last first."""
+
+    def __init__(self, recipe: Recipe, undo: Callback) -> None:
+        self._recipe = recipe
+        self._undo = undo
+        recipe.keeps_elements = True
+
+    def run(self, tokens: Unread, ctx: Context, result: Any) -> None:
+        """With a plain function."""
+        for arguments in self._calls(tokens, ctx, result):
+            self._undo.function(**arguments)
+
+    async def run_async(self, tokens: Unread, ctx: Context, result: Any) -> None:
+        """With one that awaits."""
+        for arguments in self._calls(tokens, ctx, result):
+            await self._undo.function(**arguments)
+
+    def _calls(self, tokens: Unread, ctx: Context, result: Any) -> Iterable[dict[str, Any]]:
+        undo = self._undo
+        outer = tokens.values(undo.takes)
+        outer |= {name: ctx for name, what in undo.injected.items() if what == "ctx"}
+        named = [name for name, what in undo.injected.items() if what == "result"]
+        batch = Batch(*result)
+        elements, results = unpack(batch.elements), unpack(batch.results)
+        failed = {error["index"] for error in unpack(batch.errors)} if batch.errors else set()
+        position: int = decode_token(tokens.token(POSITION))
+        if self._recipe.declared.whole:
+            own = {"elements": elements, "index": position}
+            yield (
+                outer
+                | {name: own[name] for name in undo.takes if name in own}
+                | dict.fromkeys(named, results[0] if results else None)
+            )
+            return
+        done = [(index, element) for index, element in enumerate(elements, position) if index not in failed]
+        for (index, element), value in reversed(list(zip(done, results, strict=True))):
+            own = {"element": element, "index": index}
+            call = outer | {name: own[name] for name in undo.takes if name in own}
+            yield call | dict.fromkeys(named, value)
+
+
+def _is_order(error: BaseException) -> bool:
+    """Whether it is meant for the saga (Retry, Halt), and so for the whole batch."""
+    return isinstance(error, Outcome) and type(error).__name__ != "Fail"
+
+
+def _failed(index: int, element: Any, error: BaseException) -> Failed:
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        pack(element)
+    except InvalidOutcome:
+        element = repr(element)[:1_000]
+    return {"index": index, "element": element, "error": text}
+
+
+async def _take(iterator: Any, count: int) -> list[Any]:
+    if isinstance(iterator, AsyncIterator):
+        taken: list[Any] = []
+        while len(taken) < count:
+            try:
+                taken.append(await anext(iterator))
+            except StopAsyncIteration:
+                break
+        return taken
+    return list(islice(iterator, count))
+
+
+async def _skip(cursor: Cursor, count: int) -> None:
+    while count > 0:
+        taken = await _take(cursor.iterator, min(count, 1_000))
+        if not taken:
+            return
+        count -= len(taken)
+
+
+async def _all_or_first_error(tasks: Sequence[asyncio.Future[None]]) -> None:
+    if not tasks:
+        return
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in done:
+        task.result()
+
+
+def _close(iterator: Any) -> None:
+    """A generator is told that nobody wants more; an async one is closed by its loop when it is let go of."""
+    close = getattr(iterator, "close", None)
+    if callable(close):
+        try:
+            close()
+        except ValueError:
+            return  # it is running in another thread, and ends there

@@ -1,0 +1,54 @@
+"""compose: a nested workflow as one step.
+
+Its steps are steps of this transaction: `billing/charge`, with one hop budget, one deadline and one order of undo.  What the nested workflow
+says of itself as a whole (`ttl`, `deadline`, `undo_timeout`, …) holds where it is stimulated by itself; nested, the outer one's holds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bitactor.compiling import Parameter, Site
+from bitactor.kinds.kind import Kind, nested_inputs, require_workflow, workflow_parameters
+from bitactor.kinds.port import Close, Container, Follow, Given, Open, Opening, Progress
+
+if TYPE_CHECKING:
+    from bitactor.workflow import Workflow
+
+
+class Compose(Kind):
+    """A nested workflow, declared."""
+
+    label = "compose"
+
+    def __init__(self, what: str, workflow: Workflow) -> None:
+        require_workflow(what, workflow)
+        self.workflow = workflow
+
+    def parameters(self, what: str) -> list[Parameter]:
+        """See `Kind`."""
+        return workflow_parameters(self.workflow)
+
+    def compile(self, site: Site) -> Container:
+        """See `Kind`."""
+        return Composed(site, self.workflow)
+
+
+class Composed(Container):
+    """A nested workflow, compiled: one scope, whose result is its own."""
+
+    kind = "compose"
+
+    def __init__(self, site: Site, workflow: Workflow) -> None:
+        self._workflow = workflow
+        body = site.body(workflow, site.address)
+        self.bodies = (body,)
+        self.depth = body.depth
+
+    def open(self, given: Given) -> Open:
+        """See the port."""
+        return Open([Opening("", 0, nested_inputs(self._workflow, self.bodies[0], given))])
+
+    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+        """See the port."""
+        return Close(token)

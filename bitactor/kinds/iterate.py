@@ -1,0 +1,81 @@
+"""iterate: a function again and again, each time on what it answered before.
+
+@search.iterate(start=Input("guess"), until=lambda state: state["error"] < 1e-6, at_most=50)
+def improve(state: dict) -> dict: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bitactor.codec import decode_token
+from bitactor.compiling import Parameter, Site
+from bitactor.errors import DefinitionError
+from bitactor.kinds.kind import Kind, function_parameters
+from bitactor.kinds.port import CONSULT, Close, Container, Follow, Given, Open, Opening, Progress
+from bitactor.kinds.recurse import checked_bound, checked_predicate
+
+START = "(start)"
+STATE = "state"
+
+
+class Iterate(Kind):
+    """A function, repeated; declared.  Its parameter `state` takes what the round before answered."""
+
+    label = "iterate"
+
+    def __init__(self, what: str, function: Callable[..., Any], until: Callable[[Any], bool] | None, at_most: int) -> None:
+        checked_predicate(what, until)
+        self.function, self.until, self.at_most = function, until, checked_bound(what, at_most)
+
+    def parameters(self, what: str) -> list[Parameter]:
+        """See `Kind`.
+
+        Raises:
+            DefinitionError: the function does not take the state.
+        """
+        parameters = function_parameters(self.function, what)
+        if all(parameter.name != STATE for parameter in parameters):
+            raise DefinitionError(f"{what}: the function takes what the round before answered as {STATE!r}; give it that parameter")
+        return [Parameter(START, Any, False), *(parameter for parameter in parameters if parameter.name != STATE)]
+
+    def compile(self, site: Site) -> Container:
+        """See `Kind`."""
+        return Iterated(site, self)
+
+
+class Iterated(Container):
+    """A function, repeated; compiled: a scope of one step for each round, `improve/1`, `improve/2`."""
+
+    kind = "iterate"
+    chained = True
+
+    def __init__(self, site: Site, declared: Iterate) -> None:
+        self._declared = declared
+        self.bodies = (site.function_body(declared.function, "", site.address, special={STATE: START}),)
+        self.depth = declared.at_most
+
+    def open(self, given: Given) -> Open:
+        """See the port."""
+        return Open([Opening("1", 0, tuple(given.token(name) for name in self.bodies[0].inputs))])
+
+    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+        """See the port."""
+        progress.rounds += 1
+        progress.token = token
+        if progress.rounds == self._declared.at_most:
+            return Close(token)
+        return self._another(progress) if self._declared.until is None else CONSULT
+
+    def consult(self, given: Given, progress: Progress) -> Open | Close:
+        """See the port."""
+        until = self._declared.until
+        if until is not None and until(decode_token(progress.token)):
+            return Close(progress.token)
+        return self._another(progress)
+
+    def _another(self, progress: Progress) -> Open:
+        inputs = zip(self.bodies[0].inputs, progress.inputs, strict=True)
+        following = tuple(progress.token if name == START else token for name, token in inputs)
+        return Open([Opening(str(progress.rounds + 1), 0, following)])

@@ -1,0 +1,295 @@
+"""map: a function, or a nested workflow, over the elements of something that can be iterated.
+
+The elements are taken in batches, and a batch is what is in memory.  With a function a batch is one hop, and one append: the hop takes the next
+elements, calls the function for each, and answers with what came of them.  With a nested workflow a hop takes the elements, and each element is a
+scope, `orders/17/charge`, whose steps are hops of their own; the next batch is taken when this one is settled.  After a crash a map goes on with
+the batch it was in; a source that is a factory is then opened again, and told by its parameter `start` how many elements were done, or, if it has
+none, is read past them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from bitactor.arguments import Argument, Element, converter
+from bitactor.codec import MAX_TOKEN_BYTES, Packed, decode_token, encode_token, join_packed_lists, token_from_bytes
+from bitactor.compiling import Parameter, Site, compile_callback, function_step, injected_as, resources_among, single_step_plan
+from bitactor.errors import DefinitionError, suggest
+from bitactor.functions import is_coroutine_function
+from bitactor.kinds.batch import ACCUMULATED, ELEMENTS, OVER, POSITION, Batch, Batcher, Recipe, UndoBatch
+from bitactor.kinds.kind import Kind, function_parameters, merged, workflow_parameters
+from bitactor.kinds.port import WAIT, Broken, Close, Container, Follow, Given, Open, Opening, Progress
+from bitactor.plan import Callback, Plan, PlanStep
+from bitactor.signal import Fault
+
+if TYPE_CHECKING:
+    from bitactor.workflow import Workflow
+
+ON_ERROR: Final = ("fail", "collect")
+_BATCH: Final = "batch-"
+
+
+class Map(Kind):
+    """A map, declared; see `Workflow.map`."""
+
+    label = "map"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        over: Any,
+        function: Callable[..., Any] | None,
+        workflow: Workflow | None,
+        batch: int,
+        ordered: bool,
+        on_error: str,
+        keep: bool,
+        reduce: Callable[[Any, list[Any]], Any] | None,
+        initial: Any,
+        whole: bool,
+        elements: Mapping[str, Element],
+    ) -> None:
+        if (function is None) == (workflow is None):
+            raise DefinitionError(f"{what}: a map is over a function, or over workflow=, one of them")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise DefinitionError(f"{what}: batch={batch!r}; it must be a whole number, at least 1")
+        if on_error not in ON_ERROR:
+            raise DefinitionError(f"{what}: on_error={on_error!r}.{suggest(str(on_error), ON_ERROR)}")
+        if reduce is not None and (not callable(reduce) or is_coroutine_function(reduce)):
+            raise DefinitionError(
+                f"{what}: reduce={reduce!r}; give a plain function of (what was reduced so far, the results of a batch)"
+            )
+        if reduce is None and initial is not None:
+            raise DefinitionError(f"{what}: initial= is where reduce= begins, but there is no reduce=")
+        if reduce is not None and not keep:
+            raise DefinitionError(f"{what}: keep=False keeps nothing, but reduce= makes something of it; leave one out")
+        if workflow is not None and (reduce is not None or whole):
+            raise DefinitionError(
+                f"{what}: reduce= and whole= are for a map over a function; with workflow= say it in the workflow"
+            )
+        if whole and (elements or not ordered or on_error != "fail"):
+            raise DefinitionError(
+                f"{what}: with whole=True the function takes the batch as `elements` and answers for it; Element(), ordered= and on_error= "
+                "have no meaning there"
+            )
+        self.over, self.function, self.workflow, self.batch, self.ordered = over, function, workflow, batch, ordered
+        self.on_error, self.keep, self.reduce, self.initial, self.whole = on_error, keep, reduce, initial, whole
+        self.elements = dict(elements)
+        self.factory: Callable[..., Any] | None = over if callable(over) else None
+
+    def parameters(self, what: str) -> list[Parameter]:
+        """See `Kind`."""
+        source = [Parameter(OVER, Any, False)] if self.factory is None else function_parameters(self.factory, what, ("start",))
+        return merged([source, self._outer(what)])
+
+    def _outer(self, what: str) -> list[Parameter]:
+        """What comes from outside for each element; the element itself does not."""
+        if self.workflow is not None:
+            fields = workflow_parameters(self.workflow)
+            if not self.elements and all(field.name not in ELEMENTS for field in fields):
+                example = fields[0].name if fields else "name"
+                raise DefinitionError(
+                    f"{what}: no input of {self.workflow.name!r} takes the element; bind one: bind={{{example!r}: Element()}}"
+                )
+            return [field for field in fields if field.name not in self.elements and field.name not in ELEMENTS]
+        assert self.function is not None
+        return function_parameters(self.function, what, ("elements", "index") if self.whole else (*ELEMENTS, *self.elements))
+
+    def compile(self, site: Site) -> Container:
+        """See `Kind`."""
+        return MappedFunction(site, self) if self.workflow is None else MappedWorkflow(site, self, self.workflow)
+
+
+class Mapped(Container):
+    """A map, compiled: a scope of one step for each batch."""
+
+    kind = "map"
+
+    def __init__(self, site: Site, declared: Map, batch: Plan) -> None:
+        self._declared = declared
+        self._what = site.what
+        self.bodies = (batch,)
+        self.depth = 1
+
+    def open(self, given: Given) -> Open:
+        """See the port."""
+        fields = self.bodies[0].inputs[:-2]
+        return Open([Opening(f"{_BATCH}0", 0, (*(given.token(name) for name in fields), 0, encode_token(self._declared.initial)))])
+
+    def _batch_done(self, progress: Progress, batch: Batch) -> None:
+        position = batch.taken if progress.token is None else progress.token[0] + batch.taken
+        progress.token = (position, batch.more, batch.accumulated)
+        progress.rounds += 1
+        if batch.errors:
+            progress.errors.append(batch.errors)
+
+    def _next(self, progress: Progress) -> Follow:
+        """The next batch, or the end."""
+        position, more, accumulated = progress.token
+        if progress.size > MAX_TOKEN_BYTES:
+            text = (
+                f"the results of {self._what} are more than {MAX_TOKEN_BYTES:,} bytes, which is too much for one value; use reduce=…, or "
+                "keep=False, and let the function put them where they belong"
+            )
+            return Broken(Fault("bitactor.errors:SignalTooLarge", text))
+        if not more:
+            return Close(self._result(progress))
+        inputs = (*progress.inputs[:-2], position, token_from_bytes(accumulated))
+        return Open([Opening(f"{_BATCH}{progress.rounds}", 0, inputs)])
+
+    def _result(self, progress: Progress) -> Any:
+        declared = self._declared
+        if declared.reduce is not None:
+            result, name = token_from_bytes(progress.token[2]), "result"
+        elif declared.keep:
+            result, name = join_packed_lists(progress.results), "results"
+        else:
+            result, name = encode_token({"count": progress.token[0]}), ""
+        if declared.on_error == "fail":
+            return result
+        errors = decode_token(join_packed_lists(progress.errors))
+        if not name:
+            return encode_token({"count": progress.token[0] - len(errors), "errors": errors})
+        return encode_token({name: decode_token(result), "errors": errors})
+
+
+class MappedFunction(Mapped):
+    """A map over a function: its batches are all there is."""
+
+    def __init__(self, site: Site, declared: Map) -> None:
+        function = declared.function
+        assert function is not None
+        if site.step.compensate_function is not None:
+            raise DefinitionError(
+                f"compensate of {site.what}: what failed is an element, and what it would decide about is a batch; use on_error='collect', or "
+                "map over a workflow (workflow=…)"
+            )
+        takes = [parameter.name for parameter in function_parameters(function, site.what)]
+        recipe = Recipe(declared, site.what, element_converters(declared, site.what, takes))
+        step = function_step(site.workflow, site.step, (), {}, site.what) if site.step.undo_function is None else _with_undo(site, whole=declared.whole)
+        self._batcher = Batcher(recipe, is_async=is_coroutine_function(function))
+        super().__init__(site, declared, batch_plan(site, declared, step, self._batcher))
+        if step.undo is not None:
+            undo = UndoBatch(recipe, step.undo)
+            step.undo = Callback(
+                undo.run_async if step.undo.is_async else undo.run, step.undo.is_async, {"ctx": "ctx", "result": "result"}, ("tokens",),
+                retries=step.undo.retries,
+            )  # fmt: skip
+
+    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+        """See the port."""
+        batch = Batch(*decode_token(token))
+        self._batch_done(progress, batch)
+        if self._declared.keep and self._declared.reduce is None:
+            progress.results.append(batch.results)
+            progress.size += len(batch.results)
+        return self._next(progress)
+
+    def forget(self, transaction: str) -> None:
+        """See the port."""
+        self._batcher.forget(transaction)
+
+
+class MappedWorkflow(Mapped):
+    """A map over a workflow: each batch is followed by a scope for each of its elements."""
+
+    def __init__(self, site: Site, declared: Map, workflow: Workflow) -> None:
+        recipe = Recipe(declared, site.what, {})
+        step = function_step(site.workflow, site.step, (), {}, site.what, function=_takes_elements)
+        self._batcher = Batcher(recipe, is_async=False)
+        super().__init__(site, declared, batch_plan(site, declared, step, self._batcher))
+        nested = site.body(workflow, site.address)
+        recipe.inputs = nested.inputs
+        self.bodies += (nested,)
+        self.depth += nested.depth
+
+    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+        """See the port."""
+        if key.startswith(_BATCH):
+            batch = Batch(*decode_token(token))
+            self._batch_done(progress, batch)
+            elements = decode_token(Packed(batch.results))
+            if not elements:
+                return self._next(progress)
+            return Open([Opening(str(index), 1, tuple(map(token_from_bytes, tokens))) for index, tokens in elements])
+        progress.held[int(key)] = token
+        if progress.open:
+            return WAIT
+        held = progress.held
+        if self._declared.keep:
+            order = sorted(held) if self._declared.ordered else list(held)
+            packed = bytes(encode_token([decode_token(held[index]) for index in order], limit=2 * MAX_TOKEN_BYTES))
+            progress.results.append(packed)
+            progress.size += len(packed)
+        held.clear()
+        return self._next(progress)
+
+    def forget(self, transaction: str) -> None:
+        """See the port."""
+        self._batcher.forget(transaction)
+
+
+def batch_plan(site: Site, declared: Map, step: PlanStep, batcher: Batcher) -> Plan:
+    """The body of a batch: one step, which reads its arguments itself."""
+    fields = [argument.name for argument in site.arguments]
+    inputs = (*fields, POSITION, ACCUMULATED)
+    functions = [function for function in (declared.function, declared.factory) if function is not None]
+    parameters = [parameter for function in functions for parameter in function_parameters(function, site.what)]
+    kinds = {parameter.name: converter(parameter.annotation, site.what) for parameter in parameters if parameter.name in fields}
+    injected = {parameter.name: injected_as(site.workflow, parameter) for parameter in parameters if parameter.name not in fields}
+    resources = {name: what for name, what in injected.items() if what is not None and what.startswith("resource:")}
+    step.run = Callback(
+        batcher.run_async if batcher.is_async else batcher.run, batcher.is_async, {"ctx": "ctx", **resources}, ("tokens",),
+        resources=resources_among(resources),
+    )  # fmt: skip
+    step.spawn = site.step.options.get("spawn") or ("loop" if batcher.is_async else "thread")
+    if step.spawn == "process":
+        raise DefinitionError(
+            f"{site.what}: a map's source is read where the transaction is; with spawn='process' nothing could be read there; map over a "
+            "workflow (workflow=…) whose step has spawn='process'"
+        )
+    step.name, step.address, step.kind, step.unread = "", site.address, "batch", True
+    step.arguments = tuple(
+        Argument(name, 1 + number, (), None, kinds.get(name), None, f"input.{name}") for number, name in enumerate(inputs)
+    )
+    step.token_in = tuple(argument.reference for argument in step.arguments)
+    return single_step_plan(site.workflow, step, inputs)
+
+
+def element_converters(declared: Map, what: str, takes: list[str]) -> dict[str, Callable[[Any], Any] | None]:
+    """Parameter → what makes the element what its annotation asks for, for each that takes it."""
+    assert declared.function is not None
+    found = {}
+    for parameter in function_parameters(declared.function, what):
+        if parameter.name == "element" or parameter.name in declared.elements:
+            found[parameter.name] = converter(parameter.annotation, f"{what}, parameter {parameter.name!r}")
+    if not declared.whole and not found:
+        raise DefinitionError(
+            f"{what}: the function takes no element; call a parameter `element`, or bind one: bind={{{(takes or ['name'])[0]!r}: Element()}}"
+        )
+    if declared.whole and "elements" not in takes:
+        raise DefinitionError(f"{what}: with whole=True the function takes the batch as `elements`; give it that parameter")
+    return found
+
+
+def _with_undo(site: Site, *, whole: bool) -> PlanStep:
+    """The step, its undo compiled against what an undo of a map may take: the element and its result, and what comes from outside."""
+    takes = tuple(argument.name for argument in site.arguments if argument.name != OVER)
+    assert site.step.undo_function is not None
+    if site.step.undo_in_doubt:
+        raise DefinitionError(
+            f"undo of {site.what}: of a batch in doubt nobody knows which elements happened; leave out in_doubt=True, or map over a workflow "
+            "(workflow=…), whose elements are hops of their own"
+        )
+    takes += ("elements",) if whole else ()
+    undo = compile_callback("undo", site.step.undo_function, (*takes, *ELEMENTS), f"undo of {site.what}", site.workflow)
+    undo.retries = site.step.undo_retries
+    plain = function_step(site.workflow, site.step, (), {}, site.what, undo=False)
+    plain.undo = undo
+    return plain
+
+
+def _takes_elements() -> None:
+    """Stands where a map over a workflow has no function."""

@@ -1,0 +1,102 @@
+"""recurse: a nested workflow again and again, each round fed with the result of the one before.
+
+A bound is obligatory, and the hop budget is spent by every round: a workflow that could take more rounds than its budget allows is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bitactor.codec import decode_token
+from bitactor.compiling import Parameter, Site
+from bitactor.errors import DefinitionError, InvalidOutcome
+from bitactor.functions import is_coroutine_function
+from bitactor.kinds.kind import Kind, nested_inputs, require_workflow, workflow_parameters
+from bitactor.kinds.port import CONSULT, Close, Container, Follow, Given, Open, Opening, Progress
+
+if TYPE_CHECKING:
+    from bitactor.workflow import Workflow
+
+
+def checked_bound(what: str, at_most: Any) -> int:
+    """Raises `DefinitionError` unless it is a whole number, at least 1."""
+    if isinstance(at_most, bool) or not isinstance(at_most, int) or at_most < 1:
+        raise DefinitionError(f"{what}: at_most={at_most!r}; a bound is obligatory: a whole number, at least 1")
+    return at_most
+
+
+def checked_predicate(what: str, until: Any) -> None:
+    """Raises `DefinitionError` unless it is a plain function or None."""
+    if until is not None and (not callable(until) or is_coroutine_function(until)):
+        raise DefinitionError(f"{what}: until={until!r}; give a plain function of the result, which says whether that is enough")
+
+
+class Recurse(Kind):
+    """A nested workflow, repeated; declared."""
+
+    label = "recurse"
+
+    def __init__(self, what: str, workflow: Workflow, until: Callable[[Any], bool] | None, at_most: int) -> None:
+        require_workflow(what, workflow)
+        checked_predicate(what, until)
+        self.workflow, self.until, self.at_most = workflow, until, checked_bound(what, at_most)
+
+    def parameters(self, what: str) -> list[Parameter]:
+        """See `Kind`."""
+        return workflow_parameters(self.workflow)
+
+    def compile(self, site: Site) -> Container:
+        """See `Kind`."""
+        return Recursed(site, self)
+
+
+class Recursed(Container):
+    """A nested workflow, repeated; compiled: a scope for each round, `descend/1/…`, `descend/2/…`."""
+
+    kind = "recurse"
+    chained = True
+
+    def __init__(self, site: Site, declared: Recurse) -> None:
+        self._declared = declared
+        self._what = site.what
+        body = site.body(declared.workflow, site.address)
+        self.bodies = (body,)
+        self.depth = body.depth * declared.at_most
+
+    def open(self, given: Given) -> Open:
+        """See the port."""
+        return Open([Opening("1", 0, nested_inputs(self._declared.workflow, self.bodies[0], given))])
+
+    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+        """See the port."""
+        progress.rounds += 1
+        progress.token = token
+        return CONSULT if progress.rounds < self._declared.at_most else Close(token)
+
+    def consult(self, given: Given, progress: Progress) -> Open | Close:
+        """See the port.
+
+        Raises:
+            InvalidOutcome: the result is no input for the next round.
+        """
+        until = self._declared.until
+        result = decode_token(progress.token)
+        if until is not None and until(result):
+            return Close(progress.token)
+        values = self._next(given, decode_token(progress.token))
+        valid = self._declared.workflow.validate_input(values)
+        body = self.bodies[0]
+        return Open([Opening(str(progress.rounds + 1), 0, tuple(given.handed_on(name, valid[name]) for name in body.inputs))])
+
+    def _next(self, given: Given, result: Any) -> dict[str, Any]:
+        """The result feeds the next input: a mapping by its names, anything else if there is just one field."""
+        fields = self._declared.workflow.input_model.model_fields
+        outer = {name: given.value(name) for name in fields if given.has(name)}
+        if isinstance(result, dict) and any(name in fields for name in result):
+            return outer | {name: value for name, value in result.items() if name in fields}
+        if len(fields) == 1:
+            return {next(iter(fields)): result}
+        raise InvalidOutcome(
+            f"{self._what}: the result {result!r} cannot feed the next round; return a mapping with some of {', '.join(fields)}"
+        )

@@ -1,0 +1,21 @@
+"""Functions whose parameters are decided while declaring."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bitactor.context import Context
+
+
+def with_parameters(function: Callable[..., Any], names: Iterable[str], name: str, *, context: bool = False) -> Callable[..., Any]:
+    """The function, which takes keywords, with a signature that says which; with `context`, it also takes `ctx`."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(parameter, keyword) for parameter in names]
+    if context:
+        parameters.append(inspect.Parameter("ctx", keyword, annotation=Context))
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {"ctx": Context} if context else {}
+    function.__name__ = name
+    return function

@@ -1,0 +1,104 @@
+"""switch: the first case that fits decides which branch is planned; the others never are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from bitactor.compiling import Parameter, Site
+from bitactor.errors import DefinitionError, StepFailed
+from bitactor.kinds.kind import Kind, function_inputs, merged, nested_inputs, target_parameters
+from bitactor.kinds.port import Close, Container, Follow, Given, Open, Opening, Progress, Skip
+
+if TYPE_CHECKING:
+    from bitactor.workflow import Workflow
+
+    Target: TypeAlias = Workflow | Callable[..., Any]
+
+ON = "(on)"
+
+
+class Switch(Kind):
+    """Ordered cases, declared.
+
+    Args:
+        cases: pairs of what to compare with (a value, or a predicate) and the branch: a workflow, or a function that makes a step.
+        default: the branch when no case fits.
+        optional: without a default, whether it is skipped when no case fits; otherwise that is an error.
+    """
+
+    label = "switch"
+
+    def __init__(
+        self, what: str, cases: Mapping[Any, Target] | Sequence[tuple[Any, Target]], default: Target | None, optional: bool
+    ) -> None:
+        pairs = list(cases.items()) if isinstance(cases, Mapping) else list(cases)
+        if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+            raise DefinitionError(
+                f"{what}: cases={cases!r}; give a mapping of values to branches, or pairs of (value or predicate, branch)"
+            )
+        if optional and default is not None:
+            raise DefinitionError(f"{what}: with a default something always fits; leave out optional=True")
+        self.tests = [test for test, _ in pairs]
+        self.targets = [target for _, target in pairs] + ([default] if default is not None else [])
+        for target in self.targets:
+            if not callable(target) and not hasattr(target, "input_model"):
+                raise DefinitionError(f"{what}: the branch {target!r} is neither a workflow nor a function")
+        self.has_default = default is not None
+        self.optional = optional
+
+    def parameters(self, what: str) -> list[Parameter]:
+        """See `Kind`."""
+        return [Parameter(ON, Any, False), *merged([target_parameters(target, what) for target in self.targets])]
+
+    def compile(self, site: Site) -> Container:
+        """See `Kind`."""
+        return Switched(site, self)
+
+
+class Switched(Container):
+    """Ordered cases, compiled: one scope, of the body that was chosen."""
+
+    kind = "switch"
+
+    def __init__(self, site: Site, declared: Switch) -> None:
+        self._declared = declared
+        self._what = site.what
+        bodies = []
+        for target in declared.targets:
+            if hasattr(target, "input_model"):
+                bodies.append(site.body(target, site.address))
+            else:
+                name = getattr(target, "__name__", "branch").strip("<>")
+                bodies.append(site.function_body(target, name, f"{site.address}/{name}"))
+        self.bodies = tuple(bodies)
+        self.depth = max(body.depth for body in bodies)
+
+    def open(self, given: Given) -> Open | Skip | Close:
+        """See the port.
+
+        Raises:
+            StepFailed: no case fits.
+        """
+        chosen = self._choose(given.value(ON))
+        if chosen is None:
+            return Skip()
+        body, target = self.bodies[chosen], self._declared.targets[chosen]
+        inputs = nested_inputs(target, body, given) if hasattr(target, "input_model") else function_inputs(body, given)
+        return Open([Opening("", chosen, inputs)])
+
+    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+        """See the port."""
+        return Close(token)
+
+    def _choose(self, value: Any) -> int | None:
+        declared = self._declared
+        for number, test in enumerate(declared.tests):
+            if test(value) if callable(test) else (test == value and isinstance(test, bool) == isinstance(value, bool)):
+                return number
+        if declared.has_default:
+            return len(declared.tests)
+        if declared.optional:
+            return None
+        known = ", ".join(getattr(test, "__name__", repr(test)) for test in declared.tests)
+        raise StepFailed(f"{self._what}: no case for {value!r}; the cases are {known}; add one, a default, or optional=True")

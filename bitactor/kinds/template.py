@@ -1,0 +1,74 @@
+"""template: a step that fills in a text, `Hello {user.name}`: each field is an argument and, behind dots and brackets, a path into it."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bitactor.arguments import follow
+from bitactor.errors import DefinitionError, InvalidInput
+from bitactor.kinds.signatures import with_parameters
+
+
+class Text:
+    """A text with fields.
+
+    Raises:
+        DefinitionError: it is no text, or its braces do not match.
+    """
+
+    def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise DefinitionError(f"a template is a text with {{fields}}, not {text!r}")
+        try:
+            self._parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise DefinitionError(f"the template {text!r} cannot be read: {error}") from None
+        self.fields: dict[str, tuple[str, tuple[str | int, ...]]] = {}
+        """Field as written → argument, and path into it."""
+        for _, field, _, _ in self._parts:
+            if field is not None:
+                self.fields[field] = _parsed(text, field)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments it takes, each once."""
+        return list(dict.fromkeys(argument for argument, _ in self.fields.values()))
+
+    def filled(self, values: Mapping[str, Any]) -> str:
+        """The text with its fields filled in.
+
+        Raises:
+            InvalidInput: a path leads nowhere, or a value cannot be formatted as asked.
+        """
+        parts = []
+        for literal, field, form, conversion in self._parts:
+            parts.append(literal)
+            if field is not None:
+                argument, path = self.fields[field]
+                value = follow(values[argument], path, f"{{{field}}}")
+                if conversion:
+                    value = string.Formatter().convert_field(value, conversion)
+                try:
+                    parts.append(format(value, form or ""))
+                except (TypeError, ValueError) as error:
+                    raise InvalidInput(f"{{{field}:{form}}}: {error}") from None
+        return "".join(parts)
+
+
+def fill_in(text: str) -> Callable[..., Any]:
+    """A function that fills in a text."""
+    template = Text(text)
+
+    def filled(**arguments: Any) -> str:
+        return template.filled(arguments)
+
+    return with_parameters(filled, template.arguments, "template")
+
+
+def _parsed(text: str, field: str) -> tuple[str, tuple[str | int, ...]]:
+    argument, *rest = field.replace("]", "").replace("[", ".").split(".")
+    if not argument.isidentifier():
+        raise DefinitionError(f"the template {text!r} has a field {{{field}}}, which begins with no argument's name")
+    return argument, tuple(int(part) if part.lstrip("-").isdigit() else part for part in rest)

@@ -1,0 +1,221 @@
+"""Batching: many calls become one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Final, NamedTuple
+
+from bitactor.functions import is_coroutine_function
+from bitactor.outcome import Ok
+from bitactor.patterns.errors import BatchFailed
+from bitactor.patterns.options import check_count, check_name, check_seconds, nanoseconds, refuse
+from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
+from bitactor.patterns.verdicts import is_verdict
+from bitactor.patterns.waiting import Ending, contained
+from bitactor.ports import Clock, TimerHandle
+
+Handler = Callable[[list[Any]], Awaitable[Sequence[Any]]]
+"""Handles a batch; answers with one result for each item, in their order.  A result that is an exception is that item's error."""
+
+MOMENT: Final = 0.5
+"""Seconds that a batch cancelled at the end may take to clean up."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batching(Policy):
+    """Gathers what the step returns, over all transactions of the mesh, and has it handled together.
+
+        @orders.step(policies=[Batching("audit", size=50, interval=0.2, handler=insert_many)])
+        async def record(order: dict, ctx: Context) -> dict:
+            return {"key": ctx.idempotency_key, **order}            # the item
+
+        async def insert_many(items: list[dict]) -> list[int]: ...  # a result for each, in order
+
+    The step's function makes the item; the handler's result for it is the step's value.  A batch is handed over when it has `size` items, when its
+    first has waited `interval` seconds, and when the mesh closes.  Whatever is handed over is answered for: an error of the handler is the error of
+    each item, and a wrong number of results is one.  A call that is cancelled (or timed out) takes its item back if it has not been handed over; else
+    its result is dropped.  `Retry`, `Fail` and `Halt` are no items and pass through.
+
+    Args:
+        size: items a batch has at most.
+        interval: seconds an item waits at most for others.
+        handler: an `async def` over a list of items; several batches may be under way at once.
+
+    Raises:
+        DefinitionError: an option is none.
+    """
+
+    pattern: ClassVar[str] = "batching"
+    name: str
+    size: int
+    interval: float
+    handler: Handler
+
+    def __post_init__(self) -> None:
+        check_name(self)
+        check_count(self, "size")
+        check_seconds(self, "interval")
+        if not callable(self.handler) or not is_coroutine_function(self.handler):
+            raise refuse(
+                self, "handler", "give an `async def` over a list of items; a plain function would stop the loop while it works"
+            )
+
+    def open(self, clock: Clock) -> BatchingState:
+        """See the port."""
+        return BatchingState(self, clock)
+
+
+class _Batch(NamedTuple):
+    waiters: list[asyncio.Future[Ending]]
+    items: list[Any]
+
+
+class BatchingState(PolicyState):
+    """What is being gathered, and the batches under way."""
+
+    def __init__(self, policy: Batching, clock: Clock) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._gathered: dict[asyncio.Future[Ending], Any] = {}
+        self._timer: TimerHandle | None = None
+        self._under_way: dict[asyncio.Task[None], _Batch] = {}
+        self._closing = self._closed = False
+        self._calls = self._flushed = self._handled = self._failed = self._withdrawn = 0
+
+    async def around(self, call: Call, proceed: Proceed) -> Any:
+        """See the port.
+
+        Raises:
+            BatchFailed: there is no result for this item.
+        """
+        self._calls += 1
+        item = await proceed()
+        if isinstance(item, Ok):
+            item = item.value
+        if is_verdict(item):
+            return item
+        if self._closed:
+            raise BatchFailed(f"batch {self._policy.name!r} is closed, for its mesh is; the item was not handed over")
+        waiter = self._gather(item)
+        try:
+            ending = await waiter
+        finally:
+            self._withdraw(waiter)
+        return ending.get()
+
+    def about(self) -> Mapping[str, Any]:
+        """See the port."""
+        return {
+            "calls": self._calls,
+            "waiting": len(self._gathered),
+            "under_way": len(self._under_way),
+            "flushed": self._flushed,
+            "handled": self._handled,
+            "failed": self._failed,
+            "withdrawn": self._withdrawn,
+        }
+
+    async def close(self, timeout: float) -> None:
+        """Hand over what is gathered and wait for it; what is not done in time fails, and is logged."""
+        # The time to close in is real time, as for everything that closes: with a clock that stands still it must end too.
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        self._closing = True
+        self._flush()
+        while self._under_way and (left := until - loop.time()) > 0:
+            await asyncio.wait(self._under_way, timeout=left)
+            await asyncio.sleep(0)  # those who waited go on, perhaps with a further item
+        self._closed = True
+        if self._under_way:
+            await self._give_up(f"was not done within the {timeout:g} s that its mesh took to close")
+
+    async def _give_up(self, why: str) -> None:
+        tasks = list(self._under_way)
+        for batch in self._under_way.values():
+            _log.error("batch %r with %d items %s; they fail", self._policy.name, len(batch.items), why)
+            self._answer(batch, [Ending(None, BatchFailed(f"batch {self._policy.name!r} {why}"))] * len(batch.items))
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=MOMENT)
+
+    def _gather(self, item: Any) -> asyncio.Future[Ending]:
+        waiter: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._gathered[waiter] = item
+        if len(self._gathered) >= self._policy.size or self._closing:
+            self._flush()
+        elif self._timer is None:
+            self._timer = self._clock.call_at(self._clock.monotonic_ns() + nanoseconds(self._policy.interval), self._flush)
+        return waiter
+
+    def _withdraw(self, waiter: asyncio.Future[Ending]) -> None:
+        if waiter in self._gathered:
+            del self._gathered[waiter]
+            self._withdrawn += 1
+            if not self._gathered:
+                self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _flush(self) -> None:
+        self._stop_timer()
+        if not self._gathered:
+            return
+        batch = _Batch(list(self._gathered), list(self._gathered.values()))
+        self._gathered = {}
+        self._flushed += 1
+        # In a context of its own: a batch belongs to none of the hops that it serves.
+        task = asyncio.get_running_loop().create_task(self._handle(batch), context=contextvars.Context())
+        self._under_way[task] = batch
+        task.add_done_callback(partial(self._ended, batch))
+
+    async def _handle(self, batch: _Batch) -> None:
+        for index in reversed(range(len(batch.waiters))):
+            if batch.waiters[index].done():  # cancelled in the turn in which the batch was made
+                del batch.waiters[index], batch.items[index]
+                self._withdrawn += 1
+        if batch.items:
+            ending = await contained(lambda: self._policy.handler(list(batch.items)))
+            self._answer(batch, self._endings(ending, len(batch.items)))
+
+    def _endings(self, ending: Ending, count: int) -> list[Ending]:
+        """One for each item."""
+        name = self._policy.name
+        error, results = ending.error, ending.value
+        if isinstance(error, asyncio.CancelledError):
+            error = BatchFailed(f"batch {name!r}: its handler was cancelled")
+        elif error is None and (not isinstance(results, Sequence) or isinstance(results, str | bytes)):
+            error = BatchFailed(
+                f"batch {name!r}: the handler returned a {type(results).__name__} for {count} items; return a list of results"
+            )
+        elif error is None and len(results) != count:
+            error = BatchFailed(
+                f"batch {name!r}: the handler returned {len(results)} results for {count} items; return one for each, in order"
+            )
+        if error is not None:
+            return [Ending(None, error)] * count
+        return [Ending(None, result) if isinstance(result, BaseException) else Ending(result, None) for result in results]
+
+    def _answer(self, batch: _Batch, endings: Sequence[Ending]) -> None:
+        for waiter, ending in zip(batch.waiters, endings, strict=True):
+            self._handled += ending.error is None
+            self._failed += ending.error is not None
+            if not waiter.done():
+                waiter.set_result(ending)
+        batch.waiters.clear()
+        batch.items.clear()
+
+    def _ended(self, batch: _Batch, task: asyncio.Task[None]) -> None:
+        del self._under_way[task]
+        if batch.waiters:  # it was cancelled before it could begin
+            error = BatchFailed(f"batch {self._policy.name!r}: its handler was cancelled")
+            self._answer(batch, [Ending(None, error)] * len(batch.waiters))

@@ -1,0 +1,268 @@
+"""Cache aside: what was answered is answered again, for a while."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+
+from bitactor.codec import decode_token, encode_token
+from bitactor.errors import DefinitionError, UnknownArgument, suggest
+from bitactor.outcome import Ok, Outcome
+from bitactor.patterns.answers import Function
+from bitactor.patterns.options import check_count, check_flag, check_name, check_seconds, nanoseconds
+from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
+from bitactor.patterns.verdicts import is_verdict
+from bitactor.ports import Clock
+
+DEFAULT_TTL: Final = 300.0
+DEFAULT_MAX_ENTRIES: Final = 1_000
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+@dataclass(frozen=True, init=False)
+class Cache(Policy):
+    """Keeps the values of calls in memory.
+
+        Cache("users", key="user:{user_id}", ttl=60.0)
+        Cache("search", key=lambda query, page: (query.lower(), page), max_entries=10_000, coalesce=True)
+
+    A hit does not run the step's function: what it would have emitted is not emitted.  A kept None is a hit.  Errors, `Retry`, `Fail`, `Halt` and
+    further steps are not kept.  Every hit is a value of its own, as if it had come through the journal.
+
+    Args:
+        key: what the calls that share a value have in common: a template over the step's arguments, as for `str.format` (fields are told apart,
+            so `"{a}:{b}"` does not mistake `1:2, 3` for `1, 2:3`), or a function of arguments, by name, that returns something hashable.
+        ttl: seconds for which a value is kept.
+        max_entries: values kept at most; the one that was not asked for the longest goes first.
+        coalesce: calls for a key that is just being asked for wait for that answer, or for its error, instead of asking too; if it is cancelled
+            or decides otherwise, the next asks.
+
+    Raises:
+        DefinitionError: an option is none, or the template is.
+    """
+
+    pattern: ClassVar[str] = "cache"
+    name: str
+    keyed_by: str | Callable[..., Hashable]
+    ttl: float
+    max_entries: int
+    coalesce: bool
+    key_of: Template | KeyFunction = field(repr=False, compare=False)
+    """Makes the key of a call."""
+
+    def __init__(
+        self,
+        name: str,
+        key: str | Callable[..., Hashable],
+        *,
+        ttl: float = DEFAULT_TTL,
+        max_entries: int = DEFAULT_MAX_ENTRIES,
+        coalesce: bool = False,
+    ) -> None:
+        # Written out, because `key` as a field would hide what a policy's state goes by.
+        given = {"name": name, "keyed_by": key, "ttl": ttl, "max_entries": max_entries, "coalesce": coalesce}
+        for option, value in given.items():
+            object.__setattr__(self, option, value)
+        check_name(self)
+        check_seconds(self, "ttl")
+        check_count(self, "max_entries")
+        check_flag(self, "coalesce")
+        what = f"Cache({name!r}): key={key!r}"
+        if isinstance(key, str):
+            object.__setattr__(self, "key_of", Template(key, what))
+        elif callable(key):
+            object.__setattr__(self, "key_of", KeyFunction(key, what))
+        else:
+            raise DefinitionError(f"{what}; give a template such as 'user:{{user_id}}', or a function of arguments")
+
+    def check(self, takes: Sequence[str]) -> None:
+        """See the port."""
+        self.key_of.check(takes)
+
+    def open(self, clock: Clock) -> CacheState:
+        """See the port."""
+        return CacheState(self, clock)
+
+
+class Template:
+    """A key made of arguments as text.
+
+    Raises:
+        DefinitionError: it is no template, or a field has no name.
+    """
+
+    def __init__(self, text: str, what: str) -> None:
+        self._what = what
+        self._formatter = Formatter()
+        try:
+            parts = list(self._formatter.parse(text))
+        except ValueError as error:
+            raise DefinitionError(f"{what}: {error}") from None
+        self._fields = [(name, conversion, spec or "") for _, name, spec, conversion in parts if name is not None]
+        self._text = text
+        self._names = [name.partition(".")[0].partition("[")[0] for name, _, _ in self._fields]
+        if not self._names:
+            raise DefinitionError(f"{what} names no argument, so all calls would share one value; write 'user:{{user_id}}', say")
+        if not all(name.isidentifier() for name in self._names):
+            raise DefinitionError(f"{what}: every field names an argument, as '{{user_id}}' does")
+
+    def check(self, takes: Sequence[str] | Mapping[str, Any]) -> None:
+        """Refuse a field that is no argument.
+
+        Raises:
+            UnknownArgument: with the field's name and the likely one.
+        """
+        for name in self._names:
+            if name not in takes:
+                raise UnknownArgument(f"{self._what}: {name!r} is no argument of the step.{suggest(name, takes)}")
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Hashable:
+        """The key of a call with these arguments."""
+        self.check(arguments)
+        made = [self._text]
+        for name, conversion, spec in self._fields:
+            value, _ = self._formatter.get_field(name, (), arguments)
+            if conversion:
+                value = self._formatter.convert_field(value, conversion)  # type: ignore[arg-type, unused-ignore]
+            made.append(format(value, spec))
+        return tuple(made)
+
+
+class KeyFunction:
+    """A key made by a user's function, which must not be `async`."""
+
+    def __init__(self, function: Callable[..., Hashable], what: str) -> None:
+        self._what = what
+        self._function = Function(function, what)
+        self.check = self._function.check
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Hashable:
+        """The key of a call with these arguments."""
+        key = self._function.call(arguments)
+        try:
+            hash(key)
+        except TypeError:
+            raise DefinitionError(
+                f"{self._what} returned {key!r}, which cannot be a key; return a string or a tuple of plain values"
+            ) from None
+        return key  # type: ignore[no-any-return]
+
+
+class _Entry(NamedTuple):
+    token: Any
+    until_ns: int
+
+
+class _Shared(NamedTuple):
+    """What a call that others waited for came to."""
+
+    known: bool
+    """Whether it is for them too; else the next of them asks."""
+    token: Any = None
+    error: Exception | None = None
+
+
+class CacheState(PolicyState):
+    """The values, those asked for last at the end."""
+
+    def __init__(self, policy: Cache, clock: Clock) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._ttl_ns = nanoseconds(policy.ttl)
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._asked: dict[Hashable, asyncio.Future[_Shared]] = {}
+        self._hits = self._misses = self._coalesced = self._expired = self._evicted = self._waiting = 0
+
+    async def around(self, call: Call, proceed: Proceed) -> Any:
+        """See the port.
+
+        Raises:
+            UnknownArgument: the key names an argument that the step does not take.
+            InvalidOutcome, SignalTooLarge: the value cannot be carried; as without a cache.
+        """
+        key = self._policy.key_of(call.arguments)
+        while True:
+            entry = self._find(key)
+            if entry is not None:
+                self._hits += 1
+                return decode_token(entry.token)
+            if not self._policy.coalesce:
+                self._misses += 1
+                return await self._ask(key, proceed)
+            if key not in self._asked:
+                self._misses += 1
+                return await self._ask_for_all(key, proceed)
+            shared = await self._wait(key)
+            if shared.known:
+                self._coalesced += 1
+                if shared.error is not None:
+                    raise shared.error
+                return decode_token(shared.token)
+
+    def about(self) -> Mapping[str, Any]:
+        """See the port."""
+        return {
+            "entries": len(self._entries),
+            "hits": self._hits,
+            "misses": self._misses,
+            "coalesced": self._coalesced,
+            "waiting": self._waiting,
+            "expired": self._expired,
+            "evicted": self._evicted,
+        }
+
+    def _find(self, key: Hashable) -> _Entry | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if entry.until_ns <= self._clock.monotonic_ns():
+            del self._entries[key]
+            self._expired += 1
+            return None
+        self._entries.move_to_end(key)
+        return entry
+
+    async def _ask(self, key: Hashable, proceed: Proceed) -> Any:
+        value = await proceed()
+        if isinstance(value, Ok):
+            value = value.value
+        if not is_verdict(value):
+            self._keep(key, encode_token(value))
+        return value
+
+    def _keep(self, key: Hashable, token: Any) -> None:
+        self._entries[key] = _Entry(token, self._clock.monotonic_ns() + self._ttl_ns)
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._policy.max_entries:
+            self._entries.popitem(last=False)
+            self._evicted += 1
+
+    async def _ask_for_all(self, key: Hashable, proceed: Proceed) -> Any:
+        asked = self._asked[key] = asyncio.get_running_loop().create_future()
+        shared = _Shared(known=False)
+        try:
+            value = await self._ask(key, proceed)
+            entry = self._entries.get(key)
+            if entry is not None and not is_verdict(value):
+                shared = _Shared(True, entry.token)
+            return value
+        except Outcome:
+            raise
+        except Exception as error:
+            shared = _Shared(True, None, error)
+            raise
+        finally:
+            del self._asked[key]
+            asked.set_result(shared)
+
+    async def _wait(self, key: Hashable) -> _Shared:
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self._asked[key])
+        finally:
+            self._waiting -= 1

@@ -1,0 +1,212 @@
+"""Circuit breaker: what keeps failing is left alone for a while, and then tried with care."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from bitactor.outcome import Halt, Outcome
+from bitactor.patterns.errors import CircuitOpen, Refused
+from bitactor.patterns.options import (
+    Exceptions,
+    check_count,
+    check_name,
+    check_seconds,
+    fix_exceptions,
+    is_number,
+    nanoseconds,
+    refuse,
+    refuse_together,
+)
+from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
+from bitactor.patterns.window import InARow, Share, Tally
+from bitactor.ports import Clock
+
+CLOSED: Final = "closed"
+OPEN: Final = "open"
+HALF_OPEN: Final = "half-open"
+
+DEFAULT_FAILURES: Final = 5
+DEFAULT_MINIMUM: Final = 10
+PROBE_WAIT: Final = 1.0
+"""Seconds after which to ask again while others probe; nobody knows how long a probe takes."""
+
+
+@dataclass(frozen=True)
+class CircuitBreaker(Policy):
+    """Closed → open → half-open → closed.
+
+        CircuitBreaker("partner-api", failures=5, open_for=30.0)
+        CircuitBreaker("search", failure_rate=0.5, window=60.0, minimum=20, counts=(ConnectionError, TimeoutError))
+
+    *Closed*: calls go through, and failures are counted.  *Open*: calls fail at once with `CircuitOpen`, whose `retry_after` says how many
+    seconds are left.  *Half-open*, after `open_for`: at most `probes` calls at once go through; `successes` of them close the circuit, one
+    failure opens it again.  A call that began before the state changed does not count any more.
+
+    Args:
+        failures: so many in a row open it (5 unless told otherwise); or else
+        failure_rate, window, minimum: this share (0 … 1) of the calls of the last `window` seconds, if they were `minimum` (10) or more.
+        open_for: seconds.
+        probes: calls let through at once while half-open.
+        successes: probes that must succeed.
+        counts: errors that are failures, `Retry` and `Fail` of the step among them.  Any other error means that the other side answered: it
+            counts as a success.
+        ignores: errors that say nothing, neither failure nor success; by default those of patterns that did not let the call through.
+            `Halt`, and being cancelled, always say nothing; being cancelled because the attempt's time was over is a failure.
+
+    Raises:
+        DefinitionError: an option is none, or two exclude each other.
+    """
+
+    pattern: ClassVar[str] = "circuit breaker"
+    name: str
+    failures: int | None = None
+    failure_rate: float | None = None
+    window: float | None = None
+    minimum: int | None = None
+    open_for: float = 30.0
+    probes: int = 1
+    successes: int = 1
+    counts: Exceptions = Exception
+    ignores: Exceptions = (Refused,)
+
+    def __post_init__(self) -> None:
+        check_name(self)
+        check_count(self, "failures", optional=True)
+        check_seconds(self, "window", optional=True)
+        check_count(self, "minimum", optional=True)
+        rate = self.failure_rate
+        if rate is None:
+            for option in ("window", "minimum"):
+                if getattr(self, option) is not None:
+                    raise refuse(self, option, "it belongs to failure_rate=; give that too, or leave it out")
+        elif not is_number(rate) or not 0 < rate <= 1:
+            raise refuse(self, "failure_rate", "give a share, more than 0 and at most 1")
+        elif self.failures is not None:
+            raise refuse_together(self, f"failures={self.failures!r}, failure_rate={rate!r}; give one of them")
+        elif self.window is None:
+            raise refuse(self, "failure_rate", "say of how many seconds: give window= too")
+        for option in ("probes", "successes"):
+            check_count(self, option)
+        check_seconds(self, "open_for")
+        fix_exceptions(self, "counts", without=Halt)
+        fix_exceptions(self, "ignores", without=Halt, empty=True)
+
+    def open(self, clock: Clock) -> CircuitBreakerState:
+        """See the port."""
+        return CircuitBreakerState(self, clock)
+
+    def tally(self) -> Tally:
+        """What counts its failures."""
+        if self.failure_rate is None:
+            return InARow(self.failures or DEFAULT_FAILURES)
+        assert self.window is not None
+        return Share(self.failure_rate, nanoseconds(self.window), self.minimum or DEFAULT_MINIMUM)
+
+
+class CircuitBreakerState(PolicyState):
+    """The circuit."""
+
+    def __init__(self, policy: CircuitBreaker, clock: Clock) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._tally = policy.tally()
+        self._state = CLOSED
+        self._era = 0
+        """Counts changes of state; what began in another one does not count."""
+        self._until_ns = 0
+        self._probing = self._good = 0
+        self._calls = self._rejected = self._failed = self._opened = 0
+        self._last_error = ""
+
+    async def around(self, call: Call, proceed: Proceed) -> Any:
+        """See the port.
+
+        Raises:
+            CircuitOpen: it is open, or half-open with all its probes under way.
+        """
+        era = self._enter()
+        try:
+            value = await proceed()
+        except asyncio.CancelledError:
+            over = call.deadline_ns is not None and self._clock.monotonic_ns() >= call.deadline_ns
+            self._leave(era, True if over else None, "the attempt's time was over")
+            raise
+        except BaseException as error:
+            self._leave(era, self._failure(error), repr(error))
+            raise
+        self._leave(era, self._failure(value) if isinstance(value, Outcome) else False, repr(value))
+        return value
+
+    def about(self) -> Mapping[str, Any]:
+        """See the port."""
+        now_ns = self._clock.monotonic_ns()
+        counted, failures = self._tally.counted(now_ns)
+        state = HALF_OPEN if self._state == OPEN and now_ns >= self._until_ns else self._state
+        return {
+            "state": state,
+            "calls": self._calls,
+            "failed": self._failed,
+            "rejected": self._rejected,
+            "opened": self._opened,
+            "counted": counted,
+            "failures": failures,
+            "probing": self._probing if state == HALF_OPEN else 0,
+            "retry_after": (self._until_ns - now_ns) / 1e9 if state == OPEN else 0.0,
+            "last_error": self._last_error,
+        }
+
+    def _enter(self) -> int:
+        self._calls += 1
+        now_ns = self._clock.monotonic_ns()
+        if self._state == OPEN:
+            if now_ns < self._until_ns:
+                raise self._refuse((self._until_ns - now_ns) / 1e9, "is open")
+            self._become(HALF_OPEN)
+        if self._state == HALF_OPEN:
+            if self._probing >= self._policy.probes:
+                raise self._refuse(min(self._policy.open_for, PROBE_WAIT), "is half-open, and its probes are under way")
+            self._probing += 1
+        return self._era
+
+    def _refuse(self, seconds: float, how: str) -> CircuitOpen:
+        self._rejected += 1
+        last = f" (last failure: {self._last_error})" if self._last_error else ""
+        return CircuitOpen(f"circuit {self._policy.name!r} {how}; try again in {seconds:.3g} s{last}", seconds)
+
+    def _failure(self, error: BaseException) -> bool | None:
+        """Whether this is a failure; None if it says nothing."""
+        if not isinstance(error, Exception) or isinstance(error, (Halt, self._policy.ignores)):
+            return None
+        return isinstance(error, self._policy.counts)
+
+    def _leave(self, era: int, failed: bool | None, what: str) -> None:
+        if failed:
+            self._failed += 1
+            self._last_error = what[:200]
+        if era != self._era:
+            return
+        if self._state == HALF_OPEN:
+            self._probing -= 1
+            self._probed(failed)
+        elif failed is not None and self._tally.record(self._clock.monotonic_ns(), failed):
+            self._become(OPEN)
+
+    def _probed(self, failed: bool | None) -> None:
+        if failed:
+            self._become(OPEN)
+        elif failed is False:
+            self._good += 1
+            if self._good >= self._policy.successes:
+                self._become(CLOSED)
+
+    def _become(self, state: str) -> None:
+        self._state = state
+        self._era += 1
+        self._probing = self._good = 0
+        self._tally.reset()
+        if state == OPEN:
+            self._opened += 1
+            self._until_ns = self._clock.monotonic_ns() + nanoseconds(self._policy.open_for)

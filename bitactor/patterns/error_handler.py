@@ -1,0 +1,122 @@
+"""Error handler: what becomes of an error, said in one word, or by a function."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+from bitactor.errors import suggest
+from bitactor.outcome import Outcome
+from bitactor.patterns.answers import MISSING, Answer, Constant, answer
+from bitactor.patterns.options import Exceptions, check_name, fix_exceptions, refuse
+from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
+from bitactor.ports import Clock
+
+LOG: Final = "log"
+IGNORE: Final = "ignore"
+FALLBACK: Final = "fallback"
+_WORDS: Final = (LOG, IGNORE, FALLBACK)
+_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+@dataclass(frozen=True)
+class ErrorHandler(Policy):
+    """Handles errors of the call.
+
+        ErrorHandler("audit", "log", level="warning")
+        ErrorHandler("optional", "ignore", on=LookupError)
+        ErrorHandler("enrich", "fallback", value={"tags": []})
+        ErrorHandler("charge", on_declined, on=CardDeclined)
+
+        async def on_declined(error: CardDeclined, order: str): ...     # returns the step's value, or raises what the step is to raise
+
+    Args:
+        handle: `"log"`: the error is logged (logger `bitactor.step.<workflow>.<step>`, with its traceback) and goes on · `"ignore"`: the step's
+            value is None · `"fallback"`: it is `value` · a function (`def` or `async def`) of `error` and any of the step's arguments: it
+            is what that returns, which may be `Retry(…)`, `Fail(…)` or `Halt(…)`.
+        value: for `"fallback"`.
+        level: for `"log"`: `"debug"`, `"info"`, `"warning"` or `"error"` (the default).
+        on: errors it handles; others pass, and so do `Retry`, `Fail` and `Halt`.
+
+    Raises:
+        DefinitionError: an option is none, or does not belong to what `handle` says.
+    """
+
+    pattern: ClassVar[str] = "error handler"
+    name: str
+    handle: Any
+    value: Any = field(default=MISSING, hash=False)
+    level: str | None = None
+    on: Exceptions = Exception
+    answer: Answer | None = field(init=False, repr=False, compare=False)
+    """What stands in for the error; None if it is only logged."""
+
+    def __post_init__(self) -> None:
+        check_name(self)
+        if not callable(self.handle) and self.handle not in _WORDS:
+            near = suggest(self.handle, _WORDS) if isinstance(self.handle, str) else ""
+            raise refuse(self, "handle", f"it is 'log', 'ignore', 'fallback' or a function.{near}")
+        if (self.handle == FALLBACK) != (self.value is not MISSING):
+            raise refuse(self, "value", "it belongs to 'fallback', and 'fallback' needs it")
+        if self.level is not None and (self.handle != LOG or self.level not in _LEVELS):
+            raise refuse(self, "level", "it belongs to 'log', and is 'debug', 'info', 'warning' or 'error'")
+        fix_exceptions(self, "on")
+        object.__setattr__(self, "answer", self._answer())
+
+    def _answer(self) -> Answer | None:
+        what = f"ErrorHandler({self.name!r})"
+        if self.handle == LOG:
+            return None
+        if callable(self.handle):
+            return answer(self.handle, f"{what}: handle={self.handle!r}")
+        value = None if self.handle == IGNORE else self.value
+        return Constant(value, f"{what}: value={value!r}")
+
+    def check(self, takes: Sequence[str]) -> None:
+        """See the port."""
+        if self.answer is not None:
+            self.answer.check(takes)
+
+    def open(self, clock: Clock) -> ErrorHandlerState:
+        """See the port."""
+        return ErrorHandlerState(self)
+
+
+class ErrorHandlerState(PolicyState):
+    """What it has handled."""
+
+    def __init__(self, policy: ErrorHandler) -> None:
+        self._policy = policy
+        self._calls = self._handled = 0
+        self._last_error = ""
+
+    async def around(self, call: Call, proceed: Proceed) -> Any:
+        """See the port."""
+        self._calls += 1
+        policy = self._policy
+        try:
+            return await proceed()
+        except Outcome:
+            raise
+        except policy.on as error:
+            self._handled += 1
+            self._last_error = repr(error)[:200]
+            if policy.answer is None:
+                self._log(call, error)
+                raise
+            return await policy.answer(call.arguments, error=error)
+
+    def about(self) -> Mapping[str, Any]:
+        """See the port."""
+        return {"calls": self._calls, "handled": self._handled, "last_error": self._last_error}
+
+    def _log(self, call: Call, error: Exception) -> None:
+        logging.getLogger(f"bitactor.step.{call.workflow}.{call.step}").log(
+            _LEVELS[self._policy.level or "error"],
+            "%s/%s of %s, attempt %d: %r",
+            call.workflow, call.step, call.transaction, call.attempt, error,
+            exc_info=error,
+            extra={"workflow": call.workflow, "step": call.step, "transaction": call.transaction, "attempt": call.attempt},
+        )  # fmt: skip

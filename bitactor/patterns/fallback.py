@@ -1,0 +1,79 @@
+"""Fallback: something else instead of an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from bitactor.outcome import Outcome
+from bitactor.patterns.answers import Answer, answer
+from bitactor.patterns.options import Exceptions, check_name, fix_exceptions
+from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
+from bitactor.ports import Clock
+
+
+@dataclass(frozen=True)
+class Fallback(Policy):
+    """Answers in place of what failed.
+
+        Fallback("prices", {"price": None})
+        Fallback("prices", cached_price, on=(CircuitOpen, ConnectionError))
+
+        async def cached_price(symbol: str, error: Exception) -> dict: ...
+
+    The step counts as done with that value.  Errors of the function itself are the step's.  `Retry`, `Fail` and `Halt` pass through.
+
+    Args:
+        fallback: a value, or a function (`def` or `async def`) of `error` and any of the step's arguments, by name; it may answer with
+            `Retry(…)`, `Fail(…)` or `Halt(…)`.
+        on: errors it stands in for.
+
+    Raises:
+        DefinitionError: an option is none.
+    """
+
+    pattern: ClassVar[str] = "fallback"
+    name: str
+    fallback: Any = field(hash=False)
+    on: Exceptions = Exception
+    answer: Answer = field(init=False, repr=False, compare=False)
+    """The fallback, as it is given."""
+
+    def __post_init__(self) -> None:
+        check_name(self)
+        fix_exceptions(self, "on")
+        object.__setattr__(self, "answer", answer(self.fallback, f"Fallback({self.name!r}): fallback={self.fallback!r}"))
+
+    def check(self, takes: Sequence[str]) -> None:
+        """See the port."""
+        self.answer.check(takes)
+
+    def open(self, clock: Clock) -> FallbackState:
+        """See the port."""
+        return FallbackState(self)
+
+
+class FallbackState(PolicyState):
+    """How often it was needed, and for what last."""
+
+    def __init__(self, policy: Fallback) -> None:
+        self._policy = policy
+        self._calls = self._fell_back = 0
+        self._last_error = ""
+
+    async def around(self, call: Call, proceed: Proceed) -> Any:
+        """See the port."""
+        self._calls += 1
+        try:
+            return await proceed()
+        except Outcome:
+            raise
+        except self._policy.on as error:
+            self._fell_back += 1
+            self._last_error = repr(error)[:200]
+            return await self._policy.answer(call.arguments, error=error)
+
+    def about(self) -> Mapping[str, Any]:
+        """See the port."""
+        return {"calls": self._calls, "fell_back": self._fell_back, "last_error": self._last_error}

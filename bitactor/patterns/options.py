@@ -1,0 +1,85 @@
+"""Options of a policy, checked when it is declared: each is understood or refused by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from bitactor.errors import DefinitionError
+from bitactor.outcome import Outcome
+from bitactor.patterns.port import Policy
+
+Exceptions = type[Exception] | tuple[type[Exception], ...]
+"""One exception class, or several."""
+
+LONGEST: Final = 1e9
+"""Seconds; some thirty years, and still a number of nanoseconds that timers take."""
+MAX_NAME: Final = 200
+
+
+def nanoseconds(seconds: float) -> int:
+    """The same time as clocks have it."""
+    return round(seconds * 1e9)
+
+
+def refuse(policy: Policy, option: str, why: str) -> DefinitionError:
+    """The error for an option that cannot be as it is."""
+    return DefinitionError(f"{_of(policy)}: {option}={getattr(policy, option)!r}; {why}")
+
+
+def refuse_together(policy: Policy, why: str) -> DefinitionError:
+    """The error for options that do not fit each other."""
+    return DefinitionError(f"{_of(policy)}: {why}")
+
+
+def _of(policy: Policy) -> str:
+    return f"{type(policy).__name__}({policy.name!r})"
+
+
+def check_name(policy: Policy) -> None:
+    """The name that its state goes by."""
+    name = policy.name
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > MAX_NAME:
+        raise DefinitionError(f"{type(policy).__name__}: name={name!r}; a name is a string of 1 to {MAX_NAME} printable characters")
+
+
+def check_seconds(policy: Policy, option: str, *, zero: bool = False, optional: bool = False) -> None:
+    """A number of seconds, more than 0 (or 0 too)."""
+    value = getattr(policy, option)
+    if value is None and optional:
+        return
+    enough = is_number(value) and (value >= 0 if zero else value > 0) and value <= LONGEST
+    if not enough:
+        raise refuse(policy, option, f"give a number of seconds, {'zero or more' if zero else 'more than zero'}")
+
+
+def check_count(policy: Policy, option: str, *, least: int = 1, optional: bool = False) -> None:
+    """A whole number."""
+    value = getattr(policy, option)
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise refuse(policy, option, f"give a whole number, {least} or more")
+
+
+def check_flag(policy: Policy, option: str) -> None:
+    """True or False."""
+    if not isinstance(getattr(policy, option), bool):
+        raise refuse(policy, option, "it is True or False")
+
+
+def fix_exceptions(policy: Policy, option: str, *, without: type[Outcome] | None = Outcome, empty: bool = False) -> None:
+    """Exception classes, one or several, from now on a tuple; none below `without`, which passes through whatever is said here."""
+    value = getattr(policy, option)
+    classes = tuple(value) if isinstance(value, tuple | list | set | frozenset) else (value,)
+    if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in classes) or not (classes or empty):
+        raise refuse(policy, option, "give an exception class or a tuple of them, each below Exception")
+    passed = next((kind for kind in classes if without is not None and issubclass(kind, without)), None)
+    if passed is not None:
+        raise refuse(policy, option, f"{passed.__name__} is what a step decides, no error; it passes through this pattern")
+    object.__setattr__(policy, option, classes)
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float that is no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,262 @@
+"""Many at once within one step: over the elements of something, or of operations that have names.
+
+Nothing that is started here outlives the call: what is not wanted any more is cancelled and awaited, also when the step itself is cancelled.
+(An operation that swallows its cancellation is therefore waited for.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, TypeVar, overload
+
+from bitactor.errors import ConfigurationError, suggest
+from bitactor.patterns.errors import TimedOut
+from bitactor.patterns.options import is_number
+from bitactor.patterns.waiting import LoopTimers, Timers, begin, ending_of, reap, timed
+from bitactor.ports import Clock
+
+Item = TypeVar("Item")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+RAISE: Final = "raise"
+COLLECT: Final = "collect"
+
+
+@dataclass(frozen=True, slots=True)
+class FailedItem(Generic[Item]):
+    """An element for which the function failed."""
+
+    index: int
+    item: Item
+    error: BaseException
+
+
+class Mapped(NamedTuple, Generic[Item, Value]):
+    """What `parallel_map(..., on_error="collect")` came to; both in the order of the elements."""
+
+    successful: list[Value]
+    failed: list[FailedItem[Item]]
+
+
+class Fetched(NamedTuple, Generic[Key, Value]):
+    """Results and errors by name, each in the order in which the names were given."""
+
+    successful: dict[Key, Value]
+    failed: dict[Key, BaseException]
+
+
+@overload
+async def parallel_map(
+    function: Callable[[Item], Awaitable[Value]],
+    items: Iterable[Item],
+    *,
+    concurrency: int,
+    on_error: Literal["raise"] = "raise",
+    timeout_each: float | None = None,
+    clock: Clock | None = None,
+) -> list[Value]: ...
+
+
+@overload
+async def parallel_map(
+    function: Callable[[Item], Awaitable[Value]],
+    items: Iterable[Item],
+    *,
+    concurrency: int,
+    on_error: Literal["collect"],
+    timeout_each: float | None = None,
+    clock: Clock | None = None,
+) -> Mapped[Item, Value]: ...
+
+
+async def parallel_map(
+    function: Callable[[Item], Awaitable[Value]],
+    items: Iterable[Item],
+    *,
+    concurrency: int,
+    on_error: Literal["raise", "collect"] = "raise",
+    timeout_each: float | None = None,
+    clock: Clock | None = None,
+) -> list[Value] | Mapped[Item, Value]:
+    """`function` of each element, at most `concurrency` at once; results in the order of the elements, which are taken as they are needed.
+
+    Args:
+        on_error: `"raise"`: the first error cancels the rest and is raised · `"collect"`: all are run, and the answer is a `Mapped`.
+        timeout_each: seconds for one element, which then fails with `TimedOut`.
+        clock: for tests; the loop's own time if None.
+
+    Raises:
+        ConfigurationError: an option is none.
+        Exception: what `function` raised, with `on_error="raise"`; what `items` raised.
+    """
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        _refuse("parallel_map", "concurrency", concurrency, "give a whole number, 1 or more")
+    if on_error not in (RAISE, COLLECT):
+        _refuse("parallel_map", "on_error", on_error, "it is 'raise' or 'collect'")
+    _check_seconds("parallel_map", "timeout_each", timeout_each)
+    run = _Map(function, items, timeout_each, clock or LoopTimers(), stop_at_error=on_error == RAISE)
+    await run.run(concurrency)
+    successful = [run.results[index] for index in sorted(run.results)]
+    if on_error == RAISE:
+        return successful
+    return Mapped(successful, sorted(run.failed, key=lambda failed: failed.index))
+
+
+class _Stop(Exception):
+    """All workers are to stop."""
+
+
+class _Map(Generic[Item, Value]):
+    """Workers that share one iterator."""
+
+    def __init__(
+        self,
+        function: Callable[[Item], Awaitable[Value]],
+        items: Iterable[Item],
+        timeout: float | None,
+        timers: Timers,
+        *,
+        stop_at_error: bool,
+    ) -> None:
+        self._function = function
+        self._source: Iterator[tuple[int, Item]] = enumerate(items)
+        self._timeout = timeout
+        self._timers = timers
+        self._stop_at_error = stop_at_error
+        self.results: dict[int, Value] = {}
+        self.failed: list[FailedItem[Item]] = []
+        self._first_error: BaseException | None = None
+
+    async def run(self, concurrency: int) -> None:
+        """All of them."""
+        workers: list[asyncio.Task[None]] = []
+        loop = asyncio.get_running_loop()
+        try:
+            for first in self._source:
+                workers.append(loop.create_task(self._work(first)))
+                if len(workers) == concurrency:
+                    break
+            if workers:
+                await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+        except (Exception, asyncio.CancelledError):
+            await reap(workers)
+            _retrieve(workers)
+            raise
+        await reap(workers)
+        _retrieve(workers)
+        if self._first_error is not None:
+            raise self._first_error
+
+    async def _work(self, first: tuple[int, Item]) -> None:
+        index, item = first
+        while True:
+            await self._one(index, item)
+            if _being_cancelled():  # and the function took no notice
+                return
+            try:
+                index, item = next(self._source)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise self._stop(error) from None
+
+    async def _one(self, index: int, item: Item) -> None:
+        in_time, ending = await timed(lambda: self._function(item), self._timers, self._timeout)
+        if ending.error is None:
+            self.results[index] = ending.value
+            return
+        if isinstance(ending.error, asyncio.CancelledError) and _being_cancelled():
+            raise ending.error
+        error = ending.error if in_time else _timed_out(f"element {index}", self._timeout, ending.error)
+        if self._stop_at_error:
+            raise self._stop(error)
+        self.failed.append(FailedItem(index, item, error))
+
+    def _stop(self, error: BaseException) -> _Stop:
+        self._first_error = self._first_error or error
+        return _Stop()
+
+
+def _retrieve(workers: Iterable[asyncio.Task[None]]) -> None:
+    """Look at every worker's error, so that none is reported as never looked at."""
+    for task in workers:
+        if not task.cancelled():
+            task.exception()
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def parallel_fetch(
+    operations: Mapping[Key, Callable[[], Awaitable[Value]]],
+    *,
+    timeout: float | Mapping[Key, float] | None = None,
+    clock: Clock | None = None,
+) -> Fetched[Key, Value]:
+    """All operations at once, each with a time limit of its own; a slow or failing one takes nothing from the others.
+
+        fetched = await parallel_fetch({"customers": crm.customers, "orders": lambda: shop.orders(since)}, timeout=2.0)
+        fetched.successful["customers"], fetched.failed.get("orders")
+
+    Args:
+        timeout: seconds for each, or for each name (a name that is missing has no limit); what takes longer fails with `TimedOut`.
+        clock: for tests; the loop's own time if None.
+
+    Raises:
+        ConfigurationError: an option is none, or an operation is no function.
+    """
+    for name, operation in operations.items():
+        if not callable(operation):
+            if inspect.iscoroutine(operation):
+                operation.close()
+            raise ConfigurationError(f"parallel_fetch: {name!r} is {operation!r}; give a function that starts it: lambda: …")
+    limits = _limits(operations, timeout)
+    timers = clock or LoopTimers()
+    tasks = {name: begin(lambda name=name: timed(operations[name], timers, limits[name])) for name in operations}  # type: ignore[misc]
+    try:
+        if tasks:
+            await asyncio.wait(tasks.values())
+    except asyncio.CancelledError:
+        await reap(tasks.values())
+        raise
+    fetched: Fetched[Key, Value] = Fetched({}, {})
+    for name, task in tasks.items():
+        in_time, ending = ending_of(task).get()
+        if ending.error is None:
+            fetched.successful[name] = ending.value
+        else:
+            fetched.failed[name] = ending.error if in_time else _timed_out(repr(name), limits[name], ending.error)
+    return fetched
+
+
+def _limits(operations: Mapping[Key, Any], timeout: float | Mapping[Key, float] | None) -> dict[Key, float | None]:
+    if not isinstance(timeout, Mapping):
+        _check_seconds("parallel_fetch", "timeout", timeout)
+        return dict.fromkeys(operations, timeout)
+    for name, seconds in timeout.items():
+        if name not in operations:
+            hint = suggest(str(name), map(str, operations))
+            raise ConfigurationError(f"parallel_fetch: timeout= names {name!r}, which is no operation.{hint}")
+        _check_seconds("parallel_fetch", f"timeout[{name!r}]", seconds)
+    return {name: timeout.get(name) for name in operations}
+
+
+def _timed_out(what: str, seconds: float | None, cause: BaseException) -> TimedOut:
+    error = TimedOut(f"{what} took longer than {seconds:g} s")
+    error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
+    return error
+
+
+def _check_seconds(function: str, option: str, value: float | None) -> None:
+    if value is not None and not (is_number(value) and value > 0):
+        _refuse(function, option, value, "give a number of seconds, more than zero")
+
+
+def _refuse(function: str, option: str, value: Any, why: str) -> NoReturn:
+    raise ConfigurationError(f"{function}: {option}={value!r}; {why}")

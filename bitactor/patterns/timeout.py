@@ -1,0 +1,120 @@
+"""Timeout: what takes too long is cancelled, and perhaps something else put in its place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from bitactor.patterns.answers import MISSING, Answer, answer
+from bitactor.patterns.errors import TimedOut
+from bitactor.patterns.options import check_name, check_seconds, nanoseconds
+from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
+from bitactor.patterns.waiting import Ending, begin, ending_of, ends, reap
+from bitactor.ports import Clock
+
+
+@dataclass(frozen=True)
+class Timeout(Policy):
+    """Cancels the call after `seconds`; then the answer is the fallback, or the error `TimedOut`.
+
+        Timeout("quotes", 0.5, fallback=[])
+        Timeout("quotes", 0.5, fallback=lambda symbol, error: last_known(symbol))
+
+    The step's own `timeout=` is the mesh's: it ends the attempt, and leaves the hop in doubt, to be undone as such.  This is an error like any
+    other inside the attempt: for what may safely be given up, such as reading.  A call that ends with a value after all, although it was
+    cancelled, has ended with that value.
+
+    Args:
+        seconds: how long it may take.
+        fallback: a value, or a function (`def` or `async def`) of `error` and any of the step's arguments, by name.
+        grace: seconds that a cancelled call may take to clean up before the answer is given without waiting any longer; it is then counted
+            as a `zombie` until it ends.
+
+    Raises:
+        DefinitionError: an option is none.
+    """
+
+    pattern: ClassVar[str] = "timeout"
+    name: str
+    seconds: float
+    fallback: Any = field(default=MISSING, hash=False)
+    grace: float = 1.0
+    answer: Answer | None = field(init=False, repr=False, compare=False)
+    """The fallback, as it is given."""
+
+    def __post_init__(self) -> None:
+        check_name(self)
+        check_seconds(self, "seconds")
+        check_seconds(self, "grace", zero=True)
+        what = f"Timeout({self.name!r}): fallback={self.fallback!r}"
+        object.__setattr__(self, "answer", None if self.fallback is MISSING else answer(self.fallback, what))
+
+    def check(self, takes: Sequence[str]) -> None:
+        """See the port."""
+        if self.answer is not None:
+            self.answer.check(takes)
+
+    def open(self, clock: Clock) -> TimeoutState:
+        """See the port."""
+        return TimeoutState(self, clock)
+
+
+class TimeoutState(PolicyState):
+    """How many were late, and those that have not noticed yet."""
+
+    def __init__(self, policy: Timeout, clock: Clock) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._limit_ns = nanoseconds(policy.seconds)
+        self._grace_ns = nanoseconds(policy.grace)
+        self._zombies: set[asyncio.Task[Ending]] = set()
+        self._calls = self._timed_out = self._fell_back = 0
+
+    async def around(self, call: Call, proceed: Proceed) -> Any:
+        """See the port.
+
+        Raises:
+            TimedOut: it took longer, and there is no fallback.
+        """
+        self._calls += 1
+        task = begin(proceed)
+        try:
+            in_time = await ends(task, self._clock, self._clock.monotonic_ns() + self._limit_ns)
+            if not in_time:
+                task.cancel()
+                await ends(task, self._clock, self._clock.monotonic_ns() + self._grace_ns)
+        except asyncio.CancelledError:
+            await reap([task])
+            raise
+        if not task.done():
+            self._zombies.add(task)
+            task.add_done_callback(self._zombies.discard)
+        elif in_time or ending_of(task).error is None:
+            return ending_of(task).get()
+        return await self._late(call, ending_of(task).error if task.done() else None)
+
+    def about(self) -> Mapping[str, Any]:
+        """See the port."""
+        return {
+            "calls": self._calls,
+            "timed_out": self._timed_out,
+            "fell_back": self._fell_back,
+            "zombies": len(self._zombies),
+        }
+
+    async def close(self, timeout: float) -> None:
+        """Wait for those that were cancelled, at most `timeout` seconds."""
+        if self._zombies:
+            await asyncio.wait(self._zombies, timeout=timeout)
+
+    async def _late(self, call: Call, cause: BaseException | None) -> Any:
+        self._timed_out += 1
+        policy = self._policy
+        error = TimedOut(f"{call.workflow}/{call.step}: took longer than the {policy.seconds:g} s of timeout {policy.name!r}")
+        error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
+        if policy.answer is None:
+            raise error
+        self._fell_back += 1
+        return await policy.answer(call.arguments, error=error)

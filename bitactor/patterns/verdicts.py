@@ -1,0 +1,15 @@
+"""What a step decides (`Retry`, `Fail`, `Halt`, further steps) is no value and no error: patterns pass it through."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from bitactor.outcome import Continue, Outcome
+from bitactor.then import Then
+
+_VERDICTS: Final = (Outcome, Continue, Then)
+
+
+def is_verdict(value: Any) -> bool:
+    """Whether this is for the supervisor to judge, not a value to keep or to hand on."""
+    return isinstance(value, _VERDICTS)

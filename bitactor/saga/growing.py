@@ -1,0 +1,405 @@
+"""Steps planned while a transaction runs: the scopes that containers open, and what a `Then` asks for.
+
+New steps are put behind those there are, each with a place in every list of the state; a scope is one block of places, its steps first, then its
+inputs, so that a step finds its arguments as it does in a plan.  All of this follows from pulses, and so is the same live and folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, cast
+
+from bitactor.arguments import Argument
+from bitactor.codec import token_bytes, token_from_bytes
+from bitactor.errors import DuplicateName, UnknownArgument, suggest
+from bitactor.kinds.port import Open, Opening, Progress, Slot, Wait
+from bitactor.kinds.scope import Scope, instance, rename
+from bitactor.plan import Plan, PlanStep
+from bitactor.pulse import Pulse
+from bitactor.saga.phases import DONE, OPENED, PASSED, SETTLED, WAITING
+
+NOTHING: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
+"""Stands for every mapping that most transactions never need; a parked one would carry half a kilobyte of empty ones."""
+
+
+def writable(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    """The mapping itself, or a fresh one instead of `NOTHING`."""
+    return {} if mapping is NOTHING else mapping
+
+
+class Wanted(NamedTuple):
+    """One step that a `Then` asks for, resolved."""
+
+    step: PlanStep
+    missing: int
+    replaces: bool
+
+
+class Growing:
+    """The part of the state that can get longer; `SagaState` has the rest."""
+
+    __slots__ = ("by_name", "hops_spent", "in_flight", "progress", "replaced", "spare", "stand_ins", "steps", "unsettled")
+
+    plan: Plan
+    steps: Sequence[PlanStep]
+    by_name: Mapping[str, int]
+    grown: int
+    tokens: list[Any]
+    states: list[int]
+    missing: list[int]
+    unsettled: int
+    attempts: list[int]
+    deliveries: list[int]
+    failures: list[int]
+    undo_attempts: list[int]
+    ttls: list[int]
+    hops: list[str]
+    causes: list[tuple[str, ...]]
+    spawned_at_ns: list[int]
+    decided: dict[int, Mapping[str, Any]]
+    doubts: frozenset[int]
+    outstanding: dict[tuple[str, int], int]
+    order: list[int]
+    in_flight: int
+    hops_spent: int
+    progress: dict[int, Progress]
+    spare: dict[tuple[str, int], list[Scope]]
+    stand_ins: dict[int, int]
+    replaced: dict[int, int]
+    fresh: list[int]
+    attention: list[int]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether something failed, and nothing new begins any more."""
+        raise NotImplementedError
+
+    # Containers
+
+    def _opened(self, index: int, opening: Sequence[Sequence[Any]]) -> None:
+        """A container begins: it is no hop, so nothing is in flight and nothing was spent."""
+        self.states[index] = OPENED
+        self.in_flight -= 1
+        self.hops_spent -= 1
+        self.progress = writable(self.progress)
+        self.progress[index] = Progress(self.ttls[index])
+        self._open_scopes(index, map(_opening, opening))
+
+    def _opened_further(self, pulse: Pulse, index: int) -> None:
+        self.progress[index].pending = None
+        self._open_scopes(index, map(_opening, (pulse.data or {})["opening"]))
+
+    def _closed(self, pulse: Pulse, index: int) -> None:
+        progress = self.progress.pop(index)
+        self.states[index] = DONE
+        self.unsettled -= 1
+        self.tokens[index] = pulse.token_out
+        self.ttls[index] = progress.left
+        self._release_dependents(index)
+
+    def _open_scopes(self, index: int, openings: Iterable[Opening]) -> None:
+        progress = self.progress[index]
+        for opening in openings:
+            if not progress.inputs:
+                progress.inputs = opening.inputs
+            progress.open += 1
+            scope = self._scope_for(index, opening)
+            at = scope.base + len(scope.body.steps)
+            for position, given in enumerate(opening.inputs):
+                self.tokens[at + position] = self.tokens[given.place] if type(given) is Slot else given
+            self.fresh.extend(scope.base + initial for initial in scope.body.initial)
+
+    def _scope_for(self, index: int, opening: Opening) -> Scope:
+        """A settled scope of that kind to be used again, or a new one."""
+        container = self.steps[index]
+        assert container.container is not None
+        body = container.container.bodies[opening.body]
+        spare = self.spare.get((container.address, opening.body))
+        if spare:
+            scope = spare.pop()
+            scope.container, scope.key, scope.unsettled = index, opening.key, len(body.steps)
+            steps = [self.steps[at] for at in scope.indices]
+            for step, local in zip(steps, body.steps, strict=True):
+                rename(step, _path(container.name, opening.key, local.name))
+        else:
+            self._begin_growing()
+            scope = Scope(body, len(self.tokens), index, opening.key)
+            steps = [instance(step, scope, _path(container.name, opening.key, step.name)) for step in body.steps]
+            self._append(steps, len(body.inputs))
+        names = cast("dict[str, int]", self.by_name)
+        for step, missing in zip(steps, body.missing, strict=True):
+            names[step.name] = step.index
+            self.states[step.index] = WAITING
+            self.missing[step.index] = missing
+        return scope
+
+    def _scope_settled(self, scope: Scope) -> None:
+        index = scope.container
+        progress = self.progress.get(index)
+        if progress is None or self.states[index] != OPENED or self.stopping:
+            return
+        container = self.steps[index].container
+        assert container is not None
+        progress.open -= 1
+        progress.left = min(progress.left, *[self.ttls[at] for at in scope.indices])
+        if container.chained:
+            progress.ttl = progress.left
+        following = container.follow(progress, scope.key, self.tokens[scope.returns])
+        self._let_go(scope)
+        if type(following) is Open:
+            self._open_scopes(index, following.scopes)
+        elif type(following) is not Wait:
+            progress.pending = following  # type: ignore[assignment]
+            self.attention.append(index)
+
+    def _let_go(self, scope: Scope) -> None:
+        """Use its places again, if nothing can be asked of it any more; or a long map would fill the memory."""
+        indices = scope.indices
+        if (
+            not scope.body.leaves_nothing
+            or scope.extended
+            or any(index in indices for index in self.doubts)
+            or any(index in indices for index in self.outstanding.values())
+        ):
+            return
+        names = cast("dict[str, int]", self.by_name)
+        for at in (*indices, *range(indices.stop, indices.stop + len(scope.body.inputs))):
+            self._reset(at)
+        for at in indices:
+            del names[self.steps[at].name]
+        self.spare = writable(self.spare)
+        self.spare.setdefault((self.steps[scope.container].address, self._body_number(scope)), []).append(scope)
+
+    def _body_number(self, scope: Scope) -> int:
+        container = self.steps[scope.container].container
+        assert container is not None
+        return next(number for number, body in enumerate(container.bodies) if body is scope.body)
+
+    def _reset(self, at: int) -> None:
+        self.tokens[at] = None
+        self.states[at] = PASSED
+        self.attempts[at] = self.deliveries[at] = self.failures[at] = self.undo_attempts[at] = self.ttls[at] = 0
+        self.hops[at] = ""
+        self.causes[at] = ()
+        if self.decided:
+            self.decided.pop(at, None)
+
+    def _begin_growing(self) -> None:
+        if self.steps is not self.plan.steps:
+            return
+        self.steps = list(self.plan.steps)
+        self.by_name = dict(self.plan.by_name)
+        self._pad(len(self.tokens) - len(self.plan.steps))
+
+    def _append(self, steps: Sequence[PlanStep], inputs: int) -> None:
+        cast("list[PlanStep]", self.steps).extend(steps)
+        self.tokens.extend([None] * (len(steps) + inputs))
+        self._lengthen(len(steps))
+        self._pad(inputs)
+
+    def _pad(self, count: int) -> None:
+        """Places without steps, beside the tokens of inputs."""
+        cast("list[Any]", self.steps).extend([None] * count)
+        self._lengthen(count)
+
+    def _lengthen(self, count: int) -> None:
+        zeros = [0] * count
+        self.states.extend([PASSED] * count)
+        for numbers in (
+            self.missing, self.attempts, self.deliveries, self.failures, self.undo_attempts, self.ttls, self.spawned_at_ns,
+        ):  # fmt: skip
+            numbers.extend(zeros)
+        self.hops.extend([""] * count)
+        self.causes.extend([()] * count)
+
+    # What is settled
+
+    def _release_dependents(self, index: int) -> None:
+        for dependent in self.steps[index].dependents:
+            self.missing[dependent] -= 1
+        if index >= self.grown:
+            self._planned_step_settled(index)
+
+    def _planned_step_settled(self, index: int) -> None:
+        step = self.steps[index]
+        head = step.stands_for
+        if head >= 0:
+            self.tokens[head] = self.tokens[index]
+            self.ttls[head] = self.ttls[index]
+            for dependent in self.steps[head].dependents:
+                self.missing[dependent] -= 1
+                self.fresh.append(dependent)
+        scope = step.scope
+        if scope is None:
+            return
+        self.unsettled += 1  # it was never counted among the plan's own
+        scope.unsettled -= 1
+        if not scope.unsettled:
+            self._scope_settled(scope)
+
+    # Then
+
+    def _plan_more(self, index: int, planned: Sequence[Sequence[Any]]) -> bool:
+        """Plan what the step asked for; the answer is whether one of the new steps replaces it."""
+        wanted = self._wanted(index, planned)
+        scope = self.steps[index].scope
+        self._begin_growing()
+        replaced = False
+        for step, missing, replaces in wanted:
+            self._append([step], 0)
+            cast("dict[str, int]", self.by_name)[step.name] = step.index
+            self.states[step.index] = WAITING
+            self.missing[step.index] = missing
+            if not missing:
+                self.fresh.append(step.index)
+            if replaces:
+                replaced = True
+                self.stand_ins = writable(self.stand_ins)
+                self.stand_ins[step.stands_for] = step.index
+        for step, _, _ in wanted:
+            for dependency in step.dependencies:
+                if self.states[dependency] not in SETTLED:
+                    self._add_dependent(dependency, step.index)
+        if scope is None:
+            self.unsettled += len(wanted)
+        else:
+            scope.unsettled += len(wanted)
+            scope.extended = True
+            if replaced:
+                self.unsettled += 1
+                scope.unsettled -= 1
+        if replaced and self.steps[index].stands_for < 0:
+            self.replaced = writable(self.replaced)
+            self.replaced[index] = len(self.tokens)
+            self._pad(1)
+            self.tokens.append(self.tokens[index])
+        return replaced
+
+    def _add_dependent(self, dependency: int, dependent: int) -> None:
+        steps = cast("list[PlanStep]", self.steps)
+        if dependency < self.grown and steps[dependency] is self.plan.steps[dependency]:
+            steps[dependency] = copy(steps[dependency])
+        steps[dependency].dependents += (dependent,)
+
+    def _wanted(self, index: int, planned: Sequence[Sequence[Any]]) -> list[Wanted]:
+        """The steps that a `Then` asks for, resolved against the scope of the step that asks.
+
+        Raises:
+            UnknownArgument: a step of that name is not declared, or an argument names nothing.
+            DuplicateName: there is such a step already.
+        """
+        emitter = self.steps[index]
+        body, base = (self.plan, 0) if emitter.scope is None else (emitter.scope.body, emitter.scope.base)
+        prefix = emitter.name.rpartition("/")[0] + "/" if emitter.scope is not None and "/" in emitter.name else ""
+        at = max(len(self.tokens), len(self.steps))
+        own = emitter.name.removeprefix(prefix).partition("#")[0]
+        places = {name: base + place for name, place in body.by_name.items()}
+        places |= {name: base + len(body.steps) + number for number, name in enumerate(body.inputs)}
+        names = [str(name) for _, name, _, _ in planned]
+        places[own] = at + len(planned) if emitter.stands_for < 0 and own in names else index
+        found = []
+        for number, name in enumerate(names):
+            replaces = name == own
+            if names.count(name) > 1 or (not replaces and prefix + name in self.by_name):
+                raise DuplicateName(f"{emitter.address!r} asks for a step {name!r}, and there is one; give it another name")
+            if not replaces:
+                places[name] = at + number
+        for number, (declared, name, bind, after) in enumerate(planned):
+            template = body.deferred.get(declared)
+            if template is None and declared in body.by_name:
+                template = body.steps[body.by_name[declared]]
+            if template is None:
+                known = [*body.deferred, *body.by_name]
+                raise UnknownArgument(
+                    f"{emitter.address!r} asks for {declared!r}, which is not declared.{suggest(declared, known)}"
+                )
+            replaces = name == own
+            head = emitter.stands_for if emitter.stands_for >= 0 else index
+            path = f"{prefix}{own}#{self._generation(emitter) + 1}" if replaces else prefix + name
+            step = self._planned_instance(template, emitter, at + number, path, base, bind, after, places, index)
+            step.stands_for = head if replaces else -1
+            missing = sum(
+                1
+                for other in step.dependencies
+                if other != index and (other >= len(self.states) or self.states[other] not in SETTLED)
+            )
+            found.append(Wanted(step, missing, replaces))
+        return found
+
+    def _planned_instance(
+        self,
+        template: PlanStep,
+        emitter: PlanStep,
+        at: int,
+        path: str,
+        base: int,
+        bind: Mapping[str, Sequence[Any]],
+        after: Sequence[str],
+        places: Mapping[str, int],
+        index: int,
+    ) -> PlanStep:
+        step = copy(template)
+        step.index, step.scope, step.dependents, step.deferred = at, emitter.scope, (), False
+        where = f"{emitter.address!r} asks for {path!r}"
+        arguments = [
+            argument if argument.slot < 0 else argument._replace(slot=argument.slot + base) for argument in template.arguments
+        ]
+        for number, argument in enumerate(arguments):
+            source = bind.get(argument.name)
+            if source is not None:
+                arguments[number] = _rebound(argument, source, places, where)
+        for name in bind:
+            if all(argument.name != name for argument in arguments):
+                known = [argument.name for argument in arguments]
+                raise UnknownArgument(f"{where} and binds {name!r}, which is no parameter of it.{suggest(name, known)}")
+        step.arguments = tuple(arguments)
+        step.token_in = tuple(argument.reference for argument in step.arguments)
+        inputs = (emitter.scope.body if emitter.scope is not None else self.plan).inputs
+        own = emitter.name.rpartition("/")[2].partition("#")[0]
+        steps_at = {place: index if name == own else place for name, place in places.items() if name not in inputs}
+        needed = {steps_at[argument.slot] for argument in step.arguments if argument.slot in steps_at}
+        for name in after:
+            if name not in places:
+                raise UnknownArgument(f"{where} after {name!r}, which is no step.{suggest(name, places)}")
+            needed.add(steps_at[places[name]])
+        step.dependencies = tuple(sorted(needed)) or (index,)
+        step.decides = template.decides and any(argument.transform is not None for argument in step.arguments)
+        step.when = step.guard = None
+        rename(step, path)
+        return step
+
+    def _generation(self, emitter: PlanStep) -> int:
+        number = emitter.name.rpartition("#")[2]
+        return int(number) if "#" in emitter.name and number.isdigit() else 1
+
+
+def _opening(given: Sequence[Any]) -> Opening:
+    key, body, inputs = given
+    return Opening(key, body, tuple(Slot(token) if type(token) is int else token_from_bytes(token) for token in inputs))
+
+
+def opening_data(openings: Iterable[Opening]) -> list[list[Any]]:
+    """Openings as a pulse keeps them."""
+    return [
+        [key, body, [token.place if type(token) is Slot else bytes(token_bytes(token)) for token in inputs]]
+        for key, body, inputs in openings
+    ]
+
+
+def _path(container: str, key: str, step: str) -> str:
+    return "/".join(part for part in (container, key, step) if part)
+
+
+def _rebound(argument: Argument, source: Sequence[Any], places: Mapping[str, int], where: str) -> Argument:
+    """The argument with another source: `["value", bytes]`, or `["result" | "input", name, path…]`."""
+    kind, given, *path = source
+    if kind == "value":
+        return argument._replace(slot=-1, path=(), transform=None, constant=token_from_bytes(given), reference="value")
+    if given not in places:
+        raise UnknownArgument(
+            f"{where} and binds {argument.name!r} to {given!r}, which is neither step nor input.{suggest(given, places)}"
+        )
+    reference = ".".join(str(part) for part in (*(("input",) if kind == "input" else ()), given, *path))
+    return argument._replace(slot=places[given], path=tuple(path), transform=None, reference=reference)

@@ -1,0 +1,193 @@
+"""What the fixtures of one test share, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import pytest
+
+from bitactor.ports import Clock, Ids, Sink
+from bitactor.testing import SequentialIds
+from bitactor.workflow import Consumer, Workflow
+from mesh.testing.clock import MeshClock
+from mesh.testing.leftovers import LINGER, Leftovers
+from mesh.testing.mesh import FixtureMesh
+from mesh.testing.portal import Portal
+from mesh.testing.pulses import Pulses
+from mesh.testing.replacing import Functions
+
+
+class MeshFactory:
+    """The `mesh` fixture."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def __call__(
+        self,
+        *definitions: Workflow | Consumer,
+        steps: Functions | None = None,
+        max_concurrency: int | None = None,
+        sinks: Sequence[Sink] = (),
+        clock: Clock | None = None,
+        ids: Ids | None = None,
+        **options: Any,
+    ) -> FixtureMesh:
+        """A mesh in this process; it opens when first used, and closes with the test.
+
+        What runs then still, and does not end by itself within two seconds, fails the test; so do tasks that steps have left behind.
+
+        Args:
+            definitions: workflows and consumers, as for `Mesh`.
+            steps: step → function, or mock, to run in its place; `step.undo` and `step.compensate` likewise, and `workflow/step`
+                where a name alone may mean several.  A mock is given what the replaced function takes.
+            max_concurrency: how many hops of one transaction run at once, whatever the workflow says; 1: one after another.
+            sinks: who is told of pulses beside the `pulses` fixture.
+            clock: time; by default the `fake_clock` fixture's if the test asks for that, else the machine's.
+            ids: by default counted up, so that they are the same at each run, if the store is `memory://`.
+            options: as for `Mesh`, `replace={resource: object}` among them.  What is in the environment (`BITACTOR_…`) does not count.
+
+        Raises:
+            DefinitionError: a definition, or a function in `steps`, cannot work.
+            ConfigurationError: an option is wrong, or `steps` names what is not there.
+        """
+        return self._bench.make(
+            *definitions, steps=steps, max_concurrency=max_concurrency, sinks=sinks, clock=clock, ids=ids, **options
+        )
+
+
+class Bench:
+    """Holds everything that the fixtures made for one test.
+
+    Meshes are closed inside the test's own call, where a coroutine's loop still runs: the test's function is wrapped for that.
+    """
+
+    def __init__(self, item: Any) -> None:
+        self.pulses: Final = Pulses()
+        self.factory: Final = MeshFactory(self)
+        self._item = item
+        self._clock: MeshClock | None = None
+        self._ids = SequentialIds()
+        self._meshes: list[FixtureMesh] = []
+        self._portal: Portal | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        """Those that were there before our meshes."""
+        self._unwrap: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Self:
+        if not hasattr(self._item, "obj"):
+            return self  # a doctest, or something else that is no function
+        inner = getattr(self._item.obj, "hypothesis", None)
+        owner, name = (self._item, "obj") if inner is None else (inner, "inner_test")
+        function = getattr(owner, name)
+        setattr(owner, name, self._wrapped(function))
+        self._unwrap = lambda: setattr(owner, name, function)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._unwrap()
+        try:
+            self._end_in_thread(failed=False)
+            still_open = [mesh for mesh in self._meshes if mesh.node.state not in ("new", "closed")]
+            if still_open:
+                pytest.fail(
+                    f"{len(still_open)} meshes are open on a loop that the test did not run on; close them where they were opened, "
+                    "with `async with mesh(…)`",
+                    pytrace=False,
+                )
+        finally:
+            if self._portal is not None:
+                self._portal.close()
+
+    def make(self, *definitions: Workflow | Consumer, clock: Clock | None, ids: Ids | None, **options: Any) -> FixtureMesh:
+        """See `MeshFactory`."""
+        if ids is None and str(options.get("store", "memory://")).startswith("memory:"):
+            ids = self._ids  # a store that outlives the test needs ids that nobody has had
+        mesh = FixtureMesh(self, *definitions, clock=clock or self._clock, ids=ids, **options)
+        self.pulses.know(mesh.node.plans)
+        self._meshes.append(mesh)
+        if self._clock is not None and clock in (None, self._clock):
+            self._clock.watch(mesh.node)
+        return mesh
+
+    def use_fake_clock(self) -> MeshClock:
+        """From now on meshes live by this one."""
+        if self._clock is None:
+            self._clock = MeshClock(self.portal, lambda: len(self.pulses))
+        return self._clock
+
+    def portal(self) -> Portal:
+        """The loop of a test that is no coroutine."""
+        if self._portal is None:
+            self._portal = Portal()
+        return self._portal
+
+    # Beginning and ending, on the loop of the meshes
+
+    def begin(self) -> None:
+        """A mesh is about to open."""
+        if not any(mesh.node.state == "open" for mesh in self._meshes):
+            self._tasks = asyncio.all_tasks()
+
+    async def end(self, meshes: Sequence[FixtureMesh] | None = None, *, failed: bool) -> None:
+        """Close these, or all that live on this loop.
+
+        Args:
+            failed: the test has failed already; nothing is said about what is left over.
+
+        Raises:
+            Failed: something is left over.
+        """
+        loop = asyncio.get_running_loop()
+        nodes = [mesh.node for mesh in (self._meshes if meshes is None else meshes) if mesh.node.state in ("open", "draining")]
+        nodes = [node for node in nodes if node.loop is loop]
+        if not nodes:
+            return
+        leftovers = Leftovers(nodes, self._tasks)
+        if not failed:
+            await leftovers.linger(LINGER, standing=self._clock is not None)
+        for node in nodes:
+            await node.close(0)
+        complaint = "" if failed else await leftovers.complaint()
+        if complaint:
+            pytest.fail(complaint, pytrace=False)
+
+    def _end_in_thread(self, *, failed: bool) -> None:
+        if self._portal is not None:
+            self._portal.call(self.end, failed=failed)
+
+    def _wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.iscoroutinefunction(function):
+            return self._wrapped_coroutine(function)
+
+        @functools.wraps(function)
+        def test(*arguments: Any, **options: Any) -> Any:
+            __tracebackhide__ = True
+            try:
+                result = function(*arguments, **options)
+            except BaseException:
+                self._end_in_thread(failed=True)
+                raise
+            self._end_in_thread(failed=False)
+            return result
+
+        return test
+
+    def _wrapped_coroutine(self, function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        async def test(*arguments: Any, **options: Any) -> Any:
+            __tracebackhide__ = True
+            try:
+                result = await function(*arguments, **options)
+            except BaseException:
+                await self.end(failed=True)
+                raise
+            await self.end(failed=False)
+            return result
+
+        return test

@@ -1,0 +1,153 @@
+"""Time for the meshes of a test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeVar
+
+from bitactor.testing import FakeClock
+from mesh.node import Node
+from mesh.testing.portal import Portal
+from mesh.testing.underway import NOTHING, SURELY, in_threads, underway
+
+T = TypeVar("T")
+
+IDLE: Final = 0.02
+"""Real seconds."""
+WITHIN: Final = 10.0
+_TURNS: Final = 20
+"""Of the loop: enough for everything that waits for nobody else."""
+_LOOK: Final = 0.001
+"""Real seconds between two looks at a function that runs in a thread."""
+
+
+class MeshClock(FakeClock):
+    """A `FakeClock` that knows the meshes which live by it: it lets time pass in steps, and lets them do what follows from each.
+
+    With `advance` alone time passes at once, and what follows happens when the loop next turns; in a test that is no coroutine it has
+    happened when `advance` returns.
+    """
+
+    def __init__(self, portal: Callable[[], Portal], progress: Callable[[], int]) -> None:
+        super().__init__()
+        self._portal = portal
+        self._progress = progress
+        """A number that changes when anything happens in one of the meshes."""
+        self._nodes: list[Node] = []
+
+    def watch(self, node: Node) -> None:
+        """This one lives by it."""
+        self._nodes.append(node)
+
+    def advance(self, seconds: float) -> None:
+        """See `FakeClock.advance`."""
+        if _in_a_loop():
+            super().advance(seconds)
+        elif not seconds >= 0:
+            raise ValueError(f"advance({seconds!r}): time does not go back")
+        else:
+            self._portal().call(self.pass_time, seconds)
+
+    async def pass_time(self, seconds: float) -> None:
+        """`advance` from timer to timer, and let the meshes do what follows from each before the next.
+
+        Functions in threads are not waited for: this is how they come to exceed their time.
+        """
+        until = self.monotonic_ns() + round(seconds * 1e9)
+        await _turns()
+        while (due := self.next_timer_ns()) is not None and due <= until:
+            self.advance_to(due)
+            await _turns()
+        self.advance_to(until)
+        await _turns()
+
+    async def run_until(self, awaited: Awaitable[T], *, idle: float = IDLE, within: float = WITHIN) -> T:
+        """Let time pass until `awaited` is done, and return what it gives.
+
+        Time jumps from timer to timer, and only while nothing else happens: while a function runs in a thread or a process, time stands.
+
+        Args:
+            awaited: `tx.result()`, `tx.ended()`, …
+            idle: real seconds a coroutine that is suspended is given at each jump, for it may wait for something real, such as a socket.
+            within: real seconds after which it is given up.
+
+        Raises:
+            TimeoutError: given up; it says what is still running.
+        """
+        future = asyncio.ensure_future(awaited)
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + within
+        try:
+            while not await self._step(future, idle):
+                if loop.time() > give_up:
+                    raise TimeoutError(self._why(within))
+            return future.result()
+        finally:
+            future.cancel()
+
+    @contextlib.contextmanager
+    def passing(self, *, idle: float = IDLE) -> Iterator[None]:
+        """Time passes by itself in this block, as in `run_until`; for tests that are no coroutines: `with fake_clock.passing(): tx.result()`."""
+        if _in_a_loop():
+            task = asyncio.get_running_loop().create_task(self._pass_for_ever(idle), name="passing")
+            try:
+                yield
+            finally:
+                task.cancel()
+            return
+        passing = self._portal().start(self._pass_for_ever(idle))
+        try:
+            yield
+        finally:
+            passing.cancel()
+
+    async def _pass_for_ever(self, idle: float) -> None:
+        never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        while True:
+            await self._step(never, idle)
+
+    async def _step(self, future: asyncio.Future[T], idle: float) -> bool:
+        """Let everything happen that takes no time, then jump once if there is nothing else to wait for; whether `future` is done."""
+        before = self._progress()
+        await _turns()
+        if future.done():
+            return True
+        if self._progress() != before:
+            return False
+        going = underway(self._nodes)
+        due = self.next_timer_ns()
+        if going == SURELY:
+            await asyncio.wait((future,), timeout=_LOOK)
+        elif going != NOTHING or due is None:
+            await asyncio.wait((future,), timeout=idle)
+        quiet = going != SURELY and not future.done() and self._progress() == before
+        if quiet and due is not None and (going == NOTHING or underway(self._nodes) != SURELY):
+            self.advance_to(due)
+        return future.done()
+
+    def _why(self, within: float) -> str:
+        stuck = in_threads(self._nodes)
+        if stuck:
+            return (
+                f"after {within:g} s of real time {' and '.join(map(repr, stuck))} still runs in a thread or process, and time stands "
+                "meanwhile; let it end, or let it exceed its time with `pass_time`"
+            )
+        if self.next_timer_ns() is None:
+            return f"after {within:g} s of real time what was awaited has not come, and nothing waits for time to pass"
+        passed = self.monotonic_ns() / 1e9
+        return f"after {within:g} s of real time, {passed:,.0f} s by this clock, what was awaited has not come; time alone does not bring it"
+
+
+async def _turns() -> None:
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,118 @@
+"""The mesh that the `mesh` fixture makes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace as changed
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from bitactor.errors import BitActorError, ConfigurationError
+from bitactor.ports import Clock, Ids, Sink, TransactionRow
+from bitactor.workflow import Consumer, Workflow
+from mesh.config import Settings
+from mesh.mesh import Mesh
+from mesh.testing.replacing import Functions, replaced
+from mesh.transaction import BlockingTransaction, Transaction
+
+if TYPE_CHECKING:
+    from mesh.testing.bench import Bench
+
+
+class FixtureMesh(Mesh):
+    """A `Mesh` that opens by itself when it is first used, and that the fixture closes.
+
+    In a coroutine it lives on the loop of the test; elsewhere on a loop in a thread, which all meshes of the test share.  Closed by
+    yourself, with `close`, nothing is said about what was still running.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        *definitions: Workflow | Consumer,
+        steps: Functions | None = None,
+        max_concurrency: int | None = None,
+        sinks: Sequence[Sink] = (),
+        clock: Clock | None = None,
+        ids: Ids | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*definitions, sinks=[bench.pulses, *sinks], clock=clock, ids=ids, **_hermetic(options))
+        self._bench = bench
+        self._lock = asyncio.Lock()
+        if steps:
+            self._put(replaced(list(definitions), steps))
+        if max_concurrency is not None:
+            if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+                raise ConfigurationError(f"max_concurrency={max_concurrency!r}: a whole number, at least 1")
+            self._put({name: changed(plan, max_concurrency=max_concurrency) for name, plan in self.node.plans.items()})
+
+    def _put(self, plans: Mapping[str, Any]) -> None:
+        self.node.plans.update(plans)
+        for key, plan in self.node.consumers.items():
+            self.node.consumers[key] = plans[plan.workflow]
+
+    # On the loop of a test
+
+    async def __aenter__(self) -> Self:
+        await self._open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._bench.end([self], failed=error is not None)
+
+    async def stimulate(self, workflow: str | Workflow, input: Any = None, **options: Any) -> Transaction:
+        """See `Mesh.stimulate`."""
+        await self._open()
+        return await super().stimulate(workflow, input, **options)
+
+    async def transaction(self, transaction: str) -> Transaction:
+        """See `Mesh.transaction`."""
+        await self._open()
+        return await super().transaction(transaction)
+
+    async def transactions(self, **options: Any) -> list[TransactionRow]:
+        """See `Mesh.transactions`."""
+        await self._open()
+        return await super().transactions(**options)
+
+    async def _open(self) -> None:
+        async with self._lock:
+            if self.node.state == "new":
+                self._bench.begin()
+                await self.node.open()
+
+    # From a thread
+
+    def __enter__(self) -> Self:
+        self._open_in_thread()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bench.portal().call(self._bench.end, [self], failed=error is not None)
+
+    def submit(self, workflow: str | Workflow, input: Any = None, **options: Any) -> BlockingTransaction:
+        """See `Mesh.submit`."""
+        self._open_in_thread()
+        return super().submit(workflow, input, **options)
+
+    def run(self, workflow: str | Workflow, input: Any = None, *, timeout: float | None = None, **options: Any) -> Any:
+        """See `Mesh.run`; the mesh stays open."""
+        return self.submit(workflow, input, **options).result(timeout)
+
+    def _open_in_thread(self) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self._bench.portal().call(self._open)
+        else:
+            raise BitActorError(
+                "this test is a coroutine: await `stimulate`; `submit` and `run` would block the loop that its mesh lives on"
+            )
+
+
+def _hermetic(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, without what the environment would add."""
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in Settings.model_fields.items()}
+    return {name: value for name, value in defaults.items() if value is not None} | options

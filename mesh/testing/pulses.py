@@ -1,0 +1,80 @@
+"""The pulses of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bitactor.plan import Plan
+from bitactor.pulse import Pulse
+from bitactor.testing import RecordingSink
+from mesh.display import shown_pulses
+from mesh.testing.lines import line, transaction_of
+
+
+class Pulses(RecordingSink):
+    """Every pulse of every mesh of a test, in the order they were kept; also a `Sink`, for a mesh of your own.
+
+    Iterating it gives pulses as people read them, with arguments and results as values; `pulses` has them as they are in the journal.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._plans: dict[str, Plan] = {}
+
+    def know(self, plans: Mapping[str, Plan]) -> None:
+        """Show arguments of these workflows as values."""
+        self._plans.update(plans)
+
+    def __len__(self) -> int:
+        return len(self.pulses)
+
+    def __iter__(self) -> Iterator[Pulse]:
+        return iter(self._shown())
+
+    def of(
+        self, step: str | None = None, kind: str | None = None, *, workflow: str | None = None, transaction: Any = None
+    ) -> list[Pulse]:
+        """Those that fit, in order.
+
+        Args:
+            step: of the step with this path; `""`: of the transaction itself.
+            kind: `completed`, `failed`, …
+            workflow: of this workflow or consumer, by its name.
+            transaction: of this one, by its id or itself.
+        """
+        wanted = {"step": step, "kind": kind, "workflow": workflow, "transaction": transaction_of(transaction)}
+        criteria = [(name, value) for name, value in wanted.items() if value is not None]
+        return [pulse for pulse in self._shown() if all(getattr(pulse, name) == value for name, value in criteria)]
+
+    def kinds(self, transaction: Any = None) -> list[str]:
+        """The kinds of the pulses so far, of one transaction (by its id or itself) or of all."""
+        return super().kinds(transaction_of(transaction))
+
+    def lines(self, transaction: Any = None) -> list[str]:
+        """The same as `assert_trace` reads them: `completed create_user`, `spawned create_user.undo`, `finished`, …"""
+        wanted = transaction_of(transaction)
+        return [line(pulse) for pulse in list(self.pulses) if wanted is None or pulse.transaction == wanted]
+
+    def transactions(self, workflow: str | None = None) -> list[str]:
+        """The ids of the transactions that began, in that order; of one workflow or consumer, or of all."""
+        begun = [pulse for pulse in list(self.pulses) if workflow is None or pulse.workflow == workflow]
+        return list(dict.fromkeys(pulse.transaction for pulse in begun))
+
+    def report(self) -> str:
+        """Everything, transaction by transaction, for people."""
+        found = []
+        for transaction in self.transactions():
+            own = [pulse for pulse in list(self.pulses) if pulse.transaction == transaction]
+            found += [f"{own[0].workflow!r} {transaction}", *(f"    {line(pulse, error=True)}" for pulse in own)]
+        return "\n".join(found)
+
+    def _shown(self) -> list[Pulse]:
+        """All pulses in order of arrival, each shown in the light of those of its transaction that came before."""
+        pulses = list(self.pulses)
+        shown: dict[str, Iterator[Pulse]] = {}
+        for transaction in dict.fromkeys(pulse.transaction for pulse in pulses):
+            own = [pulse for pulse in pulses if pulse.transaction == transaction]
+            whole = own[0].seq == 0
+            shown[transaction] = iter(shown_pulses(self._plans.get(own[0].workflow) if whole else None, own))
+        return [next(shown[pulse.transaction]) for pulse in pulses]

@@ -1,0 +1,138 @@
+"""Other functions in the place of steps, for one mesh."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from bitactor.compiling import compile_callback, compile_consumer, compile_workflow
+from bitactor.errors import ConfigurationError, DefinitionError, suggest
+from bitactor.plan import Callback, Plan, PlanStep
+from bitactor.workflow import Consumer, Workflow
+
+Functions = Mapping[str, Callable[..., Any]]
+
+_ROLES: Final = ("run", "undo", "compensate")
+
+
+class Place(NamedTuple):
+    """Where a function may be replaced."""
+
+    step: PlanStep
+    role: str
+    workflow: Workflow | None
+    """None: the step is a consumer's."""
+
+    @property
+    def short(self) -> str:
+        """`step`, `step.undo` or `step.compensate`."""
+        return self.step.name if self.role == "run" else f"{self.step.name}.{self.role}"
+
+    @property
+    def full(self) -> str:
+        """The same with the workflow, and with everything the step is nested in."""
+        if self.workflow is None:
+            return self.short
+        return self.step.address if self.role == "run" else f"{self.step.address}.{self.role}"
+
+
+def replaced(definitions: list[Workflow | Consumer], functions: Functions) -> dict[str, Plan]:
+    """Plans of these definitions, by name, with other functions in some places; the definitions stay as they are.
+
+    Args:
+        functions: `workflow/step`, or `step` where that can mean only one → the function; with `.undo` or `.compensate` behind it, of
+            a step that has one.
+
+    Raises:
+        ConfigurationError: there is no such place, or several.
+        DefinitionError: the function asks for something it cannot have there.
+    """
+    plans: dict[str, Plan] = {}
+    places: dict[str, list[Place]] = {}
+    for definition in definitions:
+        workflow = definition if isinstance(definition, Workflow) else None
+        plan = compile_workflow(definition) if isinstance(definition, Workflow) else compile_consumer(definition)
+        plans[plan.workflow] = plan
+        for place in _places(plan, workflow):
+            for name in {place.short, place.full}:
+                places.setdefault(name, []).append(place)
+    for name, function in functions.items():
+        _replace(_place(name, places), function)
+    return plans
+
+
+def _places(plan: Plan, workflow: Workflow | None) -> list[Place]:
+    return [
+        Place(step, role, workflow)
+        for step in plan.all_steps()
+        if step.container is None
+        for role in _ROLES
+        if getattr(step, role) is not None
+    ]
+
+
+def _place(name: str, places: Mapping[str, list[Place]]) -> Place:
+    found = places.get(name, [])
+    if not found:
+        raise ConfigurationError(f"steps names {name!r}, which is no step, undo or compensate here.{suggest(name, places)}")
+    if len(found) > 1:
+        raise ConfigurationError(f"steps names {name!r}, which may be {' or '.join(place.full for place in found)}; say which")
+    return found[0]
+
+
+def _replace(place: Place, function: Callable[..., Any]) -> None:
+    step, role = place.step, place.role
+    original: Callback = getattr(step, role)
+    what = f"replacement of {place.full!r}"
+    if _takes_anything(function):
+        is_async = inspect.iscoroutinefunction(function)
+        names = [*original.injected, *original.takes] if step.takes_signal is None else [step.takes_signal, *original.injected]
+        callback = replace(original, function=_called(function, is_async, names), is_async=is_async)
+    elif step.takes_signal is not None:
+        names = [name for name in inspect.signature(function).parameters if name not in ("ctx", "attempt")]
+        if len(names) != 1:
+            raise DefinitionError(
+                f"{what} takes ({', '.join(names)}); a consumer takes the signal and, if it asks, `ctx` and `attempt`"
+            )
+        callback = compile_callback(role, function, names, what)
+        step.takes_signal = names[0]
+    else:
+        callback = compile_callback(role, function, [argument.name for argument in step.arguments], what, place.workflow)
+        callback.function = _called(function, callback.is_async, [*callback.injected, *callback.takes])
+        callback.in_doubt, callback.retries = original.in_doubt, original.retries
+    setattr(step, role, callback)
+    if role == "run" or step.spawn == "process":
+        step.spawn = _spawn(step, callback)
+
+
+def _spawn(step: PlanStep, callback: Callback) -> str:
+    """As its own `def` or `async def` asks; never in another process, which would not know the function."""
+    if callback.is_async:
+        return "loop"
+    return "inline" if step.spawn == "inline" else "thread"
+
+
+def _takes_anything(function: Callable[..., Any]) -> bool:
+    """Whether it has no parameters to go by: a mock, for example; it is given what the function in whose place it stands takes."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _called(function: Callable[..., Any], is_async: bool, names: Sequence[str]) -> Callable[..., Any]:
+    """It is given these of the arguments alone: a step is called with all of its own, and another function may take fewer.
+
+    A mock, too, is better kept behind a function: it has every attribute that anybody looks for, and would be taken for anything.
+    """
+
+    def call(**arguments: Any) -> Any:
+        return function(**{name: arguments[name] for name in names})
+
+    async def call_async(**arguments: Any) -> Any:
+        return await function(**{name: arguments[name] for name in names})
+
+    return call_async if is_async else call

@@ -1,0 +1,283 @@
+"""Lines, pools and claims: never too many, nobody forgotten, everybody in turn."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from bitactor import Workflow
+from bitactor.errors import ConfigurationError
+from bitactor.signal import FORWARD, UNDO
+from mesh.config import settings
+from mesh.line import Line, urgency
+from mesh.pools import GONE, HELD, LENT, NEW, RETURNING, WAITING, Claim, Pool, Pools
+
+
+class Recorded(Claim):
+    """Knows what it was told."""
+
+    __slots__ = ("grants", "needs", "number")
+
+    def __init__(self, number: int, lendable: tuple[Pool, ...], kept: tuple[Pool, ...] = (), priority: int = 0) -> None:
+        super().__init__(lendable, kept, urgency(FORWARD, priority))
+        self.number = number
+        self.grants = 0
+        self.needs = (lendable, kept)
+
+    def granted(self) -> None:
+        assert self.state == HELD
+        self.grants += 1
+
+
+# Lines
+
+
+@pytest.mark.parametrize("count", [1, 7, 500])
+def test_a_line_serves_the_most_urgent_first_and_equals_in_order_of_arrival(count: int) -> None:
+    line: Line[int] = Line()
+    for number in range(count):
+        line.add(number, urgency(FORWARD, number % 3))
+    served = [line.pop() for _ in range(count)]
+    assert served == sorted(range(count), key=lambda number: (-(number % 3), number))
+    assert not line
+
+
+def test_what_mends_goes_ahead_of_the_highest_priority() -> None:
+    order = [
+        urgency(UNDO, 0),
+        urgency(FORWARD, -9, assessing=True),
+        urgency(UNDO, -10),
+        urgency(FORWARD, 9),
+        urgency(FORWARD, 0, depth=1),
+        urgency(FORWARD, 0),
+        urgency(FORWARD, -1, depth=9),
+    ]
+    assert sorted(order[::-1]) == order
+
+
+def test_a_line_keeps_nothing_of_those_who_left() -> None:
+    line: Line[int] = Line()
+    line.add(-1, urgency(FORWARD, 0))
+    for number in range(10_000):
+        line.add(number, urgency(FORWARD, 0))
+        assert line.discard(number) and not line.discard(number)
+    assert len(line) == 1 and list(line) == [-1] and len(line._entries) < 200
+    assert line.pop() == -1
+
+
+def test_who_comes_back_stands_where_it_came_back() -> None:
+    line: Line[str] = Line()
+    for name in ("a", "b"):
+        line.add(name, urgency(FORWARD, 0))
+    line.discard("a")
+    line.add("a", urgency(FORWARD, 0))
+    assert [line.pop(), line.pop()] == ["b", "a"]
+
+
+# Claims
+
+
+def test_a_claim_takes_all_its_places_or_none() -> None:
+    one, two = Pool("one", 1), Pool("two", 1)
+    first, both, other = Recorded(1, (one,)), Recorded(2, (one, two)), Recorded(3, (two,))
+    assert first.enter() and not both.enter()
+    assert two.taken == 0, "it must not hold one place while it waits for another"
+    assert other.enter()
+    first.leave()
+    assert one.taken == 0 and both.state == WAITING
+    other.leave()
+    assert both.state == HELD and both.grants == 1 and (one.taken, two.taken) == (1, 1)
+
+
+def test_a_turn_is_kept_in_another_pools_line() -> None:
+    """`early` waits because of `kept`, then because of `shared`, and still goes before `late`."""
+    shared, kept = Pool("shared", 1), Pool("kept", 1)
+    holder, early = Recorded(0, (), (kept,)), Recorded(1, (shared,), (kept,))
+    assert holder.enter() and not early.enter()
+    elsewhere, late = Recorded(2, (shared,)), Recorded(3, (shared,))
+    assert elsewhere.enter() and not late.enter()
+    holder.leave()
+    elsewhere.leave()
+    assert (early.state, late.state) == (HELD, WAITING)
+
+
+def test_who_came_first_is_first_also_from_another_line() -> None:
+    """One leaves two pools at once; whoever waited longest for both is served, in whichever line that was."""
+    shared, kept = Pool("shared", 1), Pool("kept", 1)
+    holder, early, urgent = Recorded(0, (), (kept,)), Recorded(1, (shared,), (kept,)), Recorded(2, (shared,), (kept,), priority=1)
+    assert holder.enter() and not early.enter() and not urgent.enter()
+    holder.leave()
+    late = Recorded(3, (shared,), (kept,))
+    assert urgent.state == HELD and not late.enter()
+    assert (list(kept.line), list(shared.line)) == ([early], [late])
+    urgent.leave()
+    assert (early.state, late.state) == (HELD, WAITING)
+
+
+def test_what_was_lent_comes_back_ahead_of_others() -> None:
+    pool = Pool("one", 1)
+    lender, borrower, urgent = Recorded(1, (pool,)), Recorded(2, (pool,)), Recorded(3, (pool,), priority=99)
+    assert lender.enter() and not borrower.enter()
+    told: list[str] = []
+    lender.on_return = lambda: told.append("back")
+    lender.lend()
+    assert borrower.state == HELD and (pool.taken, pool.lent) == (1, 1)
+    assert not urgent.enter() and not lender.take_again() and not told
+    borrower.leave()
+    assert lender.state == HELD and told == ["back"] and urgent.state == WAITING and pool.lent == 0
+    lender.leave()
+    assert urgent.state == HELD
+
+
+def test_who_leaves_while_coming_back_is_told() -> None:
+    pool = Pool("one", 1)
+    lender, borrower = Recorded(1, (pool,)), Recorded(2, (pool,))
+    assert lender.enter() and not borrower.enter()
+    told: list[str] = []
+    lender.on_return = lambda: told.append("gone")
+    lender.lend()
+    assert not lender.take_again()
+    lender.leave()
+    lender.leave()
+    assert told == ["gone"] and lender.take_again()
+    borrower.leave()
+    assert (pool.taken, pool.lent, len(pool.line)) == (0, 0, 0)
+
+
+class Claiming(RuleBasedStateMachine):
+    """Anybody may do anything at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pools = [Pool("wide", 3), Pool("narrow", 1), Pool("kept", 2)]
+        self.claims: list[Recorded] = []
+
+    def _pick(self, states: tuple[str, ...], index: int) -> Recorded | None:
+        found = [claim for claim in self.claims if claim.state in states]
+        return found[index % len(found)] if found else None
+
+    @rule(
+        which=st.sampled_from(
+            [((0,), ()), ((1,), ()), ((0, 1), ()), ((0,), (2,)), ((1,), (2,)), ((), (2,)), ((0, 1), (2,)), ((), ())]
+        ),
+        priority=st.integers(-1, 1),
+    )
+    def enter(self, which: tuple[tuple[int, ...], tuple[int, ...]], priority: int) -> None:
+        lendable, kept = (tuple(self.pools[index] for index in side) for side in which)
+        claim = Recorded(len(self.claims), lendable, kept, priority)
+        assert claim.state == NEW
+        self.claims.append(claim)
+        assert claim.enter() == (claim.state == HELD)
+
+    @rule(index=st.integers(0, 99))
+    def lend(self, index: int) -> None:
+        claim = self._pick((HELD, RETURNING, GONE), index)
+        if claim is not None:
+            self._in_turn(claim.lend)
+
+    @rule(index=st.integers(0, 99))
+    def take_again(self, index: int) -> None:
+        claim = self._pick((LENT, RETURNING, HELD, GONE), index)
+        if claim is not None:
+            assert claim.take_again() == (claim.state != RETURNING)
+
+    @precondition(lambda self: self.claims)
+    @rule(index=st.integers(0, 99))
+    def leave(self, index: int) -> None:
+        self._in_turn(self.claims[index % len(self.claims)].leave)
+
+    def _in_turn(self, what: object) -> None:
+        """Of those who need the same, nobody is served while somebody with an earlier turn still waits."""
+        before = {claim: claim.state for claim in self.claims}
+        assert callable(what)
+        what()
+        served = [claim for claim, state in before.items() if state in (WAITING, RETURNING) and claim.state == HELD]
+        for claim in served:
+            for other in self.claims:
+                if other.needs == claim.needs and other.state == before[other] == before[claim]:
+                    assert (claim.urgency, claim._arrival) < (other.urgency, other._arrival)
+
+    @invariant()
+    def never_more_than_there_are_and_all_accounted_for(self) -> None:
+        for pool in self.pools:
+            lend = [claim for claim in self.claims if pool in claim.needs[0]]
+            keep = [claim for claim in self.claims if pool in claim.needs[1]]
+            holders = [claim for claim in lend if claim.state == HELD]
+            holders += [claim for claim in keep if claim.state == HELD or (claim.state in (LENT, RETURNING))]
+            assert pool.taken == len(holders) <= pool.places
+            assert pool.lent == sum(claim.state in (LENT, RETURNING) for claim in lend)
+
+    @invariant()
+    def nobody_waits_who_need_not(self) -> None:
+        for claim in self.claims:
+            lendable, kept = claim.needs
+            if claim.state == WAITING:
+                assert any(pool.taken == pool.places for pool in lendable + kept)
+            elif claim.state == RETURNING:
+                assert any(pool.taken == pool.places for pool in lendable)
+
+    @invariant()
+    def granted_once(self) -> None:
+        assert all(claim.grants <= 1 for claim in self.claims)
+
+    def teardown(self) -> None:
+        for claim in self.claims:
+            claim.leave()
+        assert all((pool.taken, pool.lent, len(pool.line)) == (0, 0, 0) for pool in self.pools)
+
+
+TestClaiming = Claiming.TestCase
+TestClaiming.settings = hypothesis_settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+# Declaring
+
+
+def limited(pool: str) -> Workflow:
+    workflow = Workflow("limited", ttl=1)
+
+    @workflow.step(limit=pool)
+    async def works() -> None: ...
+
+    return workflow
+
+
+def test_a_pool_that_is_not_there_is_refused_by_name() -> None:
+    pools = Pools({"database": 5, "mail": 1})
+    pools.refuse_unknown(limited("mail").check())
+    with pytest.raises(ConfigurationError, match=r"'limited/works'.*'databse'.*Did you mean 'database'"):
+        pools.refuse_unknown(limited("databse").check())
+
+
+def test_what_pools_say_of_themselves() -> None:
+    pools = Pools({"mail": 1})
+    pool = pools.find("mail", "somebody")
+    first, second = Recorded(1, (pool,)), Recorded(2, (pool,))
+    first.enter()
+    second.enter()
+    assert pools.about() == {"mail": {"places": 1, "taken": 1, "waiting": 1, "lent": 0}}
+    first.lend()
+    assert pools.about() == {"mail": {"places": 1, "taken": 1, "waiting": 0, "lent": 1}}
+
+
+@pytest.mark.parametrize("places", [0, -1, True, 1.5, "3", None, 2_000_000])
+def test_places_are_a_number(places: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"pools\.mail=.*BITACTOR_POOLS\)"):
+        settings(pools={"mail": places})
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201])
+def test_a_pool_has_a_name(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="pools"):
+        settings(pools={name: 1})
+
+
+def test_pools_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITACTOR_POOLS", '{"mail": 2}')
+    assert settings().pools == {"mail": 2}
+    assert settings(pools={"mail": 3}).pools["mail"] == 3
+    monkeypatch.setenv("BITACTOR_POOLS", "mail=2")
+    with pytest.raises(ConfigurationError, match=r'BITACTOR_POOLS takes JSON, such as {"mail": 5}|BITACTOR_POOLS takes JSON'):
+        settings()
