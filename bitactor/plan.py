@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitactor.arguments import Argument
 from bitactor.errors import CycleError, WorkflowTooDeep
@@ -15,6 +15,9 @@ from bitactor.kinds.scope import Scope
 from bitactor.patterns.port import Policy
 from bitactor.policy import Backoff
 from bitactor.resources import Resource
+
+if TYPE_CHECKING:
+    from bitactor.kinds.around import Surrounding
 
 SPAWNS = ("inline", "loop", "thread", "process")
 
@@ -78,6 +81,8 @@ class PlanStep:
     """What people call it."""
     unread: bool = False
     """Whether its function is given its arguments undecoded, as `tokens`."""
+    surrounding: Surrounding | None = None
+    """Set: it is the function around nested steps, and asks this container to proceed."""
     deferred: bool = False
     """Whether it is planned only where a `Then` asks for it."""
     scope: Scope | None = None
@@ -100,6 +105,11 @@ class PlanStep:
             if attempt <= 16:
                 self._codes[key] = code
         return code
+
+    @property
+    def stays(self) -> bool:
+        """Whether it can only run where its transaction is."""
+        return self.unread or self.surrounding is not None
 
     @property
     def assesses(self) -> bool:

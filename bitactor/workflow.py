@@ -20,6 +20,7 @@ from bitactor.arguments import Element, Input, Result, Source
 from bitactor.compiling import compile_consumer, compile_workflow, dependencies_of, known_dependencies, named_later
 from bitactor.errors import CycleError, DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
 from bitactor.functions import is_coroutine_function
+from bitactor.kinds.around import Around
 from bitactor.kinds.collect import gather
 from bitactor.kinds.compose import Compose
 from bitactor.kinds.debug import look
@@ -420,6 +421,14 @@ class Workflow:
     def flunk(self, name: str, text: str, **options: Any) -> Step[..., Any]:
         """Declare a step that fails, with a text filled in as a `template` is; see `bitactor.kinds.flunk`."""
         return self._declare(refuse(text), {"spawn": "inline", **options, "name": name}, label="flunk")
+
+    def around(self, function: Any = None, /, *, workflow: Workflow, **options: Any) -> Any:
+        """Declare a function around a nested workflow, which it runs with `await proceed()`; see `bitactor.kinds.around`.
+
+        Options beside those of `step`:
+            workflow: what runs within; its inputs are found by name, or by `bind`.
+        """
+        return self._declare_with_function(function, options, lambda what, function: Around(what, function, workflow))
 
     def _declare_nested(self, options: Mapping[str, Any], make: Callable[[str], Kind]) -> Step[..., Any]:
         unfit = next((option for option in options if option in _STEP_OPTIONS and option not in _NESTED_OPTIONS), None)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pykka
 
-from bitactor.arguments import Bound, Carried
+from bitactor.arguments import Bound, Carried, Unread
 from bitactor.codec import encode_token, pack
 from bitactor.context import Context
 from bitactor.errors import BitActorError, Cancelled, InvalidOutcome, StepTimeout
@@ -67,7 +67,7 @@ class BitActor(pykka.Actor):
         step: PlanStep,
         signal: Signal,
         callback: Callback,
-        arguments: Bound | Carried,
+        arguments: Bound | Carried | Unread,
         spawner: Spawner,
         done: Done,
     ) -> None:

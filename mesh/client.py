@@ -214,6 +214,16 @@ class Client:
         described: dict[str, Any] = await self._ask(await self._home(transaction), "cancel", argument, patience=timeout)
         return described
 
+    async def undo(self, transaction: str, reason: str = "", timeout: float = 60.0) -> dict[str, Any]:
+        """Take back what a completed transaction did, and answer how that ended; `timeout` seconds for all that.
+
+        Raises:
+            InvalidInput: it did not complete, or was undone already.
+        """
+        argument = {"transaction": transaction, "reason": reason}
+        described: dict[str, Any] = await self._ask(await self._home(transaction), "undo", argument, patience=timeout)
+        return described
+
     async def resume(self, transaction: str) -> dict[str, Any]:
         """Let a halted or stuck transaction go on.
 

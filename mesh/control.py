@@ -31,6 +31,7 @@ class Control:
             "pulses": self._pulses,
             "cancel": self._cancel,
             "resume": self._resume,
+            "undo": self._undo,
             "list": self._list,
             "node": self._about,
         }
@@ -87,6 +88,11 @@ class Control:
     async def _cancel(self, argument: Mapping[str, Any]) -> Any:
         transaction = self._transaction(argument)
         await transaction.cancel(argument.get("reason", ""))
+        return describe(transaction)
+
+    async def _undo(self, argument: Mapping[str, Any]) -> Any:
+        transaction = self._transaction(argument)
+        await transaction.undo(argument.get("reason", ""))
         return describe(transaction)
 
     async def _resume(self, argument: Mapping[str, Any]) -> Any:

@@ -29,7 +29,7 @@ ANSWERS: Final = frozenset((Replied, Lost, HopExpired, Unrouted))
 class Hold(Claim):
     """The places of one delivery of one hop; or a consumer's turn, and the hop that waits for it."""
 
-    __slots__ = ("_gate", "command", "delivery", "hop", "index", "run")
+    __slots__ = ("_gate", "bases", "command", "delivery", "hop", "index", "run")
 
     def __init__(
         self, gate: Gate, run: Run, step: PlanStep, command: Dispatch, bounds: tuple[tuple[Pool, ...], tuple[Pool, ...]]
@@ -38,6 +38,8 @@ class Hold(Claim):
         priority = step.priority + run.priority
         super().__init__(*bounds, urgency(direction, priority, depth=run.depth, assessing=fault is not None))
         self._gate = gate
+        self.bases: tuple[int, ...] = ()
+        """Keys of its `kept` pools in `Run.widths`."""
         self.run = run
         self.command: Dispatch | None = command
         """What it waits to do; None once that has begun, or is not wanted any more."""
@@ -66,6 +68,7 @@ class Gate:
         self._loop = loop
         self._pools = pools
         self._launch = launch
+        self.narrow = pools.narrow
         self._turns: dict[str, Pool] = {}
         """By consumer."""
         self._granted: list[Hold] = []
@@ -79,7 +82,9 @@ class Gate:
         if run.plan.concurrency is not None and not self._has_turn(run, step, command):
             return None
         pool = () if step.limit is None else (self._pools.find(step.limit, f"step {step.address!r}"),)
-        hold = Hold(self, run, step, command, (pool, () if run.width is None else (run.width,)))
+        widths = self._widths(run, step)
+        hold = Hold(self, run, step, command, (pool, tuple(widths.values())))
+        hold.bases = tuple(widths)
         if run.holds is None:
             run.holds = {}
         run.holds[hold.index] = hold
@@ -90,17 +95,13 @@ class Gate:
 
     def leave(self, hold: Hold) -> None:
         """This delivery is over.  Twice is once."""
-        holds = hold.run.holds
-        if holds is not None and holds.get(hold.index) is hold:
-            del holds[hold.index]
-        hold.leave()
+        self._take_out(hold)
+        self._left(hold)
 
     def leave_soon(self, hold: Hold) -> None:
         """This delivery is over, but its function may still run: if it obeys at once, it has the time to."""
-        holds = hold.run.holds
-        if holds is not None and holds.get(hold.index) is hold:
-            del holds[hold.index]
-        self._loop.call_soon(hold.leave)
+        self._take_out(hold)
+        self._loop.call_soon(self._left, hold)
 
     def answered(self, run: Run, answer: Answer) -> None:
         """Word of a delivery that ran elsewhere, or could not even begin."""
@@ -138,7 +139,7 @@ class Gate:
         for hold in (*(run.holds or {}).values(), *(() if run.turn is None else (run.turn,))):
             hold.command = None
             hold.leave()
-        run.holds = run.turn = None
+        run.holds = run.turn = run.widths = None
 
     def waiting(self, workflow: str) -> int:
         """How many transactions of a consumer wait for their turn."""
@@ -150,6 +151,34 @@ class Gate:
         if not self._granted:
             self._loop.call_soon(self._flush)
         self._granted.append(hold)
+
+    def _take_out(self, hold: Hold) -> None:
+        holds = hold.run.holds
+        if holds is not None and holds.get(hold.index) is hold:
+            del holds[hold.index]
+
+    def _left(self, hold: Hold) -> None:
+        hold.leave()
+        widths = hold.run.widths
+        if widths is not None:
+            for base in hold.bases:
+                pool = widths.get(base)
+                if pool is not None and not pool.taken and not pool.line:
+                    del widths[base]  # there may be as many scopes as a map has elements
+
+    def _widths(self, run: Run, step: PlanStep) -> dict[int, Pool]:
+        """Of the transaction and of the scopes around a step: those that only so many hops at once may run in."""
+        bounds = [] if run.max_concurrency is None else [(-1, run.max_concurrency)]
+        scope = step.scope
+        while scope is not None:
+            if scope.body.max_concurrency is not None:
+                bounds.append((scope.base, scope.body.max_concurrency))
+            scope = run.saga.steps[scope.container].scope
+        if not bounds:
+            return {}
+        if run.widths is None:
+            run.widths = {}
+        return {base: run.widths.setdefault(base, Pool(step.address, places)) for base, places in bounds}
 
     def _flush(self) -> None:
         granted, self._granted = self._granted, []

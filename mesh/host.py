@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context as context_api
 from opentelemetry import trace
 
-from bitactor.arguments import Bound, Carried
+from bitactor.arguments import Bound, Carried, Unread
 from bitactor.codec import decode_token
 from bitactor.context import Context
 from bitactor.errors import InvalidOutcome, SignalTooLarge
@@ -71,7 +71,7 @@ class Host:
         plan: Plan,
         step: PlanStep,
         signal: Signal,
-        arguments: Bound | Carried,
+        arguments: Bound | Carried | Unread,
         result: Any,
         done: Done,
         place: Hold | None = None,

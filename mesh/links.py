@@ -96,7 +96,7 @@ class Links:
             for workflow in node.workflows:
                 plan = node.plans[workflow]
                 for step in plan.all_steps():
-                    if step.container is not None or step.unread:
+                    if step.container is not None or step.stays:
                         continue
                     entries[step_name(step.address)] = {"endpoint": self.endpoint, "digest": plan.digest, "window": WINDOW}
         for workflow in node.workflows:

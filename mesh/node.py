@@ -28,7 +28,7 @@ from bitactor.errors import (
 from bitactor.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, Store, TransactionRow
 from bitactor.pulse import Pulse
-from bitactor.saga import Accept, CancelAsked, ResumeAsked, Saga
+from bitactor.saga import Accept, CancelAsked, ResumeAsked, Saga, UndoAsked
 from bitactor.signal import MAX_TTL, Fault, Receipt, Stimulus
 from bitactor.workflow import Consumer, Workflow
 from mesh.actor import LONGEST_DELAY
@@ -109,7 +109,7 @@ class Node:
             if not isinstance(definition, Workflow | Consumer):
                 raise DefinitionError(f"Mesh takes workflows and consumers, not {definition!r}")
             plan = definition.check()
-            self.pools.refuse_unknown(plan)
+            self.pools.declare(plan)
             if plan.workflow in self.plans:
                 raise DuplicateName(f"two definitions are called {plan.workflow!r}; names are unique in a mesh")
             self.plans[plan.workflow] = plan
@@ -486,7 +486,7 @@ class Node:
             Unroutable: another process runs it, or only another release can undo it.
         """
         if run.settled and run.saga.status == "halted":
-            run = self._adopt(run)
+            run = self._adopt(run, ("halted",), "a halted one can be cancelled")
         if self.supervisor.runs.get(run.saga.transaction) is run:
             self.supervisor.feed(run, CancelAsked(fault))
         elif not run.settled:
@@ -502,13 +502,24 @@ class Node:
             InvalidInput: it is neither.
             Unroutable: it began in another shape of its workflow, so only the release that declares that one can carry it on.
         """
-        run = self._adopt(run)
+        run = self._adopt(run, ("halted", "stuck"), "a halted or stuck one can be resumed")
         halted = next((pulse for pulse in reversed(self.store.pulses(run.saga.transaction)) if pulse.kind == "halted"), None)
         left = (halted.data or {}).get("left_ns") if halted is not None else None
         self.supervisor.feed(run, ResumeAsked(None if left is None else self.clock.wall_ns() + left))
         return run
 
-    def _adopt(self, run: Run) -> Run:
+    def undo(self, run: Run, fault: Fault) -> Run:
+        """Take back what a completed transaction did.  The answer is the run that goes on.
+
+        Raises:
+            InvalidInput: it did not complete, or was undone already.
+            Unroutable: it began in another shape of its workflow, so only the release that declares that one can undo it.
+        """
+        run = self._adopt(run, ("completed",), "a completed one can be undone, and only once")
+        self.supervisor.feed(run, UndoAsked(fault))
+        return run
+
+    def _adopt(self, run: Run, statuses: Sequence[str], only: str) -> Run:
         """Take up a transaction that has settled.  It may have gone on since `run` was made, through another handle or in another process."""
         self._require_open()
         transaction = run.saga.transaction
@@ -521,9 +532,9 @@ class Node:
                 raise Unroutable(f"transaction {transaction} cannot go on here: {changed(run.plan.workflow)}")
             if len(pulses) != run.saga.seq:
                 run = self.load(transaction)
-        if not run.settled or run.saga.status not in ("halted", "stuck"):
+        if not run.settled or run.saga.status not in statuses:
             now = run.saga.status if run.settled else "running"
-            raise InvalidInput(f"transaction {transaction} is {now}; only a halted or stuck one can be resumed")
+            raise InvalidInput(f"transaction {transaction} is {now}; only {only}")
         self.supervisor.resumed(run)
         return run
 

@@ -153,6 +153,8 @@ class Pools:
 
     def __init__(self, places: Mapping[str, int]) -> None:
         self._pools = {name: Pool(name, number) for name, number in places.items()}
+        self.narrow: set[str] = set()
+        """Workflows that are made of others of which some have a `max_concurrency` of their own."""
 
     def find(self, name: str, who: str) -> Pool:
         """The pool that `who` is limited by.
@@ -168,11 +170,17 @@ class Pools:
             )
         return pool
 
-    def refuse_unknown(self, plan: Plan) -> None:
-        """Raises `ConfigurationError` if a step of `plan` is limited by a pool that is not there."""
-        for step in plan.steps:
+    def declare(self, plan: Plan) -> None:
+        """A workflow or consumer that will run here.
+
+        Raises:
+            ConfigurationError: one of its steps is limited by a pool that is not there.
+        """
+        for step in plan.all_steps():
             if step.limit is not None:
                 self.find(step.limit, f"step {step.address!r}")
+            if step.container is not None and any(body.max_concurrency is not None for body in step.container.bodies):
+                self.narrow.add(plan.workflow)
 
     def about(self) -> dict[str, dict[str, Any]]:
         """Name → `places`, and how many hops have `taken` one, are `waiting` for one, or have `lent` theirs."""

@@ -20,8 +20,8 @@ class Run:
     """One transaction in this process: its saga, and what is armed and running for it."""
 
     __slots__ = (
-        "accepted", "actors", "bounded", "deadline", "depth", "done", "errors", "failure", "grace", "holds", "key", "plan", "priority",
-        "retries", "saga", "settled", "turn", "waiters", "width",
+        "accepted", "actors", "bounded", "deadline", "depth", "done", "errors", "failure", "grace", "holds", "key", "max_concurrency", "plan", "priority", "proceeding",
+        "retries", "saga", "settled", "turn", "waiters", "widths",
     )  # fmt: skip
 
     def __init__(self, saga: Saga, key: str = "", data: Mapping[str, Any] | None = None, depth: int = 0) -> None:
@@ -38,8 +38,11 @@ class Run:
         self.deadline: Timer | None = None
         self.grace: Timer | None = None
         self.retries: dict[int, Timer] = {}
-        self.width: Pool | None = None
-        """Places for its hops, if only so many may run at once."""
+        self.proceeding: dict[int, asyncio.Future[Any]] | None = None
+        """Functions around nested steps that wait for them."""
+        self.max_concurrency: int | None = None
+        self.widths: dict[int, Pool] | None = None
+        """Where only so many hops may run at once: places for those of the transaction (-1) and of its scopes (their base) that have some."""
         self.priority = 0
         """Added to those of its steps."""
         self.depth = depth
@@ -58,10 +61,7 @@ class Run:
 
     def _bound(self, data: Mapping[str, Any]) -> None:
         """What its workflow says, and what whoever began it said instead, which is kept with its `accepted` pulse."""
-        width = data.get("max_concurrency", self.plan.max_concurrency)
-        if width is not None:
-            self.width = Pool(f"max_concurrency of {self.saga.transaction}", width)
-            self.bounded = True
+        self.max_concurrency = data.get("max_concurrency", self.plan.max_concurrency)
         self.priority = data.get("priority", 0)
-        if self.priority:
+        if self.max_concurrency is not None or self.priority:
             self.bounded = True

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from bitactor.arguments import Bound, Unread, argument_values
+from bitactor.codec import decode_token
 from bitactor.deciding import decide
 from bitactor.errors import BitActorError, Cancelled, ConfigurationError, DuplicateTransaction, InvalidInput, StaleOwner, StoreError
 from bitactor.ids import join_hop_id
@@ -23,6 +24,7 @@ from bitactor.pulse import Pulse
 from bitactor.saga import (
     Abandon,
     Accept,
+    Answer,
     ArmDeadline,
     ArmGrace,
     ArmRetry,
@@ -35,6 +37,7 @@ from bitactor.saga import (
     Emission,
     GraceOver,
     Lost,
+    Proceeded,
     Recovered,
     Replied,
     RetryDue,
@@ -129,6 +132,8 @@ class Supervisor:
         """Begin a transaction; `run.accepted`, if there is one, is resolved once that is durable."""
         self.runs[run.saga.transaction] = run
         self.running += 1
+        if run.plan.workflow in self.gate.narrow:
+            run.bounded = True
         if run.key:
             self._keys[run.plan.workflow, run.key] = run
         if self.at_once and not self._turning:
@@ -142,6 +147,8 @@ class Supervisor:
         run = Run(Saga.fold(plan, pulses), data.get("key", ""), data)
         self.runs[run.saga.transaction] = run
         self.running += 1
+        if plan.workflow in self.gate.narrow:
+            run.bounded = True
         run.settled = False
         self.feed(run, Recovered(owner, epoch))
         return run
@@ -365,11 +372,13 @@ class Supervisor:
         signal = self._signal(run, step, direction, fault)
         decided = saga.decided.get(index) if step.decides else None
         result = saga.own_result(index) if direction is UNDO and index not in saga.doubts else None
-        if self.router is not None and not step.unread and not self.hosted(step):
+        if self.router is not None and not step.stays and not self.hosted(step):
             self._send_away(run, step, signal, decided, result)
             return
         if run.done is None:
             run.done = partial(self._hop_done, run)
+        if step.surrounding is not None:
+            self._attach(run, step, signal)
         arguments = _new(Unread if step.unread else Bound, (step.arguments, saga.tokens, step.address, decided))
         done = run.done if hold is None else partial(self._bounded_hop_done, run, hold)
         actor = self.host.launch(plan, step, signal, arguments, result, done, hold)
@@ -506,6 +515,28 @@ class Supervisor:
         if not asked_for:
             self.gate.give_back(run, index)
 
+    def _attach(self, run: Run, step: PlanStep, signal: Signal) -> None:
+        """A function around nested steps is about to run: this is what its `proceed()` does."""
+        assert step.surrounding is not None
+
+        async def proceed() -> Any:
+            waiting: asyncio.Future[Any] = self.loop.create_future()
+            run.proceeding = waiters = run.proceeding or {}
+            waiters[step.index] = waiting
+            self.feed(run, Proceeded(step.index, signal.delivery))
+            try:
+                return decode_token(await waiting)
+            finally:
+                if waiters.get(step.index) is waiting:
+                    del waiters[step.index]
+
+        step.surrounding.attach(signal.transaction, signal.path, proceed)
+
+    def _answer(self, run: Run, command: Answer) -> None:
+        waiting = (run.proceeding or {}).get(command.step)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(command.token)
+
     def _deliver(self, run: Run, command: Deliver) -> None:
         if self.outbox is not None:
             self.outbox.deliver(run, command.emission)
@@ -565,6 +596,8 @@ class Supervisor:
             run.settled = False
             self.runs[run.saga.transaction] = run
             self.running += 1
+            if run.plan.workflow in self.gate.narrow:
+                run.bounded = True
 
 
 _ASKED_FOR: Final = frozenset((RUNNING, ASSESSING, UNDO_RUNNING))
@@ -577,5 +610,6 @@ _OBEY: Mapping[type, Callable[[Supervisor, Run, Any], None]] = {
     ArmDeadline: Supervisor._arm_deadline,
     Abandon: Supervisor._abandon,
     Deliver: Supervisor._deliver,
+    Answer: Supervisor._answer,
     Settle: Supervisor._settle,
 }

@@ -178,6 +178,20 @@ class Transaction:
             raise InvalidInput(f"transaction {self.id} is {self.status}; only a halted or stuck one can be resumed")
         self._run = self._node.resume(self._run)
 
+    async def undo(self, reason: str = "") -> str:
+        """Take back what a completed transaction did, last first, once; return the status it ended with: `compensated`, or `stuck`.
+
+        Its undo time begins afresh, and its deadline does not count.
+
+        Raises:
+            InvalidInput: it did not complete, or was undone already.
+            Unroutable: it began in another shape of its workflow, and only the release that declares that one can undo it.
+        """
+        fault = Fault("bitactor.errors:Cancelled", reason or "undone on request")
+        await self.ended()
+        self._run = self._node.undo(self._run, fault)
+        return await self.ended()
+
     def _failure(self) -> WorkflowFailed:
         errors = self.errors()
         saga = self._run.saga
@@ -194,7 +208,8 @@ class Transaction:
 
     def _halt_reason(self) -> str:
         reasons = [(pulse.data or {}).get("reason") for pulse in self.raw_pulses() if pulse.kind == "halted" and pulse.step]
-        return str(reasons[-1]) if reasons and reasons[-1] else "a step asked to halt"
+        given = [reason for reason in reasons if reason]  # what was around the step that halted has none
+        return str(given[-1]) if given else "a step asked to halt"
 
 
 class BlockingTransaction:
@@ -246,6 +261,10 @@ class BlockingTransaction:
     def pulses(self) -> list[Pulse]:
         """See `Transaction.pulses`."""
         return self._node.blocking(_later, self._transaction.pulses)
+
+    def undo(self, reason: str = "") -> str:
+        """See `Transaction.undo`; blocks until it has ended."""
+        return self._node.blocking(self._transaction.undo, reason)
 
     def cancel(self, reason: str = "") -> str:
         """See `Transaction.cancel`; blocks until it has ended."""

@@ -168,7 +168,11 @@ class MappedFunction(Mapped):
             )
         takes = [parameter.name for parameter in function_parameters(function, site.what)]
         recipe = Recipe(declared, site.what, element_converters(declared, site.what, takes))
-        step = function_step(site.workflow, site.step, (), {}, site.what) if site.step.undo_function is None else _with_undo(site, whole=declared.whole)
+        step = (
+            function_step(site.workflow, site.step, (), {}, site.what)
+            if site.step.undo_function is None
+            else _with_undo(site, whole=declared.whole)
+        )
         self._batcher = Batcher(recipe, is_async=is_coroutine_function(function))
         super().__init__(site, declared, batch_plan(site, declared, step, self._batcher))
         if step.undo is not None:

@@ -66,20 +66,39 @@ class Consult(NamedTuple):
     """User code must be asked: `Container.consult`, once, by the supervisor; what it says is recorded."""
 
 
+class Answered(NamedTuple):
+    """The function around the scope is to be told of its result."""
+
+
 class Wait(NamedTuple):
     """Other scopes are still open."""
 
 
 WAIT: Final = Wait()
 CONSULT: Final = Consult()
+ANSWERED: Final = Answered()
 
-Follow = Open | Close | Broken | Consult | Wait
+Follow = Open | Close | Broken | Consult | Answered | Wait
 
 
 class Progress:
     """How far a container is.  Changed by pulses alone, and so the same live and folded."""
 
-    __slots__ = ("errors", "held", "inputs", "left", "open", "pending", "results", "rounds", "size", "token", "ttl")
+    __slots__ = (
+        "errors",
+        "held",
+        "inputs",
+        "left",
+        "open",
+        "opened",
+        "pending",
+        "proceeding",
+        "results",
+        "rounds",
+        "size",
+        "token",
+        "ttl",
+    )
 
     def __init__(self, ttl: int) -> None:
         self.ttl = ttl
@@ -102,7 +121,11 @@ class Progress:
         """Packed lists, as `results`."""
         self.size = 0
         """Bytes of results held."""
-        self.pending: Close | Broken | Consult | None = None
+        self.opened = 0
+        """Scopes opened so far."""
+        self.proceeding = False
+        """Whether the function around the nested steps waits for them."""
+        self.pending: Close | Broken | Consult | Answered | None = None
         """What is to be done about it, once there is time."""
 
 
@@ -157,6 +180,8 @@ class Container(ABC):
     bodies: tuple[Plan, ...] = ()
     depth: int = 0
     """Hops on its longest path."""
+    surrounds: ClassVar[bool] = False
+    """Whether its first scope is a function in which the others run; see `bitactor.kinds.around`."""
     chained: ClassVar[bool] = False
     """Whether each round begins where the one before ended: it then spends the hop budget that one has left."""
 

@@ -67,7 +67,7 @@ class Switched(Container):
         bodies = []
         for target in declared.targets:
             if hasattr(target, "input_model"):
-                bodies.append(site.body(target, site.address))
+                bodies.append(site.body(target, site.address))  # type: ignore[arg-type]
             else:
                 name = getattr(target, "__name__", "branch").strip("<>")
                 bodies.append(site.function_body(target, name, f"{site.address}/{name}"))
@@ -84,7 +84,7 @@ class Switched(Container):
         if chosen is None:
             return Skip()
         body, target = self.bodies[chosen], self._declared.targets[chosen]
-        inputs = nested_inputs(target, body, given) if hasattr(target, "input_model") else function_inputs(body, given)
+        inputs = nested_inputs(target, body, given) if hasattr(target, "input_model") else function_inputs(body, given)  # type: ignore[arg-type]
         return Open([Opening("", chosen, inputs)])
 
     def follow(self, progress: Progress, key: str, token: Any) -> Follow:

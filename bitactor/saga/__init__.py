@@ -2,6 +2,7 @@
 
 from bitactor.saga.commands import (
     Abandon,
+    Answer,
     ArmDeadline,
     ArmGrace,
     ArmRetry,
@@ -26,11 +27,13 @@ from bitactor.saga.stimuli import (
     GraceOver,
     HopExpired,
     Lost,
+    Proceeded,
     Recovered,
     Replied,
     ResumeAsked,
     RetryDue,
     Stimulus,
+    UndoAsked,
     Unrouted,
 )
 
@@ -43,6 +46,7 @@ __all__ = [
     "TRANSITIONS",
     "Abandon",
     "Accept",
+    "Answer",
     "ArmDeadline",
     "ArmGrace",
     "ArmRetry",
@@ -59,6 +63,7 @@ __all__ = [
     "GraceOver",
     "HopExpired",
     "Lost",
+    "Proceeded",
     "Recovered",
     "Replied",
     "ResumeAsked",
@@ -68,6 +73,7 @@ __all__ = [
     "Settle",
     "Stimulus",
     "Transition",
+    "UndoAsked",
     "Unrouted",
     "input_tokens",
 ]

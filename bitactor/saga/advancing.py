@@ -8,7 +8,7 @@ from typing import Any, Final
 from bitactor.codec import Packed, decode_token, token_bytes
 from bitactor.errors import DefinitionError, StepTimeout, WorkerLost
 from bitactor.ids import join_hop_id
-from bitactor.kinds.port import Broken, Close, Consult
+from bitactor.kinds.port import Answered, Broken, Close, Consult
 from bitactor.policy import DEFAULT_BACKOFF, Backoff
 from bitactor.pulse import (
     ACCEPTED,
@@ -31,6 +31,7 @@ from bitactor.pulse import (
 )  # fmt: skip
 from bitactor.saga.commands import (
     Abandon,
+    Answer,
     ArmDeadline,
     ArmRetry,
     Decide,
@@ -55,6 +56,7 @@ from bitactor.saga.stimuli import (
     Decided,
     HopExpired,
     Lost,
+    Proceeded,
     Replied,
     RetryDue,
     Unrouted,
@@ -152,8 +154,52 @@ class Advancing(Undoing):
             self._spawn_ready(self.steps[index].dependents, now_ns)
         elif type(pending) is Broken:
             self._fail(index, pending.fault, now_ns)
+        elif type(pending) is Answered:
+            self._answer(index)
         else:
             self.commands.append(Decide(index))
+
+    def _answer(self, index: int) -> None:
+        """Tell the function around nested steps what they came to, if it waits."""
+        around = self._function_around(index)
+        if around is not None and self.states[around] == RUNNING and self.progress[index].proceeding:
+            self.commands.append(Answer(around, self.progress[index].held[0]))
+
+    def _function_around(self, container: int) -> int | None:
+        return next(
+            (
+                index
+                for index in range(self.grown, len(self.states))
+                if self.states[index] in IN_FLIGHT
+                and self.steps[index].surrounding is not None
+                and (scope := self.steps[index].scope) is not None
+                and scope.container == container
+            ),
+            None,
+        )
+
+    def _proceeded(self, stimulus: Proceeded, now_ns: int) -> None:
+        """The function around nested steps has called `proceed()`: run them, or, if it was interrupted before, let them go on."""
+        index, delivery = stimulus
+        step = self.steps[index]
+        if self.states[index] != RUNNING or delivery != self.deliveries[index] or step.scope is None or step.surrounding is None:
+            return
+        if self.phase is HALTING:
+            self._pause_around(index, now_ns)
+            self._continue_stopping(now_ns)
+            return
+        container = step.scope.container
+        progress = self.progress[container]
+        if not progress.proceeding:
+            self._tell_step(container, SPAWNED, now_ns, data={"opening": opening_data(step.surrounding.nested(progress))})
+            for other in [other for other in self.stranded if not self.held_back(other)]:
+                self.stranded.discard(other)
+                if self.states[other] in IN_FLIGHT:
+                    self._lost(Lost(other, self.deliveries[other], "its process ended"), now_ns)
+            self._attend(now_ns)
+            self._spawn_ready(range(self.grown, len(self.states)), now_ns)
+        if progress.pending is not None:
+            self._see_to(container, now_ns)
 
     def _replied(self, stimulus: Replied, now_ns: int) -> None:
         index, reply = stimulus
@@ -241,6 +287,8 @@ class Advancing(Undoing):
         missing, states = self.missing, self.states
         for index in candidates:
             if not missing[index] and states[index] == WAITING and self.phase is ACTIVE:
+                if index >= self.grown and self.held_back(index):
+                    continue
                 if self.steps[index].decides and index not in self.decided:
                     self.commands.append(Decide(index))
                 else:

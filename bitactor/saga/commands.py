@@ -64,10 +64,17 @@ class Deliver(NamedTuple):
     emission: Emission
 
 
+class Answer(NamedTuple):
+    """Tell the function around nested steps, which waits, what they came to."""
+
+    step: int
+    token: Any
+
+
 class Settle(NamedTuple):
     """Nothing more will happen by itself: completed, compensated, cancelled, halted or stuck."""
 
     status: str
 
 
-Command = Decide | Dispatch | ArmRetry | ArmGrace | ArmDeadline | Abandon | Deliver | Settle
+Command = Decide | Dispatch | ArmRetry | ArmGrace | ArmDeadline | Abandon | Deliver | Answer | Settle

@@ -88,7 +88,14 @@ class Growing:
         self._open_scopes(index, map(_opening, opening))
 
     def _opened_further(self, pulse: Pulse, index: int) -> None:
-        self.progress[index].pending = None
+        progress = self.progress[index]
+        container = self.steps[index].container
+        assert container is not None
+        if container.surrounds:
+            progress.proceeding = True
+            progress.ttl = self.ttls[index] - 1  # they follow from the function around them, which is a hop
+        else:
+            progress.pending = None
         self._open_scopes(index, map(_opening, (pulse.data or {})["opening"]))
 
     def _closed(self, pulse: Pulse, index: int) -> None:
@@ -105,6 +112,7 @@ class Growing:
             if not progress.inputs:
                 progress.inputs = opening.inputs
             progress.open += 1
+            progress.opened += 1
             scope = self._scope_for(index, opening)
             at = scope.base + len(scope.body.steps)
             for position, given in enumerate(opening.inputs):
@@ -213,6 +221,25 @@ class Growing:
             numbers.extend(zeros)
         self.hops.extend([""] * count)
         self.causes.extend([()] * count)
+
+    def _stops_proceeding(self, index: int) -> None:
+        """The function around nested steps has been interrupted: they wait until it proceeds again."""
+        scope = self.steps[index].scope
+        progress = self.progress.get(scope.container) if scope is not None else None
+        if progress is not None:
+            progress.proceeding = False
+
+    def held_back(self, index: int) -> bool:
+        """Whether a step is nested in a function that has not (yet, or again) called `proceed()`."""
+        scope = self.steps[index].scope
+        while scope is not None:
+            container = self.steps[scope.container].container
+            if container is not None and container.surrounds and scope.body is not container.bodies[0]:
+                progress = self.progress.get(scope.container)
+                if progress is not None and not progress.proceeding:
+                    return True
+            scope = self.steps[scope.container].scope
+        return False
 
     # What is settled
 

@@ -62,6 +62,7 @@ from bitactor.saga.stimuli import (
     GraceOver,
     HopExpired,
     Lost,
+    Proceeded,
     Recovered,
     Replied,
     ResumeAsked,
@@ -127,7 +128,15 @@ class Saga(Advancing):
         was_failing = self.phase is FAILING
         if was_failing:
             self._leave_all_in_doubt(now_ns)
-        for index, state in enumerate(tuple(self.states)):
+        order = sorted(
+            range(len(self.states)), key=lambda index: self.steps[index] is None or self.steps[index].surrounding is None
+        )
+        before = tuple(self.states)
+        for index in order:
+            state = before[index]
+            if state in IN_FLIGHT and index >= self.grown and self.held_back(index):
+                self.stranded = self.stranded | {index}
+                continue  # it is delivered again once what is around it proceeds again
             if state != self.states[index]:
                 continue  # the loss of another has just changed it
             if state in IN_FLIGHT:
@@ -186,6 +195,7 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition((UNDOING,), Unrouted, Saga._undo_unrouted, "the undo failed: nobody to run it"),
     Transition((*_FORWARD, FAILING), HopExpired, Saga._hop_expired, "the attempt is in doubt; ask compensation, retry or fail"),
     Transition((UNDOING,), HopExpired, Saga._undo_expired, "the undo failed"),
+    Transition(_FORWARD, Proceeded, Saga._proceeded, "run the steps nested in a function, or let them go on"),
     Transition((ACTIVE,), RetryDue, Saga._retry_due, "the next attempt"),
     Transition((UNDOING,), RetryDue, Saga._undo_retry_due, "the next attempt at undo"),
     Transition((FAILING,), GraceOver, Saga._grace_over, "what has not answered is in doubt; begin undo"),

@@ -272,6 +272,7 @@ class SagaState(Growing):
             "progress",
             "fresh",
             "attention",
+            "stranded",
         }
         values = {name: getattr(self, name) for name in own if name not in left_out}
         values["progress"] = {
@@ -368,6 +369,8 @@ class SagaState(Growing):
     def _spawned_again(self, pulse: Pulse, index: int) -> None:
         """A redelivery, or a compensation being asked."""
         data = pulse.data or {}
+        if self.steps[index].surrounding is not None:
+            self._stops_proceeding(index)
         self.outstanding = writable(self.outstanding)
         self.outstanding[pulse.hop, self.deliveries[index]] = index
         if "lost" in data:
@@ -455,6 +458,8 @@ class SagaState(Growing):
         self._release_dependents(index)
 
     def _retried(self, pulse: Pulse, index: int) -> None:
+        if self.steps[index].surrounding is not None:
+            self._stops_proceeding(index)
         if self.states[index] in IN_FLIGHT:
             self.in_flight -= 1
         self.states[index] = BACKING_OFF
@@ -499,6 +504,8 @@ class SagaState(Growing):
             self._doubt(pulse, index)
 
     def _step_halted(self, pulse: Pulse, index: int) -> None:
+        if self.steps[index].surrounding is not None:
+            self._stops_proceeding(index)
         self.in_flight -= 1
         self.states[index] = WAITING
         self.phase = HALTING

@@ -90,6 +90,13 @@ class CancelAsked(NamedTuple):
     fault: Fault
 
 
+class Proceeded(NamedTuple):
+    """The function around nested steps asks for them to run."""
+
+    step: int
+    delivery: int
+
+
 class UndoAsked(NamedTuple):
     """Somebody wants a completed transaction taken back."""
 
@@ -125,10 +132,10 @@ class EmitDied(NamedTuple):
 
 Stimulus = (
     Accept | Decided | Replied | Lost | Unrouted | HopExpired | RetryDue | GraceOver | DeadlineOver | CancelAsked
-    | UndoAsked | ResumeAsked | Recovered | EmitTaken | EmitDied
+    | UndoAsked | Proceeded | ResumeAsked | Recovered | EmitTaken | EmitDied
 )  # fmt: skip
 
 STIMULI: Final[tuple[type, ...]] = (
     Accept, Decided, Replied, Lost, Unrouted, HopExpired, RetryDue, GraceOver, DeadlineOver, CancelAsked,
-    UndoAsked, ResumeAsked, Recovered, EmitTaken, EmitDied,
+    UndoAsked, Proceeded, ResumeAsked, Recovered, EmitTaken, EmitDied,
 )  # fmt: skip

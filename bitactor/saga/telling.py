@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from bitactor.codec import token_bytes
 from bitactor.ids import join_hop_id
@@ -22,6 +22,8 @@ from bitactor.saga.state import (
 )  # fmt: skip
 from bitactor.signal import FORWARD, UNDO, Fault, Reply
 
+NO_STEPS: Final[set[int]] = set()
+
 _new = tuple.__new__
 """Builds a named tuple in half the time of calling its class; for the two pulses and one command of an ordinary hop."""
 
@@ -29,12 +31,14 @@ _new = tuple.__new__
 class Telling(SagaState):
     """A state that can say things about itself."""
 
-    __slots__ = ("commands", "pulses")
+    __slots__ = ("commands", "pulses", "stranded")
 
     def __init__(self, plan: Plan, transaction: str, **given: Any) -> None:
         super().__init__(plan, transaction, **given)
         self.pulses: list[Pulse] = []
         self.commands: list[Command] = []
+        self.stranded: set[int] = NO_STEPS
+        """Hops that were lost, and are not delivered again before what is around them proceeds."""
 
     def _finish(self, status: str, now_ns: int) -> None:
         error = self.errors[0][1] if status != "completed" and self.errors else None

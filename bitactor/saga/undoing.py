@@ -87,6 +87,8 @@ class Undoing(Telling):
 
     def _continue_stopping(self, now_ns: int) -> None:
         """Once nothing is in flight any more: halted, or on to undo."""
+        if self.phase is HALTING and self.in_flight and self.progress:
+            self._pause_what_is_around(now_ns)
         if self.in_flight:
             return
         if self.phase is HALTING:
@@ -96,6 +98,20 @@ class Undoing(Telling):
             self.commands.append(Settle("halted"))
         elif self.phase is FAILING and not self._awaits_answers():
             self._continue_undo(now_ns)
+
+    def _pause_what_is_around(self, now_ns: int) -> None:
+        """Functions around nested steps wait for what will not come before we are resumed: once nothing else is in flight, stop them."""
+        flying = [index for index, state in enumerate(self.states) if state in IN_FLIGHT]
+        for index in flying:
+            scope = self.steps[index].scope
+            if self.steps[index].surrounding is None or scope is None or not self.progress[scope.container].proceeding:
+                return
+        for index in flying:
+            self._pause_around(index, now_ns)
+
+    def _pause_around(self, index: int, now_ns: int) -> None:
+        self._tell_step(index, HALTED, now_ns, data={"reason": ""})
+        self.commands.append(Abandon(index))
 
     def _continue_undo(self, now_ns: int) -> None:
         """The next undo, last first; or the end."""

@@ -203,6 +203,8 @@ class _Running:
     def _dispatch(self, command: Dispatch) -> bool:
         index, direction, _ = command
         saga, step = self.saga, self.saga.steps[index]
+        if step.surrounding is not None:
+            raise NeedsMesh(f"{step.name!r} of {self.plan.workflow!r} waits for the steps it is around; run it in a mesh")
         signal = self._signal(step, command)
         fault = self.faults.meets(step.name if direction == FORWARD else f"{step.name}.undo") if command.fault is None else None
         if isinstance(fault, Crash):

@@ -50,6 +50,7 @@ _VERBS = {
     "list": "listing:list_transactions",
     "cancel": "cancel:cancel",
     "resume": "resume:resume",
+    "undo": "undo:undo",
     "graph": "graph:graph",
     "doctor": "doctor:doctor",
 }

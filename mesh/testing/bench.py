@@ -32,7 +32,6 @@ class MeshFactory:
         self,
         *definitions: Workflow | Consumer,
         steps: Functions | None = None,
-        max_concurrency: int | None = None,
         sinks: Sequence[Sink] = (),
         clock: Clock | None = None,
         ids: Ids | None = None,
@@ -46,7 +45,6 @@ class MeshFactory:
             definitions: workflows and consumers, as for `Mesh`.
             steps: step → function, or mock, to run in its place; `step.undo` and `step.compensate` likewise, and `workflow/step`
                 where a name alone may mean several.  A mock is given what the replaced function takes.
-            max_concurrency: how many hops of one transaction run at once, whatever the workflow says; 1: one after another.
             sinks: who is told of pulses beside the `pulses` fixture.
             clock: time; by default the `fake_clock` fixture's if the test asks for that, else the machine's.
             ids: by default counted up, so that they are the same at each run, if the store is `memory://`.
@@ -56,9 +54,7 @@ class MeshFactory:
             DefinitionError: a definition, or a function in `steps`, cannot work.
             ConfigurationError: an option is wrong, or `steps` names what is not there.
         """
-        return self._bench.make(
-            *definitions, steps=steps, max_concurrency=max_concurrency, sinks=sinks, clock=clock, ids=ids, **options
-        )
+        return self._bench.make(*definitions, steps=steps, sinks=sinks, clock=clock, ids=ids, **options)
 
 
 class Bench:

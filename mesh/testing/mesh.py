@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace as changed
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from bitactor.errors import BitActorError, ConfigurationError
+from bitactor.errors import BitActorError
+from bitactor.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Consumer, Workflow
 from mesh.config import Settings
@@ -32,7 +32,6 @@ class FixtureMesh(Mesh):
         bench: Bench,
         *definitions: Workflow | Consumer,
         steps: Functions | None = None,
-        max_concurrency: int | None = None,
         sinks: Sequence[Sink] = (),
         clock: Clock | None = None,
         ids: Ids | None = None,
@@ -42,13 +41,9 @@ class FixtureMesh(Mesh):
         self._bench = bench
         self._lock = asyncio.Lock()
         if steps:
-            self._put(replaced(list(definitions), steps))
-        if max_concurrency is not None:
-            if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
-                raise ConfigurationError(f"max_concurrency={max_concurrency!r}: a whole number, at least 1")
-            self._put({name: changed(plan, max_concurrency=max_concurrency) for name, plan in self.node.plans.items()})
+            self._put(replaced(definitions, steps))
 
-    def _put(self, plans: Mapping[str, Any]) -> None:
+    def _put(self, plans: Mapping[str, Plan]) -> None:
         self.node.plans.update(plans)
         for key, plan in self.node.consumers.items():
             self.node.consumers[key] = plans[plan.workflow]

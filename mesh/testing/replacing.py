@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
+from unittest.mock import NonCallableMock
 
-from bitactor.compiling import compile_callback, compile_consumer, compile_workflow
+from bitactor.compiling import compile_callback, compile_consumer
 from bitactor.errors import ConfigurationError, DefinitionError, suggest
+from bitactor.functions import is_coroutine_function
 from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.workflow import Consumer, Workflow
 
@@ -38,7 +40,7 @@ class Place(NamedTuple):
         return self.step.address if self.role == "run" else f"{self.step.address}.{self.role}"
 
 
-def replaced(definitions: list[Workflow | Consumer], functions: Functions) -> dict[str, Plan]:
+def replaced(definitions: Iterable[Workflow | Consumer], functions: Functions) -> dict[str, Plan]:
     """Plans of these definitions, by name, with other functions in some places; the definitions stay as they are.
 
     Args:
@@ -53,7 +55,7 @@ def replaced(definitions: list[Workflow | Consumer], functions: Functions) -> di
     places: dict[str, list[Place]] = {}
     for definition in definitions:
         workflow = definition if isinstance(definition, Workflow) else None
-        plan = compile_workflow(definition) if isinstance(definition, Workflow) else compile_consumer(definition)
+        plan = definition.nested_plan(definition.name) if isinstance(definition, Workflow) else compile_consumer(definition)
         plans[plan.workflow] = plan
         for place in _places(plan, workflow):
             for name in {place.short, place.full}:
@@ -87,24 +89,30 @@ def _replace(place: Place, function: Callable[..., Any]) -> None:
     original: Callback = getattr(step, role)
     what = f"replacement of {place.full!r}"
     if _takes_anything(function):
-        is_async = inspect.iscoroutinefunction(function)
-        names = [*original.injected, *original.takes] if step.takes_signal is None else [step.takes_signal, *original.injected]
-        callback = replace(original, function=_called(function, is_async, names), is_async=is_async)
-    elif step.takes_signal is not None:
-        names = [name for name in inspect.signature(function).parameters if name not in ("ctx", "attempt")]
-        if len(names) != 1:
-            raise DefinitionError(
-                f"{what} takes ({', '.join(names)}); a consumer takes the signal and, if it asks, `ctx` and `attempt`"
-            )
-        callback = compile_callback(role, function, names, what)
-        step.takes_signal = names[0]
+        callback = replace(original)
+        names = [*callback.injected, *([step.takes_signal] if step.takes_signal is not None else callback.takes)]
     else:
-        callback = compile_callback(role, function, [argument.name for argument in step.arguments], what, place.workflow)
-        callback.function = _called(function, callback.is_async, [*callback.injected, *callback.takes])
-        callback.in_doubt, callback.retries = original.in_doubt, original.retries
+        takes = [argument.name for argument in step.arguments]
+        if step.takes_signal is not None:
+            takes = [_signal_parameter(function, what)]
+            step.takes_signal = takes[0]
+        callback = compile_callback(role, function, takes, what, place.workflow)
+        names = [*callback.injected, *callback.takes]
+    callback.is_async = _is_coroutine_function(function)
+    callback.function = _called(function, callback.is_async, names)
+    callback.in_doubt, callback.retries = original.in_doubt, original.retries
     setattr(step, role, callback)
     if role == "run" or step.spawn == "process":
         step.spawn = _spawn(step, callback)
+
+
+def _signal_parameter(function: Callable[..., Any], what: str) -> str:
+    names = [name for name in inspect.signature(function).parameters if name not in ("ctx", "attempt")]
+    if len(names) != 1:
+        raise DefinitionError(
+            f"{what} takes ({', '.join(names)}); a consumer takes the signal and, if it asks, `ctx` and `attempt`"
+        )
+    return names[0]
 
 
 def _spawn(step: PlanStep, callback: Callback) -> str:
@@ -121,6 +129,12 @@ def _takes_anything(function: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):
         return False
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _is_coroutine_function(function: Callable[..., Any]) -> bool:
+    """Also of mocks, those with the signature of something else among them; a mock seems to be a `partial`, too, without end."""
+    mock = getattr(function, "mock", function)
+    return inspect.iscoroutinefunction(mock) or (not isinstance(mock, NonCallableMock) and is_coroutine_function(function))
 
 
 def _called(function: Callable[..., Any], is_async: bool, names: Sequence[str]) -> Callable[..., Any]:

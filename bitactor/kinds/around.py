@@ -1,0 +1,130 @@
+"""around: a function wrapped around a nested workflow, such as a lock that is held or a transaction that is open while its steps run.
+
+    @orders.around(workflow=booking)
+    async def with_lock(proceed, account: str):
+        async with locks[account]:
+            return await proceed()
+
+The function is a hop, `with_lock/around`, in flight as long as the nested steps are; `proceed()` runs them, and answers with the nested result.
+When one of them fails, the function is cancelled where it waits, so that what it holds is released or rolled back, and then undo begins.  When the
+transaction halts, or the process dies, the function is called afresh; nested steps that are done stay done, and none runs before it has called
+`proceed()` again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from bitactor.compiling import Parameter, Site
+from bitactor.context import Context
+from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome
+from bitactor.functions import is_coroutine_function
+from bitactor.kinds.kind import Kind, function_parameters, merged, nested_inputs, require_workflow, workflow_parameters
+from bitactor.kinds.port import ANSWERED, WAIT, Close, Container, Follow, Given, Open, Opening, Progress
+
+if TYPE_CHECKING:
+    from bitactor.workflow import Workflow
+
+PROCEED: Final = "proceed"
+AROUND: Final = "around"
+_NESTED: Final = 0
+_OWN: Final = 1
+
+
+class Around(Kind):
+    """A function around a nested workflow, declared."""
+
+    label = "around"
+
+    def __init__(self, what: str, function: Callable[..., Any], workflow: Workflow) -> None:
+        require_workflow(what, workflow)
+        if not is_coroutine_function(function):
+            raise DefinitionError(f"{what}: a function around steps waits for them; make it `async def`")
+        if PROCEED not in inspect.signature(function).parameters:
+            raise DefinitionError(
+                f"{what}: the function runs the nested steps with `await proceed()`; give it a parameter `proceed`"
+            )
+        if AROUND in workflow.steps:
+            raise DuplicateName(f"{what}: {workflow.name!r} has a step {AROUND!r}, and so has what is around it; rename that one")
+        self.function, self.workflow = function, workflow
+
+    def parameters(self, what: str) -> list[Parameter]:
+        """See `Kind`."""
+        return merged([workflow_parameters(self.workflow), function_parameters(self.function, what, (PROCEED,))])
+
+    def compile(self, site: Site) -> Container:
+        """See `Kind`."""
+        return Surrounding(site, self)
+
+
+class Surrounding(Container):
+    """A function around a nested workflow, compiled: a scope of one step for the function, and one for the workflow when it proceeds."""
+
+    kind = "around"
+    surrounds = True
+
+    def __init__(self, site: Site, declared: Around) -> None:
+        self._declared = declared
+        self._proceeds: dict[tuple[str, str], Callable[[], Awaitable[Any]]] = {}
+        nested = site.body(declared.workflow, site.address)
+        function = site.function_body(self._runner(declared.function), "", f"{site.address}/{AROUND}")
+        step = function.steps[0]
+        if step.spawn != "loop":
+            raise DefinitionError(f"{site.what}: a function around steps runs on the loop; leave out spawn={step.spawn!r}")
+        step.surrounding = self
+        self._own = len(function.inputs)
+        self.bodies = (replace(function, inputs=(*function.inputs, *(f"(nested) {name}" for name in nested.inputs))), nested)
+        self.depth = 1 + nested.depth
+
+    def open(self, given: Given) -> Open:
+        """See the port."""
+        function, nested = self.bodies
+        own = tuple(given.token(name) for name in function.inputs[: self._own])
+        return Open([Opening(AROUND, 0, (*own, *nested_inputs(self._declared.workflow, nested, given)))])
+
+    def nested(self, progress: Progress) -> list[Opening]:
+        """What to open when the function proceeds; nothing if it has done so before."""
+        return [] if progress.opened > 1 else [Opening("", 1, progress.inputs[self._own :])]
+
+    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+        """See the port."""
+        progress.held[_OWN if key == AROUND else _NESTED] = token
+        if progress.open:
+            return WAIT if key == AROUND else ANSWERED
+        return Close(progress.held[_OWN])
+
+    def attach(self, transaction: str, path: str, proceed: Callable[[], Awaitable[Any]]) -> None:
+        """The function of this transaction is about to run here: that is what its `proceed()` does."""
+        self._proceeds[transaction, path] = proceed
+
+    def forget(self, transaction: str) -> None:
+        """See the port."""
+        for key in [key for key in self._proceeds if key[0] == transaction]:
+            del self._proceeds[key]
+
+    def _runner(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its `proceed` given by whoever runs the transaction."""
+        signature = inspect.signature(function)
+        takes_context = "ctx" in signature.parameters
+
+        async def run(ctx: Context, **arguments: Any) -> Any:
+            proceed = self._proceeds.pop((ctx.transaction, ctx.step), None)
+            if proceed is None:
+                raise InvalidOutcome(f"{ctx.step!r} of {ctx.workflow!r} can only run where its transaction is")
+            if takes_context:
+                arguments["ctx"] = ctx
+            return await function(**arguments, proceed=proceed)
+
+        parameters = [parameter for name, parameter in signature.parameters.items() if name not in (PROCEED, "ctx")]
+        parameters.append(inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=Context))
+        parameters.sort(key=lambda parameter: parameter.kind)
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        annotations = getattr(function, "__annotations__", {})
+        run.__annotations__ = {name: kind for name, kind in annotations.items() if name not in (PROCEED, "return")} | {
+            "ctx": Context
+        }
+        run.__name__ = getattr(function, "__name__", AROUND)
+        return run

@@ -1,0 +1,83 @@
+"""What these tests share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bitactor import Workflow, WorkflowFailed
+from mesh import Mesh, Transaction
+from tests.e2e.support import BOUND, audit
+
+
+async def ran(workflow: Workflow, value: Any = None, **options: Any) -> Transaction:
+    """The workflow's transaction, ended, in a mesh of its own; its journal folds to what it is."""
+    async with Mesh(workflow, **options) as mesh:
+        transaction = await mesh.stimulate(workflow, value)
+        await transaction.ended(BOUND)
+        audit(transaction)
+        return transaction
+
+
+async def result_of(workflow: Workflow, value: Any = None, **options: Any) -> Any:
+    """What a workflow that completes comes to."""
+    async with Mesh(workflow, **options) as mesh:
+        transaction = await mesh.stimulate(workflow, value)
+        result = await transaction.result(BOUND)
+        audit(transaction)
+        return result
+
+
+async def failure_of(transaction: Transaction) -> WorkflowFailed:
+    """What waiting for its result raises."""
+    with pytest.raises(WorkflowFailed) as caught:
+        await transaction.result(BOUND)
+    return caught.value
+
+
+def journal(transaction: Transaction, *kinds: str) -> list[str]:
+    """The steps that have pulses of these kinds, in order."""
+    return [pulse.step for pulse in transaction.pulses() if pulse.kind in kinds and pulse.step]
+
+
+class Peak:
+    """How many are inside at once, and were at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def __enter__(self) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+
+    def __exit__(self, *error: object) -> None:
+        self.now -= 1
+
+
+class Meeting:
+    """Nobody leaves before so many have come: whoever waits alone waits for ever."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._came = 0
+        self._all = asyncio.Event()
+
+    async def join(self) -> None:
+        """Come, and wait for the others."""
+        self._came += 1
+        if self._came == self._size:
+            self._all.set()
+        async with asyncio.timeout(BOUND):
+            await self._all.wait()
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    """A function that raises this."""
+
+    def raises() -> None:
+        raise error
+
+    return raises
