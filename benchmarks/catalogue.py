@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.durable import hop_sqlite
+from benchmarks.kinds import map_of, undo_nine
 from benchmarks.local import chain_of, fan_out_1000, hop_memory, thread_actor, workflows_of_five
 from benchmarks.measuring import Benchmark
 from benchmarks.remote import hop_ipc, hop_process, parked
@@ -17,6 +18,13 @@ BENCHMARKS = (
     Benchmark("workflows-5", "1/s", "5-step workflows, one after the other", workflows_of_five(1), goal=20_000, better="higher"),
     Benchmark("workflows-5-100", "1/s", "5-step workflows, 100 in flight", workflows_of_five(100), goal=20_000, better="higher"),
     Benchmark("fanout-1000", "ms", "1,000 steps side by side, and a join", fan_out_1000, goal=15, repeats=15),
+    Benchmark("undo-9", "µs", "a failure at step 10, and nine undos", undo_nine),
+    Benchmark("map-10k-10", "µs", "an element of a map of 10,000 by 10, inline", map_of(10_000, 10), goal=5),
+    Benchmark("map-10k-100", "µs", "an element of a map of 10,000 by 100", map_of(10_000, 100), goal=5),
+    Benchmark("map-10k-1000", "µs", "an element of a map of 10,000 by 1,000", map_of(10_000, 1_000), goal=5),
+    Benchmark("map-1m-10", "µs", "an element of a map of 1,000,000 by 10, kept nowhere", map_of(1_000_000, 10, keep=False), goal=5, repeats=3),
+    Benchmark("map-1m-100", "µs", "an element of a map of 1,000,000 by 100", map_of(1_000_000, 100, keep=False), goal=5, repeats=3),
+    Benchmark("map-1m-1000", "µs", "an element of a map of 1,000,000 by 1,000", map_of(1_000_000, 1_000, keep=False), goal=5, repeats=3),
     Benchmark("chain-10", "µs", "a hop in a chain of 10, its share of the transaction included", chain_of(10)),
     Benchmark("chain-100", "µs", "a hop in a chain of 100", chain_of(100)),
     Benchmark("chain-1000", "µs", "a hop in a chain of 1,000", chain_of(1_000)),

@@ -1,8 +1,8 @@
 """What a hop with a bound passes before it is launched, and gives back when it has ended.
 
-Three bounds: the named pool of its step, its transaction's `max_concurrency`, and for consumers `concurrency`, a turn that the whole
-transaction keeps over its retries.  The turn comes first, then the other two in one moment; who holds those never waits for a turn.  Only the
-place in the named pool is lent.
+Three bounds: the named pool of its step; `max_concurrency` of its transaction, and of each nested workflow that it is in; and for consumers
+`concurrency`, a turn that the whole transaction keeps over its retries.  The turn comes first, then the others in one moment; who holds those
+never waits for a turn.  While a hop waits for another transaction, or for the steps that it is around, the others are lent.
 
 Undo takes its step's places too, and so does compensation that is asked after the fact; both go ahead of what begins.  A hop that outlives
 its attempt does not count any more, just as its thread does not.
@@ -39,7 +39,7 @@ class Hold(Claim):
         super().__init__(*bounds, urgency(direction, priority, depth=run.depth, assessing=fault is not None))
         self._gate = gate
         self.bases: tuple[int, ...] = ()
-        """Keys of its `kept` pools in `Run.widths`."""
+        """Keys of its pools in `Run.widths`."""
         self.run = run
         self.command: Dispatch | None = command
         """What it waits to do; None once that has begun, or is not wanted any more."""
@@ -83,7 +83,7 @@ class Gate:
             return None
         pool = () if step.limit is None else (self._pools.find(step.limit, f"step {step.address!r}"),)
         widths = self._widths(run, step)
-        hold = Hold(self, run, step, command, (pool, tuple(widths.values())))
+        hold = Hold(self, run, step, command, ((*pool, *widths.values()), ()))
         hold.bases = tuple(widths)
         if run.holds is None:
             run.holds = {}

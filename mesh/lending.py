@@ -1,8 +1,9 @@
-"""What a hop lends while it waits for a transaction."""
+"""What a hop lends while it waits for other hops."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -53,3 +54,9 @@ class Loan:
 
 LOAN: ContextVar[Loan | None] = ContextVar("bitactor_loan", default=None)
 """Of the hop whose code runs; None if it holds nothing."""
+
+
+def lending(loop: asyncio.AbstractEventLoop) -> AbstractAsyncContextManager[None]:
+    """Around a wait on `loop` for other hops: if it is a hop that waits there, its places are lent meanwhile."""
+    loan = LOAN.get()
+    return nullcontext() if loan is None or loan.loop is not loop else loan

@@ -20,8 +20,8 @@ class Run:
     """One transaction in this process: its saga, and what is armed and running for it."""
 
     __slots__ = (
-        "accepted", "actors", "bounded", "deadline", "depth", "done", "errors", "failure", "grace", "holds", "key", "max_concurrency", "plan", "priority", "proceeding",
-        "retries", "saga", "settled", "turn", "waiters", "widths",
+        "accepted", "actors", "bounded", "deadline", "depth", "done", "errors", "failure", "grace", "holds", "key", "max_concurrency",
+        "plan", "priority", "proceeding", "retries", "saga", "settled", "turn", "waiters", "widths",
     )  # fmt: skip
 
     def __init__(self, saga: Saga, key: str = "", data: Mapping[str, Any] | None = None, depth: int = 0) -> None:

@@ -50,6 +50,7 @@ from mesh.actor import ENDED, QUEUED, BitActor
 from mesh.faults import error_of, fault_of
 from mesh.gate import ANSWERS, Gate, Hold
 from mesh.host import Host
+from mesh.lending import lending
 from mesh.pools import Pools
 from mesh.run import Run
 from mesh.wheel import Timer, TimingWheel
@@ -525,7 +526,9 @@ class Supervisor:
             waiters[step.index] = waiting
             self.feed(run, Proceeded(step.index, signal.delivery))
             try:
-                return decode_token(await waiting)
+                async with lending(self.loop):
+                    token = await waiting
+                return decode_token(token)
             finally:
                 if waiters.get(step.index) is waiting:
                     del waiters[step.index]

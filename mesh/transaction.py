@@ -12,7 +12,7 @@ from bitactor.pulse import Pulse
 from bitactor.signal import Fault
 from mesh.display import shown_pulses
 from mesh.faults import fault_of
-from mesh.lending import LOAN
+from mesh.lending import lending
 from mesh.run import Run
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Transaction:
     async def ended(self, timeout: float | None = None) -> str:
         """Wait until nothing more happens by itself, and return the status; never raises for how it ended.
 
-        A hop that waits lends its place in a pool (`limit=`), and its thread, to others meanwhile, and takes them again before this
-        returns, ahead of others; of what it waits for at once, the last to end takes them.
+        A hop that waits lends to others what bounds it (its place in a pool, its transaction's `max_concurrency`, its thread), and takes it
+        again, ahead of others, before this returns; of several waits at once, the last to end.
 
         Of a transaction that another process runs, this one learns it from the store, a quarter of a second later at most.
 
@@ -83,12 +83,8 @@ class Transaction:
             StoreError: nobody here can carry it on, or see how it ends.
         """
         if not self._run.settled:
-            loan = LOAN.get()
-            if loan is None or loan.loop is not self._node.loop:
+            async with lending(self._node.loop):
                 await self._settled_within(timeout)
-            else:
-                async with loan:
-                    await self._settled_within(timeout)
         return self.status
 
     async def _settled_within(self, timeout: float | None) -> None:

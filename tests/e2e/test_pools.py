@@ -262,6 +262,92 @@ async def test_a_consumer_with_a_turn_still_needs_its_places(store: str) -> None
         assert not turn.taken and not turn.line
 
 
+# Steps in steps
+
+
+def crowd(name: str, inside: Inside, count: int, **options: Any) -> Workflow:
+    """Steps that could all run at once."""
+    workflow = Workflow(name, ttl=2, **options)
+
+    async def works() -> None:
+        with inside:
+            await turns(2)
+
+    for number in range(count):
+        workflow.step(name=f"s{number}")(works)
+    return workflow
+
+
+async def test_max_concurrency_of_a_nested_workflow_bounds_each_of_its_instances(store: str) -> None:
+    inside, both = Inside(), Inside()
+    nested = crowd("nested", inside, 6, max_concurrency=2)
+    workflow = Workflow("outer", ttl=4)
+    workflow.compose("one", nested)
+    async with Mesh(workflow, store=store) as mesh:
+        tx = await start(mesh, workflow)
+        await tx.result(BOUND)
+        audit(tx)
+        assert inside.most == 2
+    workflow = Workflow("outer", ttl=4, max_concurrency=3)
+    again = crowd("nested", both, 6, max_concurrency=2)
+    workflow.compose("one", again)
+    workflow.compose("two", again)
+    async with Mesh(workflow, store=f"{store}.second" if store.startswith("sqlite") else store) as mesh:
+        tx = await start(mesh, workflow)
+        await tx.result(BOUND)
+        assert both.most == 3
+
+
+async def test_a_function_around_steps_lends_what_they_need(store: str) -> None:
+    inside = Inside()
+    nested = crowd("nested", inside, 3)
+    workflow = Workflow("outer", ttl=4, max_concurrency=1)
+
+    @workflow.around(workflow=nested)
+    async def guarded(proceed: Any) -> Any:
+        with inside:
+            async with inside.outside():
+                value = await proceed()
+            return value
+
+    async with Mesh(workflow, store=store) as mesh:
+        tx = await start(mesh, workflow)
+        await tx.result(BOUND)
+        audit(tx)
+        assert inside.most == 1
+
+
+async def test_places_of_a_maps_elements_come_and_go(store: str) -> None:
+    inside = Inside()
+    nested = Workflow("nested", input={"element": int}, ttl=3, max_concurrency=1)
+
+    async def works(element: int) -> int:
+        with inside:
+            await turns(1)
+            return element
+
+    for number in range(2):
+        nested.step(name=f"s{number}", limit="two")(works)
+    workflow = Workflow("outer", input={"numbers": list[int]}, ttl=5)
+    workflow.map(name="each", workflow=nested, over="numbers", batch=10)
+    async with Mesh(workflow, store=store, pools={"two": 2}) as mesh:
+        tx = await start(mesh, workflow, {"numbers": list(range(40))})
+        assert await tx.result(BOUND) == list(range(40))
+        assert inside.most == 2 and all_free(mesh) and not tx._run.widths
+
+
+async def test_a_nested_step_whose_pool_is_missing_is_refused() -> None:
+    nested = Workflow("nested", ttl=1)
+
+    @nested.step(limit="nowhere")
+    async def works() -> None: ...
+
+    workflow = Workflow("outer", ttl=4)
+    workflow.compose("one", nested)
+    with pytest.raises(ConfigurationError, match="'nowhere'"):
+        Mesh(workflow)
+
+
 # Ending in every way
 
 
