@@ -13,7 +13,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from bitactor.arguments import Argument, Element, converter
-from bitactor.codec import MAX_TOKEN_BYTES, Packed, decode_token, encode_token, join_packed_lists, token_from_bytes
+from bitactor.codec import (
+    MAX_FRAME_BYTES,
+    MAX_TOKEN_BYTES,
+    Packed,
+    decode_token,
+    encode_token,
+    join_packed_lists,
+    pack,
+    token_from_bytes,
+    unpack,
+)
 from bitactor.compiling import Parameter, Site, compile_callback, function_step, injected_as, resources_among, single_step_plan
 from bitactor.errors import DefinitionError, suggest
 from bitactor.functions import is_coroutine_function
@@ -207,6 +217,12 @@ class MappedWorkflow(Mapped):
         nested = site.body(workflow, site.address)
         recipe.inputs = nested.inputs
         self.bodies += (nested,)
+        self.catches = recipe.keeps_elements = declared.on_error == "collect"
+        if self.catches and not nested.leaves_nothing:
+            raise DefinitionError(
+                f"{site.what}: on_error='collect' leaves what a failed element did as it is, but {workflow.name!r} has steps with an undo; "
+                "take the undo away, or use on_error='fail', which undoes"
+            )
         self.depth += nested.depth
 
     def follow(self, progress: Progress, key: str, token: Any) -> Follow:
@@ -214,11 +230,16 @@ class MappedWorkflow(Mapped):
         if key.startswith(_BATCH):
             batch = Batch(*decode_token(token))
             self._batch_done(progress, batch)
+            progress.batch = batch.elements
             elements = decode_token(Packed(batch.results))
             if not elements:
                 return self._next(progress)
             return Open([Opening(str(index), 1, tuple(map(token_from_bytes, tokens))) for index, tokens in elements])
         progress.held[int(key)] = token
+        return self._settled(progress)
+
+    def _settled(self, progress: Progress) -> Follow:
+        """One more element is: wait for the others, or take the next batch."""
         if progress.open:
             return WAIT
         held = progress.held
@@ -229,6 +250,15 @@ class MappedWorkflow(Mapped):
             progress.size += len(packed)
         held.clear()
         return self._next(progress)
+
+    def caught(self, progress: Progress, key: str, fault: Fault) -> Follow:
+        """See the port."""
+        index = int(key)
+        taken: int = progress.token[0]
+        elements = unpack(progress.batch, MAX_FRAME_BYTES)
+        element = elements[index - (taken - len(elements))]
+        progress.errors.append(pack([{"index": index, "element": element, "error": fault.summary()}]))
+        return self._settled(progress)
 
     def forget(self, transaction: str) -> None:
         """See the port."""

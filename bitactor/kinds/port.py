@@ -85,20 +85,8 @@ class Progress:
     """How far a container is.  Changed by pulses alone, and so the same live and folded."""
 
     __slots__ = (
-        "errors",
-        "held",
-        "inputs",
-        "left",
-        "open",
-        "opened",
-        "pending",
-        "proceeding",
-        "results",
-        "rounds",
-        "size",
-        "token",
-        "ttl",
-    )
+        "batch", "errors", "failing", "held", "inputs", "left", "open", "opened", "pending", "proceeding", "results", "rounds", "size", "token", "ttl",
+    )  # fmt: skip
 
     def __init__(self, ttl: int) -> None:
         self.ttl = ttl
@@ -123,6 +111,10 @@ class Progress:
         """Bytes of results held."""
         self.opened = 0
         """Scopes opened so far."""
+        self.failing: dict[int, Fault] = {}
+        """Scopes that have failed, by their place, and are not yet quiet."""
+        self.batch = b""
+        """What the scopes of this round are about, packed."""
         self.proceeding = False
         """Whether the function around the nested steps waits for them."""
         self.pending: Close | Broken | Consult | Answered | None = None
@@ -180,6 +172,8 @@ class Container(ABC):
     bodies: tuple[Plan, ...] = ()
     depth: int = 0
     """Hops on its longest path."""
+    catches: bool = False
+    """Whether a failure in one of its scopes is its own affair (`caught`), and no failure of the transaction."""
     surrounds: ClassVar[bool] = False
     """Whether its first scope is a function in which the others run; see `bitactor.kinds.around`."""
     chained: ClassVar[bool] = False
@@ -192,6 +186,10 @@ class Container(ABC):
     @abstractmethod
     def follow(self, progress: Progress, key: str, token: Any) -> Follow:
         """A scope is settled and its result is `token`: what follows.  Pure, for the fold asks it too."""
+
+    def caught(self, progress: Progress, key: str, fault: Fault) -> Follow:
+        """A scope failed, and nothing of it runs any more: what follows.  Pure, as `follow` is."""
+        raise NotImplementedError
 
     def consult(self, given: Given, progress: Progress) -> Open | Close:
         """Asked after `follow` said `Consult`; user code may run here."""

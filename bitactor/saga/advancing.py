@@ -341,6 +341,13 @@ class Advancing(Undoing):
             self._tell_step(index, FAILED, now_ns, elapsed_ns=elapsed_ns, error=fault, data=tolerated)
             self._advance(index, now_ns)
             return
+        if self.phase in (ACTIVE, HALTING) and (scope := self.catching(index)) is not None:
+            caught = {"in_doubt": True, "caught": True} if in_doubt else {"caught": True}
+            flying = [other for other in self.within(scope) if self.states[other] in IN_FLIGHT and other != index]
+            self._tell_step(index, FAILED, now_ns, elapsed_ns=elapsed_ns, error=fault, data=caught)
+            self.commands.extend(Abandon(other) for other in flying)
+            self._advance(index, now_ns)
+            return
         beginning = self.phase not in (FAILING, UNDOING)
         data = {"in_doubt": True} if in_doubt else None
         self._tell_step(index, FAILED, now_ns, elapsed_ns=elapsed_ns, error=fault, data=data)
@@ -367,7 +374,7 @@ class Advancing(Undoing):
     def _try_again(self, index: int, fault: Fault, after_ns: int | None, elapsed_ns: int | None, now_ns: int) -> None:
         step = self.steps[index]
         failures = self.failures[index] + 1
-        if self.phase not in (ACTIVE, HALTING) or failures > step.retries:
+        if self.phase not in (ACTIVE, HALTING) or failures > step.retries or (index >= self.grown and self.fails(index)):
             self._fail(index, fault, now_ns, elapsed_ns=elapsed_ns)
             return
         if after_ns is None:

@@ -14,11 +14,12 @@ from typing import Any, Final, NamedTuple, cast
 from bitactor.arguments import Argument
 from bitactor.codec import token_bytes, token_from_bytes
 from bitactor.errors import DuplicateName, UnknownArgument, suggest
-from bitactor.kinds.port import Open, Opening, Progress, Slot, Wait
+from bitactor.kinds.port import Follow, Open, Opening, Progress, Slot, Wait
 from bitactor.kinds.scope import Scope, instance, rename
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import Pulse
-from bitactor.saga.phases import DONE, OPENED, PASSED, SETTLED, WAITING
+from bitactor.saga.phases import BACKING_OFF, BROKEN, DONE, IN_FLIGHT, OPENED, PASSED, SETTLED, WAITING
+from bitactor.signal import Fault
 
 NOTHING: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
 """Stands for every mapping that most transactions never need; a parked one would carry half a kilobyte of empty ones."""
@@ -27,14 +28,6 @@ NOTHING: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
 def writable(mapping: dict[Any, Any]) -> dict[Any, Any]:
     """The mapping itself, or a fresh one instead of `NOTHING`."""
     return {} if mapping is NOTHING else mapping
-
-
-class Wanted(NamedTuple):
-    """One step that a `Then` asks for, resolved."""
-
-    step: PlanStep
-    missing: int
-    replaces: bool
 
 
 class Growing:
@@ -156,11 +149,67 @@ class Growing:
             progress.ttl = progress.left
         following = container.follow(progress, scope.key, self.tokens[scope.returns])
         self._let_go(scope)
-        if type(following) is Open:
+        self._go_on_with(index, following)
+
+    def _go_on_with(self, index: int, following: Follow) -> None:
+        if isinstance(following, Open):
             self._open_scopes(index, following.scopes)
-        elif type(following) is not Wait:
-            progress.pending = following  # type: ignore[assignment]
+        elif not isinstance(following, Wait):
+            self.progress[index].pending = following
             self.attention.append(index)
+
+    # Scopes whose failure is caught
+
+    def catching(self, index: int) -> Scope | None:
+        """The innermost scope around a step whose failure is its container's own affair."""
+        scope = self.steps[index].scope
+        while scope is not None:
+            container = self.steps[scope.container].container
+            if container is not None and container.catches and scope.body is not container.bodies[0]:
+                return scope
+            scope = self.steps[scope.container].scope
+        return None
+
+    def within(self, scope: Scope) -> list[int]:
+        """The steps of a scope, on all levels."""
+        found = []
+        for index in range(self.grown, len(self.states)):
+            above = self.steps[index].scope if self.steps[index] is not None else None
+            while above is not None and above is not scope:
+                above = self.steps[above.container].scope
+            if above is scope and self.by_name.get(self.steps[index].name) == index:
+                found.append(index)
+        return found
+
+    def fails(self, index: int) -> bool:
+        """Whether the step is in a scope that has failed."""
+        scope = self.catching(index)
+        return scope is not None and scope.base in self.progress[scope.container].failing
+
+    def _caught(self, index: int, fault: Fault) -> None:
+        """A step failed in a scope that catches that: nothing more of it begins, and once nothing runs, its container goes on."""
+        scope = self.catching(index)
+        assert scope is not None
+        self.progress[scope.container].failing.setdefault(scope.base, fault)
+        for other in self.within(scope):
+            if self.states[other] in (WAITING, BACKING_OFF, OPENED):
+                self.states[other] = BROKEN
+                self.progress.pop(other, None)
+        self._settle_if_quiet(scope)
+
+    def _settle_if_quiet(self, scope: Scope) -> None:
+        index = scope.container
+        progress = self.progress.get(index)
+        if progress is None or self.stopping or any(self.states[other] in IN_FLIGHT for other in self.within(scope)):
+            return
+        container = self.steps[index].container
+        assert container is not None
+        fault = progress.failing.pop(scope.base)
+        progress.open -= 1
+        progress.left = min(progress.left, *[self.ttls[at] for at in scope.indices if self.hops[at]], progress.left)
+        following = container.caught(progress, scope.key, fault)
+        self._let_go(scope)
+        self._go_on_with(index, following)
 
     def _let_go(self, scope: Scope) -> None:
         """Use its places again, if nothing can be asked of it any more; or a long map would fill the memory."""
@@ -263,14 +312,18 @@ class Growing:
             return
         self.unsettled += 1  # it was never counted among the plan's own
         scope.unsettled -= 1
-        if not scope.unsettled:
+        if self.fails(index):
+            catching = self.catching(index)
+            assert catching is not None
+            self._settle_if_quiet(catching)
+        elif not scope.unsettled:
             self._scope_settled(scope)
 
     # Then
 
     def _plan_more(self, index: int, planned: Sequence[Sequence[Any]]) -> bool:
         """Plan what the step asked for; the answer is whether one of the new steps replaces it."""
-        wanted = self._wanted(index, planned)
+        wanted = resolve(self, index, planned)
         scope = self.steps[index].scope
         self._begin_growing()
         replaced = False
@@ -285,9 +338,11 @@ class Growing:
                 replaced = True
                 self.stand_ins = writable(self.stand_ins)
                 self.stand_ins[step.stands_for] = step.index
+        if replaced and self.steps[index].stands_for < 0:
+            self._keep_own_place(index)
         for step, _, _ in wanted:
             for dependency in step.dependencies:
-                if self.states[dependency] not in SETTLED:
+                if dependency != index and not has_settled(self, dependency):
                     self._add_dependent(dependency, step.index)
         if scope is None:
             self.unsettled += len(wanted)
@@ -297,109 +352,22 @@ class Growing:
             if replaced:
                 self.unsettled += 1
                 scope.unsettled -= 1
-        if replaced and self.steps[index].stands_for < 0:
-            self.replaced = writable(self.replaced)
-            self.replaced[index] = len(self.tokens)
-            self._pad(1)
-            self.tokens.append(self.tokens[index])
         return replaced
+
+    def _keep_own_place(self, index: int) -> None:
+        """What a step that is replaced came to itself; its own place is for what the last one comes to."""
+        kept = len(self.tokens)
+        self.replaced = writable(self.replaced)
+        self.replaced[index] = kept
+        self._pad(1)
+        self.tokens.append(self.tokens[index])
+        self.ttls[kept], self.hops[kept], self.causes[kept] = self.ttls[index], self.hops[index], self.causes[index]
 
     def _add_dependent(self, dependency: int, dependent: int) -> None:
         steps = cast("list[PlanStep]", self.steps)
         if dependency < self.grown and steps[dependency] is self.plan.steps[dependency]:
             steps[dependency] = copy(steps[dependency])
         steps[dependency].dependents += (dependent,)
-
-    def _wanted(self, index: int, planned: Sequence[Sequence[Any]]) -> list[Wanted]:
-        """The steps that a `Then` asks for, resolved against the scope of the step that asks.
-
-        Raises:
-            UnknownArgument: a step of that name is not declared, or an argument names nothing.
-            DuplicateName: there is such a step already.
-        """
-        emitter = self.steps[index]
-        body, base = (self.plan, 0) if emitter.scope is None else (emitter.scope.body, emitter.scope.base)
-        prefix = emitter.name.rpartition("/")[0] + "/" if emitter.scope is not None and "/" in emitter.name else ""
-        at = max(len(self.tokens), len(self.steps))
-        own = emitter.name.removeprefix(prefix).partition("#")[0]
-        places = {name: base + place for name, place in body.by_name.items()}
-        places |= {name: base + len(body.steps) + number for number, name in enumerate(body.inputs)}
-        names = [str(name) for _, name, _, _ in planned]
-        places[own] = at + len(planned) if emitter.stands_for < 0 and own in names else index
-        found = []
-        for number, name in enumerate(names):
-            replaces = name == own
-            if names.count(name) > 1 or (not replaces and prefix + name in self.by_name):
-                raise DuplicateName(f"{emitter.address!r} asks for a step {name!r}, and there is one; give it another name")
-            if not replaces:
-                places[name] = at + number
-        for number, (declared, name, bind, after) in enumerate(planned):
-            template = body.deferred.get(declared)
-            if template is None and declared in body.by_name:
-                template = body.steps[body.by_name[declared]]
-            if template is None:
-                known = [*body.deferred, *body.by_name]
-                raise UnknownArgument(
-                    f"{emitter.address!r} asks for {declared!r}, which is not declared.{suggest(declared, known)}"
-                )
-            replaces = name == own
-            head = emitter.stands_for if emitter.stands_for >= 0 else index
-            path = f"{prefix}{own}#{self._generation(emitter) + 1}" if replaces else prefix + name
-            step = self._planned_instance(template, emitter, at + number, path, base, bind, after, places, index)
-            step.stands_for = head if replaces else -1
-            missing = sum(
-                1
-                for other in step.dependencies
-                if other != index and (other >= len(self.states) or self.states[other] not in SETTLED)
-            )
-            found.append(Wanted(step, missing, replaces))
-        return found
-
-    def _planned_instance(
-        self,
-        template: PlanStep,
-        emitter: PlanStep,
-        at: int,
-        path: str,
-        base: int,
-        bind: Mapping[str, Sequence[Any]],
-        after: Sequence[str],
-        places: Mapping[str, int],
-        index: int,
-    ) -> PlanStep:
-        step = copy(template)
-        step.index, step.scope, step.dependents, step.deferred = at, emitter.scope, (), False
-        where = f"{emitter.address!r} asks for {path!r}"
-        arguments = [
-            argument if argument.slot < 0 else argument._replace(slot=argument.slot + base) for argument in template.arguments
-        ]
-        for number, argument in enumerate(arguments):
-            source = bind.get(argument.name)
-            if source is not None:
-                arguments[number] = _rebound(argument, source, places, where)
-        for name in bind:
-            if all(argument.name != name for argument in arguments):
-                known = [argument.name for argument in arguments]
-                raise UnknownArgument(f"{where} and binds {name!r}, which is no parameter of it.{suggest(name, known)}")
-        step.arguments = tuple(arguments)
-        step.token_in = tuple(argument.reference for argument in step.arguments)
-        inputs = (emitter.scope.body if emitter.scope is not None else self.plan).inputs
-        own = emitter.name.rpartition("/")[2].partition("#")[0]
-        steps_at = {place: index if name == own else place for name, place in places.items() if name not in inputs}
-        needed = {steps_at[argument.slot] for argument in step.arguments if argument.slot in steps_at}
-        for name in after:
-            if name not in places:
-                raise UnknownArgument(f"{where} after {name!r}, which is no step.{suggest(name, places)}")
-            needed.add(steps_at[places[name]])
-        step.dependencies = tuple(sorted(needed)) or (index,)
-        step.decides = template.decides and any(argument.transform is not None for argument in step.arguments)
-        step.when = step.guard = None
-        rename(step, path)
-        return step
-
-    def _generation(self, emitter: PlanStep) -> int:
-        number = emitter.name.rpartition("#")[2]
-        return int(number) if "#" in emitter.name and number.isdigit() else 1
 
 
 def _opening(given: Sequence[Any]) -> Opening:
@@ -417,16 +385,3 @@ def opening_data(openings: Iterable[Opening]) -> list[list[Any]]:
 
 def _path(container: str, key: str, step: str) -> str:
     return "/".join(part for part in (container, key, step) if part)
-
-
-def _rebound(argument: Argument, source: Sequence[Any], places: Mapping[str, int], where: str) -> Argument:
-    """The argument with another source: `["value", bytes]`, or `["result" | "input", name, path…]`."""
-    kind, given, *path = source
-    if kind == "value":
-        return argument._replace(slot=-1, path=(), transform=None, constant=token_from_bytes(given), reference="value")
-    if given not in places:
-        raise UnknownArgument(
-            f"{where} and binds {argument.name!r} to {given!r}, which is neither step nor input.{suggest(given, places)}"
-        )
-    reference = ".".join(str(part) for part in (*(("input",) if kind == "input" else ()), given, *path))
-    return argument._replace(slot=places[given], path=tuple(path), transform=None, reference=reference)

@@ -436,6 +436,13 @@ class SagaState(Growing):
             self._tolerated(pulse, index, data)
             return
         fault = Fault(*data["fault"])
+        if "caught" in data:
+            if data.get("in_doubt"):
+                self._doubt(pulse, index)
+            else:
+                self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
+            self._caught(index, fault)
+            return
         if self.phase != FAILING or fault.type != "bitactor.errors:Cancelled":
             self.errors.append((pulse.hop, fault))
         if data.get("in_doubt"):

@@ -139,9 +139,8 @@ class Bench:
         Raises:
             Failed: something is left over.
         """
-        loop = asyncio.get_running_loop()
         nodes = [mesh.node for mesh in (self._meshes if meshes is None else meshes) if mesh.node.state in ("open", "draining")]
-        nodes = [node for node in nodes if node.loop is loop]
+        nodes = [node for node in nodes if node.loop is asyncio.get_running_loop()]
         if not nodes:
             return
         leftovers = Leftovers(nodes, self._tasks)

@@ -9,8 +9,8 @@ from typing import Final, TypeVar
 
 from bitactor.testing import FakeClock
 from mesh.node import Node
-from mesh.testing.portal import Portal
-from mesh.testing.underway import NOTHING, SURELY, in_threads, underway
+from mesh.testing.portal import Portal, in_a_loop
+from mesh.testing.underway import NOTHING, SURELY, busy, in_threads, underway
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class MeshClock(FakeClock):
 
     def advance(self, seconds: float) -> None:
         """See `FakeClock.advance`."""
-        if _in_a_loop():
+        if in_a_loop():
             super().advance(seconds)
         elif not seconds >= 0:
             raise ValueError(f"advance({seconds!r}): time does not go back")
@@ -89,8 +89,8 @@ class MeshClock(FakeClock):
 
     @contextlib.contextmanager
     def passing(self, *, idle: float = IDLE) -> Iterator[None]:
-        """Time passes by itself in this block, as in `run_until`; for tests that are no coroutines: `with fake_clock.passing(): tx.result()`."""
-        if _in_a_loop():
+        """While transactions run, time passes by itself in this block, as in `run_until`; for tests that are no coroutines: `with fake_clock.passing(): tx.result()`."""
+        if in_a_loop():
             task = asyncio.get_running_loop().create_task(self._pass_for_ever(idle), name="passing")
             try:
                 yield
@@ -106,7 +106,10 @@ class MeshClock(FakeClock):
     async def _pass_for_ever(self, idle: float) -> None:
         never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         while True:
-            await self._step(never, idle)
+            if busy(self._nodes):
+                await self._step(never, idle)
+            else:
+                await asyncio.sleep(_LOOK)
 
     async def _step(self, future: asyncio.Future[T], idle: float) -> bool:
         """Let everything happen that takes no time, then jump once if there is nothing else to wait for; whether `future` is done."""
@@ -143,11 +146,3 @@ class MeshClock(FakeClock):
 async def _turns() -> None:
     for _ in range(_TURNS):
         await asyncio.sleep(0)
-
-
-def _in_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

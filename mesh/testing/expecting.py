@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import accumulate
 from types import EllipsisType
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from mesh.testing.lines import line
 Branch = str | tuple[str, ...]
 Expected = str | EllipsisType | AbstractSet[Branch]
 
+THE_END: Final = "the end"
 _LINE: Final = re.compile(r"(?P<kind>[a-z_]+)( (?P<step>[^:]+))?(: (?P<error>.*))?", re.DOTALL)
 
 
@@ -86,69 +88,95 @@ def _fits(text: str, pulse: Pulse) -> bool:
 
 
 class _Match:
-    """A search that remembers how far it came."""
+    """A search that remembers where it came furthest: with most of the expected lines found."""
 
     def __init__(self, pulses: Sequence[Pulse], items: Sequence[Expected]) -> None:
         self._pulses = pulses
         self._items = items
+        self._before = [0, *accumulate(_lines_in(item) for item in items)]
+        """For each item, how many lines the items before it have."""
         self._refuted: set[Any] = set()
-        self._furthest = 0
-        self._wanted: list[str] = []
-        """What would have fitted there."""
+        self._most = -1
+        self._place = 0
+        self._anywhere = False
+        """What is missing was looked for from there on, not only there."""
+        self._missing: list[str] = []
 
     def found(self) -> bool:
-        return self._from(0, 0)
+        return self._from(0, 0, None)
 
-    def _from(self, at: int, item: int) -> bool:
-        """Whether the pulses from `at` on are what the items from `item` on say."""
+    def _from(self, at: int, item: int, since: int | None) -> bool:
+        """Whether the pulses from `at` on are what the items from `item` on say; `since`: where the `...` before that began, if it was one."""
         if (at, item) in self._refuted:
             return False
         if item == len(self._items):
-            found = at == len(self._pulses) or self._want(at, "nothing more")
+            found = at == len(self._pulses) or self._miss(at, THE_END, self._before[item], since)
         elif (expected := self._items[item]) is ...:
-            found = any(self._from(after, item + 1) for after in range(at, len(self._pulses) + 1))
+            found = any(self._from(after, item + 1, at) for after in range(at, len(self._pulses) + 1))
         elif isinstance(expected, str):
-            found = self._takes(at, expected) and self._from(at + 1, item + 1)
+            found = self._takes(at, expected, self._before[item], since) and self._from(at + 1, item + 1, None)
         else:
             assert not isinstance(expected, EllipsisType)
-            found = self._side_by_side(at, item, [_chain(branch) for branch in sorted(expected, key=str)])
+            found = self._side_by_side(at, item, [_chain(branch) for branch in sorted(expected, key=str)], since)
         if not found:
             self._refuted.add((at, item))
         return found
 
-    def _side_by_side(self, at: int, item: int, branches: list[tuple[str, ...]]) -> bool:
+    def _side_by_side(self, at: int, item: int, branches: list[tuple[str, ...]], since: int | None) -> bool:
         """Whether these interleave from `at` on, and the rest follows."""
         left = [branch for branch in branches if branch]
         if not left:
-            return self._from(at, item + 1)
+            return self._from(at, item + 1, since)
         state = (at, item, tuple(left))
         if state in self._refuted:
             return False
+        lines = self._before[item + 1] - sum(map(len, left))
         for index, branch in enumerate(left):
-            if self._takes(at, branch[0]):
+            if self._takes(at, branch[0], lines, since):
                 rest = [*left[:index], branch[1:], *left[index + 1 :]]
-                if self._side_by_side(at + 1, item, rest):
+                if self._side_by_side(at + 1, item, rest, None):
                     return True
         self._refuted.add(state)
         return False
 
-    def _takes(self, at: int, text: str) -> bool:
-        return (at < len(self._pulses) and _fits(text, self._pulses[at])) or self._want(at, text)
+    def _takes(self, at: int, text: str, lines: int, since: int | None) -> bool:
+        return (at < len(self._pulses) and _fits(text, self._pulses[at])) or self._miss(at, text, lines, since)
 
-    def _want(self, at: int, text: str) -> bool:
-        """Note what was looked for in vain."""
-        if at > self._furthest:
-            self._furthest, self._wanted = at, []
-        if at == self._furthest and text not in self._wanted:
-            self._wanted.append(text)
+    def _miss(self, at: int, text: str, lines: int, since: int | None) -> bool:
+        """Note what was looked for in vain, when `lines` lines had been found."""
+        place = at if since is None else since
+        if (lines, place) > (self._most, self._place):
+            self._most, self._place, self._missing = lines, place, []
+        if (lines, place) == (self._most, self._place):
+            self._anywhere = since is not None
+            self._missing += [text] if text not in self._missing else []
         return False
 
     def explanation(self) -> str:
-        lines = [f"  {line(pulse, error=True)}" for pulse in self._pulses]
-        came = lines[self._furthest].strip() if self._furthest < len(lines) else "the end"
-        marked = [*lines[: self._furthest], f"> {came}", *lines[self._furthest + 1 :]]
-        wanted = " or ".join(map(repr, self._wanted)) if self._wanted != ["nothing more"] else "the end"
-        whose = f"{self._pulses[0].workflow!r} {self._pulses[0].transaction}" if self._pulses else "the transaction"
-        return "\n".join(
-            (f"{whose} did not go as expected: after {self._furthest} pulses there came {came!r}, not {wanted}", *marked)
-        )
+        """The whole trace, and in it where it left the way."""
+        pulses, place = self._pulses, self._place
+        whose = f"{pulses[0].workflow!r} {pulses[0].transaction}" if pulses else "the transaction"
+        lines = [f"  {line(pulse, error=True)}" for pulse in pulses]
+        missing = " or ".join(map(_quoted, self._missing))
+        if self._anywhere:
+            return "\n".join(
+                (
+                    f"{whose} did not go as expected: there is no {missing}",
+                    *lines[:place],
+                    f"> no {missing} from here on",
+                    *lines[place:],
+                )
+            )
+        came = lines[place].strip() if place < len(lines) else THE_END
+        told = f"{whose} did not go as expected: instead of {missing} there came {_quoted(came)}"
+        return "\n".join((told, *lines[:place], f"> {came}", *lines[place + 1 :]))
+
+
+def _quoted(text: str) -> str:
+    return text if text == THE_END else repr(text)
+
+
+def _lines_in(item: Expected) -> int:
+    if isinstance(item, AbstractSet):
+        return sum(len(_chain(branch)) for branch in item)
+    return int(isinstance(item, str))

@@ -13,6 +13,7 @@ from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Consumer, Workflow
 from mesh.config import Settings
 from mesh.mesh import Mesh
+from mesh.testing.portal import in_a_loop
 from mesh.testing.replacing import Functions, replaced
 from mesh.transaction import BlockingTransaction, Transaction
 
@@ -73,6 +74,8 @@ class FixtureMesh(Mesh):
         return await super().transactions(**options)
 
     async def _open(self) -> None:
+        if not in_a_loop():
+            raise BitActorError('a mesh lives on an asyncio loop; run this test on one (with anyio: `anyio_backend = "asyncio"`)')
         async with self._lock:
             if self.node.state == "new":
                 self._bench.begin()
@@ -97,14 +100,11 @@ class FixtureMesh(Mesh):
         return self.submit(workflow, input, **options).result(timeout)
 
     def _open_in_thread(self) -> None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            self._bench.portal().call(self._open)
-        else:
+        if in_a_loop():
             raise BitActorError(
                 "this test is a coroutine: await `stimulate`; `submit` and `run` would block the loop that its mesh lives on"
             )
+        self._bench.portal().call(self._open)
 
 
 def _hermetic(options: dict[str, Any]) -> dict[str, Any]:

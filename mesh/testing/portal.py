@@ -42,3 +42,12 @@ class Portal:
         """End the loop; what still runs on it is cancelled."""
         self.loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
+
+
+def in_a_loop() -> bool:
+    """Whether this is called on an event loop of asyncio, in a coroutine or a callback."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

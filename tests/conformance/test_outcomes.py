@@ -14,16 +14,19 @@ from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes, begin, halting
 from tests.conformance.support import failure_of, journal, ran, result_of
-from tests.e2e.support import BOUND, audit, pass_time, spawned, told, undone, until
+from tests.e2e.support import BOUND, audit, finish, pass_time, spawned, told, turns, undone, until
 
 
 @claim("Outcomes of a step", "It returns a value: the hop is done, its output is in the journal.")
-async def test_a_value(store: str) -> None:
+async def test_a_value(sqlite: str) -> None:
     workflow = Workflow("value")
     workflow.step(name="works")(lambda: {"a": [1, 2]})
-    transaction = await ran(workflow, store=store)
-    [completed] = [pulse for pulse in transaction.raw_pulses() if pulse.kind == "completed"]
-    assert completed.token_out and transaction.results() == {"works": {"a": [1, 2]}}
+    async with Mesh(workflow, store=sqlite) as mesh:
+        identity = (await finish(mesh, workflow)).id
+    async with Mesh(workflow, store=sqlite) as mesh:
+        transaction = await mesh.transaction(identity)
+        [completed] = [pulse for pulse in transaction.pulses() if pulse.kind == "completed"]
+        assert (completed.step, completed.token_out) == ("works", {"a": [1, 2]})
 
 
 @claim("Outcomes of a step", "It returns `Then(value, steps=[...])`: the value, and new steps are planned into this transaction.")
@@ -222,7 +225,8 @@ async def test_backoff_policy() -> None:
 
     async with Mesh(workflow, clock=clock) as mesh:
         transaction = await mesh.stimulate(workflow)
-        for _ in range(4):
+        for number in range(1, 5):
+            await until(lambda number=number: told(transaction).count("retried tries") == number)
             await pass_time(clock, 10.1)
         assert await transaction.ended(BOUND) == "compensated"
         waits = [pulse.data["after_ns"] / 1e9 for pulse in transaction.pulses() if pulse.kind == "retried"]  # type: ignore[index]
@@ -294,7 +298,7 @@ async def test_timeout() -> None:
     clock = FakeClock()
     workflow = Workflow("slow")
 
-    @workflow.step(timeout=1.0, retries=1, backoff=Backoff(initial=0))
+    @workflow.step(timeout=1.0, retries=1, backoff=Backoff(initial=1, jitter=0))
     async def hangs() -> None:
         await asyncio.Event().wait()
 
@@ -302,9 +306,11 @@ async def test_timeout() -> None:
         transaction = await mesh.stimulate(workflow)
         for number in (1, 2):
             await until(lambda number=number: told(transaction).count("spawned hangs") == number)
+            await turns()
             await pass_time(clock, 0.9)
             assert told(transaction).count("timed_out hangs") == number - 1
             await pass_time(clock, 0.2)
+            await pass_time(clock, 1.1 if number == 1 else 0)
         assert await transaction.ended(BOUND) == "compensated"
         assert isinstance((await failure_of(transaction)).__cause__, StepTimeout)
 

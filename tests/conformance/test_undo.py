@@ -140,7 +140,7 @@ async def test_undo() -> None:
 
 
 @claim("Compensation and undo", "Undo is in reverse order of completion.")
-async def test_undo_order(store: str) -> None:
+async def test_undo_order() -> None:
     workflow = Workflow("diamond", ttl=8)
     second_done = asyncio.Event()
 
@@ -160,7 +160,7 @@ async def test_undo_order(store: str) -> None:
     for step in (first, second, third):
         step.undo(lambda: None)
     workflow.step(name="fails", after=["first", "third"])(fails)
-    transaction = await ran(workflow, store=store)
+    transaction = await ran(workflow)
     completed = journal(transaction, "completed")
     assert completed[0] == "second" and undone(transaction) == completed[::-1]
 

@@ -21,7 +21,7 @@ from mesh import Mesh
 from mesh.actor import BitActor
 from mesh.pools import Claim
 from mesh.run import Run
-from tests.e2e.support import BOUND, audit, pass_time, placed, start, told, turns, undone, until
+from tests.e2e.support import BOUND, PLACES, audit, pass_time, placed, start, told, turns, undone, until
 
 ONE = {"one": 1}
 
@@ -307,8 +307,7 @@ async def test_a_function_around_steps_lends_what_they_need(store: str) -> None:
     async def guarded(proceed: Any) -> Any:
         with inside:
             async with inside.outside():
-                value = await proceed()
-            return value
+                return await proceed()
 
     async with Mesh(workflow, store=store) as mesh:
         tx = await start(mesh, workflow)
@@ -318,22 +317,23 @@ async def test_a_function_around_steps_lends_what_they_need(store: str) -> None:
 
 
 async def test_places_of_a_maps_elements_come_and_go(store: str) -> None:
-    inside = Inside()
+    inside, widths = Inside(), []
     nested = Workflow("nested", input={"element": int}, ttl=3, max_concurrency=1)
 
     async def works(element: int) -> int:
         with inside:
             await turns(1)
+            widths.append(len(tx._run.widths or ()))
             return element
 
     for number in range(2):
         nested.step(name=f"s{number}", limit="two")(works)
     workflow = Workflow("outer", input={"numbers": list[int]}, ttl=5)
-    workflow.map(name="each", workflow=nested, over="numbers", batch=10)
+    workflow.map(name="each", workflow=nested, over="numbers", batch=5)
     async with Mesh(workflow, store=store, pools={"two": 2}) as mesh:
-        tx = await start(mesh, workflow, {"numbers": list(range(40))})
-        assert await tx.result(BOUND) == list(range(40))
-        assert inside.most == 2 and all_free(mesh) and not tx._run.widths
+        tx = await start(mesh, workflow, {"numbers": list(range(100))})
+        assert await tx.result(BOUND) == list(range(100))
+        assert inside.most == 2 and all_free(mesh) and max(widths) <= 10
 
 
 async def test_a_nested_step_whose_pool_is_missing_is_refused() -> None:
@@ -416,6 +416,71 @@ async def test_who_outlives_its_attempt_does_not_count_any_more(store: str, plac
         stuck.set()
         await until(lambda: mesh.node.about()["zombies"] == 0)
         assert all_free(mesh)
+
+
+async def test_who_does_not_answer_in_time_does_not_keep_undo_waiting(store: str) -> None:
+    clock = FakeClock()
+    stuck, taken_back, begun = asyncio.Event(), [], []
+    workflow = Workflow("stubborn", ttl=2, grace=2.0)
+
+    @workflow.step(limit="one")
+    async def makes() -> int:
+        return 1
+
+    @makes.undo
+    async def unmakes(result: int) -> None:
+        taken_back.append(result)
+
+    @workflow.step(limit="one", after=["makes"])
+    async def sticks() -> None:
+        begun.append(1)
+        while not stuck.is_set():
+            try:
+                await stuck.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with Mesh(workflow, store=store, clock=clock, pools=ONE) as mesh:
+        tx = await start(mesh, workflow)
+        await until(lambda: begun)
+        cancelling = asyncio.create_task(tx.cancel())
+        await turns()
+        assert not taken_back
+        await pass_time(clock, 2.5)
+        assert await asyncio.wait_for(cancelling, BOUND) == "cancelled" and taken_back == [1]
+        assert all_free(mesh)
+        stuck.set()
+        await until(lambda: mesh.node.about()["zombies"] == 0)
+        assert all_free(mesh)
+
+
+async def test_a_consumer_that_goes_on_after_a_halt_needs_a_turn_again(store: str) -> None:
+    may, begun = asyncio.Event(), []
+
+    @consumer("work", concurrency=1)
+    async def worker(signal: Any) -> Any:
+        begun.append(signal.token)
+        if begun.count("halts") == 1 and signal.token == "halts":
+            return Halt("look")
+        await may.wait()
+
+    workflow = Workflow("sender", ttl=2)
+
+    @workflow.step
+    async def sends(ctx: Context) -> None:
+        await ctx.emit("work", "halts")
+        await ctx.emit("work", "waits")
+
+    async with Mesh(workflow, worker, store=store) as mesh:
+        await start(mesh, workflow)
+        await until(lambda: begun == ["halts", "waits"])
+        (row,) = await mesh.transactions(status="halted")
+        halted = await mesh.transaction(row.transaction)
+        await halted.resume()
+        await turns()
+        assert begun == ["halts", "waits"]
+        may.set()
+        assert await halted.ended(BOUND) == "completed" and begun == ["halts", "waits", "halts"]
 
 
 async def test_who_obeys_a_timeout_has_ended_before_the_next_begins(store: str) -> None:
@@ -726,7 +791,8 @@ async def test_stopped_while_its_place_is_lent(store: str, way: str, when: str) 
             may.set()
             await until(lambda: taken(mesh) == (1, 1, 1))
         if way == "cancel":
-            assert await tx.cancel() == "cancelled"
+            async with asyncio.timeout(BOUND):
+                assert await tx.cancel() == "cancelled"
         else:
             await pass_time(clock, 6.0)
             assert await tx.ended(BOUND) == "compensated"
@@ -761,21 +827,21 @@ async def test_a_thread_that_has_to_be_answered_for_takes_nothing_again(store: s
         assert not spawner._places.taken and not spawner._places.lent and not spawner._claims
 
 
-async def test_a_compensation_lends_its_own_steps_place(store: str) -> None:
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_compensation_lends_its_own_steps_place(store: str, place: str) -> None:
     below, above = Workflow("below", ttl=1), Workflow("above", ttl=1)
 
     @below.step(limit="one")
     async def mends() -> str:
         return "mended"
 
-    @above.step(limit="one")
-    async def breaks() -> str:
+    def breaks() -> str:
         raise ValueError
 
-    @breaks.compensate
     async def asks_below(error: Exception) -> Any:
         return Continue(await (await mesh.stimulate("below")).result(BOUND))
 
+    above.step(name="breaks", limit="one", spawn=place)(placed(place, breaks)).compensate(asks_below)
     async with Mesh(below, above, store=store, pools=ONE) as mesh:
         runs = [await start(mesh, above) for _ in range(5)]
         assert {await tx.result(BOUND) for tx in runs} == {"mended"}

@@ -113,6 +113,12 @@ async def test_blocking_calls_are_refused_in_a_coroutine(mesh: MeshFactory) -> N
         mesh(order).run(order, LAMP)
 
 
+def test_a_loop_that_is_not_asyncios_is_refused(mesh: MeshFactory) -> None:
+    begun = mesh(order).stimulate(order, LAMP)
+    with pytest.raises(BitActorError, match=r"lives on an asyncio loop"):
+        begun.send(None)
+
+
 def test_the_environment_does_not_count(mesh: MeshFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BITACTOR_STORE", f"sqlite:///{tmp_path}/other.db")
     mesh(order).run(order, LAMP, timeout=BOUND)
@@ -357,16 +363,40 @@ def test_side_by_side_means_in_whatever_order() -> None:
     ],
 )
 def test_a_trace_that_is_not_what_was_expected(expected: Any) -> None:
-    with pytest.raises(AssertionError, match=r"'orders.place' [0-9a-f]{32} did not go as expected: after"):
+    with pytest.raises(AssertionError, match=r"'orders.place' [0-9a-f]{32} did not go as expected: "):
         assert_trace(run_workflow(order, LAMP), *expected)
 
 
-def test_the_difference_is_shown_where_it_is() -> None:
+@pytest.mark.parametrize(
+    ("expected", "said", "marked"),
+    [
+        (
+            ("accepted", "spawned reserve", {"failed reserve", "skipped reserve"}, ...),
+            "instead of 'failed reserve' or 'skipped reserve' there came 'completed reserve'",
+            (2, "> completed reserve", 9),
+        ),
+        (
+            (..., "completed pay", "completed ship", ...),
+            "instead of 'completed ship' there came 'spawned ship'",
+            (5, "> spawned ship", 9),
+        ),
+        (("accepted", ..., "failed pay", ...), "there is no 'failed pay'", (1, "> no 'failed pay' from here on", 10)),
+        (("accepted", ..., "completed ship"), "instead of the end there came 'finished'", (7, "> finished", 9)),
+        ((..., "emitted", "emitted"), "instead of 'emitted' there came the end", (9, "> the end", 10)),
+        (
+            ("accepted", {("spawned reserve", "completed pay"), "completed reserve"}, ...),
+            "instead of 'completed pay' there came 'spawned pay'",
+            (3, "> spawned pay", 9),
+        ),
+    ],
+)
+def test_the_difference_is_shown_where_it_is(expected: Any, said: str, marked: tuple[int, str, int]) -> None:
     with pytest.raises(AssertionError) as caught:
-        assert_trace(run_workflow(order, LAMP), "accepted", "spawned reserve", {"failed reserve", "skipped reserve"}, ...)
-    said = str(caught.value).splitlines()
-    assert "after 2 pulses there came 'completed reserve', not 'failed reserve' or 'skipped reserve'" in said[0]
-    assert said[1:4] == ["  accepted", "  spawned reserve", "> completed reserve"]
+        assert_trace(run_workflow(order, LAMP), *expected)
+    first, *lines = str(caught.value).splitlines()
+    place, line, length = marked
+    assert first.endswith(said)
+    assert (lines[place], len(lines)) == (line, length)
 
 
 def test_expectations_that_are_none_are_refused() -> None:

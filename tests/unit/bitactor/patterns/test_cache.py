@@ -152,9 +152,9 @@ async def test_a_key_may_be_a_function_of_arguments() -> None:
 async def test_a_key_that_cannot_be_one_is_refused_when_it_is_used() -> None:
     with pytest.raises(DefinitionError, match=r"Cache\('x'\).* returned \[1\], which cannot be a key"):
         await ask(Bench(Cache("x", key=lambda a: [a])), "value", a=1)
-    with pytest.raises(UnknownArgument, match="'user_id' is no argument of the step. Did you mean 'userid'"):
+    with pytest.raises(UnknownArgument, match=r"'user_id' is no argument of the step\. Did you mean 'userid'"):
         await ask(Bench(Cache("x", key="{user_id}")), "value", userid=1)
-    with pytest.raises(UnknownArgument, match="'user_id' is no argument of the step. Did you mean 'userid'"):
+    with pytest.raises(UnknownArgument, match=r"'user_id' is no argument of the step\. Did you mean 'userid'"):
         await ask(Bench(Cache("x", key=lambda user_id: user_id)), "value", userid=1)
 
 
@@ -198,7 +198,7 @@ async def test_an_error_is_shared_by_those_who_waited_for_it() -> None:
     assert await ask(bench, "up", a=1) == ("up", True)
 
 
-@pytest.mark.parametrize("how", ["cancelled", "decides otherwise", "leaves the process"])
+@pytest.mark.parametrize("how", ["cancelled", "decides otherwise", "ends with its loop"])
 async def test_if_who_asks_does_not_bring_an_answer_the_next_asks(how: str) -> None:
     bench = Bench(Cache("users", key="{a}", coalesce=True))
     step = Step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -167,10 +168,8 @@ async def test_a_function_that_swallows_its_cancellation_is_not_given_more(timeo
 
     async def deaf(number: int) -> None:
         begun.append(number)
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            pass
 
     task = asyncio.ensure_future(parallel_map(deaf, range(9), concurrency=2, timeout_each=timeout, clock=FakeClock()))
     await turns()
@@ -273,9 +272,9 @@ async def test_nothing_to_fetch() -> None:
 
 
 async def test_options_of_a_fetch_are_checked() -> None:
-    with pytest.raises(ConfigurationError, match="'user' is <coroutine .*give a function that starts it"):
+    with pytest.raises(ConfigurationError, match=r"'user' is <coroutine .*give a function that starts it"):
         await parallel_fetch({"user": asyncio.sleep(0)})  # type: ignore[dict-item]
-    with pytest.raises(ConfigurationError, match="timeout= names 'usr', which is no operation. Did you mean 'user'"):
+    with pytest.raises(ConfigurationError, match=r"timeout= names 'usr', which is no operation\. Did you mean 'user'"):
         await parallel_fetch({"user": lambda: asyncio.sleep(0)}, timeout={"usr": 1.0})
     for timeout in (0, "1", {"user": -1}):
         with pytest.raises(ConfigurationError, match="timeout"):

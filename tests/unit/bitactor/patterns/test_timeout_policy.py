@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -106,10 +107,8 @@ async def test_a_value_that_came_after_all_is_the_value() -> None:
     bench = Bench(Timeout("x", 1.0, fallback="late"))
 
     async def just_done() -> str:
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            pass
         return "charged"
 
     task = bench.begin(just_done)
