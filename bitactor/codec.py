@@ -14,6 +14,7 @@ import enum
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from pathlib import PurePath
 from typing import Any, Final
 
 import msgpack
@@ -61,7 +62,7 @@ def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
     """The token of `value`: itself if it is a None, bool, int, float or str, else `Packed`.
 
     Carries what msgpack carries, and datetime, date, time, timedelta, UUID, Decimal, integers of any size, sets, enums (as their
-    value), dataclasses and pydantic models (as mappings).  Tuples come back as lists.
+    value), paths (as text), dataclasses and pydantic models (as mappings).  Tuples come back as lists.
 
     Raises:
         InvalidOutcome: the value, or something in it, cannot be carried; the message names the type.
@@ -185,6 +186,8 @@ def _encode_extra(value: Any) -> Any:
         return msgpack.ExtType(_EXT_UUID, value.bytes)
     if isinstance(value, decimal.Decimal):
         return msgpack.ExtType(_EXT_DECIMAL, str(value).encode())
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, bool):
         return bool(value)
     if isinstance(value, int):

@@ -18,8 +18,10 @@ from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
 
 from bitactor.arguments import Element, Input, Result, Source
 from bitactor.compiling import compile_consumer, compile_workflow, dependencies_of, known_dependencies, named_later
+from bitactor.describing import describe
 from bitactor.errors import CycleError, DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
 from bitactor.functions import is_coroutine_function
+from bitactor.graph import from_dict, to_dict
 from bitactor.kinds.around import Around
 from bitactor.kinds.collect import gather
 from bitactor.kinds.compose import Compose
@@ -32,9 +34,11 @@ from bitactor.kinds.map import Map
 from bitactor.kinds.recurse import Recurse
 from bitactor.kinds.switch import Switch
 from bitactor.kinds.template import fill_in
+from bitactor.mermaid import mermaid
 from bitactor.patterns.port import Policy
 from bitactor.plan import SPAWNS, Plan, order, refuse_too_deep
 from bitactor.policy import Backoff
+from bitactor.pulse import Pulse
 from bitactor.resources import Resource
 from bitactor.signal import DEFAULT_TTL, MAX_TTL
 from bitactor.then import Planned, planned
@@ -289,6 +293,45 @@ class Workflow:
 
         return declare if function is None else declare(function)
 
+    def add(
+        self,
+        function: Callable[P, R],
+        /,
+        *,
+        undo: Callable[..., Any] | None = None,
+        undo_in_doubt: bool = False,
+        undo_retries: int = DEFAULT_UNDO_RETRIES,
+        compensate: Callable[..., Any] | None = None,
+        deferred: bool = False,
+        **options: Any,
+    ) -> Step[P, R]:
+        """Declare a function as a step in one call: what `step`, `undo` and `compensate` say as decorators.
+
+        For workflows that are made in a loop.  Steps are named by themselves wherever a name will do: `after=[first]`, `Result(first)`,
+        `over=rows`.
+
+        Args:
+            undo, undo_in_doubt, undo_retries: see `Step.undo`.
+            compensate: see `Step.compensate`.
+            deferred: only where a `Then` plans it; see `deferred`.
+            options: those of `step`.
+
+        Raises:
+            DefinitionError: or one of its kinds; nothing was declared then.
+        """
+        if undo is None and (undo_in_doubt or undo_retries != DEFAULT_UNDO_RETRIES):
+            raise DefinitionError(f"workflow {self.name!r}: undo_in_doubt= and undo_retries= say how to undo, but there is no undo=")
+        for role, given in (("undo", undo), ("compensate", compensate)):
+            if given is not None and not callable(given):
+                raise DefinitionError(f"workflow {self.name!r}: {role}={given!r}; give a function")
+        _refuse_negative(f"workflow {self.name!r}", "undo_retries", undo_retries)
+        step: Step[P, R] = (self.deferred if deferred else self.step)(**options)(function)
+        if undo is not None:
+            step.undo(in_doubt=undo_in_doubt, retries=undo_retries)(undo)
+        if compensate is not None:
+            step.compensate(compensate)
+        return step
+
     # Kinds
 
     def map(self, function: Any = None, /, **options: Any) -> Any:
@@ -520,6 +563,44 @@ class Workflow:
             shown = "; ".join(f"{path or 'input'}: {message}" for path, message in problems[:5])
             raise InvalidInput(f"input of {self.name!r}: {shown}", problems) from None
         return dict(model.__dict__)
+
+    # As data, and as a picture
+
+    def to_dict(self) -> dict[str, Any]:
+        """The graph as plain data that JSON can hold, functions by import path; see `bitactor.graph`.
+
+        Raises:
+            DefinitionError: something in it has no import path: a lambda, a closure; names step and option.  Or it cannot work.
+        """
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Workflow:
+        """A workflow from what `to_dict` gives; checked.
+
+        It imports the modules that the data name, and calls their functions when it runs: take data only from those you take code from.
+
+        Raises:
+            DefinitionError: the data are not of that form, name something that is not there, or make a workflow that cannot work.
+        """
+        return from_dict(cls, data)
+
+    def describe(self) -> dict[str, Any]:
+        """What it takes, does and answers, as plain data, with JSON Schemas of input and result; see `bitactor.describing`.
+
+        Raises:
+            DefinitionError: it cannot work.
+        """
+        return describe(self)
+
+    def mermaid(self, pulses: Iterable[Pulse] = ()) -> str:
+        """The graph as a Mermaid flowchart; with pulses, coloured by what happened.  See `bitactor.mermaid`.
+
+        Raises:
+            DefinitionError: it cannot work.
+            InvalidInput: the pulses are of another workflow.
+        """
+        return mermaid(self.check(), pulses)
 
     def _declare(
         self,

@@ -19,7 +19,7 @@ from bitactor.saga import Dispatch, HopExpired, Lost, Replied, Unrouted
 from bitactor.signal import FORWARD
 from mesh.line import urgency
 from mesh.pools import LENT, RETURNING, Claim, Pool, Pools
-from mesh.run import Run
+from mesh.run import Bounds, Run
 
 Answer = Replied | Lost | HopExpired | Unrouted
 ANSWERS: Final = frozenset((Replied, Lost, HopExpired, Unrouted))
@@ -29,17 +29,20 @@ ANSWERS: Final = frozenset((Replied, Lost, HopExpired, Unrouted))
 class Hold(Claim):
     """The places of one delivery of one hop; or a consumer's turn, and the hop that waits for it."""
 
-    __slots__ = ("_gate", "bases", "command", "delivery", "hop", "index", "run")
+    __slots__ = ("_gate", "bases", "command", "delivery", "depth", "hop", "index", "run")
 
     def __init__(
         self, gate: Gate, run: Run, step: PlanStep, command: Dispatch, bounds: tuple[tuple[Pool, ...], tuple[Pool, ...]]
     ) -> None:
         index, direction, fault = command
-        priority = step.priority + run.priority
-        super().__init__(*bounds, urgency(direction, priority, depth=run.depth, assessing=fault is not None))
+        own = run.bounds or Bounds()
+        priority = step.priority + own.priority
+        super().__init__(*bounds, urgency(direction, priority, depth=own.depth, assessing=fault is not None))
+        self.depth = own.depth
+        """See `Loan.depth`."""
         self._gate = gate
         self.bases: tuple[int, ...] = ()
-        """Keys of its pools in `Run.widths`."""
+        """Keys of its pools in `Bounds.widths`."""
         self.run = run
         self.command: Dispatch | None = command
         """What it waits to do; None once that has begun, or is not wanted any more."""
@@ -48,9 +51,9 @@ class Hold(Claim):
         self.delivery = run.saga.deliveries[index]
 
     @property
-    def depth(self) -> int:
-        """See `Loan.depth`."""
-        return self.run.depth
+    def is_turn(self) -> bool:
+        """Whether it is a consumer's turn, and its hop may have more to wait for."""
+        return self.run.bounds is not None and self.run.bounds.turn is self
 
     def granted(self) -> None:
         """See `Claim.granted`."""
@@ -68,10 +71,15 @@ class Gate:
         self._loop = loop
         self._pools = pools
         self._launch = launch
-        self.narrow = pools.narrow
         self._turns: dict[str, Pool] = {}
         """By consumer."""
         self._granted: list[Hold] = []
+
+    def watch(self, run: Run) -> None:
+        """A transaction begins here, or goes on."""
+        if run.plan.workflow in self._pools.narrow:
+            run.bounds = run.bounds or Bounds()
+            run.bounds.always = True
 
     def enter(self, run: Run, step: PlanStep, command: Dispatch) -> Hold | None:
         """The places of a hop, from now until `leave`; None if it has to wait for them, or for its transaction's turn.
@@ -79,15 +87,16 @@ class Gate:
         Raises:
             ConfigurationError: its step is limited by a pool that is not there.
         """
-        if run.plan.concurrency is not None and not self._has_turn(run, step, command):
+        bounds = run.bounds
+        if bounds is None:
+            bounds = run.bounds = Bounds()
+        if run.plan.concurrency is not None and not self._has_turn(run, bounds, step, command):
             return None
         pool = () if step.limit is None else (self._pools.find(step.limit, f"step {step.address!r}"),)
-        widths = self._widths(run, step)
+        widths = self._widths(run, bounds, step)
         hold = Hold(self, run, step, command, ((*pool, *widths.values()), ()))
         hold.bases = tuple(widths)
-        if run.holds is None:
-            run.holds = {}
-        run.holds[hold.index] = hold
+        bounds.holds[hold.index] = hold
         if not hold.enter():
             return None
         hold.command = None
@@ -105,7 +114,7 @@ class Gate:
 
     def answered(self, run: Run, answer: Answer) -> None:
         """Word of a delivery that ran elsewhere, or could not even begin."""
-        hold = run.holds.get(answer.step) if run.holds is not None else None
+        hold = run.bounds.holds.get(answer.step) if run.bounds is not None else None
         if hold is None or hold.command is not None:
             return
         if _is_of(answer, hold):
@@ -113,33 +122,39 @@ class Gate:
 
     def forget(self, run: Run, index: int) -> Dispatch | None:
         """A hop is not wanted any more: if it still waits, what it waited to do, and it waits no more."""
-        for hold in (run.turn, run.holds.get(index) if run.holds is not None else None):
+        bounds = run.bounds
+        if bounds is None:
+            return None
+        for hold in (bounds.turn, bounds.holds.get(index)):
             if hold is not None and hold.command is not None and hold.index == index:
                 command, hold.command = hold.command, None
-                if hold is run.turn:
-                    run.turn = None
+                if hold is bounds.turn:
+                    bounds.turn = None
                 self.leave(hold)
                 return command
         return None
 
     def dismiss(self, run: Run, index: int) -> None:
         """A hop was told to stop: if it has lent its place, it ends without."""
-        hold = run.holds.get(index) if run.holds is not None else None
+        hold = run.bounds.holds.get(index) if run.bounds is not None else None
         if hold is not None and hold.state in (LENT, RETURNING):
             hold.leave()
 
     def give_back(self, run: Run, index: int) -> None:
         """Nobody waits for this hop any more, whatever its function still does."""
-        hold = run.holds.get(index) if run.holds is not None else None
+        hold = run.bounds.holds.get(index) if run.bounds is not None else None
         if hold is not None:
             self.leave(hold)
 
     def close(self, run: Run) -> None:
         """A transaction has settled, or is given up here: it holds nothing and waits for nothing."""
-        for hold in (*(run.holds or {}).values(), *(() if run.turn is None else (run.turn,))):
+        bounds = run.bounds
+        if bounds is None:
+            return
+        for hold in (*bounds.holds.values(), *(() if bounds.turn is None else (bounds.turn,))):
             hold.command = None
             hold.leave()
-        run.holds = run.turn = run.widths = None
+        bounds.holds, bounds.widths, bounds.turn = {}, {}, None
 
     def waiting(self, workflow: str) -> int:
         """How many transactions of a consumer wait for their turn."""
@@ -153,45 +168,41 @@ class Gate:
         self._granted.append(hold)
 
     def _take_out(self, hold: Hold) -> None:
-        holds = hold.run.holds
-        if holds is not None and holds.get(hold.index) is hold:
-            del holds[hold.index]
+        bounds = hold.run.bounds
+        if bounds is not None and bounds.holds.get(hold.index) is hold:
+            del bounds.holds[hold.index]
 
     def _left(self, hold: Hold) -> None:
         hold.leave()
-        widths = hold.run.widths
-        if widths is not None:
+        bounds = hold.run.bounds
+        if bounds is not None:
             for base in hold.bases:
-                pool = widths.get(base)
-                if pool is not None and not pool.taken and not pool.line:
-                    del widths[base]  # there may be as many scopes as a map has elements
+                pool = bounds.widths.get(base)
+                if pool is not None and not pool.taken and not pool.lent and not pool.line:
+                    del bounds.widths[base]  # there may be as many scopes as a map has elements
 
-    def _widths(self, run: Run, step: PlanStep) -> dict[int, Pool]:
+    def _widths(self, run: Run, own: Bounds, step: PlanStep) -> dict[int, Pool]:
         """Of the transaction and of the scopes around a step: those that only so many hops at once may run in."""
-        bounds = [] if run.max_concurrency is None else [(-1, run.max_concurrency)]
+        bounds = [] if own.max_concurrency is None else [(-1, own.max_concurrency)]
         scope = step.scope
         while scope is not None:
             if scope.body.max_concurrency is not None:
                 bounds.append((scope.base, scope.body.max_concurrency))
             scope = run.saga.steps[scope.container].scope
-        if not bounds:
-            return {}
-        if run.widths is None:
-            run.widths = {}
-        return {base: run.widths.setdefault(base, Pool(step.address, places)) for base, places in bounds}
+        return {base: own.widths.setdefault(base, Pool(step.address, places)) for base, places in bounds}
 
     def _flush(self) -> None:
         granted, self._granted = self._granted, []
         self._launch(granted)
 
-    def _has_turn(self, run: Run, step: PlanStep, command: Dispatch) -> bool:
-        if run.turn is not None:
+    def _has_turn(self, run: Run, bounds: Bounds, step: PlanStep, command: Dispatch) -> bool:
+        if bounds.turn is not None:
             return True
         name = run.plan.workflow
         pool = self._turns.get(name)
         if pool is None:
             pool = self._turns[name] = Pool(name, run.plan.concurrency or 1)
-        run.turn = turn = Hold(self, run, step, command, ((), (pool,)))
+        bounds.turn = turn = Hold(self, run, step, command, ((), (pool,)))
         if not turn.enter():
             return False
         turn.command = None

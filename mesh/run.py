@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from bitactor.plan import Plan
 from bitactor.saga import Saga
 from bitactor.signal import Reply
 from mesh.actor import BitActor
@@ -16,12 +17,33 @@ if TYPE_CHECKING:
     from mesh.gate import Hold
 
 
+class Bounds:
+    """How much of a transaction may run at once, where that is bounded; and what its hops hold of that.  See `mesh.gate`."""
+
+    __slots__ = ("always", "depth", "holds", "max_concurrency", "priority", "turn", "widths")
+
+    def __init__(self) -> None:
+        self.always = False
+        """Whether each of its hops has to pass the gate, and not only those whose step has a limit."""
+        self.max_concurrency: int | None = None
+        self.priority = 0
+        """Added to those of its steps."""
+        self.depth = 0
+        """How many hops wait for another above it, as far as this process knows."""
+        self.holds: dict[int, Hold] = {}
+        """Step → what its hop has passed the gate with, or waits there for."""
+        self.turn: Hold | None = None
+        """Of a consumer's transaction."""
+        self.widths: dict[int, Pool] = {}
+        """Where only so many hops may run at once: places for those of the transaction (-1) and of its scopes (their base) that have some."""
+
+
 class Run:
     """One transaction in this process: its saga, and what is armed and running for it."""
 
     __slots__ = (
-        "accepted", "actors", "bounded", "deadline", "depth", "done", "errors", "failure", "grace", "holds", "key", "max_concurrency",
-        "plan", "priority", "proceeding", "retries", "saga", "settled", "turn", "waiters", "widths",
+        "accepted", "actors", "bounds", "deadline", "done", "errors", "failure", "grace", "key", "plan", "proceeding",
+        "retries", "saga", "settled", "waiters",
     )  # fmt: skip
 
     def __init__(self, saga: Saga, key: str = "", data: Mapping[str, Any] | None = None, depth: int = 0) -> None:
@@ -40,28 +62,20 @@ class Run:
         self.retries: dict[int, Timer] = {}
         self.proceeding: dict[int, asyncio.Future[Any]] | None = None
         """Functions around nested steps that wait for them."""
-        self.max_concurrency: int | None = None
-        self.widths: dict[int, Pool] | None = None
-        """Where only so many hops may run at once: places for those of the transaction (-1) and of its scopes (their base) that have some."""
-        self.priority = 0
-        """Added to those of its steps."""
-        self.depth = depth
-        """How many hops wait for another above it, as far as this process knows."""
-        self.bounded = depth > 0 or plan.concurrency is not None
-        """Whether each of its hops has to pass the gate, and not only those whose step has a limit."""
-        self.holds: dict[int, Hold] | None = None
-        """Step → what its hop has passed the gate with, or waits there for."""
-        self.turn: Hold | None = None
-        """Of a consumer's transaction."""
-        if data or plan.max_concurrency is not None:
-            self._bound(data or {})
+        self.bounds = _bounds(plan, data, depth)
+        """None for most: of nothing of it may only so much run at once."""
         self.done: Callable[[BitActor, Reply, BaseException | None], None] | None = None
         self.settled = saga.status != "running"
         """Nothing more happens by itself, and the journal says so."""
 
-    def _bound(self, data: Mapping[str, Any]) -> None:
-        """What its workflow says, and what whoever began it said instead, which is kept with its `accepted` pulse."""
-        self.max_concurrency = data.get("max_concurrency", self.plan.max_concurrency)
-        self.priority = data.get("priority", 0)
-        if self.max_concurrency is not None or self.priority:
-            self.bounded = True
+
+def _bounds(plan: Plan, data: Mapping[str, Any] | None, depth: int) -> Bounds | None:
+    """What its workflow says, and what whoever began it said instead, which is kept with its `accepted` pulse."""
+    width, priority = plan.max_concurrency, 0
+    if data:
+        width, priority = data.get("max_concurrency", width), data.get("priority", 0)
+    if width is None and plan.concurrency is None and not priority and not depth:
+        return None
+    bounds = Bounds()
+    bounds.always, bounds.max_concurrency, bounds.priority, bounds.depth = True, width, priority, depth
+    return bounds

@@ -116,7 +116,8 @@ class Supervisor:
         self._scheduled = False
         self._turning = False
         self._refusals: tuple[Sequence[Refusal], BaseException | None] | None = None
-        self.gate = Gate(loop, pools or Pools({}), self._launch_granted)
+        self.pools = pools or Pools({})
+        self.gate = Gate(loop, self.pools, self._launch_granted)
         self._keys: dict[tuple[str, str], Run] = {}
 
     # Coming in
@@ -133,8 +134,8 @@ class Supervisor:
         """Begin a transaction; `run.accepted`, if there is one, is resolved once that is durable."""
         self.runs[run.saga.transaction] = run
         self.running += 1
-        if run.plan.workflow in self.gate.narrow:
-            run.bounded = True
+        if self.pools.narrow:
+            self.gate.watch(run)
         if run.key:
             self._keys[run.plan.workflow, run.key] = run
         if self.at_once and not self._turning:
@@ -148,15 +149,14 @@ class Supervisor:
         run = Run(Saga.fold(plan, pulses), data.get("key", ""), data)
         self.runs[run.saga.transaction] = run
         self.running += 1
-        if plan.workflow in self.gate.narrow:
-            run.bounded = True
+        self.gate.watch(run)
         run.settled = False
         self.feed(run, Recovered(owner, epoch))
         return run
 
     def feed(self, run: Run, stimulus: Any, *, first: bool = False) -> None:
         """Something happened to a transaction; `first`: ahead of what else has come in.  On the loop's thread only."""
-        if run.holds and type(stimulus) in ANSWERS:
+        if run.bounds is not None and type(stimulus) in ANSWERS:
             self.gate.answered(run, stimulus)
         if first:
             self._stimuli.appendleft((run, stimulus))
@@ -366,7 +366,8 @@ class Supervisor:
         plan = run.plan
         saga = run.saga
         step = saga.steps[index]
-        if (run.bounded or step.limit is not None) and hold is None:
+        bounds = run.bounds
+        if (step.limit is not None or (bounds is not None and bounds.always)) and hold is None:
             hold = self._enter_gate(run, step, command)
             if hold is None:
                 return
@@ -439,7 +440,7 @@ class Supervisor:
                     continue
                 hold.command = None
                 try:
-                    self._dispatch(run, command, None if hold is run.turn else hold)
+                    self._dispatch(run, command, None if hold.is_turn else hold)
                 except Exception as error:  # as in `_obey`
                     self._give_up(run, error)
         finally:
@@ -498,7 +499,7 @@ class Supervisor:
 
     def _abandon(self, run: Run, command: Abandon) -> None:
         index = command.step
-        waited = self.gate.forget(run, index) if run.bounded or run.holds else None
+        waited = self.gate.forget(run, index)
         if waited is not None:
             error = Cancelled(f"{run.saga.steps[index].address!r} was stopped before it had started")
             self._answer_for(run, index, waited.direction, error, waited.fault)
@@ -569,8 +570,7 @@ class Supervisor:
         run.waiters.clear()
         for listener in self.on_settled:
             listener(run)
-        if run.bounded or run.holds:
-            self.gate.close(run)
+        self.gate.close(run)
 
     def close(self) -> None:
         """Stop everything that runs here; what has not settled is still in the journal, and its waiters are told."""
@@ -599,8 +599,7 @@ class Supervisor:
             run.settled = False
             self.runs[run.saga.transaction] = run
             self.running += 1
-            if run.plan.workflow in self.gate.narrow:
-                run.bounded = True
+            self.gate.watch(run)
 
 
 _ASKED_FOR: Final = frozenset((RUNNING, ASSESSING, UNDO_RUNNING))

@@ -12,7 +12,7 @@ from bitactor.pulse import Pulse
 from bitactor.signal import Fault
 from mesh.display import shown_pulses
 from mesh.faults import fault_of
-from mesh.lending import lending
+from mesh.lending import LOAN, lending
 from mesh.run import Run
 
 if TYPE_CHECKING:
@@ -83,16 +83,12 @@ class Transaction:
             StoreError: nobody here can carry it on, or see how it ends.
         """
         if not self._run.settled:
-            async with lending(self._node.loop):
-                await self._settled_within(timeout)
+            if timeout is None and LOAN.get() is None:
+                await self._settled()
+            else:
+                async with lending(self._node.loop), asyncio.timeout(timeout):
+                    await self._settled()
         return self.status
-
-    async def _settled_within(self, timeout: float | None) -> None:
-        if timeout is None:
-            await self._settled()
-            return
-        async with asyncio.timeout(timeout):
-            await self._settled()
 
     async def _settled(self) -> None:
         run = self._run

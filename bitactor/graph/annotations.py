@@ -58,8 +58,11 @@ def _text(annotation: Any, what: str) -> str:
     if isinstance(origin, type) and arguments:
         return f"{_text(origin, what)}[{', '.join(_text(argument, what) for argument in arguments)}]"
     if isinstance(annotation, type) and origin is None:
-        return annotation.__name__ if _KNOWN.get(annotation.__name__) is annotation else repr(path_of(annotation, what))
-    raise DefinitionError(f"{what} is {annotation!r}, which has no name as text; declare the input as a pydantic model at the top of a module")
+        kind: type[Any] = annotation
+        return kind.__name__ if _KNOWN.get(kind.__name__) is kind else repr(path_of(kind, what))
+    raise DefinitionError(
+        f"{what} is {annotation!r}, which has no name as text; declare the input as a pydantic model at the top of a module"
+    )
 
 
 def _read(node: ast.expr, what: str) -> Any:
@@ -70,7 +73,9 @@ def _read(node: ast.expr, what: str) -> Any:
             return at_path(path, what)
         case ast.Name(id=name):
             if name not in _KNOWN:
-                raise DefinitionError(f"{what}: no type {name!r}; name a class as module:Class.{suggest(name, [*_KNOWN, 'Literal'])}")
+                raise DefinitionError(
+                    f"{what}: no type {name!r}; name a class as module:Class.{suggest(name, [*_KNOWN, 'Literal'])}"
+                )
             return _KNOWN[name]
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return Union[_read(left, what), _read(right, what)]  # noqa: UP007 - the members are known only now
@@ -99,4 +104,3 @@ def _generic(kind: Any, members: tuple[Any, ...], what: str) -> Any:
         return types.GenericAlias(kind, members) if kind in _KNOWN.values() else kind[members]
     except TypeError as error:
         raise DefinitionError(f"{what}: {error}") from None
-

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from bitactor.errors import DefinitionError, suggest
 
@@ -25,7 +24,7 @@ class Form(BaseModel):
         unknown = next((key for key in data if key not in known), None) if isinstance(data, Mapping) else None
         if unknown is not None:
             hint = suggest(str(unknown), known)
-            raise PydanticCustomError("unknown_key", "unknown key {key}.{hint}", {"key": repr(unknown), "hint": hint})
+            raise ValueError(f"unknown key {unknown!r}.{hint}")
         return data
 
     def given(self, *names: str) -> dict[str, Any]:
@@ -64,9 +63,9 @@ class Origin(Form):
         said = sorted(self.model_fields_set & {"input", "result", "value", "element"})
         if len(said) != 1:
             what = f"not {' and '.join(said)}" if said else "there is none of them"
-            raise PydanticCustomError("origin", "say one of 'input', 'result', 'value', 'element'; {what}", {"what": what})
+            raise ValueError(f"say one of 'input', 'result', 'value', 'element'; {what}")
         if said == ["value"] and self.path:
-            raise PydanticCustomError("origin", "a path leads into an input, a result or an element; give the value itself")
+            raise ValueError("a path leads into an input, a result or an element; give the value itself")
         return self
 
 
@@ -85,7 +84,7 @@ class Branch(Form):
     @model_validator(mode="after")
     def _just_one(self) -> Branch:
         if (self.workflow is None) == (self.function is None):
-            raise PydanticCustomError("branch", "a branch is a 'workflow' or a 'function', one of them")
+            raise ValueError("a branch is a 'workflow' or a 'function', one of them")
         return self
 
 
@@ -98,7 +97,7 @@ class Case(Branch):
     @model_validator(mode="after")
     def _one_test(self) -> Case:
         if ("value" in self.model_fields_set) == ("test" in self.model_fields_set):
-            raise PydanticCustomError("case", "a case has a 'value' to compare with, or a 'test' that says whether it fits")
+            raise ValueError("a case has a 'value' to compare with, or a 'test' that says whether it fits")
         return self
 
 
@@ -259,7 +258,20 @@ AnyStep: TypeAlias = (
     | DebugForm | FlunkForm
 )  # fmt: skip
 
-KINDS: Final = ("step", "map", "iterate", "around", "compose", "switch", "group", "recurse", "collect", "template", "debug", "flunk")
+KINDS: Final = (
+    "step",
+    "map",
+    "iterate",
+    "around",
+    "compose",
+    "switch",
+    "group",
+    "recurse",
+    "collect",
+    "template",
+    "debug",
+    "flunk",
+)
 
 
 class FieldForm(Form):
@@ -359,7 +371,7 @@ def _message(item: Any) -> str:
     if item["type"] == "missing":
         return "is missing"
     message = str(item["msg"])
-    if item["type"] in ("unknown_key", "origin", "branch", "case"):
-        return message
+    if item["type"] == "value_error":
+        return message.removeprefix("Value error, ")
     given = repr(item["input"])
     return f"{message[:1].lower()}{message[1:]}, not {given if len(given) <= 60 else f'{given[:57]}...'}"

@@ -39,7 +39,9 @@ def from_dict(make: Callable[..., Workflow], data: Mapping[str, Any]) -> Workflo
     workflow = reader.workflow(form)
     unused = next((other.name for other in form.workflows if other.name not in reader.made), None)
     if unused is not None:
-        raise DefinitionError(f"the graph of workflow {form.name!r}: no step nests {unused!r}, which it has among its workflows; leave it out")
+        raise DefinitionError(
+            f"the graph of workflow {form.name!r}: no step nests {unused!r}, which it has among its workflows; leave it out"
+        )
     workflow.check()
     return workflow
 
@@ -199,7 +201,9 @@ def _options(form: Placed, what: str) -> dict[str, Any]:
         options["bind"] = _sources(form.bind, what)
     if form.after:
         options["after"] = form.after
-    options |= {role: function_at(path, f"{what}: {role}") for role, path in form.given("when", "guard").items() if path is not None}
+    options |= {
+        role: function_at(path, f"{what}: {role}") for role, path in form.given("when", "guard").items() if path is not None
+    }
     if not isinstance(form, Hop):
         return options
     options |= {name: value for name, value in form.given(*_PLAIN_OPTIONS).items() if value is not None}

@@ -1,10 +1,10 @@
 """Values of a graph as plain data: constants, and objects that can be made again from their fields.
 
-    null, true, 3, 0.5, "x", [1, 2], {"a": 1}      themselves
-    {"tuple": [1, 2]}                              a tuple
-    {"import": "builtins:ValueError"}              a class or function
-    {"make": "bitactor.patterns:RateLimit", "with": {"name": "api", "per_second": 10}}
-    {"dict": {"tuple": 1}}                         a mapping that would be mistaken for one of these
+null, true, 3, 0.5, "x", [1, 2], {"a": 1}      themselves
+{"tuple": [1, 2]}                              a tuple
+{"import": "builtins:ValueError"}              a class or function
+{"make": "bitactor.patterns:RateLimit", "with": {"name": "api", "per_second": 10}}
+{"dict": {"tuple": 1}}                         a mapping that would be mistaken for one of these
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from bitactor.errors import BitActorError, DefinitionError, suggest
 from bitactor.graph.paths import at_path, class_at, path_of
 from bitactor.patterns.cache import Cache
 
-_TAGS: Final = (frozenset(("tuple",)), frozenset(("import",)), frozenset(("make",)), frozenset(("make", "with")), frozenset(("dict",)))
+_TAGS: Final = (
+    frozenset(("tuple",)),
+    frozenset(("import",)),
+    frozenset(("make",)),
+    frozenset(("make", "with")),
+    frozenset(("dict",)),
+)
 
 _KEPT_AS: Final[Mapping[type[Any], Mapping[str, str]]] = {Cache: {"key": "keyed_by"}}
 """Parameters of a class that its fields have by another name."""
@@ -135,7 +141,9 @@ def _made(value: Any, what: str) -> dict[str, Any]:
     for name, parameter in inspect.signature(kind).parameters.items():
         field = kept_as.get(name, name)
         if not hasattr(value, field):
-            raise DefinitionError(f"{what}: {value!r} does not keep {name!r}, so it cannot be made again; keep it in a field of that name")
+            raise DefinitionError(
+                f"{what}: {value!r} does not keep {name!r}, so it cannot be made again; keep it in a field of that name"
+            )
         if getattr(value, field) != parameter.default:
             given[name] = written(getattr(value, field), f"{what}: {kind.__name__}.{name}")
     made: dict[str, Any] = {"make": path, "with": given} if given else {"make": path}

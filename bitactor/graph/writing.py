@@ -81,7 +81,9 @@ def _input(workflow: Workflow, what: str) -> Any:
     for name, field in model.model_fields.items():
         where = f"{what}: input field {name!r}"
         if field.metadata or field.default_factory is not None or not field._attributes_set.keys() <= {"annotation", "default"}:
-            raise DefinitionError(f"{where} says more than type and default; declare the input as a pydantic model at the top level of a module")
+            raise DefinitionError(
+                f"{where} says more than type and default; declare the input as a pydantic model at the top level of a module"
+            )
         text = type_text(field.annotation, where)
         fields[name] = text if field.is_required() else {"type": text, "default": constant(field.default, f"{where}: its default")}
     return {"fields": fields}
@@ -94,7 +96,7 @@ def _resource(resource: Resource, what: str) -> Any:
         if value is resource:
             return f"{module}:{name}"
     where = f"{what}: resource {resource.name!r}"
-    data = {"name": resource.name, "factory": path_of(resource.factory, f"{where}: factory=")}
+    data: dict[str, Any] = {"name": resource.name, "factory": path_of(resource.factory, f"{where}: factory=")}
     for option in ("close", "check", "provides"):
         if getattr(resource, option) is not None:
             data[option] = path_of(getattr(resource, option), f"{where}: {option}=")
@@ -167,7 +169,11 @@ def _switch(kind: Switch, bind: Mapping[str, Source], what: str, nested: dict[st
     cases = []
     for number, test in enumerate(kind.tests):
         where = f"{what}: case {number + 1}"
-        fits = {"test": path_of(test, f"{where}: its predicate")} if callable(test) else {"value": constant(test, f"{where}: its value")}
+        fits = (
+            {"test": path_of(test, f"{where}: its predicate")}
+            if callable(test)
+            else {"value": constant(test, f"{where}: its value")}
+        )
         cases.append(fits | branch(kind.targets[number], f"{where}: its branch"))
     data: dict[str, Any] = {"on": _source(bind[ON], f"{what}: on="), "cases": cases}
     if kind.has_default:
@@ -190,7 +196,9 @@ def _paths(_: Any, functions: Mapping[str, Callable[..., Any] | None], what: str
 
 def _nest(workflow: Workflow, nested: dict[str, Workflow]) -> str:
     if nested.setdefault(workflow.name, workflow) is not workflow:
-        raise DuplicateName(f"two different nested workflows are called {workflow.name!r}; rename one, for in a dict each goes by its name")
+        raise DuplicateName(
+            f"two different nested workflows are called {workflow.name!r}; rename one, for in a dict each goes by its name"
+        )
     return workflow.name
 
 

@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 class Cursor:
     """A source that is open, and how far it was read."""
 
-    __slots__ = ("iterator", "pending", "position")
+    __slots__ = ("iterator", "pending", "position", "taking")
 
     def __init__(self, iterator: Iterator[Any] | AsyncIterator[Any], position: int) -> None:
         self.iterator = iterator
@@ -54,6 +54,8 @@ class Cursor:
         """Elements that are done with."""
         self.pending: list[Any] = []
         """Elements taken for the batch that begins at `position`; a second try of it gets the same."""
+        self.taking = True
+        """Whether it is being read, or reading it was broken off: nobody knows then what it has given, and it has to be opened again."""
 
     def done_until(self, position: int) -> bool:
         """Let go of what lies before `position`; whether the cursor can serve what lies behind."""
@@ -144,53 +146,67 @@ class Batcher:
 
     def run(self, tokens: Unread, ctx: Context, **resources: Any) -> list[Any]:
         """One batch of plain calls."""
-        recipe = self._recipe
         outer, position = self._read(tokens, ctx, resources)
-        cursor = self._cursor(tokens, ctx, position, resources)
+        cursor = self._cursor(ctx, position)
         if cursor is None:
-            cursor = self._opened(tokens, ctx, self._made(tokens, position, resources, ctx), position)
+            cursor = self._opened(ctx, self._made(tokens, position, resources, ctx), position)
+        elements = self._taken(cursor, position)
+        answer = self._answer(tokens, position, elements, *self._worked(elements, position, outer))
+        self._close_at_end(ctx, cursor, answer)
+        return answer
+
+    def _taken(self, cursor: Cursor, position: int) -> list[Any]:
+        iterator = cursor.iterator
+        assert isinstance(iterator, Iterator)
+        if cursor.taking:
+            for _ in islice(iterator, self._skips(position)):
+                pass
         if not cursor.pending:
-            iterator = cursor.iterator
-            assert isinstance(iterator, Iterator)
-            cursor.pending = list(islice(iterator, recipe.declared.batch))
-        elements = cursor.pending
-        if recipe.declared.workflow is not None:
-            return self._answer(tokens, position, elements, *self._nested(elements, position, outer))
-        function = recipe.declared.function
-        assert function is not None
-        if recipe.declared.whole:
-            value = (
-                function(**outer, elements=elements, **({"index": position} if "index" in recipe.takes else {}))
-                if elements
-                else None
-            )
-            return self._answer(tokens, position, elements, [value] if elements else [], [])
-        return self._answer(tokens, position, elements, *self._each(function, elements, position, outer))
+            cursor.taking = True
+            cursor.pending = list(islice(iterator, self._recipe.declared.batch))
+        cursor.taking = False
+        return cursor.pending
+
+    def _worked(self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]) -> tuple[list[Any], list[Failed]]:
+        function = self._recipe.declared.function
+        if function is None:
+            return self._nested(elements, position, outer)
+        if self._recipe.declared.whole:
+            return [self._call_once(function, elements, position, outer)] if elements else [], []
+        return self._each(function, elements, position, outer)
 
     async def run_async(self, tokens: Unread, ctx: Context, **resources: Any) -> list[Any]:
         """One batch of calls side by side, from any source."""
-        recipe = self._recipe
         outer, position = self._read(tokens, ctx, resources)
-        cursor = self._cursor(tokens, ctx, position, resources)
+        cursor = self._cursor(ctx, position)
         if cursor is None:
             made = self._made(tokens, position, resources, ctx)
-            cursor = self._opened(tokens, ctx, await made if inspect.isawaitable(made) else made, position)
+            cursor = self._opened(ctx, await made if inspect.isawaitable(made) else made, position)
+        if cursor.taking:
             await _skip(cursor, self._skips(position))
         if not cursor.pending:
-            cursor.pending = await _take(cursor.iterator, recipe.declared.batch)
+            cursor.taking = True
+            cursor.pending = await _take(cursor.iterator, self._recipe.declared.batch)
+        cursor.taking = False
         elements = cursor.pending
-        function = recipe.declared.function
-        if function is None:
-            return self._answer(tokens, position, elements, *self._nested(elements, position, outer))
-        if recipe.declared.whole:
-            value = None
-            if elements:
-                value = function(**outer, elements=elements, **({"index": position} if "index" in recipe.takes else {}))
-                value = await value if inspect.isawaitable(value) else value
-            return self._answer(tokens, position, elements, [value] if elements else [], [])
-        if not inspect.iscoroutinefunction(function):
-            return self._answer(tokens, position, elements, *self._each(function, elements, position, outer))
-        return self._answer(tokens, position, elements, *await self._side_by_side(elements, position, outer))
+        answer = self._answer(tokens, position, elements, *await self._worked_async(elements, position, outer))
+        self._close_at_end(ctx, cursor, answer)
+        return answer
+
+    async def _worked_async(
+        self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]
+    ) -> tuple[list[Any], list[Failed]]:
+        function = self._recipe.declared.function
+        if function is not None and self._recipe.declared.whole and elements:
+            value = self._call_once(function, elements, position, outer)
+            return [await value if inspect.isawaitable(value) else value], []
+        if function is None or not inspect.iscoroutinefunction(function):
+            return self._worked(elements, position, outer)
+        return await self._side_by_side(elements, position, outer)
+
+    def _call_once(self, function: Callable[..., Any], elements: Sequence[Any], position: int, outer: Mapping[str, Any]) -> Any:
+        where = {"index": position} if "index" in self._recipe.takes else {}
+        return function(**outer, **where, elements=elements)
 
     def forget(self, transaction: str) -> None:
         """Close what is open for a transaction that has settled."""
@@ -215,15 +231,21 @@ class Batcher:
         position: int = decode_token(tokens.token(POSITION))
         return outer, position
 
-    def _cursor(self, tokens: Unread, ctx: Context, position: int, resources: Mapping[str, Any]) -> Cursor | None:
+    def _cursor(self, ctx: Context, position: int) -> Cursor | None:
         key = (ctx.transaction, ctx.step.rpartition("/")[0])
         cursor = self._cursors.get(key)
-        if cursor is not None and not cursor.done_until(position):
+        if cursor is not None and (cursor.taking or not cursor.done_until(position)):
             _close(self._cursors.pop(key).iterator)
             cursor = None
         return cursor
 
-    def _opened(self, tokens: Unread, ctx: Context, source: Any, position: int) -> Cursor:
+    def _close_at_end(self, ctx: Context, cursor: Cursor, answer: Sequence[Any]) -> None:
+        """A map nested in another's elements is not to wait for the end of the transaction with its source open."""
+        key = (ctx.transaction, ctx.step.rpartition("/")[0])
+        if not Batch(*answer).more and self._cursors.get(key) is cursor:
+            _close(self._cursors.pop(key).iterator)
+
+    def _opened(self, ctx: Context, source: Any, position: int) -> Cursor:
         if isinstance(source, Mapping | str | bytes) or not (hasattr(source, "__iter__") or hasattr(source, "__aiter__")):
             raise InvalidInput(f"{self._recipe.what} is over a {type(source).__name__}, which is no list or iterable of elements")
         iterator: Any = aiter(source) if hasattr(source, "__aiter__") else iter(source)
@@ -232,9 +254,6 @@ class Batcher:
                 f"{self._recipe.what}: an async source needs an async function, or a factory that is declared `async def`"
             )
         cursor = Cursor(iterator, position)
-        if not self.is_async:
-            for _ in islice(iterator, self._skips(position)):
-                pass
         key = (ctx.transaction, ctx.step.rpartition("/")[0])
         self._cursors[key] = cursor
         return cursor
@@ -335,8 +354,14 @@ class Batcher:
         more = len(elements) == declared.batch
         return [
             len(elements), more, self._packed(results, position) if keeps else pack([]), pack(errors) if errors else b"",
-            bytes(token_bytes(accumulated)), pack(list(elements)) if self._recipe.keeps_elements else b"",
+            bytes(token_bytes(accumulated)), self._kept(elements) if self._recipe.keeps_elements else b"",
         ]  # fmt: skip
+
+    def _kept(self, elements: Sequence[Any]) -> bytes:
+        """The elements, for an undo, which needs them as they were, or for the report of errors, which only shows them."""
+        if self._recipe.declared.workflow is None:
+            return pack(list(elements))
+        return pack([_shown(element) for element in elements])
 
     def _packed(self, results: list[Any], position: int) -> bytes:
         try:
@@ -399,11 +424,16 @@ def _is_order(error: BaseException) -> bool:
 
 def _failed(index: int, element: Any, error: BaseException) -> Failed:
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return {"index": index, "element": _shown(element), "error": text}
+
+
+def _shown(element: Any) -> Any:
+    """The element itself, if it can be carried."""
     try:
         pack(element)
     except InvalidOutcome:
-        element = repr(element)[:1_000]
-    return {"index": index, "element": element, "error": text}
+        return repr(element)[:1_000]
+    return element
 
 
 async def _take(iterator: Any, count: int) -> list[Any]:

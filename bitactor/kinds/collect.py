@@ -14,4 +14,4 @@ def gather(names: Sequence[str] | Any, transform: Callable[..., Any] | None) -> 
     def collected(**arguments: Any) -> Any:
         return arguments if transform is None else transform(arguments)
 
-    return with_parameters(collected, names, "collect")
+    return with_parameters(collected, names, "collect", made_from={"transform": transform})

@@ -24,4 +24,4 @@ def look(names: Sequence[str], level: str) -> Callable[..., Any]:
         ctx.logger.log(number, "%s (transaction %s, attempt %d, ttl %d)", shown, ctx.transaction, ctx.attempt, ctx.ttl)
         return arguments
 
-    return with_parameters(looked, names, "debug", context=True)
+    return with_parameters(looked, names, "debug", made_from={"sources": [*names], "level": level}, context=True)

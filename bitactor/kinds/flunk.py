@@ -17,4 +17,4 @@ def refuse(text: str) -> Callable[..., Any]:
     def flunked(**arguments: Any) -> NoReturn:
         raise Fail(template.filled(arguments))
 
-    return with_parameters(flunked, template.arguments, "flunk")
+    return with_parameters(flunked, template.arguments, "flunk", made_from={"text": text})

@@ -54,7 +54,7 @@ class Iterated(Container):
     def __init__(self, site: Site, declared: Iterate) -> None:
         self._declared = declared
         self.bodies = (site.function_body(declared.function, "", site.address, special={STATE: START}),)
-        self.depth = declared.at_most
+        self.depth = self.bound = declared.at_most
 
     def open(self, given: Given) -> Open:
         """See the port."""

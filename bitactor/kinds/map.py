@@ -21,11 +21,12 @@ from bitactor.codec import (
     encode_token,
     join_packed_lists,
     pack,
+    token_bytes,
     token_from_bytes,
     unpack,
 )
 from bitactor.compiling import Parameter, Site, compile_callback, function_step, injected_as, resources_among, single_step_plan
-from bitactor.errors import DefinitionError, suggest
+from bitactor.errors import DefinitionError, SignalTooLarge, suggest
 from bitactor.functions import is_coroutine_function
 from bitactor.kinds.batch import ACCUMULATED, ELEMENTS, OVER, POSITION, Batch, Batcher, Recipe, UndoBatch
 from bitactor.kinds.kind import Kind, function_parameters, merged, workflow_parameters
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 ON_ERROR: Final = ("fail", "collect")
 _BATCH: Final = "batch-"
+_LIST_OF_ONE: Final = b"\x91"
+"""How msgpack begins a list of one."""
 
 
 class Map(Kind):
@@ -122,6 +125,7 @@ class Mapped(Container):
         self._what = site.what
         self.bodies = (batch,)
         self.depth = 1
+        self.batch = declared.batch
 
     def open(self, given: Given) -> Open:
         """See the port."""
@@ -133,19 +137,27 @@ class Mapped(Container):
         progress.token = (position, batch.more, batch.accumulated)
         progress.rounds += 1
         if batch.errors:
-            progress.errors.append(batch.errors)
+            self._note_errors(progress, batch.errors)
+
+    def _note_errors(self, progress: Progress, errors: bytes) -> None:
+        progress.errors.append(errors)
+        progress.size += len(errors)
 
     def _next(self, progress: Progress) -> Follow:
         """The next batch, or the end."""
         position, more, accumulated = progress.token
+        text = (
+            f"the results of {self._what} are more than {MAX_TOKEN_BYTES:,} bytes, which is too much for one value; use reduce=…, or "
+            "keep=False, and let the function put them where they belong"
+        )
+        too_large = Broken(Fault("bitactor.errors:SignalTooLarge", text))
         if progress.size > MAX_TOKEN_BYTES:
-            text = (
-                f"the results of {self._what} are more than {MAX_TOKEN_BYTES:,} bytes, which is too much for one value; use reduce=…, or "
-                "keep=False, and let the function put them where they belong"
-            )
-            return Broken(Fault("bitactor.errors:SignalTooLarge", text))
+            return too_large
         if not more:
-            return Close(self._result(progress))
+            try:
+                return Close(self._result(progress))
+            except SignalTooLarge:
+                return too_large
         inputs = (*progress.inputs[:-2], position, token_from_bytes(accumulated))
         return Open([Opening(f"{_BATCH}{progress.rounds}", 0, inputs)])
 
@@ -245,7 +257,7 @@ class MappedWorkflow(Mapped):
         held = progress.held
         if self._declared.keep:
             order = sorted(held) if self._declared.ordered else list(held)
-            packed = bytes(encode_token([decode_token(held[index]) for index in order], limit=2 * MAX_TOKEN_BYTES))
+            packed = bytes(join_packed_lists(_LIST_OF_ONE + token_bytes(held[index]) for index in order))
             progress.results.append(packed)
             progress.size += len(packed)
         held.clear()
@@ -257,7 +269,7 @@ class MappedWorkflow(Mapped):
         taken: int = progress.token[0]
         elements = unpack(progress.batch, MAX_FRAME_BYTES)
         element = elements[index - (taken - len(elements))]
-        progress.errors.append(pack([{"index": index, "element": element, "error": fault.summary()}]))
+        self._note_errors(progress, pack([{"index": index, "element": element, "error": fault.summary()}]))
         return self._settled(progress)
 
     def forget(self, transaction: str) -> None:

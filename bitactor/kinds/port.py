@@ -174,6 +174,12 @@ class Container(ABC):
     """Hops on its longest path."""
     catches: bool = False
     """Whether a failure in one of its scopes is its own affair (`caught`), and no failure of the transaction."""
+    bound: int | None = None
+    """Rounds at most, where it goes through its body again and again."""
+    batch: int | None = None
+    """Elements in memory at once, where it is over many."""
+    cases: tuple[str, ...] = ()
+    """What each body is for, where one of them is chosen."""
     surrounds: ClassVar[bool] = False
     """Whether its first scope is a function in which the others run; see `bitactor.kinds.around`."""
     chained: ClassVar[bool] = False

@@ -63,6 +63,7 @@ class Recursed(Container):
         body = site.body(declared.workflow, site.address)
         self.bodies = (body,)
         self.depth = body.depth * declared.at_most
+        self.bound = declared.at_most
 
     def open(self, given: Given) -> Open:
         """See the port."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING
 
+from bitactor.signal import MAX_TTL
+
 if TYPE_CHECKING:
     from bitactor.plan import Plan, PlanStep
 
@@ -12,16 +14,26 @@ if TYPE_CHECKING:
 class Scope:
     """Where a body's steps and inputs lie among the transaction's: one block, steps first, then inputs."""
 
-    __slots__ = ("base", "body", "container", "extended", "key", "unsettled")
+    __slots__ = ("base", "body", "children", "container", "kept", "key", "left", "planned", "unsettled")
 
     def __init__(self, body: Plan, base: int, container: int, key: str) -> None:
         self.body = body
         self.base = base
+        self.planned: list[int] = []
+        """Steps that a `Then` has planned into it, elsewhere."""
+        self.kept = False
+        """Whether something may still come for one of its steps: a late reply, a timer, a decision."""
+        self.open(container, key)
+
+    def open(self, container: int, key: str) -> None:
+        """Begin, or begin again for another container or key."""
         self.container = container
         self.key = key
-        self.unsettled = len(body.steps)
-        self.extended = False
-        """Whether a `Then` has planned more steps into it, elsewhere."""
+        self.unsettled = len(self.body.steps)
+        self.left = MAX_TTL
+        """The least hop budget that any of its settled steps has left."""
+        self.children: dict[int, Scope] = {}
+        """Scopes within it that are not settled, by their place."""
 
     @property
     def indices(self) -> range:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bitactor.context import Context
 
 
-def with_parameters(function: Callable[..., Any], names: Iterable[str], name: str, *, context: bool = False) -> Callable[..., Any]:
-    """The function, which takes keywords, with a signature that says which; with `context`, it also takes `ctx`."""
+def with_parameters(
+    function: Callable[..., Any], names: Iterable[str], name: str, *, made_from: Mapping[str, Any], context: bool = False
+) -> Callable[..., Any]:
+    """The function, which takes keywords, with a signature that says which; with `context`, it also takes `ctx`.
+
+    Args:
+        made_from: the options it was declared with, beside where its arguments come from; so that they can be written down again.
+    """
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(parameter, keyword) for parameter in names]
     if context:
@@ -18,4 +24,5 @@ def with_parameters(function: Callable[..., Any], names: Iterable[str], name: st
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {"ctx": Context} if context else {}
     function.__name__ = name
+    function.made_from = made_from  # type: ignore[attr-defined]
     return function

@@ -47,6 +47,14 @@ class Switch(Kind):
         self.has_default = default is not None
         self.optional = optional
 
+    def case(self, number: int) -> str:
+        """What people call the case of the branch with that number."""
+        if number == len(self.tests):
+            return "otherwise"
+        test = self.tests[number]
+        name = getattr(test, "__name__", "<>")
+        return repr(test) if not callable(test) else f"condition {number + 1}" if name.startswith("<") else name
+
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`."""
         return [Parameter(ON, Any, False), *merged([target_parameters(target, what) for target in self.targets])]
@@ -73,6 +81,7 @@ class Switched(Container):
                 bodies.append(site.function_body(target, name, f"{site.address}/{name}"))
         self.bodies = tuple(bodies)
         self.depth = max(body.depth for body in bodies)
+        self.cases = tuple(declared.case(number) for number in range(len(bodies)))
 
     def open(self, given: Given) -> Open | Skip | Close:
         """See the port.

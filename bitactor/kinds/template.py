@@ -64,7 +64,7 @@ def fill_in(text: str) -> Callable[..., Any]:
     def filled(**arguments: Any) -> str:
         return template.filled(arguments)
 
-    return with_parameters(filled, template.arguments, "template")
+    return with_parameters(filled, template.arguments, "template", made_from={"text": text})
 
 
 def _parsed(text: str, field: str) -> tuple[str, tuple[str | int, ...]]:

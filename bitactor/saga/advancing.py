@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from bitactor.codec import Packed, decode_token, token_bytes
-from bitactor.errors import DefinitionError, StepTimeout, WorkerLost
+from bitactor.errors import DefinitionError, ProtocolError, StepTimeout, WorkerLost
 from bitactor.ids import join_hop_id
 from bitactor.kinds.port import Answered, Broken, Close, Consult
 from bitactor.policy import DEFAULT_BACKOFF, Backoff
@@ -49,6 +49,7 @@ from bitactor.saga.phases import (
     UNDOING,
     WAITING,
 )  # fmt: skip
+from bitactor.saga.resolving import resolve
 from bitactor.saga.stimuli import (
     Accept,
     CancelAsked,
@@ -91,6 +92,9 @@ class Advancing(Undoing):
 
     def _decided(self, stimulus: Decided, now_ns: int) -> None:
         index = stimulus.step
+        if index not in self.asked:
+            return
+        self.asked.discard(index)
         if self.states[index] == OPENED:
             self._consulted(stimulus, now_ns)
             return
@@ -157,6 +161,13 @@ class Advancing(Undoing):
         elif type(pending) is Answered:
             self._answer(index)
         else:
+            self._ask(index)
+
+    def _ask(self, index: int) -> None:
+        """Have it decided on, once: user code is called for that."""
+        if index not in self.asked:
+            self.asked = self.asked or set()
+            self.asked.add(index)
             self.commands.append(Decide(index))
 
     def _answer(self, index: int) -> None:
@@ -244,11 +255,11 @@ class Advancing(Undoing):
     def _complete_with_more(self, index: int, reply: Reply, now_ns: int) -> None:
         """It has emitted signals, or planned steps."""
         data = emits_data(reply)
-        if reply.planned is not None:
-            planned = decode_token(Packed(reply.planned))
+        if reply.planned is not None and self.takes_more(index):
             try:
-                self._wanted(index, planned)
-            except (DefinitionError, LookupError, TypeError, ValueError) as error:
+                planned = decode_token(Packed(reply.planned))
+                resolve(self, index, planned)
+            except (DefinitionError, ProtocolError, LookupError, TypeError, ValueError, AttributeError) as error:
                 self._fail(index, Fault("bitactor.errors:InvalidOutcome", str(error)), now_ns, elapsed_ns=reply.elapsed_ns)
                 return
             data = {**(data or {}), "planned": planned}
@@ -290,7 +301,7 @@ class Advancing(Undoing):
                 if index >= self.grown and self.held_back(index):
                     continue
                 if self.steps[index].decides and index not in self.decided:
-                    self.commands.append(Decide(index))
+                    self._ask(index)
                 else:
                     self._spawn(index, now_ns)
 
@@ -387,7 +398,7 @@ class Advancing(Undoing):
         self._continue_stopping(now_ns)
 
     def _reply_halt(self, index: int, reply: Reply, now_ns: int) -> None:
-        if self.phase is FAILING:
+        if not self.takes_more(index):
             self._fail(index, Fault("bitactor.outcome:Halt", reply.reason), now_ns, elapsed_ns=reply.elapsed_ns)
             return
         self._tell_step(index, HALTED, now_ns, elapsed_ns=reply.elapsed_ns, data={"reason": reply.reason})

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
-from bitactor.arguments import Argument
 from bitactor.codec import token_bytes, token_from_bytes
-from bitactor.errors import DuplicateName, UnknownArgument, suggest
 from bitactor.kinds.port import Follow, Open, Opening, Progress, Slot, Wait
 from bitactor.kinds.scope import Scope, instance, rename
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import Pulse
-from bitactor.saga.phases import BACKING_OFF, BROKEN, DONE, IN_FLIGHT, OPENED, PASSED, SETTLED, WAITING
+from bitactor.saga.phases import BACKING_OFF, BROKEN, DONE, IN_DOUBT, IN_FLIGHT, OPENED, PASSED, WAITING
+from bitactor.saga.resolving import has_settled, resolve
 from bitactor.signal import Fault
 
 NOTHING: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
@@ -120,7 +119,7 @@ class Growing:
         spare = self.spare.get((container.address, opening.body))
         if spare:
             scope = spare.pop()
-            scope.container, scope.key, scope.unsettled = index, opening.key, len(body.steps)
+            scope.open(index, opening.key)
             steps = [self.steps[at] for at in scope.indices]
             for step, local in zip(steps, body.steps, strict=True):
                 rename(step, _path(container.name, opening.key, local.name))
@@ -129,6 +128,8 @@ class Growing:
             scope = Scope(body, len(self.tokens), index, opening.key)
             steps = [instance(step, scope, _path(container.name, opening.key, step.name)) for step in body.steps]
             self._append(steps, len(body.inputs))
+        if container.scope is not None:
+            container.scope.children[scope.base] = scope
         names = cast("dict[str, int]", self.by_name)
         for step, missing in zip(steps, body.missing, strict=True):
             names[step.name] = step.index
@@ -144,7 +145,7 @@ class Growing:
         container = self.steps[index].container
         assert container is not None
         progress.open -= 1
-        progress.left = min(progress.left, *[self.ttls[at] for at in scope.indices])
+        progress.left = min(progress.left, scope.left)
         if container.chained:
             progress.ttl = progress.left
         following = container.follow(progress, scope.key, self.tokens[scope.returns])
@@ -161,24 +162,21 @@ class Growing:
     # Scopes whose failure is caught
 
     def catching(self, index: int) -> Scope | None:
-        """The innermost scope around a step whose failure is its container's own affair."""
+        """The innermost scope around a step whose failure is its container's own affair, if that container is still at work."""
         scope = self.steps[index].scope
         while scope is not None:
             container = self.steps[scope.container].container
-            if container is not None and container.catches and scope.body is not container.bodies[0]:
+            catches = container is not None and container.catches and scope.body is not container.bodies[0]
+            if catches and scope.container in self.progress:
                 return scope
             scope = self.steps[scope.container].scope
         return None
 
     def within(self, scope: Scope) -> list[int]:
-        """The steps of a scope, on all levels."""
-        found = []
-        for index in range(self.grown, len(self.states)):
-            above = self.steps[index].scope if self.steps[index] is not None else None
-            while above is not None and above is not scope:
-                above = self.steps[above.container].scope
-            if above is scope and self.by_name.get(self.steps[index].name) == index:
-                found.append(index)
+        """The steps of a scope, on all levels, as far as they are not settled."""
+        found = [*scope.indices, *scope.planned]
+        for child in scope.children.values():
+            found += self.within(child)
         return found
 
     def fails(self, index: int) -> bool:
@@ -193,9 +191,16 @@ class Growing:
         self.progress[scope.container].failing.setdefault(scope.base, fault)
         for other in self.within(scope):
             if self.states[other] in (WAITING, BACKING_OFF, OPENED):
-                self.states[other] = BROKEN
-                self.progress.pop(other, None)
+                self._break_off(other)
         self._settle_if_quiet(scope)
+
+    def _break_off(self, index: int) -> None:
+        scope = self.steps[index].scope
+        state = self.states[index]
+        if scope is not None and (state != WAITING or (self.steps[index].decides and not self.missing[index])):
+            scope.kept = True  # a timer, or the supervisor's decision, may still come for it
+        self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
+        self.progress.pop(index, None)
 
     def _settle_if_quiet(self, scope: Scope) -> None:
         index = scope.container
@@ -206,21 +211,21 @@ class Growing:
         assert container is not None
         fault = progress.failing.pop(scope.base)
         progress.open -= 1
-        progress.left = min(progress.left, *[self.ttls[at] for at in scope.indices if self.hops[at]], progress.left)
+        progress.left = min([progress.left, *(self.ttls[at] for at in self.within(scope) if self.hops[at])])
         following = container.caught(progress, scope.key, fault)
         self._let_go(scope)
         self._go_on_with(index, following)
 
     def _let_go(self, scope: Scope) -> None:
         """Use its places again, if nothing can be asked of it any more; or a long map would fill the memory."""
-        indices = scope.indices
-        if (
-            not scope.body.leaves_nothing
-            or scope.extended
-            or any(index in indices for index in self.doubts)
-            or any(index in indices for index in self.outstanding.values())
-        ):
+        for child in list(scope.children.values()):
+            self._let_go(child)
+        above = self.steps[scope.container].scope
+        if above is not None:
+            above.children.pop(scope.base, None)
+        if scope.kept or scope.planned or not scope.body.leaves_nothing:
             return
+        indices = scope.indices
         names = cast("dict[str, int]", self.by_name)
         for at in (*indices, *range(indices.stop, indices.stop + len(scope.body.inputs))):
             self._reset(at)
@@ -312,6 +317,7 @@ class Growing:
             return
         self.unsettled += 1  # it was never counted among the plan's own
         scope.unsettled -= 1
+        scope.left = min(scope.left, self.ttls[index])
         if self.fails(index):
             catching = self.catching(index)
             assert catching is not None
@@ -320,6 +326,10 @@ class Growing:
             self._scope_settled(scope)
 
     # Then
+
+    def takes_more(self, index: int) -> bool:
+        """Whether the step, or anything in the scope it is in, still goes forward."""
+        return not self.stopping and (index < self.grown or not self.fails(index))
 
     def _plan_more(self, index: int, planned: Sequence[Sequence[Any]]) -> bool:
         """Plan what the step asked for; the answer is whether one of the new steps replaces it."""
@@ -348,7 +358,7 @@ class Growing:
             self.unsettled += len(wanted)
         else:
             scope.unsettled += len(wanted)
-            scope.extended = True
+            scope.planned += [step.index for step, _, _ in wanted]
             if replaced:
                 self.unsettled += 1
                 scope.unsettled -= 1

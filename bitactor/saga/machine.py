@@ -97,6 +97,7 @@ class Saga(Advancing):
         self._tell(RESUMED, now_ns, data={"deadline_ns": stimulus.deadline_ns})
         if self.phase is ACTIVE:
             self.commands.append(ArmDeadline(stimulus.deadline_ns))
+            self.asked = set()  # what was decided while it halted was not heard
             self._go_on(now_ns)
         else:
             self.commands.append(ArmDeadline(now_ns + self.plan.undo_timeout_ns))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
 from bitactor.codec import decode_token, encode_token, token_from_bytes
-from bitactor.errors import ProtocolError, StoreError
+from bitactor.errors import StoreError
 from bitactor.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
 from bitactor.kinds.port import Progress
 from bitactor.kinds.scope import Scope
@@ -172,7 +172,9 @@ class SagaState(Growing):
         for pulse in pulses:
             try:
                 state.evolve(pulse)
-            except (KeyError, TypeError, ValueError, AttributeError, ProtocolError) as error:
+            except StoreError:
+                raise
+            except Exception as error:
                 raise state._damaged(pulse, f"lacks what a pulse of its kind has ({type(error).__name__}: {error})") from error
         state.fresh.clear()
         state.attention.clear()
@@ -237,6 +239,8 @@ class SagaState(Growing):
         chain = []
         at: int | None = index
         while at is not None:
+            if at >= self.grown and self.steps[at] is None:
+                at = next(head for head, kept in self.replaced.items() if kept == at)
             step = self.steps[at]
             if at == index or self.states[at] != PASSED:
                 chain.append(step.address if step.scope is None else f"{self.plan.workflow}/{step.name}")
@@ -273,6 +277,7 @@ class SagaState(Growing):
             "fresh",
             "attention",
             "stranded",
+            "asked",
         }
         values = {name: getattr(self, name) for name in own if name not in left_out}
         values["progress"] = {
@@ -316,7 +321,7 @@ class SagaState(Growing):
         step = self.steps[index]
         if self.missing[index]:
             raise self._damaged(pulse, "before what the step waits for")
-        expired = self.ttl_of_causes(step) <= 0
+        expired = self.ttl_of_causes(step) <= 0 or (self.plan.max_hops is not None and self.hops_spent >= self.plan.max_hops)
         unspawned = {FAILED: step.decides or expired, SKIPPED: step.decides, COMPLETED: step.decides, TOMBSTONE: expired}
         if not unspawned.get(pulse.kind, True):
             raise self._damaged(pulse, "although it was never spawned")
@@ -327,11 +332,14 @@ class SagaState(Growing):
         running = self.states[index] in (RUNNING, ASSESSING, IN_DOUBT if pulse.direction == FORWARD else UNDO_RUNNING)
         if running != (delivery is not None):
             raise self._damaged(pulse, "which is neither its next attempt nor its next delivery")
-        others = self.states.count(UNDO_RUNNING) + self.states.count(UNDO_BACKING_OFF)
-        if pulse.direction == UNDO and others > (self.states[index] in (UNDO_RUNNING, UNDO_BACKING_OFF)):
+        if pulse.direction == UNDO and self.states[index] not in (UNDO_RUNNING, UNDO_BACKING_OFF) and self._undoes():
             raise self._damaged(pulse, "while another undo runs")
         if pulse.attempt != before[index] + (not running) or (running and delivery != self.deliveries[index] + 1):
             raise self._damaged(pulse, f"attempt {pulse.attempt}, delivery {delivery or 1}, which is not the next one")
+
+    def _undoes(self) -> bool:
+        """Whether an undo is under way; there is one at a time."""
+        return UNDO_RUNNING in self.states or UNDO_BACKING_OFF in self.states
 
     def _damaged(self, pulse: Pulse, why: str) -> StoreError:
         of = f" of {pulse.step!r}" if pulse.step else ""
@@ -371,8 +379,7 @@ class SagaState(Growing):
         data = pulse.data or {}
         if self.steps[index].surrounding is not None:
             self._stops_proceeding(index)
-        self.outstanding = writable(self.outstanding)
-        self.outstanding[pulse.hop, self.deliveries[index]] = index
+        self._expect_late(pulse.hop, index)
         if "lost" in data:
             self._note_doubt(pulse.hop, index)
         self.deliveries[index] = data["delivery"]
@@ -396,7 +403,7 @@ class SagaState(Growing):
             self.order.append(index)
         if pulse.data is not None:
             self._note_emissions(pulse, pulse.data)
-            if "planned" in pulse.data and self._plan_more(index, pulse.data["planned"]):
+            if "planned" in pulse.data and self.takes_more(index) and self._plan_more(index, pulse.data["planned"]):
                 return
         missing = self.missing
         for dependent in step.dependents:
@@ -455,8 +462,7 @@ class SagaState(Growing):
         """It was not required: None instead of its result.  If nobody knows whether it happened, undo asks it like any other."""
         if data.get("in_doubt"):
             self._doubt(pulse, index)
-        if index not in self.doubts:
-            self.states[index] = PASSED
+        self.states[index] = IN_DOUBT if index in self.doubts else PASSED
         self.unsettled -= 1
         self.tokens[index] = None
         if not self.hops[index]:
@@ -481,9 +487,16 @@ class SagaState(Growing):
             self.awaited[pulse.hop, self.deliveries[index]] = index
         self._doubt(pulse, index)
 
-    def _doubt(self, pulse: Pulse, index: int) -> None:
+    def _expect_late(self, hop: str, index: int) -> None:
+        """A delivery that is not waited for any more may still be answered."""
         self.outstanding = writable(self.outstanding)
-        self.outstanding[pulse.hop, self.deliveries[index]] = index
+        self.outstanding[hop, self.deliveries[index]] = index
+        scope = self.steps[index].scope
+        if scope is not None:
+            scope.kept = True
+
+    def _doubt(self, pulse: Pulse, index: int) -> None:
+        self._expect_late(pulse.hop, index)
         self._note_doubt(pulse.hop, index)
         self.states[index] = IN_DOUBT
 
@@ -537,7 +550,7 @@ class SagaState(Growing):
             if index not in self.unknown.values():
                 self._resolve(index)
                 if self.states[index] in (IN_DOUBT, UNDO_BROKEN):
-                    self.states[index] = BROKEN
+                    self.states[index] = BROKEN if self.steps[index].required else PASSED
 
     def _undo_spawned(self, pulse: Pulse, index: int) -> None:
         data = pulse.data or {}

@@ -31,12 +31,14 @@ _new = tuple.__new__
 class Telling(SagaState):
     """A state that can say things about itself."""
 
-    __slots__ = ("commands", "pulses", "stranded")
+    __slots__ = ("asked", "commands", "pulses", "stranded")
 
     def __init__(self, plan: Plan, transaction: str, **given: Any) -> None:
         super().__init__(plan, transaction, **given)
         self.pulses: list[Pulse] = []
         self.commands: list[Command] = []
+        self.asked: set[int] = NO_STEPS
+        """Steps that the supervisor was asked to decide on and has not."""
         self.stranded: set[int] = NO_STEPS
         """Hops that were lost, and are not delivered again before what is around them proceeds."""
 

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
 from bitactor.mermaid import mermaid
+from bitactor.plan import Plan
+from bitactor.pulse import Pulse
+from bitactor.workflow import Workflow
+from mesh.cli.exits import FAILED, CommandError, UsageError
 from mesh.cli.loading import definitions, load
-from mesh.cli.options import Json
-from mesh.cli.output import print_lines
+from mesh.cli.options import Curve, Json, Registry, Store, ask, require_place, transaction_id
+from mesh.cli.output import err, print_lines
 from mesh.mesh import Mesh
+from mesh.stores import open_reader
+
+Drawn = Mapping[str, tuple[Plan, Workflow | None]]
+"""Name → plan, and the workflow if it is one and no consumer."""
 
 
-def graph(place: str, /, *, json: Json = False) -> None:
-    """Draw workflows as Mermaid flowcharts: steps, where arguments come from, order, undo, when.
+async def graph(
+    place: str,
+    /,
+    *,
+    transaction: Annotated[str, Parameter(help="Colour it by what happened in this transaction, from --store or --registry.")] = "",
+    store: Store = "",
+    registry: Registry = "",
+    curve: Curve = None,
+    json: Json = False,
+) -> None:
+    """Draw workflows as Mermaid flowcharts: steps, where arguments come from, order, what is nested, undo, when.
 
     Paste it into a ```mermaid block (GitHub, GitLab), or into mermaid.live.
 
@@ -21,9 +43,52 @@ def graph(place: str, /, *, json: Json = False) -> None:
     place
         MODULE:OBJECT, where OBJECT is a Workflow, a consumer, a list of them, or a Mesh.
     """
-    found = load(place)
-    plans = found.node.plans.values() if isinstance(found, Mesh) else [item.check() for item in definitions(found, place)]
+    drawn = _drawn(load(place), place)
+    pulses: Sequence[Pulse] = ()
+    if transaction:
+        pulses = await _pulses(transaction_id(transaction), store, registry, curve)
+        drawn = _of_transaction(drawn, pulses[0], place)
     if json:
-        print_lines({"workflow": plan.workflow, "digest": plan.digest, "mermaid": mermaid(plan)} for plan in plans)
+        print_lines(_told(plan, workflow, pulses) for plan, workflow in drawn.values())
     else:
-        print("\n".join(mermaid(plan) for plan in plans), end="")
+        print("\n".join(mermaid(plan, pulses) for plan, _ in drawn.values()), end="")
+
+
+def _drawn(found: Any, place: str) -> Drawn:
+    if isinstance(found, Mesh):
+        return {name: (plan, found.node.workflows.get(name)) for name, plan in found.node.plans.items()}
+    return {item.name: (item.check(), item if isinstance(item, Workflow) else None) for item in definitions(found, place)}
+
+
+def _told(plan: Plan, workflow: Workflow | None, pulses: Sequence[Pulse]) -> dict[str, Any]:
+    told = {"workflow": plan.workflow, "digest": plan.digest, "mermaid": mermaid(plan, pulses)}
+    return told if workflow is None else told | workflow.describe()
+
+
+async def _pulses(wanted: str, store: str, registry: str, curve: Any) -> Sequence[Pulse]:
+    require_place(store, registry)
+    if store:
+        with open_reader(store) as reader:
+            found = reader.pulses(wanted)
+    else:
+        found = await ask(registry, curve, lambda client: client.pulses(wanted))
+    if not found:
+        raise CommandError(f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there")
+    return found
+
+
+def _of_transaction(drawn: Drawn, pulse: Pulse, place: str) -> Drawn:
+    """The one among them that the transaction is of; a word on stderr if it has changed since.
+
+    Raises:
+        UsageError: it is of another one.
+    """
+    if pulse.workflow not in drawn:
+        raise UsageError(
+            f"transaction {pulse.transaction} is of {pulse.workflow!r}, and {place} has {', '.join(map(repr, drawn))}",
+            "name the module and object that declare it",
+        )
+    plan = drawn[pulse.workflow][0]
+    if plan.digest != pulse.digest:
+        err().print(f"note: {pulse.workflow!r} has changed since that transaction; what it has no more is not shown")
+    return {pulse.workflow: drawn[pulse.workflow]}

@@ -26,8 +26,7 @@ _LOOK: Final = 0.001
 class MeshClock(FakeClock):
     """A `FakeClock` that knows the meshes which live by it: it lets time pass in steps, and lets them do what follows from each.
 
-    With `advance` alone time passes at once, and what follows happens when the loop next turns; in a test that is no coroutine it has
-    happened when `advance` returns.
+    In a coroutine, `advance` lets time pass at once, and what follows happens when the loop next turns; `pass_time` waits for that.
     """
 
     def __init__(self, portal: Callable[[], Portal], progress: Callable[[], int]) -> None:
@@ -41,27 +40,49 @@ class MeshClock(FakeClock):
         """This one lives by it."""
         self._nodes.append(node)
 
-    def advance(self, seconds: float) -> None:
-        """See `FakeClock.advance`."""
+    def advance(self, seconds: float, *, wait: bool = True) -> None:
+        """See `FakeClock.advance`; in a test that is no coroutine it is `pass_time`, and blocks."""
         if in_a_loop():
             super().advance(seconds)
-        elif not seconds >= 0:
-            raise ValueError(f"advance({seconds!r}): time does not go back")
         else:
-            self._portal().call(self.pass_time, seconds)
+            self._portal().call(self.pass_time, seconds, wait=wait)
 
-    async def pass_time(self, seconds: float) -> None:
+    async def pass_time(self, seconds: float, *, wait: bool = True, idle: float = IDLE, within: float = WITHIN) -> None:
         """`advance` from timer to timer, and let the meshes do what follows from each before the next.
 
-        Functions in threads are not waited for: this is how they come to exceed their time.
+        Args:
+            seconds: by this clock.
+            wait: let functions end that run in a thread or a process, first and in between; without that they come to exceed their time.
+            idle: as for `run_until`.
+            within: real seconds to wait for such functions at most.
+
+        Raises:
+            TimeoutError: they have not ended within that.
+            ValueError: time does not go back.
         """
+        if not seconds >= 0:
+            raise ValueError(f"pass_time({seconds!r}): time does not go back")
         until = self.monotonic_ns() + round(seconds * 1e9)
-        await _turns()
-        while (due := self.next_timer_ns()) is not None and due <= until:
+        give_up = asyncio.get_running_loop().time() + within
+        while True:
+            while not await self._calm(wait, idle):
+                if asyncio.get_running_loop().time() > give_up:
+                    raise TimeoutError(self._why(within))
+            due = self.next_timer_ns()
+            if due is None or due > until:
+                break
             self.advance_to(due)
-            await _turns()
-        self.advance_to(until)
+        if until > self.monotonic_ns():
+            self.advance_to(until)
+
+    async def _calm(self, wait: bool, idle: float) -> bool:
+        """Let happen what takes no time; whether that was all."""
+        before = self._progress()
         await _turns()
+        going = underway(self._nodes)
+        if going != NOTHING and self._progress() == before:
+            await asyncio.sleep(_LOOK if going == SURELY and wait else idle)
+        return self._progress() == before and not (wait and underway(self._nodes) == SURELY)
 
     async def run_until(self, awaited: Awaitable[T], *, idle: float = IDLE, within: float = WITHIN) -> T:
         """Let time pass until `awaited` is done, and return what it gives.
@@ -89,7 +110,10 @@ class MeshClock(FakeClock):
 
     @contextlib.contextmanager
     def passing(self, *, idle: float = IDLE) -> Iterator[None]:
-        """While transactions run, time passes by itself in this block, as in `run_until`; for tests that are no coroutines: `with fake_clock.passing(): tx.result()`."""
+        """While transactions run, time passes by itself in this block, as in `run_until`.
+
+        For tests that are no coroutines: `with fake_clock.passing(): tx.result(timeout=10)`.
+        """
         if in_a_loop():
             task = asyncio.get_running_loop().create_task(self._pass_for_ever(idle), name="passing")
             try:
@@ -135,7 +159,7 @@ class MeshClock(FakeClock):
         if stuck:
             return (
                 f"after {within:g} s of real time {' and '.join(map(repr, stuck))} still runs in a thread or process, and time stands "
-                "meanwhile; let it end, or let it exceed its time with `pass_time`"
+                "meanwhile; let it end, or let it exceed its time with `pass_time(…, wait=False)`"
             )
         if self.next_timer_ns() is None:
             return f"after {within:g} s of real time what was awaited has not come, and nothing waits for time to pass"

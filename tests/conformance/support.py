@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +43,11 @@ async def failure_of(transaction: Transaction) -> WorkflowFailed:
 def journal(transaction: Transaction, *kinds: str) -> list[str]:
     """The steps that have pulses of these kinds, in order."""
     return [pulse.step for pulse in transaction.pulses() if pulse.kind in kinds and pulse.step]
+
+
+def resident() -> int:
+    """Bytes of memory that this process has at the moment."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class Peak:

@@ -21,6 +21,7 @@ from mesh import Mesh
 from mesh.actor import BitActor
 from mesh.pools import Claim
 from mesh.run import Run
+from tests.e2e.processes import PATIENCE, town
 from tests.e2e.support import BOUND, PLACES, audit, pass_time, placed, start, told, turns, undone, until
 
 ONE = {"one": 1}
@@ -203,7 +204,7 @@ async def test_what_a_run_was_given_holds_after_a_crash(sqlite: str) -> None:
     insides.clear()
     async with Mesh(workflow, store=sqlite, pools={"wide": 100}) as mesh:
         again = await mesh.transaction(tx.id)
-        assert again._run.priority == 3
+        assert again._run.bounds is not None and again._run.bounds.priority == 3
         await again.result(BOUND)
         assert insides[tx.id].most == 2 and all_free(mesh)
 
@@ -323,11 +324,11 @@ async def test_places_of_a_maps_elements_come_and_go(store: str) -> None:
     async def works(element: int) -> int:
         with inside:
             await turns(1)
-            widths.append(len(tx._run.widths or ()))
+            widths.append(len(tx._run.bounds.widths) if tx._run.bounds else 0)
             return element
 
     for number in range(2):
-        nested.step(name=f"s{number}", limit="two")(works)
+        nested.step(name=f"s{number}", limit="two")(works).undo(lambda result: None)
     workflow = Workflow("outer", input={"numbers": list[int]}, ttl=5)
     workflow.map(name="each", workflow=nested, over="numbers", batch=5)
     async with Mesh(workflow, store=store, pools={"two": 2}) as mesh:
@@ -462,7 +463,7 @@ async def test_a_consumer_that_goes_on_after_a_halt_needs_a_turn_again(store: st
         begun.append(signal.token)
         if begun.count("halts") == 1 and signal.token == "halts":
             return Halt("look")
-        await may.wait()
+        return await may.wait()
 
     workflow = Workflow("sender", ttl=2)
 
@@ -584,6 +585,43 @@ async def test_closing_starts_nobody_who_waits(store: str) -> None:
     await turns()
     assert begun == [0]
     assert all_free(mesh)
+
+
+# Elsewhere
+
+
+async def test_a_pool_bounds_hops_that_other_nodes_run_and_a_lost_one_gives_its_place_back() -> None:
+    inside, may, begun = Inside(), asyncio.Event(), []
+    workflow = Workflow("sent", input={"who": int}, ttl=1)
+
+    @workflow.step(limit="one")
+    async def works(who: int) -> int:
+        begun.append(who)
+        if who == 1:
+            await may.wait()
+            return who
+        with inside:
+            await turns(3)
+            if who == 2:
+                raise ValueError
+            return who
+
+    with town() as place:
+        place.serve_registry()
+        async with (
+            Mesh(workflow, registry=place.registry, hosts=False, pools=ONE) as mesh,
+            Mesh(workflow, registry=place.registry, pools=ONE) as host,
+        ):
+            assert await (await start(mesh, workflow, {"who": 0})).result(PATIENCE) == 0
+            runs = [await start(mesh, workflow, {"who": who}) for who in range(1, 8)]
+            await until(lambda: begun == [0, 1] and taken(mesh) == (1, 6, 0))
+            assert taken(host) == (0, 0, 0)
+            router: Any = mesh.node.supervisor.router
+            router.disappeared(host.node.id)
+            await until(lambda: begun == [0, 1, 2, 3, 4, 5, 6, 7, 1])
+            may.set()
+            assert [await tx.ended(PATIENCE) for tx in runs] == ["completed", "compensated", *["completed"] * 5]
+            assert inside.most == 1 and all_free(mesh)
 
 
 # Nested

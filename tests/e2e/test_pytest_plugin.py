@@ -259,14 +259,8 @@ def test_time_passes_for_a_test_that_is_no_coroutine(mesh: MeshFactory, fake_clo
 
 
 def test_what_follows_has_happened_when_advance_returns(mesh: MeshFactory, fake_clock: MeshClock, pulses: Pulses) -> None:
-    started = threading.Event()
-
-    async def hang(reserve: str) -> None:
-        started.set()
-        await asyncio.Event().wait()
-
-    tx = mesh(order, steps={"pay": hang, "pay.compensate": lambda error: None}).submit(order, LAMP)
-    assert started.wait(BOUND)
+    slow = Mock(side_effect=lambda **_: threading.Event().wait(0.05))
+    tx = mesh(order, steps={"reserve": slow, "pay": never, "pay.compensate": lambda error: None}).submit(order, LAMP)
     fake_clock.advance(4.9)
     assert "timed_out pay" not in pulses.lines(tx)
     fake_clock.advance(0.2)
@@ -303,7 +297,10 @@ async def test_a_function_in_a_thread_exceeds_its_time_when_that_passes(mesh: Me
     await until(started.is_set)
     with pytest.raises(TimeoutError, match=r"'orders.place/pay' still runs in a thread"):
         await fake_clock.run_until(tx.ended(), within=0.05)
-    await fake_clock.pass_time(6)
+    with pytest.raises(TimeoutError, match=r"`pass_time\(…, wait=False\)`"):
+        await fake_clock.pass_time(6, within=0.05)
+    assert fake_clock.monotonic_ns() == 0
+    await fake_clock.pass_time(6, wait=False)
     assert await fake_clock.run_until(tx.ended()) == "compensated"
     go.set()
 
@@ -522,7 +519,7 @@ async def test_given_up(mesh, fake_clock):
     tx = await mesh(job, steps={"work": stuck}).stimulate(job, {"n": 1})
     while not started.is_set():
         await asyncio.sleep(0.001)
-    await fake_clock.pass_time(60)
+    await fake_clock.pass_time(60, wait=False)
     assert await tx.ended(10) == "compensated"
 
 def test_release():
