@@ -171,43 +171,44 @@ def _either(*kinds: Any) -> Any:
 
 
 def _steps(workflow: Workflow, plan: Plan) -> list[dict[str, Any]]:
-    return [
-        _step(workflow.steps[planned.name], planned, plan)
-        for planned in (*plan.steps, *plan.deferred.values())
-    ]  # fmt: skip
+    return [_step(workflow.steps[planned.name], planned, plan) for planned in (*plan.steps, *plan.deferred.values())]
 
 
 def _step(step: Step[Any, Any], planned: PlanStep, plan: Plan) -> dict[str, Any]:
+    function = step.function if step.label == "step" else getattr(step.kind, "function", None)
+    about = inspect.getdoc(function) if function is not None else None
     told: dict[str, Any] = {"name": step.name, "kind": step.label}
-    about = inspect.getdoc(step.function) if step.label == "step" or step.kind is not None else None
-    if about and getattr(step.kind, "function", True) is not None:
+    if about:
         told["about"] = about.partition("\n\n")[0].replace("\n", " ")
     told["arguments"] = {argument.name.strip("()"): argument.reference for argument in planned.arguments}
     told["waits_for"] = [plan.steps[index].name for index in planned.dependencies]
     if planned.container is None:
-        told["spawn"] = planned.spawn
-    told |= _marks(planned)
+        told |= _decided(planned) | _hop(planned)
+    else:
+        told |= _decided(planned) | (_hop(planned.container.bodies[0].steps[0]) if function is not None else {})
     told["result"] = schema_of(step_type(step))
     return told | (_within(step.kind, planned) if step.kind is not None else {})
 
 
-def _marks(planned: PlanStep) -> dict[str, Any]:
-    """What differs from an ordinary step."""
-    seconds = None if planned.timeout_ns is None else planned.timeout_ns / 1e9
+def _decided(planned: PlanStep) -> dict[str, Any]:
+    """What is decided about it beforehand."""
+    said = {"deferred": planned.deferred, "when": planned.when is not None, "guard": planned.guard is not None}
+    return {name: True for name, is_so in said.items() if is_so}
+
+
+def _hop(planned: PlanStep) -> dict[str, Any]:
+    """Where its function runs, and what differs from an ordinary step."""
     said = {
-        "deferred": planned.deferred or None,
-        "when": planned.when is not None or None,
-        "guard": planned.guard is not None or None,
         "retries": planned.retries or None,
-        "timeout": seconds,
+        "timeout": None if planned.timeout_ns is None else planned.timeout_ns / 1e9,
         "required": None if planned.required else False,
         "priority": planned.priority or None,
         "limit": planned.limit,
         "policies": [f"{policy.pattern} {policy.name}" for policy in planned.policies] or None,
-        "undo": None if planned.undo is None else "also in doubt" if planned.undo.in_doubt else "done",
+        "undo": None if planned.undo is None else "also in doubt" if planned.undo.in_doubt else "when done",
         "compensate": planned.compensate is not None or None,
     }
-    return {name: value for name, value in said.items() if value is not None}
+    return {"spawn": planned.spawn} | {name: value for name, value in said.items() if value is not None}
 
 
 def _within(kind: Kind, planned: PlanStep) -> dict[str, Any]:

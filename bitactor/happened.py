@@ -27,6 +27,7 @@ RUNNING: Final = "running"
 HALTED: Final = "halted"
 IN_DOUBT: Final = "in doubt"
 STOPPED: Final = "stopped"
+"""In flight when something else failed, and cancelled."""
 
 STATES: Final = (FAILED, UNDO_FAILED, IN_DOUBT, HALTED, RUNNING, UNDONE, DONE, SKIPPED, STOPPED)
 """The gravest first."""
@@ -35,6 +36,8 @@ _FORWARD: Final = {
     kinds.SPAWNED: RUNNING, kinds.COMPLETED: DONE, kinds.COMPENSATED: DONE, kinds.SKIPPED: SKIPPED, kinds.FAILED: FAILED,
     kinds.RETRIED: RUNNING, kinds.TIMED_OUT: IN_DOUBT, kinds.TOMBSTONE: FAILED, kinds.HALTED: HALTED,
 }  # fmt: skip
+_CANCELLED: Final = "bitactor.errors:Cancelled"
+"""The fault of a hop that did not fail itself, but was in flight when something else did."""
 _UNDO: Final = {kinds.SPAWNED: RUNNING, kinds.UNDONE: UNDONE, kinds.UNDO_FAILED: UNDO_FAILED}
 
 Place = str
@@ -81,6 +84,8 @@ class _Fold:
         self._plan = plan
         self._status = kinds.RUNNING
         self._states: dict[str, Counter[str]] = {}
+        self._batches: dict[str, Counter[str]] = {}
+        """How the elements of a batch went, which count one by one."""
         self._places: dict[str, tuple[Place, PlanStep, bool] | None] = {}
         self._chosen: dict[str, int] = {}
         self._declared: dict[str, str] = {}
@@ -104,15 +109,14 @@ class _Fold:
 
     def _into(self, pulse: Pulse, state: str) -> None:
         found = self._find(pulse.step)
-        if found is not None and found[2]:
-            if state == DONE:
-                self._states[pulse.step] = _elements(pulse)
-                return
-            if state == UNDONE:
-                before = self._states.get(pulse.step, Counter())
-                self._states[pulse.step] = +Counter({UNDONE: before[DONE] or 1, FAILED: before[FAILED]})
-                return
-        self._states[pulse.step] = Counter((state,))
+        if found is None or not found[2]:
+            self._states[pulse.step] = Counter((state,))
+            return
+        if state == DONE:
+            self._batches[pulse.step] = self._states[pulse.step] = _elements(pulse)
+            return
+        before = self._batches.get(pulse.step, Counter())
+        self._states[pulse.step] = +Counter({state: before[DONE] or 1}) + Counter({FAILED: before[FAILED]})
 
     def _plan_further(self, emitter: str, declared: str, name: str) -> None:
         prefix, separator, _ = emitter.rpartition("/")
@@ -210,6 +214,8 @@ def _state(pulse: Pulse, data: Mapping[str, Any]) -> str | None:
     if pulse.kind == kinds.LATE:
         happened = data.get("happened")
         return None if happened is None else DONE if happened else FAILED
+    if pulse.kind == kinds.FAILED and (data.get("fault") or ("",))[0] == _CANCELLED:
+        return STOPPED
     return _FORWARD.get(pulse.kind)
 
 

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from bitactor.kinds.scope import Scope
 from bitactor.plan import PlanStep
 from bitactor.saga import Dispatch, HopExpired, Lost, Replied, Unrouted
 from bitactor.signal import FORWARD
@@ -29,7 +30,7 @@ ANSWERS: Final = frozenset((Replied, Lost, HopExpired, Unrouted))
 class Hold(Claim):
     """The places of one delivery of one hop; or a consumer's turn, and the hop that waits for it."""
 
-    __slots__ = ("_gate", "bases", "command", "delivery", "depth", "hop", "index", "run")
+    __slots__ = ("_gate", "command", "delivery", "depth", "hop", "index", "run", "scopes")
 
     def __init__(
         self, gate: Gate, run: Run, step: PlanStep, command: Dispatch, bounds: tuple[tuple[Pool, ...], tuple[Pool, ...]]
@@ -41,7 +42,7 @@ class Hold(Claim):
         self.depth = own.depth
         """See `Loan.depth`."""
         self._gate = gate
-        self.bases: tuple[int, ...] = ()
+        self.scopes: tuple[Scope | None, ...] = ()
         """Keys of its pools in `Bounds.widths`."""
         self.run = run
         self.command: Dispatch | None = command
@@ -95,7 +96,7 @@ class Gate:
         pool = () if step.limit is None else (self._pools.find(step.limit, f"step {step.address!r}"),)
         widths = self._widths(run, bounds, step)
         hold = Hold(self, run, step, command, ((*pool, *widths.values()), ()))
-        hold.bases = tuple(widths)
+        hold.scopes = tuple(widths)
         bounds.holds[hold.index] = hold
         if not hold.enter():
             return None
@@ -176,20 +177,20 @@ class Gate:
         hold.leave()
         bounds = hold.run.bounds
         if bounds is not None:
-            for base in hold.bases:
-                pool = bounds.widths.get(base)
+            for scope in hold.scopes:
+                pool = bounds.widths.get(scope)
                 if pool is not None and not pool.taken and not pool.lent and not pool.line:
-                    del bounds.widths[base]  # there may be as many scopes as a map has elements
+                    del bounds.widths[scope]  # there may be as many scopes as a map has elements
 
-    def _widths(self, run: Run, own: Bounds, step: PlanStep) -> dict[int, Pool]:
+    def _widths(self, run: Run, own: Bounds, step: PlanStep) -> dict[Scope | None, Pool]:
         """Of the transaction and of the scopes around a step: those that only so many hops at once may run in."""
-        bounds = [] if own.max_concurrency is None else [(-1, own.max_concurrency)]
+        bounds: list[tuple[Scope | None, int]] = [] if own.max_concurrency is None else [(None, own.max_concurrency)]
         scope = step.scope
         while scope is not None:
             if scope.body.max_concurrency is not None:
-                bounds.append((scope.base, scope.body.max_concurrency))
+                bounds.append((scope, scope.body.max_concurrency))
             scope = run.saga.steps[scope.container].scope
-        return {base: own.widths.setdefault(base, Pool(step.address, places)) for base, places in bounds}
+        return {scope: own.widths.setdefault(scope, Pool(step.address, places)) for scope, places in bounds}
 
     def _flush(self) -> None:
         granted, self._granted = self._granted, []

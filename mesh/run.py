@@ -14,6 +14,7 @@ from mesh.pools import Pool
 from mesh.wheel import Timer
 
 if TYPE_CHECKING:
+    from bitactor.kinds.scope import Scope
     from mesh.gate import Hold
 
 
@@ -34,8 +35,8 @@ class Bounds:
         """Step → what its hop has passed the gate with, or waits there for."""
         self.turn: Hold | None = None
         """Of a consumer's transaction."""
-        self.widths: dict[int, Pool] = {}
-        """Where only so many hops may run at once: places for those of the transaction (-1) and of its scopes (their base) that have some."""
+        self.widths: dict[Scope | None, Pool] = {}
+        """Where only so many hops may run at once: places for those of the transaction (None), and of those of its scopes that have some."""
 
 
 class Run:

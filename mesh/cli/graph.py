@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -22,7 +24,7 @@ Drawn = Mapping[str, tuple[Plan, Workflow | None]]
 """Name → plan, and the workflow if it is one and no consumer."""
 
 
-async def graph(
+def graph(
     place: str,
     /,
     *,
@@ -46,7 +48,7 @@ async def graph(
     drawn = _drawn(load(place), place)
     pulses: Sequence[Pulse] = ()
     if transaction:
-        pulses = await _pulses(transaction_id(transaction), store, registry, curve)
+        pulses = _pulses(transaction_id(transaction), store, registry, curve)
         drawn = _of_transaction(drawn, pulses[0], place)
     if json:
         print_lines(_told(plan, workflow, pulses) for plan, workflow in drawn.values())
@@ -65,13 +67,13 @@ def _told(plan: Plan, workflow: Workflow | None, pulses: Sequence[Pulse]) -> dic
     return told if workflow is None else told | workflow.describe()
 
 
-async def _pulses(wanted: str, store: str, registry: str, curve: Any) -> Sequence[Pulse]:
+def _pulses(wanted: str, store: str, registry: str, curve: Path | None) -> Sequence[Pulse]:
     require_place(store, registry)
     if store:
         with open_reader(store) as reader:
             found = reader.pulses(wanted)
     else:
-        found = await ask(registry, curve, lambda client: client.pulses(wanted))
+        found = asyncio.run(ask(registry, curve, lambda client: client.pulses(wanted)))
     if not found:
         raise CommandError(f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there")
     return found

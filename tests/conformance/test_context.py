@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -131,6 +132,30 @@ async def test_builder() -> None:
     assert await result_of(built(4), {"start": 1}) == {"sum": 5, "each": [2, 4]}
     assert (await ran(built(5), {"start": 1})).status == "compensated"
     assert undone == [6, 5, 4, 3, 2]
+
+
+@claim(
+    "Context and builder",
+    "`to_dict` and `from_dict`: the graph as plain data (functions by import path) is the same workflow again.",
+)
+async def test_graph_as_data() -> None:
+    workflow = Workflow("written", input={"start": int}, ttl=8)
+    workflow.step(name="a", bind={"value": Input("start")}, retries=2, backoff=Backoff(initial=0))(add)
+    workflow.map(name="each", over=Value([1, 2]))(double)
+    workflow.collect("end", {"sum": "a", "each": "each"})
+    data = json.loads(json.dumps(workflow.to_dict()))
+    again = Workflow.from_dict(data)
+    assert again.check().digest == workflow.check().digest
+    assert await result_of(again, {"start": 1}) == {"sum": 2, "each": [2, 4]}
+
+
+@claim("Context and builder", "`workflow.describe()` is the JSON schema of inputs and result.")
+def test_describe() -> None:
+    workflow = Workflow("described", input={"value": int})
+    workflow.step(name="add")(add)
+    described = workflow.describe()
+    assert described["input"]["properties"]["value"]["type"] == "integer" and described["input"]["required"] == ["value"]
+    assert described["result"]["type"] == "integer"
 
 
 async def add(value: int) -> int:

@@ -246,6 +246,62 @@ async def test_group_undo() -> None:
     assert ((await ran(workflow, {"amount": 5})).status, log) == ("compensated", ["refund 5"])
 
 
+def guarded(log: list[str], *, fails_after: bool = False) -> Workflow:
+    """Billing within a lock."""
+    workflow = Workflow("guarded", input={"amount": int}, ttl=8)
+    lock = asyncio.Lock()
+
+    @workflow.around(workflow=billing(log))
+    async def locked(proceed: Any, amount: int) -> str:
+        async with lock:
+            log.append(f"locked for {amount}")
+            try:
+                result = await proceed()
+            finally:
+                log.append("unlocked")
+        return f"({result})"
+
+    if fails_after:
+        workflow.flunk("stop", "the end", after=["locked"])
+    return workflow
+
+
+@claim(
+    "Kinds: group and around",
+    "`around`: a function wrapped around a nested workflow (a transaction, a lock); its answer is the result.",
+)
+async def test_around() -> None:
+    log: list[str] = []
+    transaction = await ran(guarded(log), {"amount": 5})
+    assert (await transaction.result(), log) == ("(receipt for 5)", ["locked for 5", "unlocked"])
+    assert "locked/charge" in journal(transaction, "completed")
+
+
+@claim("Kinds: group and around", "The steps within `around` are undone when a later outer step fails.")
+async def test_around_undo() -> None:
+    log: list[str] = []
+    transaction = await ran(guarded(log, fails_after=True), {"amount": 5})
+    assert (transaction.status, log) == ("compensated", ["locked for 5", "unlocked", "refund 5"])
+
+
+@claim("Kinds: group and around", "When a step within `around` fails, what the function holds is released, and then it is undone.")
+async def test_a_failure_within_around() -> None:
+    log: list[str] = []
+    inner = billing(log)
+    inner.flunk("stop", "no", after=["receipt"])
+    workflow = Workflow("guarded", input={"amount": int}, ttl=8)
+
+    @workflow.around(workflow=inner)
+    async def held(proceed: Any) -> Any:
+        try:
+            return await proceed()
+        finally:
+            log.append("released")
+
+    transaction = await ran(workflow, {"amount": 5})
+    assert (transaction.status, log) == ("compensated", ["released", "refund 5"])
+
+
 # recurse and iterate
 
 

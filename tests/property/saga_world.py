@@ -1,17 +1,23 @@
 """A world around one saga: it obeys commands as a supervisor would, lets anything happen that can, and checks what must hold.
 
-What happened is kept here a second time, from commands and stimuli alone, so that the saga is not its own witness.
+What happened is kept here a second time, from commands and stimuli alone, so that the saga is not its own witness.  Everything is
+known by its path (`orders/17/charge`): the saga uses the places of settled scopes again.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from zlib import crc32
 
+from saga_model import Model
+
+from bitactor.arguments import Unread
 from bitactor.codec import decode_pulse, encode_pulse, encode_token
-from bitactor.plan import Plan
+from bitactor.deciding import decide
+from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import Pulse
 from bitactor.saga import (
     Abandon,
@@ -39,8 +45,11 @@ from bitactor.saga import (
     Settle,
     Unrouted,
 )
-from bitactor.saga.phases import ASSESSING, RUNNING
-from bitactor.signal import FORWARD, UNDO, Fault, Reply
+from bitactor.saga.commands import Answer
+from bitactor.saga.phases import ASSESSING, OPENED, RUNNING, UNDO_RUNNING
+from bitactor.saga.stimuli import Proceeded, UndoAsked
+from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
+from bitactor.testing.hops import Hop
 
 TRANSACTION = "0190" * 4 + "5eed5eed5eed5eed"
 SETTLED = ("completed", "compensated", "cancelled", "halted", "stuck")
@@ -53,6 +62,7 @@ class Delivery(NamedTuple):
     """One dispatch, as whoever runs it knows it."""
 
     step: int
+    path: str
     direction: str
     hop: str
     number: int
@@ -68,34 +78,54 @@ class Facts:
     """Runs of its function that were begun, and of which nobody has said what became of them."""
     done: bool = False
     ever_ran: bool = False
+    undoable: bool = False
     undo_asked: int = 0
     undone: int = 0
     broken: int = 0
 
 
 class World:
-    """One transaction's environment."""
+    """One transaction's environment.
 
-    def __init__(self, plan: Plan, *, ttl: int, deadline_s: float | None = None) -> None:
+    Args:
+        planner: `Then`: a step's path and a number → what its reply asks for, and whether that is nonsense.
+        sizes: address of a map → how many elements it is over.
+        max_places: how many places the saga may need at most; None: not checked.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        ttl: int,
+        deadline_s: float | None = None,
+        planner: Callable[[str, int], tuple[bytes, bool] | None] | None = None,
+        sizes: Mapping[str, int] | None = None,
+        max_places: int | None = None,
+    ) -> None:
         self.plan = plan
         self.saga = Saga(plan, TRANSACTION)
         self.mirror = SagaState(plan, TRANSACTION)
+        self.model = Model(ttl)
         self.journal: list[Pulse] = []
         self.now_ns = 1_000_000_000_000
-        self.ttl = ttl
-        self.flights: dict[tuple[int, str], Delivery] = {}
+        self.flights: dict[tuple[str, str], Delivery] = {}
         self.ended: list[Delivery] = []
-        self.replies: list[tuple[int, Reply]] = []
+        self.replies: list[tuple[int, str, Reply]] = []
         self.retries: dict[int, int] = {}
-        self.decisions: list[int] = []
+        self.decisions: list[Decided] = []
+        self.proceeded: set[Delivery] = set()
+        self.answered: set[str] = set()
+        self.abandoned: set[str] = set()
         self.grace = False
         self.deadline: int | None = None
         self.emissions: list[str] = []
-        self.facts = [Facts() for _ in plan.steps]
-        self.finished_in: list[int] = []
-        self.undone_in: list[int] = []
+        self.facts: defaultdict[str, Facts] = defaultdict(Facts)
         self.settles: list[str] = []
         self.late: Counter[tuple[str, int]] = Counter()
+        self.planner = planner
+        self.sizes = sizes or {}
+        self.max_places = max_places
         deadline_ns = None if deadline_s is None else self.now_ns + int(deadline_s * 1e9)
         self.feed(Accept(None, tuple(None for _ in plan.inputs), ttl, deadline_ns, {"key": "k"}))
 
@@ -103,16 +133,16 @@ class World:
 
     def feed(self, stimulus: Any) -> list[Pulse]:
         """One stimulus, its pulses into the journal, its commands obeyed, everything checked."""
-        was_settled = self.saga.status != "running"
-        before = list(self.saga.states)
+        was_settled, was = self.saga.status != "running", self.saga.status
         pulses, commands = self.saga.react(stimulus, self.now_ns)
         for pulse in pulses:
             self._check_pulse(pulse)
             copy = decode_pulse(encode_pulse(pulse))
             assert copy == pulse
+            step = self._step_of(pulse)
             self.mirror.evolve(copy)
             self.journal.append(copy)
-            self._note(pulse)
+            self._note(pulse, step)
         assert self.mirror.snapshot() == self.saga.snapshot()
         settles = [command.status for command in commands if isinstance(command, Settle)]
         recovered_settled = isinstance(stimulus, Recovered) and was_settled
@@ -124,34 +154,24 @@ class World:
                 self.settles.append(settles[0])
         else:
             assert was_settled or self.saga.status == "running", "settled without a word"
-        if was_settled and not isinstance(stimulus, ResumeAsked | CancelAsked):
+        if was_settled and not isinstance(stimulus, ResumeAsked | CancelAsked | UndoAsked):
             assert {pulse.kind for pulse in pulses} <= AFTER_THE_END
+        if isinstance(stimulus, UndoAsked) and was != "completed":
+            assert not pulses and not commands
+        asked = [command.step for command in commands if isinstance(command, Decide)]
+        assert len(asked) == len(set(asked)), "asked twice for one decision"
         for command in commands:
-            self._obey(command, before)
+            self._obey(command)
         self._let_go()
         self._check_state()
         return pulses
 
-    def _obey(self, command: Any, before: Sequence[int]) -> None:
+    def _obey(self, command: Any) -> None:
         saga = self.saga
         if isinstance(command, Dispatch):
-            step, direction, fault = command
-            if direction == UNDO:
-                delivery = Delivery(step, UNDO, saga.undo_hop(step), saga.deliveries[step], saga.epoch, False)
-                self._check_undo(step)
-            else:
-                delivery = Delivery(step, FORWARD, saga.hops[step], saga.deliveries[step], saga.epoch, fault is not None)
-                self._check_causes(step)
-                if fault is None:
-                    self.facts[step].ever_ran = True
-                    self.facts[step].unknown.add((delivery.hop, delivery.number))
-            if (step, direction) in self.flights:
-                self.ended.append(self.flights[step, direction])
-            assert delivery not in self.flights.values(), "dispatched twice"
-            self.flights[step, direction] = delivery
+            self._dispatch(command)
         elif isinstance(command, Decide):
-            if command.step not in self.decisions:
-                self.decisions.append(command.step)
+            self.decisions.append(self._decided(command.step))
         elif isinstance(command, ArmRetry):
             assert command.due_ns >= 0
             self.retries[command.step] = command.due_ns
@@ -162,12 +182,51 @@ class World:
         elif isinstance(command, Deliver):
             if command.emission.id not in self.emissions:
                 self.emissions.append(command.emission.id)
+        elif isinstance(command, Answer):
+            path = saga.steps[command.step].name
+            assert self.flights[path, FORWARD] in self.proceeded, "answered what had not asked"
+            self.answered.add(path)
         elif isinstance(command, Settle):
             self.retries.clear()
             self.grace = False
             self.deadline = None
         else:
             assert isinstance(command, Abandon)
+            step = saga.steps[command.step]
+            if step.surrounding is not None:
+                self.abandoned.add(step.name)
+
+    def _dispatch(self, command: Dispatch) -> None:
+        saga, (index, direction, fault) = self.saga, command
+        step = saga.steps[index]
+        facts = self.facts[step.name]
+        facts.undoable = step.undo is not None
+        if direction == UNDO:
+            delivery = Delivery(index, step.name, UNDO, saga.undo_hop(index), saga.deliveries[index], saga.epoch, False)
+            self._check_undo(index)
+        else:
+            delivery = Delivery(
+                index, step.name, FORWARD, saga.hops[index], saga.deliveries[index], saga.epoch, fault is not None
+            )
+            self.model.check_causes(saga, index)
+            self.answered.discard(step.name)
+            self.abandoned.discard(step.name)
+            if fault is None:
+                facts.ever_ran = True
+                facts.unknown.add((delivery.hop, delivery.number))
+        key = (step.name, direction)
+        if key in self.flights:
+            self.ended.append(self.flights[key])
+        assert delivery not in self.flights.values(), "dispatched twice"
+        assert all(step.name != path for path, _ in self.flights if (path, direction) != key), "two hops of one path"
+        self.flights[key] = delivery
+
+    def _decided(self, index: int) -> Decided:
+        """As the supervisor decides: at once, and heard when its turn comes."""
+        try:
+            return decide(self.saga, index)
+        except Exception as error:
+            return Decided(index, True, None, Fault("builtins:ValueError", str(error)))
 
     # What may happen next
 
@@ -175,16 +234,8 @@ class World:
         """Everything that may happen next, as callables; if `calm`, only what an obliging world does."""
         found: list[Any] = []
         for delivery in list(self.flights.values()):
-            outcomes = (
-                ("ok",) if calm else ("ok", "ok", "ok", "retry", "fail", "halt", "continue", "cancelled", "timed_out", "nonsense")
-            )
-            found += [lambda d=delivery, o=outcome: self.reply(d, o) for outcome in outcomes]
-            if not calm:
-                found.append(lambda d=delivery: self.lose(d))
-                found.append(lambda d=delivery: self.unroute(d))
-                found.append(lambda d=delivery: self.expire(d))
-                found.append(lambda d=delivery: self.answer_wrongly(d))
-        found += [lambda s=step: self.decide(s, calm) for step in self.decisions]
+            found += self._choices_of(delivery, calm)
+        found += [lambda n=number: self.decide(n) for number in range(len(self.decisions))]
         found += [lambda s=step: self.retry_due(s) for step in self.retries]
         if self.grace:
             found.append(self.grace_over)
@@ -202,46 +253,114 @@ class World:
         found += [self.crash, self.cancel, self.nothing_due]
         if self.saga.status in ("halted", "stuck"):
             found += [self.resume] * 3
+        if self.saga.status == "completed":
+            found += [self.undo] * 3
         return found
 
-    def reply(self, delivery: Delivery, outcome: str) -> None:
+    def _choices_of(self, delivery: Delivery, calm: bool) -> Iterator[Any]:
+        outcomes: Sequence[str] = (
+            ("ok",) if calm else ("ok", "ok", "ok", "retry", "fail", "halt", "continue", "cancelled", "timed_out", "nonsense")
+        )
+        if self._waits_inside(delivery):
+            if delivery.path in self.abandoned:
+                outcomes = ("cancelled",)
+            else:
+                if delivery not in self.proceeded:
+                    yield lambda: self.proceed(delivery)
+                if calm and delivery.path not in self.answered:
+                    outcomes = ()
+        for outcome in outcomes:
+            yield lambda o=outcome: self.reply(delivery, o, calm=calm)
+        if not calm:
+            yield lambda: self.lose(delivery)
+            yield lambda: self.unroute(delivery)
+            yield lambda: self.expire(delivery)
+            yield lambda: self.answer_wrongly(delivery)
+
+    def _waits_inside(self, delivery: Delivery) -> bool:
+        step = self.saga.steps[delivery.step]
+        return delivery.direction == FORWARD and not delivery.assesses and step.surrounding is not None
+
+    def proceed(self, delivery: Delivery) -> None:
+        """A function around nested steps asks for them."""
+        self.proceeded.add(delivery)
+        self.feed(Proceeded(delivery.step, delivery.number))
+
+    def reply(self, delivery: Delivery, outcome: str, *, calm: bool = False) -> None:
         """A hop answers, in time or too late."""
         self.now_ns += 1_000
         emits = (("out", 1), ("out", encode_token([2]))) if outcome == "ok" and delivery.step % 3 == 0 else ()
         fault = BOOM if outcome in ("fail", "retry", "continue") and delivery.step % 2 else None
-        token = encode_token({"step": delivery.step, "n": delivery.number}) if outcome in ("ok", "continue") else None
+        token = self._token(delivery) if outcome in ("ok", "continue") else None
         made = Reply(TRANSACTION, delivery.hop, delivery.number, delivery.epoch, outcome, token, fault, None, emits, 5)
-        self._reply(delivery, made)
+        nonsense = outcome == "nonsense"
+        if outcome == "ok" and delivery.direction == FORWARD and self.planner is not None and not calm:
+            asked = self.planner(delivery.path, len(self.journal))
+            if asked is not None:
+                planned, nonsense = asked
+                made = made._replace(planned=planned)
+        self._reply(delivery, made, nonsense)
 
-    def _reply(self, delivery: Delivery, reply: Reply) -> None:
-        current = self.flights.get((delivery.step, delivery.direction))
+    def _token(self, delivery: Delivery) -> Any:
+        step = self.saga.steps[delivery.step]
+        if step.name != delivery.path or step.kind != "batch" or delivery.direction == UNDO:
+            return encode_token(crc32(delivery.path.encode()) % 7)
+        values = Unread(step.arguments, self.saga.tokens, step.address, self.saga.decided.get(step.index))()
+        hop = Hop(self.plan, step, self._signal(delivery, step.address), values, None, lambda: 0)
+        reply = hop.run()
+        assert reply.outcome == "ok", reply
+        return reply.token
+
+    def _signal(self, delivery: Delivery, address: str) -> Signal:
+        return Signal(
+            name=address,
+            transaction=TRANSACTION,
+            root=TRANSACTION,
+            hop=delivery.hop,
+            causes=(),
+            direction=FORWARD,
+            attempt=1,
+            delivery=delivery.number,
+            epoch=delivery.epoch,
+            ttl=1,
+            budget_ns=None,
+            token=None,
+            path=delivery.path,
+        )
+
+    def _reply(self, delivery: Delivery, reply: Reply, nonsense: bool) -> None:
+        current = self.flights.get((delivery.path, delivery.direction))
         in_time = current == delivery and delivery.epoch == self.saga.epoch
+        refused = nonsense and (reply.outcome != "ok" or self.saga.takes_more(delivery.step))
         if in_time:
-            del self.flights[delivery.step, delivery.direction]
+            del self.flights[delivery.path, delivery.direction]
             self.ended.append(delivery)
-        facts = self.facts[delivery.step]
+        facts = self.facts[delivery.path]
         run = (delivery.hop, delivery.number)
         if delivery.direction == FORWARD and not delivery.assesses:
-            states = (RUNNING,) if in_time else ()
             if in_time:
-                assert self.saga.states[delivery.step] in states
-            if reply.outcome in ("fail", "retry", "halt", "nonsense") and (in_time or reply.outcome != "nonsense"):
+                assert self.saga.states[delivery.step] == RUNNING
+            if (reply.outcome in ("fail", "retry", "halt") or refused) and (in_time or not refused):
                 self._learn_not_happened(delivery, in_time)
             elif reply.outcome in ("ok", "continue") and in_time:
                 facts.unknown.discard(run)
-        self.replies.append((delivery.step, reply))
-        self.feed(Replied(delivery.step, reply))
+        self.replies.append((delivery.step, delivery.path, reply))
+        pulses = self.feed(Replied(delivery.step, reply))
+        if refused and reply.outcome == "ok" and in_time:
+            assert any(pulse.kind == "failed" and pulse.step == delivery.path for pulse in pulses), "took nonsense"
 
     def _learn_not_happened(self, delivery: Delivery, in_time: bool) -> None:
         run = (delivery.hop, delivery.number)
-        facts = self.facts[delivery.step]
+        facts = self.facts[delivery.path]
         if in_time or (run in self.saga.outstanding and self.saga.states[delivery.step] not in (8, 9, 10)):
             facts.unknown.discard(run)
+            if not facts.unknown and not facts.done:
+                self.model.forget(delivery.path)
 
-    def replay(self, step: int, reply: Reply) -> None:
+    def replay(self, step: int, path: str, reply: Reply) -> None:
         """The very same reply once more."""
         late_before = self.late[reply.hop, reply.delivery]
-        current = self.flights.get((step, FORWARD)) or self.flights.get((step, UNDO))
+        current = self.flights.get((path, FORWARD)) or self.flights.get((path, UNDO))
         if current is not None and (current.hop, current.number, current.epoch) == (
             reply.hop,
             reply.delivery,
@@ -249,7 +368,7 @@ class World:
         ):
             return
         if reply.outcome in ("fail", "retry", "halt"):
-            self._learn_not_happened(Delivery(step, FORWARD, reply.hop, reply.delivery, reply.epoch, False), False)
+            self._learn_not_happened(Delivery(step, path, FORWARD, reply.hop, reply.delivery, reply.epoch, False), False)
         pulses = self.feed(Replied(step, reply))
         assert len([pulse for pulse in pulses if pulse.kind == "late"]) <= 1 - min(late_before, 1)
 
@@ -278,23 +397,19 @@ class World:
         """Nobody could be found to run it, so it has not run."""
         self._gone(delivery)
         if delivery.direction == FORWARD and not delivery.assesses:
-            self.facts[delivery.step].unknown.discard((delivery.hop, delivery.number))
+            self._learn_not_happened(delivery, True)
         self.feed(Unrouted(delivery.step, delivery.number, Fault("bitactor.errors:Unroutable", "nobody")))
 
     def _gone(self, delivery: Delivery) -> None:
-        self.flights.pop((delivery.step, delivery.direction), None)
+        self.flights.pop((delivery.path, delivery.direction), None)
         self.ended.append(delivery)
 
-    def decide(self, step: int, calm: bool) -> None:
-        """The supervisor has evaluated predicate and transforms."""
-        self.decisions.remove(step)
-        verdict = 0 if calm else (step + len(self.journal)) % 5
-        if verdict == 1:
-            self.feed(Decided(step, False))
-        elif verdict == 2:
-            self.feed(Decided(step, True, None, BOOM))
-        else:
-            self.feed(Decided(step, True, {"x": encode_token([step]), "y": step}))
+    def decide(self, number: int) -> None:
+        """The supervisor is heard; and then once more."""
+        decided = self.decisions.pop(number)
+        self.feed(decided)
+        if decided.step not in self.saga.asked:
+            assert self.feed(decided) == []
 
     def retry_due(self, step: int) -> None:
         """A backoff is over."""
@@ -335,6 +450,12 @@ class World:
         """Somebody cancels."""
         self.feed(CancelAsked(Fault("bitactor.errors:Cancelled", "please")))
 
+    def undo(self) -> None:
+        """Somebody wants a completed transaction taken back; and asks once more."""
+        self.feed(UndoAsked(Fault("bitactor.errors:Cancelled", "not wanted after all")))
+        assert self.saga.status != "completed"
+        self.feed(UndoAsked(Fault("bitactor.errors:Cancelled", "once more")))
+
     def resume(self) -> None:
         """Somebody resumes."""
         self.now_ns += 1_000_000
@@ -345,20 +466,24 @@ class World:
         epoch = self.saga.epoch + 1
         self.saga = Saga.fold(self.plan, self.journal)
         assert self.saga.snapshot() == self.mirror.snapshot()
+        for step in self.plan.containers:
+            assert step.container is not None
+            step.container.forget(TRANSACTION)
         self.ended.extend(self.flights.values())
-        self.flights.clear()
-        self.retries.clear()
-        self.decisions.clear()
-        self.emissions.clear()
+        for kept in (self.flights, self.retries, self.decisions, self.emissions, self.answered, self.abandoned):
+            kept.clear()
         self.grace, self.deadline = False, None
         self.now_ns += 1_000_000
         self.feed(Recovered("n2", epoch))
 
     def nothing_due(self) -> None:
         """Stimuli that mean nothing now."""
-        for index in range(len(self.plan.steps)):
+        for index in range(len(self.saga.steps)):
             if index not in self.retries:
                 assert self.feed(RetryDue(index)) == []
+            if index not in self.saga.asked:
+                assert self.feed(Decided(index, True, {})) == []
+                assert self.feed(Decided(index, False)) == []
         assert self.feed(EmitTaken("nobody:0", ())) == []
 
     # What must hold
@@ -369,21 +494,21 @@ class World:
             earlier = [p for p in self.journal if p.kind == "spawned" and p.hop == pulse.hop]
             assert earlier and earlier[0].ttl == pulse.ttl, "redelivery spent TTL"
 
-    def _note(self, pulse: Pulse) -> None:
-        if not pulse.step:
+    def _step_of(self, pulse: Pulse) -> PlanStep | None:
+        return self.mirror.steps[self.mirror.by_name[pulse.step]] if pulse.step else None
+
+    def _note(self, pulse: Pulse, step: PlanStep | None) -> None:
+        if step is None:
             return
-        index = self.plan.by_name[pulse.step]
-        facts = self.facts[index]
+        facts = self.facts[pulse.step]
         if pulse.direction == UNDO:
             if pulse.kind == "undone":
                 facts.undone += 1
-                self.undone_in.append(index)
             elif pulse.kind == "undo_failed":
                 facts.broken += 1
-        elif pulse.kind in ("completed", "compensated"):
+        elif pulse.kind in ("completed", "compensated") and facts.ever_ran:
             facts.done = True
             facts.unknown.clear()
-            self.finished_in.append(index)
         elif pulse.kind == "late":
             delivery = (pulse.data or {})["delivery"]
             self.late[pulse.hop, delivery] += 1
@@ -392,30 +517,23 @@ class World:
                 assert (pulse.data or {})["outcome"] in ("ok", "continue")
                 facts.done = True
                 facts.unknown.clear()
-
-    def _check_causes(self, index: int) -> None:
-        step, saga = self.plan.steps[index], self.saga
-        assert all(self._settled(other) for other in step.dependencies), "dispatched before its causes"
-        least = min((saga.ttls[other] for other in step.dependencies), default=self.ttl)
-        assert least > 0
-        assert saga.ttls[index] == least - 1
-
-    def _settled(self, index: int) -> bool:
-        kinds = {p.kind for p in self.journal if p.step == self.plan.steps[index].name}
-        return bool(kinds & {"completed", "compensated", "skipped"})
+        self.model.note(pulse, step, in_doubt=bool(facts.unknown))
+        answered = pulse.data is not None and "answered" in pulse.data
+        if pulse.kind == "completed" and step.container is not None and step.address in self.sizes and not answered:
+            self.model.check_map(pulse, self.sizes[step.address])
 
     def _check_undo(self, index: int) -> None:
-        facts, step = self.facts[index], self.plan.steps[index]
+        step = self.saga.steps[index]
+        facts = self.facts[step.name]
         assert step.undo is not None
         assert facts.ever_ran or facts.done, "undo of what was never run"
         assert facts.undone == 0, "undone twice"
         assert facts.done or facts.unknown, "undo of what is known not to have happened"
         assert facts.done or step.undo.in_doubt, "an undo that takes no doubt was given some"
         assert (index in self.saga.doubts) == (not facts.done)
-        order = self.saga.order
-        for later in order[order.index(index) + 1 :]:
-            state = self.facts[later]
-            assert self.plan.steps[later].undo is None or state.broken or state.undone, "undo out of order"
+        for later in self.model.after(step.name):
+            other = self.facts[later]
+            assert not other.undoable or other.broken or other.undone, f"undo of {step.name} before that of {later}"
         facts.undo_asked += 1
 
     def _check_state(self) -> None:
@@ -423,15 +541,21 @@ class World:
         assert saga.in_flight == sum(state in (RUNNING, ASSESSING) for state in saga.states)
         assert saga.open == (bool(saga.emissions) or saga.phase not in ("halted", "ended"))
         assert saga.seq == len(self.journal)
-        running = {index for index, state in enumerate(saga.states) if state in (RUNNING, ASSESSING)}
-        assert running == {delivery.step for delivery in self.flights.values() if delivery.direction == FORWARD} & running
+        running = {saga.steps[index].name for index, state in enumerate(saga.states) if state in (RUNNING, ASSESSING)}
+        flying = {delivery.path for delivery in self.flights.values() if delivery.direction == FORWARD}
+        stranded = {saga.steps[index].name for index in saga.stranded}
+        assert running - stranded <= flying
+        if self.max_places is not None:
+            assert len(saga.steps) <= self.max_places, "places are not used again"
         if saga.phase in ("failing", "undoing", "new", "ended", "halted"):
             return
         for index, state in enumerate(saga.states):
             if state == 2 and saga.phase == "running":
                 assert index in self.retries, "backs off without a timer"
+            if state == OPENED:
+                assert index in saga.progress
 
-    def run(self, tape: Sequence[int], limit: int = 400) -> None:
+    def run(self, tape: Sequence[int], limit: int = 3_000) -> None:
         """Let `tape` choose what happens, then let an obliging world bring it to its end."""
         for number in tape:
             choices = (self.choices(calm=True) if number % 2 else []) or self.choices(calm=False)
@@ -446,29 +570,29 @@ class World:
 
     def _let_go(self) -> None:
         """What the saga does not wait for any more goes on as a zombie, whose answer may still come."""
-        for key, delivery in list(self.flights.items()):
-            if (delivery.direction == FORWARD and self.saga.states[delivery.step] not in (RUNNING, ASSESSING)) or (
-                delivery.direction == UNDO and self.saga.states[delivery.step] != 8
-            ):
-                self._gone(self.flights[key])
+        for delivery in list(self.flights.values()):
+            step, state = self.saga.steps[delivery.step], self.saga.states[delivery.step]
+            wanted = (RUNNING, ASSESSING) if delivery.direction == FORWARD else (UNDO_RUNNING,)
+            if step.name != delivery.path or state not in wanted:
+                self._gone(delivery)
 
     def check_end(self) -> None:
         """What must be true once it has settled."""
         saga = self.saga
-        assert saga.status in SETTLED
-        names = [step.name for step in self.plan.steps]
+        assert saga.status in SETTLED, f"still {saga.status}"
         assert not saga.in_flight
         if saga.status == "completed":
-            assert all(self._settled(index) for index in range(len(names)))
-            assert not any(facts.undo_asked for facts in self.facts)
+            self.model.check_completed(self.plan)
+            assert not any(facts.undo_asked for facts in self.facts.values())
+            assert not saga.progress, "an open container"
         elif saga.status in ("compensated", "cancelled"):
-            for step, facts in zip(self.plan.steps, self.facts, strict=True):
-                needed = step.undo is not None and (facts.done or bool(facts.unknown))
-                assert facts.undone == (1 if needed else 0), (step.name, facts)
+            for path, facts in self.facts.items():
+                needed = facts.undoable and (facts.done or bool(facts.unknown))
+                assert facts.undone == (1 if needed else 0), (path, facts)
         elif saga.status == "stuck":
-            for step, facts in zip(self.plan.steps, self.facts, strict=True):
-                if step.undo is not None and (facts.done or facts.unknown):
-                    assert facts.undone + bool(facts.broken) >= 1, (step.name, facts)
+            for path, facts in self.facts.items():
+                if facts.undoable and (facts.done or facts.unknown):
+                    assert facts.undone + bool(facts.broken) >= 1, (path, facts)
                 else:
                     assert not facts.undone
         folded = Saga.fold(self.plan, self.journal)
