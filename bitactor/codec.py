@@ -14,7 +14,6 @@ import enum
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from pathlib import PurePath
 from typing import Any, Final
 
 import msgpack
@@ -186,8 +185,8 @@ def _encode_extra(value: Any) -> Any:
         return msgpack.ExtType(_EXT_UUID, value.bytes)
     if isinstance(value, decimal.Decimal):
         return msgpack.ExtType(_EXT_DECIMAL, str(value).encode())
-    if isinstance(value, PurePath):
-        return str(value)
+    if hasattr(value, "__fspath__"):
+        return value.__fspath__()
     if isinstance(value, bool):
         return bool(value)
     if isinstance(value, int):

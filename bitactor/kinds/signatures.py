@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from keyword import iskeyword
 from typing import Any
 
 from bitactor.context import Context
+from bitactor.errors import DefinitionError
 
 
 def with_parameters(
@@ -16,7 +18,16 @@ def with_parameters(
 
     Args:
         made_from: the options it was declared with, beside where its arguments come from; so that they can be written down again.
+
+    Raises:
+        DefinitionError: one of the names is no identifier.
     """
+    names = [*names]
+    wrong = next((parameter for parameter in names if not parameter.isidentifier() or iskeyword(parameter)), None)
+    if wrong is not None:
+        raise DefinitionError(
+            f"{name}: {wrong!r} is no name of an argument; name it otherwise, as in {{'first': {wrong!r}}} of a collect, or bind={{…}}"
+        )
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(parameter, keyword) for parameter in names]
     if context:

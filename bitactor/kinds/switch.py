@@ -9,6 +9,7 @@ from bitactor.compiling import Parameter, Site
 from bitactor.errors import DefinitionError, StepFailed
 from bitactor.kinds.kind import Kind, function_inputs, merged, nested_inputs, target_parameters
 from bitactor.kinds.port import Close, Container, Follow, Given, Open, Opening, Progress, Skip
+from bitactor.plan import Plan
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow
@@ -72,13 +73,14 @@ class Switched(Container):
     def __init__(self, site: Site, declared: Switch) -> None:
         self._declared = declared
         self._what = site.what
-        bodies = []
-        for target in declared.targets:
-            if hasattr(target, "input_model"):
-                bodies.append(site.body(target, site.address))  # type: ignore[arg-type]
-            else:
-                name = getattr(target, "__name__", "branch").strip("<>")
-                bodies.append(site.function_body(target, name, f"{site.address}/{name}"))
+        bodies: list[Plan] = []
+        addresses: set[str] = set()
+        for number, target in enumerate(declared.targets):
+            body = _body(site, target, site.address)
+            if any(step.address in addresses for step in body.all_steps()):
+                body = _body(site, target, f"{site.address}#{number + 1}")  # another branch has steps of that name
+            addresses |= {step.address for step in body.all_steps()}
+            bodies.append(body)
         self.bodies = tuple(bodies)
         self.depth = max(body.depth for body in bodies)
         self.cases = tuple(declared.case(number) for number in range(len(bodies)))
@@ -111,3 +113,11 @@ class Switched(Container):
             return None
         known = ", ".join(getattr(test, "__name__", repr(test)) for test in declared.tests)
         raise StepFailed(f"{self._what}: no case for {value!r}; the cases are {known}; add one, a default, or optional=True")
+
+
+def _body(site: Site, target: Target, address: str) -> Plan:
+    """A branch, its steps addressed below `address`."""
+    if hasattr(target, "input_model"):
+        return site.body(target, address)  # type: ignore[arg-type]
+    name = getattr(target, "__name__", "branch").strip("<>")
+    return site.function_body(target, name, f"{address}/{name}")

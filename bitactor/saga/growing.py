@@ -57,7 +57,7 @@ class Growing:
     in_flight: int
     hops_spent: int
     progress: dict[int, Progress]
-    spare: dict[tuple[str, int], list[Scope]]
+    spare: dict[int, list[Scope]]
     stand_ins: dict[int, int]
     replaced: dict[int, int]
     fresh: list[int]
@@ -116,7 +116,7 @@ class Growing:
         container = self.steps[index]
         assert container.container is not None
         body = container.container.bodies[opening.body]
-        spare = self.spare.get((container.address, opening.body))
+        spare = self.spare.get(id(body))
         if spare:
             scope = spare.pop()
             scope.open(index, opening.key)
@@ -200,7 +200,9 @@ class Growing:
         if scope is not None and (state != WAITING or (self.steps[index].decides and not self.missing[index])):
             scope.kept = True  # a timer, or the supervisor's decision, may still come for it
         self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
-        self.progress.pop(index, None)
+        progress = self.progress.pop(index, None)
+        if progress is not None:
+            self.ttls[index] = progress.left
 
     def _settle_if_quiet(self, scope: Scope) -> None:
         index = scope.container
@@ -232,12 +234,7 @@ class Growing:
         for at in indices:
             del names[self.steps[at].name]
         self.spare = writable(self.spare)
-        self.spare.setdefault((self.steps[scope.container].address, self._body_number(scope)), []).append(scope)
-
-    def _body_number(self, scope: Scope) -> int:
-        container = self.steps[scope.container].container
-        assert container is not None
-        return next(number for number, body in enumerate(container.bodies) if body is scope.body)
+        self.spare.setdefault(id(scope.body), []).append(scope)
 
     def _reset(self, at: int) -> None:
         self.tokens[at] = None

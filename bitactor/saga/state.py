@@ -146,8 +146,8 @@ class SagaState(Growing):
         self.hops_spent = 0
         self.progress: dict[int, Progress] = NOTHING
         """How far each container is, once it is open."""
-        self.spare: dict[tuple[str, int], list[Scope]] = NOTHING
-        """Settled scopes that nothing will be asked of any more, by the address of their container and their body: to be used again."""
+        self.spare: dict[int, list[Scope]] = NOTHING
+        """Settled scopes that nothing will be asked of any more, by the identity of their body: to be used again."""
         self.stand_ins: dict[int, int] = NOTHING
         """Step → the latest one that replaces it."""
         self.replaced: dict[int, int] = NOTHING

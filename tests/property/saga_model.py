@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bitactor.codec import decode_token
+from bitactor.kinds.scope import Scope
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import Pulse
 from bitactor.saga import SagaState
@@ -40,7 +41,7 @@ class Model:
         self.open: dict[str, PlanStep] = {}
         """Containers at work."""
         self.entering: dict[str, int] = {}
-        """Container → what its next scope begins with."""
+        """Container → what its first scope begins with, or all, if they are not rounds."""
         self.least: dict[str, int] = {}
         self.happened: dict[str, None] = {}
         """Hops that happened or may have, in order."""
@@ -86,10 +87,6 @@ class Model:
         for above in ancestors(path):
             if above in self.open:
                 self.least[above] = min(self.least[above], self.ttl_of[path])
-                container = self.open[above].container
-                assert container is not None
-                if container.chained:
-                    self.entering[above] = self.least[above]
         if not replaced:
             self.final |= {path, head_of(path)}
             self.final_ttl[head_of(path)] = self.ttl_of[path]
@@ -118,7 +115,7 @@ class Model:
         if step.scope is not None:
             container = saga.steps[step.scope.container].name
             assert container in self.open, f"{step.name} runs outside of its container"
-            self._check_round(saga, step, container)
+
 
     def _least_of_causes(self, saga: SagaState, step: PlanStep) -> int:
         kept = {place: head for head, place in saga.replaced.items()}
@@ -138,19 +135,22 @@ class Model:
                 ttls.append(self.ttl_of[path])
         if ttls:
             return min(ttls)
-        return self.ttl if step.scope is None else self.entering[saga.steps[step.scope.container].name]
+        return self.ttl if step.scope is None else self._entering(saga, step, step.scope)
 
-    def _check_round(self, saga: SagaState, step: PlanStep, container: str) -> None:
-        """Rounds, and the parts of a group, come one after the other."""
+    def _entering(self, saga: SagaState, step: PlanStep, scope: Scope) -> int:
+        """Rounds, and the parts of a group, come one after the other, and each begins with what those before have left."""
+        container = saga.steps[scope.container].name
         kind = self.open[container].container
         assert kind is not None
-        assert step.scope is not None
-        if not kind.chained or step.dependencies:
-            return
-        own = {saga.steps[index].name for index in (*step.scope.indices, *step.scope.planned)}
-        for path in self.spawned:
+        entering = self.entering[container]
+        if not kind.chained:
+            return entering
+        own = {saga.steps[index].name for index in (*scope.indices, *scope.planned)}
+        for path in self.spawned | self.settled:
             if path.startswith(container + "/") and not any(path == other or path.startswith(other + "/") for other in own):
                 assert path in self.settled, f"{step.name} before {path}"
+                entering = min(entering, self.ttl_of[path])
+        return entering
 
     def check_map(self, pulse: Pulse, size: int) -> None:
         """A map is closed: every element is in its result."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,9 @@ class Random:
 
     plan: Plan
     sizes: dict[str, int] = field(default_factory=dict)
-    coins: Coins = field(default_factory=lambda: Coins(0))
+
+    def __repr__(self) -> str:
+        return "\n".join(_shown(self.plan, ""))
 
 
 class Builder:
@@ -221,7 +223,15 @@ def nested_plans(draw: st.DrawFn) -> Random:
         plan = builder.workflow(None, draw(st.integers(1, 3)), **options).check()
     except DefinitionError as error:
         raise AssertionError(f"the builder declared nonsense: {error}") from error
-    return Random(plan, builder.sizes, builder.coins)
+    return Random(plan, builder.sizes)
+
+
+def _shown(plan: Plan, indent: str) -> Iterator[str]:
+    for step in (*plan.steps, *plan.deferred.values()):
+        marks = [mark for mark in ("when", "guard", "undo", "compensate", "timeout_ns") if getattr(step, mark) is not None]
+        yield f"{indent}{step.address} {step.kind} after {step.dependencies} {marks} retries {step.retries} required {step.required}"
+        for body in step.container.bodies if step.container is not None else ():
+            yield from _shown(body, indent + "    ")
 
 
 def planner(path: str, number: int) -> tuple[bytes, bool] | None:

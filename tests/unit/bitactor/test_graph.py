@@ -230,6 +230,14 @@ def test_what_add_refuses() -> None:
     assert not workflow.steps
 
 
+def test_a_name_that_no_argument_can_have_is_refused() -> None:
+    workflow = Workflow("w", input={"x": int})
+    workflow.add(double, name="a-b")
+    with pytest.raises(DefinitionError, match="collect: 'a-b' is no name of an argument; name it otherwise"):
+        workflow.collect("all", ["a-b"])
+    workflow.collect("all", {"first": "a-b"})
+
+
 def test_a_deferred_step_is_added_too() -> None:
     workflow = Workflow("w", input={"x": int})
     workflow.add(double)
