@@ -381,7 +381,7 @@ class Supervisor:
             run.done = partial(self._hop_done, run)
         if step.surrounding is not None:
             self._attach(run, step, signal)
-        arguments: Bound | Unread = _new(Unread if step.unread else Bound, (step.arguments, saga.tokens, step.address, decided))
+        arguments: Any = _new(Unread if step.unread else Bound, (step.arguments, saga.tokens, step.address, decided))
         done = run.done if hold is None else partial(self._bounded_hop_done, run, hold)
         actor = self.host.launch(plan, step, signal, arguments, result, done, hold)
         if actor.state != ENDED:
