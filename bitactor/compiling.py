@@ -146,10 +146,13 @@ def compile_consumer(consumer: Consumer) -> Plan:
     options = consumer.options
     injected, takes = {}, None
     for parameter in parameters_of(consumer.function, what):
+        resource = resource_for(consumer.name, options["resources"], parameter)
         if parameter.name == "ctx" or parameter.annotation is Context:
             injected[parameter.name] = "ctx"
         elif parameter.name == "attempt":
             injected[parameter.name] = "attempt"
+        elif resource is not None:
+            injected[parameter.name] = f"resource:{resource}"
         elif takes is None:
             takes = parameter.name
         elif not parameter.has_default:
@@ -163,7 +166,10 @@ def compile_consumer(consumer: Consumer) -> Plan:
         index=0,
         name=consumer.__name__,
         address=consumer.listens,
-        run=Callback(function, is_coroutine_function(function), injected, ()),
+        run=Callback(function, is_coroutine_function(function), injected, (), resources=resources_among(injected)),
+        limit=options["limit"],
+        priority=options["priority"],
+        policies=tuple(options["policies"]),
         spawn=options["spawn"] or ("loop" if is_coroutine_function(function) else "thread"),
         arguments=(Argument("signal", 1, (), None, None, None, "input.signal"),),
         dependencies=(),
@@ -189,6 +195,7 @@ def compile_consumer(consumer: Consumer) -> Plan:
         missing=(0,),
         returns=0,
         errors={},
+        resources=options["resources"],
         listens=consumer.listens,
         group=consumer.group,
         broadcast=consumer.broadcast,
@@ -353,7 +360,7 @@ def injected_as(workflow: Workflow, parameter: Parameter) -> str | None:
         return "ctx"
     if parameter.name in ("ctx", "attempt"):
         return parameter.name
-    resource = resource_for(workflow, parameter)
+    resource = resource_for(workflow.name, workflow.resources, parameter)
     return None if resource is None else f"resource:{resource}"
 
 
@@ -426,7 +433,8 @@ def _dependency_names(workflow: Workflow, step: Step[Any, Any], *, strict: bool 
         if not isinstance(source, Source):
             raise DefinitionError(f"{what}: bind[{name!r}] is {source!r}; use Input(name, …), Result(step, …) or Value(v)")
         if isinstance(source, Result):
-            _require(source.step, workflow.steps, f"{what}: bind[{name!r}] takes the result of", strict, found)
+            fields = workflow.input_model.model_fields
+            _require(source.step, workflow.steps, f"{what}: bind[{name!r}] takes the result of", strict, found, fields)
         elif isinstance(source, Element):
             raise DefinitionError(f"{what}: bind[{name!r}] is {source!r}; there are elements only inside a map")
         elif isinstance(source, Input):
@@ -441,11 +449,13 @@ def _dependency_names(workflow: Workflow, step: Step[Any, Any], *, strict: bool 
     return list(found)
 
 
-def _require(name: str, known: Mapping[str, Any], what: str, strict: bool, found: dict[str, None]) -> None:
+def _require(
+    name: str, known: Mapping[str, Any], what: str, strict: bool, found: dict[str, None], meant: Iterable[str] = ()
+) -> None:
     if name in known:
         found[name] = None
     elif strict:
-        raise UnknownArgument(f"{what} {name!r}, which does not exist.{suggest(name, known)}")
+        raise UnknownArgument(f"{what} {name!r}, which does not exist.{suggest(name, {*known, *meant})}")
 
 
 def _compile_predicate(
@@ -480,21 +490,21 @@ def _compile_predicate(
     return Callback(function, False, {}, takes), tuple(extra)
 
 
-def resource_for(workflow: Workflow, parameter: Parameter) -> str | None:
+def resource_for(owner: str, resources: Mapping[str, Resource], parameter: Parameter) -> str | None:
     """The resource a parameter asks for, by its name or else by its annotation.
 
     Raises:
         DefinitionError: several resources are what its annotation says.
     """
-    if parameter.name in workflow.resources:
+    if parameter.name in resources:
         return parameter.name
     kind = parameter.annotation
     if not isinstance(kind, type):
         return None
-    found = [resource.name for resource in workflow.resources.values() if resource.provides is kind]
+    found = [resource.name for resource in resources.values() if resource.provides is kind]
     if len(found) > 1:
         raise DefinitionError(
-            f"workflow {workflow.name!r}: parameter {parameter.name!r} asks for a {kind.__name__}, and {' and '.join(found)} are; "
+            f"{owner!r}: parameter {parameter.name!r} asks for a {kind.__name__}, and {' and '.join(found)} are; "
             "call the parameter like one of them"
         )
     return found[0] if found else None
@@ -518,7 +528,11 @@ def compile_callback(
 ) -> Callback:
     injected, taken, convert_result = {}, [], None
     for parameter in parameters_of(function, what):
-        resource = resource_for(workflow, parameter) if workflow is not None and parameter.name not in takes else None
+        resource = (
+            resource_for(workflow.name, workflow.resources, parameter)
+            if workflow is not None and parameter.name not in takes
+            else None
+        )
         if parameter.annotation is Context:
             injected[parameter.name] = "ctx"
         elif parameter.name in _INJECTABLE[role]:

@@ -15,9 +15,21 @@ from bitactor.signal import FORWARD, Signal
 class Context:
     """A hop's view of itself.  Made afresh for each attempt; of no use once the hop has ended."""
 
-    __slots__ = ("_emits", "_monotonic_ns", "deadline_ns", "retries_left", "signal", "spawn", "workflow")
+    __slots__ = ("_beat", "_emits", "_monotonic_ns", "deadline_ns", "resources", "retries_left", "signal", "spawn", "workflow")
 
-    def __init__(self, signal: Signal, workflow: str, spawn: str, deadline_ns: int | None, monotonic_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        signal: Signal,
+        workflow: str,
+        spawn: str,
+        deadline_ns: int | None,
+        monotonic_ns: Callable[[], int],
+        resources: Any = None,
+        beat: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.resources = resources
+        """The resources of the step's workflow: `await ctx.resources.get("name")`."""
+        self._beat = beat
         self.signal = signal
         self.workflow = workflow
         self.spawn = spawn
@@ -94,6 +106,18 @@ class Context:
         extra = {"workflow": self.workflow, "step": self.step, "transaction": self.transaction, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"bitactor.step.{self.workflow}.{self.step}"), extra)
 
+    def heartbeat(self, data: Any = None) -> None:
+        """Say that the work goes on: the step's timeout counts from here again.  The transaction's deadline stays.
+
+        Args:
+            data: how far it is, for `transaction.progress()`; not kept.
+
+        Raises:
+            BitActorError: the hop runs in a worker process or on another node, where its time is not kept.
+        """
+        if self._beat is not None:
+            self._beat(data)
+
     async def emit(self, name: str, value: Any = None) -> None:
         """Send a signal once this hop has committed; it inherits what is left of the TTL.
 
@@ -109,6 +133,10 @@ class Context:
         if self._emits is None:
             self._emits = []
         self._emits.append((name, encode_token(value)))
+
+    def forget_emitted(self) -> None:
+        """What was emitted so far is not sent; for another run of the same attempt."""
+        self._emits = None
 
     def emitted(self) -> tuple[tuple[str, Any], ...]:
         """What was emitted so far, in order, as (name, token)."""

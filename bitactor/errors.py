@@ -22,6 +22,7 @@ BitActorError
 │   ├── TooManyHops            more hops than the workflow's `max_hops`
 │   ├── InvalidOutcome         a step returned what cannot be carried or is not allowed there
 │   ├── UndoFailed             an undo raised, or cannot take doubt
+│   ├── ResourceUnavailable    a resource could not be made
 │   ├── WorkerLost             the process that ran the hop is gone
 │   ├── RemoteError            an error raised in another process
 │   ├── Cancelled              somebody asked for the transaction to be cancelled
@@ -134,6 +135,10 @@ class InvalidOutcome(RunError):
 
 class UndoFailed(RunError):
     """An undo raised, or was needed for a hop in doubt that it cannot take."""
+
+
+class ResourceUnavailable(RunError):
+    """A resource that a step needs could not be made, or is not declared."""
 
 
 class WorkerLost(RunError):

@@ -320,7 +320,9 @@ class Workflow:
             DefinitionError: or one of its kinds; nothing was declared then.
         """
         if undo is None and (undo_in_doubt or undo_retries != DEFAULT_UNDO_RETRIES):
-            raise DefinitionError(f"workflow {self.name!r}: undo_in_doubt= and undo_retries= say how to undo, but there is no undo=")
+            raise DefinitionError(
+                f"workflow {self.name!r}: undo_in_doubt= and undo_retries= say how to undo, but there is no undo="
+            )
         for role, given in (("undo", undo), ("compensate", compensate)):
             if given is not None and not callable(given):
                 raise DefinitionError(f"workflow {self.name!r}: {role}={given!r}; give a function")
@@ -703,6 +705,10 @@ def consumer(
     timeout: float | None = None,
     deadline: float | None = None,
     spawn: str | None = None,
+    limit: str | None = None,
+    priority: int = 0,
+    policies: Sequence[Policy] = (),
+    resources: Iterable[Resource] = (),
 ) -> Callable[[Callable[..., Any]], Consumer]:
     """Declare a function as a consumer of the signals named `listens`.
 
@@ -712,7 +718,8 @@ def consumer(
         concurrency: at most this many at once in one process; None: no limit of its own.
         group: of all consumers of one group in the mesh, one gets each signal; by default each function is a group.
         broadcast: every process that has this consumer gets each signal.
-        retries, backoff, timeout, spawn: as for a step.
+        retries, backoff, timeout, spawn, limit, priority, policies: as for a step.
+        resources: what it may ask for by name or annotation, as a workflow's steps do.
         deadline: seconds from acceptance; the sender's remaining deadline holds as well.
     """
     refuse_bad_name("a consumer's signal", listens)
@@ -722,8 +729,11 @@ def consumer(
         raise DefinitionError(f"consumer of {listens!r}: concurrency=0 would never take a signal")
     options = {
         "concurrency": concurrency, "group": group, "broadcast": broadcast, "retries": retries, "backoff": backoff,
-        "timeout": timeout, "deadline": deadline, "spawn": spawn,
+        "timeout": timeout, "deadline": deadline, "spawn": spawn, "limit": limit, "priority": priority, "policies": policies,
+        "resources": _resources(f"consumer of {listens!r}", resources),
     }  # fmt: skip
+
+    _refuse_bad_extras(f"consumer of {listens!r}", options)
 
     def declare(function: Callable[..., Any]) -> Consumer:
         refuse_bad_spawn(f"consumer of {listens!r}", function, spawn)
@@ -810,6 +820,10 @@ def _refuse_unknown_options(workflow: str, options: Mapping[str, Any]) -> None:
     what = f"step of {workflow!r}"
     for option in ("retries", "timeout"):
         _refuse_negative(what, option, options.get(option))
+    _refuse_bad_extras(what, options)
+
+
+def _refuse_bad_extras(what: str, options: Mapping[str, Any]) -> None:
     priority, limit = options.get("priority", 0), options.get("limit")
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise DefinitionError(f"{what}: priority={priority!r}; it must be a whole number, the highest goes first")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pykka
@@ -59,6 +60,8 @@ class BitActor(pykka.Actor):
 
     place: Hold | None = None
     """What it has passed its supervisor's gate with; None for a hop without bounds, as most are."""
+    progress: Any = None
+    """What its latest heartbeat said."""
 
     def __init__(
         self,
@@ -103,6 +106,27 @@ class BitActor(pykka.Actor):
         budget = self.signal.budget_ns
         if budget is not None:
             self.bucket = host.wheel.arm(self, now + budget)
+
+    def heartbeat(self, data: Any) -> None:
+        """The user's function says that it goes on; from any thread.
+
+        Raises:
+            BitActorError: somebody else keeps its time.
+        """
+        if self.signal.reply_to or not self.host.keeps_time:
+            raise BitActorError(
+                f"{self.signal.name!r} cannot send heartbeats from a worker process or for another node; raise its timeout instead"
+            )
+        self.host.call_threadsafe(partial(self._beat, data))
+
+    def _beat(self, data: Any) -> None:
+        if self.state != STARTED:
+            return
+        self.progress = data
+        timeout_ns = self.step.timeout_ns
+        if self.bucket is not None and timeout_ns is not None:
+            self.host.wheel.disarm(self, self.bucket)
+            self.bucket = self.host.wheel.arm(self, self.host.monotonic_ns() + timeout_ns)
 
     def settle(self, value: Any, error: BaseException | None) -> None:
         """The user's function returned or raised.  Called on the loop's thread."""

@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as context_api
@@ -21,11 +22,15 @@ from bitactor.errors import InvalidOutcome, SignalTooLarge
 from bitactor.outcome import Outcome
 from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
-from bitactor.signal import UNDO, Fault, Signal
+from bitactor.signal import UNDO, Fault, Reply, Signal
 from mesh.actor import ENDED, LONGEST_DELAY, BitActor, Done
 from mesh.eager import TaskStarter
 from mesh.faults import error_of, fault_of
 from mesh.lending import LOAN, Loan
+from mesh.middleware import CallEvent, Middleware
+from mesh.policies import Policies
+from mesh.preparing import Preparing
+from mesh.resources import Resources, ResourceView
 from mesh.sinks.context import hop_context
 from mesh.spawners import Spawner
 from mesh.wheel import TimingWheel
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
     from mesh.gate import Hold
 
 logger = logging.getLogger("bitactor.host")
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Host:
@@ -65,6 +72,14 @@ class Host:
         """Actors that had to answer for a function which still runs."""
         self.assessments: set[asyncio.Task[None]] = set()
         self._copy_context = contextvars.copy_context().copy
+        self.resources: Resources | None = None
+        self.policies: Policies | None = None
+        self.middleware: Middleware | None = None
+        self.preparing = Preparing(self)
+        self.keeps_time = True
+        """Whether attempts' timeouts are kept here, and nowhere else."""
+        self.away: frozenset[str] = frozenset()
+        """Spawners whose hops are prepared where they run, which is elsewhere."""
 
     def launch(
         self,
@@ -82,7 +97,10 @@ class Host:
         """
         undoing = signal.direction == UNDO
         callback = step.undo if undoing and step.undo is not None else step.run
-        spawner = self.spawners[_place(step, callback) if undoing else step.spawn]
+        place_to_run = _place(step, callback) if undoing else step.spawn
+        spawner = self.spawners[place_to_run]
+        if self.middleware is not None:
+            callback, done = self._told(plan, callback, signal, done, place_to_run)
         actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done)
         actor.result = result
         if place is not None:
@@ -91,6 +109,9 @@ class Host:
             actor.begin()
             error = error_of(signal.fault, plan.errors)
             self.assess(actor, error, signal.fault)
+            return actor
+        if (callback.resources or (step.policies and not undoing)) and place_to_run not in self.away:
+            self.preparing.start(actor)
             return actor
         try:
             actor.kwargs = kwargs = arguments()
@@ -101,6 +122,38 @@ class Host:
             return actor
         spawner.start(actor)
         return actor
+
+    async def provide(self, callback: Callback) -> dict[str, Any]:
+        """The resources a function asks for.
+
+        Raises:
+            ResourceUnavailable: one could not be made.
+        """
+        if not callback.resources or self.resources is None:
+            return {}
+        return self.resources.at_hand(callback.resources) or await self.resources.provide(callback.resources)
+
+    def kwargs_of(self, actor: BitActor, callback: Callback, resources: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of one call of a hop's function, with its resources; fresh each time."""
+        return self._kwargs(actor, callback, actor.arguments(), actor.result, resources=resources)
+
+    def _told(self, plan: Plan, callback: Callback, signal: Signal, done: Done, place: str) -> tuple[Callback, Done]:
+        """The function, or, where it runs elsewhere, the whole trip, with middleware around it."""
+        assert self.middleware is not None
+        role = "undo" if signal.direction == UNDO else "run"
+        path = signal.path or signal.name.removeprefix(f"{plan.workflow}/")
+        if place not in self.away:
+            return self.middleware.wrapped(callback, role, plan.workflow, signal, path), done
+        middleware, began = self.middleware, self.monotonic_ns()
+        told = middleware.before(CallEvent(role, plan.workflow, path, signal.transaction, signal.hop, signal.attempt, {}))
+
+        def ended(actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+            raised = error or (error_of(reply.fault, plan.errors) if reply.fault is not None else None)
+            value = decode_token(reply.token) if reply.outcome == "ok" else None
+            middleware.after(told._replace(value=value, error=raised, elapsed_ns=self.monotonic_ns() - began))
+            done(actor, reply, error)
+
+        return callback, ended
 
     def call_threadsafe(self, callback: Callable[[], None]) -> None:
         """Call something on the loop's thread, from any thread."""
@@ -132,6 +185,7 @@ class Host:
 
     async def close(self) -> None:
         """Stop asking compensations."""
+        await self.preparing.close(1.0)
         tasks = list(self.assessments)
         for task in tasks:
             task.cancel()
@@ -160,7 +214,12 @@ class Host:
             logger.warning("%s of %s raised %s while handling %s", what, actor.signal.name, second, fault.summary())
 
     async def _call_policy(self, actor: BitActor, callback: Callback, error: BaseException) -> Any:
-        kwargs = self._kwargs(actor, callback, actor.arguments(), None, error)
+        resources = await self.provide(callback) if actor.step.spawn not in self.away else {}
+        kwargs = self._kwargs(actor, callback, actor.arguments(), None, error, resources=resources)
+        if self.middleware is not None:
+            role = "compensate" if callback is actor.step.compensate else "backoff"
+            path = actor.signal.path or actor.signal.name.removeprefix(f"{actor.plan.workflow}/")
+            callback = self.middleware.wrapped(callback, role, actor.plan.workflow, actor.signal, path)
         if callback.is_async:
             return await callback.function(**kwargs)
         if actor.step.spawn == "inline":
@@ -181,16 +240,21 @@ class Host:
             actor._reply("retry", error=error, fault=fault, after_ns=after_ns)
 
     def _kwargs(
-        self, actor: BitActor, callback: Callback, values: dict[str, Any], result: Any, error: BaseException | None = None
+        self,
+        actor: BitActor,
+        callback: Callback,
+        values: dict[str, Any],
+        result: Any,
+        error: BaseException | None = None,
+        resources: Mapping[str, Any] = _NONE,
     ) -> dict[str, Any]:
         """The keyword arguments of one call of the user's function."""
         step = actor.step
+        running = callback is step.run or (callback is actor.callback and actor.signal.direction != UNDO)
         if step.takes_signal is not None:
-            kwargs: dict[str, Any] = (
-                {step.takes_signal: actor.signal._replace(token=values["signal"])} if callback is step.run else {}
-            )
+            kwargs: dict[str, Any] = {step.takes_signal: actor.signal._replace(token=values["signal"])} if running else {}
         else:
-            kwargs = values if callback is step.run else {name: values[name] for name in callback.takes}
+            kwargs = values if running else {name: values[name] for name in callback.takes}
         for name, what in callback.injected.items():
             if what == "ctx":
                 if actor.context is None:
@@ -202,6 +266,8 @@ class Host:
                 kwargs[name] = convert(value) if convert is not None and value is not None else value
             elif what == "error":
                 kwargs[name] = error
+            elif what.startswith("resource:"):
+                kwargs[name] = resources.get(what.removeprefix("resource:"))
             else:
                 kwargs[name] = actor.signal.attempt
         return kwargs
@@ -209,7 +275,8 @@ class Host:
     def _context(self, actor: BitActor) -> Context:
         budget = actor.signal.budget_ns
         deadline = None if budget is None else self.monotonic_ns() + budget
-        return Context(actor.signal, actor.plan.workflow, actor.step.spawn, deadline, self.monotonic_ns)
+        view = ResourceView(self.resources, actor.plan.resources)
+        return Context(actor.signal, actor.plan.workflow, actor.step.spawn, deadline, self.monotonic_ns, view, actor.heartbeat)
 
 
 def _place(step: PlanStep, callback: Callback) -> str:

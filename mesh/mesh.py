@@ -31,6 +31,8 @@ class Mesh:
         definitions: workflows and consumers; checked here, so that what is wrong with them is said before anything runs.
         sinks: who is told about pulses, beside the collector that `otlp` names.
         clock, ids: replaceable, for tests.
+        replace: resource → object to be given out in its place, for tests.
+        middleware: objects with `before(event)` and `after(event)` around each call of a user's function; see `mesh.middleware`.
         options: see `mesh.config.Settings`; each can also come from the environment as `BITACTOR_…`.
 
     Raises:
@@ -44,12 +46,14 @@ class Mesh:
         sinks: Sequence[Sink] = (),
         clock: Clock | None = None,
         ids: Ids | None = None,
+        replace: Mapping[str, Any] | None = None,
+        middleware: Sequence[Any] = (),
         **options: Any,
     ) -> None:
         chosen = settings(**options)
         if chosen.otlp:
             sinks = [*sinks, OtelSink(chosen.otlp, service_name=chosen.service_name)]
-        self.node = Node(definitions, chosen, sinks=sinks, clock=clock, ids=ids)
+        self.node = Node(definitions, chosen, sinks=sinks, clock=clock, ids=ids, replace=replace, middleware=middleware)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -38,10 +38,13 @@ from mesh.host import Host
 from mesh.ids import TimeOrderedIds, fingerprint
 from mesh.lending import LOAN
 from mesh.links import Links
+from mesh.middleware import Middleware
 from mesh.names import consumer_name
 from mesh.outbox import Outbox
+from mesh.policies import Policies
 from mesh.pools import Pools
 from mesh.recovery import Recovery, changed
+from mesh.resources import Resources
 from mesh.run import Run
 from mesh.sinks import OtelSink, SinkRelay
 from mesh.spawners import Spawner
@@ -64,6 +67,8 @@ MOST = 1_000_000_000
 """Seconds at most between two tries to carry on after the journal could not be written."""
 COLLAPSE_DRAIN = 1.0
 """Seconds that what runs is given when the worker processes have collapsed."""
+FLUSH_WITHIN = 5.0
+"""Seconds that policies may take to hand on what they hold back."""
 SINKS_WITHIN = 5.0
 """Seconds sinks may flush at the end; one that cannot be reached gives up sooner by itself."""
 
@@ -79,6 +84,8 @@ class Node:
         sinks: Sequence[Sink] = (),
         clock: Clock | None = None,
         ids: Ids | None = None,
+        replace: Mapping[str, Any] | None = None,
+        middleware: Sequence[Any] = (),
     ) -> None:
         self.settings = settings
         self.pools = Pools(settings.pools)
@@ -86,6 +93,9 @@ class Node:
         self.plans: dict[str, Plan] = {}
         self.consumers: dict[tuple[str, str], Plan] = {}
         self._declare(definitions)
+        self.resources = Resources(self.plans.values(), replace or {}, lambda: self.clock)
+        self.policies = Policies(self.plans.values(), lambda: self.clock)
+        self.middleware = Middleware(middleware)
         self._sinks = [(sink, SinkRelay(sink)) for sink in sinks]
         self._traced = any(isinstance(sink, OtelSink) for sink in sinks)
         self._given_clock = clock
@@ -154,6 +164,9 @@ class Node:
             "process": self.processes,
         }
         self.host = Host(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
+        self.host.resources, self.host.policies = self.resources, self.policies
+        self.host.middleware = self.middleware if len(self.middleware) else None
+        self.host.away = frozenset(("process",))
         at_once = settings.store.startswith("memory:")
         told = self._tell_sinks if self._sinks else None
         self.supervisor = Supervisor(
@@ -257,6 +270,7 @@ class Node:
         if hasattr(self, "recovery"):
             self.recovery.stop()
         if hasattr(self, "supervisor"):
+            await self.policies.close(FLUSH_WITHIN)
             self.supervisor.close()
             await self.host.close()
         if self._links is not None:
@@ -265,6 +279,7 @@ class Node:
             self.registry.close()
         for spawner in getattr(self, "spawners", {}).values():
             await spawner.close(2.0)
+        await self.resources.close()
         if hasattr(self, "wheel"):
             self.wheel.close()
         self.store.close()
@@ -608,6 +623,9 @@ class Node:
             "parked": dict(self.recovery.parked),
             "processes": self.processes.statistics(),
             **(self._links.about() if self._links is not None else {"transport": {}, "refused": {}, "repeated": 0}),
+            "resources": self.resources.about(),
+            "patterns": self.policies.about(),
+            "middleware_disabled": list(self.middleware.disabled),
             "sinks": [_about_sink(sink, relay) for sink, relay in self._sinks],
         }
 

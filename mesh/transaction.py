@@ -132,6 +132,11 @@ class Transaction:
         """Step → value of everything that is done, also when the transaction fails; None for skipped steps."""
         return {name: decode_token(token) for name, token in self._run.saga.results().items()}
 
+    def progress(self) -> dict[str, Any]:
+        """Step → what its latest heartbeat said, for those that run here now."""
+        actors = list(self._run.actors.values())
+        return {actor.step.name: actor.progress for actor in actors if actor.progress is not None}
+
     def errors(self) -> list[BaseException]:
         """What went wrong so far: the original error first, then those of compensation and undo."""
         run = self._run

@@ -189,6 +189,7 @@ class Growing:
         scope = self.catching(index)
         assert scope is not None
         self.progress[scope.container].failing.setdefault(scope.base, fault)
+        self._close_unfinished(index)
         for other in self.within(scope):
             if self.states[other] in (WAITING, BACKING_OFF, OPENED):
                 self._break_off(other)
@@ -200,6 +201,9 @@ class Growing:
         if scope is not None and (state != WAITING or (self.steps[index].decides and not self.missing[index])):
             scope.kept = True  # a timer, or the supervisor's decision, may still come for it
         self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
+        self._close_unfinished(index)
+
+    def _close_unfinished(self, index: int) -> None:
         progress = self.progress.pop(index, None)
         if progress is not None:
             self.ttls[index] = progress.left

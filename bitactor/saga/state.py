@@ -211,7 +211,10 @@ class SagaState(Growing):
         """The least that any cause of `step` carries; for the first steps, what the stimulus carried."""
         dependencies = step.dependencies
         if not dependencies:
-            return self.ttl if step.scope is None else self.progress[step.scope.container].ttl
+            if step.scope is None:
+                return self.ttl
+            container = step.scope.container
+            return self.ttls[container] if step.surrounding is not None else self.progress[container].ttl
         if len(dependencies) == 1:
             return self.ttls[dependencies[0]]
         ttls = self.ttls
@@ -524,6 +527,9 @@ class SagaState(Growing):
             self._doubt(pulse, index)
 
     def _step_halted(self, pulse: Pulse, index: int) -> None:
+        if "lost" in (pulse.data or {}):
+            self._expect_late(pulse.hop, index)
+            self._note_doubt(pulse.hop, index)
         if self.steps[index].surrounding is not None:
             self._stops_proceeding(index)
         self.in_flight -= 1

@@ -102,12 +102,19 @@ class Undoing(Telling):
     def _pause_what_is_around(self, now_ns: int) -> None:
         """Functions around nested steps wait for what will not come before we are resumed: once nothing else is in flight, stop them."""
         flying = [index for index, state in enumerate(self.states) if state in IN_FLIGHT]
+        if not all(index in self.stranded or self._waits_inside(index) for index in flying):
+            return
         for index in flying:
-            scope = self.steps[index].scope
-            if self.steps[index].surrounding is None or scope is None or not self.progress[scope.container].proceeding:
-                return
-        for index in flying:
-            self._pause_around(index, now_ns)
+            if index in self.stranded:
+                self.stranded.discard(index)
+                self._tell_step(index, HALTED, now_ns, data={"reason": "", "lost": "its process ended"})
+            else:
+                self._pause_around(index, now_ns)
+
+    def _waits_inside(self, index: int) -> bool:
+        """Whether it is a function that waits for the steps it is around."""
+        step = self.steps[index]
+        return step.surrounding is not None and step.scope is not None and self.progress[step.scope.container].proceeding
 
     def _pause_around(self, index: int, now_ns: int) -> None:
         self._tell_step(index, HALTED, now_ns, data={"reason": ""})

@@ -22,6 +22,7 @@ from mesh.actor import BitActor
 from mesh.clock import SystemClock
 from mesh.faults import fault_of
 from mesh.host import Host
+from mesh.resources import Resources
 from mesh.spawners.definitions import load
 from mesh.spawners.errand import unpack_errand
 from mesh.spawners.inline import InlineSpawner
@@ -70,6 +71,8 @@ class Worker:
         self._parent = parent
         self._transport = ZmqTransport(endpoint, loop=loop)
         self._host = Host(loop, clock, BackstopWheel(clock), {"process": WorkerSpawner()})
+        self._host.keeps_time = False
+        self._host.resources = self._resources = Resources((), {}, lambda: clock)
         self._plans: dict[tuple[str, str], Plan] = {}
 
     def open(self, number: str) -> None:
@@ -94,7 +97,9 @@ class Worker:
         try:
             workflow, digest, modules = decode_token(question.argument)
             if (workflow, digest) not in self._plans:
-                self._plans[workflow, digest] = load(workflow, digest, modules)
+                plan = load(workflow, digest, modules)
+                self._resources.add(plan)
+                self._plans[workflow, digest] = plan
         except BitActorError as problem:
             logger.error("%s", problem, exc_info=problem.__cause__)
             error = str(problem)

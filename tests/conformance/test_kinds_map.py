@@ -221,16 +221,17 @@ async def test_cost_is_flat() -> None:
     async def cost(length: int, batch: int) -> tuple[float, float]:
         workflow = Workflow("flat", input={"length": int})
         workflow.map(name="each", over=lambda length: range(length), batch=batch, keep=False, spawn="inline")(lambda element: None)
+        best = float("inf")
         async with Mesh(workflow) as mesh:
-            before = time.perf_counter()
-            transaction = await mesh.stimulate(workflow, {"length": length})
-            assert await transaction.result(BOUND * 3) == {"count": length}
-            return (time.perf_counter() - before) / length, len(transaction.raw_pulses()) / length
+            for _ in range(3):
+                before = time.perf_counter()
+                transaction = await mesh.stimulate(workflow, {"length": length})
+                assert await transaction.result(BOUND * 3) == {"count": length}
+                best = min(best, (time.perf_counter() - before) / length)
+            return best, len(transaction.raw_pulses()) / length
 
-    await cost(1_000, 100)
-    short, long = await cost(3_000, 100), await cost(60_000, 100)
+    short, long, wide = await cost(3_000, 100), await cost(60_000, 100), await cost(60_000, 3_000)
     assert long[1] <= short[1] and long[0] < 5 * short[0]
-    wide = await cost(60_000, 3_000)
     assert wide[1] < long[1] and wide[0] < 5 * long[0]
 
 

@@ -226,6 +226,18 @@ def test_mermaid() -> None:
         assert word in drawn, word
 
 
+@claim("Running", "A diagram after a run is coloured by what happened.")
+async def test_mermaid_of_a_run() -> None:
+    workflow = Workflow("drawn")
+    workflow.step(name="works")(lambda: 1).undo(lambda: None)
+    workflow.step(name="breaks")(lambda works: 1 / 0)
+    async with Mesh(workflow) as mesh:
+        transaction = await finish(mesh, workflow)
+        drawn = workflow.mermaid(transaction.raw_pulses())
+    assert drawn != workflow.mermaid()
+    assert "classDef undone" in drawn and "classDef failed" in drawn, drawn
+
+
 @claim("Running", "A transaction's caller may go away; it runs on to its end.")
 async def test_the_caller_goes_away() -> None:
     workflow = Workflow("orphan")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from bitactor import Value
 from bitactor.codec import decode_token
+from bitactor.kinds.map import Map
 from bitactor.kinds.scope import Scope
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import Pulse
@@ -42,6 +44,8 @@ class Model:
         """Containers at work."""
         self.entering: dict[str, int] = {}
         """Container → what its first scope begins with, or all, if they are not rounds."""
+        self.proceeded: set[str] = set()
+        """Functions around steps that have begun these, which then begin with one less than the function itself."""
         self.least: dict[str, int] = {}
         self.happened: dict[str, None] = {}
         """Hops that happened or may have, in order."""
@@ -72,6 +76,7 @@ class Model:
             self.entering[path] = self.least[path] = pulse.ttl
         elif step.container.surrounds:
             self.entering[path] = pulse.ttl - 1
+            self.proceeded.add(path)
 
     def _note_settled(self, pulse: Pulse, data: Any) -> None:
         path = pulse.step
@@ -87,9 +92,21 @@ class Model:
         for above in ancestors(path):
             if above in self.open:
                 self.least[above] = min(self.least[above], self.ttl_of[path])
+        if "caught" in data:
+            self._break_off(path)
         if not replaced:
             self.final |= {path, head_of(path)}
             self.final_ttl[head_of(path)] = self.ttl_of[path]
+
+    def _break_off(self, path: str) -> None:
+        """A failure was caught by the innermost map that does that: the containers in that element are closed without a word."""
+        for above in ancestors(path):
+            container = self.open[above].container if above in self.open else None
+            key = path.removeprefix(above + "/").partition("/")[0]
+            if container is not None and container.catches and key.isdigit():
+                element = f"{above}/{key}/"
+                self.open = {name: step for name, step in self.open.items() if not name.startswith(element)}
+                return
 
     def _move_to_end(self, path: str) -> None:
         self.happened.pop(path, None)
@@ -142,7 +159,7 @@ class Model:
         container = saga.steps[scope.container].name
         kind = self.open[container].container
         assert kind is not None
-        entering = self.entering[container]
+        entering = self.entering[container] + (step.surrounding is not None and container in self.proceeded)
         if not kind.chained:
             return entering
         own = {saga.steps[index].name for index in (*scope.indices, *scope.planned)}
@@ -152,10 +169,14 @@ class Model:
                 entering = min(entering, self.ttl_of[path])
         return entering
 
-    def check_map(self, pulse: Pulse, size: int) -> None:
+    def check_map(self, pulse: Pulse, declared: Map) -> None:
         """A map is closed: every element is in its result."""
         value = decode_token(pulse.token_out)
-        if isinstance(value, list):
+        assert isinstance(declared.over, Value)
+        size = len(declared.over.value)
+        if declared.reduce is not None:
+            assert value == size, (pulse.step, value)
+        elif isinstance(value, list):
             assert len(value) == size, (pulse.step, value)
         else:
             assert len(value.get("results", ())) + value.get("count", 0) + len(value.get("errors", ())) == size, value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import strategies as st
@@ -37,10 +37,9 @@ class Coins:
 
 @dataclass
 class Random:
-    """A random plan, and what a world has to know of it."""
+    """A random plan, shown as a tree."""
 
     plan: Plan
-    sizes: dict[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return "\n".join(_shown(self.plan, ""))
@@ -53,20 +52,19 @@ class Builder:
         self.draw = draw
         self.count = 0
         self.coins = Coins(draw(st.integers(0, 2**20)))
-        self.sizes: dict[str, int] = {}
 
-    def workflow(self, address: str | None, depth: int, *, undo: bool = True, **options: Any) -> Workflow:
+    def workflow(self, depth: int, *, undo: bool = True, nested: bool = True, **options: Any) -> Workflow:
         """A workflow of one to four steps, nested at most `depth` levels deep."""
         self.count += 1
         name = f"w{self.count}"
-        fields = {} if address is None else {"x": (Any, 0)}
+        fields = {"x": (Any, 0)} if nested else {}
         made = Workflow(name, input=fields, ttl=MAX_TTL, **options)
         taken: list[str] = []
         for number in range(self.draw(st.integers(1, 4 if depth else 3))):
             kind = self.draw(st.sampled_from(KINDS if depth else KINDS[:5]))
             step = f"{'t' if kind == 'emitter' else 's'}{number}"
             after = self.draw(st.lists(st.sampled_from(taken), unique=True, max_size=2)) if taken else []
-            getattr(self, "_" + kind.replace(" ", "_"))(made, step, after, f"{address or name}/{step}", depth, undo)
+            getattr(self, "_" + kind.replace(" ", "_"))(made, step, after, depth, undo)
             taken.append(step)
         if any(step.startswith("t") for step in taken):
             self._deferred(made, undo)
@@ -109,7 +107,7 @@ class Builder:
             raise ValueError("a transform that fails")
         return value + 1
 
-    def _step(self, made: Workflow, name: str, after: list[str], address: str, depth: int, undo: bool) -> None:
+    def _step(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         self._declare(made, name, self._step_options(after), undo, made.step)
 
     _emitter = _step
@@ -119,14 +117,13 @@ class Builder:
             options = self._step_options([])
             self._declare(made, name, {key: value for key, value in options.items() if key != "guard"}, undo, made.deferred)
 
-    def _map(self, made: Workflow, name: str, after: list[str], address: str, depth: int, undo: bool) -> None:
-        size, options = self._size(address), self._options(after)
+    def _map(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
+        options = self._options(after)
         reduce = (lambda total, batch: total + len(batch)) if self.draw(st.integers(0, 3)) == 3 else None
         if reduce is not None:
             options |= {"reduce": reduce, "initial": 0}
-            del self.sizes[address]
         step = made.map(
-            over=Value([*range(size)]), name=name, batch=self.draw(st.integers(1, 4)), on_error=self._on_error(reduce), **options
+            over=self._elements(), name=name, batch=self.draw(st.integers(1, 4)), on_error=self._on_error(reduce), **options
         )(_double)
         if undo and self.draw(st.booleans()):
             step.undo(lambda element, result: None)
@@ -134,53 +131,52 @@ class Builder:
     def _on_error(self, reduce: Any) -> str:
         return "fail" if reduce is not None else self.draw(st.sampled_from(["fail", "collect"]))
 
-    def _size(self, address: str) -> int:
-        self.sizes[address] = size = self.draw(st.integers(0, 6))
-        return size
+    def _elements(self) -> Value:
+        return Value([*range(self.draw(st.integers(0, 6)))])
 
     def _map_of_workflows(
-        self, made: Workflow, name: str, after: list[str], address: str, depth: int, undo: bool, on_error: str = "fail"
+        self, made: Workflow, name: str, after: list[str], depth: int, undo: bool, on_error: str = "fail"
     ) -> None:
         made.map(
-            name=name, workflow=self.workflow(address, depth - 1, undo=undo and on_error == "fail"), over=Value([*range(self._size(address))]),
+            name=name, workflow=self.workflow(depth - 1, undo=undo and on_error == "fail"), over=self._elements(),
             batch=self.draw(st.integers(1, 4)), bind={"x": Element()}, ordered=self.draw(st.booleans()), on_error=on_error,
             keep=self.draw(st.booleans()), **self._options(after),
         )  # fmt: skip
 
-    def _map_that_collects(self, made: Workflow, name: str, after: list[str], address: str, depth: int, undo: bool) -> None:
-        self._map_of_workflows(made, name, after, address, depth, undo, "collect")
+    def _map_that_collects(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
+        self._map_of_workflows(made, name, after, depth, undo, "collect")
 
-    def _compose(self, made: Workflow, name: str, after: list[str], address: str, depth: int, undo: bool) -> None:
-        made.compose(name, self.workflow(address, depth - 1, undo=undo), bind={"x": Value(5)}, **self._options(after))
+    def _compose(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
+        made.compose(name, self.workflow(depth - 1, undo=undo), bind={"x": Value(5)}, **self._options(after))
 
-    def _switch(self, made: Workflow, name: str, after: list[str], address: str, depth: int, undo: bool) -> None:
+    def _switch(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         on = Result(after[0]).map(lambda value: str(value)[:1]) if after else Value("2")
-        nested = self.workflow(address, depth - 1, undo=undo)
+        nested = self.workflow(depth - 1, undo=undo)
         cases: list[tuple[Any, Any]] = [("2", nested), (lambda value: value in "1357", _branch)]
         optional = self.draw(st.booleans())
-        default = None if optional else self.workflow(address, depth - 1, undo=undo)
+        default = None if optional else self.workflow(depth - 1, undo=undo)
         made.switch(name, on, cases, default=default, optional=optional, bind={"x": Value(1)}, **self._options(after))
 
-    def _group(self, made: Workflow, name: str, after: list[str], address: str, depth: int, undo: bool) -> None:
+    def _group(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         made.group(
-            name, self.workflow(address, depth - 1, undo=undo), bind={"x": Value(1)}, before_all=_before if self.draw(st.booleans()) else None,
+            name, self.workflow(depth - 1, undo=undo), bind={"x": Value(1)}, before_all=_before if self.draw(st.booleans()) else None,
             after_all=_after, **self._options(after),
         )  # fmt: skip
 
-    def _recurse(self, made: Workflow, name: str, after: list[str], address: str, depth: int, undo: bool) -> None:
+    def _recurse(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         until = self.draw(st.sampled_from([None, lambda result: self.coins.throw(3) == 0]))
-        nested = self.workflow(address, depth - 1, undo=undo)
+        nested = self.workflow(depth - 1, undo=undo)
         made.recurse(name, nested, at_most=self.draw(st.integers(1, 3)), until=until, bind={"x": Value(1)}, **self._options(after))
 
-    def _iterate(self, made: Workflow, name: str, after: list[str], address: str, depth: int, undo: bool) -> None:
+    def _iterate(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         until = self.draw(st.sampled_from([None, lambda result: self.coins.throw(3) == 0]))
         step = made.iterate(name=name, start=Value(1), until=until, at_most=self.draw(st.integers(1, 4)), **self._options(after))(_next)
         if undo and self.draw(st.booleans()):
             step.undo(in_doubt=True)(lambda ctx: None)
 
-    def _around(self, made: Workflow, name: str, after: list[str], address: str, depth: int, undo: bool) -> None:
+    def _around(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         made.around(
-            name=name, workflow=self.workflow(address, depth - 1, undo=undo), bind={"x": Value(1)}, **self._options(after)
+            name=name, workflow=self.workflow(depth - 1, undo=undo), bind={"x": Value(1)}, **self._options(after)
         )(_around)
 
 
@@ -220,10 +216,10 @@ def nested_plans(draw: st.DrawFn) -> Random:
         "grace": 2.0, "undo_timeout": 60.0, "redeliveries": draw(st.integers(0, 2)), "max_hops": draw(st.sampled_from([None, None, None, 30])),
     }  # fmt: skip
     try:
-        plan = builder.workflow(None, draw(st.integers(1, 3)), **options).check()
+        plan = builder.workflow(draw(st.integers(1, 3)), nested=False, **options).check()
     except DefinitionError as error:
         raise AssertionError(f"the builder declared nonsense: {error}") from error
-    return Random(plan, builder.sizes)
+    return Random(plan)
 
 
 def _shown(plan: Plan, indent: str) -> Iterator[str]:

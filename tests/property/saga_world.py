@@ -7,7 +7,7 @@ known by its path (`orders/17/charge`): the saga uses the places of settled scop
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -17,6 +17,7 @@ from saga_model import Model
 from bitactor.arguments import Unread
 from bitactor.codec import decode_pulse, encode_pulse, encode_token
 from bitactor.deciding import decide
+from bitactor.kinds.map import Mapped
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import Pulse
 from bitactor.saga import (
@@ -89,7 +90,6 @@ class World:
 
     Args:
         planner: `Then`: a step's path and a number → what its reply asks for, and whether that is nonsense.
-        sizes: address of a map → how many elements it is over.
         max_places: how many places the saga may need at most; None: not checked.
     """
 
@@ -100,7 +100,6 @@ class World:
         ttl: int,
         deadline_s: float | None = None,
         planner: Callable[[str, int], tuple[bytes, bool] | None] | None = None,
-        sizes: Mapping[str, int] | None = None,
         max_places: int | None = None,
     ) -> None:
         self.plan = plan
@@ -124,7 +123,6 @@ class World:
         self.settles: list[str] = []
         self.late: Counter[tuple[str, int]] = Counter()
         self.planner = planner
-        self.sizes = sizes or {}
         self.max_places = max_places
         deadline_ns = None if deadline_s is None else self.now_ns + int(deadline_s * 1e9)
         self.feed(Accept(None, tuple(None for _ in plan.inputs), ttl, deadline_ns, {"key": "k"}))
@@ -303,7 +301,7 @@ class World:
 
     def _token(self, delivery: Delivery) -> Any:
         step = self.saga.steps[delivery.step]
-        if step.name != delivery.path or step.kind != "batch" or delivery.direction == UNDO:
+        if self.saga.hops[delivery.step] != delivery.hop or step.kind != "batch":
             return encode_token(crc32(delivery.path.encode()) % 7)
         values = Unread(step.arguments, self.saga.tokens, step.address, self.saga.decided.get(step.index))()
         hop = Hop(self.plan, step, self._signal(delivery, step.address), values, None, lambda: 0)
@@ -519,8 +517,8 @@ class World:
                 facts.unknown.clear()
         self.model.note(pulse, step, in_doubt=bool(facts.unknown))
         answered = pulse.data is not None and "answered" in pulse.data
-        if pulse.kind == "completed" and step.container is not None and step.address in self.sizes and not answered:
-            self.model.check_map(pulse, self.sizes[step.address])
+        if pulse.kind == "completed" and isinstance(step.container, Mapped) and not answered:
+            self.model.check_map(pulse, step.container._declared)
 
     def _check_undo(self, index: int) -> None:
         step = self.saga.steps[index]

@@ -16,4 +16,4 @@ TAPES = st.lists(st.integers(0, 2**16), max_size=100)
 def test_whatever_happens_to_nested_steps_the_saga_stays_consistent_and_ends(
     given_: Random, tape: list[int], ttl: int, deadline: float | None
 ) -> None:
-    World(given_.plan, ttl=ttl, deadline_s=deadline, planner=planner, sizes=given_.sizes).run(tape)
+    World(given_.plan, ttl=ttl, deadline_s=deadline, planner=planner).run(tape)

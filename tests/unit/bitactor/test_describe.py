@@ -154,6 +154,10 @@ def double(element: int) -> int:
     return 2 * element
 
 
+def odd(element: int) -> Callable[[], None]:
+    return lambda: None
+
+
 def improve(state: int) -> int:
     return state
 
@@ -194,6 +198,7 @@ def array(items: Any) -> Any:
         (lambda w: w.map(double, over="rows"), array(INTEGER)),
         (lambda w: w.map(name="s", over="rows", workflow=nested(text), bind={"x": Element()}), array(STRING)),
         (lambda w: w.map(double, over="rows", reduce=add_up), STRING),
+        (lambda w: w.map(odd, over="rows"), array({})),
         (lambda w: w.collect("s", ["x"], transform=total), INTEGER),
         (lambda w: w.template("s", "{x}"), STRING),
         (lambda w: w.flunk("s", "{x}"), {}),

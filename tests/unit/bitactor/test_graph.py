@@ -167,6 +167,20 @@ def shape_of(step: PlanStep) -> Any:
     )  # fmt: skip
 
 
+def kinds(workflow: Workflow) -> Any:
+    """What each step that is made of others was declared with; nested workflows by name, their plans are compared already."""
+    return {
+        name: {option: named(value) for option, value in vars(step.kind).items()} if step.kind is not None else None
+        for name, step in workflow.steps.items()
+    }
+
+
+def named(value: Any) -> Any:
+    if isinstance(value, list):
+        return [named(item) for item in value]
+    return value.name if isinstance(value, Workflow) else value
+
+
 def function_of(callback: Any) -> Any:
     return callback.function if isinstance(callback, Callback) else callback
 
@@ -177,6 +191,7 @@ def there_and_back(workflow: Workflow) -> Workflow:
     assert again.to_dict() == data
     assert again.check().digest == workflow.check().digest
     assert shape(again.check()) == shape(workflow.check())
+    assert kinds(again) == kinds(workflow)
     return again
 
 
@@ -411,10 +426,51 @@ def test_any_graph_goes_there_and_back(parts: list[tuple[str, int, str]], return
         usable += [] if kind == "deferred" else [f"{name}{number}"]
     if returns:
         workflow.returns(usable[0])
-    there_and_back(workflow)
+    again = there_and_back(workflow)
+    assert again.describe() == workflow.describe() and again.mermaid() == workflow.mermaid()
 
 
 # What cannot be written
+
+
+@dataclass(frozen=True)
+class Forgetful:
+    """What is made from its fields is something else."""
+
+    factor: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", self.factor + 1)
+
+    def __call__(self, x):  # type: ignore[no-untyped-def]
+        return self.factor * x
+
+
+@dataclass(frozen=True, init=False)
+class Closed:
+    """What it was made from is not kept."""
+
+    factor: int
+
+    def __init__(self, text: str) -> None:
+        object.__setattr__(self, "factor", len(text))
+
+    def __call__(self, x):  # type: ignore[no-untyped-def]
+        return self.factor * x
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (Forgetful(1), r"Forgetful\(factor=2\) is Forgetful\(factor=3\) when it is made again from its fields"),
+        (Closed("ab"), r"Closed\(factor=2\) does not keep 'text', so it cannot be made again"),
+    ],
+)
+def test_an_object_that_cannot_be_made_again_is_refused(function: Any, said: str) -> None:
+    workflow = Workflow("w", input={"x": int})
+    workflow.add(function, name="called")
+    with pytest.raises(DefinitionError, match=said):
+        workflow.to_dict()
 
 
 def test_what_has_no_import_path_is_refused_with_its_place() -> None:

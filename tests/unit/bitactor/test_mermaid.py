@@ -387,6 +387,25 @@ def test_pulses_of_another_workflow_are_refused() -> None:
         workflow.mermaid(run_workflow(nested(), {"x": 1}).pulses)
 
 
+def test_what_was_stopped_has_not_failed() -> None:
+    async def waits(x: int) -> None:
+        await asyncio.Event().wait()
+
+    workflow = outer()
+    workflow.add(waits)
+    workflow.add(boom)
+
+    async def main() -> str:
+        async with Mesh(workflow, store="memory://") as mesh:
+            transaction = await mesh.stimulate("outer", {"x": 1})
+            assert await transaction.ended(30) == "compensated"
+            return workflow.mermaid(transaction.pulses())
+
+    drawn = asyncio.run(main())
+    assert box(drawn, "waits") == "waits<br/>stopped" and look(drawn, "s0") == {"skipped"}
+    assert box(drawn, "boom") == "boom<br/>failed"
+
+
 def test_what_a_mesh_tells_is_drawn_alike() -> None:
     """As `tx.pulses()` has it, with tokens decoded; and a function around steps, which needs a mesh."""
 

@@ -86,6 +86,28 @@ async def test_cancelled_when_it_has_just_been_told_to_go() -> None:
     assert await tasks[2] == "third"
 
 
+async def test_nobody_takes_the_place_of_who_has_just_been_told_to_go() -> None:
+    bench = Bench(Bulkhead("x", concurrent=1, queue=2))
+    step = Step()
+    order: list[str] = []
+
+    async def named(name: str) -> None:
+        order.append(name)
+        await step()
+
+    for name in ("first", "second"):
+        bench.begin(lambda name=name: named(name))
+    await turns()
+    step.end()
+    bench.begin(lambda: named("third"))
+    await turns()
+    assert order == ["first", "second"] and bench["running"] == 1
+    for _ in range(2):
+        step.end()
+        await turns()
+    assert order == ["first", "second", "third"]
+
+
 EVENTS = st.lists(
     st.one_of(st.just("call"), st.tuples(st.just("end"), st.integers(0, 3)), st.integers(0, 12), st.floats(0.0, 2.0)), max_size=40
 )

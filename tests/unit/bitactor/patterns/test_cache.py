@@ -123,8 +123,11 @@ async def test_what_cannot_be_carried_is_said_and_not_kept() -> None:
 
 async def test_fields_of_a_template_are_told_apart() -> None:
     bench = Bench(Cache("users", key="{a}:{b}"))
-    await ask(bench, "first", a="1:2", b="3")
-    assert await ask(bench, "second", a="1", b="2:3") == ("second", True)
+    asked = [("1:2", "3"), ("1", "2:3"), ("12", "3"), ("1", "23")]
+    for a, b in asked:
+        assert await ask(bench, [a, b], a=a, b=b) == ([a, b], True)
+    for a, b in asked:
+        assert await ask(bench, None, a=a, b=b) == ([a, b], False)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,17 @@ async def test_so_many_successes_close_it() -> None:
         assert bench["state"] == state
 
 
+async def test_successes_before_a_failure_do_not_count_afterwards() -> None:
+    bench = await half_open(successes=2)
+    await bench.now()
+    await fail(bench)
+    await bench.pass_time(30.0)
+    await bench.now()
+    assert bench["state"] == "half-open"
+    await bench.now()
+    assert bench["state"] == "closed"
+
+
 async def test_a_cancelled_probe_frees_its_place() -> None:
     bench = await half_open()
     probe = bench.begin(Step())

@@ -1,0 +1,90 @@
+"""The resilience patterns of a mesh: their states, and running an attempt inside them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from bitactor.errors import ConfigurationError
+from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
+from bitactor.plan import Plan
+from bitactor.ports import Clock
+
+logger = logging.getLogger("bitactor.policies")
+
+
+class Policies:
+    """The states of all policies of one mesh, each opened when first needed, and kept over all runs.
+
+    Raises:
+        ConfigurationError: a step in a worker process has one, or two of one pattern and name are not the same.
+    """
+
+    def __init__(self, plans: Iterable[Plan], clock: Callable[[], Clock]) -> None:
+        self._clock = clock
+        self._declared: dict[tuple[str, str], Policy] = {}
+        self._states: dict[tuple[str, str], PolicyState] = {}
+        for plan in plans:
+            for step in plan.all_steps():
+                for policy in step.policies:
+                    self._add(policy, step.address, step.spawn)
+
+    def __len__(self) -> int:
+        return len(self._declared)
+
+    async def run(self, policies: Sequence[Policy], call: Call, proceed: Proceed) -> Any:
+        """One attempt: the first policy is the outermost."""
+        states = [self._state(policy) for policy in policies]
+        return await _inside(states, call, proceed)
+
+    def about(self) -> list[dict[str, Any]]:
+        """How each stands, as plain data."""
+        return [{"pattern": pattern, "name": name, **self._about(pattern, name)} for pattern, name in sorted(self._declared)]
+
+    async def close(self, timeout: float) -> None:
+        """Flush what is held back; an error is logged.  Twice is once."""
+        states, self._states = self._states, {}
+        closing = [asyncio.ensure_future(self._close_one(key, state, timeout)) for key, state in states.items()]
+        if closing:
+            await asyncio.wait(closing, timeout=timeout)
+            for task in closing:
+                task.cancel()
+
+    def _add(self, policy: Policy, address: str, spawn: str) -> None:
+        if spawn == "process":
+            raise ConfigurationError(
+                f"step {address!r} has policies, whose state is in this process, and spawn='process'; let a step in a thread or on the loop "
+                "carry them"
+            )
+        known = self._declared.setdefault(policy.key, policy)
+        if known != policy:
+            pattern, name = policy.key
+            raise ConfigurationError(
+                f"two policies are called {pattern} {name!r} and differ: {known!r} and, at step {address!r}, {policy!r}; "
+                "those of one name share one state, so give one of them another name"
+            )
+
+    def _state(self, policy: Policy) -> PolicyState:
+        state = self._states.get(policy.key)
+        if state is None:
+            state = self._states[policy.key] = policy.open(self._clock())
+        return state
+
+    def _about(self, pattern: str, name: str) -> Mapping[str, Any]:
+        state = self._states.get((pattern, name))
+        return state.about() if state is not None else {}
+
+    async def _close_one(self, key: tuple[str, str], state: PolicyState, timeout: float) -> None:
+        try:
+            await state.close(timeout)
+        except Exception:
+            logger.exception("%s %r could not be flushed", *key)
+
+
+def _inside(states: Sequence[PolicyState], call: Call, proceed: Proceed) -> Awaitable[Any]:
+    if not states:
+        return proceed()
+    outermost, *inner = states
+    return outermost.around(call, lambda: _inside(inner, call, proceed))

@@ -1,0 +1,334 @@
+"""The four use cases of Kailash's guide, against real local services: each promise is looked for where it has to show."""
+
+from __future__ import annotations
+
+import importlib
+import sqlite3
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bitactor import Pulse, WorkflowFailed
+from bitactor.testing import FakeClock
+from mesh import Mesh, Transaction
+from tests.e2e.support import BOUND, until
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "kailash"
+MODULES = ("stand_ins", "places", "api_pipeline", "multi_source", "file_processing", "resilient_service")
+LONG = 60.0
+"""Seconds for a whole pipeline; never reached when all is well."""
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[SimpleNamespace]:
+    """The example's modules, as its program imports them."""
+    sys.path.insert(0, str(EXAMPLE))
+    try:
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+    finally:
+        sys.path.remove(str(EXAMPLE))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def services(example: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with example.stand_ins.StandIns() as services:
+        monkeypatch.setenv("KAILASH_SERVICES", services.url)
+        monkeypatch.setenv("KAILASH_DATABASE", f"sqlite+aiosqlite:///{tmp_path}/data.db")
+        yield services
+
+
+def rows(directory: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(directory / "data.db")) as connection:
+        return connection.execute(query).fetchall()
+
+
+def of_kind(transaction: Transaction, kind: str, ending: str = "") -> list[Pulse]:
+    return [pulse for pulse in transaction.pulses() if pulse.kind == kind and pulse.step.endswith(ending)]
+
+
+def most_under_way(transaction: Transaction, ending: str) -> int:
+    """How many hops of a step were under way at once, as the journal has it."""
+    now = most = 0
+    for pulse in transaction.pulses():
+        if pulse.step.endswith(ending):
+            now += {"spawned": 1, "completed": -1, "failed": -1, "retried": -1, "timed_out": -1}.get(pulse.kind, 0)
+            most = max(most, now)
+    return most
+
+
+# 1. API data pipeline
+
+
+def pipeline(example: SimpleNamespace, **options: Any) -> tuple[Mesh, Any]:
+    workflow = example.api_pipeline.api_pipeline
+    return Mesh(workflow, pools={example.api_pipeline.AT_ONCE: 10}, **options), workflow
+
+
+async def test_the_rate_limit_limits(example: SimpleNamespace, services: Any) -> None:
+    clock = FakeClock()
+    limit = next(policy for policy in example.api_pipeline.fetch_page.steps["users"].options["policies"])
+    mesh, workflow = pipeline(example, clock=clock)
+    async with mesh:
+        transaction = await mesh.stimulate(workflow, {"pages": 24})
+        await until(lambda: len(of_kind(transaction, "spawned", "/users")) == 24)
+        for allowed in range(limit.burst, 25):
+            await until(lambda allowed=allowed: services.asked["users"] >= allowed)
+            assert services.asked["users"] == allowed, "not one more, while time stands still"
+            clock.advance(1 / limit.per_second)
+        await transaction.result(LONG)
+    assert services.refused == 0
+
+
+async def test_every_user_is_stored_or_reported(example: SimpleNamespace, services: Any, tmp_path: Path) -> None:
+    mesh, workflow = pipeline(example)
+    async with mesh:
+        report = await (await mesh.stimulate(workflow, {"pages": 24})).result(LONG)
+    without = sorted(example.stand_ins.WITHOUT_PROFILE)
+    assert report["fetched"] == example.stand_ins.USERS
+    assert report["without_profile"] == without
+    assert report["batches"] == [50, 50, example.stand_ins.USERS - 100 - len(without)]
+    stored = [user for (user,) in rows(tmp_path, "SELECT id FROM users ORDER BY id")]
+    assert sorted([*stored, *without]) == list(range(1, example.stand_ins.USERS + 1))
+
+
+async def test_profiles_are_fetched_ten_at_once_and_a_blip_is_tried_again(example: SimpleNamespace, services: Any) -> None:
+    mesh, workflow = pipeline(example)
+    async with mesh:
+        transaction = await mesh.stimulate(workflow, {"pages": 24})
+        await transaction.result(LONG)
+        assert 1 < services.most_at_once["profiles"] <= 10
+        assert most_under_way(transaction, "/enriched") == 10
+        blip = [pulse for pulse in of_kind(transaction, "retried", "/enriched") if "503" in (pulse.error or "")]
+        assert [pulse.step for pulse in blip] == [f"process_users/{example.stand_ins.BLIP_AT - 1}/enriched"]
+
+
+async def test_partial_results_outlive_a_failure(example: SimpleNamespace, services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAILASH_DATABASE", "sqlite+aiosqlite:////no/such/directory/data.db")
+    mesh, workflow = pipeline(example)
+    async with mesh:
+        transaction = await mesh.stimulate(workflow, {"pages": 2})
+        with pytest.raises(WorkflowFailed, match="unable to open database"):
+            await transaction.result(LONG)
+        assert [len(page) for page in transaction.results()["fetch_users"]] == [5, 5]
+        assert len(transaction.results()["process_users"]["results"]) == 10
+
+
+# 2. Multi-source aggregation
+
+
+async def test_all_sources_are_put_together(example: SimpleNamespace, services: Any) -> None:
+    sources = example.multi_source
+    async with Mesh(sources.multi_source, sources.multi_source_in_one) as mesh:
+        for workflow in (sources.multi_source, sources.multi_source_in_one):
+            found = await (await mesh.stimulate(workflow)).result(BOUND)
+            assert found["data_sources"] == list(sources.SOURCES)
+            assert not found["failed_sources"]
+            assert found["insights"]["total_orders"] == 60
+            assert found["insights"]["out_of_stock"] == 7
+
+
+async def test_a_slow_source_loses_nobody_elses_result(example: SimpleNamespace, services: Any) -> None:
+    services.slow.add("warehouse")
+    services.down.add("analytics")
+    async with Mesh(example.multi_source.multi_source) as mesh:
+        transaction = await mesh.stimulate(example.multi_source.multi_source)
+        found = await transaction.result(BOUND)
+        assert found["data_sources"] == ["customers", "orders"]
+        assert found["failed_sources"] == ["inventory", "analytics"]
+        assert found["insights"]["orders_per_customer"] == 3
+        assert [pulse.step for pulse in of_kind(transaction, "timed_out")] == ["inventory"]
+        assert any("503" in (pulse.error or "") for pulse in of_kind(transaction, "failed", "analytics"))
+        assert set(transaction.results()) >= {"customers", "orders"}, "each is in the journal by itself"
+
+
+async def test_in_one_hop_it_is_said_why_a_source_is_missing(example: SimpleNamespace, services: Any) -> None:
+    services.slow.add("warehouse")
+    services.down.add("analytics")
+    async with Mesh(example.multi_source.multi_source_in_one) as mesh:
+        found = await (await mesh.stimulate(example.multi_source.multi_source_in_one)).result(BOUND)
+    assert found["data_sources"] == ["customers", "orders"]
+    assert found["failed_sources"] == {"inventory": "TimedOut", "analytics": "HTTPStatusError"}
+
+
+async def test_nothing_waits_for_a_level(example: SimpleNamespace, services: Any) -> None:
+    services.slow.add("warehouse")
+    async with Mesh(example.multi_source.multi_source) as mesh:
+        transaction = await mesh.stimulate(example.multi_source.multi_source)
+        await until(lambda: {pulse.step for pulse in of_kind(transaction, "completed")} >= {"customers", "orders", "analytics"})
+        assert transaction.status == "running", "the slow one is still being waited for"
+        services.slow.clear()
+        assert (await transaction.result(BOUND))["failed_sources"] == []
+
+
+# 3. File processing
+
+
+class Progress:
+    """How many files are through, and whether the whole was still running then."""
+
+    def __init__(self) -> None:
+        self.transaction: Transaction | None = None
+        self.seen: list[str] = []
+
+    def receive(self, pulses: Sequence[Pulse]) -> None:
+        for pulse in pulses:
+            if pulse.kind in ("completed", "failed") and pulse.step.endswith("/processed"):
+                self.seen.append(self.transaction.status if self.transaction else "running")
+
+    def close(self, timeout: float) -> None:
+        pass
+
+
+@pytest.fixture
+def incoming(example: SimpleNamespace, tmp_path: Path) -> dict[str, str]:
+    example.stand_ins.make_files(tmp_path / "incoming")
+    return {"directory": str(tmp_path / "incoming"), "into": str(tmp_path / "processed")}
+
+
+def processing(example: SimpleNamespace, **options: Any) -> tuple[Mesh, Any]:
+    workflow = example.file_processing.file_processing
+    return Mesh(workflow, pools={example.file_processing.AT_ONCE: 5}, **options), workflow
+
+
+async def test_files_with_errors_are_reported_and_the_rest_is_stored(
+    example: SimpleNamespace, services: Any, incoming: dict[str, str], tmp_path: Path
+) -> None:
+    mesh, workflow = processing(example)
+    async with mesh:
+        transaction = await mesh.stimulate(workflow, incoming)
+        summary = await transaction.result(LONG)
+    assert (summary["processed_count"], summary["failed_count"]) == (12, 3)
+    assert summary["total_rows"] == 600 and summary["missing_values"] == 60
+    assert set(summary["failed_files"]) == {"empty.csv", "ragged.csv", "latin.csv"}
+    assert "row 2 has not 3 columns" in summary["failed_files"]["ragged.csv"]
+    assert "UnicodeDecodeError" in summary["failed_files"]["latin.csv"]
+    assert len(rows(tmp_path, "SELECT * FROM file_processing_log")) == 12
+    assert len(list((tmp_path / "processed").iterdir())) == 12, "and no part of a file that failed"
+
+
+async def test_at_most_five_files_at_once(example: SimpleNamespace, services: Any, incoming: dict[str, str]) -> None:
+    mesh, workflow = processing(example)
+    async with mesh:
+        transaction = await mesh.stimulate(workflow, incoming)
+        await transaction.result(LONG)
+        assert most_under_way(transaction, "/processed") == 5
+
+
+async def test_progress_is_seen_while_it_runs(example: SimpleNamespace, services: Any, incoming: dict[str, str]) -> None:
+    progress = Progress()
+    mesh, workflow = processing(example, sinks=[progress])
+    async with mesh:
+        progress.transaction = await mesh.stimulate(workflow, incoming)
+        await progress.transaction.result(LONG)
+    assert progress.seen == ["running"] * 15
+
+
+async def test_a_directory_that_is_not_there_is_an_error(
+    example: SimpleNamespace, services: Any, incoming: dict[str, str], tmp_path: Path
+) -> None:
+    mesh, workflow = processing(example)
+    async with mesh:
+        transaction = await mesh.stimulate(workflow, {**incoming, "directory": str(tmp_path / "nowhere")})
+        with pytest.raises(WorkflowFailed, match="nowhere is no directory"):
+            await transaction.result(LONG)
+        assert [pulse.step for pulse in of_kind(transaction, "spawned")] == ["scan_files"]
+    assert not (tmp_path / "processed").exists()
+
+
+# 4. Resilient external service
+
+
+class Asking:
+    """Asks the resilient service."""
+
+    def __init__(self, example: SimpleNamespace, mesh: Mesh) -> None:
+        self.workflow, self.mesh = example.resilient_service.resilient_service, mesh
+
+    async def __call__(self, item: str) -> Any:
+        return await (await self.mesh.stimulate(self.workflow, {"item": item})).result(BOUND)
+
+
+def resilient(example: SimpleNamespace, clock: FakeClock) -> Mesh:
+    return Mesh(example.resilient_service.resilient_service, clock=clock)
+
+
+async def test_a_cache_hit_does_not_reach_the_server(example: SimpleNamespace, services: Any) -> None:
+    clock = FakeClock()
+    async with resilient(example, clock) as mesh:
+        ask = Asking(example, mesh)
+        answers = [await ask("lamp") for _ in range(5)]
+        assert answers == [{"item": "lamp", "price": 40, "by": "primary", "used_backup": False}] * 5
+        assert services.asked["primary"] == 1
+        clock.advance(1_801)
+        await ask("lamp")
+        assert services.asked["primary"] == 2, "after half an hour it is asked for again"
+
+
+async def test_the_backup_is_asked_when_the_primary_fails_and_what_it_says_is_not_cached(
+    example: SimpleNamespace, services: Any
+) -> None:
+    services.down.add("primary")
+    async with resilient(example, FakeClock()) as mesh:
+        ask = Asking(example, mesh)
+        answers = [await ask("lamp") for _ in range(2)]
+        assert [(answer["by"], answer["used_backup"]) for answer in answers] == [("backup", True)] * 2
+        assert (services.asked["primary"], services.asked["backup"]) == (2, 2)
+
+
+async def test_the_breaker_opens_half_opens_and_closes(example: SimpleNamespace, services: Any) -> None:
+    clock = FakeClock()
+    open_for = example.resilient_service.OPEN_FOR
+    async with resilient(example, clock) as mesh:
+        ask = Asking(example, mesh)
+        services.down.add("primary")
+        for number in range(8):
+            assert (await ask(f"item {number}"))["by"] == "backup"
+        assert services.asked["primary"] == 5, "open: left alone"
+        services.down.clear()
+        clock.advance(open_for - 1)
+        assert (await ask("early"))["by"] == "backup"
+        assert services.asked["primary"] == 5, "still open"
+        services.down.add("primary")
+        clock.advance(1)
+        assert (await ask("probe"))["by"] == "backup"
+        assert (await ask("after a bad probe"))["by"] == "backup"
+        assert services.asked["primary"] == 6, "half-open: one probe, which failed, so open again"
+        services.down.clear()
+        clock.advance(open_for)
+        assert [(await ask(item))["by"] for item in ("probe", "next", "and next")] == ["primary"] * 3, "closed"
+
+
+async def test_what_is_cached_is_known_while_the_circuit_is_open(example: SimpleNamespace, services: Any) -> None:
+    async with resilient(example, FakeClock()) as mesh:
+        ask = Asking(example, mesh)
+        await ask("lamp")
+        services.down.add("primary")
+        for number in range(6):
+            await ask(f"item {number}")
+        assert (await ask("lamp"))["by"] == "primary"
+
+
+async def test_a_slow_primary_is_given_up(example: SimpleNamespace, services: Any) -> None:
+    clock = FakeClock()
+    services.slow.add("primary")
+    async with resilient(example, clock) as mesh:
+        transaction = await mesh.stimulate(example.resilient_service.resilient_service, {"item": "lamp"})
+        await until(lambda: services.asked["primary"])
+        clock.advance(10.1)
+        assert (await transaction.result(BOUND))["by"] == "backup"
+        assert [pulse.error for pulse in of_kind(transaction, "failed", "primary_service")][0].startswith("TimedOut")
+
+
+async def test_with_neither_there_is_still_an_answer(example: SimpleNamespace, services: Any) -> None:
+    services.down.update(("primary", "backup"))
+    async with resilient(example, FakeClock()) as mesh:
+        transaction = await mesh.stimulate(example.resilient_service.resilient_service, {"item": "lamp"})
+        assert await transaction.result(BOUND) == {"item": None, "price": None, "by": "nobody", "used_backup": True}
+        assert [pulse.step for pulse in of_kind(transaction, "failed")] == ["primary_service"], "a failed step is told"
