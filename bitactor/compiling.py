@@ -389,7 +389,7 @@ def _bind(
                     arguments.append(_unbound(parameter, what))
                 continue
             raise UnknownArgument(
-                f"{what}: parameter {parameter.name!r} is neither an input field nor a step.{suggest(parameter.name, slots)}"
+                f"{what}: parameter {parameter.name!r} is neither an input field nor a step.{suggest(parameter.name, {*slots, *workflow.resources})}"
             )
         arguments.append(_argument(workflow, parameter, source, slots, what))
     for name in bind:

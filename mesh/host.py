@@ -19,7 +19,7 @@ from bitactor.arguments import Bound, Carried, Unread
 from bitactor.codec import decode_token
 from bitactor.context import Context
 from bitactor.errors import InvalidOutcome, SignalTooLarge
-from bitactor.outcome import Outcome
+from bitactor.outcome import Outcome, Retry
 from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
 from bitactor.signal import UNDO, Fault, Reply, Signal
@@ -196,13 +196,12 @@ class Host:
         step = actor.step
         try:
             if step.compensate is not None:
-                verdict = await self._call_policy(actor, step.compensate, error)
+                verdict = await self._compensate(actor, step.compensate, error)
+                if isinstance(verdict, Retry) and verdict.after is None and isinstance(step.backoff, Callback):
+                    verdict = Retry(await self._delay(actor, step.backoff, error), verdict.reason)
                 actor.judge(verdict, error, fault)
             elif isinstance(step.backoff, Callback):
-                seconds = await self._call_policy(actor, step.backoff, error)
-                if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-                    raise InvalidOutcome(f"backoff of {actor.signal.name!r} returned {seconds!r}; it returns seconds, zero or more")
-                self._apply_retry_policy(actor, error, fault, int(min(seconds, LONGEST_DELAY) * 1e9))
+                self._apply_retry_policy(actor, error, fault, int(await self._delay(actor, step.backoff, error) * 1e9))
         except Outcome as verdict:
             actor.judge(verdict, error, fault)
         except BaseException as broken:
@@ -212,6 +211,24 @@ class Host:
             second = fault_of(broken).summary()
             actor.judge(None, error, fault._replace(message=f"{fault.message} (and its {what} raised {second})"))
             logger.warning("%s of %s raised %s while handling %s", what, actor.signal.name, second, fault.summary())
+
+    async def _compensate(self, actor: BitActor, compensate: Callback, error: BaseException) -> Any:
+        """What the compensation says, returned or raised."""
+        try:
+            return await self._call_policy(actor, compensate, error)
+        except Outcome as verdict:
+            return verdict
+
+    async def _delay(self, actor: BitActor, backoff: Callback, error: BaseException) -> float:
+        """Seconds, as a backoff function says.
+
+        Raises:
+            InvalidOutcome: what it says is no delay.
+        """
+        seconds = await self._call_policy(actor, backoff, error)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+            raise InvalidOutcome(f"backoff of {actor.signal.name!r} returned {seconds!r}; it returns seconds, zero or more")
+        return min(seconds, LONGEST_DELAY)
 
     async def _call_policy(self, actor: BitActor, callback: Callback, error: BaseException) -> Any:
         resources = await self.provide(callback) if actor.step.spawn not in self.away else {}

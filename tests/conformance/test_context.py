@@ -13,7 +13,7 @@ from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.support import ran, result_of
-from tests.e2e.support import BOUND, finish, pass_time, until
+from tests.e2e.support import BOUND, finish, pass_time, spawned, until
 
 
 @claim("Context and builder", "`Context` knows transaction id, workflow, step path, attempt, retries left, ttl and causes.")
@@ -92,6 +92,35 @@ async def test_idempotency_key() -> None:
         assert first == again == undoing != another
         await finish(mesh, workflow)
         assert keys[4] != first, "of another transaction"
+
+
+@claim(
+    "Context and builder",
+    "`Context` has a heartbeat: it says that the work goes on, and the step's timeout counts from there again.",
+)
+async def test_heartbeat() -> None:
+    clock = FakeClock()
+    workflow = Workflow("long", grace=0.1)
+    beats, beaten = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    @workflow.step(timeout=1.0)
+    async def works(ctx: Context) -> None:
+        for number in range(10):
+            await beats.acquire()
+            ctx.heartbeat({"done": number})
+            beaten.release()
+
+    async with Mesh(workflow, clock=clock) as mesh:
+        transaction = await mesh.stimulate(workflow)
+        await spawned(transaction, "works")
+        for number in range(3):
+            await pass_time(clock, 0.9)
+            beats.release()
+            await beaten.acquire()
+            assert transaction.progress() == {"works": {"done": number}}
+        assert transaction.status == "running"
+        await pass_time(clock, 1.1)
+        assert await transaction.ended(BOUND) == "compensated"
 
 
 @claim("Context and builder", "`Context` has a logger that knows where it is, and `emit`.")

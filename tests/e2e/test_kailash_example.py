@@ -82,7 +82,7 @@ async def test_the_rate_limit_limits(example: SimpleNamespace, services: Any) ->
             await until(lambda allowed=allowed: services.asked["users"] >= allowed)
             assert services.asked["users"] == allowed, "not one more, while time stands still"
             clock.advance(1 / limit.per_second)
-        await transaction.result(LONG)
+        await transaction.ended(LONG)
     assert services.refused == 0
 
 

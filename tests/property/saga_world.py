@@ -206,7 +206,8 @@ class World:
             delivery = Delivery(
                 index, step.name, FORWARD, saga.hops[index], saga.deliveries[index], saga.epoch, fault is not None
             )
-            self.model.check_causes(saga, index)
+            if not (step.scope is not None and saga.fails(index)):  # else it is abandoned in the same breath
+                self.model.check_causes(saga, index)
             self.answered.discard(step.name)
             self.abandoned.discard(step.name)
             if fault is None:

@@ -9,7 +9,7 @@ from typing import Any
 from places import api, database
 from sqlalchemy import text
 
-from bitactor import Backoff, Element, Result, Workflow
+from bitactor import Element, Fail, Result, Retry, Workflow
 from bitactor.patterns import RateLimit
 
 AT_ONCE = "profiles"
@@ -23,9 +23,8 @@ api_pipeline = Workflow("kailash.api_pipeline", input={"pages": int}, deadline=1
 @fetch_page.step(policies=[RateLimit("users-api", per_second=20, burst=4)], retries=2, timeout=30.0)
 async def users(page: int, api: Any) -> list[dict[str, Any]]:
     """One page."""
-    answer = await api.get("/users", params={"page": page})
-    answer.raise_for_status()
-    return list(answer.json()["users"])
+    found = await asked(api, f"/users?page={page}")
+    return list(found["users"])
 
 
 def numbers(pages: int) -> Iterator[int]:
@@ -36,12 +35,21 @@ def numbers(pages: int) -> Iterator[int]:
 fetch_users = api_pipeline.map(name="fetch_users", workflow=fetch_page, over=numbers, bind={"page": Element()})
 
 
-@enrich_user.step(retries=2, backoff=Backoff(initial=0.01), timeout=10.0, limit=AT_ONCE)
+@enrich_user.step(retries=2, timeout=10.0, limit=AT_ONCE)
 async def enriched(user: dict[str, Any], api: Any) -> dict[str, Any]:
     """The user with a profile."""
-    answer = await api.get(f"/users/{user['id']}/profile")
+    return {**user, "profile": await asked(api, f"/users/{user['id']}/profile")}
+
+
+async def asked(api: Any, path: str) -> dict[str, Any]:
+    """What the service answers; when it is busy it is asked again when it says, and what it does not have is not asked for twice."""
+    answer = await api.get(path)
+    if answer.status_code in (429, 503):
+        raise Retry(after=float(answer.headers["Retry-After"]), reason=f"{path}: {answer.status_code}, {answer.json()['error']}")
+    if answer.status_code == 404:
+        raise Fail(answer.json()["error"])
     answer.raise_for_status()
-    return {**user, "profile": answer.json()}
+    return dict(answer.json())
 
 
 def each_user(fetch_users: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Resources to declare at a workflow: an HTTP client, a database engine, a cache."""

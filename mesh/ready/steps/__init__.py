@@ -1,0 +1,4 @@
+"""Steps to declare on a workflow: HTTP requests, what one does with files, other programs.
+
+from mesh.ready.steps import files, http, subprocess
+"""

@@ -1,0 +1,157 @@
+"""Texts and structures with fields, as ready-made steps are declared with: `/users/{user.id}`, `{"name": "{name}"}`.
+
+A field is an argument of the step and, behind dots and brackets, a path into it.  A text that is one field and nothing else stands for the value
+itself, whatever that is; in any other text a value is written out.  `{{` and `}}` are braces.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import string
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from bitactor.arguments import Source, follow
+from bitactor.errors import DefinitionError, InvalidInput
+from bitactor.kinds.template import Text
+
+Write = Callable[[str, int], str]
+"""What becomes of a field's text, by the number of characters written before it."""
+
+
+class Template(Text):
+    """A text with fields.
+
+    Raises:
+        DefinitionError: it is no text, or its braces do not match.
+    """
+
+    @property
+    def is_field(self) -> bool:
+        """Whether it is one field and nothing else, without a format."""
+        return len(self._parts) == 1 and self._parts[0] == ("", self._parts[0][1], "", None) and self._parts[0][1] is not None
+
+    def value(self, values: Mapping[str, Any]) -> Any:
+        """The field's own value if there is nothing else, or else the text.
+
+        Raises:
+            InvalidInput: a path leads nowhere, or a value has no text.
+        """
+        return self._at(str(self._parts[0][1]), values) if self.is_field else self.text(values)
+
+    def text(self, values: Mapping[str, Any], write: Write | None = None) -> str:
+        """The text with its fields filled in, each passed through `write`.
+
+        Raises:
+            InvalidInput: a path leads nowhere, or a value has no text.
+        """
+        made = ""
+        for literal, field, form, conversion in self._parts:
+            made += literal
+            if field is None:
+                continue
+            value = self._at(field, values)
+            if conversion:
+                value = string.Formatter().convert_field(value, conversion)
+            try:
+                filled = format(value, form) if form else text_of(value, field)
+            except (TypeError, ValueError) as error:
+                raise InvalidInput(f"{{{field}:{form}}}: {error}") from None
+            made += write(filled, len(made)) if write is not None else filled
+        return made
+
+    def _at(self, field: str, values: Mapping[str, Any]) -> Any:
+        argument, path = self.fields[field]
+        return follow(values[argument], path, f"{{{field}}}")
+
+
+class Structure:
+    """A template for any plain value: a text with fields, or mappings and lists of such; numbers, True, False and None are themselves.
+
+    Raises:
+        DefinitionError: something in it is neither.
+    """
+
+    def __init__(self, shape: Any) -> None:
+        self._compiled = _compiled(shape)
+
+    @property
+    def templates(self) -> list[Template]:
+        """All texts in it."""
+        return [*_templates(self._compiled)]
+
+    def value(self, values: Mapping[str, Any]) -> Any:
+        """The value with all fields filled in.
+
+        Raises:
+            InvalidInput: a path leads nowhere, or a value has no text.
+        """
+        return _filled(self._compiled, values)
+
+
+def text_of(value: Any, field: str) -> str:
+    """A value as people write it: `true` and `false`, moments as ISO 8601.
+
+    Raises:
+        InvalidInput: it is nothing, a list, a mapping or bytes, for which there is no one way to write it.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float | decimal.Decimal | uuid.UUID):
+        return str(value)
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return value.isoformat()
+    shown = "None" if value is None else f"a {type(value).__name__}"
+    raise InvalidInput(f"{{{field}}} is {shown}, which cannot be a part of a text; name a path into it, or bind a transform")
+
+
+def lifted(shape: Any, bind: dict[str, Source]) -> Any:
+    """`shape` with each `Result`, `Input` and `Value` in it made a field of its own, which `bind` says the source of."""
+    if isinstance(shape, Source):
+        name = next(name for number in range(1, len(bind) + 2) if (name := f"source_{number}") not in bind)
+        bind[name] = shape
+        return f"{{{name}}}"
+    if isinstance(shape, Mapping):
+        return {key: lifted(value, bind) for key, value in shape.items()}
+    if isinstance(shape, list | tuple):
+        return [lifted(value, bind) for value in shape]
+    return shape
+
+
+def _compiled(shape: Any) -> Any:
+    if isinstance(shape, str):
+        return Template(shape)
+    if isinstance(shape, Mapping):
+        wrong = next((key for key in shape if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise DefinitionError(f"a template has the key {wrong!r}; keys are texts")
+        return {key: _compiled(value) for key, value in shape.items()}
+    if isinstance(shape, list | tuple):
+        return [_compiled(value) for value in shape]
+    if shape is None or isinstance(shape, bool | int | float):
+        return shape
+    raise DefinitionError(
+        f"a template holds {shape!r}; it is made of texts with fields, numbers, lists, mappings, Input, Result and Value"
+    )
+
+
+def _templates(compiled: Any) -> Iterator[Template]:
+    if isinstance(compiled, Template):
+        yield compiled
+    elif isinstance(compiled, dict | list):
+        for value in compiled.values() if isinstance(compiled, dict) else compiled:
+            yield from _templates(value)
+
+
+def _filled(compiled: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(compiled, Template):
+        return compiled.value(values)
+    if isinstance(compiled, dict):
+        return {key: _filled(value, values) for key, value in compiled.items()}
+    if isinstance(compiled, list):
+        return [_filled(value, values) for value in compiled]
+    return compiled
