@@ -24,6 +24,8 @@ class Fault(NamedTuple):
     traceback: str = ""
     arguments: bytes | None = None
     """The exception's `args`, packed, when all of them can be carried."""
+    beside: bytes | None = None
+    """What was raised while that was dealt with, by `compensate` or `backoff`: another fault's fields, packed."""
 
     def summary(self) -> str:
         """`Name: message`, as a pulse shows it."""

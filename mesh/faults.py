@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ import bitactor.errors
 from bitactor.codec import pack, unpack
 from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError
 from bitactor.signal import Fault
+
+_BESIDE = "_bitactor_beside"
 
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 20_000
@@ -50,6 +53,26 @@ def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseE
         except TypeError:
             return _remote(fault)
     return _remote(fault)
+
+
+def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseException) -> Fault:
+    """The fault of `error`, with what `what` (compensate, backoff) raised while it was dealt with.
+
+    The live exception is kept at the live one, for a caller in this process.
+    """
+    second = fault_of(broken)
+    with contextlib.suppress(AttributeError):  # an exception with slots
+        error.__dict__[_BESIDE] = broken
+    message = f"{fault.message} (and its {what} raised {second.summary()})"
+    return fault._replace(message=message, beside=pack(list(second)))
+
+
+def beside(fault: Fault, live: BaseException, declared: Mapping[str, type[BaseException]]) -> list[BaseException]:
+    """What was raised beside a fault: the live exception if there is one."""
+    if fault.beside is None:
+        return []
+    found = getattr(live, _BESIDE, None)
+    return [found if found is not None else error_of(Fault(*unpack(fault.beside)), declared)]
 
 
 def _remote(fault: Fault) -> RemoteError:

@@ -25,7 +25,7 @@ from bitactor.ports import Clock
 from bitactor.signal import UNDO, Fault, Reply, Signal
 from mesh.actor import ENDED, LONGEST_DELAY, BitActor, Done
 from mesh.eager import TaskStarter
-from mesh.faults import error_of, fault_of
+from mesh.faults import error_of, fault_of, with_beside
 from mesh.lending import LOAN, Loan
 from mesh.middleware import CallEvent, Middleware
 from mesh.policies import Policies
@@ -194,10 +194,12 @@ class Host:
 
     async def _ask(self, actor: BitActor, error: BaseException, fault: Fault) -> None:
         step = actor.step
+        what = "backoff" if step.compensate is None else "compensate"
         try:
             if step.compensate is not None:
                 verdict = await self._compensate(actor, step.compensate, error)
                 if isinstance(verdict, Retry) and verdict.after is None and isinstance(step.backoff, Callback):
+                    what = "backoff"
                     verdict = Retry(await self._delay(actor, step.backoff, error), verdict.reason)
                 actor.judge(verdict, error, fault)
             elif isinstance(step.backoff, Callback):
@@ -207,10 +209,8 @@ class Host:
         except BaseException as broken:
             if actor.state == ENDED:
                 return  # we were not waited for any longer
-            what = "backoff" if step.compensate is None else "compensate"
-            second = fault_of(broken).summary()
-            actor.judge(None, error, fault._replace(message=f"{fault.message} (and its {what} raised {second})"))
-            logger.warning("%s of %s raised %s while handling %s", what, actor.signal.name, second, fault.summary())
+            logger.warning("%s of %s raised %s while handling %s", what, actor.signal.name, fault_of(broken).summary(), fault.summary())
+            actor.judge(None, error, with_beside(fault, what, error, broken))
 
     async def _compensate(self, actor: BitActor, compensate: Callback, error: BaseException) -> Any:
         """What the compensation says, returned or raised."""

@@ -11,7 +11,7 @@ from bitactor.errors import InvalidInput, StoreError, WorkflowFailed
 from bitactor.pulse import Pulse
 from bitactor.signal import Fault
 from mesh.display import shown_pulses
-from mesh.faults import fault_of
+from mesh.faults import beside, fault_of
 from mesh.lending import LOAN, lending
 from mesh.run import Run
 
@@ -140,7 +140,11 @@ class Transaction:
     def errors(self) -> list[BaseException]:
         """What went wrong so far: the original error first, then those of compensation and undo."""
         run = self._run
-        return [self._node.supervisor.error_for(run, hop, fault) for hop, fault in run.saga.errors]
+        found: list[BaseException] = []
+        for hop, fault in run.saga.errors:
+            error = self._node.supervisor.error_for(run, hop, fault)
+            found += [error, *beside(fault, error, run.plan.errors)]
+        return found
 
     def faults(self) -> list[Fault]:
         """The same as they were recorded."""

@@ -122,28 +122,39 @@ class BatchingState(PolicyState):
             "withdrawn": self._withdrawn,
         }
 
+    def drain(self) -> None:
+        """Hand over what is gathered, and from now on every item at once."""
+        self._closing = True
+        self._flush()
+
     async def close(self, timeout: float) -> None:
         """Hand over what is gathered and wait for it; what is not done in time fails, and is logged."""
         # The time to close in is real time, as for everything that closes: with a clock that stands still it must end too.
+        until = asyncio.get_running_loop().time() + timeout
+        self.drain()
+        try:
+            await self._all_done(until)
+        finally:  # also when whoever closes has lost patience first
+            self._closed = True
+            tasks = self._give_up(f"was not done within the {timeout:g} s that its mesh took to close")
+        if tasks:
+            await asyncio.wait(tasks, timeout=MOMENT)
+
+    async def _all_done(self, until: float) -> None:
         loop = asyncio.get_running_loop()
-        until = loop.time() + timeout
-        self._closing = True
-        self._flush()
         while self._under_way and (left := until - loop.time()) > 0:
             await asyncio.wait(self._under_way, timeout=left)
             await asyncio.sleep(0)  # those who waited go on, perhaps with a further item
-        self._closed = True
-        if self._under_way:
-            await self._give_up(f"was not done within the {timeout:g} s that its mesh took to close")
 
-    async def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str) -> list[asyncio.Task[None]]:
+        """Answer for what is still under way, and cancel it."""
         tasks = list(self._under_way)
         for batch in self._under_way.values():
             _log.error("batch %r with %d items %s; they fail", self._policy.name, len(batch.items), why)
             self._answer(batch, [Ending(None, BatchFailed(f"batch {self._policy.name!r} {why}"))] * len(batch.items))
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks, timeout=MOMENT)
+        return tasks
 
     def _gather(self, item: Any) -> asyncio.Future[Ending]:
         waiter: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()

@@ -25,7 +25,7 @@ class Bulkhead(Policy):
     Args:
         concurrent: calls under way at once.
         queue: calls that may wait for a place, in order; the next fails at once with `BulkheadFull`.
-        max_wait: seconds one may wait for its place, then it fails likewise.  None: as long as its attempt may last.
+        max_wait: seconds one may wait for its place, then it fails likewise.  None: as long as its transaction may last.
 
     Raises:
         DefinitionError: an option is none.

@@ -131,7 +131,8 @@ class CircuitBreakerState(PolicyState):
         try:
             value = await proceed()
         except asyncio.CancelledError:
-            over = call.deadline_ns is not None and self._clock.monotonic_ns() >= call.deadline_ns
+            deadline_ns = call.deadline()
+            over = deadline_ns is not None and self._clock.monotonic_ns() >= deadline_ns
             self._leave(era, True if over else None, "the attempt's time was over")
             raise
         except BaseException as error:

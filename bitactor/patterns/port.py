@@ -31,8 +31,11 @@ class Call(NamedTuple):
     attempt: int
     arguments: Mapping[str, Any]
     """As the step's function gets them, without `ctx` and resources."""
-    deadline_ns: int | None = None
-    """Monotonic time at which the mesh ends this attempt, and cancels what still runs; None if nothing does."""
+    deadline: Callable[[], int | None] = lambda: None
+    """Monotonic time, in nanoseconds and as things stand, at which the mesh ends this attempt and cancels what still runs; None if nothing does.
+
+    An attempt's time begins when the step's function first does, and a heartbeat puts its end off.  Once it has ended so, this is in the past.
+    """
 
 
 class PolicyState(ABC):
@@ -48,6 +51,9 @@ class PolicyState(ABC):
     @abstractmethod
     def about(self) -> Mapping[str, Any]:
         """How it stands, in plain data, for people."""
+
+    def drain(self) -> None:  # noqa: B027 - most hold nothing back
+        """The mesh begins to close: hold nothing back any more, for calls that are there and for those that still come."""
 
     async def close(self, timeout: float) -> None:  # noqa: B027 - most have nothing to flush
         """Flush what is held back, within `timeout` seconds; nothing may be lost silently."""

@@ -29,7 +29,7 @@ class RateLimit(Policy):
         rate, per: so many calls in so many seconds (`per` is 1 unless told otherwise).
         burst: calls that may start at once after a pause.
         max_wait: seconds that a call may wait for its turn; one whose turn would come later, or after its attempt's end, fails at once with
-            `RateLimited`.  None: it waits as long as its attempt may last.
+            `RateLimited`.  None: it waits as long as its transaction may last (an attempt's own time has not begun).
 
     Raises:
         DefinitionError: an option is none.
@@ -135,7 +135,8 @@ class RateLimitState(PolicyState):
         turn_ns = max(now_ns, self._turn_ns() + len(self._line) * self._interval_ns)
         wait_ns = turn_ns - now_ns
         late = self._max_wait_ns is not None and wait_ns > self._max_wait_ns
-        if late or (call.deadline_ns is not None and turn_ns >= call.deadline_ns):
+        deadline_ns = call.deadline()
+        if late or (deadline_ns is not None and turn_ns >= deadline_ns):
             self._rejected += 1
             bound = f"max_wait={self._policy.max_wait:g} s" if late else "the attempt would have ended by then"
             seconds = wait_ns / 1e9

@@ -116,7 +116,8 @@ class RetryState(PolicyState):
                 return None
             pause_ns = max(pause_ns, nanoseconds(asked))
         until_ns = self._clock.monotonic_ns() + pause_ns
-        return None if call.deadline_ns is not None and until_ns >= call.deadline_ns else until_ns
+        deadline_ns = call.deadline()
+        return None if deadline_ns is not None and until_ns >= deadline_ns else until_ns
 
     async def _wait(self, until_ns: int) -> None:
         self._waiting += 1

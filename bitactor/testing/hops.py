@@ -91,18 +91,23 @@ class Hop:
         after_ns = None
         if self.signal.direction == UNDO:
             return self._reply("fail", fault=fault)
+        what = "backoff" if step.compensate is None else "compensate"
         try:
             if step.compensate is not None:
-                return self._judge(self._call(step.compensate, error), error, fault)
+                verdict = self._compensate(step.compensate, error)
+                if isinstance(verdict, Retry) and verdict.after is None and isinstance(step.backoff, Callback):
+                    what = "backoff"
+                    verdict = Retry(self._seconds(self._call(step.backoff, error)), verdict.reason)
+                return self._judge(verdict, error, fault)
             if isinstance(step.backoff, Callback):
-                after_ns = self._seconds(self._call(step.backoff, error))
+                after_ns = _nanoseconds(self._seconds(self._call(step.backoff, error)))
         except (KeyboardInterrupt, NeedsMesh):
             raise
         except Outcome as verdict:
             return self._judge(verdict, error, fault)
         except BaseException as broken:
             second = fault_of(broken).summary()
-            return self._reply("fail", fault=fault._replace(message=f"{fault.message} (and its compensate raised {second})"))
+            return self._reply("fail", fault=fault._replace(message=f"{fault.message} (and its {what} raised {second})"))
         if self.signal.retries_left > 0 and isinstance(error, step.retry_on) and not isinstance(error, InvalidOutcome):
             return self._reply("retry", fault=fault, after_ns=after_ns)
         return self._reply("fail", fault=fault)
@@ -126,10 +131,16 @@ class Hop:
         self.error = InvalidOutcome(f"compensate of {self.signal.name!r} returned {verdict!r}; {allowed}")
         return self._reply("fail", fault=fault_of(self.error))
 
-    def _seconds(self, seconds: Any) -> int:
+    def _compensate(self, compensate: Callback, error: BaseException) -> Any:
+        try:
+            return self._call(compensate, error)
+        except Outcome as verdict:
+            return verdict
+
+    def _seconds(self, seconds: Any) -> float:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
             raise InvalidOutcome(f"backoff of {self.signal.name!r} returned {seconds!r}; it returns seconds, zero or more")
-        return int(seconds * 1e9)
+        return seconds
 
     def _call(self, callback: Callback, error: BaseException | None = None) -> Any:
         value = callback.function(**self._kwargs(callback, error))

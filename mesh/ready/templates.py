@@ -31,7 +31,8 @@ class Template(Text):
     @property
     def is_field(self) -> bool:
         """Whether it is one field and nothing else, without a format."""
-        return len(self._parts) == 1 and self._parts[0] == ("", self._parts[0][1], "", None) and self._parts[0][1] is not None
+        literal, field, form, conversion = self._parts[0] if len(self._parts) == 1 else ("", None, None, None)
+        return field is not None and not (literal or form or conversion)
 
     def value(self, values: Mapping[str, Any]) -> Any:
         """The field's own value if there is nothing else, or else the text.

@@ -139,7 +139,7 @@ def _carriable(reply: Reply, problem: str) -> Reply:
     if reply.fault is None:
         fault = Fault("bitactor.errors:InvalidOutcome", _carried(problem))
         return reply._replace(outcome="fail", token=None, emits=(), fault=fault, reason="")
-    kind, message, traceback, _ = reply.fault
+    kind, message, traceback, *_ = reply.fault
     fault = Fault(_carried(kind), _carried(message), _carried(traceback))
     return reply._replace(token=None, emits=(), fault=fault, reason=_carried(reply.reason))
 

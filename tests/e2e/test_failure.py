@@ -13,7 +13,7 @@ from pydantic import BaseModel, field_validator, model_serializer
 from bitactor import Backoff, Context, Continue, Fail, Halt, Input, Ok, Retry, Workflow, WorkflowFailed
 from bitactor.errors import Cancelled, InvalidInput, InvalidOutcome, RemoteError, StepFailed, UndoFailed
 from bitactor.ids import idempotency_key
-from bitactor.testing import FakeClock
+from bitactor.testing import FakeClock, run_workflow
 from mesh import Mesh
 from tests.e2e.support import BOUND, PLACES, audit, finish, pass_time, placed, spawned, told, turns, undone, until
 
@@ -572,6 +572,37 @@ async def test_backoff_answers_nonsense(store: str, answer: Any) -> None:
         assert tx.status == "compensated"
         failed = next(pulse for pulse in tx.pulses() if pulse.kind == "failed")
         assert "ValueError: first" in (failed.error or "") and "backoff" in (failed.error or "")
+
+
+@pytest.mark.parametrize("raised", [False, True])
+async def test_a_compensation_that_asks_for_another_try_waits_as_the_backoff_function_says(store: str, raised: bool) -> None:
+    workflow = Workflow("patient by function", ttl=1)
+    asked: list[tuple[str, int]] = []
+
+    def backoff(error: Exception, attempt: int) -> float:
+        asked.append((str(error), attempt))
+        return 0.02 * attempt
+
+    @workflow.step(retries=2, backoff=backoff)
+    async def breaks(attempt: int) -> str:
+        if attempt < 3:
+            raise ValueError(attempt)
+        return "done"
+
+    @breaks.compensate
+    def again(error: Exception) -> Retry:
+        if raised:
+            raise Retry(reason="busy")
+        return Retry(reason="busy")
+
+    async with Mesh(workflow, store=store) as mesh:
+        tx = await finish(mesh, workflow)
+        assert await tx.result() == "done"
+        pulses = tx.pulses()
+    assert asked == [("1", 1), ("2", 2)]
+    assert [pulse.data["after_ns"] for pulse in pulses if pulse.kind == "retried" and pulse.data] == [20_000_000, 40_000_000]
+    journal = run_workflow(workflow).pulses
+    assert [pulse.data["after_ns"] for pulse in journal if pulse.kind == "retried" and pulse.data] == [20_000_000, 40_000_000]
 
 
 @pytest.mark.parametrize("after", [float("inf"), 1e200, 1e10])

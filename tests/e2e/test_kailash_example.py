@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
 
 from bitactor import Pulse, WorkflowFailed
@@ -53,16 +56,6 @@ def of_kind(transaction: Transaction, kind: str, ending: str = "") -> list[Pulse
     return [pulse for pulse in transaction.pulses() if pulse.kind == kind and pulse.step.endswith(ending)]
 
 
-def most_under_way(transaction: Transaction, ending: str) -> int:
-    """How many hops of a step were under way at once, as the journal has it."""
-    now = most = 0
-    for pulse in transaction.pulses():
-        if pulse.step.endswith(ending):
-            now += {"spawned": 1, "completed": -1, "failed": -1, "retried": -1, "timed_out": -1}.get(pulse.kind, 0)
-            most = max(most, now)
-    return most
-
-
 # 1. API data pipeline
 
 
@@ -73,7 +66,8 @@ def pipeline(example: SimpleNamespace, **options: Any) -> tuple[Mesh, Any]:
 
 async def test_the_rate_limit_limits(example: SimpleNamespace, services: Any) -> None:
     clock = FakeClock()
-    limit = next(policy for policy in example.api_pipeline.fetch_page.steps["users"].options["policies"])
+    services.allowed = 1_000  # which is of real time
+    (limit,) = example.api_pipeline.fetch_page.steps["users"].options["policies"]
     mesh, workflow = pipeline(example, clock=clock)
     async with mesh:
         transaction = await mesh.stimulate(workflow, {"pages": 24})
@@ -82,7 +76,7 @@ async def test_the_rate_limit_limits(example: SimpleNamespace, services: Any) ->
             await until(lambda allowed=allowed: services.asked["users"] >= allowed)
             assert services.asked["users"] == allowed, "not one more, while time stands still"
             clock.advance(1 / limit.per_second)
-        await transaction.ended(LONG)
+        await until(lambda: clock.advance(0.001) or transaction.status == "completed")
     assert services.refused == 0
 
 
@@ -101,10 +95,12 @@ async def test_every_user_is_stored_or_reported(example: SimpleNamespace, servic
 async def test_profiles_are_fetched_ten_at_once_and_a_blip_is_tried_again(example: SimpleNamespace, services: Any) -> None:
     mesh, workflow = pipeline(example)
     async with mesh:
+        services.slow.add("profiles")
         transaction = await mesh.stimulate(workflow, {"pages": 24})
+        await until(lambda: services.asked["profiles"] == 10)
+        services.slow.clear()
         await transaction.result(LONG)
-        assert 1 < services.most_at_once["profiles"] <= 10
-        assert most_under_way(transaction, "/enriched") == 10
+        assert services.most_at_once["profiles"] == 10
         blip = [pulse for pulse in of_kind(transaction, "retried", "/enriched") if "503" in (pulse.error or "")]
         assert [pulse.step for pulse in blip] == [f"process_users/{example.stand_ins.BLIP_AT - 1}/enriched"]
 
@@ -213,12 +209,29 @@ async def test_files_with_errors_are_reported_and_the_rest_is_stored(
     assert len(list((tmp_path / "processed").iterdir())) == 12, "and no part of a file that failed"
 
 
-async def test_at_most_five_files_at_once(example: SimpleNamespace, services: Any, incoming: dict[str, str]) -> None:
+async def test_five_files_at_once_and_no_more(
+    example: SimpleNamespace, services: Any, incoming: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, lock = example.file_processing.checked_rows, threading.Lock()
+    five, inside, most = threading.Barrier(5), 0, 0
+
+    def watched(path: Path) -> Iterator[Any]:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        try:
+            five.wait(BOUND)
+            yield from read(path)
+        finally:
+            with lock:
+                inside -= 1
+
+    monkeypatch.setattr(example.file_processing, "checked_rows", watched)
     mesh, workflow = processing(example)
     async with mesh:
-        transaction = await mesh.stimulate(workflow, incoming)
-        await transaction.result(LONG)
-        assert most_under_way(transaction, "/processed") == 5
+        summary = await (await mesh.stimulate(workflow, incoming)).result(LONG)
+    assert (most, summary["processed_count"]) == (5, 12)
 
 
 async def test_progress_is_seen_while_it_runs(example: SimpleNamespace, services: Any, incoming: dict[str, str]) -> None:

@@ -51,6 +51,7 @@ class StandIns:
         self.slow: set[str] = set()
         self.down: set[str] = set()
         self.asked: Counter[str] = Counter()
+        self.allowed = MOST_PER_WINDOW
         self.refused = 0
         """Pages that were asked for faster than allowed."""
         self.arrivals: defaultdict[str, list[float]] = defaultdict(list)
@@ -112,7 +113,7 @@ class StandIns:
 
     async def _users(self, request: Request) -> Response:
         arrivals = self.arrivals["users"]
-        if sum(moment > arrivals[-1] - WINDOW for moment in arrivals) > MOST_PER_WINDOW:
+        if sum(moment > arrivals[-1] - WINDOW for moment in arrivals) > self.allowed:
             self.refused += 1
             return JSONResponse({"error": "slow down"}, status_code=429, headers={"Retry-After": "1"})
         first = (int(request.query_params.get("page", "1")) - 1) * PER_PAGE

@@ -17,6 +17,11 @@ def call(arguments: Mapping[str, Any] | None = None, **fields: Any) -> Call:
     return Call("shop", "price", "0190" * 8, 1, arguments or {})._replace(**fields)
 
 
+def at(when_ns: int) -> Callable[[], int | None]:
+    """The deadline of a call."""
+    return lambda: when_ns
+
+
 async def turns(count: int = 10) -> None:
     """Let the loop do what waits for nobody else."""
     for _ in range(count):

@@ -105,6 +105,27 @@ async def test_what_is_not_done_when_the_time_to_close_is_over_fails_loudly(capl
     assert handler.cancelled == 1 and bench["under_way"] == 0
 
 
+async def test_so_it_does_when_whoever_closes_loses_patience_first(caplog: pytest.LogCaptureFixture) -> None:
+    bench, handler = gathering(size=1, waits=True)
+    task = bench.begin(answering("a"))
+    await turns()
+    closing = asyncio.ensure_future(bench.state.close(BOUND))
+    await turns()
+    closing.cancel()
+    await turns()
+    assert closing.cancelled() and isinstance(task.exception(), BatchFailed)
+    assert "batch 'x' with 1 items was not done" in caplog.text and handler.cancelled == 1
+
+
+async def test_draining_holds_nothing_back() -> None:
+    bench, handler = gathering(size=9)
+    first = bench.begin(answering("a"))
+    await turns()
+    bench.state.drain()
+    assert await bench.now("b") == "<b>" and first.result() == "<a>"
+    assert handler.batches == [["a"], ["b"]] and bench.clock.next_timer_ns() is None
+
+
 async def test_an_error_of_the_handler_is_everyones() -> None:
     async def broken(items: list[Any]) -> list[Any]:
         raise ConnectionError("gone")

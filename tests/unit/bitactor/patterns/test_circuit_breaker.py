@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from pattern_calls import Bench, Step, turns
+from pattern_calls import Bench, Step, at, turns
 
 from bitactor import Fail, Halt, Retry
 from bitactor.patterns import CircuitBreaker, CircuitOpen, RateLimited
@@ -192,12 +192,12 @@ async def test_a_step_that_says_retry_or_fail_has_failed(verdict: Exception, sta
 
 async def test_an_attempt_whose_time_was_over_is_a_failure() -> None:
     bench = Bench(CircuitBreaker("api", failures=1))
-    early = bench.begin(Step(), deadline_ns=bench.clock.monotonic_ns() + 1_000_000_000)
+    early = bench.begin(Step(), deadline=at(bench.clock.monotonic_ns() + 1_000_000_000))
     await turns()
     early.cancel()
     await turns()
     assert bench["state"] == "closed", "being cancelled says nothing"
-    slow = bench.begin(Step(), deadline_ns=bench.clock.monotonic_ns() + 1_000_000_000)
+    slow = bench.begin(Step(), deadline=at(bench.clock.monotonic_ns() + 1_000_000_000))
     await bench.pass_time(1.0)
     slow.cancel()
     await turns()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pattern_calls import Bench, Step, answering, turns
+from pattern_calls import Bench, Step, answering, at, turns
 
 from bitactor.patterns import RateLimit, RateLimited
 
@@ -128,8 +128,8 @@ async def test_nobody_waits_for_a_turn_after_its_own_end() -> None:
     await bench.now()
     until_ns = bench.clock.monotonic_ns() + 1_000_000_000
     with pytest.raises(RateLimited, match="the attempt would have ended"):
-        await bench.now(deadline_ns=until_ns)
-    task = bench.begin(answering(7), deadline_ns=until_ns + 1)
+        await bench.now(deadline=at(until_ns))
+    task = bench.begin(answering(7), deadline=at(until_ns + 1))
     await bench.pass_time(1.0)
     assert task.result() == 7
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from pattern_calls import Bench, call, turns
+from pattern_calls import Bench, at, call, turns
 
 from bitactor import Backoff, Fail, Halt, Retry
 from bitactor.patterns import CircuitOpen, RetryPolicy
@@ -123,7 +123,7 @@ async def test_who_asks_for_too_long_a_wait_is_not_called_again() -> None:
 async def test_nobody_waits_past_the_end_of_the_attempt() -> None:
     bench = Bench(RetryPolicy("x", backoff=STEADY))
     with pytest.raises(ValueError, match="real reason"):
-        await bench.now(ValueError("real reason"), deadline_ns=bench.clock.monotonic_ns() + 1_000_000_000)
+        await bench.now(ValueError("real reason"), deadline=at(bench.clock.monotonic_ns() + 1_000_000_000))
 
 
 async def test_cancelled_while_waiting() -> None:

@@ -1,0 +1,110 @@
+"""How a ready-made step is declared: a callable whose parameters are the fields of its templates.
+
+What a step does is a frozen dataclass that can be called; the workflow takes it as it takes a user's function, and `to_dict` writes it down by its
+fields.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from keyword import iskeyword
+from typing import Any, TypedDict
+
+from bitactor.arguments import Source
+from bitactor.context import Context
+from bitactor.errors import DefinitionError, suggest
+from bitactor.patterns.port import Policy
+from bitactor.policy import Backoff
+from bitactor.workflow import RESERVED, Step, Workflow
+from mesh.ready.templates import Template, lifted
+
+
+class StepOptions(TypedDict, total=False):
+    """What every ready-made step takes; see `Workflow.step`."""
+
+    bind: Mapping[str, Any]
+    after: Iterable[str | Step[Any, Any]]
+    when: Callable[..., bool]
+    guard: Callable[..., Any]
+    retries: int
+    backoff: Backoff | Callable[..., float]
+    retry_on: type[BaseException] | Sequence[type[BaseException]]
+    timeout: float
+    required: bool
+    priority: int
+    limit: str
+    policies: Sequence[Policy]
+
+
+def takes(function: object, templates: Iterable[Template], resource: str | None = None) -> None:
+    """Give a callable object the parameters that its templates ask for, `ctx`, and a resource.
+
+    Raises:
+        DefinitionError: a field is no name of an argument.
+    """
+    names = dict.fromkeys(name for template in templates for name in template.arguments)
+    for name in names:
+        if name in RESERVED or iskeyword(name):
+            raise DefinitionError(f"{{{name}}}: a reserved name; give the value another one: bind={{'other': …}} and {{other}}")
+        if name == resource:
+            raise DefinitionError(f"{{{name}}} is also the name of the resource that the step uses; rename one of them, or bind another name")
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, keyword) for name in (*names, *([resource] if resource else []))]
+    parameters.append(inspect.Parameter("ctx", keyword, annotation=Context))
+    object.__setattr__(function, "__signature__", inspect.Signature(parameters))
+    object.__setattr__(function, "__annotations__", {"ctx": Context})
+
+
+class TakeBack:
+    """The undo of a ready-made step: calls its `take_back` with the same arguments."""
+
+    def __init__(self, step: Any) -> None:
+        self._step = step
+        self.__signature__ = step.__signature__
+        self.__annotations__ = step.__annotations__
+        self.__name__ = f"{type(step).__name__}.take_back"
+
+    def __call__(self, **given: Any) -> None:
+        self._step.take_back(**given)
+
+
+class TakeBackOnLoop(TakeBack):
+    """The same for a `take_back` that awaits."""
+
+    async def __call__(self, **given: Any) -> None:  # type: ignore[override]
+        await self._step.take_back(**given)
+
+
+def declare(
+    workflow: Workflow,
+    name: str,
+    make: Callable[..., Any],
+    shapes: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    undo: type[TakeBack] | None = None,
+) -> Step[..., Any]:
+    """Declare the step that `make(**shapes)` makes; `Input`, `Result` and `Value` in the shapes are bound to fields of their own.
+
+    Raises:
+        DefinitionError: or one of its kinds; a template cannot be read, an option is unknown or wrong.
+    """
+    refuse_unknown(f"step {name!r} of {workflow.name!r}", options, StepOptions.__annotations__)
+    bind: dict[str, Source] = dict(options.get("bind") or {})
+    try:
+        function = make(**{part: lifted(shape, bind) for part, shape in shapes.items()})
+    except DefinitionError as error:
+        raise DefinitionError(f"step {name!r} of {workflow.name!r}: {error}") from None
+    step = workflow.step(name=name, **{**options, "bind": bind})(function)
+    if undo is not None:
+        step.undo(in_doubt=True)(undo(function))
+    return step
+
+
+def refuse_unknown(what: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `DefinitionError` for an option that is none, with the one that was probably meant."""
+    known = list(known)
+    for option in options:
+        if option not in known:
+            raise DefinitionError(f"{what}: unknown option {option!r}.{suggest(option, known)}")
