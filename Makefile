@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check benchmark build clean
+.PHONY: demo test lint benchmark conformance build clean
 
 demo: $(VENV)/runs
 	$(BIN)/bitactor demo
@@ -19,6 +19,10 @@ lint: $(VENV)/develops
 
 benchmark: $(VENV)/develops
 	$(BIN)/python -m benchmarks
+
+# Runs the claims one by one and writes docs/conformance.md.
+conformance: $(VENV)/develops
+	$(BIN)/python -m tests.conformance.table
 
 build: $(VENV)/develops
 	$(BIN)/python -m build

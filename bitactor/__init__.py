@@ -4,6 +4,7 @@ A domain module imports only this package; a service's entry imports `mesh`.
 """
 
 from bitactor.arguments import Element, Input, Result, Value
+from bitactor.consumer import Consumer, consumer
 from bitactor.context import Context
 from bitactor.errors import (
     BitActorError,
@@ -46,8 +47,9 @@ from bitactor.policy import Backoff
 from bitactor.pulse import Pulse
 from bitactor.resources import Resource
 from bitactor.signal import Signal
+from bitactor.step import Step
 from bitactor.then import Then
-from bitactor.workflow import Consumer, Step, Workflow, consumer
+from bitactor.workflow import Workflow
 
 __all__ = [
     "Backoff",

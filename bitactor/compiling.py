@@ -21,7 +21,9 @@ from bitactor.resources import Resource
 from bitactor.signal import DEFAULT_TTL
 
 if TYPE_CHECKING:
-    from bitactor.workflow import Consumer, Step, Workflow
+    from bitactor.consumer import Consumer
+    from bitactor.step import Step
+    from bitactor.workflow import Workflow
 
 _INJECTABLE = {
     "run": frozenset(("ctx", "attempt")),

@@ -33,7 +33,8 @@ from bitactor.plan import Plan, PlanStep
 from bitactor.then import Then
 
 if TYPE_CHECKING:
-    from bitactor.workflow import Step, Workflow
+    from bitactor.step import Step
+    from bitactor.workflow import Workflow
 
 _NO_VALUE: Final = (Outcome, Ok, Continue, Then)
 """What a function may be annotated to answer with that is not its value, or does not say of what type that is."""

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from bitactor.consumer import Consumer
 from bitactor.errors import BitActorError, InvalidInput, suggest
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.pulse import STATUSES
-from bitactor.workflow import Consumer, Workflow
+from bitactor.workflow import Workflow
 from mesh.config import settings
 from mesh.node import Node
 from mesh.sinks import OtelSink

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from bitactor.codec import decode_token, encode_token
+from bitactor.consumer import Consumer
 from bitactor.errors import (
     BitActorError,
     DefinitionError,
@@ -30,7 +31,7 @@ from bitactor.ports import Clock, Ids, Sink, Store, TransactionRow
 from bitactor.pulse import Pulse
 from bitactor.saga import Accept, CancelAsked, ResumeAsked, Saga, UndoAsked
 from bitactor.signal import MAX_TTL, Fault, Receipt, Stimulus
-from bitactor.workflow import Consumer, Workflow
+from bitactor.workflow import Workflow
 from mesh.actor import LONGEST_DELAY
 from mesh.clock import SystemClock
 from mesh.config import Settings

@@ -19,7 +19,8 @@ from bitactor.policy import Backoff
 from bitactor.resources import Resource
 
 if TYPE_CHECKING:
-    from bitactor.workflow import Step, Workflow
+    from bitactor.step import Step
+    from bitactor.workflow import Workflow
 
 _OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveries", "max_concurrency", "max_hops")
 _PLAIN_OPTIONS: Final = ("retries", "timeout", "spawn", "required", "priority", "limit")

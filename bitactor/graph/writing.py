@@ -27,7 +27,8 @@ from bitactor.policy import Backoff
 from bitactor.resources import DEFAULT_CHECK_EVERY, Resource
 
 if TYPE_CHECKING:
-    from bitactor.workflow import Step, Workflow
+    from bitactor.step import Step
+    from bitactor.workflow import Workflow
 
 _PLAIN_OPTIONS: Final = ("retries", "timeout", "spawn", "required", "priority", "limit")
 _OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveries", "max_concurrency", "max_hops")

@@ -19,8 +19,8 @@ class Bulkhead(Policy):
 
         Bulkhead("reports", concurrent=4, queue=20, max_wait=5.0)
 
-    A step's `limit=` (a named pool) holds hops back before they are spawned, and takes any number; this holds back attempts that have begun,
-    whose timeouts run, and refuses what is too much.
+    A step's `limit=` (a named pool) holds hops back before they are spawned, and takes any number; this holds back attempts of hops that are
+    spawned, and refuses what is too much.
 
     Args:
         concurrent: calls under way at once.

@@ -10,6 +10,7 @@ from typing import Any
 from bitactor.arguments import Unread, argument_values
 from bitactor.codec import decode_pulse, decode_token, encode_pulse, encode_token
 from bitactor.compiling import with_function
+from bitactor.consumer import Consumer
 from bitactor.deciding import decide
 from bitactor.errors import ConfigurationError, InvalidInput, suggest
 from bitactor.ids import hop_id
@@ -43,7 +44,7 @@ from bitactor.testing.fakes import SequentialIds
 from bitactor.testing.faults import Crash, FaultPlan, Faults, Lose
 from bitactor.testing.hops import Hop, NeedsMesh, error_of, fault_of
 from bitactor.testing.trace import Emitted, Trace
-from bitactor.workflow import Consumer, Workflow
+from bitactor.workflow import Workflow
 
 
 def run_workflow(

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from bitactor.consumer import Consumer
 from bitactor.launcher import HOME
-from bitactor.workflow import Consumer, Workflow
+from bitactor.workflow import Workflow
 from mesh.cli.exits import UsageError
 from mesh.mesh import Mesh
 from mesh.startup import namesake

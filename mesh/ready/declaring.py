@@ -14,9 +14,11 @@ from typing import Any, TypedDict
 from bitactor.arguments import Source
 from bitactor.context import Context
 from bitactor.errors import DefinitionError, suggest
+from bitactor.options import RESERVED
 from bitactor.patterns.port import Policy
 from bitactor.policy import Backoff
-from bitactor.workflow import RESERVED, Step, Workflow
+from bitactor.step import Step
+from bitactor.workflow import Workflow
 from mesh.ready.templates import Template, lifted
 
 
@@ -56,8 +58,8 @@ def takes(function: object, templates: Iterable[Template], resource: str | None 
     object.__setattr__(function, "__annotations__", {"ctx": Context})
 
 
-class TakeBack:
-    """The undo of a ready-made step: calls its `take_back` with the same arguments."""
+class _TakenBack:
+    """The undo of a ready-made step: takes the same arguments."""
 
     def __init__(self, step: Any) -> None:
         self._step = step
@@ -65,14 +67,18 @@ class TakeBack:
         self.__annotations__ = step.__annotations__
         self.__name__ = f"{type(step).__name__}.take_back"
 
+
+class TakeBack(_TakenBack):
+    """Calls the step's `take_back`, in a thread."""
+
     def __call__(self, **given: Any) -> None:
         self._step.take_back(**given)
 
 
-class TakeBackOnLoop(TakeBack):
-    """The same for a `take_back` that awaits."""
+class TakeBackOnLoop(_TakenBack):
+    """Awaits the step's `take_back`."""
 
-    async def __call__(self, **given: Any) -> None:  # type: ignore[override]
+    async def __call__(self, **given: Any) -> None:
         await self._step.take_back(**given)
 
 
@@ -83,19 +89,23 @@ def declare(
     shapes: Mapping[str, Any],
     options: Mapping[str, Any],
     *,
-    undo: type[TakeBack] | None = None,
+    undo: type[TakeBack] | type[TakeBackOnLoop] | None = None,
 ) -> Step[..., Any]:
     """Declare the step that `make(**shapes)` makes; `Input`, `Result` and `Value` in the shapes are bound to fields of their own.
 
     Raises:
         DefinitionError: or one of its kinds; a template cannot be read, an option is unknown or wrong.
     """
-    refuse_unknown(f"step {name!r} of {workflow.name!r}", options, StepOptions.__annotations__)
-    bind: dict[str, Source] = dict(options.get("bind") or {})
+    what = f"step {name!r} of {workflow.name!r}"
+    refuse_unknown(what, options, StepOptions.__annotations__)
+    given = options.get("bind") or {}
+    if not isinstance(given, Mapping):
+        raise DefinitionError(f"{what}: bind={given!r}; give a mapping of fields to Input, Result or Value")
+    bind: dict[str, Source] = dict(given)
     try:
         function = make(**{part: lifted(shape, bind) for part, shape in shapes.items()})
     except DefinitionError as error:
-        raise DefinitionError(f"step {name!r} of {workflow.name!r}: {error}") from None
+        raise DefinitionError(f"{what}: {error}") from None
     step = workflow.step(name=name, **{**options, "bind": bind})(function)
     if undo is not None:
         step.undo(in_doubt=True)(undo(function))

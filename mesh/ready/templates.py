@@ -17,8 +17,8 @@ from bitactor.arguments import Source, follow
 from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.kinds.template import Text
 
-Write = Callable[[str, int], str]
-"""What becomes of a field's text, by the number of characters written before it."""
+Write = Callable[[str, str], str]
+"""What becomes of a field's text, given the text before it."""
 
 
 class Template(Text):
@@ -60,7 +60,7 @@ class Template(Text):
                 filled = format(value, form) if form else text_of(value, field)
             except (TypeError, ValueError) as error:
                 raise InvalidInput(f"{{{field}:{form}}}: {error}") from None
-            made += write(filled, len(made)) if write is not None else filled
+            made += write(filled, made) if write is not None else filled
         return made
 
     def _at(self, field: str, values: Mapping[str, Any]) -> Any:
@@ -113,7 +113,7 @@ def text_of(value: Any, field: str) -> str:
 def lifted(shape: Any, bind: dict[str, Source]) -> Any:
     """`shape` with each `Result`, `Input` and `Value` in it made a field of its own, which `bind` says the source of."""
     if isinstance(shape, Source):
-        name = next(name for number in range(1, len(bind) + 2) if (name := f"source_{number}") not in bind)
+        name = next(name for number in range(1, len(bind) + 2) if (name := f"_{number}") not in bind)
         bind[name] = shape
         return f"{{{name}}}"
     if isinstance(shape, Mapping):

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+from bitactor.consumer import Consumer
 from bitactor.errors import DefinitionError
 from bitactor.plan import Callback, Plan
-from bitactor.workflow import Consumer, Step, Workflow
+from bitactor.step import Step
+from bitactor.workflow import Workflow
 
 Definition = Workflow | Consumer
 

@@ -11,9 +11,10 @@ from typing import Any, Final, Self
 
 import pytest
 
+from bitactor.consumer import Consumer
 from bitactor.ports import Clock, Ids, Sink
 from bitactor.testing import SequentialIds
-from bitactor.workflow import Consumer, Workflow
+from bitactor.workflow import Workflow
 from mesh.testing.clock import MeshClock
 from mesh.testing.leftovers import LINGER, Leftovers
 from mesh.testing.mesh import FixtureMesh

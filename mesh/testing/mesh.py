@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from bitactor.consumer import Consumer
 from bitactor.errors import BitActorError
 from bitactor.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
-from bitactor.workflow import Consumer, Workflow
+from bitactor.workflow import Workflow
 from mesh.config import Settings
 from mesh.mesh import Mesh
 from mesh.testing.portal import in_a_loop

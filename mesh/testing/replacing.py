@@ -9,10 +9,11 @@ from typing import Any, Final, NamedTuple
 from unittest.mock import NonCallableMock
 
 from bitactor.compiling import compile_callback, compile_consumer
+from bitactor.consumer import Consumer
 from bitactor.errors import ConfigurationError, DefinitionError, suggest
 from bitactor.functions import is_coroutine_function
 from bitactor.plan import Callback, Plan, PlanStep
-from bitactor.workflow import Consumer, Workflow
+from bitactor.workflow import Workflow
 
 Functions = Mapping[str, Callable[..., Any]]
 

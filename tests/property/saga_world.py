@@ -458,6 +458,8 @@ class World:
     def resume(self) -> None:
         """Somebody resumes."""
         self.now_ns += 1_000_000
+        while self.decisions:
+            assert self.feed(self.decisions.pop()) == [], "a decision was heard although nothing goes forward"
         self.feed(ResumeAsked(None if self.saga.deadline_ns is None else self.now_ns + 10**10))
 
     def crash(self) -> None:

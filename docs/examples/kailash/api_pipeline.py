@@ -9,8 +9,9 @@ from typing import Any
 from places import api, database
 from sqlalchemy import text
 
-from bitactor import Element, Fail, Result, Retry, Workflow
+from bitactor import Element, Result, Workflow
 from bitactor.patterns import RateLimit
+from mesh.ready.steps import http
 
 AT_ONCE = "profiles"
 """The pool whose places bound how many profiles are asked for at once."""
@@ -20,11 +21,9 @@ enrich_user = Workflow("kailash.enrich_user", input={"user": dict[str, Any]}, re
 api_pipeline = Workflow("kailash.api_pipeline", input={"pages": int}, deadline=120, resources=[api, database])
 
 
-@fetch_page.step(policies=[RateLimit("users-api", per_second=20, burst=4)], retries=2, timeout=30.0)
-async def users(page: int, api: Any) -> list[dict[str, Any]]:
-    """One page."""
-    found = await asked(api, f"/users?page={page}")
-    return list(found["users"])
+http.get(
+    fetch_page, "users", "/users?page={page}", client="api", policies=[RateLimit("users-api", per_second=20, burst=4)], retries=2
+)
 
 
 def numbers(pages: int) -> Iterator[int]:
@@ -35,27 +34,19 @@ def numbers(pages: int) -> Iterator[int]:
 fetch_users = api_pipeline.map(name="fetch_users", workflow=fetch_page, over=numbers, bind={"page": Element()})
 
 
-@enrich_user.step(retries=2, timeout=10.0, limit=AT_ONCE)
-async def enriched(user: dict[str, Any], api: Any) -> dict[str, Any]:
+http.get(enrich_user, "profile", "/users/{user[id]}/profile", client="api", retries=2, timeout=10.0, limit=AT_ONCE)
+
+
+@enrich_user.step(spawn="inline", bind={"profile": Result("profile", "json")})
+def enriched(user: dict[str, Any], profile: dict[str, Any]) -> dict[str, Any]:
     """The user with a profile."""
-    return {**user, "profile": await asked(api, f"/users/{user['id']}/profile")}
+    return {**user, "profile": profile}
 
 
-async def asked(api: Any, path: str) -> dict[str, Any]:
-    """What the service answers; when it is busy it is asked again when it says, and what it does not have is not asked for twice."""
-    answer = await api.get(path)
-    if answer.status_code in (429, 503):
-        raise Retry(after=float(answer.headers["Retry-After"]), reason=f"{path}: {answer.status_code}, {answer.json()['error']}")
-    if answer.status_code == 404:
-        raise Fail(answer.json()["error"])
-    answer.raise_for_status()
-    return dict(answer.json())
-
-
-def each_user(fetch_users: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+def each_user(fetch_users: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The users of all pages."""
     for page in fetch_users:
-        yield from page
+        yield from page["json"]["users"]
 
 
 process_users = api_pipeline.map(

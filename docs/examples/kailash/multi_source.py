@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from places import api
 
 from bitactor import Workflow
 from bitactor.patterns import parallel_fetch
+from mesh.ready.steps import http
 
 PATIENCE = 0.5
 """Seconds for each source."""
@@ -22,24 +24,13 @@ SOURCES = {
 multi_source = Workflow("kailash.multi_source", deadline=30, resources=[api])
 
 
-def fetch(path: str) -> Any:
-    """A step's function that asks one service."""
-
-    async def ask(api: Any) -> Any:
-        answer = await api.get(path)
-        answer.raise_for_status()
-        return answer.json()
-
-    return ask
-
-
 # Each source is a hop: with its own time limit, its own pulse, and its answer in the journal whatever becomes of the others.
 for source, path in SOURCES.items():
-    multi_source.add(fetch(path), name=source, timeout=PATIENCE, required=False)
+    http.get(multi_source, source, path, client="api", timeout=PATIENCE, required=False)
 
 
 def analyse(found: dict[str, Any]) -> dict[str, Any]:
-    """Insights from what there is."""
+    """Insights from what there is; None stands for what is missing."""
     customers, orders = found["customers"] or [], found["orders"] or []
     by_customer = Counter(order["customer_id"] for order in orders)
     return {
@@ -56,7 +47,12 @@ def analyse(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-multi_source.collect("analyze", list(SOURCES), transform=analyse)
+def analyse_answers(found: dict[str, Any]) -> dict[str, Any]:
+    """The same from the answers of HTTP steps."""
+    return analyse({name: None if answer is None else answer["json"] for name, answer in found.items()})
+
+
+multi_source.collect("analyze", list(SOURCES), transform=analyse_answers)
 
 multi_source_in_one = Workflow("kailash.multi_source_in_one", deadline=30, resources=[api])
 """The same in one hop, as the guide has it: for answers that need not be kept one by one."""
@@ -65,7 +61,13 @@ multi_source_in_one = Workflow("kailash.multi_source_in_one", deadline=30, resou
 @multi_source_in_one.step
 async def multi_fetch(api: Any) -> dict[str, Any]:
     """All at once, each with a limit of its own."""
-    fetched = await parallel_fetch({name: lambda path=path: fetch(path)(api) for name, path in SOURCES.items()}, timeout=PATIENCE)
+
+    async def ask(path: str) -> Any:
+        answer = await api.get(path)
+        answer.raise_for_status()
+        return answer.json()
+
+    fetched = await parallel_fetch({name: partial(ask, path) for name, path in SOURCES.items()}, timeout=PATIENCE)
     return {"successful": fetched.successful, "failed": {name: type(error).__name__ for name, error in fetched.failed.items()}}
 
 

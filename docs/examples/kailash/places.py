@@ -1,32 +1,24 @@
-"""Where the services and the database are: resources that the four workflows share, configured by the environment."""
+"""Where the services and the database are: resources that the four workflows share, each made when it is first needed."""
 
 from __future__ import annotations
 
 import os
 
-import httpx2
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-
-from bitactor import Resource
+from mesh.ready.resources.database import database as database_at
+from mesh.ready.resources.http_client import http_client
 
 
-def open_services() -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(base_url=os.environ["KAILASH_SERVICES"], timeout=30.0)
+def services() -> str:
+    """The address of the services."""
+    return os.environ["KAILASH_SERVICES"]
 
 
-async def close_services(client: httpx2.AsyncClient) -> None:
-    await client.aclose()
+def data() -> str:
+    """The address of the database."""
+    return os.environ["KAILASH_DATABASE"]
 
 
-def open_database() -> AsyncEngine:
-    return create_async_engine(os.environ["KAILASH_DATABASE"])
-
-
-async def close_database(engine: AsyncEngine) -> None:
-    await engine.dispose()
-
-
-api = Resource("api", open_services, close=close_services)
-primary_api = Resource("primary_api", open_services, close=close_services)
-backup_api = Resource("backup_api", open_services, close=close_services)
-database = Resource("database", open_database, close=close_database, provides=AsyncEngine)
+api = http_client("api", base_url=services)
+primary_api = http_client("primary_api", base_url=services)
+backup_api = http_client("backup_api", base_url=services)
+database = database_at("database", data)

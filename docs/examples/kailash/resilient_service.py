@@ -6,8 +6,9 @@ from typing import Any
 
 from places import backup_api, primary_api
 
-from bitactor import Workflow
+from bitactor import Input, Workflow
 from bitactor.patterns import Cache, CircuitBreaker, Fallback, Timeout
+from mesh.ready.steps import http
 
 OPEN_FOR = 60.0
 
@@ -16,7 +17,12 @@ resilient_service = Workflow(
 )
 
 
-@resilient_service.step(
+http.post(
+    resilient_service,
+    "primary_service",
+    "/primary/process",
+    json={"item": Input("item")},
+    client="primary_api",
     required=False,
     policies=[
         Cache("service-data", key="service_data_{item}", ttl=1_800.0),
@@ -24,22 +30,18 @@ resilient_service = Workflow(
         Timeout("primary", 10.0),
     ],
 )
-async def primary_service(item: str, primary_api: Any) -> dict[str, Any]:
-    """The answer of the first choice; only such answers are cached."""
-    answer = await primary_api.post("/primary/process", json={"item": item})
-    answer.raise_for_status()
-    return dict(answer.json())
 
-
-@resilient_service.step(
+# Asked only if the first choice has no answer; so what it says is never cached, and the first choice is tried again next time.
+http.post(
+    resilient_service,
+    "use_backup",
+    "/backup/process",
+    json={"item": Input("item")},
+    client="backup_api",
+    after=["primary_service"],
     when=lambda primary_service: primary_service is None,
-    policies=[Fallback("nothing-known", {"item": None, "price": None, "by": "nobody"}), Timeout("backup", 10.0)],
+    policies=[Fallback("nothing-known", {"json": {"item": None, "price": None, "by": "nobody"}}), Timeout("backup", 10.0)],
 )
-async def use_backup(item: str, primary_service: dict[str, Any] | None, backup_api: Any) -> dict[str, Any]:
-    """The answer of the second choice, asked only if there is none of the first; without either, a value that says so."""
-    answer = await backup_api.post("/backup/process", json={"item": item})
-    answer.raise_for_status()
-    return dict(answer.json())
 
 
 @resilient_service.step(spawn="inline")
@@ -47,4 +49,4 @@ def answered(primary_service: dict[str, Any] | None, use_backup: dict[str, Any] 
     """One answer, whoever gave it."""
     answer = primary_service or use_backup
     assert answer is not None, "use_backup runs when primary_service has nothing, and falls back on a value"
-    return {**answer, "used_backup": primary_service is None}
+    return {**answer["json"], "used_backup": primary_service is None}

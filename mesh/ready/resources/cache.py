@@ -1,76 +1,147 @@
-"""A cache in this process as a resource."""
+"""A cache as a resource: values by key, in this process, the least recently used given up first.
+
+    prices = cache("prices", max_entries=10_000, ttl=60)
+    orders = Workflow("orders", input={...}, resources=[prices])
+
+    @orders.step
+    async def price(item: str, prices: Cache) -> int:
+        return await prices.get_or_make(item, lambda: ask_the_shop(item))
+
+It forgets everything when the mesh closes, and each process has its own.  To keep the results of a step, see the pattern `bitactor.patterns.Cache`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
-from cachetools import TTLCache
+from cachetools import TLRUCache
 
-from bitactor import Resource
-from bitactor.errors import ConfigurationError
+from bitactor.errors import DefinitionError
+from bitactor.resources import Resource
 
-MISS: Final = object()
-"""What `get` answers when nothing is kept; None can be kept like anything else."""
+DEFAULT_ENTRIES: Final = 1_024
+
+
+class _Entry(NamedTuple):
+    value: Any
+    ttl: float
+
+
+class _Turn:
+    """Whose turn it is to make a value."""
+
+    __slots__ = ("asking", "lock")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.asking = 0
+
+
+class _Missing:
+    """Its own type, so that it is no value anybody keeps."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+"""`await cache.get(key, MISSING) is MISSING`: there is no such entry, also where None is a value."""
 
 
 class Cache:
-    """Values by key, each for so many seconds; the least recently used go first when it is full.  Used on the mesh's loop."""
+    """At most `max_entries` values, each for `ttl` seconds unless set with another.  Used on the mesh's loop, by steps that are `async def`.
 
-    def __init__(self, max_entries: int, ttl: float) -> None:
-        self._entries: TTLCache[Any, Any] = TTLCache(max_entries, ttl)
-        self._making: dict[Any, asyncio.Future[Any]] = {}
+    A value is handed out as it was put in: whoever changes it changes it for all.
+    """
+
+    def __init__(self, max_entries: int, ttl: float | None, now: Callable[[], float] = time.monotonic) -> None:
+        self._ttl = float("inf") if ttl is None else ttl
+        self._entries: TLRUCache[Hashable, _Entry] = TLRUCache(max_entries, ttu=_ends, timer=now)
+        self._making: dict[Hashable, _Turn] = {}
         self.hits = 0
         self.misses = 0
 
-    async def get(self, key: Any, default: Any = MISS) -> Any:
-        """What is kept, or `default`."""
-        found = self._entries.get(key, MISS)
-        if found is MISS:
+    def __len__(self) -> int:
+        self._entries.expire()
+        return len(self._entries)
+
+    async def get(self, key: Hashable, default: Any = None) -> Any:
+        """The value, or `default` if there is none or its time is over."""
+        entry = self._entries.get(key)
+        if entry is None:
             self.misses += 1
             return default
         self.hits += 1
-        return found
+        return entry.value
 
-    async def set(self, key: Any, value: Any) -> None:
-        """Keep a value."""
-        self._entries[key] = value
+    async def set(self, key: Hashable, value: Any, ttl: float | None = None) -> None:
+        """Keep a value, for `ttl` seconds instead of the cache's own time."""
+        self._entries[key] = _Entry(value, self._ttl if ttl is None else ttl)
 
-    async def delete(self, key: Any) -> bool:
+    async def delete(self, key: Hashable) -> bool:
         """Forget a value; whether there was one."""
-        return self._entries.pop(key, MISS) is not MISS
+        return self._entries.pop(key, None) is not None
 
-    async def get_or_make(self, key: Any, make: Callable[[], Awaitable[Any]]) -> Any:
-        """What is kept, or what `make` makes, which is then kept; several who miss at once wait for one making.  An error is not kept."""
-        found = await self.get(key)
-        if found is not MISS:
+    async def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+    async def get_or_make(self, key: Hashable, make: Callable[[], Awaitable[Any]], ttl: float | None = None) -> Any:
+        """The value, made and kept if there is none.
+
+        Of several who ask at once one makes it and the others wait; if that one fails or is cancelled, the next of them tries.  What `make` raises is
+        not kept.
+        """
+        found = await self.get(key, MISSING)
+        if found is not MISSING:
             return found
-        making = self._making.get(key)
-        if making is None:
-            making = self._making[key] = asyncio.ensure_future(make())
-            making.add_done_callback(lambda done: self._made(key, done))
-        return await asyncio.shield(making)
+        turn = self._making.setdefault(key, _Turn())
+        turn.asking += 1
+        try:
+            async with turn.lock:
+                entry = self._entries.get(key)
+                if entry is None:
+                    await self.set(key, value := await make(), ttl)
+                    return value
+                return entry.value
+        finally:
+            turn.asking -= 1
+            if turn.asking == 0:
+                del self._making[key]
 
-    def _made(self, key: Any, done: asyncio.Future[Any]) -> None:
-        self._making.pop(key, None)
-        if not done.cancelled() and done.exception() is None:
-            self._entries[key] = done.result()
 
-    def __len__(self) -> int:
-        return len(self._entries)
+@dataclass(frozen=True)
+class _Factory:
+    """Makes the cache."""
+
+    max_entries: int
+    ttl: float | None
+
+    async def __call__(self) -> Cache:
+        return Cache(self.max_entries, self.ttl)
 
 
-def cache(name: str = "cache", *, max_entries: int = 10_000, ttl: float = 300.0) -> Resource:
-    """A resource: one `Cache` for all steps of a mesh.
+def cache(name: str = "cache", *, max_entries: int = DEFAULT_ENTRIES, ttl: float | None = None) -> Resource:
+    """A resource that is a `Cache`.
+
+    Args:
+        name: what the parameter of a step is called that takes it.
+        max_entries: how many values are kept; the least recently used goes first.
+        ttl: seconds that a value is kept; None: as long as there is room.
 
     Raises:
-        ConfigurationError: an option makes no sense.
+        DefinitionError: the name or an option is wrong.
     """
-    if max_entries < 1 or not ttl > 0:
-        raise ConfigurationError(f"cache({name!r}): max_entries={max_entries!r} and ttl={ttl!r} must be more than zero")
+    if isinstance(max_entries, bool) or not isinstance(max_entries, int) or max_entries < 1:
+        raise DefinitionError(f"resource {name!r}: max_entries={max_entries!r}; a whole number, at least 1")
+    if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0):
+        raise DefinitionError(f"resource {name!r}: ttl={ttl!r}; give seconds, more than zero, or None")
+    return Resource(name, _Factory(max_entries, ttl), provides=Cache, requires=())
 
-    async def opened() -> Cache:
-        return Cache(max_entries, ttl)
 
-    return Resource(name, opened, provides=Cache)
+def _ends(_: Hashable, entry: _Entry, now: float) -> float:
+    return now + entry.ttl

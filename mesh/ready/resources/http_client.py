@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ EARLY = 5.0
 def http_client(
     name: str = "http",
     *,
-    base_url: str = "",
+    base_url: str | Callable[[], str] = "",
     headers: Mapping[str, str] | None = None,
     timeout: float = 10.0,
     max_connections: int = 100,
@@ -34,7 +34,7 @@ def http_client(
 
     Args:
         name: what a parameter is called that takes it; `httpx2.AsyncClient` as its annotation will do as well.
-        base_url: what relative addresses are relative to.
+        base_url: what relative addresses are relative to; or a function that says so when the client is made, from the environment for example.
         headers: sent with each request.
         timeout: seconds for connecting, and between two bytes; a step's own timeout is for the whole.
         max_connections: at once.
@@ -52,7 +52,7 @@ def http_client(
     async def opened() -> AsyncGenerator[httpx2.AsyncClient, None]:
         limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
         async with httpx2.AsyncClient(
-            base_url=base_url,
+            base_url=base_url() if callable(base_url) else base_url,
             headers=dict(headers or {}),
             timeout=timeout,
             limits=limits,

@@ -1,294 +1,224 @@
 """HTTP requests as steps.
 
-    http.get(orders, "fetch_user", "/users/{user_id}", headers={"X-Tenant": "{tenant}"}, retries=3)
-    http.post(orders, "charge", "/charges", json={"amount": Result("total"), "note": "order {order.id}"})
+    http.get(orders, "customer", "/customers/{order.customer}", retries=3, timeout=5.0)
+    http.post(orders, "charge", "/charges", json={"amount": "{order.total}", "to": Result("customer", "json", "account")}, retries=3)
 
-`{fields}` in the address, the headers, the parameters and the JSON body are arguments of the step, found by name like any parameter, with a path behind
-them if need be; `Input`, `Result` and `Value` can stand for whole values.  The client is a resource of the workflow, see
-`mesh.ready.resources.http_client`.  The result is a mapping: `status`, `headers`, `url`, and `json` or `text`.
+The URL, the parameters, the headers and the body are templates; a field is an input field or another step's result, `{order.customer}`.  In a URL it
+is quoted and stays within its place: an empty value or one that would lead elsewhere (`..`) is refused.  Only a URL that *begins* with a field takes
+that as it is, for an address that an earlier step has learned; let no stranger say what it is.
 
-An answer that is not 2xx is an `HttpError`.  It is worth another try, within `retries`, if it is 408, 425, 429 or 5xx, or if no answer came; where the server
-says `Retry-After`, that is waited for, at most `longest_wait` seconds.  Requests that change something carry an `Idempotency-Key`, the same over all tries.
+The result is a mapping: `status`, `url`, `headers` (lower-case names), and what the body is: `json`, `text` or, if it is neither, `content`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Unpack
 
-from bitactor import Backoff, Context, Retry, Step, Workflow
-from bitactor.arguments import Source
-from bitactor.errors import DefinitionError, RunError
-from bitactor.kinds.signatures import with_parameters
-from bitactor.kinds.template import Text
-from mesh.ready.extras import required
+from bitactor.context import Context
+from bitactor.errors import ConfigurationError, DefinitionError, StepTimeout, suggest
+from bitactor.outcome import Retry
+from bitactor.step import Step
+from bitactor.workflow import Workflow
+from mesh.ready.declaring import StepOptions, declare, refuse_unknown, takes
+from mesh.ready.extras import missing_extra
+from mesh.ready.http_errors import (
+    HttpBusy,
+    HttpError,
+    HttpRequestInvalid,
+    HttpResponseInvalid,
+    HttpUnreachable,
+    blotted,
+    http_error,
+    shown_url,
+)
+from mesh.ready.templates import Structure, Template
 
-if TYPE_CHECKING:
+try:
     import httpx2
-else:
-    httpx2 = required("httpx2", "http")
+except ModuleNotFoundError as missing:
+    raise missing_extra("http", __name__, missing) from None
 
-WORTH_ANOTHER_TRY: Final = frozenset((408, 425, 429))
-SHOWN: Final = 300
-"""Characters of a body that an error shows."""
-MAX_BODY: Final = 2 * 1024 * 1024
-CHANGING: Final = frozenset(("POST", "PUT", "PATCH", "DELETE"))
+from mesh.ready.steps import http_answer, http_body
 
+__all__ = [
+    "HttpBusy", "HttpError", "HttpRequestInvalid", "HttpResponseInvalid", "HttpUnreachable", "Request", "delete", "get", "head", "patch", "post",
+    "put", "request",
+]  # fmt: skip
 
-class HttpError(RunError):
-    """The server answered, and not with 2xx; or not at all."""
-
-    def __init__(self, message: str, status: int = 0, url: str = "", body: str = "") -> None:
-        super().__init__(message, status, url, body)
-        self.message = message
-        self.status = status
-        """0 if no answer came."""
-        self.url = url
-        self.body = body
-        """How the answer began."""
-
-    def __str__(self) -> str:
-        return self.message
-
-    @property
-    def worth_another_try(self) -> bool:
-        """Whether it may well be otherwise next time."""
-        return self.status == 0 or self.status in WORTH_ANOTHER_TRY or self.status >= 500
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+WITH_KEY: Final = frozenset(("POST", "PATCH"))
+"""Methods that may not be repeated as they are: these requests say `Idempotency-Key`."""
+TRY_AGAIN_AFTER: Final = (HttpBusy, HttpUnreachable, StepTimeout)
+DEFAULT_MAX_BYTES: Final = 1024 * 1024
+DEFAULT_LONGEST_WAIT: Final = 60.0
+_NONE: Final = "-"
+"""There is no body of JSON; `None` would be one."""
 
 
-class _Request:
-    """What is sent, but for the values."""
+class RequestOptions(StepOptions, total=False):
+    """What the steps here take beside method and URL."""
 
-    def __init__(
-        self, method: str, url: str, headers: Mapping[str, str], params: Mapping[str, Any], json: Any, longest_wait: float
-    ) -> None:
-        self.method = method
-        self.url = Text(url)
-        self.longest_wait = longest_wait
-        self.sources: dict[str, Source] = {}
-        self.headers = {name: Text(text) for name, text in headers.items()}
-        self.params = self._prepared(params)
-        self.json = self._prepared(json)
+    params: Mapping[str, Any]
+    headers: Mapping[str, Any]
+    json: Any
+    form: Mapping[str, Any]
+    content: Any
+    expect: int | Collection[int]
+    client: str
+    max_bytes: int
+    longest_wait: float
 
-    @property
-    def arguments(self) -> list[str]:
-        """The step's parameters."""
-        found = dict.fromkeys(self.url.arguments)
-        for text in self.headers.values():
-            found |= dict.fromkeys(text.arguments)
-        for part in _texts([self.params, self.json]):
-            found |= dict.fromkeys(part.arguments)
-        return [*found, *self.sources]
 
-    def _prepared(self, part: Any) -> Any:
-        """A structure with its texts read, and a parameter for each source in it."""
-        if isinstance(part, Mapping):
-            return {name: self._prepared(value) for name, value in part.items()}
-        if isinstance(part, list | tuple):
-            return [self._prepared(value) for value in part]
-        if isinstance(part, Source):
-            name = f"value_{len(self.sources)}"
-            self.sources[name] = part
-            return _Argument(name)
-        return Text(part) if isinstance(part, str) else part
+@dataclass(frozen=True)
+class Request:
+    """One request; what is to be called as the step.  See `request` for its fields."""
 
-    async def send(self, client: httpx2.AsyncClient, ctx: Context, values: Mapping[str, Any]) -> dict[str, Any] | Retry:
-        """One try.
+    method: str
+    url: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """One of `json`, `form`, `content`, and its template."""
+    expect: Collection[int] = ()
+    client: str = "http"
+    max_bytes: int = DEFAULT_MAX_BYTES
+    longest_wait: float = DEFAULT_LONGEST_WAIT
 
-        Raises:
-            HttpError: no answer, or not 2xx.
-        """
-        quoted = {name: _Quoted(value) for name, value in values.items()}
-        headers = {name: text.filled(values) for name, text in self.headers.items()}
-        if self.method in CHANGING:
-            headers.setdefault("Idempotency-Key", ctx.idempotency_key)
-        url = self.url.filled(quoted)
-        body = {"json": _filled(self.json, values)} if self.json is not None else {}
+    def __post_init__(self) -> None:
+        _refuse_wrong(self)
+        parts = {"url": Template(self.url), "params": Structure(self.params), "headers": Structure(self.headers)}
+        parts["body"] = Structure(self.body)
+        object.__setattr__(self, "_parts", parts)
+        structures = [part.templates for part in parts.values() if isinstance(part, Structure)]
+        takes(self, [parts["url"], *(template for templates in structures for template in templates)], self.client)  # type: ignore[list-item]
+
+    async def __call__(self, *, ctx: Context, **given: Any) -> Any:
+        client = given.pop(self.client)
+        if not isinstance(client, httpx2.AsyncClient):
+            raise ConfigurationError(f"{self.client!r} is a {type(client).__name__}; a step of HTTP needs an httpx2.AsyncClient")
+        prepared = self._prepared(client, given, ctx)
+        url, secrets = shown_url(str(prepared.url)), _secrets(prepared)
         try:
-            response = await client.request(self.method, url, headers=headers, params=_filled(self.params, values) or None, **body)
-        except httpx2.HTTPStatusError as error:
-            raise HttpError(str(error), error.response.status_code, str(error.request.url)) from None
-        except httpx2.HTTPError as error:
-            raise HttpError(f"{self.method} {url}: {type(error).__name__}: {error}", 0, url) from None
-        return self._judged(response, ctx)
+            answer = await client.send(prepared, stream=True)
+            try:
+                secrets |= _secrets(answer.request)
+                return await self._judged(answer, ctx, secrets)
+            finally:
+                await answer.aclose()
+        except (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol, httpx2.TooManyRedirects) as error:
+            raise HttpRequestInvalid(f"{self.method} {url}: {blotted(str(error), secrets)}") from None
+        except httpx2.DecodingError as error:
+            raise HttpResponseInvalid(f"{self.method} {url}: {error}") from None
+        except httpx2.TransportError as error:
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise HttpUnreachable(self.method, url, blotted(reason, secrets)) from None
 
-    def _judged(self, response: httpx2.Response, ctx: Context) -> dict[str, Any] | Retry:
-        if response.is_success:
-            return _answer(response)
-        begin = response.text[:SHOWN]
-        message = (
-            f"{self.method} {response.request.url.copy_with(query=None)} answered {response.status_code} {response.reason_phrase}"
-        )
-        error = HttpError(f"{message}: {begin}" if begin else message, response.status_code, str(response.request.url), begin)
-        if not error.worth_another_try:
-            raise error
-        wait = _retry_after(response.headers.get("Retry-After", ""))
-        if wait is not None and ctx.retries_left > 0:
-            return Retry(after=min(wait, self.longest_wait), reason=str(error))
+    async def _judged(self, answer: httpx2.Response, ctx: Context, secrets: set[str]) -> Any:
+        """The result; or another try, when the server said when."""
+        url, status = shown_url(str(answer.url)), answer.status_code
+        if status in self.expect if self.expect else answer.is_success:
+            return await http_answer.result_of(answer, self.max_bytes, f"{self.method} {url}")
+        error = http_error(self.method, url, status, blotted(await http_answer.excerpt_of(answer), secrets))
+        after = http_answer.retry_after(answer)
+        if after is not None and ctx.retries_left > 0:
+            return Retry(after=min(after, self.longest_wait), reason=str(error))
         raise error
 
-
-class _Argument:
-    """Stands for a whole argument in a structure."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-class _Quoted:
-    """A value whose text is safe in an address; attributes and items of it are as well."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __format__(self, form: str) -> str:
-        return quote(format(self._value, form), safe="")
-
-    def __getitem__(self, name: Any) -> Any:
-        return _Quoted(self._value[name])
-
-    def __getattr__(self, name: str) -> Any:
-        value = self._value
-        return _Quoted(value[name] if isinstance(value, Mapping) else getattr(value, name))
-
-
-def _texts(part: Any) -> list[Text]:
-    if isinstance(part, Text):
-        return [part]
-    if isinstance(part, dict):
-        part = list(part.values())
-    return [text for value in part for text in _texts(value)] if isinstance(part, list) else []
-
-
-def _filled(part: Any, values: Mapping[str, Any]) -> Any:
-    if isinstance(part, Text):
-        return part.filled(values)
-    if isinstance(part, _Argument):
-        return values[part.name]
-    if isinstance(part, dict):
-        return {name: _filled(value, values) for name, value in part.items()}
-    if isinstance(part, list):
-        return [_filled(value, values) for value in part]
-    return part
-
-
-def _answer(response: httpx2.Response) -> dict[str, Any]:
-    if len(response.content) > MAX_BODY:
-        raise HttpError(
-            f"{response.request.url} answered with {len(response.content):,} bytes, more than the {MAX_BODY:,} a result may be; fetch pages, or let a "
-            "step of your own put it where it belongs",
-            response.status_code,
-        )
-    answer: dict[str, Any] = {"status": response.status_code, "headers": dict(response.headers), "url": str(response.request.url)}
-    if response.content and "json" in response.headers.get("Content-Type", ""):
+    def _prepared(self, client: httpx2.AsyncClient, given: Mapping[str, Any], ctx: Context) -> httpx2.Request:
+        parts: dict[str, Any] = self._parts  # type: ignore[attr-defined]
+        headers = _headers(parts["headers"].value(given))
+        content, kind = http_body.body_of(parts["body"].value(given))
+        if kind:
+            headers.setdefault("content-type", kind)
+        if self.method in WITH_KEY:
+            headers.setdefault("idempotency-key", ctx.idempotency_key)
+        if ctx.deadline_left is None:
+            timeout = client.timeout
+        else:
+            # The attempt's own limit holds: what it cuts off is in doubt, and not, as with a timeout of the client's, known to have failed.
+            timeout = httpx2.Timeout(None, connect=client.timeout.connect)
         try:
-            return {**answer, "json": response.json()}
-        except ValueError as error:
-            raise HttpError(f"{response.request.url} said JSON, and sent none: {error}", response.status_code) from None
-    return {**answer, "text": response.text}
+            return client.build_request(
+                self.method,
+                parts["url"].text(given, _within_its_place),
+                params=_params(parts["params"].value(given)) or None,
+                headers=headers,
+                content=content,
+                timeout=timeout,
+            )
+        except httpx2.InvalidURL as error:
+            raise HttpRequestInvalid(f"{self.method} {self.url}: no URL can be made of that: {error}") from None
 
 
-def _retry_after(value: str) -> float | None:
-    """Seconds, from a number of them or from a date (RFC 9110, section 10.2.3); None if it says nothing."""
-    if not value:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (when - datetime.now(when.tzinfo or UTC)).total_seconds())
+def request(workflow: Workflow, name: str, method: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
+    """Declare a step that sends a request.
 
+    A status that was not expected is an `HttpError` (`HttpBusy`, if it may be another one later), no answer an `HttpUnreachable`.  With `retries`,
+    the latter two and a timeout are tried again, other errors are not; `retry_on` says otherwise.  A 429 or 503 that says `Retry-After` is tried again
+    then.  POST and PATCH carry `Idempotency-Key`, the same over all attempts.
 
-def request(
-    workflow: Workflow,
-    method: str,
-    name: str,
-    url: str,
-    *,
-    headers: Mapping[str, str] | None = None,
-    params: Mapping[str, Any] | None = None,
-    json: Any = None,
-    client: str = "http",
-    retries: int = 0,
-    backoff: Backoff | Callable[..., float] | None = None,
-    timeout: float | None = 30.0,
-    longest_wait: float = 60.0,
-    **options: Any,
-) -> Step[..., Any]:
-    """Declare a request as a step of a workflow.
+    Give a request that changes something a `timeout`: an attempt that it cuts off is in doubt, and an undo declared with `in_doubt=True` is asked.
 
     Args:
-        url, headers, params, json: what is sent; see the module.
-        client: name of the resource that is the client.
-        retries, backoff, timeout: as for any step.
-        longest_wait: seconds that a `Retry-After` is honoured.
-        options: `bind`, `after`, `when`, `guard`, `policies`, `limit`, `required`, `priority`, as for any step.
+        workflow, name: where, and what it is called.
+        url: absolute, or below the client's base URL.
+        params: the query; a parameter that is None is left out, a list gives several.
+        headers: a header that is None is left out.
+        json, form, content: the body, at most one of them: any structure; a mapping; a text or bytes.
+        expect: which statuses are good; by default all of 2xx.
+        client: the resource that sends it.
+        max_bytes: of the body; a larger one is an `HttpResponseInvalid`.
+        longest_wait: seconds that `Retry-After` may make it wait.
+        options: those of `Workflow.step`.
 
     Raises:
-        DefinitionError: the workflow has no such resource, or a field names nothing.
+        DefinitionError: or one of its kinds.
     """
+    what = f"step {name!r} of {workflow.name!r}"
+    known = RequestOptions.__annotations__
+    refuse_unknown(what, options, known)
+    client = options.get("client", "http")
     if client not in workflow.resources:
-        known = ", ".join(workflow.resources) or "none"
-        raise DefinitionError(
-            f"step {name!r} of {workflow.name!r}: the workflow has no resource {client!r} (it has {known}); "
-            "Workflow(…, resources=[http_client()])"
-        )
-    wanted = _Request(method, url, headers or {}, params or {}, json, longest_wait)
-
-    async def send(ctx: Context, **values: Any) -> Any:
-        return await wanted.send(values.pop(client), ctx, values)
-
-    function = with_parameters(send, [*wanted.arguments, client], method.lower(), made_from={}, context=True)
-    again: dict[str, Any] = {"retries": retries, "retry_on": _Worth, "backoff": backoff or Backoff(initial=0.2)} if retries else {}
-    if backoff is not None and not retries:
-        again = {"backoff": backoff}
-    bind = {**wanted.sources, **(options.pop("bind", None) or {})}
-    declare: Any = workflow.step(name=name, timeout=timeout, bind=bind, **again, **options)
-    declared: Step[..., Any] = declare(function)
-    return declared
+        hint = suggest(client, workflow.resources) or f" Declare one: Workflow({workflow.name!r}, …, resources=[http_client({client!r})])."
+        raise DefinitionError(f"{what}: the workflow has no resource {client!r} to send it with.{hint}")
+    if client in workflow.input_model.model_fields or client in workflow.steps:
+        raise DefinitionError(f"{what}: {client!r} is a resource and also an input field or a step; rename one of them")
+    shapes = {part: value for part, value in options.items() if part in Request.__dataclass_fields__}
+    shapes |= {"method": method, "url": url, "body": {part: options[part] for part in http_body.KINDS if part in options}}  # type: ignore[literal-required]
+    rest = {option: value for option, value in options.items() if option in StepOptions.__annotations__}
+    if rest.get("retries"):
+        rest.setdefault("retry_on", TRY_AGAIN_AFTER)
+    workflow.errors = tuple(dict.fromkeys((*workflow.errors, HttpError, HttpBusy, HttpUnreachable)))
+    return declare(workflow, name, Request, shapes, rest)
 
 
-class _WorthAnotherTry(type):
-    """So that `retry_on` can tell errors apart by more than their class."""
-
-    def __instancecheck__(cls, error: object) -> bool:
-        return not isinstance(error, HttpError) or error.worth_another_try
-
-
-class _Worth(Exception, metaclass=_WorthAnotherTry):
-    """Every error but an `HttpError` that would come again."""
-
-
-def get(workflow: Workflow, name: str, url: str, **options: Any) -> Step[..., Any]:
+def get(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
     """See `request`."""
-    return request(workflow, "GET", name, url, **options)
+    return request(workflow, name, "GET", url, **options)
 
 
-def head(workflow: Workflow, name: str, url: str, **options: Any) -> Step[..., Any]:
+def head(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
     """See `request`."""
-    return request(workflow, "HEAD", name, url, **options)
+    return request(workflow, name, "HEAD", url, **options)
 
 
-def post(workflow: Workflow, name: str, url: str, **options: Any) -> Step[..., Any]:
+def post(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
     """See `request`."""
-    return request(workflow, "POST", name, url, **options)
+    return request(workflow, name, "POST", url, **options)
 
 
-def put(workflow: Workflow, name: str, url: str, **options: Any) -> Step[..., Any]:
+def put(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
     """See `request`."""
-    return request(workflow, "PUT", name, url, **options)
+    return request(workflow, name, "PUT", url, **options)
 
 
-def patch(workflow: Workflow, name: str, url: str, **options: Any) -> Step[..., Any]:
+def patch(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
     """See `request`."""
-    return request(workflow, "PATCH", name, url, **options)
+    return request(workflow, name, "PATCH", url, **options)
 
 
-def delete(workflow: Workflow, name: str, url: str, **options: Any) -> Step[..., Any]:
+def delete(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
     """See `request`."""
-    return request(workflow, "DELETE", name, url, **options)
+    return request(workflow, name, "DELETE", url, **options)
