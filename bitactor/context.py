@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bitactor.codec import encode_token
@@ -134,9 +134,9 @@ class Context:
             self._emits = []
         self._emits.append((name, encode_token(value)))
 
-    def forget_emitted(self) -> None:
-        """What was emitted so far is not sent; for another run of the same attempt."""
-        self._emits = None
+    def adopt(self, emitted: Iterable[tuple[str, Any]]) -> None:
+        """Send these too, as (name, token): what runs of the same attempt emitted that had a context of their own."""
+        self._emits = [*self.emitted(), *emitted]
 
     def emitted(self) -> tuple[tuple[str, Any], ...]:
         """What was emitted so far, in order, as (name, token)."""

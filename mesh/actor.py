@@ -8,6 +8,7 @@ pykka's class-level registry is a list scan; this one costs two.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -62,6 +63,8 @@ class BitActor(pykka.Actor):
     """What it has passed its supervisor's gate with; None for a hop without bounds, as most are."""
     progress: Any = None
     """What its latest heartbeat said."""
+    renewed_ns: int | None = None
+    """When that came."""
 
     def __init__(
         self,
@@ -117,16 +120,32 @@ class BitActor(pykka.Actor):
             raise BitActorError(
                 f"{self.signal.name!r} cannot send heartbeats from a worker process or for another node; raise its timeout instead"
             )
-        self.host.call_threadsafe(partial(self._beat, data))
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits for us any more
+            self.host.call_threadsafe(partial(self._beat, data))
 
     def _beat(self, data: Any) -> None:
         if self.state != STARTED:
             return
         self.progress = data
         timeout_ns = self.step.timeout_ns
-        if self.bucket is not None and timeout_ns is not None:
+        if self.bucket is not None and timeout_ns is not None and timeout_ns == self.signal.budget_ns:
+            self.renewed_ns = now = self.host.monotonic_ns()
             self.host.wheel.disarm(self, self.bucket)
-            self.bucket = self.host.wheel.arm(self, self.host.monotonic_ns() + timeout_ns)
+            self.bucket = self.host.wheel.arm(self, now + timeout_ns)
+            if self.context is not None:
+                self.context.deadline_ns = self.ends_ns()
+
+    def ends_ns(self) -> int | None:
+        """When the attempt is over, by the monotonic clock, if it starts now or has started; None: never.
+
+        If less time is left to its transaction than the step may take, a heartbeat does not put that off.
+        """
+        budget = self.signal.budget_ns
+        if budget is None:
+            return None
+        if self.renewed_ns is not None:
+            return self.renewed_ns + budget
+        return budget + (self.host.monotonic_ns() if self.state == QUEUED else self.started_ns)
 
     def settle(self, value: Any, error: BaseException | None) -> None:
         """The user's function returned or raised.  Called on the loop's thread."""
@@ -261,13 +280,19 @@ class BitActor(pykka.Actor):
         elif isinstance(verdict, Then):
             self._plan_more(verdict)
         elif isinstance(verdict, Retry):
-            self._reply("retry", after_ns=_nanoseconds(verdict.after), reason=_reason(verdict))
+            if verdict.after is None and isinstance(self.step.backoff, Callback) and self.state == STARTED and self._may_try_again():
+                self.host.ask_delay(self, verdict)
+            else:
+                self._reply("retry", after_ns=_nanoseconds(verdict.after), reason=_reason(verdict))
         elif isinstance(verdict, Halt):
             self._reply("halt", reason=_reason(verdict))
         elif isinstance(verdict, Fail):
             self._reply("fail", fault=Fault("bitactor.errors:StepFailed", _reason(verdict) or "the step said so"))
         else:
             self._refuse(verdict, "a step may return a value, Then(…), Retry(…), Fail(…) or Halt(…); Continue is for compensate")
+
+    def _may_try_again(self) -> bool:
+        return self.signal.direction != UNDO and self.signal.retries_left > 0
 
     def _plan_more(self, verdict: Then) -> None:
         try:

@@ -257,6 +257,15 @@ class Client:
             for entry, answer in zip(entries, answers, strict=True)
         ]
 
+    async def patterns(self) -> list[dict[str, Any]]:
+        """How the resilience patterns of each node stand: `node`, `pattern`, `name`, and what the pattern counts.
+
+        Nodes that do not answer are left out, unless none does: NoAnswer.
+        """
+        answers = await self._ask_all("patterns", {})
+        found = [{"node": entry.holder, **pattern} for entry, patterns in answers for pattern in patterns]
+        return sorted(found, key=lambda pattern: (pattern["pattern"], pattern["name"], pattern["node"]))
+
     def entries(self, pattern: str = "*") -> Sequence[Entry]:
         """What the registry knows, of names that match a glob."""
         return sorted(self._registry.match(pattern), key=lambda entry: (entry.name, entry.holder))

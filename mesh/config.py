@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Seconds a stimulus, or a hop for another node, waits for room or for a holder before it fails."""
     drain: float = Field(10.0, ge=0)
     """Seconds a shutdown waits for running transactions."""
+    blocked_after: float = Field(1.0, ge=0)
+    """Seconds without a turn after which the event loop counts as blocked, and a warning says whose code runs on it; 0: nobody looks."""
     service_name: str = "bitactor"
     """`service.name` on spans."""
     otlp: str = ""

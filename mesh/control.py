@@ -34,6 +34,7 @@ class Control:
             "undo": self._undo,
             "list": self._list,
             "node": self._about,
+            "patterns": self._patterns,
         }
 
     def asked(self, question: Question) -> None:
@@ -111,6 +112,9 @@ class Control:
 
     async def _about(self, argument: Mapping[str, Any]) -> Any:
         return self._node.about()
+
+    async def _patterns(self, argument: Mapping[str, Any]) -> Any:
+        return self._node.policies.about()
 
 
 def describe(transaction: Transaction) -> dict[str, Any]:

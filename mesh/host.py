@@ -6,6 +6,7 @@ The supervisor's own process, a node that runs steps for others, and a worker pr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 from collections.abc import Callable, Mapping
@@ -99,8 +100,8 @@ class Host:
         callback = step.undo if undoing and step.undo is not None else step.run
         place_to_run = _place(step, callback) if undoing else step.spawn
         spawner = self.spawners[place_to_run]
-        if self.middleware is not None:
-            callback, done = self._told(plan, callback, signal, done, place_to_run)
+        if self.middleware is not None and signal.fault is None:
+            callback, done = self._told(plan, callback, signal, done, place_to_run, arguments)
         actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done)
         actor.result = result
         if place is not None:
@@ -110,13 +111,17 @@ class Host:
             error = error_of(signal.fault, plan.errors)
             self.assess(actor, error, signal.fault)
             return actor
+        resources: Mapping[str, Any] = _NONE
         if (callback.resources or (step.policies and not undoing)) and place_to_run not in self.away:
-            self.preparing.start(actor)
-            return actor
+            at_hand = self._at_hand(callback) if undoing or not step.policies else None
+            if at_hand is None:
+                self.preparing.start(actor)
+                return actor
+            resources = at_hand
         try:
             actor.kwargs = kwargs = arguments()
             if callback.injected or callback is not step.run or step.takes_signal is not None:
-                actor.kwargs = self._kwargs(actor, callback, kwargs, result)
+                actor.kwargs = self._kwargs(actor, callback, kwargs, result, resources=resources)
         except Exception as error:  # a user's model may raise anything
             actor.judge(None, error, fault_of(error))
             return actor
@@ -131,13 +136,19 @@ class Host:
         """
         if not callback.resources or self.resources is None:
             return {}
-        return self.resources.at_hand(callback.resources) or await self.resources.provide(callback.resources)
+        at_hand = self._at_hand(callback)
+        return await self.resources.provide(callback.resources) if at_hand is None else at_hand
+
+    def _at_hand(self, callback: Callback) -> dict[str, Any] | None:
+        return self.resources.at_hand(callback.resources) if self.resources is not None else {}
 
     def kwargs_of(self, actor: BitActor, callback: Callback, resources: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of one call of a hop's function, with its resources; fresh each time."""
         return self._kwargs(actor, callback, actor.arguments(), actor.result, resources=resources)
 
-    def _told(self, plan: Plan, callback: Callback, signal: Signal, done: Done, place: str) -> tuple[Callback, Done]:
+    def _told(
+        self, plan: Plan, callback: Callback, signal: Signal, done: Done, place: str, arguments: Bound | Carried | Unread
+    ) -> tuple[Callback, Done]:
         """The function, or, where it runs elsewhere, the whole trip, with middleware around it."""
         assert self.middleware is not None
         role = "undo" if signal.direction == UNDO else "run"
@@ -145,12 +156,17 @@ class Host:
         if place not in self.away:
             return self.middleware.wrapped(callback, role, plan.workflow, signal, path), done
         middleware, began = self.middleware, self.monotonic_ns()
-        told = middleware.before(CallEvent(role, plan.workflow, path, signal.transaction, signal.hop, signal.attempt, {}))
+        shown: Mapping[str, Any] = _NONE
+        with contextlib.suppress(Exception):  # those that do not fit are the hop's own failure
+            values = arguments()
+            shown = MappingProxyType({name: values[name] for name in callback.takes})
+        told = [middleware.before(CallEvent(role, plan.workflow, path, signal.transaction, signal.hop, signal.attempt, shown))]
 
         def ended(actor: BitActor, reply: Reply, error: BaseException | None) -> None:
-            raised = error or (error_of(reply.fault, plan.errors) if reply.fault is not None else None)
-            value = decode_token(reply.token) if reply.outcome == "ok" else None
-            middleware.after(told._replace(value=value, error=raised, elapsed_ns=self.monotonic_ns() - began))
+            if told:  # a late reply comes after another one
+                raised = error or (error_of(reply.fault, plan.errors) if reply.fault is not None else None)
+                value = decode_token(reply.token) if reply.outcome == "ok" else None
+                middleware.after(told.pop()._replace(value=value, error=raised, elapsed_ns=self.monotonic_ns() - began))
             done(actor, reply, error)
 
         return callback, ended
@@ -191,6 +207,24 @@ class Host:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
+
+    def ask_delay(self, actor: BitActor, verdict: Retry) -> None:
+        """A step has asked for another try, and its backoff function says when; it is given the `Retry` as its error."""
+        fault = Fault("bitactor.outcome:Retry", str(verdict.reason) or "asked for another try")
+        asking = self._ask_delay(actor, verdict, fault)
+        task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.context_for(actor))
+        actor.assessing = (task, verdict, fault)
+        self.assessments.add(task)
+        task.add_done_callback(self.assessments.discard)
+
+    async def _ask_delay(self, actor: BitActor, verdict: Retry, fault: Fault) -> None:
+        backoff = actor.step.backoff
+        assert isinstance(backoff, Callback)
+        try:
+            actor.judge(Retry(await self._delay(actor, backoff, verdict), verdict.reason), verdict, fault)
+        except BaseException as broken:
+            if actor.state != ENDED:
+                actor.judge(None, broken, fault_of(broken))
 
     async def _ask(self, actor: BitActor, error: BaseException, fault: Fault) -> None:
         step = actor.step
@@ -275,7 +309,7 @@ class Host:
         for name, what in callback.injected.items():
             if what == "ctx":
                 if actor.context is None:
-                    actor.context = self._context(actor)
+                    actor.context = self.context_of(actor)
                 kwargs[name] = actor.context
             elif what == "result":
                 value = decode_token(result)
@@ -289,11 +323,12 @@ class Host:
                 kwargs[name] = actor.signal.attempt
         return kwargs
 
-    def _context(self, actor: BitActor) -> Context:
-        budget = actor.signal.budget_ns
-        deadline = None if budget is None else self.monotonic_ns() + budget
-        view = ResourceView(self.resources, actor.plan.resources)
-        return Context(actor.signal, actor.plan.workflow, actor.step.spawn, deadline, self.monotonic_ns, view, actor.heartbeat)
+    def context_of(self, actor: BitActor) -> Context:
+        """What a function that asks for it is told about its hop; a fresh one."""
+        view = ResourceView(self.resources, actor.plan.resources, self.loop)
+        return Context(
+            actor.signal, actor.plan.workflow, actor.step.spawn, actor.ends_ns(), self.monotonic_ns, view, actor.heartbeat
+        )
 
 
 def _place(step: PlanStep, callback: Callback) -> str:

@@ -36,6 +36,7 @@ class Hosting:
         self._send = send
         self._running: dict[Key, BitActor] = {}
         self._answered: LRUCache[Key, bytes] = LRUCache(REMEMBERED)
+        self._closed = False
         self.repeated = 0
         """Signals that came a second time, counted; the first answer is sent again if there is one."""
 
@@ -88,6 +89,7 @@ class Hosting:
 
     def close(self) -> None:
         """Stop everything; nobody is told, the owners learn it from the registry."""
+        self._closed = True
         for actor in list(self._running.values()):
             actor.abandon()
         self._running.clear()
@@ -95,7 +97,8 @@ class Hosting:
     def _done(self, key: Key, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
         if actor.state == ENDED:
             self._running.pop(key, None)
-        self._answer(actor.signal, reply)
+        if not self._closed:
+            self._answer(actor.signal, reply)
 
     def _refuse(self, signal: Signal, error: BaseException) -> None:
         self._answer(signal, Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault_of(error)))

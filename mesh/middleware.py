@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bitactor.errors import ConfigurationError
+from bitactor.functions import is_coroutine_function
 from bitactor.plan import Callback
 from bitactor.signal import Signal
 
@@ -50,7 +52,10 @@ class Middleware:
     """
 
     def __init__(self, given: Sequence[Any]) -> None:
-        self._members = list(given)
+        self._members = tuple(given)
+        self._off: set[int] = set()
+        """Ids of those that have raised."""
+        self._lock = threading.Lock()
         self.disabled: list[str] = []
         for member in given:
             _refuse_other_shapes(member)
@@ -96,25 +101,31 @@ class Middleware:
 
     def before(self, event: CallEvent) -> CallEvent:
         """Tell everybody; the answer is the event."""
-        for member in tuple(self._members):
+        for member in self._members:
             self._tell(member, "before", event)
         return event
 
     def after(self, event: CallEvent) -> None:
         """Tell everybody, the first one last."""
-        for member in tuple(reversed(self._members)):
+        for member in reversed(self._members):
             self._tell(member, "after", event)
 
     def _tell(self, member: Any, hook: str, event: CallEvent) -> None:
         method = getattr(member, hook, None)
-        if method is None or member not in self._members:
+        if method is None or id(member) in self._off:
             return
         try:
             method(event)
-        except Exception:
-            self._members.remove(member)
+        except BaseException:  # sys.exit() included: that is not for middleware to decide
+            self._disable(member, hook)
+
+    def _disable(self, member: Any, hook: str) -> None:
+        with self._lock:  # it may raise in several threads at once
+            if id(member) in self._off:
+                return
+            self._off.add(id(member))
             self.disabled.append(f"{type(member).__name__}.{hook}")
-            logger.exception("middleware %s.%s raised, and is not called any more", type(member).__name__, hook)
+        logger.exception("middleware %s.%s raised, and is not called any more", type(member).__name__, hook)
 
 
 def _refuse_other_shapes(member: Any) -> None:
@@ -122,12 +133,14 @@ def _refuse_other_shapes(member: Any) -> None:
     if isinstance(member, type) or not found:
         raise ConfigurationError(f"middleware={member!r}: it has a method before(event), after(event), or both")
     for hook in found:
-        method = getattr(member, hook)
+        method, name = getattr(member, hook), f"{type(member).__name__}.{hook}"
+        if not callable(method):
+            raise ConfigurationError(f"middleware {name} is {method!r}; it is a method that is called with one event")
+        if is_coroutine_function(method):
+            raise ConfigurationError(f"middleware {name}: it cannot await; make it a plain function")
         try:
             inspect.signature(method).bind(None)
+        except ValueError:  # a builtin that does not say what it takes
+            continue
         except TypeError:
-            raise ConfigurationError(
-                f"middleware {type(member).__name__}.{hook}: it is called with one event, and cannot be"
-            ) from None
-        if inspect.iscoroutinefunction(method):
-            raise ConfigurationError(f"middleware {type(member).__name__}.{hook}: it cannot await; make it a plain function")
+            raise ConfigurationError(f"middleware {name}: it is called with one event, and cannot be") from None

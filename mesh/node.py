@@ -56,6 +56,7 @@ from mesh.spawners.thread import ThreadSpawner
 from mesh.stores import open_store
 from mesh.supervisor import Supervisor
 from mesh.transaction import Transaction
+from mesh.watchdog import Blockages, Watchdog
 from mesh.wheel import TimingWheel
 from registry import Entry, LocalRegistry, Notice, Registry
 
@@ -113,6 +114,7 @@ class Node:
         self._hurry = asyncio.Event()
         self._released = asyncio.Event()
         self._links: Links | None = None
+        self._watchdog: Watchdog | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def _declare(self, definitions: Iterable[Workflow | Consumer]) -> None:
@@ -148,6 +150,9 @@ class Node:
         try:
             self.store.open(self.id)
             self._make_parts()
+            if self.settings.blocked_after:
+                self._watchdog = Watchdog(self.loop, self.settings.blocked_after)
+                self._watchdog.start()
             await self._join()
             self.recovery.start(again=not self.settings.store.startswith("memory:"))
         except BaseException:
@@ -158,6 +163,7 @@ class Node:
         settings = self.settings
         self.processes = ProcessSpawner(settings.processes)
         self.processes.on_collapse = self._end_by_itself
+        self.processes.replaced = self.resources.replaced
         self.spawners: dict[str, Spawner] = {
             "inline": InlineSpawner(),
             "loop": LoopSpawner(),
@@ -246,6 +252,7 @@ class Node:
                 self._released.set()
 
     async def _drain(self, seconds: float) -> None:
+        self.policies.drain()
         if self._links is not None:
             await self._links.withdraw()
         deadline = self.loop.time() + seconds
@@ -273,11 +280,12 @@ class Node:
         if hasattr(self, "supervisor"):
             await self.policies.close(FLUSH_WITHIN)
             self.supervisor.close()
-            await self.host.close()
         if self._links is not None:
             await self._links.close()
         elif hasattr(self, "registry"):
             self.registry.close()
+        if hasattr(self, "host"):
+            await self.host.close()  # after the links: what is stopped here for others is not told as if it had ended
         for spawner in getattr(self, "spawners", {}).values():
             await spawner.close(2.0)
         await self.resources.close()
@@ -286,6 +294,8 @@ class Node:
         self.store.close()
         for task in list(self._tasks):
             task.cancel()
+        if self._watchdog is not None:
+            self._watchdog.stop()
         await asyncio.gather(*(asyncio.to_thread(relay.close, SINKS_WITHIN) for _, relay in self._sinks))
 
     # Work coming in
@@ -619,6 +629,7 @@ class Node:
             "consumers": sorted({plan.listens for plan in self.consumers.values()}),
             "running": self.supervisor.running,
             "zombies": len(self.host.zombies),
+            "blocked": (Blockages(0, 0.0) if self._watchdog is None else self._watchdog.about())._asdict(),
             "pools": self.pools.about(),
             "undelivered": len(self.outbox),
             "parked": dict(self.recovery.parked),

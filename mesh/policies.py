@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+from bitactor.codec import decode_token, encode_token
 from bitactor.errors import ConfigurationError
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.plan import Plan
 from bitactor.ports import Clock
 
 logger = logging.getLogger("bitactor.policies")
+
+MOMENT: Final = 0.5
+"""Seconds that a state which was too slow to close may take to be cancelled."""
 
 
 class Policies:
@@ -26,6 +30,7 @@ class Policies:
         self._clock = clock
         self._declared: dict[tuple[str, str], Policy] = {}
         self._states: dict[tuple[str, str], PolicyState] = {}
+        self._draining = False
         for plan in plans:
             for step in plan.all_steps():
                 for policy in step.policies:
@@ -43,14 +48,22 @@ class Policies:
         """How each stands, as plain data."""
         return [{"pattern": pattern, "name": name, **self._about(pattern, name)} for pattern, name in sorted(self._declared)]
 
+    def drain(self) -> None:
+        """The mesh begins to close: from now on nothing is held back, so that nobody who waits for what is held back keeps it from closing."""
+        self._draining = True
+        for key, state in self._states.items():
+            _drain_one(key, state)
+
     async def close(self, timeout: float) -> None:
         """Flush what is held back; an error is logged.  Twice is once."""
         states, self._states = self._states, {}
         closing = [asyncio.ensure_future(self._close_one(key, state, timeout)) for key, state in states.items()]
         if closing:
-            await asyncio.wait(closing, timeout=timeout)
-            for task in closing:
+            _, slow = await asyncio.wait(closing, timeout=timeout)
+            for task in slow:
                 task.cancel()
+            if slow:
+                await asyncio.wait(slow, timeout=MOMENT)
 
     def _add(self, policy: Policy, address: str, spawn: str) -> None:
         if spawn == "process":
@@ -70,17 +83,29 @@ class Policies:
         state = self._states.get(policy.key)
         if state is None:
             state = self._states[policy.key] = policy.open(self._clock())
+            if self._draining:
+                _drain_one(policy.key, state)
         return state
 
     def _about(self, pattern: str, name: str) -> Mapping[str, Any]:
         state = self._states.get((pattern, name))
-        return state.about() if state is not None else {}
+        try:
+            return decode_token(encode_token(dict(state.about()))) if state is not None else {}
+        except Exception as error:  # a state is somebody's code
+            return {"error": f"{type(error).__name__}: {error}"}
 
     async def _close_one(self, key: tuple[str, str], state: PolicyState, timeout: float) -> None:
         try:
             await state.close(timeout)
         except Exception:
             logger.exception("%s %r could not be flushed", *key)
+
+
+def _drain_one(key: tuple[str, str], state: PolicyState) -> None:
+    try:
+        state.drain()
+    except Exception:
+        logger.exception("%s %r could not be told that the mesh closes", *key)
 
 
 def _inside(states: Sequence[PolicyState], call: Call, proceed: Proceed) -> Awaitable[Any]:

@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from bitactor.errors import ConfigurationError, DefinitionError, DuplicateName, ResourceUnavailable, suggest
-from bitactor.functions import is_coroutine_function
-from bitactor.plan import Plan, order
+from bitactor.errors import ConfigurationError, CycleError, DefinitionError, DuplicateName, ResourceUnavailable, suggest
+from bitactor.plan import Callback, Plan, PlanStep, order
 from bitactor.ports import Clock
 from bitactor.resources import Resource
+from mesh.keeper import Keeper, called
 
 logger = logging.getLogger("bitactor.resources")
 
-CLOSE_WITHIN: Final = 2.0
-"""Seconds that one resource may take to close."""
-
-_ENTERED: Final = (contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager)
-
-
-class _Living:
-    """A resource that was made."""
-
-    __slots__ = ("checked_ns", "close", "value")
-
-    def __init__(self, value: Any, close: Callable[[], Awaitable[None]], checked_ns: int) -> None:
-        self.value = value
-        self.close = close
-        self.checked_ns = checked_ns
+CHECK_WITHIN: Final = 10.0
+"""Seconds that a check may take; one that takes longer has failed."""
 
 
 class Resources:
     """All resources of one mesh; used on its loop only.
 
     A factory runs as a step would: `async def` on the loop, `def` in a thread.  What `@contextmanager` or `@asynccontextmanager` makes is entered, and
-    left at the end; anything else is the resource itself, and `close=` says how it ends.  Several who need it first share one making, and one of them
-    that is cancelled does not cancel it for the others.  A failed check has it closed at once, also if others still use it: it is broken.
+    left at the end; anything else is the resource itself, and `close=` says how it ends.  Each lives in a task of its own from its making to its end.
+
+    Several who need one that is not there share one making, and one of them that is cancelled does not cancel it for the others.  How long that
+    takes does not count towards a step's timeout; the transaction's deadline holds.  A check says that all is well by any true answer, or by None.
+    When one fails, the resource is closed at once, also if others still use it, for it is broken; so is what was made of it.
 
     Args:
         plans: whose resources are held.
@@ -56,13 +46,18 @@ class Resources:
         self._needs: dict[str, list[str]] = {}
         self._clock = clock
         self._replaced = dict(replaced)
+        self.elsewhere: frozenset[str] = frozenset()
+        """Names that were replaced in the process that started this one: not to be had here."""
         plans = list(plans)
         for plan in plans:
             self._declare(plan)
         self._connect()
-        _refuse_unknown(replaced, self._declared, plans)
-        self._living: dict[str, _Living] = {}
+        self._refuse_replaced(plans)
+        self._living: dict[str, Keeper] = {}
+        self._keepers: dict[Keeper, None] = {}
+        """All that are not closed yet, in the order of their making."""
         self._making: dict[str, asyncio.Task[Any]] = {}
+        self._context = contextvars.copy_context()
         self._closed = False
 
     def add(self, plan: Plan) -> None:
@@ -70,21 +65,20 @@ class Resources:
         self._declare(plan)
         self._connect()
 
-    def _declare(self, plan: Plan) -> None:
-        for name, resource in plan.resources.items():
-            if self._declared.setdefault(name, resource) is not resource:
-                raise DuplicateName(
-                    f"two different resources are called {name!r} (one of {plan.workflow!r}); share one, or rename it"
-                )
-
-    def _connect(self) -> None:
-        self._needs = {name: self._needs_of(resource) for name, resource in self._declared.items()}
-        order(self._needs, "resources")
-
     @property
     def names(self) -> tuple[str, ...]:
         """All that are declared."""
         return tuple(self._declared)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Those in whose place something else is given out."""
+        return tuple(self._replaced)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to close."""
+        return not self._keepers
 
     def at_hand(self, names: Iterable[str]) -> dict[str, Any] | None:
         """Those resources, if all of them are made and no check is due; otherwise None."""
@@ -92,11 +86,10 @@ class Resources:
         for name in names:
             if name in self._replaced:
                 found[name] = self._replaced[name]
-                continue
-            living = self._living.get(name)
-            if living is None or self._is_due(name, living):
+            elif self._is_fresh(name):
+                found[name] = self._living[name].value
+            else:
                 return None
-            found[name] = living.value
         return found
 
     async def provide(self, names: Iterable[str]) -> dict[str, Any]:
@@ -111,6 +104,8 @@ class Resources:
         """One resource; see `provide`."""
         if name not in self._declared:
             raise ResourceUnavailable(f"no resource {name!r} is declared.{suggest(name, self._declared)}")
+        if name in self.elsewhere:
+            raise ResourceUnavailable(f"resource {name!r} is replaced by an object of another process, which cannot come here")
         at_hand = self.at_hand([name])
         if at_hand is not None:
             return at_hand[name]
@@ -118,9 +113,11 @@ class Resources:
             raise ResourceUnavailable(f"resource {name!r}: the mesh is closed")
         making = self._making.get(name)
         if making is None:
-            making = asyncio.get_running_loop().create_task(self._make_or_check(name), name=f"resource {name}")
+            making = asyncio.get_running_loop().create_task(
+                self._make_or_check(name), name=f"resource {name}", context=self._context.copy()
+            )
             self._making[name] = making
-            making.add_done_callback(lambda _: self._making.pop(name, None))
+            making.add_done_callback(lambda task: self._made(name, task))
         return await asyncio.shield(making)
 
     async def close(self) -> None:
@@ -128,11 +125,9 @@ class Resources:
         self._closed = True
         for task in list(self._making.values()):
             task.cancel()
-        if self._making:
-            await asyncio.wait(list(self._making.values()), timeout=CLOSE_WITHIN)
-        while self._living:
-            name, living = self._living.popitem()
-            await self._close_one(name, living)
+        self._living.clear()
+        for keeper in reversed(list(self._keepers)):
+            await keeper.close()
 
     def about(self) -> dict[str, str]:
         """Each resource, and how it stands."""
@@ -141,75 +136,156 @@ class Resources:
             for name in self._declared
         }
 
+    # Making and checking
+
+    def _made(self, name: str, task: asyncio.Task[Any]) -> None:
+        self._making.pop(name, None)
+        if not task.cancelled():
+            task.exception()  # also if nobody waits for it any longer
+
     async def _make_or_check(self, name: str) -> Any:
-        living = self._living.get(name)
-        if living is not None:
-            if await self._is_well(name, living):
-                living.checked_ns = self._clock().monotonic_ns()
-                return living.value
-            if self._living.get(name) is living:
-                del self._living[name]
-            await self._close_one(name, living)
-        resource = self._declared[name]
+        """The value; runs in a task that all who need it share.
+
+        What it needs comes first: a check of that which fails takes this one with it.
+        """
+        needed = await self.provide(self._needs[name])
+        keeper = self._living.get(name)
+        if keeper is not None:
+            if not self._is_due(keeper) or await self._is_well(keeper):
+                return keeper.value
+            await self._end(keeper)
+        keeper = Keeper(self._declared[name], needed, self._context.copy(), self._gone)
+        self._keepers[keeper] = None
         try:
-            needed = await self.provide(self._needs[name])
-            value, close = await _made(resource, needed)
-        except ResourceUnavailable:
+            value = await asyncio.shield(keeper.ready)
+        except asyncio.CancelledError:
+            keeper.leave()
             raise
-        except Exception as error:
-            raise ResourceUnavailable(f"resource {name!r} could not be made: {type(error).__name__}: {error}") from error
-        self._living[name] = _Living(value, close, self._clock().monotonic_ns())
+        if keeper not in self._keepers:
+            raise ResourceUnavailable(f"resource {name!r} ended by itself as soon as it was made")
+        keeper.checked_ns = self._clock().monotonic_ns()
+        self._living[name] = keeper
         return value
 
-    def _is_due(self, name: str, living: _Living) -> bool:
-        resource = self._declared[name]
-        return resource.check is not None and self._clock().monotonic_ns() - living.checked_ns >= resource.check_every * 1e9
-
-    async def _is_well(self, name: str, living: _Living) -> bool:
-        check = self._declared[name].check
-        if check is None:
-            return True
-        try:
-            well = bool(await _called(check, living.value))
-        except Exception as error:
-            logger.warning("resource %r: its check raised %s: %s; it is made anew", name, type(error).__name__, error)
+    def _is_fresh(self, name: str) -> bool:
+        keeper = self._living.get(name)
+        if keeper is None or self._is_due(keeper):
             return False
-        if not well:
-            logger.warning("resource %r did not pass its check; it is made anew", name)
-        return well
+        return all(need in self._replaced or self._is_fresh(need) for need in self._needs[name])
 
-    async def _close_one(self, name: str, living: _Living) -> None:
+    def _is_due(self, keeper: Keeper) -> bool:
+        resource = keeper.resource
+        return resource.check is not None and self._clock().monotonic_ns() - keeper.checked_ns >= resource.check_every * 1e9
+
+    async def _is_well(self, keeper: Keeper) -> bool:
+        name, check = keeper.resource.name, keeper.resource.check
+        assert check is not None
         try:
-            async with asyncio.timeout(CLOSE_WITHIN):
-                await living.close()
-        except Exception as error:
-            logger.warning("resource %r did not close: %s: %s", name, type(error).__name__, error)
+            async with asyncio.timeout(CHECK_WITHIN):
+                answer = await called(check, keeper.value)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            what = f"took longer than {CHECK_WITHIN:g} s" if isinstance(error, TimeoutError) else f"raised {error!r}"
+            logger.warning("resource %r: its check %s; it is made anew", name, what)
+            return False
+        if answer is not None and not answer:
+            logger.warning("resource %r did not pass its check; it is made anew", name)
+            return False
+        keeper.checked_ns = self._clock().monotonic_ns()
+        return True
+
+    async def _end(self, keeper: Keeper) -> None:
+        """Close it, and before it what was made of it."""
+        name = keeper.resource.name
+        for other, needs in self._needs.items():
+            if name in needs and other in self._living:
+                await self._end(self._living[other])
+        if self._living.get(name) is keeper:
+            del self._living[name]
+        await keeper.close()
+
+    def _gone(self, keeper: Keeper) -> None:
+        """It has ended, perhaps by itself."""
+        self._keepers.pop(keeper, None)
+        if self._living.get(keeper.resource.name) is keeper:
+            del self._living[keeper.resource.name]
+
+    # Declaring
+
+    def _declare(self, plan: Plan) -> None:
+        for name, resource in plan.resources.items():
+            if self._declared.setdefault(name, resource) is not resource:
+                raise DuplicateName(
+                    f"two different resources are called {name!r} (one of {plan.workflow!r}); share one, or rename it"
+                )
+
+    def _connect(self) -> None:
+        self._needs = {name: self._needs_of(resource) for name, resource in self._declared.items()}
+        try:
+            order(self._needs, "resources")
+        except CycleError as error:
+            raise CycleError(str(error).replace("steps wait for each other", "factories need each other")) from None
 
     def _needs_of(self, resource: Resource) -> list[str]:
-        if resource.requires is not None:
-            needs = list(resource.requires)
-        else:
-            parameters = inspect.signature(resource.factory).parameters.values()
-            needs = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
-        for name in needs:
+        needs, required = _parameters(resource)
+        for name in required:
             if name not in self._declared:
                 raise DefinitionError(
                     f"resource {resource.name!r}: its factory takes {name!r}, which is no resource here.{suggest(name, self._declared)}"
                 )
-        return needs
+        return [name for name in needs if name in self._declared]
+
+    def _refuse_replaced(self, plans: Iterable[Plan]) -> None:
+        for name in self._replaced:
+            if name not in self._declared:
+                raise ConfigurationError(
+                    f"replace names {name!r}, which is no resource of this mesh.{suggest(name, self._declared)}"
+                )
+        for plan in plans:
+            for step in plan.all_steps():
+                if step.spawn == "process" and (used := self._replaced_for(step)) is not None:
+                    raise ConfigurationError(
+                        f"replace names {used!r}, but step {step.address!r} uses it in a worker process, which an object cannot reach; "
+                        "replace the step as well, or let it run in a thread"
+                    )
+
+    def _replaced_for(self, step: PlanStep) -> str | None:
+        """What is replaced of all that the functions of a step need."""
+        for callback in (step.run, step.undo, step.compensate, step.backoff):
+            if isinstance(callback, Callback):
+                for name in self._with_needs(callback.resources):
+                    if name in self._replaced:
+                        return name
+        return None
+
+    def _with_needs(self, names: Iterable[str]) -> Iterator[str]:
+        for name in names:
+            yield name
+            yield from self._with_needs(self._needs[name])
 
 
 class ResourceView:
-    """The resources a step may ask for beside those it takes as parameters: `await ctx.resources.get("name")`."""
+    """The resources of a step's workflow, beside those it takes as parameters: `await ctx.resources.get("name")`.
 
-    __slots__ = ("_allowed", "_resources")
+    `get` may also be awaited on a loop that a `def` step runs in its thread; the resource is made on the mesh's loop all the same.
+    """
 
-    def __init__(self, resources: Resources | None, allowed: Mapping[str, Resource]) -> None:
+    __slots__ = ("_allowed", "_loop", "_resources")
+
+    def __init__(self, resources: Resources | None, allowed: Mapping[str, Resource], loop: asyncio.AbstractEventLoop) -> None:
         self._resources = resources
         self._allowed = allowed
+        self._loop = loop
 
     def __contains__(self, name: object) -> bool:
         return name in self._allowed
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._allowed)
+
+    def __len__(self) -> int:
+        return len(self._allowed)
 
     async def get(self, name: str) -> Any:
         """One resource of the step's workflow.
@@ -219,58 +295,26 @@ class ResourceView:
         """
         if self._resources is None or name not in self._allowed:
             raise ResourceUnavailable(f"this workflow has no resource {name!r}.{suggest(name, self._allowed)}")
-        return await self._resources.get(name)
+        if asyncio.get_running_loop() is self._loop:
+            return await self._resources.get(name)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._resources.get(name), self._loop))
 
 
-async def _made(resource: Resource, needed: Mapping[str, Any]) -> tuple[Any, Callable[[], Awaitable[None]]]:
-    """The resource, and what ends it."""
-    made = await _called(resource.factory, **needed)
-    if isinstance(made, contextlib._AsyncGeneratorContextManager):
-        value = await made.__aenter__()
-
-        async def leave() -> None:
-            await made.__aexit__(None, None, None)
-
-        return value, leave
-    if isinstance(made, contextlib._GeneratorContextManager):
-        value = await asyncio.to_thread(made.__enter__)
-
-        async def leave_in_thread() -> None:
-            await asyncio.to_thread(made.__exit__, None, None, None)
-
-        return value, leave_in_thread
-
-    async def close() -> None:
-        if resource.close is not None:
-            await _called(resource.close, made)
-
-    return made, close
-
-
-async def _called(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    if is_coroutine_function(function):
-        return await function(*arguments, **named)
-    if inspect.isfunction(inspect.unwrap(function)) and hasattr(function, "__wrapped__") and _makes_context(function):
-        return function(*arguments, **named)
-    made = await asyncio.to_thread(function, *arguments, **named)
-    return await made if inspect.isawaitable(made) else made
-
-
-def _makes_context(function: Callable[..., Any]) -> bool:
-    """Whether it is made by `@contextmanager` or `@asynccontextmanager`: calling it does nothing yet."""
-    inner = inspect.unwrap(function)
-    return inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
-
-
-def _refuse_unknown(replaced: Mapping[str, Any], declared: Mapping[str, Resource], plans: Iterable[Plan]) -> None:
-    for name in replaced:
-        if name not in declared:
-            raise ConfigurationError(f"replace names {name!r}, which is no resource of this mesh.{suggest(name, declared)}")
-    for plan in plans:
-        for step in plan.all_steps():
-            used = next((name for name in step.run.resources if name in replaced), None)
-            if used is not None and step.spawn == "process":
-                raise ConfigurationError(
-                    f"replace names {used!r}, but step {step.address!r} uses it in a worker process, which an object cannot reach; "
-                    "replace the step as well, or let it run in a thread"
-                )
+def _parameters(resource: Resource) -> tuple[list[str], list[str]]:
+    """The names that a factory may take, and those of them that it must be given."""
+    if resource.requires is not None:
+        return list(resource.requires), list(resource.requires)
+    try:
+        parameters = inspect.signature(resource.factory).parameters.values()
+    except (TypeError, ValueError):  # of builtins some have none to look at
+        return [], []
+    named = [parameter for parameter in parameters if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
+    for parameter in named:
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise DefinitionError(
+                f"resource {resource.name!r}: {parameter.name!r} of its factory is positional-only, but resources are passed by name"
+            )
+    by_name = [parameter for parameter in named if parameter.kind is not parameter.POSITIONAL_ONLY]
+    return [parameter.name for parameter in by_name], [
+        parameter.name for parameter in by_name if parameter.default is parameter.empty
+    ]

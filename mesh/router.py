@@ -32,8 +32,8 @@ BACKSTOP_NS: Final = 2_000_000_000
 QUEUED_BACKSTOP_NS: Final = 60_000_000_000
 """How much longer than the attempt's own timeout we wait for its holder, which keeps it, to tell that it is over.
 
-An attempt's time counts from its start, and a hop for a thread or a process may wait for a free one.  A holder that is gone we learn of from
-the registry; this is for one that is there and has stopped answering.
+An attempt's time counts from its start, and a hop for a thread or a process may wait for a free one, or for a resource to be made.  A holder
+that is gone we learn of from the registry; this is for one that is there and has stopped answering.
 """
 DEFAULT_WINDOW: Final = 1_024
 MAX_WAITING: Final = 100_000
@@ -181,9 +181,10 @@ class Router:
                 errand.holder = entry
                 taken[errand.key] = errand
                 self._sent[errand.key] = errand
-                budget_ns = errand.signal.budget_ns
-                if budget_ns is not None:
-                    patience_ns = BACKSTOP_NS if errand.step.spawn in ("loop", "inline") else QUEUED_BACKSTOP_NS
+                budget_ns, step = errand.signal.budget_ns, errand.step
+                if budget_ns is not None and not step.policies:  # which may wait as long as they like before the time begins
+                    starts_at_once = step.spawn in ("loop", "inline") and not step.run.resources
+                    patience_ns = BACKSTOP_NS if starts_at_once else QUEUED_BACKSTOP_NS
                     due_ns = self._clock.monotonic_ns() + budget_ns + patience_ns
                     errand.timer = Timer(self._wheel, due_ns, lambda: self._expired(errand))
                 return True

@@ -159,7 +159,8 @@ def _fold(pulse: Pulse, attempts: dict[str, _Attempt], marks: list[tuple[int, Ro
     if pulse.kind == kinds.SPAWNED and attempt is None:
         attempts[pulse.hop] = _Attempt(pulse)
     elif pulse.kind == kinds.SPAWNED and attempt is not None:
-        attempt.notes.append(_again_note(pulse.data or {}))
+        if "opening" not in (pulse.data or {}):  # else it is a container that opens one more scope
+            attempt.notes.append(_again_note(pulse.data or {}))
     elif pulse.kind in _OUTCOMES and attempt is None and (not pulse.step or pulse.elapsed_ns is None):
         _end_unspawned(pulse, marks)
     elif pulse.kind in _OUTCOMES:

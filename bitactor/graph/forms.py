@@ -101,14 +101,6 @@ class Case(Branch):
         return self
 
 
-class Undo(Form):
-    """How a step is taken back."""
-
-    function: str
-    in_doubt: bool = False
-    retries: int | None = None
-
-
 class Placed(Form):
     """What every step has."""
 
@@ -125,6 +117,14 @@ def _is_text(data: Any) -> str:
 
 Called: TypeAlias = Annotated[Annotated[str, Tag("text")] | Annotated[Made, Tag("form")], Discriminator(_is_text)]
 """A function."""
+
+
+class Undo(Form):
+    """How a step is taken back."""
+
+    function: Called
+    in_doubt: bool = False
+    retries: int | None = None
 
 
 class Hop(Placed):

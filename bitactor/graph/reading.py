@@ -228,7 +228,8 @@ def _backoff(given: str | forms.Backing, what: str) -> Any:
 
 def _take_back(step: Step[..., Any], form: Hop, what: str) -> None:
     if form.undo is not None:
-        function = function_at(form.undo.function, f"{what}: undo")
+        given = form.undo.function
+        function = function_at(given, f"{what}: undo") if isinstance(given, str) else _called(given, f"{what}: undo")
         retries = {} if form.undo.retries is None else {"retries": form.undo.retries}
         step.undo(in_doubt=form.undo.in_doubt, **retries)(function)
     if form.compensate is not None:

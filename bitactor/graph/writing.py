@@ -91,11 +91,12 @@ def _input(workflow: Workflow, what: str) -> Any:
 
 
 def _resource(resource: Resource, what: str) -> Any:
-    """Its import path if it stands at the top level of its factory's module: then all who read that share it."""
-    module = getattr(resource.factory, "__module__", "")
-    for name, value in list(vars(sys.modules.get(module, object)).items()) if module != "__main__" else ():
-        if value is resource:
-            return f"{module}:{name}"
+    """Its import path if it stands at the top level of a module, its factory's first: then all who read that share it."""
+    factorys = getattr(resource.factory, "__module__", "")
+    for module in (factorys, *sorted(sys.modules)):
+        for name, value in list(vars(sys.modules.get(module, object)).items()) if module != "__main__" else ():
+            if value is resource:
+                return f"{module}:{name}"
     where = f"{what}: resource {resource.name!r}"
     data: dict[str, Any] = {"name": resource.name, "factory": path_of(resource.factory, f"{where}: factory=")}
     for option in ("close", "check", "provides"):
@@ -254,7 +255,7 @@ def _backoff(backoff: Any, what: str) -> Any:
 def _taken_back(step: Step[Any, Any], what: str) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if step.undo_function is not None:
-        undo = {"function": path_of(step.undo_function, f"{what}: its undo"), "retries": step.undo_retries}
+        undo = {"function": reference(step.undo_function, f"{what}: its undo"), "retries": step.undo_retries}
         data["undo"] = undo | ({"in_doubt": True} if step.undo_in_doubt else {})
     if step.compensate_function is not None:
         data["compensate"] = path_of(step.compensate_function, f"{what}: its compensate")

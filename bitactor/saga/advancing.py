@@ -195,6 +195,9 @@ class Advancing(Undoing):
         step = self.steps[index]
         if self.states[index] != RUNNING or delivery != self.deliveries[index] or step.scope is None or step.surrounding is None:
             return
+        if not self.takes_more(index):
+            self.commands.append(Abandon(index))
+            return
         if self.phase is HALTING:
             self._pause_around(index, now_ns)
             self._continue_stopping(now_ns)
@@ -220,7 +223,10 @@ class Advancing(Undoing):
             and reply.delivery == self.deliveries[index]
             and reply.epoch == self.epoch
         ):
-            if reply.outcome == "ok" and not reply.emits and reply.planned is None:
+            if index >= self.grown and self.steps[index].surrounding is not None and self._leaves(index, reply):
+                text = f"{self.steps[index].address!r} answered before the steps it is around were done; let it `await proceed()`"
+                self._fail(index, Fault("bitactor.errors:InvalidOutcome", text), now_ns, elapsed_ns=reply.elapsed_ns)
+            elif reply.outcome == "ok" and not reply.emits and reply.planned is None:
                 self._complete(index, reply, now_ns)
             elif reply.outcome == "ok":
                 self._complete_with_more(index, reply, now_ns)
@@ -228,6 +234,13 @@ class Advancing(Undoing):
                 _OUTCOMES.get(reply.outcome, Advancing._reply_failed)(self, index, reply, now_ns)
         else:
             self._late_reply(index, reply, now_ns)
+
+    def _leaves(self, index: int, reply: Reply) -> bool:
+        """Whether a function around nested steps answers while some of them are begun and not done."""
+        scope = self.steps[index].scope
+        if reply.outcome not in ("ok", "continue") or scope is None or not self.takes_more(index):
+            return False
+        return self.progress[scope.container].open > 1
 
     def _complete(self, index: int, reply: Reply, now_ns: int) -> None:
         """The ordinary end of an ordinary hop; what `_tell_step` would do, without the questions it asks."""
@@ -414,7 +427,7 @@ class Advancing(Undoing):
             self._time_out(index, fault, now_ns - self.spawned_at_ns[index], now_ns)
 
     def _time_out(self, index: int, fault: Fault, elapsed_ns: int | None, now_ns: int) -> None:
-        assess = self.phase is not FAILING and self.states[index] == RUNNING and self.steps[index].assesses
+        assess = self.takes_more(index) and self.states[index] == RUNNING and self.steps[index].assesses
         self._tell_step(index, TIMED_OUT, now_ns, elapsed_ns=elapsed_ns, error=fault)
         self._after_doubt(index, fault, now_ns, assess=assess, retry=self._worth_another_try(index, fault))
 
@@ -426,10 +439,10 @@ class Advancing(Undoing):
                 self._tell_step(index, LATE, now_ns, data=data)
                 self._continue_stopping(now_ns)
             return
-        if delivery <= self.plan.redeliveries and self.phase is not FAILING:
+        if delivery <= self.plan.redeliveries and self.takes_more(index):
             self._redeliver(index, FORWARD, holder, now_ns)
             return
-        assess = self.phase is not FAILING and self.states[index] == RUNNING and self.steps[index].compensate is not None
+        assess = self.takes_more(index) and self.states[index] == RUNNING and self.steps[index].compensate is not None
         fault = self._lost_fault(index, holder)
         self._tell_step(index, TOMBSTONE, now_ns, reason=POISON, data={"holder": holder, "fault": list(fault)})
         self._after_doubt(index, fault, now_ns, assess=assess, retry=False)

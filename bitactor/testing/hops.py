@@ -69,7 +69,10 @@ class Hop:
             allowed = "an undo may return None or Retry(…)" if undoing else "only a compensation may"
             return self._assess_new(InvalidOutcome(f"{self.signal.name!r} returned {value!r}; {allowed}"))
         if isinstance(value, Retry):
-            return self._reply("retry", after_ns=_nanoseconds(value.after), reason=value.reason)
+            after = value.after
+            if after is None and isinstance(self.step.backoff, Callback) and not undoing and self.signal.retries_left > 0:
+                after = self._seconds(self._call(self.step.backoff, value))
+            return self._reply("retry", after_ns=_nanoseconds(after), reason=value.reason)
         if isinstance(value, Halt):
             return self._reply("halt", reason=value.reason)
         if isinstance(value, Fail):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any, TypedDict
 
@@ -50,7 +51,9 @@ def takes(function: object, templates: Iterable[Template], resource: str | None 
         if name in RESERVED or iskeyword(name):
             raise DefinitionError(f"{{{name}}}: a reserved name; give the value another one: bind={{'other': …}} and {{other}}")
         if name == resource:
-            raise DefinitionError(f"{{{name}}} is also the name of the resource that the step uses; rename one of them, or bind another name")
+            raise DefinitionError(
+                f"{{{name}}} is also the name of the resource that the step uses; rename one of them, or bind another name"
+            )
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(name, keyword) for name in (*names, *([resource] if resource else []))]
     parameters.append(inspect.Parameter("ctx", keyword, annotation=Context))
@@ -58,28 +61,31 @@ def takes(function: object, templates: Iterable[Template], resource: str | None 
     object.__setattr__(function, "__annotations__", {"ctx": Context})
 
 
+@dataclass(frozen=True)
 class _TakenBack:
     """The undo of a ready-made step: takes the same arguments."""
 
-    def __init__(self, step: Any) -> None:
-        self._step = step
-        self.__signature__ = step.__signature__
-        self.__annotations__ = step.__annotations__
-        self.__name__ = f"{type(step).__name__}.take_back"
+    step: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__signature__", self.step.__signature__)
+        object.__setattr__(self, "__annotations__", self.step.__annotations__)
 
 
+@dataclass(frozen=True)
 class TakeBack(_TakenBack):
     """Calls the step's `take_back`, in a thread."""
 
     def __call__(self, **given: Any) -> None:
-        self._step.take_back(**given)
+        self.step.take_back(**given)
 
 
+@dataclass(frozen=True)
 class TakeBackOnLoop(_TakenBack):
     """Awaits the step's `take_back`."""
 
     async def __call__(self, **given: Any) -> None:
-        await self._step.take_back(**given)
+        await self.step.take_back(**given)
 
 
 def declare(

@@ -11,7 +11,6 @@ URLs are shown without credentials and without the values of their query; what h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -19,9 +18,6 @@ from bitactor.errors import RunError
 
 EXCERPT: Final = 500
 """Characters of a body that an error shows."""
-SHORTEST_SECRET: Final = 4
-"""Characters; blotting out less would make texts unreadable and hide nothing."""
-BLOT: Final = "•••"
 WORTH_ANOTHER_TRY: Final = frozenset((408, 425, 429))
 """Client errors that say nothing against the request itself."""
 
@@ -79,10 +75,3 @@ def shown_url(url: str) -> str:
     host = parts.netloc.rpartition("@")[2]
     query = "&".join(f"{name}=…" for name, _ in parse_qsl(parts.query, keep_blank_values=True))
     return urlunsplit((parts.scheme, host, parts.path, query, ""))
-
-
-def blotted(text: str, secrets: Iterable[str]) -> str:
-    """The text without secrets, the longest first."""
-    for secret in sorted((secret for secret in secrets if len(secret) >= SHORTEST_SECRET), key=len, reverse=True):
-        text = text.replace(secret, BLOT)
-    return text

@@ -17,8 +17,8 @@ from bitactor.arguments import Source, follow
 from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.kinds.template import Text
 
-Write = Callable[[str, str], str]
-"""What becomes of a field's text, given the text before it."""
+Write = Callable[[str, str, str], str]
+"""What becomes of a field's text: called with the field, its text, and the text before it."""
 
 
 class Template(Text):
@@ -60,7 +60,7 @@ class Template(Text):
                 filled = format(value, form) if form else text_of(value, field)
             except (TypeError, ValueError) as error:
                 raise InvalidInput(f"{{{field}:{form}}}: {error}") from None
-            made += write(filled, made) if write is not None else filled
+            made += write(field, filled, made) if write is not None else filled
         return made
 
     def _at(self, field: str, values: Mapping[str, Any]) -> Any:

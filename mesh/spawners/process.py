@@ -47,6 +47,8 @@ class ProcessSpawner:
 
     def __init__(self, processes: int) -> None:
         self.on_collapse: Callable[[str], None] | None = None
+        self.replaced: tuple[str, ...] = ()
+        """Resources that a worker must not make, for something of this process is in their place."""
         self._limit = processes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: ZmqTransport | None = None
@@ -153,7 +155,8 @@ class ProcessSpawner:
             return
         worker.loading = known
         self._wait_patiently(worker)
-        argument = encode_token([*known, self._modules_for(actor)])
+        workflow, digest, *resources = known
+        argument = encode_token([workflow, digest, self._modules_for(actor), resources, list(self.replaced)])
         self._send(worker, encode_message(Question(worker.number, "load", argument, "")))
 
     def _hand_over(self, worker: Member, actor: BitActor) -> None:

@@ -7,15 +7,15 @@ import asyncio
 from mesh.actor import BitActor
 from mesh.spawners.child import Child
 
-Known = tuple[str, str]
-"""A plan's workflow and digest."""
+Known = tuple[str, ...]
+"""A plan's workflow and digest, and the resources that a hop of it takes."""
 Key = tuple[str, str, int, int]
 """Transaction, hop, delivery and epoch: what a reply names."""
 
 
 def known_as(actor: BitActor) -> Known:
-    """The plan of an actor's step."""
-    return actor.plan.workflow, actor.plan.digest
+    """What has to be there for an actor's hop."""
+    return actor.plan.workflow, actor.plan.digest, *actor.callback.resources
 
 
 class Member:

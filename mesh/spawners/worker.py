@@ -9,8 +9,9 @@ import logging
 import os
 import select
 import signal
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from bitactor.arguments import Carried
@@ -32,6 +33,8 @@ from mesh.wheel import TimingWheel
 
 logger = logging.getLogger("bitactor.worker")
 
+MAKING_WITHIN: Final = 60.0
+"""Seconds that resources may take to be made before the hop that asks for them is taken; then its time counts."""
 BACKSTOP_NS: Final = 1_000_000_000
 """How long after its time an attempt is ended here; by then the parent has long killed us, unless its loop stands still."""
 
@@ -64,7 +67,11 @@ class WorkerSpawner:
 
 
 class Worker:
-    """Answers the parent's messages: `load` this workflow, run that hop."""
+    """Answers the parent's messages: `load` this workflow, run that hop.
+
+    It has resources of its own, made when a hop first needs them, before its time counts.  They are closed when the parent asks the worker to
+    end; not when it is killed, as it is with a hop whose time is up, or when the parent dies.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, parent: str, endpoint: str) -> None:
         clock = SystemClock(loop)
@@ -74,6 +81,8 @@ class Worker:
         self._host.keeps_time = False
         self._host.resources = self._resources = Resources((), {}, lambda: clock)
         self._plans: dict[tuple[str, str], Plan] = {}
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, number: str) -> None:
         """Be reachable, and say so."""
@@ -93,17 +102,44 @@ class Worker:
                 self._load(message)
 
     def _load(self, question: Question) -> None:
-        error = ""
+        error, resources = "", []
         try:
-            workflow, digest, modules = decode_token(question.argument)
+            workflow, digest, modules, resources, replaced = decode_token(question.argument)
             if (workflow, digest) not in self._plans:
                 plan = load(workflow, digest, modules)
                 self._resources.add(plan)
+                self._resources.elsewhere = frozenset(replaced)
                 self._plans[workflow, digest] = plan
+                if plan.resources:
+                    self._loop.add_signal_handler(signal.SIGTERM, lambda: self._keep(self._end()))
         except BitActorError as problem:
             logger.error("%s", problem, exc_info=problem.__cause__)
             error = str(problem)
-        self._send(encode_message(Answer(question.id, None, _carried(error), "DefinitionError" if error else "")))
+        if resources and not error:
+            self._keep(self._make(resources, question))
+        else:
+            self._send(encode_message(Answer(question.id, None, _carried(error), "DefinitionError" if error else "")))
+
+    async def _make(self, resources: Sequence[str], question: Question) -> None:
+        """What cannot be made now is the affair of the hop that asks for it."""
+        with contextlib.suppress(BitActorError, TimeoutError):
+            async with asyncio.timeout(MAKING_WITHIN):
+                await self._resources.provide(resources)
+        self._send(encode_message(Answer(question.id)))
+
+    async def _end(self) -> None:
+        """The parent wants us to end: close what we have, as far as it gives us time."""
+        try:
+            await self._resources.close()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(0)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _run(self, signal: Signal) -> None:
         try:

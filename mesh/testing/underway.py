@@ -74,6 +74,9 @@ def _of_run(run: Run) -> int:
 def _of_actor(actor: BitActor) -> int:
     if actor.state != STARTED:
         return NOTHING
+    runs = actor.host.preparing.runs(actor)
+    if runs:
+        return max(map(_of_actor, runs))
     spawners = actor.host.spawners
     if actor.spawner is spawners.get("thread") or actor.spawner is spawners.get("process"):
         return SURELY

@@ -26,7 +26,7 @@ from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import ROOT, Notes, begin, dying, dying_beside
 from tests.conformance.support import failure_of
-from tests.e2e.support import BOUND, audit, chain, finish, told, undone, until
+from tests.e2e.support import BOUND, audit, chain, finish, placed, told, undone, until
 
 SECTION = "What users of durable systems complain of"
 
@@ -262,6 +262,28 @@ async def test_a_blocked_loop(sqlite: str) -> None:
         assert await (await mesh.stimulate(workflow)).result(BOUND) == "done"
         looking.join(BOUND)
     assert (runs, taken) == (["blocks"], [0])
+
+
+@claim(
+    SECTION,
+    "A blocked event loop stops everything, and nobody knows what blocks it (a watchdog names the step, and shows its stack).",
+)
+@pytest.mark.parametrize("where", ["loop", "inline"])
+async def test_who_blocks_the_loop(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    workflow = Workflow("blocking")
+
+    def blocks() -> None:
+        until = time.monotonic() + BOUND
+        while not mesh.node.about()["blocked"]["times"] and time.monotonic() < until:
+            time.sleep(0.01)
+
+    workflow.step(name="blocks", spawn=where)(placed(where, blocks))
+    with caplog.at_level(logging.WARNING, "bitactor.watchdog"):
+        async with Mesh(workflow, blocked_after=0.05) as mesh:
+            await finish(mesh, workflow)
+            assert mesh.node.about()["blocked"]["times"] == 1
+    [said] = [record.getMessage() for record in caplog.records if record.name == "bitactor.watchdog"]
+    assert "'blocking/blocks'" in said and "in blocks" in said and "time.sleep" in said
 
 
 @claim(SECTION, "Cancelling a run that is waiting for a retry does nothing.")

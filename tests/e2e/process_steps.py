@@ -217,6 +217,10 @@ def remember(value: Any) -> dict[str, Any]:
     return {"done": value, "pid": os.getpid()}
 
 
+def forget(result: dict[str, Any]) -> None:
+    assert result["pid"]
+
+
 def kill_own_process_once(value: str) -> int:
     """Dies on its first delivery."""
     if not Path(value).exists():
@@ -240,3 +244,8 @@ remembered = undone.step(spawn="process")(remember)
 @remembered.undo
 async def take_back(result: dict[str, Any], value: Any) -> str:
     return f"took back {result['done']} given {value}"
+
+remembering = Workflow("remembering", input={"value": Any})
+"""What `undone` does, until a later step fails."""
+remembering.step(spawn="process")(remember).undo(forget)
+remembering.step(spawn="process", after=["remember"])(fail)

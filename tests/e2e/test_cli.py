@@ -22,6 +22,7 @@ PATIENCE = 60.0
 SHOP = """
     import asyncio
     from bitactor import Context, Fail, Halt, Workflow
+    from bitactor.patterns import CircuitBreaker, RateLimit
 
     order = Workflow("shop.order", input={"item": str, "count": int})
 
@@ -63,7 +64,10 @@ SHOP = """
             raise Halt("ask somebody")
         return "yes"
 
-    everything = [order, patient, halting]
+    guarded = Workflow("shop.guarded")
+    guarded.step(name="asks", policies=[RateLimit("shop", per_second=100), CircuitBreaker("shop")])(lambda: "answered")
+
+    everything = [order, patient, halting, guarded]
 """
 
 
@@ -172,6 +176,27 @@ def test_a_transaction_from_the_outside(directory: Path, mesh: tuple[str, str]) 
         assert "reserve" in shown.stdout and "pay" in shown.stdout and "\x1b" not in shown.stdout
         told = json.loads(bitactor("trace", began["transaction"], *place, "--json", cwd=directory).stdout)
         assert [pulse["kind"] for pulse in told["pulses"]][-1] == "finished"
+
+
+def test_patterns_of_all_nodes(directory: Path, mesh: tuple[str, str]) -> None:
+    registry, _ = mesh
+    asked = {"BITACTOR_REGISTRY": registry}
+    assert bitactor("stimulate", "shop.guarded", cwd=directory, **asked).returncode == 0
+
+    [breaker, limit] = documents(bitactor("list", "--patterns", "--json", cwd=directory, **asked).stdout)
+    assert (breaker["pattern"], breaker["name"], breaker["state"], breaker["calls"]) == ("circuit breaker", "shop", "closed", 1)
+    assert (limit["pattern"], limit["name"], limit["started"]) == ("rate limit", "shop", 1)
+    assert breaker["node"] == limit["node"]
+
+    head, *rows = bitactor("list", "--patterns", cwd=directory, **asked).stdout.splitlines()
+    assert head.split() == ["pattern", "name", "node", "state", "counters"] and len(rows) == 2
+    assert breaker["node"] in rows[0] and "closed" in rows[0] and "calls 1, failed 0" in rows[0]
+
+    for wrong, why in ((["--patterns", "--status", "stuck"], "--status"), (["--patterns", "--limit", "3"], "--limit")):
+        refused = bitactor("list", *wrong, cwd=directory, **asked)
+        assert refused.returncode == 2 and why in refused.stderr
+    nowhere = bitactor("list", "--patterns", "--store", "sqlite:///pulses.db", cwd=directory)
+    assert nowhere.returncode == 2 and "--registry" in nowhere.stderr
 
 
 def test_failures_have_codes_and_one_clear_line(directory: Path, mesh: tuple[str, str]) -> None:

@@ -32,6 +32,8 @@ from mesh.config import Settings
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLLOWED: Final = [page for page in PAGES if page.parent.name != "examples"]
+"""The examples are programs of the repository; `test_examples.py` runs their pages where those are."""
 PATIENCE: Final = 60.0
 """Seconds for a command that takes one on an idle machine."""
 
@@ -283,7 +285,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_does_what_it_says(page: Path) -> None:
     reader = Reader(page)
     try:

@@ -605,6 +605,36 @@ async def test_a_compensation_that_asks_for_another_try_waits_as_the_backoff_fun
     assert [pulse.data["after_ns"] for pulse in journal if pulse.kind == "retried" and pulse.data] == [20_000_000, 40_000_000]
 
 
+@pytest.mark.parametrize("raised", [False, True])
+async def test_a_step_that_asks_for_another_try_waits_as_its_backoff_function_says(store: str, raised: bool) -> None:
+    workflow = Workflow("patient by itself", ttl=1)
+    asked: list[str] = []
+
+    def backoff(error: Exception, attempt: int) -> float:
+        asked.append(repr(error))
+        return 0.02 * attempt
+
+    @workflow.step(retries=2, backoff=backoff)
+    async def busy(attempt: int) -> Retry | str:
+        if attempt == 3:
+            return "done"
+        if raised:
+            raise Retry(reason="busy")
+        return Retry(reason="busy")
+
+    @busy.compensate
+    def never(error: Exception) -> None:
+        raise AssertionError("asking for another try is no failure")
+
+    async with Mesh(workflow, store=store) as mesh:
+        tx = await finish(mesh, workflow)
+        assert await tx.result() == "done"
+        pulses = tx.pulses()
+    assert asked == ["Retry(after=None, reason='busy')"] * 2
+    for journal in (pulses, run_workflow(workflow).pulses):
+        assert [pulse.data["after_ns"] for pulse in journal if pulse.kind == "retried" and pulse.data] == [20_000_000, 40_000_000]
+
+
 @pytest.mark.parametrize("after", [float("inf"), 1e200, 1e10])
 async def test_a_wait_of_a_thousand_years(store: str, after: float) -> None:
     workflow = Workflow("eternal", ttl=1)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 import pytest
@@ -22,7 +22,7 @@ from mesh import Mesh, Transaction
 from tests.e2e.support import BOUND, until
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "kailash"
-MODULES = ("stand_ins", "places", "api_pipeline", "multi_source", "file_processing", "resilient_service")
+MODULES = ("stand_ins", "api_pipeline", "multi_source", "file_processing", "resilient_service")
 LONG = 60.0
 """Seconds for a whole pipeline; never reached when all is well."""
 
@@ -40,11 +40,13 @@ def example() -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture
-def services(example: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def services(example: SimpleNamespace) -> Iterator[Any]:
     with example.stand_ins.StandIns() as services:
-        monkeypatch.setenv("KAILASH_SERVICES", services.url)
-        monkeypatch.setenv("KAILASH_DATABASE", f"sqlite+aiosqlite:///{tmp_path}/data.db")
         yield services
+
+
+def data(directory: Path) -> str:
+    return f"sqlite+aiosqlite:///{directory}/data.db"
 
 
 def rows(directory: Path, query: str) -> list[Any]:
@@ -59,16 +61,16 @@ def of_kind(transaction: Transaction, kind: str, ending: str = "") -> list[Pulse
 # 1. API data pipeline
 
 
-def pipeline(example: SimpleNamespace, **options: Any) -> tuple[Mesh, Any]:
-    workflow = example.api_pipeline.api_pipeline
+def pipeline(example: SimpleNamespace, services: Any, directory: Path, **options: Any) -> tuple[Mesh, Any]:
+    workflow = example.api_pipeline.api_pipeline(services.url, data(directory))
     return Mesh(workflow, pools={example.api_pipeline.AT_ONCE: 10}, **options), workflow
 
 
-async def test_the_rate_limit_limits(example: SimpleNamespace, services: Any) -> None:
+async def test_the_rate_limit_limits(example: SimpleNamespace, services: Any, tmp_path: Path) -> None:
     clock = FakeClock()
     services.allowed = 1_000  # which is of real time
-    (limit,) = example.api_pipeline.fetch_page.steps["users"].options["policies"]
-    mesh, workflow = pipeline(example, clock=clock)
+    limit = example.api_pipeline.LIMIT
+    mesh, workflow = pipeline(example, services, tmp_path, clock=clock)
     async with mesh:
         transaction = await mesh.stimulate(workflow, {"pages": 24})
         await until(lambda: len(of_kind(transaction, "spawned", "/users")) == 24)
@@ -77,11 +79,19 @@ async def test_the_rate_limit_limits(example: SimpleNamespace, services: Any) ->
             assert services.asked["users"] == allowed, "not one more, while time stands still"
             clock.advance(1 / limit.per_second)
         await until(lambda: clock.advance(0.001) or transaction.status == "completed")
-    assert services.refused == 0
+
+
+async def test_the_limit_is_what_keeps_the_server_from_refusing(example: SimpleNamespace, services: Any, tmp_path: Path) -> None:
+    mesh, workflow = pipeline(example, services, tmp_path)
+    async with mesh, httpx2.AsyncClient(base_url=services.url) as client:
+        await (await mesh.stimulate(workflow, {"pages": 24})).result(LONG)
+        assert services.refused == 0
+        answers = await asyncio.gather(*(client.get("/users") for _ in range(24)))
+    assert 429 in {answer.status_code for answer in answers}
 
 
 async def test_every_user_is_stored_or_reported(example: SimpleNamespace, services: Any, tmp_path: Path) -> None:
-    mesh, workflow = pipeline(example)
+    mesh, workflow = pipeline(example, services, tmp_path)
     async with mesh:
         report = await (await mesh.stimulate(workflow, {"pages": 24})).result(LONG)
     without = sorted(example.stand_ins.WITHOUT_PROFILE)
@@ -92,8 +102,10 @@ async def test_every_user_is_stored_or_reported(example: SimpleNamespace, servic
     assert sorted([*stored, *without]) == list(range(1, example.stand_ins.USERS + 1))
 
 
-async def test_profiles_are_fetched_ten_at_once_and_a_blip_is_tried_again(example: SimpleNamespace, services: Any) -> None:
-    mesh, workflow = pipeline(example)
+async def test_profiles_are_fetched_ten_at_once_and_a_blip_is_tried_again(
+    example: SimpleNamespace, services: Any, tmp_path: Path
+) -> None:
+    mesh, workflow = pipeline(example, services, tmp_path)
     async with mesh:
         services.slow.add("profiles")
         transaction = await mesh.stimulate(workflow, {"pages": 24})
@@ -101,28 +113,29 @@ async def test_profiles_are_fetched_ten_at_once_and_a_blip_is_tried_again(exampl
         services.slow.clear()
         await transaction.result(LONG)
         assert services.most_at_once["profiles"] == 10
-        blip = [pulse for pulse in of_kind(transaction, "retried", "/enriched") if "503" in (pulse.error or "")]
-        assert [pulse.step for pulse in blip] == [f"process_users/{example.stand_ins.BLIP_AT - 1}/enriched"]
+        (again,) = of_kind(transaction, "retried")
+        assert again.step == f"process_users/{example.stand_ins.BLIP_AT - 1}/profile" and "503" in (again.error or "")
 
 
-async def test_partial_results_outlive_a_failure(example: SimpleNamespace, services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KAILASH_DATABASE", "sqlite+aiosqlite:////no/such/directory/data.db")
-    mesh, workflow = pipeline(example)
+async def test_partial_results_outlive_a_failure(example: SimpleNamespace, services: Any, tmp_path: Path) -> None:
+    mesh, workflow = pipeline(example, services, tmp_path / "nowhere")
     async with mesh:
         transaction = await mesh.stimulate(workflow, {"pages": 2})
         with pytest.raises(WorkflowFailed, match="unable to open database"):
             await transaction.result(LONG)
-        assert [len(page) for page in transaction.results()["fetch_users"]] == [5, 5]
+        assert [len(page["json"]["users"]) for page in transaction.results()["fetch_users"]] == [5, 5]
         assert len(transaction.results()["process_users"]["results"]) == 10
 
 
 # 2. Multi-source aggregation
 
 
-async def test_all_sources_are_put_together(example: SimpleNamespace, services: Any) -> None:
+async def test_all_sources_are_put_together(example: SimpleNamespace, services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example.multi_source, "PATIENCE", BOUND)
     sources = example.multi_source
-    async with Mesh(sources.multi_source, sources.multi_source_in_one) as mesh:
-        for workflow in (sources.multi_source, sources.multi_source_in_one):
+    for make in (sources.multi_source, sources.multi_source_in_one):
+        workflow = make(services.url)
+        async with Mesh(workflow) as mesh:
             found = await (await mesh.stimulate(workflow)).result(BOUND)
             assert found["data_sources"] == list(sources.SOURCES)
             assert not found["failed_sources"]
@@ -133,8 +146,13 @@ async def test_all_sources_are_put_together(example: SimpleNamespace, services: 
 async def test_a_slow_source_loses_nobody_elses_result(example: SimpleNamespace, services: Any) -> None:
     services.slow.add("warehouse")
     services.down.add("analytics")
-    async with Mesh(example.multi_source.multi_source) as mesh:
-        transaction = await mesh.stimulate(example.multi_source.multi_source)
+    clock = FakeClock()
+    workflow = example.multi_source.multi_source(services.url)
+    async with Mesh(workflow, clock=clock) as mesh:
+        transaction = await mesh.stimulate(workflow)
+        await until(lambda: len(of_kind(transaction, "completed")) == 2 and of_kind(transaction, "failed", "analytics"))
+        assert transaction.status == "running", "the slow one is still being waited for"
+        clock.advance(example.multi_source.PATIENCE)
         found = await transaction.result(BOUND)
         assert found["data_sources"] == ["customers", "orders"]
         assert found["failed_sources"] == ["inventory", "analytics"]
@@ -144,19 +162,24 @@ async def test_a_slow_source_loses_nobody_elses_result(example: SimpleNamespace,
         assert set(transaction.results()) >= {"customers", "orders"}, "each is in the journal by itself"
 
 
-async def test_in_one_hop_it_is_said_why_a_source_is_missing(example: SimpleNamespace, services: Any) -> None:
+async def test_in_one_hop_it_is_said_why_a_source_is_missing(
+    example: SimpleNamespace, services: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example.multi_source, "PATIENCE", 2.0)  # of real time, and enough for those that answer
     services.slow.add("warehouse")
     services.down.add("analytics")
-    async with Mesh(example.multi_source.multi_source_in_one) as mesh:
-        found = await (await mesh.stimulate(example.multi_source.multi_source_in_one)).result(BOUND)
+    workflow = example.multi_source.multi_source_in_one(services.url)
+    async with Mesh(workflow) as mesh:
+        found = await (await mesh.stimulate(workflow)).result(BOUND)
     assert found["data_sources"] == ["customers", "orders"]
     assert found["failed_sources"] == {"inventory": "TimedOut", "analytics": "HTTPStatusError"}
 
 
 async def test_nothing_waits_for_a_level(example: SimpleNamespace, services: Any) -> None:
     services.slow.add("warehouse")
-    async with Mesh(example.multi_source.multi_source) as mesh:
-        transaction = await mesh.stimulate(example.multi_source.multi_source)
+    workflow = example.multi_source.multi_source(services.url)
+    async with Mesh(workflow, clock=FakeClock()) as mesh:
+        transaction = await mesh.stimulate(workflow)
         await until(lambda: {pulse.step for pulse in of_kind(transaction, "completed")} >= {"customers", "orders", "analytics"})
         assert transaction.status == "running", "the slow one is still being waited for"
         services.slow.clear()
@@ -188,15 +211,15 @@ def incoming(example: SimpleNamespace, tmp_path: Path) -> dict[str, str]:
     return {"directory": str(tmp_path / "incoming"), "into": str(tmp_path / "processed")}
 
 
-def processing(example: SimpleNamespace, **options: Any) -> tuple[Mesh, Any]:
-    workflow = example.file_processing.file_processing
+def processing(example: SimpleNamespace, directory: Path, **options: Any) -> tuple[Mesh, Any]:
+    workflow = example.file_processing.file_processing(data(directory))
     return Mesh(workflow, pools={example.file_processing.AT_ONCE: 5}, **options), workflow
 
 
 async def test_files_with_errors_are_reported_and_the_rest_is_stored(
-    example: SimpleNamespace, services: Any, incoming: dict[str, str], tmp_path: Path
+    example: SimpleNamespace, incoming: dict[str, str], tmp_path: Path
 ) -> None:
-    mesh, workflow = processing(example)
+    mesh, workflow = processing(example, tmp_path)
     async with mesh:
         transaction = await mesh.stimulate(workflow, incoming)
         summary = await transaction.result(LONG)
@@ -210,33 +233,63 @@ async def test_files_with_errors_are_reported_and_the_rest_is_stored(
 
 
 async def test_five_files_at_once_and_no_more(
-    example: SimpleNamespace, services: Any, incoming: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    example: SimpleNamespace, incoming: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, lock = example.file_processing.checked_rows, threading.Lock()
-    five, inside, most = threading.Barrier(5), 0, 0
+    five, sixth = threading.Barrier(5), threading.Event()
+    inside = most = 0
 
     def watched(path: Path) -> Iterator[Any]:
         nonlocal inside, most
         with lock:
             inside += 1
             most = max(most, inside)
+            if inside > 5:
+                sixth.set()
         try:
             five.wait(BOUND)
+            sixth.wait(0.2)  # time for one too many, which never comes
             yield from read(path)
         finally:
             with lock:
                 inside -= 1
 
     monkeypatch.setattr(example.file_processing, "checked_rows", watched)
-    mesh, workflow = processing(example)
+    mesh, workflow = processing(example, tmp_path)
     async with mesh:
         summary = await (await mesh.stimulate(workflow, incoming)).result(LONG)
     assert (most, summary["processed_count"]) == (5, 12)
 
 
-async def test_progress_is_seen_while_it_runs(example: SimpleNamespace, services: Any, incoming: dict[str, str]) -> None:
+async def test_a_file_that_takes_too_long_is_given_up_and_no_other(
+    example: SimpleNamespace, incoming: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, released, clock = example.file_processing.checked_rows, threading.Event(), FakeClock()
+
+    def hanging(path: Path) -> Iterator[Any]:
+        if path.name == "sales-03.csv":
+            released.wait(LONG)
+        yield from read(path)
+
+    monkeypatch.setattr(example.file_processing, "checked_rows", hanging)
+    mesh, workflow = processing(example, tmp_path, clock=clock)
+    async with mesh:
+        transaction = await mesh.stimulate(workflow, incoming)
+        await until(
+            lambda: len(of_kind(transaction, "completed", "/processed") + of_kind(transaction, "failed", "/processed")) == 9
+        )
+        clock.advance(300)
+        try:
+            summary = await transaction.result(LONG)
+        finally:
+            released.set()
+    assert (summary["processed_count"], summary["failed_count"]) == (11, 4)
+    assert summary["failed_files"]["sales-03.csv"].startswith("StepTimeout")
+
+
+async def test_progress_is_seen_while_it_runs(example: SimpleNamespace, incoming: dict[str, str], tmp_path: Path) -> None:
     progress = Progress()
-    mesh, workflow = processing(example, sinks=[progress])
+    mesh, workflow = processing(example, tmp_path, sinks=[progress])
     async with mesh:
         progress.transaction = await mesh.stimulate(workflow, incoming)
         await progress.transaction.result(LONG)
@@ -244,9 +297,9 @@ async def test_progress_is_seen_while_it_runs(example: SimpleNamespace, services
 
 
 async def test_a_directory_that_is_not_there_is_an_error(
-    example: SimpleNamespace, services: Any, incoming: dict[str, str], tmp_path: Path
+    example: SimpleNamespace, incoming: dict[str, str], tmp_path: Path
 ) -> None:
-    mesh, workflow = processing(example)
+    mesh, workflow = processing(example, tmp_path)
     async with mesh:
         transaction = await mesh.stimulate(workflow, {**incoming, "directory": str(tmp_path / "nowhere")})
         with pytest.raises(WorkflowFailed, match="nowhere is no directory"):
@@ -259,26 +312,32 @@ async def test_a_directory_that_is_not_there_is_an_error(
 
 
 class Asking:
-    """Asks the resilient service."""
+    """Asks the resilient service, in a mesh of its own."""
 
-    def __init__(self, example: SimpleNamespace, mesh: Mesh) -> None:
-        self.workflow, self.mesh = example.resilient_service.resilient_service, mesh
+    def __init__(self, example: SimpleNamespace, services: Any, clock: FakeClock | None = None) -> None:
+        self.workflow = example.resilient_service.resilient_service(services.url, services.url)
+        self.mesh = Mesh(self.workflow, clock=clock or FakeClock())
+
+    async def __aenter__(self) -> Self:
+        await self.mesh.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.mesh.__aexit__(*error)
+
+    async def begin(self, item: str) -> Transaction:
+        return await self.mesh.stimulate(self.workflow, {"item": item})
 
     async def __call__(self, item: str) -> Any:
-        return await (await self.mesh.stimulate(self.workflow, {"item": item})).result(BOUND)
-
-
-def resilient(example: SimpleNamespace, clock: FakeClock) -> Mesh:
-    return Mesh(example.resilient_service.resilient_service, clock=clock)
+        return await (await self.begin(item)).result(BOUND)
 
 
 async def test_a_cache_hit_does_not_reach_the_server(example: SimpleNamespace, services: Any) -> None:
     clock = FakeClock()
-    async with resilient(example, clock) as mesh:
-        ask = Asking(example, mesh)
+    async with Asking(example, services, clock) as ask:
         answers = [await ask("lamp") for _ in range(5)]
         assert answers == [{"item": "lamp", "price": 40, "by": "primary", "used_backup": False}] * 5
-        assert services.asked["primary"] == 1
+        assert (services.asked["primary"], services.asked["backup"]) == (1, 0)
         clock.advance(1_801)
         await ask("lamp")
         assert services.asked["primary"] == 2, "after half an hour it is asked for again"
@@ -288,8 +347,7 @@ async def test_the_backup_is_asked_when_the_primary_fails_and_what_it_says_is_no
     example: SimpleNamespace, services: Any
 ) -> None:
     services.down.add("primary")
-    async with resilient(example, FakeClock()) as mesh:
-        ask = Asking(example, mesh)
+    async with Asking(example, services) as ask:
         answers = [await ask("lamp") for _ in range(2)]
         assert [(answer["by"], answer["used_backup"]) for answer in answers] == [("backup", True)] * 2
         assert (services.asked["primary"], services.asked["backup"]) == (2, 2)
@@ -298,8 +356,7 @@ async def test_the_backup_is_asked_when_the_primary_fails_and_what_it_says_is_no
 async def test_the_breaker_opens_half_opens_and_closes(example: SimpleNamespace, services: Any) -> None:
     clock = FakeClock()
     open_for = example.resilient_service.OPEN_FOR
-    async with resilient(example, clock) as mesh:
-        ask = Asking(example, mesh)
+    async with Asking(example, services, clock) as ask:
         services.down.add("primary")
         for number in range(8):
             assert (await ask(f"item {number}"))["by"] == "backup"
@@ -319,8 +376,7 @@ async def test_the_breaker_opens_half_opens_and_closes(example: SimpleNamespace,
 
 
 async def test_what_is_cached_is_known_while_the_circuit_is_open(example: SimpleNamespace, services: Any) -> None:
-    async with resilient(example, FakeClock()) as mesh:
-        ask = Asking(example, mesh)
+    async with Asking(example, services) as ask:
         await ask("lamp")
         services.down.add("primary")
         for number in range(6):
@@ -331,17 +387,18 @@ async def test_what_is_cached_is_known_while_the_circuit_is_open(example: Simple
 async def test_a_slow_primary_is_given_up(example: SimpleNamespace, services: Any) -> None:
     clock = FakeClock()
     services.slow.add("primary")
-    async with resilient(example, clock) as mesh:
-        transaction = await mesh.stimulate(example.resilient_service.resilient_service, {"item": "lamp"})
+    async with Asking(example, services, clock) as ask:
+        transaction = await ask.begin("lamp")
         await until(lambda: services.asked["primary"])
         clock.advance(10.1)
         assert (await transaction.result(BOUND))["by"] == "backup"
-        assert [pulse.error for pulse in of_kind(transaction, "failed", "primary_service")][0].startswith("TimedOut")
+        (failed,) = of_kind(transaction, "failed", "primary_service")
+        assert failed.error is not None and failed.error.startswith("TimedOut")
 
 
 async def test_with_neither_there_is_still_an_answer(example: SimpleNamespace, services: Any) -> None:
     services.down.update(("primary", "backup"))
-    async with resilient(example, FakeClock()) as mesh:
-        transaction = await mesh.stimulate(example.resilient_service.resilient_service, {"item": "lamp"})
+    async with Asking(example, services) as ask:
+        transaction = await ask.begin("lamp")
         assert await transaction.result(BOUND) == {"item": None, "price": None, "by": "nobody", "used_backup": True}
         assert [pulse.step for pulse in of_kind(transaction, "failed")] == ["primary_service"], "a failed step is told"

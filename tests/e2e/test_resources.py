@@ -69,7 +69,9 @@ async def test_a_factory_does_not_block_the_loop() -> None:
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), StopIteration(), asyncio.CancelledError(), ValueError("no")])
 @pytest.mark.parametrize("place", ["loop", "thread"])
-async def test_whatever_a_factory_raises_is_the_steps_error_and_is_tried_again_for_the_next(error: BaseException, place: str) -> None:
+async def test_whatever_a_factory_raises_is_the_steps_error_and_is_tried_again_for_the_next(
+    error: BaseException, place: str
+) -> None:
     tries: list[int] = []
 
     def factory() -> Thing:

@@ -6,6 +6,7 @@ How it misbehaves depends on what is asked and how often it was asked before, ne
 from __future__ import annotations
 
 import asyncio
+import base64
 import math
 import socket
 import threading
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import parse_qsl
 
 import uvicorn
 from starlette.applications import Starlette
@@ -23,16 +25,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 CLIENT, SECRET = "aggregator", "s3cret"
-USERS = {number: (name, f"{name.lower()}@example.org") for number, name in enumerate(
-    ["Ada", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jo", "Kim", "Leo"], 1
-)}  # fmt: skip
+NAMES = "Ada Bob Cleo Dan Eve Finn Gus Hal Ida Jo Kim Leo Mia Ned Ola Pia Quin Rae Sam Tess Uma Vic Wes Xia Yan Zoe Amir Bea Cy Dot"
+USERS = {number: (name, f"{name.lower()}@example.org") for number, name in enumerate(NAMES.split(), 1)}
 DELETED = 7
 """Still in the listing, but gone."""
-PAGE = 5
-USES = 20
+PAGE = 10
+USES = 40
 """Requests that a token is good for."""
-LATENCY = 0.005
-QUOTA_RATE, QUOTA_BURST = 200.0, 40
+LATENCY = 0.02
+QUOTA_RATE, QUOTA_BURST = 50.0, 20
 """Requests a second, and how many at once."""
 BUSY = {4: (503, "0"), 6: (429, "1"), 9: (503, None)}
 """User → how the first request for their data in each version is refused: status, and `Retry-After` in seconds."""
@@ -63,6 +64,9 @@ class Partner:
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
         self.reports: dict[str, dict[str, Any]] = {}
+        self.most_at_once = 0
+        """Requests about users that were under way together."""
+        self._at_once = 0
         self._quota = Quota()
         self._asked: Counter[str] = Counter()
         self._not_before: dict[str, float] = {}
@@ -74,7 +78,7 @@ class Partner:
                 Route("/v2/users", self.guarded(self.page_behind_cursor)),
                 Route("/{version}/users/{user:int}", self.guarded(self.user)),
                 Route("/{version}/users/{user:int}/preferences", self.guarded(self.preferences)),
-                Route("/recommendations/{user:int}", self.guarded(self.recommendations)),
+                Route("/recommendations/{somebody:int}", self.guarded(self.recommendations)),
                 Route("/headlines", self.guarded(self.headlines)),
                 Route("/reports", self.guarded(self.create_report), methods=["POST"]),
                 Route("/reports/{report}", self.guarded(self.delete_report), methods=["DELETE"]),
@@ -85,9 +89,11 @@ class Partner:
     # Who may ask, and how often
 
     async def token(self, request: Request) -> Response:
-        """OAuth 2, client credentials, in a form (RFC 6749) or in JSON."""
-        asked = await (request.json() if request.headers["content-type"].startswith("application/json") else request.form())
-        if (asked.get("grant_type"), asked.get("client_id"), asked.get("client_secret")) != ("client_credentials", CLIENT, SECRET):
+        """OAuth 2, client credentials (RFC 6749, 4.4), with the client's name and secret in the form or as `Basic`."""
+        asked = dict(parse_qsl((await request.body()).decode()))
+        basic = base64.b64decode(request.headers.get("authorization", "").removeprefix("Basic ")).decode()
+        who = tuple(basic.split(":")) if basic else (asked.get("client_id"), asked.get("client_secret"))
+        if asked.get("grant_type") != "client_credentials" or who != (CLIENT, SECRET):
             return JSONResponse({"error": "invalid_client"}, 401)
         self.seen["tokens"] += 1
         fresh = f"token-{self.seen['tokens']}"
@@ -101,23 +107,29 @@ class Partner:
         async def answered(request: Request) -> Response:
             token = request.headers.get("authorization", "").removeprefix("Bearer ")
             if self._uses.get(token, 0) < 1:
+                self.seen["stale tokens"] += 1
                 return JSONResponse({"error": "invalid_token"}, 401)
             self._uses[token] -= 1
-            self.seen["requests"] += 1
+            path = request.url.path
+            self.seen["headlines" if path == "/headlines" else "requests"] += 1
             if not self._quota.take():
                 self.seen["over quota"] += 1
                 return JSONResponse({"error": "too many requests"}, 429, {"Retry-After": "1"})
-            path = request.url.path
             self._asked[path] += 1
             if time.monotonic() < self._not_before.get(path, -math.inf):
                 self.seen["too early"] += 1
             status, after = BUSY.get(request.path_params.get("user", 0), (200, None))
-            if status != 200 and self._asked[path] == 1 and not path.startswith("/recommendations"):
+            if status != 200 and self._asked[path] == 1:
                 self.seen[f"answered {status}"] += 1
                 self._not_before[path] = time.monotonic() + float(after or 0)
                 return JSONResponse({"error": "busy"}, status, {} if after is None else {"Retry-After": after})
-            await asyncio.sleep(LATENCY)
-            return await answer(request)
+            self._at_once += "user" in request.path_params
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            try:
+                await asyncio.sleep(LATENCY)
+                return await answer(request)
+            finally:
+                self._at_once -= "user" in request.path_params
 
         return answered
 
@@ -153,7 +165,7 @@ class Partner:
 
     async def recommendations(self, request: Request) -> Response:
         """Down, and stays so."""
-        self.seen["recommendations asked"] += 1
+        self.seen["recommendations"] += 1
         return JSONResponse({"error": "down for maintenance"}, 503)
 
     async def headlines(self, request: Request) -> Response:
@@ -168,14 +180,14 @@ class Partner:
         """Keep a report; the same key makes the same report."""
         report = request.headers["idempotency-key"][:8]
         self.reports[report] = await request.json()
-        self.seen["reports created"] += 1
+        self.seen["created"] += 1
         return JSONResponse({"id": report}, 201, {"Location": f"/reports/{report}"})
 
     async def delete_report(self, request: Request) -> Response:
         """Forget it."""
         if self.reports.pop(request.path_params["report"], None) is None:
             raise HTTPException(404, "no such report")
-        self.seen["reports deleted"] += 1
+        self.seen["deleted"] += 1
         return Response(status_code=204)
 
     async def announce(self, request: Request) -> Response:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import api_pipeline
-import file_processing
-from api_pipeline import enrich_user
+from api_pipeline import AT_ONCE as PROFILES
+from api_pipeline import api_pipeline
+from file_processing import AT_ONCE as FILES
+from file_processing import file_processing
 from multi_source import multi_source, multi_source_in_one
 from resilient_service import OPEN_FOR, resilient_service
 from stand_ins import PER_PAGE, USERS, StandIns, make_files
@@ -37,7 +37,11 @@ class Progress:
     def receive(self, pulses: Sequence[Pulse]) -> None:
         """See `bitactor.ports.Sink`."""
         for pulse in pulses:
-            if pulse.kind in ("completed", "failed") and pulse.step.startswith("process_files/") and pulse.step.endswith("/processed"):
+            if (
+                pulse.kind in ("completed", "failed")
+                and pulse.step.startswith("process_files/")
+                and pulse.step.endswith("/processed")
+            ):
                 self.done += 1
                 if self.done % 5 == 0:
                     print(f"  {self.done} files are through")
@@ -47,51 +51,58 @@ class Progress:
 
 
 async def api(services: StandIns, directory: Path) -> None:
-    """1. API data pipeline."""
-    async with Mesh(api_pipeline.api_pipeline, pools={api_pipeline.AT_ONCE: 10}, store=f"sqlite:///{directory}/api.db") as mesh:
-        transaction = await mesh.stimulate(api_pipeline.api_pipeline, {"pages": USERS // PER_PAGE})
+    """1. API data pipeline"""
+    workflow = api_pipeline(services.url, data(directory))
+    async with Mesh(workflow, pools={PROFILES: 10}, store=f"sqlite:///{directory}/pulses.db") as mesh:
+        transaction = await mesh.stimulate(workflow, {"pages": USERS // PER_PAGE})
         show(await transaction.result(60))
-        tried = sum(pulse.kind == "retried" and pulse.step.endswith("/enriched") for pulse in transaction.pulses())
-    print(f"  requests for pages: {services.asked['users']}, refused as too fast: {services.refused}")
-    print(f"  profiles: {enrich_user.name} tried again {tried} times, never more than 10 at once: {services.most_at_once['profiles'] <= 10}")
+        again = [pulse.step for pulse in transaction.pulses() if pulse.kind == "retried"]
+    print(f"  pages asked for: {services.asked['users']}, refused as too fast: {services.refused}")
+    ten = services.most_at_once["profiles"] <= 10
+    print(f"  profiles asked for: {services.asked['profiles']}, never more than 10 at once: {ten}")
+    print(f"  asked for again: {again}")
     print(f"  rows in the database: {count(directory, 'users')}")
 
 
 async def sources(services: StandIns, directory: Path) -> None:
-    """2. Multi-source aggregation."""
-    async with Mesh(multi_source, multi_source_in_one, store=f"sqlite:///{directory}/sources.db") as mesh:
+    """2. Multi-source aggregation"""
+    each, in_one = multi_source(services.url), multi_source_in_one(services.url)
+    async with Mesh(each, store=f"sqlite:///{directory}/pulses.db") as mesh:
         print(" all answer")
-        show(await (await mesh.stimulate(multi_source)).result(30))
+        show(await (await mesh.stimulate(each)).result(30))
         services.slow.add("warehouse")
         services.down.add("analytics")
         print(" one is slow, one is down")
-        show(await (await mesh.stimulate(multi_source)).result(30))
+        transaction = await mesh.stimulate(each)
+        show(await transaction.result(30))
+        for pulse in sorted((pulse for pulse in transaction.pulses() if pulse.kind == "failed"), key=lambda pulse: pulse.step):
+            print(f"  failed: {pulse.step}: {(pulse.error or '').partition(' http')[0].partition(':')[0]}")
+    async with Mesh(in_one) as mesh:
         print(" the same in one hop")
-        found = await (await mesh.stimulate(multi_source_in_one)).result(30)
+        found = await (await mesh.stimulate(in_one)).result(30)
         show({name: found[name] for name in ("data_sources", "failed_sources")})
 
 
 async def files(services: StandIns, directory: Path) -> None:
-    """3. File processing."""
+    """3. File processing"""
     make_files(directory / "incoming")
-    store = f"sqlite:///{directory}/files.db"
-    async with Mesh(file_processing.file_processing, pools={file_processing.AT_ONCE: 5}, store=store, sinks=[Progress()]) as mesh:
-        transaction = await mesh.stimulate(
-            file_processing.file_processing, {"directory": directory / "incoming", "into": directory / "processed"}
-        )
+    workflow = file_processing(data(directory))
+    async with Mesh(workflow, pools={FILES: 5}, store=f"sqlite:///{directory}/pulses.db", sinks=[Progress()]) as mesh:
+        transaction = await mesh.stimulate(workflow, {"directory": directory / "incoming", "into": directory / "processed"})
         show(await transaction.result(60))
     print(f"  files written: {len(list((directory / 'processed').glob('*.jsonl')))}")
     print(f"  rows in the log: {count(directory, 'file_processing_log')}")
 
 
 async def service(services: StandIns, directory: Path) -> None:
-    """4. Resilient external service."""
+    """4. Resilient external service"""
     clock = FakeClock()  # minutes pass in no time
-    async with Mesh(resilient_service, clock=clock) as mesh:
+    workflow = resilient_service(services.url, services.url)
+    async with Mesh(workflow, clock=clock) as mesh:
 
         async def ask(*items: str) -> None:
             for item in items:
-                answer = await (await mesh.stimulate(resilient_service, {"item": item})).result(30)
+                answer = await (await mesh.stimulate(workflow, {"item": item})).result(30)
                 print(f"  {item}: {answer['price']} from {answer['by']}")
             print(f"  so far asked: primary {services.asked['primary']}, backup {services.asked['backup']}")
 
@@ -111,13 +122,23 @@ async def service(services: StandIns, directory: Path) -> None:
         await ask("carpet", "desk")
 
 
-CASES: dict[str, Callable[[StandIns, Path], Awaitable[None]]] = {"api": api, "sources": sources, "files": files, "service": service}
+CASES: dict[str, Callable[[StandIns, Path], Coroutine[Any, Any, None]]] = {
+    "api": api,
+    "sources": sources,
+    "files": files,
+    "service": service,
+}
 
 
 def show(result: dict[str, Any]) -> None:
     """A result, name by name."""
     for name, value in result.items():
         print(f"  {name}: {value}")
+
+
+def data(directory: Path) -> str:
+    """The URL of the database."""
+    return f"sqlite+aiosqlite:///{directory}/data.db"
 
 
 def count(directory: Path, table: str) -> int:
@@ -134,8 +155,6 @@ def main() -> int:
     for name in [chosen] if chosen else CASES:
         print(CASES[name].__doc__)
         with tempfile.TemporaryDirectory() as directory, StandIns() as services:
-            os.environ["KAILASH_SERVICES"] = services.url
-            os.environ["KAILASH_DATABASE"] = f"sqlite+aiosqlite:///{directory}/data.db"
             asyncio.run(CASES[name](services, Path(directory)))
     return 0
 

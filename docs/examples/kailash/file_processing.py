@@ -8,21 +8,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from places import database
 from sqlalchemy import text
 
 from bitactor import Element, Result, Workflow
+from mesh.ready.resources.database import database as database_at
 
 AT_ONCE = "files"
 """The pool whose places bound how many files are processed at once."""
 
-process_file = Workflow("kailash.process_file", input={"path": Path, "into": Path})
-file_processing = Workflow(
-    "kailash.file_processing", input={"directory": Path, "into": Path}, deadline=600, resources=[database]
-)
+
+def file_processing(data: str) -> Workflow:
+    """The pipeline; `data` is the URL of the database."""
+    one_file = Workflow("kailash.one_file", input={"path": Path, "into": Path})
+    one_file.add(processed, timeout=300.0, limit=AT_ONCE)
+
+    inputs = {"directory": Path, "into": Path}
+    workflow = Workflow("kailash.file_processing", input=inputs, deadline=600, resources=[database_at("database", data)])
+    found = workflow.add(scan_files)
+    files = workflow.map(
+        name="process_files", workflow=one_file, over=found, bind={"path": Element()}, batch=10, on_error="collect"
+    )
+    workflow.add(store_results, bind={"done": Result(files, "results")})
+    workflow.add(summary, bind={"done": Result(files, "results"), "failed": Result(files, "errors")})
+    return workflow
 
 
-@file_processing.step
 def scan_files(directory: Path, into: Path) -> list[str]:
     """The files, in order; a directory that is not there is an error."""
     if not directory.is_dir():
@@ -31,7 +41,6 @@ def scan_files(directory: Path, into: Path) -> list[str]:
     return sorted(str(path) for path in directory.rglob("*.csv") if path.is_file())
 
 
-@process_file.step(timeout=300.0, limit=AT_ONCE)
 def processed(path: Path, into: Path) -> dict[str, Any]:
     """Read, validate, count, and write what was read as JSON lines; the file appears whole or not at all."""
     rows = list(checked_rows(path))
@@ -40,7 +49,7 @@ def processed(path: Path, into: Path) -> dict[str, Any]:
     part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     part.replace(target)
     missing = sum(value == "" for row in rows for value in row.values())
-    return {"file": str(path), "processed": str(target), "rows": len(rows), "columns": len(rows[0]), "missing_values": missing}
+    return {"file": str(path), "processed": str(target), "rows": len(rows), "missing_values": missing}
 
 
 def checked_rows(path: Path) -> Iterator[dict[str, str]]:
@@ -55,12 +64,6 @@ def checked_rows(path: Path) -> Iterator[dict[str, str]]:
             yield row
 
 
-process_files = file_processing.map(
-    name="process_files", workflow=process_file, over=scan_files, bind={"path": Element()}, batch=10, on_error="collect"
-)
-
-
-@file_processing.step(bind={"done": Result(process_files, "results")})
 async def store_results(done: list[dict[str, Any]], database: Any) -> int:
     """The log of what was processed; a second try finds its own rows and replaces them."""
     async with database.begin() as connection:
@@ -75,7 +78,6 @@ async def store_results(done: list[dict[str, Any]], database: Any) -> int:
     return len(done)
 
 
-@file_processing.step(bind={"done": Result(process_files, "results"), "failed": Result(process_files, "errors")})
 def summary(done: list[dict[str, Any]], failed: list[dict[str, Any]], store_results: int) -> dict[str, Any]:
     """What came of it."""
     return {

@@ -6,13 +6,12 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from places import api
-
 from bitactor import Workflow
 from bitactor.patterns import parallel_fetch
+from mesh.ready.resources.http import http_client
 from mesh.ready.steps import http
 
-PATIENCE = 0.5
+PATIENCE = 1.0
 """Seconds for each source."""
 SOURCES = {
     "customers": "/crm/customers",
@@ -21,16 +20,31 @@ SOURCES = {
     "analytics": "/analytics/metrics",
 }
 
-multi_source = Workflow("kailash.multi_source", deadline=30, resources=[api])
+
+def multi_source(services: str) -> Workflow:
+    """Each source is a hop: with its own time limit, its own pulse, and its answer in the journal whatever becomes of the others."""
+    workflow = Workflow("kailash.multi_source", deadline=30, resources=[http_client("api", base_url=services)])
+    for name, path in SOURCES.items():
+        http.get(workflow, name, path, client="api", timeout=PATIENCE, required=False)
+    workflow.collect("analyze", list(SOURCES), transform=analyse_answers)
+    return workflow
 
 
-# Each source is a hop: with its own time limit, its own pulse, and its answer in the journal whatever becomes of the others.
-for source, path in SOURCES.items():
-    http.get(multi_source, source, path, client="api", timeout=PATIENCE, required=False)
+def multi_source_in_one(services: str) -> Workflow:
+    """The same in one hop, as the guide has it: for answers that need not be kept one by one."""
+    workflow = Workflow("kailash.multi_source_in_one", deadline=30, resources=[http_client("api", base_url=services)])
+    workflow.add(multi_fetch)
+    workflow.add(analyze)
+    return workflow
+
+
+def analyse_answers(answers: dict[str, Any]) -> dict[str, Any]:
+    """Insights from the answers of HTTP steps; None stands for a step that failed."""
+    return analyse({name: None if answer is None else answer["json"] for name, answer in answers.items()})
 
 
 def analyse(found: dict[str, Any]) -> dict[str, Any]:
-    """Insights from what there is; None stands for what is missing."""
+    """Insights from what there is."""
     customers, orders = found["customers"] or [], found["orders"] or []
     by_customer = Counter(order["customer_id"] for order in orders)
     return {
@@ -47,18 +61,6 @@ def analyse(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def analyse_answers(found: dict[str, Any]) -> dict[str, Any]:
-    """The same from the answers of HTTP steps."""
-    return analyse({name: None if answer is None else answer["json"] for name, answer in found.items()})
-
-
-multi_source.collect("analyze", list(SOURCES), transform=analyse_answers)
-
-multi_source_in_one = Workflow("kailash.multi_source_in_one", deadline=30, resources=[api])
-"""The same in one hop, as the guide has it: for answers that need not be kept one by one."""
-
-
-@multi_source_in_one.step
 async def multi_fetch(api: Any) -> dict[str, Any]:
     """All at once, each with a limit of its own."""
 
@@ -71,7 +73,6 @@ async def multi_fetch(api: Any) -> dict[str, Any]:
     return {"successful": fetched.successful, "failed": {name: type(error).__name__ for name, error in fetched.failed.items()}}
 
 
-@multi_source_in_one.step
 def analyze(multi_fetch: dict[str, Any]) -> dict[str, Any]:
     """Insights from what there is, and why the rest is missing."""
     found = {name: multi_fetch["successful"].get(name) for name in SOURCES}

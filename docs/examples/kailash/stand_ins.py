@@ -101,7 +101,7 @@ class StandIns:
             self._under_way[service] += 1
             self.most_at_once[service] = max(self.most_at_once[service], self._under_way[service])
             try:
-                while service in self.slow and not await request.is_disconnected():
+                while service in self.slow and not await request.is_disconnected():  # noqa: ASYNC110 (told from another thread)
                     await asyncio.sleep(0.01)
                 if service in self.down:
                     return JSONResponse({"error": f"{service} is down"}, status_code=503)
@@ -118,9 +118,7 @@ class StandIns:
             return JSONResponse({"error": "slow down"}, status_code=429, headers={"Retry-After": "1"})
         first = (int(request.query_params.get("page", "1")) - 1) * PER_PAGE
         users = range(first + 1, min(first + PER_PAGE, USERS) + 1)
-        return JSONResponse(
-            {"users": [{"id": user, "name": f"User {user}", "email": f"user{user}@example.org"} for user in users]}
-        )
+        return JSONResponse({"users": [{"id": user, "name": f"User {user}", "email": f"user{user}@example.org"} for user in users]})
 
     async def _profile(self, request: Request) -> Response:
         user: int = request.path_params["user"]

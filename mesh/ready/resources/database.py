@@ -6,6 +6,8 @@
     @orders.step
     async def load(order: int, shop: AsyncEngine) -> dict:
         async with shop.connect() as connection: ...
+
+The engine is made when it is first needed, checked, and disposed of when the mesh closes.
 """
 
 from __future__ import annotations
@@ -40,9 +42,13 @@ class _Factory:
         try:
             return create_async_engine(self.url, **self.options)
         except (ArgumentError, TypeError) as error:
-            raise ConfigurationError(f"resource {self.name!r}: {self.url.drivername} does not take these options: {error}") from None
+            raise ConfigurationError(
+                f"resource {self.name!r}: {self.url.drivername} does not take these options: {error}"
+            ) from None
         except ModuleNotFoundError as error:
-            raise ConfigurationError(f"resource {self.name!r}: {self.url.drivername} needs the driver {error.name!r}; install it") from None
+            raise ConfigurationError(
+                f"resource {self.name!r}: {self.url.drivername} needs the driver {error.name!r}; install it"
+            ) from None
 
 
 def database(
@@ -89,7 +95,9 @@ def _url(name: str, url: str) -> sqlalchemy.URL:
         is_async = made.get_dialect().is_async
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         detail = f" ({error})" if isinstance(error, NoSuchModuleError) else ""
-        raise DefinitionError(f"resource {name!r}: that is no URL of a database{detail}; for example sqlite+aiosqlite:///shop.db") from None
+        raise DefinitionError(
+            f"resource {name!r}: that is no URL of a database{detail}; for example sqlite+aiosqlite:///shop.db"
+        ) from None
     except ModuleNotFoundError as error:
         raise DefinitionError(f"resource {name!r}: {made.drivername} needs {error.name!r}; install it") from None
     if not is_async:

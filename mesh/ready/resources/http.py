@@ -5,11 +5,13 @@
 
     @orders.step
     async def load(order: str, partner: httpx2.AsyncClient) -> dict: ...
+
+The client keeps its connections open between requests, for all steps of a mesh.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,7 +38,8 @@ Auth = httpx2.Auth | ClientCredentials | tuple[str, str]
 class _Factory:
     """Makes the client; called in a thread, for reading the certificates takes its time."""
 
-    base_url: httpx2.URL
+    name: str
+    base_url: str | Callable[[], str]
     headers: Mapping[str, str]
     timeout: httpx2.Timeout
     limits: httpx2.Limits
@@ -44,9 +47,10 @@ class _Factory:
     follow_redirects: bool
 
     def __call__(self) -> httpx2.AsyncClient:
-        auth = TokenAuth(self.auth, self.base_url) if isinstance(self.auth, ClientCredentials) else self.auth
+        base_url = _checked_url(self.name, self.base_url() if callable(self.base_url) else self.base_url, self.auth)
+        auth = TokenAuth(self.auth, base_url) if isinstance(self.auth, ClientCredentials) else self.auth
         return httpx2.AsyncClient(
-            base_url=self.base_url,
+            base_url=base_url,
             headers=dict(self.headers),
             timeout=self.timeout,
             limits=self.limits,
@@ -58,7 +62,7 @@ class _Factory:
 def http_client(
     name: str = "http",
     *,
-    base_url: str = "",
+    base_url: str | Callable[[], str] = "",
     headers: Mapping[str, str] | None = None,
     timeout: float | httpx2.Timeout = DEFAULT_TIMEOUT,
     limits: httpx2.Limits = DEFAULT_LIMITS,
@@ -69,7 +73,8 @@ def http_client(
 
     Args:
         name: what the parameter of a step is called that takes it.
-        base_url: what relative URLs are below; tokens of `ClientCredentials` go to this origin only.
+        base_url: what relative URLs are below; tokens of `ClientCredentials` go to this origin only.  A function is asked when the client
+            is made: `base_url=lambda: os.environ["PARTNER_URL"]`.
         headers: sent with every request.
         timeout: seconds for each of: a connection, a place in the pool, the next bytes sent or received.
         limits: of the pool.
@@ -81,15 +86,9 @@ def http_client(
     """
     if not isinstance(timeout, httpx2.Timeout) and (isinstance(timeout, bool) or not timeout > 0):
         raise DefinitionError(f"resource {name!r}: timeout={timeout!r}; give seconds, more than zero, or an httpx2.Timeout")
-    try:
-        url = httpx2.URL(base_url)
-    except (httpx2.InvalidURL, TypeError) as error:
-        raise DefinitionError(f"resource {name!r}: base_url={base_url!r} is no URL ({error})") from None
-    if base_url and (url.scheme not in ("http", "https") or not url.host):
-        raise DefinitionError(f"resource {name!r}: base_url={base_url!r} is no URL; it begins with http:// or https:// and a host")
-    if isinstance(auth, ClientCredentials) and not base_url and "://" not in auth.token_url:
-        raise DefinitionError(f"resource {name!r}: token_url={auth.token_url!r} is relative, but there is no base_url")
-    factory = _Factory(url, dict(headers or {}), httpx2.Timeout(timeout), limits, auth, follow_redirects)
+    if not callable(base_url):
+        _checked_url(name, base_url, auth)
+    factory = _Factory(name, base_url, dict(headers or {}), httpx2.Timeout(timeout), limits, auth, follow_redirects)
     return Resource(name, factory, close=_close, check=_is_open, provides=httpx2.AsyncClient, requires=())
 
 
@@ -99,3 +98,15 @@ async def _close(client: httpx2.AsyncClient) -> None:
 
 async def _is_open(client: httpx2.AsyncClient) -> bool:
     return not client.is_closed
+
+
+def _checked_url(name: str, base_url: str, auth: Auth | None) -> httpx2.URL:
+    try:
+        url = httpx2.URL(base_url)
+    except (httpx2.InvalidURL, TypeError) as error:
+        raise DefinitionError(f"resource {name!r}: base_url={base_url!r} is no URL ({error})") from None
+    if base_url and (url.scheme not in ("http", "https") or not url.host):
+        raise DefinitionError(f"resource {name!r}: base_url={base_url!r} is no URL; it begins with http:// or https:// and a host")
+    if isinstance(auth, ClientCredentials) and not base_url and "://" not in auth.token_url:
+        raise DefinitionError(f"resource {name!r}: token_url={auth.token_url!r} is relative, but there is no base_url")
+    return url

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote_plus
 
+from mesh.ready.blotting import blotted
 from mesh.ready.extras import missing_extra
-from mesh.ready.http_errors import blotted, http_error, shown_url
+from mesh.ready.http_errors import http_error, shown_url
 
 try:
     import httpx2

@@ -16,11 +16,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Unpack
 
+from bitactor.codec import MAX_TOKEN_BYTES
 from bitactor.context import Context
 from bitactor.errors import ConfigurationError, DefinitionError, StepTimeout, suggest
 from bitactor.outcome import Retry
 from bitactor.step import Step
 from bitactor.workflow import Workflow
+from mesh.ready.blotting import blotted
 from mesh.ready.declaring import StepOptions, declare, refuse_unknown, takes
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import (
@@ -29,7 +31,6 @@ from mesh.ready.http_errors import (
     HttpRequestInvalid,
     HttpResponseInvalid,
     HttpUnreachable,
-    blotted,
     http_error,
     shown_url,
 )
@@ -40,7 +41,7 @@ try:
 except ModuleNotFoundError as missing:
     raise missing_extra("http", __name__, missing) from None
 
-from mesh.ready.steps import http_answer, http_body
+from mesh.ready.steps import http_answer, http_parts
 
 __all__ = [
     "HttpBusy", "HttpError", "HttpRequestInvalid", "HttpResponseInvalid", "HttpUnreachable", "Request", "delete", "get", "head", "patch", "post",
@@ -53,8 +54,6 @@ WITH_KEY: Final = frozenset(("POST", "PATCH"))
 TRY_AGAIN_AFTER: Final = (HttpBusy, HttpUnreachable, StepTimeout)
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
 DEFAULT_LONGEST_WAIT: Final = 60.0
-_NONE: Final = "-"
-"""There is no body of JSON; `None` would be one."""
 
 
 class RequestOptions(StepOptions, total=False):
@@ -81,29 +80,35 @@ class Request:
     headers: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
     """One of `json`, `form`, `content`, and its template."""
-    expect: Collection[int] = ()
+    expect: int | Collection[int] = ()
     client: str = "http"
     max_bytes: int = DEFAULT_MAX_BYTES
     longest_wait: float = DEFAULT_LONGEST_WAIT
+    timed: bool = False
+    """Whether the step has a `timeout`."""
+    _expected: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _url: Template = field(init=False, repr=False, compare=False)
+    _parts: Mapping[str, Structure] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _refuse_wrong(self)
-        parts = {"url": Template(self.url), "params": Structure(self.params), "headers": Structure(self.headers)}
-        parts["body"] = Structure(self.body)
+        expected = (self.expect,) if isinstance(self.expect, int) else tuple(self.expect)
+        _refuse_wrong(self, expected)
+        object.__setattr__(self, "_expected", expected)
+        parts = {"params": Structure(self.params), "headers": Structure(self.headers), "body": Structure(self.body)}
         object.__setattr__(self, "_parts", parts)
-        structures = [part.templates for part in parts.values() if isinstance(part, Structure)]
-        takes(self, [parts["url"], *(template for templates in structures for template in templates)], self.client)  # type: ignore[list-item]
+        object.__setattr__(self, "_url", Template(self.url))
+        takes(self, [self._url, *(template for part in parts.values() for template in part.templates)], self.client)
 
     async def __call__(self, *, ctx: Context, **given: Any) -> Any:
         client = given.pop(self.client)
         if not isinstance(client, httpx2.AsyncClient):
             raise ConfigurationError(f"{self.client!r} is a {type(client).__name__}; a step of HTTP needs an httpx2.AsyncClient")
         prepared = self._prepared(client, given, ctx)
-        url, secrets = shown_url(str(prepared.url)), _secrets(prepared)
+        url, secrets = shown_url(str(prepared.url)), http_parts.secrets(prepared)
         try:
             answer = await client.send(prepared, stream=True)
             try:
-                secrets |= _secrets(answer.request)
+                secrets |= http_parts.secrets(answer.request)
                 return await self._judged(answer, ctx, secrets)
             finally:
                 await answer.aclose()
@@ -118,7 +123,7 @@ class Request:
     async def _judged(self, answer: httpx2.Response, ctx: Context, secrets: set[str]) -> Any:
         """The result; or another try, when the server said when."""
         url, status = shown_url(str(answer.url)), answer.status_code
-        if status in self.expect if self.expect else answer.is_success:
+        if status in self._expected if self._expected else answer.is_success:
             return await http_answer.result_of(answer, self.max_bytes, f"{self.method} {url}")
         error = http_error(self.method, url, status, blotted(await http_answer.excerpt_of(answer), secrets))
         after = http_answer.retry_after(answer)
@@ -127,23 +132,19 @@ class Request:
         raise error
 
     def _prepared(self, client: httpx2.AsyncClient, given: Mapping[str, Any], ctx: Context) -> httpx2.Request:
-        parts: dict[str, Any] = self._parts  # type: ignore[attr-defined]
-        headers = _headers(parts["headers"].value(given))
-        content, kind = http_body.body_of(parts["body"].value(given))
+        params, wanted, body = (self._parts[part].value(given) for part in ("params", "headers", "body"))
+        headers = http_parts.headers(wanted)
+        content, kind = http_parts.body(body)
         if kind:
             headers.setdefault("content-type", kind)
         if self.method in WITH_KEY:
             headers.setdefault("idempotency-key", ctx.idempotency_key)
-        if ctx.deadline_left is None:
-            timeout = client.timeout
-        else:
-            # The attempt's own limit holds: what it cuts off is in doubt, and not, as with a timeout of the client's, known to have failed.
-            timeout = httpx2.Timeout(None, connect=client.timeout.connect)
+        # Where the step has a limit of its own, that one holds: what it cuts off is in doubt, and not, as with the client's, known to have failed.
+        timeout = httpx2.Timeout(None, connect=client.timeout.connect) if self.timed else client.timeout
         try:
             return client.build_request(
                 self.method,
-                parts["url"].text(given, _within_its_place),
-                params=_params(parts["params"].value(given)) or None,
+                http_parts.url(self._url, given, params),
                 headers=headers,
                 content=content,
                 timeout=timeout,
@@ -181,17 +182,26 @@ def request(workflow: Workflow, name: str, method: str, url: str, **options: Unp
     refuse_unknown(what, options, known)
     client = options.get("client", "http")
     if client not in workflow.resources:
-        hint = suggest(client, workflow.resources) or f" Declare one: Workflow({workflow.name!r}, …, resources=[http_client({client!r})])."
+        hint = (
+            suggest(client, workflow.resources)
+            or f" Declare one: Workflow({workflow.name!r}, …, resources=[http_client({client!r})])."
+        )
         raise DefinitionError(f"{what}: the workflow has no resource {client!r} to send it with.{hint}")
     if client in workflow.input_model.model_fields or client in workflow.steps:
         raise DefinitionError(f"{what}: {client!r} is a resource and also an input field or a step; rename one of them")
     shapes = {part: value for part, value in options.items() if part in Request.__dataclass_fields__}
-    shapes |= {"method": method, "url": url, "body": {part: options[part] for part in http_body.KINDS if part in options}}  # type: ignore[literal-required]
+    shapes |= {
+        "method": method,
+        "url": url,
+        "timed": options.get("timeout") is not None,
+        "body": {part: options[part] for part in http_parts.BODIES if part in options},
+    }
     rest = {option: value for option, value in options.items() if option in StepOptions.__annotations__}
     if rest.get("retries"):
         rest.setdefault("retry_on", TRY_AGAIN_AFTER)
+    step = declare(workflow, name, Request, shapes, rest)
     workflow.errors = tuple(dict.fromkeys((*workflow.errors, HttpError, HttpBusy, HttpUnreachable)))
-    return declare(workflow, name, Request, shapes, rest)
+    return step
 
 
 def get(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
@@ -222,3 +232,20 @@ def patch(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOpti
 def delete(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
     """See `request`."""
     return request(workflow, name, "DELETE", url, **options)
+
+
+def _refuse_wrong(wanted: Request, expected: Collection[int]) -> None:
+    if wanted.method not in METHODS:
+        raise DefinitionError(f"method={wanted.method!r}.{suggest(str(wanted.method), METHODS)}")
+    if len(wanted.body) > 1:
+        raise DefinitionError(f"{' and '.join(wanted.body)} are two bodies; a request has one")
+    wrong = [status for status in expected if isinstance(status, bool) or not isinstance(status, int) or not 100 <= status <= 599]
+    if wrong:
+        raise DefinitionError(f"expect={wrong[0]!r} is no status; it is a number from 100 to 599, or several")
+    size, wait = wanted.max_bytes, wanted.longest_wait
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_TOKEN_BYTES:
+        raise DefinitionError(
+            f"max_bytes={size!r}; a whole number from 1 to {MAX_TOKEN_BYTES:,}, which is what a journal carries of a step"
+        )
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < float("inf"):
+        raise DefinitionError(f"longest_wait={wait!r}; give seconds, zero or more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -26,8 +27,25 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.answers: dict[str, list[Response]] = {}
         """Path → what to answer before the ordinary."""
+        self.held: dict[str, threading.Event] = {}
+        """Path → set when it may be answered."""
+        self.token_life = 3600.0
         self.tokens: set[str] = set()
         self.issued = 0
+
+    def hold(self, path: str) -> None:
+        """Answer nothing there until it is released."""
+        self.held[path] = threading.Event()
+
+    def release(self, path: str) -> None:
+        """Answer what is held, and what comes."""
+        self.held[path].set()
+
+    async def waits_for(self, path: str) -> None:
+        """Until somebody has asked there."""
+        async with asyncio.timeout(30):
+            while not self.asked[path]:  # noqa: ASYNC110 - the server runs on a loop of its own
+                await asyncio.sleep(0.005)
 
     async def answer(self, request: Request) -> Response:
         path = request.url.path
@@ -42,6 +60,8 @@ class Server:
                 "body": body,
             }
         )
+        while path in self.held and not self.held[path].is_set() and not await request.is_disconnected():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
         if self.answers.get(path):
             return self.answers[path].pop(0)
         if path == "/token":
@@ -58,7 +78,7 @@ class Server:
         self.issued += 1
         token = f"token-{self.issued}"
         self.tokens = {token}
-        return JSONResponse({"access_token": token, "expires_in": 3600, "token_type": "Bearer"})
+        return JSONResponse({"access_token": token, "expires_in": self.token_life, "token_type": "Bearer"})
 
 
 @contextmanager
@@ -79,5 +99,7 @@ def serving() -> Iterator[Server]:
         try:
             yield server
         finally:
+            for held in server.held.values():
+                held.set()
             running.should_exit = True
             thread.join(30)

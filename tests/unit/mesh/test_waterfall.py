@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from bitactor import Value, Workflow
 from bitactor import pulse as kinds
 from bitactor.codec import encode_token
+from bitactor.testing import run_workflow
 from mesh.waterfall import duration, render, show, to_json
 from mesh.waterfall_rows import traces
 from tests.pulse_log import MS, PulseLog, chain, eventful
@@ -36,6 +38,13 @@ def test_each_attempt_is_one_row_in_order_of_start() -> None:
     ]
     assert all(before.start_ns <= after.start_ns for before, after in pairwise(trace.rows))
     assert (trace.status, trace.ttl, trace.ttl_left) == ("compensated", 8, 5)
+
+
+def test_a_container_that_goes_on_is_not_delivered_again() -> None:
+    workflow = Workflow("rounds")
+    workflow.iterate(lambda state: state + 1, name="grow", start=Value(1), at_most=3)
+    (trace,) = traces(run_workflow(workflow).pulses)
+    assert [row.notes for row in trace.rows if row.name == "grow"] == [()]
 
 
 def test_rows_tell_what_happened_on_the_way() -> None:

@@ -1,0 +1,264 @@
+"""File steps that change something, and how each is taken back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bitactor.context import Context
+from bitactor.errors import DefinitionError, InvalidInput
+from mesh.ready.declaring import takes
+from mesh.ready.steps.file_acting import acting, taking_back
+from mesh.ready.steps.file_keeping import Keeping, copied
+from mesh.ready.steps.file_paths import Identity, identity, open_regular, path_of, sync, write_whole
+from mesh.ready.templates import Structure, Template
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What steps that change a file have in common: where it is, and what is kept of it."""
+
+    path: str
+    within: str = ""
+    keep: str = ""
+    durable: bool = False
+    undoable: bool = True
+    _path: Template = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.keep and not self.undoable:
+            raise DefinitionError("keep= says where to keep what an undo needs, but undoable=False")
+        object.__setattr__(self, "_path", Template(self.path))
+        takes(self, self._templates())
+
+    def _templates(self) -> list[Template]:
+        return [self._path]
+
+    def _keeping(self, place: Path, ctx: Context) -> Keeping:
+        directory = Path(self.keep).absolute() if self.keep else None
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+        return Keeping(place, ctx.forward_key, directory, self.durable)
+
+    def _put(self, place: Path, ctx: Context, fill: Callable[[BinaryIO], None], like: Path | None = None) -> dict[str, Any]:
+        """Write a file beside the place, then put it there in one go."""
+        _refuse_no_directory(place)
+        keeping = self._keeping(place, ctx)
+        temporary = keeping.temporary(ctx.hop, ctx.signal.delivery, "tmp")
+        made = write_whole(temporary, fill, self.durable)
+        try:
+            if like is not None:
+                shutil.copystat(like, temporary)
+            elif place.exists():
+                temporary.chmod(stat.S_IMODE(place.stat().st_mode))
+            size = temporary.stat().st_size
+            with acting(ctx):
+                self._replace(keeping, temporary, made)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return {"path": str(place), "size": size, "kept": str(keeping.note) if self.undoable else None}
+
+    def _replace(self, keeping: Keeping, by: Path, made: Identity, source: Identity | None = None) -> None:
+        """What is kept is noted first; if the step fails here, nothing has happened, and nothing is kept."""
+        if keeping.place.is_dir() and not keeping.place.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(keeping.place))
+        fresh = self.undoable and keeping.read() is None
+        try:
+            if self.undoable:
+                keeping.keep(made, source)
+            by.replace(keeping.place)
+        except OSError:
+            if fresh:
+                keeping.forget()
+            raise
+        if self.durable:
+            sync(keeping.place.parent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write(Change):
+    """A file is written, over an old one or where there was none."""
+
+    content: Any
+    encoding: str = "utf-8"
+    _content: Structure = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_content", Structure(self.content))
+        super().__post_init__()
+
+    def _templates(self) -> list[Template]:
+        return [*super()._templates(), *self._content.templates]
+
+    def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
+        content = self._content.value(given)
+        if isinstance(content, str):
+            content = content.encode(self.encoding)
+        if not isinstance(content, bytes):
+            raise InvalidInput(
+                f"the content of a file is text or bytes, not a {type(content).__name__}; make text of it in a step before"
+            )
+        return self._put(path_of(self._path, given, self.within), ctx, lambda file: _write(file, content))
+
+    def take_back(self, *, ctx: Context, **given: Any) -> None:
+        with taking_back(ctx):
+            self._keeping(path_of(self._path, given, self.within), ctx).put_back()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(Change):
+    """A file is copied, with its times and rights, over an old one or where there was none."""
+
+    source: str
+    _source: Template = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_source", Template(self.source))
+        super().__post_init__()
+
+    def _templates(self) -> list[Template]:
+        return [self._source, *super()._templates()]
+
+    def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
+        source, place = path_of(self._source, given, self.within), path_of(self._path, given, self.within)
+        _refuse_same(source, place)
+        with open_regular(source) as content:
+            return self._put(place, ctx, lambda file: shutil.copyfileobj(content, file), like=source)
+
+    def take_back(self, *, ctx: Context, **given: Any) -> None:
+        with taking_back(ctx):
+            self._keeping(path_of(self._path, given, self.within), ctx).put_back()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move(Change):
+    """A file is moved, also to another file system; an old one in its new place is kept."""
+
+    source: str
+    _source: Template = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_source", Template(self.source))
+        super().__post_init__()
+
+    def _templates(self) -> list[Template]:
+        return [self._source, *super()._templates()]
+
+    def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
+        source, place = self._paths(given)
+        _refuse_no_directory(place)
+        keeping = self._keeping(place, ctx)
+        temporary = keeping.temporary(ctx.hop, ctx.signal.delivery, "tmp")
+        try:
+            with acting(ctx):
+                note = keeping.read() if self.undoable else None
+                if note is not None:
+                    done = identity(place) in note["put"] and identity(source) not in note["source"]
+                else:
+                    done = not self.undoable and _is_again(ctx) and identity(source) is None and identity(place) is not None
+                if not done:
+                    self._move(source, keeping, temporary)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return {"path": str(place), "from": str(source), "kept": str(keeping.note) if self.undoable else None}
+
+    def take_back(self, *, ctx: Context, **given: Any) -> None:
+        source, place = self._paths(given)
+        keeping = self._keeping(place, ctx)
+        with taking_back(ctx):
+            note = keeping.read()
+            if note is not None:
+                there, origin = identity(place), identity(source)
+                moved = there is not None and there in note["put"]
+                if moved and origin is None:
+                    self._move_back(source, keeping, ctx)
+                elif moved and origin not in note["source"]:
+                    raise keeping.foreign(source)
+                elif not moved and origin is None and there not in note["was"]:
+                    raise keeping.foreign(place)
+            keeping.put_back()
+
+    def _paths(self, given: dict[str, Any]) -> tuple[Path, Path]:
+        source = path_of(self._source, given, self.within, follow=False)
+        place = path_of(self._path, given, self.within, follow=False)
+        _refuse_same(source, place)
+        return source, place
+
+    def _move(self, source: Path, keeping: Keeping, temporary: Path) -> None:
+        there = identity(source)
+        if there is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
+        if source.is_dir() and not source.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(source))
+        if there[0] == keeping.place.parent.stat().st_dev:
+            self._replace(keeping, source, there)
+        else:
+            made = copied(source, temporary, self.durable)
+            self._replace(keeping, temporary, made, there)
+            source.unlink()
+        if self.durable:
+            sync(source.parent)
+
+    def _move_back(self, source: Path, keeping: Keeping, ctx: Context) -> None:
+        try:
+            keeping.place.replace(source)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            temporary = Keeping(source, ctx.forward_key, None).temporary(ctx.hop, ctx.signal.delivery, "back")
+            note = keeping.read()
+            assert note is not None
+            note["source"].append(copied(keeping.place, temporary, self.durable))
+            keeping.write(note)
+            temporary.replace(source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remove(Change):
+    """A file is removed."""
+
+    missing_ok: bool = False
+
+    def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
+        place = path_of(self._path, given, self.within, follow=False)
+        keeping = self._keeping(place, ctx)
+        if place.is_dir() and not place.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+        with acting(ctx):
+            removed = identity(place) is not None or keeping.read() is not None
+            if not removed and self.missing_ok:
+                return {"path": str(place), "removed": False, "kept": None}
+            if self.undoable:
+                keeping.take()
+            else:
+                place.unlink(missing_ok=self.missing_ok or _is_again(ctx))
+        return {"path": str(place), "removed": True, "kept": str(keeping.note) if self.undoable else None}
+
+    def take_back(self, *, ctx: Context, **given: Any) -> None:
+        with taking_back(ctx):
+            self._keeping(path_of(self._path, given, self.within, follow=False), ctx).put_back()
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+
+
+def _is_again(ctx: Context) -> bool:
+    """Whether the same may have been done before."""
+    return ctx.attempt > 1 or ctx.signal.delivery > 1
+
+
+def _refuse_no_directory(place: Path) -> None:
+    if not place.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such directory; a step of files.make makes it", str(place.parent))
+
+
+def _refuse_same(source: Path, place: Path) -> None:
+    if identity(source) is not None and identity(source) == identity(place):
+        raise InvalidInput(f"{str(source)!r} and {str(place)!r} are the same file")

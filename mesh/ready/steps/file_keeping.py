@@ -1,0 +1,267 @@
+"""What a file step keeps so that it can be taken back, beside the file or in a directory of its own.
+
+    .report.txt.<key>.note.bitactor      what was there, and what was put there: written before anything is changed
+    .report.txt.<key>.kept.bitactor      the old content: the old file itself under a second name, where the file system can do that
+
+The key is the hop's idempotency key: a second attempt, a second delivery and the undo find the same note.  What is in a place is told by identity: what
+the note says was put there is ours, what it says was there is untouched or put back, anything else is somebody else's and left alone, loudly.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypedDict
+
+from bitactor.errors import BitActorError
+from bitactor.ids import idempotency_key
+from mesh.ready.steps.file_paths import Identity, identity, open_regular, sync, write_whole
+
+SUFFIX: Final = ".bitactor"
+_OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.(note|kept|[0-9a-f]{16}-\d+\.\w+)\.bitactor(\.new)?")
+_LONGEST_NAME: Final = 160
+"""Bytes of a file's name that fit beside key and suffix into what a file system takes."""
+_NO_LINKS: Final = frozenset((errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS))
+
+
+class ChangedByOthers(BitActorError):
+    """A file is not as a step left it, so undoing the step would destroy what somebody else did."""
+
+
+class Note(TypedDict):
+    """What a step is about to change."""
+
+    had: bool
+    """Whether there was anything."""
+    was: list[Identity]
+    """What there was, or has been put back."""
+    put: list[Identity]
+    """What was put in its place; several, after several attempts."""
+    source: list[Identity]
+    """For a move: what stood, or was put back, where it came from."""
+
+
+class Keeping:
+    """What is kept of one place for one hop.
+
+    Args:
+        place: the file that is changed.
+        key: the hop's idempotency key.
+        directory: where to keep it; None: beside the file.
+        durable: whether it has to survive a power failure.
+    """
+
+    def __init__(self, place: Path, key: str, directory: Path | None, durable: bool = False) -> None:
+        self.place = place
+        self.durable = durable
+        name = (
+            place.name
+            if len(os.fsencode(place.name)) <= _LONGEST_NAME
+            else blake2b(os.fsencode(place.name), digest_size=16).hexdigest()
+        )
+        self._beside = f".{name}.{key}"
+        directory = directory or place.parent
+        self.note = directory / f"{self._beside}.note{SUFFIX}"
+        self.kept = directory / f"{self._beside}.kept{SUFFIX}"
+
+    def temporary(self, hop: str, delivery: int, purpose: str) -> Path:
+        """A name beside the file for one attempt's work; what an earlier delivery of that attempt left is removed."""
+        for stale in self.place.parent.glob(f"{_escaped(self._beside)}.{hop}-*.{purpose}{SUFFIX}"):
+            stale.unlink(missing_ok=True)
+        return self.place.parent / f"{self._beside}.{hop}-{delivery}.{purpose}{SUFFIX}"
+
+    def read(self) -> Note | None:
+        """The note, if the step has got so far."""
+        try:
+            note: Note = json.loads(self.note.read_bytes())
+        except FileNotFoundError:
+            return None
+        return note
+
+    def write(self, note: Note) -> None:
+        """Keep a note, whole or not at all."""
+        temporary = _new(self.note)
+        temporary.unlink(missing_ok=True)
+        write_whole(temporary, lambda file: _dump(note, file), self.durable)
+        temporary.replace(self.note)
+        if self.durable:
+            sync(self.note.parent)
+
+    def keep(self, put: Identity, source: Identity | None = None) -> None:
+        """Keep what is in the place, before `put` replaces it.  An earlier attempt's note stands: what is there now may be its doing."""
+        note = self.read()
+        if note is None:
+            self.kept.unlink(missing_ok=True)
+            was = identity(self.place)
+            if was is not None:
+                self._keep_content()
+            note = {"had": was is not None, "was": [was] if was is not None else [], "put": [], "source": []}
+        note["put"].append(put)
+        if source is not None:
+            note["source"].append(source)
+        self.write(note)
+
+    def take(self) -> None:
+        """Move what is in the place away, into what is kept; once, however often it is called.
+
+        Raises:
+            OSError: there is nothing, or it cannot be moved.
+        """
+        note, was = self.read(), identity(self.place)
+        if note is None:
+            if was is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.place))
+            self.kept.unlink(missing_ok=True)
+            self.write({"had": True, "was": [was], "put": [], "source": []})
+        elif was not in note["was"]:
+            return
+        try:
+            self._move_away()
+        except OSError:
+            if note is None:
+                self.forget()
+            raise
+
+    def _move_away(self) -> None:
+        if not os.path.lexists(self.kept):
+            try:
+                self.place.replace(self.kept)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._copy_content()
+            else:
+                return
+        self.place.unlink()
+
+    def put_back(self) -> None:
+        """Have the place as it was; nothing if nothing was changed, or all is put back already.
+
+        Raises:
+            ChangedByOthers: what is there is neither.
+        """
+        note = self.read()
+        if note is not None:
+            there = identity(self.place)
+            if there is not None and there not in note["was"]:
+                if there not in note["put"]:
+                    raise self.foreign(self.place)
+                if not note["had"]:
+                    self.place.unlink()
+            if note["had"] and (there is None or there not in note["was"]):
+                self._restore(note)
+        self.forget()
+
+    def foreign(self, place: Path) -> ChangedByOthers:
+        """What to raise when somebody else has been at a place."""
+        kept = f"; what was there before is kept in {str(self.kept)!r}" if os.path.lexists(self.kept) else ""
+        return ChangedByOthers(
+            f"{str(place)!r} was changed by somebody else since{kept}: put things right by hand, remove {str(self.note)!r}, and resume"
+        )
+
+    def forget(self) -> None:
+        """Remove what is kept, and what interrupted attempts have left."""
+        for path in (self.kept, self.note):
+            path.unlink(missing_ok=True)
+            _new(path).unlink(missing_ok=True)
+        for stale in self.place.parent.glob(f"{_escaped(self._beside)}.*-*.*{SUFFIX}"):
+            stale.unlink(missing_ok=True)
+
+    def _keep_content(self) -> None:
+        try:
+            os.link(self.place, self.kept, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._copy_content()
+
+    def _copy_content(self) -> None:
+        """For where there are no links: another file system, say."""
+        temporary = _new(self.kept)
+        temporary.unlink(missing_ok=True)
+        copied(self.place, temporary, self.durable)
+        temporary.replace(self.kept)
+
+    def _restore(self, note: Note) -> None:
+        if not os.path.lexists(self.kept):
+            raise ChangedByOthers(
+                f"{str(self.place)!r} cannot be put back: {str(self.kept)!r}, where its old content was kept, is gone"
+            )
+        try:
+            self.kept.replace(self.place)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            temporary = self.place.parent / f"{self._beside}.{'0' * 16}-0.back{SUFFIX}"
+            temporary.unlink(missing_ok=True)
+            note["was"].append(copied(self.kept, temporary, self.durable))
+            self.write(note)
+            temporary.replace(self.place)
+
+
+def forget(transaction: Any) -> int:
+    """Remove what the file steps of a transaction keep for its undo; it cannot be undone any more.  How many steps kept something.
+
+    `transaction` is one that has completed, as `Mesh.stimulate` or `Mesh.transaction` gives it.
+    """
+    forgotten = 0
+    for pulse in transaction.pulses():
+        kept = pulse.token_out.get("kept") if pulse.kind == "completed" and isinstance(pulse.token_out, dict) else None
+        key = idempotency_key(pulse.transaction, pulse.step)
+        if isinstance(kept, str) and kept.endswith(f".{key}.note{SUFFIX}") and _OURS.fullmatch(Path(kept).name):
+            note = Path(kept)
+            forgotten += note.exists()
+            note.with_name(note.name.removesuffix(f"note{SUFFIX}") + f"kept{SUFFIX}").unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+    return forgotten
+
+
+def sweep(directory: str | Path, older_than: float) -> int:
+    """Remove what file steps have kept in a directory and below it for longer than so many seconds.  How many files that were.
+
+    Transactions that old cannot be undone any more; let it be longer than any of yours takes.
+    """
+    before, swept = time.time() - older_than, 0
+    for path in kept_below(Path(directory)):
+        try:
+            if path.lstat().st_ctime < before:
+                path.unlink()
+                swept += 1
+        except FileNotFoundError:
+            continue
+    return swept
+
+
+def kept_below(directory: Path) -> Iterator[Path]:
+    """What file steps keep there, and what interrupted ones have left."""
+    return (path for path in directory.rglob(f".*{SUFFIX}*") if _OURS.fullmatch(path.name))
+
+
+def copied(source: Path, target: Path, durable: bool) -> Identity:
+    """Copy a regular file or a symbolic link, with times and rights, to where nothing is; the copy's identity."""
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+        return identity(target) or []
+    with open_regular(source) as content:
+        made = write_whole(target, lambda file: shutil.copyfileobj(content, file), durable)
+    shutil.copystat(source, target)
+    return made
+
+
+def _dump(note: Note, file: BinaryIO) -> None:
+    file.write(json.dumps(note).encode())
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)

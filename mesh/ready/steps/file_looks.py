@@ -1,0 +1,119 @@
+"""File steps that only look: read, glob, stat."""
+
+from __future__ import annotations
+
+import datetime as dt
+import glob
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitactor.codec import MAX_TOKEN_BYTES
+from bitactor.context import Context
+from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome
+from mesh.ready.declaring import takes
+from mesh.ready.steps.file_keeping import SUFFIX
+from mesh.ready.steps.file_paths import open_regular, path_of
+from mesh.ready.templates import Template
+
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """A file's content, as text or, without an encoding, as bytes."""
+
+    path: str
+    within: str = ""
+    encoding: str | None = "utf-8"
+    max_bytes: int = 1024 * 1024
+    _path: Template = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _refuse_bound("max_bytes", self.max_bytes, MAX_TOKEN_BYTES)
+        object.__setattr__(self, "_path", Template(self.path))
+        takes(self, [self._path])
+
+    def __call__(self, *, ctx: Context, **given: Any) -> str | bytes:
+        path = path_of(self._path, given, self.within)
+        with open_regular(path) as file:
+            content = file.read(self.max_bytes + 1)
+        if len(content) > self.max_bytes:
+            raise InvalidOutcome(
+                f"{str(path)!r} has more than max_bytes={self.max_bytes:,}; map over its lines, or hand on its path"
+            )
+        return content if self.encoding is None else content.decode(self.encoding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glob:
+    """The paths that fit a pattern, in order."""
+
+    pattern: str
+    root: str = "."
+    max_paths: int = 10_000
+    _pattern: Template = field(init=False, repr=False, compare=False)
+    _root: Template = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _refuse_bound("max_paths", self.max_paths, 1_000_000)
+        object.__setattr__(self, "_pattern", Template(self.pattern))
+        object.__setattr__(self, "_root", Template(self.root))
+        takes(self, [self._root, self._pattern])
+
+    def __call__(self, *, ctx: Context, **given: Any) -> list[str]:
+        root = path_of(self._root, given, "")
+        pattern = self._pattern.text(given, lambda field, filled, before: glob.escape(filled))
+        if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise InvalidInput(f"the pattern {pattern!r} leads out of root={str(root)!r}")
+        if not root.is_dir():
+            raise FileNotFoundError(f"no directory {str(root)!r}")
+        found: list[str] = []
+        for path in _paths(root, pattern):
+            if len(found) == self.max_paths:
+                raise InvalidOutcome(
+                    f"more than max_paths={self.max_paths:,} fit {pattern!r} below {str(root)!r}; look for less at a time"
+                )
+            found.append(str(root / path))
+        return sorted(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stat:
+    """What is known of a file, without its content."""
+
+    path: str
+    within: str = ""
+    _path: Template = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_path", Template(self.path))
+        takes(self, [self._path])
+
+    def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
+        path = path_of(self._path, given, self.within, follow=False)
+        try:
+            found = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return {"path": str(path), "exists": False}
+        return {
+            "path": str(path),
+            "exists": True,
+            "kind": _KINDS.get(stat.S_IFMT(found.st_mode), "other"),
+            "size": found.st_size,
+            "mode": stat.S_IMODE(found.st_mode),
+            "modified": dt.datetime.fromtimestamp(found.st_mtime, dt.UTC),
+        }
+
+
+def _paths(root: Path, pattern: str) -> Iterator[str]:
+    found = glob.iglob(pattern, root_dir=root, recursive=True)  # noqa: PTH207 - pathlib takes hidden files for others
+    return (path for path in found if path and not os.fspath(path).endswith(SUFFIX))
+
+
+def _refuse_bound(option: str, bound: Any, highest: int) -> None:
+    if isinstance(bound, bool) or not isinstance(bound, int) or not 1 <= bound <= highest:
+        raise DefinitionError(f"{option}={bound!r}; a whole number from 1 to {highest:,}")

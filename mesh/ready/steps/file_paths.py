@@ -1,0 +1,81 @@
+"""Paths and files as file steps see them: within their directory, regular, and known again by what they are."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bitactor.errors import InvalidInput
+from mesh.ready.templates import Template
+
+Identity = list[int]
+"""Device and inode: the same file, whatever it is called."""
+
+
+def path_of(template: Template, given: Mapping[str, Any], within: str, *, follow: bool = True) -> Path:
+    """The path that a template gives; with `follow`, of what a symbolic link at its end leads to.
+
+    Raises:
+        InvalidInput: it is empty, or not below `within`.
+    """
+    text = template.text(given)
+    if not text or "\0" in text:
+        raise InvalidInput(f"{text!r} is no path")
+    path = Path(within, text)
+    real = Path(os.path.realpath(path)) if follow else Path(os.path.realpath(path.parent), path.name)
+    if within and not real.is_relative_to(os.path.realpath(within)):
+        raise InvalidInput(f"{text!r} leads out of {within!r}, to {str(real)!r}")
+    return real
+
+
+def identity(path: Path) -> Identity | None:
+    """What is there, a symbolic link itself; None if nothing is."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return [found.st_dev, found.st_ino]
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file opened for reading; nothing else, for a pipe would block and a device never end.
+
+    Raises:
+        OSError: there is none, or it is something else.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{str(path)!r} is no regular file")
+    return file
+
+
+def sync(path: Path) -> None:
+    """Have a directory's entries on the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, fill: Callable[[BinaryIO], None], durable: bool) -> Identity:
+    """A new file, written to its end; its identity.  On failure it is gone again.
+
+    Raises:
+        OSError: it exists already, or cannot be written.
+    """
+    with path.open("xb") as file:
+        try:
+            fill(file)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        made = os.fstat(file.fileno())
+    return [made.st_dev, made.st_ino]

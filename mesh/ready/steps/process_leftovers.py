@@ -1,0 +1,87 @@
+"""Processes of a step, found by the idempotency key in their environment: children and theirs, also of a worker that is gone.
+
+Linux only, and only what runs on this machine for this user.  A process that was started with another environment is not found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+KEY_VARIABLE: Final = "BITACTOR_IDEMPOTENCY_KEY"
+"""What a program finds its step's idempotency key in."""
+_LOOK_EVERY: Final = 0.02
+_GIVE_UP_AFTER: Final = 5.0
+"""Seconds that the kernel may take to end what was killed; one that hangs in a device cannot be waited for."""
+
+
+async def end_leftovers(key: str, grace: float, group: int | None = None) -> int:
+    """Terminate all processes of that key, kill what is still there after `grace` seconds, and wait.  How many there were.
+
+    `group`: only those of that process group.
+    """
+    found = _signalled(key, group, signal.SIGTERM)
+    if found and not await _gone(key, group, grace, None):
+        await _gone(key, group, _GIVE_UP_AFTER, signal.SIGKILL)
+    return found
+
+
+def kill_leftovers(key: str) -> None:
+    """Kill them and do not wait: for when nothing can be awaited any more."""
+    _signalled(key, None, signal.SIGKILL)
+
+
+async def _gone(key: str, group: int | None, within: float, which: signal.Signals | None) -> bool:
+    """Whether they are gone in time; `which` goes to all that are not, again and again, for there may be new ones."""
+    until = asyncio.get_running_loop().time() + within
+    while any(_of(key, group)):
+        if asyncio.get_running_loop().time() >= until:
+            return False
+        if which is not None:
+            _signalled(key, group, which)
+        await asyncio.sleep(_LOOK_EVERY)
+    return True
+
+
+def _signalled(key: str, group: int | None, which: signal.Signals) -> int:
+    count = 0
+    for pid in list(_of(key, group)):
+        try:
+            handle = os.pidfd_open(pid)
+        except OSError:
+            continue
+        try:
+            if _has(pid, key):  # once more, for the number may have gone to another process before the handle was opened
+                signal.pidfd_send_signal(handle, which)
+                count += 1
+        except OSError:
+            continue
+        finally:
+            os.close(handle)
+    return count
+
+
+def _of(key: str, group: int | None) -> Iterator[int]:
+    own = os.getpid()
+    everybody = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return (pid for pid in everybody if pid != own and _has(pid, key) and (group is None or _group_of(pid) == group))
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
+
+
+def _has(pid: int, key: str) -> bool:
+    """Whether that process runs with the key; one that has ended and is only not yet reaped does not."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return f"{KEY_VARIABLE}={key}".encode() in environment.split(b"\0")

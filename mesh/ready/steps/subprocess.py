@@ -1,0 +1,209 @@
+"""Other programs as steps.
+
+    subprocess.run(scans, "scan", ["pdftotext", "--", "{path}", "-"], timeout=30.0)
+
+Each argument is a template; nothing goes through a shell.  An argument that is one field with a list gives one argument for each of its elements.
+
+A program runs in a process group of its own.  When its time is up, when its transaction is cancelled or its deadline has passed, all processes of the
+step are terminated, and killed if they are still there after `grace` seconds; also those that a worker which is gone had started on this machine,
+before the step is tried again or undone.  What a program that ended by itself has left in its group is ended too; a daemon that left the group stays.
+
+The program finds the step's idempotency key in `BITACTOR_IDEMPOTENCY_KEY`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Unpack
+
+from bitactor.codec import MAX_TOKEN_BYTES
+from bitactor.context import Context
+from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome, RunError
+from bitactor.step import Step
+from bitactor.workflow import Workflow
+from mesh.ready.blotting import blotted
+from mesh.ready.declaring import StepOptions, TakeBackOnLoop, declare, takes
+from mesh.ready.steps.process_leftovers import KEY_VARIABLE, end_leftovers
+from mesh.ready.steps.process_running import Ended, OutputTooLarge, run_program
+from mesh.ready.templates import Structure, Template, text_of
+
+__all__ = ["ProcessFailed", "Program", "run"]
+
+DEFAULT_GRACE: Final = 5.0
+DEFAULT_MAX_OUTPUT: Final = 1024 * 1024
+EXCERPT: Final = 1_000
+"""Characters of what a program complained of that an error shows."""
+
+
+class ProcessFailed(RunError):
+    """A program ended with another code than 0."""
+
+    def __init__(self, command: str, returncode: int, stderr: str = "") -> None:
+        super().__init__(command, returncode, stderr)
+        self.command = command
+        """As declared, for arguments may hold secrets."""
+        self.returncode = returncode
+        """Negative: the signal that killed it."""
+        self.stderr = stderr
+        """The end of it."""
+
+    def __str__(self) -> str:
+        how = f"was killed by signal {-self.returncode}" if self.returncode < 0 else f"ended with {self.returncode}"
+        return f"{self.command!r} {how}{f': {self.stderr}' if self.stderr else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """One program; what is to be called as the step.  See `run` for its fields."""
+
+    command: Sequence[str]
+    input: Any = None
+    env: Mapping[str, Any] = field(default_factory=dict)
+    cwd: str = ""
+    check: bool = True
+    undo: Sequence[str] = ()
+    grace: float = DEFAULT_GRACE
+    max_output: int = DEFAULT_MAX_OUTPUT
+    encoding: str = "utf-8"
+    _command: Sequence[Template] = field(init=False, repr=False, compare=False)
+    _undo: Sequence[Template] = field(init=False, repr=False, compare=False)
+    _cwd: Template = field(init=False, repr=False, compare=False)
+    _given: Structure = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _refuse_wrong(self)
+        made: dict[str, Any] = {"_command": _templates(self.command), "_undo": _templates(self.undo)}
+        made |= {"_cwd": Template(self.cwd), "_given": Structure({"input": self.input, "env": self.env})}
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
+        takes(self, [*self._command, *self._undo, self._cwd, *self._given.templates])
+
+    async def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
+        if ctx.attempt > 1 or ctx.signal.delivery > 1:
+            await end_leftovers(ctx.idempotency_key, self.grace)
+        ended = await self._run(self._command, self.command, given, ctx)
+        if self.check and ended.returncode != 0:
+            raise self._failed(self.command, ended, given)
+        stdout, stderr = (output.decode(self.encoding, "replace") for output in (ended.stdout, ended.stderr))
+        return {"returncode": ended.returncode, "stdout": stdout, "stderr": stderr}
+
+    async def take_back(self, *, ctx: Context, **given: Any) -> None:
+        """End what still runs, if that is not known; then run the command that undoes."""
+        if ctx.in_doubt:
+            await end_leftovers(ctx.forward_key, self.grace)
+        if ctx.attempt > 1 or ctx.signal.delivery > 1:
+            await end_leftovers(ctx.idempotency_key, self.grace)
+        if self.undo:
+            ended = await self._run(self._undo, self.undo, given, ctx)
+            if ended.returncode != 0:
+                raise self._failed(self.undo, ended, given)
+
+    async def _run(self, templates: Sequence[Template], command: Sequence[str], given: Mapping[str, Any], ctx: Context) -> Ended:
+        filled = self._given.value(given)
+        environment = {**_environment(filled["env"]), KEY_VARIABLE: ctx.idempotency_key}
+        try:
+            return await run_program(
+                _arguments(templates, given),
+                given=_bytes(filled["input"], self.encoding),
+                environment=environment,
+                directory=self._cwd.text(given) or None,
+                key=ctx.idempotency_key,
+                grace=self.grace,
+                at_most=self.max_output,
+            )
+        except OutputTooLarge:
+            raise InvalidOutcome(
+                f"{_shown(command)!r} wrote more than max_output={self.max_output:,} bytes and was ended; have it write to a file"
+            ) from None
+
+    def _failed(self, command: Sequence[str], ended: Ended, given: Mapping[str, Any]) -> ProcessFailed:
+        complaint = ended.stderr.decode(self.encoding, "replace").strip()
+        secrets = [str(value) for value in self._given.value(given)["env"].values() if value is not None]
+        return ProcessFailed(_shown(command), ended.returncode, blotted(complaint, secrets)[-EXCERPT:])
+
+
+def run(
+    workflow: Workflow,
+    name: str,
+    command: Sequence[str],
+    *,
+    input: Any = None,
+    env: Mapping[str, Any] | None = None,
+    cwd: str = "",
+    check: bool = True,
+    undo: Sequence[str] = (),
+    grace: float = DEFAULT_GRACE,
+    max_output: int = DEFAULT_MAX_OUTPUT,
+    encoding: str = "utf-8",
+    **options: Unpack[StepOptions],
+) -> Step[..., Any]:
+    """Declare a step that runs a program; its result has `returncode`, `stdout` and `stderr`.
+
+    It is at least once, as every effect is: after a crash it runs again.  Its undo ends what may still run, and then runs the command `undo`.
+
+    Args:
+        command: the program, by name or path, without fields; and its arguments.  Put `--` before one that might begin with a dash.
+        input: what the program reads: a text with fields, or a source of a text or bytes.
+        env: variables on top of this process's own; a None takes one away.
+        cwd: the directory it runs in.
+        check: whether another code than 0 is a `ProcessFailed`.
+        undo: the command that takes back what the program has done.  It may also be run when nobody knows whether the program did anything.
+        grace: seconds between asking to end and killing.
+        max_output: bytes that it may write to its standard output, or else it is ended; of its errors, the last so many are kept.
+        encoding: of input and output; what does not fit is replaced.
+        options: those of `Workflow.step`; with `timeout`, seconds it may take.
+
+    Raises:
+        DefinitionError: or one of its kinds.
+    """
+    shapes = {
+        "command": command, "input": input, "env": dict(env or {}), "cwd": cwd, "check": check, "undo": undo, "grace": grace,
+        "max_output": max_output, "encoding": encoding,
+    }  # fmt: skip
+    return declare(workflow, name, Program, shapes, options, undo=TakeBackOnLoop)
+
+
+def _refuse_wrong(program: Program) -> None:
+    for what, command in (("the command", program.command), ("undo=", program.undo)):
+        if isinstance(command, str) or not all(isinstance(argument, str) for argument in command):
+            raise DefinitionError(f"{what} is {command!r}; give a list of texts, for there is no shell that would split one")
+        if command and Template(command[0]).fields:
+            raise DefinitionError(f"{what} begins with {command[0]!r}; which program runs is not for an argument to say")
+    if not program.command:
+        raise DefinitionError("the command is empty")
+    size, grace = program.max_output, program.grace
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_TOKEN_BYTES // 2:
+        raise DefinitionError(f"max_output={size!r}; a whole number from 1 to {MAX_TOKEN_BYTES // 2:,}, for a journal carries it")
+    if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace < float("inf"):
+        raise DefinitionError(f"grace={grace!r}; give seconds, zero or more")
+
+
+def _templates(command: Sequence[str]) -> list[Template]:
+    return [Template(argument) for argument in command]
+
+
+def _arguments(templates: Sequence[Template], given: Mapping[str, Any]) -> list[str]:
+    made: list[str] = []
+    for template in templates:
+        value = template.value(given)
+        made += [text_of(item, "argument") for item in (value if isinstance(value, list) else [value])]
+    if any("\0" in argument for argument in made):
+        raise InvalidInput("an argument holds a NUL character, which no program can be given")
+    return made
+
+
+def _environment(given: Mapping[str, Any]) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if name not in given}
+    return own | {name: text_of(value, name) for name, value in given.items() if value is not None}
+
+
+def _bytes(given: Any, encoding: str) -> bytes:
+    if given is None:
+        return b""
+    return given if isinstance(given, bytes) else text_of(given, "input").encode(encoding)
+
+
+def _shown(command: Sequence[str]) -> str:
+    return " ".join(command)
