@@ -182,6 +182,8 @@ def compile_consumer(consumer: Consumer) -> Plan:
         token_in=("input.signal",),
     )
     step.forward_code = step.code("forward", 1)
+    for policy in step.policies:
+        policy.check([takes])
     return Plan(
         workflow=consumer.name,
         digest=plan_digest(consumer.name, DEFAULT_TTL, step.name, ("signal",), (step,)),
@@ -338,7 +340,7 @@ def function_step(
         arguments=arguments,
         dependencies=(),
         retries=options.get("retries", 0),
-        backoff=compile_backoff(options.get("backoff"), what, takes),
+        backoff=compile_backoff(options.get("backoff"), what, takes, workflow),
         retry_on=exception_types(options.get("retry_on", Exception), what),
         timeout_ns=nanoseconds(options.get("timeout")),
         kind=step.label,
@@ -517,11 +519,11 @@ def resources_among(injected: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(what.removeprefix(prefix) for what in injected.values() if what.startswith(prefix))
 
 
-def compile_backoff(backoff: Any, what: str, takes: Sequence[str]) -> Backoff | Callback | None:
+def compile_backoff(backoff: Any, what: str, takes: Sequence[str], workflow: Workflow | None = None) -> Backoff | Callback | None:
     if backoff is None or isinstance(backoff, Backoff):
         return backoff
     if callable(backoff):
-        return compile_callback("backoff", backoff, takes, f"backoff of {what}")
+        return compile_callback("backoff", backoff, takes, f"backoff of {what}", workflow)
     raise DefinitionError(f"{what}: backoff={backoff!r}; give a Backoff(initial, factor, cap, jitter) or a function")
 
 

@@ -25,9 +25,9 @@ class Resource:
 
     Args:
         name: what a parameter is called that takes it; unique in a mesh.
-        factory: makes it: a function, an async function, or one that returns a context manager or an async one (which is then entered, and
-            left at the end).  Its parameters are other resources, by name, which are made first and closed last.
-        close: called with it at the end, if the factory gives no context manager.
+        factory: makes it: a function, an async function, or one made by `@contextmanager` or `@asynccontextmanager`, which is entered, and left at
+            the end.  Its parameters are other resources, by name, which are made first and closed last.
+        close: called with it at the end; without it, what a plain factory made is let go of and not closed.
         check: called with it, at most every `check_every` seconds, before it is given out; false, or an error, has it closed and made anew.
         check_every: seconds between two checks.
         provides: the class of what it is; a parameter annotated with that class takes it, whatever its name.

@@ -95,11 +95,11 @@ class Onion:
 
     async def _proceed(self) -> Any:
         """One run of the function."""
-        if self._over or self.stopped:
-            raise asyncio.CancelledError("the attempt is over")
         host, callback = self._host, self.actor.callback
+        resources = {} if self._over or self.stopped else await host.provide(callback)
+        if self._over or self.stopped:  # perhaps meanwhile, if the policy has left us behind
+            raise asyncio.CancelledError("the attempt is over")
         attempt = Attempt(self, self._spawner)
-        resources = await host.provide(callback)
         attempt.kwargs = host.kwargs_of(attempt, callback, resources)
         self.runs[attempt] = None
         host.loop.call_soon(hand_over, attempt, self._spawner)
@@ -108,10 +108,12 @@ class Onion:
             try:
                 return await asyncio.shield(attempt.ended)
             except asyncio.CancelledError:
-                if attempt.ended.done():
-                    if not attempt.ended.cancelled() and attempt.ended.exception() is None:
-                        self.rescued = (attempt.ended.result(),)
+                if attempt.ended.cancelled():
                     raise
+                if attempt.ended.done():  # in the very turn in which we were cancelled: it has ended as it has
+                    value = attempt.ended.result()
+                    self.rescued = (value,)
+                    return value
                 if stopped:
                     attempt.fence()
                     raise

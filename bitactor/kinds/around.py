@@ -74,6 +74,10 @@ class Surrounding(Container):
         step = function.steps[0]
         if step.spawn != "loop":
             raise DefinitionError(f"{site.what}: a function around steps runs on the loop; leave out spawn={step.spawn!r}")
+        if step.policies:
+            raise DefinitionError(
+                f"{site.what}: policies are for attempts that can be made again, and this one holds other steps; give them theirs"
+            )
         step.surrounding = self
         self._own = len(function.inputs)
         self.bodies = (replace(function, inputs=(*function.inputs, *(f"(nested) {name}" for name in nested.inputs))), nested)

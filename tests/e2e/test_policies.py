@@ -687,3 +687,57 @@ async def test_what_waits_for_a_thread_inside_its_policies_is_stopped_there() ->
         may.set()
         await cancelling
     assert not ran and transaction.status == "cancelled"
+
+
+@pytest.mark.parametrize("later", range(8))
+async def test_what_ended_in_the_turn_in_which_it_was_cancelled_has_ended(later: int) -> None:
+    may, ended = asyncio.Event(), []
+
+    async def cancels(call: Call, proceed: Proceed) -> Any:
+        task = asyncio.ensure_future(proceed())
+        await turns()
+        may.set()
+        await turns(later)
+        task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return "cancelled"
+
+    workflow = Workflow("ending")
+
+    @workflow.step(policies=does(cancels))
+    async def works() -> str:
+        await may.wait()
+        ended.append("works")
+        return "done"
+
+    async with Mesh(workflow) as mesh:
+        result = await (await mesh.stimulate(workflow)).result(BOUND)
+    assert result == ("done" if ended else "cancelled")
+
+
+async def test_what_a_policy_left_behind_before_it_began_does_not_begin() -> None:
+    made, begun = asyncio.Event(), []
+
+    async def makes() -> str:
+        await made.wait()
+        return "client"
+
+    async def answers(call: Call, proceed: Proceed) -> Any:
+        behind.append(asyncio.ensure_future(proceed()))
+        await turns()
+        return "answered"
+
+    behind: list[asyncio.Future[Any]] = []
+    workflow = Workflow("left", resources=[Resource("client", makes)])
+
+    @workflow.step(policies=does(answers))
+    async def works(client: str) -> None:
+        begun.append(client)
+
+    async with Mesh(workflow) as mesh:
+        assert await (await mesh.stimulate(workflow)).result(BOUND) == "answered"
+        made.set()
+        await asyncio.wait(behind, timeout=BOUND)
+        assert behind[0].cancelled() and not begun

@@ -28,7 +28,7 @@ def acting(ctx: Context) -> Iterator[None]:
         StepTimeout: the attempt's time is over, or the step has been taken back meanwhile.
     """
     with _turn(ctx):
-        if ctx.deadline_left == 0:
+        if ctx.forward_key in _given_up or ctx.deadline_left == 0:
             raise StepTimeout(f"{ctx.workflow}/{ctx.step} was given up before it had changed anything")
         yield
 

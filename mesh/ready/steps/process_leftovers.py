@@ -1,4 +1,4 @@
-"""Processes of a step, found by the idempotency key in their environment: children and theirs, also of a worker that is gone.
+"""Processes of a step, found by a mark in their environment: children and theirs, also of a worker that is gone.
 
 Linux only, and only what runs on this machine for this user.  A process that was started with another environment is not found.
 """
@@ -12,50 +12,64 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from bitactor.context import Context
+
 KEY_VARIABLE: Final = "BITACTOR_IDEMPOTENCY_KEY"
-"""What a program finds its step's idempotency key in."""
+"""What a program finds its step's idempotency key in: the mark of all attempts and deliveries."""
+ATTEMPT_VARIABLE: Final = "BITACTOR_ATTEMPT"
+"""The mark of one delivery of one attempt."""
 _LOOK_EVERY: Final = 0.02
 _GIVE_UP_AFTER: Final = 5.0
 """Seconds that the kernel may take to end what was killed; one that hangs in a device cannot be waited for."""
 
 
-async def end_leftovers(key: str, grace: float, group: int | None = None) -> int:
-    """Terminate all processes of that key, kill what is still there after `grace` seconds, and wait.  How many there were.
+async def end_leftovers(mark: str, grace: float, group: int | None = None) -> int:
+    """Terminate all processes with that mark, `VARIABLE=value`, kill what is still there after `grace` seconds, and wait.  How many there were.
 
     `group`: only those of that process group.
     """
-    found = _signalled(key, group, signal.SIGTERM)
-    if found and not await _gone(key, group, grace, None):
-        await _gone(key, group, _GIVE_UP_AFTER, signal.SIGKILL)
+    found = _signalled(mark, group, signal.SIGTERM)
+    if found and not await _gone(mark, group, grace, None):
+        await _gone(mark, group, _GIVE_UP_AFTER, signal.SIGKILL)
     return found
 
 
-def kill_leftovers(key: str) -> None:
+def marks(ctx: Context) -> dict[str, str]:
+    """What the processes of a hop are given."""
+    return {KEY_VARIABLE: ctx.idempotency_key, ATTEMPT_VARIABLE: f"{ctx.hop}-{ctx.signal.delivery}"}
+
+
+def mark_of(variable: str, value: str) -> str:
+    """As it stands in an environment."""
+    return f"{variable}={value}"
+
+
+def kill_leftovers(mark: str) -> None:
     """Kill them and do not wait: for when nothing can be awaited any more."""
-    _signalled(key, None, signal.SIGKILL)
+    _signalled(mark, None, signal.SIGKILL)
 
 
-async def _gone(key: str, group: int | None, within: float, which: signal.Signals | None) -> bool:
+async def _gone(mark: str, group: int | None, within: float, which: signal.Signals | None) -> bool:
     """Whether they are gone in time; `which` goes to all that are not, again and again, for there may be new ones."""
     until = asyncio.get_running_loop().time() + within
-    while any(_of(key, group)):
+    while any(_of(mark, group)):
         if asyncio.get_running_loop().time() >= until:
             return False
         if which is not None:
-            _signalled(key, group, which)
+            _signalled(mark, group, which)
         await asyncio.sleep(_LOOK_EVERY)
     return True
 
 
-def _signalled(key: str, group: int | None, which: signal.Signals) -> int:
+def _signalled(mark: str, group: int | None, which: signal.Signals) -> int:
     count = 0
-    for pid in list(_of(key, group)):
+    for pid in list(_of(mark, group)):
         try:
             handle = os.pidfd_open(pid)
         except OSError:
             continue
         try:
-            if _has(pid, key):  # once more, for the number may have gone to another process before the handle was opened
+            if _has(pid, mark):  # once more, for the number may have gone to another process before the handle was opened
                 signal.pidfd_send_signal(handle, which)
                 count += 1
         except OSError:
@@ -65,10 +79,10 @@ def _signalled(key: str, group: int | None, which: signal.Signals) -> int:
     return count
 
 
-def _of(key: str, group: int | None) -> Iterator[int]:
+def _of(mark: str, group: int | None) -> Iterator[int]:
     own = os.getpid()
     everybody = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return (pid for pid in everybody if pid != own and _has(pid, key) and (group is None or _group_of(pid) == group))
+    return (pid for pid in everybody if pid != own and _has(pid, mark) and (group is None or _group_of(pid) == group))
 
 
 def _group_of(pid: int) -> int | None:
@@ -78,10 +92,10 @@ def _group_of(pid: int) -> int | None:
         return None
 
 
-def _has(pid: int, key: str) -> bool:
-    """Whether that process runs with the key; one that has ended and is only not yet reaped does not."""
+def _has(pid: int, mark: str) -> bool:
+    """Whether that process runs with the mark; one that has ended and is only not yet reaped does not."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
-    return f"{KEY_VARIABLE}={key}".encode() in environment.split(b"\0")
+    return mark.encode() in environment.split(b"\0")

@@ -74,11 +74,14 @@ async def run_program(
     given: bytes,
     environment: Mapping[str, str],
     directory: str | None,
-    key: str,
+    mark: str,
     grace: float,
     at_most: int,
 ) -> Ended:
     """Run it to its end.  Whoever cancels this waits until nothing of it is left: `SIGTERM`, and after `grace` seconds `SIGKILL`.
+
+    Args:
+        mark: a variable of its environment and the value, by which all its processes are found; see `process_leftovers`.
 
     Raises:
         OSError: it cannot be started.
@@ -92,17 +95,17 @@ async def run_program(
             await asyncio.wait((leader, full), return_when=asyncio.FIRST_COMPLETED)
             if leader.done():
                 if _signal_group(process.pid, 0):  # it has left something behind
-                    await end_leftovers(key, grace, process.pid)
+                    await end_leftovers(mark, grace, process.pid)
                     _signal_group(process.pid, signal.SIGKILL)
                 await _drained(out, err)
             if out.full.is_set():
                 raise OutputTooLarge
             return Ended(leader.result(), bytes(out.data), bytes(err.data))
         except GeneratorExit:  # the loop is closed around us: nothing can be awaited
-            _kill(process.pid, key)
+            _kill(process.pid, mark)
             raise
         except BaseException:
-            await _end(process.pid, leader, key, grace)
+            await _end(process.pid, leader, mark, grace)
             raise
         finally:
             full.cancel()
@@ -149,12 +152,12 @@ def _source(ends: contextlib.ExitStack, given: bytes) -> int:
     return handle
 
 
-async def _end(group: int, leader: asyncio.Future[int], key: str, grace: float) -> None:
+async def _end(group: int, leader: asyncio.Future[int], mark: str, grace: float) -> None:
     """Nothing of it is left when this returns; whoever cancels it in the meantime has everything killed at once."""
     try:
-        await end_leftovers(key, grace)
+        await end_leftovers(mark, grace)
     finally:
-        _kill(group, key)
+        _kill(group, mark)
         until = asyncio.get_running_loop().time() + _REAP_WITHIN
         interrupted: asyncio.CancelledError | None = None
         while not leader.done() and (left := until - asyncio.get_running_loop().time()) > 0:
@@ -166,9 +169,9 @@ async def _end(group: int, leader: asyncio.Future[int], key: str, grace: float) 
             raise interrupted
 
 
-def _kill(group: int, key: str) -> None:
+def _kill(group: int, mark: str) -> None:
     _signal_group(group, signal.SIGKILL)
-    kill_leftovers(key)
+    kill_leftovers(mark)
 
 
 async def _drained(*captures: _Capture) -> None:

@@ -25,7 +25,7 @@ from bitactor.step import Step
 from bitactor.workflow import Workflow
 from mesh.ready.blotting import blotted
 from mesh.ready.declaring import StepOptions, TakeBackOnLoop, declare, takes
-from mesh.ready.steps.process_leftovers import KEY_VARIABLE, end_leftovers
+from mesh.ready.steps.process_leftovers import ATTEMPT_VARIABLE, KEY_VARIABLE, end_leftovers, mark_of, marks
 from mesh.ready.steps.process_running import Ended, OutputTooLarge, run_program
 from mesh.ready.templates import Structure, Template, text_of
 
@@ -81,8 +81,6 @@ class Program:
         takes(self, [*self._command, *self._undo, self._cwd, *self._given.templates])
 
     async def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
-        if ctx.attempt > 1 or ctx.signal.delivery > 1:
-            await end_leftovers(ctx.idempotency_key, self.grace)
         ended = await self._run(self._command, self.command, given, ctx)
         if self.check and ended.returncode != 0:
             raise self._failed(self.command, ended, given)
@@ -92,24 +90,23 @@ class Program:
     async def take_back(self, *, ctx: Context, **given: Any) -> None:
         """End what still runs, if that is not known; then run the command that undoes."""
         if ctx.in_doubt:
-            await end_leftovers(ctx.forward_key, self.grace)
-        if ctx.attempt > 1 or ctx.signal.delivery > 1:
-            await end_leftovers(ctx.idempotency_key, self.grace)
+            await end_leftovers(mark_of(KEY_VARIABLE, ctx.forward_key), self.grace)
         if self.undo:
             ended = await self._run(self._undo, self.undo, given, ctx)
             if ended.returncode != 0:
                 raise self._failed(self.undo, ended, given)
 
     async def _run(self, templates: Sequence[Template], command: Sequence[str], given: Mapping[str, Any], ctx: Context) -> Ended:
-        filled = self._given.value(given)
-        environment = {**_environment(filled["env"]), KEY_VARIABLE: ctx.idempotency_key}
+        filled, own = self._given.value(given), marks(ctx)
+        if ctx.attempt > 1 or ctx.signal.delivery > 1:
+            await end_leftovers(mark_of(KEY_VARIABLE, ctx.idempotency_key), self.grace)
         try:
             return await run_program(
                 _arguments(templates, given),
                 given=_bytes(filled["input"], self.encoding),
-                environment=environment,
+                environment=_environment(filled["env"]) | own,
                 directory=self._cwd.text(given) or None,
-                key=ctx.idempotency_key,
+                mark=mark_of(ATTEMPT_VARIABLE, own[ATTEMPT_VARIABLE]),
                 grace=self.grace,
                 at_most=self.max_output,
             )

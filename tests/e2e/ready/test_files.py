@@ -170,10 +170,9 @@ async def test_who_was_cancelled_in_a_thread_does_not_act_after_it_was_undone(
     real = file_changes.write_whole
 
     def slowly(*args: Any) -> Any:
-        made = real(*args)
         begun.set()
         may.wait(30)
-        return made
+        return real(*args)
 
     monkeypatch.setattr(file_changes, "write_whole", slowly)
     reports = Workflow("reports", grace=0.05)
