@@ -243,6 +243,7 @@ def test_registry_and_doctor_look_at_the_mesh(directory: Path, mesh: tuple[str, 
     registry, _ = mesh
     entries = documents(bitactor("registry", "workflow:*", "--registry", registry, "--json", cwd=directory).stdout)
     assert [entry["name"] for entry in entries] == [
+        "workflow:shop.guarded",
         "workflow:shop.halting",
         "workflow:shop.order",
         "workflow:shop.patient",
