@@ -280,7 +280,12 @@ class BitActor(pykka.Actor):
         elif isinstance(verdict, Then):
             self._plan_more(verdict)
         elif isinstance(verdict, Retry):
-            if verdict.after is None and isinstance(self.step.backoff, Callback) and self.state == STARTED and self._may_try_again():
+            if (
+                verdict.after is None
+                and isinstance(self.step.backoff, Callback)
+                and self.state == STARTED
+                and self._may_try_again()
+            ):
                 self.host.ask_delay(self, verdict)
             else:
                 self._reply("retry", after_ns=_nanoseconds(verdict.after), reason=_reason(verdict))

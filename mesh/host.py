@@ -243,7 +243,9 @@ class Host:
         except BaseException as broken:
             if actor.state == ENDED:
                 return  # we were not waited for any longer
-            logger.warning("%s of %s raised %s while handling %s", what, actor.signal.name, fault_of(broken).summary(), fault.summary())
+            logger.warning(
+                "%s of %s raised %s while handling %s", what, actor.signal.name, fault_of(broken).summary(), fault.summary()
+            )
             actor.judge(None, error, with_beside(fault, what, error, broken))
 
     async def _compensate(self, actor: BitActor, compensate: Callback, error: BaseException) -> Any:

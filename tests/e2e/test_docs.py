@@ -230,6 +230,7 @@ class Reader:
         if titled is None:
             path = self._home / f"example_{block.line}.py"
             path.write_text(text, encoding="utf-8")
+            self._used.append(text)
             return self._run(block.line, f"python {path.name}")
         compile(text, f"{self._page.name}:{block.line}", "exec")
         path = self._home / titled[1]

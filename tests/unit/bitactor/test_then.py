@@ -295,7 +295,7 @@ NONSENSE: dict[str, tuple[Callable[[Any], Sequence[Planned]], str]] = {
     ),
     "a name that is taken": (lambda other: [other.planned("before")], "there is one; give it another name"),
     "the name of an input": (lambda other: [other.planned("field")], "is an input; give it another name"),
-    "an unknown parameter": (lambda other: [other.planned("a", bind={"y": Value(1)})], "no parameter of it. Did you mean 'x'?"),
+    "an unknown parameter": (lambda other: [other.planned("a", bind={"y": Value(1)})], "no parameter of it. Known: 'x'"),
     "a result of nobody": (lambda other: [other.planned("a", bind={"x": Result("befor")})], "no step. Did you mean 'before'?"),
     "an input as a result": (lambda other: [other.planned("a", bind={"x": Result("field")})], "'field', which is no step"),
     "an unknown input": (lambda other: [other.planned("a", bind={"x": Input("fiel")})], "no input. Did you mean 'field'?"),

@@ -1,0 +1,173 @@
+"""A saga driven by hand: decisions are made at once, hops wait until a test answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bitactor import Workflow
+from bitactor.arguments import Unread, argument_values
+from bitactor.codec import decode_token, encode_token
+from bitactor.deciding import decide
+from bitactor.pulse import Pulse
+from bitactor.saga import (
+    Accept,
+    Command,
+    Decide,
+    Decided,
+    Dispatch,
+    GraceOver,
+    HopExpired,
+    Lost,
+    Recovered,
+    Replied,
+    ResumeAsked,
+    Saga,
+)
+from bitactor.saga.stimuli import CancelAsked, UndoAsked
+from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
+from bitactor.testing.hops import Hop, fault_of
+
+TRANSACTION = "0190" * 4 + "a" * 16
+FAULT = Fault("builtins:ValueError", "boom")
+
+
+class Driver:
+    """One transaction; hops are named by their path."""
+
+    def __init__(self, workflow: Workflow, input: Mapping[str, Any] | None = None, *, ttl: int | None = None) -> None:
+        self.plan = workflow.check()
+        self.saga = Saga(self.plan, TRANSACTION)
+        self.journal: list[Pulse] = []
+        self.commands: list[Command] = []
+        self.decided: list[Decided] = []
+        self.now_ns = 0
+        values = workflow.validate_input(input)
+        tokens = tuple(encode_token(values[name]) for name in self.plan.inputs)
+        self.feed(Accept(encode_token(values), tokens, self.plan.ttl if ttl is None else ttl, None))
+
+    def feed(self, stimulus: Any) -> list[Pulse]:
+        """One stimulus, and every decision that follows from it."""
+        pulses, commands = self.saga.react(stimulus, self.now_ns)
+        self.now_ns += 1_000
+        self.journal += pulses
+        self.commands += commands
+        for command in commands:
+            if isinstance(command, Decide):
+                pulses = [*pulses, *self.feed(self.decision(command.step))]
+        return pulses
+
+    def decision(self, index: int) -> Decided:
+        """What a supervisor would say."""
+        try:
+            made = decide(self.saga, index)
+        except Exception as error:
+            made = Decided(index, True, None, fault_of(error))
+        self.decided.append(made)
+        return made
+
+    @property
+    def flying(self) -> list[str]:
+        """Paths of the hops that are in flight, oldest first."""
+        in_flight = [
+            command
+            for command in self.commands
+            if isinstance(command, Dispatch)
+            and self.saga.states[command.step] in ((1, 3) if command.direction == FORWARD else (8,))
+        ]
+        return list(dict.fromkeys(self.saga.steps[command.step].name for command in in_flight))
+
+    @property
+    def status(self) -> str:
+        """The transaction's."""
+        return self.saga.status
+
+    def reply(self, path: str, outcome: str = "ok", value: Any = None, **fields: Any) -> Reply:
+        """An answer of the hop that is in flight on this path."""
+        index = self.saga.by_name[path]
+        undoing = self.saga.states[index] == 8
+        hop = self.saga.undo_hop(index) if undoing else self.saga.hops[index]
+        token = encode_token(value) if outcome in ("ok", "continue") else None
+        return Reply(TRANSACTION, hop, self.saga.deliveries[index], self.saga.epoch, outcome, token, **fields)
+
+    def answer(self, path: str, value: Any = None, outcome: str = "ok", **fields: Any) -> list[Pulse]:
+        """The hop on this path answers."""
+        if outcome == "fail":
+            fields.setdefault("fault", FAULT)
+        return self.feed(Replied(self.saga.by_name[path], self.reply(path, outcome, value, **fields)))
+
+    def run(self, path: str) -> list[Pulse]:
+        """The hop on this path is run for real."""
+        index = self.saga.by_name[path]
+        step, undoing = self.saga.steps[index], self.saga.states[index] == 8
+        bound = (step.arguments, self.saga.tokens, step.address, self.saga.decided.get(index))
+        values = Unread(*bound)() if step.unread else argument_values(*bound)
+        known = self.reply(path)
+        signal = Signal(
+            name=step.address, transaction=TRANSACTION, root=TRANSACTION, hop=known.hop, causes=(), direction=UNDO if undoing else FORWARD,
+            attempt=1, delivery=known.delivery, epoch=known.epoch, ttl=self.saga.ttls[index], budget_ns=None, token=None, path=path,
+        )  # fmt: skip
+        return self.feed(Replied(index, Hop(self.plan, step, signal, values, self.saga.own_result(index), lambda: 0).run()))
+
+    def run_all(self) -> None:
+        """Every hop, oldest first, until there is none."""
+        while self.flying:
+            for path in self.flying:
+                self.run(path)
+            self.forget_commands()
+
+    def forget_commands(self) -> None:
+        """Those that are obeyed; or looking for what is in flight would take longer and longer."""
+        in_flight = (1, 3, 8)
+        self.commands = [
+            command for command in self.commands if isinstance(command, Dispatch) and self.saga.states[command.step] in in_flight
+        ]
+
+    def feed_grace(self) -> None:
+        """The grace period is over."""
+        self.feed(GraceOver())
+
+    def expire(self, path: str) -> list[Pulse]:
+        """The hop's time is over."""
+        index = self.saga.by_name[path]
+        return self.feed(HopExpired(index, self.saga.deliveries[index], Fault("bitactor.errors:StepTimeout", "slow")))
+
+    def lose(self, path: str) -> list[Pulse]:
+        """The hop's worker is gone."""
+        index = self.saga.by_name[path]
+        return self.feed(Lost(index, self.saga.deliveries[index], "worker"))
+
+    def crash(self) -> None:
+        """Another process folds the journal."""
+        before = self.saga.snapshot()
+        self.saga = Saga.fold(self.plan, self.journal)
+        assert self.saga.snapshot() == before
+        self.commands.clear()
+        for step in self.plan.containers:
+            assert step.container is not None
+            step.container.forget(TRANSACTION)
+        self.feed(Recovered("another", self.saga.epoch + 1))
+
+    def resume(self) -> None:
+        """Somebody resumes."""
+        self.feed(ResumeAsked(None))
+
+    def cancel(self) -> None:
+        """Somebody cancels."""
+        self.feed(CancelAsked(Fault("bitactor.errors:Cancelled", "please")))
+
+    def undo(self) -> None:
+        """Somebody wants it taken back."""
+        self.feed(UndoAsked(Fault("bitactor.errors:Cancelled", "after all")))
+
+    def kinds(self, *only: str) -> list[str]:
+        """`kind path` of the pulses so far."""
+        return [f"{pulse.kind} {pulse.step}".strip() for pulse in self.journal if not only or pulse.kind in only]
+
+    def ttl(self, path: str) -> int:
+        """The hop budget that the latest hop of this path carries."""
+        return next(pulse.ttl for pulse in reversed(self.journal) if pulse.step == path and pulse.kind == "spawned")
+
+    def result(self) -> Any:
+        """The workflow's."""
+        return decode_token(self.saga.result())
