@@ -172,6 +172,7 @@ class Mapped(Container):
         if declared.on_error == "fail":
             return result
         errors = decode_token(join_packed_lists(progress.errors))
+        errors.sort(key=lambda error: error["index"])
         if not name:
             return encode_token({"count": progress.token[0] - len(errors), "errors": errors})
         return encode_token({name: decode_token(result), "errors": errors})
@@ -242,7 +243,7 @@ class MappedWorkflow(Mapped):
         if key.startswith(_BATCH):
             batch = Batch(*decode_token(token))
             self._batch_done(progress, batch)
-            progress.batch = batch.elements
+            progress.batch = unpack(batch.elements, MAX_FRAME_BYTES) if self.catches else []
             elements = decode_token(Packed(batch.results))
             if not elements:
                 return self._next(progress)
@@ -267,8 +268,7 @@ class MappedWorkflow(Mapped):
         """See the port."""
         index = int(key)
         taken: int = progress.token[0]
-        elements = unpack(progress.batch, MAX_FRAME_BYTES)
-        element = elements[index - (taken - len(elements))]
+        element = progress.batch[index - (taken - len(progress.batch))]
         self._note_errors(progress, pack([{"index": index, "element": element, "error": fault.summary()}]))
         return self._settled(progress)
 

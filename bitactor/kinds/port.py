@@ -113,8 +113,8 @@ class Progress:
         """Scopes opened so far."""
         self.failing: dict[int, Fault] = {}
         """Scopes that have failed, by their place, and are not yet quiet."""
-        self.batch = b""
-        """What the scopes of this round are about, packed."""
+        self.batch: list[Any] = []
+        """What the scopes of this round are about, where a failure has to tell of it."""
         self.proceeding = False
         """Whether the function around the nested steps waits for them."""
         self.pending: Close | Broken | Consult | Answered | None = None

@@ -196,10 +196,13 @@ class Growing:
         self._settle_if_quiet(scope)
 
     def _break_off(self, index: int) -> None:
-        scope = self.steps[index].scope
-        state = self.states[index]
-        if scope is not None and (state != WAITING or (self.steps[index].decides and not self.missing[index])):
-            scope.kept = True  # a timer, or the supervisor's decision, may still come for it
+        step = self.steps[index]
+        if self.states[index] == OPENED:
+            expected = self.progress[index].pending is not None
+        else:
+            expected = self.states[index] == BACKING_OFF or (step.decides and not self.missing[index])
+        if expected and step.scope is not None:
+            step.scope.kept = True  # a decision of the supervisor, or a timer, may still come for it
         self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
         self._close_unfinished(index)
 

@@ -245,6 +245,7 @@ remembered = undone.step(spawn="process")(remember)
 async def take_back(result: dict[str, Any], value: Any) -> str:
     return f"took back {result['done']} given {value}"
 
+
 remembering = Workflow("remembering", input={"value": Any})
 """What `undone` does, until a later step fails."""
 remembering.step(spawn="process")(remember).undo(forget)

@@ -133,7 +133,6 @@ class Model:
             container = saga.steps[step.scope.container].name
             assert container in self.open, f"{step.name} runs outside of its container"
 
-
     def _least_of_causes(self, saga: SagaState, step: PlanStep) -> int:
         kept = {place: head for head, place in saga.replaced.items()}
         ttls = []

@@ -170,14 +170,14 @@ class Builder:
 
     def _iterate(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         until = self.draw(st.sampled_from([None, lambda result: self.coins.throw(3) == 0]))
-        step = made.iterate(name=name, start=Value(1), until=until, at_most=self.draw(st.integers(1, 4)), **self._options(after))(_next)
+        step = made.iterate(name=name, start=Value(1), until=until, at_most=self.draw(st.integers(1, 4)), **self._options(after))(
+            _next
+        )
         if undo and self.draw(st.booleans()):
             step.undo(in_doubt=True)(lambda ctx: None)
 
     def _around(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
-        made.around(
-            name=name, workflow=self.workflow(depth - 1, undo=undo), bind={"x": Value(1)}, **self._options(after)
-        )(_around)
+        made.around(name=name, workflow=self.workflow(depth - 1, undo=undo), bind={"x": Value(1)}, **self._options(after))(_around)
 
 
 def _takes_x(x: int) -> int:
@@ -242,7 +242,11 @@ def planner(path: str, number: int) -> tuple[bytes, bool] | None:
         [],
         [itself],
         [Planned("d0", mine, x, ())],
-        [Planned("d0", mine, {"x": Result(name)}, ()), Planned("d1", other, {"x": Result(mine)}, ()), Planned(name, name, x, (other,))],
+        [
+            Planned("d0", mine, {"x": Result(name)}, ()),
+            Planned("d1", other, {"x": Result(mine)}, ()),
+            Planned(name, name, x, (other,)),
+        ],
         [Planned("d1", mine, x, ()), itself],
         [Planned("d1", mine, x, (other,)), Planned("d0", other, {}, ())],
     ]

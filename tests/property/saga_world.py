@@ -203,9 +203,7 @@ class World:
             delivery = Delivery(index, step.name, UNDO, saga.undo_hop(index), saga.deliveries[index], saga.epoch, False)
             self._check_undo(index)
         else:
-            delivery = Delivery(
-                index, step.name, FORWARD, saga.hops[index], saga.deliveries[index], saga.epoch, fault is not None
-            )
+            delivery = Delivery(index, step.name, FORWARD, saga.hops[index], saga.deliveries[index], saga.epoch, fault is not None)
             if not (step.scope is not None and saga.fails(index)):  # else it is abandoned in the same breath
                 self.model.check_causes(saga, index)
             self.answered.discard(step.name)

@@ -16,7 +16,7 @@ from bitactor.errors import DefinitionError, InvalidInput
 from mesh.ready.declaring import takes
 from mesh.ready.steps.file_acting import acting, taking_back
 from mesh.ready.steps.file_keeping import Keeping, copied
-from mesh.ready.steps.file_paths import Identity, identity, open_regular, path_of, sync, write_whole
+from mesh.ready.steps.file_paths import HELD, Identity, identity, is_one_of, open_regular, path_of, sync, write_whole
 from mesh.ready.templates import Structure, Template
 
 
@@ -159,7 +159,7 @@ class Move(Change):
             with acting(ctx):
                 note = keeping.read() if self.undoable else None
                 if note is not None:
-                    done = identity(place) in note["put"] and identity(source) not in note["source"]
+                    done = is_one_of(identity(place), note["put"]) and not is_one_of(identity(source), note["source"])
                 else:
                     done = not self.undoable and _is_again(ctx) and identity(source) is None and identity(place) is not None
                 if not done:
@@ -175,12 +175,12 @@ class Move(Change):
             note = keeping.read()
             if note is not None:
                 there, origin = identity(place), identity(source)
-                moved = there is not None and there in note["put"]
+                moved = is_one_of(there, note["put"])
                 if moved and origin is None:
                     self._move_back(source, keeping, ctx)
-                elif moved and origin not in note["source"]:
+                elif moved and not is_one_of(origin, note["source"]):
                     raise keeping.foreign(source)
-                elif not moved and origin is None and there not in note["was"]:
+                elif not moved and origin is None and not is_one_of(there, note["was"]):
                     raise keeping.foreign(place)
             keeping.put_back()
 
@@ -197,10 +197,10 @@ class Move(Change):
         if source.is_dir() and not source.is_symlink():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(source))
         if there[0] == keeping.place.parent.stat().st_dev:
-            self._replace(keeping, source, there)
+            self._replace(keeping, source, there[:HELD])
         else:
             made = copied(source, temporary, self.durable)
-            self._replace(keeping, temporary, made, there)
+            self._replace(keeping, temporary, made[:HELD], there)
             source.unlink()
         if self.durable:
             sync(source.parent)

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Final, TypedDict
 
 from bitactor.errors import BitActorError
 from bitactor.ids import idempotency_key
-from mesh.ready.steps.file_paths import Identity, identity, open_regular, sync, write_whole
+from mesh.ready.steps.file_paths import HELD, Identity, identity, is_one_of, open_regular, sync, write_whole
 
 SUFFIX: Final = ".bitactor"
 _OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.(note|kept|[0-9a-f]{16}-\d+\.\w+)\.bitactor(\.new)?")
@@ -100,10 +100,11 @@ class Keeping:
         if note is None:
             self.kept.unlink(missing_ok=True)
             was = identity(self.place)
-            if was is not None:
-                self._keep_content()
+            if was is not None and self._keep_content():
+                was = was[:HELD]
             note = {"had": was is not None, "was": [was] if was is not None else [], "put": [], "source": []}
         note["put"].append(put)
+        note["was"] = [one for one in note["was"] if one[:HELD] != put]  # its number was free again
         if source is not None:
             note["source"].append(source)
         self.write(note)
@@ -119,8 +120,9 @@ class Keeping:
             if was is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.place))
             self.kept.unlink(missing_ok=True)
-            self.write({"had": True, "was": [was], "put": [], "source": []})
-        elif was not in note["was"]:
+            held = was[0] == self.note.parent.stat().st_dev
+            self.write({"had": True, "was": [was[:HELD] if held else was], "put": [], "source": []})
+        elif not is_one_of(was, note["was"]):
             return
         try:
             self._move_away()
@@ -150,13 +152,13 @@ class Keeping:
         note = self.read()
         if note is not None:
             there = identity(self.place)
-            if there is not None and there not in note["was"]:
-                if there not in note["put"]:
+            if not is_one_of(there, note["was"]):
+                if there is not None and not is_one_of(there, note["put"]):
                     raise self.foreign(self.place)
-                if not note["had"]:
-                    self.place.unlink()
-            if note["had"] and (there is None or there not in note["was"]):
-                self._restore(note)
+                if note["had"]:
+                    self._restore(note)
+                else:
+                    self.place.unlink(missing_ok=True)
         self.forget()
 
     def foreign(self, place: Path) -> ChangedByOthers:
@@ -174,13 +176,16 @@ class Keeping:
         for stale in self.place.parent.glob(f"{_escaped(self._beside)}.*-*.*{SUFFIX}"):
             stale.unlink(missing_ok=True)
 
-    def _keep_content(self) -> None:
+    def _keep_content(self) -> bool:
+        """Whether the file itself is kept, and not a copy."""
         try:
             os.link(self.place, self.kept, follow_symlinks=False)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             self._copy_content()
+            return False
+        return True
 
     def _copy_content(self) -> None:
         """For where there are no links: another file system, say."""
@@ -202,6 +207,7 @@ class Keeping:
             temporary = self.place.parent / f"{self._beside}.{'0' * 16}-0.back{SUFFIX}"
             temporary.unlink(missing_ok=True)
             note["was"].append(copied(self.kept, temporary, self.durable))
+            note["put"] = [one for one in note["put"] if one != note["was"][-1][:HELD]]
             self.write(note)
             temporary.replace(self.place)
 
@@ -248,11 +254,11 @@ def copied(source: Path, target: Path, durable: bool) -> Identity:
     """Copy a regular file or a symbolic link, with times and rights, to where nothing is; the copy's identity."""
     if source.is_symlink():
         target.symlink_to(source.readlink())
-        return identity(target) or []
-    with open_regular(source) as content:
-        made = write_whole(target, lambda file: shutil.copyfileobj(content, file), durable)
-    shutil.copystat(source, target)
-    return made
+    else:
+        with open_regular(source) as content:
+            write_whole(target, lambda file: shutil.copyfileobj(content, file), durable)
+        shutil.copystat(source, target)
+    return identity(target) or []
 
 
 def _dump(note: Note, file: BinaryIO) -> None:

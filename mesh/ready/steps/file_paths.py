@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,7 +12,10 @@ from bitactor.errors import InvalidInput
 from mesh.ready.templates import Template
 
 Identity = list[int]
-"""Device and inode: the same file, whatever it is called."""
+"""Device and inode: the same file, whatever it is called.  Where nothing holds on to the file, its number may go to another one; then size and time of the
+last change stand behind."""
+HELD = 2
+"""How much of an identity is enough for a file that is still there, under whatever name."""
 
 
 def path_of(template: Template, given: Mapping[str, Any], within: str, *, follow: bool = True) -> Path:
@@ -37,7 +40,12 @@ def identity(path: Path) -> Identity | None:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return [found.st_dev, found.st_ino]
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
+
+
+def is_one_of(there: Identity | None, known: Iterable[Identity]) -> bool:
+    """Whether what is there is one of those known."""
+    return there is not None and any(there[: len(one)] == one for one in known)
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -225,7 +225,7 @@ def test_a_step_that_was_not_required_and_is_in_doubt_is_undone_with_the_others_
     driver.feed_grace()
     driver.run_all()
     assert driver.kinds("undone") == ["undone book", "undone sub/first"]
-    assert [pulse.data for pulse in driver.journal if pulse.direction == "undo" and pulse.step == "sub/first"][0] == {
+    assert next(pulse.data for pulse in driver.journal if pulse.direction == "undo" and pulse.step == "sub/first") == {
         "in_doubt": True
     }
     assert driver.status == "compensated"
@@ -567,7 +567,7 @@ def test_a_planned_step_in_a_journal_that_the_workflow_does_not_have_is_refused_
     driver = Driver(mapping(working(), 1))
     driver.run_all()
     at = next(number for number, pulse in enumerate(driver.journal) if pulse.kind == "completed" and pulse.step == "each/0/first")
-    planned = driver.journal[at]._replace(data={"planned": [["nobody", "x", {}, []]]})
+    planned = driver.journal[at]._replace(data={"planned": [["nobody", "y", {}, []]]})
     with pytest.raises(StoreError, match="asks for 'nobody'"):
         Saga.fold(driver.plan, [*driver.journal[:at], planned])
 
