@@ -146,20 +146,22 @@ class Mapped(Container):
     def _next(self, progress: Progress) -> Follow:
         """The next batch, or the end."""
         position, more, accumulated = progress.token
-        text = (
-            f"the results of {self._what} are more than {MAX_TOKEN_BYTES:,} bytes, which is too much for one value; use reduce=…, or "
-            "keep=False, and let the function put them where they belong"
-        )
-        too_large = Broken(Fault("bitactor.errors:SignalTooLarge", text))
         if progress.size > MAX_TOKEN_BYTES:
-            return too_large
+            return self._too_large()
         if not more:
             try:
                 return Close(self._result(progress))
             except SignalTooLarge:
-                return too_large
+                return self._too_large()
         inputs = (*progress.inputs[:-2], position, token_from_bytes(accumulated))
         return Open([Opening(f"{_BATCH}{progress.rounds}", 0, inputs)])
+
+    def _too_large(self) -> Broken:
+        text = (
+            f"the results of {self._what} are more than {MAX_TOKEN_BYTES:,} bytes, which is too much for one value; use reduce=…, or "
+            "keep=False, and let the function put them where they belong"
+        )
+        return Broken(Fault("bitactor.errors:SignalTooLarge", text))
 
     def _result(self, progress: Progress) -> Any:
         declared = self._declared

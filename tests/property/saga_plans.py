@@ -17,7 +17,7 @@ from bitactor.signal import MAX_TTL
 from bitactor.then import Planned
 
 KINDS = (
-    "step", "step", "step", "emitter", "map", "map of workflows", "map that collects", "compose", "compose", "switch", "group", "recurse",
+    "step", "step", "step", "emitter", "emitter", "map", "map of workflows", "map that collects", "compose", "compose", "switch", "group", "recurse",
     "iterate", "around",
 )  # fmt: skip
 
@@ -61,7 +61,7 @@ class Builder:
         made = Workflow(name, input=fields, ttl=MAX_TTL, **options)
         taken: list[str] = []
         for number in range(self.draw(st.integers(1, 4 if depth else 3))):
-            kind = self.draw(st.sampled_from(KINDS if depth else KINDS[:5]))
+            kind = self.draw(st.sampled_from(KINDS if depth else KINDS[:6]))
             step = f"{'t' if kind == 'emitter' else 's'}{number}"
             after = self.draw(st.lists(st.sampled_from(taken), unique=True, max_size=2)) if taken else []
             getattr(self, "_" + kind.replace(" ", "_"))(made, step, after, depth, undo)

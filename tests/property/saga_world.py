@@ -7,7 +7,7 @@ known by its path (`orders/17/charge`): the saga uses the places of settled scop
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -56,6 +56,12 @@ TRANSACTION = "0190" * 4 + "5eed5eed5eed5eed"
 SETTLED = ("completed", "compensated", "cancelled", "halted", "stuck")
 AFTER_THE_END = frozenset(("late", "emitted", "tombstone", "resumed"))
 BOOM = Fault("builtins:ValueError", "boom")
+MOODS = ("wild", "calm", "rough", "calm", "rough", "calm", "rough", "calm")
+OUTCOMES: Mapping[str, Sequence[str]] = {
+    "calm": ("ok",),
+    "rough": ("ok", "ok", "ok", "ok", "ok", "continue", "retry", "halt"),
+    "wild": ("ok", "ok", "ok", "retry", "fail", "halt", "continue", "cancelled", "timed_out", "nonsense"),
+}
 TIMEOUT = Fault("bitactor.errors:StepTimeout", "too slow")
 
 
@@ -227,11 +233,12 @@ class World:
 
     # What may happen next
 
-    def choices(self, *, calm: bool) -> list[Any]:
-        """Everything that may happen next, as callables; if `calm`, only what an obliging world does."""
+    def choices(self, mood: str) -> list[Any]:
+        """What may happen next, as callables: if `calm`, only what an obliging world does; if `rough`, nothing that ends it all; else anything."""
         found: list[Any] = []
+        calm = mood == "calm"
         for delivery in list(self.flights.values()):
-            found += self._choices_of(delivery, calm)
+            found += self._choices_of(delivery, mood)
         found += [lambda n=number: self.decide(n) for number in range(len(self.decisions))]
         found += [lambda s=step: self.retry_due(s) for step in self.retries]
         if self.grace:
@@ -239,25 +246,26 @@ class World:
         found += [lambda e=emit: self.emit_ends(e, calm) for emit in self.emissions]
         if calm:
             return found
-        if self.deadline is not None:
-            found.append(self.deadline_over)
         if self.saga.deadline_ns is not None:
             found.append(self.stale_deadline)
         found += [
             lambda d=delivery, o=outcome: self.reply(d, o) for delivery in self.ended[-6:] for outcome in ("ok", "fail", "retry")
         ]
         found += [lambda r=replayed: self.replay(*r) for replayed in self.replies[-4:]]
-        found += [self.crash, self.cancel, self.nothing_due]
+        found += [self.crash, self.nothing_due]
         if self.saga.status in ("halted", "stuck"):
             found += [self.resume] * 3
+        if mood == "rough":
+            return found
+        found.append(self.cancel)
+        if self.deadline is not None:
+            found.append(self.deadline_over)
         if self.saga.status == "completed":
             found += [self.undo] * 3
         return found
 
-    def _choices_of(self, delivery: Delivery, calm: bool) -> Iterator[Any]:
-        outcomes: Sequence[str] = (
-            ("ok",) if calm else ("ok", "ok", "ok", "retry", "fail", "halt", "continue", "cancelled", "timed_out", "nonsense")
-        )
+    def _choices_of(self, delivery: Delivery, mood: str) -> Iterator[Any]:
+        outcomes, calm = OUTCOMES[mood], mood == "calm"
         if self._waits_inside(delivery):
             if delivery.path in self.abandoned:
                 outcomes = ("cancelled",)
@@ -270,9 +278,10 @@ class World:
             yield lambda o=outcome: self.reply(delivery, o, calm=calm)
         if not calm:
             yield lambda: self.lose(delivery)
+            yield lambda: self.answer_wrongly(delivery)
+        if mood == "wild":
             yield lambda: self.unroute(delivery)
             yield lambda: self.expire(delivery)
-            yield lambda: self.answer_wrongly(delivery)
 
     def _waits_inside(self, delivery: Delivery) -> bool:
         step = self.saga.steps[delivery.step]
@@ -557,12 +566,12 @@ class World:
     def run(self, tape: Sequence[int], limit: int = 3_000) -> None:
         """Let `tape` choose what happens, then let an obliging world bring it to its end."""
         for number in tape:
-            choices = (self.choices(calm=True) if number % 2 else []) or self.choices(calm=False)
-            choices[number // 2 % len(choices)]()
+            choices = self.choices(MOODS[number % len(MOODS)]) or self.choices("wild")
+            choices[number // len(MOODS) % len(choices)]()
         for _ in range(limit):
             if self.saga.status != "running" and not self.emissions:
                 break
-            choices = self.choices(calm=True)
+            choices = self.choices("calm")
             assert choices, f"deadlock in phase {self.saga.phase}, states {self.saga.states}"
             choices[0]()
         self.check_end()

@@ -19,6 +19,8 @@ import pytest
 from bitactor import Continue, DefinitionError, Input, InvalidInput, InvalidOutcome, Result, Workflow
 from mesh import Mesh, Transaction
 from mesh.ready.steps import file_changes, files
+from mesh.ready.steps.file_keeping import Keeping
+from mesh.ready.steps.file_paths import HELD, identity
 from tests.e2e.ready.crashing import tree, visible
 from tests.e2e.ready.file_child import build
 from tests.e2e.support import audit, told, undone, until
@@ -258,6 +260,17 @@ async def test_a_moved_file_that_somebody_took_is_told(tmp_path: Path) -> None:
     transaction = await run(reports)
     assert transaction.status == "stuck"
     assert "was changed by somebody else" in str(transaction.errors()[-1])
+
+
+async def test_a_file_that_got_the_number_of_the_old_one_is_not_taken_for_it(tmp_path: Path, elsewhere: Path) -> None:
+    """Where the old file is kept as a copy, nothing holds its inode, and the next file may get it."""
+    target = tmp_path / "report.txt"
+    target.write_text("old")
+    keeping = Keeping(target, "0" * 32, elsewhere)
+    keeping.keep((identity(target) or [])[:HELD])
+    target.write_text("new")
+    keeping.put_back()
+    assert target.read_text() == "old"
 
 
 # What is kept
