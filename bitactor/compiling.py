@@ -76,7 +76,7 @@ def compile_workflow(workflow: Workflow, address: str | None = None) -> Plan:
     later = [name for name, step in workflow.steps.items() if step.deferred]
     if not names:
         raise MissingReturn(f"{owner} has only deferred steps; one has to run first to plan them")
-    dependencies = {name: _dependency_names(workflow, workflow.steps[name], strict=True) for name in names}
+    dependencies = {name: _waits_for(workflow, workflow.steps[name]) for name in names}
     ordered = order(dependencies, owner)
     inputs = tuple(workflow.input_model.model_fields)
     slots = {name: index for index, name in enumerate([*names, *inputs])}
@@ -84,13 +84,24 @@ def compile_workflow(workflow: Workflow, address: str | None = None) -> Plan:
         _compile_step(workflow, workflow.steps[name], slots, tuple(slots[other] for other in dependencies[name]), address)
         for name in names
     )
-    deferred = {name: _compile_step(workflow, workflow.steps[name], {**slots, name: -1}, (), address) for name in later}
+    deferred = {
+        name: _compile_step(
+            workflow,
+            workflow.steps[name],
+            {**slots, name: -1},
+            tuple(slots[other] for other in _waits_for(workflow, workflow.steps[name])),
+            address,
+        )
+        for name in later
+    }
     depths = {step.name: step.container.depth for step in steps if step.container is not None}
     depth = refuse_too_deep(owner, workflow.ttl, dependencies, ordered, depths)
     for step in steps:
         for dependency in step.dependencies:
             steps[dependency].dependents += (step.index,)
     returned = workflow.returned or names[-1]
+    if returned in later:
+        raise MissingReturn(f"{owner} returns {returned!r}, which is deferred, and runs only where a Then plans it, if at all")
     bodies = [body for step in steps if step.container is not None for body in step.container.bodies]
     return Plan(
         workflow=workflow.name,
@@ -451,6 +462,25 @@ def _dependency_names(workflow: Workflow, step: Step[Any, Any], *, strict: bool 
             raise UnknownArgument(f"{what}: after names {other!r}, which is a step of another workflow")
         _require(other if isinstance(other, str) else other.name, workflow.steps, f"{what}: after names", strict, found)
     return list(found)
+
+
+def _waits_for(workflow: Workflow, step: Step[Any, Any]) -> list[str]:
+    """The declared steps that one waits for.
+
+    Raises:
+        DefinitionError: one of them is deferred; what a deferred step leaves for others to bind may be called like one.
+    """
+    found = _dependency_names(workflow, step, strict=True)
+    sources = (step.options.get("bind") or {}).values()
+    named = {source.step for source in sources if isinstance(source, Result)}
+    named |= {other if isinstance(other, str) else other.name for other in step.options.get("after") or ()}
+    wrong = next((other for other in found if workflow.steps[other].deferred and (other in named or not step.deferred)), None)
+    if wrong is not None:
+        raise DefinitionError(
+            f"step {step.name!r} of {workflow.name!r} waits for {wrong!r}, which is deferred, and runs only where a Then plans it, under a "
+            "name of its own; wait for the step that plans it"
+        )
+    return [other for other in found if not workflow.steps[other].deferred]
 
 
 def _require(

@@ -26,7 +26,7 @@ from bitactor.codec import (
     unpack,
 )
 from bitactor.compiling import Parameter, Site, compile_callback, function_step, injected_as, resources_among, single_step_plan
-from bitactor.errors import DefinitionError, SignalTooLarge, suggest
+from bitactor.errors import BitActorError, DefinitionError, SignalTooLarge, suggest
 from bitactor.functions import is_coroutine_function
 from bitactor.kinds.batch import ACCUMULATED, ELEMENTS, OVER, POSITION, Batch, Batcher, Recipe, UndoBatch
 from bitactor.kinds.kind import Kind, function_parameters, merged, workflow_parameters
@@ -76,6 +76,10 @@ class Map(Kind):
             )
         if reduce is None and initial is not None:
             raise DefinitionError(f"{what}: initial= is where reduce= begins, but there is no reduce=")
+        try:
+            encode_token(initial)
+        except BitActorError as error:
+            raise DefinitionError(f"{what}: initial={initial!r}: {error}") from None
         if reduce is not None and not keep:
             raise DefinitionError(f"{what}: keep=False keeps nothing, but reduce= makes something of it; leave one out")
         if workflow is not None and (reduce is not None or whole):
@@ -238,7 +242,7 @@ class MappedWorkflow(Mapped):
                 f"{site.what}: on_error='collect' leaves what a failed element did as it is, but {workflow.name!r} has steps with an undo; "
                 "take the undo away, or use on_error='fail', which undoes"
             )
-        self.depth += nested.depth
+        self.depth = max(self.depth, nested.depth)  # a batch and its elements are side by side
 
     def follow(self, progress: Progress, key: str, token: Any) -> Follow:
         """See the port."""

@@ -72,7 +72,7 @@ class SagaState(Growing):
         "deliveries", "digest", "doubts", "due_ns", "emissions", "epoch", "errors", "failures", "fresh", "grown", "hops",
         "metadata", "missing", "order", "outstanding", "parent", "phase", "plan", "root", "salt", "seq", "span", "spawned_at_ns",
         "states", "status", "stopping_since_ns", "tokens", "trail", "transaction", "ttl", "ttls", "undo_attempts", "undo_failed",
-        "unknown",
+        "undoing", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -142,6 +142,8 @@ class SagaState(Growing):
         self.stopping_since_ns = 0
         """Wall time from which the time for undo counts."""
         self.undo_failed = False
+        self.undoing = -1
+        """The step whose undo is under way; there is one at a time."""
         self.emissions: dict[str, Emission] = NOTHING
         self.hops_spent = 0
         self.progress: dict[int, Progress] = NOTHING
@@ -335,14 +337,10 @@ class SagaState(Growing):
         running = self.states[index] in (RUNNING, ASSESSING, IN_DOUBT if pulse.direction == FORWARD else UNDO_RUNNING)
         if running != (delivery is not None):
             raise self._damaged(pulse, "which is neither its next attempt nor its next delivery")
-        if pulse.direction == UNDO and self.states[index] not in (UNDO_RUNNING, UNDO_BACKING_OFF) and self._undoes():
+        if pulse.direction == UNDO and self.undoing not in (-1, index):
             raise self._damaged(pulse, "while another undo runs")
         if pulse.attempt != before[index] + (not running) or (running and delivery != self.deliveries[index] + 1):
             raise self._damaged(pulse, f"attempt {pulse.attempt}, delivery {delivery or 1}, which is not the next one")
-
-    def _undoes(self) -> bool:
-        """Whether an undo is under way; there is one at a time."""
-        return UNDO_RUNNING in self.states or UNDO_BACKING_OFF in self.states
 
     def _damaged(self, pulse: Pulse, why: str) -> StoreError:
         of = f" of {pulse.step!r}" if pulse.step else ""
@@ -568,12 +566,17 @@ class SagaState(Growing):
             self.undo_attempts[index] = pulse.attempt
             self.deliveries[index] = 1
         self.states[index] = UNDO_RUNNING
+        self.undoing = index
         self.spawned_at_ns[index] = pulse.at_ns
         self.phase = UNDOING
 
     def _undone(self, pulse: Pulse, index: int) -> None:
         self.states[index] = TAKEN_BACK
-        self.order.remove(index)
+        self.undoing = -1
+        at = len(self.order) - 1  # undo goes from the end, and so finds it there
+        while self.order[at] != index:
+            at -= 1
+        del self.order[at]
         if pulse.data is not None:
             self._note_emissions(pulse, pulse.data)
 
@@ -588,6 +591,7 @@ class SagaState(Growing):
             self.outstanding = writable(self.outstanding)
             self.outstanding[pulse.hop, self.deliveries[index]] = index
         self.states[index] = UNDO_BROKEN
+        self.undoing = -1
         self.undo_failed = True
         self.phase = UNDOING
 

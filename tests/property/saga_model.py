@@ -44,6 +44,8 @@ class Model:
         """Containers at work."""
         self.entering: dict[str, int] = {}
         """Container → what its first scope begins with, or all, if they are not rounds."""
+        self.broken: tuple[str, ...] = ()
+        """Elements that failed and were given up."""
         self.proceeded: set[str] = set()
         """Functions around steps that have begun these, which then begin with one less than the function itself."""
         self.least: dict[str, int] = {}
@@ -105,6 +107,7 @@ class Model:
             key = path.removeprefix(above + "/").partition("/")[0]
             if container is not None and container.catches and key.isdigit():
                 element = f"{above}/{key}/"
+                self.broken += (element,)
                 self.open = {name: step for name, step in self.open.items() if not name.startswith(element)}
                 return
 
@@ -164,7 +167,7 @@ class Model:
         own = {saga.steps[index].name for index in (*scope.indices, *scope.planned)}
         for path in self.spawned | self.settled:
             if path.startswith(container + "/") and not any(path == other or path.startswith(other + "/") for other in own):
-                assert path in self.settled, f"{step.name} before {path}"
+                assert path in self.settled or path.startswith(self.broken), f"{step.name} before {path}"
                 entering = min(entering, self.ttl_of[path])
         return entering
 

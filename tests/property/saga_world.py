@@ -566,7 +566,7 @@ class World:
     def run(self, tape: Sequence[int], limit: int = 3_000) -> None:
         """Let `tape` choose what happens, then let an obliging world bring it to its end."""
         for number in tape:
-            choices = self.choices(MOODS[number % len(MOODS)]) or self.choices("wild")
+            choices = self.choices(MOODS[number % len(MOODS)]) or self.choices("rough")
             choices[number // len(MOODS) % len(choices)]()
         for _ in range(limit):
             if self.saga.status != "running" and not self.emissions:

@@ -2,18 +2,94 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from saga_plans import Random, nested_plans, planner
-from saga_world import World
+from saga_world import TRANSACTION, World
 
-SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=300, suppress_health_check=list(HealthCheck))
+from bitactor.errors import StoreError
+from bitactor.saga import Recovered, Saga
+
+SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=800, suppress_health_check=list(HealthCheck))
+FEW = settings(SETTINGS, max_examples=60)
 TAPES = st.lists(st.integers(0, 2**16), max_size=100)
+LONG_TAPES = st.lists(st.integers(0, 2**16), min_size=60, max_size=200)
+BUDGETS = st.integers(0, 30)
+DEADLINES = st.sampled_from([None, 5.0])
 
 
 @SETTINGS
-@given(given_=nested_plans(), tape=TAPES, ttl=st.integers(0, 30), deadline=st.sampled_from([None, 5.0]))
+@given(random=nested_plans(), tape=TAPES, ttl=BUDGETS, deadline=DEADLINES)
 def test_whatever_happens_to_nested_steps_the_saga_stays_consistent_and_ends(
-    given_: Random, tape: list[int], ttl: int, deadline: float | None
+    random: Random, tape: list[int], ttl: int, deadline: float | None
 ) -> None:
-    World(given_.plan, ttl=ttl, deadline_s=deadline, planner=planner).run(tape)
+    World(random.plan, ttl=ttl, deadline_s=deadline, planner=planner).run(tape)
+
+
+@settings(SETTINGS, max_examples=300)
+@given(random=nested_plans(), tape=LONG_TAPES, ttl=st.integers(8, 60))
+def test_and_when_more_happens(random: Random, tape: list[int], ttl: int) -> None:
+    World(random.plan, ttl=ttl, planner=planner).run(tape)
+
+
+@FEW
+@given(random=nested_plans(), tape=TAPES, ttl=st.integers(3, 30))
+def test_every_prefix_of_a_nested_journal_folds_to_the_live_state_and_can_be_taken_over(
+    random: Random, tape: list[int], ttl: int
+) -> None:
+    world = World(random.plan, ttl=ttl, planner=planner)
+    world.run(tape)
+    live = Saga(random.plan, TRANSACTION)
+    for length, pulse in enumerate(world.journal, 1):
+        live.evolve(pulse)
+        saga = Saga.fold(random.plan, world.journal[:length])
+        assert saga.snapshot() == live.snapshot()
+        saga.react(Recovered("n2", saga.epoch + 1), world.now_ns)
+        assert saga.in_flight or not saga.open or saga.commands, "nothing would ever happen again"
+
+
+@FEW
+@given(random=nested_plans(), tape=TAPES, ttl=st.integers(3, 30), where=st.integers(0, 10**6))
+def test_a_damaged_nested_journal_is_refused(random: Random, tape: list[int], ttl: int, where: int) -> None:
+    world = World(random.plan, ttl=ttl, planner=planner)
+    world.run(tape)
+    journal = world.journal
+    at = where % len(journal)
+    with pytest.raises(StoreError):
+        Saga.fold(random.plan, [*journal[: at + 1], *journal[at:]])
+    if at < len(journal) - 1:
+        with pytest.raises(StoreError):
+            Saga.fold(random.plan, [*journal[:at], *journal[at + 1 :]])
+    for damaged in _hidden_damage(journal, at):
+        try:
+            Saga.fold(random.plan, damaged)
+        except StoreError:
+            continue
+
+
+def _hidden_damage(journal: list[Any], at: int) -> list[list[Any]]:
+    """Damage that leaves no gap: what cannot be seen may be read, but it must not crash who reads it."""
+    one = journal[at]
+    return [
+        [*journal[:at], *(pulse._replace(seq=pulse.seq - 1) for pulse in journal[at + 1 :])],
+        [*journal[: at + 1], *(pulse._replace(seq=pulse.seq + 1) for pulse in journal[at:])],
+        *(
+            [*journal[:at], one._replace(kind=kind), *journal[at + 1 :]]
+            for kind in ("spawned", "completed", "skipped", "failed", "undone", "finished", "halted", "resumed", "retried", "late")
+        ),
+        *(
+            [*journal[:at], one._replace(data=data), *journal[at + 1 :]]
+            for data in (None, {}, {"opening": [["x", 7, []]]}, {"planned": [["d0", "x", {}, []]]}, {"opening": 3}, {"delivery": 9})
+        ),
+        *(
+            [*journal[:at], one._replace(step=step), *journal[at + 1 :]]
+            for step in ("", "nobody", journal[_elsewhere(journal, at)].step)
+        ),
+    ]
+
+
+def _elsewhere(journal: list[Any], at: int) -> int:
+    return (at * 7 + 3) % len(journal)

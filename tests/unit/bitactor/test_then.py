@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from saga_driver import FAULT, Driver
 
 from bitactor import Context, DefinitionError, DuplicateName, Halt, Input, InvalidOutcome, Result, Value, Workflow
 from bitactor.arguments import Element
@@ -193,6 +194,23 @@ def test_who_was_not_required_and_is_in_doubt_does_not_hold_up_what_is_planned_a
     trace = run_workflow(workflow, faults={"perhaps": Hang()})
     assert trace.status == "completed"
     assert "completed more" in trace.kinds
+
+
+def test_nor_does_one_that_turned_out_not_to_have_happened() -> None:
+    workflow = Workflow("w", ttl=20)
+
+    @workflow.deferred(spawn="inline")
+    def more() -> int:
+        return 1
+
+    workflow.step(name="perhaps", spawn="thread", timeout=1.0, required=False)(lambda: 1)
+    workflow.step(name="go", spawn="thread", after=["perhaps"])(lambda: 1)
+    driver = Driver(workflow)
+    late = driver.reply("perhaps", "fail", fault=FAULT)
+    driver.expire("perhaps")
+    driver.feed(Replied(driver.saga.by_name["perhaps"], late))
+    driver.answer("go", 1, planned=pack(Then(1, [more.planned("more", after=["perhaps"])]).data()))
+    assert driver.flying == ["more"]
 
 
 def test_everything_a_declared_step_says_holds_for_its_planned_copies_too() -> None:
