@@ -114,7 +114,8 @@ class Undoing(Telling):
     def _waits_inside(self, index: int) -> bool:
         """Whether it is a function that waits for the steps it is around."""
         step = self.steps[index]
-        return step.surrounding is not None and step.scope is not None and self.progress[step.scope.container].proceeding
+        progress = None if step.scope is None else self.progress.get(step.scope.container)
+        return step.surrounding is not None and progress is not None and progress.proceeding
 
     def _pause_around(self, index: int, now_ns: int) -> None:
         self._tell_step(index, HALTED, now_ns, data={"reason": ""})

@@ -338,6 +338,8 @@ class World:
         current = self.flights.get((delivery.path, delivery.direction))
         in_time = current == delivery and delivery.epoch == self.saga.epoch
         refused = nonsense and (reply.outcome != "ok" or self.saga.takes_more(delivery.step))
+        if in_time and self._waits_inside(delivery):
+            refused = refused or self.saga._leaves(delivery.step, reply)
         if in_time:
             del self.flights[delivery.path, delivery.direction]
             self.ended.append(delivery)
@@ -352,7 +354,7 @@ class World:
                 facts.unknown.discard(run)
         self.replies.append((delivery.step, delivery.path, reply))
         pulses = self.feed(Replied(delivery.step, reply))
-        if refused and reply.outcome == "ok" and in_time:
+        if refused and reply.outcome in ("ok", "continue") and in_time:
             assert any(pulse.kind == "failed" and pulse.step == delivery.path for pulse in pulses), "took nonsense"
 
     def _learn_not_happened(self, delivery: Delivery, in_time: bool) -> None:
