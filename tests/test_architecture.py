@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,9 +60,18 @@ def module_name(path: Path) -> str:
 ALL_MODULES = {module_name(path): path for package in PACKAGES for path in sources(package)}
 
 
-def imports(path: Path) -> Iterator[Import]:
-    importer = module_name(path)
-    is_package = path.name == "__init__.py"
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Every module of ours, parsed once for all tests."""
+    return {name: ast.parse(path.read_text()) for name, path in ALL_MODULES.items()}
+
+
+def in_package(module: str, package: str) -> bool:
+    return module.partition(".")[0] == package
+
+
+def imports(importer: str) -> Iterator[Import]:
+    is_package = ALL_MODULES[importer].name == "__init__.py"
 
     def walk(node: ast.AST, in_function: bool, for_types: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
@@ -86,11 +96,16 @@ def imports(path: Path) -> Iterator[Import]:
                     yield Import(importer, inner if inner in ALL_MODULES else base, child.lineno, inside, for_types)
             yield from walk(child, inside, for_types)
 
-    yield from walk(ast.parse(path.read_text()), False, False)
+    yield from walk(trees()[importer], False, False)
+
+
+@cache
+def every_import() -> list[Import]:
+    return [found for importer in trees() for found in imports(importer)]
 
 
 def all_imports(package: str) -> list[Import]:
-    return [found for path in sources(package) for found in imports(path)]
+    return [found for found in every_import() if in_package(found.importer, package)]
 
 
 def test_this_test_sees_something() -> None:
@@ -145,21 +160,34 @@ def test_imports_are_at_the_top(package: str) -> None:
     assert not wrong
 
 
+def last_name(called: ast.expr) -> str:
+    """`c` of `a.b.c(…)` and of `c(…)`; a call of anything else has no name."""
+    match called:
+        case ast.Name(name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+@cache
+def every_call() -> list[tuple[str, str, int]]:
+    """Who calls, what, and in which line."""
+    found = ((caller, node) for caller, tree in trees().items() for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return [(caller, last_name(node.func), node.lineno) for caller, node in found]
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_nothing_is_imported_by_call(package: str) -> None:
     wrong = []
-    for path in sources(package):
-        for node in ast.walk(ast.parse(path.read_text())):
-            called = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
-            hidden = called == "import_module" and package != "mesh" and module_name(path) not in COMMAND
-            if called in ("__import__", "exec", "eval") or hidden:
-                wrong.append(f"{module_name(path)}:{node.lineno} calls {called}")
+    for caller, called, line in every_call():
+        hidden = called == "import_module" and package != "mesh" and caller not in COMMAND
+        if in_package(caller, package) and (called in ("__import__", "exec", "eval") or hidden):
+            wrong.append(f"{caller}:{line} calls {called}")
     assert not wrong
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_there_are_no_import_cycles(package: str) -> None:
-    graph: dict[str, set[str]] = {name: set() for name in ALL_MODULES if name.partition(".")[0] == package}
+    graph: dict[str, set[str]] = {name: set() for name in ALL_MODULES if in_package(name, package)}
     for found in all_imports(package):
         if not found.for_types_only and found.module in graph and found.module != found.importer:
             graph[found.importer].add(found.module)
