@@ -1,10 +1,23 @@
-"""Fixtures that many suites share."""
+"""Fixtures that many suites share, and how properties are searched."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+from tests.amounts import LONG
+
+FAILURES = Path(__file__).parents[1] / ".hypothesis" / "failures"
+"""What a long run found, as examples; the next one begins with them."""
+
+settings.register_profile("quick", deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "long", deadline=None, derandomize=False, database=DirectoryBasedExampleDatabase(FAILURES), print_blob=True
+)
+settings.load_profile("long" if LONG else "quick")
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from bitactor.codec import Packed, encode_token
@@ -15,6 +15,7 @@ from bitactor.errors import DuplicateTransaction, StaleOwner, StoreError
 from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
 from bitactor.pulse import KINDS, STATUSES, Pulse
 from mesh.stores import MemoryStore, SqliteStore
+from tests.amounts import examples
 from tests.store_writes import Loop, Told, first, fresh, hop, last, pulse
 
 STORES: dict[str, Callable[[Path, Loop], Store]] = {
@@ -300,7 +301,7 @@ _pulses = st.builds(
 _stories = st.lists(st.lists(st.lists(_pulses, min_size=1, max_size=4), min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@examples(quick=30, long=500, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(stories=_stories, root=_texts, workflow=_texts, status=st.sampled_from(STATUSES), interleaved=st.booleans())
 def test_any_pulse_comes_back_as_it_was(
     journal: Journal, stories: list[list[list[Pulse]]], root: str, workflow: str, status: str, interleaved: bool

@@ -5,23 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from saga_plans import Random, nested_plans, planner
 from saga_world import TRANSACTION, World
 
 from bitactor.errors import StoreError
 from bitactor.saga import Recovered, Saga
+from tests.amounts import examples
 
-SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=800, suppress_health_check=list(HealthCheck))
-FEW = settings(SETTINGS, max_examples=60)
+MANY = examples(quick=100, long=4_000, suppress_health_check=list(HealthCheck))
+LONGER = examples(quick=40, long=2_000, suppress_health_check=list(HealthCheck))
+FEW = examples(quick=20, long=500, suppress_health_check=list(HealthCheck))
 TAPES = st.lists(st.integers(0, 2**16), max_size=100)
 LONG_TAPES = st.lists(st.integers(0, 2**16), min_size=60, max_size=200)
 BUDGETS = st.integers(0, 30)
 DEADLINES = st.sampled_from([None, 5.0])
 
 
-@SETTINGS
+@MANY
 @given(random=nested_plans(), tape=TAPES, ttl=BUDGETS, deadline=DEADLINES)
 def test_whatever_happens_to_nested_steps_the_saga_stays_consistent_and_ends(
     random: Random, tape: list[int], ttl: int, deadline: float | None
@@ -29,7 +31,7 @@ def test_whatever_happens_to_nested_steps_the_saga_stays_consistent_and_ends(
     World(random.plan, ttl=ttl, deadline_s=deadline, planner=planner).run(tape)
 
 
-@settings(SETTINGS, max_examples=300)
+@LONGER
 @given(random=nested_plans(), tape=LONG_TAPES, ttl=st.integers(8, 60))
 def test_and_when_more_happens(random: Random, tape: list[int], ttl: int) -> None:
     World(random.plan, ttl=ttl, planner=planner).run(tape)

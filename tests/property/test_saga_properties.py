@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from saga_world import TRANSACTION, World
 
@@ -13,8 +13,10 @@ from bitactor import Backoff, Value, Workflow
 from bitactor.errors import StoreError
 from bitactor.plan import Plan
 from bitactor.saga import Recovered, Saga
+from tests.amounts import examples
 
-DETERMINISTIC = settings(derandomize=True, deadline=None, database=None, max_examples=250, suppress_health_check=list(HealthCheck))
+MANY = examples(quick=100, long=4_000, suppress_health_check=list(HealthCheck))
+FEW = examples(quick=20, long=500, suppress_health_check=list(HealthCheck))
 
 
 def _declare(name: str, options: dict[str, Any], workflow: Workflow) -> None:
@@ -62,13 +64,13 @@ def plans(draw: st.DrawFn) -> Plan:
 TAPES = st.lists(st.integers(0, 2**16), max_size=70)
 
 
-@DETERMINISTIC
+@MANY
 @given(plan=plans(), tape=TAPES, ttl=st.integers(0, 12), deadline=st.sampled_from([None, 5.0]))
 def test_whatever_happens_the_saga_stays_consistent_and_ends(plan: Plan, tape: list[int], ttl: int, deadline: float | None) -> None:
     World(plan, ttl=ttl, deadline_s=deadline).run(tape)
 
 
-@settings(DETERMINISTIC, max_examples=60)
+@FEW
 @given(plan=plans(), tape=TAPES, ttl=st.integers(3, 12), where=st.integers(0, 10**6))
 def test_a_damaged_journal_is_refused(plan: Plan, tape: list[int], ttl: int, where: int) -> None:
     world = World(plan, ttl=ttl)
@@ -88,7 +90,7 @@ def test_a_damaged_journal_is_refused(plan: Plan, tape: list[int], ttl: int, whe
             continue
 
 
-@settings(DETERMINISTIC, max_examples=60)
+@FEW
 @given(plan=plans(), tape=st.lists(st.integers(0, 2**16), max_size=25), ttl=st.integers(3, 12))
 def test_every_prefix_of_a_journal_can_be_taken_over(plan: Plan, tape: list[int], ttl: int) -> None:
     """A crash after any pulse at all, also in the middle of what one stimulus did."""

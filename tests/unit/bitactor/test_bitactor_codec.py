@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -37,8 +37,9 @@ from bitactor.codec import (
 )
 from bitactor.pulse import Pulse
 from bitactor.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
+from tests.amounts import examples
 
-QUICK = settings(derandomize=True, deadline=None, database=None, max_examples=150, suppress_health_check=list(HealthCheck))
+MANY = examples(quick=100, long=3_000, suppress_health_check=list(HealthCheck))
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.uuids()
@@ -76,7 +77,7 @@ class Model(BaseModel):
     tags: set[str]
 
 
-@QUICK
+@MANY
 @given(VALUES)
 def test_values_come_back(value: Any) -> None:
     token = encode_token(value)
@@ -206,7 +207,7 @@ def test_every_message_comes_back(message: Any) -> None:
     assert type(again) is type(message)
 
 
-@QUICK
+@MANY
 @given(st.text(), st.integers(0, 2**40), VALUES, st.lists(st.tuples(st.text(), VALUES), max_size=3))
 def test_replies_of_all_values_come_back(text: str, number: int, value: Any, emits: list[tuple[str, Any]]) -> None:
     tokens = tuple((name, encode_token(emitted)) for name, emitted in emits)
@@ -214,7 +215,7 @@ def test_replies_of_all_values_come_back(text: str, number: int, value: Any, emi
     assert decode_message(encode_message(reply)) == reply
 
 
-@QUICK
+@MANY
 @given(VALUES, st.text(), st.integers(0, 2**62))
 def test_pulses_come_back(value: Any, text: str, number: int) -> None:
     pulse = PULSE._replace(token_out=encode_token(value), error=text, step=text, seq=number)

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import bitactor
@@ -18,8 +18,9 @@ from bitactor.errors import InvalidInput, RemoteError, WorkflowFailed, suggest
 from bitactor.ids import hop_id, hop_salt, idempotency_key, join_hop_id, path_code, transaction_span_id
 from bitactor.signal import Fault, Signal
 from bitactor.testing import FakeClock, RecordingSink, SequentialIds
+from tests.amounts import examples
 
-QUICK = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+MANY = examples(quick=100, long=2_000)
 TRANSACTION = "0190" * 8
 
 
@@ -45,7 +46,7 @@ def test_an_id_is_never_all_zero() -> None:
     assert join_hop_id(code, code) == "0" * 15 + "1"
 
 
-@QUICK
+@MANY
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_hop_ids_have_sixteen_digits(salt: int, code: int) -> None:
     assert re.fullmatch("[0-9a-f]{16}", join_hop_id(salt, code))
@@ -65,7 +66,7 @@ def test_idempotency_keys() -> None:
 # Policies and outcomes
 
 
-@QUICK
+@MANY
 @given(st.integers(1, 2_000), st.floats(0, 1), st.floats(0, 1))
 def test_backoff_grows_to_its_cap(failures: int, fraction: float, jitter: float) -> None:
     backoff = Backoff(0.1, 2.0, 5.0, jitter)

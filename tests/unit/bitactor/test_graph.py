@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
@@ -30,6 +30,7 @@ from bitactor import (
 from bitactor.patterns import Cache, CircuitBreaker, Fallback, RateLimit, RetryPolicy, Timeout
 from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.testing import run_workflow
+from tests.amounts import examples
 
 
 class Order(BaseModel):
@@ -409,7 +410,7 @@ PARTS: Mapping[str, Callable[[Workflow, str, str, Workflow], Any]] = {
 }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(quick=50, long=1_000, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(st.sampled_from(sorted(PARTS)), st.integers(0, 30), st.text("aäz '\"-→", min_size=1, max_size=4)), max_size=7

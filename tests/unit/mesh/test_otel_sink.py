@@ -30,6 +30,7 @@ from mesh.sinks.otlp import SpanEncoder
 from mesh.sinks.record import CONSUMER, INTERNAL, SpanRecord
 from mesh.sinks.spans import MAX_EVENTS, MAX_LINKS, SpanAssembler
 from mesh.sinks.traceparent import parse_traceparent
+from tests.amounts import examples
 from tests.otlp_receiver import OtlpReceiver, wait_until
 from tests.pulse_log import BORN_NS, MS, PulseLog, chain, eventful
 
@@ -366,6 +367,7 @@ def test_a_compensation_after_a_timeout_is_told_on_the_same_span() -> None:
     assert (record.failed, record.attributes["bitactor.outcome"]) == (False, "compensated")
 
 
+@examples(quick=100, long=1_000)
 @given(st.permutations(eventful().pulses), st.integers(1, 20))
 def test_any_order_and_any_part_is_survived(pulses: list[Pulse], length: int) -> None:
     assembler = SpanAssembler(max_transactions=2)

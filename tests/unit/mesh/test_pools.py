@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -13,6 +12,7 @@ from bitactor.signal import FORWARD, UNDO
 from mesh.config import settings
 from mesh.line import Line, urgency
 from mesh.pools import GONE, HELD, LENT, NEW, RETURNING, WAITING, Claim, Pool, Pools
+from tests.amounts import examples
 
 
 class Recorded(Claim):
@@ -229,7 +229,7 @@ class Claiming(RuleBasedStateMachine):
 
 
 TestClaiming = Claiming.TestCase
-TestClaiming.settings = hypothesis_settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestClaiming.settings = examples(quick=100, long=3_000, stateful_step_count=40)
 
 
 # Declaring

@@ -18,6 +18,7 @@ from bitactor.codec import encode_token
 from bitactor.testing import run_workflow
 from mesh.waterfall import duration, render, show, to_json
 from mesh.waterfall_rows import traces
+from tests.amounts import examples
 from tests.pulse_log import MS, PulseLog, chain, eventful
 
 
@@ -210,6 +211,7 @@ def test_durations_have_three_digits(ns: int, text: str) -> None:
     assert duration(ns) == text
 
 
+@examples(quick=100, long=1_000)
 @given(st.lists(st.sampled_from(eventful().pulses), min_size=1), st.integers(10, 150), st.booleans())
 def test_any_part_of_a_log_can_be_drawn(pulses: list, width: int, ascii_only: bool) -> None:
     for line in lines(pulses, width, ascii_only=ascii_only):

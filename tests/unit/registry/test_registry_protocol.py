@@ -6,13 +6,13 @@ from collections import deque
 from concurrent.futures import Future
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from registry import AlreadyRegistered, Entry, HolderInUse, Loss, Notice, RegistryFull, Table, wire
 from registry.conversation import Conversation
 from registry.service import MAX_UNREAD_BYTES, Service
+from tests.amounts import examples
 
 MS = 1_000_000
 LEASE_MS = 1_500
@@ -586,4 +586,4 @@ def set_of(entries: tuple[Entry, ...]) -> set[tuple[str, str, int]]:
 
 
 TestTurmoil = Turmoil.TestCase
-TestTurmoil.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestTurmoil.settings = examples(quick=25, long=500, stateful_step_count=25)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from registry import AlreadyRegistered, InvalidEntry, Notice, NotRegistered, RegistryFull, Table
 from registry.limits import MAX_VALUE_BYTES, name_filter
 from registry.table import BUCKETS
+from tests.amounts import examples
 
 LEASE = 1_500_000_000
 
@@ -169,7 +170,7 @@ def test_limits_are_clear_errors_and_room_comes_back() -> None:
 
 
 @given(st.text("ab.*?[]!", max_size=6), st.text("ab.*", max_size=6))
-@settings(max_examples=200, deadline=None)
+@examples(quick=100, long=5_000)
 def test_patterns_are_fnmatch_patterns(pattern: str, name: str) -> None:
     assert name_filter(pattern)(name) == fnmatchcase(name, pattern)
 
@@ -284,4 +285,4 @@ class TableModel(RuleBasedStateMachine):
 
 
 TestTableModel = TableModel.TestCase
-TestTableModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestTableModel.settings = examples(quick=40, long=1_000, stateful_step_count=30)

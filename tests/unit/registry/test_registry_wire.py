@@ -6,11 +6,12 @@ from contextlib import suppress
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bitactor.errors import MalformedSignal, ProtocolError, SignalTooLarge, UnsupportedVersion
 from registry import Entry, wire
+from tests.amounts import examples
 
 MESSAGES: list[wire.RegistryMessage] = [
     wire.Hello(1, "node-1", b"12345678"),
@@ -76,7 +77,7 @@ def test_what_is_no_message_is_refused(frame: bytes, error: type[ProtocolError])
 
 
 @given(st.sampled_from(MESSAGES), st.data())
-@settings(max_examples=150, deadline=None)
+@examples(quick=100, long=3_000)
 def test_mutated_frames_are_messages_or_protocol_errors(message: wire.RegistryMessage, data: st.DataObject) -> None:
     frame = bytearray(wire.encode(message))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -86,7 +87,7 @@ def test_mutated_frames_are_messages_or_protocol_errors(message: wire.RegistryMe
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=150, deadline=None)
+@examples(quick=100, long=3_000)
 def test_random_rows_are_refused_as_protocol_errors(row: bytes) -> None:
     for decode in (wire.decode, wire.decode_entry, wire.decode_wish, wire.decode_detail):
         with suppress(ProtocolError):
@@ -94,7 +95,7 @@ def test_random_rows_are_refused_as_protocol_errors(row: bytes) -> None:
 
 
 @given(st.lists(st.integers(0, 70_000), max_size=40))
-@settings(max_examples=50, deadline=None)
+@examples(quick=50, long=1_000)
 def test_rows_are_divided_into_frames_without_loss(sizes: list[int]) -> None:
     rows = [b"x" * size for size in sizes]
     ranges = list(wire.in_frames(rows))

@@ -7,12 +7,13 @@ import contextvars
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pattern_calls import BOUND, Bench, Step, answering, turns
 
 from bitactor import Fail, Halt, Ok, Retry
 from bitactor.patterns import BatchFailed, Batching
+from tests.amounts import examples
 
 
 class Handler:
@@ -276,7 +277,7 @@ async def test_a_slow_step_is_no_item_yet() -> None:
 EVENTS = st.lists(st.one_of(st.just("call"), st.just("turn"), st.integers(0, 12), st.floats(0.0, 0.7)), max_size=40)
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=150)
+@examples(quick=100, long=3_000)
 @given(size=st.integers(1, 4), events=EVENTS)
 def test_every_item_is_handled_once_or_taken_back(size: int, events: list[Any]) -> None:
     async def scenario() -> None:

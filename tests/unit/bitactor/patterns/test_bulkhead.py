@@ -6,11 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pattern_calls import Bench, Step, turns
 
 from bitactor.patterns import Bulkhead, BulkheadFull
+from tests.amounts import examples
 
 
 async def test_so_many_at_once_and_so_many_wait() -> None:
@@ -113,7 +114,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=150)
+@examples(quick=100, long=3_000)
 @given(places=st.integers(1, 3), queue=st.integers(1, 3), events=EVENTS)
 def test_never_too_many_and_no_place_is_lost(places: int, queue: int, events: list[Any]) -> None:
     async def scenario() -> None:

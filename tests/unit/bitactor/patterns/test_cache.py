@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pattern_calls import Bench, Step, call, turns
 from pydantic import BaseModel
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from bitactor import DefinitionError, Fail, Halt, InvalidOutcome, Ok, Retry, UnknownArgument
 from bitactor.patterns import Cache
 from bitactor.then import Then
+from tests.amounts import examples
 
 
 class User(BaseModel):
@@ -233,7 +234,7 @@ async def test_who_waits_and_is_cancelled_disturbs_nobody() -> None:
     assert bench.tasks[1].cancelled() and step.cancelled == 0 and bench["waiting"] == 0
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=100)
+@examples(quick=100, long=2_000)
 @given(
     ttl=st.integers(1, 20),
     room=st.integers(1, 4),

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pattern_calls import Bench, Step, at, turns
 
 from bitactor import Fail, Halt, Retry
 from bitactor.patterns import CircuitBreaker, CircuitOpen, RateLimited
+from tests.amounts import examples
 
 
 async def fail(bench: Bench, times: int = 1, error: Callable[[], Exception] = ValueError) -> None:
@@ -331,4 +331,4 @@ class Circuit(RuleBasedStateMachine):
 
 
 TestCircuit = Circuit.TestCase
-TestCircuit.settings = settings(derandomize=True, deadline=None, database=None, max_examples=60, stateful_step_count=30)
+TestCircuit.settings = examples(quick=60, long=1_000, stateful_step_count=30)

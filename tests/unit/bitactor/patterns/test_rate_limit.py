@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pattern_calls import Bench, Step, answering, at, turns
 
 from bitactor.patterns import RateLimit, RateLimited
+from tests.amounts import examples
 
 
 def starts(bench: Bench, count: int) -> list[float]:
@@ -149,7 +150,7 @@ async def test_a_limit_is_shared_by_all_calls_under_way() -> None:
 EVENTS = st.lists(st.one_of(st.just("call"), st.integers(0, 9), st.floats(0.0, 2.0)), max_size=40)
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=150)
+@examples(quick=100, long=3_000)
 @given(rate=st.floats(0.3, 20.0), burst=st.integers(1, 4), events=EVENTS)
 def test_never_more_than_the_burst_and_the_rate_in_any_stretch_of_time(
     rate: float, burst: int, events: list[str | int | float]
