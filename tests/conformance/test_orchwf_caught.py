@@ -148,10 +148,10 @@ async def test_fan_out_is_linear() -> None:
         async with Mesh(workflow) as mesh:
             best = float("inf")
             for _ in range(4):
-                before = time.perf_counter()
+                before = time.process_time()
                 transaction = await mesh.stimulate(workflow)
                 assert await transaction.result(BOUND) == 100 * width
-                best = min(best, (time.perf_counter() - before) / width)
+                best = min(best, (time.process_time() - before) / width)
             return best
 
     assert await cost(1_000) < 5 * await cost(50)

@@ -328,9 +328,9 @@ async def test_cost_of_many_steps(shape: str) -> None:
             await (await mesh.stimulate(workflow, {"start": 0})).result(BOUND)
             best = float("inf")
             for _ in range(5):
-                before = time.perf_counter()
+                before = time.process_time()
                 await (await mesh.stimulate(workflow, {"start": 0})).result(BOUND)
-                best = min(best, (time.perf_counter() - before) / count)
+                best = min(best, (time.process_time() - before) / count)
             return best
 
     assert await cost(1_000) < 8 * await cost(20)
@@ -344,9 +344,9 @@ async def test_bigger_batches() -> None:
         async with Mesh(workflow) as mesh:
             best = float("inf")
             for _ in range(3):
-                before = time.perf_counter()
+                before = time.process_time()
                 await (await mesh.stimulate(workflow)).result(BOUND * 3)
-                best = min(best, time.perf_counter() - before)
+                best = min(best, time.process_time() - before)
             return best
 
     assert await cost(5_000) < 3 * await cost(50)
