@@ -4,13 +4,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint benchmark conformance build clean
+.PHONY: demo test test-long drill lint benchmark conformance build clean
 
 demo: $(VENV)/runs
 	$(BIN)/bitactor demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The same tests with large numbers, other ones each time; what fails is kept in .hypothesis/ and tried first in the next run.
+test-long: lint
+	TEST_LONG=1 $(BIN)/python -m pytest
+
+# Loads of minutes.
+drill: $(VENV)/develops
+	$(BIN)/python -m pytest -m drill -s
 
 lint: $(VENV)/develops
 	$(BIN)/ruff check .
