@@ -25,6 +25,7 @@ lint: $(VENV)/develops
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What is measured beside others (DBOS) needs them too: `.venv/bin/pip install --group peers`.
 benchmark: $(VENV)/develops
 	$(BIN)/python -m benchmarks
 
