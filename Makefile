@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CORES ?= --numprocesses logical --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-long drill lint benchmark conformance build clean
 
@@ -10,11 +11,11 @@ demo: $(VENV)/runs
 	$(BIN)/bitactor demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(CORES)
 
 # The same tests with large numbers, other ones each time; what fails is kept in .hypothesis/ and tried first in the next run.
 test-long: lint
-	TEST_LONG=1 $(BIN)/python -m pytest
+	TEST_LONG=1 $(BIN)/python -m pytest $(CORES)
 
 # Loads of minutes.
 drill: $(VENV)/develops
