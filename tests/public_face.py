@@ -32,7 +32,7 @@ from tests.e2e.support import turns, until
 LISTING = Path(__file__).parent / "public_face.json"
 MODULES = (
     "bitactor", "bitactor.errors", "bitactor.ids", "bitactor.patterns", "bitactor.ports", "bitactor.testing", "mesh",
-    "mesh.ingress.server", "mesh.ready.http_errors", "mesh.ready.resources.cache", "mesh.ready.resources.database",
+    "mesh.ingress.http", "mesh.ingress.server", "mesh.ready.http_errors", "mesh.ready.resources.cache", "mesh.ready.resources.database",
     "mesh.ready.resources.http", "mesh.ready.steps.files", "mesh.ready.steps.http", "mesh.ready.steps.subprocess", "mesh.sinks",
     "mesh.testing", "pytest_bitactor", "registry",
 )  # fmt: skip
