@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,25 @@ import pytest
 
 from bitactor import Workflow, WorkflowFailed
 from mesh import Mesh, Transaction
-from tests.e2e.support import BOUND, audit
+from tests.e2e.support import BOUND, finish
+
+
+@asynccontextmanager
+async def finished(workflow: Workflow, value: Any = None, **options: Any) -> AsyncIterator[Transaction]:
+    """The workflow's transaction, ended, in a mesh of its own that is open meanwhile; its journal folds to what it is."""
+    async with Mesh(workflow, **options) as mesh:
+        yield await finish(mesh, workflow, value)
 
 
 async def ran(workflow: Workflow, value: Any = None, **options: Any) -> Transaction:
-    """The workflow's transaction, ended, in a mesh of its own; its journal folds to what it is."""
-    async with Mesh(workflow, **options) as mesh:
-        transaction = await mesh.stimulate(workflow, value)
-        await transaction.ended(BOUND)
-        audit(transaction)
+    """The same when the mesh is closed again; a file's journal can then no longer be read."""
+    async with finished(workflow, value, **options) as transaction:
         return transaction
 
 
 async def result_of(workflow: Workflow, value: Any = None, **options: Any) -> Any:
     """What a workflow that completes comes to."""
-    async with Mesh(workflow, **options) as mesh:
-        transaction = await mesh.stimulate(workflow, value)
-        result = await transaction.result(BOUND)
-        audit(transaction)
-        return result
+    return await (await ran(workflow, value, **options)).result()
 
 
 async def failure_of(transaction: Transaction) -> WorkflowFailed:
@@ -79,12 +80,3 @@ class Meeting:
             self._all.set()
         async with asyncio.timeout(BOUND):
             await self._all.wait()
-
-
-def raising(error: BaseException) -> Callable[..., Any]:
-    """A function that raises this."""
-
-    def raises() -> None:
-        raise error
-
-    return raises

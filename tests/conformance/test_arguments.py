@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from bitactor import (
     CycleError,
@@ -20,6 +20,7 @@ from bitactor import (
     InvalidInput,
     MissingReturn,
     Ok,
+    RemoteError,
     Result,
     UnknownArgument,
     Value,
@@ -27,7 +28,7 @@ from bitactor import (
 )
 from mesh import Mesh
 from tests.conformance.claims import claim
-from tests.conformance.support import Meeting, failure_of, journal, ran, result_of
+from tests.conformance.support import Meeting, failure_of, finished, journal, ran, result_of
 from tests.e2e.support import BOUND, told, until
 
 
@@ -358,7 +359,7 @@ async def test_no_level_barriers() -> None:
 
 
 @claim("Arguments", "A slow sibling never delays a fast chain.")
-async def test_a_slow_sibling() -> None:
+async def test_a_slow_sibling(store: str) -> None:
     workflow = Workflow("fast chain", input={"start": int})
     go = asyncio.Event()
 
@@ -372,7 +373,7 @@ async def test_a_slow_sibling() -> None:
         workflow.step(name=f"s{number}", bind={"value": Input("start") if before == "start" else Result(before)})(plus_one)
         before = f"s{number}"
 
-    async with Mesh(workflow) as mesh:
+    async with Mesh(workflow, store=store) as mesh:
         transaction = await mesh.stimulate(workflow, {"start": 0})
         await until(lambda: "completed s5" in told(transaction))
         assert transaction.status == "running" and transaction.results()["s5"] == 6
@@ -386,13 +387,16 @@ async def plus_one(value: int) -> int:
 
 
 @claim("Arguments", "Steps whose result nobody uses still run.")
-async def test_unused_results() -> None:
+@pytest.mark.parametrize("said", [False, True])
+async def test_unused_results(store: str, said: bool) -> None:
     workflow = Workflow("unused")
     workflow.step(name="audit")(lambda: "kept")
-    workflow.step(name="answer")(lambda: 42)
-    transaction = await ran(workflow)
-    assert await transaction.result() == 42 and transaction.results()["audit"] == "kept"
-    assert sorted(journal(transaction, "completed")) == ["answer", "audit"]
+    answer = workflow.step(name="answer")(lambda: 42)
+    if said:
+        workflow.returns(answer)
+    async with finished(workflow, store=store) as transaction:
+        assert await transaction.result() == 42 and transaction.results()["audit"] == "kept"
+        assert sorted(journal(transaction, "completed")) == ["answer", "audit"]
 
 
 @claim("Arguments", "`inline` steps run on the supervisor's own turn.")
@@ -413,3 +417,54 @@ async def test_inline() -> None:
 
     assert await result_of(workflow) == 0, "the loop has not turned in between"
     assert set(here) == {threading.get_ident()}
+
+
+@claim("Arguments", "They are values: no two steps share a mutable object, on memory as on SQLite.")
+async def test_values(store: str) -> None:
+    workflow = Workflow("values", ttl=3)
+    kept: list[Any] = []
+
+    @workflow.step
+    async def gives() -> dict:
+        kept.append({"list": [1]})
+        return kept[0]
+
+    @workflow.step
+    async def spoils(gives: dict) -> str:
+        gives["list"].append("spoilt")
+        kept[0]["list"].append("spoilt too")
+        return "x"
+
+    @workflow.step(after=["spoils"])
+    async def looks(gives: dict) -> dict:
+        return gives
+
+    assert await result_of(workflow, store=store) == {"list": [1]}
+
+
+class Picky(BaseModel):
+    x: int
+
+    @field_validator("x")
+    @classmethod
+    def check(cls, value: int) -> int:
+        raise LookupError("a validator may raise anything")
+
+
+@claim("Arguments", "Whatever a model of the user's raises on being made is the failure of the step that wanted it.")
+async def test_a_model_that_refuses_in_its_own_way(store: str) -> None:
+    workflow = Workflow("picky", ttl=2)
+
+    @workflow.step
+    async def gives() -> dict:
+        return {"x": 1}
+
+    @workflow.step
+    async def takes(gives: Picky) -> None:
+        raise AssertionError("never called")
+
+    async with Mesh(workflow, store=store) as mesh:
+        transactions = [await mesh.stimulate(workflow) for _ in range(3)]
+        for transaction in transactions:
+            assert await transaction.ended(BOUND) == "compensated"
+            assert isinstance(transaction.errors()[0], LookupError | RemoteError)

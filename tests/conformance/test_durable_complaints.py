@@ -19,14 +19,14 @@ from typing import Any
 
 import pytest
 
-from bitactor import Backoff, Halt, InvalidInput, Retry, SignalTooLarge, Value, Workflow
+from bitactor import Backoff, Halt, InvalidInput, SignalTooLarge, Value, Workflow
 from bitactor.codec import MAX_TOKEN_BYTES
 from bitactor.errors import Unroutable
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import ROOT, Notes, begin, dying, dying_beside
 from tests.conformance.support import failure_of
-from tests.e2e.support import BOUND, audit, chain, finish, placed, told, undone, until
+from tests.e2e.support import BOUND, audit, chain, finish, placed, told, until
 
 SECTION = "What users of durable systems complain of"
 
@@ -286,22 +286,6 @@ async def test_who_blocks_the_loop(where: str, caplog: pytest.LogCaptureFixture)
     assert "'blocking/blocks'" in said and "in blocks" in said and "time.sleep" in said
 
 
-@claim(SECTION, "Cancelling a run that is waiting for a retry does nothing.")
-async def test_cancelling_a_wait() -> None:
-    workflow = Workflow("waiting")
-    workflow.step(name="a")(lambda: None).undo(lambda: None)
-
-    @workflow.step(retries=5)
-    async def later(a: None) -> Retry:
-        return Retry(after=3600)
-
-    async with Mesh(workflow) as mesh:
-        transaction = await mesh.stimulate(workflow)
-        await until(lambda: "retried later" in told(transaction))
-        assert await transaction.cancel() == "cancelled"
-        assert undone(transaction) == ["a"] and told(transaction).count("spawned later") == 1
-
-
 @claim(SECTION, "A priority left unset is the highest.")
 async def test_an_unset_priority() -> None:
     order: list[str] = []
@@ -339,12 +323,28 @@ async def test_rows(sqlite: str) -> None:
 
 @claim(SECTION, "Fan-out of a thousand falls over.")
 async def test_fan_out_of_a_thousand(store: str) -> None:
-    workflow = Workflow("thousand", ttl=3)
+    """A thousand side by side, joined; then the same with a join that fails, and a thousand undos, last first."""
+    workflow = Workflow("thousand", input={"fail": bool}, ttl=4)
+    taken_back: list[int] = []
+
+    async def take_back(result: int) -> None:
+        taken_back.append(result)
+
     for number in range(1_000):
-        workflow.step(name=f"s{number}", bind={"number": Value(number)})(same)
+        workflow.step(name=f"s{number}", bind={"number": Value(number)})(same).undo(take_back)
     workflow.collect("all", [f"s{number}" for number in range(1_000)], transform=lambda found: sum(found.values()))
+
+    @workflow.step
+    async def joins(all: int, fail: bool) -> int:
+        if fail:
+            raise ValueError
+        return all
+
     async with Mesh(workflow, store=store) as mesh:
-        assert await (await mesh.stimulate(workflow)).result(BOUND * 3) == sum(range(1_000))
+        assert await (await mesh.stimulate(workflow, {"fail": False})).result(BOUND * 3) == sum(range(1_000))
+        transaction = await mesh.stimulate(workflow, {"fail": True})
+        assert await transaction.ended(BOUND * 3) == "compensated"
+        assert taken_back == list(range(999, -1, -1))
 
 
 async def same(number: int) -> int:

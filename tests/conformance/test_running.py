@@ -6,11 +6,12 @@ import asyncio
 import gc
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bitactor import DeadlineExceeded, Halt, InvalidInput, Workflow
+from bitactor import Context, DeadlineExceeded, Halt, InvalidInput, Workflow
 from bitactor.mermaid import mermaid
 from bitactor.testing import FakeClock
 from mesh import Mesh
@@ -19,6 +20,7 @@ from mesh.pools import Claim
 from mesh.run import Run
 from mesh.wheel import Timer
 from tests.conformance.claims import claim
+from tests.conformance.hostile import cyclic, deep
 from tests.conformance.support import Meeting, Peak, failure_of, ran, resident, result_of
 from tests.e2e.support import BOUND, audit, chain, finish, pass_time, spawned, turns, undone
 
@@ -239,7 +241,7 @@ async def test_mermaid_of_a_run() -> None:
 
 
 @claim("Running", "A transaction's caller may go away; it runs on to its end.")
-async def test_the_caller_goes_away() -> None:
+async def test_the_caller_goes_away(store: str) -> None:
     workflow = Workflow("orphan")
     go = asyncio.Event()
 
@@ -248,15 +250,51 @@ async def test_the_caller_goes_away() -> None:
         await go.wait()
         return "done"
 
-    async with Mesh(workflow) as mesh:
+    async with Mesh(workflow, store=store) as mesh:
         transaction = await mesh.stimulate(workflow)
         waiting = asyncio.ensure_future(transaction.result(BOUND))
         await turns()
         waiting.cancel()
-        await turns()
-        assert waiting.cancelled() and transaction.status == "running"
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert transaction.status == "running"
         go.set()
         assert await transaction.result(BOUND) == "done"
+
+
+@claim("Running", "Two meshes in one process do not mix, whatever the names and keys.")
+async def test_two_meshes_in_one_process_do_not_mix(tmp_path: Path) -> None:
+    workflow = Workflow("same name", ttl=1)
+
+    @workflow.step
+    async def who(ctx: Context) -> str:
+        return str(ctx.metadata.get("mesh"))
+
+    async with Mesh(workflow, store=f"sqlite:///{tmp_path}/a.db") as a, Mesh(workflow, store=f"sqlite:///{tmp_path}/b.db") as b:
+        ta = await a.stimulate(workflow, metadata={"mesh": "a"}, key="same")
+        tb = await b.stimulate(workflow, metadata={"mesh": "b"}, key="same")
+        assert (await ta.result(BOUND), await tb.result(BOUND)) == ("a", "b")
+        assert ta.id != tb.id
+
+
+@claim("Running", "Input and metadata that cannot be kept are refused at the stimulus, and nothing has begun.")
+async def test_what_cannot_be_kept_is_refused_at_the_stimulus(store: str) -> None:
+    workflow = Workflow("given", input={"x": (Any, None)}, ttl=1)
+
+    @workflow.step
+    async def only(x: Any) -> Any:
+        return x
+
+    async with Mesh(workflow, store=store) as mesh:
+        for metadata in ({"x": object()}, {"x": "\ud800"}, {"deep": deep()}):
+            with pytest.raises(InvalidInput, match="metadata"):
+                await mesh.stimulate(workflow, metadata=metadata)
+        for value in (object(), "\ud800", deep(), cyclic(), lambda: 1):
+            with pytest.raises(InvalidInput):
+                await mesh.stimulate(workflow, {"x": value})
+        assert mesh.node.about()["running"] == 0
+        transaction = await finish(mesh, workflow, {"x": {"fine": [1, 2]}}, metadata={"also": ["fine"]})
+        assert await transaction.result() == {"fine": [1, 2]}
 
 
 @claim("Running", "A slow step of one transaction does not delay other transactions.")

@@ -1,0 +1,129 @@
+"""Whatever user code raises, and wherever: it is that step's failure, and the mesh goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bitactor import Input, Workflow
+from mesh import Mesh
+from tests.conformance.claims import claim
+from tests.conformance.hostile import HOMES, RAISED
+from tests.conformance.support import failure_of
+from tests.e2e.support import finish, placed, told, undone
+
+
+@claim("Outcomes of a step", "Whatever it raises, exits and cancellations too, is its failure; what was done before is undone.")
+@claim("Where Reactor was caught", "A throw or an exit in a step crashed the caller, and nothing was undone.")
+@HOMES
+@RAISED
+async def test_a_step_raises(store: str, place: str, make: Callable[[], BaseException]) -> None:
+    workflow = Workflow("raising", ttl=2)
+    taken_back: list[Any] = []
+    workflow.step(name="before", spawn="inline")(lambda: 1).undo(lambda result: taken_back.append(result))
+
+    def breaks(before: int) -> None:
+        raise make()
+
+    workflow.step(name="breaks", spawn=place)(placed(place, breaks)).undo(lambda result: taken_back.append("not this"))
+    async with Mesh(workflow, store=store) as mesh:
+        transaction = await finish(mesh, workflow)
+        assert transaction.status == "compensated", transaction.errors()
+        assert (taken_back, undone(transaction)) == ([1], ["before"]), "a step that raised is known not to have happened"
+        kind = type(make())
+        if kind is StopIteration and place == "loop":
+            kind = RuntimeError
+        assert type((await failure_of(transaction)).__cause__) is kind
+        assert type(next(pulse for pulse in transaction.pulses() if pulse.kind == "failed").error) is str
+        assert mesh.node.about()["running"] == 0 and mesh.node.supervisor.healthy
+    if store.startswith("sqlite"):
+        async with Mesh(workflow, store=store) as mesh:
+            again = await mesh.transaction(transaction.id)
+            assert isinstance(again.errors()[0], BaseException)
+
+
+@claim("Compensation and undo", "`compensate` raising: reported beside the original error, then undo.")
+@HOMES
+@RAISED
+async def test_compensate_raises(store: str, place: str, make: Callable[[], BaseException]) -> None:
+    workflow = Workflow("considering", ttl=2)
+    taken_back: list[Any] = []
+    workflow.step(name="before", spawn="inline")(lambda: 1).undo(lambda result: taken_back.append(result))
+
+    def breaks(before: int) -> None:
+        raise ConnectionError("the step")
+
+    def consider(error: Exception) -> None:
+        raise make()
+
+    step = workflow.step(name="breaks", retries=1, spawn=place)(placed(place, breaks))
+    step.compensate(placed(place, consider))
+    step.undo(lambda result: taken_back.append("not this"))
+    async with Mesh(workflow, store=store) as mesh:
+        transaction = await finish(mesh, workflow)
+        assert (transaction.status, taken_back) == ("compensated", [1])
+        kind = RuntimeError if isinstance(make(), StopIteration) else type(make())
+        assert [type(error) for error in (await failure_of(transaction)).errors] == [ConnectionError, kind]
+        [failed] = [pulse.error or "" for pulse in transaction.pulses() if pulse.kind == "failed"]
+        assert "the step" in failed and "compensate" in failed
+        assert told(transaction).count("spawned breaks") == 1, "there was one more try, and nobody asked for it"
+
+
+@claim("Compensation and undo", "Whatever `undo` raises is collected; the rollback goes on, and the transaction ends `stuck`.")
+@claim("Where Reactor was caught", "An undo that raised crashed the caller in the middle of the rollback.")
+@HOMES
+@RAISED
+async def test_an_undo_raises(store: str, place: str, make: Callable[[], BaseException]) -> None:
+    workflow = Workflow("undo raising", ttl=3)
+    taken_back: list[Any] = []
+    workflow.step(name="before", spawn="inline")(lambda: 1).undo(lambda result: taken_back.append(result))
+
+    def made(before: int) -> int:
+        return 2
+
+    def unmake(result: int) -> None:
+        raise make()
+
+    workflow.step(name="made", spawn=place)(placed(place, made)).undo(placed(place, unmake))
+
+    @workflow.step(spawn="inline")
+    def breaks(made: int) -> None:
+        raise ValueError("first")
+
+    async with Mesh(workflow, store=store) as mesh:
+        transaction = await finish(mesh, workflow)
+        assert (transaction.status, taken_back) == ("stuck", [1])
+        errors = (await failure_of(transaction)).errors
+        assert isinstance(errors[0], ValueError) and len(errors) == 2
+
+
+@claim(
+    "Outcomes of a step", "Whatever `when`, a transform or `backoff` raises is that step's failure; of `backoff`, beside its own."
+)
+@RAISED
+@pytest.mark.parametrize("where", ["when", "transform", "backoff"])
+async def test_a_callback_of_the_supervisor_raises(store: str, where: str, make: Callable[[], BaseException]) -> None:
+    workflow = Workflow("deciding", input={"x": int}, ttl=2)
+
+    def broken(*given: Any) -> Any:
+        raise make()
+
+    def failing(x: int) -> None:
+        raise OSError("the step")
+
+    async def fine(x: int) -> int:
+        return x
+
+    if where == "when":
+        workflow.step(name="only", when=lambda x: broken())(fine)
+    elif where == "transform":
+        workflow.step(name="only", bind={"x": Input("x").map(broken)})(fine)
+    else:
+        workflow.step(name="only", retries=2, backoff=lambda error, attempt: broken())(failing)
+    async with Mesh(workflow, store=store) as mesh:
+        transaction = await finish(mesh, workflow, {"x": 1})
+        assert transaction.status == "compensated"
+        assert type(transaction.errors()[0]) is (OSError if where == "backoff" else type(make()))
+        assert mesh.node.about()["running"] == 0
