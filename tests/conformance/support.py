@@ -51,20 +51,6 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-class Peak:
-    """How many are inside at once, and were at most."""
-
-    def __init__(self) -> None:
-        self.now = self.most = 0
-
-    def __enter__(self) -> None:
-        self.now += 1
-        self.most = max(self.most, self.now)
-
-    def __exit__(self, *error: object) -> None:
-        self.now -= 1
-
-
 class Meeting:
     """Nobody leaves before so many have come: whoever waits alone waits for ever."""
 

@@ -14,8 +14,8 @@ from bitactor import Element, Halt, Result, Value, Workflow
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes, begin, dying_map
-from tests.conformance.support import Peak, failure_of, journal, ran, resident, result_of
-from tests.e2e.support import BOUND, audit, finish, told, undone, until
+from tests.conformance.support import failure_of, journal, ran, resident, result_of
+from tests.e2e.support import BOUND, Peak, audit, finish, told, undone, until
 
 
 @claim("Kinds: map", "It is over any iterable: an input, a step's result, or a value.")

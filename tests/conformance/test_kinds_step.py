@@ -15,9 +15,9 @@ from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes
-from tests.conformance.support import Peak, journal, ran
+from tests.conformance.support import journal, ran
 from tests.conformance.workers import deadly
-from tests.e2e.support import BOUND, pass_time, told, tombstones, turns, until
+from tests.e2e.support import BOUND, Peak, pass_time, told, tombstones, turns, until
 
 
 @claim("Kinds: step", "`retries` is 0 unless told otherwise.")

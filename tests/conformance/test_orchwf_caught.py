@@ -13,8 +13,8 @@ from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes, begin, dying
-from tests.conformance.support import Peak, journal, ran
-from tests.e2e.support import BOUND, pass_time, spawned, told, turns, until
+from tests.conformance.support import journal, ran
+from tests.e2e.support import BOUND, Peak, pass_time, spawned, told, turns, until
 
 
 @claim(

@@ -10,8 +10,8 @@ from bitactor.patterns import TooFewAnswers, parallel_fetch, parallel_map, scatt
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
-from tests.conformance.support import Peak, failure_of, ran, result_of
-from tests.e2e.support import BOUND, pass_time, turns, until
+from tests.conformance.support import failure_of, ran, result_of
+from tests.e2e.support import BOUND, Peak, pass_time, turns, until
 
 SECTION = "Resilience patterns"
 

@@ -26,8 +26,8 @@ from bitactor.patterns import (
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
-from tests.conformance.support import Peak, failure_of, ran, result_of
-from tests.e2e.support import BOUND, finish, pass_time, turns
+from tests.conformance.support import failure_of, ran, result_of
+from tests.e2e.support import BOUND, Peak, finish, pass_time, turns
 
 SECTION = "Resilience patterns"
 

@@ -21,8 +21,8 @@ from mesh.run import Run
 from mesh.wheel import Timer
 from tests.conformance.claims import claim
 from tests.conformance.hostile import cyclic, deep
-from tests.conformance.support import Meeting, Peak, failure_of, ran, resident, result_of
-from tests.e2e.support import BOUND, audit, chain, finish, pass_time, spawned, turns, undone
+from tests.conformance.support import Meeting, failure_of, ran, resident, result_of
+from tests.e2e.support import BOUND, Peak, audit, chain, finish, pass_time, spawned, turns, undone
 
 
 @claim("Running", "`max_concurrency` bounds how many hops of one transaction run at once; the caller may say another number.")

@@ -12,8 +12,8 @@ from bitactor import Continue, Halt, InvalidInput, InvalidOutcome, Retry, Workfl
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
-from tests.conformance.support import Peak, failure_of, finished, journal, ran
-from tests.e2e.support import BOUND, audit, finish, pass_time, placed, turns, undone, until
+from tests.conformance.support import failure_of, finished, journal, ran
+from tests.e2e.support import BOUND, Peak, audit, finish, pass_time, placed, turns, undone, until
 
 
 async def fails() -> None:

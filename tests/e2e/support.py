@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from bitactor import Workflow
@@ -111,3 +113,27 @@ async def finish(mesh: Mesh, workflow: Workflow, value: Any = None, **options: A
     await transaction.ended(BOUND)
     audit(transaction)
     return transaction
+
+
+class Peak:
+    """How many are inside at once, and were at most; from any thread."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self.now -= 1
+
+    @asynccontextmanager
+    async def outside(self) -> AsyncIterator[None]:
+        """For what is inside but waits."""
+        self.__exit__()
+        yield
+        self.__enter__()

@@ -7,8 +7,7 @@ import gc
 import os
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +21,9 @@ from mesh.actor import BitActor
 from mesh.pools import Claim
 from mesh.run import Run
 from tests.e2e.processes import PATIENCE, town
-from tests.e2e.support import BOUND, PLACES, audit, pass_time, placed, start, told, turns, undone, until
+from tests.e2e.support import BOUND, PLACES, Peak, audit, pass_time, placed, start, told, turns, undone, until
 
 ONE = {"one": 1}
-
-
-class Inside:
-    """Counts who is in user code, and how many there were at most; from any thread."""
-
-    def __init__(self) -> None:
-        self.now = self.most = 0
-        self.order: list[Any] = []
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self.now += 1
-            self.most = max(self.most, self.now)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self.now -= 1
-
-    @asynccontextmanager
-    async def outside(self) -> AsyncIterator[None]:
-        """For what is inside but waits."""
-        self.__exit__()
-        yield
-        self.__enter__()
 
 
 def gated(name: str = "gated", **options: Any) -> tuple[Workflow, asyncio.Event, list[Any]]:
@@ -81,7 +55,7 @@ def taken(mesh: Mesh, name: str = "one") -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("place", ["inline", "loop", "thread"])
 async def test_a_pool_bounds_hops_over_transactions_and_workflows(store: str, place: str) -> None:
-    inside, both = Inside(), threading.Barrier(2)
+    inside, both = Peak(), threading.Barrier(2)
     workflows = []
     for name in ("first", "second"):
         workflow = Workflow(name, ttl=2)
@@ -163,11 +137,11 @@ async def test_a_steps_priority_and_its_runs_are_added(store: str) -> None:
 
 
 async def test_max_concurrency_bounds_each_transaction(store: str) -> None:
-    insides: dict[str, Inside] = {}
+    insides: dict[str, Peak] = {}
     workflow = Workflow("wide", max_concurrency=3, ttl=2)
 
     async def works(ctx: Context) -> None:
-        with insides.setdefault(ctx.transaction, Inside()):
+        with insides.setdefault(ctx.transaction, Peak()):
             await turns(3)
 
     for number in range(12):
@@ -186,11 +160,11 @@ async def test_max_concurrency_bounds_each_transaction(store: str) -> None:
 
 async def test_what_a_run_was_given_holds_after_a_crash(sqlite: str) -> None:
     workflow = Workflow("wide", ttl=1)
-    insides: dict[str, Inside] = {}
+    insides: dict[str, Peak] = {}
     forever = True
 
     async def works(ctx: Context) -> None:
-        with insides.setdefault(ctx.transaction, Inside()):
+        with insides.setdefault(ctx.transaction, Peak()):
             if forever:
                 await asyncio.Event().wait()
             await turns(3)
@@ -211,14 +185,14 @@ async def test_what_a_run_was_given_holds_after_a_crash(sqlite: str) -> None:
 
 async def test_pools_and_max_concurrency_together(store: str) -> None:
     """Random needs over many transactions; each bound holds, everything ends."""
-    pools, insides = {"a": 2, "b": 1}, {"a": Inside(), "b": Inside()}
-    own: dict[str, Inside] = {}
+    pools, insides = {"a": 2, "b": 1}, {"a": Peak(), "b": Peak()}
+    own: dict[str, Peak] = {}
     workflow = Workflow("mixed", max_concurrency=2, ttl=3)
 
     def declare(name: str, limit: str | None, priority: int) -> None:
         @workflow.step(name=name, limit=limit, priority=priority)
         async def works(ctx: Context) -> None:
-            with own.setdefault(ctx.transaction, Inside()):
+            with own.setdefault(ctx.transaction, Peak()):
                 if limit is None:
                     await turns(2)
                 else:
@@ -237,7 +211,7 @@ async def test_pools_and_max_concurrency_together(store: str) -> None:
 
 
 async def test_a_consumer_with_a_turn_still_needs_its_places(store: str) -> None:
-    inside, handled = Inside(), []
+    inside, handled = Peak(), []
 
     @consumer("work", concurrency=3, retries=1, backoff=Backoff(0.0))
     async def worker(signal: Any, attempt: int) -> None:
@@ -266,7 +240,7 @@ async def test_a_consumer_with_a_turn_still_needs_its_places(store: str) -> None
 # Steps in steps
 
 
-def crowd(name: str, inside: Inside, count: int, **options: Any) -> Workflow:
+def crowd(name: str, inside: Peak, count: int, **options: Any) -> Workflow:
     """Steps that could all run at once."""
     workflow = Workflow(name, ttl=2, **options)
 
@@ -280,7 +254,7 @@ def crowd(name: str, inside: Inside, count: int, **options: Any) -> Workflow:
 
 
 async def test_max_concurrency_of_a_nested_workflow_bounds_each_of_its_instances(store: str) -> None:
-    inside, both = Inside(), Inside()
+    inside, both = Peak(), Peak()
     nested = crowd("nested", inside, 6, max_concurrency=2)
     workflow = Workflow("outer", ttl=4)
     workflow.compose("one", nested)
@@ -300,7 +274,7 @@ async def test_max_concurrency_of_a_nested_workflow_bounds_each_of_its_instances
 
 
 async def test_a_function_around_steps_lends_what_they_need(store: str) -> None:
-    inside = Inside()
+    inside = Peak()
     nested = crowd("nested", inside, 3)
     workflow = Workflow("outer", ttl=4, max_concurrency=1)
 
@@ -318,7 +292,7 @@ async def test_a_function_around_steps_lends_what_they_need(store: str) -> None:
 
 
 async def test_places_of_a_maps_elements_come_and_go(store: str) -> None:
-    inside, widths = Inside(), []
+    inside, widths = Peak(), []
     nested = Workflow("nested", input={"element": int}, ttl=3, max_concurrency=1)
 
     async def works(element: int) -> int:
@@ -486,7 +460,7 @@ async def test_a_consumer_that_goes_on_after_a_halt_needs_a_turn_again(store: st
 
 async def test_who_obeys_a_timeout_has_ended_before_the_next_begins(store: str) -> None:
     clock = FakeClock()
-    inside, may = Inside(), asyncio.Event()
+    inside, may = Peak(), asyncio.Event()
     workflow = Workflow("obedient", ttl=1)
 
     @workflow.step(limit="one", timeout=2.0)
@@ -591,7 +565,7 @@ async def test_closing_starts_nobody_who_waits(store: str) -> None:
 
 
 async def test_a_pool_bounds_hops_that_other_nodes_run_and_a_lost_one_gives_its_place_back() -> None:
-    inside, may, begun = Inside(), asyncio.Event(), []
+    inside, may, begun = Peak(), asyncio.Event(), []
     workflow = Workflow("sent", input={"who": int}, ttl=1)
 
     @workflow.step(limit="one")
@@ -627,9 +601,7 @@ async def test_a_pool_bounds_hops_that_other_nodes_run_and_a_lost_one_gives_its_
 # Nested
 
 
-def nest(
-    mesh: Callable[[], Mesh], inside: Inside, *, inner: str, outer: str, limit: str | None = "one"
-) -> tuple[Workflow, Workflow]:
+def nest(mesh: Callable[[], Mesh], inside: Peak, *, inner: str, outer: str, limit: str | None = "one") -> tuple[Workflow, Workflow]:
     """`outer` awaits `inner`; both are limited by the pool, and say where they run."""
     below, above = Workflow("below", input={"who": int}, ttl=2), Workflow("above", input={"who": int}, ttl=2)
 
@@ -662,7 +634,7 @@ def nest(
 @pytest.mark.parametrize("inner", ["inline", "loop", "thread"])
 @pytest.mark.parametrize("outer", ["loop", "thread"])
 async def test_two_workflows_with_one_pool_of_one_do_not_deadlock(store: str, inner: str, outer: str) -> None:
-    inside = Inside()
+    inside = Peak()
     below, above = nest(lambda: mesh, inside, inner=inner, outer=outer)
     async with Mesh(below, above, store=store, pools=ONE, threads=1) as mesh:
         runs = [await start(mesh, above, {"who": who}) for who in range(20)]
@@ -672,7 +644,7 @@ async def test_two_workflows_with_one_pool_of_one_do_not_deadlock(store: str, in
 
 async def test_a_thread_that_waits_for_a_transaction_does_not_count(store: str) -> None:
     """One thread and no pool: each hop above blocks, and what it waits for needs a thread."""
-    inside = Inside()
+    inside = Peak()
     below, above = nest(lambda: mesh, inside, inner="thread", outer="thread", limit=None)
     async with Mesh(below, above, store=store, threads=1) as mesh:
         runs = [await start(mesh, above, {"who": who}) for who in range(50)]
@@ -706,7 +678,7 @@ async def test_many_levels_of_nesting(store: str, place: str) -> None:
 
 async def test_what_somebody_waits_for_goes_before_what_nobody_does(store: str) -> None:
     """Or everything would be begun before anything ends."""
-    inside = Inside()
+    inside = Peak()
     below, above = Workflow("below", input={"who": int}, ttl=2), Workflow("above", input={"who": int}, ttl=1)
 
     @below.step(limit="one")
