@@ -162,6 +162,10 @@ class Gate:
         pool = self._turns.get(workflow)
         return len(pool.line) if pool is not None else 0
 
+    def about(self) -> dict[str, dict[str, int]]:
+        """Consumer → how many of its transactions may run at once, have their turn, and wait for one; see `Pool.about`."""
+        return {name: pool.about() for name, pool in list(self._turns.items())}
+
     def grant(self, hold: Hold) -> None:
         """See `Claim.granted`."""
         if not self._granted:

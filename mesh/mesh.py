@@ -137,6 +137,16 @@ class Mesh:
         name = workflow.name if isinstance(workflow, Workflow) else workflow
         return self.node.rows(status=status, workflow=name, limit=limit, before=before)
 
+    def about(self) -> dict[str, Any]:
+        """How this mesh's node stands, as plain data: what runs, waits, is held and was refused; docs/operations.md has what it means.
+
+        Raises:
+            BitActorError: the mesh has not been opened.
+        """
+        if self.node.state == "new":
+            raise BitActorError("open the mesh first: `async with Mesh(…)`")
+        return self.node.about()
+
     async def close(self, drain: float | None = None) -> None:
         """Stop taking work, wait up to `drain` seconds for what runs, release everything."""
         await self.node.close(drain)

@@ -164,10 +164,11 @@ class Node:
         self.processes = ProcessSpawner(settings.processes)
         self.processes.on_collapse = self._end_by_itself
         self.processes.replaced = self.resources.replaced
+        self.threads = ThreadSpawner(settings.threads)
         self.spawners: dict[str, Spawner] = {
             "inline": InlineSpawner(),
             "loop": LoopSpawner(),
-            "thread": ThreadSpawner(settings.threads),
+            "thread": self.threads,
             "process": self.processes,
         }
         self.host = Host(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
@@ -628,11 +629,16 @@ class Node:
             "workflows": sorted(self.workflows),
             "consumers": sorted({plan.listens for plan in self.consumers.values()}),
             "running": self.supervisor.running,
+            "keyed": self.supervisor.keyed,
+            "timers": self.wheel.about(),
             "zombies": len(self.host.zombies),
             "blocked": (Blockages(0, 0.0) if self._watchdog is None else self._watchdog.about())._asdict(),
             "pools": self.pools.about(),
+            "turns": self.supervisor.gate.about(),
             "undelivered": len(self.outbox),
+            "deliveries": self.outbox.deliveries,
             "parked": dict(self.recovery.parked),
+            "threads": self.threads.about(),
             "processes": self.processes.statistics(),
             **(self._links.about() if self._links is not None else {"transport": {}, "refused": {}, "repeated": 0}),
             "resources": self.resources.about(),

@@ -47,6 +47,11 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._parcels)
 
+    @property
+    def deliveries(self) -> int:
+        """How many deliveries to a consumer group have not been answered."""
+        return len(self._deliveries)
+
     def on_the_way(self) -> bool:
         """Whether something is being delivered to somebody who is there; what nobody listens to is no reason to wait."""
         return any(self._groups(parcel.emission.name).keys() - parcel.taken.keys() for parcel in self._parcels.values())

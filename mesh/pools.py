@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Any, Final
+from typing import Final
 
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.plan import Plan
@@ -43,6 +43,10 @@ class Pool:
         """Claims that have lent their place here and will want it again; not counted in `taken`."""
         self.line: Line[Claim] = Line()
 
+    def about(self) -> dict[str, int]:
+        """Its `places`, and how many claims have `taken` one, are `waiting` for one, or have `lent` theirs."""
+        return {"places": self.places, "taken": self.taken, "waiting": len(self.line), "lent": self.lent}
+
     def __repr__(self) -> str:
         return f"<Pool {self.name!r}: {self.taken} of {self.places} taken, {len(self.line)} waiting>"
 
@@ -56,16 +60,17 @@ class Claim:
         urgency: its turn among those that wait.
     """
 
-    __slots__ = ("_arrival", "_kept", "_lendable", "_line", "on_return", "state", "urgency")
+    __slots__ = ("_kept", "_lendable", "_line", "arrival", "on_return", "state", "urgency")
 
     def __init__(self, lendable: tuple[Pool, ...], kept: tuple[Pool, ...], urgency: Urgency) -> None:
         self.urgency = urgency
         self.state = NEW
         self.on_return: Callable[[], None] | None = None
         """Called when what was lent is held again, or will never be."""
+        self.arrival = next(_arrivals)
+        """Its turn among those that are as urgent: the smaller number goes first."""
         self._lendable = lendable
         self._kept = kept
-        self._arrival = next(_arrivals)
         self._line: Line[Claim] | None = None
 
     def granted(self) -> None:
@@ -91,7 +96,7 @@ class Claim:
         """Take what was lent, or wait until `on_return` is called; whether there is nothing to wait for."""
         if self.state == LENT:
             self.state = RETURNING
-            self._arrival = next(_arrivals)
+            self.arrival = next(_arrivals)
             self._take()
         return self.state != RETURNING
 
@@ -116,7 +121,7 @@ class Claim:
         for pool in pools:
             if pool.taken >= pool.places:
                 self._line = pool.line
-                pool.line.add(self, (0, *self.urgency[1:]) if again else self.urgency, self._arrival)
+                pool.line.add(self, (0, *self.urgency[1:]) if again else self.urgency, self.arrival)
                 return False
         for pool in pools:
             pool.taken += 1
@@ -182,9 +187,6 @@ class Pools:
             if step.container is not None and any(body.max_concurrency is not None for body in step.container.bodies):
                 self.narrow.add(plan.workflow)
 
-    def about(self) -> dict[str, dict[str, Any]]:
+    def about(self) -> dict[str, dict[str, int]]:
         """Name → `places`, and how many hops have `taken` one, are `waiting` for one, or have `lent` theirs."""
-        return {
-            name: {"places": pool.places, "taken": pool.taken, "waiting": len(pool.line), "lent": pool.lent}
-            for name, pool in self._pools.items()
-        }
+        return {name: pool.about() for name, pool in self._pools.items()}

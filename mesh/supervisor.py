@@ -120,6 +120,11 @@ class Supervisor:
         self.gate = Gate(loop, self.pools, self._launch_granted)
         self._keys: dict[tuple[str, str], Run] = {}
 
+    @property
+    def keyed(self) -> int:
+        """How many open transactions are found by an idempotency key."""
+        return len(self._keys)
+
     # Coming in
 
     def find(self, workflow: str, key: str) -> Run | str | None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bitactor.codec import decode_token
 from bitactor.errors import InvalidInput, StoreError, WorkflowFailed
+from bitactor.plan import Plan
 from bitactor.pulse import Pulse
 from bitactor.signal import Fault
 from mesh.display import shown_pulses
 from mesh.faults import beside, fault_of
 from mesh.lending import LOAN, lending
-from mesh.run import Run
+from mesh.run import Bounds, Run
 
 if TYPE_CHECKING:
     from mesh.node import Node
@@ -53,6 +54,30 @@ class Transaction:
         """`running | completed | compensated | cancelled | halted | stuck`."""
         run = self._run
         return run.saga.status if run.settled else "running"
+
+    @property
+    def plan(self) -> Plan:
+        """The workflow as it was declared, checked: its steps and what they need."""
+        return self._run.plan
+
+    def about(self) -> dict[str, Any]:
+        """The transaction's bounds and who waits for it here, as plain data: `priority` and `max_concurrency`; how many `scopes` (itself, and nested
+        workflows) are bounded and have a hop that runs or waits; how many callers are `waiting` for its end.
+        """
+        bounds = self._run.bounds or Bounds()
+        return {
+            "transaction": self.id,
+            "workflow": self.workflow,
+            "status": self.status,
+            "priority": bounds.priority,
+            "max_concurrency": bounds.max_concurrency,
+            "scopes": len(bounds.widths),
+            "waiting": len(self._run.waiters),
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state that this process has of it, for comparing with what its pulses say: `Saga.fold(tx.plan, tx.raw_pulses()).snapshot()`."""
+        return self._run.saga.snapshot()
 
     async def result(self, timeout: float | None = None) -> Any:
         """The value of the workflow's returning step, once the transaction has ended.

@@ -59,6 +59,11 @@ class TimingWheel:
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self._buckets.values())
 
+    def about(self) -> dict[str, int]:
+        """How many timers are `armed`, and what they take: `buckets` (some may be empty) and `ticks`."""
+        buckets = list(self._buckets.values())
+        return {"armed": sum(map(len, buckets)), "buckets": len(buckets), "ticks": len(self._ticks)}
+
     def close(self) -> None:
         """No timer fires any more."""
         if self._wake is not None:

@@ -162,6 +162,20 @@ class Conversation:
             Pong: self._on_pong,
         }
 
+    @property
+    def incarnation(self) -> bytes | None:
+        """Which life of the server welcomed us last; None before the first welcome."""
+        return self._incarnation
+
+    def granted(self, name: str) -> Entry | None:
+        """What we were granted of `name`; `is_current` says whether it holds."""
+        wanted = self._wanted.get(name)
+        return None if wanted is None else wanted.entry
+
+    def wanted(self) -> dict[str, Entry | None]:
+        """Each name we want, and what we were granted of it."""
+        return {name: wanted.entry for name, wanted in self._wanted.items()}
+
     # Wishes
 
     def want(self, name: str, value: Mapping[str, Any], unique: bool, waiting: _Waiting) -> None:

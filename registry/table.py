@@ -196,6 +196,10 @@ class Table:
         """How many entries there are."""
         return self._count
 
+    def size(self) -> int:
+        """Bytes that all entries take together, of the `max_bytes` they may."""
+        return self._bytes
+
     def match(self, pattern: str = "*") -> tuple[Entry, ...]:
         """The entries whose name matches a glob (see `limits.name_filter`)."""
         wanted = name_filter(pattern)

@@ -24,10 +24,11 @@ class OtlpReceiver:
     """Collects `ResourceSpans` posted to `{endpoint}/v1/traces`.
 
     `answers` are HTTP statuses for the first requests, in order; then 200.  Spans of a request that is not answered
-    by 200 are not collected.  While `gate` is cleared, requests wait before they are answered.
+    by 200 are not collected.  While `gate` is cleared, requests wait before they are answered.  Unless it is `listening` from
+    the beginning, its port refuses connections until `listen` is called.
     """
 
-    def __init__(self, answers: Sequence[int] = (), *, retry_after: str = "", reject: int = 0) -> None:
+    def __init__(self, answers: Sequence[int] = (), *, retry_after: str = "", reject: int = 0, listening: bool = True) -> None:
         self.resource_spans: list[ResourceSpans] = []
         self.requests: list[dict[str, str]] = []
         """The headers of each request, names in lower case."""
@@ -36,12 +37,18 @@ class OtlpReceiver:
         self.gate = Event()
         self.gate.set()
         self._answers = list(answers)
-        self._retry_after = retry_after
-        self._reject = reject
+        self.retry_after = retry_after
+        self.reject = reject
         self._changed = Condition()
         self._sockets: set[socket.socket] = set()
         self._server = _Server(self)
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, name="otlp-receiver")
+        if listening:
+            self.listen()
+
+    def listen(self) -> None:
+        """Take connections from now on."""
+        self._server.server_activate()
         self._thread.start()
 
     @property
@@ -91,25 +98,25 @@ class OtlpReceiver:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _began(self, path: str, headers: dict[str, str]) -> int:
+    def began(self, path: str, headers: dict[str, str]) -> int:
         with self._changed:
             self.paths.append(path)
             self.requests.append(headers)
             self._changed.notify_all()
             return self._answers.pop(0) if self._answers else 200
 
-    def _take(self, body: bytes) -> None:
+    def take(self, body: bytes) -> None:
         request = ExportTraceServiceRequest.FromString(body)
         with self._changed:
             self.resource_spans.extend(request.resource_spans)
             self._changed.notify_all()
 
-    def _connected(self, connection: socket.socket) -> None:
+    def connected(self, connection: socket.socket) -> None:
         with self._changed:
             self.connections += 1
             self._sockets.add(connection)
 
-    def _hung_up(self, connection: socket.socket) -> None:
+    def hung_up(self, connection: socket.socket) -> None:
         with self._changed:
             self._sockets.discard(connection)
 
@@ -120,7 +127,8 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, receiver: OtlpReceiver) -> None:
         self.receiver = receiver
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+        self.server_bind()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -129,10 +137,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.server.receiver._connected(self.connection)
+        self.server.receiver.connected(self.connection)
 
     def finish(self) -> None:
-        self.server.receiver._hung_up(self.connection)
+        self.server.receiver.hung_up(self.connection)
         with suppress(OSError):
             super().finish()
 
@@ -145,19 +153,19 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
-        status = receiver._began(self.path, {name.lower(): value for name, value in self.headers.items()})
+        status = receiver.began(self.path, {name.lower(): value for name, value in self.headers.items()})
         receiver.gate.wait(60)
         answer = b""
         if status == 200:
-            receiver._take(body)
+            receiver.take(body)
             response = ExportTraceServiceResponse()
-            if receiver._reject:
-                response.partial_success.rejected_spans = receiver._reject
+            if receiver.reject:
+                response.partial_success.rejected_spans = receiver.reject
                 response.partial_success.error_message = "too old"
             answer = response.SerializeToString()
         self.send_response(status)
-        if receiver._retry_after and status != 200:
-            self.send_header("Retry-After", receiver._retry_after)
+        if receiver.retry_after and status != 200:
+            self.send_header("Retry-After", receiver.retry_after)
         self.send_header("Content-Type", "application/x-protobuf")
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()

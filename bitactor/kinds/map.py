@@ -125,7 +125,8 @@ class Mapped(Container):
     kind = "map"
 
     def __init__(self, site: Site, declared: Map, batch: Plan) -> None:
-        self._declared = declared
+        self.declared = declared
+        """What the user wrote."""
         self._what = site.what
         self.bodies = (batch,)
         self.depth = 1
@@ -134,7 +135,7 @@ class Mapped(Container):
     def open(self, given: Given) -> Open:
         """See the port."""
         fields = self.bodies[0].inputs[:-2]
-        return Open([Opening(f"{_BATCH}0", 0, (*(given.token(name) for name in fields), 0, encode_token(self._declared.initial)))])
+        return Open([Opening(f"{_BATCH}0", 0, (*(given.token(name) for name in fields), 0, encode_token(self.declared.initial)))])
 
     def _batch_done(self, progress: Progress, batch: Batch) -> None:
         position = batch.taken if progress.token is None else progress.token[0] + batch.taken
@@ -168,7 +169,7 @@ class Mapped(Container):
         return Broken(Fault("bitactor.errors:SignalTooLarge", text))
 
     def _result(self, progress: Progress) -> Any:
-        declared = self._declared
+        declared = self.declared
         if declared.reduce is not None:
             result, name = token_from_bytes(progress.token[2]), "result"
         elif declared.keep:
@@ -215,7 +216,7 @@ class MappedFunction(Mapped):
         """See the port."""
         batch = Batch(*decode_token(token))
         self._batch_done(progress, batch)
-        if self._declared.keep and self._declared.reduce is None:
+        if self.declared.keep and self.declared.reduce is None:
             progress.results.append(batch.results)
             progress.size += len(batch.results)
         return self._next(progress)
@@ -262,8 +263,8 @@ class MappedWorkflow(Mapped):
         if progress.open:
             return WAIT
         held = progress.held
-        if self._declared.keep:
-            order = sorted(held) if self._declared.ordered else list(held)
+        if self.declared.keep:
+            order = sorted(held) if self.declared.ordered else list(held)
             packed = bytes(join_packed_lists(_LIST_OF_ONE + token_bytes(held[index]) for index in order))
             progress.results.append(packed)
             progress.size += len(packed)

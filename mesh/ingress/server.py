@@ -76,6 +76,11 @@ class HttpServer:
         self.url = ""
         """Where it is reached."""
 
+    @property
+    def answering(self) -> int:
+        """How many requests are being answered now."""
+        return len(self._server.server_state.tasks)
+
     async def run(self) -> None:
         """Serve until stopped; cancelling stops at once.
 

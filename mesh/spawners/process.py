@@ -42,10 +42,10 @@ class ProcessSpawner:
     stopped by SIGKILL to its worker and to what the function has started there.  A worker that dies with a hop loses it
     (`actor.lose()`).  Workers that die otherwise (starting, importing, idle) more than `MAX_DEATHS` times in
     `DEATH_WINDOW` seconds are a collapse: `on_collapse` is called with what to tell people, no worker is started for
-    `DEATH_WINDOW` seconds, and hops that no worker is left for are lost.
+    `DEATH_WINDOW` seconds, and hops that no worker is left for are lost.  Another `intensity` takes the place of that bound.
     """
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, intensity: Intensity | None = None) -> None:
         self.on_collapse: Callable[[str], None] | None = None
         self.replaced: tuple[str, ...] = ()
         """Resources that a worker must not make, for something of this process is in their place."""
@@ -56,7 +56,7 @@ class ProcessSpawner:
         self._waiting: Line[BitActor] = Line()
         self._roster = Roster()
         self._modules: dict[Known, list[str]] = {}
-        self._intensity = Intensity(MAX_DEATHS, DEATH_WINDOW)
+        self._intensity = intensity or Intensity(MAX_DEATHS, DEATH_WINDOW)
         self._retry: asyncio.TimerHandle | None = None
         self._pumping = False
         self._closed = False
@@ -126,6 +126,11 @@ class ProcessSpawner:
     def statistics(self) -> dict[str, int]:
         """Totals: `starts`, `deaths` (of any kind), `kills` (by us), `collapses`; and what is now: `waiting`, `busy`."""
         return {**self._counts, "waiting": len(self._waiting), "busy": self._roster.running}
+
+    @property
+    def importing(self) -> int:
+        """How many workers import what the hop that they were given needs."""
+        return sum(member.loading is not None for member in self._roster.members.values())
 
     # Handing out hops
 

@@ -99,6 +99,18 @@ class ThreadSpawner:
             if left > 0 and thread.is_alive():
                 await asyncio.to_thread(thread.join, left)
 
+    def about(self) -> dict[str, Any]:
+        """Counts of `threads` that serve, of hops `claimed` (waiting, running or fenced) and `running`; its places as `Pool.about` says them, and
+        under `depths` those of each depth of transactions that others wait for.
+        """
+        return {
+            "threads": self._serving,
+            "claimed": len(self._claims),
+            "running": len(self._running),
+            **self._places.about(),
+            "depths": {str(depth): level.about() for depth, level in list(self._levels.items())},
+        }
+
     def _level(self, depth: int) -> Pool:
         level = self._levels.get(depth)
         if level is None:

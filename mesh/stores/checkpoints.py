@@ -13,22 +13,25 @@ from mesh.stores.database import connect
 
 _log = logging.getLogger("bitactor.store")
 
+CHECKPOINT_PAGES: Final = 4_096
+"""Pages (of 4 KiB) of log after which a checkpoint is made without waiting for the interval."""
+
 _INTERVAL: Final = 1.0
 """Seconds between checkpoints of a journal that is written to slowly."""
 _PAGES_A_COMMIT: Final = 4
-_PAGES_A_CHECKPOINT: Final = 4_096
-"""Pages (of 4 KiB) of log after which a checkpoint is made without waiting for the interval."""
-_PAGES_AT_MOST: Final = 8_192
-"""A log longer than this is closed and begun afresh, for which writers are kept out for the time of one fsync or two."""
 _COMPLAIN_EVERY: Final = 10.0
 
 
 class Checkpoints:
-    """Keeps the log short.  Writers and readers go on meanwhile."""
+    """Keeps the log short: a checkpoint every second, and after `pages` of log at once.  Writers and readers go on meanwhile.
 
-    def __init__(self, path: Path, synchronous: str) -> None:
+    A log twice as long is closed and begun afresh, for which writers are kept out for the time of one fsync or two.
+    """
+
+    def __init__(self, path: Path, synchronous: str, pages: int = CHECKPOINT_PAGES) -> None:
         self._path = path
         self._synchronous = synchronous
+        self._pages_a_checkpoint = pages
         self._pages = 0
         """An estimate; a thread that overwrites another's count makes a checkpoint come early or late, no more."""
         self._dirty = threading.Event()
@@ -46,7 +49,7 @@ class Checkpoints:
         self._pages += _PAGES_A_COMMIT + writes
         if not self._dirty.is_set():
             self._dirty.set()
-        if self._pages >= _PAGES_A_CHECKPOINT and not self._full.is_set():
+        if self._pages >= self._pages_a_checkpoint and not self._full.is_set():
             self._full.set()
 
     def close(self) -> None:
@@ -81,7 +84,7 @@ class Checkpoints:
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        if pages > _PAGES_AT_MOST:
+        if pages > 2 * self._pages_a_checkpoint:
             # Under a writer that never pauses, a passive checkpoint never reaches the log's end, and only then can it be reused.
             connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 

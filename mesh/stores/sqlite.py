@@ -20,7 +20,7 @@ from typing import Final, Literal, get_args
 
 from bitactor.errors import ConfigurationError, StoreError, suggest
 from bitactor.ports import Claim, Refusal, TransactionRow, Write
-from mesh.stores.checkpoints import Checkpoints
+from mesh.stores.checkpoints import CHECKPOINT_PAGES, Checkpoints
 from mesh.stores.committing import Append, CommitThread, Done
 from mesh.stores.database import connect, is_busy, patiently, prepare, store_error
 from mesh.stores.lease import Renewal, claim, identify, reclaim, register, release, unclaimed
@@ -40,7 +40,7 @@ class SqliteStore(Reads):
 
     `notify` runs a function on the thread that calls this store, soon (`loop.call_soon_threadsafe`).  After `lease` seconds of
     silence an owner that cannot be seen from here counts as dead.  `patience` is how many seconds an append waits for a locked file
-    before it fails.
+    before it fails.  The write-ahead log goes into the file every second, and after `checkpoint_pages` of 4 KiB at once.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class SqliteStore(Reads):
         durability: Durability = "process",
         lease: float = 5.0,
         patience: float = 30.0,
+        checkpoint_pages: int = CHECKPOINT_PAGES,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         if durability not in _SYNCHRONOUS:
@@ -63,6 +64,7 @@ class SqliteStore(Reads):
         self._commits_here = durability != "power"
         self._lease = lease
         self._patience = patience
+        self._checkpoint_pages = checkpoint_pages
         self._wall_ns = wall_ns
         self._identity = identify()
         self._owner = ""
@@ -179,7 +181,8 @@ class SqliteStore(Reads):
 
     def _start_threads(self) -> None:
         self._writer = Writer(self._owner)
-        self._checkpoints = Checkpoints(self._path, self._synchronous if self._synchronous == "OFF" else "NORMAL")
+        synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
+        self._checkpoints = Checkpoints(self._path, synchronous, self._checkpoint_pages)
         self._renewal = Renewal(self._path, self._owner, self._lease, self._wall_ns)
         self._commits = CommitThread(
             self._path,

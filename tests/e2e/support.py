@@ -93,12 +93,11 @@ def audit(transaction: Transaction) -> None:
     """The journal alone says what the live transaction is, and every beginning of it can be folded, also from bytes."""
     pulses = [decode_pulse(encode_pulse(pulse)) for pulse in transaction.raw_pulses()]
     assert pulses == list(transaction.raw_pulses())
-    run = transaction._run
     for length in range(1, len(pulses)):
-        Saga.fold(run.plan, pulses[:length])
-    folded = Saga.fold(run.plan, pulses)
+        Saga.fold(transaction.plan, pulses[:length])
+    folded = Saga.fold(transaction.plan, pulses)
     assert folded.status == transaction.status
-    live = run.saga.snapshot()
+    live = transaction.snapshot()
     for name, value in folded.snapshot().items():
         assert value == live[name], f"{name}: the journal says {value!r}, the live state {live[name]!r}"
 

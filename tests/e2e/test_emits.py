@@ -395,7 +395,7 @@ async def test_undelivered_is_offered_again_after_a_restart(sqlite: str) -> None
         audit(again)
 
 
-async def test_an_accepted_signal_is_accepted_once(store: str) -> None:
+async def test_an_accepted_signal_is_accepted_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same delivery twice is one transaction: at least once delivered, once accepted."""
     heard: list[Any] = []
 
@@ -407,22 +407,18 @@ async def test_an_accepted_signal_is_accepted_once(store: str) -> None:
     async with Mesh(workflow, listen, store=store) as mesh:
         node = mesh.node
         sent: list[Any] = []
-        deliver = node.outbox._send
+        receive = node.receive_stimulus
 
-        def twice(entry: Any, stimulus: Any) -> None:
+        def twice(stimulus: Any, answer: Any) -> None:
             sent.append(stimulus)
-            deliver(entry, stimulus)
-            deliver(entry, stimulus)
+            receive(stimulus, answer)
+            receive(stimulus, answer)
 
-        node.outbox._send = twice
+        monkeypatch.setattr(node, "receive_stimulus", twice)
         await finish(mesh, workflow)
         await until(lambda: heard)
         await until(lambda: not node.supervisor.running)
-        deliver(*_entry(node, sent[0]))
+        receive(sent[0], node.outbox.received)
         await turns(50)
         assert heard == [1]
         assert len(node.store.list()) == 2
-
-
-def _entry(node: Any, stimulus: Any) -> tuple[Any, Any]:
-    return node.registry.lookup("signal:news")[0], stimulus

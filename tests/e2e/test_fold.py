@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -119,9 +119,12 @@ class Recording(Saga):
     """A saga that notes what it was after each reaction."""
 
     __slots__ = ("noted",)
+    live: ClassVar[dict[str, Recording]] = {}
+    """Transaction → the saga that reacted last for it."""
 
     def react(self, stimulus: Any, now_ns: int) -> Any:
         answer = super().react(stimulus, now_ns)
+        self.live[self.transaction] = self
         if not hasattr(self, "noted"):
             self.noted: list[tuple[int, dict[str, Any]]] = []
         self.noted.append((self.seq, _still(self.snapshot())))
@@ -144,12 +147,12 @@ async def _live(drawn: dict[str, Any]) -> None:
                 await tx.resume()
         await tx.ended(BOUND)
         await turns()
-        saga = tx._run.saga
+        saga = Recording.live.pop(tx.id)
+        assert tx.snapshot() == saga.snapshot(), "it is the one that the mesh has"
         pulses = [decode_pulse(encode_pulse(pulse)) for pulse in tx.raw_pulses()]
         assert [pulse.seq for pulse in pulses] == list(range(len(pulses)))
-        assert isinstance(saga, Recording)
         for seq, snapshot in saga.noted:
-            folded = _still(Saga.fold(tx._run.plan, pulses[:seq]).snapshot())
+            folded = _still(Saga.fold(tx.plan, pulses[:seq]).snapshot())
             assert folded == snapshot, (
                 seq,
                 {name: (folded[name], snapshot[name]) for name in folded if folded[name] != snapshot[name]},

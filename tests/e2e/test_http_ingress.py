@@ -172,7 +172,7 @@ async def curl(*arguments: str) -> tuple[int, dict[str, str], Any]:
 
 def requests_in(served: Served) -> int:
     """How many requests are being answered now."""
-    return len(served.server._server.server_state.tasks)
+    return served.server.answering
 
 
 def problem(response: httpx2.Response) -> str:

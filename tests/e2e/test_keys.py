@@ -171,6 +171,6 @@ async def test_a_waiter_is_told_when_the_mesh_closes_on_it(store: str) -> None:
     async with Mesh(workflow, store=store, drain=0.05) as mesh:
         tx = await mesh.stimulate(workflow, {"x": 1})
         waiting = asyncio.ensure_future(tx.result())
-        await until(lambda: tx._run.waiters)
+        await until(lambda: tx.about()["waiting"] == 1)
     with pytest.raises(BitActorError, match="closed"):
         await asyncio.wait_for(waiting, BOUND)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import zmq
@@ -13,6 +14,7 @@ import zmq
 from bitactor.codec import decode_message, encode_message, encode_token, join_frame
 from bitactor.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
 from mesh import Mesh
+from mesh.transports import open_transport
 from tests.e2e.apps import chain, greet, signup
 from tests.e2e.processes import PATIENCE, Town, town
 
@@ -95,19 +97,28 @@ async def test_ten_thousand_hostile_frames_are_counted_and_do_no_harm(place: Tow
             for stranger in strangers:
                 stranger.close()
         assert await ask(mesh, place) == "end"
-        refused = mesh.node._links.refused
+        refused = mesh.about()["refused"]
         assert refused["MalformedSignal"] > 1_000 and refused["UnsupportedVersion"] > 10
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
     assert worker.child.poll() is None
 
 
-async def test_replayed_messages_change_nothing(place: Town) -> None:
+async def test_replayed_messages_change_nothing(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     place.node("chain")
+    heard: list[bytes] = []
+
+    def open_overheard(*arguments: Any, **options: Any) -> Any:
+        transport = open_transport(*arguments, **options)
+        opened = transport.open
+
+        def open_it(receive: Callable[[list[bytes]], None]) -> None:
+            opened(lambda messages: (heard.extend(messages), receive(messages))[1])
+
+        monkeypatch.setattr(transport, "open", open_it)
+        return transport
+
+    monkeypatch.setattr("mesh.links.open_transport", open_overheard)
     async with Mesh(chain, registry=place.registry, hosts=False) as mesh:
-        heard: list[bytes] = []
-        links = mesh.node._links
-        receive = links.transport._receive
-        links.transport._receive = lambda messages: (heard.extend(messages), receive(messages))[1]
         transaction = await mesh.stimulate("chain", {"notes": str(place.notes)})
         await transaction.result(timeout=PATIENCE)
         assert sum(type(decode_message(data)) is Reply for data in heard) == 3

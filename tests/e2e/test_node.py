@@ -12,18 +12,22 @@ import textwrap
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from bitactor import Halt, Workflow
+from bitactor.codec import decode_token, encode_token
 from bitactor.errors import BitActorError, InvalidInput, StoreError, Unroutable, WorkflowFailed
 from bitactor.pulse import Pulse
 from mesh import Mesh
+from mesh.recovery import Recovery
 from mesh.sinks import JsonlSink
+from mesh.spawners import process
 from tests.e2e.process_dying import dying
 from tests.e2e.processes import town
 from tests.e2e.support import BOUND, audit, chain, told, until
+from tests.store_faults import Disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +120,10 @@ async def test_waiting_goes_on_through_a_take_over(sqlite: str) -> None:
 # A journal that cannot be written
 
 
-async def test_what_was_given_up_goes_on_when_the_journal_can_be_written_again(sqlite: str) -> None:
+async def test_what_was_given_up_goes_on_when_the_journal_can_be_written_again(
+    sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
     workflow = Workflow("large", ttl=2)
     go, runs = asyncio.Event(), 0
 
@@ -134,13 +141,11 @@ async def test_what_was_given_up_goes_on_when_the_journal_can_be_written_again(s
     async with Mesh(workflow, store=sqlite, lease=0.2) as mesh:
         tx = await mesh.stimulate(workflow)
         await until(lambda: runs == 1)
-        connection = mesh.node.store._connection  # type: ignore[attr-defined]
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        connection.execute(f"PRAGMA max_page_count = {pages}")
+        disk.fill()
         go.set()
         with pytest.raises(StoreError, match="disk is full"):
             await tx.result(BOUND)
-        connection.execute("PRAGMA max_page_count = 1000000")
+        disk.free()
         assert not mesh.node.supervisor.healthy
         again = await mesh.transaction(tx.id)
         assert await again.result(BOUND) == 1_000_000
@@ -152,28 +157,54 @@ async def test_what_was_given_up_goes_on_when_the_journal_can_be_written_again(s
 
 
 async def test_a_journal_that_fails_again_and_again_is_tried_ever_more_rarely(sqlite: str) -> None:
+    class Loop:
+        """A loop whose time a test sets, and on which nothing happens by itself."""
+
+        now = 1_000.0
+
+        def time(self) -> float:
+            return self.now
+
+        def call_later(self, delay: float, callback: Any) -> Any:
+            return self
+
+        def cancel(self) -> None:
+            pass
+
     async with Mesh(release(1, []), store=sqlite) as mesh:
-        node = mesh.node
+        node, loop = mesh.node, Loop()
+        recovery = Recovery(cast("asyncio.AbstractEventLoop", loop), node.store, node.supervisor, node.id, node.plans, lease=5.0)
+        node.supervisor.healthy = False
+        recovery.look()
+        assert node.supervisor.healthy, "the first time at once"
         pauses = []
         for _ in range(8):
             node.supervisor.healthy = False
-            node.recovery._take_up_at = 0.0
-            node.recovery._take_up_again()
+            began = loop.now
+            for _ in range(100):
+                recovery.look()
+                if node.supervisor.healthy:
+                    break
+                loop.now += 1
             assert node.supervisor.healthy
-            pauses.append(node.recovery._pause)
+            pauses.append(loop.now - began)
         assert pauses == [5, 10, 20, 40, 60, 60, 60, 60]
         node.supervisor.healthy = False
-        node.recovery._take_up_again()
+        recovery.look()
         assert not node.supervisor.healthy, "not yet"
+        recovery.stop()
 
 
 # Worker processes that keep dying
 
 
-async def test_a_node_whose_workers_keep_dying_ends(sqlite: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_node_whose_workers_keep_dying_ends(
+    sqlite: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "DEATH_WINDOW", 600.0)  # however slow this machine is
     async with Mesh(dying, store=sqlite, processes=1) as mesh:
         begun = [await mesh.stimulate(dying, {"value": number}) for number in range(3)]
-        async with asyncio.timeout(BOUND):
+        async with asyncio.timeout(BOUND * (process.MAX_DEATHS + 1)):
             await mesh.node.collapse.wait()
         assert not mesh.node.supervisor.healthy
         for tx in begun:
@@ -230,6 +261,38 @@ def test_bitactor_run_ends_with_an_error_when_its_workers_keep_dying(tmp_path: P
 
 
 # Looking
+
+
+async def test_a_mesh_says_how_it_stands(store: str) -> None:
+    workflow = Workflow("looked.at", ttl=1, deadline=3_600.0)
+    go = asyncio.Event()
+
+    @workflow.step(timeout=600.0)
+    async def waits() -> str:
+        await go.wait()
+        return "done"
+
+    mesh = Mesh(workflow, store=store)
+    with pytest.raises(BitActorError, match="open the mesh first"):
+        mesh.about()
+    async with mesh:
+        tx = await mesh.stimulate(workflow, key="one", priority=2)
+        waiting = asyncio.ensure_future(tx.result())
+        await until(lambda: tx.about()["waiting"] == 1 and mesh.about()["timers"]["armed"] == 2)
+        about = mesh.about()
+        assert (about["running"], about["keyed"], about["deliveries"], about["turns"]) == (1, 1, 0, {})
+        assert about["threads"] == {
+            "threads": 0, "claimed": 0, "running": 0, "places": mesh.node.settings.threads, "taken": 0, "waiting": 0, "lent": 0, "depths": {},
+        }  # fmt: skip
+        assert decode_token(encode_token(about)) == about, "it can be told to others"
+        assert tx.about() == {
+            "transaction": tx.id, "workflow": "looked.at", "status": "running", "priority": 2, "max_concurrency": None, "scopes": 0,
+            "waiting": 1,
+        }  # fmt: skip
+        go.set()
+        assert await waiting == "done"
+        after = mesh.about()
+        assert (after["running"], after["keyed"], after["timers"]["armed"]) == (0, 0, 0) and tx.about()["waiting"] == 0
 
 
 class Counting:

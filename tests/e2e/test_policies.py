@@ -581,13 +581,20 @@ async def test_a_mesh_that_closes_leaves_nothing_running() -> None:
 
 
 async def test_states_can_be_seen_and_are_closed_once() -> None:
-    workflow = guarded(through, lambda: None)
+    opened: list[DoesState] = []
+
+    class Noted(Does):
+        def open(self, clock: Clock) -> PolicyState:
+            opened.append(DoesState(self.around))
+            return opened[-1]
+
+    workflow = Workflow("guarded", ttl=8)
+    workflow.step(name="step", policies=[Noted("it", through)])(lambda: None)
     async with Mesh(workflow) as mesh:
         assert mesh.node.about()["patterns"] == [{"pattern": "does", "name": "it"}]
         await finish(mesh, workflow)
         assert mesh.node.about()["patterns"] == [{"pattern": "does", "name": "it", "calls": 1}]
-        state = mesh.node.policies._states["does", "it"]
-    assert isinstance(state, DoesState) and state.closed == 1
+    assert [state.closed for state in opened] == [1]
 
 
 async def test_a_state_that_cannot_say_how_it_stands_says_that() -> None:

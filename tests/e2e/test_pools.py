@@ -178,7 +178,8 @@ async def test_what_a_run_was_given_holds_after_a_crash(sqlite: str) -> None:
     insides.clear()
     async with Mesh(workflow, store=sqlite, pools={"wide": 100}) as mesh:
         again = await mesh.transaction(tx.id)
-        assert again._run.bounds is not None and again._run.bounds.priority == 3
+        about = again.about()
+        assert (about["priority"], about["max_concurrency"]) == (3, 2)
         await again.result(BOUND)
         assert insides[tx.id].most == 2 and all_free(mesh)
 
@@ -233,8 +234,8 @@ async def test_a_consumer_with_a_turn_still_needs_its_places(store: str) -> None
         await until(lambda: len(handled) == 20)
         await until(lambda: not mesh.node.supervisor.running)
         assert inside.most == 3
-        turn = mesh.node.supervisor.gate._turns[worker.check().workflow]
-        assert not turn.taken and not turn.line
+        turn = mesh.about()["turns"][worker.check().workflow]
+        assert turn["taken"] == turn["waiting"] == 0
 
 
 # Steps in steps
@@ -298,7 +299,7 @@ async def test_places_of_a_maps_elements_come_and_go(store: str) -> None:
     async def works(element: int) -> int:
         with inside:
             await turns(1)
-            widths.append(len(tx._run.bounds.widths) if tx._run.bounds else 0)
+            widths.append(tx.about()["scopes"])
             return element
 
     for number in range(2):
@@ -650,10 +651,11 @@ async def test_a_thread_that_waits_for_a_transaction_does_not_count(store: str) 
         runs = [await start(mesh, above, {"who": who}) for who in range(50)]
         assert [await tx.result(BOUND) for tx in runs] == [who * 10 + 1 for who in range(50)]
         assert inside.most == 1
-        spawner: Any = mesh.node.spawners["thread"]
-        await until(lambda: spawner._serving == 1)
-        assert not spawner._running and not spawner._claims and not spawner._places.taken and not spawner._places.lent
-        assert not any(level.taken or level.line for level in spawner._levels.values())
+        await until(lambda: mesh.about()["threads"]["threads"] == 1)
+        about = mesh.about()["threads"]
+        assert about["running"] == about["claimed"] == about["taken"] == about["lent"] == 0
+        assert len(about["depths"]) == 2
+        assert not any(depth["taken"] or depth["waiting"] for depth in about["depths"].values())
 
 
 @pytest.mark.parametrize("place", ["loop", "thread"])
@@ -833,8 +835,8 @@ async def test_a_thread_that_has_to_be_answered_for_takes_nothing_again(store: s
         may.set()
         await until(ended.is_set)
         await until(lambda: mesh.node.about()["zombies"] == 0)
-        spawner: Any = mesh.node.spawners["thread"]
-        assert not spawner._places.taken and not spawner._places.lent and not spawner._claims
+        about = mesh.about()["threads"]
+        assert about["taken"] == about["lent"] == about["claimed"] == 0
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -890,10 +892,9 @@ async def test_threads_serve_the_highest_priority_first(store: str) -> None:
 
     workflow.step(name="high", priority=1)(low.function)
     async with Mesh(workflow, store=store, threads=1) as mesh:
-        spawner: Any = mesh.node.spawners["thread"]
         runs = [await start(mesh, workflow, {"who": who}) for who in (1, 2)]
         runs.append(await start(mesh, workflow, {"who": 3}, priority=5))
-        await until(lambda: len(spawner._places.line) == 5)
+        await until(lambda: mesh.about()["threads"]["waiting"] == 5)
         may.set()
         for tx in runs:
             await tx.result(BOUND)

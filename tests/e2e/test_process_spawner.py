@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bitactor.codec import decode_token
 from bitactor.errors import DefinitionError
 from bitactor.signal import UNDO, Reply
 from mesh import Mesh
-from mesh.spawners import child, process
+from mesh.spawners import process
 from mesh.spawners.definitions import modules_of
 from mesh.spawners.intensity import Intensity
 from mesh.spawners.process import ProcessSpawner
@@ -33,8 +34,8 @@ from tests.spawning import Hop, Stage, until
 class ProcessStage(Stage):
     """A stage with one worker process, unless told otherwise."""
 
-    def __init__(self, processes: int = 1) -> None:
-        self.processes = ProcessSpawner(processes)
+    def __init__(self, processes: int = 1, intensity: Intensity | None = None) -> None:
+        self.processes = ProcessSpawner(processes, intensity)
         super().__init__(self.processes)
 
     @property
@@ -44,12 +45,21 @@ class ProcessStage(Stage):
         return pid
 
 
+@asynccontextmanager
+async def staged(intensity: Intensity | None = None) -> AsyncIterator[ProcessStage]:
+    """A stage with one worker, which leaves nothing behind."""
+    made = ProcessStage(intensity=intensity)
+    try:
+        yield made
+    finally:
+        await made.close()
+    assert made.processes.workers() == []
+
+
 @pytest.fixture
 async def stage() -> AsyncIterator[ProcessStage]:
-    made = ProcessStage()
-    yield made
-    await made.close()
-    assert made.processes.workers() == []
+    async with staged() as made:
+        yield made
 
 
 @pytest.fixture
@@ -208,7 +218,7 @@ def test_the_modules_of_a_plan_are_where_it_is_found_first() -> None:
 
 async def test_a_hop_forgotten_while_its_modules_are_imported_leaves_a_usable_worker(stage: ProcessStage) -> None:
     hop = stage.launch(alone, "who_am_i", None)
-    await until(lambda: hop.state is not None and stage.processes._roster.whose(hop.actor) is not None)
+    await until(lambda: hop.state is not None and stage.processes.importing == 1)
     hop.actor.abandon()
     assert (await hop.reply()).outcome == "fail"
     assert value_of(await stage.run(alone, "who_am_i", None))["pid"] == stage.pid
@@ -293,31 +303,40 @@ async def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path, short_di
 # Collapsing
 
 
-async def test_workers_that_die_on_import_lose_their_hops_and_then_the_spawner_rests(stage: ProcessStage) -> None:
+async def test_workers_that_die_on_import_lose_their_hops_and_then_the_spawner_rests() -> None:
     told: list[str] = []
-    stage.processes.on_collapse = told.append
-    outcomes = [(await stage.run(dying, "never", 1)).outcome for _ in range(8)]
-    assert outcomes == ["lost"] * 8
-    statistics = stage.processes.statistics()
+    async with staged(Intensity(process.MAX_DEATHS, 600.0)) as stage:  # however slow this machine is
+        stage.processes.on_collapse = told.append
+        outcomes = [(await stage.run(dying, "never", 1)).outcome for _ in range(8)]
+        assert outcomes == ["lost"] * 8
+        statistics = stage.processes.statistics()
     assert (statistics["starts"], statistics["deaths"], statistics["collapses"]) == (6, 6, 1)
     assert len(told) == 1
     assert "exit status 9" in told[0]
 
 
+def interpreter(directory: Path, does: str) -> str:
+    """A program in the place of Python that does something else."""
+    path = directory / "python"
+    path.write_text(f"#!/bin/sh\nexec {does}\n")
+    path.chmod(0o700)
+    return str(path)
+
+
 async def test_workers_that_cannot_start_are_given_up_and_tried_again_later(
-    stage: ProcessStage, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    stage.processes.on_collapse = told.append
-    stage.processes._intensity = Intensity(2, 2.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(child, "_BOOT", "raise SystemExit(3)")
-        hops = [stage.launch(alone, "who_am_i", None) for _ in range(3)]
-        assert [(await hop.reply()).outcome for hop in hops] == ["lost"] * 3
-        assert stage.processes.statistics()["starts"] == 3
-        assert len(told) == 1
-    await until(lambda: not stage.processes._intensity.resting(stage.loop.time()))
-    assert (await stage.run(alone, "who_am_i", None)).outcome == "ok"
+    async with staged(intensity := Intensity(2, 2.0)) as stage:
+        stage.processes.on_collapse = told.append
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", interpreter(tmp_path, "false"))
+            hops = [stage.launch(alone, "who_am_i", None) for _ in range(3)]
+            assert [(await hop.reply()).outcome for hop in hops] == ["lost"] * 3
+            assert stage.processes.statistics()["starts"] == 3
+            assert len(told) == 1
+        await until(lambda: not intensity.resting(stage.loop.time()))
+        assert (await stage.run(alone, "who_am_i", None)).outcome == "ok"
 
 
 async def test_a_python_that_is_not_there_is_a_worker_that_cannot_start(
@@ -328,13 +347,13 @@ async def test_a_python_that_is_not_there_is_a_worker_that_cannot_start(
     assert stage.processes.statistics()["collapses"] == 1
 
 
-async def test_a_worker_that_never_gets_ready_is_killed(stage: ProcessStage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_never_gets_ready_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "PATIENCE", 0.2)
-    monkeypatch.setattr(child, "_BOOT", "import time; time.sleep(600)")
-    stage.processes._intensity = Intensity(1, 60.0)
-    hop = stage.launch(alone, "who_am_i", None)
-    assert (await hop.reply()).outcome == "lost"
-    assert stage.processes.statistics()["kills"] == 2
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, "sleep 600"))
+    async with staged(Intensity(1, 60.0)) as stage:
+        hop = stage.launch(alone, "who_am_i", None)
+        assert (await hop.reply()).outcome == "lost"
+        assert stage.processes.statistics()["kills"] == 2
 
 
 def test_intensity_counts_failures_within_its_window() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import IO
 
@@ -248,8 +250,8 @@ def test_a_process_that_was_fenced_is_told_so(durability: str, path: Path, start
     transaction = child.hear()
     later = SqliteStore(path, notify=Loop().notify, wall_ns=lambda: time.time_ns() + 3_600 * 10**9)
     later.open("heir")
-    assert later._connection is not None
-    later._connection.execute("UPDATE owners SET boot_id = 'another' WHERE owner = 'away'")
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=BOUND)) as somebody:
+        somebody.execute("UPDATE owners SET boot_id = 'another' WHERE owner = 'away'")
     assert later.claim() == [Claim(transaction, 1)]
     child.go_on()
     assert child.hear() == "StaleOwner"

@@ -530,7 +530,7 @@ class World:
         self.model.note(pulse, step, in_doubt=bool(facts.unknown))
         answered = pulse.data is not None and "answered" in pulse.data
         if pulse.kind == "completed" and isinstance(step.container, Mapped) and not answered:
-            self.model.check_map(pulse, step.container._declared)
+            self.model.check_map(pulse, step.container.declared)
 
     def _check_undo(self, index: int) -> None:
         step = self.saga.steps[index]

@@ -69,6 +69,11 @@ class Cache:
         self._entries.expire()
         return len(self._entries)
 
+    @property
+    def making(self) -> int:
+        """How many values are being made for `get_or_make`."""
+        return len(self._making)
+
     async def get(self, key: Hashable, default: Any = None) -> Any:
         """The value, or `default` if there is none or its time is over."""
         entry = self._entries.get(key)

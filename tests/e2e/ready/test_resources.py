@@ -168,7 +168,7 @@ async def test_of_many_who_ask_at_once_one_makes_it() -> None:
     may.set()
     assert set(await asyncio.gather(*asked)) == {"value"}
     assert made == 1
-    assert kept._making == {}
+    assert kept.making == 0
 
 
 async def test_the_next_one_tries_when_the_first_fails_or_is_cancelled() -> None:
@@ -190,7 +190,7 @@ async def test_the_next_one_tries_when_the_first_fails_or_is_cancelled() -> None
     assert isinstance(results[0], asyncio.CancelledError)
     assert isinstance(results[1], ValueError)
     assert (results[2], made) == ("value", 3)
-    assert kept._making == {}
+    assert kept.making == 0
 
 
 async def test_it_is_a_resource() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import logging
@@ -26,6 +27,7 @@ from mesh.ingress.rendering import as_json
 from mesh.ingress.requests import preferences, stimulus_options
 from mesh.ingress.server import bind
 
+BOUND = 30.0
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -579,11 +581,23 @@ async def test_a_port_that_is_taken_is_named_before_anything_is_opened() -> None
 
 async def test_listening_beyond_this_machine_is_said_loudly(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "bitactor.ingress")
-    HttpServer(Mesh(*workflows()), host="127.0.0.1")._say_where()
-    assert [record.levelname for record in caplog.records] == ["INFO"]
-    HttpServer(Mesh(*workflows()), host="0.0.0.0")._say_where()
-    assert caplog.records[-1].levelname == "WARNING"
-    assert "WITHOUT AUTHENTICATION" in caplog.text
+
+    async def said(host: str) -> list[str]:
+        caplog.clear()
+        server = HttpServer(Mesh(*workflows()), host=host, port=0)
+        running = asyncio.create_task(server.run())
+        async with asyncio.timeout(BOUND):
+            await server.started.wait()
+            levels = [record.levelname for record in caplog.records]
+            text = caplog.text
+            server.stop()
+            await running
+        assert server.url in text
+        assert ("WITHOUT AUTHENTICATION" in text) == (levels == ["WARNING"])
+        return levels
+
+    assert await said("127.0.0.1") == ["INFO"]
+    assert await said("0.0.0.0") == ["WARNING"]
 
 
 def test_what_only_the_operator_can_use_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:

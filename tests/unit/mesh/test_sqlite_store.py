@@ -16,8 +16,9 @@ import pytest
 
 from bitactor.errors import ConfigurationError, StaleOwner, StoreError
 from bitactor.ports import Claim, Refusal, Write
-from mesh.stores import MemoryStore, SqliteReader, SqliteStore, checkpoints, open_reader, open_store
+from mesh.stores import MemoryStore, SqliteReader, SqliteStore, open_reader, open_store
 from mesh.stores.lease import identify, process_started
+from tests.store_faults import Disk
 from tests.store_writes import BOUND, Loop, Told, first, fresh, hop, last, pulse
 
 HOUR_NS = 3_600 * 10**9
@@ -56,8 +57,8 @@ def opened(path: Path, loop: Loop, wall: Wall) -> Iterator[Opener]:
     """Opens stores on `path`; closes them in the end."""
     stores: list[SqliteStore] = []
 
-    def open_one(owner: str = "owner-1", lease: float = 3_600.0, patience: float = BOUND) -> SqliteStore:
-        store = SqliteStore(path, notify=loop.notify, lease=lease, patience=patience, wall_ns=wall)
+    def open_one(owner: str = "owner-1", lease: float = 3_600.0, patience: float = BOUND, **options: int) -> SqliteStore:
+        store = SqliteStore(path, notify=loop.notify, lease=lease, patience=patience, wall_ns=wall, **options)
         store.open(owner)
         stores.append(store)
         return store
@@ -346,14 +347,14 @@ def test_who_was_fenced_reclaims_nothing(opened: Opener, loop: Loop, people: Peo
     assert len(store.reclaim(())) == 1
 
 
-def test_nothing_is_reclaimed_while_the_file_cannot_be_written(opened: Opener, loop: Loop) -> None:
+def test_nothing_is_reclaimed_while_the_file_cannot_be_written(opened: Opener, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
     store, transaction = opened(), fresh()
     _keep(store, loop, first(transaction))
-    assert store._connection is not None
-    store._connection.execute("PRAGMA query_only = 1")
+    disk.protect()
     with pytest.raises(StoreError):
         store.reclaim(())
-    store._connection.execute("PRAGMA query_only = 0")
+    disk.unprotect()
     assert store.reclaim(()) == [Claim(transaction, 1)]
 
 
@@ -463,18 +464,19 @@ def test_refusals_of_a_group_go_to_the_appends_they_belong_to(opened: Opener, lo
 # Disks and data
 
 
-def test_a_full_disk_fails_the_append_and_nothing_else(path: Path, opened: Opener, loop: Loop) -> None:
+def test_a_full_disk_fails_the_append_and_nothing_else(
+    path: Path, opened: Opener, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
     store, transaction = opened(), fresh()
     _keep(store, loop, first(transaction))
-    assert store._connection is not None
-    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    disk.fill()
     large = Write(transaction, 0, (pulse(transaction, 2, token_out="x" * 100_000),), "running", True)
     _, error = _append(store, loop, large)
     assert isinstance(error, StoreError) and str(error).startswith(f"{path}: the disk is full; nothing was written")
     refusals, error = _append(store, loop, hop(transaction, 3))
     assert error is None and "a write between was lost" in str(refusals[0].error)
-    store._connection.execute("PRAGMA max_page_count = 1000000")
+    disk.free()
     _keep(store, loop, large)
     assert len(store.pulses(transaction)) == 3
 
@@ -514,14 +516,8 @@ def test_an_error_message_need_not_be_unicode(opened: Opener, loop: Loop) -> Non
     assert store.pulses(transaction) == [odd]
 
 
-def test_the_write_ahead_log_stays_short_under_a_writer_that_never_pauses(
-    path: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoints, "_PAGES_A_CHECKPOINT", 100)
-    monkeypatch.setattr(checkpoints, "_PAGES_AT_MOST", 200)
-    store, told, loop = opened(), Told(), Loop()
-    store._notify = loop.notify
-    store._commits._notify = loop.notify
+def test_the_write_ahead_log_stays_short_under_a_writer_that_never_pauses(path: Path, opened: Opener, loop: Loop) -> None:
+    store, told = opened(checkpoint_pages=100), Told()
     longest = 0
     for _ in range(4_000):
         transaction = fresh()

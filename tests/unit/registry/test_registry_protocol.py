@@ -44,8 +44,7 @@ class Peer:
 
     def current(self, name: str) -> Entry | None:
         """Our grant of `name`, if it holds this moment."""
-        wanted = self.conversation._wanted.get(name)
-        entry = wanted.entry if wanted is not None else None
+        entry = self.conversation.granted(name)
         return entry if entry is not None and self.conversation.is_current(entry, self.world.now) else None
 
     def turn(self) -> None:
@@ -268,7 +267,7 @@ def test_a_grant_is_not_prolonged_by_a_restarted_server_before_it_is_confirmed(w
     world.kill_server()
     world.serve()
     # It was just welcomed, and the claim that goes out with that welcome is lost.
-    while a.conversation._incarnation != b"incarnation-2":
+    while a.conversation.incarnation != b"incarnation-2":
         world.step()
     world.inbox.clear()
     world.cut(a)
@@ -286,7 +285,7 @@ def test_a_grant_that_was_reported_lost_does_not_come_back(world: World) -> None
     world.run(300)
     world.kill_server()
     world.serve()
-    while a.conversation._incarnation != b"incarnation-2":
+    while a.conversation.incarnation != b"incarnation-2":
         world.step()
     world.server_frozen = True
     while not a.losses:
@@ -565,11 +564,11 @@ class Turmoil(RuleBasedStateMachine):
             cache = peer.conversation.cache
             assert set_of(tuple(entry for entries in cache.names().values() for entry in entries)) == truth
             assert cache.count() == len(truth)
-            wanted = peer.conversation._wanted
-            assert {(name, entry.epoch) for name, item in wanted.items() if (entry := item.entry) is not None} == {
+            wanted = peer.conversation.wanted()
+            assert {(name, entry.epoch) for name, entry in wanted.items() if entry is not None} == {
                 (entry[0], entry[2]) for entry in truth if entry[1] == peer.holder
             }
-            assert all(item.entry is not None for item in wanted.values())
+            assert all(entry is not None for entry in wanted.values())
             seen: set[tuple[str, str]] = set()
             for notice in peer.notices:
                 key = (notice.entry.name, notice.entry.holder)

@@ -281,7 +281,7 @@ class TableModel(RuleBasedStateMachine):
         for holder in "abc":
             assert set(self.table.keys(holder)) == {key[0] for key in self.entries if key[1] == holder}
         if not self.entries:
-            assert self.table._bytes == 0
+            assert self.table.size() == 0
 
 
 TestTableModel = TableModel.TestCase
