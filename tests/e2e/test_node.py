@@ -230,6 +230,9 @@ def test_bitactor_run_ends_with_an_error_when_its_workers_keep_dying(tmp_path: P
         if "mesh.cli.run" not in sys.modules:
             os._exit(9)
 
+        from mesh.spawners import process
+        process.DEATH_WINDOW = 600.0  # however slow this machine is
+
         deadly = Workflow("deadly")
 
         @deadly.step(spawn="process")
@@ -252,7 +255,7 @@ def test_bitactor_run_ends_with_an_error_when_its_workers_keep_dying(tmp_path: P
             )
             with urllib.request.urlopen(request, timeout=BOUND) as answer:
                 assert answer.status == 202
-        _, errors = child.communicate(timeout=BOUND * 2)
+        _, errors = child.communicate(timeout=BOUND * (process.MAX_DEATHS + 1))
     finally:
         child.kill()
         child.wait()
