@@ -223,7 +223,7 @@ class Advancing(Undoing):
             and reply.delivery == self.deliveries[index]
             and reply.epoch == self.epoch
         ):
-            if index >= self.grown and self.steps[index].surrounding is not None and self._leaves(index, reply):
+            if index >= self.grown and self.steps[index].surrounding is not None and self.returns_early(index, reply):
                 text = f"{self.steps[index].address!r} answered before the steps it is around were done; let it `await proceed()`"
                 self._fail(index, Fault("bitactor.errors:InvalidOutcome", text), now_ns, elapsed_ns=reply.elapsed_ns)
             elif reply.outcome == "ok" and not reply.emits and reply.planned is None:
@@ -235,7 +235,7 @@ class Advancing(Undoing):
         else:
             self._late_reply(index, reply, now_ns)
 
-    def _leaves(self, index: int, reply: Reply) -> bool:
+    def returns_early(self, index: int, reply: Reply) -> bool:
         """Whether a function around nested steps answers while some of them are begun and not done."""
         scope = self.steps[index].scope
         if reply.outcome not in ("ok", "continue") or scope is None or not self.takes_more(index):

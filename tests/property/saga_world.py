@@ -339,7 +339,7 @@ class World:
         in_time = current == delivery and delivery.epoch == self.saga.epoch
         refused = nonsense and (reply.outcome != "ok" or self.saga.takes_more(delivery.step))
         if in_time and self._waits_inside(delivery):
-            refused = refused or self.saga._leaves(delivery.step, reply)
+            refused = refused or self.saga.returns_early(delivery.step, reply)
         if in_time:
             del self.flights[delivery.path, delivery.direction]
             self.ended.append(delivery)
