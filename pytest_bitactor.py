@@ -1,8 +1,9 @@
 """The pytest plugin: the fixtures `mesh`, `pulses` and `fake_clock`, and the journal beside a test that fails.
 
-Every run of pytest in an environment with BitActor in it loads this, whether its tests know of BitActor or not.  So it imports nothing of
-ours before a fixture is asked for, and it is in none of the three packages: a `mesh.py` of the user's would hide everything in ours,
-and `bitactor` alone takes a tenth of a second to import.
+Every run of pytest in an environment with BitActor in it loads this, whether its tests know of BitActor or not.  So it
+imports nothing of
+ours before a fixture is asked for, and it is in none of the three packages: a `mesh.py` of the user's would hide
+everything in ours, and `bitactor` alone takes a tenth of a second to import.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def _bitactor_bench(request: pytest.FixtureRequest) -> Generator[Any, None, None
 
 @pytest.fixture
 def fake_clock(_bitactor_bench: Any) -> Any:
-    """Time that stands still until the test lets it pass, for every mesh of the `mesh` fixture: a `mesh.testing.MeshClock`."""
+    """Time that stands still until the test lets it pass, for every mesh of the `mesh` fixture: a
+    `mesh.testing.MeshClock`."""
     return _bitactor_bench.use_fake_clock()
 
 

@@ -4,6 +4,6 @@
     python -m benchmarks hop-memory chain-100 --json
     python -m benchmarks --profile hop-memory
 
-A floor is the least that the same work could cost with the same means and nothing of ours: it drifts with the machine as the number
-beside it does, so the ratio says more than the number.
+A floor is the least that the same work could cost with the same means and nothing of ours: it drifts with the machine
+as the number beside it does, so the ratio says more than the number.
 """

@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = Sizes(options.quick)
     if options.profile is not None:
         return _profile(BY_NAME[options.profile], sizes, uvloop)
-    chosen = [BY_NAME[name] for name in options.names] or [benchmark for benchmark in BENCHMARKS if benchmark.by_default]
+    chosen = [BY_NAME[name] for name in options.names] or [
+        benchmark for benchmark in BENCHMARKS if benchmark.by_default
+    ]
     about = machine()
     rows = _run(chosen, sizes, uvloop)
     if options.json:
@@ -56,12 +58,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Measure BitActor, each number beside a floor from the same run.",
         epilog="Example: python -m benchmarks hop-memory workflows-5 --json",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which to run; by default all but those marked so by --list")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="which to run; by default all but those marked so by --list"
+    )
     parser.add_argument("--list", action="store_true", help="say which there are, and run none")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--quick", action="store_true", help="tiny counts and one repeat: to see that everything runs")
     parser.add_argument("--uvloop", action="store_true", help="measure what runs on the loop a second time, on uvloop")
-    parser.add_argument("--profile", metavar="NAME", help="run our side of one benchmark under cProfile, and print where time goes")
+    parser.add_argument(
+        "--profile", metavar="NAME", help="run our side of one benchmark under cProfile, and print where time goes"
+    )
     options = parser.parse_args(arguments)
     if options.profile is not None and (options.names or options.json):
         parser.error("--profile takes one benchmark and prints a table; it goes with neither names nor --json")
@@ -81,7 +87,10 @@ def _run(chosen: Sequence[Benchmark], sizes: Sizes, uvloop: LoopFactory | None) 
 
 def _profile(benchmark: Benchmark, sizes: Sizes, uvloop: LoopFactory | None) -> int:
     if not benchmark.on_loop:
-        print(f"{benchmark.name} does its work in other processes or threads; there is nothing here to profile", file=sys.stderr)
+        print(
+            f"{benchmark.name} does its work in other processes or threads; there is nothing here to profile",
+            file=sys.stderr,
+        )
         return _USAGE
     profiler = profile(benchmark, sizes, uvloop)
     print(f"{benchmark.name}: {benchmark.about}.  The profiler makes small functions look dearer than they are.\n")

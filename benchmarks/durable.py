@@ -16,7 +16,8 @@ from mesh import Mesh
 
 
 def hop_sqlite(in_flight: int) -> Callable[[Sizes], AbstractAsyncContextManager[Contest]]:
-    """µs for a hop that survives the death of the process.  A hop is two rows, `spawned` and `completed`; the floor is one."""
+    """µs for a hop that survives the death of the process.  A hop is two rows, `spawned` and `completed`; the floor is
+    one."""
 
     @asynccontextmanager
     async def enter(sizes: Sizes) -> AsyncIterator[Contest]:

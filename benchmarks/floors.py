@@ -143,7 +143,9 @@ class RawJournal:
             if rows_per_commit == 1:
                 execute("INSERT INTO pulses (body) VALUES (?)", (ROW,))
             else:
-                self._connection.executemany("INSERT INTO pulses (body) VALUES (?)", ((ROW,) for _ in range(rows_per_commit)))
+                self._connection.executemany(
+                    "INSERT INTO pulses (body) VALUES (?)", ((ROW,) for _ in range(rows_per_commit))
+                )
             execute("COMMIT")
         return (time.perf_counter() - began) / rows * 1e6
 

@@ -1,4 +1,5 @@
-"""One benchmark is a contest: a sample of ours, samples of the floors it is held against, and medians over interleaved repeats."""
+"""One benchmark is a contest: a sample of ours, samples of the floors it is held against, and medians over interleaved
+repeats."""
 
 from __future__ import annotations
 
@@ -151,7 +152,8 @@ async def _measure(benchmark: Benchmark, sizes: Sizes) -> list[Row]:
 
 
 def _interleaved(samples: Mapping[str, Sample], repeats: int) -> Iterator[tuple[str, Sample]]:
-    """Each sample once a round, forwards and backwards in turn, so that a machine that drifts drifts for all of them."""
+    """Each sample once a round, forwards and backwards in turn, so that a machine that drifts drifts for all of
+    them."""
     for round_number in range(repeats):
         items = list(samples.items())
         yield from items if round_number % 2 else reversed(items)

@@ -24,7 +24,8 @@ MESSAGE = b"\x00" * 265
 
 
 class RawEcho:
-    """Two raw sockets towards a process that answers each frame with itself; drained from the loop's reader callback, like ours."""
+    """Two raw sockets towards a process that answers each frame with itself; drained from the loop's reader callback,
+    like ours."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], inbox: str, outbox: str) -> None:
         self._loop = asyncio.get_running_loop()
@@ -94,7 +95,10 @@ def hop_ipc(in_flight: int) -> Callable[[Sizes], AbstractAsyncContextManager[Con
         with tempfile.TemporaryDirectory(prefix="ba-") as directory:
             endpoint = f"ipc://{directory}/registry"
             with RegistryServer(endpoint, Path(directory) / "boot"), peer("host", endpoint):
-                async with raw_echo() as echo, Mesh(in_other_node, registry=endpoint, hosts=False, store="memory://") as mesh:
+                async with (
+                    raw_echo() as echo,
+                    Mesh(in_other_node, registry=endpoint, hosts=False, store="memory://") as mesh,
+                ):
                     floors = {"raw echo, a message a frame": partial(echo.per_message, messages, in_flight, 1)}
                     if in_flight > 1:
                         floors[f"joined echo, {in_flight} messages a frame"] = partial(
@@ -116,7 +120,8 @@ async def hop_process(sizes: Sizes) -> AsyncIterator[Contest]:
 
 
 def parked(count: int, quick_count: int) -> Callable[[Sizes], AbstractAsyncContextManager[Contest]]:
-    """KiB for each of so many hops that wait; each sample has a process of its own, whose memory nothing else has touched."""
+    """KiB for each of so many hops that wait; each sample has a process of its own, whose memory nothing else has
+    touched."""
 
     @asynccontextmanager
     async def enter(sizes: Sizes) -> AsyncIterator[Contest]:

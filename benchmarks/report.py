@@ -44,7 +44,9 @@ def machine() -> dict[str, Any]:
 
 def document(rows: Sequence[Row], about: Mapping[str, Any], *, quick: bool) -> str:
     """All of it as one JSON document."""
-    return json.dumps({"machine": about, "quick": quick, "rows": [row._asdict() for row in rows]}, ensure_ascii=False, indent=2)
+    return json.dumps(
+        {"machine": about, "quick": quick, "rows": [row._asdict() for row in rows]}, ensure_ascii=False, indent=2
+    )
 
 
 def show(rows: Sequence[Row], about: Mapping[str, Any], *, quick: bool) -> None:
@@ -57,14 +59,23 @@ def show(rows: Sequence[Row], about: Mapping[str, Any], *, quick: bool) -> None:
     table.add_column("the floor is")
     table.add_column("what")
     for row in rows:
-        numbers = (_number(row.value), row.unit, _goal(row, quick), _number(row.floor), f"{row.ratio:.2f}", _number(row.best))
+        numbers = (
+            _number(row.value),
+            row.unit,
+            _goal(row, quick),
+            _number(row.floor),
+            f"{row.ratio:.2f}",
+            _number(row.best),
+        )
         table.add_row(row.name, *numbers, row.floor_is, row.about)
     console.print(table)
     load = " ".join(map(str, about["load"]))
     console.print(f"{about['cpu']}, {about['cores']} cores, load {load}; {about['system']}")
     console.print(f"{about['python']}, {about['loop']}, pykka {about['pykka']}, ZeroMQ {about['zmq']}")
     console.print(f"SQLite {about['sqlite']} on {about['disk']}")
-    console.print("Values and floors are medians of interleaved repeats; ratio = value / floor; best: our least disturbed repeat.")
+    console.print(
+        "Values and floors are medians of interleaved repeats; ratio = value / floor; best: our least disturbed repeat."
+    )
     if quick:
         console.print("--quick: tiny counts, one repeat; these numbers say that it runs, not how fast.")
 

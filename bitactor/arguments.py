@@ -221,7 +221,9 @@ def transformed(arguments: Sequence[Argument], tokens: Sequence[Any], owner: str
     for argument in arguments:
         if argument.transform is not None:
             plain = argument._replace(transform=None)
-            made[argument.name] = encode_token(argument.transform(argument_values((plain,), tokens, owner)[argument.name]))
+            made[argument.name] = encode_token(
+                argument.transform(argument_values((plain,), tokens, owner)[argument.name])
+            )
     return made
 
 
@@ -239,11 +241,14 @@ def converted(arguments: Sequence[Argument], values: dict[str, Any], owner: str)
                 problem = error.errors(include_url=False, include_input=False)[0]
                 at = ".".join(str(part) for part in problem["loc"])
                 raise InvalidInput(
-                    f"argument {argument.name!r} of {owner}, from {argument.reference}: {problem['msg']}{f' at {at}' if at else ''}",
+                    f"argument {argument.name!r} of {owner}, from {argument.reference}: "
+                    f"{problem['msg']}{f' at {at}' if at else ''}",
                     [(argument.name, problem["msg"])],
                 ) from None
             except _WrongType as error:
-                raise InvalidInput(f"argument {argument.name!r} of {owner}, from {argument.reference}: {error}") from None
+                raise InvalidInput(
+                    f"argument {argument.name!r} of {owner}, from {argument.reference}: {error}"
+                ) from None
     return values
 
 
@@ -276,7 +281,8 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
 
 
 def converter(annotation: Any, owner: str) -> Callable[[Any], Any] | None:
-    """What turns a decoded token into `annotation`: nothing for Any and no annotation, a type check for plain builtins, else pydantic.
+    """What turns a decoded token into `annotation`: nothing for Any and no annotation, a type check for plain builtins,
+    else pydantic.
 
     Raises:
         DefinitionError: pydantic has no way to make that type from plain data.

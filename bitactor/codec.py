@@ -1,8 +1,8 @@
 """Bytes in, values out, within limits: tokens (payloads), pulses and wire messages as msgpack, never pickle.
 
 A *token* is a value as the journal keeps it: an immutable scalar stands for itself, anything else is `Packed` bytes.
-A wire message is one msgpack array `[version, type, field, …]` whose payload fields are opaque bytes, so that routing never decodes
-what it only passes on.  A frame is one msgpack array of such messages.
+A wire message is one msgpack array `[version, type, field, …]` whose payload fields are opaque bytes, so that routing
+never decodes what it only passes on.  A frame is one msgpack array of such messages.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ _CONTAINER_BYTES: Final = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
 def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
     """The token of `value`: itself if it is a None, bool, int, float or str, else `Packed`.
 
-    Carries what msgpack carries, and datetime, date, time, timedelta, UUID, Decimal, integers of any size, sets, enums (as their
-    value), paths (as text), dataclasses and pydantic models (as mappings).  Tuples come back as lists.
+    Carries what msgpack carries, and datetime, date, time, timedelta, UUID, Decimal, integers of any size, sets, enums
+    (as their value), paths (as text), dataclasses and pydantic models (as mappings).  Tuples come back as lists.
 
     Raises:
         InvalidOutcome: the value, or something in it, cannot be carried; the message names the type.
@@ -89,7 +89,9 @@ def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as error:
         raise InvalidOutcome(f"a {type(value).__name__} cannot be carried: {error}") from error
     if len(data) > limit:
-        raise SignalTooLarge(f"{len(data):,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference")
+        raise SignalTooLarge(
+            f"{len(data):,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference"
+        )
     if _may_be_deep(data):
         try:
             unpack(data, limit)
@@ -116,7 +118,9 @@ def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES) -> Any:
         try:
             value = msgpack.unpackb(data, ext_hook=_decode_extra, strict_map_key=False)
         except TypeError:  # a tuple or a set as a key
-            value = msgpack.unpackb(data, ext_hook=_decode_extra, strict_map_key=False, object_pairs_hook=_with_hashable_keys)
+            value = msgpack.unpackb(
+                data, ext_hook=_decode_extra, strict_map_key=False, object_pairs_hook=_with_hashable_keys
+            )
     except RecursionError as error:
         raise MalformedSignal("nested too deep") from error
     except (ValueError, TypeError, KeyError, OverflowError, ArithmeticError, msgpack.UnpackException) as error:
@@ -156,7 +160,9 @@ def _checked_text(value: str, limit: int) -> str:
     except UnicodeEncodeError as error:
         raise InvalidOutcome(f"a str cannot be carried: {error}") from error
     if size > limit:
-        raise SignalTooLarge(f"{size:,} bytes of text, the limit is {limit:,}; keep large data elsewhere and pass a reference")
+        raise SignalTooLarge(
+            f"{size:,} bytes of text, the limit is {limit:,}; keep large data elsewhere and pass a reference"
+        )
     return value
 
 
@@ -197,7 +203,9 @@ def _encode_extra(value: Any) -> Any:
         return float(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
-    raise TypeError(f"no way to carry a {type(value).__module__}.{type(value).__qualname__}; return plain data or a model")
+    raise TypeError(
+        f"no way to carry a {type(value).__module__}.{type(value).__qualname__}; return plain data or a model"
+    )
 
 
 def _encode_set(value: Iterable[Any]) -> msgpack.ExtType:
@@ -215,7 +223,9 @@ def _encode_int(value: int) -> Any:
 def _decode_set(data: bytes, levels: int) -> set[Any]:
     if levels == 0:
         raise ValueError(f"sets within sets, more than {_MAX_SETS_IN_SETS} of them")
-    values = msgpack.unpackb(data, ext_hook=lambda code, inner: _decode_extra(code, inner, levels - 1), strict_map_key=False)
+    values = msgpack.unpackb(
+        data, ext_hook=lambda code, inner: _decode_extra(code, inner, levels - 1), strict_map_key=False
+    )
     return {_hashable(value) for value in values}
 
 
@@ -254,8 +264,8 @@ def _decode_extra(code: int, data: bytes, levels: int = _MAX_SETS_IN_SETS) -> An
 def _may_be_deep(data: bytes) -> bool:
     """Whether containers could nest deeper than `MAX_DEPTH`.
 
-    The number of bytes that could open a container bounds the depth from above, and counting them is one pass in C; only where that
-    does not settle it are the values themselves looked at.
+    The number of bytes that could open a container bounds the depth from above, and counting them is one pass in C;
+    only where that does not settle it are the values themselves looked at.
     """
     return len(data) > MAX_DEPTH and len(data) - len(data.translate(None, _CONTAINER_BYTES)) > MAX_DEPTH
 
@@ -319,7 +329,8 @@ _SHAPES: Final[tuple[TypeAdapter[Any], ...]] = tuple(
 def encode_message(message: Message) -> bytes:
     """One wire message as bytes.
 
-    The payload field must be a token (`encode_token`'s answer); a Signal's `token` is packed by whoever made its arguments.
+    The payload field must be a token (`encode_token`'s answer); a Signal's `token` is packed by whoever made its
+    arguments.
     """
     code = _CODES[type(message)]
     fields: list[Any] = list(message)
@@ -330,7 +341,9 @@ def encode_message(message: Message) -> bytes:
         fields[_EMITS] = [(name, token_bytes(token)) for name, token in fields[_EMITS]]
     data: bytes = msgpack.packb([WIRE_VERSION, code, *fields])
     if len(data) > MAX_FRAME_BYTES:
-        raise SignalTooLarge(f"a {type(message).__name__} of {len(data):,} bytes, the limit of a frame is {MAX_FRAME_BYTES:,}")
+        raise SignalTooLarge(
+            f"a {type(message).__name__} of {len(data):,} bytes, the limit of a frame is {MAX_FRAME_BYTES:,}"
+        )
     return data
 
 
@@ -349,7 +362,9 @@ def decode_message(data: bytes) -> Message:
         raise MalformedSignal("not an array of version, type and fields")
     version, code = parts[0], parts[1]
     if version != WIRE_VERSION or type(version) is not int:
-        raise UnsupportedVersion(f"version {version!r}; this process speaks {WIRE_VERSION}; run the same release everywhere")
+        raise UnsupportedVersion(
+            f"version {version!r}; this process speaks {WIRE_VERSION}; run the same release everywhere"
+        )
     if type(code) is not int or not 0 <= code < len(_TYPES):
         raise MalformedSignal(f"unknown message type {code!r}")
     kind = _TYPES[code]
@@ -380,7 +395,9 @@ def _refuse_large_fields(data: bytes) -> None:
         fields = unpacker.read_array_header()
         if fields > 2 + max(len(kind._fields) for kind in _TYPES):
             raise MalformedSignal(f"a message of {fields:,} fields")
-        version_and_code = [unpacker.unpack() if data[unpacker.tell()] < 0x80 else unpacker.skip() for _ in range(min(fields, 2))]
+        version_and_code = [
+            unpacker.unpack() if data[unpacker.tell()] < 0x80 else unpacker.skip() for _ in range(min(fields, 2))
+        ]
         emits_at = _EMITS if version_and_code[1:] == [_CODES[Reply]] else -1
         for position in range(fields - 2):
             start = unpacker.tell()
@@ -403,7 +420,9 @@ def _skip_emits(unpacker: msgpack.Unpacker, data: bytes) -> None:
             raise MalformedSignal("an emitted signal is a name and a token")
         for _ in range(2):
             if not (
-                data[unpacker.tell()] in _BINARY or 0xA0 <= data[unpacker.tell()] <= 0xBF or 0xD9 <= data[unpacker.tell()] <= 0xDB
+                data[unpacker.tell()] in _BINARY
+                or 0xA0 <= data[unpacker.tell()] <= 0xBF
+                or 0xD9 <= data[unpacker.tell()] <= 0xDB
             ):
                 raise MalformedSignal("an emitted signal is a name and a token")
             unpacker.skip()
@@ -419,8 +438,11 @@ def split_frame(frame: bytes) -> list[bytes]:
     """The messages in a frame that may come from a stranger; raises `SignalTooLarge` or `MalformedSignal`."""
     if len(frame) > MAX_FRAME_BYTES + 16:
         raise SignalTooLarge(f"a frame of {len(frame):,} bytes, the limit is {MAX_FRAME_BYTES:,}")
-    # One by one, and without containers inside: a hostile frame of millions of empty lists would cost a gigabyte to take in.
-    unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(frame)), max_array_len=0, max_map_len=0, max_ext_len=0, max_str_len=0)
+    # One by one, and without containers inside: a hostile frame of millions of empty lists would cost a gigabyte to
+    # take in.
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=max(1, len(frame)), max_array_len=0, max_map_len=0, max_ext_len=0, max_str_len=0
+    )
     try:
         unpacker.feed(frame)
         count = unpacker.read_array_header()
@@ -429,7 +451,11 @@ def split_frame(frame: bytes) -> list[bytes]:
         messages = list(islice(unpacker, count))
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise MalformedSignal(f"not a frame: {type(error).__name__}: {error}") from error
-    if len(messages) != count or unpacker.tell() != len(frame) or not all(type(message) is bytes for message in messages):
+    if (
+        len(messages) != count
+        or unpacker.tell() != len(frame)
+        or not all(type(message) is bytes for message in messages)
+    ):
         raise MalformedSignal("a frame is an array of binary messages, and nothing after it")
     return messages
 
@@ -484,7 +510,7 @@ def encode_messages(messages: Iterable[Message]) -> list[bytes]:
 
 
 __all__ = [
-    "MAX_DEPTH", "MAX_FRAME_BYTES", "MAX_MESSAGES_PER_FRAME", "MAX_TOKEN_BYTES", "WIRE_VERSION", "Packed", "ProtocolError",
-    "decode_message", "decode_pulse", "decode_token", "encode_message", "encode_messages", "encode_pulse", "encode_token",
-    "join_frame", "pack", "split_frame", "token_bytes", "token_from_bytes", "unpack",
+    "MAX_DEPTH", "MAX_FRAME_BYTES", "MAX_MESSAGES_PER_FRAME", "MAX_TOKEN_BYTES", "WIRE_VERSION", "Packed",
+    "ProtocolError", "decode_message", "decode_pulse", "decode_token", "encode_message", "encode_messages",
+    "encode_pulse", "encode_token", "join_frame", "pack", "split_frame", "token_bytes", "token_from_bytes", "unpack",
 ]  # fmt: skip

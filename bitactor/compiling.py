@@ -81,7 +81,9 @@ def compile_workflow(workflow: Workflow, address: str | None = None) -> Plan:
     inputs = tuple(workflow.input_model.model_fields)
     slots = {name: index for index, name in enumerate([*names, *inputs])}
     steps = tuple(
-        _compile_step(workflow, workflow.steps[name], slots, tuple(slots[other] for other in dependencies[name]), address)
+        _compile_step(
+            workflow, workflow.steps[name], slots, tuple(slots[other] for other in dependencies[name]), address
+        )
         for name in names
     )
     deferred = {
@@ -101,7 +103,9 @@ def compile_workflow(workflow: Workflow, address: str | None = None) -> Plan:
             steps[dependency].dependents += (step.index,)
     returned = workflow.returned or names[-1]
     if returned in later:
-        raise MissingReturn(f"{owner} returns {returned!r}, which is deferred, and runs only where a Then plans it, if at all")
+        raise MissingReturn(
+            f"{owner} returns {returned!r}, which is deferred, and runs only where a Then plans it, if at all"
+        )
     bodies = [body for step in steps if step.container is not None for body in step.container.bodies]
     return Plan(
         workflow=workflow.name,
@@ -229,7 +233,15 @@ def _compile_step(
     else:
         site = Site(workflow, step, what, f"{address}/{step.name}", arguments)
         compiled = PlanStep(
-            0, step.name, "", NO_FUNCTION, "inline", arguments, (), container=step.kind.compile(site), kind=step.kind.label
+            0,
+            step.name,
+            "",
+            NO_FUNCTION,
+            "inline",
+            arguments,
+            (),
+            container=step.kind.compile(site),
+            kind=step.kind.label,
         )
     compiled.index, compiled.name, compiled.address = slots[step.name], step.name, f"{address}/{step.name}"
     compiled.dependencies, compiled.deferred = dependencies, step.deferred
@@ -267,7 +279,12 @@ class Site(typing.NamedTuple):
         return nested.nested_plan(address)
 
     def function_body(
-        self, function: Callable[..., Any], name: str, address: str, *, special: Mapping[str, str] = MappingProxyType({})
+        self,
+        function: Callable[..., Any],
+        name: str,
+        address: str,
+        *,
+        special: Mapping[str, str] = MappingProxyType({}),
     ) -> Plan:
         """A body of one step made from a function; its inputs are the function's parameters.
 
@@ -288,7 +305,9 @@ class Site(typing.NamedTuple):
             if field not in inputs:
                 inputs.append(field)
             convert = converter(parameter.annotation, f"{self.what}, parameter {parameter.name!r}")
-            arguments.append(Argument(parameter.name, 1 + inputs.index(field), (), None, convert, None, f"input.{field}"))
+            arguments.append(
+                Argument(parameter.name, 1 + inputs.index(field), (), None, convert, None, f"input.{field}")
+            )
         compiled = function_step(workflow, step, tuple(arguments), injected, self.what, function=function)
         compiled.name, compiled.address = name, address
         compiled.forward_code = compiled.code("forward", 1)
@@ -363,9 +382,13 @@ def function_step(
         compiled.undo = compile_callback("undo", step.undo_function, takes, f"undo of {what}", workflow)
         compiled.undo.in_doubt, compiled.undo.retries = step.undo_in_doubt, step.undo_retries
         if step.undo_in_doubt and not compiled.undo.takes and not compiled.undo.injected:
-            raise DefinitionError(f"undo of {what}: with in_doubt=True it needs `ctx` or an argument to know what to look for")
+            raise DefinitionError(
+                f"undo of {what}: with in_doubt=True it needs `ctx` or an argument to know what to look for"
+            )
     if step.compensate_function is not None:
-        compiled.compensate = compile_callback("compensate", step.compensate_function, takes, f"compensate of {what}", workflow)
+        compiled.compensate = compile_callback(
+            "compensate", step.compensate_function, takes, f"compensate of {what}", workflow
+        )
     return compiled
 
 
@@ -404,12 +427,15 @@ def _bind(
                     arguments.append(_unbound(parameter, what))
                 continue
             raise UnknownArgument(
-                f"{what}: parameter {parameter.name!r} is neither an input field nor a step.{suggest(parameter.name, {*slots, *workflow.resources})}"
+                f"{what}: parameter {parameter.name!r} is neither an input field nor a "
+                f"step.{suggest(parameter.name, {*slots, *workflow.resources})}"
             )
         arguments.append(_argument(workflow, parameter, source, slots, what))
     for name in bind:
         taken = [argument.name for argument in arguments]
-        raise UnknownArgument(f"{what}: bind names {name!r}, which is no parameter of {step.noun}.{suggest(name, taken)}")
+        raise UnknownArgument(
+            f"{what}: bind names {name!r}, which is no parameter of {step.noun}.{suggest(name, taken)}"
+        )
     return tuple(arguments), injected
 
 
@@ -421,7 +447,9 @@ def _unbound(parameter: Parameter, what: str) -> Argument:
 def _argument(workflow: Workflow, parameter: Parameter, source: Any, slots: Mapping[str, int], what: str) -> Argument:
     convert = converter(parameter.annotation, f"{what}, parameter {parameter.name!r}")
     if source is None:
-        source = Input(parameter.name) if parameter.name in workflow.input_model.model_fields else Result(parameter.name)
+        source = (
+            Input(parameter.name) if parameter.name in workflow.input_model.model_fields else Result(parameter.name)
+        )
     if isinstance(source, Value):
         try:
             constant = encode_token(source.value)
@@ -434,7 +462,8 @@ def _argument(workflow: Workflow, parameter: Parameter, source: Any, slots: Mapp
 
 
 def _dependency_names(workflow: Workflow, step: Step[Any, Any], *, strict: bool = False) -> list[str]:
-    """The steps this one waits for; unknown names raise when `strict`, and are passed over otherwise (they may come later)."""
+    """The steps this one waits for; unknown names raise when `strict`, and are passed over otherwise (they may come
+    later)."""
     what = f"step {step.name!r} of {workflow.name!r}"
     found: dict[str, None] = {}
     bind = step.options.get("bind") or {}
@@ -446,14 +475,22 @@ def _dependency_names(workflow: Workflow, step: Step[Any, Any], *, strict: bool 
             found[parameter] = None
     for name, source in bind.items():
         if not isinstance(source, Source):
-            raise DefinitionError(f"{what}: bind[{name!r}] is {source!r}; use Input(name, …), Result(step, …) or Value(v)")
+            raise DefinitionError(
+                f"{what}: bind[{name!r}] is {source!r}; use Input(name, …), Result(step, …) or Value(v)"
+            )
         if isinstance(source, Result):
             fields = workflow.input_model.model_fields
             _require(source.step, workflow.steps, f"{what}: bind[{name!r}] takes the result of", strict, found, fields)
         elif isinstance(source, Element):
             raise DefinitionError(f"{what}: bind[{name!r}] is {source!r}; there are elements only inside a map")
         elif isinstance(source, Input):
-            _require(source.name, workflow.input_model.model_fields, f"{what}: bind[{name!r}] takes the input field", True, {})
+            _require(
+                source.name,
+                workflow.input_model.model_fields,
+                f"{what}: bind[{name!r}] takes the input field",
+                True,
+                {},
+            )
     after = step.options.get("after") or ()
     if isinstance(after, str):
         raise DefinitionError(f"{what}: after={after!r}; give a list of steps")
@@ -474,10 +511,13 @@ def _waits_for(workflow: Workflow, step: Step[Any, Any]) -> list[str]:
     sources = (step.options.get("bind") or {}).values()
     named = {source.step for source in sources if isinstance(source, Result)}
     named |= {other if isinstance(other, str) else other.name for other in step.options.get("after") or ()}
-    wrong = next((other for other in found if workflow.steps[other].deferred and (other in named or not step.deferred)), None)
+    wrong = next(
+        (other for other in found if workflow.steps[other].deferred and (other in named or not step.deferred)), None
+    )
     if wrong is not None:
         raise DefinitionError(
-            f"step {step.name!r} of {workflow.name!r} waits for {wrong!r}, which is deferred, and runs only where a Then plans it, under a "
+            f"step {step.name!r} of {workflow.name!r} waits for {wrong!r}, which is deferred, and runs only where a "
+            "Then plans it, under a "
             "name of its own; wait for the step that plans it"
         )
     return [other for other in found if not workflow.steps[other].deferred]
@@ -505,7 +545,9 @@ def _compile_predicate(
     if not callable(function):
         raise DefinitionError(f"{what}: {role}={function!r}; give a function")
     if is_coroutine_function(function):
-        raise DefinitionError(f"{what}: `{role}` is decided on the supervisor's turn and cannot await; make it a plain function")
+        raise DefinitionError(
+            f"{what}: `{role}` is decided on the supervisor's turn and cannot await; make it a plain function"
+        )
     own = {argument.name for argument in arguments}
     parameters = parameters_of(function, f"`{role}` of {what}")
     extra = []
@@ -517,7 +559,8 @@ def _compile_predicate(
             extra.append(Argument(parameter.name, slot, (), None, None, None, parameter.name))
         elif not parameter.has_default:
             raise UnknownArgument(
-                f"`{role}` of {what}: {parameter.name!r} is neither an argument of the step, an input field, nor a step it waits for."
+                f"`{role}` of {what}: {parameter.name!r} is neither an argument of the step, an input field, nor a "
+                "step it waits for."
                 f"{suggest(parameter.name, [*own, *workflow.input_model.model_fields])}"
             )
     takes = tuple(parameter.name for parameter in parameters if parameter.name in own or parameter.name in slots)
@@ -549,7 +592,9 @@ def resources_among(injected: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(what.removeprefix(prefix) for what in injected.values() if what.startswith(prefix))
 
 
-def compile_backoff(backoff: Any, what: str, takes: Sequence[str], workflow: Workflow | None = None) -> Backoff | Callback | None:
+def compile_backoff(
+    backoff: Any, what: str, takes: Sequence[str], workflow: Workflow | None = None
+) -> Backoff | Callback | None:
     if backoff is None or isinstance(backoff, Backoff):
         return backoff
     if callable(backoff):
@@ -579,7 +624,9 @@ def compile_callback(
             injected[parameter.name] = f"resource:{resource}"
         elif not parameter.has_default:
             allowed = [*sorted(_INJECTABLE[role]), *takes]
-            raise UnknownArgument(f"{what}: parameter {parameter.name!r} is not to be had there.{suggest(parameter.name, allowed)}")
+            raise UnknownArgument(
+                f"{what}: parameter {parameter.name!r} is not to be had there.{suggest(parameter.name, allowed)}"
+            )
     is_async, resources = is_coroutine_function(function), resources_among(injected)
     return Callback(function, is_async, injected, tuple(taken), convert_result=convert_result, resources=resources)
 
@@ -588,12 +635,16 @@ def parameters_of(function: Callable[..., Any], what: str) -> list[Parameter]:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
-        raise DefinitionError(f"{what}: the signature of {function!r} cannot be read ({error}); wrap it in a def") from None
+        raise DefinitionError(
+            f"{what}: the signature of {function!r} cannot be read ({error}); wrap it in a def"
+        ) from None
     hints = _hints(function)
     found = []
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise DefinitionError(f"{what}: takes *{parameter.name}; name the parameters, for their names say what they are given")
+            raise DefinitionError(
+                f"{what}: takes *{parameter.name}; name the parameters, for their names say what they are given"
+            )
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise DefinitionError(f"{what}: {parameter.name!r} is positional-only, but arguments are passed by name")
         annotation = hints.get(parameter.name, parameter.annotation)

@@ -78,14 +78,19 @@ def consumer(
         deadline: seconds from acceptance; the sender's remaining deadline holds as well.
     """
     refuse_bad_name("a consumer's signal", listens)
-    for option, value in (("concurrency", concurrency), ("retries", retries), ("timeout", timeout), ("deadline", deadline)):
+    for option, value in (
+        ("concurrency", concurrency),
+        ("retries", retries),
+        ("timeout", timeout),
+        ("deadline", deadline),
+    ):
         refuse_negative(f"consumer of {listens!r}", option, value)
     if concurrency == 0:
         raise DefinitionError(f"consumer of {listens!r}: concurrency=0 would never take a signal")
     options = {
         "concurrency": concurrency, "group": group, "broadcast": broadcast, "retries": retries, "backoff": backoff,
-        "timeout": timeout, "deadline": deadline, "spawn": spawn, "limit": limit, "priority": priority, "policies": policies,
-        "resources": named_resources(f"consumer of {listens!r}", resources),
+        "timeout": timeout, "deadline": deadline, "spawn": spawn, "limit": limit, "priority": priority,
+        "policies": policies, "resources": named_resources(f"consumer of {listens!r}", resources),
     }  # fmt: skip
 
     refuse_bad_extras(f"consumer of {listens!r}", options)

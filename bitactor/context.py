@@ -15,7 +15,17 @@ from bitactor.signal import FORWARD, Signal
 class Context:
     """A hop's view of itself.  Made afresh for each attempt; of no use once the hop has ended."""
 
-    __slots__ = ("_beat", "_emits", "_monotonic_ns", "deadline_ns", "resources", "retries_left", "signal", "spawn", "workflow")
+    __slots__ = (
+        "_beat",
+        "_emits",
+        "_monotonic_ns",
+        "deadline_ns",
+        "resources",
+        "retries_left",
+        "signal",
+        "spawn",
+        "workflow",
+    )
 
     def __init__(
         self,
@@ -92,7 +102,8 @@ class Context:
 
     @property
     def idempotency_key(self) -> str:
-        """The same over all attempts and deliveries of this step in this direction; give it to whoever should act once."""
+        """The same over all attempts and deliveries of this step in this direction; give it to whoever should act
+        once."""
         return idempotency_key(self.signal.transaction, self.step, self.signal.direction)
 
     @property

@@ -1,4 +1,5 @@
-"""What is decided about a step before it can be spawned: transforms, predicate, guard; what a container opens, and what follows a round of it.
+"""What is decided about a step before it can be spawned: transforms, predicate, guard; what a container opens, and what
+follows a round of it.
 
 User code runs here, once; the saga records what came of it, and nothing is evaluated again.
 """
@@ -36,7 +37,9 @@ def decide(saga: SagaState, index: int) -> Decided:
         if step.guard is not None:
             answer = step.guard.function(**{name: values[name] for name in step.guard.takes})
             if answer is not None:
-                return Decided(index, True, answer=(encode_token(answer.value if isinstance(answer, Ok | Continue) else answer),))
+                return Decided(
+                    index, True, answer=(encode_token(answer.value if isinstance(answer, Ok | Continue) else answer),)
+                )
     if step.container is None:
         return Decided(index, True, arguments)
     return _outcome(index, step.container.open(Given(step.arguments, saga.tokens, step.address, arguments)), arguments)

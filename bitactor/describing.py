@@ -94,7 +94,11 @@ def step_type(step: Step[Any, Any]) -> Any:
 def _own_type(step: Step[Any, Any]) -> Any:
     if step.label == "collect":
         transform = step.function.made_from["transform"]  # type: ignore[attr-defined]
-        return _mapping(step.name, dict.fromkeys(step.options["bind"], Any)) if transform is None else answer_type(transform)
+        return (
+            _mapping(step.name, dict.fromkeys(step.options["bind"], Any))
+            if transform is None
+            else answer_type(transform)
+        )
     if step.label == "debug":
         return dict[str, Any]
     return str if step.label == "template" else answer_type(step.function)
@@ -165,7 +169,11 @@ def _may_be_any(members: tuple[Any, ...]) -> bool:
 def _either(*kinds: Any) -> Any:
     if any(kind is Any for kind in kinds):
         return Any
-    return functools.reduce(operator.or_, (type(None) if kind is None else kind for kind in kinds)) if len(kinds) > 1 else kinds[0]
+    return (
+        functools.reduce(operator.or_, (type(None) if kind is None else kind for kind in kinds))
+        if len(kinds) > 1
+        else kinds[0]
+    )
 
 
 # Steps

@@ -146,7 +146,8 @@ class WorkerLost(RunError):
 
 
 class RemoteError(RunError):
-    """An error raised in another process, or before a restart: `type_name`, `message` and `remote_traceback` were carried."""
+    """An error raised in another process, or before a restart: `type_name`, `message` and `remote_traceback` were
+    carried."""
 
     def __init__(self, type_name: str, message: str, remote_traceback: str = "") -> None:
         super().__init__(f"{type_name}: {message}" if message else type_name)

@@ -1,6 +1,7 @@
 """What happened to each step of a plan, folded from pulses: how many hops are done, failed, undone, …
 
-A map, an iterate, a recurse are one place in a plan and many hops in a transaction; so a place has a count for each state.
+A map, an iterate, a recurse are one place in a plan and many hops in a transaction; so a place has a count for each
+state.
 """
 
 from __future__ import annotations
@@ -33,15 +34,17 @@ STATES: Final = (FAILED, UNDO_FAILED, IN_DOUBT, HALTED, RUNNING, UNDONE, DONE, S
 """The gravest first."""
 
 _FORWARD: Final = {
-    kinds.SPAWNED: RUNNING, kinds.COMPLETED: DONE, kinds.COMPENSATED: DONE, kinds.SKIPPED: SKIPPED, kinds.FAILED: FAILED,
-    kinds.RETRIED: RUNNING, kinds.TIMED_OUT: IN_DOUBT, kinds.TOMBSTONE: FAILED, kinds.HALTED: HALTED,
+    kinds.SPAWNED: RUNNING, kinds.COMPLETED: DONE, kinds.COMPENSATED: DONE, kinds.SKIPPED: SKIPPED,
+    kinds.FAILED: FAILED, kinds.RETRIED: RUNNING, kinds.TIMED_OUT: IN_DOUBT, kinds.TOMBSTONE: FAILED,
+    kinds.HALTED: HALTED,
 }  # fmt: skip
 _CANCELLED: Final = "bitactor.errors:Cancelled"
 """The fault of a hop that did not fail itself, but was in flight when something else did."""
 _UNDO: Final = {kinds.SPAWNED: RUNNING, kinds.UNDONE: UNDONE, kinds.UNDO_FAILED: UNDO_FAILED}
 
 Place = str
-"""A step's place in a plan, as an identifier: `s2`, below a container `s2_0_1` (its body and the step there), `d0` for a deferred one."""
+"""A step's place in a plan, as an identifier: `s2`, below a container `s2_0_1` (its body and the step there), `d0` for
+a deferred one."""
 
 
 class Happened:
@@ -158,7 +161,9 @@ class _Fold:
         if within & {UNDO_FAILED, UNDONE} and counts[DONE]:
             return Counter((UNDO_FAILED if UNDO_FAILED in within else UNDONE,))
         if counts[RUNNING]:
-            return Counter((next((state for state in (FAILED, IN_DOUBT, UNDO_FAILED, UNDONE) if state in within), STOPPED),))
+            return Counter(
+                (next((state for state in (FAILED, IN_DOUBT, UNDO_FAILED, UNDONE) if state in within), STOPPED),)
+            )
         return counts
 
     # Places
@@ -192,7 +197,9 @@ class _Fold:
                 if len(rest) == 2 and (keyed or rest[1] == AROUND):
                     return f"{below}s0", body.steps[0], container.batch is not None and len(container.bodies) == 1
             elif len(rest) > 1 + keyed:
-                deeper = self._look(body, below, rest[1 + keyed :], "/".join((walked + rest[0], *rest[1 : 1 + keyed], "")))
+                deeper = self._look(
+                    body, below, rest[1 + keyed :], "/".join((walked + rest[0], *rest[1 : 1 + keyed], ""))
+                )
                 if deeper is not None:
                     return deeper
         return None

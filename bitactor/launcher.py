@@ -1,7 +1,9 @@
-"""What the `bitactor` command runs first: makes sure that `mesh` and `registry` are ours, then hands over to `mesh.cli`.
+"""What the `bitactor` command runs first: makes sure that `mesh` and `registry` are ours, then hands over to
+`mesh.cli`.
 
-It stands here because a user's own `mesh.py` would hide everything that is in our `mesh`, a check of this included.  Nothing
-in `bitactor` imports this module, and it imports nothing of the packages it looks for until it has found them to be ours.
+It stands here because a user's own `mesh.py` would hide everything that is in our `mesh`, a check of this included.
+Nothing in `bitactor` imports this module, and it imports nothing of the packages it looks for until it has found them
+to be ours.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ _INTERRUPTED: Final = 130
 
 
 def stranger(name: str) -> str | None:
-    """What `import name` would find instead of our package of that name: a path, `""` for nothing at all; None if it is ours."""
+    """What `import name` would find instead of our package of that name: a path, `""` for nothing at all; None if it is
+    ours."""
     try:
         spec = find_spec(name)
     except (ImportError, ValueError):
@@ -34,7 +37,8 @@ def stranger(name: str) -> str | None:
 def complaint(name: str, found: str) -> str:
     """What to tell the user about what `stranger` found."""
     if not found:
-        return f"BitActor's package {name!r} is missing from {HOME}: reinstall it with 'pip install --force-reinstall bitactor'"
+        advice = "reinstall it with 'pip install --force-reinstall bitactor'"
+        return f"BitActor's package {name!r} is missing from {HOME}: {advice}"
     shown = Path(found).parent if Path(found).name == "__init__.py" else Path(found)
     return (
         f"{shown} hides BitActor's own package {name!r} ({HOME / name}): "

@@ -1,15 +1,18 @@
-"""A plan as a Mermaid flowchart: steps as boxes, arguments as arrows, `after` and `when` as dotted arrows, what is nested as frames.
+"""A plan as a Mermaid flowchart: steps as boxes, arguments as arrows, `after` and `when` as dotted arrows, what is
+nested as frames.
 
     flowchart TD
         input(["users.signup"])
         s0["normalise"]
         input -->|"name, email"| s0
 
-What a step has beside its function stands in its box: `when`, `guard`, `undo`, `compensate`, retries, timeout, pool, and where it runs if
-that is `inline` or `process`.  A map or an iterate over a function is one box; what nests workflows is a frame around their steps: a switch asks
-in a rhombus and has an arrow for each case, a recurse has an arrow back with its bound.
+What a step has beside its function stands in its box: `when`, `guard`, `undo`, `compensate`, retries, timeout, pool,
+and where it runs if that is `inline` or `process`.  A map or an iterate over a function is one box; what nests
+workflows is a frame around their steps: a switch asks in a rhombus and has an arrow for each case, a recurse has an
+arrow back with its bound.
 
-With the pulses of a transaction (or of several, which are added up) each box says what became of it, and is coloured accordingly; one that
+With the pulses of a transaction (or of several, which are added up) each box says what became of it, and is coloured
+accordingly; one that
 stands for many hops or elements has their counts: `3 done, 1 failed`.
 """
 
@@ -77,7 +80,12 @@ class _Drawing:
         for emitter, planned in self._told.planned:
             self._arrows.append(f'{emitter} -.->|"planned"| {planned}')
         origin = f"signal {plan.listens}" if plan.listens else plan.workflow
-        lines = ["flowchart TD", f"    input([{_label((origin,))}])", *self._boxes, *(f"    {arrow}" for arrow in self._arrows)]
+        lines = [
+            "flowchart TD",
+            f"    input([{_label((origin,))}])",
+            *self._boxes,
+            *(f"    {arrow}" for arrow in self._arrows),
+        ]
         for name, members in self._classes.items():
             lines += [f"    classDef {name} {_STYLES[name]}", f"    class {','.join(members)} {name}"]
         return "\n".join(lines) + "\n"
@@ -101,20 +109,31 @@ class _Drawing:
         elif len(container.bodies) == 1 and container.bodies[0].steps[0].name == "":
             inner = container.bodies[0].steps[0]
             self._box(
-                step, step.name, [*_marks(step), *_kind_marks(container), *_marks(inner)], place, (f"{place}_0_s0", place), depth
+                step,
+                step.name,
+                [*_marks(step), *_kind_marks(container), *_marks(inner)],
+                place,
+                (f"{place}_0_s0", place),
+                depth,
             )
             if container.bound is not None:
                 self._arrows.append(f"{place} -.->|{_quoted(_bound(container))}| {place}")
         else:
             self._frame(step, container, place, depth)
 
-    def _box(self, step: PlanStep, name: str, marks: Sequence[str], place: str, told_of: Sequence[str], depth: int) -> None:
+    def _box(
+        self, step: PlanStep, name: str, marks: Sequence[str], place: str, told_of: Sequence[str], depth: int
+    ) -> None:
         counts = next((self._told.at[where] for where in told_of if where in self._told.at), Counter[str]())
         label = _label((name, *marks, *([_states(counts)] if counts else ())))
-        opening, closing = ("{{", "}}") if step.when is not None else ("[[", "]]") if step.container is not None else ("[", "]")
+        opening, closing = (
+            ("{{", "}}") if step.when is not None else ("[[", "]]") if step.container is not None else ("[", "]")
+        )
         self._boxes.append(f"{'    ' * depth}{place}{opening}{label}{closing}")
         self._classified(step, place, counts)
-        if any(body.steps[0].undo is not None for body in (step.container.bodies if step.container is not None else ())):
+        if any(
+            body.steps[0].undo is not None for body in (step.container.bodies if step.container is not None else ())
+        ):
             self._look(place, "undoable")
 
     def _frame(self, step: PlanStep, container: Container, place: str, depth: int) -> None:
@@ -154,7 +173,14 @@ class _Drawing:
     def _hooked(self, body: Plan, container: Container, at: str, depth: int) -> None:
         if body.steps[0].name == "":  # the function around
             inner = body.steps[0]
-            self._box(inner, getattr(inner.run.function, "__name__", container.kind), _marks(inner), f"{at}s0", (f"{at}s0",), depth)
+            self._box(
+                inner,
+                getattr(inner.run.function, "__name__", container.kind),
+                _marks(inner),
+                f"{at}s0",
+                (f"{at}s0",),
+                depth,
+            )
         else:
             self._body(body, at, depth)
 
@@ -275,7 +301,8 @@ def _arrows(plan: Plan, step: PlanStep, at: str) -> Iterator[str]:
 
 
 def _taken(plan: Plan, step: PlanStep) -> dict[int, list[str]]:
-    """Step index, or -1 for the input → what the step takes from there; nothing to say of a whole result under its own name."""
+    """Step index, or -1 for the input → what the step takes from there; nothing to say of a whole result under its own
+    name."""
     taken: dict[int, list[str]] = {}
     for argument in step.arguments:
         if argument.slot < 0:
@@ -315,5 +342,6 @@ def _escaped(text: str) -> str:
     listed = _LIST_MARK.match(text)
     marker = listed.end() - 1 if listed is not None else -1
     return "".join(
-        f"#{ord(character)};" if character in '#"<>&`;{}[]|\\$*' or at == marker else character for at, character in enumerate(text)
+        f"#{ord(character)};" if character in '#"<>&`;{}[]|\\$*' or at == marker else character
+        for at, character in enumerate(text)
     )

@@ -15,8 +15,8 @@ RESERVED = frozenset(("ctx", "result", "error", "attempt"))
 """Names that a parameter, a step and an input field cannot have: they mean something else."""
 
 STEP_OPTIONS = (
-    "name", "bind", "after", "when", "guard", "retries", "backoff", "retry_on", "timeout", "spawn", "required", "priority", "limit",
-    "policies",
+    "name", "bind", "after", "when", "guard", "retries", "backoff", "retry_on", "timeout", "spawn", "required",
+    "priority", "limit", "policies",
 )  # fmt: skip
 
 
@@ -48,7 +48,9 @@ def refuse_bad_spawn(what: str, function: Callable[..., Any], spawn: str | None)
                 f"{what}: spawn='process' finds functions by name, and a closure has none; define it at module level"
             )
         if function.__module__ == "__main__":
-            raise DefinitionError(f"{what}: spawn='process' cannot import from __main__; move the workflow to a module of its own")
+            raise DefinitionError(
+                f"{what}: spawn='process' cannot import from __main__; move the workflow to a module of its own"
+            )
 
 
 def refuse_without_effect(what: str, options: Mapping[str, Any]) -> None:
@@ -60,7 +62,9 @@ def refuse_without_effect(what: str, options: Mapping[str, Any]) -> None:
     if not options.get("retries"):
         for option in ("backoff", "retry_on"):
             if options.get(option) is not None:
-                raise DefinitionError(f"{what}: {option}= says how to try again, but retries=0; give retries=… or leave it out")
+                raise DefinitionError(
+                    f"{what}: {option}= says how to try again, but retries=0; give retries=… or leave it out"
+                )
 
 
 def refuse_unknown_options(workflow: str, options: Mapping[str, Any]) -> None:
@@ -88,7 +92,9 @@ def refuse_bad_extras(what: str, options: Mapping[str, Any]) -> None:
 
 def exception_classes(workflow: str, errors: Any) -> tuple[type[BaseException], ...]:
     kinds = tuple(errors) if isinstance(errors, Iterable) else (errors,)
-    if not isinstance(errors, Iterable) or not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+    if not isinstance(errors, Iterable) or not all(
+        isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds
+    ):
         raise DefinitionError(f"workflow {workflow!r}: errors={errors!r}; give a list of exception classes")
     return kinds
 
@@ -108,12 +114,15 @@ def named_resources(workflow: str, declared: Iterable[Resource]) -> dict[str, Re
     found: dict[str, Resource] = {}
     for resource in declared:
         if not isinstance(resource, Resource):
-            raise DefinitionError(f"workflow {workflow!r}: resources are made with Resource(name, factory), not {resource!r}")
+            raise DefinitionError(
+                f"workflow {workflow!r}: resources are made with Resource(name, factory), not {resource!r}"
+            )
         if resource.name in found:
             raise DuplicateName(f"workflow {workflow!r} has two resources {resource.name!r}")
         if resource.name in RESERVED:
             raise DefinitionError(
-                f"workflow {workflow!r}: the resource {resource.name!r} has a reserved name ({', '.join(sorted(RESERVED))})"
+                f"workflow {workflow!r}: the resource {resource.name!r} has a reserved name "
+                f"({', '.join(sorted(RESERVED))})"
             )
         found[resource.name] = resource
     return found

@@ -48,7 +48,8 @@ class PlanStep:
     name: str
     """Its path within the transaction; in a scope, with all that lies above it."""
     address: str
-    """`workflow/step`: what a signal for it is addressed to, and the name its hosts register; the same for all instances."""
+    """`workflow/step`: what a signal for it is addressed to, and the name its hosts register; the same for all
+    instances."""
     run: Callback
     spawn: str
     arguments: tuple[Argument, ...]
@@ -119,7 +120,8 @@ class PlanStep:
 
 @dataclass(slots=True)
 class Plan:
-    """A workflow, compiled.  Steps come in the order they were declared; tokens are indexed steps first, then input fields."""
+    """A workflow, compiled.  Steps come in the order they were declared; tokens are indexed steps first, then input
+    fields."""
 
     workflow: str
     digest: str
@@ -202,7 +204,8 @@ def order(dependencies: Mapping[str, Sequence[str]], owner: str) -> list[str]:
             elif following in path:
                 circle = [*path[path.index(following) :], following]
                 raise CycleError(
-                    f"{owner}: steps wait for each other: {' → '.join(reversed(circle))}; remove one of these dependencies"
+                    f"{owner}: steps wait for each other: {' → '.join(reversed(circle))}; remove one of these "
+                    "dependencies"
                 )
             else:
                 path.append(following)
@@ -257,7 +260,8 @@ def refuse_too_deep(
 
 
 def plan_digest(workflow: str, ttl: int, returns: str, inputs: Sequence[str], steps: Iterable[PlanStep]) -> str:
-    """64 bits over the graph's shape: names, where arguments come from, order, and who can undo.  Code and timings do not count."""
+    """64 bits over the graph's shape: names, where arguments come from, order, and who can undo.  Code and timings do
+    not count."""
     said = [workflow, str(ttl), returns, *inputs]
     for step in steps:
         said += [

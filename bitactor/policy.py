@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Backoff:
     """Exponential backoff with a cap and full or partial jitter.
 
-    The delay before try n+1 is `min(cap, initial * factor ** (n - 1))` seconds, of which the share `jitter` (0 … 1) is random.
-    See "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    The delay before try n+1 is `min(cap, initial * factor ** (n - 1))` seconds, of which the share `jitter` (0 … 1) is
+    random. See "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
     initial: float = 0.1

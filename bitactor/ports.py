@@ -100,7 +100,8 @@ class Store(Protocol):
         """Take part as `owner` (a name used once, by one process)."""
 
     def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
-        """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in order of the calls.
+        """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in order of
+        the calls.
 
         If nothing could be written, `done((), error)`.  A process that lost its lease gets `StaleOwner` as that error.
         """
@@ -114,24 +115,28 @@ class Store(Protocol):
     def get(self, transaction: str) -> TransactionRow | None:
         """What is known of one transaction."""
 
-    def list(self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None) -> _Rows:
+    def list(
+        self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
+    ) -> _Rows:
         """Newest first, at most `limit`; `before` is the last id of the page before."""
 
     def claim(self, shapes: Mapping[str, str] | None = None) -> _Claims:
         """Take over every open transaction whose owner is gone; they are ours from now on.
 
-        With `shapes` (workflow → digest of its plan) only those that began in one of them.  The others stay without an owner, for
-        somebody who can carry them on.
+        With `shapes` (workflow → digest of its plan) only those that began in one of them.  The others stay without an
+        owner, for somebody who can carry them on.
         """
 
     def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> _Rows:
-        """Open transactions of these workflows that began in another shape and that nobody owns, as the last `claim` left them.
+        """Open transactions of these workflows that began in another shape and that nobody owns, as the last `claim`
+        left them.
 
         Oldest first, at most `limit`.
         """
 
     def reclaim(self, held: Container[str]) -> _Claims:
-        """Our own open transactions that are not in `held`, each with its next epoch: those given up when they could not be written.
+        """Our own open transactions that are not in `held`, each with its next epoch: those given up when they could
+        not be written.
 
         Raises:
             StoreError: nothing can be written now either, or our lease was taken from us.

@@ -6,8 +6,9 @@
     @orders.step
     async def load(order: str, database: AsyncEngine) -> dict: ...       # by name, or by the annotation alone
 
-A resource is declared here and lives in a mesh: created once, when first needed; checked; recreated when the check fails; closed in reverse
-order when the mesh closes.  `Mesh(..., replace={"database": fake})` puts another in its place, for tests.
+A resource is declared here and lives in a mesh: created once, when first needed; checked; recreated when the check
+fails; closed in reverse order when the mesh closes.  `Mesh(..., replace={"database": fake})` puts another in its place,
+for tests.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ class Resource:
 
     Args:
         name: what a parameter is called that takes it; unique in a mesh.
-        factory: makes it: a function, an async function, or one made by `@contextmanager` or `@asynccontextmanager`, which is entered, and left at
-            the end.  Its parameters are other resources, by name, which are made first and closed last.
+        factory: makes it: a function, an async function, or one made by `@contextmanager` or `@asynccontextmanager`,
+            which is entered, and left at the end.  Its parameters are other resources, by name, which are made first
+            and closed last.
         close: called with it at the end; without it, what a plain factory made is let go of and not closed.
-        check: called with it, at most every `check_every` seconds, before it is given out; false, or an error, has it closed and made anew.
+        check: called with it, at most every `check_every` seconds, before it is given out; false, or an error, has it
+            closed and made anew.
         check_every: seconds between two checks.
         provides: the class of what it is; a parameter annotated with that class takes it, whatever its name.
 
@@ -50,7 +53,9 @@ class Resource:
         requires: Sequence[str] | None = None,
     ) -> None:
         if not isinstance(name, str) or not name.isidentifier():
-            raise DefinitionError(f"a resource's name is an identifier, for parameters are called like it; not {name!r}")
+            raise DefinitionError(
+                f"a resource's name is an identifier, for parameters are called like it; not {name!r}"
+            )
         for role, function in (("factory", factory), ("close", close), ("check", check)):
             if function is not None and not callable(function):
                 raise DefinitionError(f"resource {name!r}: {role}={function!r} cannot be called")

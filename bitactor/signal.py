@@ -1,6 +1,7 @@
 """The messages that cross between actors, supervisors and processes.
 
-All are named tuples: frozen, slotted, and cheap enough to make one a hop.  How they look on the wire is `codec`'s affair.
+All are named tuples: frozen, slotted, and cheap enough to make one a hop.  How they look on the wire is `codec`'s
+affair.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Signal(NamedTuple):
     trail: tuple[str, ...] = ()
     """Names this work came through across transactions, oldest first (the last 32)."""
     path: str = ""
-    """The step's path within the transaction, where that is more than `name` says: in a scope, or a later generation."""
+    """The step's path within the transaction, where that is more than `name` says: in a scope, or a later
+    generation."""
 
 
 class Reply(NamedTuple):

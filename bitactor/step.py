@@ -67,7 +67,11 @@ class Step(Generic[P, R]):
         return "the function" if self.kind is None else f"the {self.label}"
 
     def planned(
-        self, name: str | None = None, *, bind: Mapping[str, Any] | None = None, after: Iterable[str | Step[Any, Any]] = ()
+        self,
+        name: str | None = None,
+        *,
+        bind: Mapping[str, Any] | None = None,
+        after: Iterable[str | Step[Any, Any]] = (),
     ) -> Planned:
         """This step, to be planned by a `Then`: under another name, with other sources for some of its arguments.
 
@@ -85,8 +89,9 @@ class Step(Generic[P, R]):
     def undo(self, function: Any = None, /, *, in_doubt: bool = False, retries: int = DEFAULT_UNDO_RETRIES) -> Any:
         """Declare how to take this step back after it had succeeded and a later one failed.
 
-        The function may take `result`, the step's own arguments and `ctx`; it returns None or `Retry` (at most `retries` times).
-        With `in_doubt=True` it is also called, with `result=None`, when nobody knows whether the step happened.
+        The function may take `result`, the step's own arguments and `ctx`; it returns None or `Retry` (at most
+        `retries` times). With `in_doubt=True` it is also called, with `result=None`, when nobody knows whether the step
+        happened.
         """
         refuse_negative(f"{self.workflow.name}/{self.name}.undo", "retries", retries)
         self._refuse_for_nested("undo", "the steps within it have theirs, and are undone one by one")
@@ -105,13 +110,14 @@ class Step(Generic[P, R]):
     def compensate(self, function: F, /) -> F:
         """Declare what to do when this step itself failed.
 
-        The function may take `error`, `attempt`, the step's own arguments and `ctx`.  It returns None (fail and undo), `Retry`,
-        `Continue(value)` or `Halt`.
+        The function may take `error`, `attempt`, the step's own arguments and `ctx`.  It returns None (fail and undo),
+        `Retry`, `Continue(value)` or `Halt`.
         """
         self._refuse_for_nested("compensate", "the steps within it have theirs")
         if self.compensate_function is not None:
             raise DuplicateName(
-                f"step {self.name!r} of {self.workflow.name!r} has a compensate already: {_called(self.compensate_function)}"
+                f"step {self.name!r} of {self.workflow.name!r} has a compensate already: "
+                f"{_called(self.compensate_function)}"
             )
         self.compensate_function = function
         self.workflow._changed(self)
@@ -139,7 +145,9 @@ def fixed(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
     bind, after = options.get("bind"), options.get("after")
     if bind is not None:
         if not isinstance(bind, Mapping):
-            raise DefinitionError(f"step of {workflow!r}: bind={bind!r}; give a mapping of parameters to Input, Result or Value")
+            raise DefinitionError(
+                f"step of {workflow!r}: bind={bind!r}; give a mapping of parameters to Input, Result or Value"
+            )
         fixed["bind"] = dict(bind)
     if after is not None and not isinstance(after, str):
         named = tuple(after) if isinstance(after, Iterable) else (after,)

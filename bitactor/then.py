@@ -7,8 +7,9 @@
     async def seeds(start: str) -> Then:
         return Then(start, steps=[fetch.planned("fetch-1", bind={"url": Value(start)})])
 
-New steps run like any others: in the same transaction, journal, hop budget and order of undo.  A function cannot be kept in a journal, so what is
-planned is a *declared* step (or one declared as `deferred`, which is planned only so), under a name of its own.  One with the emitter's own name
+New steps run like any others: in the same transaction, journal, hop budget and order of undo.  A function cannot be
+kept in a journal, so what is planned is a *declared* step (or one declared as `deferred`, which is planned only so),
+under a name of its own.  One with the emitter's own name
 replaces it: what waits for that step waits for the new one, which can read the previous result as `Result(<own name>)`.
 """
 
@@ -76,10 +77,14 @@ def planned(declared: str, name: str | None, bind: Mapping[str, Any] | None, aft
     """
     name = declared if name is None else name
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= 200 or "/" in name or "#" in name:
-        raise DefinitionError(f"a planned step's name is 1 to 200 printable characters without '/' and '#', not {name!r}")
+        raise DefinitionError(
+            f"a planned step's name is 1 to 200 printable characters without '/' and '#', not {name!r}"
+        )
     for parameter, source in (bind or {}).items():
         if not isinstance(source, Source):
-            raise DefinitionError(f"{name!r}: bind[{parameter!r}] is {source!r}; use Input(name, …), Result(step, …) or Value(v)")
+            raise DefinitionError(
+                f"{name!r}: bind[{parameter!r}] is {source!r}; use Input(name, …), Result(step, …) or Value(v)"
+            )
     names = tuple(other if isinstance(other, str) else other.name for other in after)
     return Planned(declared, name, dict(bind or {}), names)
 
@@ -87,7 +92,8 @@ def planned(declared: str, name: str | None, bind: Mapping[str, Any] | None, aft
 def _source(step: str, parameter: str, source: Source) -> list[Any]:
     if source.transform is not None:
         raise DefinitionError(
-            f"{step!r}: bind[{parameter!r}] has a transform, and a function cannot be kept in a journal; compute the value and give Value(…)"
+            f"{step!r}: bind[{parameter!r}] has a transform, and a function cannot be kept in a journal; compute the "
+            "value and give Value(…)"
         )
     if isinstance(source, Value):
         return ["value", bytes(token_bytes(encode_token(source.value)))]

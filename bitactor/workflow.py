@@ -5,8 +5,8 @@
     @signup.step(retries=3, timeout=2.0)
     async def create_user(normalise: dict, ctx: Context) -> dict: ...
 
-A parameter's name says where its value comes from: an input field, or another step's result.  `ctx`, `result`, `error` and `attempt`
-are reserved.  Everything that can be found wrong is found wrong while declaring, or by `check()`.
+A parameter's name says where its value comes from: an input field, or another step's result.  `ctx`, `result`, `error`
+and `attempt` are reserved.  Everything that can be found wrong is found wrong while declaring, or by `check()`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class Workflow(DeclaresKinds):
     ) -> None:
         refuse_bad_name("a workflow", name)
         if isinstance(ttl, bool) or not isinstance(ttl, int) or not 1 <= ttl <= MAX_TTL:
-            raise DefinitionError(f"workflow {name!r}: ttl={ttl!r}; a hop budget is a whole number from 1 to {MAX_TTL:,}")
+            raise DefinitionError(
+                f"workflow {name!r}: ttl={ttl!r}; a hop budget is a whole number from 1 to {MAX_TTL:,}"
+            )
         for option, seconds in (("deadline", deadline), ("undo_timeout", undo_timeout), ("grace", grace)):
             refuse_negative(f"workflow {name!r}", option, seconds)
         refuse_negative(f"workflow {name!r}", "redeliveries", redeliveries)
@@ -154,8 +156,9 @@ class Workflow(DeclaresKinds):
             bind: parameter → `Input`, `Result` or `Value`, overriding where its value comes from.
             after: steps to wait for without taking their results.
             when: a predicate over the arguments; false skips the step, and its result is None.
-            guard: a function over the arguments that may answer instead of the step: None lets the step run, any other value is its
-                result (`Ok(None)` for None itself).  The step has then done nothing, and has nothing to undo.
+            guard: a function over the arguments that may answer instead of the step: None lets the step run, any other
+                value is its result (`Ok(None)` for None itself).  The step has then done nothing, and has nothing to
+                undo.
             retries: how many more times to try after a failure.
             backoff: a `Backoff`, or a function of `error`, `attempt` and the arguments that returns seconds.
             retry_on: which exceptions are worth another try.
@@ -163,7 +166,8 @@ class Workflow(DeclaresKinds):
             spawn: `inline | loop | thread | process`; by default `loop` for `async def` and `thread` for `def`.
             required: False: its failure leaves None and a pulse, and the transaction goes on.
             priority: among hops that wait for a place, the highest goes first; 0 is the ordinary one.
-            limit: the named pool (`Mesh(pools={name: places})`) that bounds how many such hops run at once, over all transactions.
+            limit: the named pool (`Mesh(pools={name: places})`) that bounds how many such hops run at once, over all
+                transactions.
             policies: resilience patterns around each attempt, the outermost first; see `bitactor.patterns`.
         """
 
@@ -201,8 +205,8 @@ class Workflow(DeclaresKinds):
     ) -> Step[P, R]:
         """Declare a function as a step in one call: what `step`, `undo` and `compensate` say as decorators.
 
-        For workflows that are made in a loop.  Steps are named by themselves wherever a name will do: `after=[first]`, `Result(first)`,
-        `over=rows`.
+        For workflows that are made in a loop.  Steps are named by themselves wherever a name will do: `after=[first]`,
+        `Result(first)`, `over=rows`.
 
         Args:
             undo, undo_in_doubt, undo_retries: see `Step.undo`.
@@ -246,7 +250,8 @@ class Workflow(DeclaresKinds):
                 raise MissingReturn(f"workflow {self.name!r} has no steps; declare one with @workflow.step")
             if self.returned is not None and self.returned not in self.steps:
                 raise MissingReturn(
-                    f"workflow {self.name!r} returns {self.returned!r}, which is no step.{suggest(self.returned, self.steps)}"
+                    f"workflow {self.name!r} returns {self.returned!r}, which is no "
+                    f"step.{suggest(self.returned, self.steps)}"
                 )
             self._plan = self.nested_plan(self.name)
         return self._plan
@@ -259,7 +264,9 @@ class Workflow(DeclaresKinds):
             DefinitionError: or another of its kinds.
         """
         if self._compiling:
-            raise CycleError(f"workflow {self.name!r} is nested in itself; to repeat a workflow, use recurse with a bound")
+            raise CycleError(
+                f"workflow {self.name!r} is nested in itself; to repeat a workflow, use recurse with a bound"
+            )
         if not self.steps:
             raise MissingReturn(f"workflow {self.name!r} has no steps; declare one with @workflow.step")
         self._compiling = True
@@ -291,7 +298,8 @@ class Workflow(DeclaresKinds):
         """The graph as plain data that JSON can hold, functions by import path; see `bitactor.graph`.
 
         Raises:
-            DefinitionError: something in it has no import path: a lambda, a closure; names step and option.  Or it cannot work.
+            DefinitionError: something in it has no import path: a lambda, a closure; names step and option.  Or it
+                cannot work.
         """
         return to_dict(self)
 
@@ -299,15 +307,18 @@ class Workflow(DeclaresKinds):
     def from_dict(cls, data: Mapping[str, Any]) -> Workflow:
         """A workflow from what `to_dict` gives; checked.
 
-        It imports the modules that the data name, and calls their functions when it runs: take data only from those you take code from.
+        It imports the modules that the data name, and calls their functions when it runs: take data only from those you
+        take code from.
 
         Raises:
-            DefinitionError: the data are not of that form, name something that is not there, or make a workflow that cannot work.
+            DefinitionError: the data are not of that form, name something that is not there, or make a workflow that
+                cannot work.
         """
         return from_dict(cls, data)
 
     def describe(self) -> dict[str, Any]:
-        """What it takes, does and answers, as plain data, with JSON Schemas of input and result; see `bitactor.describing`.
+        """What it takes, does and answers, as plain data, with JSON Schemas of input and result; see
+        `bitactor.describing`.
 
         Raises:
             DefinitionError: it cannot work.
@@ -341,15 +352,20 @@ class Workflow(DeclaresKinds):
         if "/" in name:
             raise DefinitionError(f"workflow {self.name!r}: step name {name!r}: '/' separates workflow and step")
         if "#" in name:
-            raise DefinitionError(f"workflow {self.name!r}: step name {name!r}: '#' separates a step and its generation")
+            raise DefinitionError(
+                f"workflow {self.name!r}: step name {name!r}: '#' separates a step and its generation"
+            )
         if name in self.steps:
             raise DuplicateName(f"workflow {self.name!r} has a step {name!r} already; give one of them name=…")
         if name in self.input_model.model_fields:
             raise DuplicateName(
-                f"workflow {self.name!r} has an input field {name!r}; a step of that name would be ambiguous; give it name=…"
+                f"workflow {self.name!r} has an input field {name!r}; a step of that name would be ambiguous; give it "
+                "name=…"
             )
         if name in RESERVED:
-            raise DefinitionError(f"workflow {self.name!r}: {name!r} is a reserved name ({', '.join(sorted(RESERVED))})")
+            raise DefinitionError(
+                f"workflow {self.name!r}: {name!r} is a reserved name ({', '.join(sorted(RESERVED))})"
+            )
         what = f"step {name!r} of {self.name!r}"
         kind = None if make_kind is None else make_kind(what)
         step: Step[..., Any] = Step(self, name, function, options, kind=kind, label=label, deferred=deferred)
@@ -368,7 +384,8 @@ class Workflow(DeclaresKinds):
         return step
 
     def _refuse_cycles_and_depth(self, step: Step[Any, Any]) -> None:
-        """With the new step alone where that is enough; with the whole graph where an earlier step had named it, or it is too deep."""
+        """With the new step alone where that is enough; with the whole graph where an earlier step had named it, or it
+        is too deep."""
         own = dependencies_of(self, step)
         depth = 1 + max((self._depths.get(name, 0) for name in own), default=0)
         if step.name in self._named_later or step.name in own or depth > self.ttl:
@@ -404,6 +421,10 @@ def _input_model(name: str, declared: type[BaseModel] | Mapping[str, Any] | None
                 f"workflow {name!r}: no input can be made of {declared!r} ({str(error).splitlines()[0]})"
             ) from None
         for field in fields.keys() - model.model_fields.keys():
-            raise DefinitionError(f"workflow {name!r}: pydantic keeps the name {field!r} to itself; rename the input field")
+            raise DefinitionError(
+                f"workflow {name!r}: pydantic keeps the name {field!r} to itself; rename the input field"
+            )
         return model
-    raise DefinitionError(f"workflow {name!r}: input is a pydantic model or a mapping of names to types, not {declared!r}")
+    raise DefinitionError(
+        f"workflow {name!r}: input is a pydantic model or a mapping of names to types, not {declared!r}"
+    )

@@ -1,8 +1,8 @@
 """The BitActor: one signal, one outcome, gone.
 
-A `pykka.Actor` whose inbox, loop and registration are ours: it lives on the node's event loop, takes its one signal when it is made, runs the
-user's function where its spawner says, replies, and is forgotten.  The stock `ThreadingActor` costs 200 to 500 µs to start and stop, and
-pykka's class-level registry is a list scan; this one costs two.
+A `pykka.Actor` whose inbox, loop and registration are ours: it lives on the node's event loop, takes its one signal
+when it is made, runs the user's function where its spawner says, replies, and is forgotten.  The stock `ThreadingActor`
+costs 200 to 500 µs to start and stop, and pykka's class-level registry is a list scan; this one costs two.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ _VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt, Then))
 class BitActor(pykka.Actor):
     """One delivery of one signal.
 
-    `done(actor, reply, error)` is called on the loop's thread, once; a second time only if the user's function ends after the actor had to
-    answer for it, with what it did in the end.
+    `done(actor, reply, error)` is called on the loop's thread, once; a second time only if the user's function ends
+    after the actor had to answer for it, with what it did in the end.
     """
 
     __slots__ = (
-        "arguments", "assessing", "bucket", "callback", "context", "done", "host", "kwargs", "plan", "result", "signal", "spawner", "started_ns",
-        "state", "step", "stopping", "task",
+        "arguments", "assessing", "bucket", "callback", "context", "done", "host", "kwargs", "plan", "result", "signal",
+        "spawner", "started_ns", "state", "step", "stopping", "task",
     )  # fmt: skip
 
     place: Hold | None = None
@@ -118,7 +118,8 @@ class BitActor(pykka.Actor):
         """
         if self.signal.reply_to or not self.host.keeps_time:
             raise BitActorError(
-                f"{self.signal.name!r} cannot send heartbeats from a worker process or for another node; raise its timeout instead"
+                f"{self.signal.name!r} cannot send heartbeats from a worker process or for another node; raise its "
+                "timeout instead"
             )
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits for us any more
             self.host.call_threadsafe(partial(self._beat, data))
@@ -260,14 +261,17 @@ class BitActor(pykka.Actor):
             else:
                 self._reply("continue", token, error=error, fault=fault)
         elif isinstance(verdict, Retry):
-            self._reply("retry", error=error, fault=fault, after_ns=_nanoseconds(verdict.after), reason=_reason(verdict))
+            self._reply(
+                "retry", error=error, fault=fault, after_ns=_nanoseconds(verdict.after), reason=_reason(verdict)
+            )
         elif isinstance(verdict, Halt):
             self._reply("halt", error=error, reason=_reason(verdict))
         elif isinstance(verdict, Fail):
             self._reply("fail", error=error, fault=fault, reason=_reason(verdict))
         else:
             wrong = InvalidOutcome(
-                f"compensate of {self.signal.name!r} returned {verdict!r}; it may return None, Retry(…), Continue(value) or Halt(…)"
+                f"compensate of {self.signal.name!r} returned {verdict!r}; it may return None, Retry(…), "
+                "Continue(value) or Halt(…)"
             )
             self._reply("fail", error=wrong, fault=fault_of(wrong))
 
@@ -294,7 +298,9 @@ class BitActor(pykka.Actor):
         elif isinstance(verdict, Fail):
             self._reply("fail", fault=Fault("bitactor.errors:StepFailed", _reason(verdict) or "the step said so"))
         else:
-            self._refuse(verdict, "a step may return a value, Then(…), Retry(…), Fail(…) or Halt(…); Continue is for compensate")
+            self._refuse(
+                verdict, "a step may return a value, Then(…), Retry(…), Fail(…) or Halt(…); Continue is for compensate"
+            )
 
     def _may_try_again(self) -> bool:
         return self.signal.direction != UNDO and self.signal.retries_left > 0
@@ -326,7 +332,8 @@ class BitActor(pykka.Actor):
             Reply,
             (
                 signal.transaction, signal.hop, signal.delivery, signal.epoch, "ok", token, None, None,
-                self.context.emitted() if self.context is not None else (), host.monotonic_ns() - self.started_ns, "", None,
+                self.context.emitted() if self.context is not None else (), host.monotonic_ns() - self.started_ns, "",
+                None,
             ),
         )  # fmt: skip
         self.done(self, reply, None)
@@ -368,7 +375,9 @@ class BitActor(pykka.Actor):
     def _make_reply(self, outcome: str, *, fault: Fault) -> Reply:
         signal = self.signal
         elapsed_ns = self.host.monotonic_ns() - self.started_ns
-        return Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, None, fault, elapsed_ns=elapsed_ns)
+        return Reply(
+            signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, None, fault, elapsed_ns=elapsed_ns
+        )
 
     @property
     def urgency(self) -> Urgency:
@@ -439,7 +448,9 @@ class BitActorRef(pykka.ActorRef["BitActor"]):
         """Refused: a hop takes one signal in its life."""
         if not self.is_alive():
             raise pykka.ActorDeadError(f"{self} has ended")
-        raise BitActorError(f"{self} takes one signal in its life; emit a signal, or stimulate a workflow, to start more work")
+        raise BitActorError(
+            f"{self} takes one signal in its life; emit a signal, or stimulate a workflow, to start more work"
+        )
 
     def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> NoReturn:
         """Refused, as `tell` is."""

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 class Onion:
     """One attempt inside its policies, the outermost first.
 
-    Time that passes before the function first starts is no time of the step: the step's timeout counts from that start, over all runs and over what
-    policies take between and after them.  When it is over the attempt is, as without policies: they are cancelled, and the hop is in doubt.
+    Time that passes before the function first starts is no time of the step: the step's timeout counts from that start,
+    over all runs and over what policies take between and after them.  When it is over the attempt is, as without
+    policies: they are cancelled, and the hop is in doubt.
 
-    Whoever is cancelled inside `proceed()` waits until the function has ended, as it would where it awaited the function itself, and gets the value if
-    it ends with one after all; a thread cannot be cancelled, and is waited for.  Cancelled a second time, or when the outermost policy has ended, nobody
-    waits: a coroutine is cancelled, a thread fenced.  Verdicts (`Retry`, `Fail`, `Halt`, `Then`) pass through as the function gave them, returned or
-    raised.  What a run emitted is sent if that run and the attempt ended well.
+    Whoever is cancelled inside `proceed()` waits until the function has ended, as it would where it awaited the
+    function itself, and gets the value if it ends with one after all; a thread cannot be cancelled, and is waited for.
+    Cancelled a second time, or when the outermost policy has ended, nobody
+    waits: a coroutine is cancelled, a thread fenced.  Verdicts (`Retry`, `Fail`, `Halt`, `Then`) pass through as the
+    function gave them, returned or raised.  What a run emitted is sent if that run and the attempt ended well.
     """
 
     def __init__(self, host: Host, actor: BitActor, spawner: Spawner) -> None:
@@ -91,7 +93,9 @@ class Onion:
         def deadline() -> int | None:
             return due_ns if actor.state == QUEUED else actor.ends_ns()
 
-        return Call(actor.plan.workflow, path, signal.transaction, signal.attempt, MappingProxyType(arguments), deadline)
+        return Call(
+            actor.plan.workflow, path, signal.transaction, signal.attempt, MappingProxyType(arguments), deadline
+        )
 
     async def _proceed(self) -> Any:
         """One run of the function."""
@@ -134,7 +138,9 @@ class Onion:
             if self.rescued is not None:
                 value, error = self.rescued[0], None
             elif not self.unclear:
-                stopped = Cancelled(f"{actor.signal.name!r} was stopped while none of its runs was under way, and all had failed")
+                stopped = Cancelled(
+                    f"{actor.signal.name!r} was stopped while none of its runs was under way, and all had failed"
+                )
                 actor.judge(None, stopped, fault_of(stopped))
                 return
         if error is None and self.emitted:
@@ -150,7 +156,9 @@ class Attempt(BitActor):
 
     def __init__(self, onion: Onion, spawner: Spawner) -> None:
         outer = onion.actor
-        super().__init__(outer.host, outer.plan, outer.step, outer.signal, outer.callback, outer.arguments, spawner, _nobody)
+        super().__init__(
+            outer.host, outer.plan, outer.step, outer.signal, outer.callback, outer.arguments, spawner, _nobody
+        )
         self.onion = onion
         if outer.place is not None:
             self.place = outer.place
@@ -200,7 +208,9 @@ class Attempt(BitActor):
         else:
             onion.unclear.discard(self)
         if not self.ended.done():
-            self.ended.set_exception(RuntimeError(f"it raised {error!r}") if isinstance(error, StopIteration) else error)
+            self.ended.set_exception(
+                RuntimeError(f"it raised {error!r}") if isinstance(error, StopIteration) else error
+            )
 
     def judge(self, verdict: Any, error: BaseException, fault: Fault) -> None:
         """It could not be handed over."""

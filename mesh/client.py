@@ -4,8 +4,8 @@
         began = await client.stimulate("users.signup", {"name": "Ada", "email": "ada@example.org"})
         await client.result(began["transaction"], timeout=5)
 
-Questions and answers cross as messages of their own (see `mesh.control`).  What a node answers with an error is raised here as the
-same class of `BitActorError`, or as `RemoteError` if the class is not one of ours.
+Questions and answers cross as messages of their own (see `mesh.control`).  What a node answers with an error is raised
+here as the same class of `BitActorError`, or as `RemoteError` if the class is not one of ours.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Client:
         patience: seconds to wait for each answer.
     """
 
-    def __init__(self, registry: str, *, curve: Path | None = None, endpoint: str = "", patience: float = DEFAULT_PATIENCE) -> None:
+    def __init__(
+        self, registry: str, *, curve: Path | None = None, endpoint: str = "", patience: float = DEFAULT_PATIENCE
+    ) -> None:
         self._curve = Curve.load(curve) if curve is not None else None
         self._ids = TimeOrderedIds()
         self._holder = f"client-{os.getpid()}-{self._ids.transaction()[-8:]}"
@@ -86,7 +88,9 @@ class Client:
         await self.open()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     async def open(self) -> None:
@@ -134,13 +138,16 @@ class Client:
         metadata: Mapping[str, Any] | None = None,
         traceparent: str | None = None,
     ) -> dict[str, Any]:
-        """Begin a transaction at a node that takes this workflow; see `Mesh.stimulate`.  Answers `transaction` and `status`.
+        """Begin a transaction at a node that takes this workflow; see `Mesh.stimulate`.  Answers `transaction` and
+        `status`.
 
-        One key goes to the same node as long as the same nodes are there; without a store in common, others do not know it.
+        One key goes to the same node as long as the same nodes are there; without a store in common, others do not know
+        it.
 
         Raises:
             UnknownWorkflow: no node takes it.
-            NoAnswer: the node that was asked did not answer; whether it began is not known, ask again with the same `key`.
+            NoAnswer: the node that was asked did not answer; whether it began is not known, ask again with the same
+                `key`.
         """
         entries = sorted(self._registry.lookup(workflow_name(workflow)), key=lambda entry: entry.holder)
         if not entries:
@@ -161,7 +168,9 @@ class Client:
         Raises:
             UnknownTransaction, NoAnswer
         """
-        described: dict[str, Any] = await self._ask(await self._home(transaction), "status", {"transaction": transaction})
+        described: dict[str, Any] = await self._ask(
+            await self._home(transaction), "status", {"transaction": transaction}
+        )
         return described
 
     async def ended(self, transaction: str, timeout: float | None = None) -> dict[str, Any]:
@@ -230,7 +239,9 @@ class Client:
         Raises:
             InvalidInput: it is neither.
         """
-        described: dict[str, Any] = await self._ask(await self._home(transaction), "resume", {"transaction": transaction})
+        described: dict[str, Any] = await self._ask(
+            await self._home(transaction), "resume", {"transaction": transaction}
+        )
         return described
 
     async def transactions(
@@ -247,7 +258,8 @@ class Client:
         return [found[transaction] for transaction in sorted(found, reverse=True)[:limit]]
 
     async def nodes(self) -> list[dict[str, Any]]:
-        """What each node says of itself; one that does not answer as `{"node": …, "state": "silent", "endpoint": …}`."""
+        """What each node says of itself; one that does not answer as `{"node": …, "state": "silent", "endpoint":
+        …}`."""
         entries = self._registry.match(_NODES)
         answers = await asyncio.gather(*(self._ask(entry, "node", {}) for entry in entries), return_exceptions=True)
         return [
@@ -290,7 +302,9 @@ class Client:
         answers = await self._ask_all("list", {"limit": 1, "before": f"{transaction}0"})
         found = [(entry, row) for entry, rows in answers for row in rows if row["transaction"] == transaction]
         if not found:
-            raise UnknownTransaction(f"none of the {len(answers)} nodes that answered knows transaction {transaction!r}")
+            raise UnknownTransaction(
+                f"none of the {len(answers)} nodes that answered knows transaction {transaction!r}"
+            )
         owned = next((entry for entry, row in found if row["owner"] == entry.holder), found[0][0])
         self._homes[transaction] = owned
         return owned
@@ -300,7 +314,11 @@ class Client:
         if not entries:
             raise NoAnswer(f"no node is registered at {self._registry.endpoint}")
         answers = await asyncio.gather(*(self._ask(entry, verb, argument) for entry in entries), return_exceptions=True)
-        good = [(entry, answer) for entry, answer in zip(entries, answers, strict=True) if not isinstance(answer, BaseException)]
+        good = [
+            (entry, answer)
+            for entry, answer in zip(entries, answers, strict=True)
+            if not isinstance(answer, BaseException)
+        ]
         if not good:
             raise next(answer for answer in answers if isinstance(answer, BaseException))
         return good
@@ -316,7 +334,9 @@ class Client:
             async with asyncio.timeout(patience):
                 answer = await waiting
         except TimeoutError:
-            raise NoAnswer(f"node {entry.holder} at {entry.value['endpoint']} did not answer within {patience:g} s") from None
+            raise NoAnswer(
+                f"node {entry.holder} at {entry.value['endpoint']} did not answer within {patience:g} s"
+            ) from None
         except (KeyError, Unroutable) as error:
             raise NoAnswer(f"node {entry.holder} cannot be reached: {error}") from None
         finally:

@@ -47,7 +47,8 @@ class Settings(BaseSettings):
     processes: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
     """Worker processes for `spawn="process"`, started when first needed."""
     pools: dict[_Name, _Places] = Field(default_factory=dict)
-    """Places of each pool that steps name with `limit=`: so many of their hops run at once in this process, over all transactions.  In the
+    """Places of each pool that steps name with `limit=`: so many of their hops run at once in this process, over all
+    transactions.  In the
     environment as JSON: `{"database": 5}`."""
     max_in_flight: int = Field(1_000_000, ge=1)
     """Transactions running at once before new stimuli wait."""
@@ -56,7 +57,8 @@ class Settings(BaseSettings):
     drain: float = Field(10.0, ge=0)
     """Seconds a shutdown waits for running transactions."""
     blocked_after: float = Field(1.0, ge=0)
-    """Seconds without a turn after which the event loop counts as blocked, and a warning says whose code runs on it; 0: nobody looks."""
+    """Seconds without a turn after which the event loop counts as blocked, and a warning says whose code runs on it; 0:
+    nobody looks."""
     service_name: str = "bitactor"
     """`service.name` on spans."""
     otlp: str = ""

@@ -83,7 +83,8 @@ class Control:
 
     async def _pulses(self, argument: Mapping[str, Any]) -> Any:
         return [
-            encode_pulse(pulse._replace(token_out=encode_token(pulse.token_out))) for pulse in self._transaction(argument).pulses()
+            encode_pulse(pulse._replace(token_out=encode_token(pulse.token_out)))
+            for pulse in self._transaction(argument).pulses()
         ]
 
     async def _cancel(self, argument: Mapping[str, Any]) -> Any:

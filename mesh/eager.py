@@ -1,9 +1,10 @@
 """A task whose first step runs at once.
 
-Most hops never suspend, or suspend late; waiting a turn of the loop to begin costs more than the rest of the hop.  Yet the user's code must
-see what it sees in any task, from its first line on: `current_task()`, `timeout()`, `TaskGroup`, context variables, cancellation.  So it is a
-real task.  Python 3.12 starts tasks eagerly on request; before, a task asks its loop's `call_soon` to run its first step, and this module
-catches that one call.
+Most hops never suspend, or suspend late; waiting a turn of the loop to begin costs more than the rest of the hop.  Yet
+the user's code must
+see what it sees in any task, from its first line on: `current_task()`, `timeout()`, `TaskGroup`, context variables,
+cancellation.  So it is a real task.  Python 3.12 starts tasks eagerly on request; before, a task asks its loop's
+`call_soon` to run its first step, and this module catches that one call.
 """
 
 from __future__ import annotations

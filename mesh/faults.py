@@ -22,25 +22,34 @@ _FRAMEWORK = tuple(f"{Path(module).resolve().parent}/" for module in (bitactor.e
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What can be carried of an exception: its type, message, the user's part of its traceback, and its arguments if they are plain."""
+    """What can be carried of an exception: its type, message, the user's part of its traceback, and its arguments if
+    they are plain."""
     kind = type(error)
     try:
         message = str(error)
     except Exception as broken:
         message = f"<its message cannot be made: {type(broken).__name__}>"
     return Fault(
-        f"{kind.__module__}:{kind.__qualname__}", plain(message[:MAX_MESSAGE]), plain(_users_traceback(error)), _arguments(error)
+        f"{kind.__module__}:{kind.__qualname__}",
+        plain(message[:MAX_MESSAGE]),
+        plain(_users_traceback(error)),
+        _arguments(error),
     )
 
 
 def plain(text: str) -> str:
-    """`text` with what UTF-8 cannot carry (half a surrogate pair, as in the name of an odd file) written as an escape."""
+    """`text` with what UTF-8 cannot carry (half a surrogate pair, as in the name of an odd file) written as an
+    escape."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseException:
     """The exception a fault stands for: our own, one the workflow declares, or a `RemoteError`."""
-    own = getattr(bitactor.errors, fault.type.rpartition(":")[2], None) if fault.type.startswith("bitactor.errors:") else None
+    own = (
+        getattr(bitactor.errors, fault.type.rpartition(":")[2], None)
+        if fault.type.startswith("bitactor.errors:")
+        else None
+    )
     kind = declared.get(fault.type)
     if kind is not None and fault.arguments is not None:
         try:

@@ -1,11 +1,12 @@
 """What a hop with a bound passes before it is launched, and gives back when it has ended.
 
-Three bounds: the named pool of its step; `max_concurrency` of its transaction, and of each nested workflow that it is in; and for consumers
-`concurrency`, a turn that the whole transaction keeps over its retries.  The turn comes first, then the others in one moment; who holds those
-never waits for a turn.  While a hop waits for another transaction, or for the steps that it is around, the others are lent.
+Three bounds: the named pool of its step; `max_concurrency` of its transaction, and of each nested workflow that it is
+in; and for consumers `concurrency`, a turn that the whole transaction keeps over its retries.  The turn comes first,
+then the others in one moment; who holds those never waits for a turn.  While a hop waits for another transaction, or
+for the steps that it is around, the others are lent.
 
-Undo takes its step's places too, and so does compensation that is asked after the fact; both go ahead of what begins.  A hop that outlives
-its attempt does not count any more, just as its thread does not.
+Undo takes its step's places too, and so does compensation that is asked after the fact; both go ahead of what begins.
+A hop that outlives its attempt does not count any more, just as its thread does not.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Gate:
     """All bounds of the hops that one supervisor dispatches.
 
     Args:
-        launch: called on a turn of its own with the holds that have had to wait and need not any more; what each waited to do is its `command`.
+        launch: called on a turn of its own with the holds that have had to wait and need not any more; what each waited
+            to do is its `command`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, pools: Pools, launch: Callable[[list[Hold]], None]) -> None:
@@ -163,7 +165,8 @@ class Gate:
         return len(pool.line) if pool is not None else 0
 
     def about(self) -> dict[str, dict[str, int]]:
-        """Consumer → how many of its transactions may run at once, have their turn, and wait for one; see `Pool.about`."""
+        """Consumer → how many of its transactions may run at once, have their turn, and wait for one; see
+        `Pool.about`."""
         return {name: pool.about() for name, pool in list(self._turns.items())}
 
     def grant(self, hold: Hold) -> None:

@@ -1,4 +1,5 @@
-"""A host runs hops: it makes an actor of a signal, gives it to the spawner that fits, and asks compensation when it fails.
+"""A host runs hops: it makes an actor of a signal, gives it to the spawner that fits, and asks compensation when it
+fails.
 
 The supervisor's own process, a node that runs steps for others, and a worker process all host hops in the same way.
 """
@@ -92,7 +93,8 @@ class Host:
         done: Done,
         place: Hold | None = None,
     ) -> BitActor:
-        """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an undo takes back.
+        """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an
+        undo takes back.
 
         `place` is what it holds meanwhile, and may lend.  `done` may be called before this returns.
         """
@@ -147,7 +149,13 @@ class Host:
         return self._kwargs(actor, callback, actor.arguments(), actor.result, resources=resources)
 
     def _told(
-        self, plan: Plan, callback: Callback, signal: Signal, done: Done, place: str, arguments: Bound | Carried | Unread
+        self,
+        plan: Plan,
+        callback: Callback,
+        signal: Signal,
+        done: Done,
+        place: str,
+        arguments: Bound | Carried | Unread,
     ) -> tuple[Callback, Done]:
         """The function, or, where it runs elsewhere, the whole trip, with middleware around it."""
         assert self.middleware is not None
@@ -160,7 +168,11 @@ class Host:
         with contextlib.suppress(Exception):  # those that do not fit are the hop's own failure
             values = arguments()
             shown = MappingProxyType({name: values[name] for name in callback.takes})
-        told = [middleware.before(CallEvent(role, plan.workflow, path, signal.transaction, signal.hop, signal.attempt, shown))]
+        told = [
+            middleware.before(
+                CallEvent(role, plan.workflow, path, signal.transaction, signal.hop, signal.attempt, shown)
+            )
+        ]
 
         def ended(actor: BitActor, reply: Reply, error: BaseException | None) -> None:
             if told:  # a late reply comes after another one
@@ -209,7 +221,8 @@ class Host:
             await asyncio.wait(tasks, timeout=1.0)
 
     def ask_delay(self, actor: BitActor, verdict: Retry) -> None:
-        """A step has asked for another try, and its backoff function says when; it is given the `Retry` as its error."""
+        """A step has asked for another try, and its backoff function says when; it is given the `Retry` as its
+        error."""
         fault = Fault("bitactor.outcome:Retry", str(verdict.reason) or "asked for another try")
         asking = self._ask_delay(actor, verdict, fault)
         task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.context_for(actor))
@@ -244,7 +257,11 @@ class Host:
             if actor.state == ENDED:
                 return  # we were not waited for any longer
             logger.warning(
-                "%s of %s raised %s while handling %s", what, actor.signal.name, fault_of(broken).summary(), fault.summary()
+                "%s of %s raised %s while handling %s",
+                what,
+                actor.signal.name,
+                fault_of(broken).summary(),
+                fault.summary(),
             )
             actor.judge(None, error, with_beside(fault, what, error, broken))
 
@@ -263,7 +280,9 @@ class Host:
         """
         seconds = await self._call_policy(actor, backoff, error)
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-            raise InvalidOutcome(f"backoff of {actor.signal.name!r} returned {seconds!r}; it returns seconds, zero or more")
+            raise InvalidOutcome(
+                f"backoff of {actor.signal.name!r} returned {seconds!r}; it returns seconds, zero or more"
+            )
         return min(seconds, LONGEST_DELAY)
 
     async def _call_policy(self, actor: BitActor, callback: Callback, error: BaseException) -> Any:
@@ -305,7 +324,9 @@ class Host:
         step = actor.step
         running = callback is step.run or (callback is actor.callback and actor.signal.direction != UNDO)
         if step.takes_signal is not None:
-            kwargs: dict[str, Any] = {step.takes_signal: actor.signal._replace(token=values["signal"])} if running else {}
+            kwargs: dict[str, Any] = (
+                {step.takes_signal: actor.signal._replace(token=values["signal"])} if running else {}
+            )
         else:
             kwargs = values if running else {name: values[name] for name in callback.takes}
         for name, what in callback.injected.items():
@@ -329,12 +350,19 @@ class Host:
         """What a function that asks for it is told about its hop; a fresh one."""
         view = ResourceView(self.resources, actor.plan.resources, self.loop)
         return Context(
-            actor.signal, actor.plan.workflow, actor.step.spawn, actor.ends_ns(), self.monotonic_ns, view, actor.heartbeat
+            actor.signal,
+            actor.plan.workflow,
+            actor.step.spawn,
+            actor.ends_ns(),
+            self.monotonic_ns,
+            view,
+            actor.heartbeat,
         )
 
 
 def _place(step: PlanStep, callback: Callback) -> str:
-    """Where an undo runs: with its step if the step has a process of its own, else as its own `def` or `async def` asks."""
+    """Where an undo runs: with its step if the step has a process of its own, else as its own `def` or `async def`
+    asks."""
     if step.spawn == "process":
         return "process"
     if callback.is_async:

@@ -101,7 +101,9 @@ class Hosting:
             self._answer(actor.signal, reply)
 
     def _refuse(self, signal: Signal, error: BaseException) -> None:
-        self._answer(signal, Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault_of(error)))
+        self._answer(
+            signal, Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault_of(error))
+        )
 
     def _answer(self, signal: Signal, reply: Reply) -> None:
         message = encode_message(reply)

@@ -27,7 +27,8 @@ SLOW: Final = 10.0
 class Keeper:
     """Makes a resource, keeps it, and ends it, all in one task and one context.
 
-    So whatever a context manager enters (a task group, a cancel scope, a context variable), it leaves where it entered it.
+    So whatever a context manager enters (a task group, a cancel scope, a context variable), it leaves where it entered
+    it.
 
     Args:
         needed: what the factory is called with.
@@ -36,7 +37,11 @@ class Keeper:
     """
 
     def __init__(
-        self, resource: Resource, needed: Mapping[str, Any], context: contextvars.Context, gone: Callable[[Keeper], None]
+        self,
+        resource: Resource,
+        needed: Mapping[str, Any],
+        context: contextvars.Context,
+        gone: Callable[[Keeper], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         self.resource = resource
@@ -46,7 +51,9 @@ class Keeper:
         self._leave = asyncio.Event()
         self._task = loop.create_task(self._live(needed), name=f"resource {resource.name}", context=context)
         self._task.add_done_callback(lambda _: gone(self))
-        self._slow = loop.call_later(SLOW, logger.warning, "resource %r is still being made after %g s", resource.name, SLOW)
+        self._slow = loop.call_later(
+            SLOW, logger.warning, "resource %r is still being made after %g s", resource.name, SLOW
+        )
 
     @property
     def value(self) -> Any:

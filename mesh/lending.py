@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Loan:
     """A hop's places, lent while any of its code is inside `async with loan`, and taken again before it goes on.
 
-    Of several waits at once the last one to end takes them again.  A hop that is asked to stop, or has had to be answered for, takes nothing
-    again; its claims are gone by then.  On the loop's thread only.
+    Of several waits at once the last one to end takes them again.  A hop that is asked to stop, or has had to be
+    answered for, takes nothing again; its claims are gone by then.  On the loop's thread only.
     """
 
     __slots__ = ("_again", "_claims", "_waits", "depth", "loop")
@@ -30,7 +30,8 @@ class Loan:
         self._again: asyncio.Event | None = None
 
     def add(self, claim: Claim) -> None:
-        """One more to lend.  They are taken again in the order in which they were added, which is the order in which every hop takes them."""
+        """One more to lend.  They are taken again in the order in which they were added, which is the order in which
+        every hop takes them."""
         self._claims.append(claim)
 
     async def __aenter__(self) -> None:
@@ -44,7 +45,9 @@ class Loan:
             claim.on_return = self._again.set
             claim.lend()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._again is not None
         self._waits -= 1
         while not self._waits and not all(claim.take_again() for claim in self._claims):

@@ -21,14 +21,16 @@ _COMPACT_AT: Final = 64
 def urgency(direction: str, priority: int, *, depth: int = 0, assessing: bool = False) -> Urgency:
     """How a hop stands among those that wait.
 
-    What takes back or mends goes ahead of what begins: it is what lets a transaction end.  Then the highest priority.  Within one, the
-    hops of a transaction that another hop waits for go first, or everything would be begun before anything ends.
+    What takes back or mends goes ahead of what begins: it is what lets a transaction end.  Then the highest priority.
+    Within one, the hops of a transaction that another hop waits for go first, or everything would be begun before
+    anything ends.
     """
     return 1 if direction == UNDO or assessing else 2, -priority, -depth
 
 
 class Line(Generic[T]):
-    """A line from which everybody can step out again.  Each waits at most once; adding, taking and leaving cost log n."""
+    """A line from which everybody can step out again.  Each waits at most once; adding, taking and leaving cost log
+    n."""
 
     __slots__ = ("_entries", "_serial", "_waiting")
 

@@ -98,7 +98,11 @@ class Links:
                 for step in plan.all_steps():
                     if step.container is not None or step.stays:
                         continue
-                    entries[step_name(step.address)] = {"endpoint": self.endpoint, "digest": plan.digest, "window": WINDOW}
+                    entries[step_name(step.address)] = {
+                        "endpoint": self.endpoint,
+                        "digest": plan.digest,
+                        "window": WINDOW,
+                    }
         for workflow in node.workflows:
             entries[workflow_name(workflow)] = {"endpoint": self.endpoint}
         await asyncio.to_thread(self.registry.register, node_name(node.id), {"endpoint": self.endpoint}, unique=True)
@@ -165,7 +169,9 @@ class Links:
         now = time.monotonic()
         if now - self._logged_at > LOG_EVERY:
             self._logged_at = now
-            logger.warning("dropped a message: %s (%d so far; logged at most every %g s)", error, self.refused.total(), LOG_EVERY)
+            logger.warning(
+                "dropped a message: %s (%d so far; logged at most every %g s)", error, self.refused.total(), LOG_EVERY
+            )
 
     def _stimulated(self, stimulus: Stimulus) -> None:
         def answer(receipt: Receipt) -> None:

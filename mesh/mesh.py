@@ -26,14 +26,17 @@ class Mesh:
             transaction = await mesh.stimulate("users.signup", {"name": "Ada", "email": "ada@example.org"})
             await transaction.result(timeout=5)
 
-    It is also a plain context manager for threaded services, and `Mesh(signup).run(signup, {...})` is one blocking call for scripts.
+    It is also a plain context manager for threaded services, and `Mesh(signup).run(signup, {...})` is one blocking call
+    for scripts.
 
     Args:
-        definitions: workflows and consumers; checked here, so that what is wrong with them is said before anything runs.
+        definitions: workflows and consumers; checked here, so that what is wrong with them is said before anything
+            runs.
         sinks: who is told about pulses, beside the collector that `otlp` names.
         clock, ids: replaceable, for tests.
         replace: resource → object to be given out in its place, for tests.
-        middleware: objects with `before(event)` and `after(event)` around each call of a user's function; see `mesh.middleware`.
+        middleware: objects with `before(event)` and `after(event)` around each call of a user's function; see
+            `mesh.middleware`.
         options: see `mesh.config.Settings`; each can also come from the environment as `BITACTOR_…`.
 
     Raises:
@@ -62,7 +65,9 @@ class Mesh:
         await self.node.open()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.node.close()
 
     async def stimulate(
@@ -89,7 +94,8 @@ class Mesh:
             metadata: plain data that every step sees as `ctx.metadata`.
             traceparent: W3C trace context of the caller; the transaction's span links to it.
             max_concurrency: how many of its hops may run at once, instead of the workflow's.
-            priority: added to the priority of each of its steps, for whatever its hops have to wait for; 0 is the ordinary one.
+            priority: added to the priority of each of its steps, for whatever its hops have to wait for; 0 is the
+                ordinary one.
 
         Raises:
             UnknownWorkflow, InvalidInput: nothing was started.
@@ -118,7 +124,12 @@ class Mesh:
         return Transaction(self.node, self.node.load(transaction))
 
     async def transactions(
-        self, *, status: str | None = None, workflow: str | Workflow | None = None, limit: int = 100, before: str | None = None
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | Workflow | None = None,
+        limit: int = 100,
+        before: str | None = None,
     ) -> list[TransactionRow]:
         """What the store knows of its transactions, whoever runs them: newest first, at most `limit`.
 
@@ -138,7 +149,8 @@ class Mesh:
         return self.node.rows(status=status, workflow=name, limit=limit, before=before)
 
     def about(self) -> dict[str, Any]:
-        """How this mesh's node stands, as plain data: what runs, waits, is held and was refused; docs/operations.md has what it means.
+        """How this mesh's node stands, as plain data: what runs, waits, is held and was refused; docs/operations.md has
+        what it means.
 
         Raises:
             BitActorError: the mesh has not been opened.
@@ -183,7 +195,9 @@ class Mesh:
             raise failure[0]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._thread is None or self._loop is None:
             return
         try:
@@ -204,7 +218,8 @@ class Mesh:
         return BlockingTransaction(self.node, self.node.blocking(self.stimulate, workflow, input, **options))
 
     def run(self, workflow: str | Workflow, input: Any = None, *, timeout: float | None = None, **options: Any) -> Any:
-        """Begin a transaction and wait for its result: one blocking call, which opens and closes the mesh if nobody has.
+        """Begin a transaction and wait for its result: one blocking call, which opens and closes the mesh if nobody
+        has.
 
         Raises:
             What `stimulate` and `Transaction.result` raise.

@@ -44,8 +44,9 @@ class CallEvent(NamedTuple):
 class Middleware:
     """All middleware of one mesh: objects with a method `before(event)`, `after(event)`, or both.
 
-    They are called where the function runs, in a thread if that is where; for a step in a worker process, in this process, around the whole trip.
-    The first one's `before` is called first, and its `after` last.  One that raises is logged once, and not called any more.
+    They are called where the function runs, in a thread if that is where; for a step in a worker process, in this
+    process, around the whole trip. The first one's `before` is called first, and its `after` last.  One that raises is
+    logged once, and not called any more.
 
     Raises:
         ConfigurationError: an object has neither method, or one that takes something else.

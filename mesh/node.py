@@ -130,7 +130,9 @@ class Node:
                 self.workflows[definition.name] = definition
             else:
                 if (plan.listens, plan.group) in self.consumers:
-                    raise DuplicateName(f"two consumers of {plan.listens!r} are in group {plan.group!r}; give one of them group=…")
+                    raise DuplicateName(
+                        f"two consumers of {plan.listens!r} are in group {plan.group!r}; give one of them group=…"
+                    )
                 self.consumers[plan.listens, plan.group] = plan
 
     # Opening and closing
@@ -231,7 +233,8 @@ class Node:
     async def close(self, drain: float | None = None) -> None:
         """Stop taking work, wait for what runs, hand the rest to the journal, release everything.
 
-        Called again while that goes on, it stops the waiting and returns when everything is released; later calls do nothing.
+        Called again while that goes on, it stops the waiting and returns when everything is released; later calls do
+        nothing.
         """
         if self.state == "new":
             self.state = "closed"
@@ -260,7 +263,9 @@ class Node:
         while self._busy() and not self._hurry.is_set() and (left := deadline - self.loop.time()) > 0:
             await self._something_settled(min(left, 0.1))
         if self.supervisor.running:
-            logger.warning("%d transactions were still running after %g s of draining", self.supervisor.running, seconds)
+            logger.warning(
+                "%d transactions were still running after %g s of draining", self.supervisor.running, seconds
+            )
 
     async def _something_settled(self, seconds: float) -> None:
         try:
@@ -346,7 +351,9 @@ class Node:
         inputs = [encode_token(values[name]) for name in plan.inputs]
         loan = LOAN.get()
         depth = loan.depth + 1 if loan is not None and loan.loop is self.loop else 0
-        run = self._begin(plan, token, inputs, plan.ttl if ttl is None else ttl, budget_ns, data, key or "", depth=depth)
+        run = self._begin(
+            plan, token, inputs, plan.ttl if ttl is None else ttl, budget_ns, data, key or "", depth=depth
+        )
         if run.accepted is not None:
             try:
                 await asyncio.shield(run.accepted)
@@ -442,8 +449,8 @@ class Node:
             if plan.deadline_ns is not None:
                 budget_ns = plan.deadline_ns if budget_ns is None else min(budget_ns, plan.deadline_ns)
             run = self._begin(
-                plan, encode_token({"signal": decode_token(stimulus.token)}), [stimulus.token], stimulus.ttl, budget_ns, data, stimulus.id,
-                root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail,
+                plan, encode_token({"signal": decode_token(stimulus.token)}), [stimulus.token], stimulus.ttl, budget_ns,
+                data, stimulus.id, root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail,
             )  # fmt: skip
         if run.accepted is None:
             answer(Receipt(stimulus.id, run.saga.transaction))
@@ -491,7 +498,9 @@ class Node:
             raise UnknownTransaction(f"no transaction {transaction!r} in {self.settings.store}")
         plan = self.plans.get(pulses[0].workflow)
         if plan is None:
-            raise UnknownTransaction(f"transaction {transaction} is of workflow {pulses[0].workflow!r}, which is not declared here")
+            raise UnknownTransaction(
+                f"transaction {transaction} is of workflow {pulses[0].workflow!r}, which is not declared here"
+            )
         try:
             data = pulses[0].data or {}
             return Run(Saga.fold(plan, pulses), data.get("key", ""), data)
@@ -518,19 +527,24 @@ class Node:
             self.supervisor.feed(run, CancelAsked(fault))
         elif not run.settled:
             raise Unroutable(
-                f"transaction {run.saga.transaction} is run by another process; cancel it there, or with `bitactor cancel`"
+                f"transaction {run.saga.transaction} is run by another process; cancel it there, or with `bitactor "
+                "cancel`"
             )
         return run
 
     def resume(self, run: Run) -> Run:
-        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  The answer is the run that goes on.
+        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  The answer is the run that
+        goes on.
 
         Raises:
             InvalidInput: it is neither.
-            Unroutable: it began in another shape of its workflow, so only the release that declares that one can carry it on.
+            Unroutable: it began in another shape of its workflow, so only the release that declares that one can carry
+                it on.
         """
         run = self._adopt(run, ("halted", "stuck"), "a halted or stuck one can be resumed")
-        halted = next((pulse for pulse in reversed(self.store.pulses(run.saga.transaction)) if pulse.kind == "halted"), None)
+        halted = next(
+            (pulse for pulse in reversed(self.store.pulses(run.saga.transaction)) if pulse.kind == "halted"), None
+        )
         left = (halted.data or {}).get("left_ns") if halted is not None else None
         self.supervisor.feed(run, ResumeAsked(None if left is None else self.clock.wall_ns() + left))
         return run
@@ -540,14 +554,16 @@ class Node:
 
         Raises:
             InvalidInput: it did not complete, or was undone already.
-            Unroutable: it began in another shape of its workflow, so only the release that declares that one can undo it.
+            Unroutable: it began in another shape of its workflow, so only the release that declares that one can undo
+                it.
         """
         run = self._adopt(run, ("completed",), "a completed one can be undone, and only once")
         self.supervisor.feed(run, UndoAsked(fault))
         return run
 
     def _adopt(self, run: Run, statuses: Sequence[str], only: str) -> Run:
-        """Take up a transaction that has settled.  It may have gone on since `run` was made, through another handle or in another process."""
+        """Take up a transaction that has settled.  It may have gone on since `run` was made, through another handle or
+        in another process."""
         self._require_open()
         transaction = run.saga.transaction
         held = self.supervisor.runs.get(transaction)
@@ -672,7 +688,9 @@ def _bounds(max_concurrency: object, priority: object) -> dict[str, int]:
     bounds: dict[str, int] = {}
     if max_concurrency is not None:
         if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
-            raise InvalidInput(f"max_concurrency={max_concurrency!r}; how many hops may run at once is a whole number, at least 1")
+            raise InvalidInput(
+                f"max_concurrency={max_concurrency!r}; how many hops may run at once is a whole number, at least 1"
+            )
         bounds["max_concurrency"] = min(max_concurrency, MOST)
     if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MOST:
         raise InvalidInput(f"priority={priority!r}; a whole number from -{MOST:,} to {MOST:,}, the highest goes first")

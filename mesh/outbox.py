@@ -1,8 +1,9 @@
 """Emitted signals on their way: one of each consumer group gets each, at least once, and accepts it once.
 
-Who listens is looked up for each try, so a consumer that appears later still gets what nobody had taken.  A receiver acknowledges when its
-own `accepted` pulse is durable; without that in time, or when it disappears, the signal is sent again, to another of the group if there is
-one.  Receivers know a delivery by the emission's id and their group, so a second one is not a second transaction.
+Who listens is looked up for each try, so a consumer that appears later still gets what nobody had taken.  A receiver
+acknowledges when its own `accepted` pulse is durable; without that in time, or when it disappears, the signal is sent
+again, to another of the group if there is one.  Receivers know a delivery by the emission's id and their group, so a
+second one is not a second transaction.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ Send = Callable[[Entry, Stimulus], None]
 class Outbox:
     """All emitted signals of one node that have not been taken by every group yet."""
 
-    def __init__(self, supervisor: Supervisor, registry: Registry, clock: Clock, wheel: TimingWheel, send: Send) -> None:
+    def __init__(
+        self, supervisor: Supervisor, registry: Registry, clock: Clock, wheel: TimingWheel, send: Send
+    ) -> None:
         self._supervisor = supervisor
         self._registry = registry
         self.clock = clock
@@ -53,7 +56,8 @@ class Outbox:
         return len(self._deliveries)
 
     def on_the_way(self) -> bool:
-        """Whether something is being delivered to somebody who is there; what nobody listens to is no reason to wait."""
+        """Whether something is being delivered to somebody who is there; what nobody listens to is no reason to
+        wait."""
         return any(self._groups(parcel.emission.name).keys() - parcel.taken.keys() for parcel in self._parcels.values())
 
     def deliver(self, run: Run, emission: Emission) -> None:
@@ -151,7 +155,9 @@ class Parcel:
         """Group → the transaction that began there."""
         self.asked: dict[str, Entry] = {}
         self._emitter, undoing = _emitter(run, emission)
-        deadline_ns = None if undoing else run.saga.deadline_ns  # what an undo tells is to be heard, although time was up
+        deadline_ns = (
+            None if undoing else run.saga.deadline_ns
+        )  # what an undo tells is to be heard, although time was up
         self.until_ns = outbox.clock.wall_ns() + DEFAULT_LIFETIME_NS if deadline_ns is None else deadline_ns
         self._budget_ends_ns = deadline_ns
         self._outbox = outbox
@@ -164,8 +170,8 @@ class Parcel:
         budget = None if self._budget_ends_ns is None else max(0, self._budget_ends_ns - now_ns)
         trail = (*saga.trail, self._emitter)[-TRAIL_LENGTH:]
         return Stimulus(
-            delivery, self.emission.name, group, self.emission.token, self.emission.ttl, budget, "", saga.root, saga.transaction,
-            self.emission.hop, trail, _plain(saga.metadata), delivery,
+            delivery, self.emission.name, group, self.emission.token, self.emission.ttl, budget, "", saga.root,
+            saga.transaction, self.emission.hop, trail, _plain(saga.metadata), delivery,
         )  # fmt: skip
 
     def next_wait(self) -> int:
@@ -177,7 +183,9 @@ class Parcel:
     def wait(self, wait_ns: int) -> None:
         """Offer it again after this long."""
         self.stop()
-        self._timer = Timer(self._outbox.wheel, self._outbox.clock.monotonic_ns() + wait_ns, lambda: self._outbox.offer(self))
+        self._timer = Timer(
+            self._outbox.wheel, self._outbox.clock.monotonic_ns() + wait_ns, lambda: self._outbox.offer(self)
+        )
 
     def stop(self) -> None:
         """No more tries."""

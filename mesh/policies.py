@@ -46,10 +46,13 @@ class Policies:
 
     def about(self) -> list[dict[str, Any]]:
         """How each stands, as plain data."""
-        return [{"pattern": pattern, "name": name, **self._about(pattern, name)} for pattern, name in sorted(self._declared)]
+        return [
+            {"pattern": pattern, "name": name, **self._about(pattern, name)} for pattern, name in sorted(self._declared)
+        ]
 
     def drain(self) -> None:
-        """The mesh begins to close: from now on nothing is held back, so that nobody who waits for what is held back keeps it from closing."""
+        """The mesh begins to close: from now on nothing is held back, so that nobody who waits for what is held back
+        keeps it from closing."""
         self._draining = True
         for key, state in self._states.items():
             _drain_one(key, state)
@@ -68,14 +71,16 @@ class Policies:
     def _add(self, policy: Policy, address: str, spawn: str) -> None:
         if spawn == "process":
             raise ConfigurationError(
-                f"step {address!r} has policies, whose state is in this process, and spawn='process'; let a step in a thread or on the loop "
+                f"step {address!r} has policies, whose state is in this process, and spawn='process'; let a step in a "
+                "thread or on the loop "
                 "carry them"
             )
         known = self._declared.setdefault(policy.key, policy)
         if known != policy:
             pattern, name = policy.key
             raise ConfigurationError(
-                f"two policies are called {pattern} {name!r} and differ: {known!r} and, at step {address!r}, {policy!r}; "
+                f"two policies are called {pattern} {name!r} and differ: {known!r} and, at step {address!r}, "
+                f"{policy!r}; "
                 "those of one name share one state, so give one of them another name"
             )
 

@@ -1,12 +1,13 @@
 """Pools: how many may be at something at once.
 
-A `Claim` is on one place in each of some pools.  It takes all of them in one moment, or waits and holds none of them: nobody ever holds one
-place while waiting for another, so claims cannot block each other in a circle.  Whoever waits does so in the line of a pool that is full;
-when that has a free place again and another pool of the claim is full by then, the claim moves to that one's line, and keeps its turn.
+A `Claim` is on one place in each of some pools.  It takes all of them in one moment, or waits and holds none of them:
+nobody ever holds one place while waiting for another, so claims cannot block each other in a circle.  Whoever waits
+does so in the line of a pool that is full; when that has a free place again and another pool of the claim is full by
+then, the claim moves to that one's line, and keeps its turn.
 
-A hop that waits for another transaction *lends* its places meanwhile and takes them again, ahead of everybody else, before it goes on; so a
-transaction that needs the same pool as the hop that waits for it can run.  Nothing here knows a loop, a thread or a clock; everything is
-called on one thread.
+A hop that waits for another transaction *lends* its places meanwhile and takes them again, ahead of everybody else,
+before it goes on; so a transaction that needs the same pool as the hop that waits for it can run.  Nothing here knows a
+loop, a thread or a clock; everything is called on one thread.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Claim:
         return self._take()
 
     def lend(self) -> None:
-        """Its holder waits: others may have the lendable places meanwhile.  Without effect on one that holds nothing."""
+        """Its holder waits: others may have the lendable places meanwhile.  Without effect on one that holds
+        nothing."""
         if self.state == HELD and self._lendable:
             self.state = LENT
             for pool in self._lendable:

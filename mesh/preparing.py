@@ -1,4 +1,5 @@
-"""What stands between a hop and its function: resources that have to be made first, and policies around each attempt."""
+"""What stands between a hop and its function: resources that have to be made first, and policies around each
+attempt."""
 
 from __future__ import annotations
 

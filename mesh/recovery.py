@@ -90,10 +90,11 @@ class Recovery:
         self._note_unclaimed()
 
     def _take_up_again(self) -> None:
-        """The journal could not be written, and transactions of ours were given up: carry on with them if it can be now.
+        """The journal could not be written, and transactions of ours were given up: carry on with them if it can be
+        now.
 
-        Their next epoch keeps what their former life still answers from counting.  Each time costs their hops a delivery, so a journal
-        that fails again and again is tried ever more rarely.
+        Their next epoch keeps what their former life still answers from counting.  Each time costs their hops a
+        delivery, so a journal that fails again and again is tried ever more rarely.
         """
         now = self._loop.time()
         if self._supervisor.healthy:
@@ -106,7 +107,9 @@ class Recovery:
         self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._pause else self._lease
         self._take_up_at = now + self._pause
         self._supervisor.healthy = True
-        logger.warning("the journal can be written again; carrying on with %d transactions that were given up", len(claims))
+        logger.warning(
+            "the journal can be written again; carrying on with %d transactions that were given up", len(claims)
+        )
         for claim in claims:
             self._recover(claim.transaction, claim.epoch)
 

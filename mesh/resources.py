@@ -24,12 +24,14 @@ CHECK_WITHIN: Final = 10.0
 class Resources:
     """All resources of one mesh; used on its loop only.
 
-    A factory runs as a step would: `async def` on the loop, `def` in a thread.  What `@contextmanager` or `@asynccontextmanager` makes is entered, and
-    left at the end; anything else is the resource itself, and `close=` says how it ends.  Each lives in a task of its own from its making to its end.
+    A factory runs as a step would: `async def` on the loop, `def` in a thread.  What `@contextmanager` or
+    `@asynccontextmanager` makes is entered, and left at the end; anything else is the resource itself, and `close=`
+    says how it ends.  Each lives in a task of its own from its making to its end.
 
-    Several who need one that is not there share one making, and one of them that is cancelled does not cancel it for the others.  How long that
-    takes does not count towards a step's timeout; the transaction's deadline holds.  A check says that all is well by any true answer, or by None.
-    When one fails, the resource is closed at once, also if others still use it, for it is broken; so is what was made of it.
+    Several who need one that is not there share one making, and one of them that is cancelled does not cancel it for
+    the others.  How long that takes does not count towards a step's timeout; the transaction's deadline holds.  A check
+    says that all is well by any true answer, or by None. When one fails, the resource is closed at once, also if others
+    still use it, for it is broken; so is what was made of it.
 
     Args:
         plans: whose resources are held.
@@ -105,7 +107,9 @@ class Resources:
         if name not in self._declared:
             raise ResourceUnavailable(f"no resource {name!r} is declared.{suggest(name, self._declared)}")
         if name in self.elsewhere:
-            raise ResourceUnavailable(f"resource {name!r} is replaced by an object of another process, which cannot come here")
+            raise ResourceUnavailable(
+                f"resource {name!r} is replaced by an object of another process, which cannot come here"
+            )
         at_hand = self.at_hand([name])
         if at_hand is not None:
             return at_hand[name]
@@ -175,7 +179,10 @@ class Resources:
 
     def _is_due(self, keeper: Keeper) -> bool:
         resource = keeper.resource
-        return resource.check is not None and self._clock().monotonic_ns() - keeper.checked_ns >= resource.check_every * 1e9
+        return (
+            resource.check is not None
+            and self._clock().monotonic_ns() - keeper.checked_ns >= resource.check_every * 1e9
+        )
 
     async def _is_well(self, keeper: Keeper) -> bool:
         name, check = keeper.resource.name, keeper.resource.check
@@ -232,7 +239,8 @@ class Resources:
         for name in required:
             if name not in self._declared:
                 raise DefinitionError(
-                    f"resource {resource.name!r}: its factory takes {name!r}, which is no resource here.{suggest(name, self._declared)}"
+                    f"resource {resource.name!r}: its factory takes {name!r}, which is no resource "
+                    f"here.{suggest(name, self._declared)}"
                 )
         return [name for name in needs if name in self._declared]
 
@@ -246,7 +254,8 @@ class Resources:
             for step in plan.all_steps():
                 if step.spawn == "process" and (used := self._replaced_for(step)) is not None:
                     raise ConfigurationError(
-                        f"replace names {used!r}, but step {step.address!r} uses it in a worker process, which an object cannot reach; "
+                        f"replace names {used!r}, but step {step.address!r} uses it in a worker process, which an "
+                        "object cannot reach; "
                         "replace the step as well, or let it run in a thread"
                     )
 
@@ -268,12 +277,15 @@ class Resources:
 class ResourceView:
     """The resources of a step's workflow, beside those it takes as parameters: `await ctx.resources.get("name")`.
 
-    `get` may also be awaited on a loop that a `def` step runs in its thread; the resource is made on the mesh's loop all the same.
+    `get` may also be awaited on a loop that a `def` step runs in its thread; the resource is made on the mesh's loop
+    all the same.
     """
 
     __slots__ = ("_allowed", "_loop", "_resources")
 
-    def __init__(self, resources: Resources | None, allowed: Mapping[str, Resource], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, resources: Resources | None, allowed: Mapping[str, Resource], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._resources = resources
         self._allowed = allowed
         self._loop = loop
@@ -308,11 +320,14 @@ def _parameters(resource: Resource) -> tuple[list[str], list[str]]:
         parameters = inspect.signature(resource.factory).parameters.values()
     except (TypeError, ValueError):  # of builtins some have none to look at
         return [], []
-    named = [parameter for parameter in parameters if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
+    named = [
+        parameter for parameter in parameters if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
     for parameter in named:
         if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
             raise DefinitionError(
-                f"resource {resource.name!r}: {parameter.name!r} of its factory is positional-only, but resources are passed by name"
+                f"resource {resource.name!r}: {parameter.name!r} of its factory is positional-only, but resources are "
+                "passed by name"
             )
     by_name = [parameter for parameter in named if parameter.kind is not parameter.POSITIONAL_ONLY]
     return [parameter.name for parameter in by_name], [

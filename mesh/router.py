@@ -1,8 +1,8 @@
 """Hops on their way to other nodes: who gets which, how many at once, and what if nobody answers.
 
-A holder is sent at most as many unanswered hops as it said it takes (its window), so a slow one slows its senders instead of drowning; what
-finds no room waits here, and what waits too long fails with `Overloaded`.  A holder that disappears from the registry has lost what it had
-not answered.  Answers are never held back by a window.
+A holder is sent at most as many unanswered hops as it said it takes (its window), so a slow one slows its senders
+instead of drowning; what finds no room waits here, and what waits too long fails with `Overloaded`.  A holder that
+disappears from the registry has lost what it had not answered.  Answers are never held back by a window.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ BACKSTOP_NS: Final = 2_000_000_000
 QUEUED_BACKSTOP_NS: Final = 60_000_000_000
 """How much longer than the attempt's own timeout we wait for its holder, which keeps it, to tell that it is over.
 
-An attempt's time counts from its start, and a hop for a thread or a process may wait for a free one, or for a resource to be made.  A holder
-that is gone we learn of from the registry; this is for one that is there and has stopped answering.
+An attempt's time counts from its start, and a hop for a thread or a process may wait for a free one, or for a resource
+to be made.  A holder that is gone we learn of from the registry; this is for one that is there and has stopped
+answering.
 """
 DEFAULT_WINDOW: Final = 1_024
 MAX_WAITING: Final = 100_000
@@ -99,7 +100,9 @@ class Router:
         """See `supervisor.Router`."""
         try:
             token = encode_token([bytes(token_bytes(encode_token(dict(values)))), bytes(token_bytes(result))])
-            message = encode_message(signal._replace(token=token, reply_to=self._endpoint, metadata=_plain(signal.metadata)))
+            message = encode_message(
+                signal._replace(token=token, reply_to=self._endpoint, metadata=_plain(signal.metadata))
+            )
         except (BitActorError, ValueError, TypeError) as error:
             self._supervisor.feed(run, Unrouted(step.index, signal.delivery, fault_of(error)))
             return
@@ -138,7 +141,9 @@ class Router:
             self._wait(errand)
             return
         if reply.outcome == "lost":
-            self._supervisor.feed(errand.run, Lost(errand.index, reply.delivery, f"a worker process of {errand.signal.name!r}"))
+            self._supervisor.feed(
+                errand.run, Lost(errand.index, reply.delivery, f"a worker process of {errand.signal.name!r}")
+            )
         else:
             self._supervisor.feed(errand.run, Replied(errand.index, reply))
         for address in list(self._waiting):  # the room that was made is for any step the holder runs
@@ -182,7 +187,9 @@ class Router:
                 taken[errand.key] = errand
                 self._sent[errand.key] = errand
                 budget_ns, step = errand.signal.budget_ns, errand.step
-                if budget_ns is not None and not step.policies:  # which may wait as long as they like before the time begins
+                if (
+                    budget_ns is not None and not step.policies
+                ):  # which may wait as long as they like before the time begins
                     starts_at_once = step.spawn in ("loop", "inline") and not step.run.resources
                     patience_ns = BACKSTOP_NS if starts_at_once else QUEUED_BACKSTOP_NS
                     due_ns = self._clock.monotonic_ns() + budget_ns + patience_ns
@@ -200,10 +207,14 @@ class Router:
     def _wait(self, errand: Errand) -> None:
         line = self._waiting.setdefault(errand.step.address, deque())
         if len(line) >= MAX_WAITING:
-            self._fail(errand, Overloaded(f"{len(line):,} hops for {errand.step.address!r} are waiting for a node already"))
+            self._fail(
+                errand, Overloaded(f"{len(line):,} hops for {errand.step.address!r} are waiting for a node already")
+            )
             return
         line.append(errand)
-        errand.timer = Timer(self._wheel, self._clock.monotonic_ns() + self._patience_ns, lambda: self._out_of_patience(errand))
+        errand.timer = Timer(
+            self._wheel, self._clock.monotonic_ns() + self._patience_ns, lambda: self._out_of_patience(errand)
+        )
 
     def _assign_waiting(self, address: str) -> None:
         line = self._waiting.get(address)
@@ -221,10 +232,16 @@ class Router:
         if not entries:
             known = {entry.name.partition(":")[2] for entry in self._registry.match(step_name("*"))}
             self._fail(
-                errand, Unroutable(f"no node runs {address!r}, and none appeared within {seconds:g} s.{suggest(address, known)}")
+                errand,
+                Unroutable(
+                    f"no node runs {address!r}, and none appeared within {seconds:g} s.{suggest(address, known)}"
+                ),
             )
         elif not any(entry.value.get("digest") == errand.run.plan.digest for entry in entries):
-            self._fail(errand, Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code"))
+            self._fail(
+                errand,
+                Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code"),
+            )
         else:
             self._fail(errand, Overloaded(f"all {len(entries)} nodes that run {address!r} were full for {seconds:g} s"))
 
@@ -247,7 +264,8 @@ class Router:
         self._past[errand.key] = errand
         seconds = (errand.signal.budget_ns or 0) / 1e9
         error = StepTimeout(
-            f"{errand.signal.name!r}, attempt {errand.signal.attempt}, took longer than {seconds:g} s in another process"
+            f"{errand.signal.name!r}, attempt {errand.signal.attempt}, took longer than {seconds:g} s in another "
+            "process"
         )
         errand.run.errors[errand.signal.hop] = error
         self._supervisor.feed(errand.run, HopExpired(errand.index, errand.signal.delivery, fault_of(error)))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class Bounds:
-    """How much of a transaction may run at once, where that is bounded; and what its hops hold of that.  See `mesh.gate`."""
+    """How much of a transaction may run at once, where that is bounded; and what its hops hold of that.  See
+    `mesh.gate`."""
 
     __slots__ = ("always", "depth", "holds", "max_concurrency", "priority", "turn", "widths")
 
@@ -36,7 +37,8 @@ class Bounds:
         self.turn: Hold | None = None
         """Of a consumer's transaction."""
         self.widths: dict[Scope | None, Pool] = {}
-        """Where only so many hops may run at once: places for those of the transaction (None), and of those of its scopes that have some."""
+        """Where only so many hops may run at once: places for those of the transaction (None), and of those of its
+        scopes that have some."""
 
 
 class Run:

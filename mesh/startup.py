@@ -1,7 +1,8 @@
-"""Whether what is imported is ours: a user's own `registry.py` or `bitactor.py` may hide the packages that `mesh` needs.
+"""Whether what is imported is ours: a user's own `registry.py` or `bitactor.py` may hide the packages that `mesh`
+needs.
 
-The `bitactor` command looks before it imports `mesh` at all (`bitactor.launcher`); this is for programs that import `mesh`
-themselves, and for the directories that `bitactor run` and `bitactor graph` import from.
+The `bitactor` command looks before it imports `mesh` at all (`bitactor.launcher`); this is for programs that import
+`mesh` themselves, and for the directories that `bitactor run` and `bitactor graph` import from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The supervisor: owns transactions, keeps their pulses, obeys their commands.
 
-Everything happens in *turns* on the loop's thread.  A turn feeds what has come in to the sagas, appends the pulses that follow in one commit,
-and only then obeys the commands; hops that finish while being dispatched are fed in the same turn.  Append, then obey.
+Everything happens in *turns* on the loop's thread.  A turn feeds what has come in to the sagas, appends the pulses that
+follow in one commit, and only then obeys the commands; hops that finish while being dispatched are fed in the same
+turn.  Append, then obey.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Any, Final, Protocol
 from bitactor.arguments import Bound, Unread, argument_values
 from bitactor.codec import decode_token
 from bitactor.deciding import decide
-from bitactor.errors import BitActorError, Cancelled, ConfigurationError, DuplicateTransaction, InvalidInput, StaleOwner, StoreError
+from bitactor.errors import (
+    BitActorError,
+    Cancelled,
+    ConfigurationError,
+    DuplicateTransaction,
+    InvalidInput,
+    StaleOwner,
+    StoreError,
+)
 from bitactor.ids import join_hop_id
 from bitactor.plan import Plan, PlanStep
 from bitactor.ports import Clock, Refusal, Store, Write
@@ -188,7 +197,9 @@ class Supervisor:
             self._scheduled = True
             self.loop.call_soon(self._turn)
 
-    def _bounded_hop_done(self, run: Run, hold: Hold, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+    def _bounded_hop_done(
+        self, run: Run, hold: Hold, actor: BitActor, reply: Reply, error: BaseException | None
+    ) -> None:
         if actor.state == ENDED:
             self.gate.leave(hold)
         else:
@@ -235,7 +246,8 @@ class Supervisor:
                 key = run.key if pulses[0].seq == 0 else ""
                 self._refusals = None
                 store.append(
-                    (_new(Write, (saga.transaction, saga.epoch, pulses, saga.status, saga.open, key)),), self._note_refusals
+                    (_new(Write, (saga.transaction, saga.epoch, pulses, saga.status, saga.open, key)),),
+                    self._note_refusals,
                 )
                 if self._refusals is not None:
                     self._kept([(run, pulses, commands, 0)], *self._refusals)
@@ -342,11 +354,17 @@ class Supervisor:
             return
         if not isinstance(error, DuplicateTransaction | StaleOwner):
             logger.error(
-                "transaction %s of %s is given up here: %s", run.saga.transaction, run.plan.workflow, error, exc_info=error
+                "transaction %s of %s is given up here: %s",
+                run.saga.transaction,
+                run.plan.workflow,
+                error,
+                exc_info=error,
             )
         was_running = not run.settled
         run.settled = True
-        run.failure = error if isinstance(error, BitActorError) else StoreError(f"transaction {run.saga.transaction}: {error!r}")
+        run.failure = (
+            error if isinstance(error, BitActorError) else StoreError(f"transaction {run.saga.transaction}: {error!r}")
+        )
         self._disarm(run)
         for actor in list(run.actors.values()):
             actor.fence()
@@ -392,7 +410,9 @@ class Supervisor:
         if actor.state != ENDED:
             run.actors[index] = actor
 
-    def _send_away(self, run: Run, step: PlanStep, signal: Signal, decided: Mapping[str, Any] | None, result: Any) -> None:
+    def _send_away(
+        self, run: Run, step: PlanStep, signal: Signal, decided: Mapping[str, Any] | None, result: Any
+    ) -> None:
         assert self.router is not None
         try:
             values = argument_values(step.arguments, run.saga.tokens, step.address, decided)
@@ -415,13 +435,16 @@ class Supervisor:
             (
                 step.address, saga.transaction, saga.root, saga.undo_hop(index) if undoing else saga.hops[index],
                 (saga.hops[index],) if undoing else saga.causes[index], direction,
-                saga.undo_attempts[index] if undoing else saga.attempts[index], saga.deliveries[index], saga.epoch, saga.ttls[index],
-                budget_ns, None, "", fault, saga.parent, saga.metadata, undoing and index in saga.doubts,
-                step.retries - saga.failures[index], saga.trail, "" if index < saga.grown else step.name,
+                saga.undo_attempts[index] if undoing else saga.attempts[index], saga.deliveries[index], saga.epoch,
+                saga.ttls[index], budget_ns, None, "", fault, saga.parent, saga.metadata,
+                undoing and index in saga.doubts, step.retries - saga.failures[index], saga.trail,
+                "" if index < saga.grown else step.name,
             ),
         )  # fmt: skip
 
-    def _answer_for(self, run: Run, index: int, direction: str, error: BaseException, fault: Fault | None = None) -> None:
+    def _answer_for(
+        self, run: Run, index: int, direction: str, error: BaseException, fault: Fault | None = None
+    ) -> None:
         """A hop that cannot even begin; `fault`: what its compensation was to be asked about."""
         saga = run.saga
         hop = saga.undo_hop(index) if direction is UNDO else saga.hops[index]
@@ -432,7 +455,9 @@ class Supervisor:
     def _enter_gate(self, run: Run, step: PlanStep, command: Dispatch) -> Hold | None:
         try:
             return self.gate.enter(run, step, command)
-        except ConfigurationError as error:  # a step that was planned meanwhile; for declared ones the mesh was not made
+        except (
+            ConfigurationError
+        ) as error:  # a step that was planned meanwhile; for declared ones the mesh was not made
             self._answer_for(run, step.index, command.direction, error)
             return None
 
@@ -463,7 +488,10 @@ class Supervisor:
             run.errors[join_hop_id(saga.salt, step.forward_code)] = error
             fault = fault_of(error)
             self.feed(
-                run, Decided(command.step, True, None, fault._replace(message=f"deciding on {step.address!r}: {fault.message}"))
+                run,
+                Decided(
+                    command.step, True, None, fault._replace(message=f"deciding on {step.address!r}: {fault.message}")
+                ),
             )
         else:
             self.feed(run, decided)
@@ -489,14 +517,17 @@ class Supervisor:
             run.deadline = self._timer(command.due_ns, lambda: self._deadline_over(run, forward))
 
     def _deadline_over(self, run: Run, forward: bool) -> None:
-        """Ahead of what else has come in: a hop that ran into this deadline is told of in the same moment, and is not the reason."""
+        """Ahead of what else has come in: a hop that ran into this deadline is told of in the same moment, and is not
+        the reason."""
         run.deadline = None
         saga = run.saga
         if forward and saga.phase in ("failing", "undoing"):
             return  # that deadline has been replaced by the one for undo, which is about to be armed
         seconds = (self.clock.wall_ns() - saga.accepted_at_ns) / 1e9
         what = "undoing" if saga.phase in ("failing", "undoing") else "running"
-        fault = Fault("bitactor.errors:DeadlineExceeded", f"{run.plan.workflow!r} was still {what} {seconds:.3g} s after it began")
+        fault = Fault(
+            "bitactor.errors:DeadlineExceeded", f"{run.plan.workflow!r} was still {what} {seconds:.3g} s after it began"
+        )
         self.feed(run, DeadlineOver(fault), first=True)
 
     def _timer(self, due_wall_ns: int, callback: Callable[[], None]) -> Timer:
@@ -585,7 +616,9 @@ class Supervisor:
                     actor.abandon()  # before places become free, or it would start now
         for run in list(self.runs.values()):
             if not run.settled:
-                self._give_up(run, StoreError(f"transaction {run.saga.transaction} was still running when its mesh was closed"))
+                self._give_up(
+                    run, StoreError(f"transaction {run.saga.transaction} was still running when its mesh was closed")
+                )
         self.runs.clear()
         self._stimuli.clear()
 

@@ -61,8 +61,9 @@ class Transaction:
         return self._run.plan
 
     def about(self) -> dict[str, Any]:
-        """The transaction's bounds and who waits for it here, as plain data: `priority` and `max_concurrency`; how many `scopes` (itself, and nested
-        workflows) are bounded and have a hop that runs or waits; how many callers are `waiting` for its end.
+        """The transaction's bounds and who waits for it here, as plain data: `priority` and `max_concurrency`; how many
+        `scopes` (itself, and nested workflows) are bounded and have a hop that runs or waits; how many callers are
+        `waiting` for its end.
         """
         bounds = self._run.bounds or Bounds()
         return {
@@ -76,7 +77,8 @@ class Transaction:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """The state that this process has of it, for comparing with what its pulses say: `Saga.fold(tx.plan, tx.raw_pulses()).snapshot()`."""
+        """The state that this process has of it, for comparing with what its pulses say: `Saga.fold(tx.plan,
+        tx.raw_pulses()).snapshot()`."""
         return self._run.saga.snapshot()
 
     async def result(self, timeout: float | None = None) -> Any:
@@ -98,10 +100,11 @@ class Transaction:
     async def ended(self, timeout: float | None = None) -> str:
         """Wait until nothing more happens by itself, and return the status; never raises for how it ended.
 
-        A hop that waits lends to others what bounds it (its place in a pool, its transaction's `max_concurrency`, its thread), and takes it
-        again, ahead of others, before this returns; of several waits at once, the last to end.
+        A hop that waits lends to others what bounds it (its place in a pool, its transaction's `max_concurrency`, its
+        thread), and takes it again, ahead of others, before this returns; of several waits at once, the last to end.
 
-        Of a transaction that another process runs, this one learns it from the store, a quarter of a second later at most.
+        Of a transaction that another process runs, this one learns it from the store, a quarter of a second later at
+        most.
 
         Raises:
             TimeoutError: it has not ended within `timeout` seconds; it goes on.
@@ -198,20 +201,23 @@ class Transaction:
 
         Raises:
             InvalidInput: it is neither.
-            Unroutable: it began in another shape of its workflow, and only the release that declares that one can carry it on.
+            Unroutable: it began in another shape of its workflow, and only the release that declares that one can carry
+                it on.
         """
         if self.status not in ("halted", "stuck"):
             raise InvalidInput(f"transaction {self.id} is {self.status}; only a halted or stuck one can be resumed")
         self._run = self._node.resume(self._run)
 
     async def undo(self, reason: str = "") -> str:
-        """Take back what a completed transaction did, last first, once; return the status it ended with: `compensated`, or `stuck`.
+        """Take back what a completed transaction did, last first, once; return the status it ended with: `compensated`,
+        or `stuck`.
 
         Its undo time begins afresh, and its deadline does not count.
 
         Raises:
             InvalidInput: it did not complete, or was undone already.
-            Unroutable: it began in another shape of its workflow, and only the release that declares that one can undo it.
+            Unroutable: it began in another shape of its workflow, and only the release that declares that one can undo
+                it.
         """
         fault = Fault("bitactor.errors:Cancelled", reason or "undone on request")
         await self.ended()
@@ -224,7 +230,8 @@ class Transaction:
         first = errors[0] if errors else None
         why = fault_of(first).summary() if first is not None else self._halt_reason()
         failure = WorkflowFailed(
-            f"{self.workflow!r} ended {saga.status}: {why} [transaction {self.id}; `bitactor trace {self.id}` shows what happened]",
+            f"{self.workflow!r} ended {saga.status}: {why} [transaction {self.id}; `bitactor trace {self.id}` shows "
+            "what happened]",
             self.id,
             saga.status,
             errors,
@@ -233,7 +240,9 @@ class Transaction:
         return failure
 
     def _halt_reason(self) -> str:
-        reasons = [(pulse.data or {}).get("reason") for pulse in self.raw_pulses() if pulse.kind == "halted" and pulse.step]
+        reasons = [
+            (pulse.data or {}).get("reason") for pulse in self.raw_pulses() if pulse.kind == "halted" and pulse.step
+        ]
         given = [reason for reason in reasons if reason]  # what was around the step that halted has none
         return str(given[-1]) if given else "a step asked to halt"
 

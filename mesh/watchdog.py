@@ -19,7 +19,8 @@ from mesh.spawners.loop import LoopSpawner
 logger = logging.getLogger("bitactor.watchdog")
 
 SLICES: Final = 4
-"""Looks in a row that a loop has to miss: it stood still while this process had the processor, and was not stopped as a whole."""
+"""Looks in a row that a loop has to miss: it stood still while this process had the processor, and was not stopped as a
+whole."""
 MOST_FRAMES: Final = 40
 STOP_WITHIN: Final = 1.0
 """Seconds that the thread may take to end."""
@@ -41,9 +42,11 @@ class Blockages(NamedTuple):
 
 
 class Watchdog:
-    """Looks at a loop from a thread of its own, and logs a warning, once for each time that the loop has not turned for `blocked_after` seconds.
+    """Looks at a loop from a thread of its own, and logs a warning, once for each time that the loop has not turned for
+    `blocked_after` seconds.
 
-    Time is real time, whatever clock the mesh has.  It costs the loop an empty callback for each quarter of `blocked_after`, and hops nothing.
+    Time is real time, whatever clock the mesh has.  It costs the loop an empty callback for each quarter of
+    `blocked_after`, and hops nothing.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, blocked_after: float) -> None:
@@ -105,10 +108,12 @@ class Watchdog:
         else:
             position, role, actor = culprit
             signal = actor.signal
-            what = f"{role}step {signal.name!r} (spawn={actor.step.spawn!r}, attempt {signal.attempt}, transaction {signal.transaction})"
+            about = f"spawn={actor.step.spawn!r}, attempt {signal.attempt}, transaction {signal.transaction}"
+            what = f"{role}step {signal.name!r} ({about})"
             shown = stack[position + 1 :][-MOST_FRAMES:]
             advice = (
-                "let it await what it waits for, or make it a plain `def` with spawn='thread' or, if it computes, spawn='process'"
+                "let it await what it waits for, or make it a plain `def` with spawn='thread' or, if it computes, "
+                "spawn='process'"
             )
         lines = traceback.StackSummary.extract(((each, each.f_lineno) for each in shown), capture_locals=False).format()
         del frame, stack, shown

@@ -1,7 +1,7 @@
 """A timing wheel: many timers, few wake-ups, and arming or disarming one costs two dictionary operations.
 
-Timers are kept in buckets one tick wide.  A timer never fires early, and at most one tick late.  After "Hashed and Hierarchical Timing
-Wheels", Varghese and Lauck, 1987; the hierarchy is a heap of the ticks that have a bucket.
+Timers are kept in buckets one tick wide.  A timer never fires early, and at most one tick late.  After "Hashed and
+Hierarchical Timing Wheels", Varghese and Lauck, 1987; the hierarchy is a heap of the ticks that have a bucket.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from bitactor.ports import Clock, TimerHandle
 
 TICK_NS = 4_000_000
 COMPACT_AT = 1_024
-"""Ticks before those without timers are dropped; disarming leaves an empty bucket behind, which is likely to be used again."""
+"""Ticks before those without timers are dropped; disarming leaves an empty bucket behind, which is likely to be used
+again."""
 
 
 class Expiring(Protocol):

@@ -1,7 +1,8 @@
-"""Where a server listens, and the boot epoch it keeps there: one server per endpoint and per state file, whatever died before.
+"""Where a server listens, and the boot epoch it keeps there: one server per endpoint and per state file, whatever died
+before.
 
-Exclusion is by `flock` on a file beside the socket or the state: the kernel lets go of it with the process, so what a killed server
-leaves behind is known to be stale.
+Exclusion is by `flock` on a file beside the socket or the state: the kernel lets go of it with the process, so what a
+killed server leaves behind is known to be stale.
 """
 
 from __future__ import annotations
@@ -52,15 +53,23 @@ def check_endpoint(endpoint: str, curve: Curve | None) -> None:
     """Raise `ConfigurationError` unless it is an `ipc://` path, or `tcp://` with keys."""
     if endpoint.startswith(TCP):
         if curve is None:
-            raise ConfigurationError(f"{endpoint}: tcp needs the mesh's CURVE keys (curve=Curve.load(path)), or use ipc://")
+            raise ConfigurationError(
+                f"{endpoint}: tcp needs the mesh's CURVE keys (curve=Curve.load(path)), or use ipc://"
+            )
         return
     if not endpoint.startswith(IPC):
-        raise ConfigurationError(f"{endpoint!r}: an endpoint is ipc:///path/of/socket, or tcp://host:port with CURVE keys")
+        raise ConfigurationError(
+            f"{endpoint!r}: an endpoint is ipc:///path/of/socket, or tcp://host:port with CURVE keys"
+        )
     path = endpoint.removeprefix(IPC)
     if not path.startswith("/"):
-        raise ConfigurationError(f"{endpoint!r}: an ipc endpoint is an absolute path (abstract sockets are open to everybody)")
+        raise ConfigurationError(
+            f"{endpoint!r}: an ipc endpoint is an absolute path (abstract sockets are open to everybody)"
+        )
     if len(path.encode()) >= zmq.IPC_PATH_MAX_LEN:
-        raise ConfigurationError(f"{endpoint!r}: the path of an ipc socket is shorter than {zmq.IPC_PATH_MAX_LEN} bytes")
+        raise ConfigurationError(
+            f"{endpoint!r}: the path of an ipc socket is shorter than {zmq.IPC_PATH_MAX_LEN} bytes"
+        )
 
 
 class Binding:
@@ -111,7 +120,9 @@ def _private_directory(directory: Path) -> None:
     except OSError as error:
         raise ConfigurationError(f"cannot make the directory of the socket: {error}") from error
     if mode & 0o022 and not mode & stat.S_ISVTX:
-        raise ConfigurationError(f"{directory} can be written by others (mode {stat.S_IMODE(mode):o}); use a directory of mode 700")
+        raise ConfigurationError(
+            f"{directory} can be written by others (mode {stat.S_IMODE(mode):o}); use a directory of mode 700"
+        )
 
 
 def _remove_stale(path: Path, endpoint: str) -> None:
@@ -121,7 +132,8 @@ def _remove_stale(path: Path, endpoint: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise ConfigurationError(f"{path} exists and is no socket; choose another endpoint")
-    # We hold the lock, so none of ours is bound there; but a socket that was just closed answers until its context has got round to it.
+    # We hold the lock, so none of ours is bound there; but a socket that was just closed answers until its context has
+    # got round to it.
     until = time.monotonic() + _CLOSING_PATIENCE
     while _answers(path):
         if time.monotonic() > until:
@@ -178,7 +190,9 @@ def _read_number(path: Path) -> int:
     except FileNotFoundError:
         return 0
     if not text.strip().isdigit() or not 0 < int(text) < _MAX_BOOT:
-        raise ConfigurationError(f"{path} holds no boot epoch: {text[:40]!r}; restore it, or write a number higher than any before")
+        raise ConfigurationError(
+            f"{path} holds no boot epoch: {text[:40]!r}; restore it, or write a number higher than any before"
+        )
     return int(text)
 
 

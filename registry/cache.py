@@ -1,7 +1,7 @@
 """What a client knows of the table.  Written by one thread; `lookup` may be called from any.
 
-Between a restart of the server and its peers' return, entries that the fresh table does not have yet are *unconfirmed*: still
-answered, and dropped only when they have not come back in time.
+Between a restart of the server and its peers' return, entries that the fresh table does not have yet are *unconfirmed*:
+still answered, and dropped only when they have not come back in time.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Cache:
         self._unseen = {(entry.name, entry.holder) for entry in self._all()}
 
     def end_sync(self, grace_until_ns: int | None) -> list[Notice]:
-        """All was put.  What is missing is dropped, or, with a grace (the table was restarted), unconfirmed until then."""
+        """All was put.  What is missing is dropped, or, with a grace (the table was restarted), unconfirmed until
+        then."""
         missing, self._unseen = self._unseen, set()
         if grace_until_ns is not None:
             self._unconfirmed |= missing
@@ -108,7 +109,8 @@ class Cache:
         return self._drop(missing - self._unconfirmed)
 
     def end_grace(self, now_ns: int, extension_ns: int) -> list[Notice]:
-        """Drop what was not confirmed, if it is time; while entries keep coming back, the others get `extension_ns` more."""
+        """Drop what was not confirmed, if it is time; while entries keep coming back, the others get `extension_ns`
+        more."""
         if self.grace_until_ns is None or now_ns < self.grace_until_ns:
             return []
         if self._unconfirmed and self._returning and self._extensions < _MAX_EXTENSIONS:

@@ -43,9 +43,9 @@ _Value = TypeVar("_Value")
 class RegistryClient:
     """One holder's view of a served registry (the port is `registry.port.Registry`).
 
-    While the server is away, questions are answered from what was known last, `connected` is False, and registering waits.  When it
-    is back, restarted or not, everything of ours is registered again.  Callbacks come on the client's thread: one that takes longer
-    than a lease loses it.
+    While the server is away, questions are answered from what was known last, `connected` is False, and registering
+    waits.  When it is back, restarted or not, everything of ours is registered again.  Callbacks come on the client's
+    thread: one that takes longer than a lease loses it.
     """
 
     def __init__(self, endpoint: str, holder: str, curve: Curve | None = None) -> None:
@@ -106,10 +106,13 @@ class RegistryClient:
             self.close(leave=False)
             if refusal is not None:
                 raise refusal from None
-            raise RegistryTimeout(f"no registry answered at {self._endpoint} within {timeout:g} s; is it running?") from None
+            raise RegistryTimeout(
+                f"no registry answered at {self._endpoint} within {timeout:g} s; is it running?"
+            ) from None
 
     def close(self, leave: bool = True) -> None:
-        """Take part no more, within seconds; with `leave`, all our names are gone at once for everybody.  Twice is once."""
+        """Take part no more, within seconds; with `leave`, all our names are gone at once for everybody.  Twice is
+        once."""
         with self._lock:
             self._open = False
             closed, self._closed = self._closed, True
@@ -137,13 +140,18 @@ class RegistryClient:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     # The port
 
-    def register(self, name: str, value: Mapping[str, Any] | None = None, *, unique: bool = False, timeout: float = 5.0) -> Entry:
-        """Hold `name`.  Raises `AlreadyRegistered`, `InvalidEntry`, `RegistryFull`, `RegistryTimeout`, `RegistryClosed`."""
+    def register(
+        self, name: str, value: Mapping[str, Any] | None = None, *, unique: bool = False, timeout: float = 5.0
+    ) -> Entry:
+        """Hold `name`.  Raises `AlreadyRegistered`, `InvalidEntry`, `RegistryFull`, `RegistryTimeout`,
+        `RegistryClosed`."""
         check_name(name)
         normal, _ = normal_value(value)
         waiting: Future[Entry] = Future()
@@ -162,7 +170,8 @@ class RegistryClient:
         self._answer(waiting, timeout, f"unregister {name!r}")
 
     def update(self, name: str, value: Mapping[str, Any] | None, *, timeout: float = 5.0) -> Entry:
-        """Change the value of a name we hold.  Raises `NotRegistered`, `InvalidEntry`, `RegistryFull`, `RegistryTimeout`."""
+        """Change the value of a name we hold.  Raises `NotRegistered`, `InvalidEntry`, `RegistryFull`,
+        `RegistryTimeout`."""
         normal, _ = normal_value(value)
         waiting: Future[Entry] = Future()
         self._ask(lambda: self._conversation.change(name, normal, waiting))
@@ -255,7 +264,9 @@ class RegistryClient:
         except TimeoutError:
             refusal = self._conversation.refusal
             reason = f": {refusal}" if refusal is not None else ""
-            raise RegistryTimeout(f"the registry at {self._endpoint} did not {what} within {timeout:g} s{reason}") from None
+            raise RegistryTimeout(
+                f"the registry at {self._endpoint} did not {what} within {timeout:g} s{reason}"
+            ) from None
 
     def _refuse_own_thread(self) -> None:
         if threading.current_thread() is self._thread:

@@ -1,12 +1,14 @@
-"""The client's side of the protocol, without sockets, threads or clocks: wishes, frames and time go in, frames and news come out.
+"""The client's side of the protocol, without sockets, threads or clocks: wishes, frames and time go in, frames and news
+come out.
 
-What we *want* (names with values) is kept here; what we *hold* follows from the server's verdicts.  After every welcome all wishes
-are told again, so a restarted server, a lost answer and a lost lease are one case.
+What we *want* (names with values) is kept here; what we *hold* follows from the server's verdicts.  After every welcome
+all wishes are told again, so a restarted server, a lost answer and a lost lease are one case.
 
-The lease is judged by our own clock, from the moment a heartbeat was *sent* that was acknowledged later, so it ends here before it
-can end at the server.  A unique grant is void from then on, even if the server has not noticed: it is asked for again, and comes
-under a new epoch.  When the server was restarted, a grant stays valid until the lease it had under the old server ends, and is
-given back under the same epoch if we ask before that (the fresh server grants unique names to nobody else meanwhile).
+The lease is judged by our own clock, from the moment a heartbeat was *sent* that was acknowledged later, so it ends
+here before it can end at the server.  A unique grant is void from then on, even if the server has not noticed: it is
+asked for again, and comes under a new epoch.  When the server was restarted, a grant stays valid until the lease it had
+under the old server ends, and is given back under the same epoch if we ask before that (the fresh server grants unique
+names to nobody else meanwhile).
 """
 
 from __future__ import annotations
@@ -92,7 +94,8 @@ class _Wanted:
         self.unique = unique
         self.origin = origin
         self.first = self.version = version
-        """Verdicts on versions before `first` are on a wish that was withdrawn; versions of all wishes rise together."""
+        """Verdicts on versions before `first` are on a wish that was withdrawn; versions of all wishes rise
+        together."""
         self.waiting: list[tuple[int, _Waiting]] = [(version, origin)]
         self.grant: tuple[Entry, int | None] | None = None
         """What we hold; with a time when it is to be confirmed by a restarted server before that time."""
@@ -106,7 +109,8 @@ class _Wanted:
 
 
 class Conversation:
-    """See the module's docstring.  For one thread, but `is_current`, `connected` and the cache's questions are for any."""
+    """See the module's docstring.  For one thread, but `is_current`, `connected` and the cache's questions are for
+    any."""
 
     def __init__(self, holder: str, instance: bytes, now_ns: int) -> None:
         self.holder = holder
@@ -179,7 +183,8 @@ class Conversation:
     # Wishes
 
     def want(self, name: str, value: Mapping[str, Any], unique: bool, waiting: _Waiting) -> None:
-        """Hold `name` from now on; `waiting` gets the entry once it is granted, or `AlreadyRegistered`, `RegistryFull`, …"""
+        """Hold `name` from now on; `waiting` gets the entry once it is granted, or `AlreadyRegistered`, `RegistryFull`,
+        …"""
         wanted = self._wanted.get(name)
         if wanted is not None:
             own = wanted.entry or Entry(name, self.holder, wanted.value, wanted.unique, 0)

@@ -1,7 +1,7 @@
 """CurveZMQ for a mesh: one key pair shared by all its members, and the gatekeeper that lets nobody else in.
 
-Both ends of a connection use the same pair, so each proves to the other that it has the mesh's secret.  CURVE alone only lets a
-client check the server; that the server checks the client is ZAP's part (RFC 27), answered by `Gatekeeper`.
+Both ends of a connection use the same pair, so each proves to the other that it has the mesh's secret.  CURVE alone
+only lets a client check the server; that the server checks the client is ZAP's part (RFC 27), answered by `Gatekeeper`.
 """
 
 from __future__ import annotations
@@ -52,11 +52,15 @@ class Curve(NamedTuple):
                 mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
                 lines = opened.read(1024).split()
         except OSError as error:
-            raise ConfigurationError(f"no key pair of the mesh: {error}; make one with Curve.generate().save(path)") from error
+            raise ConfigurationError(
+                f"no key pair of the mesh: {error}; make one with Curve.generate().save(path)"
+            ) from error
         if mode & 0o077:
             raise ConfigurationError(f"{file} has mode {mode:o}: others can read the mesh's secret; chmod 600 it")
         if len(lines) != 2 or not _is_pair(lines[0], lines[1]):
-            raise ConfigurationError(f"{file} holds no key pair: two lines of 40 Z85 characters, public then secret, are expected")
+            raise ConfigurationError(
+                f"{file} holds no key pair: two lines of 40 Z85 characters, public then secret, are expected"
+            )
         return cls(lines[0], lines[1])
 
     def save(self, path: str | Path) -> None:
@@ -80,7 +84,8 @@ def _is_pair(public: bytes, secret: bytes) -> bool:
 
 
 def secure_server(socket: zmq.Socket[bytes], curve: Curve) -> None:
-    """Make `socket` take only CURVE connections; call before `bind`, with a `Gatekeeper` started on the socket's context.
+    """Make `socket` take only CURVE connections; call before `bind`, with a `Gatekeeper` started on the socket's
+    context.
 
     Without a gatekeeper nobody gets in at all, rather than everybody who knows the public key.
     """

@@ -21,7 +21,8 @@ class Entry(NamedTuple):
     unique: bool
     """Whether nobody else can hold the name at the same time."""
     epoch: int
-    """Fencing epoch: each grant of a unique name has a higher one than every grant before it.  0 for a duplicate name."""
+    """Fencing epoch: each grant of a unique name has a higher one than every grant before it.  0 for a duplicate
+    name."""
 
 
 class Notice(NamedTuple):

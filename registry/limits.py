@@ -23,7 +23,8 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def check_name(name: str, what: str = "a name") -> None:
-    """Raise `InvalidEntry` unless `name` has 1 to 255 characters, none of them a control character or lone surrogate."""
+    """Raise `InvalidEntry` unless `name` has 1 to 255 characters, none of them a control character or lone
+    surrogate."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARACTERS:
         shown = f"{len(name):,} characters" if isinstance(name, str) else f"a {type(name).__name__}"
         raise InvalidEntry(f"{what} is a str of 1 to {MAX_NAME_CHARACTERS} characters, not {shown}")
@@ -56,8 +57,8 @@ def normal_value(value: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], in
 def name_filter(pattern: str) -> Callable[[str], bool]:
     """Whether a name matches `pattern` as `fnmatch.fnmatchcase` would have it.
 
-    `*` is any run of characters (dots and slashes too), `?` any one, `[ab]` and `[!ab]` one of, or none of, a set; case counts;
-    everything else stands for itself, and `[*]`, `[?]`, `[[]` for the special characters.
+    `*` is any run of characters (dots and slashes too), `?` any one, `[ab]` and `[!ab]` one of, or none of, a set; case
+    counts; everything else stands for itself, and `[*]`, `[?]`, `[[]` for the special characters.
     """
     if pattern == "*":
         return lambda _name: True

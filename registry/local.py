@@ -19,8 +19,8 @@ from registry.watches import Watch, Watches, wait_for_name
 class _Shared:
     """A table, and who is told about it.
 
-    Deliveries queue up in the order of the changes and are made outside the lock by one thread at a time, so a callback may
-    register.
+    Deliveries queue up in the order of the changes and are made outside the lock by one thread at a time, so a callback
+    may register.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,8 @@ class _Shared:
         self._deliveries.append(delivery)
 
     def deliver(self) -> None:
-        """Make the queued deliveries; without the lock.  If another thread, or a callback's caller, is at it, it makes ours too."""
+        """Make the queued deliveries; without the lock.  If another thread, or a callback's caller, is at it, it makes
+        ours too."""
         while True:
             with self.lock:
                 if self._delivering or not self._deliveries:
@@ -119,10 +120,14 @@ class LocalRegistry:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
-    def register(self, name: str, value: Mapping[str, Any] | None = None, *, unique: bool = False, timeout: float = 5.0) -> Entry:
+    def register(
+        self, name: str, value: Mapping[str, Any] | None = None, *, unique: bool = False, timeout: float = 5.0
+    ) -> Entry:
         """Hold `name`.  Raises `AlreadyRegistered`, `InvalidEntry`, `RegistryFull`, `RegistryClosed`."""
         with self._opened() as shared:
             notice = shared.table.register(name, self._holder, value, unique=unique, now_ns=0)

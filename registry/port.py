@@ -1,7 +1,8 @@
 """The port: what a node asks of a registry, whether it is in this process or served to many.
 
-Both adapters, `LocalRegistry` and `RegistryClient`, pass one contract suite.  All methods are safe on any thread.  Callbacks come
-one at a time, in the order of the changes, on a thread of the registry's choice; they must be quick and must not call what blocks.
+Both adapters, `LocalRegistry` and `RegistryClient`, pass one contract suite.  All methods are safe on any thread.
+Callbacks come one at a time, in the order of the changes, on a thread of the registry's choice; they must be quick and
+must not call what blocks.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from registry.watches import Watch
 class Registry(Protocol):
     """Names to holders.
 
-    A unique name has one holder; a duplicate name any number, each once.  All names of a holder go when it closes, or when it
-    is not heard from for a lease time.
+    A unique name has one holder; a duplicate name any number, each once.  All names of a holder go when it closes, or
+    when it is not heard from for a lease time.
     """
 
     @property
@@ -41,7 +42,9 @@ class Registry(Protocol):
     def close(self, leave: bool = True) -> None:
         """Take part no more; with `leave`, all our names are gone at once, else when the lease ends.  Twice is once."""
 
-    def register(self, name: str, value: Mapping[str, Any] | None = None, *, unique: bool = False, timeout: float = 5.0) -> Entry:
+    def register(
+        self, name: str, value: Mapping[str, Any] | None = None, *, unique: bool = False, timeout: float = 5.0
+    ) -> Entry:
         """Hold `name`, until it is unregistered, even if the registry is restarted meanwhile.
 
         Raises:
@@ -95,7 +98,8 @@ class Registry(Protocol):
     def is_current(self, entry: Entry) -> bool:
         """Whether this registration of ours holds this moment.
 
-        Judged by our own clock: False once a lease time has passed since the last heartbeat that was acknowledged was sent.
+        Judged by our own clock: False once a lease time has passed since the last heartbeat that was acknowledged was
+        sent.
         """
 
     def ping(self, timeout: float = 5.0) -> float:

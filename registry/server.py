@@ -3,8 +3,8 @@
     with RegistryServer("ipc:///run/user/1000/mesh/registry.sock", state_path=Path("registry.boot")):
         ...
 
-Without `state_path` the boot epoch is the wall clock's seconds, and nothing settles: after a restart a unique name can be granted
-while its former holder still believes to have it.
+Without `state_path` the boot epoch is the wall clock's seconds, and nothing settles: after a restart a unique name can
+be granted while its former holder still believes to have it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class RegistryServer:
         """
         check_endpoint(endpoint, curve)
         if not 0 < heartbeat * 2 <= lease:
-            raise ConfigurationError(f"lease={lease!r} must be at least twice heartbeat={heartbeat!r}, both above 0 seconds")
+            raise ConfigurationError(
+                f"lease={lease!r} must be at least twice heartbeat={heartbeat!r}, both above 0 seconds"
+            )
         self._endpoint = endpoint
         self._state_path = state_path
         self._curve = curve
@@ -127,7 +129,9 @@ class RegistryServer:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.stop()
 
     # On the serving thread
@@ -158,7 +162,8 @@ class RegistryServer:
 
     def _run(self) -> None:
         with contextlib.ExitStack() as files, contextlib.ExitStack() as stack:
-            # ZeroMQ removes the socket file in its own time, by `term` at the latest; only then may another server have the place.
+            # ZeroMQ removes the socket file in its own time, by `term` at the latest; only then may another server have
+            # the place.
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             stack.callback(context.term)
             if self._curve is not None:

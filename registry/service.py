@@ -1,7 +1,8 @@
 """The server's side of the protocol, without sockets or clocks: frames and time go in, frames come out.
 
-A *session* ties a connection (its routing id) to a holder.  A session that is `synced` gets every change, in order; one that does
-not read what it is sent is taken out of the broadcast, and learns from the next acknowledgement that it must sync again.
+A *session* ties a connection (its routing id) to a holder.  A session that is `synced` gets every change, in order; one
+that does not read what it is sent is taken out of the broadcast, and learns from the next acknowledgement that it must
+sync again.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ MAX_UNREAD_BYTES: Final = 16 * 1024 * 1024
 """What may be on its way to one client before it is taken for one that does not read."""
 FULL_OUTGOING_BYTES: Final = 4 * 1024 * 1024
 _SMALL_FRAME_BYTES: Final = 256
-"""Frames up to this size (acknowledgements, by which a client learns that it missed something) are bounded by the socket alone."""
+"""Frames up to this size (acknowledgements, by which a client learns that it missed something) are bounded by the
+socket alone."""
 
 _log = logging.getLogger("bitactor.registry")
 
@@ -106,7 +108,14 @@ class Service:
     """See the module's docstring.  Not thread-safe; the counts may be read from anywhere."""
 
     def __init__(
-        self, table: Table, *, incarnation: bytes, heartbeat_ns: int, settle_until_ns: int, now_ns: int, max_clients: int
+        self,
+        table: Table,
+        *,
+        incarnation: bytes,
+        heartbeat_ns: int,
+        settle_until_ns: int,
+        now_ns: int,
+        max_clients: int,
     ) -> None:
         self.table = table
         self._incarnation = incarnation
@@ -153,7 +162,8 @@ class Service:
     def tick(self, now_ns: int) -> None:
         """End leases that ran out; call several times a heartbeat.
 
-        After a pause of this process (its clients may have been heard and not yet read) no lease ends for one lease time.
+        After a pause of this process (its clients may have been heard and not yet read) no lease ends for one lease
+        time.
         """
         if now_ns - self._last_tick_ns > self.table.lease_ns // 2:
             self._expire_from_ns = now_ns + self.table.lease_ns
@@ -175,7 +185,8 @@ class Service:
         return self._outgoing_bytes >= FULL_OUTGOING_BYTES
 
     def take(self) -> deque[tuple[bytes, bytes]]:
-        """What is to be sent, as (routing id, frame): changes first, so that who reads an answer has read what led to it."""
+        """What is to be sent, as (routing id, frame): changes first, so that who reads an answer has read what led to
+        it."""
         self._publish()
         for routing, frame in self._replies:
             self._send(routing, frame)

@@ -3,11 +3,14 @@
 Guarantees:
 
 - A unique name has one holder; a duplicate name has any number, each once.  A name is not both at a time.
-- Every grant of a unique name has a higher epoch than every grant of any unique name before it: `(boot << 32) + counter`.
-- A holder has one lease.  All its names live and die with it: `leave`, or `expire` once it was not renewed for `lease_ns`.
+- Every grant of a unique name has a higher epoch than every grant of any unique name before it: `(boot << 32) +
+  counter`.
+- A holder has one lease.  All its names live and die with it: `leave`, or `expire` once it was not renewed for
+  `lease_ns`.
 - Every change returns its notices, numbered 1, 2, 3, … without gaps by `revision`.
 
-Costs: lookup, register, unregister and renew are O(1); keys and leave O(names of the holder); match O(names); expire O(holders).
+Costs: lookup, register, unregister and renew are O(1); keys and leave O(names of the holder); match O(names); expire
+O(holders).
 """
 
 from __future__ import annotations
@@ -109,7 +112,8 @@ class Table:
         """Give `name` to `holder`, whose lease begins now if it has none; the notice has the entry.
 
         Raises:
-            AlreadyRegistered: the holder has it already, somebody holds it as unique, or anybody does and unique was asked.
+            AlreadyRegistered: the holder has it already, somebody holds it as unique, or anybody does and unique was
+                asked.
             InvalidEntry, RegistryFull
         """
         check_name(name)
@@ -137,10 +141,11 @@ class Table:
 
         `former` is the epoch under which the holder has the name, to its knowledge, this moment; 0 for none.
 
-        - It holds the name: a unique one keeps its epoch if that is `former`, else gets a fresh one; the value becomes `value`.
-        - `settling` (the table was restarted, and unique names granted before may still be held): a unique name whose `former` is a
-          grant of an earlier boot is given back under that epoch, even from holders with a lesser epoch; any other new unique name
-          is not granted (`entry` is None).
+        - It holds the name: a unique one keeps its epoch if that is `former`, else gets a fresh one; the value becomes
+          `value`.
+        - `settling` (the table was restarted, and unique names granted before may still be held): a unique name whose
+          `former` is a grant of an earlier boot is given back under that epoch, even from holders with a lesser epoch;
+          any other new unique name is not granted (`entry` is None).
         - Else it is as `register`, with the same errors.
         """
         held = self._bucket(name).get(name)

@@ -116,7 +116,8 @@ class Watches:
 
 
 def wait_for_name(waiting: Future[tuple[Entry, ...]], name: str, timeout: float) -> tuple[Entry, ...]:
-    """What `waiting` (see `Watches.add_name`) brings within `timeout` seconds.  Raises `RegistryTimeout`, `RegistryClosed`."""
+    """What `waiting` (see `Watches.add_name`) brings within `timeout` seconds.  Raises `RegistryTimeout`,
+    `RegistryClosed`."""
     try:
         return waiting.result(timeout)
     except TimeoutError:

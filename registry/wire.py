@@ -1,7 +1,7 @@
 """What the registry's server and its clients say to each other.
 
-A frame is one message: a msgpack array `[version, type, field, …]` whose shape is checked before anything looks at it.  Entries and
-wishes travel inside as packed rows, encoded once however many receive them; many rows share a frame.
+A frame is one message: a msgpack array `[version, type, field, …]` whose shape is checked before anything looks at it.
+Entries and wishes travel inside as packed rows, encoded once however many receive them; many rows share a frame.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Register(NamedTuple):
 
 
 class Registered(NamedTuple):
-    """Server: the verdicts, one (`GRANTED` …) and one packed detail each for the wishes from number `first` on, in their order."""
+    """Server: the verdicts, one (`GRANTED` …) and one packed detail each for the wishes from number `first` on, in
+    their order."""
 
     request: int
     first: int
@@ -134,7 +135,8 @@ class Sync(NamedTuple):
 class Part(NamedTuple):
     """Server: entries of the table (`encode_entry` rows) as of `revision`.
 
-    `more`: further frames answer the same request.  Else `cursor` is the next part to ask for, 0 when this was the last.
+    `more`: further frames answer the same request.  Else `cursor` is the next part to ask for, 0 when this was the
+    last.
     """
 
     request: int
@@ -201,7 +203,9 @@ _Text = Annotated[str, Field(strict=True, max_length=2_048)]
 _Token = Annotated[bytes, Field(strict=True, min_length=8, max_length=32)]
 _Flag = Annotated[bool, Field(strict=True)]
 _Small = Annotated[bytes, Field(strict=True, max_length=MAX_ROWS)]
-_Rows = Annotated[tuple[Annotated[bytes, Field(strict=True, max_length=MAX_ROW_BYTES)], ...], Field(max_length=MAX_ROWS)]
+_Rows = Annotated[
+    tuple[Annotated[bytes, Field(strict=True, max_length=MAX_ROW_BYTES)], ...], Field(max_length=MAX_ROWS)
+]
 _Names = Annotated[tuple[_Name, ...], Field(max_length=MAX_ROWS)]
 _Value = dict[Annotated[str, Field(strict=True)], Any]
 
@@ -225,7 +229,9 @@ _SHAPES: Final[tuple[tuple[type[RegistryMessage], TypeAdapter[Any]], ...]] = (
 )
 _CODES: Final[dict[type[RegistryMessage], int]] = {kind: code for code, (kind, _) in enumerate(_SHAPES)}
 
-_ENTRY: Final[TypeAdapter[tuple[str, str, dict[str, Any], bool, int]]] = TypeAdapter(tuple[_Name, _Name, _Value, _Flag, _Count])
+_ENTRY: Final[TypeAdapter[tuple[str, str, dict[str, Any], bool, int]]] = TypeAdapter(
+    tuple[_Name, _Name, _Value, _Flag, _Count]
+)
 _WISH: Final[TypeAdapter[tuple[str, dict[str, Any], bool, int]]] = TypeAdapter(tuple[_Name, _Value, _Flag, _Count])
 
 
@@ -245,7 +251,9 @@ def decode(frame: bytes) -> RegistryMessage:
         raise MalformedSignal("not an array of version, type and fields")
     version, code = parts[0], parts[1]
     if type(version) is not int or version != WIRE_VERSION:
-        raise UnsupportedVersion(f"version {str(version)[:40]}; this process speaks {WIRE_VERSION}; run one release everywhere")
+        raise UnsupportedVersion(
+            f"version {str(version)[:40]}; this process speaks {WIRE_VERSION}; run one release everywhere"
+        )
     if type(code) is not int or not 0 <= code < len(_SHAPES):
         raise MalformedSignal(f"unknown message type {str(code)[:40]}")
     kind, shape = _SHAPES[code]

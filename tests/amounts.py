@@ -1,7 +1,7 @@
 """How much a test does: a little in `make test`, much in `make test-long`, which sets TEST_LONG=1.
 
-A loop takes `amount(quick=…, long=…)` rounds, a property `@examples(quick=…, long=…)`; both numbers stand where the test is read.
-What else differs between the two is in the profiles of tests/conftest.py.
+A loop takes `amount(quick=…, long=…)` rounds, a property `@examples(quick=…, long=…)`; both numbers stand where the
+test is read. What else differs between the two is in the profiles of tests/conftest.py.
 """
 
 from __future__ import annotations

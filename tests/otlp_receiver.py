@@ -1,4 +1,5 @@
-"""A real OTLP/HTTP trace receiver on loopback, for tests: official protobufs, keep-alive, and answers a test can choose."""
+"""A real OTLP/HTTP trace receiver on loopback, for tests: official protobufs, keep-alive, and answers a test can
+choose."""
 
 from __future__ import annotations
 
@@ -24,11 +25,13 @@ class OtlpReceiver:
     """Collects `ResourceSpans` posted to `{endpoint}/v1/traces`.
 
     `answers` are HTTP statuses for the first requests, in order; then 200.  Spans of a request that is not answered
-    by 200 are not collected.  While `gate` is cleared, requests wait before they are answered.  Unless it is `listening` from
-    the beginning, its port refuses connections until `listen` is called.
+    by 200 are not collected.  While `gate` is cleared, requests wait before they are answered.  Unless it is
+    `listening` from the beginning, its port refuses connections until `listen` is called.
     """
 
-    def __init__(self, answers: Sequence[int] = (), *, retry_after: str = "", reject: int = 0, listening: bool = True) -> None:
+    def __init__(
+        self, answers: Sequence[int] = (), *, retry_after: str = "", reject: int = 0, listening: bool = True
+    ) -> None:
         self.resource_spans: list[ResourceSpans] = []
         self.requests: list[dict[str, str]] = []
         """The headers of each request, names in lower case."""
@@ -95,7 +98,9 @@ class OtlpReceiver:
     def __enter__(self) -> OtlpReceiver:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def began(self, path: str, headers: dict[str, str]) -> int:

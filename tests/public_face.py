@@ -1,6 +1,8 @@
-"""What users of the packages see, as plain data: `python -m tests.public_face` writes the listing that `test_public_face` holds it against.
+"""What users of the packages see, as plain data: `python -m tests.public_face` writes the listing that
+`test_public_face` holds it against.
 
-Names, signatures, the command line's help, the HTTP API, and the bytes of messages, pulses and the journal of one fixed example.
+Names, signatures, the command line's help, the HTTP API, and the bytes of messages, pulses and the journal of one fixed
+example.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ from tests.e2e.support import turns, until
 LISTING = Path(__file__).parent / "public_face.json"
 MODULES = (
     "bitactor", "bitactor.errors", "bitactor.ids", "bitactor.patterns", "bitactor.ports", "bitactor.testing", "mesh",
-    "mesh.ingress.http", "mesh.ingress.server", "mesh.ready.http_errors", "mesh.ready.resources.cache", "mesh.ready.resources.database",
-    "mesh.ready.resources.http", "mesh.ready.steps.files", "mesh.ready.steps.http", "mesh.ready.steps.subprocess", "mesh.sinks",
-    "mesh.testing", "pytest_bitactor", "registry",
+    "mesh.ingress.http", "mesh.ingress.server", "mesh.ready.http_errors", "mesh.ready.resources.cache",
+    "mesh.ready.resources.database", "mesh.ready.resources.http", "mesh.ready.steps.files", "mesh.ready.steps.http",
+    "mesh.ready.steps.subprocess", "mesh.sinks", "mesh.testing", "pytest_bitactor", "registry",
 )  # fmt: skip
 """Every module that docs, README or a docstring of the public face tell users to import from."""
 
@@ -121,8 +123,8 @@ def messages() -> list[Any]:
     fault = Fault("builtins:ValueError", "no", "Traceback\n", b"\x91\xa2no", b"\x90")
     made = [
         Signal(
-            "w/s", transaction, root, "03" * 8, ("04" * 8,), "undo", 2, 3, 4, 5, 6, b"\x01", "ipc://x", fault, "05" * 16, {"a": 1}, True, 7,
-            ("w",), "c/1/s",
+            "w/s", transaction, root, "03" * 8, ("04" * 8,), "undo", 2, 3, 4, 5, 6, b"\x01", "ipc://x", fault,
+            "05" * 16, {"a": 1}, True, 7, ("w",), "c/1/s",
         ),
         Reply(transaction, "03" * 8, 3, 4, "retry", b"\x01", fault, 5, (("n", b"\x02"),), 6, "why", b"\x90"),
         Cancel(transaction, "03" * 8, 3, 4),
@@ -185,12 +187,15 @@ def example() -> tuple[Workflow, Workflow, Any]:
 
 
 async def _run() -> Mapping[str, Any]:
-    """The example, run with ids and a clock that are the same each time, on SQLite: its pulses as bytes, and the tables."""
+    """The example, run with ids and a clock that are the same each time, on SQLite: its pulses as bytes, and the
+    tables."""
     clock = FakeClock()
     with tempfile.TemporaryDirectory() as directory:
         store = f"{directory}/store.db"
         workflow, failing, listen = example()
-        async with Mesh(workflow, failing, listen, store=f"sqlite:///{store}", clock=clock, ids=SequentialIds()) as mesh:
+        async with Mesh(
+            workflow, failing, listen, store=f"sqlite:///{store}", clock=clock, ids=SequentialIds()
+        ) as mesh:
             for name, given in (("example", {"amounts": [1, 2, 3], "name": "Ada"}), ("failing", {"n": 1})):
                 transaction = await mesh.stimulate(name, given, key="k", metadata={"by": "test"})
                 while transaction.status in ("queued", "running"):

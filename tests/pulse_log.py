@@ -66,7 +66,9 @@ class PulseLog:
         self.pulses.append(pulse)
         return pulse
 
-    def spawn(self, step: str, *causes: str, direction: str = "forward", attempt: int = 1, ttl: int = 7, **more: Any) -> str:
+    def spawn(
+        self, step: str, *causes: str, direction: str = "forward", attempt: int = 1, ttl: int = 7, **more: Any
+    ) -> str:
         hop = hop_id(self.id, step, direction, attempt)
         pulse = self.add(
             kinds.SPAWNED, step, hop=hop, causes=causes, spawn=more.pop("spawn", "loop"), direction=direction,

@@ -76,8 +76,8 @@ class Stage:
         transaction = self.ids.transaction()
         hop = Hop(
             Signal(
-                compiled.address, transaction, transaction, hop_id(transaction, step, direction), (), direction, 1, 1, 1, 7,
-                None if timeout is None else int(timeout * 1e9), None, metadata={"by": "test"},
+                compiled.address, transaction, transaction, hop_id(transaction, step, direction), (), direction, 1, 1,
+                1, 7, None if timeout is None else int(timeout * 1e9), None, metadata={"by": "test"},
             )
         )  # fmt: skip
         tokens = [None] * len(plan.steps) + [encode_token(value) for value in inputs]

@@ -1,4 +1,5 @@
-"""A disk that is full, or that takes no writes, under a store: SQLite says so itself, on the connection that the store has opened."""
+"""A disk that is full, or that takes no writes, under a store: SQLite says so itself, on the connection that the store
+has opened."""
 
 from __future__ import annotations
 

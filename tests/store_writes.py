@@ -25,14 +25,17 @@ def fresh() -> str:
 def pulse(transaction: str, seq: int, kind: str = "spawned", workflow: str = "users.signup", **fields: Any) -> Pulse:
     """One pulse; `fields` replace what is made up."""
     made_up = Pulse(
-        transaction=transaction, root=transaction, workflow=workflow, seq=seq, hop="0123456789abcdef", causes=("fedcba9876543210",),
-        kind=kind, step="create_user", spawn="loop", direction="forward", attempt=1, ttl=7, at_ns=1_000 + seq, elapsed_ns=None,
-        token_in=("input.name",), token_out=None, error=None, data=None, digest="abcdef",
+        transaction=transaction, root=transaction, workflow=workflow, seq=seq, hop="0123456789abcdef",
+        causes=("fedcba9876543210",), kind=kind, step="create_user", spawn="loop", direction="forward", attempt=1,
+        ttl=7, at_ns=1_000 + seq, elapsed_ns=None, token_in=("input.name",), token_out=None, error=None, data=None,
+        digest="abcdef",
     )  # fmt: skip
     return made_up._replace(**fields)
 
 
-def first(transaction: str, *, key: str = "", workflow: str = "users.signup", parent: str = "", open: bool = True) -> Write:
+def first(
+    transaction: str, *, key: str = "", workflow: str = "users.signup", parent: str = "", open: bool = True
+) -> Write:
     """The first write of a transaction: pulses 0 and 1."""
     data = {"ttl": 8, "parent": parent} if parent else {"ttl": 8}
     pulses = (pulse(transaction, 0, "accepted", workflow, data=data), pulse(transaction, 1, workflow=workflow))

@@ -25,8 +25,9 @@ IMPURE = frozenset(
 """What a pure core must not know: sockets, threads, loops, clocks, randomness, files, the environment, pickle."""
 
 ON_THE_LOOP = frozenset(("asyncio", "contextvars"))
-"""What `bitactor.patterns`, and the batch of a map, which awaits its elements side by side, may know besides: calls wait for each other there (a
-turn, a batch, an answer), which takes futures and tasks of the loop they run on, and tasks that belong to no hop.  Time still comes from the
+"""What `bitactor.patterns`, and the batch of a map, which awaits its elements side by side, may know besides: calls
+wait for each other there (a turn, a batch, an answer), which takes futures and tasks of the loop they run on, and tasks
+that belong to no hop.  Time still comes from the
 `Clock` port, and there are no sockets and threads."""
 
 COMMAND = frozenset(("bitactor.launcher", "bitactor.__main__"))
@@ -132,21 +133,31 @@ def test_the_core_is_pure() -> None:
         if (top := found.module.partition(".")[0]) in IMPURE
         and found.importer not in COMMAND
         and not (
-            top in ON_THE_LOOP and (found.importer.startswith("bitactor.patterns.") or found.importer == "bitactor.kinds.batch")
+            top in ON_THE_LOOP
+            and (found.importer.startswith("bitactor.patterns.") or found.importer == "bitactor.kinds.batch")
         )
     ]
     assert not wrong
 
 
 def test_the_command_is_no_part_of_the_core() -> None:
-    users = {found.importer for package in ("bitactor", "registry") for found in all_imports(package) if found.module in COMMAND}
+    users = {
+        found.importer
+        for package in ("bitactor", "registry")
+        for found in all_imports(package)
+        if found.module in COMMAND
+    }
     assert users <= COMMAND
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_nobody_pickles(package: str) -> None:
     forbidden = ("pickle", "cloudpickle", "dill", "shelve", "marshal")
-    wrong = [f"{found.importer}:{found.line}" for found in all_imports(package) if found.module.partition(".")[0] in forbidden]
+    wrong = [
+        f"{found.importer}:{found.line}"
+        for found in all_imports(package)
+        if found.module.partition(".")[0] in forbidden
+    ]
     assert not wrong
 
 
@@ -171,7 +182,9 @@ def last_name(called: ast.expr) -> str:
 @cache
 def every_call() -> list[tuple[str, str, int]]:
     """Who calls, what, and in which line."""
-    found = ((caller, node) for caller, tree in trees().items() for node in ast.walk(tree) if isinstance(node, ast.Call))
+    found = (
+        (caller, node) for caller, tree in trees().items() for node in ast.walk(tree) if isinstance(node, ast.Call)
+    )
     return [(caller, last_name(node.func), node.lineno) for caller, node in found]
 
 

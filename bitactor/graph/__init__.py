@@ -2,12 +2,14 @@
 
     {"version": 1, "name": "shop.order", "input": {"fields": {"sku": "str", "amount": "int"}}, "ttl": 8, …,
      "steps": [
-         {"kind": "step", "name": "reserve", "function": "shop.stock:reserve", "undo": {"function": "shop.stock:release"}},
-         {"kind": "compose", "name": "billing", "workflow": "billing", "bind": {"amount": {"result": "reserve", "path": ["price"]}}}],
+         {"kind": "step", "name": "reserve", "function": "shop.stock:reserve", "undo": {"function":
+         "shop.stock:release"}}, {"kind": "compose", "name": "billing", "workflow": "billing", "bind": {"amount":
+         {"result": "reserve", "path": ["price"]}}}],
      "workflows": [{"name": "billing", …}]}
 
-Functions, classes, and models go by import path, so only what stands at the top level of a module can be written; what is nested is written once, by
-its name.  A graph that was written and read again makes an equal plan, with the same digest.
+Functions, classes, and models go by import path, so only what stands at the top level of a module can be written; what
+is nested is written once, by its name.  A graph that was written and read again makes an equal plan, with the same
+digest.
 """
 
 from bitactor.graph.reading import from_dict

@@ -1,4 +1,5 @@
-"""Types of input fields as text, as one would annotate with them: `list[int] | None`, `Literal['a', 'b']`, `shop.orders:Line`.
+"""Types of input fields as text, as one would annotate with them: `list[int] | None`, `Literal['a', 'b']`,
+`shop.orders:Line`.
 
 A class that is no builtin is named by its import path, within other types in quotes: `list['shop.orders:Line']`.
 """
@@ -39,7 +40,9 @@ def type_of(text: str, what: str) -> Any:
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError):
-        raise DefinitionError(f"{what}: {text!r} is no type; write for example int, list[str] or 'str | None'") from None
+        raise DefinitionError(
+            f"{what}: {text!r} is no type; write for example int, list[str] or 'str | None'"
+        ) from None
     return _read(tree, f"{what}: {text!r}")
 
 
@@ -61,7 +64,8 @@ def _text(annotation: Any, what: str) -> str:
         kind: type[Any] = annotation
         return kind.__name__ if _KNOWN.get(kind.__name__) is kind else repr(path_of(kind, what))
     raise DefinitionError(
-        f"{what} is {annotation!r}, which has no name as text; declare the input as a pydantic model at the top of a module"
+        f"{what} is {annotation!r}, which has no name as text; declare the input as a pydantic model at the top of a "
+        "module"
     )
 
 

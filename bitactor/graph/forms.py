@@ -1,4 +1,5 @@
-"""The dict form of workflows: what it may say, held by pydantic models; the keys are the options of the methods that declare."""
+"""The dict form of workflows: what it may say, held by pydantic models; the keys are the options of the methods that
+declare."""
 
 from __future__ import annotations
 
@@ -131,7 +132,9 @@ class Hop(Placed):
     """What steps have that run a function."""
 
     retries: int | None = None
-    backoff: Annotated[Annotated[str, Tag("text")] | Annotated[Backing, Tag("form")], Discriminator(_is_text)] | None = None
+    backoff: (
+        Annotated[Annotated[str, Tag("text")] | Annotated[Backing, Tag("form")], Discriminator(_is_text)] | None
+    ) = None
     retry_on: list[str] | None = None
     timeout: float | None = None
     spawn: str | None = None
@@ -254,8 +257,8 @@ class FlunkForm(Hop):
 
 
 AnyStep: TypeAlias = (
-    StepForm | MapForm | IterateForm | AroundForm | ComposeForm | SwitchForm | GroupForm | RecurseForm | CollectForm | TemplateForm
-    | DebugForm | FlunkForm
+    StepForm | MapForm | IterateForm | AroundForm | ComposeForm | SwitchForm | GroupForm | RecurseForm | CollectForm
+    | TemplateForm | DebugForm | FlunkForm
 )  # fmt: skip
 
 KINDS: Final = (
@@ -284,7 +287,9 @@ class FieldForm(Form):
 class Fields(Form):
     """An input that is no class of its own: names and types."""
 
-    fields: dict[str, Annotated[Annotated[str, Tag("text")] | Annotated[FieldForm, Tag("form")], Discriminator(_is_text)]]
+    fields: dict[
+        str, Annotated[Annotated[str, Tag("text")] | Annotated[FieldForm, Tag("form")], Discriminator(_is_text)]
+    ]
 
 
 class ResourceForm(Form):
@@ -303,14 +308,18 @@ class WorkflowForm(Form):
     """A workflow."""
 
     name: str
-    input: Annotated[Annotated[str, Tag("text")] | Annotated[Fields, Tag("form")], Discriminator(_is_text)] | None = None
+    input: Annotated[Annotated[str, Tag("text")] | Annotated[Fields, Tag("form")], Discriminator(_is_text)] | None = (
+        None
+    )
     ttl: int | None = None
     deadline: float | None = None
     undo_timeout: float | None = None
     grace: float | None = None
     redeliveries: int | None = None
     errors: list[str] = []
-    resources: list[Annotated[Annotated[str, Tag("text")] | Annotated[ResourceForm, Tag("form")], Discriminator(_is_text)]] = []
+    resources: list[
+        Annotated[Annotated[str, Tag("text")] | Annotated[ResourceForm, Tag("form")], Discriminator(_is_text)]
+    ] = []
     max_concurrency: int | None = None
     max_hops: int | None = None
     steps: list[Annotated[AnyStep, Discriminator("kind")]]
@@ -332,7 +341,8 @@ def checked(data: Any) -> GraphForm:
     """The data as a form.
 
     Raises:
-        DefinitionError: naming each place that is wrong (five at most), what is wrong there, and the key that was probably meant.
+        DefinitionError: naming each place that is wrong (five at most), what is wrong there, and the key that was
+            probably meant.
     """
     try:
         return _GRAPH.validate_python(data)

@@ -36,7 +36,9 @@ def path_of(thing: Any, what: str) -> str:
     try:
         found = bare(resolve_name(path))
     except (ValueError, ImportError, AttributeError):
-        raise DefinitionError(f"{shown}: there is nothing at {path!r}; define it at the top level of a module") from None
+        raise DefinitionError(
+            f"{shown}: there is nothing at {path!r}; define it at the top level of a module"
+        ) from None
     if found is not thing and not (isinstance(thing, types.MethodType) and found == thing):
         raise DefinitionError(f"{shown}: at {path!r} there is {_shown(found)}; give the two different names")
     return path
@@ -58,7 +60,9 @@ def at_path(path: str, what: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             known = [other for other in vars(module) if not other.startswith("_")] if found is module else []
-            raise DefinitionError(f"{what}: module {module_name!r} has no {name!r}.{suggest(part, known) if known else ''}")
+            raise DefinitionError(
+                f"{what}: module {module_name!r} has no {name!r}.{suggest(part, known) if known else ''}"
+            )
         found = getattr(found, part)
     return bare(found)
 

@@ -33,7 +33,8 @@ def from_dict(make: Callable[..., Workflow], data: Mapping[str, Any]) -> Workflo
         make: the class of workflows.
 
     Raises:
-        DefinitionError: or one of its kinds: the data are not of that form, a path leads nowhere, or the workflow cannot work.
+        DefinitionError: or one of its kinds: the data are not of that form, a path leads nowhere, or the workflow
+            cannot work.
     """
     form = checked(data)
     reader = _Reader(make, form)
@@ -41,7 +42,8 @@ def from_dict(make: Callable[..., Workflow], data: Mapping[str, Any]) -> Workflo
     unused = next((other.name for other in form.workflows if other.name not in reader.made), None)
     if unused is not None:
         raise DefinitionError(
-            f"the graph of workflow {form.name!r}: no step nests {unused!r}, which it has among its workflows; leave it out"
+            f"the graph of workflow {form.name!r}: no step nests {unused!r}, which it has among its workflows; leave "
+            "it out"
         )
     workflow.check()
     return workflow
@@ -64,7 +66,9 @@ class _Reader:
     def workflow(self, form: WorkflowForm) -> Workflow:
         """A workflow with its steps."""
         what = f"workflow {form.name!r}"
-        options: dict[str, Any] = {name: value for name, value in form.given(*_OF_A_WORKFLOW).items() if value is not None}
+        options: dict[str, Any] = {
+            name: value for name, value in form.given(*_OF_A_WORKFLOW).items() if value is not None
+        }
         options["deadline"] = form.deadline
         if form.input is not None:
             options["input"] = _input(form.input, what)
@@ -85,7 +89,9 @@ class _Reader:
             CycleError: it is being made just now, so it is nested in itself.
         """
         if name in self._making:
-            raise CycleError(f"{what}: workflow {name!r} is nested in itself; to repeat a workflow, use recurse with a bound")
+            raise CycleError(
+                f"{what}: workflow {name!r} is nested in itself; to repeat a workflow, use recurse with a bound"
+            )
         if name not in self._forms:
             raise UnknownArgument(f"{what}: {name!r} is not among the graph's workflows.{suggest(name, self._forms)}")
         if name not in self.made:
@@ -105,7 +111,11 @@ class _Reader:
         if key not in self._resources:
             where = f"{what}: resource {given.name!r}"
             options: dict[str, Any] = given.given("check_every", "requires")
-            options |= {role: function_at(path, where) for role, path in given.given("close", "check").items() if path is not None}
+            options |= {
+                role: function_at(path, where)
+                for role, path in given.given("close", "check").items()
+                if path is not None
+            }
             if given.provides is not None:
                 options["provides"] = class_at(given.provides, where)
             self._resources[key] = Resource(given.name, function_at(given.factory, where), **options)
@@ -124,7 +134,9 @@ class _Reader:
                 options |= {"start": _source(form.start, f"{what}: start"), "until": until, "at_most": form.at_most}
                 step = workflow.iterate(_called(form.function, what), **options)
             case forms.AroundForm():
-                step = workflow.around(_called(form.function, what), workflow=self.nested(form.workflow, what), **options)
+                step = workflow.around(
+                    _called(form.function, what), workflow=self.nested(form.workflow, what), **options
+                )
             case forms.CollectForm():
                 transform = None if form.transform is None else function_at(form.transform, f"{what}: transform")
                 step = workflow.collect(sources=_sources(form.sources, what), transform=transform, **options)
@@ -156,7 +168,9 @@ class _Reader:
         if isinstance(form, forms.ComposeForm):
             return workflow.compose(workflow=nested, **options)
         given = form.given("before_all", "after_all", "until")
-        hooks: dict[str, Any] = {role: function_at(path, f"{what}: {role}") for role, path in given.items() if path is not None}
+        hooks: dict[str, Any] = {
+            role: function_at(path, f"{what}: {role}") for role, path in given.items() if path is not None
+        }
         if isinstance(form, forms.GroupForm):
             return workflow.group(workflow=nested, **hooks, **options)
         return workflow.recurse(workflow=nested, at_most=form.at_most, **hooks, **options)
@@ -203,7 +217,9 @@ def _options(form: Placed, what: str) -> dict[str, Any]:
     if form.after:
         options["after"] = form.after
     options |= {
-        role: function_at(path, f"{what}: {role}") for role, path in form.given("when", "guard").items() if path is not None
+        role: function_at(path, f"{what}: {role}")
+        for role, path in form.given("when", "guard").items()
+        if path is not None
     }
     if not isinstance(form, Hop):
         return options

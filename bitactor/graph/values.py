@@ -46,7 +46,8 @@ def constant(value: Any, what: str) -> Any:
     wrong = _unplain(carried)
     if wrong is not None:
         raise DefinitionError(
-            f"{what} holds {wrong!r}, a {type(wrong).__name__}, which plain data cannot say; make it in a step, or with a transform"
+            f"{what} holds {wrong!r}, a {type(wrong).__name__}, which plain data cannot say; make it in a step, or "
+            "with a transform"
         )
     return carried
 
@@ -118,7 +119,9 @@ def reference(thing: Any, what: str) -> Any:
     Raises:
         DefinitionError: neither can be said.
     """
-    return _made(thing, what) if dataclasses.is_dataclass(thing) and not isinstance(thing, type) else path_of(thing, what)
+    return (
+        _made(thing, what) if dataclasses.is_dataclass(thing) and not isinstance(thing, type) else path_of(thing, what)
+    )
 
 
 def referred(data: Any, what: str) -> Callable[..., Any]:
@@ -149,7 +152,9 @@ def _made(value: Any, what: str) -> dict[str, Any]:
     made: dict[str, Any] = {"make": path, "with": given} if given else {"make": path}
     again = _make(made, what)
     if again != value:
-        raise DefinitionError(f"{what}: {value!r} is {again!r} when it is made again from its fields; keep all of it in fields")
+        raise DefinitionError(
+            f"{what}: {value!r} is {again!r} when it is made again from its fields; keep all of it in fields"
+        )
     return made
 
 

@@ -38,7 +38,8 @@ def to_dict(workflow: Workflow) -> dict[str, Any]:
     """The workflow and all that is nested in it.
 
     Raises:
-        DefinitionError: it does not work as it is declared; or something in it has no import path, naming step, option and what to do.
+        DefinitionError: it does not work as it is declared; or something in it has no import path, naming step, option
+            and what to do.
     """
     workflow.check()
     nested: dict[str, Workflow] = {}
@@ -81,17 +82,25 @@ def _input(workflow: Workflow, what: str) -> Any:
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         where = f"{what}: input field {name!r}"
-        if field.metadata or field.default_factory is not None or not field._attributes_set.keys() <= {"annotation", "default"}:
+        if (
+            field.metadata
+            or field.default_factory is not None
+            or not field._attributes_set.keys() <= {"annotation", "default"}
+        ):
             raise DefinitionError(
-                f"{where} says more than type and default; declare the input as a pydantic model at the top level of a module"
+                f"{where} says more than type and default; declare the input as a pydantic model at the top level of a "
+                "module"
             )
         text = type_text(field.annotation, where)
-        fields[name] = text if field.is_required() else {"type": text, "default": constant(field.default, f"{where}: its default")}
+        fields[name] = (
+            text if field.is_required() else {"type": text, "default": constant(field.default, f"{where}: its default")}
+        )
     return {"fields": fields}
 
 
 def _resource(resource: Resource, what: str) -> Any:
-    """Its import path if it stands at the top level of a module, its factory's first: then all who read that share it."""
+    """Its import path if it stands at the top level of a module, its factory's first: then all who read that share
+    it."""
     factorys = getattr(resource.factory, "__module__", "")
     for module in (factorys, *sorted(sys.modules)):
         for name, value in list(vars(sys.modules.get(module, object)).items()) if module != "__main__" else ():
@@ -193,13 +202,18 @@ def _ready_made(step: Step[Any, Any], bind: Mapping[str, Source], what: str) -> 
 
 
 def _paths(_: Any, functions: Mapping[str, Callable[..., Any] | None], what: str) -> dict[str, str]:
-    return {option: path_of(function, f"{what}: {option}=") for option, function in functions.items() if function is not None}
+    return {
+        option: path_of(function, f"{what}: {option}=")
+        for option, function in functions.items()
+        if function is not None
+    }
 
 
 def _nest(workflow: Workflow, nested: dict[str, Workflow]) -> str:
     if nested.setdefault(workflow.name, workflow) is not workflow:
         raise DuplicateName(
-            f"two different nested workflows are called {workflow.name!r}; rename one, for in a dict each goes by its name"
+            f"two different nested workflows are called {workflow.name!r}; rename one, for in a dict each goes by its "
+            "name"
         )
     return workflow.name
 

@@ -1,14 +1,15 @@
-"""around: a function wrapped around a nested workflow, such as a lock that is held or a transaction that is open while its steps run.
+"""around: a function wrapped around a nested workflow, such as a lock that is held or a transaction that is open while
+its steps run.
 
     @orders.around(workflow=booking)
     async def with_lock(proceed, account: str):
         async with locks[account]:
             return await proceed()
 
-The function is a hop, `with_lock/around`, in flight as long as the nested steps are; `proceed()` runs them, and answers with the nested result.
-When one of them fails, the function is cancelled where it waits, so that what it holds is released or rolled back, and then undo begins.  When the
-transaction halts, or the process dies, the function is called afresh; nested steps that are done stay done, and none runs before it has called
-`proceed()` again.
+The function is a hop, `with_lock/around`, in flight as long as the nested steps are; `proceed()` runs them, and answers
+with the nested result. When one of them fails, the function is cancelled where it waits, so that what it holds is
+released or rolled back, and then undo begins.  When the transaction halts, or the process dies, the function is called
+afresh; nested steps that are done stay done, and none runs before it has called `proceed()` again.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Around(Kind):
                 f"{what}: the function runs the nested steps with `await proceed()`; give it a parameter `proceed`"
             )
         if AROUND in workflow.steps:
-            raise DuplicateName(f"{what}: {workflow.name!r} has a step {AROUND!r}, and so has what is around it; rename that one")
+            raise DuplicateName(
+                f"{what}: {workflow.name!r} has a step {AROUND!r}, and so has what is around it; rename that one"
+            )
         self.function, self.workflow = function, workflow
 
     def parameters(self, what: str) -> list[Parameter]:
@@ -61,7 +64,8 @@ class Around(Kind):
 
 
 class Surrounding(Container):
-    """A function around a nested workflow, compiled: a scope of one step for the function, and one for the workflow when it proceeds."""
+    """A function around a nested workflow, compiled: a scope of one step for the function, and one for the workflow
+    when it proceeds."""
 
     kind = "around"
     surrounds = True
@@ -73,14 +77,20 @@ class Surrounding(Container):
         function = site.function_body(self._runner(declared.function), "", f"{site.address}/{AROUND}")
         step = function.steps[0]
         if step.spawn != "loop":
-            raise DefinitionError(f"{site.what}: a function around steps runs on the loop; leave out spawn={step.spawn!r}")
+            raise DefinitionError(
+                f"{site.what}: a function around steps runs on the loop; leave out spawn={step.spawn!r}"
+            )
         if step.policies:
             raise DefinitionError(
-                f"{site.what}: policies are for attempts that can be made again, and this one holds other steps; give them theirs"
+                f"{site.what}: policies are for attempts that can be made again, and this one holds other steps; give "
+                "them theirs"
             )
         step.surrounding = self
         self._own = len(function.inputs)
-        self.bodies = (replace(function, inputs=(*function.inputs, *(f"(nested) {name}" for name in nested.inputs))), nested)
+        self.bodies = (
+            replace(function, inputs=(*function.inputs, *(f"(nested) {name}" for name in nested.inputs))),
+            nested,
+        )
         self.depth = 1 + nested.depth
 
     def open(self, given: Given) -> Open:

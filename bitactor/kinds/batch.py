@@ -55,7 +55,8 @@ class Cursor:
         self.pending: list[Any] = []
         """Elements taken for the batch that begins at `position`; a second try of it gets the same."""
         self.taking = True
-        """Whether it is being read, or reading it was broken off: nobody knows then what it has given, and it has to be opened again."""
+        """Whether it is being read, or reading it was broken off: nobody knows then what it has given, and it has to be
+        opened again."""
 
     def done_until(self, position: int) -> bool:
         """Let go of what lies before `position`; whether the cursor can serve what lies behind."""
@@ -78,7 +79,9 @@ class Recipe:
         """Over a workflow: its inputs, in order."""
         function = declared.function
         self.takes = tuple(inspect.signature(function).parameters) if function is not None else ()
-        self.factory_takes = tuple(inspect.signature(declared.factory).parameters) if declared.factory is not None else ()
+        self.factory_takes = (
+            tuple(inspect.signature(declared.factory).parameters) if declared.factory is not None else ()
+        )
         self.plain = self.takes == ("element",) and not declared.elements
         self.keeps_elements = False
 
@@ -167,7 +170,9 @@ class Batcher:
         cursor.taking = False
         return cursor.pending
 
-    def _worked(self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]) -> tuple[list[Any], list[Failed]]:
+    def _worked(
+        self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]
+    ) -> tuple[list[Any], list[Failed]]:
         function = self._recipe.declared.function
         if function is None:
             return self._nested(elements, position, outer)
@@ -204,7 +209,9 @@ class Batcher:
             return self._worked(elements, position, outer)
         return await self._side_by_side(elements, position, outer)
 
-    def _call_once(self, function: Callable[..., Any], elements: Sequence[Any], position: int, outer: Mapping[str, Any]) -> Any:
+    def _call_once(
+        self, function: Callable[..., Any], elements: Sequence[Any], position: int, outer: Mapping[str, Any]
+    ) -> Any:
         where = {"index": position} if "index" in self._recipe.takes else {}
         return function(**outer, **where, elements=elements)
 
@@ -246,12 +253,17 @@ class Batcher:
             _close(self._cursors.pop(key).iterator)
 
     def _opened(self, ctx: Context, source: Any, position: int) -> Cursor:
-        if isinstance(source, Mapping | str | bytes) or not (hasattr(source, "__iter__") or hasattr(source, "__aiter__")):
-            raise InvalidInput(f"{self._recipe.what} is over a {type(source).__name__}, which is no list or iterable of elements")
+        if isinstance(source, Mapping | str | bytes) or not (
+            hasattr(source, "__iter__") or hasattr(source, "__aiter__")
+        ):
+            raise InvalidInput(
+                f"{self._recipe.what} is over a {type(source).__name__}, which is no list or iterable of elements"
+            )
         iterator: Any = aiter(source) if hasattr(source, "__aiter__") else iter(source)
         if isinstance(iterator, AsyncIterator) and not self.is_async:
             raise InvalidInput(
-                f"{self._recipe.what}: an async source needs an async function, or a factory that is declared `async def`"
+                f"{self._recipe.what}: an async source needs an async function, or a factory that is declared `async "
+                "def`"
             )
         cursor = Cursor(iterator, position)
         key = (ctx.transaction, ctx.step.rpartition("/")[0])
@@ -330,7 +342,9 @@ class Batcher:
         order = sorted(results) if recipe.declared.ordered or recipe.keeps_elements else list(results)
         return [results[index] for index in order], [errors[index] for index in sorted(errors)]
 
-    def _nested(self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]) -> tuple[list[Any], list[Failed]]:
+    def _nested(
+        self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]
+    ) -> tuple[list[Any], list[Failed]]:
         recipe = self._recipe
         results: list[Any] = []
         errors: list[Failed] = []
@@ -350,15 +364,19 @@ class Batcher:
         accumulated = tokens.token(ACCUMULATED)
         if declared.reduce is not None and results:
             accumulated = encode_token(declared.reduce(decode_token(accumulated), results))
-        keeps = (declared.keep and declared.reduce is None) or declared.workflow is not None or self._recipe.keeps_elements
+        keeps = (
+            (declared.keep and declared.reduce is None) or declared.workflow is not None or self._recipe.keeps_elements
+        )
         more = len(elements) == declared.batch
         return [
-            len(elements), more, self._packed(results, position) if keeps else pack([]), pack(errors) if errors else b"",
-            bytes(token_bytes(accumulated)), self._kept(elements) if self._recipe.keeps_elements else b"",
+            len(elements), more, self._packed(results, position) if keeps else pack([]),
+            pack(errors) if errors else b"", bytes(token_bytes(accumulated)),
+            self._kept(elements) if self._recipe.keeps_elements else b"",
         ]  # fmt: skip
 
     def _kept(self, elements: Sequence[Any]) -> bytes:
-        """The elements, for an undo, which needs them as they were, or for the report of errors, which only shows them."""
+        """The elements, for an undo, which needs them as they were, or for the report of errors, which only shows
+        them."""
         if self._recipe.declared.workflow is None:
             return pack(list(elements))
         return pack([_shown(element) for element in elements])

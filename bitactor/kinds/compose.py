@@ -1,7 +1,8 @@
 """compose: a nested workflow as one step.
 
-Its steps are steps of this transaction: `billing/charge`, with one hop budget, one deadline and one order of undo.  What the nested workflow
-says of itself as a whole (`ttl`, `deadline`, `undo_timeout`, …) holds where it is stimulated by itself; nested, the outer one's holds.
+Its steps are steps of this transaction: `billing/charge`, with one hop budget, one deadline and one order of undo.
+What the nested workflow says of itself as a whole (`ttl`, `deadline`, `undo_timeout`, …) holds where it is stimulated
+by itself; nested, the outer one's holds.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from bitactor.workflow import Workflow
 
 _MAP_OPTIONS: Mapping[str, Any] = {
-    "over": None, "workflow": None, "batch": 100, "ordered": True, "on_error": "fail", "keep": True, "reduce": None, "initial": None,
-    "whole": False,
+    "over": None, "workflow": None, "batch": 100, "ordered": True, "on_error": "fail", "keep": True, "reduce": None,
+    "initial": None, "whole": False,
 }  # fmt: skip
 
 _NESTED_OPTIONS = ("name", "bind", "after", "when", "guard")
@@ -54,25 +54,29 @@ class DeclaresKinds:
         raise NotImplementedError
 
     def map(self, function: Any = None, /, **options: Any) -> Any:
-        """Declare a function, or a nested workflow, over the elements of something that can be iterated; see `bitactor.kinds.map`.
+        """Declare a function, or a nested workflow, over the elements of something that can be iterated; see
+        `bitactor.kinds.map`.
 
             @orders.map(over="rows", batch=100)
             def clean(element: dict, rate: float) -> dict: ...
 
             orders.map(name="ship_all", workflow=shipping, over=Result("load", "orders"), bind={"order": Element()})
 
-        The function takes the element as `element`, or by `bind={"row": Element(*path)}`, its position as `index`, and what any step may take.
-        The result is the list of results; see `keep`, `reduce` and `on_error` for others.
+        The function takes the element as `element`, or by `bind={"row": Element(*path)}`, its position as `index`, and
+        what any step may take. The result is the list of results; see `keep`, `reduce` and `on_error` for others.
 
         Options beside those of `step`:
-            over: a step or input field, `Input`, `Result`, `Value`; or a factory: a function of inputs, results and resources that answers with
-                an iterable, an iterator, or an async one.  A factory that takes `start` is told how many elements to leave out.
+            over: a step or input field, `Input`, `Result`, `Value`; or a factory: a function of inputs, results and
+                resources that answers with an iterable, an iterator, or an async one.  A factory that takes `start` is
+                told how many elements to leave out.
             workflow: a nested workflow for each element, instead of a function.
             batch: how many elements are in memory at once, and, over a function, in one hop.
             ordered: results in the order of the elements; otherwise as they complete.
-            on_error: `fail`, or `collect`: the result is then `{"results": […], "errors": [{"index", "element", "error"}, …]}`.
+            on_error: `fail`, or `collect`: the result is then `{"results": […], "errors": [{"index", "element",
+                "error"}, …]}`.
             keep: False keeps no results; the result is then `{"count": …}`.
-            reduce: a function of what was reduced so far and the results of a batch; the result is what it makes in the end.
+            reduce: a function of what was reduced so far and the results of a batch; the result is what it makes in the
+                end.
             initial: where `reduce` begins.
             whole: the function takes a whole batch as `elements`, and answers once for it.
             retries, timeout, policies, …: of a batch, when it is over a function.
@@ -107,10 +111,13 @@ class DeclaresKinds:
         if start is None:
             raise DefinitionError(f"an iterate of {self.name!r} needs start=: what the first round gets as its state")
         options["bind"] = {**(options.get("bind") or {}), "(start)": self._source(start)}
-        return self._declare_with_function(function, options, lambda what, function: Iterate(what, function, until, at_most))
+        return self._declare_with_function(
+            function, options, lambda what, function: Iterate(what, function, until, at_most)
+        )
 
     def compose(self, name: str, workflow: Workflow, **options: Any) -> Step[..., Any]:
-        """Declare a nested workflow as one step; its inputs are found by name, or by `bind`.  See `bitactor.kinds.compose`.
+        """Declare a nested workflow as one step; its inputs are found by name, or by `bind`.  See
+        `bitactor.kinds.compose`.
 
         Options: bind, after, when, guard.
         """
@@ -151,12 +158,15 @@ class DeclaresKinds:
 
         Options: bind, after, when, guard.
         """
-        return self._declare_nested({**options, "name": name}, lambda what: Group(what, workflow, before_all, after_all))
+        return self._declare_nested(
+            {**options, "name": name}, lambda what: Group(what, workflow, before_all, after_all)
+        )
 
     def recurse(
         self, name: str, workflow: Workflow, *, at_most: int, until: Callable[[Any], bool] | None = None, **options: Any
     ) -> Step[..., Any]:
-        """Declare a nested workflow that is repeated, each round fed with the result of the one before; see `bitactor.kinds.recurse`.
+        """Declare a nested workflow that is repeated, each round fed with the result of the one before; see
+        `bitactor.kinds.recurse`.
 
         Args:
             at_most: the bound, in rounds.
@@ -166,18 +176,27 @@ class DeclaresKinds:
         return self._declare_nested({**options, "name": name}, lambda what: Recurse(what, workflow, until, at_most))
 
     def collect(
-        self, name: str, sources: Mapping[str, Any] | Sequence[Any], *, transform: Callable[..., Any] | None = None, **options: Any
+        self,
+        name: str,
+        sources: Mapping[str, Any] | Sequence[Any],
+        *,
+        transform: Callable[..., Any] | None = None,
+        **options: Any,
     ) -> Step[..., Any]:
         """Declare a step that gathers results and inputs into a mapping; see `bitactor.kinds.collect`."""
         bind = {key: self._source(source) for key, source in _named_sources(sources).items()}
-        return self._declare(gather(bind, transform), {"spawn": "inline", **options, "name": name, "bind": bind}, label="collect")
+        return self._declare(
+            gather(bind, transform), {"spawn": "inline", **options, "name": name, "bind": bind}, label="collect"
+        )
 
     def template(self, name: str, text: str, **options: Any) -> Step[..., Any]:
-        """Declare a step that fills in a text: `{user.name}` is an argument and a path into it; see `bitactor.kinds.template`."""
+        """Declare a step that fills in a text: `{user.name}` is an argument and a path into it; see
+        `bitactor.kinds.template`."""
         return self._declare(fill_in(text), {"spawn": "inline", **options, "name": name}, label="template")
 
     def debug(self, name: str, *sources: str, level: str = "info", **options: Any) -> Step[..., Any]:
-        """Declare a step that logs its arguments and context, and answers with the arguments; see `bitactor.kinds.debug`."""
+        """Declare a step that logs its arguments and context, and answers with the arguments; see
+        `bitactor.kinds.debug`."""
         return self._declare(look(sources, level), {"spawn": "inline", **options, "name": name}, label="debug")
 
     def flunk(self, name: str, text: str, **options: Any) -> Step[..., Any]:
@@ -185,7 +204,8 @@ class DeclaresKinds:
         return self._declare(refuse(text), {"spawn": "inline", **options, "name": name}, label="flunk")
 
     def around(self, function: Any = None, /, *, workflow: Workflow, **options: Any) -> Any:
-        """Declare a function around a nested workflow, which it runs with `await proceed()`; see `bitactor.kinds.around`.
+        """Declare a function around a nested workflow, which it runs with `await proceed()`; see
+        `bitactor.kinds.around`.
 
         Options beside those of `step`:
             workflow: what runs within; its inputs are found by name, or by `bind`.
@@ -195,7 +215,9 @@ class DeclaresKinds:
     def _declare_nested(self, options: Mapping[str, Any], make: Callable[[str], Kind]) -> Step[..., Any]:
         unfit = next((option for option in options if option in STEP_OPTIONS and option not in _NESTED_OPTIONS), None)
         if unfit is not None:
-            raise DefinitionError(f"{options['name']!r} of {self.name!r}: {unfit}= is for the steps within it; say it there")
+            raise DefinitionError(
+                f"{options['name']!r} of {self.name!r}: {unfit}= is for the steps within it; say it there"
+            )
         if "name" not in options:
             raise DefinitionError(f"a step of {self.name!r} that nests a workflow needs name=")
         refuse_unknown_options(self.name, options)
@@ -207,7 +229,9 @@ class DeclaresKinds:
         refuse_unknown_options(self.name, options)
         options = fixed(self.name, options)
         if options.get("required") is False:
-            raise DefinitionError(f"a step of {self.name!r}: required=False is for single steps, not for what is made of several")
+            raise DefinitionError(
+                f"a step of {self.name!r}: required=False is for single steps, not for what is made of several"
+            )
 
         def declare(function: Callable[..., Any]) -> Step[..., Any]:
             inner = function.function if isinstance(function, Step) else function

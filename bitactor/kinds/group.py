@@ -1,7 +1,8 @@
 """group: a nested workflow with a step before it and a step after it.
 
-`before_all` may take what the nested workflow takes; if it answers with a mapping, that overrides the nested inputs of those names.  `after_all` may take
-the nested result as `result`, and the nested inputs; what it answers is the group's result.  Both are hops like any others.
+`before_all` may take what the nested workflow takes; if it answers with a mapping, that overrides the nested inputs of
+those names.  `after_all` may take the nested result as `result`, and the nested inputs; what it answers is the group's
+result.  Both are hops like any others.
 """
 
 from __future__ import annotations
@@ -35,15 +36,21 @@ class Group(Kind):
 
     label = "group"
 
-    def __init__(self, what: str, workflow: Workflow, before: Callable[..., Any] | None, after: Callable[..., Any] | None) -> None:
+    def __init__(
+        self, what: str, workflow: Workflow, before: Callable[..., Any] | None, after: Callable[..., Any] | None
+    ) -> None:
         require_workflow(what, workflow)
         if before is None and after is None:
-            raise DefinitionError(f"{what}: a group has a function before_all=, after_all=, or both; without any, use compose")
+            raise DefinitionError(
+                f"{what}: a group has a function before_all=, after_all=, or both; without any, use compose"
+            )
         for role, function in ((_BEFORE, before), (_AFTER, after)):
             if function is not None and not callable(function):
                 raise DefinitionError(f"{what}: {role}_all={function!r}; give a function")
             if function is not None and role in workflow.steps:
-                raise DuplicateName(f"{what}: {workflow.name!r} has a step {role!r}, and so has the group; rename that one")
+                raise DuplicateName(
+                    f"{what}: {workflow.name!r} has a step {role!r}, and so has the group; rename that one"
+                )
         self.workflow, self.before, self.after = workflow, before, after
 
     def parameters(self, what: str) -> list[Parameter]:
@@ -117,7 +124,9 @@ class Grouped(Container):
             )
         unknown = next((name for name in overrides if name not in fields), None)
         if unknown is not None:
-            raise InvalidOutcome(f"before of {self._what} overrides {unknown!r}, which is no input.{suggest(str(unknown), fields)}")
+            raise InvalidOutcome(
+                f"before of {self._what} overrides {unknown!r}, which is no input.{suggest(str(unknown), fields)}"
+            )
         values = {name: given.value(name) for name in fields if given.has(name)} | overrides
         valid = workflow.validate_input(values)
         return tuple(encode_token(valid[name]) for name in body.inputs)

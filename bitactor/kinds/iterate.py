@@ -25,7 +25,9 @@ class Iterate(Kind):
 
     label = "iterate"
 
-    def __init__(self, what: str, function: Callable[..., Any], until: Callable[[Any], bool] | None, at_most: int) -> None:
+    def __init__(
+        self, what: str, function: Callable[..., Any], until: Callable[[Any], bool] | None, at_most: int
+    ) -> None:
         checked_predicate(what, until)
         self.function, self.until, self.at_most = function, until, checked_bound(what, at_most)
 
@@ -37,7 +39,9 @@ class Iterate(Kind):
         """
         parameters = function_parameters(self.function, what)
         if all(parameter.name != STATE for parameter in parameters):
-            raise DefinitionError(f"{what}: the function takes what the round before answered as {STATE!r}; give it that parameter")
+            raise DefinitionError(
+                f"{what}: the function takes what the round before answered as {STATE!r}; give it that parameter"
+            )
         return [Parameter(START, Any, False), *(parameter for parameter in parameters if parameter.name != STATE)]
 
     def compile(self, site: Site) -> Container:

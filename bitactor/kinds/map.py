@@ -1,10 +1,11 @@
 """map: a function, or a nested workflow, over the elements of something that can be iterated.
 
-The elements are taken in batches, and a batch is what is in memory.  With a function a batch is one hop, and one append: the hop takes the next
-elements, calls the function for each, and answers with what came of them.  With a nested workflow a hop takes the elements, and each element is a
-scope, `orders/17/charge`, whose steps are hops of their own; the next batch is taken when this one is settled.  After a crash a map goes on with
-the batch it was in; a source that is a factory is then opened again, and told by its parameter `start` how many elements were done, or, if it has
-none, is read past them.
+The elements are taken in batches, and a batch is what is in memory.  With a function a batch is one hop, and one
+append: the hop takes the next elements, calls the function for each, and answers with what came of them.  With a nested
+workflow a hop takes the elements, and each element is a scope, `orders/17/charge`, whose steps are hops of their own;
+the next batch is taken when this one is settled.  After a crash a map goes on with the batch it was in; a source that
+is a factory is then opened again, and told by its parameter `start` how many elements were done, or, if it has none, is
+read past them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from bitactor.codec import (
     token_from_bytes,
     unpack,
 )
-from bitactor.compiling import Parameter, Site, compile_callback, function_step, injected_as, resources_among, single_step_plan
+from bitactor.compiling import (
+    Parameter,
+    Site,
+    compile_callback,
+    function_step,
+    injected_as,
+    resources_among,
+    single_step_plan,
+)
 from bitactor.errors import BitActorError, DefinitionError, SignalTooLarge, suggest
 from bitactor.functions import is_coroutine_function
 from bitactor.kinds.batch import ACCUMULATED, ELEMENTS, OVER, POSITION, Batch, Batcher, Recipe, UndoBatch
@@ -88,7 +97,8 @@ class Map(Kind):
             )
         if whole and (elements or not ordered or on_error != "fail"):
             raise DefinitionError(
-                f"{what}: with whole=True the function takes the batch as `elements` and answers for it; Element(), ordered= and on_error= "
+                f"{what}: with whole=True the function takes the batch as `elements` and answers for it; Element(), "
+                "ordered= and on_error= "
                 "have no meaning there"
             )
         self.over, self.function, self.workflow, self.batch, self.ordered = over, function, workflow, batch, ordered
@@ -98,7 +108,11 @@ class Map(Kind):
 
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`."""
-        source = [Parameter(OVER, Any, False)] if self.factory is None else function_parameters(self.factory, what, ("start",))
+        source = (
+            [Parameter(OVER, Any, False)]
+            if self.factory is None
+            else function_parameters(self.factory, what, ("start",))
+        )
         return merged([source, self._outer(what)])
 
     def _outer(self, what: str) -> list[Parameter]:
@@ -108,11 +122,14 @@ class Map(Kind):
             if not self.elements and all(field.name not in ELEMENTS for field in fields):
                 example = fields[0].name if fields else "name"
                 raise DefinitionError(
-                    f"{what}: no input of {self.workflow.name!r} takes the element; bind one: bind={{{example!r}: Element()}}"
+                    f"{what}: no input of {self.workflow.name!r} takes the element; bind one: "
+                    f"bind={{{example!r}: Element()}}"
                 )
             return [field for field in fields if field.name not in self.elements and field.name not in ELEMENTS]
         assert self.function is not None
-        return function_parameters(self.function, what, ("elements", "index") if self.whole else (*ELEMENTS, *self.elements))
+        return function_parameters(
+            self.function, what, ("elements", "index") if self.whole else (*ELEMENTS, *self.elements)
+        )
 
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
@@ -135,7 +152,13 @@ class Mapped(Container):
     def open(self, given: Given) -> Open:
         """See the port."""
         fields = self.bodies[0].inputs[:-2]
-        return Open([Opening(f"{_BATCH}0", 0, (*(given.token(name) for name in fields), 0, encode_token(self.declared.initial)))])
+        return Open(
+            [
+                Opening(
+                    f"{_BATCH}0", 0, (*(given.token(name) for name in fields), 0, encode_token(self.declared.initial))
+                )
+            ]
+        )
 
     def _batch_done(self, progress: Progress, batch: Batch) -> None:
         position = batch.taken if progress.token is None else progress.token[0] + batch.taken
@@ -163,7 +186,8 @@ class Mapped(Container):
 
     def _too_large(self) -> Broken:
         text = (
-            f"the results of {self._what} are more than {MAX_TOKEN_BYTES:,} bytes, which is too much for one value; use reduce=…, or "
+            f"the results of {self._what} are more than {MAX_TOKEN_BYTES:,} bytes, which is too much for one value; "
+            "use reduce=…, or "
             "keep=False, and let the function put them where they belong"
         )
         return Broken(Fault("bitactor.errors:SignalTooLarge", text))
@@ -193,7 +217,8 @@ class MappedFunction(Mapped):
         assert function is not None
         if site.step.compensate_function is not None:
             raise DefinitionError(
-                f"compensate of {site.what}: what failed is an element, and what it would decide about is a batch; use on_error='collect', or "
+                f"compensate of {site.what}: what failed is an element, and what it would decide about is a batch; use "
+                "on_error='collect', or "
                 "map over a workflow (workflow=…)"
             )
         takes = [parameter.name for parameter in function_parameters(function, site.what)]
@@ -208,8 +233,8 @@ class MappedFunction(Mapped):
         if step.undo is not None:
             undo = UndoBatch(recipe, step.undo)
             step.undo = Callback(
-                undo.run_async if step.undo.is_async else undo.run, step.undo.is_async, {"ctx": "ctx", "result": "result"}, ("tokens",),
-                retries=step.undo.retries,
+                undo.run_async if step.undo.is_async else undo.run, step.undo.is_async,
+                {"ctx": "ctx", "result": "result"}, ("tokens",), retries=step.undo.retries,
             )  # fmt: skip
 
     def follow(self, progress: Progress, key: str, token: Any) -> Follow:
@@ -240,7 +265,8 @@ class MappedWorkflow(Mapped):
         self.catches = recipe.keeps_elements = declared.on_error == "collect"
         if self.catches and not nested.leaves_nothing:
             raise DefinitionError(
-                f"{site.what}: on_error='collect' leaves what a failed element did as it is, but {workflow.name!r} has steps with an undo; "
+                f"{site.what}: on_error='collect' leaves what a failed element did as it is, but {workflow.name!r} has "
+                "steps with an undo; "
                 "take the undo away, or use on_error='fail', which undoes"
             )
         self.depth = max(self.depth, nested.depth)  # a batch and its elements are side by side
@@ -290,22 +316,32 @@ def batch_plan(site: Site, declared: Map, step: PlanStep, batcher: Batcher) -> P
     inputs = (*fields, POSITION, ACCUMULATED)
     functions = [function for function in (declared.function, declared.factory) if function is not None]
     parameters = [parameter for function in functions for parameter in function_parameters(function, site.what)]
-    kinds = {parameter.name: converter(parameter.annotation, site.what) for parameter in parameters if parameter.name in fields}
-    injected = {parameter.name: injected_as(site.workflow, parameter) for parameter in parameters if parameter.name not in fields}
+    kinds = {
+        parameter.name: converter(parameter.annotation, site.what)
+        for parameter in parameters
+        if parameter.name in fields
+    }
+    injected = {
+        parameter.name: injected_as(site.workflow, parameter)
+        for parameter in parameters
+        if parameter.name not in fields
+    }
     resources = {name: what for name, what in injected.items() if what is not None and what.startswith("resource:")}
     step.run = Callback(
-        batcher.run_async if batcher.is_async else batcher.run, batcher.is_async, {"ctx": "ctx", **resources}, ("tokens",),
-        resources=resources_among(resources),
+        batcher.run_async if batcher.is_async else batcher.run, batcher.is_async, {"ctx": "ctx", **resources},
+        ("tokens",), resources=resources_among(resources),
     )  # fmt: skip
     step.spawn = site.step.options.get("spawn") or ("loop" if batcher.is_async else "thread")
     if step.spawn == "process":
         raise DefinitionError(
-            f"{site.what}: a map's source is read where the transaction is; with spawn='process' nothing could be read there; map over a "
+            f"{site.what}: a map's source is read where the transaction is; with spawn='process' nothing could be read "
+            "there; map over a "
             "workflow (workflow=…) whose step has spawn='process'"
         )
     step.name, step.address, step.kind, step.unread = "", site.address, "batch", True
     step.arguments = tuple(
-        Argument(name, 1 + number, (), None, kinds.get(name), None, f"input.{name}") for number, name in enumerate(inputs)
+        Argument(name, 1 + number, (), None, kinds.get(name), None, f"input.{name}")
+        for number, name in enumerate(inputs)
     )
     step.token_in = tuple(argument.reference for argument in step.arguments)
     return single_step_plan(site.workflow, step, inputs)
@@ -320,20 +356,25 @@ def element_converters(declared: Map, what: str, takes: list[str]) -> dict[str, 
             found[parameter.name] = converter(parameter.annotation, f"{what}, parameter {parameter.name!r}")
     if not declared.whole and not found:
         raise DefinitionError(
-            f"{what}: the function takes no element; call a parameter `element`, or bind one: bind={{{(takes or ['name'])[0]!r}: Element()}}"
+            f"{what}: the function takes no element; call a parameter `element`, or bind one: "
+            f"bind={{{(takes or ['name'])[0]!r}: Element()}}"
         )
     if declared.whole and "elements" not in takes:
-        raise DefinitionError(f"{what}: with whole=True the function takes the batch as `elements`; give it that parameter")
+        raise DefinitionError(
+            f"{what}: with whole=True the function takes the batch as `elements`; give it that parameter"
+        )
     return found
 
 
 def _with_undo(site: Site, *, whole: bool) -> PlanStep:
-    """The step, its undo compiled against what an undo of a map may take: the element and its result, and what comes from outside."""
+    """The step, its undo compiled against what an undo of a map may take: the element and its result, and what comes
+    from outside."""
     takes = tuple(argument.name for argument in site.arguments if argument.name != OVER)
     assert site.step.undo_function is not None
     if site.step.undo_in_doubt:
         raise DefinitionError(
-            f"undo of {site.what}: of a batch in doubt nobody knows which elements happened; leave out in_doubt=True, or map over a workflow "
+            f"undo of {site.what}: of a batch in doubt nobody knows which elements happened; leave out in_doubt=True, "
+            "or map over a workflow "
             "(workflow=…), whose elements are hops of their own"
         )
     takes += ("elements",) if whole else ()

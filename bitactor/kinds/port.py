@@ -4,9 +4,9 @@
     orders/17/charge          a step in the scope for element 17
     orders/17/ship
 
-A container opens *scopes*: instances of one of its `bodies`, each under a path segment of its own.  Scopes belong to the container's transaction:
-one journal, one hop budget, one deadline, one order of undo.  The saga plans a scope, runs its steps like any others, and, when all of them are
-settled, asks the container what follows.
+A container opens *scopes*: instances of one of its `bodies`, each under a path segment of its own.  Scopes belong to
+the container's transaction: one journal, one hop budget, one deadline, one order of undo.  The saga plans a scope, runs
+its steps like any others, and, when all of them are settled, asks the container what follows.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Progress:
     """How far a container is.  Changed by pulses alone, and so the same live and folded."""
 
     __slots__ = (
-        "batch", "errors", "failing", "held", "inputs", "left", "open", "opened", "pending", "proceeding", "results", "rounds", "size", "token", "ttl",
+        "batch", "errors", "failing", "held", "inputs", "left", "open", "opened", "pending", "proceeding", "results",
+        "rounds", "size", "token", "ttl",
     )  # fmt: skip
 
     def __init__(self, ttl: int) -> None:
@@ -159,7 +160,11 @@ class Given(NamedTuple):
         token = encode_token(value)
         if self.has(name):
             known = self.token(name)
-            if type(known) is Slot and self.tokens[known.place] == token and type(self.tokens[known.place]) is type(token):
+            if (
+                type(known) is Slot
+                and self.tokens[known.place] == token
+                and type(self.tokens[known.place]) is type(token)
+            ):
                 return known
         return token
 
@@ -187,7 +192,8 @@ class Container(ABC):
 
     @abstractmethod
     def open(self, given: Given) -> Open | Skip | Close:
-        """What to begin with, by the container's arguments.  User code may run here: the supervisor asks once and records the answer."""
+        """What to begin with, by the container's arguments.  User code may run here: the supervisor asks once and
+        records the answer."""
 
     @abstractmethod
     def follow(self, progress: Progress, key: str, token: Any) -> Follow:

@@ -1,6 +1,7 @@
 """recurse: a nested workflow again and again, each round fed with the result of the one before.
 
-A bound is obligatory, and the hop budget is spent by every round: a workflow that could take more rounds than its budget allows is refused.
+A bound is obligatory, and the hop budget is spent by every round: a workflow that could take more rounds than its
+budget allows is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def checked_bound(what: str, at_most: Any) -> int:
 def checked_predicate(what: str, until: Any) -> None:
     """Raises `DefinitionError` unless it is a plain function or None."""
     if until is not None and (not callable(until) or is_coroutine_function(until)):
-        raise DefinitionError(f"{what}: until={until!r}; give a plain function of the result, which says whether that is enough")
+        raise DefinitionError(
+            f"{what}: until={until!r}; give a plain function of the result, which says whether that is enough"
+        )
 
 
 class Recurse(Kind):
@@ -88,7 +91,9 @@ class Recursed(Container):
         values = self._next(given, decode_token(progress.token))
         valid = self._declared.workflow.validate_input(values)
         body = self.bodies[0]
-        return Open([Opening(str(progress.rounds + 1), 0, tuple(given.handed_on(name, valid[name]) for name in body.inputs))])
+        return Open(
+            [Opening(str(progress.rounds + 1), 0, tuple(given.handed_on(name, valid[name]) for name in body.inputs))]
+        )
 
     def _next(self, given: Given, result: Any) -> dict[str, Any]:
         """The result feeds the next input: a mapping by its names, anything else if there is just one field."""
@@ -99,5 +104,6 @@ class Recursed(Container):
         if len(fields) == 1:
             return {next(iter(fields)): result}
         raise InvalidOutcome(
-            f"{self._what}: the result {result!r} cannot feed the next round; return a mapping with some of {', '.join(fields)}"
+            f"{self._what}: the result {result!r} cannot feed the next round; return a mapping with some of "
+            f"{', '.join(fields)}"
         )

@@ -12,12 +12,18 @@ from bitactor.errors import DefinitionError
 
 
 def with_parameters(
-    function: Callable[..., Any], names: Iterable[str], name: str, *, made_from: Mapping[str, Any], context: bool = False
+    function: Callable[..., Any],
+    names: Iterable[str],
+    name: str,
+    *,
+    made_from: Mapping[str, Any],
+    context: bool = False,
 ) -> Callable[..., Any]:
     """The function, which takes keywords, with a signature that says which; with `context`, it also takes `ctx`.
 
     Args:
-        made_from: the options it was declared with, beside where its arguments come from; so that they can be written down again.
+        made_from: the options it was declared with, beside where its arguments come from; so that they can be written
+            down again.
 
     Raises:
         DefinitionError: one of the names is no identifier.
@@ -26,7 +32,8 @@ def with_parameters(
     wrong = next((parameter for parameter in names if not parameter.isidentifier() or iskeyword(parameter)), None)
     if wrong is not None:
         raise DefinitionError(
-            f"{name}: {wrong!r} is no name of an argument; name it otherwise, as in {{'first': {wrong!r}}} of a collect, or bind={{…}}"
+            f"{name}: {wrong!r} is no name of an argument; name it otherwise, as in {{'first': {wrong!r}}} of a "
+            f"collect, or bind={{…}}"
         )
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(parameter, keyword) for parameter in names]

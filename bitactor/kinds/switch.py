@@ -23,7 +23,8 @@ class Switch(Kind):
     """Ordered cases, declared.
 
     Args:
-        cases: pairs of what to compare with (a value, or a predicate) and the branch: a workflow, or a function that makes a step.
+        cases: pairs of what to compare with (a value, or a predicate) and the branch: a workflow, or a function that
+            makes a step.
         default: the branch when no case fits.
         optional: without a default, whether it is skipped when no case fits; otherwise that is an error.
     """
@@ -31,12 +32,17 @@ class Switch(Kind):
     label = "switch"
 
     def __init__(
-        self, what: str, cases: Mapping[Any, Target] | Sequence[tuple[Any, Target]], default: Target | None, optional: bool
+        self,
+        what: str,
+        cases: Mapping[Any, Target] | Sequence[tuple[Any, Target]],
+        default: Target | None,
+        optional: bool,
     ) -> None:
         pairs = list(cases.items()) if isinstance(cases, Mapping) else list(cases)
         if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
             raise DefinitionError(
-                f"{what}: cases={cases!r}; give a mapping of values to branches, or pairs of (value or predicate, branch)"
+                f"{what}: cases={cases!r}; give a mapping of values to branches, or pairs of (value or predicate, "
+                "branch)"
             )
         if optional and default is not None:
             raise DefinitionError(f"{what}: with a default something always fits; leave out optional=True")
@@ -112,7 +118,9 @@ class Switched(Container):
         if declared.optional:
             return None
         known = ", ".join(getattr(test, "__name__", repr(test)) for test in declared.tests)
-        raise StepFailed(f"{self._what}: no case for {value!r}; the cases are {known}; add one, a default, or optional=True")
+        raise StepFailed(
+            f"{self._what}: no case for {value!r}; the cases are {known}; add one, a default, or optional=True"
+        )
 
 
 def _body(site: Site, target: Target, address: str) -> Plan:

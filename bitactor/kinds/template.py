@@ -1,4 +1,5 @@
-"""template: a step that fills in a text, `Hello {user.name}`: each field is an argument and, behind dots and brackets, a path into it."""
+"""template: a step that fills in a text, `Hello {user.name}`: each field is an argument and, behind dots and brackets,
+a path into it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,15 @@ from bitactor.patterns.bulkhead import Bulkhead
 from bitactor.patterns.cache import Cache
 from bitactor.patterns.circuit_breaker import CircuitBreaker
 from bitactor.patterns.error_handler import ErrorHandler
-from bitactor.patterns.errors import BatchFailed, BulkheadFull, CircuitOpen, RateLimited, Refused, TimedOut, TooFewAnswers
+from bitactor.patterns.errors import (
+    BatchFailed,
+    BulkheadFull,
+    CircuitOpen,
+    RateLimited,
+    Refused,
+    TimedOut,
+    TooFewAnswers,
+)
 from bitactor.patterns.fallback import Fallback
 from bitactor.patterns.parallel import FailedItem, Fetched, Mapped, parallel_fetch, parallel_map
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed

@@ -39,7 +39,9 @@ class Function:
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
-            raise DefinitionError(f"{what}: the parameters of {function!r} cannot be known; wrap it in a lambda or a def") from None
+            raise DefinitionError(
+                f"{what}: the parameters of {function!r} cannot be known; wrap it in a lambda or a def"
+            ) from None
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
                 raise DefinitionError(
@@ -62,7 +64,9 @@ class Function:
         known = {*takes, *self._always}
         for name in self._required:
             if name not in known:
-                raise UnknownArgument(f"{self._what}: parameter {name!r} is no argument of the step.{suggest(name, known)}")
+                raise UnknownArgument(
+                    f"{self._what}: parameter {name!r} is no argument of the step.{suggest(name, known)}"
+                )
 
     async def __call__(self, arguments: Mapping[str, Any], **always: Any) -> Any:
         """Its answer, for a step called with `arguments`."""
@@ -73,7 +77,11 @@ class Function:
         """What it returns; for an `async def` something to await."""
         self.check(arguments)
         there = {**arguments, **always}
-        wanted = there if self._everything else {name: there[name] for name in (*self._required, *self._optional) if name in there}
+        wanted = (
+            there
+            if self._everything
+            else {name: there[name] for name in (*self._required, *self._optional) if name in there}
+        )
         return self._function(**wanted)
 
 

@@ -20,7 +20,8 @@ from bitactor.patterns.waiting import Ending, contained
 from bitactor.ports import Clock, TimerHandle
 
 Handler = Callable[[list[Any]], Awaitable[Sequence[Any]]]
-"""Handles a batch; answers with one result for each item, in their order.  A result that is an exception is that item's error."""
+"""Handles a batch; answers with one result for each item, in their order.  A result that is an exception is that item's
+error."""
 
 MOMENT: Final = 0.5
 """Seconds that a batch cancelled at the end may take to clean up."""
@@ -38,10 +39,11 @@ class Batching(Policy):
 
         async def insert_many(items: list[dict]) -> list[int]: ...  # a result for each, in order
 
-    The step's function makes the item; the handler's result for it is the step's value.  A batch is handed over when it has `size` items, when its
-    first has waited `interval` seconds, and when the mesh closes.  Whatever is handed over is answered for: an error of the handler is the error of
-    each item, and a wrong number of results is one.  A call that is cancelled (or timed out) takes its item back if it has not been handed over; else
-    its result is dropped.  `Retry`, `Fail` and `Halt` are no items and pass through.
+    The step's function makes the item; the handler's result for it is the step's value.  A batch is handed over when it
+    has `size` items, when its first has waited `interval` seconds, and when the mesh closes.  Whatever is handed over
+    is answered for: an error of the handler is the error of each item, and a wrong number of results is one.  A call
+    that is cancelled (or timed out) takes its item back if it has not been handed over; else its result is dropped.
+    `Retry`, `Fail` and `Halt` are no items and pass through.
 
     Args:
         size: items a batch has at most.
@@ -64,7 +66,9 @@ class Batching(Policy):
         check_seconds(self, "interval")
         if not callable(self.handler) or not is_coroutine_function(self.handler):
             raise refuse(
-                self, "handler", "give an `async def` over a list of items; a plain function would stop the loop while it works"
+                self,
+                "handler",
+                "give an `async def` over a list of items; a plain function would stop the loop while it works",
             )
 
     def open(self, clock: Clock) -> BatchingState:
@@ -129,7 +133,8 @@ class BatchingState(PolicyState):
 
     async def close(self, timeout: float) -> None:
         """Hand over what is gathered and wait for it; what is not done in time fails, and is logged."""
-        # The time to close in is real time, as for everything that closes: with a clock that stands still it must end too.
+        # The time to close in is real time, as for everything that closes: with a clock that stands still it must end
+        # too.
         until = asyncio.get_running_loop().time() + timeout
         self.drain()
         try:
@@ -162,7 +167,9 @@ class BatchingState(PolicyState):
         if len(self._gathered) >= self._policy.size or self._closing:
             self._flush()
         elif self._timer is None:
-            self._timer = self._clock.call_at(self._clock.monotonic_ns() + nanoseconds(self._policy.interval), self._flush)
+            self._timer = self._clock.call_at(
+                self._clock.monotonic_ns() + nanoseconds(self._policy.interval), self._flush
+            )
         return waiter
 
     def _withdraw(self, waiter: asyncio.Future[Ending]) -> None:
@@ -206,15 +213,19 @@ class BatchingState(PolicyState):
             error = BatchFailed(f"batch {name!r}: its handler was cancelled")
         elif error is None and (not isinstance(results, Sequence) or isinstance(results, str | bytes)):
             error = BatchFailed(
-                f"batch {name!r}: the handler returned a {type(results).__name__} for {count} items; return a list of results"
+                f"batch {name!r}: the handler returned a {type(results).__name__} for {count} items; return a list of "
+                "results"
             )
         elif error is None and len(results) != count:
             error = BatchFailed(
-                f"batch {name!r}: the handler returned {len(results)} results for {count} items; return one for each, in order"
+                f"batch {name!r}: the handler returned {len(results)} results for {count} items; return one for each, "
+                "in order"
             )
         if error is not None:
             return [Ending(None, error)] * count
-        return [Ending(None, result) if isinstance(result, BaseException) else Ending(result, None) for result in results]
+        return [
+            Ending(None, result) if isinstance(result, BaseException) else Ending(result, None) for result in results
+        ]
 
     def _answer(self, batch: _Batch, endings: Sequence[Ending]) -> None:
         for waiter, ending in zip(batch.waiters, endings, strict=True):

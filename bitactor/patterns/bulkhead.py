@@ -19,13 +19,14 @@ class Bulkhead(Policy):
 
         Bulkhead("reports", concurrent=4, queue=20, max_wait=5.0)
 
-    A step's `limit=` (a named pool) holds hops back before they are spawned, and takes any number; this holds back attempts of hops that are
-    spawned, and refuses what is too much.
+    A step's `limit=` (a named pool) holds hops back before they are spawned, and takes any number; this holds back
+    attempts of hops that are spawned, and refuses what is too much.
 
     Args:
         concurrent: calls under way at once.
         queue: calls that may wait for a place, in order; the next fails at once with `BulkheadFull`.
-        max_wait: seconds one may wait for its place, then it fails likewise.  None: as long as its transaction may last.
+        max_wait: seconds one may wait for its place, then it fails likewise.  None: as long as its transaction may
+            last.
 
     Raises:
         DefinitionError: an option is none.

@@ -31,16 +31,18 @@ class Cache(Policy):
         Cache("users", key="user:{user_id}", ttl=60.0)
         Cache("search", key=lambda query, page: (query.lower(), page), max_entries=10_000, coalesce=True)
 
-    A hit does not run the step's function: what it would have emitted is not emitted.  A kept None is a hit.  Errors, `Retry`, `Fail`, `Halt` and
-    further steps are not kept.  Every hit is a value of its own, as if it had come through the journal.
+    A hit does not run the step's function: what it would have emitted is not emitted.  A kept None is a hit.  Errors,
+    `Retry`, `Fail`, `Halt` and further steps are not kept.  Every hit is a value of its own, as if it had come through
+    the journal.
 
     Args:
-        key: what the calls that share a value have in common: a template over the step's arguments, as for `str.format` (fields are told apart,
-            so `"{a}:{b}"` does not mistake `1:2, 3` for `1, 2:3`), or a function of arguments, by name, that returns something hashable.
+        key: what the calls that share a value have in common: a template over the step's arguments, as for `str.format`
+            (fields are told apart, so `"{a}:{b}"` does not mistake `1:2, 3` for `1, 2:3`), or a function of arguments,
+            by name, that returns something hashable.
         ttl: seconds for which a value is kept.
         max_entries: values kept at most; the one that was not asked for the longest goes first.
-        coalesce: calls for a key that is just being asked for wait for that answer, or for its error, instead of asking too; if it is cancelled
-            or decides otherwise, the next asks.
+        coalesce: calls for a key that is just being asked for wait for that answer, or for its error, instead of asking
+            too; if it is cancelled or decides otherwise, the next asks.
 
     Raises:
         DefinitionError: an option is none, or the template is.
@@ -107,7 +109,9 @@ class Template:
         self._text = text
         self._names = [name.partition(".")[0].partition("[")[0] for name, _, _ in self._fields]
         if not self._names:
-            raise DefinitionError(f"{what} names no argument, so all calls would share one value; write 'user:{{user_id}}', say")
+            raise DefinitionError(
+                f"{what} names no argument, so all calls would share one value; write 'user:{{user_id}}', say"
+            )
         if not all(name.isidentifier() for name in self._names):
             raise DefinitionError(f"{what}: every field names an argument, as '{{user_id}}' does")
 

@@ -41,20 +41,23 @@ class CircuitBreaker(Policy):
         CircuitBreaker("partner-api", failures=5, open_for=30.0)
         CircuitBreaker("search", failure_rate=0.5, window=60.0, minimum=20, counts=(ConnectionError, TimeoutError))
 
-    *Closed*: calls go through, and failures are counted.  *Open*: calls fail at once with `CircuitOpen`, whose `retry_after` says how many
-    seconds are left.  *Half-open*, after `open_for`: at most `probes` calls at once go through; `successes` of them close the circuit, one
-    failure opens it again.  A call that began before the state changed does not count any more.
+    *Closed*: calls go through, and failures are counted.  *Open*: calls fail at once with `CircuitOpen`, whose
+    `retry_after` says how many seconds are left.  *Half-open*, after `open_for`: at most `probes` calls at once go
+    through; `successes` of them close the circuit, one failure opens it again.  A call that began before the state
+    changed does not count any more.
 
     Args:
         failures: so many in a row open it (5 unless told otherwise); or else
-        failure_rate, window, minimum: this share (0 … 1) of the calls of the last `window` seconds, if they were `minimum` (10) or more.
+        failure_rate, window, minimum: this share (0 … 1) of the calls of the last `window` seconds, if they were
+            `minimum` (10) or more.
         open_for: seconds.
         probes: calls let through at once while half-open.
         successes: probes that must succeed.
-        counts: errors that are failures, `Retry` and `Fail` of the step among them.  Any other error means that the other side answered: it
-            counts as a success.
-        ignores: errors that say nothing, neither failure nor success; by default those of patterns that did not let the call through.
-            `Halt`, and being cancelled, always say nothing; being cancelled because the attempt's time was over is a failure.
+        counts: errors that are failures, `Retry` and `Fail` of the step among them.  Any other error means that the
+            other side answered: it counts as a success.
+        ignores: errors that say nothing, neither failure nor success; by default those of patterns that did not let the
+            call through. `Halt`, and being cancelled, always say nothing; being cancelled because the attempt's time
+            was over is a failure.
 
     Raises:
         DefinitionError: an option is none, or two exclude each other.

@@ -30,12 +30,14 @@ class ErrorHandler(Policy):
         ErrorHandler("enrich", "fallback", value={"tags": []})
         ErrorHandler("charge", on_declined, on=CardDeclined)
 
-        async def on_declined(error: CardDeclined, order: str): ...     # returns the step's value, or raises what the step is to raise
+        async def on_declined(error: CardDeclined, order: str): ...     # returns the step's value, or raises what the
+        step is to raise
 
     Args:
-        handle: `"log"`: the error is logged (logger `bitactor.step.<workflow>.<step>`, with its traceback) and goes on · `"ignore"`: the step's
-            value is None · `"fallback"`: it is `value` · a function (`def` or `async def`) of `error` and any of the step's arguments: it
-            is what that returns, which may be `Retry(…)`, `Fail(…)` or `Halt(…)`.
+        handle: `"log"`: the error is logged (logger `bitactor.step.<workflow>.<step>`, with its traceback) and goes on
+            · `"ignore"`: the step's value is None · `"fallback"`: it is `value` · a function (`def` or `async def`) of
+            `error` and any of the step's arguments: it is what that returns, which may be `Retry(…)`, `Fail(…)` or
+            `Halt(…)`.
         value: for `"fallback"`.
         level: for `"log"`: `"debug"`, `"info"`, `"warning"` or `"error"` (the default).
         on: errors it handles; others pass, and so do `Retry`, `Fail` and `Halt`.
@@ -118,5 +120,7 @@ class ErrorHandlerState(PolicyState):
             "%s/%s of %s, attempt %d: %r",
             call.workflow, call.step, call.transaction, call.attempt, error,
             exc_info=error,
-            extra={"workflow": call.workflow, "step": call.step, "transaction": call.transaction, "attempt": call.attempt},
+            extra={
+                "workflow": call.workflow, "step": call.step, "transaction": call.transaction, "attempt": call.attempt,
+            },
         )  # fmt: skip

@@ -9,7 +9,8 @@ RunError
 ├── BatchFailed            the batch this item was in has no result for it
 └── TooFewAnswers          what `scatter_gather` asked for did not come
 
-They are made of plain arguments, so that a workflow that declares them (`errors=[CircuitOpen]`) gets them back over the wire.
+They are made of plain arguments, so that a workflow that declares them (`errors=[CircuitOpen]`) gets them back over the
+wire.
 """
 
 from __future__ import annotations
@@ -58,11 +59,16 @@ class BatchFailed(RunError):
 class TooFewAnswers(RunError):
     """Fewer targets answered than were needed.
 
-    `successful` and `failed` have what came, by target; they are empty where the error was carried from another process.
+    `successful` and `failed` have what came, by target; they are empty where the error was carried from another
+    process.
     """
 
     def __init__(
-        self, message: str, *, successful: Mapping[Any, Any] | None = None, failed: Mapping[Any, BaseException] | None = None
+        self,
+        message: str,
+        *,
+        successful: Mapping[Any, Any] | None = None,
+        failed: Mapping[Any, BaseException] | None = None,
     ) -> None:
         super().__init__(message)
         self.successful = dict(successful or {})

@@ -22,11 +22,12 @@ class Fallback(Policy):
 
         async def cached_price(symbol: str, error: Exception) -> dict: ...
 
-    The step counts as done with that value.  Errors of the function itself are the step's.  `Retry`, `Fail` and `Halt` pass through.
+    The step counts as done with that value.  Errors of the function itself are the step's.  `Retry`, `Fail` and `Halt`
+    pass through.
 
     Args:
-        fallback: a value, or a function (`def` or `async def`) of `error` and any of the step's arguments, by name; it may answer with
-            `Retry(…)`, `Fail(…)` or `Halt(…)`.
+        fallback: a value, or a function (`def` or `async def`) of `error` and any of the step's arguments, by name; it
+            may answer with `Retry(…)`, `Fail(…)` or `Halt(…)`.
         on: errors it stands in for.
 
     Raises:
@@ -43,7 +44,9 @@ class Fallback(Policy):
     def __post_init__(self) -> None:
         check_name(self)
         fix_exceptions(self, "on")
-        object.__setattr__(self, "answer", answer(self.fallback, f"Fallback({self.name!r}): fallback={self.fallback!r}"))
+        object.__setattr__(
+            self, "answer", answer(self.fallback, f"Fallback({self.name!r}): fallback={self.fallback!r}")
+        )
 
     def check(self, takes: Sequence[str]) -> None:
         """See the port."""

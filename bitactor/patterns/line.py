@@ -9,8 +9,8 @@ from collections import OrderedDict
 class Line:
     """Those who wait, in order.
 
-    Only the first is woken, and only whoever was woken takes what there is, in its own task and just before using it: so nothing is ever
-    taken for somebody who is not there any more.
+    Only the first is woken, and only whoever was woken takes what there is, in its own task and just before using it:
+    so nothing is ever taken for somebody who is not there any more.
     """
 
     __slots__ = ("_waiting",)

@@ -40,7 +40,9 @@ def check_name(policy: Policy) -> None:
     """The name that its state goes by."""
     name = policy.name
     if not isinstance(name, str) or not name or not name.isprintable() or len(name) > MAX_NAME:
-        raise DefinitionError(f"{type(policy).__name__}: name={name!r}; a name is a string of 1 to {MAX_NAME} printable characters")
+        raise DefinitionError(
+            f"{type(policy).__name__}: name={name!r}; a name is a string of 1 to {MAX_NAME} printable characters"
+        )
 
 
 def check_seconds(policy: Policy, option: str, *, zero: bool = False, optional: bool = False) -> None:
@@ -68,15 +70,20 @@ def check_flag(policy: Policy, option: str) -> None:
         raise refuse(policy, option, "it is True or False")
 
 
-def fix_exceptions(policy: Policy, option: str, *, without: type[Outcome] | None = Outcome, empty: bool = False) -> None:
-    """Exception classes, one or several, from now on a tuple; none below `without`, which passes through whatever is said here."""
+def fix_exceptions(
+    policy: Policy, option: str, *, without: type[Outcome] | None = Outcome, empty: bool = False
+) -> None:
+    """Exception classes, one or several, from now on a tuple; none below `without`, which passes through whatever is
+    said here."""
     value = getattr(policy, option)
     classes = tuple(value) if isinstance(value, tuple | list | set | frozenset) else (value,)
     if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in classes) or not (classes or empty):
         raise refuse(policy, option, "give an exception class or a tuple of them, each below Exception")
     passed = next((kind for kind in classes if without is not None and issubclass(kind, without)), None)
     if passed is not None:
-        raise refuse(policy, option, f"{passed.__name__} is what a step decides, no error; it passes through this pattern")
+        raise refuse(
+            policy, option, f"{passed.__name__} is what a step decides, no error; it passes through this pattern"
+        )
     object.__setattr__(policy, option, classes)
 
 

@@ -1,7 +1,7 @@
 """Many at once within one step: over the elements of something, or of operations that have names.
 
-Nothing that is started here outlives the call: what is not wanted any more is cancelled and awaited, also when the step itself is cancelled.
-(An operation that swallows its cancellation is therefore waited for.)
+Nothing that is started here outlives the call: what is not wanted any more is cancelled and awaited, also when the step
+itself is cancelled. (An operation that swallows its cancellation is therefore waited for.)
 """
 
 from __future__ import annotations
@@ -82,10 +82,12 @@ async def parallel_map(
     timeout_each: float | None = None,
     clock: Clock | None = None,
 ) -> list[Value] | Mapped[Item, Value]:
-    """`function` of each element, at most `concurrency` at once; results in the order of the elements, which are taken as they are needed.
+    """`function` of each element, at most `concurrency` at once; results in the order of the elements, which are taken
+    as they are needed.
 
     Args:
-        on_error: `"raise"`: the first error cancels the rest and is raised · `"collect"`: all are run, and the answer is a `Mapped`.
+        on_error: `"raise"`: the first error cancels the rest and is raised · `"collect"`: all are run, and the answer
+            is a `Mapped`.
         timeout_each: seconds for one element, which then fails with `TimedOut`.
         clock: for tests; the loop's own time if None.
 
@@ -205,7 +207,8 @@ async def parallel_fetch(
         fetched.successful["customers"], fetched.failed.get("orders")
 
     Args:
-        timeout: seconds for each, or for each name (a name that is missing has no limit); what takes longer fails with `TimedOut`.
+        timeout: seconds for each, or for each name (a name that is missing has no limit); what takes longer fails with
+            `TimedOut`.
         clock: for tests; the loop's own time if None.
 
     Raises:
@@ -215,7 +218,9 @@ async def parallel_fetch(
         if not callable(operation):
             if inspect.iscoroutine(operation):
                 operation.close()
-            raise ConfigurationError(f"parallel_fetch: {name!r} is {operation!r}; give a function that starts it: lambda: …")
+            raise ConfigurationError(
+                f"parallel_fetch: {name!r} is {operation!r}; give a function that starts it: lambda: …"
+            )
     limits = _limits(operations, timeout)
     timers = clock or LoopTimers()
     tasks = {name: begin(lambda name=name: timed(operations[name], timers, limits[name])) for name in operations}  # type: ignore[misc]

@@ -5,8 +5,9 @@
     @workflow.step(policies=[limiter, CircuitBreaker("partner-api")])
     async def fetch(url: str) -> dict: ...
 
-The first policy is the outermost: it sees the call first and its outcome last.  Policies wrap one attempt of the step, wherever that runs.
-Two policies of one class and one name share one state; what they were declared with must then be the same.
+The first policy is the outermost: it sees the call first and its outcome last.  Policies wrap one attempt of the step,
+wherever that runs. Two policies of one class and one name share one state; what they were declared with must then be
+the same.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, ClassVar, NamedTuple
 from bitactor.ports import Clock
 
 Proceed = Callable[[], Awaitable[Any]]
-"""Runs what is inside (the next policy, in the end the step's function, where its step says); may be called several times."""
+"""Runs what is inside (the next policy, in the end the step's function, where its step says); may be called several
+times."""
 
 
 class Call(NamedTuple):
@@ -32,9 +34,11 @@ class Call(NamedTuple):
     arguments: Mapping[str, Any]
     """As the step's function gets them, without `ctx` and resources."""
     deadline: Callable[[], int | None] = lambda: None
-    """Monotonic time, in nanoseconds and as things stand, at which the mesh ends this attempt and cancels what still runs; None if nothing does.
+    """Monotonic time, in nanoseconds and as things stand, at which the mesh ends this attempt and cancels what still
+    runs; None if nothing does.
 
-    An attempt's time begins when the step's function first does, and a heartbeat puts its end off.  Once it has ended so, this is in the past.
+    An attempt's time begins when the step's function first does, and a heartbeat puts its end off.  Once it has ended
+    so, this is in the past.
     """
 
 
@@ -53,7 +57,8 @@ class PolicyState(ABC):
         """How it stands, in plain data, for people."""
 
     def drain(self) -> None:  # noqa: B027 - most hold nothing back
-        """The mesh begins to close: hold nothing back any more, for calls that are there and for those that still come."""
+        """The mesh begins to close: hold nothing back any more, for calls that are there and for those that still
+        come."""
 
     async def close(self, timeout: float) -> None:  # noqa: B027 - most have nothing to flush
         """Flush what is held back, within `timeout` seconds; nothing may be lost silently."""

@@ -9,7 +9,15 @@ from typing import Any, ClassVar
 
 from bitactor.patterns.errors import RateLimited
 from bitactor.patterns.line import Line
-from bitactor.patterns.options import check_count, check_name, check_seconds, is_number, nanoseconds, refuse, refuse_together
+from bitactor.patterns.options import (
+    check_count,
+    check_name,
+    check_seconds,
+    is_number,
+    nanoseconds,
+    refuse,
+    refuse_together,
+)
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.ports import Clock, TimerHandle
 
@@ -28,8 +36,9 @@ class RateLimit(Policy):
         per_second: calls a second; or else
         rate, per: so many calls in so many seconds (`per` is 1 unless told otherwise).
         burst: calls that may start at once after a pause.
-        max_wait: seconds that a call may wait for its turn; one whose turn would come later, or after its attempt's end, fails at once with
-            `RateLimited`.  None: it waits as long as its transaction may last (an attempt's own time has not begun).
+        max_wait: seconds that a call may wait for its turn; one whose turn would come later, or after its attempt's
+            end, fails at once with `RateLimited`.  None: it waits as long as its transaction may last (an attempt's own
+            time has not begun).
 
     Raises:
         DefinitionError: an option is none.
@@ -59,7 +68,8 @@ class RateLimit(Policy):
 
     @property
     def interval_ns(self) -> int:
-        """Nanoseconds from one call to the next, rounded up, so that the rate is never exceeded; 0 if that is no time."""
+        """Nanoseconds from one call to the next, rounded up, so that the rate is never exceeded; 0 if that is no
+        time."""
         calls = self.per_second if self.rate is None else self.rate
         assert calls is not None
         exact = (self.per or 1.0) * 1e9 / calls
@@ -140,7 +150,9 @@ class RateLimitState(PolicyState):
             self._rejected += 1
             bound = f"max_wait={self._policy.max_wait:g} s" if late else "the attempt would have ended by then"
             seconds = wait_ns / 1e9
-            raise RateLimited(f"rate limit {self._policy.name!r}: the next turn is in {seconds:.3g} s, and {bound}", seconds)
+            raise RateLimited(
+                f"rate limit {self._policy.name!r}: the next turn is in {seconds:.3g} s, and {bound}", seconds
+            )
 
     def _wake_first(self) -> None:
         if self._timer is not None:

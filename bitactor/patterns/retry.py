@@ -32,15 +32,17 @@ class RetryPolicy(Policy):
 
         RetryPolicy("blips", attempts=3, backoff=Backoff(initial=0.02, cap=0.2), on=(ConnectionResetError, CircuitOpen))
 
-    The step's own `retries=` are durable: each is a hop with a pulse, survives a crash, waits without holding anything, and can take hours.
-    These leave no trace in the journal, share one attempt's timeout, and are lost with the process; they are for what a moment mends.
+    The step's own `retries=` are durable: each is a hop with a pulse, survives a crash, waits without holding anything,
+    and can take hours. These leave no trace in the journal, share one attempt's timeout, and are lost with the process;
+    they are for what a moment mends.
 
     Args:
         attempts: calls in all.
         backoff: how long to wait between two.
         on: errors that are worth another call.  `Retry`, `Fail` and `Halt` are the step's decisions and pass through.
-        max_wait: seconds.  An error whose `retry_after` (an attribute, in seconds) asks for a longer pause than the backoff gets it, up to this;
-            one that asks for more is raised at once, and so is one whose pause would outlast the attempt.
+        max_wait: seconds.  An error whose `retry_after` (an attribute, in seconds) asks for a longer pause than the
+            backoff gets it, up to this; one that asks for more is raised at once, and so is one whose pause would
+            outlast the attempt.
 
     Raises:
         DefinitionError: an option is none.

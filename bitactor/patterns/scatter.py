@@ -25,13 +25,15 @@ async def scatter_gather(
     timeout: float | None = None,
     clock: Clock | None = None,
 ) -> Fetched[Target, Value]:
-    """Ask all targets at once and wait for all of them, at most `timeout` seconds; then those that answered are the answer.
+    """Ask all targets at once and wait for all of them, at most `timeout` seconds; then those that answered are the
+    answer.
 
         quotes = await scatter_gather(ask_price, suppliers, at_least=2, timeout=1.5)
 
     Args:
         targets: each once; they name the answers.
-        at_least: so many must answer (all of them unless told otherwise); once they cannot any more, nobody is waited for.
+        at_least: so many must answer (all of them unless told otherwise); once they cannot any more, nobody is waited
+            for.
         timeout: seconds; who has not answered by then is cancelled and counts as failed (`TimedOut`).
         clock: for tests; the loop's own time if None.
 

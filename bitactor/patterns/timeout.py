@@ -22,15 +22,16 @@ class Timeout(Policy):
         Timeout("quotes", 0.5, fallback=[])
         Timeout("quotes", 0.5, fallback=lambda symbol, error: last_known(symbol))
 
-    The step's own `timeout=` is the mesh's: it ends the attempt, and leaves the hop in doubt, to be undone as such.  This is an error like any
-    other inside the attempt: for what may safely be given up, such as reading.  A call that ends with a value after all, although it was
-    cancelled, has ended with that value.
+    The step's own `timeout=` is the mesh's: it ends the attempt, and leaves the hop in doubt, to be undone as such.
+    This is an error like any
+    other inside the attempt: for what may safely be given up, such as reading.  A call that ends with a value after
+    all, although it was cancelled, has ended with that value.
 
     Args:
         seconds: how long it may take.
         fallback: a value, or a function (`def` or `async def`) of `error` and any of the step's arguments, by name.
-        grace: seconds that a cancelled call may take to clean up before the answer is given without waiting any longer; it is then counted
-            as a `zombie` until it ends.
+        grace: seconds that a cancelled call may take to clean up before the answer is given without waiting any longer;
+            it is then counted as a `zombie` until it ends.
 
     Raises:
         DefinitionError: an option is none.
@@ -112,7 +113,9 @@ class TimeoutState(PolicyState):
     async def _late(self, call: Call, cause: BaseException | None) -> Any:
         self._timed_out += 1
         policy = self._policy
-        error = TimedOut(f"{call.workflow}/{call.step}: took longer than the {policy.seconds:g} s of timeout {policy.name!r}")
+        error = TimedOut(
+            f"{call.workflow}/{call.step}: took longer than the {policy.seconds:g} s of timeout {policy.name!r}"
+        )
         error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
         if policy.answer is None:
             raise error

@@ -61,7 +61,8 @@ class Ending(NamedTuple):
 
 
 async def contained(function: Callable[[], Awaitable[Any]]) -> Ending:
-    """Await what `function` returns; whatever it raises, `SystemExit` included, which in a task of its own would end the loop."""
+    """Await what `function` returns; whatever it raises, `SystemExit` included, which in a task of its own would end
+    the loop."""
     try:
         awaitable = function()
         if not inspect.isawaitable(awaitable):
@@ -84,7 +85,8 @@ def ending_of(task: asyncio.Task[Ending]) -> Ending:
 
 
 async def ends(task: asyncio.Task[Any], timers: Timers, when_ns: int) -> bool:
-    """Wait for the task's end or for `when_ns`, whichever is first; whether it has ended.  The task is left as it is."""
+    """Wait for the task's end or for `when_ns`, whichever is first; whether it has ended.  The task is left as it
+    is."""
     while not task.done() and timers.monotonic_ns() < when_ns:
         woken = asyncio.get_running_loop().create_future()
         wake = partial(_wake, woken)
@@ -99,7 +101,8 @@ async def ends(task: asyncio.Task[Any], timers: Timers, when_ns: int) -> bool:
 
 
 async def reap(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel those that still run, and wait until all have ended, also if cancelled meanwhile; that is then passed on."""
+    """Cancel those that still run, and wait until all have ended, also if cancelled meanwhile; that is then passed
+    on."""
     left = [task for task in tasks if not task.done()]
     for task in left:
         task.cancel()
@@ -115,7 +118,8 @@ async def reap(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def timed(function: Callable[[], Awaitable[Any]], timers: Timers, seconds: float | None) -> tuple[bool, Ending]:
-    """Await what `function` returns for at most `seconds`, then cancel it and wait for its end; whether it was in time, and the ending.
+    """Await what `function` returns for at most `seconds`, then cancel it and wait for its end; whether it was in time,
+    and the ending.
 
     A value counts, also one that came of being cancelled.
     """

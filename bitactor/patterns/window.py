@@ -46,7 +46,8 @@ class InARow:
 class Share:
     """A share of the calls of the last `window_ns`, once there were `minimum`.
 
-    Counted in ten slices of the window, so memory does not grow with traffic: a call is forgotten after nine to ten tenths of the window.
+    Counted in ten slices of the window, so memory does not grow with traffic: a call is forgotten after nine to ten
+    tenths of the window.
     """
 
     def __init__(self, rate: float, window_ns: int, minimum: int) -> None:

@@ -136,7 +136,8 @@ class Advancing(Undoing):
         self._tell_step(index, COMPLETED, now_ns, elapsed_ns=now_ns - self.spawned_at_ns[index], token_out=token)
 
     def _attend(self, now_ns: int) -> None:
-        """Start what was planned in this turn, and see to containers whose scopes are settled; or leave it for when we are resumed."""
+        """Start what was planned in this turn, and see to containers whose scopes are settled; or leave it for when we
+        are resumed."""
         fresh, attention = self.fresh, self.attention
         while self.phase is ACTIVE and (fresh or attention):
             if fresh:
@@ -190,10 +191,16 @@ class Advancing(Undoing):
         )
 
     def _proceeded(self, stimulus: Proceeded, now_ns: int) -> None:
-        """The function around nested steps has called `proceed()`: run them, or, if it was interrupted before, let them go on."""
+        """The function around nested steps has called `proceed()`: run them, or, if it was interrupted before, let them
+        go on."""
         index, delivery = stimulus
         step = self.steps[index]
-        if self.states[index] != RUNNING or delivery != self.deliveries[index] or step.scope is None or step.surrounding is None:
+        if (
+            self.states[index] != RUNNING
+            or delivery != self.deliveries[index]
+            or step.scope is None
+            or step.surrounding is None
+        ):
             return
         if not self.takes_more(index):
             self.commands.append(Abandon(index))
@@ -205,7 +212,9 @@ class Advancing(Undoing):
         container = step.scope.container
         progress = self.progress[container]
         if not progress.proceeding:
-            self._tell_step(container, SPAWNED, now_ns, data={"opening": opening_data(step.surrounding.nested(progress))})
+            self._tell_step(
+                container, SPAWNED, now_ns, data={"opening": opening_data(step.surrounding.nested(progress))}
+            )
             for other in [other for other in self.stranded if not self.held_back(other)]:
                 self.stranded.discard(other)
                 if self.states[other] in IN_FLIGHT:
@@ -224,7 +233,8 @@ class Advancing(Undoing):
             and reply.epoch == self.epoch
         ):
             if index >= self.grown and self.steps[index].surrounding is not None and self.returns_early(index, reply):
-                text = f"{self.steps[index].address!r} answered before the steps it is around were done; let it `await proceed()`"
+                address = self.steps[index].address
+                text = f"{address!r} answered before the steps it is around were done; let it `await proceed()`"
                 self._fail(index, Fault("bitactor.errors:InvalidOutcome", text), now_ns, elapsed_ns=reply.elapsed_ns)
             elif reply.outcome == "ok" and not reply.emits and reply.planned is None:
                 self._complete(index, reply, now_ns)
@@ -248,8 +258,9 @@ class Advancing(Undoing):
         pulse: Pulse = _new(
             Pulse,
             (
-                self.transaction, self.root, self.plan.workflow, self.seq, reply.hop, (), COMPLETED, step.name, step.spawn, FORWARD,
-                self.attempts[index], self.ttls[index], now_ns, reply.elapsed_ns, None, reply.token, None, None, self.digest,
+                self.transaction, self.root, self.plan.workflow, self.seq, reply.hop, (), COMPLETED, step.name,
+                step.spawn, FORWARD, self.attempts[index], self.ttls[index], now_ns, reply.elapsed_ns, None,
+                reply.token, None, None, self.digest,
             ),
         )  # fmt: skip
         self.pulses.append(pulse)
@@ -273,7 +284,9 @@ class Advancing(Undoing):
                 planned = decode_token(Packed(reply.planned))
                 resolve(self, index, planned)
             except (DefinitionError, ProtocolError, LookupError, TypeError, ValueError, AttributeError) as error:
-                self._fail(index, Fault("bitactor.errors:InvalidOutcome", str(error)), now_ns, elapsed_ns=reply.elapsed_ns)
+                self._fail(
+                    index, Fault("bitactor.errors:InvalidOutcome", str(error)), now_ns, elapsed_ns=reply.elapsed_ns
+                )
                 return
             data = {**(data or {}), "planned": planned}
         hop = self.hops[index]
@@ -333,8 +346,9 @@ class Advancing(Undoing):
         pulse: Pulse = _new(
             Pulse,
             (
-                self.transaction, self.root, self.plan.workflow, self.seq, hop, self.causes_of(step), SPAWNED, step.name, step.spawn,
-                FORWARD, attempt, ttl - 1, now_ns, None, step.token_in, None, None, data, self.digest,
+                self.transaction, self.root, self.plan.workflow, self.seq, hop, self.causes_of(step), SPAWNED,
+                step.name, step.spawn, FORWARD, attempt, ttl - 1, now_ns, None, step.token_in, None, None, data,
+                self.digest,
             ),
         )  # fmt: skip
         self.pulses.append(pulse)
@@ -347,18 +361,22 @@ class Advancing(Undoing):
         chain = [*self.trail, *self.chain_to(index)]
         before = f" after {' → '.join(chain[:-1])}" if len(chain) > 1 else ""
         fault = Fault(
-            "bitactor.errors:TtlExpired", f"no hops left for {step.address!r}{before}; this transaction began with {self.ttl}"
+            "bitactor.errors:TtlExpired",
+            f"no hops left for {step.address!r}{before}; this transaction began with {self.ttl}",
         )
         self._tell_step(index, TOMBSTONE, now_ns, reason=TTL_EXPIRED, data={"chain": chain, "ttl": self.ttl})
         self._fail(index, fault, now_ns)
 
     def _refuse_more_hops(self, index: int, now_ns: int) -> None:
         address, allowed = self.steps[index].address, self.plan.max_hops
-        message = f"{address!r} would be hop {self.hops_spent + 1} of {self.plan.workflow!r}, which may take {allowed} (max_hops)"
+        hop, workflow = self.hops_spent + 1, self.plan.workflow
+        message = f"{address!r} would be hop {hop} of {workflow!r}, which may take {allowed} (max_hops)"
         self._tell_step(index, TOMBSTONE, now_ns, reason=REJECTED)
         self._fail(index, Fault("bitactor.errors:TooManyHops", message), now_ns)
 
-    def _fail(self, index: int, fault: Fault, now_ns: int, *, elapsed_ns: int | None = None, in_doubt: bool = False) -> None:
+    def _fail(
+        self, index: int, fault: Fault, now_ns: int, *, elapsed_ns: int | None = None, in_doubt: bool = False
+    ) -> None:
         """A step failed for good: stop everything else, then undo; unless it is not required, then go on without it."""
         if not self.steps[index].required and self.phase in (ACTIVE, HALTING):
             tolerated = {"in_doubt": True, "tolerated": True} if in_doubt else {"tolerated": True}
@@ -398,7 +416,11 @@ class Advancing(Undoing):
     def _try_again(self, index: int, fault: Fault, after_ns: int | None, elapsed_ns: int | None, now_ns: int) -> None:
         step = self.steps[index]
         failures = self.failures[index] + 1
-        if self.phase not in (ACTIVE, HALTING) or failures > step.retries or (index >= self.grown and self.fails(index)):
+        if (
+            self.phase not in (ACTIVE, HALTING)
+            or failures > step.retries
+            or (index >= self.grown and self.fails(index))
+        ):
             self._fail(index, fault, now_ns, elapsed_ns=elapsed_ns)
             return
         if after_ns is None:

@@ -19,7 +19,8 @@ class Emission(NamedTuple):
 
 
 class Decide(NamedTuple):
-    """Evaluate this step's transforms, predicate and guard; ask a container what to open, or what follows; and say `Decided`."""
+    """Evaluate this step's transforms, predicate and guard; ask a container what to open, or what follows; and say
+    `Decided`."""
 
     step: int
 

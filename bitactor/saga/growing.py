@@ -1,7 +1,8 @@
 """Steps planned while a transaction runs: the scopes that containers open, and what a `Then` asks for.
 
-New steps are put behind those there are, each with a place in every list of the state; a scope is one block of places, its steps first, then its
-inputs, so that a step finds its arguments as it does in a plan.  All of this follows from pulses, and so is the same live and folded.
+New steps are put behind those there are, each with a place in every list of the state; a scope is one block of places,
+its steps first, then its inputs, so that a step finds its arguments as it does in a plan.  All of this follows from
+pulses, and so is the same live and folded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from bitactor.saga.resolving import has_settled, resolve
 from bitactor.signal import Fault
 
 NOTHING: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
-"""Stands for every mapping that most transactions never need; a parked one would carry half a kilobyte of empty ones."""
+"""Stands for every mapping that most transactions never need; a parked one would carry half a kilobyte of empty
+ones."""
 
 
 def writable(mapping: dict[Any, Any]) -> dict[Any, Any]:
@@ -32,7 +34,17 @@ def writable(mapping: dict[Any, Any]) -> dict[Any, Any]:
 class Growing:
     """The part of the state that can get longer; `SagaState` has the rest."""
 
-    __slots__ = ("by_name", "hops_spent", "in_flight", "progress", "replaced", "spare", "stand_ins", "steps", "unsettled")
+    __slots__ = (
+        "by_name",
+        "hops_spent",
+        "in_flight",
+        "progress",
+        "replaced",
+        "spare",
+        "stand_ins",
+        "steps",
+        "unsettled",
+    )
 
     plan: Plan
     steps: Sequence[PlanStep]
@@ -162,7 +174,8 @@ class Growing:
     # Scopes whose failure is caught
 
     def catching(self, index: int) -> Scope | None:
-        """The innermost scope around a step whose failure is its container's own affair, if that container is still at work."""
+        """The innermost scope around a step whose failure is its container's own affair, if that container is still at
+        work."""
         scope = self.steps[index].scope
         while scope is not None:
             container = self.steps[scope.container].container
@@ -185,7 +198,8 @@ class Growing:
         return scope is not None and scope.base in self.progress[scope.container].failing
 
     def _caught(self, index: int, fault: Fault) -> None:
-        """A step failed in a scope that catches that: nothing more of it begins, and once nothing runs, its container goes on."""
+        """A step failed in a scope that catches that: nothing more of it begins, and once nothing runs, its container
+        goes on."""
         scope = self.catching(index)
         assert scope is not None
         self.progress[scope.container].failing.setdefault(scope.base, fault)
@@ -274,7 +288,8 @@ class Growing:
         zeros = [0] * count
         self.states.extend([PASSED] * count)
         for numbers in (
-            self.missing, self.attempts, self.deliveries, self.failures, self.undo_attempts, self.ttls, self.spawned_at_ns,
+            self.missing, self.attempts, self.deliveries, self.failures, self.undo_attempts, self.ttls,
+            self.spawned_at_ns,
         ):  # fmt: skip
             numbers.extend(zeros)
         self.hops.extend([""] * count)

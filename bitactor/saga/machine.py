@@ -1,10 +1,12 @@
 """The saga: one transaction as a sans-IO state machine.
 
-Theory of operation.  A *stimulus* comes in (a hop replied, timed out, a cancel was asked for); out come *pulses*, facts to be kept,
-and *commands*, orders to be obeyed once the pulses are kept.  `react` decides, `evolve` (see `state`) changes the state, by pulses alone.
-Recovery is a fold followed by `Recovered`.  The machine needs no clock, no thread and no socket: time arrives as a number.
+Theory of operation.  A *stimulus* comes in (a hop replied, timed out, a cancel was asked for); out come *pulses*, facts
+to be kept, and *commands*, orders to be obeyed once the pulses are kept.  `react` decides, `evolve` (see `state`)
+changes the state, by pulses alone. Recovery is a fold followed by `Recovered`.  The machine needs no clock, no thread
+and no socket: time arrives as a number.
 
-A transaction goes through phases; `TRANSITIONS` says what each stimulus means in each of them, and `python -m bitactor.saga` prints it.
+A transaction goes through phases; `TRANSITIONS` says what each stimulus means in each of them, and `python -m
+bitactor.saga` prints it.
 
     new ──▶ running ──▶ ended (completed)
                │  ╲
@@ -12,8 +14,9 @@ A transaction goes through phases; `TRANSITIONS` says what each stimulus means i
                ▼
             failing ──▶ undoing ──▶ ended (compensated, cancelled, stuck)
 
-While *failing*, nothing new starts: hops in flight are cancelled, and each is waited for until it answers or the grace period ends.
-What answered is known to have happened or not; what did not is *in doubt*.  Undo is then serial, last first.
+While *failing*, nothing new starts: hops in flight are cancelled, and each is waited for until it answers or the grace
+period ends. What answered is known to have happened or not; what did not is *in doubt*.  Undo is then serial, last
+first.
 """
 
 from __future__ import annotations
@@ -74,15 +77,16 @@ from bitactor.saga.stimuli import (
 
 
 class Saga(Advancing):
-    """One transaction.  Make one with `Saga(plan, id)` and feed it `Accept`, or with `Saga.fold` and feed it `Recovered`."""
+    """One transaction.  Make one with `Saga(plan, id)` and feed it `Accept`, or with `Saga.fold` and feed it
+    `Recovered`."""
 
     __slots__ = ()
 
     def react(self, stimulus: Stimulus, now_ns: int) -> tuple[list[Pulse], list[Command]]:
         """What follows from `stimulus` at wall time `now_ns`.
 
-        The pulses have already changed the state; the commands may be obeyed only once the pulses are kept.  A stimulus that means
-        nothing in this phase (it came late, twice, or after the end) gives two empty lists.
+        The pulses have already changed the state; the commands may be obeyed only once the pulses are kept.  A stimulus
+        that means nothing in this phase (it came late, twice, or after the end) gives two empty lists.
         """
         pulses: list[Pulse] = []
         commands: list[Command] = []
@@ -130,7 +134,8 @@ class Saga(Advancing):
         if was_failing:
             self._leave_all_in_doubt(now_ns)
         order = sorted(
-            range(len(self.states)), key=lambda index: self.steps[index] is None or self.steps[index].surrounding is None
+            range(len(self.states)),
+            key=lambda index: self.steps[index] is None or self.steps[index].surrounding is None,
         )
         before = tuple(self.states)
         for index in order:
@@ -194,14 +199,21 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition((UNDOING,), Lost, Saga._undo_lost, "deliver the undo again, or give it up as poison"),
     Transition((*_FORWARD, FAILING), Unrouted, Saga._unrouted, "fail: nobody to run it"),
     Transition((UNDOING,), Unrouted, Saga._undo_unrouted, "the undo failed: nobody to run it"),
-    Transition((*_FORWARD, FAILING), HopExpired, Saga._hop_expired, "the attempt is in doubt; ask compensation, retry or fail"),
+    Transition(
+        (*_FORWARD, FAILING), HopExpired, Saga._hop_expired, "the attempt is in doubt; ask compensation, retry or fail"
+    ),
     Transition((UNDOING,), HopExpired, Saga._undo_expired, "the undo failed"),
     Transition(_FORWARD, Proceeded, Saga._proceeded, "run the steps nested in a function, or let them go on"),
     Transition((ACTIVE,), RetryDue, Saga._retry_due, "the next attempt"),
     Transition((UNDOING,), RetryDue, Saga._undo_retry_due, "the next attempt at undo"),
     Transition((FAILING,), GraceOver, Saga._grace_over, "what has not answered is in doubt; begin undo"),
     Transition(_FORWARD, DeadlineOver, Saga._deadline_over, "stop everything, then undo"),
-    Transition((FAILING, UNDOING), DeadlineOver, Saga._undo_time_over, "what is not undone by now has failed to be; end as stuck"),
+    Transition(
+        (FAILING, UNDOING),
+        DeadlineOver,
+        Saga._undo_time_over,
+        "what is not undone by now has failed to be; end as stuck",
+    ),
     Transition((*_FORWARD, SUSPENDED), CancelAsked, Saga._cancel_asked, "stop everything, then undo"),
     Transition((ENDED,), UndoAsked, Saga._undo_asked, "take back what a completed transaction did"),
     Transition((SUSPENDED, ENDED), ResumeAsked, Saga._resume_asked, "go on: forward if halted, with undo if stuck"),

@@ -1,6 +1,7 @@
 """What a `Then` asks for, resolved: names become places, in the scope of the step that asks.
 
-A planned step always waits for the one that asked for it, and so carries less hop budget than that one: a chain of steps that plan each other ends.
+A planned step always waits for the one that asked for it, and so carries less hop budget than that one: a chain of
+steps that plan each other ends.
 """
 
 from __future__ import annotations
@@ -79,9 +80,13 @@ class _Asked:
         times = Counter(self.names)
         for name in self.names:
             if times[name] > 1 or (name != self.own and self._is_taken(name)):
-                raise DuplicateName(f"{self.emitter.address!r} asks for a step {name!r}, and there is one; give it another name")
+                raise DuplicateName(
+                    f"{self.emitter.address!r} asks for a step {name!r}, and there is one; give it another name"
+                )
             if name in self.inputs:
-                raise DuplicateName(f"{self.emitter.address!r} asks for a step {name!r}, which is an input; give it another name")
+                raise DuplicateName(
+                    f"{self.emitter.address!r} asks for a step {name!r}, which is an input; give it another name"
+                )
         for name in self._mentioned():
             index = self.state.by_name.get(self.prefix + name)
             if name not in self.steps and index is not None and self.state.steps[index].scope is self.emitter.scope:
@@ -116,7 +121,9 @@ class _Asked:
         path = f"{self.prefix}{self.own}#{self._generation() + 1}" if replaces else self.prefix + name
         where = f"{self.emitter.address!r} asks for {path!r}"
         step.arguments = tuple(self._arguments(template, bind, where))
-        step.when_arguments = tuple(argument._replace(slot=argument.slot + self.base) for argument in template.when_arguments)
+        step.when_arguments = tuple(
+            argument._replace(slot=argument.slot + self.base) for argument in template.when_arguments
+        )
         step.token_in = tuple(argument.reference for argument in step.arguments)
         needed = {argument.slot for argument in (*step.arguments, *step.when_arguments)} & self.places_of_steps
         needed |= {self.own_place, *self._only_ordered(template)}
@@ -158,10 +165,14 @@ class _Asked:
         """The argument with another source: `["value", bytes]`, or `["result" | "input", name, path…]`."""
         kind, given, *path = source
         if kind == "value":
-            return argument._replace(slot=-1, path=(), transform=None, constant=token_from_bytes(given), reference="value")
+            return argument._replace(
+                slot=-1, path=(), transform=None, constant=token_from_bytes(given), reference="value"
+            )
         places, noun = (self.inputs, "input") if kind == "input" else (self.steps, "step")
         if given not in places:
-            raise UnknownArgument(f"{where} and binds {argument.name!r} to {given!r}, which is no {noun}.{suggest(given, places)}")
+            raise UnknownArgument(
+                f"{where} and binds {argument.name!r} to {given!r}, which is no {noun}.{suggest(given, places)}"
+            )
         reference = ".".join(str(part) for part in (*(("input",) if kind == "input" else ()), given, *path))
         return argument._replace(slot=places[given], path=tuple(path), transform=None, reference=reference)
 

@@ -1,6 +1,7 @@
 """A transaction's state, which changes by pulses and by nothing else.
 
-`evolve` sees only the pulse and the state before it, so that the live state and the fold of the journal are the same by construction.
+`evolve` sees only the pulse and the state before it, so that the live state and the fold of the journal are the same by
+construction.
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ class SagaState(Growing):
     """Everything that is known of one transaction; lists are indexed by step."""
 
     __slots__ = (
-        "accepted_at_ns", "assessed", "attempts", "attention", "awaited", "cancelling", "causes", "deadline_ns", "decided",
-        "deliveries", "digest", "doubts", "due_ns", "emissions", "epoch", "errors", "failures", "fresh", "grown", "hops",
-        "metadata", "missing", "order", "outstanding", "parent", "phase", "plan", "root", "salt", "seq", "span", "spawned_at_ns",
-        "states", "status", "stopping_since_ns", "tokens", "trail", "transaction", "ttl", "ttls", "undo_attempts", "undo_failed",
-        "undoing", "unknown",
+        "accepted_at_ns", "assessed", "attempts", "attention", "awaited", "cancelling", "causes", "deadline_ns",
+        "decided", "deliveries", "digest", "doubts", "due_ns", "emissions", "epoch", "errors", "failures", "fresh",
+        "grown", "hops", "metadata", "missing", "order", "outstanding", "parent", "phase", "plan", "root", "salt",
+        "seq", "span", "spawned_at_ns", "states", "status", "stopping_since_ns", "tokens", "trail", "transaction",
+        "ttl", "ttls", "undo_attempts", "undo_failed", "undoing", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -170,14 +171,22 @@ class SagaState(Growing):
             raise StoreError("a journal begins with an accepted pulse; this one is empty or has lost its beginning")
         first = pulses[0]
         data = first.data or {}
-        state = cls(plan, first.transaction, root=first.root, parent=data.get("parent", ""), trail=tuple(data.get("trail") or ()))
+        state = cls(
+            plan,
+            first.transaction,
+            root=first.root,
+            parent=data.get("parent", ""),
+            trail=tuple(data.get("trail") or ()),
+        )
         for pulse in pulses:
             try:
                 state.evolve(pulse)
             except StoreError:
                 raise
             except Exception as error:
-                raise state._damaged(pulse, f"lacks what a pulse of its kind has ({type(error).__name__}: {error})") from error
+                raise state._damaged(
+                    pulse, f"lacks what a pulse of its kind has ({type(error).__name__}: {error})"
+                ) from error
         state.fresh.clear()
         state.attention.clear()
         return state
@@ -262,7 +271,10 @@ class SagaState(Growing):
         return {
             step.name: self.tokens[step.index]
             for step in self.steps
-            if step is not None and step.scope is None and self.states[step.index] in HAS_RESULT and step.index not in self.doubts
+            if step is not None
+            and step.scope is None
+            and self.states[step.index] in HAS_RESULT
+            and step.index not in self.doubts
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -300,7 +312,8 @@ class SagaState(Growing):
         """
         if pulse.seq != self.seq:
             raise StoreError(
-                f"transaction {self.transaction}: pulse {pulse.seq} where {self.seq} was expected; the journal has a gap"
+                f"transaction {self.transaction}: pulse {pulse.seq} where {self.seq} was expected; the journal has a "
+                "gap"
             )
         if pulse.step:
             index = self._index_of(pulse)
@@ -326,8 +339,15 @@ class SagaState(Growing):
         step = self.steps[index]
         if self.missing[index]:
             raise self._damaged(pulse, "before what the step waits for")
-        expired = self.ttl_of_causes(step) <= 0 or (self.plan.max_hops is not None and self.hops_spent >= self.plan.max_hops)
-        unspawned = {FAILED: step.decides or expired, SKIPPED: step.decides, COMPLETED: step.decides, TOMBSTONE: expired}
+        expired = self.ttl_of_causes(step) <= 0 or (
+            self.plan.max_hops is not None and self.hops_spent >= self.plan.max_hops
+        )
+        unspawned = {
+            FAILED: step.decides or expired,
+            SKIPPED: step.decides,
+            COMPLETED: step.decides,
+            TOMBSTONE: expired,
+        }
         if not unspawned.get(pulse.kind, True):
             raise self._damaged(pulse, "although it was never spawned")
 
@@ -354,7 +374,8 @@ class SagaState(Growing):
             return self.by_name[pulse.step]
         except KeyError:
             raise StoreError(
-                f"transaction {self.transaction}: its journal has a step {pulse.step!r} that workflow {self.plan.workflow!r} does not "
+                f"transaction {self.transaction}: its journal has a step {pulse.step!r} that workflow "
+                f"{self.plan.workflow!r} does not "
                 "have (any more); finish it with the release that started it"
             ) from None
 
@@ -413,7 +434,8 @@ class SagaState(Growing):
             self._planned_step_settled(index)
 
     def _answered(self, pulse: Pulse, index: int) -> None:
-        """A guard has answered, or a container closed before it had opened anything: done, without anything having been done."""
+        """A guard has answered, or a container closed before it had opened anything: done, without anything having been
+        done."""
         step = self.steps[index]
         self.states[index] = DONE
         self.unsettled -= 1
@@ -460,7 +482,8 @@ class SagaState(Growing):
         self._begin_failing(pulse)
 
     def _tolerated(self, pulse: Pulse, index: int, data: Mapping[str, Any]) -> None:
-        """It was not required: None instead of its result.  If nobody knows whether it happened, undo asks it like any other."""
+        """It was not required: None instead of its result.  If nobody knows whether it happened, undo asks it like any
+        other."""
         if data.get("in_doubt"):
             self._doubt(pulse, index)
         self.states[index] = IN_DOUBT if index in self.doubts else PASSED
@@ -672,7 +695,11 @@ class SagaState(Growing):
 
     def _finished(self, pulse: Pulse) -> None:
         status = (pulse.data or {})["status"]
-        if (status == "completed") != (self.phase == ACTIVE) or (status == "completed" and self.unsettled) or self.in_flight:
+        if (
+            (status == "completed") != (self.phase == ACTIVE)
+            or (status == "completed" and self.unsettled)
+            or self.in_flight
+        ):
             raise self._damaged(pulse, f"{status!r}, which it cannot be yet")
         if status != "completed" and any(self._awaits_undo(index) for index in self.order):
             raise self._damaged(pulse, f"{status!r}, although something is left to undo")
@@ -701,22 +728,24 @@ EVOLUTION: Final[Mapping[tuple[int, str, str], _Rule]] = {
     }),
     **_rules((OPENED,), FORWARD, {SPAWNED: _S._opened_further, COMPLETED: _S._closed, FAILED: _S._failed}),
     **_rules((RUNNING, ASSESSING), FORWARD, {
-        SPAWNED: _S._spawned_again, COMPLETED: _S._completed, COMPENSATED: _S._completed, FAILED: _S._failed, RETRIED: _S._retried,
-        TIMED_OUT: _S._timed_out, TOMBSTONE: _S._buried, HALTED: _S._step_halted,
+        SPAWNED: _S._spawned_again, COMPLETED: _S._completed, COMPENSATED: _S._completed, FAILED: _S._failed,
+        RETRIED: _S._retried, TIMED_OUT: _S._timed_out, TOMBSTONE: _S._buried, HALTED: _S._step_halted,
     }),
     **_rules((BACKING_OFF,), FORWARD, {SPAWNED: _S._spawned, TOMBSTONE: _S._buried, FAILED: _S._failed}),
     **_rules((IN_DOUBT,), FORWARD, {SPAWNED: _S._spawned_again, RETRIED: _S._retried, FAILED: _S._failed}),
     **_rules((DONE, IN_DOUBT), UNDO, {SPAWNED: _S._undo_spawned, UNDO_FAILED: _S._undo_broke}),
     **_rules((UNDO_RUNNING,), UNDO, {
-        SPAWNED: _S._undo_spawned, UNDONE: _S._undone, RETRIED: _S._undo_retried, UNDO_FAILED: _S._undo_broke, TOMBSTONE: _S._undo_buried,
+        SPAWNED: _S._undo_spawned, UNDONE: _S._undone, RETRIED: _S._undo_retried, UNDO_FAILED: _S._undo_broke,
+        TOMBSTONE: _S._undo_buried,
     }),
     **_rules((UNDO_BACKING_OFF,), UNDO, {SPAWNED: _S._undo_spawned, UNDO_FAILED: _S._undo_broke}),
 }  # fmt: skip
-"""(state of the step, kind of pulse, direction) → how the step's state changes; a pulse that is not here cannot follow."""
+"""(state of the step, kind of pulse, direction) → how the step's state changes; a pulse that is not here cannot
+follow."""
 
 EVOLUTION_OF_THE_WHOLE: Final[Mapping[str, Callable[[SagaState, Pulse], None]]] = {
-    ACCEPTED: _S._accepted, FAILED: _S._whole_failed, TOMBSTONE: _S._whole_buried, EMITTED: _S._emitted, HALTED: _S._halted,
-    RESUMED: _S._resumed, FINISHED: _S._finished,
+    ACCEPTED: _S._accepted, FAILED: _S._whole_failed, TOMBSTONE: _S._whole_buried, EMITTED: _S._emitted,
+    HALTED: _S._halted, RESUMED: _S._resumed, FINISHED: _S._finished,
 }  # fmt: skip
 
 _FORWARDS: Final = frozenset((ACTIVE, HALTING))
@@ -728,11 +757,12 @@ PHASES_OF: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     (HALTED, FORWARD): _FORWARDS, (COMPLETED, FORWARD): _RUNS_OUT, (COMPENSATED, FORWARD): _RUNS_OUT,
     (FAILED, FORWARD): _RUNS_OUT, (TIMED_OUT, FORWARD): _RUNS_OUT, (TOMBSTONE, FORWARD): _RUNS_OUT,
     (LATE, FORWARD): _BEGUN, (SPAWNED, UNDO): _STOPPING, (UNDO_FAILED, UNDO): _STOPPING,
-    (UNDONE, UNDO): frozenset((UNDOING,)), (RETRIED, UNDO): frozenset((UNDOING,)), (TOMBSTONE, UNDO): frozenset((UNDOING,)),
+    (UNDONE, UNDO): frozenset((UNDOING,)), (RETRIED, UNDO): frozenset((UNDOING,)),
+    (TOMBSTONE, UNDO): frozenset((UNDOING,)),
 }  # fmt: skip
 """(kind of pulse, direction) → the phases in which a step can have one."""
 
 PHASES_OF_THE_WHOLE: Final[Mapping[str, frozenset[str]]] = {
-    ACCEPTED: frozenset((NEW,)), FAILED: frozenset((ACTIVE, HALTING, SUSPENDED, ENDED)), TOMBSTONE: _BEGUN, EMITTED: _BEGUN,
-    HALTED: frozenset((HALTING,)), RESUMED: _BEGUN, FINISHED: frozenset((ACTIVE, FAILING, UNDOING)),
+    ACCEPTED: frozenset((NEW,)), FAILED: frozenset((ACTIVE, HALTING, SUSPENDED, ENDED)), TOMBSTONE: _BEGUN,
+    EMITTED: _BEGUN, HALTED: frozenset((HALTING,)), RESUMED: _BEGUN, FINISHED: frozenset((ACTIVE, FAILING, UNDOING)),
 }  # fmt: skip

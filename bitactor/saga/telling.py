@@ -66,8 +66,8 @@ class Telling(SagaState):
             data = {**(data or {}), "fault": list(error)}
             reason = error.summary()
         pulse = Pulse(
-            self.transaction, self.root, self.plan.workflow, self.seq, hop or self.span_id, (), kind, "", "", direction, 1,
-            self.ttl if ttl is None else ttl, now_ns, elapsed_ns, None, token_out, reason, data, self.digest,
+            self.transaction, self.root, self.plan.workflow, self.seq, hop or self.span_id, (), kind, "", "", direction,
+            1, self.ttl if ttl is None else ttl, now_ns, elapsed_ns, None, token_out, reason, data, self.digest,
         )  # fmt: skip
         self.pulses.append(pulse)
         self.evolve(pulse)
@@ -107,8 +107,8 @@ class Telling(SagaState):
         pulse: Pulse = _new(
             Pulse,
             (
-                self.transaction, self.root, self.plan.workflow, self.seq, hop, causes, kind, step.name, step.spawn, direction,
-                attempt, ttl, now_ns, elapsed_ns, None, token_out, reason, data, self.digest,
+                self.transaction, self.root, self.plan.workflow, self.seq, hop, causes, kind, step.name, step.spawn,
+                direction, attempt, ttl, now_ns, elapsed_ns, None, token_out, reason, data, self.digest,
             ),
         )  # fmt: skip
         self.pulses.append(pulse)

@@ -70,7 +70,8 @@ class Undoing(Telling):
         self.commands.append(ArmGrace(self.plan.grace_ns))
 
     def _awaits_answers(self) -> bool:
-        """Whether something is in flight, or has timed out but may still answer, and that would change what is undone."""
+        """Whether something is in flight, or has timed out but may still answer, and that would change what is
+        undone."""
         return self.in_flight > 0 or any(self.steps[index].undo is not None for index in self.awaited.values())
 
     def _grace_over(self, stimulus: GraceOver, now_ns: int) -> None:
@@ -100,7 +101,8 @@ class Undoing(Telling):
             self._continue_undo(now_ns)
 
     def _pause_what_is_around(self, now_ns: int) -> None:
-        """Functions around nested steps wait for what will not come before we are resumed: once nothing else is in flight, stop them."""
+        """Functions around nested steps wait for what will not come before we are resumed: once nothing else is in
+        flight, stop them."""
         flying = [index for index, state in enumerate(self.states) if state in IN_FLIGHT]
         if not all(index in self.stranded or self._waits_inside(index) for index in flying):
             return
@@ -130,7 +132,8 @@ class Undoing(Telling):
             if index in self.doubts and not step.undo.in_doubt:
                 fault = Fault(
                     "bitactor.errors:UndoFailed",
-                    f"nobody knows whether {step.address!r} happened, and its undo does not take doubt; look, mend by hand, or "
+                    f"nobody knows whether {step.address!r} happened, and its undo does not take doubt; look, mend by "
+                    "hand, or "
                     "declare undo(in_doubt=True)",
                 )
                 self._tell_step(index, UNDO_FAILED, now_ns, error=fault, direction=UNDO)
@@ -237,7 +240,11 @@ class Undoing(Telling):
         if (reply.hop, reply.delivery) in self.unknown and state not in _PAST_DOUBT:
             if reply.outcome in ("fail", "retry", "halt"):
                 happened = False
-            elif reply.outcome in ("ok", "continue") and state in (IN_DOUBT, UNDO_BROKEN) and reply.hop == self.hops[index]:
+            elif (
+                reply.outcome in ("ok", "continue")
+                and state in (IN_DOUBT, UNDO_BROKEN)
+                and reply.hop == self.hops[index]
+            ):
                 happened = True
         self._tell_step(
             index,
@@ -263,7 +270,8 @@ class Undoing(Telling):
         delivery = self.deliveries[index]
         return Fault(
             "bitactor.errors:WorkerLost",
-            f"{self.steps[index].address!r} lost its worker ({holder}) on delivery {delivery} of {self.plan.redeliveries + 1}",
+            f"{self.steps[index].address!r} lost its worker ({holder}) on delivery {delivery} of "
+            f"{self.plan.redeliveries + 1}",
         )
 
     def _redeliver(self, index: int, direction: str, holder: str, now_ns: int) -> None:

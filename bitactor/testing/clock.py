@@ -27,7 +27,8 @@ class FakeTimer:
 class FakeClock:
     """The `Clock` port for tests in one process.
 
-    Wall time and monotonic time advance together, by `advance` and by nothing else.  Callbacks run on the thread that advances.
+    Wall time and monotonic time advance together, by `advance` and by nothing else.  Callbacks run on the thread that
+    advances.
     """
 
     def __init__(self, wall_ns: int = START_NS) -> None:

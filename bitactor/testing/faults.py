@@ -26,7 +26,8 @@ class Lose(InjectedFault):
 
 @dataclass(frozen=True, slots=True)
 class Crash(InjectedFault):
-    """The whole process dies while the step runs: the transaction is folded from its journal and taken over by another."""
+    """The whole process dies while the step runs: the transaction is folded from its journal and taken over by
+    another."""
 
 
 Faults = Mapping[str, InjectedFault | Sequence[InjectedFault | None]]
@@ -42,10 +43,14 @@ class FaultPlan:
         self._next: dict[str, list[InjectedFault | None]] = {}
         for name, given in (faults or {}).items():
             if name not in known:
-                raise ConfigurationError(f"faults names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, known)}")
+                raise ConfigurationError(
+                    f"faults names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, known)}"
+                )
             several: list[InjectedFault | None] = [given] if isinstance(given, InjectedFault) else list(given)
             if not all(fault is None or isinstance(fault, InjectedFault) for fault in several):
-                raise ConfigurationError(f"faults[{name!r}]={given!r}; use Hang(), Lose(), Crash(), or a list of them and None")
+                raise ConfigurationError(
+                    f"faults[{name!r}]={given!r}; use Hang(), Lose(), Crash(), or a list of them and None"
+                )
             if isinstance(given, InjectedFault) and not isinstance(given, Crash):
                 self._always[name] = given
             else:

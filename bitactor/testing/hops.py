@@ -20,7 +20,8 @@ MAX_YIELDS: Final = 10_000
 
 
 class NeedsMesh(ConfigurationError):
-    """A step waits for something outside (a timer, a socket, another task), which only a mesh's event loop can bring."""
+    """A step waits for something outside (a timer, a socket, another task), which only a mesh's event loop can
+    bring."""
 
 
 class Hop:
@@ -70,13 +71,20 @@ class Hop:
             return self._assess_new(InvalidOutcome(f"{self.signal.name!r} returned {value!r}; {allowed}"))
         if isinstance(value, Retry):
             after = value.after
-            if after is None and isinstance(self.step.backoff, Callback) and not undoing and self.signal.retries_left > 0:
+            if (
+                after is None
+                and isinstance(self.step.backoff, Callback)
+                and not undoing
+                and self.signal.retries_left > 0
+            ):
                 after = self._seconds(self._call(self.step.backoff, value))
             return self._reply("retry", after_ns=_nanoseconds(after), reason=value.reason)
         if isinstance(value, Halt):
             return self._reply("halt", reason=value.reason)
         if isinstance(value, Fail):
-            return self._reply("fail", fault=Fault("bitactor.errors:StepFailed", value.reason or f"{self.signal.name!r} said so"))
+            return self._reply(
+                "fail", fault=Fault("bitactor.errors:StepFailed", value.reason or f"{self.signal.name!r} said so")
+            )
         try:
             if isinstance(value, Then) and not undoing:
                 return self._reply("ok", encode_token(value.value), planned=pack(value.data()))
@@ -110,7 +118,9 @@ class Hop:
             return self._judge(verdict, error, fault)
         except BaseException as broken:
             second = fault_of(broken).summary()
-            return self._reply("fail", fault=fault._replace(message=f"{fault.message} (and its {what} raised {second})"))
+            return self._reply(
+                "fail", fault=fault._replace(message=f"{fault.message} (and its {what} raised {second})")
+            )
         if self.signal.retries_left > 0 and isinstance(error, step.retry_on) and not isinstance(error, InvalidOutcome):
             return self._reply("retry", fault=fault, after_ns=after_ns)
         return self._reply("fail", fault=fault)
@@ -142,7 +152,9 @@ class Hop:
 
     def _seconds(self, seconds: Any) -> float:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-            raise InvalidOutcome(f"backoff of {self.signal.name!r} returned {seconds!r}; it returns seconds, zero or more")
+            raise InvalidOutcome(
+                f"backoff of {self.signal.name!r} returned {seconds!r}; it returns seconds, zero or more"
+            )
         return seconds
 
     def _call(self, callback: Callback, error: BaseException | None = None) -> Any:
@@ -156,7 +168,9 @@ class Hop:
             if callback is step.run:
                 kwargs[step.takes_signal] = self.signal._replace(token=self.values["signal"])
         else:
-            values = dict(self.values) if step.unread else converted(step.arguments, dict(self.values), self.signal.name)
+            values = (
+                dict(self.values) if step.unread else converted(step.arguments, dict(self.values), self.signal.name)
+            )
             kwargs = {name: values[name] for name in callback.takes}
         for name, what in callback.injected.items():
             kwargs[name] = self._injected(what, callback, error)

@@ -62,17 +62,17 @@ def run_workflow(
 ) -> Trace:
     """Run a workflow, or a consumer, to its end, here and now.
 
-    The saga is the real one, and so are its pulses: the same kinds, steps, hops and budgets as in a mesh.  Steps run one after
-    another on the calling thread, wherever they would run in a mesh; `async def` steps too, as long as they wait for nothing
-    outside.  Backoffs, timeouts and deadlines pass on `clock`, which takes no time.
+    The saga is the real one, and so are its pulses: the same kinds, steps, hops and budgets as in a mesh.  Steps run
+    one after another on the calling thread, wherever they would run in a mesh; `async def` steps too, as long as they
+    wait for nothing outside.  Backoffs, timeouts and deadlines pass on `clock`, which takes no time.
 
     Args:
         workflow: what to run; a consumer takes `input` as the value that was emitted.
         input: as for `mesh.stimulate`.
         ttl, deadline, metadata: as for `mesh.stimulate`.
         steps: step → function to run in its place; it may take any of the step's arguments, `ctx` and `attempt`.
-        faults: step, or `step.undo` → what happens to it: one fault for every delivery (but `Crash()` once), or a list, one
-            for each delivery in order, None for none; after the list it runs as usual.
+        faults: step, or `step.undo` → what happens to it: one fault for every delivery (but `Crash()` once), or a list,
+            one for each delivery in order, None for none; after the list it runs as usual.
         resumes: how often to resume when it has halted or is stuck.
         clock: time; by default a `FakeClock` of its own.
         ids: where the transaction's id comes from.
@@ -112,12 +112,16 @@ def run_workflow(
 def _replaced(plan: Plan, functions: Mapping[str, Callable[..., Any]]) -> Plan:
     for name in functions:
         if name not in plan.by_name:
-            raise ConfigurationError(f"steps names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, plan.by_name)}")
+            raise ConfigurationError(
+                f"steps names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, plan.by_name)}"
+            )
     if not functions:
         return plan
     return replace(
         plan,
-        steps=tuple(with_function(step, functions[step.name]) if step.name in functions else step for step in plan.steps),
+        steps=tuple(
+            with_function(step, functions[step.name]) if step.name in functions else step for step in plan.steps
+        ),
     )
 
 
@@ -205,9 +209,15 @@ class _Running:
         index, direction, _ = command
         saga, step = self.saga, self.saga.steps[index]
         if step.surrounding is not None:
-            raise NeedsMesh(f"{step.name!r} of {self.plan.workflow!r} waits for the steps it is around; run it in a mesh")
+            raise NeedsMesh(
+                f"{step.name!r} of {self.plan.workflow!r} waits for the steps it is around; run it in a mesh"
+            )
         signal = self._signal(step, command)
-        fault = self.faults.meets(step.name if direction == FORWARD else f"{step.name}.undo") if command.fault is None else None
+        fault = (
+            self.faults.meets(step.name if direction == FORWARD else f"{step.name}.undo")
+            if command.fault is None
+            else None
+        )
         if isinstance(fault, Crash):
             self._crash()
             return True
@@ -260,7 +270,9 @@ class _Running:
         )
 
     def _reply(self, signal: Signal, outcome: str, fault: Fault | None = None, elapsed_ns: int = 0) -> Reply:
-        return Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, fault=fault, elapsed_ns=elapsed_ns)
+        return Reply(
+            signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, fault=fault, elapsed_ns=elapsed_ns
+        )
 
     def _hang(self, step: PlanStep, signal: Signal) -> None:
         self.hanging[step.index] = signal

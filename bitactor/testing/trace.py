@@ -44,7 +44,8 @@ class Trace:
 
     @property
     def kinds(self) -> list[str]:
-        """`kind step` for each pulse, `kind` alone where it is of the whole transaction: short enough to compare in a test."""
+        """`kind step` for each pulse, `kind` alone where it is of the whole transaction: short enough to compare in a
+        test."""
         return [f"{pulse.kind} {pulse.step}".strip() for pulse in self.pulses]
 
     def of(self, step: str) -> list[Pulse]:

@@ -19,7 +19,9 @@ from mesh.cli import registry
 from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, code_of
 from mesh.cli.output import print_error
 
-_HELP = "BitActor: bounded work as hops with a budget and a deadline, undone when it fails, traced to the last transition."
+_HELP = (
+    "BitActor: bounded work as hops with a budget and a deadline, undone when it fails, traced to the last transition."
+)
 
 
 def _version() -> str:

@@ -27,10 +27,16 @@ from mesh.waterfall import show
 
 async def demo(
     *,
-    csv: Annotated[Path, Parameter(help=f"Sign-ups of your own; columns {', '.join(FIELDS)}.", show_default=False)] = SHIPPED,
+    csv: Annotated[
+        Path, Parameter(help=f"Sign-ups of your own; columns {', '.join(FIELDS)}.", show_default=False)
+    ] = SHIPPED,
     rows: Annotated[int | None, Parameter(help="Only the first so many.")] = None,
-    keep: Annotated[Path | None, Parameter(help="Directory for journal and users table, instead of a temporary one.")] = None,
-    otlp: Annotated[str, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318: see the traces in Jaeger.")] = "",
+    keep: Annotated[
+        Path | None, Parameter(help="Directory for journal and users table, instead of a temporary one.")
+    ] = None,
+    otlp: Annotated[
+        str, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318: see the traces in Jaeger.")
+    ] = "",
     json: Json = False,
 ) -> int:
     """Watch real sign-ups go hop by hop through four processes, and what happens when things go wrong.
@@ -105,8 +111,10 @@ def _report(outcome: Outcome, console: Console) -> None:
         show(outcome.pulses, out(WATERFALL_WIDTH))
     console.print(Text("\nThroughput", style="bold"))
     console.print(
-        f"{found.signups / outcome.posting_seconds:,.0f} sign-ups/s and {found.hops / outcome.posting_seconds:,.0f} hops/s over "
-        f"{outcome.posting_seconds:.1f} s, the pause after the kill included; {outcome.undisturbed:,.0f} sign-ups/s before it"
+        f"{found.signups / outcome.posting_seconds:,.0f} sign-ups/s and {found.hops / outcome.posting_seconds:,.0f} "
+        "hops/s over "
+        f"{outcome.posting_seconds:.1f} s, the pause after the kill included; {outcome.undisturbed:,.0f} sign-ups/s "
+        "before it"
     )
     _verdict(outcome, console)
     _look_further(outcome, console)
@@ -141,7 +149,8 @@ def _verdict(outcome: Outcome, console: Console) -> None:
         console.print(
             Text.assemble(
                 ("✓ ", "green"),
-                f"It adds up: {completed} sign-ups completed, {completed} users in the table, {completed} letters delivered.",
+                f"It adds up: {completed} sign-ups completed, {completed} users in the table, {completed} letters "
+                "delivered.",
             )
         )
     for problem in found.problems:
@@ -182,7 +191,8 @@ def _document(outcome: Outcome) -> dict[str, Any]:
         "retried": found.retried,
         "undone": found.undone,
         "ttl_expired": [
-            {"transaction": ending.row.transaction, "root": ending.row.root, "chain": ending.expired} for ending in found.expired
+            {"transaction": ending.row.transaction, "root": ending.row.root, "chain": ending.expired}
+            for ending in found.expired
         ],
         "compensated": found.compensated.row.transaction if found.compensated is not None else None,
         "timed_out": found.slow.row.transaction if found.slow is not None else None,

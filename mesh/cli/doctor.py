@@ -87,7 +87,9 @@ async def doctor(
     else:
         for check in checks:
             symbol, style = _SYMBOLS[check.verdict]
-            out().print(Text.assemble((f"{symbol} ", style), f"{check.name:<10} ", printable(check.found)), soft_wrap=True)
+            out().print(
+                Text.assemble((f"{symbol} ", style), f"{check.name:<10} ", printable(check.found)), soft_wrap=True
+            )
             if check.todo:
                 out().print(Text.assemble(" " * 13, ("→ ", "dim"), printable(check.todo)), soft_wrap=True)
     return FAILED if failed else OK
@@ -103,9 +105,13 @@ def _packages() -> Iterator[Check]:
         except PackageNotFoundError:
             missing.append(name)
     if missing:
-        yield Check("packages", "fail", f"not installed: {', '.join(missing)}", "pip install --force-reinstall bitactor")
+        yield Check(
+            "packages", "fail", f"not installed: {', '.join(missing)}", "pip install --force-reinstall bitactor"
+        )
     else:
-        yield Check("packages", "ok", f"{', '.join(found)}; libzmq {zmq.zmq_version()}, SQLite {sqlite3.sqlite_version}")
+        yield Check(
+            "packages", "ok", f"{', '.join(found)}; libzmq {zmq.zmq_version()}, SQLite {sqlite3.sqlite_version}"
+        )
 
 
 def _hidden() -> Iterator[Check]:
@@ -134,7 +140,9 @@ def _system() -> Iterator[Check]:
             f"ulimit -n {_FEW_FILES * 4}: each node and worker process needs a few",
         )
     else:
-        yield Check("files", "ok", f"{'any number of' if soft == resource.RLIM_INFINITY else soft} open files are allowed")
+        yield Check(
+            "files", "ok", f"{'any number of' if soft == resource.RLIM_INFINITY else soft} open files are allowed"
+        )
     if not zmq.has("curve"):
         yield Check(
             "curve",
@@ -187,7 +195,8 @@ def _private(directory: Path, name: str) -> Check:
     return Check(
         name,
         "ok",
-        f"{directory.parent if name == 'sockets' and directory.name.startswith('bitactor-') else directory} takes private sockets",
+        f"{directory.parent if name == 'sockets' and directory.name.startswith('bitactor-') else directory} takes "
+        "private sockets",
     )
 
 
@@ -233,12 +242,16 @@ async def _registry(registry: str, curve: Path | None) -> list[Check]:
             )
         )
     elif not nodes:
-        checks.append(Check("nodes", "warn", "no node is registered", f"bitactor run MODULE:OBJECT --registry {registry}"))
+        checks.append(
+            Check("nodes", "warn", "no node is registered", f"bitactor run MODULE:OBJECT --registry {registry}")
+        )
     else:
         checks.append(Check("nodes", "ok", f"{len(nodes)} answer: {', '.join(node['node'] for node in nodes)}"))
     parked = sum(len(node.get("parked", ())) for node in nodes)
     if parked:
-        checks.append(Check("nodes", "warn", f"{parked} transactions cannot go on where they are", "their nodes' logs say why"))
+        checks.append(
+            Check("nodes", "warn", f"{parked} transactions cannot go on where they are", "their nodes' logs say why")
+        )
     return checks
 
 
@@ -248,7 +261,9 @@ def _collector(otlp: str) -> Check:
     try:
         connection = kind(url.hostname or "", url.port or 4318, timeout=3.0)
         try:
-            connection.request("POST", f"{url.path.rstrip('/')}/v1/traces", b"", {"Content-Type": "application/x-protobuf"})
+            connection.request(
+                "POST", f"{url.path.rstrip('/')}/v1/traces", b"", {"Content-Type": "application/x-protobuf"}
+            )
             status = connection.getresponse().status
         finally:
             connection.close()

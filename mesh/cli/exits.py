@@ -28,7 +28,8 @@ Exit codes: 0 done; 1 the workflow failed, was not found, or a check did not pas
 2 usage: an option, an input or a definition is wrong; \
 3 nobody answered, or not in time; 130 interrupted.
 
-Environment: BITACTOR_STORE and BITACTOR_REGISTRY are the defaults of --store and --registry; NO_COLOR turns colours off.
+Environment: BITACTOR_STORE and BITACTOR_REGISTRY are the defaults of --store and --registry; \
+NO_COLOR turns colours off.
 """.strip()
 
 

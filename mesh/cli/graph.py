@@ -28,7 +28,9 @@ def graph(
     place: str,
     /,
     *,
-    transaction: Annotated[str, Parameter(help="Colour it by what happened in this transaction, from --store or --registry.")] = "",
+    transaction: Annotated[
+        str, Parameter(help="Colour it by what happened in this transaction, from --store or --registry.")
+    ] = "",
     store: Store = "",
     registry: Registry = "",
     curve: Curve = None,
@@ -59,7 +61,9 @@ def graph(
 def _drawn(found: Any, place: str) -> Drawn:
     if isinstance(found, Mesh):
         return {name: (plan, found.node.workflows.get(name)) for name, plan in found.node.plans.items()}
-    return {item.name: (item.check(), item if isinstance(item, Workflow) else None) for item in definitions(found, place)}
+    return {
+        item.name: (item.check(), item if isinstance(item, Workflow) else None) for item in definitions(found, place)
+    }
 
 
 def _told(plan: Plan, workflow: Workflow | None, pulses: Sequence[Pulse]) -> dict[str, Any]:
@@ -75,7 +79,9 @@ def _pulses(wanted: str, store: str, registry: str, curve: Path | None) -> Seque
     else:
         found = asyncio.run(ask(registry, curve, lambda client: client.pulses(wanted)))
     if not found:
-        raise CommandError(f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there")
+        raise CommandError(
+            f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there"
+        )
     return found
 
 

@@ -37,7 +37,9 @@ def post_stimulus(base: str, workflow: str, given: Any, headers: Mapping[str, st
             f"{base} did not answer within {timeout:g} s; the transaction, if it began, goes on", UNREACHABLE
         ) from None
     except ValueError:
-        raise CommandError(f"what answers at {base} is no BitActor ingress: its answer is not JSON", UNREACHABLE) from None
+        raise CommandError(
+            f"what answers at {base} is no BitActor ingress: its answer is not JSON", UNREACHABLE
+        ) from None
     except (OSError, HTTPException) as error:
         raise CommandError(
             f"nobody answers at {base}: {error}", UNREACHABLE, "'bitactor run MODULE:OBJECT --http 8000' serves it"

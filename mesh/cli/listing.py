@@ -28,20 +28,26 @@ async def list_transactions(
     workflow: Annotated[str | None, Parameter(help="Only those of this workflow.")] = None,
     limit: Annotated[int, Parameter(help="At most so many, the newest.")] = DEFAULT_LIMIT,
     patterns: Annotated[
-        bool, Parameter(negative=(), show_default=False, help="Instead: the resilience patterns of all nodes, and how they stand.")
+        bool,
+        Parameter(
+            negative=(), show_default=False, help="Instead: the resilience patterns of all nodes, and how they stand."
+        ),
     ] = False,
     curve: Curve = None,
     json: Json = False,
 ) -> None:
     """List transactions, the newest first.
 
-    From --store (read only, also while nodes write it), or from all nodes of --registry.  Patterns live in the nodes: --patterns asks those.
+    From --store (read only, also while nodes write it), or from all nodes of --registry.  Patterns live in the nodes:
+    --patterns asks those.
 
     Example: bitactor list --store sqlite:///pulses.db --status compensated --limit 5
     """
     if patterns:
         if status is not None or workflow is not None or limit != DEFAULT_LIMIT:
-            raise UsageError("--status, --workflow and --limit are about transactions; --patterns lists none", "leave them out")
+            raise UsageError(
+                "--status, --workflow and --limit are about transactions; --patterns lists none", "leave them out"
+            )
         await _list_patterns(registry, curve, json)
         return
     require_place(store, registry)
@@ -49,7 +55,9 @@ async def list_transactions(
         with open_reader(store) as reader:
             rows = reader.list(status=status, workflow=workflow, limit=limit)
     else:
-        found = await ask(registry, curve, lambda client: client.transactions(status=status, workflow=workflow, limit=limit))
+        found = await ask(
+            registry, curve, lambda client: client.transactions(status=status, workflow=workflow, limit=limit)
+        )
         rows = [row_of(fields) for fields in found]
     if json:
         print_lines(row._asdict() for row in rows)
@@ -79,14 +87,19 @@ def _show(rows: list[TransactionRow]) -> None:
 
 async def _list_patterns(registry: str, curve: Path | None, json: bool) -> None:
     if not registry:
-        raise UsageError("patterns live in running nodes, and --registry was not given", "give it, or set BITACTOR_REGISTRY")
+        raise UsageError(
+            "patterns live in running nodes, and --registry was not given", "give it, or set BITACTOR_REGISTRY"
+        )
     found = await ask(registry, curve, lambda client: client.patterns())
     if json:
         print_lines(found)
     elif found:
         print_table(
             ("pattern", "name", "node", "state", "counters"),
-            ((each["pattern"], each["name"], each["node"], str(each.get("state", "")), _counters(each)) for each in found),
+            (
+                (each["pattern"], each["name"], each["node"], str(each.get("state", "")), _counters(each))
+                for each in found
+            ),
             fold="counters",
         )
     else:

@@ -35,7 +35,9 @@ def load(place: str) -> Any:
         raise UsageError(f"{place!r} is not MODULE:OBJECT", "for example shop.orders:workflow, or service:mesh")
     if module_name.endswith(".py") or "/" in module_name:
         dotted = ".".join(Path(module_name.removesuffix(".py")).parts)
-        raise UsageError(f"{module_name!r} is a file name; a module is named with dots", f"try {dotted.lstrip('./')}:{path}")
+        raise UsageError(
+            f"{module_name!r} is a file name; a module is named with dots", f"try {dotted.lstrip('./')}:{path}"
+        )
     module = _import(module_name)
     found: Any = module
     for part in path.split("."):
@@ -53,9 +55,15 @@ def definitions(found: Any, place: str) -> Sequence[Definition]:
     """
     if isinstance(found, Workflow | Consumer):
         return (found,)
-    if isinstance(found, list | tuple | set | frozenset) and found and all(isinstance(item, Workflow | Consumer) for item in found):
+    if (
+        isinstance(found, list | tuple | set | frozenset)
+        and found
+        and all(isinstance(item, Workflow | Consumer) for item in found)
+    ):
         return tuple(found)
-    raise UsageError(f"{place} is {_kind(found)}", "name a Mesh, a Workflow, a consumer, or a list of workflows and consumers")
+    raise UsageError(
+        f"{place} is {_kind(found)}", "name a Mesh, a Workflow, a consumer, or a list of workflows and consumers"
+    )
 
 
 def _import(name: str) -> ModuleType:
@@ -73,9 +81,17 @@ def _import(name: str) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module may do anything while it is imported, sys.exit() included
-        if isinstance(error, ModuleNotFoundError) and error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise UsageError(f"no module {error.name!r} in {here}, nor elsewhere on the path", _nearest(here, error.name)) from None
-        raise UsageError(f"importing {name!r} failed: {type(error).__name__}: {error}", details=_users_traceback(error)) from None
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and error.name is not None
+            and f"{name}.".startswith(f"{error.name}.")
+        ):
+            raise UsageError(
+                f"no module {error.name!r} in {here}, nor elsewhere on the path", _nearest(here, error.name)
+            ) from None
+        raise UsageError(
+            f"importing {name!r} failed: {type(error).__name__}: {error}", details=_users_traceback(error)
+        ) from None
 
 
 def _users_traceback(error: BaseException) -> str:
@@ -95,7 +111,9 @@ def _is_users(filename: str) -> bool:
 
 def _what_there_is(module: ModuleType, wanted: str) -> str:
     names = [
-        name for name, value in vars(module).items() if isinstance(value, Workflow | Consumer | Mesh) and not name.startswith("_")
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, Workflow | Consumer | Mesh) and not name.startswith("_")
     ]
     near = get_close_matches(wanted, names, n=1, cutoff=0.6)
     if near:

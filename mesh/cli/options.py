@@ -18,7 +18,9 @@ Json = Annotated[
     bool,
     Parameter("--json", negative=(), show_default=False, help="For machines: JSON on stdout and nothing else there."),
 ]
-Store = Annotated[str, Parameter("--store", env_var="BITACTOR_STORE", help="The journal's URL, such as sqlite:///pulses.db.")]
+Store = Annotated[
+    str, Parameter("--store", env_var="BITACTOR_STORE", help="The journal's URL, such as sqlite:///pulses.db.")
+]
 Registry = Annotated[
     str,
     Parameter("--registry", env_var="BITACTOR_REGISTRY", help="Endpoint of the registry, to ask the nodes it knows."),

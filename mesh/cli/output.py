@@ -41,7 +41,9 @@ class PipedConsole(Console):
 def out(piped_width: int = PIPED_WIDTH) -> Console:
     """Where results go; `piped_width` is how wide, where no terminal and no COLUMNS says so."""
     given = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return PipedConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if given else piped_width)
+    return PipedConsole(
+        file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if given else piped_width
+    )
 
 
 def err() -> Console:
@@ -70,7 +72,9 @@ def print_error(message: str, hint: str = "", details: str = "") -> None:
         console.print(Text.assemble(("  → ", "dim"), _line(hint)))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, fold: str = "", right: Sequence[str] = ()) -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, fold: str = "", right: Sequence[str] = ()
+) -> None:
     """A plain table; the column `fold` gives way when the terminal is narrow."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0), show_edge=False)
     for column in columns:

@@ -60,7 +60,9 @@ async def run(
             help="Only supervise; other nodes run the steps and consumers.",
         ),
     ] = False,
-    drain: Annotated[float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")] = None,
+    drain: Annotated[
+        float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")
+    ] = None,
     verbose: Annotated[
         bool, Parameter(("-v", "--verbose"), negative=(), show_default=False, help="Log more than warnings to stderr.")
     ] = False,
@@ -108,7 +110,8 @@ def _mesh(place: str, options: Mapping[str, Any]) -> Mesh:
     other = [name for name, value in options.items() if getattr(settings, name) != value]
     if other:
         raise UsageError(
-            f"{place} is a Mesh with options of its own, so {' and '.join(f'--{name}' for name in other)} would be ignored",
+            f"{place} is a Mesh with options of its own, so {' and '.join(f'--{name}' for name in other)} would be "
+            "ignored",
             "say so in its code or in the environment, or name the list of its workflows instead",
         )
     return found
@@ -119,7 +122,9 @@ def _server(mesh: Mesh, http: str | None) -> Server:
         return NodeAlone(mesh)
     host, separator, port = http.rpartition(":")
     if not port.isdecimal() or int(port) > 65_535 or (separator and not host):
-        raise UsageError(f"--http {http!r} is neither PORT nor HOST:PORT", "such as 8000, or 0.0.0.0:8000 for other machines")
+        raise UsageError(
+            f"--http {http!r} is neither PORT nor HOST:PORT", "such as 8000, or 0.0.0.0:8000 for other machines"
+        )
     return HttpServer(mesh, host=host.strip("[]") or DEFAULT_HOST, port=int(port))
 
 

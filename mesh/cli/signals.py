@@ -19,9 +19,11 @@ _LAST_WORDS: Final = 1.0
 
 
 class Stopping:
-    """What asks a command to end.  A context manager on the event loop's main thread; afterwards signals are as they were.
+    """What asks a command to end.  A context manager on the event loop's main thread; afterwards signals are as they
+    were.
 
-    `asked` is set by the first signal.  The second one sets `hurried`, and a second later ends the process whatever it does.
+    `asked` is set by the first signal.  The second one sets `hurried`, and a second later ends the process whatever it
+    does.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,9 @@ class Stopping:
             self._loop.add_signal_handler(number, self._came, number)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.remove_signal_handler(number)
 

@@ -24,7 +24,9 @@ async def stimulate(
     workflow: str,
     /,
     *,
-    input: Annotated[str | None, Parameter(help="The whole input as JSON; @FILE reads a file, - standard input.")] = None,
+    input: Annotated[
+        str | None, Parameter(help="The whole input as JSON; @FILE reads a file, - standard input.")
+    ] = None,
     field: Annotated[
         list[str] | None,
         Parameter(
@@ -40,7 +42,9 @@ async def stimulate(
     deadline: Annotated[float | None, Parameter(help="Seconds it may take, instead of the workflow's.")] = None,
     wait: Annotated[
         bool,
-        Parameter("--async", negative=(), show_default=False, help="Do not wait for the end, only until it is accepted."),
+        Parameter(
+            "--async", negative=(), show_default=False, help="Do not wait for the end, only until it is accepted."
+        ),
     ] = False,
     timeout: Annotated[float | None, Parameter(help="Seconds to wait for the end; by default for ever.")] = None,
     registry: Registry = "",
@@ -88,7 +92,9 @@ def _input(whole: str | None, fields: Sequence[str]) -> Any:
     try:
         return json_module.loads(whole)
     except ValueError as error:
-        raise UsageError(f"--input is not JSON: {error}", """such as --input '{"name": "Ada"}', or -i name=Ada""") from None
+        raise UsageError(
+            f"--input is not JSON: {error}", """such as --input '{"name": "Ada"}', or -i name=Ada"""
+        ) from None
 
 
 def _field(text: str) -> tuple[str, Any]:

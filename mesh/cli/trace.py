@@ -56,7 +56,9 @@ async def trace(
     else:
         found = await ask(registry, curve, lambda client: _asked(client, wanted, children))
     if not found:
-        raise CommandError(f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there")
+        raise CommandError(
+            f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there"
+        )
     if json:
         print(to_json(found))
     else:

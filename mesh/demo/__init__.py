@@ -1,1 +1,2 @@
-"""The walkthrough that `bitactor demo` runs: sign-ups by HTTP, hop by hop over several processes, and what can go wrong."""
+"""The walkthrough that `bitactor demo` runs: sign-ups by HTTP, hop by hop over several processes, and what can go
+wrong."""

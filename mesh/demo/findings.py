@@ -88,7 +88,9 @@ def find(reader: SqliteReader, posted: Sequence[Posted], expected: int, users: i
     expired = [ending for ending in echoes if ending.expired]
     return Findings(
         endings={
-            how: counts[how] for how in WHY if counts[how] or how in (COMPLETED, DUPLICATE, MALFORMED, MAIL_FAILED, TIMED_OUT)
+            how: counts[how]
+            for how in WHY
+            if counts[how] or how in (COMPLETED, DUPLICATE, MALFORMED, MAIL_FAILED, TIMED_OUT)
         },
         signups=len(posted),
         hops=sum(ending.hops for ending in every),
@@ -97,7 +99,9 @@ def find(reader: SqliteReader, posted: Sequence[Posted], expected: int, users: i
         retried=sum(ending.retried for ending in ours),
         undone=sum(ending.undone for ending in ours),
         expired=expired,
-        compensated=max(mail, key=lambda ending: (not ending.redelivered, ending.hops, ending.row.transaction), default=None),
+        compensated=max(
+            mail, key=lambda ending: (not ending.redelivered, ending.hops, ending.row.transaction), default=None
+        ),
         slow=next((ending for ending in ours if ending.how == TIMED_OUT), None),
         echo_hops=sum(ending.hops for ending in echoes),
         transactions=len(every),
@@ -146,7 +150,9 @@ def _rows(reader: SqliteReader) -> Iterator[TransactionRow]:
 
 def _ending(row: TransactionRow, pulses: Sequence[Pulse]) -> Ending:
     error = next((pulse.error or "" for pulse in reversed(pulses) if pulse.kind in (kinds.FAILED, kinds.TIMED_OUT)), "")
-    expired = next((pulse for pulse in pulses if pulse.kind == kinds.TOMBSTONE and pulse.error == kinds.TTL_EXPIRED), None)
+    expired = next(
+        (pulse for pulse in pulses if pulse.kind == kinds.TOMBSTONE and pulse.error == kinds.TTL_EXPIRED), None
+    )
     return Ending(
         row=row,
         how=_how(row, pulses, error),

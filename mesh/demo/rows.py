@@ -31,7 +31,8 @@ def read_rows(file: Path, limit: int | None = None) -> list[Mapping[str, str | N
             missing = [field for field in FIELDS if field not in (reader.fieldnames or ())]
             if missing:
                 raise ConfigurationError(
-                    f"{file} has no column {', '.join(missing)}: its first line is to name {', '.join(FIELDS)}, with commas between"
+                    f"{file} has no column {', '.join(missing)}: its first line is to name {', '.join(FIELDS)}, with "
+                    "commas between"
                 )
             rows = [{field: row[field] for field in FIELDS} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -1,4 +1,5 @@
-"""The demo's service: users sign up; also two consumers that would write to each other for ever, if their budget did not end.
+"""The demo's service: users sign up; also two consumers that would write to each other for ever, if their budget did
+not end.
 
 The workflow is one a team could have written: it knows a database and a mail server by their addresses, and nothing
 of how it is run.
@@ -45,7 +46,9 @@ class SignUp(BaseModel):
     country: str = Field(pattern=r"^[A-Z]{2}$")
 
 
-signup = Workflow("users.signup", input=SignUp, ttl=8, deadline=30.0, grace=0.2, errors=[EmailTaken, MailRefused, NotAName])
+signup = Workflow(
+    "users.signup", input=SignUp, ttl=8, deadline=30.0, grace=0.2, errors=[EmailTaken, MailRefused, NotAName]
+)
 
 
 @signup.step
@@ -58,7 +61,8 @@ async def decode(name: str, email: str, country: str) -> dict[str, str]:
 
 @signup.step(spawn="process", timeout=SCREENING_TIMEOUT)
 def screen(decode: dict[str, str]) -> None:
-    """Is it a name?  A careless regular expression: on an unlucky one it runs for ever, and only killing its process helps."""
+    """Is it a name?  A careless regular expression: on an unlucky one it runs for ever, and only killing its process
+    helps."""
     if re.fullmatch(r"([^\d<>()]+[ .'’,-]*)+", decode["name"]) is None:
         raise NotAName(decode["name"])
 
@@ -82,7 +86,9 @@ def delete_user(ctx: Context) -> None:
     _users().delete(ctx.forward_key)
 
 
-@signup.step(bind={"user": Result(create_user)}, retries=2, backoff=Backoff(initial=0.05, factor=2, cap=0.5), timeout=5.0)
+@signup.step(
+    bind={"user": Result(create_user)}, retries=2, backoff=Backoff(initial=0.05, factor=2, cap=0.5), timeout=5.0
+)
 def welcome(user: dict[str, Any], ctx: Context) -> str:
     """A letter; the mail server knows by the key which one it had already."""
     return _send_mail(user["email"], f"Welcome, {user['name']}!", ctx.idempotency_key)

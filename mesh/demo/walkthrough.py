@@ -1,4 +1,5 @@
-"""The demo from start to end: four processes, a few hundred sign-ups, one murder, and what the journal says about it."""
+"""The demo from start to end: four processes, a few hundred sign-ups, one murder, and what the journal says about
+it."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ class Walkthrough:
 
     Args:
         rows: the sign-ups; one of the demo's own is put among them.
-        keep: where journal and users table are kept; by default a directory of their own below the system's temporary one.
+        keep: where journal and users table are kept; by default a directory of their own below the system's temporary
+            one.
         otlp: collector for the spans of all processes.
         told: called with the progress.
 
@@ -194,7 +196,8 @@ class Walkthrough:
 
 
 def _socket_directory() -> Path:
-    """With a short name, because those of sockets are limited to some hundred bytes, and every process makes its own below it."""
+    """With a short name, because those of sockets are limited to some hundred bytes, and every process makes its own
+    below it."""
     made = Path(tempfile.mkdtemp(prefix="ba-"))
     if len(str(made)) <= _SHORT:
         return made

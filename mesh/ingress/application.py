@@ -31,10 +31,11 @@ def application(
 
     Args:
         mesh: lives on the loop that serves the application.
-        open_mesh: open the mesh when the application starts and close it when that stops, unless somebody has opened it already.
+        open_mesh: open the mesh when the application starts and close it when that stops, unless somebody has opened it
+            already.
         max_body_bytes: larger bodies are refused.
-        allowed_hosts: names (without port) that `Host` may give; None: any.  Guards a server on localhost against pages that
-            rebind their name to it.
+        allowed_hosts: names (without port) that `Host` may give; None: any.  Guards a server on localhost against pages
+            that rebind their name to it.
     """
     resources = Resources(mesh, max_body_bytes)
 

@@ -1,7 +1,8 @@
 """What every request passes: no calls from other sites' pages, no foreign host names; answers stay out of caches.
 
-A browser lets any page send requests to a server on its user's machine.  It says so in `Origin`, and it cannot send JSON across
-origins without asking first; a page that has rebound its own name to our address still gives that name in `Host`.
+A browser lets any page send requests to a server on its user's machine.  It says so in `Origin`, and it cannot send
+JSON across origins without asking first; a page that has rebound its own name to our address still gives that name in
+`Host`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ def describe_api(workflows: Iterable[Workflow], max_body_bytes: int) -> dict[str
     declared = sorted(workflows, key=lambda workflow: workflow.name)
     inputs, schemas = _input_schemas(declared)
     paths: dict[str, Any] = {
-        f"/stimuli/{quote(workflow.name, safe='')}": {"post": _stimulus(workflow, inputs[workflow.name], max_body_bytes)}
+        f"/stimuli/{quote(workflow.name, safe='')}": {
+            "post": _stimulus(workflow, inputs[workflow.name], max_body_bytes)
+        }
         for workflow in declared
     }
     return {
@@ -57,7 +59,9 @@ def _input_schemas(workflows: Iterable[Workflow]) -> tuple[dict[str, Any], dict[
             schemas[workflow.name] = {"type": "object"}
         else:
             usable[workflow.name] = workflow.input_model
-    found, definitions = models_json_schema([(model, "validation") for model in set(usable.values())], ref_template=_REFERENCE)
+    found, definitions = models_json_schema(
+        [(model, "validation") for model in set(usable.values())], ref_template=_REFERENCE
+    )
     for name, model in usable.items():
         schemas[name] = found[model, "validation"]
     return schemas, definitions.get("$defs", {})
@@ -78,7 +82,9 @@ def _stimulus(workflow: Workflow, schema: Mapping[str, Any], max_body_bytes: int
         },
         "responses": {
             "200": _answer("The transaction completed", "BitActorTransaction", _APPLIED),
-            "202": _answer("The transaction runs on; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}),
+            "202": _answer(
+                "The transaction runs on; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}
+            ),
             **_problems(403, 404, 408, 409, 413, 415, 422, 503),
         },
     }
@@ -125,7 +131,9 @@ def _header(name: str, description: str, schema: Mapping[str, Any]) -> dict[str,
     return {"name": name, "in": "header", "required": False, "description": description, "schema": dict(schema)}
 
 
-_TRANSACTION_HEADER: Final = {"BitActor-Transaction": {"schema": {"type": "string"}, "description": "The transaction's id"}}
+_TRANSACTION_HEADER: Final = {
+    "BitActor-Transaction": {"schema": {"type": "string"}, "description": "The transaction's id"}
+}
 _APPLIED: Final = {"Preference-Applied": {"schema": {"type": "string"}, "description": "What of `Prefer` was obeyed"}}
 _LOCATION: Final = {"Location": {"schema": {"type": "string"}, "description": "Where the transaction can be looked at"}}
 
@@ -222,7 +230,9 @@ _TRANSACTIONS: Final[dict[str, Any]] = {
             },
             "responses": {
                 "200": _answer("It has ended", "BitActorTransaction", _APPLIED),
-                "202": _answer("It is being undone; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}),
+                "202": _answer(
+                    "It is being undone; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}
+                ),
                 **_problems(403, 404, 408, 409, 413, 415, 422, 503),
             },
         }

@@ -1,6 +1,7 @@
 """What went wrong, as RFC 9457 problem details, sorted by whose fault it is.
 
-A problem says what the caller needs to mend the call.  What only the operator can use (paths, tracebacks, causes) goes to the log.
+A problem says what the caller needs to mend the call.  What only the operator can use (paths, tracebacks, causes) goes
+to the log.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ def problem_of(error: BaseException) -> Problem:
         return Problem("owned-elsewhere", str(error))
     if isinstance(error, StoreError):
         logger.error("a request could not be served: %s", error)
-        return Problem("store-unavailable", "the journal could not be read or written; what was accepted before is not lost")
+        return Problem(
+            "store-unavailable", "the journal could not be read or written; what was accepted before is not lost"
+        )
     if isinstance(error, BitActorError):
         logger.error("a request could not be served: %s", error)
     else:

@@ -54,7 +54,8 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
-    """How a transaction stands, with its result or its errors; the same whether it is looked at live or from the store."""
+    """How a transaction stands, with its result or its errors; the same whether it is looked at live or from the
+    store."""
     about: dict[str, Any] = {
         "transaction": transaction.id,
         "root": transaction.root,
@@ -120,7 +121,9 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
             kind, message = shown[name][:2]
             shown[name] = {"type": kind.rpartition(":")[2], "message": message}
     if "emits" in shown:
-        shown["emits"] = [{"name": name, "value": decode_token(token_from_bytes(token))} for name, token in shown["emits"]]
+        shown["emits"] = [
+            {"name": name, "value": decode_token(token_from_bytes(token))} for name, token in shown["emits"]
+        ]
     return shown
 
 

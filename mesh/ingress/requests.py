@@ -112,7 +112,9 @@ async def read_json(request: Request, limit: int) -> str:
     except RecursionError:
         raise Problem("malformed-request", "the body is nested too deep") from None
     except UnicodeEncodeError:
-        raise Problem("malformed-request", "the body has a lone surrogate (\\ud800 … \\udfff), which is no character") from None
+        raise Problem(
+            "malformed-request", "the body has a lone surrogate (\\ud800 … \\udfff), which is no character"
+        ) from None
     except ValueError as error:
         raise Problem("malformed-request", f"the body has a number out of range: {error}") from None
     return text
@@ -130,12 +132,16 @@ async def _read(request: Request, limit: int) -> bytes:
                 if len(body) > limit:
                     raise _too_large(limit)
     except TimeoutError:
-        raise Problem("request-timeout", f"the body did not arrive within {BODY_TIMEOUT:g} s", {"Connection": "close"}) from None
+        raise Problem(
+            "request-timeout", f"the body did not arrive within {BODY_TIMEOUT:g} s", {"Connection": "close"}
+        ) from None
     return bytes(body)
 
 
 def _too_large(limit: int) -> Problem:
-    return Problem("payload-too-large", f"the body has more than {limit:,} bytes; keep large data elsewhere and pass a reference")
+    return Problem(
+        "payload-too-large", f"the body has more than {limit:,} bytes; keep large data elsewhere and pass a reference"
+    )
 
 
 def _require_json(request: Request) -> None:
@@ -204,7 +210,9 @@ def _deadline(value: str | None, wrong: list[tuple[str, str]]) -> float | None:
     if value is None:
         return None
     if not _NUMBER.fullmatch(value) or not MIN_DEADLINE <= float(value) <= MAX_DEADLINE:
-        wrong.append(("BitActor-Deadline", f"a deadline is a number of seconds from {MIN_DEADLINE:g} to {MAX_DEADLINE:,}"))
+        wrong.append(
+            ("BitActor-Deadline", f"a deadline is a number of seconds from {MIN_DEADLINE:g} to {MAX_DEADLINE:,}")
+        )
         return None
     return float(value)
 

@@ -97,7 +97,9 @@ class Resources:
             raise self._lost_sight(error, begun) from None
         return self._answer(ended or begun[0], options.preferences, ended is not None)
 
-    async def _begin(self, workflow: Workflow, given: Any, options: Options, begun: list[Transaction]) -> Transaction | None:
+    async def _begin(
+        self, workflow: Workflow, given: Any, options: Options, begun: list[Transaction]
+    ) -> Transaction | None:
         transaction = await self.mesh.stimulate(
             workflow,
             given,
@@ -137,7 +139,9 @@ class Resources:
             raise
         except Exception as error:
             told = fault_of(error).traceback
-            self._complaints.warn(time.monotonic_ns(), "a validator of %s broke: %s", workflow.input_model.__name__, told)
+            self._complaints.warn(
+                time.monotonic_ns(), "a validator of %s broke: %s", workflow.input_model.__name__, told
+            )
             raise invalid([("", "it cannot be validated")]) from None
 
     def _require_open(self) -> None:
@@ -156,7 +160,9 @@ class Resources:
 
     def _stopping(self, begun: Sequence[Transaction]) -> Problem:
         if not begun:
-            return Problem("stopping", "the server stops before the transaction was accepted; ask again, with an Idempotency-Key")
+            return Problem(
+                "stopping", "the server stops before the transaction was accepted; ask again, with an Idempotency-Key"
+            )
         transaction = begun[0]
         return Problem(
             "stopping",
@@ -219,21 +225,30 @@ class Resources:
         except StoreError as error:
             raise self._lost_sight(error, [cancelled]) from None
         where = _located(cancelled) if ended is None else _about(cancelled)
-        return respond(transaction_as_plain(ended or cancelled), 202 if ended is None else 200, {**where, **wanted.applied()})
+        return respond(
+            transaction_as_plain(ended or cancelled), 202 if ended is None else 200, {**where, **wanted.applied()}
+        )
 
     async def transactions(self, request: Request) -> Response:
         """Transactions, newest first."""
         given = request.query_params.multi_items()
-        repeated = [(name, "given more than once") for name in dict(given) if len(request.query_params.getlist(name)) > 1]
+        repeated = [
+            (name, "given more than once") for name in dict(given) if len(request.query_params.getlist(name)) > 1
+        ]
         if repeated:
             raise invalid(repeated)
         query = _fields_checked(ListQuery, dict(given))
-        rows = self._opened_store().list(status=query.status, workflow=query.workflow, limit=query.limit, before=query.before)
+        rows = self._opened_store().list(
+            status=query.status, workflow=query.workflow, limit=query.limit, before=query.before
+        )
         more = len(rows) == query.limit
-        return respond({"transactions": [row_as_plain(row) for row in rows], "before": rows[-1].transaction if more else None})
+        return respond(
+            {"transactions": [row_as_plain(row) for row in rows], "before": rows[-1].transaction if more else None}
+        )
 
     async def _find(self, request: Request) -> Transaction | TransactionRow:
-        """The transaction, or what the store knows of it if its workflow is not declared here, or is another release's."""
+        """The transaction, or what the store knows of it if its workflow is not declared here, or is another
+        release's."""
         name = request.path_params["transaction"]
         if not _TRANSACTION.fullmatch(name):
             raise invalid([("transaction", "a transaction id is 32 lower-case hex digits")])
@@ -277,7 +292,8 @@ class Resources:
 
 
 def _parsed(model: type[BaseModel], text: str) -> Any:
-    """A model from JSON, by the rules for JSON: strict models take dates as strings.  `null` and nothing are no input."""
+    """A model from JSON, by the rules for JSON: strict models take dates as strings.  `null` and nothing are no
+    input."""
     try:
         return model.model_validate_json(text if text.strip() not in ("", "null") else "{}")
     except ValidationError as error:

@@ -77,7 +77,9 @@ _PROBLEM: Final = _object(
         "status": {"type": "integer", "description": "The HTTP status"},
         "detail": {"type": "string"},
         "errors": {
-            **_list_of({"type": "object", "properties": {name: {"type": "string"} for name in ("field", "message", "type")}}),
+            **_list_of(
+                {"type": "object", "properties": {name: {"type": "string"} for name in ("field", "message", "type")}}
+            ),
             "description": "`invalid-input`: field and message of each; `workflow-failed`: type and message of each",
         },
         "transaction": _ID,
@@ -111,5 +113,7 @@ SCHEMAS: Final[dict[str, dict[str, Any]]] = {
     "BitActorPulse": _PULSE,
     "BitActorProblem": _PROBLEM,
     "BitActorHealth": _object({"status": {"type": "string"}}),
-    "BitActorCancel": _object({"reason": {"type": "string", "maxLength": 1_000}}, optional=("reason",), additionalProperties=False),
+    "BitActorCancel": _object(
+        {"reason": {"type": "string", "maxLength": 1_000}}, optional=("reason",), additionalProperties=False
+    ),
 }

@@ -36,9 +36,9 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 class HttpServer:
     """Serves one mesh on one port, until it is stopped.
 
-    Guarantees: a mesh that was not open is opened before the first request and closed afterwards; one that was open is left open.
-    Stopping refuses new work at once, and gives what runs `drain` seconds; who still waits then is told so (503, with the
-    transaction's id), not cut off.  Stopping a second time takes at most a few seconds.
+    Guarantees: a mesh that was not open is opened before the first request and closed afterwards; one that was open is
+    left open. Stopping refuses new work at once, and gives what runs `drain` seconds; who still waits then is told so
+    (503, with the transaction's id), not cut off.  Stopping a second time takes at most a few seconds.
     """
 
     def __init__(
@@ -64,8 +64,9 @@ class HttpServer:
         app = application(mesh, open_mesh=False, max_body_bytes=max_body_bytes, allowed_hosts=allowed_hosts)
         self._resources: Resources = app.state.resources
         config = uvicorn.Config(
-            app, lifespan="off", ws="none", log_config=None, log_level="info" if access_log else "error", access_log=access_log,
-            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS, limit_concurrency=max_connections,
+            app, lifespan="off", ws="none", log_config=None, log_level="info" if access_log else "error",
+            access_log=access_log, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            limit_concurrency=max_connections,
         )  # fmt: skip
         self._server = _Server(config, self._begin_stopping)
         self._owns_mesh = False
@@ -136,7 +137,8 @@ class HttpServer:
             logger.info("listening on %s", self.url)
         else:
             logger.warning(
-                "LISTENING ON %s, BEYOND THIS MACHINE, WITHOUT AUTHENTICATION OR ENCRYPTION: who reaches it can start, see and "
+                "LISTENING ON %s, BEYOND THIS MACHINE, WITHOUT AUTHENTICATION OR ENCRYPTION: who reaches it can start, "
+                "see and "
                 "cancel everything; put a proxy in front, or bind 127.0.0.1",
                 self.url,
             )
@@ -204,7 +206,8 @@ class _Server(uvicorn.Server):
 
 
 async def serve(mesh: Mesh, *, signals: bool = True, **options: Any) -> None:
-    """Serve a mesh over HTTP until a signal: the first SIGINT or SIGTERM drains, the second stops now.  Returns when all is closed.
+    """Serve a mesh over HTTP until a signal: the first SIGINT or SIGTERM drains, the second stops now.  Returns when
+    all is closed.
 
     Args:
         signals: handle them here (only in the main thread); otherwise cancel, or use `HttpServer`.
@@ -227,7 +230,9 @@ def bind(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65_535:
         raise ConfigurationError(f"cannot listen on {host}:{port}: a port is a number from 0 to 65535")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error}") from None
@@ -237,7 +242,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error}; choose another port, or 0 for any free one") from None
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error}; choose another port, or 0 for any free one"
+        ) from None
     return listener
 
 

@@ -1,7 +1,7 @@
 """How a ready-made step is declared: a callable whose parameters are the fields of its templates.
 
-What a step does is a frozen dataclass that can be called; the workflow takes it as it takes a user's function, and `to_dict` writes it down by its
-fields.
+What a step does is a frozen dataclass that can be called; the workflow takes it as it takes a user's function, and
+`to_dict` writes it down by its fields.
 """
 
 from __future__ import annotations
@@ -49,10 +49,13 @@ def takes(function: object, templates: Iterable[Template], resource: str | None 
     names = dict.fromkeys(name for template in templates for name in template.arguments)
     for name in names:
         if name in RESERVED or iskeyword(name):
-            raise DefinitionError(f"{{{name}}}: a reserved name; give the value another one: bind={{'other': …}} and {{other}}")
+            raise DefinitionError(
+                f"{{{name}}}: a reserved name; give the value another one: bind={{'other': …}} and {{other}}"
+            )
         if name == resource:
             raise DefinitionError(
-                f"{{{name}}} is also the name of the resource that the step uses; rename one of them, or bind another name"
+                f"{{{name}}} is also the name of the resource that the step uses; rename one of them, or bind another "
+                "name"
             )
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(name, keyword) for name in (*names, *([resource] if resource else []))]
@@ -97,7 +100,8 @@ def declare(
     *,
     undo: type[TakeBack] | type[TakeBackOnLoop] | None = None,
 ) -> Step[..., Any]:
-    """Declare the step that `make(**shapes)` makes; `Input`, `Result` and `Value` in the shapes are bound to fields of their own.
+    """Declare the step that `make(**shapes)` makes; `Input`, `Result` and `Value` in the shapes are bound to fields of
+    their own.
 
     Raises:
         DefinitionError: or one of its kinds; a template cannot be read, an option is unknown or wrong.

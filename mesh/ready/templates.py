@@ -1,7 +1,7 @@
 """Texts and structures with fields, as ready-made steps are declared with: `/users/{user.id}`, `{"name": "{name}"}`.
 
-A field is an argument of the step and, behind dots and brackets, a path into it.  A text that is one field and nothing else stands for the value
-itself, whatever that is; in any other text a value is written out.  `{{` and `}}` are braces.
+A field is an argument of the step and, behind dots and brackets, a path into it.  A text that is one field and nothing
+else stands for the value itself, whatever that is; in any other text a value is written out.  `{{` and `}}` are braces.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Template(Text):
 
 
 class Structure:
-    """A template for any plain value: a text with fields, or mappings and lists of such; numbers, True, False and None are themselves.
+    """A template for any plain value: a text with fields, or mappings and lists of such; numbers, True, False and None
+    are themselves.
 
     Raises:
         DefinitionError: something in it is neither.
@@ -107,11 +108,14 @@ def text_of(value: Any, field: str) -> str:
     if isinstance(value, dt.datetime | dt.date | dt.time):
         return value.isoformat()
     shown = "None" if value is None else f"a {type(value).__name__}"
-    raise InvalidInput(f"{{{field}}} is {shown}, which cannot be a part of a text; name a path into it, or bind a transform")
+    raise InvalidInput(
+        f"{{{field}}} is {shown}, which cannot be a part of a text; name a path into it, or bind a transform"
+    )
 
 
 def lifted(shape: Any, bind: dict[str, Source]) -> Any:
-    """`shape` with each `Result`, `Input` and `Value` in it made a field of its own, which `bind` says the source of."""
+    """`shape` with each `Result`, `Input` and `Value` in it made a field of its own, which `bind` says the source
+    of."""
     if isinstance(shape, Source):
         name = next(name for number in range(1, len(bind) + 2) if (name := f"_{number}") not in bind)
         bind[name] = shape
@@ -136,7 +140,8 @@ def _compiled(shape: Any) -> Any:
     if shape is None or isinstance(shape, bool | int | float):
         return shape
     raise DefinitionError(
-        f"a template holds {shape!r}; it is made of texts with fields, numbers, lists, mappings, Input, Result and Value"
+        f"a template holds {shape!r}; it is made of texts with fields, numbers, lists, mappings, Input, Result and "
+        "Value"
     )
 
 

@@ -42,7 +42,9 @@ def open_sink(url: str) -> Sink:
     opener = _OPENERS.get(parts.scheme)
     if opener is None:
         hint = suggest(parts.scheme, _OPENERS)
-        raise ConfigurationError(f"no sink is called {parts.scheme or url!r}.{hint} Write it like otel://collector:4318")
+        raise ConfigurationError(
+            f"no sink is called {parts.scheme or url!r}.{hint} Write it like otel://collector:4318"
+        )
     return opener(parts, options)
 
 
@@ -58,7 +60,9 @@ def _open_jsonl(parts: SplitResult, options: Mapping[str, str]) -> Sink:
     if parts.netloc == "-" and not parts.path:
         return JsonlSink("-")
     if parts.netloc or len(parts.path) < 2:
-        raise ConfigurationError(f"{parts.geturl()!r} names no file; write jsonl:///pulses.jsonl, or jsonl://- for the output")
+        raise ConfigurationError(
+            f"{parts.geturl()!r} names no file; write jsonl:///pulses.jsonl, or jsonl://- for the output"
+        )
     return JsonlSink(parts.path[1:])
 
 

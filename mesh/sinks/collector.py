@@ -29,7 +29,9 @@ _MAX_RETRY_AFTER_SECONDS: Final = 60.0
 class ExportFailed(Exception):
     """A batch was not taken."""
 
-    def __init__(self, reason: str, *, again: bool, reached: bool, after: float | None = None, limited: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, again: bool, reached: bool, after: float | None = None, limited: bool = False
+    ) -> None:
         super().__init__(reason)
         self.again = again
         """Worth trying again."""
@@ -186,7 +188,9 @@ class Collector:
         return connection
 
 
-def _exchange(connection: HTTPConnection, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[HTTPResponse, bytes]:
+def _exchange(
+    connection: HTTPConnection, path: str, body: bytes, headers: Mapping[str, str]
+) -> tuple[HTTPResponse, bytes]:
     connection.request("POST", path, body=body, headers=headers)
     response = connection.getresponse()
     answer = response.read(_MAX_ANSWER_BYTES)

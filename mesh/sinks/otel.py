@@ -294,7 +294,8 @@ class OtelSink:
 
 
 def _let_others_run() -> None:
-    """Give up the GIL for a moment; without that, the loop's thread would wait its switch interval (5 ms) turn after turn."""
+    """Give up the GIL for a moment; without that, the loop's thread would wait its switch interval (5 ms) turn after
+    turn."""
     time.sleep(_YIELD_SECONDS)
 
 

@@ -31,7 +31,9 @@ class SpanEncoder:
     """
 
     def __init__(self, resource: Mapping[str, Any], scope: str, scope_version: str = "") -> None:
-        self._resource = Resource(attributes=[KeyValue(key=key, value=_value(value)) for key, value in resource.items()])
+        self._resource = Resource(
+            attributes=[KeyValue(key=key, value=_value(value)) for key, value in resource.items()]
+        )
         self._scope = InstrumentationScope(name=scope, version=scope_version)
         self._cache: dict[tuple[str, type, Any], KeyValue] = {}
 
@@ -51,7 +53,9 @@ class SpanEncoder:
             except (ValueError, TypeError, OverflowError):  # ids that are no hex, times before 1970, …
                 del scope_spans.spans[size:]
                 left_out += 1
-        request = ExportTraceServiceRequest(resource_spans=[ResourceSpans(resource=self._resource, scope_spans=[scope_spans])])
+        request = ExportTraceServiceRequest(
+            resource_spans=[ResourceSpans(resource=self._resource, scope_spans=[scope_spans])]
+        )
         return request.SerializeToString(), left_out
 
     def _add(self, scope_spans: ScopeSpans, record: SpanRecord) -> None:

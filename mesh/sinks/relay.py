@@ -54,7 +54,9 @@ class SinkRelay:
             self._sink.receive(pulses)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # SystemExit or CancelledError from a sink would end the loop or a stranger's task
+        except (
+            BaseException
+        ) as error:  # SystemExit or CancelledError from a sink would end the loop or a stranger's task
             self._lost += len(pulses)
             self._error = _summary(error)
             _log.exception("sink %s raised and is disabled; the run goes on without it", self._name)

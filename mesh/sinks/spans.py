@@ -92,8 +92,8 @@ class _Transaction:
     """A transaction that has not finished; keeps no payloads."""
 
     __slots__ = (
-        "adopted", "attributes", "continues", "events", "halted_ns", "hops", "kind", "links", "name", "next_seq", "parent_id",
-        "reason", "root", "span_id", "start_ns", "transaction", "whole",
+        "adopted", "attributes", "continues", "events", "halted_ns", "hops", "kind", "links", "name", "next_seq",
+        "parent_id", "reason", "root", "span_id", "start_ns", "transaction", "whole",
     )  # fmt: skip
 
     def __init__(self, pulse: Pulse) -> None:
@@ -361,7 +361,9 @@ class SpanAssembler:
         )
 
 
-_OUTCOMES: Final = frozenset((kinds.COMPLETED, kinds.FAILED, kinds.RETRIED, kinds.COMPENSATED, kinds.UNDONE, kinds.UNDO_FAILED))
+_OUTCOMES: Final = frozenset(
+    (kinds.COMPLETED, kinds.FAILED, kinds.RETRIED, kinds.COMPENSATED, kinds.UNDONE, kinds.UNDO_FAILED)
+)
 _FAILURES: Final = frozenset((kinds.FAILED, kinds.RETRIED, kinds.TIMED_OUT, kinds.UNDO_FAILED))
 
 

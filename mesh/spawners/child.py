@@ -103,7 +103,8 @@ class Child:
         self._gone()
 
     def _kill_group(self) -> None:
-        """End what the user's code has started.  While our child is not reaped, its group's number is not given to others."""
+        """End what the user's code has started.  While our child is not reaped, its group's number is not given to
+        others."""
         if self._pidfd < 0:
             return
         with contextlib.suppress(ChildProcessError, ProcessLookupError):

@@ -1,4 +1,5 @@
-"""Functions go to worker processes by name: which modules to import there, and how to find the workflow among what they define."""
+"""Functions go to worker processes by name: which modules to import there, and how to find the workflow among what they
+define."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Definition = Workflow | Consumer
 
 
 def modules_of(plan: Plan) -> list[str]:
-    """What a worker has to import to have this plan's definition: where it is to be found, then where its functions are.
+    """What a worker has to import to have this plan's definition: where it is to be found, then where its functions
+    are.
 
     Raises:
         DefinitionError: it can be found in `__main__` only, which no other process can import.
@@ -29,7 +31,8 @@ def modules_of(plan: Plan) -> list[str]:
         homes = [name for name, module in list(sys.modules.items()) if _defines(module, plan.workflow)]
     if homes and all(_is_main(name) for name in homes):
         raise DefinitionError(
-            f"{plan.workflow!r} is declared in __main__, which worker processes cannot import; move it to a module of its own"
+            f"{plan.workflow!r} is declared in __main__, which worker processes cannot import; move it to a module of "
+            "its own"
         )
     names = dict.fromkeys([*(homes if len(homes) == 1 else ()), *functions, *homes])
     return [name for name in names if name and not _is_main(name)]
@@ -52,8 +55,10 @@ def load(workflow: str, digest: str, modules: Sequence[str]) -> Plan:
     plan = definition.check()
     if plan.digest != digest:
         raise DefinitionError(
-            f"{workflow!r} in module {shown} has another shape in a worker process (digest {plan.digest}) than in the process that "
-            f"started it ({digest}); it must not depend on how the program was called, and after an edit restart the program"
+            f"{workflow!r} in module {shown} has another shape in a worker process (digest {plan.digest}) than in the "
+            "process that "
+            f"started it ({digest}); it must not depend on how the program was called, and after an edit restart the "
+            "program"
         )
     return plan
 
@@ -79,7 +84,8 @@ def _import(name: str, workflow: str) -> ModuleType:
         return importlib.import_module(name)
     except BaseException as error:  # a module may do anything when it is imported, sys.exit() included
         raise DefinitionError(
-            f"module {name!r}, which {workflow!r} needs, cannot be imported in a worker process: {type(error).__name__}: {error}"
+            f"module {name!r}, which {workflow!r} needs, cannot be imported in a worker process: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 

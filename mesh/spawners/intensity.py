@@ -1,4 +1,5 @@
-"""How often something may fail before it is not tried again for a while; the restart intensity of Erlang/OTP's supervisors."""
+"""How often something may fail before it is not tried again for a while; the restart intensity of Erlang/OTP's
+supervisors."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 class Spawner(Protocol):
     """Runs actors' functions somewhere.  All methods are called on the loop's thread.
 
-    For each actor started it calls `actor.begin()` when the function starts and `actor.settle(value, error)` (or `answer`, or `lose`) when it
-    has ended, on the loop's thread, whatever the function raises: `SystemExit` and `KeyboardInterrupt` included.
+    For each actor started it calls `actor.begin()` when the function starts and `actor.settle(value, error)` (or
+    `answer`, or `lose`) when it has ended, on the loop's thread, whatever the function raises: `SystemExit` and
+    `KeyboardInterrupt` included.
     """
 
     def start(self, actor: BitActor) -> None:

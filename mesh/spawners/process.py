@@ -42,7 +42,8 @@ class ProcessSpawner:
     stopped by SIGKILL to its worker and to what the function has started there.  A worker that dies with a hop loses it
     (`actor.lose()`).  Workers that die otherwise (starting, importing, idle) more than `MAX_DEATHS` times in
     `DEATH_WINDOW` seconds are a collapse: `on_collapse` is called with what to tell people, no worker is started for
-    `DEATH_WINDOW` seconds, and hops that no worker is left for are lost.  Another `intensity` takes the place of that bound.
+    `DEATH_WINDOW` seconds, and hops that no worker is left for are lost.  Another `intensity` takes the place of that
+    bound.
     """
 
     def __init__(self, processes: int, intensity: Intensity | None = None) -> None:
@@ -97,7 +98,8 @@ class ProcessSpawner:
         self._held = True
 
     async def close(self, timeout: float) -> None:
-        """Let workers end, kill those that have not after half of `timeout`, and leave nothing behind.  Twice is once."""
+        """Let workers end, kill those that have not after half of `timeout`, and leave nothing behind.  Twice is
+        once."""
         if not self._closed:
             self._closed = True
             self._waiting.clear()
@@ -124,7 +126,8 @@ class ProcessSpawner:
         return [(member.child.pid, None if member.key is None else member.key[1]) for member in members]
 
     def statistics(self) -> dict[str, int]:
-        """Totals: `starts`, `deaths` (of any kind), `kills` (by us), `collapses`; and what is now: `waiting`, `busy`."""
+        """Totals: `starts`, `deaths` (of any kind), `kills` (by us), `collapses`; and what is now: `waiting`,
+        `busy`."""
         return {**self._counts, "waiting": len(self._waiting), "busy": self._roster.running}
 
     @property
@@ -320,7 +323,9 @@ class ProcessSpawner:
     def _end(self, actor: BitActor, error: BaseException) -> None:
         """We have ended its worker."""
         if actor.state != QUEUED:
-            actor.stopping = True  # nobody knows how far it came, also where it was not the actor that asked for the end
+            actor.stopping = (
+                True  # nobody knows how far it came, also where it was not the actor that asked for the end
+            )
             actor.settle(None, error)
         elif not self._closed:
             actor.judge(None, error, fault_of(error))
@@ -339,7 +344,8 @@ class ProcessSpawner:
         resting = self._intensity.seconds
         self._retry = self._loop.call_later(resting, self._pump)
         text = (
-            f"worker processes keep failing, more than {self._intensity.limit} times in {resting:g} s; none is started for "
+            f"worker processes keep failing, more than {self._intensity.limit} times in {resting:g} s; none is started "
+            "for "
             f"{resting:g} s, and hops that find no worker are lost; the last: {what}"
         )
         logger.critical("%s", text)

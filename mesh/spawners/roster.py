@@ -95,7 +95,9 @@ class Roster:
     def assign(self, actor: BitActor) -> Member:
         """A free one that has the actor's workflow imported already, else the one used last."""
         known = known_as(actor)
-        found = next((idle for idle in reversed(self._idle) if known in idle.loaded), None) or next(reversed(self._idle))
+        found = next((idle for idle in reversed(self._idle) if known in idle.loaded), None) or next(
+            reversed(self._idle)
+        )
         del self._idle[found]
         found.actor = actor
         self._assigned[actor] = found

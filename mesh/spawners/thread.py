@@ -20,7 +20,8 @@ MAX_ZOMBIES = 256
 """More threads than this stuck in functions that had to be given up, and no replacements are started for them."""
 
 MAX_LENT = 256
-"""More hops than this of one depth whose threads wait for other transactions, and no hop of that depth is started beside them."""
+"""More hops than this of one depth whose threads wait for other transactions, and no hop of that depth is started
+beside them."""
 
 _Job = tuple[BitActor, contextvars.Context]
 
@@ -45,9 +46,9 @@ class ThreadClaim(Claim):
 class ThreadSpawner:
     """A pool of daemon threads, started when first needed.
 
-    A thread cannot be stopped from outside.  A function that outlives its attempt is *fenced*: its actor has answered for it, its thread is
-    replaced, and what it returns in the end is told as a late reply.  A function that blocks on another transaction (`mesh.run`,
-    `BlockingTransaction.result`) does not count either, until it goes on.
+    A thread cannot be stopped from outside.  A function that outlives its attempt is *fenced*: its actor has answered
+    for it, its thread is replaced, and what it returns in the end is told as a late reply.  A function that blocks on
+    another transaction (`mesh.run`, `BlockingTransaction.result`) does not count either, until it goes on.
 
     Who waits is served by urgency (undo, then the highest priority), and in order of arrival among equals.
     """
@@ -56,7 +57,8 @@ class ThreadSpawner:
         self._limit = threads
         self._places = Pool("threads", threads)
         self._levels: dict[int, Pool] = {}
-        """By depth: each has a bound of its own, so that neither can hops that wait for others take all threads there could be, nor do the
+        """By depth: each has a bound of its own, so that neither can hops that wait for others take all threads there
+        could be, nor do the
         others find none."""
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._claims: dict[BitActor, ThreadClaim] = {}
@@ -88,7 +90,8 @@ class ThreadSpawner:
             claim.leave()
 
     async def close(self, timeout: float) -> None:
-        """Let idle threads end; wait for running functions as long as there is time.  Threads that are stuck die with the process."""
+        """Let idle threads end; wait for running functions as long as there is time.  Threads that are stuck die with
+        the process."""
         for actor in [actor for actor in self._claims if actor not in self._running]:
             self.abandon(actor)
         for _ in list(self._threads):
@@ -100,8 +103,8 @@ class ThreadSpawner:
                 await asyncio.to_thread(thread.join, left)
 
     def about(self) -> dict[str, Any]:
-        """Counts of `threads` that serve, of hops `claimed` (waiting, running or fenced) and `running`; its places as `Pool.about` says them, and
-        under `depths` those of each depth of transactions that others wait for.
+        """Counts of `threads` that serve, of hops `claimed` (waiting, running or fenced) and `running`; its places as
+        `Pool.about` says them, and under `depths` those of each depth of transactions that others wait for.
         """
         return {
             "threads": self._serving,

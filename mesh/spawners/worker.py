@@ -36,7 +36,8 @@ logger = logging.getLogger("bitactor.worker")
 MAKING_WITHIN: Final = 60.0
 """Seconds that resources may take to be made before the hop that asks for them is taken; then its time counts."""
 BACKSTOP_NS: Final = 1_000_000_000
-"""How long after its time an attempt is ended here; by then the parent has long killed us, unless its loop stands still."""
+"""How long after its time an attempt is ended here; by then the parent has long killed us, unless its loop stands
+still."""
 
 
 class BackstopWheel(TimingWheel):
@@ -69,8 +70,8 @@ class WorkerSpawner:
 class Worker:
     """Answers the parent's messages: `load` this workflow, run that hop.
 
-    It has resources of its own, made when a hop first needs them, before its time counts.  They are closed when the parent asks the worker to
-    end; not when it is killed, as it is with a hop whose time is up, or when the parent dies.
+    It has resources of its own, made when a hop first needs them, before its time counts.  They are closed when the
+    parent asks the worker to end; not when it is killed, as it is with a hop whose time is up, or when the parent dies.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, parent: str, endpoint: str) -> None:
@@ -154,7 +155,9 @@ class Worker:
         except Exception as problem:
             logger.exception("%s could not be run", signal.name)
             fault = fault_of(problem)
-            self._answer(Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault), signal.name)
+            self._answer(
+                Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault), signal.name
+            )
 
     def _done(self, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
         self._answer(reply, actor.signal.name)

@@ -1,7 +1,7 @@
 """Where pulses are kept: `memory` for as long as the process lives, `sqlite` for as long as the file does.
 
-A store is named by a URL: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`.  What follows the third slash is
-the path as it stands; nothing in it is decoded or expanded.
+A store is named by a URL: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`.  What follows the third slash
+is the path as it stands; nothing in it is decoded or expanded.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def open_reader(url: str) -> SqliteReader:
     """
     scheme, rest = _split(url)
     if scheme == "memory":
-        raise ConfigurationError("memory:// can be read only by the process it is in; name a file, as in sqlite:///pulses.db")
+        raise ConfigurationError(
+            "memory:// can be read only by the process it is in; name a file, as in sqlite:///pulses.db"
+        )
     return SqliteReader(_path(url, rest))
 
 
@@ -60,7 +62,9 @@ def _split(url: str) -> tuple[str, str]:
     if scheme in ("postgresql", "postgres"):
         raise ConfigurationError(f"a store at {scheme}:// is not built yet; use sqlite:///pulses.db")
     if not separator or scheme not in ("memory", "sqlite"):
-        raise ConfigurationError(f"store {url!r}: not a store's URL.{suggest(url, ['memory://', 'sqlite:///pulses.db'])}")
+        raise ConfigurationError(
+            f"store {url!r}: not a store's URL.{suggest(url, ['memory://', 'sqlite:///pulses.db'])}"
+        )
     if scheme == "memory" and rest:
         raise ConfigurationError(f"store {url!r}: memory:// takes nothing behind it")
     return scheme, rest
@@ -69,7 +73,9 @@ def _split(url: str) -> tuple[str, str]:
 def _path(url: str, rest: str) -> Path:
     path = rest.removeprefix("/")
     if not rest.startswith("/") or not path:
-        raise ConfigurationError(f"store {url!r}: write sqlite:///relative.db (three slashes) or sqlite:////absolute.db (four)")
+        raise ConfigurationError(
+            f"store {url!r}: write sqlite:///relative.db (three slashes) or sqlite:////absolute.db (four)"
+        )
     if path == ":memory:":
         raise ConfigurationError(f"store {url!r}: use memory://")
     if "?" in path:

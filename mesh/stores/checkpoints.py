@@ -23,7 +23,8 @@ _COMPLAIN_EVERY: Final = 10.0
 
 
 class Checkpoints:
-    """Keeps the log short: a checkpoint every second, and after `pages` of log at once.  Writers and readers go on meanwhile.
+    """Keeps the log short: a checkpoint every second, and after `pages` of log at once.  Writers and readers go on
+    meanwhile.
 
     A log twice as long is closed and begun afresh, for which writers are kept out for the time of one fsync or two.
     """
@@ -85,7 +86,8 @@ class Checkpoints:
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if pages > 2 * self._pages_a_checkpoint:
-            # Under a writer that never pauses, a passive checkpoint never reaches the log's end, and only then can it be reused.
+            # Under a writer that never pauses, a passive checkpoint never reaches the log's end, and only then can it
+            # be reused.
             connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
     def _complain(self, error: sqlite3.Error) -> None:

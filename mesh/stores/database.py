@@ -21,7 +21,8 @@ Value = TypeVar("Value")
 
 
 def connect(path: Path, *, synchronous: str, timeout: float) -> sqlite3.Connection:
-    """A connection to a journal that exists, for the calling thread; `timeout` in seconds is how long SQLite itself waits."""
+    """A connection to a journal that exists, for the calling thread; `timeout` in seconds is how long SQLite itself
+    waits."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=timeout)
     try:
         connection.execute(f"PRAGMA synchronous = {synchronous}")
@@ -102,7 +103,8 @@ def store_error(error: sqlite3.Error, path: Path) -> StoreError:
         sqlite3.SQLITE_FULL: "the disk is full; nothing was written: free some space, then try again",
         sqlite3.SQLITE_READONLY: "it cannot be written; give this user write access to the file and to its directory",
         sqlite3.SQLITE_PERM: "it cannot be opened; give this user access to the file and to its directory",
-        sqlite3.SQLITE_CANTOPEN: "it cannot be opened; SQLite needs write access to the directory too (for -wal and -shm)",
+        sqlite3.SQLITE_CANTOPEN: "it cannot be opened; SQLite needs write access to the directory too (for -wal and "
+        "-shm)",
         sqlite3.SQLITE_IOERR: "the disk did not do as told (full, over a limit, or broken); nothing was written",
         sqlite3.SQLITE_NOTADB: "that is no SQLite file; name another path",
         sqlite3.SQLITE_CORRUPT: "the file is damaged; stop, copy it aside, and try `sqlite3 FILE .recover`",
@@ -139,14 +141,16 @@ def _prepare(path: Path) -> None:
 def _journal_version(connection: sqlite3.Connection, path: Path) -> int:
     """The schema's version; 0 if the file is empty."""
     application, version, tables = connection.execute(
-        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id, pragma_user_version"
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id, "
+        "pragma_user_version"
     ).fetchone()
     if application != APPLICATION_ID and (application or version or tables):
         raise StoreError(f"{path} is an SQLite file of another program; name a file of its own for the journal")
     newest = len(_migrations())
     if version > newest:
         raise StoreError(
-            f"{path} has schema version {version}, this release knows up to {newest}; run the release that wrote it, or later"
+            f"{path} has schema version {version}, this release knows up to {newest}; run the release that wrote it, "
+            "or later"
         )
     return int(version)
 

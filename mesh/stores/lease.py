@@ -1,7 +1,8 @@
 """Who owns what: an owner's row with a lease on it, kept alive from a thread, and the claim on what dead owners left.
 
-An owner is dead when it gave its lease back, when its process on this machine is gone, or when it cannot be seen from here (another
-pid namespace, an earlier boot) and its lease has run out.  A process that can be seen running is never declared dead, however long
+An owner is dead when it gave its lease back, when its process on this machine is gone, or when it cannot be seen from
+here (another pid namespace, an earlier boot) and its lease has run out.  A process that can be seen running is never
+declared dead, however long
 its lease is over: it may have been suspended.
 """
 
@@ -44,8 +45,8 @@ def identify() -> Identity:
 
 
 def process_started(pid: int) -> int | None:
-    """When a process that runs in our pid namespace was started, in clock ticks after boot; None if there is none (or only its
-    zombie).
+    """When a process that runs in our pid namespace was started, in clock ticks after boot; None if there is none (or
+    only its zombie).
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -68,7 +69,9 @@ def register(connection: sqlite3.Connection, owner: str, identity: Identity, exp
             (owner, *identity, expires_ns),
         )
     except sqlite3.IntegrityError as error:
-        raise StoreError(f"an owner {owner!r} is in the journal already; every process takes a name of its own") from error
+        raise StoreError(
+            f"an owner {owner!r} is in the journal already; every process takes a name of its own"
+        ) from error
 
 
 def release(connection: sqlite3.Connection, owner: str) -> None:
@@ -91,7 +94,9 @@ def require_lease(connection: sqlite3.Connection, owner: str) -> None:
     row = connection.execute("SELECT fenced FROM owners WHERE owner = ?", (owner,)).fetchone()
     if row is None or row[0]:
         by = f"by {row[0]!r}" if row else "by another process"
-        raise StaleOwner(f"owner {owner!r} was declared dead {by} and its transactions were taken over; stop working on them")
+        raise StaleOwner(
+            f"owner {owner!r} was declared dead {by} and its transactions were taken over; stop working on them"
+        )
 
 
 def claim(
@@ -99,8 +104,8 @@ def claim(
 ) -> list[Claim]:
     """Move the open transactions of dead owners to `owner`, each with its next epoch, and fence those owners.
 
-    Only those that began in one of `shapes` (workflow → digest), if given: the others stay without an owner until somebody who can
-    run them asks.
+    Only those that began in one of `shapes` (workflow → digest), if given: the others stay without an owner until
+    somebody who can run them asks.
 
     Of several processes that call this at once, each transaction goes to one.  Nothing is written if nobody is dead.
 
@@ -117,17 +122,24 @@ def claim(
         which = "owner = ? AND open = 1"
         known: tuple[str, ...] = ()
         if shapes is not None:
-            which += " AND EXISTS (SELECT 1 FROM json_each(?) AS shape WHERE shape.key = workflow AND shape.value = digest)"
+            which += (
+                " AND EXISTS (SELECT 1 FROM json_each(?) AS shape WHERE shape.key = workflow AND shape.value = digest)"
+            )
             known = (json.dumps(dict(shapes)),)
         for name in {*dead, *_orphaned(connection, owner)}:
-            # A row that is gone fences as well as one that says so; the latter tells a suspended process who has its work.
+            # A row that is gone fences as well as one that says so; the latter tells a suspended process who has its
+            # work.
             if dead.get(name, True):
                 connection.execute("DELETE FROM owners WHERE owner = ?", (name,))
             else:
                 connection.execute("UPDATE owners SET fenced = ? WHERE owner = ?", (owner, name))
-            theirs = connection.execute(f"SELECT transaction_id, epoch + 1 FROM transactions WHERE {which}", (name, *known))
+            theirs = connection.execute(
+                f"SELECT transaction_id, epoch + 1 FROM transactions WHERE {which}", (name, *known)
+            )
             claims += theirs.fetchall()
-            connection.execute(f"UPDATE transactions SET owner = ?, epoch = epoch + 1 WHERE {which}", (owner, name, *known))
+            connection.execute(
+                f"UPDATE transactions SET owner = ?, epoch = epoch + 1 WHERE {which}", (owner, name, *known)
+            )
         connection.execute("DELETE FROM owners WHERE fenced <> '' AND expires_ns < ?", (now_ns - _FENCED_KEPT_NS,))
         connection.execute("COMMIT")
     except BaseException:
@@ -137,8 +149,11 @@ def claim(
     return [Claim(*row) for row in sorted(claims)]
 
 
-def unclaimed(connection: sqlite3.Connection, owner: str, shapes: Mapping[str, str], limit: int) -> list[TransactionRow]:
-    """Open transactions of the workflows in `shapes`, begun in another shape, that no living owner stands for; oldest first."""
+def unclaimed(
+    connection: sqlite3.Connection, owner: str, shapes: Mapping[str, str], limit: int
+) -> list[TransactionRow]:
+    """Open transactions of the workflows in `shapes`, begun in another shape, that no living owner stands for; oldest
+    first."""
     holders = _orphaned(connection, owner)
     if not holders:
         return []
@@ -154,7 +169,8 @@ def unclaimed(connection: sqlite3.Connection, owner: str, shapes: Mapping[str, s
 def reclaim(
     connection: sqlite3.Connection, owner: str, held: Container[str], forget: Callable[[Iterable[str]], None]
 ) -> list[Claim]:
-    """Give `owner`'s own open transactions that are not in `held` their next epoch; `forget` is told while the file is ours alone.
+    """Give `owner`'s own open transactions that are not in `held` their next epoch; `forget` is told while the file is
+    ours alone.
 
     Always writes, so that it succeeds only if the file can be written.
 
@@ -165,7 +181,9 @@ def reclaim(
     try:
         require_lease(connection, owner)
         connection.execute("UPDATE owners SET expires_ns = expires_ns WHERE owner = ?", (owner,))
-        rows = connection.execute("SELECT transaction_id, epoch + 1 FROM transactions WHERE owner = ? AND open = 1", (owner,))
+        rows = connection.execute(
+            "SELECT transaction_id, epoch + 1 FROM transactions WHERE owner = ? AND open = 1", (owner,)
+        )
         claims = [Claim(*row) for row in rows if row[0] not in held]
         raised = [(epoch, transaction) for transaction, epoch in claims]
         connection.executemany("UPDATE transactions SET epoch = ? WHERE transaction_id = ?", raised)
@@ -204,7 +222,8 @@ def _orphaned(connection: sqlite3.Connection, owner: str) -> list[str]:
         "WITH RECURSIVE holders(name) AS ("
         " SELECT min(owner) FROM transactions WHERE open = 1"
         " UNION ALL"
-        " SELECT (SELECT min(owner) FROM transactions WHERE open = 1 AND owner > name) FROM holders WHERE name IS NOT NULL"
+        " SELECT (SELECT min(owner) FROM transactions WHERE open = 1 AND owner > name) FROM holders WHERE name IS NOT "
+        "NULL"
         ") SELECT name FROM holders WHERE name IS NOT NULL AND name <> ?"
         " AND name NOT IN (SELECT owner FROM owners WHERE fenced = '')",
         (owner,),
@@ -261,7 +280,9 @@ class Renewal:
 
     def _renew(self, connection: sqlite3.Connection) -> bool:
         expires_ns = self._wall_ns() + int(self._lease * 1e9)
-        renewed = connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ? AND fenced = ''", (expires_ns, self._owner))
+        renewed = connection.execute(
+            "UPDATE owners SET expires_ns = ? WHERE owner = ? AND fenced = ''", (expires_ns, self._owner)
+        )
         if renewed.rowcount:
             return True
         _log.error("%s: owner %r was fenced; its transactions belong to another process now", self._path, self._owner)

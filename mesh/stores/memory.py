@@ -29,8 +29,9 @@ class _Entry:
 class MemoryStore:
     """The `Store` port in memory.
 
-    Keeps every open transaction, and of those with nothing left to do the last `retained` that ended and the last `retained` that
-    wait to be resumed (halted, stuck); with a transaction its key is forgotten.  `append` calls `done` before it returns.
+    Keeps every open transaction, and of those with nothing left to do the last `retained` that ended and the last
+    `retained` that wait to be resumed (halted, stuck); with a transaction its key is forgotten.  `append` calls `done`
+    before it returns.
     """
 
     def __init__(self, retained: int = RETAINED) -> None:

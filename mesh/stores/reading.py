@@ -77,12 +77,16 @@ class SqliteReader(Reads):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
 
 def _pulses(connection: sqlite3.Connection, transaction: str) -> list[Pulse]:
-    found = connection.execute("SELECT root, workflow FROM transactions WHERE transaction_id = ?", (transaction,)).fetchone()
+    found = connection.execute(
+        "SELECT root, workflow FROM transactions WHERE transaction_id = ?", (transaction,)
+    ).fetchone()
     if found is None:
         return []
     root, workflow = found
@@ -100,7 +104,9 @@ def _find(connection: sqlite3.Connection, workflow: str, key: str) -> str | None
 
 
 def _get(connection: sqlite3.Connection, transaction: str) -> TransactionRow | None:
-    row = connection.execute(f"SELECT {TRANSACTION_COLUMNS} FROM transactions WHERE transaction_id = ?", (transaction,)).fetchone()
+    row = connection.execute(
+        f"SELECT {TRANSACTION_COLUMNS} FROM transactions WHERE transaction_id = ?", (transaction,)
+    ).fetchone()
     return transaction_from_row(row) if row else None
 
 
@@ -110,7 +116,8 @@ def _list(
     conditions: list[str] = []
     values: list[str | int] = []
     if status is not None:
-        # Nearly everything is completed; any other status narrows more than the workflow does.  A plus keeps an index out.
+        # Nearly everything is completed; any other status narrows more than the workflow does.  A plus keeps an index
+        # out.
         conditions.append("+status = ?" if status == "completed" and workflow is not None else "status = ?")
         values.append(status)
     if workflow is not None:

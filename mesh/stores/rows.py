@@ -14,7 +14,9 @@ from bitactor.pulse import Pulse
 PulseRow = tuple[str, int, str, str, str, int, int, int, int | None, str | bytes | None, bytes]
 
 PULSE_COLUMNS: Final = "transaction_id, seq, kind, step, hop, attempt, ttl, at_ns, elapsed_ns, error, body"
-TRANSACTION_COLUMNS: Final = "transaction_id, root, parent, workflow, key, status, open, owner, epoch, created_ns, updated_ns"
+TRANSACTION_COLUMNS: Final = (
+    "transaction_id, root, parent, workflow, key, status, open, owner, epoch, created_ns, updated_ns"
+)
 
 SEQ: Final = 1
 AT_NS: Final = 7
@@ -73,7 +75,9 @@ def pulse_from_row(root: str, workflow: str, row: PulseRow) -> Pulse:
 def transaction_from_row(row: tuple[Any, ...]) -> TransactionRow:
     """What `TRANSACTION_COLUMNS` holds."""
     transaction, root, parent, workflow, key, status, is_open, owner, epoch, created_ns, updated_ns = row
-    return TransactionRow(transaction, root, parent, workflow, key, status, bool(is_open), owner, epoch, created_ns, updated_ns)
+    return TransactionRow(
+        transaction, root, parent, workflow, key, status, bool(is_open), owner, epoch, created_ns, updated_ns
+    )
 
 
 def _storable(error: str) -> str | bytes:

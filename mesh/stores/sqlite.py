@@ -1,12 +1,12 @@
 """A journal in one SQLite file, shared by any number of processes of one machine.
 
-Guarantees: what `done` was called for without an error is in the file, a whole write or nothing of it, in the order of the calls.
-With `durability="process"` it survives the death of the process, with `"power"` that of the machine, with `"none"` neither is
-promised once the machine dies (the file may then be damaged).
+Guarantees: what `done` was called for without an error is in the file, a whole write or nothing of it, in the order of
+the calls. With `durability="process"` it survives the death of the process, with `"power"` that of the machine, with
+`"none"` neither is promised once the machine dies (the file may then be damaged).
 
-Cost: `"process"` and `"none"` commit on the calling thread, tens of microseconds; when another process holds the file's lock, a
-commit thread takes over until it has caught up, so that the caller never sleeps.  `"power"` waits for the disk in that thread, all
-that is waiting in one commit.  Checkpoints and the renewal of the lease have threads of their own.
+Cost: `"process"` and `"none"` commit on the calling thread, tens of microseconds; when another process holds the file's
+lock, a commit thread takes over until it has caught up, so that the caller never sleeps.  `"power"` waits for the disk
+in that thread, all that is waiting in one commit.  Checkpoints and the renewal of the lease have threads of their own.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ _CLOSING_PATIENCE: Final = 5.0
 class SqliteStore(Reads):
     """The `Store` port on an SQLite file.  Reads see what is committed, not what waits for the commit thread.
 
-    `notify` runs a function on the thread that calls this store, soon (`loop.call_soon_threadsafe`).  After `lease` seconds of
-    silence an owner that cannot be seen from here counts as dead.  `patience` is how many seconds an append waits for a locked file
-    before it fails.  The write-ahead log goes into the file every second, and after `checkpoint_pages` of 4 KiB at once.
+    `notify` runs a function on the thread that calls this store, soon (`loop.call_soon_threadsafe`).  After `lease`
+    seconds of silence an owner that cannot be seen from here counts as dead.  `patience` is how many seconds an append
+    waits for a locked file before it fails.  The write-ahead log goes into the file every second, and after
+    `checkpoint_pages` of 4 KiB at once.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class SqliteStore(Reads):
         self._opened = False
         self._closing = False
         self._in_flight = 0
-        """Appends submitted to the commit thread and not delivered; only while there are none may this thread commit."""
+        """Appends submitted to the commit thread and not delivered; only while there are none may this thread
+        commit."""
         self._writer: Writer
         self._commits: CommitThread
         self._checkpoints: Checkpoints
@@ -81,7 +83,8 @@ class SqliteStore(Reads):
         """Create the file if need be and take part as `owner`.
 
         Raises:
-            StoreError: the file cannot be used (the message says why and what to do), the name is taken, or this was opened before.
+            StoreError: the file cannot be used (the message says why and what to do), the name is taken, or this was
+                opened before.
         """
         if self._opened:
             raise StoreError(f"{self._path}: a store is opened once; make another one")
@@ -158,8 +161,8 @@ class SqliteStore(Reads):
     def close(self) -> None:
         """Commit what waits (its `done`s are called), give the lease back, release files and threads.  Twice is once.
 
-        Takes tens of milliseconds (the log goes into the file, the file to the disk); up to `patience` seconds when another process
-        keeps the file locked.
+        Takes tens of milliseconds (the log goes into the file, the file to the disk); up to `patience` seconds when
+        another process keeps the file locked.
         """
         connection = self._connection
         if connection is None or self._closing:

@@ -1,7 +1,8 @@
 """What one commit does to a journal: which writes are taken, which refused, and the few statements that make it so.
 
-Every commit is one database transaction that begins by looking at our own row in `owners`.  As long as that row stands and is not
-fenced, nobody else can have touched the open transactions we hold, so what the last commit knew of them is still true and need not
+Every commit is one database transaction that begins by looking at our own row in `owners`.  As long as that row stands
+and is not fenced, nobody else can have touched the open transactions we hold, so what the last commit knew of them is
+still true and need not
 be read again: an ordinary hop costs its pulse rows and nothing else.
 """
 
@@ -37,14 +38,16 @@ class Known(NamedTuple):
 
 
 _CANNOT_BE_STORED: Final = (
-    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError, OverflowError,
+    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError,
+    OverflowError,
 )  # fmt: skip
 """What SQLite or its binding raises for one row that it will not take; the rows of others are not at fault."""
 
 _INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_PULSE: Final = "INSERT INTO pulses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE_TRANSACTION: Final = (
-    "UPDATE transactions SET status = ?, open = ?, owner = ?, epoch = ?, updated_ns = max(updated_ns, ?) WHERE transaction_id = ?"
+    "UPDATE transactions SET status = ?, open = ?, owner = ?, epoch = ?, updated_ns = max(updated_ns, ?) "
+    "WHERE transaction_id = ?"
 )
 
 
@@ -125,7 +128,8 @@ class _Batch:
         self.refusals: list[Refusal] = []
 
     def write(self, items: Iterable[Item], first: int = 0) -> None:
-        """All in one go; raises one of `_CANNOT_BE_STORED` if that will not do.  `first` is the index of the first item."""
+        """All in one go; raises one of `_CANNOT_BE_STORED` if that will not do.  `first` is the index of the first
+        item."""
         connection, known, changes = self._connection, self._known, self.changes
         created: list[tuple[str | int, ...]] = []
         updated: list[tuple[str | int, ...]] = []
@@ -207,7 +211,9 @@ class _Batch:
         if error.sqlite_errorname == "SQLITE_CONSTRAINT_PRIMARYKEY":
             if write.pulses[0].seq == 0:
                 return DuplicateTransaction(f"transaction {write.transaction} is in the journal already")
-            return StaleOwner(f"transaction {write.transaction}: another process wrote pulse {write.pulses[0].seq} before")
+            return StaleOwner(
+                f"transaction {write.transaction}: another process wrote pulse {write.pulses[0].seq} before"
+            )
         return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
 
 
@@ -229,13 +235,15 @@ def _objection(item: Item, state: Known | None, creates: bool) -> Exception | No
         return DuplicateTransaction(f"transaction {transaction} is in the journal already")
     if seq < state.next_seq:
         return StaleOwner(f"transaction {transaction}: pulse {seq} was written before, by another process or twice")
-    return StoreError(f"transaction {transaction}: pulse {seq} follows pulse {state.next_seq - 1}; a write between was lost")
+    return StoreError(
+        f"transaction {transaction}: pulse {seq} follows pulse {state.next_seq - 1}; a write between was lost"
+    )
 
 
 def _transaction_row(write: Write, owner: str) -> tuple[str | int, ...]:
     accepted = write.pulses[0]
     parent = accepted.data.get("parent", "") if accepted.data else ""
     return (
-        write.transaction, accepted.root, parent, accepted.workflow, accepted.digest, write.key, write.status, write.open,
-        owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns,
+        write.transaction, accepted.root, parent, accepted.workflow, accepted.digest, write.key, write.status,
+        write.open, owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns,
     )  # fmt: skip

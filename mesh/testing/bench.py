@@ -40,16 +40,18 @@ class MeshFactory:
     ) -> FixtureMesh:
         """A mesh in this process; it opens when first used, and closes with the test.
 
-        What runs then still, and does not end by itself within two seconds, fails the test; so do tasks that steps have left behind.
+        What runs then still, and does not end by itself within two seconds, fails the test; so do tasks that steps have
+        left behind.
 
         Args:
             definitions: workflows and consumers, as for `Mesh`.
-            steps: step → function, or mock, to run in its place; `step.undo` and `step.compensate` likewise, and `workflow/step`
-                where a name alone may mean several.  A mock is given what the replaced function takes.
+            steps: step → function, or mock, to run in its place; `step.undo` and `step.compensate` likewise, and
+                `workflow/step` where a name alone may mean several.  A mock is given what the replaced function takes.
             sinks: who is told of pulses beside the `pulses` fixture.
             clock: time; by default the `fake_clock` fixture's if the test asks for that, else the machine's.
             ids: by default counted up, so that they are the same at each run, if the store is `memory://`.
-            options: as for `Mesh`, `replace={resource: object}` among them.  What is in the environment (`BITACTOR_…`) does not count.
+            options: as for `Mesh`, `replace={resource: object}` among them.  What is in the environment (`BITACTOR_…`)
+                does not count.
 
         Raises:
             DefinitionError: a definition, or a function in `steps`, cannot work.
@@ -61,7 +63,8 @@ class MeshFactory:
 class Bench:
     """Holds everything that the fixtures made for one test.
 
-    Meshes are closed inside the test's own call, where a coroutine's loop still runs: the test's function is wrapped for that.
+    Meshes are closed inside the test's own call, where a coroutine's loop still runs: the test's function is wrapped
+    for that.
     """
 
     def __init__(self, item: Any) -> None:
@@ -86,14 +89,17 @@ class Bench:
         self._unwrap = lambda: setattr(owner, name, function)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._unwrap()
         try:
             self._end_in_thread(failed=False)
             still_open = [mesh for mesh in self._meshes if mesh.node.state not in ("new", "closed")]
             if still_open:
                 pytest.fail(
-                    f"{len(still_open)} meshes are open on a loop that the test did not run on; close them where they were opened, "
+                    f"{len(still_open)} meshes are open on a loop that the test did not run on; close them where they "
+                    "were opened, "
                     "with `async with mesh(…)`",
                     pytrace=False,
                 )
@@ -101,7 +107,9 @@ class Bench:
             if self._portal is not None:
                 self._portal.close()
 
-    def make(self, *definitions: Workflow | Consumer, clock: Clock | None, ids: Ids | None, **options: Any) -> FixtureMesh:
+    def make(
+        self, *definitions: Workflow | Consumer, clock: Clock | None, ids: Ids | None, **options: Any
+    ) -> FixtureMesh:
         """See `MeshFactory`."""
         if ids is None and str(options.get("store", "memory://")).startswith("memory:"):
             ids = self._ids  # a store that outlives the test needs ids that nobody has had
@@ -140,7 +148,11 @@ class Bench:
         Raises:
             Failed: something is left over.
         """
-        nodes = [mesh.node for mesh in (self._meshes if meshes is None else meshes) if mesh.node.state in ("open", "draining")]
+        nodes = [
+            mesh.node
+            for mesh in (self._meshes if meshes is None else meshes)
+            if mesh.node.state in ("open", "draining")
+        ]
         nodes = [node for node in nodes if node.loop is asyncio.get_running_loop()]
         if not nodes:
             return

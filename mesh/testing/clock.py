@@ -24,9 +24,11 @@ _LOOK: Final = 0.001
 
 
 class MeshClock(FakeClock):
-    """A `FakeClock` that knows the meshes which live by it: it lets time pass in steps, and lets them do what follows from each.
+    """A `FakeClock` that knows the meshes which live by it: it lets time pass in steps, and lets them do what follows
+    from each.
 
-    In a coroutine, `advance` lets time pass at once, and what follows happens when the loop next turns; `pass_time` waits for that.
+    In a coroutine, `advance` lets time pass at once, and what follows happens when the loop next turns; `pass_time`
+    waits for that.
     """
 
     def __init__(self, portal: Callable[[], Portal], progress: Callable[[], int]) -> None:
@@ -52,7 +54,8 @@ class MeshClock(FakeClock):
 
         Args:
             seconds: by this clock.
-            wait: let functions end that run in a thread or a process, first and in between; without that they come to exceed their time.
+            wait: let functions end that run in a thread or a process, first and in between; without that they come to
+                exceed their time.
             idle: as for `run_until`.
             within: real seconds to wait for such functions at most.
 
@@ -87,11 +90,13 @@ class MeshClock(FakeClock):
     async def run_until(self, awaited: Awaitable[T], *, idle: float = IDLE, within: float = WITHIN) -> T:
         """Let time pass until `awaited` is done, and return what it gives.
 
-        Time jumps from timer to timer, and only while nothing else happens: while a function runs in a thread or a process, time stands.
+        Time jumps from timer to timer, and only while nothing else happens: while a function runs in a thread or a
+        process, time stands.
 
         Args:
             awaited: `tx.result()`, `tx.ended()`, …
-            idle: real seconds a coroutine that is suspended is given at each jump, for it may wait for something real, such as a socket.
+            idle: real seconds a coroutine that is suspended is given at each jump, for it may wait for something real,
+                such as a socket.
             within: real seconds after which it is given up.
 
         Raises:
@@ -136,7 +141,8 @@ class MeshClock(FakeClock):
                 await asyncio.sleep(_LOOK)
 
     async def _step(self, future: asyncio.Future[T], idle: float) -> bool:
-        """Let everything happen that takes no time, then jump once if there is nothing else to wait for; whether `future` is done."""
+        """Let everything happen that takes no time, then jump once if there is nothing else to wait for; whether
+        `future` is done."""
         before = self._progress()
         await _turns()
         if future.done():
@@ -158,13 +164,17 @@ class MeshClock(FakeClock):
         stuck = in_threads(self._nodes)
         if stuck:
             return (
-                f"after {within:g} s of real time {' and '.join(map(repr, stuck))} still runs in a thread or process, and time stands "
+                f"after {within:g} s of real time {' and '.join(map(repr, stuck))} still runs in a thread or process, "
+                "and time stands "
                 "meanwhile; let it end, or let it exceed its time with `pass_time(…, wait=False)`"
             )
         if self.next_timer_ns() is None:
             return f"after {within:g} s of real time what was awaited has not come, and nothing waits for time to pass"
         passed = self.monotonic_ns() / 1e9
-        return f"after {within:g} s of real time, {passed:,.0f} s by this clock, what was awaited has not come; time alone does not bring it"
+        return (
+            f"after {within:g} s of real time, {passed:,.0f} s by this clock, what was awaited has not come; "
+            "time alone does not bring it"
+        )
 
 
 async def _turns() -> None:

@@ -31,8 +31,9 @@ def assert_trace(trace: Any, *expected: Expected) -> None:
             "finished",
         )
 
-    A pulse reads `kind step`; `kind` alone where it is of the whole transaction; `kind step.undo` while a step is being undone, and
-    `undone step` once it is.  `failed pay: ConnectionError*` looks at the error too; `*` stands for anything.
+    A pulse reads `kind step`; `kind` alone where it is of the whole transaction; `kind step.undo` while a step is being
+    undone, and `undone step` once it is.  `failed pay: ConnectionError*` looks at the error too; `*` stands for
+    anything.
 
     Args:
         trace: a transaction, of either sort, while it runs or later; a `Trace`; or pulses.
@@ -65,7 +66,8 @@ def _checked(item: Expected) -> Expected:
                 _check_line(text)
     elif item is not ...:
         raise TypeError(
-            f"assert_trace: {item!r}; expectations are lines such as 'completed pay', `...`, and sets of lines or of tuples"
+            f"assert_trace: {item!r}; expectations are lines such as 'completed pay', `...`, and sets of lines or of "
+            "tuples"
         )
     return item
 
@@ -75,7 +77,9 @@ def _check_line(text: Any) -> None:
     if said is None:
         raise TypeError(f"assert_trace: {text!r}; a line is `kind`, `kind step` or `kind step: error`")
     if said["kind"] not in KINDS:
-        raise ValueError(f"assert_trace: {text!r}: no pulse is of the kind {said['kind']!r}.{suggest(said['kind'], KINDS)}")
+        raise ValueError(
+            f"assert_trace: {text!r}: no pulse is of the kind {said['kind']!r}.{suggest(said['kind'], KINDS)}"
+        )
 
 
 def _chain(branch: Branch) -> tuple[str, ...]:
@@ -106,7 +110,8 @@ class _Match:
         return self._from(0, 0, None)
 
     def _from(self, at: int, item: int, since: int | None) -> bool:
-        """Whether the pulses from `at` on are what the items from `item` on say; `since`: where the `...` before that began, if it was one."""
+        """Whether the pulses from `at` on are what the items from `item` on say; `since`: where the `...` before that
+        began, if it was one."""
         if (at, item) in self._refuted:
             return False
         if item == len(self._items):

@@ -16,7 +16,8 @@ _TURNS: Final = 20
 
 
 class Leftovers:
-    """Looks for transactions that go on, functions that were given up and run on, and tasks that steps have begun and left.
+    """Looks for transactions that go on, functions that were given up and run on, and tasks that steps have begun and
+    left.
 
     Args:
         nodes: all live on the loop that this is used on.
@@ -66,7 +67,12 @@ class Leftovers:
         return "\n".join(said)
 
     def _is_left(self, task: asyncio.Task[Any]) -> bool:
-        return task not in self._before and task is not asyncio.current_task() and not task.done() and not task.cancelling()
+        return (
+            task not in self._before
+            and task is not asyncio.current_task()
+            and not task.done()
+            and not task.cancelling()
+        )
 
 
 def _named(task: asyncio.Task[Any]) -> str:

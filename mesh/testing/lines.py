@@ -9,7 +9,8 @@ from bitactor.signal import UNDO
 
 
 def line(pulse: Pulse, *, error: bool = False) -> str:
-    """`kind step`; `kind step.undo` for what an undo goes through on its way to `undone step`; `kind` alone where there is no step."""
+    """`kind step`; `kind step.undo` for what an undo goes through on its way to `undone step`; `kind` alone where there
+    is no step."""
     step = pulse.step
     if step and pulse.direction == UNDO and pulse.kind not in (UNDONE, UNDO_FAILED):
         step = f"{step}.undo"

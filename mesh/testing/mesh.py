@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class FixtureMesh(Mesh):
     """A `Mesh` that opens by itself when it is first used, and that the fixture closes.
 
-    In a coroutine it lives on the loop of the test; elsewhere on a loop in a thread, which all meshes of the test share.  Closed by
-    yourself, with `close`, nothing is said about what was still running.
+    In a coroutine it lives on the loop of the test; elsewhere on a loop in a thread, which all meshes of the test
+    share.  Closed by yourself, with `close`, nothing is said about what was still running.
     """
 
     def __init__(
@@ -56,7 +56,9 @@ class FixtureMesh(Mesh):
         await self._open()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._bench.end([self], failed=error is not None)
 
     async def stimulate(self, workflow: str | Workflow, input: Any = None, **options: Any) -> Transaction:
@@ -76,7 +78,9 @@ class FixtureMesh(Mesh):
 
     async def _open(self) -> None:
         if not in_a_loop():
-            raise BitActorError('a mesh lives on an asyncio loop; run this test on one (with anyio: `anyio_backend = "asyncio"`)')
+            raise BitActorError(
+                'a mesh lives on an asyncio loop; run this test on one (with anyio: `anyio_backend = "asyncio"`)'
+            )
         async with self._lock:
             if self.node.state == "new":
                 self._bench.begin()
@@ -88,7 +92,9 @@ class FixtureMesh(Mesh):
         self._open_in_thread()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bench.portal().call(self._bench.end, [self], failed=error is not None)
 
     def submit(self, workflow: str | Workflow, input: Any = None, **options: Any) -> BlockingTransaction:
@@ -103,7 +109,8 @@ class FixtureMesh(Mesh):
     def _open_in_thread(self) -> None:
         if in_a_loop():
             raise BitActorError(
-                "this test is a coroutine: await `stimulate`; `submit` and `run` would block the loop that its mesh lives on"
+                "this test is a coroutine: await `stimulate`; `submit` and `run` would block the loop that its mesh "
+                "lives on"
             )
         self._bench.portal().call(self._open)
 

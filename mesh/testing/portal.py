@@ -12,7 +12,8 @@ T = TypeVar("T")
 
 
 class Portal:
-    """Runs coroutines for a thread that has no loop.  All meshes of such a test share it, and with it one fake clock."""
+    """Runs coroutines for a thread that has no loop.  All meshes of such a test share it, and with it one fake
+    clock."""
 
     def __init__(self) -> None:
         started = threading.Event()

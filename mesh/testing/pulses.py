@@ -15,7 +15,8 @@ from mesh.testing.lines import line, transaction_of
 class Pulses(RecordingSink):
     """Every pulse of every mesh of a test, in the order they were kept; also a `Sink`, for a mesh of your own.
 
-    Iterating it gives pulses as people read them, with arguments and results as values; `pulses` has them as they are in the journal.
+    Iterating it gives pulses as people read them, with arguments and results as values; `pulses` has them as they are
+    in the journal.
     """
 
     def __init__(self) -> None:

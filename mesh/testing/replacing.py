@@ -45,8 +45,8 @@ def replaced(definitions: Iterable[Workflow | Consumer], functions: Functions) -
     """Plans of these definitions, by name, with other functions in some places; the definitions stay as they are.
 
     Args:
-        functions: `workflow/step`, or `step` where that can mean only one → the function; with `.undo` or `.compensate` behind it, of
-            a step that has one.
+        functions: `workflow/step`, or `step` where that can mean only one → the function; with `.undo` or `.compensate`
+            behind it, of a step that has one.
 
     Raises:
         ConfigurationError: there is no such place, or several.
@@ -56,7 +56,11 @@ def replaced(definitions: Iterable[Workflow | Consumer], functions: Functions) -
     places: dict[str, list[Place]] = {}
     for definition in definitions:
         workflow = definition if isinstance(definition, Workflow) else None
-        plan = definition.nested_plan(definition.name) if isinstance(definition, Workflow) else compile_consumer(definition)
+        plan = (
+            definition.nested_plan(definition.name)
+            if isinstance(definition, Workflow)
+            else compile_consumer(definition)
+        )
         plans[plan.workflow] = plan
         for place in _places(plan, workflow):
             for name in {place.short, place.full}:
@@ -79,9 +83,13 @@ def _places(plan: Plan, workflow: Workflow | None) -> list[Place]:
 def _place(name: str, places: Mapping[str, list[Place]]) -> Place:
     found = places.get(name, [])
     if not found:
-        raise ConfigurationError(f"steps names {name!r}, which is no step, undo or compensate here.{suggest(name, places)}")
+        raise ConfigurationError(
+            f"steps names {name!r}, which is no step, undo or compensate here.{suggest(name, places)}"
+        )
     if len(found) > 1:
-        raise ConfigurationError(f"steps names {name!r}, which may be {' or '.join(place.full for place in found)}; say which")
+        raise ConfigurationError(
+            f"steps names {name!r}, which may be {' or '.join(place.full for place in found)}; say which"
+        )
     return found[0]
 
 
@@ -124,7 +132,8 @@ def _spawn(step: PlanStep, callback: Callback) -> str:
 
 
 def _takes_anything(function: Callable[..., Any]) -> bool:
-    """Whether it has no parameters to go by: a mock, for example; it is given what the function in whose place it stands takes."""
+    """Whether it has no parameters to go by: a mock, for example; it is given what the function in whose place it
+    stands takes."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -133,15 +142,20 @@ def _takes_anything(function: Callable[..., Any]) -> bool:
 
 
 def _is_coroutine_function(function: Callable[..., Any]) -> bool:
-    """Also of mocks, those with the signature of something else among them; a mock seems to be a `partial`, too, without end."""
+    """Also of mocks, those with the signature of something else among them; a mock seems to be a `partial`, too,
+    without end."""
     mock = getattr(function, "mock", function)
-    return inspect.iscoroutinefunction(mock) or (not isinstance(mock, NonCallableMock) and is_coroutine_function(function))
+    return inspect.iscoroutinefunction(mock) or (
+        not isinstance(mock, NonCallableMock) and is_coroutine_function(function)
+    )
 
 
 def _called(function: Callable[..., Any], is_async: bool, names: Sequence[str]) -> Callable[..., Any]:
-    """It is given these of the arguments alone: a step is called with all of its own, and another function may take fewer.
+    """It is given these of the arguments alone: a step is called with all of its own, and another function may take
+    fewer.
 
-    A mock, too, is better kept behind a function: it has every attribute that anybody looks for, and would be taken for anything.
+    A mock, too, is better kept behind a function: it has every attribute that anybody looks for, and would be taken for
+    anything.
     """
 
     def call(**arguments: Any) -> Any:

@@ -41,7 +41,11 @@ def running(node: Node) -> list[Run]:
 def in_threads(nodes: Iterable[Node]) -> list[str]:
     """Addresses of the steps that run in a thread or a process."""
     return [
-        actor.signal.name for node in nodes for run in running(node) for actor in run.actors.values() if _of_actor(actor) == SURELY
+        actor.signal.name
+        for node in nodes
+        for run in running(node)
+        for actor in run.actors.values()
+        if _of_actor(actor) == SURELY
     ]
 
 
@@ -50,7 +54,9 @@ def described(node: Node) -> Iterator[str]:
     for run in running(node):
         waits = [_actor_waits(actor) for actor in run.actors.values()]
         waits += [
-            f"{run.saga.plan.steps[index].name!r} waits for its retry" for index in run.retries if index < len(run.plan.steps)
+            f"{run.saga.plan.steps[index].name!r} waits for its retry"
+            for index in run.retries
+            if index < len(run.plan.steps)
         ]
         if run.grace is not None:
             waits.append("its undo waits for a late reply")
@@ -62,7 +68,9 @@ def _actor_waits(actor: BitActor) -> str:
     what = f"{actor.step.name!r} ({signal.direction}, attempt {signal.attempt})"
     if actor.state == QUEUED:
         return f"{what} waits for a place to run"
-    return f"{what} runs on the {actor.step.spawn}" if actor.step.spawn == "loop" else f"{what} runs ({actor.step.spawn})"
+    return (
+        f"{what} runs on the {actor.step.spawn}" if actor.step.spawn == "loop" else f"{what} runs ({actor.step.spawn})"
+    )
 
 
 def _of_run(run: Run) -> int:

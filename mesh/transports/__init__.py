@@ -24,7 +24,8 @@ def open_transport(
     queue_bytes: int = QUEUE_BYTES,
     early_flush: int = 0,
 ) -> MemoryTransport | ZmqTransport:
-    """The transport for `memory://name`, `ipc:///directory/name` or `tcp://host:port`; its `open` is still to be called.
+    """The transport for `memory://name`, `ipc:///directory/name` or `tcp://host:port`; its `open` is still to be
+    called.
 
     Args:
         curve: keys of the mesh; needed for tcp://, optional for ipc://.

@@ -37,7 +37,9 @@ def _check_ipc(url: str, path: str) -> None:
     if not path or path == "*" or path.endswith("/") or "\0" in path:
         raise ConfigurationError(f"cannot bind {url!r}: give a file name, as in ipc:///run/user/1000/bitactor/node-1")
     if path.startswith("@"):
-        raise ConfigurationError(f"cannot bind {url!r}: every user of this machine can reach an abstract socket; give a file name")
+        raise ConfigurationError(
+            f"cannot bind {url!r}: every user of this machine can reach an abstract socket; give a file name"
+        )
     size = len(os.fsencode(Path(path).absolute()))
     if size > MAX_IPC_PATH:
         raise ConfigurationError(
@@ -47,14 +49,22 @@ def _check_ipc(url: str, path: str) -> None:
 
 def _check_tcp(url: str, rest: str, *, secured: bool, advertise: str) -> None:
     if not secured:
-        raise ConfigurationError(f"cannot bind {url!r} without CURVE keys: anybody could send; give curve=, or use ipc://")
+        raise ConfigurationError(
+            f"cannot bind {url!r} without CURVE keys: anybody could send; give curve=, or use ipc://"
+        )
     host, _, port = rest.rpartition(":")
     if not host or not (port == "*" or _is_port(port, lowest=0)):
-        raise ConfigurationError(f"cannot bind {url!r}: tcp://host:port, where port is 1 to 65535, or * for any free one")
+        raise ConfigurationError(
+            f"cannot bind {url!r}: tcp://host:port, where port is 1 to 65535, or * for any free one"
+        )
     if host in _WILDCARD_HOSTS and not advertise:
-        raise ConfigurationError(f"{url!r} binds every interface, so others cannot tell where to reach it: give advertise='host'")
+        raise ConfigurationError(
+            f"{url!r} binds every interface, so others cannot tell where to reach it: give advertise='host'"
+        )
     if advertise.startswith("tcp://") and not is_peer_address(advertise):
-        raise ConfigurationError(f"advertise={advertise!r}: give 'tcp://host:port', or a host alone to use the bound port")
+        raise ConfigurationError(
+            f"advertise={advertise!r}: give 'tcp://host:port', or a host alone to use the bound port"
+        )
     if "://" in advertise and not advertise.startswith("tcp://"):
         raise ConfigurationError(f"advertise={advertise!r}: only tcp:// can be advertised")
 
@@ -98,7 +108,8 @@ def _remove_stale(path: Path) -> None:
 
 
 def remove_ipc(url: str) -> None:
-    """Remove the socket file of an `ipc://` address, which ZeroMQ leaves behind; while it is bound, so that it is ours."""
+    """Remove the socket file of an `ipc://` address, which ZeroMQ leaves behind; while it is bound, so that it is
+    ours."""
     if url.startswith("ipc://"):
         Path(url.removeprefix("ipc://")).unlink(missing_ok=True)
 

@@ -37,7 +37,8 @@ class Counters:
 
 
 class Complaint:
-    """One kind of trouble: logged when it starts, then at most every `COMPLAIN_EVERY` seconds, with how often it was."""
+    """One kind of trouble: logged when it starts, then at most every `COMPLAIN_EVERY` seconds, with how often it
+    was."""
 
     __slots__ = ("_log", "_next", "_suppressed")
 

@@ -1,4 +1,5 @@
-"""What every transport has in common: one loop, one thread, one flush a turn, and a receive callback that cannot hurt."""
+"""What every transport has in common: one loop, one thread, one flush a turn, and a receive callback that cannot
+hurt."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ class LoopBoundTransport(Generic[Box]):
     Everything here runs on the thread of `loop`.
     """
 
-    def __init__(self, *, loop: asyncio.AbstractEventLoop, queue_limit: int, queue_bytes: int, connections: int) -> None:
+    def __init__(
+        self, *, loop: asyncio.AbstractEventLoop, queue_limit: int, queue_bytes: int, connections: int
+    ) -> None:
         for name, value in (("queue_limit", queue_limit), ("queue_bytes", queue_bytes), ("connections", connections)):
             if value < 1:
                 raise ConfigurationError(f"{name}={value!r}: must be at least 1")
@@ -116,7 +119,8 @@ class LoopBoundTransport(Generic[Box]):
         return opened
 
     def _runs_elsewhere(self) -> bool:
-        """Whether the loop runs now, on another thread; a loop that stands still has handed its things to whoever calls."""
+        """Whether the loop runs now, on another thread; a loop that stands still has handed its things to whoever
+        calls."""
         if not self._loop.is_running():
             return False
         try:
@@ -157,7 +161,9 @@ class LoopBoundTransport(Generic[Box]):
             self._receive(messages)
         except Exception as error:
             counters.receive_failures += 1
-            self._failures.warn(f"{self._endpoint}: the receive callback raised; {len(messages)} messages may be lost", error)
+            self._failures.warn(
+                f"{self._endpoint}: the receive callback raised; {len(messages)} messages may be lost", error
+            )
 
     def _drop(self, count: int, why: str) -> None:
         if count:

@@ -61,7 +61,8 @@ class Outbox:
     def add(self, message: bytes) -> None:
         """Append a message.
 
-        A message larger than the whole bound is let in when nothing else waits, for it would never get through otherwise.
+        A message larger than the whole bound is let in when nothing else waits, for it would never get through
+        otherwise.
 
         Raises:
             Overloaded: there is no room.

@@ -1,9 +1,10 @@
 """Messages between processes, over ZeroMQ.
 
-Each node has one bound PULL socket, its inbox, and one PUSH socket per peer, made at the first send.  PULL and not ROUTER,
-because nothing goes back over a connection: messages name their reply endpoint, so identities would only be one more part to
-every frame, and PULL lets in nobody but PUSH.  And since the inbox never sends and the others never receive, no send can swallow
-the edge that the inbox' reader waits for.
+Each node has one bound PULL socket, its inbox, and one PUSH socket per peer, made at the first send.  PULL and not
+ROUTER,
+because nothing goes back over a connection: messages name their reply endpoint, so identities would only be one more
+part to every frame, and PULL lets in nobody but PUSH.  And since the inbox never sends and the others never receive, no
+send can swallow the edge that the inbox' reader waits for.
 
 What ZeroMQ is not trusted with: telling us that a peer died (leases and acknowledgements of the mesh do), and bounding
 memory (the outbox does; its own queues are kept short, so that a slow peer's frames grow fuller instead of more).
@@ -81,8 +82,8 @@ class Connection(Outbox):
 class ZmqTransport(LoopBoundTransport[Connection]):
     """A `Transport` over `ipc://` or, with CURVE keys, `tcp://`.
 
-    Sent frames reach a peer that is not there yet once it appears.  When a peer dies, what was on its way to it is lost without a
-    word.  A slow peer slows its senders: first their frames grow fuller, then `send` raises `Overloaded`.
+    Sent frames reach a peer that is not there yet once it appears.  When a peer dies, what was on its way to it is lost
+    without a word.  A slow peer slows its senders: first their frames grow fuller, then `send` raises `Overloaded`.
 
     Args:
         bind: `ipc:///directory/name` (the directory is made 0700, or must be) or `tcp://host:port`, port `*` for any.
@@ -91,8 +92,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         advertise: the host, or `tcp://host:port`, under which others reach a wildcard address.
         queue_limit: messages that may wait for one endpoint, beside `FRAMES_IN_FLIGHT` frames on their way.
         queue_bytes: the same in bytes.
-        early_flush: pass messages on before the turn ends whenever so many wait; 0: never.  With one frame a turn two busy nodes take
-            turns, each idle while the other works; with several they overlap.
+        early_flush: pass messages on before the turn ends whenever so many wait; 0: never.  With one frame a turn two
+            busy nodes take turns, each idle while the other works; with several they overlap.
         connections: endpoints kept in touch with; None: 1,024, or a quarter of the file descriptors if these are fewer.
 
     Raises:
@@ -143,7 +144,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         self._loop.add_reader(self._inbox_fd, self._drain)
 
     def forget(self, endpoint: str) -> None:
-        """The peer is gone: drop what is queued for it and close the connection.  Forgetting a stranger does nothing."""
+        """The peer is gone: drop what is queued for it and close the connection.  Forgetting a stranger does
+        nothing."""
         if threading.get_ident() != self._thread:
             if self._closed:
                 return
@@ -153,7 +155,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             self._disconnect(connection, 0, f"{endpoint} was forgotten")
 
     def close(self, timeout: float = 0.5) -> None:
-        """Send what is queued, for at most `timeout` seconds, and release all sockets.  Twice is once; blocks that long."""
+        """Send what is queued, for at most `timeout` seconds, and release all sockets.  Twice is once; blocks that
+        long."""
         if not self._stop():
             return
         deadline = time.monotonic() + timeout
@@ -281,7 +284,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         return True
 
     def _on_room(self, connection: Connection) -> None:
-        """The socket may have room.  `_is_ready` must ask before: a send alone may not even look at what the FD announced."""
+        """The socket may have room.  `_is_ready` must ask before: a send alone may not even look at what the FD
+        announced."""
         if not _is_ready(connection.socket, zmq.POLLOUT) or not self._push_frames(connection):
             return
         self._unwatch(connection.fd)

@@ -7,4 +7,6 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """Strict markers want to know it."""
-    config.addinivalue_line("markers", "claim(section, words): the sentence that this test shows; see tests/conformance/claims.py")
+    config.addinivalue_line(
+        "markers", "claim(section, words): the sentence that this test shows; see tests/conformance/claims.py"
+    )

@@ -1,6 +1,7 @@
 """Workflows that are begun by a process of its own and carried on by another.
 
-`python -m tests.conformance.elsewhere URL SCENARIO DIRECTORY` begins one, says its transaction, and dies or halts in the middle.
+`python -m tests.conformance.elsewhere URL SCENARIO DIRECTORY` begins one, says its transaction, and dies or halts in
+the middle.
 """
 
 from __future__ import annotations

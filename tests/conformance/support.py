@@ -18,7 +18,8 @@ from tests.e2e.support import BOUND, finish
 
 @asynccontextmanager
 async def finished(workflow: Workflow, value: Any = None, **options: Any) -> AsyncIterator[Transaction]:
-    """The workflow's transaction, ended, in a mesh of its own that is open meanwhile; its journal folds to what it is."""
+    """The workflow's transaction, ended, in a mesh of its own that is open meanwhile; its journal folds to what it
+    is."""
     async with Mesh(workflow, **options) as mesh:
         yield await finish(mesh, workflow, value)
 

@@ -16,9 +16,10 @@ PAGE: Final = HERE.parents[1] / "docs" / "conformance.md"
 _NOT_RUN: Final = "not run"
 _HEAD: Final = """# Conformance
 
-What a workflow can say and what happens then, sentence by sentence, each with the test that shows it. The tests run on a real
-`Mesh`, with real stores and processes; time is a fake clock's where it matters. The last sections are where Elixir's Reactor, Kailash
-and orchwf were caught failing, and what users of durable systems complain of: each is a case that passes here.
+What a workflow can say and what happens then, sentence by sentence, each with the test that shows it. The tests run on
+a real `Mesh`, with real stores and processes; time is a fake clock's where it matters. The last sections are where
+Elixir's Reactor, Kailash and orchwf were caught failing, and what users of durable systems complain of: each is a case
+that passes here.
 
 Made by `make conformance`, which runs the suite.
 """
@@ -68,7 +69,9 @@ def _link(made: Claim) -> str:
 def main() -> int:
     """Run, and write."""
     results = Results()
-    status = pytest.main(["-q", "-p", "no:cacheprovider", f"--ignore={HERE / 'test_table.py'}", str(HERE)], plugins=[results])
+    status = pytest.main(
+        ["-q", "-p", "no:cacheprovider", f"--ignore={HERE / 'test_table.py'}", str(HERE)], plugins=[results]
+    )
     PAGE.write_text(page(all_claims(), results.outcomes))
     print(f"wrote {PAGE}")
     return int(status)

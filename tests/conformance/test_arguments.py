@@ -55,7 +55,9 @@ async def test_arguments_by_binding() -> None:
     async def load() -> dict:
         return {"lines": [{"sku": "a"}, {"sku": "b"}]}
 
-    @workflow.step(bind={"order": Input("order", "id"), "load": Result("load", "lines", 1, "sku"), "currency": Value("EUR")})
+    @workflow.step(
+        bind={"order": Input("order", "id"), "load": Result("load", "lines", 1, "sku"), "currency": Value("EUR")}
+    )
     async def label(order: int, load: str, currency: str) -> str:
         return f"{order} {load} {currency}"
 
@@ -82,7 +84,11 @@ async def test_transforms() -> None:
     async def load() -> list:
         return [3, 1, 2]
 
-    bind = {"a": Input("name").map(str.upper), "b": Result("load").map(sorted), "c": Value(20).map(lambda value: value + 1)}
+    bind = {
+        "a": Input("name").map(str.upper),
+        "b": Result("load").map(sorted),
+        "c": Value(20).map(lambda value: value + 1),
+    }
 
     @workflow.step(bind=bind)
     async def take(a: str, b: list, c: int) -> list:
@@ -117,7 +123,11 @@ async def test_paths() -> None:
 @claim("Arguments", "A path that misses is an error naming the path and what was there.")
 @pytest.mark.parametrize(
     ("path", "said"),
-    [(("user", "email"), ["'email'", "['user']", "keys ['name']"]), (("user", "name", 0, 1, 2), ["2", "a str"]), ((5,), ["5"])],
+    [
+        (("user", "email"), ["'email'", "['user']", "keys ['name']"]),
+        (("user", "name", 0, 1, 2), ["2", "a str"]),
+        ((5,), ["5"]),
+    ],
 )
 async def test_a_missing_path(path: tuple[Any, ...], said: list[str]) -> None:
     workflow = Workflow("missing")
@@ -156,7 +166,9 @@ async def test_after() -> None:
     assert order == ["prepare", "use"]
 
 
-@claim("Arguments", "`when=` false: the step is skipped, its result is `None`, and it is neither undone nor compensated.")
+@claim(
+    "Arguments", "`when=` false: the step is skipped, its result is `None`, and it is neither undone nor compensated."
+)
 async def test_when() -> None:
     workflow = Workflow("when", input={"express": bool})
     calls: list[str] = []
@@ -209,7 +221,10 @@ async def test_guard() -> None:
     assert runs == ["b"]
 
 
-@claim("Arguments", "Unknown names are refused when declared or at `workflow.check()`, and the error suggests the likely one.")
+@claim(
+    "Arguments",
+    "Unknown names are refused when declared or at `workflow.check()`, and the error suggests the likely one.",
+)
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -355,7 +370,9 @@ async def test_no_level_barriers() -> None:
     async def second(a: None) -> None:
         second_began.set()
 
-    assert (await ran(workflow)).status == "completed", "with a barrier, `second` would wait for `slow`, and `slow` for `second`"
+    assert (await ran(workflow)).status == "completed", (
+        "with a barrier, `second` would wait for `slow`, and `slow` for `second`"
+    )
 
 
 @claim("Arguments", "A slow sibling never delays a fast chain.")
@@ -370,7 +387,9 @@ async def test_a_slow_sibling(store: str) -> None:
 
     before = "start"
     for number in range(6):
-        workflow.step(name=f"s{number}", bind={"value": Input("start") if before == "start" else Result(before)})(plus_one)
+        workflow.step(name=f"s{number}", bind={"value": Input("start") if before == "start" else Result(before)})(
+            plus_one
+        )
         before = f"s{number}"
 
     async with Mesh(workflow, store=store) as mesh:

@@ -80,7 +80,8 @@ async def test_cancel_during_a_wait_for_a_retry(store: str) -> None:
 
 
 @claim(
-    "Halting and cancelling", "A cancel while it undoes, or after its end, is too late: it waits for the end, and changes nothing."
+    "Halting and cancelling",
+    "A cancel while it undoes, or after its end, is too late: it waits for the end, and changes nothing.",
 )
 async def test_cancel_while_undoing_and_after_the_end(store: str) -> None:
     workflow = Workflow("too late", ttl=2)

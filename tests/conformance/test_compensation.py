@@ -31,7 +31,8 @@ async def charged(
     works_the_second_time: bool = False,
     shipping_fails: bool = False,
 ) -> AsyncIterator[tuple[Transaction, list[str]]]:
-    """Reserve, charge (which fails, and has a compensation that answers so, or raises it), ship; and what was called."""
+    """Reserve, charge (which fails, and has a compensation that answers so, or raises it), ship; and what was
+    called."""
     workflow = Workflow("charging", input={"card": str})
     log: list[str] = []
 
@@ -84,22 +85,32 @@ async def test_compensate_lets_it_fail(store: str, answer: Any, retries: int) ->
 @pytest.mark.parametrize("raises", [False, True])
 async def test_compensate_retry(store: str, place: str, raises: bool) -> None:
     again = Retry(after=0)
-    async with charged(store, again, retries=1, raises=raises, place=place, works_the_second_time=True) as (transaction, log):
+    async with charged(store, again, retries=1, raises=raises, place=place, works_the_second_time=True) as (
+        transaction,
+        log,
+    ):
         assert await transaction.result() == "shipped for 4711"
         assert log == ["charge 1", "compensate Declined 1 4711", "charge 2"]
 
 
-@claim("Compensation and undo", "When no tries are left, a compensation's `Retry` lets the step fail with its own error.")
+@claim(
+    "Compensation and undo", "When no tries are left, a compensation's `Retry` lets the step fail with its own error."
+)
 @pytest.mark.parametrize("retries", [0, 2])
 async def test_compensate_retry_runs_out(store: str, retries: int) -> None:
     async with charged(store, Retry(after=0), retries=retries) as (transaction, log):
         assert (transaction.status, log[-1]) == ("compensated", "release")
-        assert [line for line in log if line.startswith("charge")] == [f"charge {number}" for number in range(1, retries + 2)]
+        assert [line for line in log if line.startswith("charge")] == [
+            f"charge {number}" for number in range(1, retries + 2)
+        ]
         assert undone(transaction) == ["reserve"]
         assert isinstance(transaction.errors()[0], Declined)
 
 
-@claim("Compensation and undo", "A compensation's `Retry` without `after` waits as the step's `backoff(error, attempt)` says.")
+@claim(
+    "Compensation and undo",
+    "A compensation's `Retry` without `after` waits as the step's `backoff(error, attempt)` says.",
+)
 @pytest.mark.parametrize("raised", [False, True])
 async def test_compensate_retry_waits_as_backoff_says(store: str, raised: bool) -> None:
     workflow = Workflow("patient by function", ttl=1)
@@ -150,7 +161,10 @@ async def test_compensate_halt(store: str, raises: bool) -> None:
         assert log == ["charge 1", "compensate Declined 1 4711"]
 
 
-@claim("Compensation and undo", "`compensate` → anything else, or a value that cannot be carried: refused, and the step fails.")
+@claim(
+    "Compensation and undo",
+    "`compensate` → anything else, or a value that cannot be carried: refused, and the step fails.",
+)
 @pytest.mark.parametrize("answer", [17, "retry", True, Ok(1), Retry, object(), Continue(object())])
 async def test_compensate_answers_nonsense(store: str, answer: Any) -> None:
     async with charged(store, answer) as (transaction, log):

@@ -16,7 +16,9 @@ from tests.conformance.support import ran, result_of
 from tests.e2e.support import BOUND, finish, pass_time, spawned, until
 
 
-@claim("Context and builder", "`Context` knows transaction id, workflow, step path, attempt, retries left, ttl and causes.")
+@claim(
+    "Context and builder", "`Context` knows transaction id, workflow, step path, attempt, retries left, ttl and causes."
+)
 async def test_context() -> None:
     seen: dict[str, Any] = {}
     inner = Workflow("inner", input={"a": int})
@@ -38,8 +40,8 @@ async def test_context() -> None:
     assert hops["nested"][1] == (hops["a"][0],)
     cause = hops["nested"][0]
     assert seen == {
-        "transaction": transaction.id, "root": transaction.root, "workflow": "outer", "step": "nested/works", "attempt": 2,
-        "retries_left": 1, "ttl": 6, "causes": (cause,),
+        "transaction": transaction.id, "root": transaction.root, "workflow": "outer", "step": "nested/works",
+        "attempt": 2, "retries_left": 1, "ttl": 6, "causes": (cause,),
     }  # fmt: skip
 
 
@@ -183,7 +185,9 @@ def test_describe() -> None:
     workflow = Workflow("described", input={"value": int})
     workflow.step(name="add")(add)
     described = workflow.describe()
-    assert described["input"]["properties"]["value"]["type"] == "integer" and described["input"]["required"] == ["value"]
+    assert described["input"]["properties"]["value"]["type"] == "integer" and described["input"]["required"] == [
+        "value"
+    ]
     assert described["result"]["type"] == "integer"
 
 

@@ -1,4 +1,5 @@
-"""What is under way when something fails: stopped or awaited, then undone; and what nobody knows the end of is in doubt."""
+"""What is under way when something fails: stopped or awaited, then undone; and what nobody knows the end of is in
+doubt."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ async def test_in_flight_on_failure(store: str, way: str) -> None:
 
 @claim(
     "Compensation and undo",
-    "A bare `undo` is only called when the step is known to have happened; `undo(in_doubt=True)` also when nobody knows.",
+    "A bare `undo` is only called when the step is known to have happened; `undo(in_doubt=True)` also when nobody "
+    "knows.",
 )
 @pytest.mark.parametrize("takes_doubt", [True, False])
 async def test_undo_in_doubt(store: str, takes_doubt: bool) -> None:
@@ -111,7 +113,10 @@ async def test_undo_in_doubt(store: str, takes_doubt: bool) -> None:
             assert any(isinstance(error, UndoFailed) and "doubtful/hangs" in str(error) for error in errors)
 
 
-@claim("Outcomes of a step", "A hop that exceeded its timeout is in doubt: only an undo that can take doubt is called for it.")
+@claim(
+    "Outcomes of a step",
+    "A hop that exceeded its timeout is in doubt: only an undo that can take doubt is called for it.",
+)
 @pytest.mark.parametrize("takes_doubt", [False, True])
 async def test_a_timed_out_hop_is_in_doubt(store: str, takes_doubt: bool) -> None:
     clock = FakeClock()

@@ -39,7 +39,8 @@ async def taken_over(mesh: Mesh, workflow: Workflow) -> Any:
 
 @claim(
     SECTION,
-    "Parallel steps change the order of recording, and recovery loops or refuses (our journal is keyed by hop, never by call order).",
+    "Parallel steps change the order of recording, and recovery loops or refuses (our journal is keyed by hop, never "
+    "by call order).",
 )
 async def test_recovery_of_parallel_steps(sqlite: str, tmp_path: Path) -> None:
     begin("dying_beside", sqlite, tmp_path)
@@ -55,7 +56,8 @@ async def test_recovery_of_parallel_steps(sqlite: str, tmp_path: Path) -> None:
 
 @claim(
     SECTION,
-    "Recovery works only for the same process, or needs a paid or second server (ours: any process with the store, by lease).",
+    "Recovery works only for the same process, or needs a paid or second server (ours: any process with the store, by "
+    "lease).",
 )
 async def test_recovery_by_a_mesh_that_was_there_all_along(sqlite: str, tmp_path: Path) -> None:
     notes = Notes(tmp_path)
@@ -79,7 +81,10 @@ def versions() -> tuple[Workflow, Workflow]:
     return old, new
 
 
-@claim(SECTION, "After an edit of the code a pending run silently never resumes (ours says so, at once, and offers what to do).")
+@claim(
+    SECTION,
+    "After an edit of the code a pending run silently never resumes (ours says so, at once, and offers what to do).",
+)
 async def test_after_an_edit(sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     begin("dying", sqlite, tmp_path)
     edited = Workflow("dying")
@@ -122,7 +127,8 @@ SLEEPER = """
 
 @claim(
     SECTION,
-    "SIGTERM leaves a run behind as running (ours is drained, and what is not done by then goes to the next process at once).",
+    "SIGTERM leaves a run behind as running (ours is drained, and what is not done by then goes to the next process at "
+    "once).",
 )
 async def test_sigterm(sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sleeping.py").write_text(textwrap.dedent(SLEEPER))
@@ -167,12 +173,15 @@ WRITER = """
 """
 
 
-@claim(SECTION, '"database is locked" in the first example (one writer, WAL, busy handling; several processes on one file work).')
+@claim(
+    SECTION,
+    '"database is locked" in the first example (one writer, WAL, busy handling; several processes on one file work).',
+)
 def test_several_processes_on_one_file(sqlite: str) -> None:
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(WRITER), sqlite], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", textwrap.dedent(WRITER), sqlite], cwd=ROOT, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for _ in range(3)
     ]  # fmt: skip
@@ -183,7 +192,8 @@ def test_several_processes_on_one_file(sqlite: str) -> None:
 
 @claim(
     SECTION,
-    "The deploy of a changed workflow breaks what is in flight (ours has a digest per workflow: each release carries on with its own).",
+    "The deploy of a changed workflow breaks what is in flight (ours has a digest per workflow: each release carries "
+    "on with its own).",
 )
 async def test_two_releases_on_one_file(sqlite: str) -> None:
     old, new = versions()
@@ -202,7 +212,9 @@ async def test_two_releases_on_one_file(sqlite: str) -> None:
         assert await found.ended(BOUND) == "halted"
 
 
-@claim(SECTION, "The journal says which version of it a file has, from the first day; a file of a later one is refused.")
+@claim(
+    SECTION, "The journal says which version of it a file has, from the first day; a file of a later one is refused."
+)
 async def test_the_journals_version(sqlite: str) -> None:
     workflow = chain("versioned", 1)
     async with Mesh(workflow, store=sqlite) as mesh:
@@ -219,7 +231,10 @@ async def test_the_journals_version(sqlite: str) -> None:
             pass
 
 
-@claim(SECTION, "A payload limit is found in production (ours is checked at the stimulus and at each hop, and named in the error).")
+@claim(
+    SECTION,
+    "A payload limit is found in production (ours is checked at the stimulus and at each hop, and named in the error).",
+)
 async def test_payload_limits() -> None:
     workflow = Workflow("large", input={"text": str})
     workflow.step(name="grows")(lambda text: text * 2)
@@ -229,11 +244,17 @@ async def test_payload_limits() -> None:
         assert not await mesh.transactions()
         transaction = await finish(mesh, workflow, {"text": "x" * (MAX_TOKEN_BYTES // 2 + 1)})
         failure = await failure_of(transaction)
-        assert isinstance(failure.__cause__, SignalTooLarge) and f"{MAX_TOKEN_BYTES:,}" in str(failure) and "grows" in str(failure)
+        assert (
+            isinstance(failure.__cause__, SignalTooLarge)
+            and f"{MAX_TOKEN_BYTES:,}" in str(failure)
+            and "grows" in str(failure)
+        )
 
 
 @claim(
-    SECTION, "A blocked event loop makes a living worker look dead and duplicates its work (our leases are renewed off the loop)."
+    SECTION,
+    "A blocked event loop makes a living worker look dead and duplicates its work (our leases are renewed off the "
+    "loop).",
 )
 async def test_a_blocked_loop(sqlite: str) -> None:
     workflow = Workflow("blocking")
@@ -266,7 +287,8 @@ async def test_a_blocked_loop(sqlite: str) -> None:
 
 @claim(
     SECTION,
-    "A blocked event loop stops everything, and nobody knows what blocks it (a watchdog names the step, and shows its stack).",
+    "A blocked event loop stops everything, and nobody knows what blocks it (a watchdog names the step, and shows its "
+    "stack).",
 )
 @pytest.mark.parametrize("where", ["loop", "inline"])
 async def test_who_blocks_the_loop(where: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -300,7 +322,10 @@ async def test_an_unset_priority() -> None:
     async with Mesh(workflow, pools={"one": 1}) as mesh:
         began = [await mesh.stimulate(workflow, {"name": "first"})]
         await until(lambda: order)
-        began += [await mesh.stimulate(workflow, {"name": "unset"}), await mesh.stimulate(workflow, {"name": "high"}, priority=1)]
+        began += [
+            await mesh.stimulate(workflow, {"name": "unset"}),
+            await mesh.stimulate(workflow, {"name": "high"}, priority=1),
+        ]
         go.set()
         for transaction in began:
             await transaction.ended(BOUND)
@@ -371,6 +396,9 @@ async def test_no_polling() -> None:
 @claim(SECTION, "An install breaks through its own version caps (ours has none).")
 def test_no_version_caps() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(one for extra in project.get("optional-dependencies", {}).values() for one in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(one for extra in project.get("optional-dependencies", {}).values() for one in extra),
+    ]
     assert wanted and not [one for one in wanted if "<" in one or "==" in one or "~=" in one]
     assert "<" not in project["requires-python"]

@@ -15,7 +15,10 @@ from tests.conformance.support import failure_of
 from tests.e2e.support import finish, placed, told, undone
 
 
-@claim("Outcomes of a step", "Whatever it raises, exits and cancellations too, is its failure; what was done before is undone.")
+@claim(
+    "Outcomes of a step",
+    "Whatever it raises, exits and cancellations too, is its failure; what was done before is undone.",
+)
 @claim("Where Reactor was caught", "A throw or an exit in a step crashed the caller, and nothing was undone.")
 @HOMES
 @RAISED
@@ -31,7 +34,9 @@ async def test_a_step_raises(store: str, place: str, make: Callable[[], BaseExce
     async with Mesh(workflow, store=store) as mesh:
         transaction = await finish(mesh, workflow)
         assert transaction.status == "compensated", transaction.errors()
-        assert (taken_back, undone(transaction)) == ([1], ["before"]), "a step that raised is known not to have happened"
+        assert (taken_back, undone(transaction)) == ([1], ["before"]), (
+            "a step that raised is known not to have happened"
+        )
         kind = type(make())
         if kind is StopIteration and place == "loop":
             kind = RuntimeError
@@ -71,7 +76,10 @@ async def test_compensate_raises(store: str, place: str, make: Callable[[], Base
         assert told(transaction).count("spawned breaks") == 1, "there was one more try, and nobody asked for it"
 
 
-@claim("Compensation and undo", "Whatever `undo` raises is collected; the rollback goes on, and the transaction ends `stuck`.")
+@claim(
+    "Compensation and undo",
+    "Whatever `undo` raises is collected; the rollback goes on, and the transaction ends `stuck`.",
+)
 @claim("Where Reactor was caught", "An undo that raised crashed the caller in the middle of the rollback.")
 @HOMES
 @RAISED
@@ -100,7 +108,8 @@ async def test_an_undo_raises(store: str, place: str, make: Callable[[], BaseExc
 
 
 @claim(
-    "Outcomes of a step", "Whatever `when`, a transform or `backoff` raises is that step's failure; of `backoff`, beside its own."
+    "Outcomes of a step",
+    "Whatever `when`, a transform or `backoff` raises is that step's failure; of `backoff`, beside its own.",
 )
 @RAISED
 @pytest.mark.parametrize("where", ["when", "transform", "backoff"])

@@ -64,7 +64,8 @@ async def test_halt(store: str, raises: bool) -> None:
 
 
 @claim(
-    "Outcomes of a step", "A halted transaction can be resumed, here or in another process, and finished hops are not run again."
+    "Outcomes of a step",
+    "A halted transaction can be resumed, here or in another process, and finished hops are not run again.",
 )
 async def test_resuming_what_another_process_has_begun(sqlite: str, tmp_path: Path) -> None:
     transaction = begin("halting", sqlite, tmp_path)

@@ -180,8 +180,19 @@ async def test_a_failed_step_is_told() -> None:
         raise ValueError("why")
 
     transaction = await ran(workflow)
-    assert told(transaction) == ["accepted", "spawned breaks", "retried breaks", "spawned breaks", "failed breaks", "finished"]
-    assert [pulse.kind for pulse in transaction.pulses() if "why" in (pulse.error or "")] == ["retried", "failed", "finished"]
+    assert told(transaction) == [
+        "accepted",
+        "spawned breaks",
+        "retried breaks",
+        "spawned breaks",
+        "failed breaks",
+        "finished",
+    ]
+    assert [pulse.kind for pulse in transaction.pulses() if "why" in (pulse.error or "")] == [
+        "retried",
+        "failed",
+        "finished",
+    ]
 
 
 @claim(SECTION, "Partial results were lost on failure.")

@@ -95,7 +95,9 @@ async def test_over_a_workflow() -> None:
     assert {"shipped/0/charge", "shipped/1/send"} <= set(journal(transaction, "completed"))
 
 
-@claim("Kinds: map", "`batch` bounds what is in memory: no more than that is taken from the source before it is worked on.")
+@claim(
+    "Kinds: map", "`batch` bounds what is in memory: no more than that is taken from the source before it is worked on."
+)
 @pytest.mark.parametrize("nested", [False, True])
 async def test_batch(nested: bool) -> None:
     ahead = Peak()
@@ -216,11 +218,14 @@ async def test_resuming(sqlite: str, tmp_path: Path) -> None:
 
 @claim("Kinds: map", "Cost per element does not grow with the length of the map, nor with the batch.")
 async def test_cost_is_flat() -> None:
-    """In pulses, which are exact, and in time on the processor, generously: quadratic cost would be tenfold and more."""
+    """In pulses, which are exact, and in time on the processor, generously: quadratic cost would be tenfold and
+    more."""
 
     async def cost(length: int, batch: int) -> tuple[float, float]:
         workflow = Workflow("flat", input={"length": int})
-        workflow.map(name="each", over=lambda length: range(length), batch=batch, keep=False, spawn="inline")(lambda element: None)
+        workflow.map(name="each", over=lambda length: range(length), batch=batch, keep=False, spawn="inline")(
+            lambda element: None
+        )
         best = float("inf")
         async with Mesh(workflow) as mesh:
             for _ in range(3):
@@ -297,7 +302,13 @@ async def test_undo(nested: bool) -> None:
 async def test_a_failing_element_undoes_the_others() -> None:
     log: list[str] = []
     workflow = Workflow("one fails", ttl=8)
-    workflow.map(name="each", workflow=shipping(log), over=Value([1, 2, 13]), batch=1, bind={"order": Element(), "rate": Value(1)})
+    workflow.map(
+        name="each",
+        workflow=shipping(log),
+        over=Value([1, 2, 13]),
+        batch=1,
+        bind={"order": Element(), "rate": Value(1)},
+    )
     transaction = await ran(workflow)
     assert (transaction.status, log) == ("compensated", ["refund 13", "refund 2", "refund 1"])
     assert undone(transaction) == ["each/2/charge", "each/1/charge", "each/0/charge"]

@@ -47,7 +47,9 @@ async def test_collect() -> None:
     workflow.step(name="a")(lambda: {"x": [1]})
     workflow.step(name="b")(lambda: 2)
     workflow.collect("all", ["a", "b", "name"])
-    workflow.collect("renamed", {"first": Result("a", "x", 0), "second": "b"}, transform=lambda found: sum(found.values()))
+    workflow.collect(
+        "renamed", {"first": Result("a", "x", 0), "second": "b"}, transform=lambda found: sum(found.values())
+    )
     transaction = await ran(workflow, {"name": "Ada"})
     assert transaction.results()["all"] == {"a": {"x": [1]}, "b": 2, "name": "Ada"}
     assert await transaction.result() == 3
@@ -57,12 +59,18 @@ async def test_collect() -> None:
 async def test_template() -> None:
     workflow = Workflow("written", input={"user": dict, "price": float})
     workflow.template("text", "Dear {user.name}, {user[tags][0]}: {price:.2f} {{EUR}}")
-    assert await result_of(workflow, {"user": {"name": "Ada", "tags": ["vip"]}, "price": 3.14159}) == "Dear Ada, vip: 3.14 {EUR}"
+    assert (
+        await result_of(workflow, {"user": {"name": "Ada", "tags": ["vip"]}, "price": 3.14159})
+        == "Dear Ada, vip: 3.14 {EUR}"
+    )
     missing = await ran(workflow, {"user": {"name": "Ada", "tags": []}, "price": 1})
     assert "user[tags][0]" in str(await failure_of(missing))
 
 
-@claim("Kinds: collect, template, debug, flunk", "`debug` is a logged look at arguments and context, and hands the arguments on.")
+@claim(
+    "Kinds: collect, template, debug, flunk",
+    "`debug` is a logged look at arguments and context, and hands the arguments on.",
+)
 async def test_debug(caplog: pytest.LogCaptureFixture) -> None:
     workflow = Workflow("looked at", input={"name": str})
     workflow.step(name="a")(lambda: [1, 2])
@@ -90,7 +98,10 @@ async def test_flunk() -> None:
 # compose
 
 
-@claim("Kinds: compose", "A nested workflow is one step: it takes inputs by name or by `bind`, and its result is the step's.")
+@claim(
+    "Kinds: compose",
+    "A nested workflow is one step: it takes inputs by name or by `bind`, and its result is the step's.",
+)
 async def test_compose() -> None:
     workflow = Workflow("shop", input={"amount": int}, ttl=8)
     workflow.compose("by_name", billing())
@@ -174,13 +185,20 @@ def routed(**options: Any) -> Workflow:
     def long_word(kind: str) -> bool:
         return len(kind) > 6
 
-    cases: list[tuple[Any, Any]] = [("paid", billing()), ("gift", gift), (long_word, lambda kind: f"long: {kind}"), ("paid", gift)]
+    cases: list[tuple[Any, Any]] = [
+        ("paid", billing()),
+        ("gift", gift),
+        (long_word, lambda kind: f"long: {kind}"),
+        ("paid", gift),
+    ]
     workflow.switch("route", on="kind", cases=cases, **options)
     return workflow
 
 
 @claim("Kinds: switch", "Ordered cases by value or predicate: the first that fits is run, and no other.")
-@pytest.mark.parametrize(("kind", "result"), [("paid", "receipt for 5"), ("gift", "gift, 3 off"), ("something", "long: something")])
+@pytest.mark.parametrize(
+    ("kind", "result"), [("paid", "receipt for 5"), ("gift", "gift, 3 off"), ("something", "long: something")]
+)
 async def test_switch(kind: str, result: str) -> None:
     transaction = await ran(routed(), {"kind": kind, "amount": 5})
     assert await transaction.result() == result
@@ -218,7 +236,10 @@ async def test_switch_undo() -> None:
 # group and around
 
 
-@claim("Kinds: group and around", "`group`: a hook before, which may override inputs, and one after, whose answer is the result.")
+@claim(
+    "Kinds: group and around",
+    "`group`: a hook before, which may override inputs, and one after, whose answer is the result.",
+)
 async def test_group() -> None:
     order: list[str] = []
 
@@ -284,7 +305,10 @@ async def test_around_undo() -> None:
     assert (transaction.status, log) == ("compensated", ["locked for 5", "unlocked", "refund 5"])
 
 
-@claim("Kinds: group and around", "When a step within `around` fails, what the function holds is released, and then it is undone.")
+@claim(
+    "Kinds: group and around",
+    "When a step within `around` fails, what the function holds is released, and then it is undone.",
+)
 async def test_a_failure_within_around() -> None:
     log: list[str] = []
     inner = billing(log)
@@ -411,10 +435,15 @@ async def test_nesting() -> None:
     transaction = await ran(house([]), {"streets": [["a", "b"], ["c"]]})
     assert await transaction.result() is None, "the second round has nothing left to paint"
     painted = [step for step in journal(transaction, "completed") if step.endswith("brush")]
-    assert painted == [f"all/twice/1/which/town/each/{street}/each/{number}/brush" for street, number in ((0, 0), (0, 1), (1, 0))]
+    assert painted == [
+        f"all/twice/1/which/town/each/{street}/each/{number}/brush" for street, number in ((0, 0), (0, 1), (1, 0))
+    ]
 
 
-@claim("Kinds: nested in each other", "However deep they nest, there is one undo order: the last that was done is undone first.")
+@claim(
+    "Kinds: nested in each other",
+    "However deep they nest, there is one undo order: the last that was done is undone first.",
+)
 async def test_nested_undo() -> None:
     log: list[str] = []
     workflow = house(log)

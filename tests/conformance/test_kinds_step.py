@@ -63,7 +63,10 @@ async def test_timeout(place: str) -> None:
         go.set()
 
 
-@claim("Kinds: step", "`spawn` says where it runs: `def` in a thread, `async def` on the loop, or inline, or in a worker process.")
+@claim(
+    "Kinds: step",
+    "`spawn` says where it runs: `def` in a thread, `async def` on the loop, or inline, or in a worker process.",
+)
 async def test_spawn() -> None:
     workflow = Workflow("places")
     here = threading.get_ident()
@@ -83,7 +86,10 @@ async def test_spawn() -> None:
     }  # fmt: skip
 
 
-@claim("Kinds: step", "A step in a worker process that dies is delivered again, at most `redeliveries` times; then it is `poison`.")
+@claim(
+    "Kinds: step",
+    "A step in a worker process that dies is delivered again, at most `redeliveries` times; then it is `poison`.",
+)
 @pytest.mark.parametrize(("times", "status"), [(2, "completed"), (3, "compensated")])
 async def test_process(times: int, status: str, tmp_path: Path) -> None:
     async with Mesh(deadly, processes=1) as mesh:
@@ -97,7 +103,10 @@ async def test_process(times: int, status: str, tmp_path: Path) -> None:
             assert Notes(tmp_path).lines[-1] == "compensate WorkerLost", "its compensation is asked all the same"
 
 
-@claim("Kinds: step", "`limit` names a pool: so many hops run at once, over all transactions; one that is not there is refused.")
+@claim(
+    "Kinds: step",
+    "`limit` names a pool: so many hops run at once, over all transactions; one that is not there is refused.",
+)
 async def test_limit() -> None:
     workflow = Workflow("limited")
     inside = Peak()
@@ -131,7 +140,10 @@ async def test_not_required() -> None:
     assert journal(transaction, "spawned") == ["enrich", "enrich", "use"]
 
 
-@claim("Kinds: step", "`priority`: among hops that wait for a place the highest goes first; left unset it is 0, not the highest.")
+@claim(
+    "Kinds: step",
+    "`priority`: among hops that wait for a place the highest goes first; left unset it is 0, not the highest.",
+)
 async def test_priority() -> None:
     order: list[str] = []
     workflow = Workflow("urgent")
@@ -161,8 +173,9 @@ async def test_priority() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"retry": 3}, {"retries": -1}, {"backoff": Backoff()}, {"retry_on": OSError}, {"timeout": 0}, {"spawn": "fibre"}, {"spawn": "ray"},
-        {"priority": "high"}, {"required": 1}, {"limit": ""}, {"policies": ["retry"]}, {"spawn": "inline", "timeout": 1.0},
+        {"retry": 3}, {"retries": -1}, {"backoff": Backoff()}, {"retry_on": OSError}, {"timeout": 0},
+        {"spawn": "fibre"}, {"spawn": "ray"}, {"priority": "high"}, {"required": 1}, {"limit": ""},
+        {"policies": ["retry"]}, {"spawn": "inline", "timeout": 1.0},
     ],
 )  # fmt: skip
 def test_options_are_refused(options: dict[str, Any]) -> None:

@@ -54,7 +54,8 @@ async def test_middleware() -> None:
     async with Mesh(workflow, middleware=[Telling(log)]) as mesh:
         await finish(mesh, workflow)
     assert [line for line in log if "run" in line or "undo" in line] == [
-        "> run a 1", "< run a a", "> run b 1", "< run b ValueError", "> run b 2", "< run b ValueError", "> undo a 1", "< undo a None",
+        "> run a 1", "< run a a", "> run b 1", "< run b ValueError", "> run b 2", "< run b ValueError", "> undo a 1",
+        "< undo a None",
     ]  # fmt: skip
     assert "> backoff b 1" in log and "< backoff b 0.0" in log
 

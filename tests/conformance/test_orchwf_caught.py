@@ -18,7 +18,8 @@ from tests.e2e.support import BOUND, Peak, pass_time, spawned, told, turns, unti
 
 
 @claim(
-    "Where orchwf was caught", "Compensators, non-retryable errors, worker limits and priorities were accepted and never executed."
+    "Where orchwf was caught",
+    "Compensators, non-retryable errors, worker limits and priorities were accepted and never executed.",
 )
 async def test_options_are_executed() -> None:
     log: list[str] = []

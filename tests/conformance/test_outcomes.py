@@ -29,7 +29,10 @@ async def test_a_value(sqlite: str) -> None:
         assert (completed.step, completed.token_out) == ("works", {"a": [1, 2]})
 
 
-@claim("Outcomes of a step", "It returns `Then(value, steps=[...])`: the value, and new steps are planned into this transaction.")
+@claim(
+    "Outcomes of a step",
+    "It returns `Then(value, steps=[...])`: the value, and new steps are planned into this transaction.",
+)
 async def test_then() -> None:
     workflow = Workflow("crawl", input={"start": str})
     undone_pages: list[str] = []
@@ -44,7 +47,9 @@ async def test_then() -> None:
 
     @workflow.step
     async def seeds(start: str) -> Then:
-        return Then(start.upper(), steps=[fetch.planned(f"fetch-{n}", bind={"url": Value(f"{start}/{n}")}) for n in (1, 2)])
+        return Then(
+            start.upper(), steps=[fetch.planned(f"fetch-{n}", bind={"url": Value(f"{start}/{n}")}) for n in (1, 2)]
+        )
 
     transaction = await ran(workflow, {"start": "a"})
     assert await transaction.result() == "A"
@@ -78,7 +83,9 @@ async def test_then_is_undone() -> None:
     assert (transaction.status, taken_back) == ("compensated", ["a"])
 
 
-@claim("Outcomes of a step", "A step with the emitter's own name replaces it (recursion) and can read the previous result.")
+@claim(
+    "Outcomes of a step", "A step with the emitter's own name replaces it (recursion) and can read the previous result."
+)
 async def test_self_replacement() -> None:
     workflow = Workflow("countdown", input={"start": int})
 
@@ -109,7 +116,10 @@ async def test_ok(store: str) -> None:
     assert await result_of(workflow, store=store) == {"wrapped": 1}
 
 
-@claim("Outcomes of a step", "It returns or raises `Fail(reason)`: it fails for good with that reason, whatever tries are left.")
+@claim(
+    "Outcomes of a step",
+    "It returns or raises `Fail(reason)`: it fails for good with that reason, whatever tries are left.",
+)
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize(("reason", "said"), [("on purpose", "on purpose"), ("\ud800", "ud800")])
 async def test_fail(store: str, raises: bool, reason: str, said: str) -> None:
@@ -205,7 +215,9 @@ async def test_what_is_emitted_by_a_failed_attempt() -> None:
         assert await transaction.result(BOUND) == 2
         [completed] = [pulse for pulse in transaction.raw_pulses() if pulse.kind == "completed"]
         assert len((completed.data or {})["emits"]) == 1
-        assert not [pulse for pulse in transaction.raw_pulses() if pulse.kind == "retried" and (pulse.data or {}).get("emits")]
+        assert not [
+            pulse for pulse in transaction.raw_pulses() if pulse.kind == "retried" and (pulse.data or {}).get("emits")
+        ]
 
 
 @claim("Outcomes of a step", "What cannot be carried as a value is that step's clear failure.")

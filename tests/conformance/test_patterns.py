@@ -39,13 +39,18 @@ async def test_parallel_map() -> None:
         return [successful, [(one.index, type(one.error).__name__) for one in failed]]
 
     transaction = await ran(workflow, {"upto": 6})
-    assert transaction.results() == {"works": [0, 2, 4, 6, 8, 10], "collects": [[0, 2, 4, 6, 8, 10, 12, 16], [[7, "ValueError"]]]}
+    assert transaction.results() == {
+        "works": [0, 2, 4, 6, 8, 10],
+        "collects": [[0, 2, 4, 6, 8, 10, 12, 16], [[7, "ValueError"]]],
+    }
     assert 0 < inside.most <= 6, "three in each of two steps"
     assert isinstance((await failure_of(await ran(workflow, {"upto": 9}))).__cause__, ValueError)
 
 
 @claim(
-    SECTION, "Parallel fetch: a timeout per operation, `successful` and `failed`; one slow operation loses nobody else's result."
+    SECTION,
+    "Parallel fetch: a timeout per operation, `successful` and `failed`; one slow operation loses nobody else's "
+    "result.",
 )
 async def test_parallel_fetch() -> None:
     clock = FakeClock()
@@ -70,7 +75,10 @@ async def test_parallel_fetch() -> None:
     async def fetches() -> dict:
         operations = {"slow": slow, "fast": fast, "breaks": breaks}
         fetched = await parallel_fetch(operations, timeout={"slow": 1.0}, clock=clock)
-        return {"successful": fetched.successful, "failed": {name: type(error).__name__ for name, error in fetched.failed.items()}}
+        return {
+            "successful": fetched.successful,
+            "failed": {name: type(error).__name__ for name, error in fetched.failed.items()},
+        }
 
     async with Mesh(workflow, clock=clock) as mesh:
         transaction = await mesh.stimulate(workflow)

@@ -53,7 +53,9 @@ async def test_retry() -> None:
 
 
 @claim("Where Kailash was caught", "A rate limiter was accepted and without effect.")
-@claim(SECTION, "Rate limit: a token bucket with a burst, over all transactions; what may not wait so long fails at once.")
+@claim(
+    SECTION, "Rate limit: a token bucket with a burst, over all transactions; what may not wait so long fails at once."
+)
 async def test_rate_limit() -> None:
     clock = FakeClock()
     calls: list[int] = []
@@ -114,7 +116,9 @@ async def test_breaker_opens() -> None:
         assert calls == ["break"] * 3, "the step was not called"
 
 
-@claim(SECTION, "Half-open with a bounded number of probes → closed after n successes, or open again after one failure.")
+@claim(
+    SECTION, "Half-open with a bounded number of probes → closed after n successes, or open again after one failure."
+)
 async def test_breaker_closes() -> None:
     clock = FakeClock()
     workflow, calls = breaking(CircuitBreaker("shop", failures=1, open_for=30.0, probes=1, successes=2))
@@ -182,12 +186,16 @@ async def test_batching_by_size() -> None:
         return [item * 10 for item in items]
 
     workflow = Workflow("batched", input={"number": int})
-    workflow.step(name="record", policies=[Batching("audit", size=3, interval=3600, handler=insert)])(lambda number: number)
+    workflow.step(name="record", policies=[Batching("audit", size=3, interval=3600, handler=insert)])(
+        lambda number: number
+    )
     async with Mesh(workflow) as mesh:
         began = [await mesh.stimulate(workflow, {"number": number}) for number in range(6)]
         results = [await transaction.result(BOUND) for transaction in began]
     assert results == [0, 10, 20, 30, 40, 50]
-    assert [len(batch) for batch in batches] == [3, 3] and sorted(item for batch in batches for item in batch) == list(range(6))
+    assert [len(batch) for batch in batches] == [3, 3] and sorted(item for batch in batches for item in batch) == list(
+        range(6)
+    )
 
 
 @claim(SECTION, "Batching: or when the first has waited so long.")
@@ -327,7 +335,9 @@ async def test_stacking() -> None:
     assert len(calls) == 1
 
 
-@claim(SECTION, "Their state lives in the mesh across runs, by name; two declarations of one name that differ are refused.")
+@claim(
+    SECTION, "Their state lives in the mesh across runs, by name; two declarations of one name that differ are refused."
+)
 async def test_state_is_shared_by_name() -> None:
     one, calls = breaking(CircuitBreaker("shop", failures=2))
     other = Workflow("other")

@@ -290,7 +290,9 @@ async def test_cost_of_many_steps(shape: str) -> None:
 async def test_bigger_batches() -> None:
     async def cost(batch: int) -> float:
         workflow = Workflow(f"batch {batch}")
-        workflow.map(name="each", over=lambda: range(20_000), batch=batch, keep=False, spawn="inline")(lambda element: None)
+        workflow.map(name="each", over=lambda: range(20_000), batch=batch, keep=False, spawn="inline")(
+            lambda element: None
+        )
         async with Mesh(workflow) as mesh:
             best = float("inf")
             for _ in range(3):

@@ -61,7 +61,9 @@ async def test_health() -> None:
         made.append(Client(log))
         return made[-1]
 
-    client = Resource("client", factory, close=lambda client: client.close(), check=lambda client: client.healthy, check_every=10.0)
+    client = Resource(
+        "client", factory, close=lambda client: client.close(), check=lambda client: client.healthy, check_every=10.0
+    )
     workflow = Workflow("checked", resources=[client])
     workflow.step(name="asks", spawn="loop")(asks_client)
     async with Mesh(workflow, clock=clock) as mesh:
@@ -83,7 +85,9 @@ async def asks_client(client: Any) -> str:
 async def test_order() -> None:
     log: list[str] = []
     pool = Resource("pool", lambda: Client(log, "pool"), close=lambda client: client.close())
-    session = Resource("session", lambda pool: Client(log, f"session of {pool.name}"), close=lambda client: client.close())
+    session = Resource(
+        "session", lambda pool: Client(log, f"session of {pool.name}"), close=lambda client: client.close()
+    )
     workflow = Workflow("ordered", resources=[session, pool])
     workflow.step(name="asks")(lambda session: session.name)
     async with Mesh(workflow) as mesh:

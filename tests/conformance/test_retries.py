@@ -154,7 +154,10 @@ async def test_backoff_answers_nonsense(store: str, answer: Any) -> None:
         assert "ValueError: first" in failed and "backoff" in failed
 
 
-@claim("Outcomes of a step", "`Retry` without `after` waits as `backoff` says, and is no failure: `compensate` is not asked.")
+@claim(
+    "Outcomes of a step",
+    "`Retry` without `after` waits as `backoff` says, and is no failure: `compensate` is not asked.",
+)
 @pytest.mark.parametrize("raised", [False, True])
 async def test_retry_waits_as_backoff_says(store: str, raised: bool) -> None:
     workflow = Workflow("patient by itself", ttl=1)

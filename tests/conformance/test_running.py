@@ -25,7 +25,10 @@ from tests.conformance.support import Meeting, failure_of, ran, resident, result
 from tests.e2e.support import BOUND, Peak, audit, chain, finish, pass_time, spawned, turns, undone
 
 
-@claim("Running", "`max_concurrency` bounds how many hops of one transaction run at once; the caller may say another number.")
+@claim(
+    "Running",
+    "`max_concurrency` bounds how many hops of one transaction run at once; the caller may say another number.",
+)
 async def test_max_concurrency() -> None:
     inside = Peak()
     workflow = Workflow("narrow", max_concurrency=3)
@@ -68,7 +71,11 @@ async def test_shared_pools() -> None:
 @claim("Running", "Two workflows with one shared pool of 1 and nested transactions do not deadlock.")
 async def test_nested_transactions_share_a_pool() -> None:
     inside = Peak()
-    inner, one, other = Workflow("inner"), Workflow("one", input={"depth": int}), Workflow("other", input={"depth": int})
+    inner, one, other = (
+        Workflow("inner"),
+        Workflow("one", input={"depth": int}),
+        Workflow("other", input={"depth": int}),
+    )
 
     @inner.step(limit="one place")
     async def works() -> str:
@@ -76,7 +83,9 @@ async def test_nested_transactions_share_a_pool() -> None:
             await turns(2)
         return "worked"
 
-    async with Mesh(inner, one, other, pools={"one place": 1}) if declare_nesting(inner, one, other) else Mesh() as mesh:
+    async with (
+        Mesh(inner, one, other, pools={"one place": 1}) if declare_nesting(inner, one, other) else Mesh() as mesh
+    ):
         STARTING["mesh"] = mesh
         transactions = [await mesh.stimulate(workflow, {"depth": 2}) for _ in range(10) for workflow in (one, other)]
         assert {await transaction.result(BOUND * 3) for transaction in transactions} == {"worked"}
@@ -126,7 +135,8 @@ async def test_pools_after_failures() -> None:
 
 @claim(
     "Running",
-    "A `timeout` for the whole: the workflow's `deadline`, or the caller's; what is in flight is stopped then, and undone.",
+    "A `timeout` for the whole: the workflow's `deadline`, or the caller's; what is in flight is stopped then, and "
+    "undone.",
 )
 async def test_deadline() -> None:
     clock = FakeClock()
@@ -156,7 +166,9 @@ async def test_deadline() -> None:
 
 
 @claim(
-    "Running", "`max_hops` bounds how many hops a transaction may take, planned and repeated ones too; beyond it fails and undoes."
+    "Running",
+    "`max_hops` bounds how many hops a transaction may take, planned and repeated ones too; beyond it fails and "
+    "undoes.",
 )
 async def test_max_hops() -> None:
     workflow = Workflow("bounded", input={"start": int}, ttl=50, max_hops=5)
@@ -174,7 +186,10 @@ async def test_max_hops() -> None:
     assert "max_hops" in str(await failure_of(transaction))
 
 
-@claim("Running", "Halt and resume, cancel and undo: each by the transaction, at any time, and refused where it has no meaning.")
+@claim(
+    "Running",
+    "Halt and resume, cancel and undo: each by the transaction, at any time, and refused where it has no meaning.",
+)
 async def test_steering(store: str) -> None:
     answers: list[Any] = [Halt("look"), "done"]
     workflow = Workflow("steered")
@@ -203,7 +218,9 @@ async def test_steering(store: str) -> None:
 async def test_metadata(store: str) -> None:
     seen: list[Any] = []
     inner = Workflow("inner")
-    inner.step(name="works")(lambda ctx: seen.append(dict(ctx.metadata))).undo(lambda ctx: seen.append(dict(ctx.metadata)))
+    inner.step(name="works")(lambda ctx: seen.append(dict(ctx.metadata))).undo(
+        lambda ctx: seen.append(dict(ctx.metadata))
+    )
     workflow = Workflow("outer", ttl=8)
     workflow.step(name="first")(lambda ctx: seen.append(dict(ctx.metadata)))
     workflow.compose("inner", inner, after=["first"])
@@ -270,7 +287,10 @@ async def test_two_meshes_in_one_process_do_not_mix(tmp_path: Path) -> None:
     async def who(ctx: Context) -> str:
         return str(ctx.metadata.get("mesh"))
 
-    async with Mesh(workflow, store=f"sqlite:///{tmp_path}/a.db") as a, Mesh(workflow, store=f"sqlite:///{tmp_path}/b.db") as b:
+    async with (
+        Mesh(workflow, store=f"sqlite:///{tmp_path}/a.db") as a,
+        Mesh(workflow, store=f"sqlite:///{tmp_path}/b.db") as b,
+    ):
         ta = await a.stimulate(workflow, metadata={"mesh": "a"}, key="same")
         tb = await b.stimulate(workflow, metadata={"mesh": "b"}, key="same")
         assert (await ta.result(BOUND), await tb.result(BOUND)) == ("a", "b")
@@ -329,7 +349,9 @@ async def test_blocking_steps() -> None:
     assert await result_of(workflow) == "freed"
 
 
-@claim("Running", "10,000 runs leak nothing: tasks, threads, pools, timers and memory stay flat, whatever way they end.")
+@claim(
+    "Running", "10,000 runs leak nothing: tasks, threads, pools, timers and memory stay flat, whatever way they end."
+)
 async def test_ten_thousand_runs(sqlite: str) -> None:
     workflow = Workflow("often", input={"way": int}, ttl=4, max_concurrency=2, deadline=600.0)
     meeting = Meeting(1)

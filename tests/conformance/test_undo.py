@@ -21,7 +21,8 @@ async def fails() -> None:
 
 
 def three_then_failure(*, broken: dict[str, Exception] | None = None) -> tuple[Workflow, list[str]]:
-    """a → b → c, each with an undo, `async def` and `def`, then one that fails; and what undo did. It raises for results in `broken`."""
+    """a → b → c, each with an undo, `async def` and `def`, then one that fails; and what undo did. It raises for
+    results in `broken`."""
     workflow = Workflow("three", input={"order": str}, ttl=8)
     log: list[str] = []
     before: list[str] = []
@@ -168,7 +169,10 @@ class Receipt(BaseModel):
     number: int
 
 
-@claim("Compensation and undo", "An `undo` whose annotation the result does not fit is not called: stuck, and the mesh goes on.")
+@claim(
+    "Compensation and undo",
+    "An `undo` whose annotation the result does not fit is not called: stuck, and the mesh goes on.",
+)
 async def test_an_undo_whose_result_does_not_fit(store: str) -> None:
     workflow = Workflow("misfit", ttl=2)
 
@@ -188,7 +192,10 @@ async def test_an_undo_whose_result_does_not_fit(store: str) -> None:
             assert len(transaction.errors()) == 2 and not isinstance(transaction.errors()[1], AssertionError)
 
 
-@claim("Compensation and undo", "`undo` raising: collected, the rollback goes on, the transaction ends `stuck` and can be resumed.")
+@claim(
+    "Compensation and undo",
+    "`undo` raising: collected, the rollback goes on, the transaction ends `stuck` and can be resumed.",
+)
 async def test_undo_raises(store: str) -> None:
     broken: dict[str, Exception] = {"C": OSError("third"), "B": KeyError("second")}
     workflow, log = three_then_failure(broken=broken)
@@ -216,7 +223,9 @@ async def test_undo_later(store: str) -> None:
     workflow = Workflow("later")
     log: list[str] = []
     for name in ("a", "b"):
-        workflow.step(name=name, after=["a"] if name == "b" else [])(lambda: None).undo(lambda name=name: log.append(name))
+        workflow.step(name=name, after=["a"] if name == "b" else [])(lambda: None).undo(
+            lambda name=name: log.append(name)
+        )
     async with Mesh(workflow, store=store) as mesh:
         transaction = await finish(mesh, workflow)
         assert transaction.status == "completed"

@@ -111,7 +111,9 @@ class _Broken:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), RecursionError()])
-def test_a_relay_disables_a_sink_that_raises_and_says_so_once(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_relay_disables_a_sink_that_raises_and_says_so_once(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     broken = _Broken(error)
     relay = SinkRelay(broken)
     for _ in range(3):

@@ -188,7 +188,9 @@ async def test_an_abandoned_hop_is_stopped_where_possible(place: Place, stage: S
 
 
 @every_bounded_place
-async def test_hops_wait_for_a_place_and_their_time_does_not_count_meanwhile(place: Place, stage: Stage, tmp_path: Path) -> None:
+async def test_hops_wait_for_a_place_and_their_time_does_not_count_meanwhile(
+    place: Place, stage: Stage, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
     holding = [stage.launch(place.workflow, "wait_for_file", str(gate)) for _ in range(2)]
     await until(lambda: all(hop.state == STARTED for hop in holding))

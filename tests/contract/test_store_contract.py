@@ -116,7 +116,11 @@ def test_a_key_is_given_once_in_a_workflow(journal: Journal) -> None:
     holder, rival, elsewhere, bystander = fresh(), fresh(), fresh(), fresh()
     journal.keep(first(holder, key="k"))
     refusals, error = journal.append(
-        first(bystander), first(rival, key="k"), first(elsewhere, key="k", workflow="other"), hop(bystander, 2), hop(rival, 2)
+        first(bystander),
+        first(rival, key="k"),
+        first(elsewhere, key="k", workflow="other"),
+        hop(bystander, 2),
+        hop(rival, 2),
     )
     assert error is None
     assert [refusal.index for refusal in refusals] == [1, 4]
@@ -324,7 +328,9 @@ def test_any_pulse_comes_back_as_it_was(
         journal.keep(*[write for own in writes for write in own])
     for own in writes:
         expected = [pulse for write in own for pulse in write.pulses]
-        assert [_typed(pulse) for pulse in journal.store.pulses(own[0].transaction)] == [_typed(pulse) for pulse in expected]
+        assert [_typed(pulse) for pulse in journal.store.pulses(own[0].transaction)] == [
+            _typed(pulse) for pulse in expected
+        ]
         row = journal.store.get(own[0].transaction)
         assert row is not None and (row.status, row.open, row.root) == (own[-1].status, own[-1].open, root)
 

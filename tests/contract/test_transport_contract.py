@@ -272,7 +272,9 @@ async def test_a_node_can_send_to_itself(world: World) -> None:
     assert await inbox.until(1) == [b"me"]
 
 
-async def test_a_callback_that_raises_is_logged_once_and_hurts_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_callback_that_raises_is_logged_once_and_hurts_nothing(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     inbox = Inbox()
 
     def fails(messages: list[bytes]) -> None:
@@ -401,7 +403,9 @@ async def test_a_closed_nodes_endpoint_can_be_taken_again(world: World) -> None:
     assert await inbox.until(1) == [b"x"]
 
 
-@pytest.mark.parametrize("endpoint", ["", "x", "inproc://x", "pgm://x", "ipc://", "tcp://a", "tcp://:1", "ipc://@x", "tcp://a:0"])
+@pytest.mark.parametrize(
+    "endpoint", ["", "x", "inproc://x", "pgm://x", "ipc://", "tcp://a", "tcp://:1", "ipc://@x", "tcp://a:0"]
+)
 async def test_an_endpoint_of_no_use_is_unroutable(world: World, endpoint: str) -> None:
     with pytest.raises(Unroutable):
         world.open("a").send(endpoint, b"x")

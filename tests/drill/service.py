@@ -1,6 +1,7 @@
 """A service that is killed again and again; see test_kills.
 
-`python -m tests.drill.service STORE EFFECTS`: prints `ready URL`, and ends when its standard input does.  Each line of EFFECTS is something
+`python -m tests.drill.service STORE EFFECTS`: prints `ready URL`, and ends when its standard input does.  Each line of
+EFFECTS is something
 a step did outside: `did` or `undid`, the step's key, its transaction, its path.
 """
 
@@ -100,7 +101,9 @@ def definitions(effects: str) -> tuple[Workflow, Any]:
 
 
 async def main(store: str, effects: str) -> None:
-    server = HttpServer(Mesh(*definitions(effects), store=store), port=0, ready=lambda url: print("ready", url, flush=True))
+    server = HttpServer(
+        Mesh(*definitions(effects), store=store), port=0, ready=lambda url: print("ready", url, flush=True)
+    )
     async with asyncio.TaskGroup() as group:
         group.create_task(server.run())
         await asyncio.to_thread(sys.stdin.read)

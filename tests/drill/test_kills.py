@@ -1,4 +1,5 @@
-"""A service that is killed every second or so, for two minutes, under load: nothing that was accepted is lost, or done twice."""
+"""A service that is killed every second or so, for two minutes, under load: nothing that was accepted is lost, or done
+twice."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ SEED = 20_777
 
 SECONDS = 120.0
 LIVES = (0.1, 1.5)
-"""Seconds from when a service listens until it is killed; of each four, one is killed as long after its start instead, listening or not."""
+"""Seconds from when a service listens until it is killed; of each four, one is killed as long after its start instead,
+listening or not."""
 
 CLIENTS = 8
 PAUSE = 0.2
@@ -152,7 +154,12 @@ def check(shop: Shop) -> None:
     for row in rows:
         check_transaction(row, journals[row.transaction], effects.pop(row.transaction, []))
     assert not effects, "effects of what is not in the journal"
-    done = [effect for of_one in shop.effects().values() for effect in of_one if effect.what == "did" and effect.step != "pay"]
+    done = [
+        effect
+        for of_one in shop.effects().values()
+        for effect in of_one
+        if effect.what == "did" and effect.step != "pay"
+    ]
     again = sum(times - 1 for times in Counter(effect.key for effect in done).values())
     print(f"seed {SEED}: {shop.kills} kills, {dict(statuses)}, {len(done)} effects, {again} of them delivered again")
     assert shop.kills >= SECONDS / 10 and len(orders) >= SECONDS, "the machine is too slow for this drill"

@@ -191,6 +191,6 @@ def inline_span() -> str:
 
 
 definitions: dict[str, Any] = {
-    "signup": signup, "greet": greet, "ping": ping, "pong": pong, "serve": serve, "fragile": fragile, "forgiving": forgiving,
-    "slow": slow, "chain": chain, "spans": spans,
+    "signup": signup, "greet": greet, "ping": ping, "pong": pong, "serve": serve, "fragile": fragile,
+    "forgiving": forgiving, "slow": slow, "chain": chain, "spans": spans,
 }  # fmt: skip

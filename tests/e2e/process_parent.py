@@ -1,4 +1,5 @@
-"""A program that runs hops in worker processes until it is killed; `python -m tests.e2e.process_parent <gate>…`, one hop each."""
+"""A program that runs hops in worker processes until it is killed; `python -m tests.e2e.process_parent <gate>…`, one
+hop each."""
 
 from __future__ import annotations
 

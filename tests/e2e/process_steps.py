@@ -156,8 +156,8 @@ def _workflow(name: str, spawn: str, *functions: Callable[..., Any]) -> Workflow
 
 _SYNC = (echo, fail, leave, interrupt, ruin, uncarriable, undecodable, count_calls, emit_two, wait_for_file, recover)
 _ASYNC = (
-    async_echo, async_fail, async_leave, async_interrupt, async_ruin, async_uncarriable, async_undecodable, async_count_calls,
-    async_emit_two, async_wait_for_file, async_recover, be_a_task,
+    async_echo, async_fail, async_leave, async_interrupt, async_ruin, async_uncarriable, async_undecodable,
+    async_count_calls, async_emit_two, async_wait_for_file, async_recover, be_a_task,
 )  # fmt: skip
 
 def_inline = _workflow("def.inline", "inline", *_SYNC)

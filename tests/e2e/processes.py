@@ -92,7 +92,9 @@ class Town:
 
     def node(self, *uses: str, **options: Any) -> Process:
         options = {"uses": uses, "registry": self.registry} | options
-        process = self._add(Process("-m", "tests.e2e.node_process", json.dumps(options), environment={"USERS": str(self.users)}))
+        process = self._add(
+            Process("-m", "tests.e2e.node_process", json.dumps(options), environment={"USERS": str(self.users)})
+        )
         process.expect("ready")
         return process
 

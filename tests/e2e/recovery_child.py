@@ -16,8 +16,8 @@ from bitactor import Backoff, Context, Halt, Retry, Workflow, consumer
 from mesh import Mesh
 
 POINTS = (
-    "accepted", "in a", "after a", "in b", "backing off", "in compensate", "joining", "failing", "in undo", "between undos",
-    "undo backing off", "halted", "emitting", "in consumer", "in thread",
+    "accepted", "in a", "after a", "in b", "backing off", "in compensate", "joining", "failing", "in undo",
+    "between undos", "undo backing off", "halted", "emitting", "in consumer", "in thread",
 )  # fmt: skip
 
 

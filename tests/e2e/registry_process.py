@@ -1,4 +1,5 @@
-"""A registry server in a process of its own: `python -m tests.e2e.registry_process ENDPOINT STATE`; end of file on stdin ends it."""
+"""A registry server in a process of its own: `python -m tests.e2e.registry_process ENDPOINT STATE`; end of file on
+stdin ends it."""
 
 from __future__ import annotations
 

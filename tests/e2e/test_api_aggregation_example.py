@@ -1,4 +1,5 @@
-"""The API aggregation of the docs, against its real server: what is promised is looked for where it has to show, at the partner."""
+"""The API aggregation of the docs, against its real server: what is promised is looked for where it has to show, at the
+partner."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ async def run(mesh: Mesh, **given: str) -> Transaction:
 
 def retried(transaction: Transaction) -> dict[str, int]:
     """Step → nanoseconds until it was tried again."""
-    return {pulse.step: (pulse.data or {}).get("after_ns", -1) for pulse in transaction.pulses() if pulse.kind == "retried"}
+    return {
+        pulse.step: (pulse.data or {}).get("after_ns", -1) for pulse in transaction.pulses() if pulse.kind == "retried"
+    }
 
 
 async def test_both_versions_make_the_same_report(example: SimpleNamespace, served: Any) -> None:
@@ -71,7 +74,9 @@ async def test_both_versions_make_the_same_report(example: SimpleNamespace, serv
     assert list(served.partner.reports.values()) == [first, second]
 
 
-async def test_the_partner_is_asked_within_its_quota_and_only_when_it_wants_to_be(example: SimpleNamespace, served: Any) -> None:
+async def test_the_partner_is_asked_within_its_quota_and_only_when_it_wants_to_be(
+    example: SimpleNamespace, served: Any
+) -> None:
     async with opened(example) as mesh:
         transaction = await run(mesh, version="v1")
     seen = served.partner.seen
@@ -108,7 +113,9 @@ async def test_the_partner_does_refuse_who_comes_too_fast_or_too_early(example: 
         assert (await ask("/v1/users/1", tokens[0])).status_code == 401, "its token has ended"
 
 
-async def test_a_token_is_fetched_once_for_all_and_again_when_it_has_ended(example: SimpleNamespace, served: Any) -> None:
+async def test_a_token_is_fetched_once_for_all_and_again_when_it_has_ended(
+    example: SimpleNamespace, served: Any
+) -> None:
     async with opened(example) as mesh:
         first = await run(mesh, version="v1")
         assert served.partner.seen["tokens"] == 2, "not one for each of those that were refused"
@@ -161,7 +168,9 @@ class LosesAnswers(httpx2.AsyncHTTPTransport):
 async def test_a_report_whose_answer_is_lost_is_sent_with_one_key_and_in_the_end_withdrawn(
     example: SimpleNamespace, served: Any
 ) -> None:
-    auth = TokenAuth(ClientCredentials("/oauth/token", example.server.CLIENT, example.server.SECRET), httpx2.URL(served.url))
+    auth = TokenAuth(
+        ClientCredentials("/oauth/token", example.server.CLIENT, example.server.SECRET), httpx2.URL(served.url)
+    )
     async with (
         httpx2.AsyncClient(base_url=served.url, auth=auth, transport=LosesAnswers()) as client,
         opened(example, replace={"partner": client}) as mesh,

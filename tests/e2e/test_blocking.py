@@ -72,7 +72,9 @@ def test_as_a_context_manager(store: str) -> None:
 def test_from_many_threads(store: str) -> None:
     workflow = doubling()
     with Mesh(workflow, store=store) as mesh, ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda x: mesh.submit(workflow, {"x": x}).result(BOUND), range(200))) == [x * 2 for x in range(200)]
+        assert list(pool.map(lambda x: mesh.submit(workflow, {"x": x}).result(BOUND), range(200))) == [
+            x * 2 for x in range(200)
+        ]
 
 
 def test_before_and_after(store: str) -> None:
@@ -83,7 +85,13 @@ def test_before_and_after(store: str) -> None:
     with mesh:
         tx = mesh.submit(workflow, {"x": 1})
         tx.result(BOUND)
-    for late in (lambda: mesh.submit(workflow, {"x": 1}), lambda: mesh.run(workflow, {"x": 1}), tx.result, tx.cancel, tx.results):
+    for late in (
+        lambda: mesh.submit(workflow, {"x": 1}),
+        lambda: mesh.run(workflow, {"x": 1}),
+        tx.result,
+        tx.cancel,
+        tx.results,
+    ):
         with pytest.raises(BitActorError, match="closed"):
             late()
     assert tx.status == "completed"
@@ -215,7 +223,9 @@ except KeyboardInterrupt:
 
 
 def test_control_c_in_a_script() -> None:
-    child = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == "begun\n"

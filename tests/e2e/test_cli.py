@@ -156,12 +156,16 @@ def test_a_transaction_from_the_outside(directory: Path, mesh: tuple[str, str]) 
     registry, http = mesh
     asked = {"BITACTOR_REGISTRY": registry}
 
-    by_registry = bitactor("stimulate", "shop.order", "-i", "item=tea", "-i", "count=2", "--json", cwd=directory, **asked)
+    by_registry = bitactor(
+        "stimulate", "shop.order", "-i", "item=tea", "-i", "count=2", "--json", cwd=directory, **asked
+    )
     assert by_registry.returncode == 0, by_registry.stderr
     began = json.loads(by_registry.stdout)
     assert (began["status"], began["result"]) == ("completed", "2 x tea")
 
-    by_http = bitactor("stimulate", "shop.order", "--input", '{"item": "tea", "count": 3}', "--http", http, cwd=directory)
+    by_http = bitactor(
+        "stimulate", "shop.order", "--input", '{"item": "tea", "count": 3}', "--http", http, cwd=directory
+    )
     assert (by_http.returncode, by_http.stdout.strip()) == (0, '"3 x tea"')
     assert "completed" in by_http.stderr
 
@@ -184,7 +188,12 @@ def test_patterns_of_all_nodes(directory: Path, mesh: tuple[str, str]) -> None:
     assert bitactor("stimulate", "shop.guarded", cwd=directory, **asked).returncode == 0
 
     [breaker, limit] = documents(bitactor("list", "--patterns", "--json", cwd=directory, **asked).stdout)
-    assert (breaker["pattern"], breaker["name"], breaker["state"], breaker["calls"]) == ("circuit breaker", "shop", "closed", 1)
+    assert (breaker["pattern"], breaker["name"], breaker["state"], breaker["calls"]) == (
+        "circuit breaker",
+        "shop",
+        "closed",
+        1,
+    )
     assert (limit["pattern"], limit["name"], limit["started"]) == ("rate limit", "shop", 1)
     assert breaker["node"] == limit["node"]
 
@@ -202,7 +211,9 @@ def test_patterns_of_all_nodes(directory: Path, mesh: tuple[str, str]) -> None:
 def test_failures_have_codes_and_one_clear_line(directory: Path, mesh: tuple[str, str]) -> None:
     registry, http = mesh
     for place in (["--registry", registry], ["--http", http]):
-        failed = bitactor("stimulate", "shop.order", "-i", "item=tea", "-i", "count=11", *place, "--json", cwd=directory)
+        failed = bitactor(
+            "stimulate", "shop.order", "-i", "item=tea", "-i", "count=11", *place, "--json", cwd=directory
+        )
         assert failed.returncode == 1, failed.stderr
         described = json.loads(failed.stdout)
         assert described["status"] == "compensated"
@@ -224,7 +235,9 @@ def test_failures_have_codes_and_one_clear_line(directory: Path, mesh: tuple[str
 
 def test_cancel_and_resume(directory: Path, mesh: tuple[str, str]) -> None:
     registry, _ = mesh
-    began = json.loads(bitactor("stimulate", "shop.patient", "--async", "--registry", registry, "--json", cwd=directory).stdout)
+    began = json.loads(
+        bitactor("stimulate", "shop.patient", "--async", "--registry", registry, "--json", cwd=directory).stdout
+    )
     cancelled = bitactor(
         "cancel", began["transaction"], "--registry", registry, "--reason", "changed my mind", "--json", cwd=directory
     )
@@ -318,7 +331,11 @@ def test_a_users_file_that_hides_ours_is_named(directory: Path, name: str) -> No
         timeout=PATIENCE,
     )
     assert hidden.returncode == 2
-    assert str(directory / f"{name}.py") in hidden.stderr and "rename" in hidden.stderr and "Traceback" not in hidden.stderr
+    assert (
+        str(directory / f"{name}.py") in hidden.stderr
+        and "rename" in hidden.stderr
+        and "Traceback" not in hidden.stderr
+    )
     refused = bitactor(
         "run", "shop:order", cwd=directory
     )  # the installed command does not look here for itself, but the user's module would

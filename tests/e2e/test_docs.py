@@ -1,14 +1,15 @@
-"""The documentation does what it says: every page is followed as a reader would, and what it shows is compared with what comes.
+"""The documentation does what it says: every page is followed as a reader would, and what it shows is compared with
+what comes.
 
 How a page is read:
 
-- A Python block that begins with `# name.py` is put into that file (`# name.py, continued`: added to it).  Any other is a script,
-  and is run; a `text` block right behind it is what it prints.
-- In a `console` block, `$ ` begins a command, and what follows is its output, if any is shown; `...` stands for anything.
-  Commands that run until they are stopped are left running to the end of their section, as in a terminal of their own; what a
-  section exports ends with it too.
-- Ids, times, bars of a waterfall, ports and directories differ from run to run and are not compared.  An id that a page showed
-  earlier means, in a command, the one that came there.
+- A Python block that begins with `# name.py` is put into that file (`# name.py, continued`: added to it).  Any other is
+  a script, and is run; a `text` block right behind it is what it prints.
+- In a `console` block, `$ ` begins a command, and what follows is its output, if any is shown; `...` stands for
+  anything. Commands that run until they are stopped are left running to the end of their section, as in a terminal of
+  their own; what a section exports ends with it too.
+- Ids, times, bars of a waterfall, ports and directories differ from run to run and are not compared.  An id that a page
+  showed earlier means, in a command, the one that came there.
 """
 
 from __future__ import annotations
@@ -210,7 +211,9 @@ class Reader:
         self._end_section()
         for name, line in self._files.items():
             stem = Path(name).stem
-            assert any(re.search(rf"\b{stem}\b", text) for text in self._used), f"{self._page.name}:{line}: {name} is never used"
+            assert any(re.search(rf"\b{stem}\b", text) for text in self._used), (
+                f"{self._page.name}:{line}: {name} is never used"
+            )
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -254,13 +257,15 @@ class Reader:
                 came = self._lasting[-1].said()
                 self._compare(line, shown, came[: len(shown)])
             else:
-                self._compare(line, shown, self._run(line, text, fails=any(said.startswith("error:") for said in shown)))
+                self._compare(
+                    line, shown, self._run(line, text, fails=any(said.startswith("error:") for said in shown))
+                )
 
     def _run(self, line: int, text: str, *, fails: bool = False) -> list[str]:
         done = subprocess.run(
             ["bash", "-c", text],
-            cwd=self._home, env=self._environment | self._exported, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=PATIENCE, check=False,
+            cwd=self._home, env=self._environment | self._exported, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
         where = f"{self._page.name}:{line}: {text}"
         assert (done.returncode != 0) == fails, f"{where}: exit code {done.returncode}\n{done.stdout}"

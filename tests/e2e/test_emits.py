@@ -193,7 +193,9 @@ async def test_one_of_a_group_gets_each_and_each_group_gets_all(store: str) -> N
         await until(lambda: told(tx).count("emitted") == 10)
         await until(lambda: len(heard) == 30)
         await turns()
-        assert Counter(heard) == Counter((name, number) for name in ("alpha", "odd", "everybody") for number in range(10))
+        assert Counter(heard) == Counter(
+            (name, number) for name in ("alpha", "odd", "everybody") for number in range(10)
+        )
         receivers = [pulse.data["receivers"] for pulse in tx.pulses() if pulse.kind == "emitted" and pulse.data]
         assert all(len(each) == 3 for each in receivers)
         audit(tx)
@@ -335,7 +337,14 @@ async def test_what_cannot_be_emitted(store: str) -> None:
 
     @workflow.step
     async def emits(case: int, ctx: Context) -> None:
-        odd: list[tuple[Any, Any]] = [("news", object()), ("", 1), (None, 1), ("news", "\ud800"), ("\ud800", 1), ("x" * 100_000, 1)]
+        odd: list[tuple[Any, Any]] = [
+            ("news", object()),
+            ("", 1),
+            (None, 1),
+            ("news", "\ud800"),
+            ("\ud800", 1),
+            ("x" * 100_000, 1),
+        ]
         name, value = odd[case]
         await ctx.emit(name, value)
 

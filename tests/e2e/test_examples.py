@@ -31,7 +31,11 @@ def sessions(page: Path) -> Iterator[tuple[str, str]]:
 
 def run(command: str, directory: Path) -> str:
     """What a command prints: its output, then its errors, then its exit code if that is not 0."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "NO_COLOR": "1",
+    }
     done = subprocess.run(
         command, shell=True, cwd=directory, env=environment, capture_output=True, text=True, timeout=WITHIN, check=False
     )
@@ -58,7 +62,9 @@ def test_each_command_prints_what_the_page_says(page: Path, directory: Path) -> 
         if command.startswith(NOT_RUN):
             continue
         said = run(command, directory)
-        assert checker.check_output(expected, said, doctest.ELLIPSIS), f"$ {command}\nexpected:\n{expected}\ngot:\n{said}"
+        assert checker.check_output(expected, said, doctest.ELLIPSIS), (
+            f"$ {command}\nexpected:\n{expected}\ngot:\n{said}"
+        )
         ran += 1
     assert ran, f"{page.name} shows no command"
 
@@ -83,7 +89,9 @@ def batches(journal: Path) -> int:
 
 def test_killed_half_way_and_resumed_it_ends_with_the_same_rows_as_undisturbed(directory: Path) -> None:
     command = [sys.executable, "docs/examples/etl", "readings", "--rows", "200000"]
-    whole = subprocess.run([*command, "--directory", "whole"], cwd=directory, capture_output=True, timeout=WITHIN, check=True)
+    whole = subprocess.run(
+        [*command, "--directory", "whole"], cwd=directory, capture_output=True, timeout=WITHIN, check=True
+    )
     with subprocess.Popen(
         [*command, "--directory", "killed"], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as first:
@@ -94,7 +102,9 @@ def test_killed_half_way_and_resumed_it_ends_with_the_same_rows_as_undisturbed(d
         first.communicate()
     done = batches(directory / "killed" / "pulses.db")
     assert 5 <= done < 40, "it was to be killed in the middle"
-    again = subprocess.run([*command, "--directory", "killed"], cwd=directory, capture_output=True, timeout=WITHIN, check=True)
+    again = subprocess.run(
+        [*command, "--directory", "killed"], cwd=directory, capture_output=True, timeout=WITHIN, check=True
+    )
     assert again.stdout.splitlines()[:2] == whole.stdout.splitlines()[:2]
     assert rows(directory / "killed" / "readings.db") == rows(directory / "whole" / "readings.db")
     with closing(sqlite3.connect(directory / "killed" / "pulses.db")) as connection:

@@ -132,7 +132,9 @@ class Recording(Saga):
 
 
 def _still(snapshot: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, list) else value for name, value in snapshot.items() if name != "noted"}
+    return {
+        name: list(value) if isinstance(value, list) else value for name, value in snapshot.items() if name != "noted"
+    }
 
 
 async def _live(drawn: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Heartbeats: a step says that it goes on, from the loop, from a thread, inside policies; and only where its time is kept."""
+"""Heartbeats: a step says that it goes on, from the loop, from a thread, inside policies; and only where its time is
+kept."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ class Beating:
         self.beats_so_far = 0
 
     def workflow(self, **options: object) -> Workflow:
-        workflow = Workflow("beating", grace=0.1, **{name: options.pop(name) for name in ("deadline",) if name in options})
+        workflow = Workflow(
+            "beating", grace=0.1, **{name: options.pop(name) for name in ("deadline",) if name in options}
+        )
 
         async def on_loop(ctx: Context) -> str:
             while not self.may_end:

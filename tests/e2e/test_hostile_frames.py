@@ -1,4 +1,5 @@
-"""Strangers at the door: whatever bytes come, they are counted and dropped, memory stays flat, and good peers get through."""
+"""Strangers at the door: whatever bytes come, they are counted and dropped, memory stays flat, and good peers get
+through."""
 
 from __future__ import annotations
 
@@ -52,10 +53,11 @@ FRAME = join_frame(ENCODED)
 GOOD = encode_message(Cancel("good", "peer", 1, 1))
 
 HEADERS = (
-    b"\x80", b"\x90", b"\xc0", b"\xc1", b"\xc4\xff", b"\xc6\xff\xff\xff\xff", b"\xc7\x05\x01", b"\xc9\x7f\xff\xff\xff\x01",
-    b"\xd4\x01\x00", b"\xdc\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xde\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff",
-    b"\xcf" + b"\xff" * 8, b"\xd3" + b"\x80" + b"\0" * 7, b"\xcb\x7f\xf8" + b"\0" * 6, b"\xa4\xff\xfe\xed\xa0", b"\xd5\x08\x90\x90",
-    b"\xd6\x04\x93\x01\x02\x03", b"\xc7\x03\x06NaN", b"\xc7\x09\x01not-a-day",
+    b"\x80", b"\x90", b"\xc0", b"\xc1", b"\xc4\xff", b"\xc6\xff\xff\xff\xff", b"\xc7\x05\x01",
+    b"\xc9\x7f\xff\xff\xff\x01", b"\xd4\x01\x00", b"\xdc\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xde\xff\xff",
+    b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xcf" + b"\xff" * 8, b"\xd3" + b"\x80" + b"\0" * 7,
+    b"\xcb\x7f\xf8" + b"\0" * 6, b"\xa4\xff\xfe\xed\xa0", b"\xd5\x08\x90\x90", b"\xd6\x04\x93\x01\x02\x03",
+    b"\xc7\x03\x06NaN", b"\xc7\x09\x01not-a-day",
 )  # fmt: skip
 
 
@@ -123,7 +125,12 @@ def test_decoding_any_bytes(data: bytes) -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=10) | st.binary(max_size=10),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=10)
+    | st.binary(max_size=10),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=10,
 )
@@ -138,7 +145,9 @@ def test_decoding_messages_with_any_value_in_any_field(which: int, data: st.Data
     decode_or_refuse(msgpack.packb(fields))
 
 
-@pytest.mark.parametrize("opener", [b"\x91", b"\x81\x01", b"\xdc\x00\x01", b"\xdd\x00\x00\x00\x01", b"\xdf\x00\x00\x00\x01\x01"])
+@pytest.mark.parametrize(
+    "opener", [b"\x91", b"\x81\x01", b"\xdc\x00\x01", b"\xdd\x00\x00\x00\x01", b"\xdf\x00\x00\x00\x01\x01"]
+)
 @pytest.mark.parametrize("depth", [65, 1_100, 200_000])
 def test_what_is_nested_too_deep_is_refused(opener: bytes, depth: int) -> None:
     deep = opener * depth + b"\xc0"
@@ -287,7 +296,9 @@ async def test_oversized_frames_cut_their_sender_off(victim: Victim, strangers: 
     await a_good_peer_gets_through(victim, directory)
 
 
-async def test_frames_just_above_the_limit_and_of_too_many_messages(victim: Victim, strangers: Strangers, directory: Path) -> None:
+async def test_frames_just_above_the_limit_and_of_too_many_messages(
+    victim: Victim, strangers: Strangers, directory: Path
+) -> None:
     stranger = strangers.socket(zmq.PUSH)
     stranger.connect(victim.transport.endpoint)
     await push(stranger, [bytes(MAX_FRAME_BYTES + 17)])
@@ -311,7 +322,9 @@ async def test_multipart_is_one_malformed_frame(victim: Victim, strangers: Stran
 
 
 @pytest.mark.parametrize("kind", [zmq.DEALER, zmq.REQ, zmq.PUB, zmq.PAIR, zmq.ROUTER, zmq.PULL, zmq.SUB])
-async def test_other_socket_types_stay_outside(victim: Victim, strangers: Strangers, directory: Path, kind: int) -> None:
+async def test_other_socket_types_stay_outside(
+    victim: Victim, strangers: Strangers, directory: Path, kind: int
+) -> None:
     stranger = strangers.socket(kind)
     stranger.setsockopt(zmq.RECONNECT_IVL, 10)
     events = stranger.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)

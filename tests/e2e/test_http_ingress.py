@@ -109,7 +109,9 @@ class Served(NamedTuple):
 
 
 @asynccontextmanager
-async def serving(store: str = "memory://", shop: Shop | None = None, drain: float = 0.0, **options: Any) -> AsyncIterator[Served]:
+async def serving(
+    store: str = "memory://", shop: Shop | None = None, drain: float = 0.0, **options: Any
+) -> AsyncIterator[Served]:
     """A mesh behind a port of its own; everything is closed and accounted for afterwards."""
     shop = shop or Shop()
     mesh = Mesh(*shop.definitions, store=store, **options)
@@ -375,7 +377,10 @@ async def test_too_many_at_once() -> None:
 async def test_a_body_that_does_not_arrive(quick: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "BODY_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(quick.server.url.rpartition(":")[2]))
-    writer.write(b"POST /stimuli/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
+    writer.write(
+        b"POST /stimuli/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        b"99\r\n\r\n{"
+    )
     async with asyncio.timeout(BOUND):
         answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -387,7 +392,8 @@ async def test_a_connection_that_breaks_within_a_body(quick: Served, caplog: pyt
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", int(quick.server.url.rpartition(":")[2]))) as raw:
             raw.sendall(
-                b"POST /stimuli/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+                b"POST /stimuli/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+                b"99\r\n\r\n{"
             )
     await quick.http.get("/livez")
     await until(lambda: not requests_in(quick))
@@ -475,7 +481,8 @@ async def sleep(seconds: float) -> str:
     await asyncio.sleep(seconds)
     return "rested"
 
-asyncio.run(serve(Mesh(nap, store=sys.argv[1]), port=0, drain=float(sys.argv[2]), ready=lambda url: print(url, flush=True)))
+mesh, drain = Mesh(nap, store=sys.argv[1]), float(sys.argv[2])
+asyncio.run(serve(mesh, port=0, drain=drain, ready=lambda url: print(url, flush=True)))
 print("closed", flush=True)
 """
 
@@ -548,7 +555,9 @@ async def test_another_process_transaction_is_seen_and_waited_for(sqlite: str) -
         assert refused.status_code == 409
         assert problem(refused) == "owned-elsewhere"
         assert (
-            await other.http.post("/stimuli/waits", **{**request, "headers": {"Idempotency-Key": "k", "Prefer": "wait=1"}})
+            await other.http.post(
+                "/stimuli/waits", **{**request, "headers": {"Idempotency-Key": "k", "Prefer": "wait=1"}}
+            )
         ).status_code == 202
         again = asyncio.ensure_future(other.http.post("/stimuli/waits", **request))
         one.shop.gate.set()

@@ -1,4 +1,5 @@
-"""The four use cases of Kailash's guide, against real local services: each promise is looked for where it has to show."""
+"""The four use cases of Kailash's guide, against real local services: each promise is looked for where it has to
+show."""
 
 from __future__ import annotations
 
@@ -81,7 +82,9 @@ async def test_the_rate_limit_limits(example: SimpleNamespace, services: Any, tm
         await until(lambda: clock.advance(0.001) or transaction.status == "completed")
 
 
-async def test_the_limit_is_what_keeps_the_server_from_refusing(example: SimpleNamespace, services: Any, tmp_path: Path) -> None:
+async def test_the_limit_is_what_keeps_the_server_from_refusing(
+    example: SimpleNamespace, services: Any, tmp_path: Path
+) -> None:
     mesh, workflow = pipeline(example, services, tmp_path)
     async with mesh, httpx2.AsyncClient(base_url=services.url) as client:
         await (await mesh.stimulate(workflow, {"pages": 24})).result(LONG)
@@ -130,7 +133,9 @@ async def test_partial_results_outlive_a_failure(example: SimpleNamespace, servi
 # 2. Multi-source aggregation
 
 
-async def test_all_sources_are_put_together(example: SimpleNamespace, services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_sources_are_put_together(
+    example: SimpleNamespace, services: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(example.multi_source, "PATIENCE", BOUND)
     sources = example.multi_source
     for make in (sources.multi_source, sources.multi_source_in_one):
@@ -180,7 +185,9 @@ async def test_nothing_waits_for_a_level(example: SimpleNamespace, services: Any
     workflow = example.multi_source.multi_source(services.url)
     async with Mesh(workflow, clock=FakeClock()) as mesh:
         transaction = await mesh.stimulate(workflow)
-        await until(lambda: {pulse.step for pulse in of_kind(transaction, "completed")} >= {"customers", "orders", "analytics"})
+        await until(
+            lambda: {pulse.step for pulse in of_kind(transaction, "completed")} >= {"customers", "orders", "analytics"}
+        )
         assert transaction.status == "running", "the slow one is still being waited for"
         services.slow.clear()
         assert (await transaction.result(BOUND))["failed_sources"] == []
@@ -276,7 +283,9 @@ async def test_a_file_that_takes_too_long_is_given_up_and_no_other(
     async with mesh:
         transaction = await mesh.stimulate(workflow, incoming)
         await until(
-            lambda: len(of_kind(transaction, "completed", "/processed") + of_kind(transaction, "failed", "/processed")) == 9
+            lambda: (
+                len(of_kind(transaction, "completed", "/processed") + of_kind(transaction, "failed", "/processed")) == 9
+            )
         )
         clock.advance(300)
         try:
@@ -287,7 +296,9 @@ async def test_a_file_that_takes_too_long_is_given_up_and_no_other(
     assert summary["failed_files"]["sales-03.csv"].startswith("StepTimeout")
 
 
-async def test_progress_is_seen_while_it_runs(example: SimpleNamespace, incoming: dict[str, str], tmp_path: Path) -> None:
+async def test_progress_is_seen_while_it_runs(
+    example: SimpleNamespace, incoming: dict[str, str], tmp_path: Path
+) -> None:
     progress = Progress()
     mesh, workflow = processing(example, tmp_path, sinks=[progress])
     async with mesh:

@@ -32,7 +32,9 @@ def failing(place: str) -> Workflow:
     def first(way: int) -> dict:
         return {"way": way}
 
-    workflow.step(name="first", spawn=place, timeout=timeout)(placed(place, first)).undo(placed(place, lambda result: None))
+    workflow.step(name="first", spawn=place, timeout=timeout)(placed(place, first)).undo(
+        placed(place, lambda result: None)
+    )
 
     @workflow.step(timeout=600.0)
     async def sibling(first: dict) -> None:
@@ -51,7 +53,9 @@ def failing(place: str) -> Workflow:
                 return Retry(after=0)
         raise KeyError(attempt)
 
-    step = workflow.step(name="breaks", spawn=place, retries=1, backoff=lambda error: 0.0, timeout=timeout)(placed(place, breaks))
+    step = workflow.step(name="breaks", spawn=place, retries=1, backoff=lambda error: 0.0, timeout=timeout)(
+        placed(place, breaks)
+    )
     step.undo(placed(place, lambda result: None))
 
     @workflow.step(after=["first"])
@@ -146,7 +150,8 @@ async def test_memory_stays_flat(sqlite: str) -> None:
             second = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
-        # Buckets of timers that were disarmed come and go, up to half a MiB; a transaction that is kept holds 5 KiB and more.
+        # Buckets of timers that were disarmed come and go, up to half a MiB; a transaction that is kept holds 5 KiB and
+        # more.
         assert second - first < 1_000_000, f"{(second - first) / 400:.0f} bytes a transaction are left"
 
 

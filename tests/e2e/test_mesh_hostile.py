@@ -21,7 +21,10 @@ from tests.e2e.processes import PATIENCE, Town, town
 FRAMES = 10_000
 
 SAMPLES = [
-    Signal("chain/one", "0" * 32, "0" * 32, "1" * 16, (), "forward", 1, 1, 0, 7, 10**9, encode_token([{"notes": "/nowhere"}, b"\xc0"]), "ipc:///nowhere"),
+    Signal(
+        "chain/one", "0" * 32, "0" * 32, "1" * 16, (), "forward", 1, 1, 0, 7, 10**9,
+        encode_token([{"notes": "/nowhere"}, b"\xc0"]), "ipc:///nowhere",
+    ),
     Reply("0" * 32, "1" * 16, 1, 0, "ok", encode_token({"a": 1}), None, None, (("x", encode_token([1])),), 5),
     Cancel("0" * 32, "1" * 16, 1, 0),
     Stimulus("1" * 16 + ":0>g", "user.created", "nobody", encode_token({"email": "x"}), 5, None, "ipc:///nowhere"),

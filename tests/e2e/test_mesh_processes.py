@@ -31,7 +31,9 @@ async def until(condition, what: str) -> None:
 
 async def test_the_face_with_its_steps_in_another_process(place: Town) -> None:
     worker = place.node("signup", "greet")
-    async with Mesh(signup, greet, registry=place.registry, hosts=False, store=f"sqlite:///{place.directory}/pulses.db") as mesh:
+    async with Mesh(
+        signup, greet, registry=place.registry, hosts=False, store=f"sqlite:///{place.directory}/pulses.db"
+    ) as mesh:
         transaction = await mesh.stimulate("users.signup", {"name": " Ada ", "email": "ADA@example.org"}, key="req-17")
         assert await transaction.result(timeout=PATIENCE) == worker.child.pid
         assert transaction.status == "completed"

@@ -204,7 +204,9 @@ class IsNoFunction:
     before = 3
 
 
-@pytest.mark.parametrize("wrong", [Nothing(), Nothing, Telling, TakesTwo(), Awaits(), IsNoFunction(), None, lambda event: None])
+@pytest.mark.parametrize(
+    "wrong", [Nothing(), Nothing, Telling, TakesTwo(), Awaits(), IsNoFunction(), None, lambda event: None]
+)
 def test_what_has_another_shape_is_refused(wrong: Any) -> None:
     workflow = Workflow("fine")
     workflow.step(name="works")(lambda: "done")

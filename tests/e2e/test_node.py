@@ -1,4 +1,5 @@
-"""What a node does about trouble: another release's transactions, a journal that cannot be written, workers that keep dying."""
+"""What a node does about trouble: another release's transactions, a journal that cannot be written, workers that keep
+dying."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def release(number: int, answers: list[Any]) -> Workflow:
 # Releases
 
 
-async def test_another_release_leaves_to_the_old_one_what_that_began(sqlite: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_another_release_leaves_to_the_old_one_what_that_began(
+    sqlite: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with Mesh(release(1, ["wait"]), store=sqlite, drain=0) as old:
         begun = await old.stimulate("released")
     async with Mesh(release(2, ["new"]), store=sqlite, lease=0.1) as new:
@@ -65,7 +68,9 @@ async def test_another_release_leaves_to_the_old_one_what_that_began(sqlite: str
         async with Mesh(release(1, ["old"]), store=sqlite) as again:
             assert await (await again.transaction(begun.id)).result(BOUND) == "old"
         await until(lambda: not new.node.about()["parked"])
-    said = [record for record in caplog.records if record.levelno == logging.ERROR and "cannot go on here" in record.message]
+    said = [
+        record for record in caplog.records if record.levelno == logging.ERROR and "cannot go on here" in record.message
+    ]
     assert len(said) == 1, "once, however often it looked"
 
 
@@ -76,7 +81,9 @@ async def test_a_halted_transaction_waits_for_its_own_release(sqlite: str) -> No
     async with Mesh(release(2, []), store=sqlite) as new:
         found = await new.transaction(tx.id)
         for attempt in (found.resume, found.cancel):
-            with pytest.raises(Unroutable, match=r"has changed since it began; finish it with the release that began it"):
+            with pytest.raises(
+                Unroutable, match=r"has changed since it began; finish it with the release that began it"
+            ):
                 await attempt()
         assert found.status == "halted" and (await new.transactions(status="halted"))[0].transaction == tx.id
     async with Mesh(release(1, ["fine"]), store=sqlite) as old:
@@ -173,7 +180,9 @@ async def test_a_journal_that_fails_again_and_again_is_tried_ever_more_rarely(sq
 
     async with Mesh(release(1, []), store=sqlite) as mesh:
         node, loop = mesh.node, Loop()
-        recovery = Recovery(cast("asyncio.AbstractEventLoop", loop), node.store, node.supervisor, node.id, node.plans, lease=5.0)
+        recovery = Recovery(
+            cast("asyncio.AbstractEventLoop", loop), node.store, node.supervisor, node.id, node.plans, lease=5.0
+        )
         node.supervisor.healthy = False
         recovery.look()
         assert node.supervisor.healthy, "the first time at once"
@@ -218,7 +227,9 @@ async def test_a_node_whose_workers_keep_dying_ends(
         assert any(record.levelno == logging.CRITICAL and record.name == "bitactor.node" for record in caplog.records)
     async with Mesh(release(1, []), store=sqlite) as other:
         rows = await other.transactions(workflow=dying)
-        assert [row.status for row in rows] == ["running"] * 3, "in the journal, for whoever comes next; none was buried"
+        assert [row.status for row in rows] == ["running"] * 3, (
+            "in the journal, for whoever comes next; none was buried"
+        )
 
 
 def test_bitactor_run_ends_with_an_error_when_its_workers_keep_dying(tmp_path: Path) -> None:
@@ -241,7 +252,18 @@ def test_bitactor_run_ends_with_an_error_when_its_workers_keep_dying(tmp_path: P
     """)
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BITACTOR_")}
-    command = [sys.executable, "-m", "mesh.cli", "run", "deadly:deadly", "--store", "sqlite:///pulses.db", "--http", "0", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "mesh.cli",
+        "run",
+        "deadly:deadly",
+        "--store",
+        "sqlite:///pulses.db",
+        "--http",
+        "0",
+        "--json",
+    ]
     child = subprocess.Popen(
         command, cwd=tmp_path, env=environment | {"PYTHONPATH": str(ROOT), "BITACTOR_PROCESSES": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -285,12 +307,13 @@ async def test_a_mesh_says_how_it_stands(store: str) -> None:
         about = mesh.about()
         assert (about["running"], about["keyed"], about["deliveries"], about["turns"]) == (1, 1, 0, {})
         assert about["threads"] == {
-            "threads": 0, "claimed": 0, "running": 0, "places": mesh.node.settings.threads, "taken": 0, "waiting": 0, "lent": 0, "depths": {},
+            "threads": 0, "claimed": 0, "running": 0, "places": mesh.node.settings.threads, "taken": 0, "waiting": 0,
+            "lent": 0, "depths": {},
         }  # fmt: skip
         assert decode_token(encode_token(about)) == about, "it can be told to others"
         assert tx.about() == {
-            "transaction": tx.id, "workflow": "looked.at", "status": "running", "priority": 2, "max_concurrency": None, "scopes": 0,
-            "waiting": 1,
+            "transaction": tx.id, "workflow": "looked.at", "status": "running", "priority": 2, "max_concurrency": None,
+            "scopes": 0, "waiting": 1,
         }  # fmt: skip
         go.set()
         assert await waiting == "done"
@@ -313,7 +336,9 @@ async def test_about_says_what_each_part_counts(tmp_path: Path) -> None:
     async with Mesh(workflow, sinks=[JsonlSink(tmp_path / "pulses.jsonl"), Counting()]) as mesh:
         await (await mesh.stimulate(workflow, {"start": 1})).result(BOUND)
         about = mesh.node.about()
-        assert about["transport"] == {} and about["refused"] == {} and about["repeated"] == 0 and about["collapsed"] == ""
+        assert (
+            about["transport"] == {} and about["refused"] == {} and about["repeated"] == 0 and about["collapsed"] == ""
+        )
         assert about["processes"]["starts"] == 0
         jsonl, counting = about["sinks"]
         assert (jsonl["name"], jsonl["offered"], jsonl["lost"]) == ("JsonlSink", 4, 0)

@@ -1,4 +1,5 @@
-"""Strangers at the port: what the description promises holds for whatever schemathesis thinks of, and for plain noise."""
+"""Strangers at the port: what the description promises holds for whatever schemathesis thinks of, and for plain
+noise."""
 
 from __future__ import annotations
 
@@ -148,7 +149,9 @@ async def test_noise(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def _mangled(chance: random.Random, port: int) -> bytes:
-    body = chance.choice([b'{"why": "x"}', b'{"why": 1}', b"[[[[", b"\xff\xfe", b'{"why": "\\ud800"}', b'{"why": NaN}', b""])
+    body = chance.choice(
+        [b'{"why": "x"}', b'{"why": 1}', b"[[[[", b"\xff\xfe", b'{"why": "\\ud800"}', b'{"why": NaN}', b""]
+    )
     target = chance.choice(
         [
             b"POST /stimuli/always.fails",

@@ -19,7 +19,9 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 def test_a_whole_story_arrives_as_one_trace(receiver: OtlpReceiver) -> None:
     log = eventful()
-    relay = SinkRelay(OtelSink(receiver.endpoint, service_name="users", resource={"deployment.environment.name": "test"}))
+    relay = SinkRelay(
+        OtelSink(receiver.endpoint, service_name="users", resource={"deployment.environment.name": "test"})
+    )
     for pulse in log.pulses:
         relay.offer([pulse])
     relay.close(5)

@@ -277,7 +277,9 @@ async def test_what_a_step_decides_passes_through_all_of_them() -> None:
 
     async with Mesh(workflow) as mesh:
         assert (await finish(mesh, workflow)).status == "halted"
-        assert mesh.node.about()["patterns"][1]["pattern"] == "cache" and mesh.node.about()["patterns"][1]["entries"] == 0
+        assert (
+            mesh.node.about()["patterns"][1]["pattern"] == "cache" and mesh.node.about()["patterns"][1]["entries"] == 0
+        )
 
 
 async def test_emits_of_the_attempt_that_worked_are_sent_once() -> None:

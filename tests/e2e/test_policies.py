@@ -1,4 +1,5 @@
-"""Attempts inside their policies: what a policy sees, how often it may call, and what becomes of it all when somebody stops it.
+"""Attempts inside their policies: what a policy sees, how often it may call, and what becomes of it all when somebody
+stops it.
 
 The patterns themselves are tested in tests/unit/bitactor/patterns; these policies are made for their edges.
 """
@@ -623,7 +624,9 @@ def test_policies_that_differ_under_one_name_are_refused() -> None:
         Mesh(one, other)
 
 
-async def test_a_policy_may_wait_on_another_node_as_it_may_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_policy_may_wait_on_another_node_as_it_may_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("mesh.router.BACKSTOP_NS", 50_000_000)
     monkeypatch.setattr("mesh.router.QUEUED_BACKSTOP_NS", 5_000_000_000)
     go, states = asyncio.Event(), list[str]()
@@ -651,7 +654,10 @@ async def test_a_policy_may_wait_on_another_node_as_it_may_here(monkeypatch: pyt
             assert transaction.results() == {"guarded": "guarded", "needing": "ready"}
             assert there.node.about()["resources"] == {"client": "made"}
             assert here.node.about()["resources"] == {"client": "not made"}
-            assert [pattern.get("calls") for node in (there, here) for pattern in node.node.about()["patterns"]] == [1, None]
+            assert [pattern.get("calls") for node in (there, here) for pattern in node.node.about()["patterns"]] == [
+                1,
+                None,
+            ]
 
 
 def _needs_client(client: str) -> str:

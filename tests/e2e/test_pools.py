@@ -1,4 +1,5 @@
-"""Pools, `max_concurrency` and `priority` in a whole mesh: never too many, nobody starved, nothing leaked, no deadlock."""
+"""Pools, `max_concurrency` and `priority` in a whole mesh: never too many, nobody starved, nothing leaked, no
+deadlock."""
 
 from __future__ import annotations
 
@@ -602,7 +603,9 @@ async def test_a_pool_bounds_hops_that_other_nodes_run_and_a_lost_one_gives_its_
 # Nested
 
 
-def nest(mesh: Callable[[], Mesh], inside: Peak, *, inner: str, outer: str, limit: str | None = "one") -> tuple[Workflow, Workflow]:
+def nest(
+    mesh: Callable[[], Mesh], inside: Peak, *, inner: str, outer: str, limit: str | None = "one"
+) -> tuple[Workflow, Workflow]:
     """`outer` awaits `inner`; both are limited by the pool, and say where they run."""
     below, above = Workflow("below", input={"who": int}, ttl=2), Workflow("above", input={"who": int}, ttl=2)
 
@@ -990,7 +993,9 @@ def alive() -> Counter[str]:
     for _ in range(3):
         gc.collect()
     kept = (Run, BitActor, asyncio.Task, asyncio.Event)
-    return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, Claim) or type(thing) in kept)
+    return Counter(
+        type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, Claim) or type(thing) in kept
+    )
 
 
 # Refused

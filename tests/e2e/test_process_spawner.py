@@ -201,7 +201,9 @@ async def test_a_workflow_that_is_no_global_fails_by_name(stage: ProcessStage) -
     assert "'hidden' is not among the globals of module 'tests.e2e.process_steps'" in reply.fault.message
 
 
-async def test_a_workflow_declared_in_main_is_refused_by_name(stage: ProcessStage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_workflow_declared_in_main_is_refused_by_name(
+    stage: ProcessStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = Workflow("local", input={"value": int})
     local.step(name="echo", spawn="process")(def_process.steps["echo"].function)
     monkeypatch.setattr(sys.modules["__main__"], "local_workflow", local, raising=False)
@@ -273,7 +275,9 @@ async def test_interrupting_workers_does_nothing(stage: ProcessStage, tmp_path: 
     assert (await stage.run(def_process, "echo", 1)).outcome == "ok"
 
 
-async def test_a_hop_whose_time_is_up_dies_with_its_worker_and_what_it_started(stage: ProcessStage, tmp_path: Path) -> None:
+async def test_a_hop_whose_time_is_up_dies_with_its_worker_and_what_it_started(
+    stage: ProcessStage, tmp_path: Path
+) -> None:
     await stage.run(alone, "who_am_i", None)
     gate = tmp_path / "gate"
     hop = stage.launch(alone, "keep_the_interpreter", str(gate), timeout=2)

@@ -1,4 +1,5 @@
-"""The fixtures `mesh`, `pulses` and `fake_clock`: used here as a user would, and in test sessions of their own where a test has to fail."""
+"""The fixtures `mesh`, `pulses` and `fake_clock`: used here as a user would, and in test sessions of their own where a
+test has to fail."""
 
 from __future__ import annotations
 
@@ -181,7 +182,11 @@ async def test_a_mock_with_a_signature_goes_by_that(mesh: MeshFactory) -> None:
 
 async def test_undo_and_compensate_are_replaced(mesh: MeshFactory) -> None:
     undo, compensate = Mock(return_value=None), Mock(return_value=None)
-    replaced = {"pay": Mock(side_effect=LookupError("no such card")), "reserve.undo": undo, "pay.compensate": compensate}
+    replaced = {
+        "pay": Mock(side_effect=LookupError("no such card")),
+        "reserve.undo": undo,
+        "pay.compensate": compensate,
+    }
     tx = await mesh(order, steps=replaced).stimulate(order, LAMP)
     with pytest.raises(WorkflowFailed, match=r"no such card"):
         await tx.result(BOUND)
@@ -258,7 +263,9 @@ def test_time_passes_for_a_test_that_is_no_coroutine(mesh: MeshFactory, fake_clo
     assert 5 <= fake_clock.monotonic_ns() / 1e9 < 6
 
 
-def test_what_follows_has_happened_when_advance_returns(mesh: MeshFactory, fake_clock: MeshClock, pulses: Pulses) -> None:
+def test_what_follows_has_happened_when_advance_returns(
+    mesh: MeshFactory, fake_clock: MeshClock, pulses: Pulses
+) -> None:
     slow = Mock(side_effect=lambda **_: str(threading.Event().wait(0.05)))
     tx = mesh(order, steps={"reserve": slow, "pay": never, "pay.compensate": lambda error: None}).submit(order, LAMP)
     fake_clock.advance(4.9)
@@ -285,7 +292,9 @@ async def test_time_stands_while_a_function_runs_in_a_thread(mesh: MeshFactory, 
     assert await ended == "completed"
 
 
-async def test_a_function_in_a_thread_exceeds_its_time_when_that_passes(mesh: MeshFactory, fake_clock: MeshClock) -> None:
+async def test_a_function_in_a_thread_exceeds_its_time_when_that_passes(
+    mesh: MeshFactory, fake_clock: MeshClock
+) -> None:
     go, started = threading.Event(), threading.Event()
 
     def slow(reserve: str) -> int:
@@ -333,7 +342,9 @@ async def test_a_trace_is_what_was_expected(mesh: MeshFactory, pulses: Pulses) -
     tx = await mesh(order, steps={"ship": Mock(side_effect=OSError("no carrier"))}).stimulate(order, LAMP)
     await tx.ended(BOUND)
     undone = ("spawned reserve.undo", "undone reserve", "finished: OSError*")
-    assert_trace(tx, "accepted", "spawned reserve", "completed reserve", ..., "failed ship: OSError: no carrier", *undone)
+    assert_trace(
+        tx, "accepted", "spawned reserve", "completed reserve", ..., "failed ship: OSError: no carrier", *undone
+    )
     assert_trace(tx, ...)
     assert_trace(pulses.of(transaction=tx), ..., "undone reserve", ...)
     assert_trace(run_workflow(order, LAMP), "accepted", ..., "finished", "emitted")
@@ -345,7 +356,9 @@ def test_side_by_side_means_in_whatever_order() -> None:
     assert_trace(trace, branches, ..., "emitted")
     assert_trace(trace, "accepted", {("completed reserve", "spawned pay"), "spawned reserve", "completed pay"}, ...)
     with pytest.raises(AssertionError):
-        assert_trace(trace, {("completed pay", "spawned pay"), ("spawned reserve", "completed reserve"), "accepted"}, ...)
+        assert_trace(
+            trace, {("completed pay", "spawned pay"), ("spawned reserve", "completed reserve"), "accepted"}, ...
+        )
 
 
 @pytest.mark.parametrize(
@@ -545,7 +558,15 @@ def test_passes(mesh):
 """)
     result.assert_outcomes(failed=2, passed=1)
     result.stdout.fnmatch_lines(
-        ["E*assert (1 + 1) == 3", "*BitActor pulses*", "'job' 0*", "    accepted", "    spawned work", "E*== 4", "    finished"]
+        [
+            "E*assert (1 + 1) == 3",
+            "*BitActor pulses*",
+            "'job' 0*",
+            "    accepted",
+            "    spawned work",
+            "E*== 4",
+            "    finished",
+        ]
     )
     result.stdout.no_fnmatch_line("*Transactions were still running*")
 
@@ -554,10 +575,16 @@ def test_passes(mesh):
 def test_every_runner_of_coroutines_will_do(session: Session, runner: str) -> None:
     tests = {
         "strict": "@pytest.mark.asyncio\nasync def test_it(mesh, pulses, fake_clock):",
-        "anyio": "@pytest.mark.anyio\n@pytest.mark.parametrize('anyio_backend', ['asyncio'])\nasync def test_it(mesh, pulses, fake_clock):",
-        "none": "def test_it(mesh, pulses, fake_clock):\n    mesh(job).run(job, {'n': 1}, timeout=10)\n\nasync def not_a_test(mesh, pulses, fake_clock):",
+        "anyio": "@pytest.mark.anyio\n@pytest.mark.parametrize('anyio_backend', ['asyncio'])\nasync def test_it(mesh, "
+        "pulses, fake_clock):",
+        "none": "def test_it(mesh, pulses, fake_clock):\n    mesh(job).run(job, {'n': 1}, timeout=10)\n\nasync def "
+        "not_a_test(mesh, pulses, fake_clock):",
     }[runner]
-    options = {"strict": ("-p", "no:anyio"), "anyio": ("-p", "no:asyncio"), "none": ("-p", "no:asyncio", "-p", "no:anyio")}[runner]
+    options = {
+        "strict": ("-p", "no:anyio"),
+        "anyio": ("-p", "no:asyncio"),
+        "none": ("-p", "no:asyncio", "-p", "no:anyio"),
+    }[runner]
     body = """
     mine = mesh(job)
     tx = await mine.stimulate(job, {"n": 1})

@@ -92,7 +92,8 @@ async def test_with_power_durability(tmp_path: Path, sqlite: str) -> None:
 
 
 async def test_dying_again_and_again_ends_as_poison(tmp_path: Path, sqlite: str) -> None:
-    """A hop that kills its process each time is delivered 1 + redeliveries times, then buried, and the transaction undoes."""
+    """A hop that kills its process each time is delivered 1 + redeliveries times, then buried, and the transaction
+    undoes."""
     log = tmp_path / "log"
     transaction = ""
     for _ in range(4):
@@ -169,7 +170,9 @@ async def test_closing_while_a_commit_is_on_its_way(sqlite: str) -> None:
         assert not mesh.node.store.list(status="running", limit=1000)
 
 
-async def test_a_changed_workflow_is_said_at_once(sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_changed_workflow_is_said_at_once(
+    sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     transaction = die_at("after a", sqlite, tmp_path / "log")
     changed = Workflow("recovered", input={"fail": bool}, ttl=4)
 
@@ -272,7 +275,12 @@ async def main():
 asyncio.run(main())
 """
     child = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", script, sqlite], cwd=ROOT, timeout=BOUND * 3, check=False, capture_output=True
+        subprocess.run,
+        [sys.executable, "-c", script, sqlite],
+        cwd=ROOT,
+        timeout=BOUND * 3,
+        check=False,
+        capture_output=True,
     )
     assert child.returncode == 9, child.stderr
     workflow = chain("many", 4)

@@ -171,7 +171,9 @@ def test_a_stopped_process_is_fenced_and_told_so(endpoint: str, directory: Path,
         assert here.await_name("y", PATIENCE)[0].holder == "there"
 
 
-def test_a_killed_server_is_repopulated_by_its_clients(endpoint: str, directory: Path, spawn: Callable[..., Child]) -> None:
+def test_a_killed_server_is_repopulated_by_its_clients(
+    endpoint: str, directory: Path, spawn: Callable[..., Child]
+) -> None:
     state = str(directory / "boot")
     server = spawn("server", endpoint, state)
     assert (directory / "run").stat().st_mode & 0o777 == 0o700

@@ -1,4 +1,5 @@
-"""Resources where things go wrong: factories that hang, raise or exit, checks that never answer, users that are cancelled, worker processes."""
+"""Resources where things go wrong: factories that hang, raise or exit, checks that never answer, users that are
+cancelled, worker processes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,16 @@ from typing import Any
 
 import pytest
 
-from bitactor import ConfigurationError, Context, CycleError, DefinitionError, DuplicateName, Resource, Workflow, consumer
+from bitactor import (
+    ConfigurationError,
+    Context,
+    CycleError,
+    DefinitionError,
+    DuplicateName,
+    Resource,
+    Workflow,
+    consumer,
+)
 from bitactor.errors import ResourceUnavailable
 from bitactor.testing import FakeClock
 from mesh import Mesh
@@ -67,7 +77,9 @@ async def test_a_factory_does_not_block_the_loop() -> None:
         assert await transaction.result(BOUND) == "slow"
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), StopIteration(), asyncio.CancelledError(), ValueError("no")])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), StopIteration(), asyncio.CancelledError(), ValueError("no")]
+)
 @pytest.mark.parametrize("place", ["loop", "thread"])
 async def test_whatever_a_factory_raises_is_the_steps_error_and_is_tried_again_for_the_next(
     error: BaseException, place: str
@@ -245,7 +257,9 @@ def test_what_is_replaced_cannot_be_wanted_in_a_worker_process(role: str) -> Non
 async def test_a_check_that_answers_with_nothing_is_content() -> None:
     clock, log = FakeClock(), list[str]()
     checked: list[str] = []
-    workflow = using(Resource("thing", lambda: Thing("thing", log), check=lambda thing: checked.append("yes"), check_every=10.0))
+    workflow = using(
+        Resource("thing", lambda: Thing("thing", log), check=lambda thing: checked.append("yes"), check_every=10.0)
+    )
     async with Mesh(workflow, clock=clock) as mesh:
         await finish(mesh, workflow)
         await pass_time(clock, 11.0)
@@ -306,7 +320,9 @@ async def test_whatever_closing_raises_the_others_are_closed(error: BaseExceptio
     assert mesh.node.state == "closed"
 
 
-async def test_one_that_does_not_close_is_left_behind(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_that_does_not_close_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("mesh.keeper.CLOSE_WITHIN", 0.05)
 
     async def never(thing: Thing) -> None:

@@ -48,7 +48,12 @@ async def test_a_transaction_is_one_trace_of_the_right_shape(place: Town, collec
         assert span.span_id.hex() == hop_id(transaction.id, step)
         assert span.parent_span_id == whole.span_id
         assert span.status.code == UNSET
-        assert whole.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano <= whole.end_time_unix_nano
+        assert (
+            whole.start_time_unix_nano
+            <= span.start_time_unix_nano
+            <= span.end_time_unix_nano
+            <= whole.end_time_unix_nano
+        )
     created = found["users.signup/create_user"]
     assert [link.span_id for link in created.links] == [found["users.signup/normalise"].span_id]
     said = attributes(created.attributes)
@@ -74,7 +79,9 @@ async def test_failures_are_errors_with_a_type(place: Town, collector: OtlpRecei
     tries = [span for span in found if span.name == "users.signup/create_user"]
     assert len(tries) == 2
     assert {span.status.code for span in tries} == {ERROR}
-    assert {attributes(span.attributes)["error.type"].rpartition(".")[2].rpartition(":")[2] for span in tries} == {"Busy"}
+    assert {attributes(span.attributes)["error.type"].rpartition(".")[2].rpartition(":")[2] for span in tries} == {
+        "Busy"
+    }
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -104,7 +111,9 @@ async def test_signals_that_go_round_are_one_trace(collector: OtlpReceiver) -> N
         await transaction.result(timeout=PATIENCE)
     found = collector.wait_for_spans(2 + 2 * 7 + 1)
     assert {span.trace_id.hex() for span in found} == {transaction.id}
-    events = [event for span in found for event in span.events if event.name == "tombstone" or "tombstone" in event.name]
+    events = [
+        event for span in found for event in span.events if event.name == "tombstone" or "tombstone" in event.name
+    ]
     assert len(events) == 1
 
 

@@ -212,7 +212,9 @@ def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_half(
 
 def test_two_processes_write_one_file_and_both_get_through(path: Path, start: Starter) -> None:
     """From its creation on."""
-    children = [start(COMPETE, f"writer-{number}", durability) for number, durability in enumerate(["process", "power"])]
+    children = [
+        start(COMPETE, f"writer-{number}", durability) for number, durability in enumerate(["process", "power"])
+    ]
     for child in children:
         child.go_on()
     for child in children:

@@ -371,7 +371,8 @@ async def test_undo_that_takes_too_long_is_stuck(store: str) -> None:
 
 
 async def test_undo_waits_for_a_late_reply_and_uses_it(store: str) -> None:
-    """DESIGN, rule 6: a step that timed out may still answer within the grace period; then its undo has a result and no doubt."""
+    """DESIGN, rule 6: a step that timed out may still answer within the grace period; then its undo has a result and no
+    doubt."""
     clock = FakeClock()
     workflow = Workflow("grace", ttl=2, grace=2.0)
     go, started = threading.Event(), threading.Event()
@@ -470,7 +471,8 @@ async def test_a_hanging_compensation_does_not_hold_back_a_cancel(store: str) ->
 
 
 async def test_cancelled_thread_steps_do_not_use_up_the_pool(store: str) -> None:
-    """Given up after the grace period, without a timeout of its own: counted as a zombie, and its place is free again."""
+    """Given up after the grace period, without a timeout of its own: counted as a zombie, and its place is free
+    again."""
     clock = FakeClock()
     workflow, easy = Workflow("hang", ttl=1, grace=1.0), Workflow("easy", ttl=1)
     go = threading.Event()

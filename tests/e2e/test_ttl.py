@@ -44,7 +44,9 @@ async def test_a_smaller_budget_than_the_path(store: str, ttl: int) -> None:
         assert grave[0].data and grave[0].data["chain"] == [f"five/s{number}" for number in range(1, ttl + 2)]
         assert undone(tx) == [f"s{number}" for number in range(ttl, 0, -1)]
         assert taken_back == [f"s{number}={number}" for number in range(ttl, 0, -1)]
-        assert [pulse.ttl for pulse in tx.pulses() if pulse.kind == "spawned" and pulse.direction == "undo"] == list(range(ttl))
+        assert [pulse.ttl for pulse in tx.pulses() if pulse.kind == "spawned" and pulse.direction == "undo"] == list(
+            range(ttl)
+        )
 
 
 async def test_ping_pong_dies_after_exactly_the_budget(store: str) -> None:
@@ -71,7 +73,9 @@ async def test_ping_pong_dies_after_exactly_the_budget(store: str) -> None:
 
         def dead() -> list[Any]:
             rows = mesh.node.store.list(limit=100)
-            return [pulse for row in rows for pulse in mesh.node.store.pulses(row.transaction) if pulse.kind == "tombstone"]
+            return [
+                pulse for row in rows for pulse in mesh.node.store.pulses(row.transaction) if pulse.kind == "tombstone"
+            ]
 
         await until(lambda: dead() and not [row for row in mesh.node.store.list(limit=100) if row.open])
         grave = dead()

@@ -60,7 +60,13 @@ def test_the_current_task_is_one_and_the_same(run: Any, debug: bool) -> None:
         second = asyncio.current_task()
         await asyncio.get_running_loop().run_in_executor(None, lambda: None)
         third = asyncio.current_task()
-        return [isinstance(first, asyncio.Task), listed, first is second is third, not first.done(), first.cancelling() == 0]  # type: ignore[union-attr]
+        return [
+            isinstance(first, asyncio.Task),
+            listed,
+            first is second is third,
+            not first.done(),
+            first.cancelling() == 0,
+        ]  # type: ignore[union-attr]
 
     assert step_result(run, looks, debug=debug) == [True] * 5
 
@@ -267,13 +273,18 @@ def test_a_thread_step_sees_a_thread(run: Any) -> None:
             looped = True
         except RuntimeError:
             looped = False
-        return [threading.current_thread() is threading.main_thread(), looped, asyncio.run(asyncio.sleep(0, "own loop"))]
+        return [
+            threading.current_thread() is threading.main_thread(),
+            looped,
+            asyncio.run(asyncio.sleep(0, "own loop")),
+        ]
 
     assert step_result(run, looks) == [False, False, "own loop"]
 
 
 def test_resources_are_left_on_cancellation(run: Any) -> None:
-    """`async with` in a step that is stopped at its timeout leaves as it does in a cancelled task, also if leaving takes time."""
+    """`async with` in a step that is stopped at its timeout leaves as it does in a cancelled task, also if leaving
+    takes time."""
     workflow = Workflow("resources", ttl=1)
     left: list[str] = []
 

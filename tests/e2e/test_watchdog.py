@@ -52,7 +52,9 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str
         yield said
 
 
-async def what_is_said(workflow: Workflow, blocking: Blocking, warnings: Callable[[], list[str]], **options: Any) -> str:
+async def what_is_said(
+    workflow: Workflow, blocking: Blocking, warnings: Callable[[], list[str]], **options: Any
+) -> str:
     async with Mesh(workflow, blocked_after=SOON, **options) as mesh:
         blocking.node = mesh.node
         await finish(mesh, workflow)
@@ -110,7 +112,9 @@ async def test_a_compensation_is_named_as_one(blocking: Blocking, warnings: Call
     assert "compensation or backoff of step 'shop.order/reserve'" in said and "in because" in said
 
 
-async def test_a_task_that_a_step_has_begun_is_named_as_such(blocking: Blocking, warnings: Callable[[], list[str]]) -> None:
+async def test_a_task_that_a_step_has_begun_is_named_as_such(
+    blocking: Blocking, warnings: Callable[[], list[str]]
+) -> None:
     workflow = Workflow("shop.order")
 
     async def aside() -> None:

@@ -1,7 +1,8 @@
 """Workflows whose transactions lie in the stores of this folder, as an earlier commit wrote them.
 
-They must stay as they are: a store is read with the workflows that wrote it.  The stimulus' metadata names the place where a transaction
-stands still in the process that writes the store, so that it can be killed there; built with `holding=False`, nothing stands still.
+They must stay as they are: a store is read with the workflows that wrote it.  The stimulus' metadata names the place
+where a transaction stands still in the process that writes the store, so that it can be killed there; built with
+`holding=False`, nothing stands still.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 from bitactor import Backoff, Context, Element, Halt, Result, Retry, Workflow, consumer
 
 PLACES = (
-    "first", "between", "backoff", "compensate", "join", "nested", "element", "round", "around", "undo", "halt", "heard", "nowhere",
-    "nobody",
+    "first", "between", "backoff", "compensate", "join", "nested", "element", "round", "around", "undo", "halt",
+    "heard", "nowhere", "nobody",
 )  # fmt: skip
 """Where a transaction of `order` can stand when its process dies; `heard`: in the consumer of what it emitted."""
 
@@ -98,14 +99,18 @@ def build(holding: bool) -> Sequence[Any]:
     def stock(begin: str) -> str:
         return f"stock for {begin}"
 
-    workflow.map(name="reserved", workflow=line, over="lines", bind={"sku": Element("sku"), "amount": Element("amount")}, batch=2)
+    workflow.map(
+        name="reserved", workflow=line, over="lines", bind={"sku": Element("sku"), "amount": Element("amount")}, batch=2
+    )
 
     @workflow.map(over="reserved", batch=2)
     def doubled(element: int) -> int:
         return element * 2
 
     workflow.switch("paid", Result("begin"), {"card": by_card}, default=by_bill, bind={"total": Result("price")})
-    workflow.recurse("halved", halve, at_most=5, until=lambda result: result["number"] <= 1, bind={"number": Result("price")})
+    workflow.recurse(
+        "halved", halve, at_most=5, until=lambda result: result["number"] <= 1, bind={"number": Result("price")}
+    )
 
     @workflow.around(workflow=packing, bind={"total": Result("price")})
     async def packed(proceed: Any) -> Any:
@@ -113,7 +118,14 @@ def build(holding: bool) -> Sequence[Any]:
 
     @workflow.step
     async def join(
-        price: int, stock: str, doubled: list[int], paid: str, halved: dict[str, int], packed: str, fail: bool, ctx: Context
+        price: int,
+        stock: str,
+        doubled: list[int],
+        paid: str,
+        halved: dict[str, int],
+        packed: str,
+        fail: bool,
+        ctx: Context,
     ) -> Any:
         await reach(ctx, "join")
         if holding and ctx.metadata.get("hold") == "halt":

@@ -1,7 +1,8 @@
-"""Writes a store with transactions in every situation, its process killed: `python -m tests.old_stores.write NAME`, from the root of a checkout.
+"""Writes a store with transactions in every situation, its process killed: `python -m tests.old_stores.write NAME`,
+from the root of a checkout.
 
-Run in the checkout whose form of the store is to be kept.  NAME.db and NAME.json in this folder are then committed, and `test_old_stores` opens
-them ever after.
+Run in the checkout whose form of the store is to be kept.  NAME.db and NAME.json in this folder are then committed, and
+`test_old_stores` opens them ever after.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What must follow from a journal, worked out a second time: who is settled, what hop budget each path has, what undo has to take back first."""
+"""What must follow from a journal, worked out a second time: who is settled, what hop budget each path has, what undo
+has to take back first."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ class Model:
             self.final_ttl[head_of(path)] = self.ttl_of[path]
 
     def _break_off(self, path: str) -> None:
-        """A failure was caught by the innermost map that does that: the containers in that element are closed without a word."""
+        """A failure was caught by the innermost map that does that: the containers in that element are closed without a
+        word."""
         for above in ancestors(path):
             container = self.open[above].container if above in self.open else None
             key = path.removeprefix(above + "/").partition("/")[0]
@@ -157,7 +159,8 @@ class Model:
         return self.ttl if step.scope is None else self._entering(saga, step, step.scope)
 
     def _entering(self, saga: SagaState, step: PlanStep, scope: Scope) -> int:
-        """Rounds, and the parts of a group, come one after the other, and each begins with what those before have left."""
+        """Rounds, and the parts of a group, come one after the other, and each begins with what those before have
+        left."""
         container = saga.steps[scope.container].name
         kind = self.open[container].container
         assert kind is not None
@@ -166,7 +169,9 @@ class Model:
             return entering
         own = {saga.steps[index].name for index in (*scope.indices, *scope.planned)}
         for path in self.spawned | self.settled:
-            if path.startswith(container + "/") and not any(path == other or path.startswith(other + "/") for other in own):
+            if path.startswith(container + "/") and not any(
+                path == other or path.startswith(other + "/") for other in own
+            ):
                 assert path in self.settled or path.startswith(self.broken), f"{step.name} before {path}"
                 entering = min(entering, self.ttl_of[path])
         return entering

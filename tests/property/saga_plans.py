@@ -17,8 +17,8 @@ from bitactor.signal import MAX_TTL
 from bitactor.then import Planned
 
 KINDS = (
-    "step", "step", "step", "emitter", "emitter", "map", "map of workflows", "map that collects", "compose", "compose", "switch", "group", "recurse",
-    "iterate", "around",
+    "step", "step", "step", "emitter", "emitter", "map", "map of workflows", "map that collects", "compose", "compose",
+    "switch", "group", "recurse", "iterate", "around",
 )  # fmt: skip
 
 
@@ -88,7 +88,9 @@ class Builder:
             options["backoff"] = self.draw(st.sampled_from([None, Backoff(0.1), Backoff(0.0)]))
         return options
 
-    def _declare(self, made: Workflow, name: str, options: dict[str, Any], undo: bool, declare: Callable[..., Any]) -> None:
+    def _declare(
+        self, made: Workflow, name: str, options: dict[str, Any], undo: bool, declare: Callable[..., Any]
+    ) -> None:
         if self.draw(st.integers(0, 3)) == 3:
             options["bind"] = {"x": Value(1).map(self._transformed)}
         elif "x" in made.input_model.model_fields:
@@ -115,7 +117,9 @@ class Builder:
     def _deferred(self, made: Workflow, undo: bool) -> None:
         for name in ("d0", "d1"):
             options = self._step_options([])
-            self._declare(made, name, {key: value for key, value in options.items() if key != "guard"}, undo, made.deferred)
+            self._declare(
+                made, name, {key: value for key, value in options.items() if key != "guard"}, undo, made.deferred
+            )
 
     def _map(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         options = self._options(after)
@@ -123,7 +127,11 @@ class Builder:
         if reduce is not None:
             options |= {"reduce": reduce, "initial": 0}
         step = made.map(
-            over=self._elements(), name=name, batch=self.draw(st.integers(1, 4)), on_error=self._on_error(reduce), **options
+            over=self._elements(),
+            name=name,
+            batch=self.draw(st.integers(1, 4)),
+            on_error=self._on_error(reduce),
+            **options,
         )(_double)
         if undo and self.draw(st.booleans()):
             step.undo(lambda element, result: None)
@@ -139,8 +147,8 @@ class Builder:
     ) -> None:
         made.map(
             name=name, workflow=self.workflow(depth - 1, undo=undo and on_error == "fail"), over=self._elements(),
-            batch=self.draw(st.integers(1, 4)), bind={"x": Element()}, ordered=self.draw(st.booleans()), on_error=on_error,
-            keep=self.draw(st.booleans()), **self._options(after),
+            batch=self.draw(st.integers(1, 4)), bind={"x": Element()}, ordered=self.draw(st.booleans()),
+            on_error=on_error, keep=self.draw(st.booleans()), **self._options(after),
         )  # fmt: skip
 
     def _map_that_collects(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
@@ -159,25 +167,34 @@ class Builder:
 
     def _group(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         made.group(
-            name, self.workflow(depth - 1, undo=undo), bind={"x": Value(1)}, before_all=_before if self.draw(st.booleans()) else None,
-            after_all=_after, **self._options(after),
+            name, self.workflow(depth - 1, undo=undo), bind={"x": Value(1)},
+            before_all=_before if self.draw(st.booleans()) else None, after_all=_after, **self._options(after),
         )  # fmt: skip
 
     def _recurse(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         until = self.draw(st.sampled_from([None, lambda result: self.coins.throw(3) == 0]))
         nested = self.workflow(depth - 1, undo=undo)
-        made.recurse(name, nested, at_most=self.draw(st.integers(1, 3)), until=until, bind={"x": Value(1)}, **self._options(after))
+        made.recurse(
+            name,
+            nested,
+            at_most=self.draw(st.integers(1, 3)),
+            until=until,
+            bind={"x": Value(1)},
+            **self._options(after),
+        )
 
     def _iterate(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
         until = self.draw(st.sampled_from([None, lambda result: self.coins.throw(3) == 0]))
-        step = made.iterate(name=name, start=Value(1), until=until, at_most=self.draw(st.integers(1, 4)), **self._options(after))(
-            _next
-        )
+        step = made.iterate(
+            name=name, start=Value(1), until=until, at_most=self.draw(st.integers(1, 4)), **self._options(after)
+        )(_next)
         if undo and self.draw(st.booleans()):
             step.undo(in_doubt=True)(lambda ctx: None)
 
     def _around(self, made: Workflow, name: str, after: list[str], depth: int, undo: bool) -> None:
-        made.around(name=name, workflow=self.workflow(depth - 1, undo=undo), bind={"x": Value(1)}, **self._options(after))(_around)
+        made.around(
+            name=name, workflow=self.workflow(depth - 1, undo=undo), bind={"x": Value(1)}, **self._options(after)
+        )(_around)
 
 
 def _takes_x(x: int) -> int:
@@ -213,7 +230,8 @@ def nested_plans(draw: st.DrawFn) -> Random:
     """A random workflow whose steps are of all kinds."""
     builder = Builder(draw)
     options = {
-        "grace": 2.0, "undo_timeout": 60.0, "redeliveries": draw(st.integers(0, 2)), "max_hops": draw(st.sampled_from([None, None, None, 30])),
+        "grace": 2.0, "undo_timeout": 60.0, "redeliveries": draw(st.integers(0, 2)),
+        "max_hops": draw(st.sampled_from([None, None, None, 30])),
     }  # fmt: skip
     try:
         plan = builder.workflow(draw(st.integers(1, 3)), nested=False, **options).check()
@@ -224,14 +242,18 @@ def nested_plans(draw: st.DrawFn) -> Random:
 
 def _shown(plan: Plan, indent: str) -> Iterator[str]:
     for step in (*plan.steps, *plan.deferred.values()):
-        marks = [mark for mark in ("when", "guard", "undo", "compensate", "timeout_ns") if getattr(step, mark) is not None]
-        yield f"{indent}{step.address} {step.kind} after {step.dependencies} {marks} retries {step.retries} required {step.required}"
+        marks = [
+            mark for mark in ("when", "guard", "undo", "compensate", "timeout_ns") if getattr(step, mark) is not None
+        ]
+        tries = f"retries {step.retries} required {step.required}"
+        yield f"{indent}{step.address} {step.kind} after {step.dependencies} {marks} {tries}"
         for body in step.container.bodies if step.container is not None else ():
             yield from _shown(body, indent + "    ")
 
 
 def planner(path: str, number: int) -> tuple[bytes, bool] | None:
-    """What an emitter asks for, and whether that is nonsense: replacing itself, further steps, chains of these, or what cannot be."""
+    """What an emitter asks for, and whether that is nonsense: replacing itself, further steps, chains of these, or what
+    cannot be."""
     name = path.rpartition("/")[2].partition("#")[0]
     if not name.startswith("t"):
         return None

@@ -1,7 +1,8 @@
-"""A world around one saga: it obeys commands as a supervisor would, lets anything happen that can, and checks what must hold.
+"""A world around one saga: it obeys commands as a supervisor would, lets anything happen that can, and checks what must
+hold.
 
-What happened is kept here a second time, from commands and stimuli alone, so that the saga is not its own witness.  Everything is
-known by its path (`orders/17/charge`): the saga uses the places of settled scopes again.
+What happened is kept here a second time, from commands and stimuli alone, so that the saga is not its own witness.
+Everything is known by its path (`orders/17/charge`): the saga uses the places of settled scopes again.
 """
 
 from __future__ import annotations
@@ -209,7 +210,9 @@ class World:
             delivery = Delivery(index, step.name, UNDO, saga.undo_hop(index), saga.deliveries[index], saga.epoch, False)
             self._check_undo(index)
         else:
-            delivery = Delivery(index, step.name, FORWARD, saga.hops[index], saga.deliveries[index], saga.epoch, fault is not None)
+            delivery = Delivery(
+                index, step.name, FORWARD, saga.hops[index], saga.deliveries[index], saga.epoch, fault is not None
+            )
             if not (step.scope is not None and saga.fails(index)):  # else it is abandoned in the same breath
                 self.model.check_causes(saga, index)
             self.answered.discard(step.name)
@@ -234,7 +237,8 @@ class World:
     # What may happen next
 
     def choices(self, mood: str) -> list[Any]:
-        """What may happen next, as callables: if `calm`, only what an obliging world does; if `rough`, nothing that ends it all; else anything."""
+        """What may happen next, as callables: if `calm`, only what an obliging world does; if `rough`, nothing that
+        ends it all; else anything."""
         found: list[Any] = []
         calm = mood == "calm"
         for delivery in list(self.flights.values()):
@@ -249,7 +253,9 @@ class World:
         if self.saga.deadline_ns is not None:
             found.append(self.stale_deadline)
         found += [
-            lambda d=delivery, o=outcome: self.reply(d, o) for delivery in self.ended[-6:] for outcome in ("ok", "fail", "retry")
+            lambda d=delivery, o=outcome: self.reply(d, o)
+            for delivery in self.ended[-6:]
+            for outcome in ("ok", "fail", "retry")
         ]
         found += [lambda r=replayed: self.replay(*r) for replayed in self.replies[-4:]]
         found += [self.crash, self.nothing_due]
@@ -376,7 +382,9 @@ class World:
         ):
             return
         if reply.outcome in ("fail", "retry", "halt"):
-            self._learn_not_happened(Delivery(step, path, FORWARD, reply.hop, reply.delivery, reply.epoch, False), False)
+            self._learn_not_happened(
+                Delivery(step, path, FORWARD, reply.hop, reply.delivery, reply.epoch, False), False
+            )
         pulses = self.feed(Replied(step, reply))
         assert len([pulse for pulse in pulses if pulse.kind == "late"]) <= 1 - min(late_before, 1)
 
@@ -500,7 +508,12 @@ class World:
 
     def _check_pulse(self, pulse: Pulse) -> None:
         assert pulse.seq == len(self.journal), "gap"
-        if pulse.kind == "spawned" and pulse.direction == FORWARD and pulse.data is not None and "delivery" in pulse.data:
+        if (
+            pulse.kind == "spawned"
+            and pulse.direction == FORWARD
+            and pulse.data is not None
+            and "delivery" in pulse.data
+        ):
             earlier = [p for p in self.journal if p.kind == "spawned" and p.hop == pulse.hop]
             assert earlier and earlier[0].ttl == pulse.ttl, "redelivery spent TTL"
 

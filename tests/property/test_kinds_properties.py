@@ -80,11 +80,29 @@ def _hidden_damage(journal: list[Any], at: int) -> list[list[Any]]:
         [*journal[: at + 1], *(pulse._replace(seq=pulse.seq + 1) for pulse in journal[at:])],
         *(
             [*journal[:at], one._replace(kind=kind), *journal[at + 1 :]]
-            for kind in ("spawned", "completed", "skipped", "failed", "undone", "finished", "halted", "resumed", "retried", "late")
+            for kind in (
+                "spawned",
+                "completed",
+                "skipped",
+                "failed",
+                "undone",
+                "finished",
+                "halted",
+                "resumed",
+                "retried",
+                "late",
+            )
         ),
         *(
             [*journal[:at], one._replace(data=data), *journal[at + 1 :]]
-            for data in (None, {}, {"opening": [["x", 7, []]]}, {"planned": [["d0", "x", {}, []]]}, {"opening": 3}, {"delivery": 9})
+            for data in (
+                None,
+                {},
+                {"opening": [["x", 7, []]]},
+                {"planned": [["d0", "x", {}, []]]},
+                {"opening": 3},
+                {"delivery": 9},
+            )
         ),
         *(
             [*journal[:at], one._replace(step=step), *journal[at + 1 :]]

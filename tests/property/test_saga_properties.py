@@ -66,7 +66,9 @@ TAPES = st.lists(st.integers(0, 2**16), max_size=70)
 
 @MANY
 @given(plan=plans(), tape=TAPES, ttl=st.integers(0, 12), deadline=st.sampled_from([None, 5.0]))
-def test_whatever_happens_the_saga_stays_consistent_and_ends(plan: Plan, tape: list[int], ttl: int, deadline: float | None) -> None:
+def test_whatever_happens_the_saga_stays_consistent_and_ends(
+    plan: Plan, tape: list[int], ttl: int, deadline: float | None
+) -> None:
     World(plan, ttl=ttl, deadline_s=deadline).run(tape)
 
 

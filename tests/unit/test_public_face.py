@@ -1,6 +1,7 @@
 """What users see is what they saw: a change of it is made on purpose, with a word in the changelog.
 
-The listing was made by `python -m tests.public_face` at 67fa6fb; what came since stands in `ADDED` until the listing is made again.
+The listing was made by `python -m tests.public_face` at 67fa6fb; what came since stands in `ADDED` until the listing is
+made again.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def test_the_public_face_is_as_it_was_listed(tmp_path: Path) -> None:
 
 
 def differences(listed: Any, found: Any, path: str = "") -> Iterator[str]:
-    """The places where two listings differ; behind a place that is only in one of them stands nothing, else what was and what is."""
+    """The places where two listings differ; behind a place that is only in one of them stands nothing, else what was
+    and what is."""
     if isinstance(listed, dict) and isinstance(found, dict):
         for key in listed | found:
             if key in listed and key in found:

@@ -1,6 +1,7 @@
 """python docs/examples/api_aggregation
 
-A partner's server on this machine, and what is fetched from it: in both versions of its API, with a failure at the end, in a version there is not.
+A partner's server on this machine, and what is fetched from it: in both versions of its API, with a failure at the end,
+in a version there is not.
 """
 
 from __future__ import annotations

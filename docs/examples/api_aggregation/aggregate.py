@@ -1,4 +1,5 @@
-"""What a partner knows about people, from either version of its API, made into one report that is published and announced."""
+"""What a partner knows about people, from either version of its API, made into one report that is published and
+announced."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ rate = RateLimit("partner", per_second=40, burst=10)
 ASKING: Final[dict[str, Any]] = {
     "client": "partner", "retries": 3, "backoff": Backoff(initial=0.05, cap=1.0), "timeout": 15.0, "policies": [rate],
 }  # fmt: skip
-"""How the partner is asked: within its quota; again when it is busy, after as long as it says; each time for so long."""
+"""How the partner is asked: within its quota; again when it is busy, after as long as it says; each time for so
+long."""
 
 # Who there is: pages by number in version 1, behind a cursor in version 2
 
@@ -137,7 +139,9 @@ class Wanted(BaseModel):
     audience: str = "everybody"
 
 
-aggregate = Workflow("partner.aggregate", input=Wanted, resources=[partner], ttl=40, deadline=120.0, errors=[http.HttpError])
+aggregate = Workflow(
+    "partner.aggregate", input=Wanted, resources=[partner], ttl=40, deadline=120.0, errors=[http.HttpError]
+)
 aggregate.switch("listing", on="version", cases={"v1": listing_v1, "v2": listing_v2}, default=unsupported)
 aggregate.map(name="people", workflow=person, over="listing", batch=15, on_error="collect", bind={"user_id": Element()})
 http.get(aggregate, "headlines", "/headlines", client="partner", timeout=0.5, required=False, after=["listing"])
@@ -160,7 +164,8 @@ published = http.post(aggregate, "published", "/reports", json=Result("report"),
 
 @published.undo(in_doubt=True)
 async def withdraw(partner: httpx2.AsyncClient, ctx: Context) -> None:
-    """Take the report back; the partner names reports by our key, so that it is found also when nobody knows whether it was published."""
+    """Take the report back; the partner names reports by our key, so that it is found also when nobody knows whether it
+    was published."""
     answer = await partner.delete(f"/reports/{ctx.forward_key[:8]}")
     if answer.status_code != 404:
         answer.raise_for_status()
@@ -168,7 +173,8 @@ async def withdraw(partner: httpx2.AsyncClient, ctx: Context) -> None:
 
 @published.compensate
 async def perhaps_published(error: Exception, partner: httpx2.AsyncClient, ctx: Context) -> Retry | None:
-    """Try again, with the same key; a request whose answer never came may have arrived, so in the end make sure that nothing is left of it."""
+    """Try again, with the same key; a request whose answer never came may have arrived, so in the end make sure that
+    nothing is left of it."""
     if isinstance(error, http.HttpBusy | http.HttpUnreachable) and ctx.retries_left:
         return Retry()
     await withdraw(partner, ctx)

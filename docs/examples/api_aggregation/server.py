@@ -1,6 +1,7 @@
 """A partner's API as one meets it: slow, with a quota, now and then busy, with tokens that expire, in two versions.
 
-How it misbehaves depends on what is asked and how often it was asked before, never on chance; what it saw is in `Partner.seen`.
+How it misbehaves depends on what is asked and how often it was asked before, never on chance; what it saw is in
+`Partner.seen`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 CLIENT, SECRET = "aggregator", "s3cret"
-NAMES = "Ada Bob Cleo Dan Eve Finn Gus Hal Ida Jo Kim Leo Mia Ned Ola Pia Quin Rae Sam Tess Uma Vic Wes Xia Yan Zoe Amir Bea Cy Dot"
+NAMES = (
+    "Ada Bob Cleo Dan Eve Finn Gus Hal Ida Jo Kim Leo Mia Ned Ola Pia Quin Rae Sam Tess Uma Vic Wes Xia Yan Zoe Amir "
+    "Bea Cy Dot"
+)
 USERS = {number: (name, f"{name.lower()}@example.org") for number, name in enumerate(NAMES.split(), 1)}
 DELETED = 7
 """Still in the listing, but gone."""
@@ -205,13 +209,17 @@ class Served:
         self.partner = Partner()
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(self.partner.app, log_level="critical", timeout_graceful_shutdown=5))
+        self._server = uvicorn.Server(
+            uvicorn.Config(self.partner.app, log_level="critical", timeout_graceful_shutdown=5)
+        )
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, name="partner")
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.should_exit = True
         self._thread.join()

@@ -71,7 +71,9 @@ async def load_readings(directory: Path, rows: int, console: Console) -> dict[st
     with Progress(*columns, console=console) as progress:
         sink = ProgressSink(progress, progress.add_task("readings", total=rows), rows)
         async with Mesh(readings, store=f"sqlite:///{directory}/pulses.db", sinks=[sink]) as mesh:
-            transaction = await mesh.stimulate(readings, {"source": str(source), "database": str(database)}, key="readings")
+            transaction = await mesh.stimulate(
+                readings, {"source": str(source), "database": str(database)}, key="readings"
+            )
             result: dict[str, Any] = await transaction.result()
     return {**result, "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 

@@ -1,6 +1,7 @@
 """Airports of the world: extract, check, clean, load into two places side by side, report.
 
-The data is what the package `airportsdata` ships: 28,000 airports, of which we want those with an IATA code.  Some of their rows are bad.
+The data is what the package `airportsdata` ships: 28,000 airports, of which we want those with an IATA code.  Some of
+their rows are bad.
 """
 
 from __future__ import annotations
@@ -92,11 +93,14 @@ def load_database(rows: list[list[Any]], database: Path, ctx: Context) -> int:
     """Into SQLite, all or nothing; a second try finds its own rows and replaces them."""
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS airports (iata TEXT PRIMARY KEY, name TEXT, city TEXT, metropolitan TEXT, country TEXT,"
+            "CREATE TABLE IF NOT EXISTS airports (iata TEXT PRIMARY KEY, name TEXT, city TEXT, metropolitan TEXT, "
+            "country TEXT,"
             " latitude REAL, longitude REAL, elevation REAL, loaded_by TEXT)"
         )
         key = ctx.idempotency_key
-        connection.executemany("INSERT OR REPLACE INTO airports VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [[*row, key] for row in rows])
+        connection.executemany(
+            "INSERT OR REPLACE INTO airports VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [[*row, key] for row in rows]
+        )
     return len(rows)
 
 
@@ -126,7 +130,9 @@ def unload_archive(archive: Path) -> None:
     archive.unlink(missing_ok=True)
 
 
-@airports.step(bind={"errors": Result("clean", "errors"), "rows": Result("clean", "results"), "found": Result("check", "rows")})
+@airports.step(
+    bind={"errors": Result("clean", "errors"), "rows": Result("clean", "results"), "found": Result("check", "rows")}
+)
 def report(
     found: int, rows: list[list[Any]], errors: list[dict[str, Any]], load_database: int, load_archive: int
 ) -> dict[str, Any]:
@@ -139,5 +145,7 @@ def report(
         "bad": len(errors),
         "reasons": dict(reasons.most_common()),
         "countries": len({row[4] for row in rows}),
-        "first_bad": f"row {errors[0]['index']} ({errors[0]['element']['iata']}): {errors[0]['error']}" if errors else "",
+        "first_bad": f"row {errors[0]['index']} ({errors[0]['element']['iata']}): {errors[0]['error']}"
+        if errors
+        else "",
     }

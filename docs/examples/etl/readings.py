@@ -28,7 +28,9 @@ readings = Workflow("etl.readings", input={"source": str, "database": str}, dead
 def prepare(database: str) -> str:
     """The table."""
     with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute("CREATE TABLE IF NOT EXISTS readings (number INTEGER PRIMARY KEY, sensor INTEGER, value REAL)")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS readings (number INTEGER PRIMARY KEY, sensor INTEGER, value REAL)"
+        )
     return database
 
 

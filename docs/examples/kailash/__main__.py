@@ -75,7 +75,9 @@ async def sources(services: StandIns, directory: Path) -> None:
         print(" one is slow, one is down")
         transaction = await mesh.stimulate(each)
         show(await transaction.result(30))
-        for pulse in sorted((pulse for pulse in transaction.pulses() if pulse.kind == "failed"), key=lambda pulse: pulse.step):
+        for pulse in sorted(
+            (pulse for pulse in transaction.pulses() if pulse.kind == "failed"), key=lambda pulse: pulse.step
+        ):
             print(f"  failed: {pulse.step}: {(pulse.error or '').partition(' http')[0].partition(':')[0]}")
     async with Mesh(in_one) as mesh:
         print(" the same in one hop")
@@ -88,7 +90,9 @@ async def files(services: StandIns, directory: Path) -> None:
     make_files(directory / "incoming")
     workflow = file_processing(data(directory))
     async with Mesh(workflow, pools={FILES: 5}, store=f"sqlite:///{directory}/pulses.db", sinks=[Progress()]) as mesh:
-        transaction = await mesh.stimulate(workflow, {"directory": directory / "incoming", "into": directory / "processed"})
+        transaction = await mesh.stimulate(
+            workflow, {"directory": directory / "incoming", "into": directory / "processed"}
+        )
         show(await transaction.result(60))
     print(f"  files written: {len(list((directory / 'processed').glob('*.jsonl')))}")
     print(f"  rows in the log: {count(directory, 'file_processing_log')}")
@@ -109,7 +113,9 @@ async def service(services: StandIns, directory: Path) -> None:
         print(" all is well; the second lamp comes from the cache")
         await ask("lamp", "lamp", "chair")
         services.down.add("primary")
-        print(" the primary is down: five failures open the circuit, then it is left alone; what is cached is still known")
+        print(
+            " the primary is down: five failures open the circuit, then it is left alone; what is cached is still known"
+        )
         await ask("desk", "shelf", "sofa", "stool", "bench", "table", "couch", "lamp")
         services.down.add("backup")
         print(" the backup too")
@@ -149,7 +155,9 @@ def count(directory: Path, table: str) -> int:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python docs/examples/kailash", description="The four Kailash use cases on BitActor.")
+    parser = argparse.ArgumentParser(
+        prog="python docs/examples/kailash", description="The four Kailash use cases on BitActor."
+    )
     parser.add_argument("case", choices=CASES, nargs="?", help="one of them; by default all")
     chosen = parser.parse_args().case
     for name in [chosen] if chosen else CASES:

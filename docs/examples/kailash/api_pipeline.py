@@ -1,4 +1,5 @@
-"""1. API data pipeline: pages of users, at a bounded rate; a profile for each, ten at once; stored, fifty in a batch."""
+"""1. API data pipeline: pages of users, at a bounded rate; a profile for each, ten at once; stored, fifty in a
+batch."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def api_pipeline(services: str, data: str) -> Workflow:
 
     workflow = Workflow("kailash.api_pipeline", input={"pages": int}, deadline=120, resources=[api, database])
     workflow.map(name="fetch_users", workflow=page, over=numbers, bind={"page": Element()})
-    users = workflow.map(name="process_users", workflow=user, over=each_user, bind={"user": Element()}, on_error="collect")
+    users = workflow.map(
+        name="process_users", workflow=user, over=each_user, bind={"user": Element()}, on_error="collect"
+    )
     workflow.map(store_users, over=Result(users, "results"), batch=50, whole=True)
     workflow.add(report, bind={"found": Result(users, "results"), "errors": Result(users, "errors")})
     return workflow
@@ -63,7 +66,10 @@ async def store_users(elements: list[dict[str, Any]], database: Any) -> int:
     """A batch of users in one transaction of the database; those that were there already are replaced."""
     async with database.begin() as connection:
         await connection.execute(
-            text("CREATE TABLE IF NOT EXISTS users (id INTEGER PRIMARY KEY, name TEXT, email TEXT, city TEXT, since INTEGER)")
+            text(
+                "CREATE TABLE IF NOT EXISTS users (id INTEGER PRIMARY KEY, name TEXT, email TEXT, city TEXT, since "
+                "INTEGER)"
+            )
         )
         await connection.execute(
             text("INSERT OR REPLACE INTO users VALUES (:id, :name, :email, :city, :since)"),

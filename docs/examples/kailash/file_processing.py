@@ -1,4 +1,5 @@
-"""3. File processing: every CSV below a directory, five at once; what cannot be processed is reported, and the rest is stored."""
+"""3. File processing: every CSV below a directory, five at once; what cannot be processed is reported, and the rest is
+stored."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def file_processing(data: str) -> Workflow:
     one_file.add(processed, timeout=300.0, limit=AT_ONCE)
 
     inputs = {"directory": Path, "into": Path}
-    workflow = Workflow("kailash.file_processing", input=inputs, deadline=600, resources=[database_at("database", data)])
+    workflow = Workflow(
+        "kailash.file_processing", input=inputs, deadline=600, resources=[database_at("database", data)]
+    )
     found = workflow.add(scan_files)
     files = workflow.map(
         name="process_files", workflow=one_file, over=found, bind={"path": Element()}, batch=10, on_error="collect"
@@ -73,7 +76,10 @@ async def store_results(done: list[dict[str, Any]], database: Any) -> int:
         if done:
             await connection.execute(
                 text("INSERT OR REPLACE INTO file_processing_log VALUES (:file, :processed, :stats)"),
-                [{**file, "stats": json.dumps({"rows": file["rows"], "missing_values": file["missing_values"]})} for file in done],
+                [
+                    {**file, "stats": json.dumps({"rows": file["rows"], "missing_values": file["missing_values"]})}
+                    for file in done
+                ],
             )
     return len(done)
 

@@ -22,7 +22,8 @@ SOURCES = {
 
 
 def multi_source(services: str) -> Workflow:
-    """Each source is a hop: with its own time limit, its own pulse, and its answer in the journal whatever becomes of the others."""
+    """Each source is a hop: with its own time limit, its own pulse, and its answer in the journal whatever becomes of
+    the others."""
     workflow = Workflow("kailash.multi_source", deadline=30, resources=[http_client("api", base_url=services)])
     for name, path in SOURCES.items():
         http.get(workflow, name, path, client="api", timeout=PATIENCE, required=False)
@@ -70,7 +71,10 @@ async def multi_fetch(api: Any) -> dict[str, Any]:
         return answer.json()
 
     fetched = await parallel_fetch({name: partial(ask, path) for name, path in SOURCES.items()}, timeout=PATIENCE)
-    return {"successful": fetched.successful, "failed": {name: type(error).__name__ for name, error in fetched.failed.items()}}
+    return {
+        "successful": fetched.successful,
+        "failed": {name: type(error).__name__ for name, error in fetched.failed.items()},
+    }
 
 
 def analyze(multi_fetch: dict[str, Any]) -> dict[str, Any]:

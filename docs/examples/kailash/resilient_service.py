@@ -1,4 +1,5 @@
-"""4. A service that fails: cached, watched by a circuit breaker, given up after a while, with another service to fall back on."""
+"""4. A service that fails: cached, watched by a circuit breaker, given up after a while, with another service to fall
+back on."""
 
 from __future__ import annotations
 
@@ -15,12 +16,14 @@ PRIMARY = [
     CircuitBreaker("primary", failures=5, open_for=OPEN_FOR),
     Timeout("primary", 10.0),
 ]
-"""The outermost first: a cached answer asks nobody, not even the circuit; and a call that takes too long is a failure to it."""
+"""The outermost first: a cached answer asks nobody, not even the circuit; and a call that takes too long is a failure
+to it."""
 BACKUP = [Fallback("nothing-known", {"json": {"item": None, "price": None, "by": "nobody"}}), Timeout("backup", 10.0)]
 
 
 def resilient_service(primary: str, backup: str) -> Workflow:
-    """Asks the first choice, or else the second; what the second says is never cached, so the first is tried again next time.
+    """Asks the first choice, or else the second; what the second says is never cached, so the first is tried again next
+    time.
 
     Args:
         primary, backup: URLs of the services.

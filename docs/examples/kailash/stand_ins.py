@@ -1,7 +1,8 @@
-"""What the four workflows talk to, real and local: an HTTP server on a free port of the loopback, and a directory of files.
+"""What the four workflows talk to, real and local: an HTTP server on a free port of the loopback, and a directory of
+files.
 
-The server does what services do, and each time the same: it limits its callers, fails for some users, is slow or down when told to be.  It counts
-what reaches it, for that is where promises about callers can be checked.
+The server does what services do, and each time the same: it limits its callers, fails for some users, is slow or down
+when told to be.  It counts what reaches it, for that is where promises about callers can be checked.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class StandIns:
         self._thread.start()  # whoever connects before it serves waits in the socket's queue
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.slow.clear()
         self._server.should_exit = True
         self._thread.join()
@@ -91,7 +94,9 @@ class StandIns:
             ("/backup/process", "backup", self._process),
         )
         return Starlette(
-            routes=[Route(path, self._counted(service, answer), methods=["GET", "POST"]) for path, service, answer in routes]
+            routes=[
+                Route(path, self._counted(service, answer), methods=["GET", "POST"]) for path, service, answer in routes
+            ]
         )
 
     def _counted(self, service: str, answer: Answer) -> Answer:
@@ -118,7 +123,9 @@ class StandIns:
             return JSONResponse({"error": "slow down"}, status_code=429, headers={"Retry-After": "1"})
         first = (int(request.query_params.get("page", "1")) - 1) * PER_PAGE
         users = range(first + 1, min(first + PER_PAGE, USERS) + 1)
-        return JSONResponse({"users": [{"id": user, "name": f"User {user}", "email": f"user{user}@example.org"} for user in users]})
+        return JSONResponse(
+            {"users": [{"id": user, "name": f"User {user}", "email": f"user{user}@example.org"} for user in users]}
+        )
 
     async def _profile(self, request: Request) -> Response:
         user: int = request.path_params["user"]
@@ -134,7 +141,9 @@ class StandIns:
         return JSONResponse([{"id": customer, "name": f"Customer {customer}"} for customer in range(1, 21)])
 
     async def _orders(self, request: Request) -> Response:
-        return JSONResponse([{"id": order, "customer_id": order * order % 20 + 1, "total": 10 * order} for order in range(1, 61)])
+        return JSONResponse(
+            [{"id": order, "customer_id": order * order % 20 + 1, "total": 10 * order} for order in range(1, 61)]
+        )
 
     async def _products(self, request: Request) -> Response:
         return JSONResponse([{"id": product, "stock": product % 4} for product in range(1, 31)])
@@ -144,7 +153,9 @@ class StandIns:
 
     async def _process(self, request: Request) -> Response:
         given: dict[str, Any] = await request.json()
-        return JSONResponse({"item": given["item"], "price": 10 * len(given["item"]), "by": request.url.path.split("/")[1]})
+        return JSONResponse(
+            {"item": given["item"], "price": 10 * len(given["item"]), "by": request.url.path.split("/")[1]}
+        )
 
 
 GOOD_FILES: Final = 12

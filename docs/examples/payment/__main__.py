@@ -17,8 +17,14 @@ from mesh import Mesh
 STORIES = (
     ("all goes well", {"customer": "ada", "item": "lamp", "amount": 80, "email": "ada@example.org"}),
     ("no money: nothing to undo", {"customer": "bob", "item": "lamp", "amount": 80, "email": "bob@example.org"}),
-    ("out of stock: the payment is undone", {"customer": "ada", "item": "chair", "amount": 40, "email": "ada@example.org"}),
-    ("the mail bounces: both are undone", {"customer": "ada", "item": "lamp", "amount": 80, "email": "ada@nowhere.invalid"}),
+    (
+        "out of stock: the payment is undone",
+        {"customer": "ada", "item": "chair", "amount": 40, "email": "ada@example.org"},
+    ),
+    (
+        "the mail bounces: both are undone",
+        {"customer": "ada", "item": "lamp", "amount": 80, "email": "ada@nowhere.invalid"},
+    ),
     (
         "the provider is down: continue, for a human",
         {"customer": "cleo", "item": "lamp", "amount": 80, "email": "cleo@example.org"},

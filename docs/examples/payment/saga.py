@@ -1,4 +1,5 @@
-"""A payment saga: take the money, reserve the goods, confirm; when something fails, give back what was taken, the last thing first.
+"""A payment saga: take the money, reserve the goods, confirm; when something fails, give back what was taken, the last
+thing first.
 
 The provider and the warehouse keep their books in SQLite, so that what happened can be looked at afterwards.
 """
@@ -50,7 +51,9 @@ def process_payment(books: str, customer: str, amount: int, ctx: Context) -> dic
             raise ProviderDown("the payment provider does not answer")
         if balance < amount:
             raise InsufficientFunds(f"{customer} has {balance}, and {amount} is to be paid")
-        fresh = book.execute("INSERT OR IGNORE INTO charges VALUES (?, ?, ?)", [ctx.idempotency_key, customer, amount]).rowcount
+        fresh = book.execute(
+            "INSERT OR IGNORE INTO charges VALUES (?, ?, ?)", [ctx.idempotency_key, customer, amount]
+        ).rowcount
         if fresh:
             book.execute("UPDATE accounts SET balance = balance - ? WHERE customer = ?", [amount, customer])
     return {"id": ctx.idempotency_key[:8], "status": "completed"}
@@ -58,7 +61,8 @@ def process_payment(books: str, customer: str, amount: int, ctx: Context) -> dic
 
 @process_payment.compensate
 def decide(error: Exception, attempt: int) -> Retry | Continue | None:
-    """What its failure means: somebody without money stays so; a provider that is down is tried again, and then left to a human."""
+    """What its failure means: somebody without money stays so; a provider that is down is tried again, and then left to
+    a human."""
     if not isinstance(error, ProviderDown):
         return None
     if attempt < 3:

@@ -7,7 +7,8 @@
     async def price(item: str, prices: Cache) -> int:
         return await prices.get_or_make(item, lambda: ask_the_shop(item))
 
-It forgets everything when the mesh closes, and each process has its own.  To keep the results of a step, see the pattern `bitactor.patterns.Cache`.
+It forgets everything when the mesh closes, and each process has its own.  To keep the results of a step, see the
+pattern `bitactor.patterns.Cache`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ MISSING: Final = _Missing()
 
 
 class Cache:
-    """At most `max_entries` values, each for `ttl` seconds unless set with another.  Used on the mesh's loop, by steps that are `async def`.
+    """At most `max_entries` values, each for `ttl` seconds unless set with another.  Used on the mesh's loop, by steps
+    that are `async def`.
 
     A value is handed out as it was put in: whoever changes it changes it for all.
     """
@@ -98,8 +100,8 @@ class Cache:
     async def get_or_make(self, key: Hashable, make: Callable[[], Awaitable[Any]], ttl: float | None = None) -> Any:
         """The value, made and kept if there is none.
 
-        Of several who ask at once one makes it and the others wait; if that one fails or is cancelled, the next of them tries.  What `make` raises is
-        not kept.
+        Of several who ask at once one makes it and the others wait; if that one fails or is cancelled, the next of them
+        tries.  What `make` raises is not kept.
         """
         found = await self.get(key, MISSING)
         if found is not MISSING:

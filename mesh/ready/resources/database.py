@@ -63,11 +63,13 @@ def database(
     connect_args: Mapping[str, Any] | None = None,
     check_every: float = DEFAULT_CHECK_EVERY,
 ) -> Resource:
-    """A resource that is an `AsyncEngine`.  It is checked with `SELECT 1`, made anew if that fails, and disposed of when the mesh closes.
+    """A resource that is an `AsyncEngine`.  It is checked with `SELECT 1`, made anew if that fails, and disposed of
+    when the mesh closes.
 
     Args:
         name: what the parameter of a step is called that takes it.
-        url: of SQLAlchemy, with a driver that awaits: `sqlite+aiosqlite:///shop.db`, `postgresql+asyncpg://user:password@host/shop`.
+        url: of SQLAlchemy, with a driver that awaits: `sqlite+aiosqlite:///shop.db`,
+            `postgresql+asyncpg://user:password@host/shop`.
         pool_size: connections that are kept.
         max_overflow: connections beyond that, while there is need.
         pool_timeout: seconds to wait for a connection.
@@ -81,12 +83,15 @@ def database(
     """
     made = _url(name, url)
     options = {
-        "pool_size": pool_size, "max_overflow": max_overflow, "pool_timeout": pool_timeout, "pool_recycle": pool_recycle,
-        "isolation_level": isolation_level, "connect_args": None if connect_args is None else dict(connect_args),
+        "pool_size": pool_size, "max_overflow": max_overflow, "pool_timeout": pool_timeout,
+        "pool_recycle": pool_recycle, "isolation_level": isolation_level,
+        "connect_args": None if connect_args is None else dict(connect_args),
     }  # fmt: skip
     given = {option: value for option, value in options.items() if value is not None}
     factory = _Factory(name, made, given)
-    return Resource(name, factory, close=_dispose, check=_answers, check_every=check_every, provides=AsyncEngine, requires=())
+    return Resource(
+        name, factory, close=_dispose, check=_answers, check_every=check_every, provides=AsyncEngine, requires=()
+    )
 
 
 def _url(name: str, url: str) -> sqlalchemy.URL:
@@ -104,7 +109,9 @@ def _url(name: str, url: str) -> sqlalchemy.URL:
         kind = made.get_backend_name()
         driver = _ASYNC_DRIVERS.get(kind)
         hint = f"; write {kind}+{driver}://…" if driver else ""
-        raise DefinitionError(f"resource {name!r}: the driver of {made.drivername}:// blocks and cannot be awaited{hint}")
+        raise DefinitionError(
+            f"resource {name!r}: the driver of {made.drivername}:// blocks and cannot be awaited{hint}"
+        )
     return made
 
 

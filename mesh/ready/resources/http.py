@@ -1,7 +1,7 @@
 """An HTTP client as a resource.
 
-    partner = http_client("partner", base_url="https://api.example.org", auth=ClientCredentials("/token", "me", os.environ["SECRET"]))
-    orders = Workflow("orders", input={...}, resources=[partner])
+    partner = http_client("partner", base_url="https://api.example.org", auth=ClientCredentials("/token", "me",
+    os.environ["SECRET"])) orders = Workflow("orders", input={...}, resources=[partner])
 
     @orders.step
     async def load(order: str, partner: httpx2.AsyncClient) -> dict: ...
@@ -73,7 +73,8 @@ def http_client(
 
     Args:
         name: what the parameter of a step is called that takes it.
-        base_url: what relative URLs are below; tokens of `ClientCredentials` go to this origin only.  A function is asked when the client
+        base_url: what relative URLs are below; tokens of `ClientCredentials` go to this origin only.  A function is
+            asked when the client
             is made: `base_url=lambda: os.environ["PARTNER_URL"]`.
         headers: sent with every request.
         timeout: seconds for each of: a connection, a place in the pool, the next bytes sent or received.
@@ -85,7 +86,9 @@ def http_client(
         DefinitionError: the name or an option is wrong.
     """
     if not isinstance(timeout, httpx2.Timeout) and (isinstance(timeout, bool) or not timeout > 0):
-        raise DefinitionError(f"resource {name!r}: timeout={timeout!r}; give seconds, more than zero, or an httpx2.Timeout")
+        raise DefinitionError(
+            f"resource {name!r}: timeout={timeout!r}; give seconds, more than zero, or an httpx2.Timeout"
+        )
     if not callable(base_url):
         _checked_url(name, base_url, auth)
     factory = _Factory(name, base_url, dict(headers or {}), httpx2.Timeout(timeout), limits, auth, follow_redirects)
@@ -106,7 +109,9 @@ def _checked_url(name: str, base_url: str, auth: Auth | None) -> httpx2.URL:
     except (httpx2.InvalidURL, TypeError) as error:
         raise DefinitionError(f"resource {name!r}: base_url={base_url!r} is no URL ({error})") from None
     if base_url and (url.scheme not in ("http", "https") or not url.host):
-        raise DefinitionError(f"resource {name!r}: base_url={base_url!r} is no URL; it begins with http:// or https:// and a host")
+        raise DefinitionError(
+            f"resource {name!r}: base_url={base_url!r} is no URL; it begins with http:// or https:// and a host"
+        )
     if isinstance(auth, ClientCredentials) and not base_url and "://" not in auth.token_url:
         raise DefinitionError(f"resource {name!r}: token_url={auth.token_url!r} is relative, but there is no base_url")
     return url

@@ -44,14 +44,16 @@ class ClientCredentials:
 class TokenAuth(httpx2.Auth):
     """Puts a token into each request to the client's own origin.
 
-    However many requests find that there is none, or that it has expired, one of them fetches it and the others wait.  A request that is refused
-    with 401 is tried once more, with a token fetched after the refused one.
+    However many requests find that there is none, or that it has expired, one of them fetches it and the others wait.
+    A request that is refused with 401 is tried once more, with a token fetched after the refused one.
 
     Raises:
         HttpError: from a request, if there is no token to be had.
     """
 
-    def __init__(self, credentials: ClientCredentials, base_url: httpx2.URL, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, credentials: ClientCredentials, base_url: httpx2.URL, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._credentials = credentials
         self._token_url = _below(base_url, credentials.token_url)
         self._origin = _origin(base_url) if base_url.host else None
@@ -97,7 +99,11 @@ class TokenAuth(httpx2.Auth):
         given = _mapping(answer) if answer.is_success else {}
         token = given.get("access_token")
         if not isinstance(token, str) or not token:
-            body = "no access_token in it" if answer.is_success else blotted(answer.text, [self._credentials.client_secret])
+            body = (
+                "no access_token in it"
+                if answer.is_success
+                else blotted(answer.text, [self._credentials.client_secret])
+            )
             raise http_error("POST", shown_url(str(self._token_url)), answer.status_code, body)
         seconds = given.get("expires_in")
         life = float(seconds) if isinstance(seconds, int | float) and seconds > 0 else float("inf")

@@ -1,7 +1,7 @@
 """When a file step changes something: in one short moment, and not at all once nobody waits for it any more.
 
-A function in a thread cannot be stopped.  One that has timed out, or whose step is being undone, may still be about to act; so who acts does it in
-turn, and looks first whether it still may.
+A function in a thread cannot be stopped.  One that has timed out, or whose step is being undone, may still be about to
+act; so who acts does it in turn, and looks first whether it still may.
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ class Change:
             directory.mkdir(parents=True, exist_ok=True)
         return Keeping(place, ctx.forward_key, directory, self.durable)
 
-    def _put(self, place: Path, ctx: Context, fill: Callable[[BinaryIO], None], like: Path | None = None) -> dict[str, Any]:
+    def _put(
+        self, place: Path, ctx: Context, fill: Callable[[BinaryIO], None], like: Path | None = None
+    ) -> dict[str, Any]:
         """Write a file beside the place, then put it there in one go."""
         _refuse_no_directory(place)
         keeping = self._keeping(place, ctx)
@@ -102,7 +104,8 @@ class Write(Change):
             content = content.encode(self.encoding)
         if not isinstance(content, bytes):
             raise InvalidInput(
-                f"the content of a file is text or bytes, not a {type(content).__name__}; make text of it in a step before"
+                f"the content of a file is text or bytes, not a {type(content).__name__}; make text of it in a step "
+                "before"
             )
         return self._put(path_of(self._path, given, self.within), ctx, lambda file: _write(file, content))
 
@@ -161,7 +164,12 @@ class Move(Change):
                 if note is not None:
                     done = is_one_of(identity(place), note["put"]) and not is_one_of(identity(source), note["source"])
                 else:
-                    done = not self.undoable and _is_again(ctx) and identity(source) is None and identity(place) is not None
+                    done = (
+                        not self.undoable
+                        and _is_again(ctx)
+                        and identity(source) is None
+                        and identity(place) is not None
+                    )
                 if not done:
                     self._move(source, keeping, temporary)
         finally:
@@ -256,7 +264,9 @@ def _is_again(ctx: Context) -> bool:
 
 def _refuse_no_directory(place: Path) -> None:
     if not place.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such directory; a step of files.make makes it", str(place.parent))
+        raise FileNotFoundError(
+            errno.ENOENT, "there is no such directory; a step of files.make makes it", str(place.parent)
+        )
 
 
 def _refuse_same(source: Path, place: Path) -> None:

@@ -45,7 +45,11 @@ class Make:
                     _write(note, made)
             for directory in made:
                 directory.mkdir(exist_ok=True)
-        return {"path": str(place), "made": [str(directory) for directory in made], "kept": str(note) if note is not None else None}
+        return {
+            "path": str(place),
+            "made": [str(directory) for directory in made],
+            "kept": str(note) if note is not None else None,
+        }
 
     def take_back(self, *, ctx: Context, **given: Any) -> None:
         place = path_of(self._path, given, self.within)

@@ -1,10 +1,12 @@
 """What a file step keeps so that it can be taken back, beside the file or in a directory of its own.
 
     .report.txt.<key>.note.bitactor      what was there, and what was put there: written before anything is changed
-    .report.txt.<key>.kept.bitactor      the old content: the old file itself under a second name, where the file system can do that
+    .report.txt.<key>.kept.bitactor      the old content: the old file itself under a second name, where the file system
+    can do that
 
-The key is the hop's idempotency key: a second attempt, a second delivery and the undo find the same note.  What is in a place is told by identity: what
-the note says was put there is ours, what it says was there is untouched or put back, anything else is somebody else's and left alone, loudly.
+The key is the hop's idempotency key: a second attempt, a second delivery and the undo find the same note.  What is in a
+place is told by identity: what the note says was put there is ours, what it says was there is untouched or put back,
+anything else is somebody else's and left alone, loudly.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ class Keeping:
             sync(self.note.parent)
 
     def keep(self, put: Identity, source: Identity | None = None) -> None:
-        """Keep what is in the place, before `put` replaces it.  An earlier attempt's note stands: what is there now may be its doing."""
+        """Keep what is in the place, before `put` replaces it.  An earlier attempt's note stands: what is there now may
+        be its doing."""
         note = self.read()
         if note is None:
             self.kept.unlink(missing_ok=True)
@@ -165,7 +168,8 @@ class Keeping:
         """What to raise when somebody else has been at a place."""
         kept = f"; what was there before is kept in {str(self.kept)!r}" if os.path.lexists(self.kept) else ""
         return ChangedByOthers(
-            f"{str(place)!r} was changed by somebody else since{kept}: put things right by hand, remove {str(self.note)!r}, and resume"
+            f"{str(place)!r} was changed by somebody else since{kept}: put things right by hand, remove "
+            f"{str(self.note)!r}, and resume"
         )
 
     def forget(self) -> None:
@@ -213,7 +217,8 @@ class Keeping:
 
 
 def forget(transaction: Any) -> int:
-    """Remove what the file steps of a transaction keep for its undo; it cannot be undone any more.  How many steps kept something.
+    """Remove what the file steps of a transaction keep for its undo; it cannot be undone any more.  How many steps kept
+    something.
 
     `transaction` is one that has completed, as `Mesh.stimulate` or `Mesh.transaction` gives it.
     """
@@ -230,7 +235,8 @@ def forget(transaction: Any) -> int:
 
 
 def sweep(directory: str | Path, older_than: float) -> int:
-    """Remove what file steps have kept in a directory and below it for longer than so many seconds.  How many files that were.
+    """Remove what file steps have kept in a directory and below it for longer than so many seconds.  How many files
+    that were.
 
     Transactions that old cannot be undone any more; let it be longer than any of yours takes.
     """

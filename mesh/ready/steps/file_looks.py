@@ -75,7 +75,8 @@ class Glob:
         for path in _paths(root, pattern):
             if len(found) == self.max_paths:
                 raise InvalidOutcome(
-                    f"more than max_paths={self.max_paths:,} fit {pattern!r} below {str(root)!r}; look for less at a time"
+                    f"more than max_paths={self.max_paths:,} fit {pattern!r} below {str(root)!r}; look for less at a "
+                    "time"
                 )
             found.append(str(root / path))
         return sorted(found)

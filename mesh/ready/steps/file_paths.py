@@ -12,7 +12,8 @@ from bitactor.errors import InvalidInput
 from mesh.ready.templates import Template
 
 Identity = list[int]
-"""Device and inode: the same file, whatever it is called.  Where nothing holds on to the file, its number may go to another one; then size and time of the
+"""Device and inode: the same file, whatever it is called.  Where nothing holds on to the file, its number may go to
+another one; then size and time of the
 last change stand behind."""
 HELD = 2
 """How much of an identity is enough for a file that is still there, under whatever name."""

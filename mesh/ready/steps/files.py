@@ -4,12 +4,14 @@
     files.write(report, "save", "{place}/{month}/report.txt", Result("render"))
     files.move(report, "publish", "{save.path}", "/srv/www/{month}.txt")
 
-Paths are templates; a field is an input field or another step's result.  Give absolute paths, or `within`: a directory that no path may lead out of.
+Paths are templates; a field is an input field or another step's result.  Give absolute paths, or `within`: a directory
+that no path may lead out of.
 
-A file is written beside its place and put there in one go; nobody ever sees half of one.  On undo what a step has changed is put back: an old file is
-kept, under a second name beside it or in the directory `keep`, until the transaction has been undone, or `forget(transaction)` says that it never will
-be.  `undoable=False` keeps nothing.  What somebody else has changed in the meantime is not overwritten: undoing raises `ChangedByOthers`, and the
-transaction is stuck until somebody has looked.
+A file is written beside its place and put there in one go; nobody ever sees half of one.  On undo what a step has
+changed is put back: an old file is kept, under a second name beside it or in the directory `keep`, until the
+transaction has been undone, or `forget(transaction)` says that it never will be.  `undoable=False` keeps nothing.  What
+somebody else has changed in the meantime is not overwritten: undoing raises `ChangedByOthers`, and the transaction is
+stuck until somebody has looked.
 """
 
 from __future__ import annotations
@@ -112,7 +114,8 @@ def move(
     undoable: bool = True,
     **options: Unpack[StepOptions],
 ) -> Step[..., Any]:
-    """Declare a step that moves a file to `path`, also to another file system; its result has `path`, `from` and `kept`; otherwise as `write`."""
+    """Declare a step that moves a file to `path`, also to another file system; its result has `path`, `from` and
+    `kept`; otherwise as `write`."""
     shapes = {"source": source, "path": path, **_kept(within, keep, durable, undoable)}
     return declare(workflow, name, Move, shapes, options, undo=TakeBack if undoable else None)
 
@@ -150,7 +153,8 @@ def make(
     undoable: bool = True,
     **options: Unpack[StepOptions],
 ) -> Step[..., Any]:
-    """Declare a step that makes a directory; its result has `path`, `made` and `kept`.  Undo removes those it made, unless something is in them.
+    """Declare a step that makes a directory; its result has `path`, `made` and `kept`.  Undo removes those it made,
+    unless something is in them.
 
     Args:
         parents: whether those above it are made, too.
@@ -181,8 +185,11 @@ def glob(
     return declare(workflow, name, Glob, {"pattern": pattern, "root": root, "max_paths": max_paths}, options)
 
 
-def stat(workflow: Workflow, name: str, path: str, *, within: Where = "", **options: Unpack[StepOptions]) -> Step[..., Any]:
-    """Declare a step whose result has `path`, `exists` and, if so, `kind` (file, directory, link, other), `size`, `mode`, `modified`."""
+def stat(
+    workflow: Workflow, name: str, path: str, *, within: Where = "", **options: Unpack[StepOptions]
+) -> Step[..., Any]:
+    """Declare a step whose result has `path`, `exists` and, if so, `kind` (file, directory, link, other), `size`,
+    `mode`, `modified`."""
     return declare(workflow, name, Stat, {"path": path, "within": str(within)}, options)
 
 

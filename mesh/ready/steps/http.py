@@ -1,13 +1,17 @@
 """HTTP requests as steps.
 
     http.get(orders, "customer", "/customers/{order.customer}", retries=3, timeout=5.0)
-    http.post(orders, "charge", "/charges", json={"amount": "{order.total}", "to": Result("customer", "json", "account")}, retries=3)
+    http.post(orders, "charge", "/charges", json={"amount": "{order.total}", "to": Result("customer", "json",
+    "account")}, retries=3)
 
-The URL, the parameters, the headers and the body are templates; a field is an input field or another step's result, `{order.customer}`.  In a URL it
-is quoted and stays within its place: an empty value or one that would lead elsewhere (`..`) is refused.  Only a URL that *begins* with a field takes
-that as it is, for an address that an earlier step has learned; let no stranger say what it is.
+The URL, the parameters, the headers and the body are templates; a field is an input field or another step's result,
+`{order.customer}`.  In a URL it
+is quoted and stays within its place: an empty value or one that would lead elsewhere (`..`) is refused.  Only a URL
+that *begins* with a field takes that as it is, for an address that an earlier step has learned; let no stranger say
+what it is.
 
-The result is a mapping: `status`, `url`, `headers` (lower-case names), and what the body is: `json`, `text` or, if it is neither, `content`.
+The result is a mapping: `status`, `url`, `headers` (lower-case names), and what the body is: `json`, `text` or, if it
+is neither, `content`.
 """
 
 from __future__ import annotations
@@ -44,8 +48,8 @@ except ModuleNotFoundError as missing:
 from mesh.ready.steps import http_answer, http_parts
 
 __all__ = [
-    "HttpBusy", "HttpError", "HttpRequestInvalid", "HttpResponseInvalid", "HttpUnreachable", "Request", "delete", "get", "head", "patch", "post",
-    "put", "request",
+    "HttpBusy", "HttpError", "HttpRequestInvalid", "HttpResponseInvalid", "HttpUnreachable", "Request", "delete", "get",
+    "head", "patch", "post", "put", "request",
 ]  # fmt: skip
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -102,7 +106,9 @@ class Request:
     async def __call__(self, *, ctx: Context, **given: Any) -> Any:
         client = given.pop(self.client)
         if not isinstance(client, httpx2.AsyncClient):
-            raise ConfigurationError(f"{self.client!r} is a {type(client).__name__}; a step of HTTP needs an httpx2.AsyncClient")
+            raise ConfigurationError(
+                f"{self.client!r} is a {type(client).__name__}; a step of HTTP needs an httpx2.AsyncClient"
+            )
         prepared = self._prepared(client, given, ctx)
         url, secrets = shown_url(str(prepared.url)), http_parts.secrets(prepared)
         try:
@@ -139,7 +145,8 @@ class Request:
             headers.setdefault("content-type", kind)
         if self.method in WITH_KEY:
             headers.setdefault("idempotency-key", ctx.idempotency_key)
-        # Where the step has a limit of its own, that one holds: what it cuts off is in doubt, and not, as with the client's, known to have failed.
+        # Where the step has a limit of its own, that one holds: what it cuts off is in doubt, and not, as with the
+        # client's, known to have failed.
         timeout = httpx2.Timeout(None, connect=client.timeout.connect) if self.timed else client.timeout
         try:
             return client.build_request(
@@ -156,11 +163,13 @@ class Request:
 def request(workflow: Workflow, name: str, method: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
     """Declare a step that sends a request.
 
-    A status that was not expected is an `HttpError` (`HttpBusy`, if it may be another one later), no answer an `HttpUnreachable`.  With `retries`,
-    the latter two and a timeout are tried again, other errors are not; `retry_on` says otherwise.  A 429 or 503 that says `Retry-After` is tried again
-    then.  POST and PATCH carry `Idempotency-Key`, the same over all attempts.
+    A status that was not expected is an `HttpError` (`HttpBusy`, if it may be another one later), no answer an
+    `HttpUnreachable`.  With `retries`, the latter two and a timeout are tried again, other errors are not; `retry_on`
+    says otherwise.  A 429 or 503 that says `Retry-After` is tried again then.  POST and PATCH carry `Idempotency-Key`,
+    the same over all attempts.
 
-    Give a request that changes something a `timeout`: an attempt that it cuts off is in doubt, and an undo declared with `in_doubt=True` is asked.
+    Give a request that changes something a `timeout`: an attempt that it cuts off is in doubt, and an undo declared
+    with `in_doubt=True` is asked.
 
     Args:
         workflow, name: where, and what it is called.
@@ -239,13 +248,18 @@ def _refuse_wrong(wanted: Request, expected: Collection[int]) -> None:
         raise DefinitionError(f"method={wanted.method!r}.{suggest(str(wanted.method), METHODS)}")
     if len(wanted.body) > 1:
         raise DefinitionError(f"{' and '.join(wanted.body)} are two bodies; a request has one")
-    wrong = [status for status in expected if isinstance(status, bool) or not isinstance(status, int) or not 100 <= status <= 599]
+    wrong = [
+        status
+        for status in expected
+        if isinstance(status, bool) or not isinstance(status, int) or not 100 <= status <= 599
+    ]
     if wrong:
         raise DefinitionError(f"expect={wrong[0]!r} is no status; it is a number from 100 to 599, or several")
     size, wait = wanted.max_bytes, wanted.longest_wait
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_TOKEN_BYTES:
         raise DefinitionError(
-            f"max_bytes={size!r}; a whole number from 1 to {MAX_TOKEN_BYTES:,}, which is what a journal carries of a step"
+            f"max_bytes={size!r}; a whole number from 1 to {MAX_TOKEN_BYTES:,}, which is what a journal carries of a "
+            "step"
         )
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < float("inf"):
         raise DefinitionError(f"longest_wait={wait!r}; give seconds, zero or more")

@@ -26,7 +26,8 @@ async def result_of(answer: httpx2.Response, max_bytes: int, what: str) -> dict[
     body = await _body(answer, max_bytes + 1)
     if len(body) > max_bytes:
         raise HttpResponseInvalid(
-            f"{what}: the answer has more than max_bytes={max_bytes:,}; ask for less at a time, or write a step that streams it to a file"
+            f"{what}: the answer has more than max_bytes={max_bytes:,}; ask for less at a time, or write a step that "
+            "streams it to a file"
         )
     url = answer.url.copy_with(username=None, password=None) if answer.url.userinfo else answer.url
     result: dict[str, Any] = {"status": answer.status_code, "url": str(url), "headers": dict(answer.headers.items())}
@@ -73,7 +74,11 @@ async def _body(answer: httpx2.Response, at_most: int) -> bytes:
 
 
 def _text(answer: httpx2.Response, body: bytes) -> str:
-    return body.decode(answer.charset_encoding or "utf-8", "replace") if _is_known(answer) else body.decode("utf-8", "replace")
+    return (
+        body.decode(answer.charset_encoding or "utf-8", "replace")
+        if _is_known(answer)
+        else body.decode("utf-8", "replace")
+    )
 
 
 def _is_known(answer: httpx2.Response) -> bool:

@@ -15,7 +15,16 @@ from mesh.ready.templates import Template, text_of
 
 BODIES: Final = ("json", "form", "content")
 _NO_SECRETS: Final = frozenset(
-    ("accept", "accept-encoding", "connection", "content-length", "content-type", "host", "idempotency-key", "user-agent")
+    (
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "idempotency-key",
+        "user-agent",
+    )
 )
 
 
@@ -42,7 +51,9 @@ def headers(given: Mapping[str, Any]) -> dict[str, str]:
     made = {name.lower(): text_of(value, name) for name, value in given.items() if value is not None}
     for name, value in made.items():
         if not (value.isascii() and value.isprintable()):
-            raise InvalidInput(f"the header {name!r} has characters that a header cannot carry; only printable ASCII goes there")
+            raise InvalidInput(
+                f"the header {name!r} has characters that a header cannot carry; only printable ASCII goes there"
+            )
     return made
 
 
@@ -54,7 +65,9 @@ def body(given: Mapping[str, Any]) -> tuple[bytes | None, str]:
     """
     if "json" in given:
         try:
-            text = json.dumps(given["json"], default=to_jsonable_python, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+            text = json.dumps(
+                given["json"], default=to_jsonable_python, allow_nan=False, ensure_ascii=False, separators=(",", ":")
+            )
             return text.encode(), "application/json"
         except (ValueError, TypeError, RecursionError, PydanticSerializationError) as error:
             raise InvalidInput(f"no JSON can be made of the body: {error}") from None
@@ -69,7 +82,8 @@ def body(given: Mapping[str, Any]) -> tuple[bytes | None, str]:
 
 
 def secrets(request: httpx2.Request) -> set[str]:
-    """What no error may show of a request: what its headers carry, but for those that everybody sends, and a password."""
+    """What no error may show of a request: what its headers carry, but for those that everybody sends, and a
+    password."""
     found = {value for name, value in request.headers.items() if name not in _NO_SECRETS}
     found |= {part for value in found for part in value.split()}
     return found | ({request.url.password} if request.url.password else set())
@@ -84,5 +98,7 @@ def _in_its_place(field: str, filled: str, before: str) -> str:
 
 
 def _pairs(given: Mapping[str, Any]) -> list[tuple[str, str]]:
-    several = [(name, value if isinstance(value, list) else [value]) for name, value in given.items() if value is not None]
+    several = [
+        (name, value if isinstance(value, list) else [value]) for name, value in given.items() if value is not None
+    ]
     return [(name, text_of(value, name)) for name, values in several for value in values]

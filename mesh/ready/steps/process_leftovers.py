@@ -1,6 +1,7 @@
 """Processes of a step, found by a mark in their environment: children and theirs, also of a worker that is gone.
 
-Linux only, and only what runs on this machine for this user.  A process that was started with another environment is not found.
+Linux only, and only what runs on this machine for this user.  A process that was started with another environment is
+not found.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _GIVE_UP_AFTER: Final = 5.0
 
 
 async def end_leftovers(mark: str, grace: float, group: int | None = None) -> int:
-    """Terminate all processes with that mark, `VARIABLE=value`, kill what is still there after `grace` seconds, and wait.  How many there were.
+    """Terminate all processes with that mark, `VARIABLE=value`, kill what is still there after `grace` seconds, and
+    wait.  How many there were.
 
     `group`: only those of that process group.
     """
@@ -69,7 +71,9 @@ def _signalled(mark: str, group: int | None, which: signal.Signals) -> int:
         except OSError:
             continue
         try:
-            if _has(pid, mark):  # once more, for the number may have gone to another process before the handle was opened
+            if _has(
+                pid, mark
+            ):  # once more, for the number may have gone to another process before the handle was opened
                 signal.pidfd_send_signal(handle, which)
                 count += 1
         except OSError:

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 from mesh.ready.steps.process_leftovers import end_leftovers, kill_leftovers
 
 _DRAIN_WITHIN: Final = 1.0
-"""Seconds for the output's end, once everything that belongs to the program is gone; somebody else may hold the pipe."""
+"""Seconds for the output's end, once everything that belongs to the program is gone; somebody else may hold the
+pipe."""
 
 
 _REAP_WITHIN: Final = 5.0
@@ -78,10 +79,12 @@ async def run_program(
     grace: float,
     at_most: int,
 ) -> Ended:
-    """Run it to its end.  Whoever cancels this waits until nothing of it is left: `SIGTERM`, and after `grace` seconds `SIGKILL`.
+    """Run it to its end.  Whoever cancels this waits until nothing of it is left: `SIGTERM`, and after `grace` seconds
+    `SIGKILL`.
 
     Args:
-        mark: a variable of its environment and the value, by which all its processes are found; see `process_leftovers`.
+        mark: a variable of its environment and the value, by which all its processes are found; see
+            `process_leftovers`.
 
     Raises:
         OSError: it cannot be started.

@@ -2,11 +2,13 @@
 
     subprocess.run(scans, "scan", ["pdftotext", "--", "{path}", "-"], timeout=30.0)
 
-Each argument is a template; nothing goes through a shell.  An argument that is one field with a list gives one argument for each of its elements.
+Each argument is a template; nothing goes through a shell.  An argument that is one field with a list gives one argument
+for each of its elements.
 
-A program runs in a process group of its own.  When its time is up, when its transaction is cancelled or its deadline has passed, all processes of the
-step are terminated, and killed if they are still there after `grace` seconds; also those that a worker which is gone had started on this machine,
-before the step is tried again or undone.  What a program that ended by itself has left in its group is ended too; a daemon that left the group stays.
+A program runs in a process group of its own.  When its time is up, when its transaction is cancelled or its deadline
+has passed, all processes of the step are terminated, and killed if they are still there after `grace` seconds; also
+those that a worker which is gone had started on this machine, before the step is tried again or undone.  What a program
+that ended by itself has left in its group is ended too; a daemon that left the group stays.
 
 The program finds the step's idempotency key in `BITACTOR_IDEMPOTENCY_KEY`.
 """
@@ -96,7 +98,9 @@ class Program:
             if ended.returncode != 0:
                 raise self._failed(self.undo, ended, given)
 
-    async def _run(self, templates: Sequence[Template], command: Sequence[str], given: Mapping[str, Any], ctx: Context) -> Ended:
+    async def _run(
+        self, templates: Sequence[Template], command: Sequence[str], given: Mapping[str, Any], ctx: Context
+    ) -> Ended:
         filled, own = self._given.value(given), marks(ctx)
         if ctx.attempt > 1 or ctx.signal.delivery > 1:
             await end_leftovers(mark_of(KEY_VARIABLE, ctx.idempotency_key), self.grace)
@@ -112,7 +116,8 @@ class Program:
             )
         except OutputTooLarge:
             raise InvalidOutcome(
-                f"{_shown(command)!r} wrote more than max_output={self.max_output:,} bytes and was ended; have it write to a file"
+                f"{_shown(command)!r} wrote more than max_output={self.max_output:,} bytes and was ended; have it "
+                "write to a file"
             ) from None
 
     def _failed(self, command: Sequence[str], ended: Ended, given: Mapping[str, Any]) -> ProcessFailed:
@@ -138,17 +143,21 @@ def run(
 ) -> Step[..., Any]:
     """Declare a step that runs a program; its result has `returncode`, `stdout` and `stderr`.
 
-    It is at least once, as every effect is: after a crash it runs again.  Its undo ends what may still run, and then runs the command `undo`.
+    It is at least once, as every effect is: after a crash it runs again.  Its undo ends what may still run, and then
+    runs the command `undo`.
 
     Args:
-        command: the program, by name or path, without fields; and its arguments.  Put `--` before one that might begin with a dash.
+        command: the program, by name or path, without fields; and its arguments.  Put `--` before one that might begin
+            with a dash.
         input: what the program reads: a text with fields, or a source of a text or bytes.
         env: variables on top of this process's own; a None takes one away.
         cwd: the directory it runs in.
         check: whether another code than 0 is a `ProcessFailed`.
-        undo: the command that takes back what the program has done.  It may also be run when nobody knows whether the program did anything.
+        undo: the command that takes back what the program has done.  It may also be run when nobody knows whether the
+            program did anything.
         grace: seconds between asking to end and killing.
-        max_output: bytes that it may write to its standard output, or else it is ended; of its errors, the last so many are kept.
+        max_output: bytes that it may write to its standard output, or else it is ended; of its errors, the last so many
+            are kept.
         encoding: of input and output; what does not fit is replaced.
         options: those of `Workflow.step`; with `timeout`, seconds it may take.
 
@@ -156,8 +165,8 @@ def run(
         DefinitionError: or one of its kinds.
     """
     shapes = {
-        "command": command, "input": input, "env": dict(env or {}), "cwd": cwd, "check": check, "undo": undo, "grace": grace,
-        "max_output": max_output, "encoding": encoding,
+        "command": command, "input": input, "env": dict(env or {}), "cwd": cwd, "check": check, "undo": undo,
+        "grace": grace, "max_output": max_output, "encoding": encoding,
     }  # fmt: skip
     return declare(workflow, name, Program, shapes, options, undo=TakeBackOnLoop)
 
@@ -165,14 +174,20 @@ def run(
 def _refuse_wrong(program: Program) -> None:
     for what, command in (("the command", program.command), ("undo=", program.undo)):
         if isinstance(command, str) or not all(isinstance(argument, str) for argument in command):
-            raise DefinitionError(f"{what} is {command!r}; give a list of texts, for there is no shell that would split one")
+            raise DefinitionError(
+                f"{what} is {command!r}; give a list of texts, for there is no shell that would split one"
+            )
         if command and Template(command[0]).fields:
-            raise DefinitionError(f"{what} begins with {command[0]!r}; which program runs is not for an argument to say")
+            raise DefinitionError(
+                f"{what} begins with {command[0]!r}; which program runs is not for an argument to say"
+            )
     if not program.command:
         raise DefinitionError("the command is empty")
     size, grace = program.max_output, program.grace
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_TOKEN_BYTES // 2:
-        raise DefinitionError(f"max_output={size!r}; a whole number from 1 to {MAX_TOKEN_BYTES // 2:,}, for a journal carries it")
+        raise DefinitionError(
+            f"max_output={size!r}; a whole number from 1 to {MAX_TOKEN_BYTES // 2:,}, for a journal carries it"
+        )
     if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace < float("inf"):
         raise DefinitionError(f"grace={grace!r}; give seconds, zero or more")
 

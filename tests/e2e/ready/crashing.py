@@ -1,8 +1,8 @@
 """File steps that are killed between any two things they do to the disk.
 
-`python -m tests.e2e.ready.crashing SCENARIO DIRECTORY OTHER`: OTHER is a directory on another file system.  Each run is a forked process that dies before
-its nth change of the disk; then the step runs again, as after a redelivery, and is undone; or it is undone at once, as a hop in doubt.  Prints how many
-points it died at; what went wrong is an assertion.
+`python -m tests.e2e.ready.crashing SCENARIO DIRECTORY OTHER`: OTHER is a directory on another file system.  Each run is
+a forked process that dies before its nth change of the disk; then the step runs again, as after a redelivery, and is
+undone; or it is undone at once, as a hop in doubt.  Prints how many points it died at; what went wrong is an assertion.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def tree(*roots: Path) -> Tree:
         for path in sorted(root.rglob("*")):
             status = path.lstat()
             kind = "link" if path.is_symlink() else "directory" if path.is_dir() else "file"
-            content: bytes | str = str(path.readlink()) if kind == "link" else path.read_bytes() if kind == "file" else b""
+            content: bytes | str = (
+                str(path.readlink()) if kind == "link" else path.read_bytes() if kind == "file" else b""
+            )
             found[str(path)] = (kind, content, stat.S_IMODE(status.st_mode))
     return found
 

@@ -66,7 +66,10 @@ class Server:
             return self.answers[path].pop(0)
         if path == "/token":
             return self._token(request)
-        if path.startswith("/private") and request.headers.get("Authorization", "").removeprefix("Bearer ") not in self.tokens:
+        if (
+            path.startswith("/private")
+            and request.headers.get("Authorization", "").removeprefix("Bearer ") not in self.tokens
+        ):
             return JSONResponse({"error": "token expired"}, 401)
         if path == "/text":
             return PlainTextResponse("plain")

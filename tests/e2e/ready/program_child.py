@@ -1,6 +1,7 @@
 """A process that dies while a program of its runs; see test_subprocess.
 
-`python -m tests.e2e.ready.program_child STORE DIRECTORY`: the program writes its number into DIRECTORY/pid, and in its second run ends at once.
+`python -m tests.e2e.ready.program_child STORE DIRECTORY`: the program writes its number into DIRECTORY/pid, and in its
+second run ends at once.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ from tests.e2e.support import audit, told, undone, until
 
 ROOT = Path(__file__).parents[3]
 SCENARIOS = (
-    "write over", "write new", "write through link", "write and keep elsewhere", "copy over", "copy new", "move over", "move new", "move across over",
-    "move across new", "move and keep elsewhere", "remove", "remove link", "remove and keep elsewhere", "make",
+    "write over", "write new", "write through link", "write and keep elsewhere", "copy over", "copy new", "move over",
+    "move new", "move across over", "move across new", "move and keep elsewhere", "remove", "remove link",
+    "remove and keep elsewhere", "make",
 )  # fmt: skip
 
 
@@ -78,7 +79,9 @@ async def test_a_day_in_the_life_of_a_report(tmp_path: Path, store: str) -> None
     files.remove(reports, "tidy", "{backup.path}", after=["draft_is"])
     files.glob(reports, "all", "**/*.txt", root="{place}", after=["tidy"])
     files.read(reports, "content", "{publish.path}", after=["all"])
-    transaction = await run(reports, {"place": str(tmp_path / "r"), "month": "may", "lines": ["one", "two"]}, store=store)
+    transaction = await run(
+        reports, {"place": str(tmp_path / "r"), "month": "may", "lines": ["one", "two"]}, store=store
+    )
     assert transaction.status == "completed", transaction.errors()
     results = transaction.results()
     assert results["all"] == [str(tmp_path / "r/may/final.txt")]
@@ -112,7 +115,14 @@ async def test_everything_is_put_back_when_a_later_step_fails(tmp_path: Path, st
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_step_killed_anywhere_can_run_again_and_be_undone(scenario: str, tmp_path: Path, elsewhere: Path) -> None:
-    command = [sys.executable, "-m", "tests.e2e.ready.crashing", scenario, str(tmp_path / "home"), str(elsewhere / "other")]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.e2e.ready.crashing",
+        scenario,
+        str(tmp_path / "home"),
+        str(elsewhere / "other"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 6, "that many points, or nothing was tried"
@@ -125,7 +135,9 @@ async def test_the_process_dies_between_putting_and_saying_so(tmp_path: Path, sq
     (home / "report.txt").write_text("old")
     before = tree(home)
     command = [sys.executable, "-m", "tests.e2e.ready.file_child", sqlite, str(home)]
-    died = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    died = await asyncio.to_thread(
+        subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert died.returncode == 9, died.stderr
     assert (home / "report.txt").read_text() == "new"
     reports = build(str(home))
@@ -141,7 +153,9 @@ async def test_the_process_dies_between_putting_and_saying_so(tmp_path: Path, sq
     assert tree(home) == before
 
 
-async def test_what_has_timed_out_does_not_act_after_it_was_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_has_timed_out_does_not_act_after_it_was_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target, may = tmp_path / "report.txt", threading.Event()
     target.write_text("old")
     real = file_changes.write_whole
@@ -233,7 +247,9 @@ async def test_a_file_that_grew_in_its_place_is_still_ours(tmp_path: Path) -> No
     assert target.read_text() == "old"
 
 
-async def test_a_made_directory_with_something_of_others_in_it_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_made_directory_with_something_of_others_in_it_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     reports = Workflow("reports")
     files.make(reports, "folder", f"{tmp_path}/a/b")
 

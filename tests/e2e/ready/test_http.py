@@ -101,13 +101,14 @@ async def test_a_json_body_is_a_structure_with_texts_sources_and_values(server: 
         return {"id": 9}
 
     body = {
-        "amount": Input("total"), "again": "{total}", "text": "{total!s}", "note": "order {order.id}", "to": Result(account, "id"),
-        "lines": [1, Value({"a": 2}), "{{}}"], "flag": True, "none": None,
+        "amount": Input("total"), "again": "{total}", "text": "{total!s}", "note": "order {order.id}",
+        "to": Result(account, "id"), "lines": [1, Value({"a": 2}), "{{}}"], "flag": True, "none": None,
     }  # fmt: skip
     http.post(orders, "charge", "/charges", json=body)
     await result_of(orders, {"total": 5, "order": {"id": 7}})
     assert json.loads(server.requests[0]["body"]) == {
-        "amount": 5, "again": 5, "text": "5", "note": "order 7", "to": 9, "lines": [1, {"a": 2}, "{}"], "flag": True, "none": None,
+        "amount": 5, "again": 5, "text": "5", "note": "order 7", "to": 9, "lines": [1, {"a": 2}, "{}"], "flag": True,
+        "none": None,
     }  # fmt: skip
 
 
@@ -147,7 +148,9 @@ async def test_a_header_cannot_be_broken_out_of_and_is_not_shown(server: Server,
 async def test_what_the_body_is_is_in_the_result_and_nothing_else(server: Server) -> None:
     server.answers["/image"] = [Response(b"\x00\xff", media_type="image/png")]
     server.answers["/empty"] = [Response(status_code=204)]
-    server.answers["/latin"] = [Response("caf\u00e9".encode("latin-1"), headers={"Content-Type": "text/plain; charset=latin-1"})]
+    server.answers["/latin"] = [
+        Response("caf\u00e9".encode("latin-1"), headers={"Content-Type": "text/plain; charset=latin-1"})
+    ]
     orders = made(server)
     for path in ("text", "image", "empty", "latin"):
         http.get(orders, path, f"/{path}")
@@ -229,7 +232,9 @@ def answered(status: int, headers: dict[str, str]) -> httpx2.Response:
         (500, {"Retry-After": "17"}, None),
     ],
 )
-def test_retry_after_is_read_as_seconds_or_as_a_date(status: int, headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_is_read_as_seconds_or_as_a_date(
+    status: int, headers: dict[str, str], seconds: float | None
+) -> None:
     assert http.http_answer.retry_after(answered(status, headers)) == seconds
 
 
@@ -294,7 +299,9 @@ async def test_an_attempt_that_its_step_cuts_off_is_in_doubt_and_undone(server: 
 async def test_errors_show_no_secrets(server: Server) -> None:
     server.answers["/private"] = [PlainTextResponse(f"you sent Bearer {SECRET} and key-{SECRET}", 400)]
     orders = made(server, {"token": str}, headers={"X-Api-Key": f"key-{SECRET}"})
-    http.get(orders, "fetch", "/open", params={"sig": "{token}"}, headers={"Authorization": "Bearer {token}"}, expect=201)
+    http.get(
+        orders, "fetch", "/open", params={"sig": "{token}"}, headers={"Authorization": "Bearer {token}"}, expect=201
+    )
     http.get(orders, "other", "/private", headers={"Authorization": "Bearer {token}"}, after=["fetch"])
     first = await error_of(orders, {"token": SECRET})
     assert SECRET not in str(first) and "sig=…" in str(first)
@@ -443,7 +450,12 @@ async def test_another_client_can_stand_in(server: Server) -> None:
 async def test_it_can_be_written_down_and_read_again(server: Server) -> None:
     orders = Workflow("orders", input={"id": int}, resources=[CLIENT])
     http.post(
-        orders, "fetch", "{where}/users/{id}", json={"a": [Input("id"), None]}, expect=(200, 201), bind={"where": Value(server.url)}
+        orders,
+        "fetch",
+        "{where}/users/{id}",
+        json={"a": [Input("id"), None]},
+        expect=(200, 201),
+        bind={"where": Value(server.url)},
     )
     again = Workflow.from_dict(json.loads(json.dumps(orders.to_dict())))
     answer = await result_of(again, {"id": 3})

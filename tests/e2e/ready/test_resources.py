@@ -36,7 +36,9 @@ class Clock:
 
 
 async def test_steps_share_an_engine_that_is_disposed_of(tmp_path: Path) -> None:
-    shop = database("shop", f"sqlite+aiosqlite:///{tmp_path}/shop.db", pool_size=2, max_overflow=0, connect_args={"timeout": 5})
+    shop = database(
+        "shop", f"sqlite+aiosqlite:///{tmp_path}/shop.db", pool_size=2, max_overflow=0, connect_args={"timeout": 5}
+    )
     orders = Workflow("orders", resources=[shop])
     engines: list[AsyncEngine] = []
 
@@ -59,7 +61,9 @@ async def test_steps_share_an_engine_that_is_disposed_of(tmp_path: Path) -> None
         before = engines[0].pool
         assert before.checkedin() == 1  # type: ignore[attr-defined]
     assert engines[0] is engines[1]
-    assert engines[0].pool is not before, "disposed of: it has a pool afresh, and the connections of the old one are closed"
+    assert engines[0].pool is not before, (
+        "disposed of: it has a pool afresh, and the connections of the old one are closed"
+    )
     assert before.checkedin() == 0  # type: ignore[attr-defined]
 
 
@@ -237,7 +241,9 @@ def test_without_its_extra_a_module_says_which(module: str, library: str, extra:
         "    assert isinstance(error, ConfigurationError) and error.__suppress_context__\n"
         "    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout == f"{module} needs {library!r}, which is not installed; run: pip install 'bitactor[{extra}]'\n"
 
 

@@ -60,15 +60,20 @@ def alive(pids: list[int]) -> list[int]:
 # What it is given, and what comes back
 
 
-async def test_arguments_input_environment_and_directory(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_arguments_input_environment_and_directory(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GONE", "here")
     scans = Workflow("scans", input={"name": str, "files": list, "text": str})
     shows = (
-        "import json, os, sys; print(json.dumps([sys.argv[1:], sys.stdin.read(), os.environ['GREETING'], 'GONE' in os.environ, "
+        "import json, os, sys; print(json.dumps([sys.argv[1:], sys.stdin.read(), os.environ['GREETING'], 'GONE' in "
+        "os.environ, "
         "'PATH' in os.environ, os.getcwd()])); print('careful', file=sys.stderr)"
     )
     command = script(shows, "--name={name}", "{files}", "$HOME; `id` 'x'", "{{}}")
-    subprocess.run(scans, "scan", command, input=Input("text"), env={"GREETING": "Hello {name}", "GONE": None}, cwd=str(tmp_path))
+    subprocess.run(
+        scans, "scan", command, input=Input("text"), env={"GREETING": "Hello {name}", "GONE": None}, cwd=str(tmp_path)
+    )
     given = {"name": "Ada B", "files": ["a b", "-rf", "c"], "text": "é" * 100_000}
     async with Mesh(scans, store=store) as mesh:
         transaction = await mesh.stimulate(scans, given)
@@ -145,7 +150,9 @@ async def waits_for(directory: Path, count: int) -> list[int]:
 @pytest.mark.parametrize("how", ["timeout", "cancel", "deadline", "close"])
 async def test_whatever_ends_the_step_ends_all_its_processes(tmp_path: Path, how: str, kind: str) -> None:
     scans = Workflow("scans", grace=0.1, deadline=1.0 if how == "deadline" else None)
-    subprocess.run(scans, "scan", script(READY + kind + WAIT, str(tmp_path)), **({"timeout": 1.0} if how == "timeout" else {}))
+    subprocess.run(
+        scans, "scan", script(READY + kind + WAIT, str(tmp_path)), **({"timeout": 1.0} if how == "timeout" else {})
+    )
     async with Mesh(scans, drain=0.1) as mesh:
         transaction = await mesh.stimulate(scans)
         pids = await waits_for(tmp_path, 2 if kind else 1)
@@ -183,7 +190,10 @@ async def test_what_a_program_leaves_in_its_group_is_ended_with_it(tmp_path: Pat
 
 async def test_a_daemon_that_leaves_the_group_stays(tmp_path: Path) -> None:
     scans = Workflow("scans")
-    text = READY + "if os.fork() == 0:\n  os.setsid(); (p / f'{os.getpid()}.ready').touch()\n  while True: time.sleep(0.05)\n"
+    text = (
+        READY
+        + "if os.fork() == 0:\n  os.setsid(); (p / f'{os.getpid()}.ready').touch()\n  while True: time.sleep(0.05)\n"
+    )
     text += "while not list(p.glob('*.ready')): time.sleep(0.01)\n"
     subprocess.run(scans, "scan", script(text, str(tmp_path)))
     try:
@@ -207,7 +217,9 @@ async def test_two_attempts_never_run_at_once(tmp_path: Path) -> None:
 
 async def test_a_worker_that_was_killed_leaves_a_program_that_the_next_one_ends(tmp_path: Path, sqlite: str) -> None:
     command = [sys.executable, "-m", "tests.e2e.ready.program_child", sqlite, str(tmp_path)]
-    died = await asyncio.to_thread(std_subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    died = await asyncio.to_thread(
+        std_subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert died.returncode == 9, died.stderr
     first = int((tmp_path / "pid").read_text())
     assert alive([first]) == [first], "it outlives its worker"

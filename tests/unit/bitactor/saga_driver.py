@@ -104,10 +104,13 @@ class Driver:
         values = Unread(*bound)() if step.unread else argument_values(*bound)
         known = self.reply(path)
         signal = Signal(
-            name=step.address, transaction=TRANSACTION, root=TRANSACTION, hop=known.hop, causes=(), direction=UNDO if undoing else FORWARD,
-            attempt=1, delivery=known.delivery, epoch=known.epoch, ttl=self.saga.ttls[index], budget_ns=None, token=None, path=path,
+            name=step.address, transaction=TRANSACTION, root=TRANSACTION, hop=known.hop, causes=(),
+            direction=UNDO if undoing else FORWARD, attempt=1, delivery=known.delivery, epoch=known.epoch,
+            ttl=self.saga.ttls[index], budget_ns=None, token=None, path=path,
         )  # fmt: skip
-        return self.feed(Replied(index, Hop(self.plan, step, signal, values, self.saga.own_result(index), lambda: 0).run()))
+        return self.feed(
+            Replied(index, Hop(self.plan, step, signal, values, self.saga.own_result(index), lambda: 0).run())
+        )
 
     def run_all(self) -> None:
         """Every hop, oldest first, until there is none."""
@@ -120,7 +123,9 @@ class Driver:
         """Those that are obeyed; or looking for what is in flight would take longer and longer."""
         in_flight = (1, 3, 8)
         self.commands = [
-            command for command in self.commands if isinstance(command, Dispatch) and self.saga.states[command.step] in in_flight
+            command
+            for command in self.commands
+            if isinstance(command, Dispatch) and self.saga.states[command.step] in in_flight
         ]
 
     def feed_grace(self) -> None:

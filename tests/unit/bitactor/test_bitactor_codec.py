@@ -48,7 +48,8 @@ SCALARS = (
 )  # fmt: skip
 KEYS = st.text() | st.integers() | st.booleans() | st.binary() | st.tuples(st.integers(), st.text())
 VALUES = st.recursive(
-    SCALARS | st.sets(st.integers() | st.text() | st.tuples(st.integers(), st.integers()) | st.frozensets(st.integers())),
+    SCALARS
+    | st.sets(st.integers() | st.text() | st.tuples(st.integers(), st.integers()) | st.frozensets(st.integers())),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=5),
     max_leaves=20,
 )
@@ -180,12 +181,13 @@ def test_size_is_limited() -> None:
 FAULT = Fault("builtins:ValueError", "no", "Traceback", b"\x91\x01")
 MESSAGES = (
     Signal(
-        "w/s", "a" * 32, "b" * 32, "c" * 16, ("d" * 16,), "forward", 1, 2, 3, 4, 5_000, encode_token({"x": 1}), "ipc://x", FAULT,
-        "p", {"k": [1]}, True, 2, ("w/r", "w/q"),
+        "w/s", "a" * 32, "b" * 32, "c" * 16, ("d" * 16,), "forward", 1, 2, 3, 4, 5_000, encode_token({"x": 1}),
+        "ipc://x", FAULT, "p", {"k": [1]}, True, 2, ("w/r", "w/q"),
     ),
     Signal("w/s", "a" * 32, "b" * 32, "c" * 16, (), "undo", 1, 1, 0, 0, None, None),
     Reply(
-        "a" * 32, "c" * 16, 1, 0, "ok", encode_token([1, 2]), None, None, (("out", 1), ("out", encode_token({"a": 1}))), 17, "why"
+        "a" * 32, "c" * 16, 1, 0, "ok", encode_token([1, 2]), None, None, (("out", 1), ("out", encode_token({"a": 1}))),
+        17, "why"
     ),
     Reply("a" * 32, "c" * 16, 1, 0, "fail", None, FAULT, 5),
     Cancel("a" * 32, "c" * 16, 1, 0),
@@ -285,7 +287,9 @@ def _mutations(count: int) -> list[bytes]:
     return made
 
 
-@pytest.mark.parametrize("decode", [decode_message, decode_pulse, unpack, split_frame], ids=lambda decode: decode.__name__)
+@pytest.mark.parametrize(
+    "decode", [decode_message, decode_pulse, unpack, split_frame], ids=lambda decode: decode.__name__
+)
 def test_whatever_a_stranger_sends_only_protocol_errors_are_raised(decode: Any) -> None:
     taken = 0
     for data in _mutations(5_000):

@@ -37,7 +37,11 @@ def test_hop_ids_are_derived_and_differ_by_everything_they_name() -> None:
     ]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch("[0-9a-f]{16}", hop) for hop in ids)
-    assert hop_id(TRANSACTION, "a") == hop_id(TRANSACTION, "a") == join_hop_id(hop_salt(TRANSACTION), path_code("a", "forward", 1))
+    assert (
+        hop_id(TRANSACTION, "a")
+        == hop_id(TRANSACTION, "a")
+        == join_hop_id(hop_salt(TRANSACTION), path_code("a", "forward", 1))
+    )
     assert transaction_span_id(TRANSACTION) not in ids
 
 
@@ -76,7 +80,9 @@ def test_backoff_grows_to_its_cap(failures: int, fraction: float, jitter: float)
     assert backoff.delay_ns(failures, 0.0) == pytest.approx(full, abs=1)
 
 
-@pytest.mark.parametrize("wrong", [{"initial": -1}, {"cap": -1}, {"factor": 0.5}, {"jitter": 1.1}, {"initial": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"initial": -1}, {"cap": -1}, {"factor": 0.5}, {"jitter": 1.1}, {"initial": float("nan")}]
+)
 def test_wrong_backoffs_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="Backoff"):
         Backoff(**wrong)
@@ -116,7 +122,11 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 
 def test_every_error_is_exported() -> None:
-    errors = {name for name, kind in vars(bitactor.errors).items() if inspect.isclass(kind) and issubclass(kind, BitActorError)}
+    errors = {
+        name
+        for name, kind in vars(bitactor.errors).items()
+        if inspect.isclass(kind) and issubclass(kind, BitActorError)
+    }
     assert errors <= set(bitactor.__all__)
 
 
@@ -150,7 +160,9 @@ def test_suggestions() -> None:
 # Context
 
 
-def context(direction: str = "forward", attempt: int = 1, budget: int | None = None, clock: FakeClock | None = None) -> Context:
+def context(
+    direction: str = "forward", attempt: int = 1, budget: int | None = None, clock: FakeClock | None = None
+) -> Context:
     signal = Signal(
         "w.x/step",
         TRANSACTION,

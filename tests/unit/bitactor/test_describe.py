@@ -42,8 +42,9 @@ def schema(function: Callable[..., Any], **options: Any) -> Any:
 def test_the_whole_of_a_small_workflow() -> None:
     workflow = Workflow("shop.order", input=Order, ttl=5, deadline=2.5)
     workflow.add(
-        charge, retries=2, backoff=Backoff(), timeout=1.5, limit="cards", priority=2, policies=[RateLimit("cards", per_second=1)],
-        undo=lambda result: None, compensate=lambda error: None, spawn="thread",
+        charge, retries=2, backoff=Backoff(), timeout=1.5, limit="cards", priority=2,
+        policies=[RateLimit("cards", per_second=1)], undo=lambda result: None, compensate=lambda error: None,
+        spawn="thread",
     )  # fmt: skip
     told = workflow.describe()
     assert json.loads(json.dumps(told)) == told
@@ -55,9 +56,10 @@ def test_the_whole_of_a_small_workflow() -> None:
     assert told["digest"] == workflow.check().digest
     assert told["steps"] == [
         {
-            "name": "charge", "kind": "step", "about": "Charge the card.", "arguments": {"sku": "input.sku", "amount": "input.amount"},
-            "waits_for": [], "spawn": "thread", "retries": 2, "timeout": 1.5, "priority": 2, "limit": "cards",
-            "policies": ["rate limit cards"], "undo": "when done", "compensate": True, "result": told["result"],
+            "name": "charge", "kind": "step", "about": "Charge the card.",
+            "arguments": {"sku": "input.sku", "amount": "input.amount"}, "waits_for": [], "spawn": "thread",
+            "retries": 2, "timeout": 1.5, "priority": 2, "limit": "cards", "policies": ["rate limit cards"],
+            "undo": "when done", "compensate": True, "result": told["result"],
         }
     ]  # fmt: skip
 
@@ -126,8 +128,8 @@ NULL = {"type": "null"}
 @pytest.mark.parametrize(
     ("function", "result"),
     [
-        (whole_number, INTEGER), (text, STRING), (nothing, NULL), (silent, {}), (strange, {}), (unknown, {}), (planning, {}), (ok, {}),
-        (going_on, {}), (refusing, {}),
+        (whole_number, INTEGER), (text, STRING), (nothing, NULL), (silent, {}), (strange, {}), (unknown, {}),
+        (planning, {}), (ok, {}), (going_on, {}), (refusing, {}),
     ],
 )  # fmt: skip
 def test_a_steps_result_is_what_its_function_says(function: Callable[..., Any], result: Any) -> None:
@@ -229,7 +231,11 @@ def test_nested_steps_are_told_within() -> None:
     workflow.map(name="each", over="rows", workflow=nested(), bind={"x": Element()}, batch=5)
     workflow.switch("route", "x", {1: nested(text), 2: whole_number})
     each, route = workflow.describe()["steps"]
-    assert each["batch"] == 5 and each["workflow"] == "nested" and [step["name"] for step in each["steps"]] == ["whole_number"]
+    assert (
+        each["batch"] == 5
+        and each["workflow"] == "nested"
+        and [step["name"] for step in each["steps"]] == ["whole_number"]
+    )
     assert route["cases"] == [
         {"case": "1", "result": STRING, "workflow": "nested", "steps": route["cases"][0]["steps"]},
         {"case": "2", "result": INTEGER, "step": "whole_number"},

@@ -150,26 +150,50 @@ def empty() -> int:
 
 def shape(plan: Plan) -> Any:
     return (
-        plan.workflow, plan.digest, plan.ttl, plan.deadline_ns, plan.undo_timeout_ns, plan.grace_ns, plan.redeliveries, plan.inputs, plan.returns,
-        plan.errors, sorted(plan.resources), plan.max_concurrency, plan.max_hops, plan.depth,
+        plan.workflow, plan.digest, plan.ttl, plan.deadline_ns, plan.undo_timeout_ns, plan.grace_ns, plan.redeliveries,
+        plan.inputs, plan.returns, plan.errors, sorted(plan.resources), plan.max_concurrency, plan.max_hops, plan.depth,
         [shape_of(step) for step in (*plan.steps, *plan.deferred.values())],
     )  # fmt: skip
 
 
 def shape_of(step: PlanStep) -> Any:
     return (
-        step.name, step.address, step.kind, step.spawn, step.dependencies, step.retries, function_of(step.backoff), step.retry_on, step.timeout_ns,
-        function_of(step.when), function_of(step.guard), step.required, step.priority, step.limit, step.policies, step.deferred,
-        function_of(step.compensate), [argument._replace(convert=None) for argument in (*step.arguments, *step.when_arguments)],
-        None if step.undo is None else (step.undo.in_doubt, step.undo.retries, step.kind == "batch" or step.undo.function),
+        step.name,
+        step.address,
+        step.kind,
+        step.spawn,
+        step.dependencies,
+        step.retries,
+        function_of(step.backoff),
+        step.retry_on,
+        step.timeout_ns,
+        function_of(step.when),
+        function_of(step.guard),
+        step.required,
+        step.priority,
+        step.limit,
+        step.policies,
+        step.deferred,
+        function_of(step.compensate),
+        [argument._replace(convert=None) for argument in (*step.arguments, *step.when_arguments)],
+        None
+        if step.undo is None
+        else (step.undo.in_doubt, step.undo.retries, step.kind == "batch" or step.undo.function),
         step.run.function if step.kind == "step" and step.container is None and step.surrounding is None else None,
-        step.container and (step.container.kind, step.container.bound, step.container.batch, step.container.cases,
-                            [shape(body) for body in step.container.bodies]),
-    )  # fmt: skip
+        step.container
+        and (
+            step.container.kind,
+            step.container.bound,
+            step.container.batch,
+            step.container.cases,
+            [shape(body) for body in step.container.bodies],
+        ),
+    )
 
 
 def kinds(workflow: Workflow) -> Any:
-    """What each step that is made of others was declared with; nested workflows by name, their plans are compared already."""
+    """What each step that is made of others was declared with; nested workflows by name, their plans are compared
+    already."""
     return {
         name: {option: named(value) for option, value in vars(step.kind).items()} if step.kind is not None else None
         for name, step in workflow.steps.items()
@@ -297,19 +321,34 @@ def test_every_kind_goes_there_and_back() -> None:
 
 def test_every_option_goes_there_and_back() -> None:
     workflow = Workflow(
-        "options", input=Order, ttl=9, deadline=2.5, undo_timeout=3.0, grace=0.5, redeliveries=1, errors=[Busy], max_concurrency=2, max_hops=8,
-        resources=[shared, Resource("client", open_client, close=enough, check=enough, check_every=2.0, provides=Client)],
-    )  # fmt: skip
+        "options",
+        input=Order,
+        ttl=9,
+        deadline=2.5,
+        undo_timeout=3.0,
+        grace=0.5,
+        redeliveries=1,
+        errors=[Busy],
+        max_concurrency=2,
+        max_hops=8,
+        resources=[
+            shared,
+            Resource("client", open_client, close=enough, check=enough, check_every=2.0, provides=Client),
+        ],
+    )
     policies = [
-        RateLimit("api", per_second=10, burst=5), CircuitBreaker("api", counts=(Busy, OSError)), Cache("c", key="{x}", ttl=3.0),
-        Fallback("f", {"price": None, "make": 1}), Fallback("g", answered), Timeout("t", 2.0), RetryPolicy("r", backoff=Backoff(initial=0.5)),
+        RateLimit("api", per_second=10, burst=5), CircuitBreaker("api", counts=(Busy, OSError)),
+        Cache("c", key="{x}", ttl=3.0), Fallback("f", {"price": None, "make": 1}), Fallback("g", answered),
+        Timeout("t", 2.0), RetryPolicy("r", backoff=Backoff(initial=0.5)),
     ]  # fmt: skip
     workflow.add(
-        double, bind={"x": Input("amount")}, guard=answered, retries=3, backoff=Backoff(initial=0.5, jitter=0.0), retry_on=[Busy, OSError],
-        timeout=4.0, spawn="thread", required=False, priority=3, limit="pool", policies=policies, undo=undo_in_doubt, undo_in_doubt=True,
-        undo_retries=9,
+        double, bind={"x": Input("amount")}, guard=answered, retries=3, backoff=Backoff(initial=0.5, jitter=0.0),
+        retry_on=[Busy, OSError], timeout=4.0, spawn="thread", required=False, priority=3, limit="pool",
+        policies=policies, undo=undo_in_doubt, undo_in_doubt=True, undo_retries=9,
     )  # fmt: skip
-    workflow.add(later, bind={"x": Value(3).map(double)}, after=["double"], retries=1, backoff=slower, retry_on=Busy, when=is_big)
+    workflow.add(
+        later, bind={"x": Value(3).map(double)}, after=["double"], retries=1, backoff=slower, retry_on=Busy, when=is_big
+    )
     workflow.add(Times(3), name="thrice", bind={"x": Result("double").map(double)})
     again = there_and_back(workflow)
     assert again.resources["shared"] is shared
@@ -375,9 +414,12 @@ def test_nested_workflows_share_what_they_shared() -> None:
     assert again.check().resources["client"] is again.resources["client"]
 
 
-def test_a_function_that_was_decorated_is_found_behind_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_was_decorated_is_found_behind_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "shop_of_graph.py").write_text(
-        "from bitactor import Workflow\norder = Workflow('order', input={'x': int})\n@order.step\ndef charge(x): return x + 1\n"
+        "from bitactor import Workflow\norder = Workflow('order', input={'x': int})\n@order.step\ndef charge(x): "
+        "return x + 1\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     shop = __import__("shop_of_graph")
@@ -390,12 +432,18 @@ def test_a_function_that_was_decorated_is_found_behind_its_step(tmp_path: Path, 
 
 PARTS: Mapping[str, Callable[[Workflow, str, str, Workflow], Any]] = {
     "step": lambda w, name, x, inner: w.add(double, name=name, bind={"x": Result(x)}, undo=undo),
-    "async": lambda w, name, x, inner: w.add(later, name=name, bind={"x": Result(x)}, retries=2, backoff=Backoff(), required=False),
+    "async": lambda w, name, x, inner: w.add(
+        later, name=name, bind={"x": Result(x)}, retries=2, backoff=Backoff(), required=False
+    ),
     "when": lambda w, name, x, inner: w.add(empty, name=name, after=[x], timeout=2.0),
     "map": lambda w, name, x, inner: w.map(each, name=name, over=Result(x), batch=3),
-    "map of a workflow": lambda w, name, x, inner: w.map(name=name, workflow=inner, over=Result(x), bind={"v": Element()}),
+    "map of a workflow": lambda w, name, x, inner: w.map(
+        name=name, workflow=inner, over=Result(x), bind={"v": Element()}
+    ),
     "iterate": lambda w, name, x, inner: w.iterate(grow, name=name, start=Result(x), at_most=2),
-    "around": lambda w, name, x, inner: w.around(around, name=name, workflow=inner, bind={"v": Result(x), "x": Value(1)}),
+    "around": lambda w, name, x, inner: w.around(
+        around, name=name, workflow=inner, bind={"v": Result(x), "x": Value(1)}
+    ),
     "compose": lambda w, name, x, inner: w.compose(name, inner, bind={"v": Result(x)}),
     "switch": lambda w, name, x, inner: w.switch(
         name, Result(x), {1: double, "b": inner}, optional=True, bind={"v": Result(x), "x": Value(2)}
@@ -403,7 +451,9 @@ PARTS: Mapping[str, Callable[[Workflow, str, str, Workflow], Any]] = {
     "group": lambda w, name, x, inner: w.group(name, inner, before_all=before, bind={"v": Result(x)}),
     "recurse": lambda w, name, x, inner: w.recurse(name, inner, at_most=2, bind={"v": Result(x)}),
     "collect": lambda w, name, x, inner: w.collect(name, {"a": Result(x, "b", 0), "c": Value([None, 0.5])}),
-    "template": lambda w, name, x, inner: w.template(name, "{a.b} and {c!r:>4}", bind={"a": Result(x), "c": Value("c")}),
+    "template": lambda w, name, x, inner: w.template(
+        name, "{a.b} and {c!r:>4}", bind={"a": Result(x), "c": Value("c")}
+    ),
     "debug": lambda w, name, x, inner: w.debug(name, "a", level="debug", bind={"a": Result(x)}),
     "flunk": lambda w, name, x, inner: w.flunk(name, "no {a}", bind={"a": Result(x)}, after=[x]),
     "deferred": lambda w, name, x, inner: w.add(double, name=name, deferred=True),
@@ -413,7 +463,8 @@ PARTS: Mapping[str, Callable[[Workflow, str, str, Workflow], Any]] = {
 @examples(quick=50, long=1_000, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
-        st.tuples(st.sampled_from(sorted(PARTS)), st.integers(0, 30), st.text("aäz '\"-→", min_size=1, max_size=4)), max_size=7
+        st.tuples(st.sampled_from(sorted(PARTS)), st.integers(0, 30), st.text("aäz '\"-→", min_size=1, max_size=4)),
+        max_size=7,
     ),
     st.booleans(),
 )
@@ -479,18 +530,35 @@ def test_what_has_no_import_path_is_refused_with_its_place() -> None:
         return x
 
     for declare, said in (
-        (lambda w: w.add(local), "step 'local' of 'w': its function is .*, which has no import path: it is defined within a function; move it"),
-        (lambda w: w.add(double, when=lambda x: True), "step 'double' of 'w': when= is .*: it is a lambda; define it with `def`"),
+        (
+            lambda w: w.add(local),
+            "step 'local' of 'w': its function is .*, which has no import path: it is defined "
+            "within a function; move it",
+        ),
+        (
+            lambda w: w.add(double, when=lambda x: True),
+            "step 'double' of 'w': when= is .*: it is a lambda; define it with `def`",
+        ),
         (lambda w: w.add(double, undo=lambda x: None), "its undo is .*lambda"),
         (lambda w: w.add(double, bind={"x": Input("x").map(lambda x: x)}), r"bind\['x'\]: its transform is .*lambda"),
-        (lambda w: w.add(double, bind={"x": Value(b"raw")}), r"bind\['x'\] holds b'raw', a bytes, which plain data cannot say"),
+        (
+            lambda w: w.add(double, bind={"x": Value(b"raw")}),
+            r"bind\['x'\] holds b'raw', a bytes, which plain data "
+            r"cannot say",
+        ),
         (lambda w: w.add(double, bind={"x": Value(float("nan"))}), r"holds nan"),
         (lambda w: w.map(each, over=lambda x: [x]), "step 'each' of 'w': over= is .*lambda"),
         (lambda w: w.switch("s", "x", {1: lambda x: x}), "step 's' of 'w': case 1: its branch is .*lambda"),
-        (lambda w: w.add(double, policies=[Fallback("f", lambda x, error: 1)]), "policies=: Fallback.fallback is .*lambda"),
+        (
+            lambda w: w.add(double, policies=[Fallback("f", lambda x, error: 1)]),
+            "policies=: Fallback.fallback is .*lambda",
+        ),
         (lambda w: w.add(double, retries=1, backoff=lambda attempt: 1.0), "backoff= is .*lambda"),
-        (lambda w: w.recurse("r", nested(), at_most=2, until=lambda r: True, bind={"v": Input("x")}), "until= is .*lambda"),
-    ):  # fmt: skip
+        (
+            lambda w: w.recurse("r", nested(), at_most=2, until=lambda r: True, bind={"v": Input("x")}),
+            "until= is .*lambda",
+        ),
+    ):
         workflow = Workflow("w", input={"x": int})
         declare(workflow)
         with pytest.raises(DefinitionError, match=said):
@@ -566,12 +634,24 @@ def graph(*steps: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         ({"steps": []}, "the graph of a workflow: name: is missing"),
         (3, "the graph of a workflow: input should be"),
         (graph({**STEP, "function": "double"}), "'double' is no import path; write module:name"),
-        (graph({**STEP, "function": "test_graph:doubel"}), "step 'one' of 'w': function: module 'test_graph' has no 'doubel'. Did you mean 'double'?"),
+        (
+            graph({**STEP, "function": "test_graph:doubel"}),
+            "step 'one' of 'w': function: module 'test_graph' has no 'doubel'. Did you mean 'double'?",
+        ),
         (graph({**STEP, "function": "no_such_module:f"}), "importing 'no_such_module' failed: ModuleNotFoundError"),
         (graph({**STEP, "function": "test_graph:STEP"}), "which cannot be called"),
-        (graph({**STEP, "retry_on": ["test_graph:Order"], "retries": 1}), "retry_on: 'test_graph:Order' is .*, and no class below BaseException"),
-        (graph({**STEP, "policies": [{"make": "bitactor.patterns:RateLimit", "with": {"nam": "x"}}]}), "RateLimit has no 'nam'. Did you mean 'name'?"),
-        (graph({**STEP, "policies": [{"make": "test_graph:Client"}]}), "is no dataclass, and only those are made from data"),
+        (
+            graph({**STEP, "retry_on": ["test_graph:Order"], "retries": 1}),
+            "retry_on: 'test_graph:Order' is .*, and no class below BaseException",
+        ),
+        (
+            graph({**STEP, "policies": [{"make": "bitactor.patterns:RateLimit", "with": {"nam": "x"}}]}),
+            "RateLimit has no 'nam'. Did you mean 'name'?",
+        ),
+        (
+            graph({**STEP, "policies": [{"make": "test_graph:Client"}]}),
+            "is no dataclass, and only those are made from data",
+        ),
         (graph({**STEP, "policies": [{"make": "bitactor.patterns:RateLimit"}]}), "no RateLimit can be made of {}"),
         (graph(STEP, input={"fields": {"x": "integer"}}), "input field 'x': 'integer': no type 'integer'"),
         (graph(STEP, input={"fields": {"x": "int["}}), "is no type; write for example"),
@@ -581,9 +661,12 @@ def graph(*steps: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         (graph({"kind": "compose", "name": "c", "workflow": "inner"}), "'inner' is not among the graph's workflows"),
         (graph(STEP, workflows=[{"name": "idle", "steps": [STEP]}]), "no step nests 'idle'"),
         (graph({"kind": "map", "name": "m", "over": {"input": "x"}}), "a map is over a 'function', or a 'workflow'"),
-        (graph({"kind": "switch", "name": "s", "on": {"input": "x"}, "cases": [{"function": "test_graph:double"}]}), "a case has a 'value'"),
+        (
+            graph({"kind": "switch", "name": "s", "on": {"input": "x"}, "cases": [{"function": "test_graph:double"}]}),
+            "a case has a 'value'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_data_that_are_no_graph_are_refused(data: Any, said: str) -> None:
     with pytest.raises(DefinitionError) as caught:
         Workflow.from_dict(data)
@@ -593,7 +676,8 @@ def test_data_that_are_no_graph_are_refused(data: Any, said: str) -> None:
 
 def test_a_workflow_within_itself_is_refused() -> None:
     circle = [
-        {"name": name, "steps": [{"kind": "compose", "name": "c", "workflow": other}]} for name, other in (("a", "b"), ("b", "a"))
+        {"name": name, "steps": [{"kind": "compose", "name": "c", "workflow": other}]}
+        for name, other in (("a", "b"), ("b", "a"))
     ]
     with pytest.raises(CycleError, match="'a' is nested in itself"):
         Workflow.from_dict(graph({"kind": "compose", "name": "c", "workflow": "a"}, workflows=circle))

@@ -1,4 +1,5 @@
-"""Scopes in the saga: their places used again, what comes late to them, what they spend, halting and failing half-way, and their journal."""
+"""Scopes in the saga: their places used again, what comes late to them, what they spend, halting and failing half-way,
+and their journal."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def working(*, undo: bool = False, **options: Any) -> Workflow:
 def mapping(nested: Workflow, count: int, *, batch: int = 10, **options: Any) -> Workflow:
     """That work for each element, and a step after it."""
     workflow = Workflow("w", ttl=30)
-    workflow.map(name="each", over=Value([*range(count)]), workflow=nested, bind={"x": Element()}, batch=batch, **options)
+    workflow.map(
+        name="each", over=Value([*range(count)]), workflow=nested, bind={"x": Element()}, batch=batch, **options
+    )
 
     @workflow.step(spawn="thread")
     def report(each: Any) -> Any:
@@ -166,7 +169,9 @@ def test_rounds_spend_one_after_the_other_and_batches_do_not() -> None:
     workflow = Workflow("w", ttl=100)
     workflow.recurse("climb", chain(2), at_most=3, bind={"x": Value(1)})
     workflow.iterate(name="grow", start=Value(1), at_most=4, after=["climb"], spawn="inline")(lambda state: state + 1)
-    workflow.map(name="each", over=Value([*range(10)]), batch=2, after=["grow"], spawn="inline")(lambda element: element)
+    workflow.map(name="each", over=Value([*range(10)]), batch=2, after=["grow"], spawn="inline")(
+        lambda element: element
+    )
     driver = Driver(workflow, ttl=20)
     driver.run_all()
     assert [driver.ttl(f"climb/{number}/s1") for number in (1, 2, 3)] == [18, 16, 14]
@@ -290,13 +295,18 @@ def test_a_map_halted_in_the_middle_goes_on_where_it_was(crash: bool) -> None:
     assert driver.flying == ["each/0/first", "each/1/second"]
     driver.run_all()
     assert driver.result() == [1, 2, 3, 4]
-    assert [pulse.attempt for pulse in driver.journal if pulse.step == "each/0/first" and pulse.kind == "spawned"] == [1, 2]
+    assert [pulse.attempt for pulse in driver.journal if pulse.step == "each/0/first" and pulse.kind == "spawned"] == [
+        1,
+        2,
+    ]
 
 
 def test_a_round_that_ends_while_halting_is_decided_on_after_the_resume_and_once() -> None:
     asked: list[int] = []
     workflow = Workflow("w", ttl=30)
-    workflow.recurse("climb", working(), at_most=5, until=lambda result: asked.append(result) or result > 2, bind={"x": Value(0)})
+    workflow.recurse(
+        "climb", working(), at_most=5, until=lambda result: asked.append(result) or result > 2, bind={"x": Value(0)}
+    )
     workflow.step(name="other", spawn="thread")(lambda: 1)
     driver = Driver(workflow)
     driver.run("climb/1/first")
@@ -338,7 +348,9 @@ def test_a_cancel_between_two_rounds_finds_the_question_and_drops_it() -> None:
     workflow.recurse("climb", working(), at_most=5, until=lambda result: result > 2, bind={"x": Value(0)})
     driver = Driver(workflow)
     driver.run("climb/1/first")
-    pulses, _ = driver.saga.react(Replied(driver.saga.by_name["climb/1/second"], driver.reply("climb/1/second", value=1)), 0)
+    pulses, _ = driver.saga.react(
+        Replied(driver.saga.by_name["climb/1/second"], driver.reply("climb/1/second", value=1)), 0
+    )
     driver.journal += pulses
     decided = driver.decision(driver.saga.by_name["climb"])
     driver.cancel()
@@ -384,7 +396,10 @@ def test_an_element_that_fails_within_a_map_within_a_map_is_the_innermost_one_s_
     driver.answer("each/0/lines/1/first", outcome="fail")
     driver.run_all()
     errors = [{"index": 1, "element": 1, "error": "ValueError: boom"}]
-    assert driver.result() == {"results": [{"results": [1], "errors": errors}, {"results": [1, 2], "errors": []}], "errors": []}
+    assert driver.result() == {
+        "results": [{"results": [1], "errors": errors}, {"results": [1, 2], "errors": []}],
+        "errors": [],
+    }
 
 
 def mapping_of(nested: Workflow, count: int, name: str, **options: Any) -> Workflow:
@@ -471,7 +486,9 @@ def test_a_function_that_answers_before_its_steps_are_done_fails_and_does_not_ha
     proceed(driver)
     pulses = driver.answer("hold/around", 1)
     assert "failed hold/around" in [f"{pulse.kind} {pulse.step}" for pulse in pulses]
-    assert "answered before the steps it is around were done; let it `await proceed()`" in driver.saga.errors[0][1].message
+    assert (
+        "answered before the steps it is around were done; let it `await proceed()`" in driver.saga.errors[0][1].message
+    )
 
 
 def proceed(driver: Driver) -> None:
@@ -484,7 +501,10 @@ def test_a_retry_of_the_function_spends_nothing() -> None:
     proceed(driver)
     driver.answer("hold/around", outcome="retry", after_ns=1)
     driver.feed(RetryDue(driver.saga.by_name["hold/around"]))
-    assert [pulse.ttl for pulse in driver.journal if pulse.step == "hold/around" and pulse.kind == "spawned"] == [29, 29]
+    assert [pulse.ttl for pulse in driver.journal if pulse.step == "hold/around" and pulse.kind == "spawned"] == [
+        29,
+        29,
+    ]
 
 
 def test_halting_with_hops_stranded_by_a_crash_does_not_wait_for_them() -> None:
@@ -554,7 +574,11 @@ def test_damage_that_hides_its_gap_is_refused_or_read_but_never_a_crash() -> Non
     for at in range(1, len(journal)):
         without = [*journal[:at], *(pulse._replace(seq=pulse.seq - 1) for pulse in journal[at + 1 :])]
         twice = [*journal[: at + 1], *(pulse._replace(seq=pulse.seq + 1) for pulse in journal[at:])]
-        emptied = [*journal[:at], journal[at]._replace(data={"opening": [["0", 9, []]], "decided": {}}), *journal[at + 1 :]]
+        emptied = [
+            *journal[:at],
+            journal[at]._replace(data={"opening": [["0", 9, []]], "decided": {}}),
+            *journal[at + 1 :],
+        ]
         for damaged in (without, twice, emptied):
             try:
                 Saga.fold(driver.plan, damaged)
@@ -566,7 +590,11 @@ def test_damage_that_hides_its_gap_is_refused_or_read_but_never_a_crash() -> Non
 def test_a_planned_step_in_a_journal_that_the_workflow_does_not_have_is_refused_as_such() -> None:
     driver = Driver(mapping(working(), 1))
     driver.run_all()
-    at = next(number for number, pulse in enumerate(driver.journal) if pulse.kind == "completed" and pulse.step == "each/0/first")
+    at = next(
+        number
+        for number, pulse in enumerate(driver.journal)
+        if pulse.kind == "completed" and pulse.step == "each/0/first"
+    )
     planned = driver.journal[at]._replace(data={"planned": [["nobody", "y", {}, []]]})
     with pytest.raises(StoreError, match="asks for 'nobody'"):
         Saga.fold(driver.plan, [*driver.journal[:at], planned])
@@ -586,7 +614,9 @@ def test_a_crash_within_a_scope_redelivers_just_what_was_in_flight() -> None:
         "delivery": 2,
         "lost": "its process ended",
     }
-    assert all(len([pulse for pulse in trace.of(f"each/{at}/first") if pulse.kind == "spawned"]) == 1 for at in range(3))
+    assert all(
+        len([pulse for pulse in trace.of(f"each/{at}/first") if pulse.kind == "spawned"]) == 1 for at in range(3)
+    )
 
 
 def test_halting_from_a_function_of_a_map() -> None:

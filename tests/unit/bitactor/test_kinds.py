@@ -62,8 +62,8 @@ def test_compose_is_a_pair_of_pulses_around_those_of_its_steps() -> None:
     workflow.step(name="thank", spawn="inline")(lambda bill: f"thanks for {bill}")
     trace = run_workflow(workflow, {"amount": 3})
     assert trace.kinds == [
-        "accepted", "spawned bill", "spawned bill/reserve", "completed bill/reserve", "spawned bill/charge", "completed bill/charge",
-        "completed bill", "spawned thank", "completed thank", "finished",
+        "accepted", "spawned bill", "spawned bill/reserve", "completed bill/reserve", "spawned bill/charge",
+        "completed bill/charge", "completed bill", "spawned thank", "completed thank", "finished",
     ]  # fmt: skip
     assert trace.result == "thanks for 3 EUR"
     assert hops(trace) == [("bill/reserve", 7), ("bill/charge", 6), ("thank", 5)]
@@ -107,7 +107,9 @@ def test_defaults_of_the_nested_input_hold_and_validated_values_are_handed_on() 
 @pytest.mark.parametrize("how", ["when", "guard"])
 def test_a_container_can_be_skipped_or_answered_for(how: str) -> None:
     workflow = Workflow("shop", ttl=8)
-    options: dict[str, Any] = {"when": lambda amount: amount > 5} if how == "when" else {"guard": lambda amount: "known"}
+    options: dict[str, Any] = (
+        {"when": lambda amount: amount > 5} if how == "when" else {"guard": lambda amount: "known"}
+    )
     workflow.compose("bill", billing(), bind={"amount": Value(1)}, **options)
     workflow.step(name="after", spawn="inline")(lambda bill: bill)
     trace = run_workflow(workflow)
@@ -121,7 +123,10 @@ def test_a_container_can_be_skipped_or_answered_for(how: str) -> None:
 def routing(**options: Any) -> Workflow:
     workflow = Workflow("route", input={"amount": int, "kind": Any})
     workflow.switch(
-        "pay", on="kind", cases=[("card", billing()), (lambda kind: isinstance(kind, int) and kind > 5, by_hand)], **options
+        "pay",
+        on="kind",
+        cases=[("card", billing()), (lambda kind: isinstance(kind, int) and kind > 5, by_hand)],
+        **options,
     )
     workflow.step(name="after", spawn="inline")(lambda pay: pay)
     return workflow
@@ -147,7 +152,9 @@ def test_the_first_case_that_fits_is_planned_and_no_other(kind: Any, result: str
 def test_no_case_and_no_default() -> None:
     trace = run_workflow(routing(), {"amount": 2, "kind": "cash"})
     assert isinstance(trace.errors[0], StepFailed)
-    assert "no case for 'cash'; the cases are 'card', <lambda>; add one, a default, or optional=True" in str(trace.errors[0])
+    assert "no case for 'cash'; the cases are 'card', <lambda>; add one, a default, or optional=True" in str(
+        trace.errors[0]
+    )
     trace = run_workflow(routing(optional=True), {"amount": 2, "kind": "cash"})
     assert trace.result is None
     assert "skipped pay" in trace.kinds
@@ -166,7 +173,10 @@ def test_true_is_not_one() -> None:
 def test_a_group_is_three_parts_one_after_the_other() -> None:
     workflow = Workflow("w", input={"amount": int}, ttl=8)
     workflow.group(
-        "bill", billing(), before_all=lambda amount: {"amount": amount + 1}, after_all=lambda result, amount: (result, amount)
+        "bill",
+        billing(),
+        before_all=lambda amount: {"amount": amount + 1},
+        after_all=lambda result, amount: (result, amount),
     )
     trace = run_workflow(workflow, {"amount": 3})
     assert [*trace.result] == ["4 EUR", 3]
@@ -318,48 +328,108 @@ def test_a_nested_workflow_too_deep_for_the_outer_one_is_refused() -> None:
 Declare = Callable[[Workflow], Any]
 NONSENSE: dict[str, tuple[Declare, type[Exception], str]] = {
     "compose of no workflow": (lambda w: w.compose("x", by_hand), DefinitionError, "give a Workflow"),
-    "compose without its input": (lambda w: w.compose("x", billing()), UnknownArgument, "'amount' is neither an input field nor a step"),
+    "compose without its input": (
+        lambda w: w.compose("x", billing()),
+        UnknownArgument,
+        "'amount' is neither an input field nor a step",
+    ),
     "compose of an unknown input": (
-        lambda w: w.compose("x", billing(), bind={"amount": Value(1), "amuont": Value(1)}), UnknownArgument, "no parameter of the compose",
+        lambda w: w.compose("x", billing(), bind={"amount": Value(1), "amuont": Value(1)}),
+        UnknownArgument,
+        "no parameter of the compose",
     ),
     "compose of a result of nobody": (
-        lambda w: w.compose("x", billing(), bind={"amount": Result("nobody")}), UnknownArgument, "'nobody', which does not exist",
+        lambda w: w.compose("x", billing(), bind={"amount": Result("nobody")}),
+        UnknownArgument,
+        "'nobody', which does not exist",
     ),
     "compose with retries": (
-        lambda w: w.compose("x", billing(), bind={"amount": Value(1)}, retries=3), DefinitionError, "retries= is for the steps within it",
+        lambda w: w.compose("x", billing(), bind={"amount": Value(1)}, retries=3),
+        DefinitionError,
+        "retries= is for the steps within it",
     ),
     "compose with an undo": (
-        lambda w: w.compose("x", billing(), bind={"amount": Value(1)}).undo(lambda: None), DefinitionError, "cannot have undo",
+        lambda w: w.compose("x", billing(), bind={"amount": Value(1)}).undo(lambda: None),
+        DefinitionError,
+        "cannot have undo",
     ),
     "compose with a compensate": (
-        lambda w: w.compose("x", billing(), bind={"amount": Value(1)}).compensate(lambda: None), DefinitionError, "cannot have compensate",
+        lambda w: w.compose("x", billing(), bind={"amount": Value(1)}).compensate(lambda: None),
+        DefinitionError,
+        "cannot have compensate",
     ),
     "an empty workflow": (lambda w: w.compose("x", Workflow("empty")), DefinitionError, "has no steps"),
-    "switch without cases": (lambda w: w.switch("x", Value(1), {}), DefinitionError, "give a mapping of values to branches"),
-    "switch to nowhere": (lambda w: w.switch("x", Value(1), {1: "there"}), DefinitionError, "neither a workflow nor a function"),
-    "switch on nobody": (lambda w: w.switch("x", "nobody", {1: by_hand}), UnknownArgument, "'nobody', which does not exist"),
+    "switch without cases": (
+        lambda w: w.switch("x", Value(1), {}),
+        DefinitionError,
+        "give a mapping of values to branches",
+    ),
+    "switch to nowhere": (
+        lambda w: w.switch("x", Value(1), {1: "there"}),
+        DefinitionError,
+        "neither a workflow nor a function",
+    ),
+    "switch on nobody": (
+        lambda w: w.switch("x", "nobody", {1: by_hand}),
+        UnknownArgument,
+        "'nobody', which does not exist",
+    ),
     "switch optional and default": (
-        lambda w: w.switch("x", Value(1), {1: by_hand}, default=by_hand, optional=True), DefinitionError, "leave out optional=True",
+        lambda w: w.switch("x", Value(1), {1: by_hand}, default=by_hand, optional=True),
+        DefinitionError,
+        "leave out optional=True",
     ),
     "group without hooks": (lambda w: w.group("x", billing()), DefinitionError, "use compose"),
-    "group with a hook that is none": (lambda w: w.group("x", billing(), before_all=3), DefinitionError, "give a function"),
-    "group with a hook that asks for the unknown": (
-        lambda w: w.group("x", billing(), bind={"amount": Value(1)}, after_all=lambda reslt: 1), UnknownArgument, "'reslt'",
+    "group with a hook that is none": (
+        lambda w: w.group("x", billing(), before_all=3),
+        DefinitionError,
+        "give a function",
     ),
-    "recurse without a bound": (lambda w: w.recurse("x", halving(), at_most=None), DefinitionError, "a bound is obligatory"),
+    "group with a hook that asks for the unknown": (
+        lambda w: w.group("x", billing(), bind={"amount": Value(1)}, after_all=lambda reslt: 1),
+        UnknownArgument,
+        "'reslt'",
+    ),
+    "recurse without a bound": (
+        lambda w: w.recurse("x", halving(), at_most=None),
+        DefinitionError,
+        "a bound is obligatory",
+    ),
     "recurse not even once": (lambda w: w.recurse("x", halving(), at_most=0), DefinitionError, "at least 1"),
-    "recurse until what": (lambda w: w.recurse("x", halving(), at_most=2, until=3), DefinitionError, "give a plain function"),
-    "iterate without a start": (lambda w: w.iterate(name="x", at_most=3)(lambda state: state), DefinitionError, "needs start="),
+    "recurse until what": (
+        lambda w: w.recurse("x", halving(), at_most=2, until=3),
+        DefinitionError,
+        "give a plain function",
+    ),
+    "iterate without a start": (
+        lambda w: w.iterate(name="x", at_most=3)(lambda state: state),
+        DefinitionError,
+        "needs start=",
+    ),
     "iterate without state": (
-        lambda w: w.iterate(name="x", start=Value(1), at_most=3)(lambda other: other), DefinitionError, "give it that parameter",
+        lambda w: w.iterate(name="x", start=Value(1), at_most=3)(lambda other: other),
+        DefinitionError,
+        "give it that parameter",
     ),
     "around no workflow": (lambda w: w.around(workflow=None)(around), DefinitionError, "give a Workflow"),
-    "around what does not wait": (lambda w: w.around(workflow=billing())(by_hand), DefinitionError, "make it `async def`"),
-    "around without proceed": (lambda w: w.around(workflow=billing())(aimless), DefinitionError, "give it a parameter `proceed`"),
+    "around what does not wait": (
+        lambda w: w.around(workflow=billing())(by_hand),
+        DefinitionError,
+        "make it `async def`",
+    ),
+    "around without proceed": (
+        lambda w: w.around(workflow=billing())(aimless),
+        DefinitionError,
+        "give it a parameter `proceed`",
+    ),
     "collect of nobody": (lambda w: w.collect("x", ["nobody"]), UnknownArgument, "'nobody', which does not exist"),
-    "template of nobody": (lambda w: w.template("x", "{nobody}"), UnknownArgument, "'nobody' is neither an input field nor a step"),
+    "template of nobody": (
+        lambda w: w.template("x", "{nobody}"),
+        UnknownArgument,
+        "'nobody' is neither an input field nor a step",
+    ),
     "debug at no level": (lambda w: w.debug("x", level="loud"), DefinitionError, "loud"),
-}  # fmt: skip
+}
 
 
 async def around(proceed: Any) -> None: ...

@@ -49,8 +49,8 @@ def test_the_last_batch_is_the_one_that_is_not_full(count: int, batch: int, batc
 def test_a_batch_is_one_hop_and_one_append() -> None:
     trace = run_workflow(doubling(250, 100))
     assert trace.kinds == [
-        "accepted", "spawned each", "spawned each/batch-0", "completed each/batch-0", "spawned each/batch-1", "completed each/batch-1",
-        "spawned each/batch-2", "completed each/batch-2", "completed each", "finished",
+        "accepted", "spawned each", "spawned each/batch-0", "completed each/batch-0", "spawned each/batch-1",
+        "completed each/batch-1", "spawned each/batch-2", "completed each/batch-2", "completed each", "finished",
     ]  # fmt: skip
 
 
@@ -200,7 +200,9 @@ def test_results_too_large_for_one_value_fail_the_map_and_say_what_to_do(monkeyp
     workflow = Workflow("w", ttl=20)
     before = workflow.step(name="before", spawn="inline")(lambda: 1)
     before.undo(lambda: None)
-    workflow.map(name="each", over=Value([*range(20)]), workflow=nested, bind={"x": Element()}, batch=2, after=["before"])
+    workflow.map(
+        name="each", over=Value([*range(20)]), workflow=nested, bind={"x": Element()}, batch=2, after=["before"]
+    )
     trace = run_workflow(workflow)
     assert trace.status == "compensated"
     assert isinstance(trace.errors[0], SignalTooLarge)
@@ -297,7 +299,9 @@ def test_an_element_must_go_somewhere() -> None:
     workflow.map(name="each", over=Value([1]))(lambda: 1)
     with pytest.raises(DefinitionError, match="the function takes no element; call a parameter `element`"):
         workflow.check()
-    with pytest.raises(DefinitionError, match=r"no input of 'nested' takes the element; bind one: bind=\{'x': Element\(\)\}"):
+    with pytest.raises(
+        DefinitionError, match=r"no input of 'nested' takes the element; bind one: bind=\{'x': Element\(\)\}"
+    ):
         workflow.map(name="all", over=Value([1]), workflow=increment())
 
 

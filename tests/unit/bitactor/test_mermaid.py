@@ -63,15 +63,25 @@ def box(drawn: str, name: str) -> str:
 
 
 def look(drawn: str, place: str) -> set[str]:
-    return {line.split()[2] for line in lines(drawn) if line.startswith("class ") and place in line.split()[1].split(",")}
+    return {
+        line.split()[2] for line in lines(drawn) if line.startswith("class ") and place in line.split()[1].split(",")
+    }
 
 
 def test_the_whole_of_a_small_picture() -> None:
     workflow = Workflow("small", input={"x": int, "y": str})
     workflow.add(
-        one, undo=undo_one, undo_in_doubt=False, retries=2, timeout=2.5, limit="pool", policies=[RateLimit("r", per_second=1)]
+        one,
+        undo=undo_one,
+        undo_in_doubt=False,
+        retries=2,
+        timeout=2.5,
+        limit="pool",
+        policies=[RateLimit("r", per_second=1)],
     )
-    workflow.add(two, name="second", bind={"one": Result("one", "a", 0)}, guard=lambda one: None, spawn="inline", required=False)
+    workflow.add(
+        two, name="second", bind={"one": Result("one", "a", 0)}, guard=lambda one: None, spawn="inline", required=False
+    )
     workflow.add(one, name="third", after=["one"], when=lambda x: x > 1)
     workflow.template("text", "{y}")
     assert workflow.mermaid() == (
@@ -175,9 +185,11 @@ def test_an_iterate_is_one_box_with_an_arrow_to_itself() -> None:
     workflow = outer()
     workflow.iterate(grow, start="x", at_most=5)
     drawn = lines(workflow.mermaid())
-    assert {'s0[["grow<br/>iterate, at most 5 rounds"]]', 's0 -.->|"at most 5 rounds"| s0', 'input -->|"start = x"| s0'} <= set(
-        drawn
-    )
+    assert {
+        's0[["grow<br/>iterate, at most 5 rounds"]]',
+        's0 -.->|"at most 5 rounds"| s0',
+        'input -->|"start = x"| s0',
+    } <= set(drawn)
 
 
 def test_a_map_is_one_box_or_a_frame() -> None:
@@ -338,7 +350,11 @@ def test_only_the_chosen_branch_happened() -> None:
     workflow = outer()
     workflow.switch("route", "x", {1: nested(), 2: nested(), 3: one})
     drawn, _ = ran(workflow, 2)
-    assert (look(drawn, "s0_0_s0"), look(drawn, "s0_1_s0"), look(drawn, "s0_2_s0")) == ({"undoable"}, {"undoable", "done"}, set())
+    assert (look(drawn, "s0_0_s0"), look(drawn, "s0_1_s0"), look(drawn, "s0_2_s0")) == (
+        {"undoable"},
+        {"undoable", "done"},
+        set(),
+    )
 
 
 def test_groups_and_tries() -> None:

@@ -221,7 +221,9 @@ def test_ttl_is_spent_by_hops_only_and_its_end_leaves_a_tombstone() -> None:
     assert trace.status == "compensated"
     assert trace.undone == ["charge", "reserve"]
     assert isinstance(trace.errors[0], TtlExpired)
-    assert [(pulse.step, pulse.error) for pulse in trace.pulses if pulse.kind == "tombstone"] == [("ship", "ttl_expired")]
+    assert [(pulse.step, pulse.error) for pulse in trace.pulses if pulse.kind == "tombstone"] == [
+        ("ship", "ttl_expired")
+    ]
     assert [pulse.ttl for pulse in trace.pulses if pulse.kind == "spawned"] == [1, 0, 0, 1]
 
 
@@ -312,7 +314,9 @@ def test_transforms_are_evaluated_once() -> None:
     def one() -> list[int]:
         return [1, 2, 3]
 
-    @workflow.step(spawn="inline", retries=2, bind={"last": Result("one", 2).map(lambda value: calls.append(value) or value * 10)})
+    @workflow.step(
+        spawn="inline", retries=2, bind={"last": Result("one", 2).map(lambda value: calls.append(value) or value * 10)}
+    )
     def two(last: int, attempt: int) -> int:
         if attempt < 3:
             raise Busy

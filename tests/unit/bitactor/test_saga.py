@@ -92,7 +92,9 @@ class Driven:
 
     def dispatched(self) -> list[tuple[str, str]]:
         return [
-            (self.plan.steps[command.step].name, command.direction) for command in self.commands if isinstance(command, Dispatch)
+            (self.plan.steps[command.step].name, command.direction)
+            for command in self.commands
+            if isinstance(command, Dispatch)
         ]
 
 
@@ -110,7 +112,9 @@ def test_the_tables_are_complete() -> None:
 
 
 def test_the_tables_can_be_printed() -> None:
-    printed = subprocess.run([sys.executable, "-m", "bitactor.saga"], capture_output=True, text=True, check=True, timeout=60).stdout
+    printed = subprocess.run(
+        [sys.executable, "-m", "bitactor.saga"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
     assert all(row.meaning in printed for row in TRANSITIONS)
     assert all(state in printed for state in STEP_STATES)
 
@@ -252,7 +256,9 @@ def test_a_deadline_in_the_turn_of_a_failure_does_not_end_undo() -> None:
     driven.now = 5_000
     assert driven.reply("b", "fail") == ["failed b", "spawned a"]
     assert driven.feed(DeadlineOver(BOOM)) == []
-    assert [command for command in driven.commands if isinstance(command, ArmDeadline)] == [ArmDeadline(5_000 + 60_000_000_000)]
+    assert [command for command in driven.commands if isinstance(command, ArmDeadline)] == [
+        ArmDeadline(5_000 + 60_000_000_000)
+    ]
     driven.now += 62_000_000_000
     assert driven.feed(DeadlineOver(BOOM)) == ["tombstone", "undo_failed a", "finished"]
     assert driven.saga.status == "stuck"

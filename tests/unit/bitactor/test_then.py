@@ -135,7 +135,10 @@ def test_a_step_planned_earlier_can_be_bound_by_a_later_then() -> None:
     @workflow.step(spawn="inline", bind={"n": Value(1)})
     def go(n: int) -> Any:
         if n == 1:
-            return Then(n, steps=[note.planned("first", bind={"x": Value(10)}), go.planned(bind={"n": Value(2)}, after=["first"])])
+            return Then(
+                n,
+                steps=[note.planned("first", bind={"x": Value(10)}), go.planned(bind={"n": Value(2)}, after=["first"])],
+            )
         return Then(n, steps=[note.planned("second", bind={"x": Result("first")})]) if n == 2 else n
 
     trace = run_workflow(workflow)
@@ -313,13 +316,28 @@ NONSENSE: dict[str, tuple[Callable[[Any], Sequence[Planned]], str]] = {
     ),
     "a name that is taken": (lambda other: [other.planned("before")], "there is one; give it another name"),
     "the name of an input": (lambda other: [other.planned("field")], "is an input; give it another name"),
-    "an unknown parameter": (lambda other: [other.planned("a", bind={"y": Value(1)})], "no parameter of it. Known: 'x'"),
-    "a result of nobody": (lambda other: [other.planned("a", bind={"x": Result("befor")})], "no step. Did you mean 'before'?"),
-    "an input as a result": (lambda other: [other.planned("a", bind={"x": Result("field")})], "'field', which is no step"),
-    "an unknown input": (lambda other: [other.planned("a", bind={"x": Input("fiel")})], "no input. Did you mean 'field'?"),
+    "an unknown parameter": (
+        lambda other: [other.planned("a", bind={"y": Value(1)})],
+        "no parameter of it. Known: 'x'",
+    ),
+    "a result of nobody": (
+        lambda other: [other.planned("a", bind={"x": Result("befor")})],
+        "no step. Did you mean 'before'?",
+    ),
+    "an input as a result": (
+        lambda other: [other.planned("a", bind={"x": Result("field")})],
+        "'field', which is no step",
+    ),
+    "an unknown input": (
+        lambda other: [other.planned("a", bind={"x": Input("fiel")})],
+        "no input. Did you mean 'field'?",
+    ),
     "after nobody": (lambda other: [other.planned("a", after=["nobody"])], "after 'nobody', which is no step"),
     "itself": (lambda other: [other.planned("a", after=["a"])], "wait for each other: a → a"),
-    "a circle": (lambda other: [other.planned("a", after=["b"]), other.planned("b", after=["a"])], "wait for each other"),
+    "a circle": (
+        lambda other: [other.planned("a", after=["b"]), other.planned("b", after=["a"])],
+        "wait for each other",
+    ),
     "a circle through what waits for us": (
         lambda other: [other.planned("a", bind={"x": Result("behind")}), Planned("go", "go", {}, ("a",))],
         "wait for each other",
@@ -375,7 +393,13 @@ def crawling(*, fail: bool = False) -> Workflow:
     @nested.step(spawn="inline", bind={"left": Input("n")})
     def walk(left: int) -> Any:
         return (
-            Then(left, steps=[walk.planned(bind={"left": Value(left - 1)}), save.planned(f"save-{left}", bind={"x": Value(left)})])
+            Then(
+                left,
+                steps=[
+                    walk.planned(bind={"left": Value(left - 1)}),
+                    save.planned(f"save-{left}", bind={"x": Value(left)}),
+                ],
+            )
             if left
             else 0
         )

@@ -135,7 +135,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str], workshop: Path) -> None:
     code, out, _ = run(capsys, "doctor", "--json")
     assert code == 0
     found = json.loads(out)
-    assert found["ok"] and {"python", "packages", "imports", "files", "sockets"} <= {check["name"] for check in found["checks"]}
+    assert found["ok"] and {"python", "packages", "imports", "files", "sockets"} <= {
+        check["name"] for check in found["checks"]
+    }
     (workshop / "mesh.py").touch()
     code, out, _ = run(capsys, "doctor", "--store", "sqlite:///none.db")
     assert code == 0  # warnings only

@@ -81,9 +81,17 @@ def test_what_cannot_be_drawn_is_said_in_a_line(capsys: pytest.CaptureFixture[st
     for arguments, code, said in (
         ((f"{shop}:order", "--transaction", "xyz"), 2, "'xyz' is no transaction id"),
         ((f"{shop}:order", "--transaction", transaction), 2, "neither --store nor --registry"),
-        ((f"{shop}:order", "--transaction", "0" * 32, "--store", "sqlite:///pulses.db"), 1, f"no transaction {'0' * 32}"),
-        ((f"{shop}:greet", "--transaction", transaction, "--store", "sqlite:///pulses.db"), 2, "is of 'shop.order', and shop_drawn:greet has"),
-    ):  # fmt: skip
+        (
+            (f"{shop}:order", "--transaction", "0" * 32, "--store", "sqlite:///pulses.db"),
+            1,
+            f"no transaction {'0' * 32}",
+        ),
+        (
+            (f"{shop}:greet", "--transaction", transaction, "--store", "sqlite:///pulses.db"),
+            2,
+            "is of 'shop.order', and shop_drawn:greet has",
+        ),
+    ):
         came, out, err = run(capsys, *arguments)
         assert (came, out) == (code, "") and said in err and "Traceback" not in err
 

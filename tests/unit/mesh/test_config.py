@@ -41,10 +41,13 @@ def test_variables_in_any_case_are_taken(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     "name",
     [
-        "BITACTOR_SERVICE_HOST", "BITACTOR_SERVICE_PORT", "BITACTOR_SERVICE_PORT_HTTP", "BITACTOR_PORT", "BITACTOR_PORT_8000_TCP",
-        "BITACTOR_PORT_8000_TCP_ADDR", "BITACTOR_REGISTRY_SERVICE_HOST", "BITACTOR_REGISTRY_PORT_7400_TCP_PROTO",
+        "BITACTOR_SERVICE_HOST", "BITACTOR_SERVICE_PORT", "BITACTOR_SERVICE_PORT_HTTP", "BITACTOR_PORT",
+        "BITACTOR_PORT_8000_TCP", "BITACTOR_PORT_8000_TCP_ADDR", "BITACTOR_REGISTRY_SERVICE_HOST",
+        "BITACTOR_REGISTRY_PORT_7400_TCP_PROTO",
     ],
 )  # fmt: skip
-def test_what_kubernetes_says_of_a_service_of_that_name_is_no_option(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_kubernetes_says_of_a_service_of_that_name_is_no_option(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "tcp://10.0.0.7:8000")
     assert settings().store == "memory://"

@@ -189,12 +189,16 @@ async def test_a_failing_workflow_is_an_answer(http: httpx2.AsyncClient) -> None
 async def test_no_input_at_all(http: httpx2.AsyncClient) -> None:
     assert (await http.post("/stimuli/empty")).status_code == 200
     assert (await http.post("/stimuli/empty", json={})).status_code == 200
-    assert (await http.post("/stimuli/empty", content=b"null", headers={"Content-Type": "application/json"})).status_code == 200
+    assert (
+        await http.post("/stimuli/empty", content=b"null", headers={"Content-Type": "application/json"})
+    ).status_code == 200
     assert problem(await http.post("/stimuli/empty", json={"x": 1})) == "invalid-input"
     assert problem(await http.post("/stimuli/echo")) == "invalid-input"
 
 
-async def test_a_validator_that_breaks_is_no_server_error(http: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_validator_that_breaks_is_no_server_error(
+    http: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
     response = await http.post("/stimuli/guarded", json={"name": "x"})
     assert problem(response) == "invalid-input"
     assert "secret" not in response.text
@@ -242,7 +246,9 @@ async def test_bodies_that_are_no_utf8(http: httpx2.AsyncClient, body: bytes) ->
     assert problem(response) == "malformed-request"
 
 
-@pytest.mark.parametrize("value", ["9" * 4_000, "-" + "9" * 400, '"\\ud83d\\ude00"', '"\\u0000"', "[" * 60 + "]" * 60, "1e308"])
+@pytest.mark.parametrize(
+    "value", ["9" * 4_000, "-" + "9" * 400, '"\\ud83d\\ude00"', '"\\u0000"', "[" * 60 + "]" * 60, "1e308"]
+)
 async def test_unusual_values_that_are_carried(http: httpx2.AsyncClient, value: str) -> None:
     body = f'{{"value": {value}}}'
     response = await http.post("/stimuli/echo", content=body, headers={"Content-Type": "application/json"})
@@ -493,7 +499,9 @@ async def test_head_is_get_without_the_body(http: httpx2.AsyncClient) -> None:
     assert (await http.head("/nothing")).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/livez/", "/transactions/", "/stimuli", "/stimuli/a%0Ab", "//evil.example/"])
+@pytest.mark.parametrize(
+    "path", ["/", "/nothing", "/livez/", "/transactions/", "/stimuli", "/stimuli/a%0Ab", "//evil.example/"]
+)
 async def test_unknown_paths(http: httpx2.AsyncClient, path: str) -> None:
     assert problem(await http.get(httpx2.URL("http://mesh").copy_with(raw_path=path.encode()))) == "not-found"
 
@@ -669,7 +677,9 @@ def test_models_of_one_name_stay_apart() -> None:
     api = describe_api([declare("one", int), declare("two", str)], 1)
     kinds = []
     for name in ("one", "two"):
-        reference = api["paths"][f"/stimuli/{name}"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        reference = api["paths"][f"/stimuli/{name}"]["post"]["requestBody"]["content"]["application/json"]["schema"][
+            "$ref"
+        ]
         kinds.append(api["components"]["schemas"][reference.rpartition("/")[2]]["properties"]["value"]["type"])
     assert kinds == ["integer", "string"]
 

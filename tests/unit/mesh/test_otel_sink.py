@@ -1,4 +1,5 @@
-"""Spans from pulses: the assembler alone, their encoding, and how the sink behaves towards collectors of all tempers."""
+"""Spans from pulses: the assembler alone, their encoding, and how the sink behaves towards collectors of all
+tempers."""
 
 from __future__ import annotations
 
@@ -384,8 +385,8 @@ def test_any_order_and_any_part_is_survived(pulses: list[Pulse], length: int) ->
 
 def test_the_encoding_says_everything_and_keeps_types_apart() -> None:
     record = SpanRecord(
-        "ab" * 16, "cd" * 8, "", "n", INTERNAL, 1, 2, {"a": 1, "b": True, "c": 1.0, "d": "x\ud800", "e": 1 << 70, "f": [1]},
-        dropped_events=3, dropped_links=4,
+        "ab" * 16, "cd" * 8, "", "n", INTERNAL, 1, 2,
+        {"a": 1, "b": True, "c": 1.0, "d": "x\ud800", "e": 1 << 70, "f": [1]}, dropped_events=3, dropped_links=4,
     )  # fmt: skip
     more = [
         record._replace(attributes={"a": True, "b": 1, "c": "1"}),
@@ -582,7 +583,9 @@ def test_where_spans_go(endpoint: str | None, environment: dict[str, str], url: 
 
 
 def test_headers_compression_and_certificates_come_from_the_environment() -> None:
-    found = settings({"HEADERS": "api-key=a%20b,x=1", "TRACES_HEADERS": "x=2", "COMPRESSION": "gzip", "ENDPOINT": "https://c"})
+    found = settings(
+        {"HEADERS": "api-key=a%20b,x=1", "TRACES_HEADERS": "x=2", "COMPRESSION": "gzip", "ENDPOINT": "https://c"}
+    )
     assert found.headers == {"api-key": "a b", "x": "2"}
     assert found.compress
     assert isinstance(found.tls, ssl.SSLContext)

@@ -113,7 +113,11 @@ def test_a_turn_is_kept_in_another_pools_line() -> None:
 def test_who_came_first_is_first_also_from_another_line() -> None:
     """One leaves two pools at once; whoever waited longest for both is served, in whichever line that was."""
     shared, kept = Pool("shared", 1), Pool("kept", 1)
-    holder, early, urgent = Recorded(0, (), (kept,)), Recorded(1, (shared,), (kept,)), Recorded(2, (shared,), (kept,), priority=1)
+    holder, early, urgent = (
+        Recorded(0, (), (kept,)),
+        Recorded(1, (shared,), (kept,)),
+        Recorded(2, (shared,), (kept,), priority=1),
+    )
     assert holder.enter() and not early.enter() and not urgent.enter()
     holder.leave()
     late = Recorded(3, (shared,), (kept,))
@@ -286,5 +290,7 @@ def test_pools_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings().pools == {"mail": 2}
     assert settings(pools={"mail": 3}).pools["mail"] == 3
     monkeypatch.setenv("BITACTOR_POOLS", "mail=2")
-    with pytest.raises(ConfigurationError, match=r'BITACTOR_POOLS takes JSON, such as {"mail": 5}|BITACTOR_POOLS takes JSON'):
+    with pytest.raises(
+        ConfigurationError, match=r'BITACTOR_POOLS takes JSON, such as {"mail": 5}|BITACTOR_POOLS takes JSON'
+    ):
         settings()

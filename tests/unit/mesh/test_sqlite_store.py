@@ -57,7 +57,9 @@ def opened(path: Path, loop: Loop, wall: Wall) -> Iterator[Opener]:
     """Opens stores on `path`; closes them in the end."""
     stores: list[SqliteStore] = []
 
-    def open_one(owner: str = "owner-1", lease: float = 3_600.0, patience: float = BOUND, **options: int) -> SqliteStore:
+    def open_one(
+        owner: str = "owner-1", lease: float = 3_600.0, patience: float = BOUND, **options: int
+    ) -> SqliteStore:
         store = SqliteStore(path, notify=loop.notify, lease=lease, patience=patience, wall_ns=wall, **options)
         store.open(owner)
         stores.append(store)
@@ -162,7 +164,12 @@ def test_the_log_is_for_people_too(opened: Opener, loop: Loop, people: People) -
     transaction = fresh()
     _keep(opened(), loop, first(transaction), hop(transaction, 2))
     rows = people("SELECT seq, kind, step, workflow FROM pulse_log WHERE transaction_id = ? ORDER BY seq", transaction)
-    assert [(seq, kind) for seq, kind, _, _ in rows] == [(0, "accepted"), (1, "spawned"), (2, "completed"), (3, "spawned")]
+    assert [(seq, kind) for seq, kind, _, _ in rows] == [
+        (0, "accepted"),
+        (1, "spawned"),
+        (2, "completed"),
+        (3, "spawned"),
+    ]
 
 
 def test_nothing_is_left_of_a_closed_store_but_the_file(path: Path, opened: Opener, loop: Loop, people: People) -> None:
@@ -176,7 +183,9 @@ def test_nothing_is_left_of_a_closed_store_but_the_file(path: Path, opened: Open
     assert people("SELECT * FROM owners") == []
 
 
-def test_a_relative_path_means_the_directory_it_was_given_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
+def test_a_relative_path_means_the_directory_it_was_given_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Loop
+) -> None:
     monkeypatch.chdir(tmp_path)
     store = open_store("sqlite:///relative.db", notify=loop.notify)
     (tmp_path / "elsewhere").mkdir()
@@ -237,7 +246,9 @@ def _pretend(people: People, owner: str, *, pid: int, boot_id: str, expires_ns: 
     people("UPDATE owners SET pid = ?, boot_id = ?, expires_ns = ? WHERE owner = ?", pid, boot_id, expires_ns, owner)
 
 
-def test_a_process_that_can_be_seen_running_is_not_dead_whatever_its_lease_says(opened: Opener, loop: Loop, wall: Wall) -> None:
+def test_a_process_that_can_be_seen_running_is_not_dead_whatever_its_lease_says(
+    opened: Opener, loop: Loop, wall: Wall
+) -> None:
     _keep(opened("slow"), loop, first(fresh()))
     wall.now_ns += 100 * HOUR_NS
     assert opened("quick").claim() == []
@@ -324,7 +335,9 @@ def test_only_what_began_in_a_given_shape_is_claimed(opened: Opener, loop: Loop)
     ours, theirs, unknown = fresh(), fresh(), fresh()
     accepted = pulse(theirs, 0, "accepted", digest="of another release")
     dead = opened("dead")
-    _keep(dead, loop, first(ours), Write(theirs, 0, (accepted,), "running", True), first(unknown, workflow="undeclared"))
+    _keep(
+        dead, loop, first(ours), Write(theirs, 0, (accepted,), "running", True), first(unknown, workflow="undeclared")
+    )
     dead.close()
     heir, shapes = opened("heir"), {"users.signup": "abcdef"}
     assert heir.claim(shapes) == [Claim(ours, 1)]
@@ -347,7 +360,9 @@ def test_who_was_fenced_reclaims_nothing(opened: Opener, loop: Loop, people: Peo
     assert len(store.reclaim(())) == 1
 
 
-def test_nothing_is_reclaimed_while_the_file_cannot_be_written(opened: Opener, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_reclaimed_while_the_file_cannot_be_written(
+    opened: Opener, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = Disk(monkeypatch)
     store, transaction = opened(), fresh()
     _keep(store, loop, first(transaction))
@@ -379,7 +394,9 @@ def test_a_lease_is_renewed_while_the_loop_is_blocked(opened: Opener, wall: Wall
     _eventually(lambda: people("SELECT expires_ns FROM owners") == [(wall.now_ns + 150_000_000,)])
 
 
-def test_an_owner_that_was_fenced_stops_renewing(opened: Opener, people: People, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_owner_that_was_fenced_stops_renewing(
+    opened: Opener, people: People, caplog: pytest.LogCaptureFixture
+) -> None:
     opened(lease=0.15)
     people("UPDATE owners SET fenced = 'heir'")
     _eventually(lambda: "was fenced" in caplog.text)
@@ -516,7 +533,9 @@ def test_an_error_message_need_not_be_unicode(opened: Opener, loop: Loop) -> Non
     assert store.pulses(transaction) == [odd]
 
 
-def test_the_write_ahead_log_stays_short_under_a_writer_that_never_pauses(path: Path, opened: Opener, loop: Loop) -> None:
+def test_the_write_ahead_log_stays_short_under_a_writer_that_never_pauses(
+    path: Path, opened: Opener, loop: Loop
+) -> None:
     store, told = opened(checkpoint_pages=100), Told()
     longest = 0
     for _ in range(4_000):

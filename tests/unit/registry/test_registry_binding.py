@@ -65,7 +65,8 @@ def test_a_gatekeeper_is_alone_in_its_context_and_stops_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["", "inproc://x", "ipc://@abstract", "ipc://relative", "ipc:///" + "x" * 120, "tcp://127.0.0.1:1", "ipc://*"]
+    "endpoint",
+    ["", "inproc://x", "ipc://@abstract", "ipc://relative", "ipc:///" + "x" * 120, "tcp://127.0.0.1:1", "ipc://*"],
 )
 def test_endpoints_that_are_refused(endpoint: str) -> None:
     with pytest.raises(ConfigurationError):

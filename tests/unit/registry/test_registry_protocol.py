@@ -468,7 +468,13 @@ def test_strangers_and_nonsense_are_counted_and_change_nothing(world: World) -> 
     for frame in (b"", b"\xff" * 40, wire.encode(wire.Unknown()), wire.encode(wire.Part(1, 0, False, 1, ()))):
         service.receive(b"stranger", frame, world.now)
     assert service.statistics().malformed == 4
-    for message in (wire.Heartbeat(1, 1), wire.Leave(1), wire.Sync(1, 0), wire.Unregister(1, ("x",)), wire.Register(1, ())):
+    for message in (
+        wire.Heartbeat(1, 1),
+        wire.Leave(1),
+        wire.Sync(1, 0),
+        wire.Unregister(1, ("x",)),
+        wire.Register(1, ()),
+    ):
         service.receive(b"stranger", wire.encode(message), world.now)
     assert service.statistics().strangers == 5
     assert [wire.decode(frame) for _, frame in service.take()] == [wire.Unknown()] * 5
@@ -479,11 +485,14 @@ def test_strangers_and_nonsense_are_counted_and_change_nothing(world: World) -> 
     a.want("x" * 255)
     world.run(200)
     assert b.conversation.cache.count() == 1
-    assert service.statistics().malformed == 5 and service.statistics().refused == 1 and service.statistics().failed == 0
+    assert (
+        service.statistics().malformed == 5 and service.statistics().refused == 1 and service.statistics().failed == 0
+    )
 
 
 class Turmoil(RuleBasedStateMachine):
-    """Cuts, freezes and restarts in any order: a unique name never has two who both believe to hold it; in the end all agree."""
+    """Cuts, freezes and restarts in any order: a unique name never has two who both believe to hold it; in the end all
+    agree."""
 
     def __init__(self) -> None:
         super().__init__()

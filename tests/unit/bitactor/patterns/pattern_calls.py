@@ -1,4 +1,5 @@
-"""What the tests of patterns share: calls of a policy's state under a clock that stands still, and steps that end when they are told."""
+"""What the tests of patterns share: calls of a policy's state under a clock that stands still, and steps that end when
+they are told."""
 
 from __future__ import annotations
 

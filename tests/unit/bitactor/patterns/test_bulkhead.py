@@ -110,7 +110,8 @@ async def test_nobody_takes_the_place_of_who_has_just_been_told_to_go() -> None:
 
 
 EVENTS = st.lists(
-    st.one_of(st.just("call"), st.tuples(st.just("end"), st.integers(0, 3)), st.integers(0, 12), st.floats(0.0, 2.0)), max_size=40
+    st.one_of(st.just("call"), st.tuples(st.just("end"), st.integers(0, 3)), st.integers(0, 12), st.floats(0.0, 2.0)),
+    max_size=40,
 )
 
 

@@ -58,7 +58,9 @@ async def test_an_open_circuit_fails_at_once_with_the_time_that_is_left() -> Non
     bench = await opened(open_for=20.0)
     await bench.pass_time(5.0)
     step = Step()
-    with pytest.raises(CircuitOpen, match=r"circuit 'api' is open; try again in 15 s \(last failure: ValueError\(\)\)") as caught:
+    with pytest.raises(
+        CircuitOpen, match=r"circuit 'api' is open; try again in 15 s \(last failure: ValueError\(\)\)"
+    ) as caught:
         await bench.begin(step)
     assert caught.value.retry_after == bench["retry_after"] == 15.0
     assert step.begun == 0 and bench["rejected"] == 1
@@ -245,7 +247,9 @@ class Circuit(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.bench = Bench(
-            CircuitBreaker("api", failures=self.FAILURES, probes=self.PROBES, successes=self.SUCCESSES, open_for=self.OPEN_FOR)
+            CircuitBreaker(
+                "api", failures=self.FAILURES, probes=self.PROBES, successes=self.SUCCESSES, open_for=self.OPEN_FOR
+            )
         )
         self.step = Step()
         self.under_way: list[tuple[asyncio.Task[Any], int]] = []

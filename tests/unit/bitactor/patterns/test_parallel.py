@@ -140,7 +140,9 @@ async def test_collect_runs_all_and_keeps_index_element_and_error() -> None:
 
 async def test_each_has_its_own_time() -> None:
     clock, work = FakeClock(), Work()
-    task = asyncio.ensure_future(parallel_map(work, "ab", concurrency=1, on_error="collect", timeout_each=2.0, clock=clock))
+    task = asyncio.ensure_future(
+        parallel_map(work, "ab", concurrency=1, on_error="collect", timeout_each=2.0, clock=clock)
+    )
     await pass_time(clock, 1.9)
     await work.end("a", "A")
     await pass_time(clock, 1.9)
@@ -148,7 +150,9 @@ async def test_each_has_its_own_time() -> None:
     await pass_time(clock, 0.1)
     mapped = task.result()
     assert mapped.successful == ["A"] and work.cancelled == ["b"]
-    assert isinstance(mapped.failed[0].error, TimedOut) and str(mapped.failed[0].error) == "element 1 took longer than 2 s"
+    assert (
+        isinstance(mapped.failed[0].error, TimedOut) and str(mapped.failed[0].error) == "element 1 took longer than 2 s"
+    )
     assert alone()
 
 
@@ -241,7 +245,9 @@ async def test_one_slow_operation_loses_nobody_elses_result() -> None:
     await pass_time(clock, 1.0)
     fetched = task.result()
     assert fetched.successful == {"fast": 1} and list(fetched.failed) == ["slow", "broken"]
-    assert str(fetched.failed["slow"]) == "'slow' took longer than 1 s" and isinstance(fetched.failed["broken"], KeyError)
+    assert str(fetched.failed["slow"]) == "'slow' took longer than 1 s" and isinstance(
+        fetched.failed["broken"], KeyError
+    )
     assert work.cancelled == ["slow"] and alone()
 
 

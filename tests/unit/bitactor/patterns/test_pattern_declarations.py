@@ -51,7 +51,7 @@ NO_ERRORS = (None, "ValueError", ValueError("x"), BaseException, (ValueError, in
 
 WRONG = [
     *((kind, {"name": name}, "name") for kind in GOOD for name in ("", "a\nb", 3, None, "x" * 201)),
-    *((RateLimit, {option: value}, option) for option in ("per_second",) for value in (0, -1, "5", True, float("nan"), 1e10)),
+    *((RateLimit, {"per_second": value}, "per_second") for value in (0, -1, "5", True, float("nan"), 1e10)),
     (RateLimit, {"per_second": None}, "per_second=None, rate=None"),
     (RateLimit, {"rate": 5}, "per_second=1, rate=5"),
     (RateLimit, {"per": 5.0}, "per=5.0; it belongs to rate="),
@@ -59,7 +59,11 @@ WRONG = [
     *((RateLimit, {"per_second": None, "rate": value}, "rate=") for value in (0, "1", False)),
     *((RateLimit, {"burst": value}, "burst") for value in NO_COUNT),
     *((RateLimit, {"max_wait": value}, "max_wait") for value in (-1, "1", float("inf"))),
-    *((CircuitBreaker, {option: value}, option) for option in ("failures", "probes", "successes") for value in NO_COUNT),
+    *(
+        (CircuitBreaker, {option: value}, option)
+        for option in ("failures", "probes", "successes")
+        for value in NO_COUNT
+    ),
     *((CircuitBreaker, {"open_for": value}, "open_for") for value in NO_SECONDS),
     *((CircuitBreaker, {"failure_rate": value, "window": 10.0}, "failure_rate") for value in (0, 1.1, -0.5, "1", True)),
     (CircuitBreaker, {"failure_rate": 0.5}, "give window= too"),
@@ -73,7 +77,11 @@ WRONG = [
     *((RetryPolicy, {"backoff": value}, "backoff") for value in (None, 1.0, lambda: 1)),
     *((RetryPolicy, {"max_wait": value}, "max_wait") for value in (-1, None, "1")),
     *((kind, {"on": value}, "on=") for kind in (RetryPolicy, Fallback, ErrorHandler) for value in NO_ERRORS),
-    *((kind, {"on": (value,)}, value.__name__) for kind in (RetryPolicy, Fallback, ErrorHandler) for value in (Retry, Fail, Halt)),
+    *(
+        (kind, {"on": (value,)}, value.__name__)
+        for kind in (RetryPolicy, Fallback, ErrorHandler)
+        for value in (Retry, Fail, Halt)
+    ),
     *((Timeout, {"seconds": value}, "seconds") for value in (*NO_SECONDS, None)),
     *((Timeout, {"grace": value}, "grace") for value in (-1, None, "1")),
     *((Timeout, {"fallback": value}, "fallback") for value in (object(), wrong_shape, dict)),
@@ -147,7 +155,11 @@ def test_another_option_is_another_policy(one: Policy, other: Policy) -> None:
 
 
 def test_a_policy_with_a_mutable_value_has_a_hash() -> None:
-    assert hash(Fallback("x", {"a": [1]})) and hash(Timeout("x", 1, fallback=[])) and hash(ErrorHandler("x", "fallback", value=[]))
+    assert (
+        hash(Fallback("x", {"a": [1]}))
+        and hash(Timeout("x", 1, fallback=[]))
+        and hash(ErrorHandler("x", "fallback", value=[]))
+    )
 
 
 def test_one_class_or_several_are_the_same_said_twice() -> None:
