@@ -107,11 +107,11 @@ class Argument(NamedTuple):
 
 
 def argument_values(
-    arguments: Sequence[Argument], tokens: Sequence[Any], owner: str, decided: Mapping[str, Any] | None = None
+    arguments: Sequence[Argument], tokens: Sequence[Any], owner: str, evaluated: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The arguments as values, each freshly decoded, not yet as their annotations ask.
 
-    Transformed ones come from `decided`, tokens that were recorded when the transforms were evaluated.
+    Transformed ones come from `evaluated`, tokens that were recorded when the transforms were evaluated.
 
     Raises:
         InvalidInput: a path leads nowhere.
@@ -119,21 +119,21 @@ def argument_values(
     values: dict[str, Any] = {}
     for name, slot, path, transform, _, constant, reference in arguments:
         if transform is not None:
-            values[name] = decode_token((decided or {})[name])
+            values[name] = decode_token((evaluated or {})[name])
             continue
         token = tokens[slot] if slot >= 0 else constant
         value = decode_token(token) if type(token) is Packed else token
-        values[name] = follow(value, path, f"argument {name!r} of {owner}, from {reference}") if path else value
+        values[name] = value_at(value, path, f"argument {name!r} of {owner}, from {reference}") if path else value
     return values
 
 
-class Bound(NamedTuple):
+class BoundArguments(NamedTuple):
     """The arguments of one step of one transaction, made anew at each call: no two calls share a mutable value."""
 
     arguments: Sequence[Argument]
     tokens: Sequence[Any]
     owner: str
-    decided: Mapping[str, Any] | None = None
+    evaluated: Mapping[str, Any] | None = None
 
     def raw(self) -> dict[str, Any]:
         """Not yet as their annotations ask; what can be carried."""
@@ -145,32 +145,32 @@ class Bound(NamedTuple):
         values: dict[str, Any] = {}
         for name, slot, path, transform, convert, _, _ in arguments:
             if slot < 0 or path or transform is not None:
-                return converted(arguments, self.raw(), owner)
+                return convert_arguments(arguments, self.raw(), owner)
             token = tokens[slot]
             value = decode_token(token) if type(token) is Packed else token
             if convert is not None:
                 try:
                     value = convert(value)
                 except (ValidationError, _WrongType):
-                    return converted(arguments, self.raw(), owner)  # which says what is wrong
+                    return convert_arguments(arguments, self.raw(), owner)  # which says what is wrong
             values[name] = value
         return values
 
 
-class Unread(NamedTuple):
+class RawArguments(NamedTuple):
     """Arguments for a function that reads them itself: it is given this as `tokens`."""
 
     arguments: Sequence[Argument]
     tokens: Sequence[Any]
     owner: str
-    decided: Mapping[str, Any] | None = None
+    evaluated: Mapping[str, Any] | None = None
 
     def raw(self) -> dict[str, Any]:
-        """See `Bound.raw`."""
+        """See `BoundArguments.raw`."""
         return argument_values(*self)
 
     def __call__(self) -> dict[str, Any]:
-        """See `Bound.__call__`."""
+        """See `BoundArguments.__call__`."""
         return {"tokens": self}
 
     def token(self, name: str) -> Any:
@@ -184,10 +184,10 @@ class Unread(NamedTuple):
             InvalidInput: one of them does not fit.
         """
         wanted = [argument for argument in self.arguments if argument.name in names]
-        return Bound(wanted, self.tokens, self.owner, self.decided)()
+        return BoundArguments(wanted, self.tokens, self.owner, self.evaluated)()
 
 
-class Carried(NamedTuple):
+class RemoteArguments(NamedTuple):
     """The same where the arguments came from another process, as the token of a mapping."""
 
     arguments: Sequence[Argument]
@@ -195,7 +195,7 @@ class Carried(NamedTuple):
     owner: str
 
     def raw(self) -> dict[str, Any]:
-        """See `Bound.raw`.
+        """See `BoundArguments.raw`.
 
         Raises:
             InvalidInput: the token is no mapping of all the arguments.
@@ -206,11 +206,11 @@ class Carried(NamedTuple):
         return values
 
     def __call__(self) -> dict[str, Any]:
-        """See `Bound.__call__`."""
-        return converted(self.arguments, self.raw(), self.owner)
+        """See `BoundArguments.__call__`."""
+        return convert_arguments(self.arguments, self.raw(), self.owner)
 
 
-def transformed(arguments: Sequence[Argument], tokens: Sequence[Any], owner: str) -> dict[str, Any]:
+def transform_arguments(arguments: Sequence[Argument], tokens: Sequence[Any], owner: str) -> dict[str, Any]:
     """The tokens of all transformed arguments, by calling the transforms; for the supervisor, once.
 
     Raises:
@@ -227,7 +227,7 @@ def transformed(arguments: Sequence[Argument], tokens: Sequence[Any], owner: str
     return made
 
 
-def converted(arguments: Sequence[Argument], values: dict[str, Any], owner: str) -> dict[str, Any]:
+def convert_arguments(arguments: Sequence[Argument], values: dict[str, Any], owner: str) -> dict[str, Any]:
     """`values` in place, each as its parameter's annotation asks for.
 
     Raises:
@@ -252,7 +252,7 @@ def converted(arguments: Sequence[Argument], values: dict[str, Any], owner: str)
     return values
 
 
-def follow(value: Any, path: Sequence[str | int], what: str) -> Any:
+def value_at(value: Any, path: Sequence[str | int], what: str) -> Any:
     """`value` at `path`; a miss is an error naming the path and what was there."""
     here = value
     for at, part in enumerate(path):

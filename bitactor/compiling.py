@@ -15,7 +15,7 @@ from bitactor.codec import encode_token
 from bitactor.context import Context
 from bitactor.errors import BitActorError, DefinitionError, DuplicateName, MissingReturn, UnknownArgument, suggest
 from bitactor.functions import is_coroutine_function
-from bitactor.plan import Callback, Plan, PlanStep, order, plan_digest, refuse_too_deep
+from bitactor.plan import Callback, Plan, PlanStep, plan_digest, refuse_too_deep, topological_order
 from bitactor.policy import Backoff
 from bitactor.resources import Resource
 from bitactor.signal import DEFAULT_TTL
@@ -50,7 +50,7 @@ def known_dependencies(workflow: Workflow) -> dict[str, list[str]]:
     return {name: _dependency_names(workflow, step) for name, step in workflow.steps.items()}
 
 
-def named_later(workflow: Workflow, step: Step[Any, Any]) -> set[str]:
+def forward_references(workflow: Workflow, step: Step[Any, Any]) -> set[str]:
     """The names a step refers to that are not declared by now; steps of that name may still come."""
     bind = step.options.get("bind") or {}
     named = {name for name in step.takes or () if bind.get(name) is None}
@@ -77,7 +77,7 @@ def compile_workflow(workflow: Workflow, address: str | None = None) -> Plan:
     if not names:
         raise MissingReturn(f"{owner} has only deferred steps; one has to run first to plan them")
     dependencies = {name: _waits_for(workflow, workflow.steps[name]) for name in names}
-    ordered = order(dependencies, owner)
+    ordered = topological_order(dependencies, owner)
     inputs = tuple(workflow.input_model.model_fields)
     slots = {name: index for index, name in enumerate([*names, *inputs])}
     steps = tuple(
@@ -119,7 +119,7 @@ def compile_workflow(workflow: Workflow, address: str | None = None) -> Plan:
         by_name={step.name: step.index for step in steps},
         inputs=inputs,
         initial=tuple(step.index for step in steps if not step.dependencies),
-        missing=tuple(len(step.dependencies) for step in steps),
+        dependency_counts=tuple(len(step.dependencies) for step in steps),
         returns=slots[returned],
         errors=_errors_of(workflow, bodies),
         resources=_merged_resources(owner, workflow, bodies),
@@ -127,14 +127,14 @@ def compile_workflow(workflow: Workflow, address: str | None = None) -> Plan:
         max_hops=workflow.max_hops,
         deferred=deferred,
         depth=depth,
-        leaves_nothing=leaves_nothing([*steps, *deferred.values()]),
+        has_no_undo=has_no_undo([*steps, *deferred.values()]),
     )
 
 
-def leaves_nothing(steps: Iterable[PlanStep]) -> bool:
+def has_no_undo(steps: Iterable[PlanStep]) -> bool:
     """Whether none of these has an undo, on whatever level."""
     return all(
-        step.undo is None and (step.container is None or all(body.leaves_nothing for body in step.container.bodies))
+        step.undo is None and (step.container is None or all(body.has_no_undo for body in step.container.bodies))
         for step in steps
     )
 
@@ -211,7 +211,7 @@ def compile_consumer(consumer: Consumer) -> Plan:
         by_name={step.name: 0},
         inputs=("signal",),
         initial=(0,),
-        missing=(0,),
+        dependency_counts=(0,),
         returns=0,
         errors={},
         resources=options["resources"],
@@ -251,7 +251,7 @@ def _compile_step(
             setattr(compiled, role, callback)
             compiled.when_arguments += tuple(argument for argument in extra if argument not in compiled.when_arguments)
     decided = compiled.container is not None or any(argument.transform is not None for argument in arguments)
-    compiled.decides = decided or compiled.when is not None or compiled.guard is not None
+    compiled.needs_evaluation = decided or compiled.when is not None or compiled.guard is not None
     compiled.forward_code = compiled.code("forward", 1)
     return compiled
 
@@ -328,12 +328,12 @@ def single_step_plan(workflow: Workflow, step: PlanStep, inputs: tuple[str, ...]
         by_name={step.name: 0},
         inputs=inputs,
         initial=(0,),
-        missing=(0,),
+        dependency_counts=(0,),
         returns=0,
         errors={},
         resources=workflow.resources,
         depth=1,
-        leaves_nothing=leaves_nothing((step,)),
+        has_no_undo=has_no_undo((step,)),
     )
 
 

@@ -192,14 +192,14 @@ def _step(step: Step[Any, Any], planned: PlanStep, plan: Plan) -> dict[str, Any]
     told["arguments"] = {argument.name.strip("()"): argument.reference for argument in planned.arguments}
     told["waits_for"] = [plan.steps[index].name for index in planned.dependencies]
     if planned.container is None:
-        told |= _decided(planned) | _hop(planned)
+        told |= _evaluated(planned) | _hop(planned)
     else:
-        told |= _decided(planned) | (_hop(planned.container.bodies[0].steps[0]) if function is not None else {})
+        told |= _evaluated(planned) | (_hop(planned.container.bodies[0].steps[0]) if function is not None else {})
     told["result"] = schema_of(step_type(step))
     return told | (_within(step.kind, planned) if step.kind is not None else {})
 
 
-def _decided(planned: PlanStep) -> dict[str, Any]:
+def _evaluated(planned: PlanStep) -> dict[str, Any]:
     """What is decided about it beforehand."""
     said = {"deferred": planned.deferred, "when": planned.when is not None, "guard": planned.guard is not None}
     return {name: True for name, is_so in said.items() if is_so}
@@ -225,8 +225,8 @@ def _within(kind: Kind, planned: PlanStep) -> dict[str, Any]:
     container = planned.container
     assert container is not None
     told: dict[str, Any] = {}
-    if container.bound is not None:
-        told["at_most"] = container.bound
+    if container.max_rounds is not None:
+        told["at_most"] = container.max_rounds
     if container.batch is not None:
         told["batch"] = container.batch
     if isinstance(kind, Switch):

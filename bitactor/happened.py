@@ -14,19 +14,14 @@ from bitactor import pulse as kinds
 from bitactor.codec import decode_token, unpack
 from bitactor.errors import InvalidInput
 from bitactor.kinds.around import AROUND
-from bitactor.kinds.batch import Batch
+from bitactor.kinds.batch import BatchResult
 from bitactor.plan import Plan, PlanStep
-from bitactor.pulse import Pulse
+from bitactor.pulse import FAILED, HALTED, RUNNING, SKIPPED, UNDONE, Pulse
+from bitactor.saga.phases import IN_DOUBT
 from bitactor.signal import UNDO
 
 DONE: Final = "done"
-SKIPPED: Final = "skipped"
-FAILED: Final = "failed"
-UNDONE: Final = "undone"
 UNDO_FAILED: Final = "undo failed"
-RUNNING: Final = "running"
-HALTED: Final = "halted"
-IN_DOUBT: Final = "in doubt"
 STOPPED: Final = "stopped"
 """In flight when something else failed, and cancelled."""
 
@@ -34,24 +29,23 @@ STATES: Final = (FAILED, UNDO_FAILED, IN_DOUBT, HALTED, RUNNING, UNDONE, DONE, S
 """The gravest first."""
 
 _FORWARD: Final = {
-    kinds.SPAWNED: RUNNING, kinds.COMPLETED: DONE, kinds.COMPENSATED: DONE, kinds.SKIPPED: SKIPPED,
-    kinds.FAILED: FAILED, kinds.RETRIED: RUNNING, kinds.TIMED_OUT: IN_DOUBT, kinds.TOMBSTONE: FAILED,
-    kinds.HALTED: HALTED,
+    kinds.SPAWNED: RUNNING, kinds.COMPLETED: DONE, kinds.COMPENSATED: DONE, SKIPPED: SKIPPED, FAILED: FAILED,
+    kinds.RETRIED: RUNNING, kinds.TIMED_OUT: IN_DOUBT, kinds.TOMBSTONE: FAILED, HALTED: HALTED,
 }  # fmt: skip
 _CANCELLED: Final = "bitactor.errors:Cancelled"
 """The fault of a hop that did not fail itself, but was in flight when something else did."""
-_UNDO: Final = {kinds.SPAWNED: RUNNING, kinds.UNDONE: UNDONE, kinds.UNDO_FAILED: UNDO_FAILED}
+_UNDO: Final = {kinds.SPAWNED: RUNNING, UNDONE: UNDONE, kinds.UNDO_FAILED: UNDO_FAILED}
 
 Place = str
 """A step's place in a plan, as an identifier: `s2`, below a container `s2_0_1` (its body and the step there), `d0` for
 a deferred one."""
 
 
-class Happened:
+class StepCounts:
     """What some pulses tell about a plan."""
 
     def __init__(self) -> None:
-        self.at: dict[Place, Counter[str]] = {}
+        self.by_place: dict[Place, Counter[str]] = {}
         """State → how many, for each place anything happened at."""
         self.planned: dict[tuple[Place, Place], None] = {}
         """Who asked for which deferred step by a `Then`."""
@@ -59,7 +53,7 @@ class Happened:
         """How the transactions stand."""
 
 
-def happened(plan: Plan, pulses: Iterable[Pulse]) -> Happened:
+def step_counts(plan: Plan, pulses: Iterable[Pulse]) -> StepCounts:
     """Fold the pulses of transactions of this plan; those of others are passed over.
 
     Raises:
@@ -69,14 +63,14 @@ def happened(plan: Plan, pulses: Iterable[Pulse]) -> Happened:
     others: set[str] = set()
     for pulse in pulses:
         if pulse.workflow == plan.workflow:
-            folds.setdefault(pulse.transaction, _Fold(plan)).take(pulse)
+            folds.setdefault(pulse.transaction, _Fold(plan)).add(pulse)
         else:
             others.add(pulse.workflow)
     if others and not folds:
         raise InvalidInput(f"the pulses are of {', '.join(map(repr, sorted(others)))}, and none of {plan.workflow!r}")
-    found = Happened()
+    found = StepCounts()
     for fold in folds.values():
-        fold.sum_up(found)
+        fold.add_to(found)
     return found
 
 
@@ -85,7 +79,7 @@ class _Fold:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._status = kinds.RUNNING
+        self._status = RUNNING
         self._states: dict[str, Counter[str]] = {}
         self._batches: dict[str, Counter[str]] = {}
         """How the elements of a batch went, which count one by one."""
@@ -94,23 +88,23 @@ class _Fold:
         self._declared: dict[str, str] = {}
         self._planned: dict[tuple[Place, Place], None] = {}
 
-    def take(self, pulse: Pulse) -> None:
+    def add(self, pulse: Pulse) -> None:
         data = pulse.data or {}
         if not pulse.step:
             if pulse.kind == kinds.FINISHED:
-                self._status = str(data.get("status") or "completed")
-            elif pulse.kind in (kinds.HALTED, kinds.RESUMED):
-                self._status = "halted" if pulse.kind == kinds.HALTED else kinds.RUNNING
+                self._status = str(data.get("status") or kinds.COMPLETED)
+            elif pulse.kind in (HALTED, kinds.RESUMED):
+                self._status = HALTED if pulse.kind == HALTED else RUNNING
             return
         if data.get("opening"):
             self._chosen.setdefault(pulse.step, data["opening"][0][1])
         state = _state(pulse, data)
         if state is not None:
-            self._into(pulse, state)
+            self._count(pulse, state)
         for declared, name, *_ in data.get("planned") or ():
-            self._plan_further(pulse.step, declared, name)
+            self._record_planned(pulse.step, declared, name)
 
-    def _into(self, pulse: Pulse, state: str) -> None:
+    def _count(self, pulse: Pulse, state: str) -> None:
         found = self._find(pulse.step)
         if found is None or not found[2]:
             self._states[pulse.step] = Counter((state,))
@@ -121,7 +115,7 @@ class _Fold:
         before = self._batches.get(pulse.step, Counter())
         self._states[pulse.step] = +Counter({state: before[DONE] or 1}) + Counter({FAILED: before[FAILED]})
 
-    def _plan_further(self, emitter: str, declared: str, name: str) -> None:
+    def _record_planned(self, emitter: str, declared: str, name: str) -> None:
         prefix, separator, _ = emitter.rpartition("/")
         path = f"{prefix}{separator}{name}"
         self._declared.setdefault(path, declared)
@@ -129,22 +123,22 @@ class _Fold:
         if here is not None and there is not None and here[0] != there[0]:
             self._planned[here[0], there[0]] = None
 
-    def sum_up(self, found: Happened) -> None:
+    def add_to(self, found: StepCounts) -> None:
         """Add this transaction to what is found."""
-        over = self._status not in (kinds.RUNNING, "halted")
-        within = self._below() if over else {}
+        over = self._status not in (RUNNING, HALTED)
+        within = self._states_within() if over else {}
         for path, counts in self._states.items():
             located = self._find(path)
             if located is None:
                 continue
             place, step, _ = located
             if over:
-                counts = self._in_the_end(counts, step, within.get(path, frozenset()))
-            found.at.setdefault(place, Counter()).update(counts)
+                counts = self._final_counts(counts, step, within.get(path, frozenset()))
+            found.by_place.setdefault(place, Counter()).update(counts)
         found.planned |= self._planned
         found.statuses.append(self._status)
 
-    def _below(self) -> dict[str, set[str]]:
+    def _states_within(self) -> dict[str, set[str]]:
         """Path of a container → what became of anything in it."""
         within: dict[str, set[str]] = {}
         for path, counts in self._states.items():
@@ -154,7 +148,7 @@ class _Fold:
                 within.setdefault(above, set()).update(counts)
         return within
 
-    def _in_the_end(self, counts: Counter[str], step: PlanStep, within: frozenset[str] | set[str]) -> Counter[str]:
+    def _final_counts(self, counts: Counter[str], step: PlanStep, within: frozenset[str] | set[str]) -> Counter[str]:
         """When all is over nothing runs any more; and a container is what its steps are."""
         if step.container is None:
             return Counter({IN_DOUBT if state == RUNNING else state: number for state, number in counts.items()})
@@ -170,10 +164,10 @@ class _Fold:
 
     def _find(self, path: str) -> tuple[Place, PlanStep, bool] | None:
         if path not in self._places:
-            self._places[path] = self._look(self._plan, "", path.split("/"), "")
+            self._places[path] = self._locate(self._plan, "", path.split("/"), "")
         return self._places[path]
 
-    def _look(self, plan: Plan, at: Place, rest: list[str], walked: str) -> tuple[Place, PlanStep, bool] | None:
+    def _locate(self, plan: Plan, at: Place, rest: list[str], walked: str) -> tuple[Place, PlanStep, bool] | None:
         """Where in the plan a path leads, the step there, and whether it is a batch of a map over a function."""
         name = rest[0].partition("#")[0]
         path = walked + rest[0]
@@ -187,7 +181,7 @@ class _Fold:
         if step.container is None:
             return None
         container = step.container
-        keyed = container.batch is not None or container.bound is not None
+        keyed = container.batch is not None or container.max_rounds is not None
         chosen = self._chosen.get(path) if container.cases else None
         for number, body in enumerate(container.bodies):
             if chosen not in (None, number):
@@ -197,7 +191,7 @@ class _Fold:
                 if len(rest) == 2 and (keyed or rest[1] == AROUND):
                     return f"{below}s0", body.steps[0], container.batch is not None and len(container.bodies) == 1
             elif len(rest) > 1 + keyed:
-                deeper = self._look(
+                deeper = self._locate(
                     body, below, rest[1 + keyed :], "/".join((walked + rest[0], *rest[1 : 1 + keyed], ""))
                 )
                 if deeper is not None:
@@ -221,7 +215,7 @@ def _state(pulse: Pulse, data: Mapping[str, Any]) -> str | None:
     if pulse.kind == kinds.LATE:
         happened = data.get("happened")
         return None if happened is None else DONE if happened else FAILED
-    if pulse.kind == kinds.FAILED and (data.get("fault") or ("",))[0] == _CANCELLED:
+    if pulse.kind == FAILED and (data.get("fault") or ("",))[0] == _CANCELLED:
         return STOPPED
     return _FORWARD.get(pulse.kind)
 
@@ -229,7 +223,7 @@ def _state(pulse: Pulse, data: Mapping[str, Any]) -> str | None:
 def _elements(pulse: Pulse) -> Counter[str]:
     """How many elements of a batch are done, and how many failed."""
     try:
-        batch = Batch(*decode_token(pulse.token_out))
+        batch = BatchResult(*decode_token(pulse.token_out))
         failed = len(unpack(batch.errors)) if batch.errors else 0
     except Exception:  # shown otherwise than as the journal has it
         return Counter((DONE,))

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from bitactor.happened import STATES, Happened, happened
+from bitactor.happened import STATES, StepCounts, step_counts
 from bitactor.kinds.port import Container
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import RUNNING, Pulse
@@ -39,7 +39,7 @@ _STYLES: Final = {
     "halted": "fill:#e6dcf5,stroke:#7d5ba6,color:#111",
     "skipped": "fill:#eeeeee,stroke:#999999,color:#555",
 }
-_LOOKS: Final = {"undo failed": "failed", "in doubt": "failed", "stopped": "skipped"}
+_STYLED_AS: Final = {"undo failed": "failed", "in doubt": "failed", "stopped": "skipped"}
 """States that look like another one."""
 _LIST_MARK: Final = re.compile(r"([-+]|\d+[.)])(?=\s|$)")
 """What would make a list of a label."""
@@ -53,13 +53,13 @@ def mermaid(plan: Plan, pulses: Iterable[Pulse] = ()) -> str:
     Raises:
         InvalidInput: there are pulses, and none of them is of this plan.
     """
-    return _Drawing(plan, happened(plan, pulses)).text()
+    return _Drawing(plan, step_counts(plan, pulses)).text()
 
 
 class _Drawing:
-    def __init__(self, plan: Plan, told: Happened) -> None:
+    def __init__(self, plan: Plan, step_counts: StepCounts) -> None:
         self._plan = plan
-        self._told = told
+        self._counts = step_counts
         self._boxes: list[str] = []
         self._arrows: list[str] = []
         self._classes: dict[str, list[str]] = {}
@@ -71,13 +71,13 @@ class _Drawing:
         for step in plan.steps:
             self._from_input(step)
         if not plan.listens:
-            statuses = Counter(self._told.statuses)
+            statuses = Counter(self._counts.statuses)
             self._boxes.append(f"    result([{_label(('result', *([_counted(statuses)] if statuses else ())))}])")
             self._arrows.append(f"s{plan.returns} --> result")
             if statuses:
                 worst = next((status for status in statuses if status not in _ENDED), next(iter(statuses)))
-                self._look("result", _ENDED.get(worst, "failed"))
-        for emitter, planned in self._told.planned:
+                self._add_class("result", _ENDED.get(worst, "failed"))
+        for emitter, planned in self._counts.planned:
             self._arrows.append(f'{emitter} -.->|"planned"| {planned}')
         origin = f"signal {plan.listens}" if plan.listens else plan.workflow
         lines = [
@@ -98,7 +98,7 @@ class _Drawing:
             self._step(step, f"{at}s{step.index}", depth)
         for number, step in enumerate(plan.deferred.values()):
             self._step(step, f"{at}d{number}", depth)
-            self._look(f"{at}d{number}", "deferred")
+            self._add_class(f"{at}d{number}", "deferred")
         for step in plan.steps:
             self._arrows += _arrows(plan, step, at)
 
@@ -116,15 +116,17 @@ class _Drawing:
                 (f"{place}_0_s0", place),
                 depth,
             )
-            if container.bound is not None:
+            if container.max_rounds is not None:
                 self._arrows.append(f"{place} -.->|{_quoted(_bound(container))}| {place}")
         else:
             self._frame(step, container, place, depth)
 
     def _box(
-        self, step: PlanStep, name: str, marks: Sequence[str], place: str, told_of: Sequence[str], depth: int
+        self, step: PlanStep, name: str, marks: Sequence[str], place: str, places: Sequence[str], depth: int
     ) -> None:
-        counts = next((self._told.at[where] for where in told_of if where in self._told.at), Counter[str]())
+        counts = next(
+            (self._counts.by_place[where] for where in places if where in self._counts.by_place), Counter[str]()
+        )
         label = _label((name, *marks, *([_states(counts)] if counts else ())))
         opening, closing = (
             ("{{", "}}") if step.when is not None else ("[[", "]]") if step.container is not None else ("[", "]")
@@ -134,10 +136,10 @@ class _Drawing:
         if any(
             body.steps[0].undo is not None for body in (step.container.bodies if step.container is not None else ())
         ):
-            self._look(place, "undoable")
+            self._add_class(place, "undoable")
 
     def _frame(self, step: PlanStep, container: Container, place: str, depth: int) -> None:
-        counts = self._told.at.get(place, Counter())
+        counts = self._counts.by_place.get(place, Counter())
         title = " · ".join((step.name, *_marks(step), *_kind_marks(container), *([_states(counts)] if counts else ())))
         indent = "    " * depth
         self._boxes.append(f"{indent}subgraph {place}[{_quoted(title)}]")
@@ -166,7 +168,7 @@ class _Drawing:
                     if before
                     else [f"{nested}s{index} --> {hook}" for index in _last(body)]
                 )
-        if container.bound is not None:
+        if container.max_rounds is not None:
             again = _quoted(_bound(container))
             self._arrows += [f"{nested}s{body.returns} -.->|{again}| {nested}s{index}" for index in body.initial]
 
@@ -201,14 +203,14 @@ class _Drawing:
 
     def _classified(self, step: PlanStep, place: str, counts: Counter[str]) -> None:
         if step.when is not None:
-            self._look(place, "guarded")
+            self._add_class(place, "guarded")
         if step.undo is not None:
-            self._look(place, "undoable")
+            self._add_class(place, "undoable")
         gravest = next((state for state in STATES if counts[state]), None)
         if gravest is not None:
-            self._look(place, _LOOKS.get(gravest, gravest))
+            self._add_class(place, _STYLED_AS.get(gravest, gravest))
 
-    def _look(self, place: str, name: str) -> None:
+    def _add_class(self, place: str, name: str) -> None:
         members = self._classes.setdefault(name, [])
         if place not in members:
             members.append(place)
@@ -259,12 +261,12 @@ def _each_mark(step: PlanStep) -> Iterator[str]:
 
 def _kind_marks(container: Container) -> Iterator[str]:
     batches = f", batches of {container.batch:,}" if container.batch is not None else ""
-    rounds = f", {_bound(container)}" if container.bound is not None else ""
+    rounds = f", {_bound(container)}" if container.max_rounds is not None else ""
     yield f"{container.kind}{batches}{rounds}"
 
 
 def _bound(container: Container) -> str:
-    return f"at most {container.bound:,} rounds"
+    return f"at most {container.max_rounds:,} rounds"
 
 
 def _states(counts: Counter[str]) -> str:

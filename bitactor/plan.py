@@ -17,7 +17,7 @@ from bitactor.policy import Backoff
 from bitactor.resources import Resource
 
 if TYPE_CHECKING:
-    from bitactor.kinds.around import Surrounding
+    from bitactor.kinds.around import AroundContainer
 
 SPAWNS = ("inline", "loop", "thread", "process")
 
@@ -74,21 +74,21 @@ class PlanStep:
     """Resilience patterns around each attempt, the outermost first."""
     compensate: Callback | None = None
     undo: Callback | None = None
-    decides: bool = False
+    needs_evaluation: bool = False
     """Whether the supervisor has something to evaluate before the step can be spawned (`when`, transforms)."""
     container: Container | None = None
     """Set: it is no hop, but opens scopes."""
     kind: str = "step"
     """What people call it."""
-    unread: bool = False
+    takes_raw_arguments: bool = False
     """Whether its function is given its arguments undecoded, as `tokens`."""
-    surrounding: Surrounding | None = None
+    around_container: AroundContainer | None = None
     """Set: it is the function around nested steps, and asks this container to proceed."""
     deferred: bool = False
     """Whether it is planned only where a `Then` asks for it."""
     scope: Scope | None = None
     """The scope it was planned in; None for those of the plan itself."""
-    stands_for: int = -1
+    replaces: int = -1
     """The step it replaces; what waits for that one waits for this one."""
     takes_signal: str | None = None
     """For a consumer: the parameter that takes the signal itself."""
@@ -108,12 +108,12 @@ class PlanStep:
         return code
 
     @property
-    def stays(self) -> bool:
+    def is_local_only(self) -> bool:
         """Whether it can only run where its transaction is."""
-        return self.unread or self.surrounding is not None
+        return self.takes_raw_arguments or self.around_container is not None
 
     @property
-    def assesses(self) -> bool:
+    def asks_compensation(self) -> bool:
         """Whether user code must be asked what a lost or timed out attempt means."""
         return self.compensate is not None or isinstance(self.backoff, Callback)
 
@@ -135,7 +135,7 @@ class Plan:
     inputs: tuple[str, ...]
     initial: tuple[int, ...]
     """Steps that wait for nobody."""
-    missing: tuple[int, ...]
+    dependency_counts: tuple[int, ...]
     """For each step, how many it waits for."""
     returns: int
     errors: Mapping[str, type[BaseException]]
@@ -150,7 +150,7 @@ class Plan:
     """Steps that a `Then` may plan, by name; their places are those of this plan."""
     depth: int = 0
     """Hops on its longest path."""
-    leaves_nothing: bool = False
+    has_no_undo: bool = False
     """Whether none of its steps, nor of their bodies', has an undo: a settled scope of it need not be kept."""
 
     @property
@@ -183,7 +183,7 @@ class Plan:
     concurrency: int | None = None
 
 
-def order(dependencies: Mapping[str, Sequence[str]], owner: str) -> list[str]:
+def topological_order(dependencies: Mapping[str, Sequence[str]], owner: str) -> list[str]:
     """The names so that each comes after those it depends on; declaration order otherwise.
 
     Raises:

@@ -39,8 +39,10 @@ POISON: Final = "poison"
 TOMBSTONE_REASONS: Final = (TTL_EXPIRED, DEADLINE_EXCEEDED, UNROUTABLE, REJECTED, POISON)
 
 RUNNING: Final = "running"
-STATUSES: Final = (RUNNING, "completed", "compensated", "cancelled", "halted", "stuck")
-FINAL_STATUSES: Final = ("completed", "compensated", "cancelled")
+CANCELLED: Final = "cancelled"
+STUCK: Final = "stuck"
+STATUSES: Final = (RUNNING, COMPLETED, COMPENSATED, CANCELLED, HALTED, STUCK)
+FINAL_STATUSES: Final = (COMPLETED, COMPENSATED, CANCELLED)
 """Statuses that never change again; `halted` and `stuck` can be resumed."""
 
 

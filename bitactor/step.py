@@ -137,9 +137,9 @@ def _called(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", repr(function))
 
 
-def fixed(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def frozen_options(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as they are now: an iterator is read once, and what the caller changes later changes nothing."""
-    fixed = dict(options)
+    frozen_options = dict(options)
     if options.get("name") is not None:
         refuse_bad_name(f"a step of {workflow!r}", options["name"])
     bind, after = options.get("bind"), options.get("after")
@@ -148,10 +148,10 @@ def fixed(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise DefinitionError(
                 f"step of {workflow!r}: bind={bind!r}; give a mapping of parameters to Input, Result or Value"
             )
-        fixed["bind"] = dict(bind)
+        frozen_options["bind"] = dict(bind)
     if after is not None and not isinstance(after, str):
         named = tuple(after) if isinstance(after, Iterable) else (after,)
         if isinstance(after, Step) or not all(isinstance(other, str | Step) for other in named):
             raise DefinitionError(f"step of {workflow!r}: after={after!r}; give a list of steps")
-        fixed["after"] = named
-    return fixed
+        frozen_options["after"] = named
+    return frozen_options

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
 
-from bitactor.compiling import compile_workflow, dependencies_of, known_dependencies, named_later
+from bitactor.compiling import compile_workflow, dependencies_of, forward_references, known_dependencies
 from bitactor.describing import describe
 from bitactor.errors import CycleError, DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
 from bitactor.graph import from_dict, to_dict
@@ -34,12 +34,12 @@ from bitactor.options import (
     refuse_without_effect,
 )
 from bitactor.patterns.port import Policy
-from bitactor.plan import Plan, order, refuse_too_deep
+from bitactor.plan import Plan, refuse_too_deep, topological_order
 from bitactor.policy import Backoff
 from bitactor.pulse import Pulse
 from bitactor.resources import Resource
 from bitactor.signal import DEFAULT_TTL, MAX_TTL
-from bitactor.step import DEFAULT_UNDO_RETRIES, Step, fixed
+from bitactor.step import DEFAULT_UNDO_RETRIES, Step, frozen_options
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,7 +114,7 @@ class Workflow(DeclaresKinds):
         self._plan: Plan | None = None
         self._compiling = False
         self._depths: dict[str, int] = {}
-        self._named_later: set[str] = set()
+        self._forward_references: set[str] = set()
         clash = next((field for field in self.input_model.model_fields if field in RESERVED), None)
         if clash is not None:
             raise DefinitionError(
@@ -175,7 +175,7 @@ class Workflow(DeclaresKinds):
             return self._declare(function, options)
 
         refuse_unknown_options(self.name, options)
-        options = fixed(self.name, options)
+        options = frozen_options(self.name, options)
         return declare if function is None else declare(function)
 
     def deferred(self, function: Any = None, /, **options: Any) -> Any:
@@ -184,7 +184,7 @@ class Workflow(DeclaresKinds):
         A parameter that names neither an input field nor a step is bound by whoever plans it; unbound it is None.
         """
         refuse_unknown_options(self.name, options)
-        options = fixed(self.name, options)
+        options = frozen_options(self.name, options)
 
         def declare(function: Callable[..., Any]) -> Step[..., Any]:
             return self._declare(function, options, deferred=True)
@@ -388,15 +388,15 @@ class Workflow(DeclaresKinds):
         is too deep."""
         own = dependencies_of(self, step)
         depth = 1 + max((self._depths.get(name, 0) for name in own), default=0)
-        if step.name in self._named_later or step.name in own or depth > self.ttl:
+        if step.name in self._forward_references or step.name in own or depth > self.ttl:
             dependencies = known_dependencies(self)
-            ordered = order(dependencies, f"workflow {self.name!r}")
+            ordered = topological_order(dependencies, f"workflow {self.name!r}")
             refuse_too_deep(f"workflow {self.name!r}", self.ttl, dependencies, ordered)
             for name in ordered:
                 self._depths[name] = 1 + max((self._depths[other] for other in dependencies[name]), default=0)
         else:
             self._depths[step.name] = depth
-        self._named_later |= named_later(self, step)
+        self._forward_references |= forward_references(self, step)
 
     def _changed(self, step: Step[Any, Any]) -> None:
         self._plan = None

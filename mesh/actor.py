@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pykka
 
-from bitactor.arguments import Bound, Carried, Unread
+from bitactor.arguments import BoundArguments, RawArguments, RemoteArguments
 from bitactor.codec import encode_token, pack
 from bitactor.context import Context
 from bitactor.errors import BitActorError, Cancelled, InvalidOutcome, StepTimeout
@@ -39,7 +39,7 @@ REPLIED: Final = 2
 ENDED: Final = 3
 
 Done = Callable[["BitActor", Reply, BaseException | None], None]
-Assessment = tuple["asyncio.Task[None]", BaseException, Fault]
+Compensation = tuple["asyncio.Task[None]", BaseException, Fault]
 
 LONGEST_DELAY: Final = 1e9
 """Seconds; some thirty years, and still a number of nanoseconds that a journal can hold."""
@@ -55,8 +55,8 @@ class BitActor(pykka.Actor):
     """
 
     __slots__ = (
-        "arguments", "assessing", "bucket", "callback", "context", "done", "host", "kwargs", "plan", "result", "signal",
-        "spawner", "started_ns", "state", "step", "stopping", "task",
+        "arguments", "bucket", "callback", "compensating", "context", "done", "host", "kwargs", "plan", "result",
+        "signal", "spawner", "started_ns", "state", "step", "stopping", "task",
     )  # fmt: skip
 
     place: Hold | None = None
@@ -73,7 +73,7 @@ class BitActor(pykka.Actor):
         step: PlanStep,
         signal: Signal,
         callback: Callback,
-        arguments: Bound | Carried | Unread,
+        arguments: BoundArguments | RemoteArguments | RawArguments,
         spawner: Spawner,
         done: Done,
     ) -> None:
@@ -96,7 +96,7 @@ class BitActor(pykka.Actor):
         self.task: Any = None
         self.stopping = False
         """It has been asked to stop; a cancellation that comes after that is ours."""
-        self.assessing: Assessment | None = None
+        self.compensating: Compensation | None = None
         """Set while its compensation or backoff is being asked."""
 
     # Living
@@ -176,15 +176,15 @@ class BitActor(pykka.Actor):
         if self.state == REPLIED:
             self.judge(None, error, fault_of(error))  # the attempt was dealt with; only what it did is still to be told
         else:
-            self.host.assess(self, error)
+            self.host.compensate(self, error)
 
     def expire(self) -> None:
         """The attempt's time is over: answer for it, and stop it if that is possible."""
         if self.state != STARTED:
             return
         seconds = (self.signal.budget_ns or 0) / 1e9
-        if self.assessing is not None:
-            self._assessed_enough(f"took longer than what was left of {seconds:g} s")
+        if self.compensating is not None:
+            self._end_compensation(f"took longer than what was left of {seconds:g} s")
             return
         error = StepTimeout(f"{self.signal.name!r}, attempt {self.signal.attempt}, took longer than {seconds:g} s")
         self.bucket = None
@@ -198,14 +198,14 @@ class BitActor(pykka.Actor):
             self.spawner.abandon(self)
             error = Cancelled(f"{self.signal.name!r} was stopped before it had started")
             self._reply("fail", error=error, fault=fault_of(error))
-        elif self.assessing is not None:
-            self._assessed_enough("was cancelled")
+        elif self.compensating is not None:
+            self._end_compensation("was cancelled")
         elif self.state != ENDED:
             self._stop_once()
 
     def fence(self) -> None:
         """Nobody waits for it any more: what it still answers is late, and its place is free for others."""
-        if self.state == STARTED and self.assessing is None:
+        if self.state == STARTED and self.compensating is None:
             if self.bucket is not None:
                 self.host.wheel.disarm(self, self.bucket)
                 self.bucket = None
@@ -224,10 +224,10 @@ class BitActor(pykka.Actor):
             self.stopping = True
             self.spawner.abandon(self)
 
-    def _assessed_enough(self, why: str) -> None:
+    def _end_compensation(self, why: str) -> None:
         """The step is known to have failed; only its compensation has no answer."""
-        assert self.assessing is not None
-        task, error, fault = self.assessing
+        assert self.compensating is not None
+        task, error, fault = self.compensating
         task.cancel()
         what = "backoff" if self.step.compensate is None else "compensate"
         self.judge(None, error, fault._replace(message=f"{fault.message} (and its {what} {why})"))
@@ -358,7 +358,7 @@ class BitActor(pykka.Actor):
         if self.state == REPLIED:
             self.host.zombies.discard(self)
         self.state = ENDED
-        self.assessing = None
+        self.compensating = None
         context = self.context
         if context is not None and not emits and outcome in ("ok", "continue"):
             emits = context.emitted()

@@ -34,6 +34,6 @@ def shown_pulses(plan: Plan | None, pulses: Sequence[Pulse]) -> list[Pulse]:
 def _arguments(saga: Saga, pulse: Pulse) -> Any:
     step = saga.steps[saga.by_name[pulse.step]]
     try:
-        return argument_values(step.arguments, saga.tokens, step.address, saga.decided.get(step.index))
+        return argument_values(step.arguments, saga.tokens, step.address, saga.evaluated.get(step.index))
     except (BitActorError, KeyError):
         return pulse.token_in

@@ -39,7 +39,7 @@ class Hold(Claim):
         index, direction, fault = command
         own = run.bounds or Bounds()
         priority = step.priority + own.priority
-        super().__init__(*bounds, urgency(direction, priority, depth=own.depth, assessing=fault is not None))
+        super().__init__(*bounds, urgency(direction, priority, depth=own.depth, compensating=fault is not None))
         self.depth = own.depth
         """See `Loan.depth`."""
         self._gate = gate

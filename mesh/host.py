@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context as context_api
 from opentelemetry import trace
 
-from bitactor.arguments import Bound, Carried, Unread
+from bitactor.arguments import BoundArguments, RawArguments, RemoteArguments
 from bitactor.codec import decode_token
 from bitactor.context import Context
 from bitactor.errors import InvalidOutcome, SignalTooLarge
@@ -72,7 +72,7 @@ class Host:
         self.traced = traced
         self.zombies: set[BitActor] = set()
         """Actors that had to answer for a function which still runs."""
-        self.assessments: set[asyncio.Task[None]] = set()
+        self.compensations: set[asyncio.Task[None]] = set()
         self._copy_context = contextvars.copy_context().copy
         self.resources: Resources | None = None
         self.policies: Policies | None = None
@@ -88,7 +88,7 @@ class Host:
         plan: Plan,
         step: PlanStep,
         signal: Signal,
-        arguments: Bound | Carried | Unread,
+        arguments: BoundArguments | RemoteArguments | RawArguments,
         result: Any,
         done: Done,
         place: Hold | None = None,
@@ -111,7 +111,7 @@ class Host:
         if signal.fault is not None:
             actor.begin()
             error = error_of(signal.fault, plan.errors)
-            self.assess(actor, error, signal.fault)
+            self.compensate(actor, error, signal.fault)
             return actor
         resources: Mapping[str, Any] = _NONE
         if (callback.resources or (step.policies and not undoing)) and place_to_run not in self.away:
@@ -155,7 +155,7 @@ class Host:
         signal: Signal,
         done: Done,
         place: str,
-        arguments: Bound | Carried | Unread,
+        arguments: BoundArguments | RemoteArguments | RawArguments,
     ) -> tuple[Callback, Done]:
         """The function, or, where it runs elsewhere, the whole trip, with middleware around it."""
         assert self.middleware is not None
@@ -198,7 +198,7 @@ class Host:
             context.run(LOAN.set, loan)
         return context
 
-    def assess(self, actor: BitActor, error: BaseException, fault: Fault | None = None) -> None:
+    def compensate(self, actor: BitActor, error: BaseException, fault: Fault | None = None) -> None:
         """A function raised, or an attempt was lost: what its compensation, or else its retry policy, makes of that."""
         fault = fault or fault_of(error)
         step = actor.step
@@ -207,14 +207,14 @@ class Host:
             return
         asking = self._ask(actor, error, fault)
         task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.context_for(actor))
-        actor.assessing = (task, error, fault)
-        self.assessments.add(task)
-        task.add_done_callback(self.assessments.discard)
+        actor.compensating = (task, error, fault)
+        self.compensations.add(task)
+        task.add_done_callback(self.compensations.discard)
 
     async def close(self) -> None:
         """Stop asking compensations."""
         await self.preparing.close(1.0)
-        tasks = list(self.assessments)
+        tasks = list(self.compensations)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -226,9 +226,9 @@ class Host:
         fault = Fault("bitactor.outcome:Retry", str(verdict.reason) or "asked for another try")
         asking = self._ask_delay(actor, verdict, fault)
         task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.context_for(actor))
-        actor.assessing = (task, verdict, fault)
-        self.assessments.add(task)
-        task.add_done_callback(self.assessments.discard)
+        actor.compensating = (task, verdict, fault)
+        self.compensations.add(task)
+        task.add_done_callback(self.compensations.discard)
 
     async def _ask_delay(self, actor: BitActor, verdict: Retry, fault: Fault) -> None:
         backoff = actor.step.backoff

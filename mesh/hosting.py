@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cachetools import LRUCache
 
-from bitactor.arguments import Carried
+from bitactor.arguments import RemoteArguments
 from bitactor.codec import decode_token, encode_message, token_from_bytes
 from bitactor.errors import BitActorError, MalformedSignal, Unroutable
 from bitactor.plan import Plan, PlanStep
@@ -65,7 +65,7 @@ class Hosting:
             self._refuse(signal, error)
             return
         plan, step = found
-        arguments = Carried(step.arguments, values, step.address)
+        arguments = RemoteArguments(step.arguments, values, step.address)
         actor = self._host.launch(plan, step, signal._replace(token=None), arguments, result, partial(self._done, key))
         if actor.state != ENDED:
             self._running[key] = actor

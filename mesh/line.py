@@ -18,14 +18,14 @@ _COMPACT_AT: Final = 64
 """Entries of those that waited in vain which are kept before they are cleared away."""
 
 
-def urgency(direction: str, priority: int, *, depth: int = 0, assessing: bool = False) -> Urgency:
+def urgency(direction: str, priority: int, *, depth: int = 0, compensating: bool = False) -> Urgency:
     """How a hop stands among those that wait.
 
     What takes back or mends goes ahead of what begins: it is what lets a transaction end.  Then the highest priority.
     Within one, the hops of a transaction that another hop waits for go first, or everything would be begun before
     anything ends.
     """
-    return 1 if direction == UNDO or assessing else 2, -priority, -depth
+    return 1 if direction == UNDO or compensating else 2, -priority, -depth
 
 
 class Line(Generic[T]):

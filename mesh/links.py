@@ -96,7 +96,7 @@ class Links:
             for workflow in node.workflows:
                 plan = node.plans[workflow]
                 for step in plan.all_steps():
-                    if step.container is not None or step.stays:
+                    if step.container is not None or step.is_local_only:
                         continue
                     entries[step_name(step.address)] = {
                         "endpoint": self.endpoint,

@@ -29,7 +29,7 @@ from bitactor.errors import (
 from bitactor.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, Store, TransactionRow
 from bitactor.pulse import Pulse
-from bitactor.saga import Accept, CancelAsked, ResumeAsked, Saga, UndoAsked
+from bitactor.saga import Accept, CancelRequested, ResumeRequested, Saga, UndoRequested
 from bitactor.signal import MAX_TTL, Fault, Receipt, Stimulus
 from bitactor.workflow import Workflow
 from mesh.actor import LONGEST_DELAY
@@ -524,7 +524,7 @@ class Node:
         if run.settled and run.saga.status == "halted":
             run = self._adopt(run, ("halted",), "a halted one can be cancelled")
         if self.supervisor.runs.get(run.saga.transaction) is run:
-            self.supervisor.feed(run, CancelAsked(fault))
+            self.supervisor.feed(run, CancelRequested(fault))
         elif not run.settled:
             raise Unroutable(
                 f"transaction {run.saga.transaction} is run by another process; cancel it there, or with `bitactor "
@@ -546,7 +546,7 @@ class Node:
             (pulse for pulse in reversed(self.store.pulses(run.saga.transaction)) if pulse.kind == "halted"), None
         )
         left = (halted.data or {}).get("left_ns") if halted is not None else None
-        self.supervisor.feed(run, ResumeAsked(None if left is None else self.clock.wall_ns() + left))
+        self.supervisor.feed(run, ResumeRequested(None if left is None else self.clock.wall_ns() + left))
         return run
 
     def undo(self, run: Run, fault: Fault) -> Run:
@@ -558,7 +558,7 @@ class Node:
                 it.
         """
         run = self._adopt(run, ("completed",), "a completed one can be undone, and only once")
-        self.supervisor.feed(run, UndoAsked(fault))
+        self.supervisor.feed(run, UndoRequested(fault))
         return run
 
     def _adopt(self, run: Run, statuses: Sequence[str], only: str) -> Run:

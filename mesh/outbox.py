@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from bitactor.ports import Clock
-from bitactor.saga import Emission, EmitDied, EmitTaken
+from bitactor.saga import Emission, EmissionAccepted, EmissionUnrouted
 from bitactor.signal import Receipt, Stimulus
 from mesh.names import consumer_name
 from mesh.wheel import Timer, TimingWheel
@@ -130,13 +130,13 @@ class Outbox:
 
     def _done(self, parcel: Parcel) -> None:
         self._drop(parcel)
-        self._supervisor.feed(parcel.run, EmitTaken(parcel.emission.id, tuple(parcel.taken.values())))
+        self._supervisor.feed(parcel.run, EmissionAccepted(parcel.emission.id, tuple(parcel.taken.values())))
 
     def _bury(self, parcel: Parcel) -> None:
         self._drop(parcel)
         missing = sorted(group for group in self._groups(parcel.emission.name) if group not in parcel.taken)
         why = f"not taken by {', '.join(missing)}" if missing else f"nobody consumes {parcel.emission.name!r}"
-        self._supervisor.feed(parcel.run, EmitDied(parcel.emission.id, why))
+        self._supervisor.feed(parcel.run, EmissionUnrouted(parcel.emission.id, why))
 
     def _drop(self, parcel: Parcel) -> None:
         parcel.stop()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from bitactor.errors import ConfigurationError, CycleError, DefinitionError, DuplicateName, ResourceUnavailable, suggest
-from bitactor.plan import Callback, Plan, PlanStep, order
+from bitactor.plan import Callback, Plan, PlanStep, topological_order
 from bitactor.ports import Clock
 from bitactor.resources import Resource
 from mesh.keeper import Keeper, called
@@ -230,7 +230,7 @@ class Resources:
     def _connect(self) -> None:
         self._needs = {name: self._needs_of(resource) for name, resource in self._declared.items()}
         try:
-            order(self._needs, "resources")
+            topological_order(self._needs, "resources")
         except CycleError as error:
             raise CycleError(str(error).replace("steps wait for each other", "factories need each other")) from None
 

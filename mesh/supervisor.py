@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-from bitactor.arguments import Bound, Unread, argument_values
+from bitactor.arguments import BoundArguments, RawArguments, argument_values
 from bitactor.codec import decode_token
-from bitactor.deciding import decide
+from bitactor.deciding import evaluate
 from bitactor.errors import (
     BitActorError,
     Cancelled,
@@ -29,22 +29,22 @@ from bitactor.errors import (
 from bitactor.ids import join_hop_id
 from bitactor.plan import Plan, PlanStep
 from bitactor.ports import Clock, Refusal, Store, Write
-from bitactor.pulse import Pulse
+from bitactor.pulse import RUNNING, Pulse
 from bitactor.saga import (
-    Abandon,
     Accept,
-    Answer,
+    AnswerProceed,
     ArmDeadline,
     ArmGrace,
     ArmRetry,
+    CancelHop,
     Command,
-    DeadlineOver,
-    Decide,
-    Decided,
+    DeadlineExpired,
     Deliver,
     Dispatch,
     Emission,
-    GraceOver,
+    Evaluate,
+    Evaluated,
+    GraceExpired,
     Lost,
     Proceeded,
     Recovered,
@@ -53,7 +53,7 @@ from bitactor.saga import (
     Saga,
     Settle,
 )
-from bitactor.saga.phases import ASSESSING, RUNNING, UNDO_RUNNING
+from bitactor.saga.phases import COMPENSATING, UNDO_RUNNING
 from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
 from mesh.actor import ENDED, QUEUED, BitActor
 from mesh.faults import error_of, fault_of
@@ -121,7 +121,7 @@ class Supervisor:
         self.running = 0
         self.on_settled: list[Callable[[Run], None]] = []
         self.healthy = True
-        self._stimuli: deque[tuple[Run, Any]] = deque()
+        self._events: deque[tuple[Run, Any]] = deque()
         self._scheduled = False
         self._turning = False
         self._refusals: tuple[Sequence[Refusal], BaseException | None] | None = None
@@ -144,7 +144,7 @@ class Supervisor:
         transaction = self.store.find(workflow, key)
         return None if transaction is None else self.runs.get(transaction, transaction)
 
-    def accept(self, run: Run, stimulus: Accept) -> None:
+    def accept(self, run: Run, event: Accept) -> None:
         """Begin a transaction; `run.accepted`, if there is one, is resolved once that is durable."""
         self.runs[run.saga.transaction] = run
         self.running += 1
@@ -153,9 +153,9 @@ class Supervisor:
         if run.key:
             self._keys[run.plan.workflow, run.key] = run
         if self.at_once and not self._turning:
-            self._react_at_once(run, stimulus)
+            self._react_at_once(run, event)
         else:
-            self.feed(run, stimulus)
+            self.feed(run, event)
 
     def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int) -> Run:
         """Take over a transaction from its journal."""
@@ -168,14 +168,14 @@ class Supervisor:
         self.feed(run, Recovered(owner, epoch))
         return run
 
-    def feed(self, run: Run, stimulus: Any, *, first: bool = False) -> None:
+    def feed(self, run: Run, event: Any, *, first: bool = False) -> None:
         """Something happened to a transaction; `first`: ahead of what else has come in.  On the loop's thread only."""
-        if run.bounds is not None and type(stimulus) in ANSWERS:
-            self.gate.answered(run, stimulus)
+        if run.bounds is not None and type(event) in ANSWERS:
+            self.gate.answered(run, event)
         if first:
-            self._stimuli.appendleft((run, stimulus))
+            self._events.appendleft((run, event))
         else:
-            self._stimuli.append((run, stimulus))
+            self._events.append((run, event))
         if not self._scheduled and not self._turning:
             self._scheduled = True
             self.loop.call_soon(self._turn)
@@ -183,14 +183,14 @@ class Supervisor:
     def _hop_done(self, run: Run, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
         index = actor.step.index
         if reply.outcome == "ok":
-            self._stimuli.append((run, _new(Replied, (index, reply))))
+            self._events.append((run, _new(Replied, (index, reply))))
         elif reply.outcome == "lost":
             if reply.hop in (run.saga.hops[index], run.saga.undo_hop(index)):
-                self._stimuli.append((run, Lost(index, reply.delivery, reply.reason or "worker")))
+                self._events.append((run, Lost(index, reply.delivery, reply.reason or "worker")))
         else:
             if error is not None:
                 run.errors.setdefault(reply.hop, error)
-            self._stimuli.append((run, Replied(index, reply)))
+            self._events.append((run, Replied(index, reply)))
         if run.actors.get(index) is actor and actor.state == ENDED:
             del run.actors[index]
         if not self._scheduled and not self._turning:
@@ -211,34 +211,34 @@ class Supervisor:
     def _turn(self) -> None:
         self._scheduled = False
         self._turning = True
-        stimuli = self._stimuli
+        events = self._events
         try:
             if self.at_once:
                 self._react_one_by_one()
             else:
                 until = self.clock.monotonic_ns() + TURN_BUDGET_NS
-                while stimuli:
+                while events:
                     self._react_to_all()
                     if self.clock.monotonic_ns() > until:
                         break
         finally:
             self._turning = False
-            if stimuli and not self._scheduled:
+            if events and not self._scheduled:
                 self._scheduled = True
                 self.loop.call_soon(self._turn)
 
     def _react_one_by_one(self) -> None:
         """For a store that keeps at once: no commit to share, so nothing to collect first."""
-        stimuli, store, wall_ns = self._stimuli, self.store, self.clock.wall_ns
+        events, store, wall_ns = self._events, self.store, self.clock.wall_ns
         until = wall_ns() + TURN_BUDGET_NS
-        while stimuli:
-            run, stimulus = stimuli.popleft()
+        while events:
+            run, event = events.popleft()
             if run.failure is not None:
                 continue
             saga = run.saga
             now_ns = wall_ns()
             try:
-                pulses, commands = saga.react(stimulus, now_ns)
+                pulses, commands = saga.react(event, now_ns)
             except Exception as error:
                 self._give_up(run, error)
                 continue
@@ -262,17 +262,17 @@ class Supervisor:
 
     def _react_to_all(self) -> None:
         """Collect what follows from everything that has come in, keep it in one commit, then obey."""
-        stimuli = self._stimuli
+        events = self._events
         now_ns = self.clock.wall_ns()
         writes: list[Write] = []
         orders: list[tuple[Run, list[Pulse], list[Command], int]] = []
-        while stimuli:
-            run, stimulus = stimuli.popleft()
+        while events:
+            run, event = events.popleft()
             if run.failure is not None:
                 continue
             saga = run.saga
             try:
-                pulses, commands = saga.react(stimulus, now_ns)
+                pulses, commands = saga.react(event, now_ns)
             except Exception as error:
                 self._give_up(run, error)
                 continue
@@ -287,10 +287,10 @@ class Supervisor:
         elif orders:
             self._kept(orders, (), None)
 
-    def _react_at_once(self, run: Run, stimulus: Accept) -> None:
+    def _react_at_once(self, run: Run, event: Accept) -> None:
         """Accept without waiting for the next turn; the commands are still obeyed there, outside of any task."""
         saga = run.saga
-        pulses, commands = saga.react(stimulus, self.clock.wall_ns())
+        pulses, commands = saga.react(event, self.clock.wall_ns())
         write = Write(saga.transaction, saga.epoch, pulses, saga.status, saga.open, run.key)
         orders = [(run, pulses, commands, 0)]
         self.store.append((write,), lambda refusals, error: self._kept_at_once(orders, refusals, error))
@@ -304,7 +304,7 @@ class Supervisor:
             self._kept(orders, refusals, error)
         finally:
             self._turning = False
-        if self._stimuli:
+        if self._events:
             self._turn()
 
     def _kept(self, orders: Any, refusals: Sequence[Refusal], error: BaseException | None) -> None:
@@ -318,7 +318,7 @@ class Supervisor:
                 self._give_up(run, refused[index])
             else:
                 self._obey(run, pulses, commands)
-        if self._stimuli and not self._turning and not self._scheduled:
+        if self._events and not self._turning and not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._turn)
 
@@ -395,27 +395,30 @@ class Supervisor:
             if hold is None:
                 return
         signal = self._signal(run, step, direction, fault)
-        decided = saga.decided.get(index) if step.decides else None
-        result = saga.own_result(index) if direction is UNDO and index not in saga.doubts else None
-        if self.router is not None and not step.stays and not self.hosted(step):
-            self._send_away(run, step, signal, decided, result)
+        evaluated = saga.evaluated.get(index) if step.needs_evaluation else None
+        result = saga.own_result(index) if direction is UNDO and index not in saga.steps_in_doubt else None
+        if self.router is not None and not step.is_local_only and not self.hosted(step):
+            self._send_away(run, step, signal, evaluated, result)
             return
         if run.done is None:
             run.done = partial(self._hop_done, run)
-        if step.surrounding is not None:
+        if step.around_container is not None:
             self._attach(run, step, signal)
-        arguments: Any = _new(Unread if step.unread else Bound, (step.arguments, saga.tokens, step.address, decided))
+        arguments: Any = _new(
+            RawArguments if step.takes_raw_arguments else BoundArguments,
+            (step.arguments, saga.tokens, step.address, evaluated),
+        )
         done = run.done if hold is None else partial(self._bounded_hop_done, run, hold)
         actor = self.host.launch(plan, step, signal, arguments, result, done, hold)
         if actor.state != ENDED:
             run.actors[index] = actor
 
     def _send_away(
-        self, run: Run, step: PlanStep, signal: Signal, decided: Mapping[str, Any] | None, result: Any
+        self, run: Run, step: PlanStep, signal: Signal, evaluated: Mapping[str, Any] | None, result: Any
     ) -> None:
         assert self.router is not None
         try:
-            values = argument_values(step.arguments, run.saga.tokens, step.address, decided)
+            values = argument_values(step.arguments, run.saga.tokens, step.address, evaluated)
         except InvalidInput as error:
             self._answer_for(run, step.index, signal.direction, error)
         else:
@@ -437,8 +440,8 @@ class Supervisor:
                 (saga.hops[index],) if undoing else saga.causes[index], direction,
                 saga.undo_attempts[index] if undoing else saga.attempts[index], saga.deliveries[index], saga.epoch,
                 saga.ttls[index], budget_ns, None, "", fault, saga.parent, saga.metadata,
-                undoing and index in saga.doubts, step.retries - saga.failures[index], saga.trail,
-                "" if index < saga.grown else step.name,
+                undoing and index in saga.steps_in_doubt, step.retries - saga.failures[index], saga.trail,
+                "" if index < saga.plan_size else step.name,
             ),
         )  # fmt: skip
 
@@ -475,26 +478,26 @@ class Supervisor:
                     self._give_up(run, error)
         finally:
             self._turning = False
-        if self._stimuli:
+        if self._events:
             self._turn()
 
-    def _decide(self, run: Run, command: Decide) -> None:
+    def _evaluate(self, run: Run, command: Evaluate) -> None:
         """Ask user code, once; what comes of it is recorded."""
         saga = run.saga
         step = saga.steps[command.step]
         try:
-            decided = decide(saga, command.step)
+            evaluated = evaluate(saga, command.step)
         except BaseException as error:
             run.errors[join_hop_id(saga.salt, step.forward_code)] = error
             fault = fault_of(error)
             self.feed(
                 run,
-                Decided(
+                Evaluated(
                     command.step, True, None, fault._replace(message=f"deciding on {step.address!r}: {fault.message}")
                 ),
             )
         else:
-            self.feed(run, decided)
+            self.feed(run, evaluated)
 
     def _arm_retry(self, run: Run, command: ArmRetry) -> None:
         index = command.step
@@ -506,7 +509,7 @@ class Supervisor:
 
     def _arm_grace(self, run: Run, command: ArmGrace) -> None:
         due_ns = self.clock.wall_ns() + command.after_ns
-        run.grace = self._timer(due_ns, lambda: self.feed(run, GraceOver()))
+        run.grace = self._timer(due_ns, lambda: self.feed(run, GraceExpired()))
 
     def _arm_deadline(self, run: Run, command: ArmDeadline) -> None:
         if run.deadline is not None:
@@ -514,9 +517,9 @@ class Supervisor:
             run.deadline = None
         if command.due_ns is not None:
             forward = command.due_ns == run.saga.deadline_ns
-            run.deadline = self._timer(command.due_ns, lambda: self._deadline_over(run, forward))
+            run.deadline = self._timer(command.due_ns, lambda: self._deadline_expired(run, forward))
 
-    def _deadline_over(self, run: Run, forward: bool) -> None:
+    def _deadline_expired(self, run: Run, forward: bool) -> None:
         """Ahead of what else has come in: a hop that ran into this deadline is told of in the same moment, and is not
         the reason."""
         run.deadline = None
@@ -528,12 +531,12 @@ class Supervisor:
         fault = Fault(
             "bitactor.errors:DeadlineExceeded", f"{run.plan.workflow!r} was still {what} {seconds:.3g} s after it began"
         )
-        self.feed(run, DeadlineOver(fault), first=True)
+        self.feed(run, DeadlineExpired(fault), first=True)
 
     def _timer(self, due_wall_ns: int, callback: Callable[[], None]) -> Timer:
         return Timer(self.wheel, self.clock.monotonic_ns() + due_wall_ns - self.clock.wall_ns(), callback)
 
-    def _abandon(self, run: Run, command: Abandon) -> None:
+    def _abandon(self, run: Run, command: CancelHop) -> None:
         index = command.step
         waited = self.gate.forget(run, index)
         if waited is not None:
@@ -555,7 +558,7 @@ class Supervisor:
 
     def _attach(self, run: Run, step: PlanStep, signal: Signal) -> None:
         """A function around nested steps is about to run: this is what its `proceed()` does."""
-        assert step.surrounding is not None
+        assert step.around_container is not None
 
         async def proceed() -> Any:
             waiting: asyncio.Future[Any] = self.loop.create_future()
@@ -570,9 +573,9 @@ class Supervisor:
                 if waiters.get(step.index) is waiting:
                     del waiters[step.index]
 
-        step.surrounding.attach(signal.transaction, signal.path, proceed)
+        step.around_container.attach_proceed(signal.transaction, signal.path, proceed)
 
-    def _answer(self, run: Run, command: Answer) -> None:
+    def _answer(self, run: Run, command: AnswerProceed) -> None:
         waiting = (run.proceeding or {}).get(command.step)
         if waiting is not None and not waiting.done():
             waiting.set_result(command.token)
@@ -584,7 +587,7 @@ class Supervisor:
     def _settle(self, run: Run, command: Settle) -> None:
         self._disarm(run)
         for step in run.plan.containers:
-            step.container.forget(run.saga.transaction)  # type: ignore[union-attr]
+            step.container.release(run.saga.transaction)  # type: ignore[union-attr]
         run.done = None  # it refers back to the run; without it nothing has to wait for the garbage collector
         if not run.settled:
             run.settled = True
@@ -620,7 +623,7 @@ class Supervisor:
                     run, StoreError(f"transaction {run.saga.transaction} was still running when its mesh was closed")
                 )
         self.runs.clear()
-        self._stimuli.clear()
+        self._events.clear()
 
     # Looking
 
@@ -640,16 +643,16 @@ class Supervisor:
             self.gate.watch(run)
 
 
-_ASKED_FOR: Final = frozenset((RUNNING, ASSESSING, UNDO_RUNNING))
+_ASKED_FOR: Final = frozenset((RUNNING, COMPENSATING, UNDO_RUNNING))
 """States of a step whose actor's answer is still waited for."""
 
 _OBEY: Mapping[type, Callable[[Supervisor, Run, Any], None]] = {
-    Decide: Supervisor._decide,
+    Evaluate: Supervisor._evaluate,
     ArmRetry: Supervisor._arm_retry,
     ArmGrace: Supervisor._arm_grace,
     ArmDeadline: Supervisor._arm_deadline,
-    Abandon: Supervisor._abandon,
+    CancelHop: Supervisor._abandon,
     Deliver: Supervisor._deliver,
-    Answer: Supervisor._answer,
+    AnswerProceed: Supervisor._answer,
     Settle: Supervisor._settle,
 }

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from bitactor.arguments import Bound
+from bitactor.arguments import BoundArguments
 from bitactor.codec import encode_token
 from bitactor.ids import hop_id
 from bitactor.signal import FORWARD, UNDO, Reply, Signal
@@ -81,7 +81,7 @@ class Stage:
             )
         )  # fmt: skip
         tokens = [None] * len(plan.steps) + [encode_token(value) for value in inputs]
-        arguments = Bound(compiled.arguments, tokens, compiled.address)
+        arguments = BoundArguments(compiled.arguments, tokens, compiled.address)
 
         def begin() -> None:
             token = encode_token(result) if direction == UNDO else None
@@ -96,7 +96,7 @@ class Stage:
 
     async def close(self, timeout: float = 20.0) -> None:
         await self.spawner.close(timeout)
-        for task in self.host.assessments:
+        for task in self.host.compensations:
             task.cancel()
         self.wheel.close()
 

@@ -102,7 +102,7 @@ class Case(Branch):
         return self
 
 
-class Placed(Form):
+class NamedStepForm(Form):
     """What every step has."""
 
     name: str
@@ -128,7 +128,7 @@ class Undo(Form):
     retries: int | None = None
 
 
-class Hop(Placed):
+class FunctionStepForm(NamedStepForm):
     """What steps have that run a function."""
 
     retries: int | None = None
@@ -146,7 +146,7 @@ class Hop(Placed):
     compensate: str | None = None
 
 
-class StepForm(Hop):
+class StepForm(FunctionStepForm):
     """`workflow.step`, or `workflow.deferred`."""
 
     kind: Literal["step"]
@@ -154,7 +154,7 @@ class StepForm(Hop):
     deferred: bool = False
 
 
-class MapForm(Hop):
+class MapForm(FunctionStepForm):
     """`workflow.map`."""
 
     kind: Literal["map"]
@@ -173,7 +173,7 @@ class MapForm(Hop):
     whole: bool | None = None
 
 
-class IterateForm(Hop):
+class IterateForm(FunctionStepForm):
     """`workflow.iterate`."""
 
     kind: Literal["iterate"]
@@ -183,7 +183,7 @@ class IterateForm(Hop):
     at_most: int
 
 
-class AroundForm(Hop):
+class AroundForm(FunctionStepForm):
     """`workflow.around`."""
 
     kind: Literal["around"]
@@ -191,14 +191,14 @@ class AroundForm(Hop):
     workflow: str
 
 
-class ComposeForm(Placed):
+class ComposeForm(NamedStepForm):
     """`workflow.compose`."""
 
     kind: Literal["compose"]
     workflow: str
 
 
-class SwitchForm(Placed):
+class SwitchForm(NamedStepForm):
     """`workflow.switch`."""
 
     kind: Literal["switch"]
@@ -208,7 +208,7 @@ class SwitchForm(Placed):
     optional: bool = False
 
 
-class GroupForm(Placed):
+class GroupForm(NamedStepForm):
     """`workflow.group`."""
 
     kind: Literal["group"]
@@ -217,7 +217,7 @@ class GroupForm(Placed):
     after_all: str | None = None
 
 
-class RecurseForm(Placed):
+class RecurseForm(NamedStepForm):
     """`workflow.recurse`."""
 
     kind: Literal["recurse"]
@@ -226,7 +226,7 @@ class RecurseForm(Placed):
     at_most: int
 
 
-class CollectForm(Hop):
+class CollectForm(FunctionStepForm):
     """`workflow.collect`."""
 
     kind: Literal["collect"]
@@ -234,14 +234,14 @@ class CollectForm(Hop):
     transform: str | None = None
 
 
-class TemplateForm(Hop):
+class TemplateForm(FunctionStepForm):
     """`workflow.template`."""
 
     kind: Literal["template"]
     text: str
 
 
-class DebugForm(Hop):
+class DebugForm(FunctionStepForm):
     """`workflow.debug`."""
 
     kind: Literal["debug"]
@@ -249,7 +249,7 @@ class DebugForm(Hop):
     level: str | None = None
 
 
-class FlunkForm(Hop):
+class FlunkForm(FunctionStepForm):
     """`workflow.flunk`."""
 
     kind: Literal["flunk"]
@@ -337,7 +337,7 @@ _GRAPH: Final = TypeAdapter(GraphForm)
 _TAGS: Final = frozenset((*KINDS, "text", "form", "origin", "factory"))
 
 
-def checked(data: Any) -> GraphForm:
+def validate(data: Any) -> GraphForm:
     """The data as a form.
 
     Raises:

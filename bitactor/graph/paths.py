@@ -34,7 +34,7 @@ def path_of(thing: Any, what: str) -> str:
         raise DefinitionError(f"{shown}: other programs cannot import from __main__; move it to a module of its own")
     path = f"{module}:{name}"
     try:
-        found = bare(resolve_name(path))
+        found = undecorated(resolve_name(path))
     except (ValueError, ImportError, AttributeError):
         raise DefinitionError(
             f"{shown}: there is nothing at {path!r}; define it at the top level of a module"
@@ -64,7 +64,7 @@ def at_path(path: str, what: str) -> Any:
                 f"{what}: module {module_name!r} has no {name!r}.{suggest(part, known) if known else ''}"
             )
         found = getattr(found, part)
-    return bare(found)
+    return undecorated(found)
 
 
 def function_at(path: str, what: str) -> Callable[..., Any]:
@@ -93,7 +93,7 @@ def class_at(path: str, what: str, base: type[Any] = object) -> type[Any]:
     return found
 
 
-def bare(found: Any) -> Any:
+def undecorated(found: Any) -> Any:
     """A declared step's function, for its decorator put the step in the function's place; anything else as it is."""
     return found.function if hasattr(found, "undo_function") and hasattr(found, "workflow") else found
 

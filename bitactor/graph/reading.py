@@ -12,9 +12,9 @@ from bitactor.arguments import Element, Input, Result, Source, Value
 from bitactor.errors import CycleError, DefinitionError, DuplicateName, UnknownArgument, suggest
 from bitactor.graph import forms
 from bitactor.graph.annotations import type_of
-from bitactor.graph.forms import GraphForm, Hop, Made, Origin, Placed, WorkflowForm, checked
+from bitactor.graph.forms import FunctionStepForm, GraphForm, Made, NamedStepForm, Origin, WorkflowForm, validate
 from bitactor.graph.paths import at_path, class_at, function_at
-from bitactor.graph.values import read, referred
+from bitactor.graph.values import callable_of, value_of
 from bitactor.policy import Backoff
 from bitactor.resources import Resource
 
@@ -36,7 +36,7 @@ def from_dict(make: Callable[..., Workflow], data: Mapping[str, Any]) -> Workflo
         DefinitionError: or one of its kinds: the data are not of that form, a path leads nowhere, or the workflow
             cannot work.
     """
-    form = checked(data)
+    form = validate(data)
     reader = _Reader(make, form)
     workflow = reader.workflow(form)
     unused = next((other.name for other in form.workflows if other.name not in reader.made), None)
@@ -149,8 +149,8 @@ class _Reader:
                 step = workflow.debug(name, *form.sources, **form.given("level"), **options)
             case _:
                 step = self._nesting(workflow, form, options, what)
-        if isinstance(form, Hop):
-            _take_back(step, form, what)
+        if isinstance(form, FunctionStepForm):
+            _declare_undo(step, form, what)
 
     def _nesting(
         self,
@@ -210,7 +210,7 @@ def _input(given: str | forms.Fields, what: str) -> Any:
     return fields
 
 
-def _options(form: Placed, what: str) -> dict[str, Any]:
+def _options(form: NamedStepForm, what: str) -> dict[str, Any]:
     options: dict[str, Any] = {"name": form.name}
     if form.bind:
         options["bind"] = _sources(form.bind, what)
@@ -221,7 +221,7 @@ def _options(form: Placed, what: str) -> dict[str, Any]:
         for role, path in form.given("when", "guard").items()
         if path is not None
     }
-    if not isinstance(form, Hop):
+    if not isinstance(form, FunctionStepForm):
         return options
     options |= {name: value for name, value in form.given(*_PLAIN_OPTIONS).items() if value is not None}
     if form.backoff is not None:
@@ -229,7 +229,9 @@ def _options(form: Placed, what: str) -> dict[str, Any]:
     if form.retry_on is not None:
         options["retry_on"] = [class_at(path, f"{what}: retry_on", BaseException) for path in form.retry_on]
     if form.policies:
-        options["policies"] = [read(policy.model_dump(by_alias=True), f"{what}: policies") for policy in form.policies]
+        options["policies"] = [
+            value_of(policy.model_dump(by_alias=True), f"{what}: policies") for policy in form.policies
+        ]
     return options
 
 
@@ -242,7 +244,7 @@ def _backoff(given: str | forms.Backing, what: str) -> Any:
         raise DefinitionError(f"{what}: {error}") from None
 
 
-def _take_back(step: Step[..., Any], form: Hop, what: str) -> None:
+def _declare_undo(step: Step[..., Any], form: FunctionStepForm, what: str) -> None:
     if form.undo is not None:
         given = form.undo.function
         function = function_at(given, f"{what}: undo") if isinstance(given, str) else _called(given, f"{what}: undo")
@@ -253,7 +255,7 @@ def _take_back(step: Step[..., Any], form: Hop, what: str) -> None:
 
 
 def _called(given: str | Made | None, what: str) -> Callable[..., Any]:
-    return referred(given.model_dump(by_alias=True) if isinstance(given, Made) else given, f"{what}: function")
+    return callable_of(given.model_dump(by_alias=True) if isinstance(given, Made) else given, f"{what}: function")
 
 
 def _sources(given: Mapping[str, Origin], what: str) -> dict[str, Source]:

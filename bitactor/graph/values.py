@@ -29,7 +29,7 @@ _TAGS: Final = (
     frozenset(("dict",)),
 )
 
-_KEPT_AS: Final[Mapping[type[Any], Mapping[str, str]]] = {Cache: {"key": "keyed_by"}}
+_FIELD_NAMES: Final[Mapping[type[Any], Mapping[str, str]]] = {Cache: {"key": "keyed_by"}}
 """Parameters of a class that its fields have by another name."""
 
 
@@ -66,8 +66,8 @@ def _unplain(value: Any) -> Any:
     return value
 
 
-def written(value: Any, what: str) -> Any:
-    """A value as plain data that `read` makes it from.
+def data_of(value: Any, what: str) -> Any:
+    """A value as plain data that `value_of` makes it from.
 
     Raises:
         DefinitionError: it, or something in it, cannot be written so.
@@ -75,42 +75,42 @@ def written(value: Any, what: str) -> Any:
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, tuple):
-        return {"tuple": [written(item, what) for item in value]}
+        return {"tuple": [data_of(item, what) for item in value]}
     if isinstance(value, list):
-        return [written(item, what) for item in value]
+        return [data_of(item, what) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        plain = {key: written(item, what) for key, item in value.items()}
+        plain = {key: data_of(item, what) for key, item in value.items()}
         return {"dict": plain} if frozenset(plain) in _TAGS else plain
     if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType | types.MethodType):
         return {"import": path_of(value, what)}
     if dataclasses.is_dataclass(value):
-        return _made(value, what)
+        return _object_data(value, what)
     raise DefinitionError(f"{what} is {value!r}, which plain data cannot say; use a dataclass, or what JSON has")
 
 
-def read(data: Any, what: str) -> Any:
-    """The value that `written` wrote.
+def value_of(data: Any, what: str) -> Any:
+    """The value that `data_of` wrote.
 
     Raises:
         DefinitionError: a path leads nowhere, or an object cannot be made so.
     """
     if isinstance(data, list):
-        return [read(item, what) for item in data]
+        return [value_of(item, what) for item in data]
     if not isinstance(data, Mapping):
         return data
     tag = frozenset(data)
     if tag not in _TAGS:
-        return {key: read(item, what) for key, item in data.items()}
+        return {key: value_of(item, what) for key, item in data.items()}
     if "make" in tag:
-        return _make(data, what)
+        return _make_object(data, what)
     if "import" in tag:
         return at_path(_text(data["import"], what), what)
-    return tuple(read(item, what) for item in data["tuple"]) if "tuple" in tag else read_items(data["dict"], what)
+    return tuple(value_of(item, what) for item in data["tuple"]) if "tuple" in tag else values_of(data["dict"], what)
 
 
-def read_items(data: Mapping[str, Any], what: str) -> dict[str, Any]:
+def values_of(data: Mapping[str, Any], what: str) -> dict[str, Any]:
     """A mapping's values, each read."""
-    return {key: read(item, what) for key, item in data.items()}
+    return {key: value_of(item, what) for key, item in data.items()}
 
 
 def reference(thing: Any, what: str) -> Any:
@@ -120,26 +120,28 @@ def reference(thing: Any, what: str) -> Any:
         DefinitionError: neither can be said.
     """
     return (
-        _made(thing, what) if dataclasses.is_dataclass(thing) and not isinstance(thing, type) else path_of(thing, what)
+        _object_data(thing, what)
+        if dataclasses.is_dataclass(thing) and not isinstance(thing, type)
+        else path_of(thing, what)
     )
 
 
-def referred(data: Any, what: str) -> Callable[..., Any]:
+def callable_of(data: Any, what: str) -> Callable[..., Any]:
     """What `reference` wrote.
 
     Raises:
         DefinitionError: there is nothing, or it cannot be called.
     """
-    found = at_path(data, what) if isinstance(data, str) else _make(data, what)
+    found = at_path(data, what) if isinstance(data, str) else _make_object(data, what)
     if not callable(found):
         raise DefinitionError(f"{what}: {data!r} is {found!r}, which cannot be called")
     function: Callable[..., Any] = found
     return function
 
 
-def _made(value: Any, what: str) -> dict[str, Any]:
+def _object_data(value: Any, what: str) -> dict[str, Any]:
     kind = type(value)
-    path, kept_as = path_of(kind, f"{what}: the class of {kind.__name__}(…)"), _KEPT_AS.get(kind, {})
+    path, kept_as = path_of(kind, f"{what}: the class of {kind.__name__}(…)"), _FIELD_NAMES.get(kind, {})
     given = {}
     for name, parameter in inspect.signature(kind).parameters.items():
         field = kept_as.get(name, name)
@@ -148,9 +150,9 @@ def _made(value: Any, what: str) -> dict[str, Any]:
                 f"{what}: {value!r} does not keep {name!r}, so it cannot be made again; keep it in a field of that name"
             )
         if getattr(value, field) != parameter.default:
-            given[name] = written(getattr(value, field), f"{what}: {kind.__name__}.{name}")
+            given[name] = data_of(getattr(value, field), f"{what}: {kind.__name__}.{name}")
     made: dict[str, Any] = {"make": path, "with": given} if given else {"make": path}
-    again = _make(made, what)
+    again = _make_object(made, what)
     if again != value:
         raise DefinitionError(
             f"{what}: {value!r} is {again!r} when it is made again from its fields; keep all of it in fields"
@@ -158,14 +160,14 @@ def _made(value: Any, what: str) -> dict[str, Any]:
     return made
 
 
-def _make(data: Mapping[str, Any], what: str) -> Any:
+def _make_object(data: Mapping[str, Any], what: str) -> Any:
     unknown = next((key for key in data if key not in ("make", "with")), None)
     if unknown is not None or "make" not in data:
         raise DefinitionError(f'{what}: {dict(data)!r} is no object; write {{"make": "module:Class", "with": {{…}}}}')
     kind = class_at(_text(data["make"], what), what)
     if not dataclasses.is_dataclass(kind):
         raise DefinitionError(f"{what}: {data['make']!r} is no dataclass, and only those are made from data")
-    given, known = read_items(data.get("with", {}), what), inspect.signature(kind).parameters
+    given, known = values_of(data.get("with", {}), what), inspect.signature(kind).parameters
     for name in given:
         if name not in known:
             raise DefinitionError(f"{what}: {kind.__name__} has no {name!r}.{suggest(name, known)}")

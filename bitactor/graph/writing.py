@@ -13,7 +13,7 @@ from bitactor.errors import DefinitionError, DuplicateName
 from bitactor.graph.annotations import type_text
 from bitactor.graph.forms import VERSION
 from bitactor.graph.paths import path_of
-from bitactor.graph.values import constant, reference, written
+from bitactor.graph.values import constant, data_of, reference
 from bitactor.kinds.around import Around
 from bitactor.kinds.batch import OVER
 from bitactor.kinds.compose import Compose
@@ -131,7 +131,7 @@ def _step(step: Step[Any, Any], nested: dict[str, Workflow]) -> dict[str, Any]:
         bind = {} if step.label == "collect" else bind
     if bind:
         data["bind"] = _sources(bind, what)
-    return data | _options(step, what) | _taken_back(step, what)
+    return data | _options(step, what) | _undo_options(step, what)
 
 
 def _kind(kind: Kind, bind: Mapping[str, Source], what: str, nested: dict[str, Workflow]) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def _options(step: Step[Any, Any], what: str) -> dict[str, Any]:
         kinds = [retry_on] if isinstance(retry_on, type) else retry_on
         data["retry_on"] = [path_of(kind, f"{what}: retry_on=") for kind in kinds]
     if policies := options.get("policies"):
-        data["policies"] = [written(policy, f"{what}: policies=") for policy in policies]
+        data["policies"] = [data_of(policy, f"{what}: policies=") for policy in policies]
     return data
 
 
@@ -266,7 +266,7 @@ def _backoff(backoff: Any, what: str) -> Any:
     return path_of(backoff, what)
 
 
-def _taken_back(step: Step[Any, Any], what: str) -> dict[str, Any]:
+def _undo_options(step: Step[Any, Any], what: str) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if step.undo_function is not None:
         undo = {"function": reference(step.undo_function, f"{what}: its undo"), "retries": step.undo_retries}

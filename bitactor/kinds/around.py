@@ -23,8 +23,25 @@ from bitactor.compiling import Parameter, Site
 from bitactor.context import Context
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome
 from bitactor.functions import is_coroutine_function
-from bitactor.kinds.kind import Kind, function_parameters, merged, nested_inputs, require_workflow, workflow_parameters
-from bitactor.kinds.port import ANSWERED, WAIT, Close, Container, Follow, Given, Open, Opening, Progress
+from bitactor.kinds.kind import (
+    Kind,
+    function_parameters,
+    merge_parameters,
+    nested_inputs,
+    require_workflow,
+    workflow_parameters,
+)
+from bitactor.kinds.port import (
+    ANSWER_FUNCTION_AROUND,
+    WAIT,
+    Close,
+    Container,
+    ContainerArguments,
+    NextAction,
+    Open,
+    Opening,
+    Progress,
+)
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow
@@ -56,14 +73,16 @@ class Around(Kind):
 
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`."""
-        return merged([workflow_parameters(self.workflow), function_parameters(self.function, what, (PROCEED,))])
+        return merge_parameters(
+            [workflow_parameters(self.workflow), function_parameters(self.function, what, (PROCEED,))]
+        )
 
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
-        return Surrounding(site, self)
+        return AroundContainer(site, self)
 
 
-class Surrounding(Container):
+class AroundContainer(Container):
     """A function around a nested workflow, compiled: a scope of one step for the function, and one for the workflow
     when it proceeds."""
 
@@ -85,7 +104,7 @@ class Surrounding(Container):
                 f"{site.what}: policies are for attempts that can be made again, and this one holds other steps; give "
                 "them theirs"
             )
-        step.surrounding = self
+        step.around_container = self
         self._own = len(function.inputs)
         self.bodies = (
             replace(function, inputs=(*function.inputs, *(f"(nested) {name}" for name in nested.inputs))),
@@ -93,28 +112,28 @@ class Surrounding(Container):
         )
         self.depth = 1 + nested.depth
 
-    def open(self, given: Given) -> Open:
+    def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
         function, nested = self.bodies
-        own = tuple(given.token(name) for name in function.inputs[: self._own])
-        return Open([Opening(AROUND, 0, (*own, *nested_inputs(self._declared.workflow, nested, given)))])
+        own = tuple(arguments.token(name) for name in function.inputs[: self._own])
+        return Open([Opening(AROUND, 0, (*own, *nested_inputs(self._declared.workflow, nested, arguments)))])
 
     def nested(self, progress: Progress) -> list[Opening]:
         """What to open when the function proceeds; nothing if it has done so before."""
         return [] if progress.opened > 1 else [Opening("", 1, progress.inputs[self._own :])]
 
-    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
-        progress.held[_OWN if key == AROUND else _NESTED] = token
+        progress.round_results[_OWN if key == AROUND else _NESTED] = token
         if progress.open:
-            return WAIT if key == AROUND else ANSWERED
-        return Close(progress.held[_OWN])
+            return WAIT if key == AROUND else ANSWER_FUNCTION_AROUND
+        return Close(progress.round_results[_OWN])
 
-    def attach(self, transaction: str, path: str, proceed: Callable[[], Awaitable[Any]]) -> None:
+    def attach_proceed(self, transaction: str, path: str, proceed: Callable[[], Awaitable[Any]]) -> None:
         """The function of this transaction is about to run here: that is what its `proceed()` does."""
         self._proceeds[transaction, path] = proceed
 
-    def forget(self, transaction: str) -> None:
+    def release(self, transaction: str) -> None:
         """See the port."""
         for key in [key for key in self._proceeds if key[0] == transaction]:
             del self._proceeds[key]

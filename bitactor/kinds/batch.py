@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from bitactor.arguments import Unread, follow
+from bitactor.arguments import RawArguments, value_at
 from bitactor.codec import decode_token, encode_token, pack, token_bytes, unpack
 from bitactor.context import Context
 from bitactor.errors import InvalidInput, InvalidOutcome
@@ -23,10 +23,10 @@ POSITION: Final = "(position)"
 ACCUMULATED: Final = "(accumulated)"
 ELEMENTS: Final = ("element", "index")
 
-Failed = dict[str, Any]
+ElementError = dict[str, Any]
 
 
-class Batch(NamedTuple):
+class BatchResult(NamedTuple):
     """What a batch answers with."""
 
     taken: int
@@ -58,7 +58,7 @@ class Cursor:
         """Whether it is being read, or reading it was broken off: nobody knows then what it has given, and it has to be
         opened again."""
 
-    def done_until(self, position: int) -> bool:
+    def advance_to(self, position: int) -> bool:
         """Let go of what lies before `position`; whether the cursor can serve what lies behind."""
         if position == self.position:
             return True
@@ -68,7 +68,7 @@ class Cursor:
         return False
 
 
-class Recipe:
+class ElementHandler:
     """What is done with each element."""
 
     def __init__(self, declared: Map, what: str, converters: Mapping[str, Callable[[Any], Any] | None]) -> None:
@@ -96,7 +96,7 @@ class Recipe:
             value = element
             source = self.declared.elements.get(name)
             if source is not None:
-                value = follow(value, source.path, f"element {index} of {self.what}") if source.path else value
+                value = value_at(value, source.path, f"element {index} of {self.what}") if source.path else value
                 value = source.transform(value) if source.transform is not None else value
             if convert is not None:
                 try:
@@ -122,115 +122,117 @@ class Recipe:
         own = {"element": element, "index": index}
         values |= {name: value for name, value in own.items() if name in fields}
         for name, source in self.declared.elements.items():
-            value = follow(element, source.path, f"element {index} of {self.what}") if source.path else element
+            value = value_at(element, source.path, f"element {index} of {self.what}") if source.path else element
             values[name] = source.transform(value) if source.transform is not None else value
         valid = workflow.validate_input(values)
         return [bytes(token_bytes(encode_token(valid[name]))) for name in self.inputs]
 
-    def about(self, error: BaseException, index: int) -> BaseException:
+    def with_note(self, error: BaseException, index: int) -> BaseException:
         """The error, with a word on where it came from."""
         if not isinstance(error, Outcome):
             error.add_note(f"element {index} of {self.what}")
         return error
 
 
-class Batcher:
+class BatchRunner:
     """Runs batches; holds the sources that are open here."""
 
-    def __init__(self, recipe: Recipe, *, is_async: bool) -> None:
-        factory = recipe.declared.factory
+    def __init__(self, handler: ElementHandler, *, is_async: bool) -> None:
+        factory = handler.declared.factory
         if factory is not None and (inspect.isasyncgenfunction(factory) or inspect.iscoroutinefunction(factory)):
             is_async = True
         self.is_async = is_async
-        self._recipe = recipe
+        self._handler = handler
         self._cursors: dict[tuple[str, str], Cursor] = {}
 
     # As a hop
 
-    def run(self, tokens: Unread, ctx: Context, **resources: Any) -> list[Any]:
+    def run(self, tokens: RawArguments, ctx: Context, **resources: Any) -> list[Any]:
         """One batch of plain calls."""
-        outer, position = self._read(tokens, ctx, resources)
+        outer, position = self._read_arguments(tokens, ctx, resources)
         cursor = self._cursor(ctx, position)
         if cursor is None:
-            cursor = self._opened(ctx, self._made(tokens, position, resources, ctx), position)
-        elements = self._taken(cursor, position)
-        answer = self._answer(tokens, position, elements, *self._worked(elements, position, outer))
+            cursor = self._open_cursor(ctx, self._make_source(tokens, position, resources, ctx), position)
+        elements = self._take_elements(cursor, position)
+        answer = self._result(tokens, position, elements, *self._work(elements, position, outer))
         self._close_at_end(ctx, cursor, answer)
         return answer
 
-    def _taken(self, cursor: Cursor, position: int) -> list[Any]:
+    def _take_elements(self, cursor: Cursor, position: int) -> list[Any]:
         iterator = cursor.iterator
         assert isinstance(iterator, Iterator)
         if cursor.taking:
-            for _ in islice(iterator, self._skips(position)):
+            for _ in islice(iterator, self._elements_to_skip(position)):
                 pass
         if not cursor.pending:
             cursor.taking = True
-            cursor.pending = list(islice(iterator, self._recipe.declared.batch))
+            cursor.pending = list(islice(iterator, self._handler.declared.batch))
         cursor.taking = False
         return cursor.pending
 
-    def _worked(
+    def _work(
         self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]
-    ) -> tuple[list[Any], list[Failed]]:
-        function = self._recipe.declared.function
+    ) -> tuple[list[Any], list[ElementError]]:
+        function = self._handler.declared.function
         if function is None:
-            return self._nested(elements, position, outer)
-        if self._recipe.declared.whole:
+            return self._inputs_of_each(elements, position, outer)
+        if self._handler.declared.whole:
             return [self._call_once(function, elements, position, outer)] if elements else [], []
-        return self._each(function, elements, position, outer)
+        return self._call_each(function, elements, position, outer)
 
-    async def run_async(self, tokens: Unread, ctx: Context, **resources: Any) -> list[Any]:
+    async def run_async(self, tokens: RawArguments, ctx: Context, **resources: Any) -> list[Any]:
         """One batch of calls side by side, from any source."""
-        outer, position = self._read(tokens, ctx, resources)
+        outer, position = self._read_arguments(tokens, ctx, resources)
         cursor = self._cursor(ctx, position)
         if cursor is None:
-            made = self._made(tokens, position, resources, ctx)
-            cursor = self._opened(ctx, await made if inspect.isawaitable(made) else made, position)
+            made = self._make_source(tokens, position, resources, ctx)
+            cursor = self._open_cursor(ctx, await made if inspect.isawaitable(made) else made, position)
         if cursor.taking:
-            await _skip(cursor, self._skips(position))
+            await _skip(cursor, self._elements_to_skip(position))
         if not cursor.pending:
             cursor.taking = True
-            cursor.pending = await _take(cursor.iterator, self._recipe.declared.batch)
+            cursor.pending = await _take(cursor.iterator, self._handler.declared.batch)
         cursor.taking = False
         elements = cursor.pending
-        answer = self._answer(tokens, position, elements, *await self._worked_async(elements, position, outer))
+        answer = self._result(tokens, position, elements, *await self._work_async(elements, position, outer))
         self._close_at_end(ctx, cursor, answer)
         return answer
 
-    async def _worked_async(
+    async def _work_async(
         self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]
-    ) -> tuple[list[Any], list[Failed]]:
-        function = self._recipe.declared.function
-        if function is not None and self._recipe.declared.whole and elements:
+    ) -> tuple[list[Any], list[ElementError]]:
+        function = self._handler.declared.function
+        if function is not None and self._handler.declared.whole and elements:
             value = self._call_once(function, elements, position, outer)
             return [await value if inspect.isawaitable(value) else value], []
         if function is None or not inspect.iscoroutinefunction(function):
-            return self._worked(elements, position, outer)
-        return await self._side_by_side(elements, position, outer)
+            return self._work(elements, position, outer)
+        return await self._call_each_async(elements, position, outer)
 
     def _call_once(
         self, function: Callable[..., Any], elements: Sequence[Any], position: int, outer: Mapping[str, Any]
     ) -> Any:
-        where = {"index": position} if "index" in self._recipe.takes else {}
+        where = {"index": position} if "index" in self._handler.takes else {}
         return function(**outer, **where, elements=elements)
 
-    def forget(self, transaction: str) -> None:
+    def release(self, transaction: str) -> None:
         """Close what is open for a transaction that has settled."""
         for key in [key for key in self._cursors if key[0] == transaction]:
             _close(self._cursors.pop(key).iterator)
 
     # Sources
 
-    def _read(self, tokens: Unread, ctx: Context, resources: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    def _read_arguments(
+        self, tokens: RawArguments, ctx: Context, resources: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], int]:
         """What the function is given beside the element, and where this batch begins."""
-        recipe = self._recipe
-        if recipe.declared.workflow is not None:
-            names: Sequence[str] = [name for name in recipe.inputs if name not in recipe.declared.elements]
+        handler = self._handler
+        if handler.declared.workflow is not None:
+            names: Sequence[str] = [name for name in handler.inputs if name not in handler.declared.elements]
         else:
-            names = recipe.takes
+            names = handler.takes
         outer = tokens.values(names)
-        for name in recipe.takes:
+        for name in handler.takes:
             if name in resources:
                 outer[name] = resources[name]
             elif name == "ctx":
@@ -241,7 +243,7 @@ class Batcher:
     def _cursor(self, ctx: Context, position: int) -> Cursor | None:
         key = (ctx.transaction, ctx.step.rpartition("/")[0])
         cursor = self._cursors.get(key)
-        if cursor is not None and (cursor.taking or not cursor.done_until(position)):
+        if cursor is not None and (cursor.taking or not cursor.advance_to(position)):
             _close(self._cursors.pop(key).iterator)
             cursor = None
         return cursor
@@ -249,20 +251,20 @@ class Batcher:
     def _close_at_end(self, ctx: Context, cursor: Cursor, answer: Sequence[Any]) -> None:
         """A map nested in another's elements is not to wait for the end of the transaction with its source open."""
         key = (ctx.transaction, ctx.step.rpartition("/")[0])
-        if not Batch(*answer).more and self._cursors.get(key) is cursor:
+        if not BatchResult(*answer).more and self._cursors.get(key) is cursor:
             _close(self._cursors.pop(key).iterator)
 
-    def _opened(self, ctx: Context, source: Any, position: int) -> Cursor:
+    def _open_cursor(self, ctx: Context, source: Any, position: int) -> Cursor:
         if isinstance(source, Mapping | str | bytes) or not (
             hasattr(source, "__iter__") or hasattr(source, "__aiter__")
         ):
             raise InvalidInput(
-                f"{self._recipe.what} is over a {type(source).__name__}, which is no list or iterable of elements"
+                f"{self._handler.what} is over a {type(source).__name__}, which is no list or iterable of elements"
             )
         iterator: Any = aiter(source) if hasattr(source, "__aiter__") else iter(source)
         if isinstance(iterator, AsyncIterator) and not self.is_async:
             raise InvalidInput(
-                f"{self._recipe.what}: an async source needs an async function, or a factory that is declared `async "
+                f"{self._handler.what}: an async source needs an async function, or a factory that is declared `async "
                 "def`"
             )
         cursor = Cursor(iterator, position)
@@ -270,64 +272,64 @@ class Batcher:
         self._cursors[key] = cursor
         return cursor
 
-    def _made(self, tokens: Unread, position: int, resources: Mapping[str, Any], ctx: Context) -> Any:
-        recipe = self._recipe
-        if recipe.declared.factory is None:
+    def _make_source(self, tokens: RawArguments, position: int, resources: Mapping[str, Any], ctx: Context) -> Any:
+        handler = self._handler
+        if handler.declared.factory is None:
             return decode_token(tokens.token(OVER))
-        given = tokens.values(recipe.factory_takes)
-        given |= {name: resource for name, resource in resources.items() if name in recipe.factory_takes}
-        if "start" in recipe.factory_takes:
+        given = tokens.values(handler.factory_takes)
+        given |= {name: resource for name, resource in resources.items() if name in handler.factory_takes}
+        if "start" in handler.factory_takes:
             given["start"] = position
-        if "ctx" in recipe.factory_takes:
+        if "ctx" in handler.factory_takes:
             given["ctx"] = ctx
-        return recipe.declared.factory(**given)
+        return handler.declared.factory(**given)
 
-    def _skips(self, position: int) -> int:
+    def _elements_to_skip(self, position: int) -> int:
         """Elements to be read past in a source that was just opened."""
-        return 0 if "start" in self._recipe.factory_takes else position
+        return 0 if "start" in self._handler.factory_takes else position
 
     # Elements
 
-    def _each(
+    def _call_each(
         self, function: Callable[..., Any], elements: Sequence[Any], position: int, outer: Mapping[str, Any]
-    ) -> tuple[list[Any], list[Failed]]:
-        recipe = self._recipe
+    ) -> tuple[list[Any], list[ElementError]]:
+        handler = self._handler
         results: list[Any] = []
-        errors: list[Failed] = []
-        collect = recipe.declared.on_error == "collect"
-        convert = recipe.converters.get("element")
-        plain = recipe.plain and not outer and convert is None
+        errors: list[ElementError] = []
+        collect = handler.declared.on_error == "collect"
+        convert = handler.converters.get("element")
+        plain = handler.plain and not outer and convert is None
         for index, element in enumerate(elements, position):
             try:
-                value = function(element=element) if plain else function(**outer, **recipe.arguments(element, index))
+                value = function(element=element) if plain else function(**outer, **handler.arguments(element, index))
                 if isinstance(value, Outcome):
                     raise value
             except Exception as error:
-                if not collect or _is_order(error):
-                    raise recipe.about(error, index) from None
+                if not collect or _is_verdict(error):
+                    raise handler.with_note(error, index) from None
                 errors.append(_failed(index, element, error))
             else:
                 results.append(value)
         return results, errors
 
-    async def _side_by_side(
+    async def _call_each_async(
         self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]
-    ) -> tuple[list[Any], list[Failed]]:
-        recipe = self._recipe
-        function = recipe.declared.function
+    ) -> tuple[list[Any], list[ElementError]]:
+        handler = self._handler
+        function = handler.declared.function
         assert function is not None
-        collect = recipe.declared.on_error == "collect"
-        errors: dict[int, Failed] = {}
+        collect = handler.declared.on_error == "collect"
+        errors: dict[int, ElementError] = {}
         results: dict[int, Any] = {}
 
         async def one(index: int, element: Any) -> None:
             try:
-                value = await function(**outer, **recipe.arguments(element, index))
+                value = await function(**outer, **handler.arguments(element, index))
                 if isinstance(value, Outcome):
                     raise value
             except Exception as error:
-                if not collect or _is_order(error):
-                    raise recipe.about(error, index) from None
+                if not collect or _is_verdict(error):
+                    raise handler.with_note(error, index) from None
                 errors[index] = _failed(index, element, error)
             else:
                 results[index] = value
@@ -339,49 +341,54 @@ class Batcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        order = sorted(results) if recipe.declared.ordered or recipe.keeps_elements else list(results)
+        order = sorted(results) if handler.declared.ordered or handler.keeps_elements else list(results)
         return [results[index] for index in order], [errors[index] for index in sorted(errors)]
 
-    def _nested(
+    def _inputs_of_each(
         self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]
-    ) -> tuple[list[Any], list[Failed]]:
-        recipe = self._recipe
+    ) -> tuple[list[Any], list[ElementError]]:
+        handler = self._handler
         results: list[Any] = []
-        errors: list[Failed] = []
+        errors: list[ElementError] = []
         for index, element in enumerate(elements, position):
             try:
-                results.append([index, recipe.nested_inputs(element, index, outer)])
+                results.append([index, handler.nested_inputs(element, index, outer)])
             except Exception as error:
-                if recipe.declared.on_error == "fail":
-                    raise recipe.about(error, index) from None
+                if handler.declared.on_error == "fail":
+                    raise handler.with_note(error, index) from None
                 errors.append(_failed(index, element, error))
         return results, errors
 
-    def _answer(
-        self, tokens: Unread, position: int, elements: Sequence[Any], results: list[Any], errors: list[Failed]
+    def _result(
+        self,
+        tokens: RawArguments,
+        position: int,
+        elements: Sequence[Any],
+        results: list[Any],
+        errors: list[ElementError],
     ) -> list[Any]:
-        declared = self._recipe.declared
+        declared = self._handler.declared
         accumulated = tokens.token(ACCUMULATED)
         if declared.reduce is not None and results:
             accumulated = encode_token(declared.reduce(decode_token(accumulated), results))
         keeps = (
-            (declared.keep and declared.reduce is None) or declared.workflow is not None or self._recipe.keeps_elements
+            (declared.keep and declared.reduce is None) or declared.workflow is not None or self._handler.keeps_elements
         )
         more = len(elements) == declared.batch
         return [
-            len(elements), more, self._packed(results, position) if keeps else pack([]),
+            len(elements), more, self._pack_results(results, position) if keeps else pack([]),
             pack(errors) if errors else b"", bytes(token_bytes(accumulated)),
-            self._kept(elements) if self._recipe.keeps_elements else b"",
+            self._pack_elements(elements) if self._handler.keeps_elements else b"",
         ]  # fmt: skip
 
-    def _kept(self, elements: Sequence[Any]) -> bytes:
+    def _pack_elements(self, elements: Sequence[Any]) -> bytes:
         """The elements, for an undo, which needs them as they were, or for the report of errors, which only shows
         them."""
-        if self._recipe.declared.workflow is None:
+        if self._handler.declared.workflow is None:
             return pack(list(elements))
         return pack([_shown(element) for element in elements])
 
-    def _packed(self, results: list[Any], position: int) -> bytes:
+    def _pack_results(self, results: list[Any], position: int) -> bytes:
         try:
             return pack(results)
         except InvalidOutcome:
@@ -389,38 +396,38 @@ class Batcher:
                 try:
                     pack(result)
                 except InvalidOutcome as error:
-                    raise InvalidOutcome(f"result {position + offset} of {self._recipe.what}: {error}") from None
+                    raise InvalidOutcome(f"result {position + offset} of {self._handler.what}: {error}") from None
             raise
 
 
-class UndoBatch:
+class BatchUndo:
     """Takes back a batch, element by element, the last first."""
 
-    def __init__(self, recipe: Recipe, undo: Callback) -> None:
-        self._recipe = recipe
+    def __init__(self, handler: ElementHandler, undo: Callback) -> None:
+        self._handler = handler
         self._undo = undo
-        recipe.keeps_elements = True
+        handler.keeps_elements = True
 
-    def run(self, tokens: Unread, ctx: Context, result: Any) -> None:
+    def run(self, tokens: RawArguments, ctx: Context, result: Any) -> None:
         """With a plain function."""
         for arguments in self._calls(tokens, ctx, result):
             self._undo.function(**arguments)
 
-    async def run_async(self, tokens: Unread, ctx: Context, result: Any) -> None:
+    async def run_async(self, tokens: RawArguments, ctx: Context, result: Any) -> None:
         """With one that awaits."""
         for arguments in self._calls(tokens, ctx, result):
             await self._undo.function(**arguments)
 
-    def _calls(self, tokens: Unread, ctx: Context, result: Any) -> Iterable[dict[str, Any]]:
+    def _calls(self, tokens: RawArguments, ctx: Context, result: Any) -> Iterable[dict[str, Any]]:
         undo = self._undo
         outer = tokens.values(undo.takes)
         outer |= {name: ctx for name, what in undo.injected.items() if what == "ctx"}
         named = [name for name, what in undo.injected.items() if what == "result"]
-        batch = Batch(*result)
+        batch = BatchResult(*result)
         elements, results = unpack(batch.elements), unpack(batch.results)
         failed = {error["index"] for error in unpack(batch.errors)} if batch.errors else set()
         position: int = decode_token(tokens.token(POSITION))
-        if self._recipe.declared.whole:
+        if self._handler.declared.whole:
             own = {"elements": elements, "index": position}
             yield (
                 outer
@@ -435,12 +442,12 @@ class UndoBatch:
             yield call | dict.fromkeys(named, value)
 
 
-def _is_order(error: BaseException) -> bool:
+def _is_verdict(error: BaseException) -> bool:
     """Whether it is meant for the saga (Retry, Halt), and so for the whole batch."""
     return isinstance(error, Outcome) and type(error).__name__ != "Fail"
 
 
-def _failed(index: int, element: Any, error: BaseException) -> Failed:
+def _failed(index: int, element: Any, error: BaseException) -> ElementError:
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return {"index": index, "element": _shown(element), "error": text}
 

@@ -8,7 +8,7 @@ from typing import Any
 from bitactor.kinds.signatures import with_parameters
 
 
-def gather(names: Sequence[str] | Any, transform: Callable[..., Any] | None) -> Callable[..., Any]:
+def collect_function(names: Sequence[str] | Any, transform: Callable[..., Any] | None) -> Callable[..., Any]:
     """A function of these names that answers with a mapping of them, or with what `transform` makes of that mapping."""
 
     def collected(**arguments: Any) -> Any:

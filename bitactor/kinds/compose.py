@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitactor.compiling import Parameter, Site
 from bitactor.kinds.kind import Kind, nested_inputs, require_workflow, workflow_parameters
-from bitactor.kinds.port import Close, Container, Follow, Given, Open, Opening, Progress
+from bitactor.kinds.port import Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow
@@ -32,10 +32,10 @@ class Compose(Kind):
 
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
-        return Composed(site, self.workflow)
+        return ComposeContainer(site, self.workflow)
 
 
-class Composed(Container):
+class ComposeContainer(Container):
     """A nested workflow, compiled: one scope, whose result is its own."""
 
     kind = "compose"
@@ -46,10 +46,10 @@ class Composed(Container):
         self.bodies = (body,)
         self.depth = body.depth
 
-    def open(self, given: Given) -> Open:
+    def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
-        return Open([Opening("", 0, nested_inputs(self._workflow, self.bodies[0], given))])
+        return Open([Opening("", 0, nested_inputs(self._workflow, self.bodies[0], arguments))])
 
-    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         return Close(token)

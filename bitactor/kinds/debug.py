@@ -13,7 +13,7 @@ from bitactor.kinds.signatures import with_parameters
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
-def look(names: Sequence[str], level: str) -> Callable[..., Any]:
+def debug_function(names: Sequence[str], level: str) -> Callable[..., Any]:
     """A function of these names that logs them, to `bitactor.step.<workflow>.<step>`."""
     if level not in LEVELS:
         raise DefinitionError(f"debug: level={level!r}.{suggest(str(level), LEVELS)}")

@@ -10,19 +10,19 @@ from pydantic import BaseModel
 from bitactor.arguments import Element, Input, Result, Source
 from bitactor.errors import DefinitionError
 from bitactor.kinds.around import Around
-from bitactor.kinds.collect import gather
+from bitactor.kinds.collect import collect_function
 from bitactor.kinds.compose import Compose
-from bitactor.kinds.debug import look
-from bitactor.kinds.flunk import refuse
+from bitactor.kinds.debug import debug_function
+from bitactor.kinds.flunk import flunk_function
 from bitactor.kinds.group import Group
 from bitactor.kinds.iterate import Iterate
 from bitactor.kinds.kind import Kind
 from bitactor.kinds.map import Map
 from bitactor.kinds.recurse import Recurse
 from bitactor.kinds.switch import Switch
-from bitactor.kinds.template import fill_in
+from bitactor.kinds.template import template_function
 from bitactor.options import STEP_OPTIONS, refuse_unknown_options
-from bitactor.step import Step, fixed, no_function
+from bitactor.step import Step, frozen_options, no_function
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow
@@ -186,22 +186,26 @@ class DeclaresKinds:
         """Declare a step that gathers results and inputs into a mapping; see `bitactor.kinds.collect`."""
         bind = {key: self._source(source) for key, source in _named_sources(sources).items()}
         return self._declare(
-            gather(bind, transform), {"spawn": "inline", **options, "name": name, "bind": bind}, label="collect"
+            collect_function(bind, transform),
+            {"spawn": "inline", **options, "name": name, "bind": bind},
+            label="collect",
         )
 
     def template(self, name: str, text: str, **options: Any) -> Step[..., Any]:
         """Declare a step that fills in a text: `{user.name}` is an argument and a path into it; see
         `bitactor.kinds.template`."""
-        return self._declare(fill_in(text), {"spawn": "inline", **options, "name": name}, label="template")
+        return self._declare(template_function(text), {"spawn": "inline", **options, "name": name}, label="template")
 
     def debug(self, name: str, *sources: str, level: str = "info", **options: Any) -> Step[..., Any]:
         """Declare a step that logs its arguments and context, and answers with the arguments; see
         `bitactor.kinds.debug`."""
-        return self._declare(look(sources, level), {"spawn": "inline", **options, "name": name}, label="debug")
+        return self._declare(
+            debug_function(sources, level), {"spawn": "inline", **options, "name": name}, label="debug"
+        )
 
     def flunk(self, name: str, text: str, **options: Any) -> Step[..., Any]:
         """Declare a step that fails, with a text filled in as a `template` is; see `bitactor.kinds.flunk`."""
-        return self._declare(refuse(text), {"spawn": "inline", **options, "name": name}, label="flunk")
+        return self._declare(flunk_function(text), {"spawn": "inline", **options, "name": name}, label="flunk")
 
     def around(self, function: Any = None, /, *, workflow: Workflow, **options: Any) -> Any:
         """Declare a function around a nested workflow, which it runs with `await proceed()`; see
@@ -221,13 +225,13 @@ class DeclaresKinds:
         if "name" not in options:
             raise DefinitionError(f"a step of {self.name!r} that nests a workflow needs name=")
         refuse_unknown_options(self.name, options)
-        return self._declare(no_function, fixed(self.name, options), make_kind=make)
+        return self._declare(no_function, frozen_options(self.name, options), make_kind=make)
 
     def _declare_with_function(
         self, function: Any, options: Mapping[str, Any], make: Callable[[str, Callable[..., Any]], Kind]
     ) -> Any:
         refuse_unknown_options(self.name, options)
-        options = fixed(self.name, options)
+        options = frozen_options(self.name, options)
         if options.get("required") is False:
             raise DefinitionError(
                 f"a step of {self.name!r}: required=False is for single steps, not for what is made of several"

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from bitactor.kinds.signatures import with_parameters
-from bitactor.kinds.template import Text
+from bitactor.kinds.template import TextTemplate
 from bitactor.outcome import Fail
 
 
-def refuse(text: str) -> Callable[..., Any]:
+def flunk_function(text: str) -> Callable[..., Any]:
     """A function that fails with this text."""
-    template = Text(text)
+    template = TextTemplate(text)
 
     def flunked(**arguments: Any) -> NoReturn:
         raise Fail(template.filled(arguments))

@@ -17,12 +17,12 @@ from bitactor.kinds.kind import (
     Kind,
     function_inputs,
     function_parameters,
-    merged,
+    merge_parameters,
     nested_inputs,
     require_workflow,
     workflow_parameters,
 )
-from bitactor.kinds.port import CONSULT, Close, Container, Follow, Given, Open, Opening, Progress
+from bitactor.kinds.port import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow
@@ -60,14 +60,14 @@ class Group(Kind):
             lists.append(function_parameters(self.before, what))
         if self.after is not None:
             lists.append(function_parameters(self.after, what, ("result",)))
-        return merged(lists)
+        return merge_parameters(lists)
 
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
-        return Grouped(site, self)
+        return GroupContainer(site, self)
 
 
-class Grouped(Container):
+class GroupContainer(Container):
     """A nested workflow with hooks, compiled: a scope for each of the three, one after the other."""
 
     kind = "group"
@@ -85,14 +85,14 @@ class Grouped(Container):
         self.bodies = tuple(bodies)
         self.depth = sum(body.depth for body in bodies)
 
-    def open(self, given: Given) -> Open:
+    def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
         if _BEFORE in self._places:
             number = self._places[_BEFORE]
-            return Open([Opening("", number, function_inputs(self.bodies[number], given))])
-        return Open([Opening("", 0, nested_inputs(self._declared.workflow, self.bodies[0], given))])
+            return Open([Opening("", number, function_inputs(self.bodies[number], arguments))])
+        return Open([Opening("", 0, nested_inputs(self._declared.workflow, self.bodies[0], arguments))])
 
-    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         progress.rounds += 1
         progress.token = token
@@ -100,23 +100,23 @@ class Grouped(Container):
             return Close(token)
         return CONSULT
 
-    def consult(self, given: Given, progress: Progress) -> Open:
+    def consult(self, arguments: ContainerArguments, progress: Progress) -> Open:
         """See the port.
 
         Raises:
             InvalidOutcome: `before` answered with what is no input.
         """
         if progress.rounds == 1 and _BEFORE in self._places:
-            return Open([Opening("", 0, self._inputs(given, decode_token(progress.token)))])
+            return Open([Opening("", 0, self._inputs(arguments, decode_token(progress.token)))])
         number = self._places[_AFTER]
         body = self.bodies[number]
-        inputs = tuple(progress.token if name == RESULT else given.token(name) for name in body.inputs)
+        inputs = tuple(progress.token if name == RESULT else arguments.token(name) for name in body.inputs)
         return Open([Opening("", number, inputs)])
 
-    def _inputs(self, given: Given, overrides: Any) -> tuple[Any, ...]:
+    def _inputs(self, arguments: ContainerArguments, overrides: Any) -> tuple[Any, ...]:
         workflow, body = self._declared.workflow, self.bodies[0]
         if overrides is None:
-            return nested_inputs(workflow, body, given)
+            return nested_inputs(workflow, body, arguments)
         fields = workflow.input_model.model_fields
         if not isinstance(overrides, dict):
             raise InvalidOutcome(
@@ -127,6 +127,6 @@ class Grouped(Container):
             raise InvalidOutcome(
                 f"before of {self._what} overrides {unknown!r}, which is no input.{suggest(str(unknown), fields)}"
             )
-        values = {name: given.value(name) for name in fields if given.has(name)} | overrides
+        values = {name: arguments.value(name) for name in fields if arguments.has(name)} | overrides
         valid = workflow.validate_input(values)
         return tuple(encode_token(valid[name]) for name in body.inputs)

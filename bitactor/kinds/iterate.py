@@ -13,7 +13,7 @@ from bitactor.codec import decode_token
 from bitactor.compiling import Parameter, Site
 from bitactor.errors import DefinitionError
 from bitactor.kinds.kind import Kind, function_parameters
-from bitactor.kinds.port import CONSULT, Close, Container, Follow, Given, Open, Opening, Progress
+from bitactor.kinds.port import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
 from bitactor.kinds.recurse import checked_bound, checked_predicate
 
 START = "(start)"
@@ -46,10 +46,10 @@ class Iterate(Kind):
 
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
-        return Iterated(site, self)
+        return IterateContainer(site, self)
 
 
-class Iterated(Container):
+class IterateContainer(Container):
     """A function, repeated; compiled: a scope of one step for each round, `improve/1`, `improve/2`."""
 
     kind = "iterate"
@@ -58,13 +58,13 @@ class Iterated(Container):
     def __init__(self, site: Site, declared: Iterate) -> None:
         self._declared = declared
         self.bodies = (site.function_body(declared.function, "", site.address, special={STATE: START}),)
-        self.depth = self.bound = declared.at_most
+        self.depth = self.max_rounds = declared.at_most
 
-    def open(self, given: Given) -> Open:
+    def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
-        return Open([Opening("1", 0, tuple(given.token(name) for name in self.bodies[0].inputs))])
+        return Open([Opening("1", 0, tuple(arguments.token(name) for name in self.bodies[0].inputs))])
 
-    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         progress.rounds += 1
         progress.token = token
@@ -72,7 +72,7 @@ class Iterated(Container):
             return Close(token)
         return self._another(progress) if self._declared.until is None else CONSULT
 
-    def consult(self, given: Given, progress: Progress) -> Open | Close:
+    def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
         """See the port."""
         until = self._declared.until
         if until is not None and until(decode_token(progress.token)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitactor.compiling import Parameter, Site, parameters_of
 from bitactor.errors import DefinitionError
-from bitactor.kinds.port import Container, Given
+from bitactor.kinds.port import Container, ContainerArguments
 from bitactor.plan import Plan
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def target_parameters(target: Any, what: str, special: Sequence[str] = ()) -> li
     return function_parameters(target, what, special)
 
 
-def merged(lists: Sequence[Sequence[Parameter]]) -> list[Parameter]:
+def merge_parameters(lists: Sequence[Sequence[Parameter]]) -> list[Parameter]:
     """Parameters of several targets, each name once; one that any of them needs is needed."""
     found: dict[str, Parameter] = {}
     for parameters in lists:
@@ -67,17 +67,17 @@ def require_workflow(what: str, workflow: Any) -> None:
         raise DefinitionError(f"{what}: workflow={workflow!r}; give a Workflow")
 
 
-def nested_inputs(workflow: Workflow, body: Plan, given: Given) -> tuple[Any, ...]:
+def nested_inputs(workflow: Workflow, body: Plan, arguments: ContainerArguments) -> tuple[Any, ...]:
     """The inputs of a nested workflow, validated by its model, in the order of the body's.
 
     Raises:
         InvalidInput: they do not fit.
     """
-    values = {name: given.value(name) for name in workflow.input_model.model_fields if given.has(name)}
+    values = {name: arguments.value(name) for name in workflow.input_model.model_fields if arguments.has(name)}
     valid = workflow.validate_input(values)
-    return tuple(given.handed_on(name, valid[name]) for name in body.inputs)
+    return tuple(arguments.pass_on(name, valid[name]) for name in body.inputs)
 
 
-def function_inputs(body: Plan, given: Given) -> tuple[Any, ...]:
+def function_inputs(body: Plan, arguments: ContainerArguments) -> tuple[Any, ...]:
     """The inputs of a nested function, in the order of the body's."""
-    return tuple(given.token(name) for name in body.inputs)
+    return tuple(arguments.token(name) for name in body.inputs)

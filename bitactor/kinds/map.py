@@ -37,9 +37,28 @@ from bitactor.compiling import (
 )
 from bitactor.errors import BitActorError, DefinitionError, SignalTooLarge, suggest
 from bitactor.functions import is_coroutine_function
-from bitactor.kinds.batch import ACCUMULATED, ELEMENTS, OVER, POSITION, Batch, Batcher, Recipe, UndoBatch
-from bitactor.kinds.kind import Kind, function_parameters, merged, workflow_parameters
-from bitactor.kinds.port import WAIT, Broken, Close, Container, Follow, Given, Open, Opening, Progress
+from bitactor.kinds.batch import (
+    ACCUMULATED,
+    ELEMENTS,
+    OVER,
+    POSITION,
+    BatchResult,
+    BatchRunner,
+    BatchUndo,
+    ElementHandler,
+)
+from bitactor.kinds.kind import Kind, function_parameters, merge_parameters, workflow_parameters
+from bitactor.kinds.port import (
+    WAIT,
+    Close,
+    Container,
+    ContainerArguments,
+    FailContainer,
+    NextAction,
+    Open,
+    Opening,
+    Progress,
+)
 from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.signal import Fault
 
@@ -113,7 +132,7 @@ class Map(Kind):
             if self.factory is None
             else function_parameters(self.factory, what, ("start",))
         )
-        return merged([source, self._outer(what)])
+        return merge_parameters([source, self._outer(what)])
 
     def _outer(self, what: str) -> list[Parameter]:
         """What comes from outside for each element; the element itself does not."""
@@ -133,10 +152,14 @@ class Map(Kind):
 
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
-        return MappedFunction(site, self) if self.workflow is None else MappedWorkflow(site, self, self.workflow)
+        return (
+            FunctionMapContainer(site, self)
+            if self.workflow is None
+            else WorkflowMapContainer(site, self, self.workflow)
+        )
 
 
-class Mapped(Container):
+class MapContainer(Container):
     """A map, compiled: a scope of one step for each batch."""
 
     kind = "map"
@@ -149,29 +172,31 @@ class Mapped(Container):
         self.depth = 1
         self.batch = declared.batch
 
-    def open(self, given: Given) -> Open:
+    def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
         fields = self.bodies[0].inputs[:-2]
         return Open(
             [
                 Opening(
-                    f"{_BATCH}0", 0, (*(given.token(name) for name in fields), 0, encode_token(self.declared.initial))
+                    f"{_BATCH}0",
+                    0,
+                    (*(arguments.token(name) for name in fields), 0, encode_token(self.declared.initial)),
                 )
             ]
         )
 
-    def _batch_done(self, progress: Progress, batch: Batch) -> None:
+    def _batch_done(self, progress: Progress, batch: BatchResult) -> None:
         position = batch.taken if progress.token is None else progress.token[0] + batch.taken
         progress.token = (position, batch.more, batch.accumulated)
         progress.rounds += 1
         if batch.errors:
-            self._note_errors(progress, batch.errors)
+            self._record_errors(progress, batch.errors)
 
-    def _note_errors(self, progress: Progress, errors: bytes) -> None:
+    def _record_errors(self, progress: Progress, errors: bytes) -> None:
         progress.errors.append(errors)
         progress.size += len(errors)
 
-    def _next(self, progress: Progress) -> Follow:
+    def _next(self, progress: Progress) -> NextAction:
         """The next batch, or the end."""
         position, more, accumulated = progress.token
         if progress.size > MAX_TOKEN_BYTES:
@@ -184,13 +209,13 @@ class Mapped(Container):
         inputs = (*progress.inputs[:-2], position, token_from_bytes(accumulated))
         return Open([Opening(f"{_BATCH}{progress.rounds}", 0, inputs)])
 
-    def _too_large(self) -> Broken:
+    def _too_large(self) -> FailContainer:
         text = (
             f"the results of {self._what} are more than {MAX_TOKEN_BYTES:,} bytes, which is too much for one value; "
             "use reduce=…, or "
             "keep=False, and let the function put them where they belong"
         )
-        return Broken(Fault("bitactor.errors:SignalTooLarge", text))
+        return FailContainer(Fault("bitactor.errors:SignalTooLarge", text))
 
     def _result(self, progress: Progress) -> Any:
         declared = self.declared
@@ -209,7 +234,7 @@ class Mapped(Container):
         return encode_token({name: decode_token(result), "errors": errors})
 
 
-class MappedFunction(Mapped):
+class FunctionMapContainer(MapContainer):
     """A map over a function: its batches are all there is."""
 
     def __init__(self, site: Site, declared: Map) -> None:
@@ -222,48 +247,48 @@ class MappedFunction(Mapped):
                 "map over a workflow (workflow=…)"
             )
         takes = [parameter.name for parameter in function_parameters(function, site.what)]
-        recipe = Recipe(declared, site.what, element_converters(declared, site.what, takes))
+        handler = ElementHandler(declared, site.what, element_converters(declared, site.what, takes))
         step = (
             function_step(site.workflow, site.step, (), {}, site.what)
             if site.step.undo_function is None
             else _with_undo(site, whole=declared.whole)
         )
-        self._batcher = Batcher(recipe, is_async=is_coroutine_function(function))
-        super().__init__(site, declared, batch_plan(site, declared, step, self._batcher))
+        self._runner = BatchRunner(handler, is_async=is_coroutine_function(function))
+        super().__init__(site, declared, batch_plan(site, declared, step, self._runner))
         if step.undo is not None:
-            undo = UndoBatch(recipe, step.undo)
+            undo = BatchUndo(handler, step.undo)
             step.undo = Callback(
                 undo.run_async if step.undo.is_async else undo.run, step.undo.is_async,
                 {"ctx": "ctx", "result": "result"}, ("tokens",), retries=step.undo.retries,
             )  # fmt: skip
 
-    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
-        batch = Batch(*decode_token(token))
+        batch = BatchResult(*decode_token(token))
         self._batch_done(progress, batch)
         if self.declared.keep and self.declared.reduce is None:
             progress.results.append(batch.results)
             progress.size += len(batch.results)
         return self._next(progress)
 
-    def forget(self, transaction: str) -> None:
+    def release(self, transaction: str) -> None:
         """See the port."""
-        self._batcher.forget(transaction)
+        self._runner.release(transaction)
 
 
-class MappedWorkflow(Mapped):
+class WorkflowMapContainer(MapContainer):
     """A map over a workflow: each batch is followed by a scope for each of its elements."""
 
     def __init__(self, site: Site, declared: Map, workflow: Workflow) -> None:
-        recipe = Recipe(declared, site.what, {})
+        handler = ElementHandler(declared, site.what, {})
         step = function_step(site.workflow, site.step, (), {}, site.what, function=_takes_elements)
-        self._batcher = Batcher(recipe, is_async=False)
-        super().__init__(site, declared, batch_plan(site, declared, step, self._batcher))
+        self._runner = BatchRunner(handler, is_async=False)
+        super().__init__(site, declared, batch_plan(site, declared, step, self._runner))
         nested = site.body(workflow, site.address)
-        recipe.inputs = nested.inputs
+        handler.inputs = nested.inputs
         self.bodies += (nested,)
-        self.catches = recipe.keeps_elements = declared.on_error == "collect"
-        if self.catches and not nested.leaves_nothing:
+        self.catches = handler.keeps_elements = declared.on_error == "collect"
+        if self.catches and not nested.has_no_undo:
             raise DefinitionError(
                 f"{site.what}: on_error='collect' leaves what a failed element did as it is, but {workflow.name!r} has "
                 "steps with an undo; "
@@ -271,46 +296,46 @@ class MappedWorkflow(Mapped):
             )
         self.depth = max(self.depth, nested.depth)  # a batch and its elements are side by side
 
-    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         if key.startswith(_BATCH):
-            batch = Batch(*decode_token(token))
+            batch = BatchResult(*decode_token(token))
             self._batch_done(progress, batch)
             progress.batch = unpack(batch.elements, MAX_FRAME_BYTES) if self.catches else []
             elements = decode_token(Packed(batch.results))
             if not elements:
                 return self._next(progress)
             return Open([Opening(str(index), 1, tuple(map(token_from_bytes, tokens))) for index, tokens in elements])
-        progress.held[int(key)] = token
+        progress.round_results[int(key)] = token
         return self._settled(progress)
 
-    def _settled(self, progress: Progress) -> Follow:
+    def _settled(self, progress: Progress) -> NextAction:
         """One more element is: wait for the others, or take the next batch."""
         if progress.open:
             return WAIT
-        held = progress.held
+        round_results = progress.round_results
         if self.declared.keep:
-            order = sorted(held) if self.declared.ordered else list(held)
-            packed = bytes(join_packed_lists(_LIST_OF_ONE + token_bytes(held[index]) for index in order))
+            order = sorted(round_results) if self.declared.ordered else list(round_results)
+            packed = bytes(join_packed_lists(_LIST_OF_ONE + token_bytes(round_results[index]) for index in order))
             progress.results.append(packed)
             progress.size += len(packed)
-        held.clear()
+        round_results.clear()
         return self._next(progress)
 
-    def caught(self, progress: Progress, key: str, fault: Fault) -> Follow:
+    def after_failed_scope(self, progress: Progress, key: str, fault: Fault) -> NextAction:
         """See the port."""
         index = int(key)
         taken: int = progress.token[0]
         element = progress.batch[index - (taken - len(progress.batch))]
-        self._note_errors(progress, pack([{"index": index, "element": element, "error": fault.summary()}]))
+        self._record_errors(progress, pack([{"index": index, "element": element, "error": fault.summary()}]))
         return self._settled(progress)
 
-    def forget(self, transaction: str) -> None:
+    def release(self, transaction: str) -> None:
         """See the port."""
-        self._batcher.forget(transaction)
+        self._runner.release(transaction)
 
 
-def batch_plan(site: Site, declared: Map, step: PlanStep, batcher: Batcher) -> Plan:
+def batch_plan(site: Site, declared: Map, step: PlanStep, runner: BatchRunner) -> Plan:
     """The body of a batch: one step, which reads its arguments itself."""
     fields = [argument.name for argument in site.arguments]
     inputs = (*fields, POSITION, ACCUMULATED)
@@ -328,17 +353,17 @@ def batch_plan(site: Site, declared: Map, step: PlanStep, batcher: Batcher) -> P
     }
     resources = {name: what for name, what in injected.items() if what is not None and what.startswith("resource:")}
     step.run = Callback(
-        batcher.run_async if batcher.is_async else batcher.run, batcher.is_async, {"ctx": "ctx", **resources},
+        runner.run_async if runner.is_async else runner.run, runner.is_async, {"ctx": "ctx", **resources},
         ("tokens",), resources=resources_among(resources),
     )  # fmt: skip
-    step.spawn = site.step.options.get("spawn") or ("loop" if batcher.is_async else "thread")
+    step.spawn = site.step.options.get("spawn") or ("loop" if runner.is_async else "thread")
     if step.spawn == "process":
         raise DefinitionError(
             f"{site.what}: a map's source is read where the transaction is; with spawn='process' nothing could be read "
             "there; map over a "
             "workflow (workflow=…) whose step has spawn='process'"
         )
-    step.name, step.address, step.kind, step.unread = "", site.address, "batch", True
+    step.name, step.address, step.kind, step.takes_raw_arguments = "", site.address, "batch", True
     step.arguments = tuple(
         Argument(name, 1 + number, (), None, kinds.get(name), None, f"input.{name}")
         for number, name in enumerate(inputs)

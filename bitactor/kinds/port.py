@@ -52,7 +52,7 @@ class Close(NamedTuple):
     token: Any
 
 
-class Broken(NamedTuple):
+class FailContainer(NamedTuple):
     """The container fails."""
 
     fault: Fault
@@ -66,7 +66,7 @@ class Consult(NamedTuple):
     """User code must be asked: `Container.consult`, once, by the supervisor; what it says is recorded."""
 
 
-class Answered(NamedTuple):
+class AnswerFunctionAround(NamedTuple):
     """The function around the scope is to be told of its result."""
 
 
@@ -76,23 +76,23 @@ class Wait(NamedTuple):
 
 WAIT: Final = Wait()
 CONSULT: Final = Consult()
-ANSWERED: Final = Answered()
+ANSWER_FUNCTION_AROUND: Final = AnswerFunctionAround()
 
-Follow = Open | Close | Broken | Consult | Answered | Wait
+NextAction = Open | Close | FailContainer | Consult | AnswerFunctionAround | Wait
 
 
 class Progress:
     """How far a container is.  Changed by pulses alone, and so the same live and folded."""
 
     __slots__ = (
-        "batch", "errors", "failing", "held", "inputs", "left", "open", "opened", "pending", "proceeding", "results",
-        "rounds", "size", "token", "ttl",
+        "batch", "errors", "failed_scopes", "inputs", "next_action", "open", "opened", "proceeding", "results",
+        "round_results", "rounds", "size", "token", "ttl", "ttl_left",
     )  # fmt: skip
 
     def __init__(self, ttl: int) -> None:
         self.ttl = ttl
         """What its scopes' first hops take from."""
-        self.left = ttl
+        self.ttl_left = ttl
         """What it passes on: the least that any of its scopes has left."""
         self.inputs: tuple[Any, ...] = ()
         """What the first scope was opened with."""
@@ -104,7 +104,7 @@ class Progress:
         """The latest result."""
         self.results: list[bytes] = []
         """Packed lists, one for each round."""
-        self.held: dict[int, Any] = {}
+        self.round_results: dict[int, Any] = {}
         """Results of the scopes of this round, by their key."""
         self.errors: list[bytes] = []
         """Packed lists, as `results`."""
@@ -112,23 +112,23 @@ class Progress:
         """Bytes of results held."""
         self.opened = 0
         """Scopes opened so far."""
-        self.failing: dict[int, Fault] = {}
+        self.failed_scopes: dict[int, Fault] = {}
         """Scopes that have failed, by their place, and are not yet quiet."""
         self.batch: list[Any] = []
         """What the scopes of this round are about, where a failure has to tell of it."""
         self.proceeding = False
         """Whether the function around the nested steps waits for them."""
-        self.pending: Close | Broken | Consult | Answered | None = None
+        self.next_action: Close | FailContainer | Consult | AnswerFunctionAround | None = None
         """What is to be done about it, once there is time."""
 
 
-class Given(NamedTuple):
+class ContainerArguments(NamedTuple):
     """A container's arguments."""
 
     arguments: Sequence[Argument]
     tokens: Sequence[Any]
     owner: str
-    decided: Mapping[str, Any]
+    evaluated: Mapping[str, Any]
     """Tokens of transformed ones."""
 
     def has(self, name: str) -> bool:
@@ -142,7 +142,7 @@ class Given(NamedTuple):
             InvalidInput: a path leads nowhere.
         """
         wanted = [argument for argument in self.arguments if argument.name == name]
-        return argument_values(wanted, self.tokens, self.owner, self.decided)[name]
+        return argument_values(wanted, self.tokens, self.owner, self.evaluated)[name]
 
     def token(self, name: str) -> Any:
         """One argument to be handed on: a `Slot` where it is another token as it stands.
@@ -155,7 +155,7 @@ class Given(NamedTuple):
             return Slot(argument.slot)
         return encode_token(self.value(name))
 
-    def handed_on(self, name: str, value: Any) -> Any:
+    def pass_on(self, name: str, value: Any) -> Any:
         """`value` to be handed on; a `Slot` if it is what that argument is already."""
         token = encode_token(value)
         if self.has(name):
@@ -178,8 +178,9 @@ class Container(ABC):
     depth: int = 0
     """Hops on its longest path."""
     catches: bool = False
-    """Whether a failure in one of its scopes is its own affair (`caught`), and no failure of the transaction."""
-    bound: int | None = None
+    """Whether a failure in one of its scopes is its own affair (`after_failed_scope`), and no failure of the
+    transaction."""
+    max_rounds: int | None = None
     """Rounds at most, where it goes through its body again and again."""
     batch: int | None = None
     """Elements in memory at once, where it is over many."""
@@ -191,21 +192,21 @@ class Container(ABC):
     """Whether each round begins where the one before ended: it then spends the hop budget that one has left."""
 
     @abstractmethod
-    def open(self, given: Given) -> Open | Skip | Close:
+    def open(self, arguments: ContainerArguments) -> Open | Skip | Close:
         """What to begin with, by the container's arguments.  User code may run here: the supervisor asks once and
         records the answer."""
 
     @abstractmethod
-    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """A scope is settled and its result is `token`: what follows.  Pure, for the fold asks it too."""
 
-    def caught(self, progress: Progress, key: str, fault: Fault) -> Follow:
-        """A scope failed, and nothing of it runs any more: what follows.  Pure, as `follow` is."""
+    def after_failed_scope(self, progress: Progress, key: str, fault: Fault) -> NextAction:
+        """A scope failed, and nothing of it runs any more: what follows.  Pure, as `after_scope` is."""
         raise NotImplementedError
 
-    def consult(self, given: Given, progress: Progress) -> Open | Close:
-        """Asked after `follow` said `Consult`; user code may run here."""
+    def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
+        """Asked after `after_scope` said `Consult`; user code may run here."""
         raise NotImplementedError
 
-    def forget(self, transaction: str) -> None:  # noqa: B027 - most hold nothing
+    def release(self, transaction: str) -> None:  # noqa: B027 - most hold nothing
         """The transaction has settled: let go of what was held for it here."""

@@ -14,7 +14,7 @@ from bitactor.compiling import Parameter, Site
 from bitactor.errors import DefinitionError, InvalidOutcome
 from bitactor.functions import is_coroutine_function
 from bitactor.kinds.kind import Kind, nested_inputs, require_workflow, workflow_parameters
-from bitactor.kinds.port import CONSULT, Close, Container, Follow, Given, Open, Opening, Progress
+from bitactor.kinds.port import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow
@@ -51,10 +51,10 @@ class Recurse(Kind):
 
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
-        return Recursed(site, self)
+        return RecurseContainer(site, self)
 
 
-class Recursed(Container):
+class RecurseContainer(Container):
     """A nested workflow, repeated; compiled: a scope for each round, `descend/1/…`, `descend/2/…`."""
 
     kind = "recurse"
@@ -66,19 +66,19 @@ class Recursed(Container):
         body = site.body(declared.workflow, site.address)
         self.bodies = (body,)
         self.depth = body.depth * declared.at_most
-        self.bound = declared.at_most
+        self.max_rounds = declared.at_most
 
-    def open(self, given: Given) -> Open:
+    def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
-        return Open([Opening("1", 0, nested_inputs(self._declared.workflow, self.bodies[0], given))])
+        return Open([Opening("1", 0, nested_inputs(self._declared.workflow, self.bodies[0], arguments))])
 
-    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         progress.rounds += 1
         progress.token = token
         return CONSULT if progress.rounds < self._declared.at_most else Close(token)
 
-    def consult(self, given: Given, progress: Progress) -> Open | Close:
+    def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
         """See the port.
 
         Raises:
@@ -88,17 +88,17 @@ class Recursed(Container):
         result = decode_token(progress.token)
         if until is not None and until(result):
             return Close(progress.token)
-        values = self._next(given, decode_token(progress.token))
+        values = self._next(arguments, decode_token(progress.token))
         valid = self._declared.workflow.validate_input(values)
         body = self.bodies[0]
         return Open(
-            [Opening(str(progress.rounds + 1), 0, tuple(given.handed_on(name, valid[name]) for name in body.inputs))]
+            [Opening(str(progress.rounds + 1), 0, tuple(arguments.pass_on(name, valid[name]) for name in body.inputs))]
         )
 
-    def _next(self, given: Given, result: Any) -> dict[str, Any]:
+    def _next(self, arguments: ContainerArguments, result: Any) -> dict[str, Any]:
         """The result feeds the next input: a mapping by its names, anything else if there is just one field."""
         fields = self._declared.workflow.input_model.model_fields
-        outer = {name: given.value(name) for name in fields if given.has(name)}
+        outer = {name: arguments.value(name) for name in fields if arguments.has(name)}
         if isinstance(result, dict) and any(name in fields for name in result):
             return outer | {name: value for name, value in result.items() if name in fields}
         if len(fields) == 1:

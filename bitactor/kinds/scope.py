@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 class Scope:
     """Where a body's steps and inputs lie among the transaction's: one block, steps first, then inputs."""
 
-    __slots__ = ("base", "body", "children", "container", "kept", "key", "left", "planned", "unsettled")
+    __slots__ = ("base", "body", "children", "container", "key", "pinned", "planned", "ttl_left", "unsettled_count")
 
     def __init__(self, body: Plan, base: int, container: int, key: str) -> None:
         self.body = body
         self.base = base
         self.planned: list[int] = []
         """Steps that a `Then` has planned into it, elsewhere."""
-        self.kept = False
+        self.pinned = False
         """Whether something may still come for one of its steps: a late reply, a timer, a decision."""
         self.open(container, key)
 
@@ -29,8 +29,8 @@ class Scope:
         """Begin, or begin again for another container or key."""
         self.container = container
         self.key = key
-        self.unsettled = len(self.body.steps)
-        self.left = MAX_TTL
+        self.unsettled_count = len(self.body.steps)
+        self.ttl_left = MAX_TTL
         """The least hop budget that any of its settled steps has left."""
         self.children: dict[int, Scope] = {}
         """Scopes within it that are not settled, by their place."""
@@ -46,7 +46,7 @@ class Scope:
         return self.base + self.body.returns
 
 
-def instance(step: PlanStep, scope: Scope, path: str) -> PlanStep:
+def instantiate(step: PlanStep, scope: Scope, path: str) -> PlanStep:
     """A body's step as a step of the transaction: named by its whole path, its places moved to the scope's block."""
     base = scope.base
     made = copy(step)

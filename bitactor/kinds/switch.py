@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bitactor.compiling import Parameter, Site
 from bitactor.errors import DefinitionError, StepFailed
-from bitactor.kinds.kind import Kind, function_inputs, merged, nested_inputs, target_parameters
-from bitactor.kinds.port import Close, Container, Follow, Given, Open, Opening, Progress, Skip
+from bitactor.kinds.kind import Kind, function_inputs, merge_parameters, nested_inputs, target_parameters
+from bitactor.kinds.port import Close, Container, ContainerArguments, NextAction, Open, Opening, Progress, Skip
 from bitactor.plan import Plan
 
 if TYPE_CHECKING:
@@ -64,14 +64,17 @@ class Switch(Kind):
 
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`."""
-        return [Parameter(ON, Any, False), *merged([target_parameters(target, what) for target in self.targets])]
+        return [
+            Parameter(ON, Any, False),
+            *merge_parameters([target_parameters(target, what) for target in self.targets]),
+        ]
 
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
-        return Switched(site, self)
+        return SwitchContainer(site, self)
 
 
-class Switched(Container):
+class SwitchContainer(Container):
     """Ordered cases, compiled: one scope, of the body that was chosen."""
 
     kind = "switch"
@@ -91,20 +94,23 @@ class Switched(Container):
         self.depth = max(body.depth for body in bodies)
         self.cases = tuple(declared.case(number) for number in range(len(bodies)))
 
-    def open(self, given: Given) -> Open | Skip | Close:
+    def open(self, arguments: ContainerArguments) -> Open | Skip | Close:
         """See the port.
 
         Raises:
             StepFailed: no case fits.
         """
-        chosen = self._choose(given.value(ON))
+        chosen = self._choose(arguments.value(ON))
         if chosen is None:
             return Skip()
         body, target = self.bodies[chosen], self._declared.targets[chosen]
-        inputs = nested_inputs(target, body, given) if hasattr(target, "input_model") else function_inputs(body, given)  # type: ignore[arg-type]
+        if hasattr(target, "input_model"):
+            inputs = nested_inputs(target, body, arguments)  # type: ignore[arg-type]
+        else:
+            inputs = function_inputs(body, arguments)
         return Open([Opening("", chosen, inputs)])
 
-    def follow(self, progress: Progress, key: str, token: Any) -> Follow:
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         return Close(token)
 

@@ -7,12 +7,12 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bitactor.arguments import follow
+from bitactor.arguments import value_at
 from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.kinds.signatures import with_parameters
 
 
-class Text:
+class TextTemplate:
     """A text with fields.
 
     Raises:
@@ -48,7 +48,7 @@ class Text:
             parts.append(literal)
             if field is not None:
                 argument, path = self.fields[field]
-                value = follow(values[argument], path, f"{{{field}}}")
+                value = value_at(values[argument], path, f"{{{field}}}")
                 if conversion:
                     value = string.Formatter().convert_field(value, conversion)
                 try:
@@ -58,9 +58,9 @@ class Text:
         return "".join(parts)
 
 
-def fill_in(text: str) -> Callable[..., Any]:
+def template_function(text: str) -> Callable[..., Any]:
     """A function that fills in a text."""
-    template = Text(text)
+    template = TextTemplate(text)
 
     def filled(**arguments: Any) -> str:
         return template.filled(arguments)

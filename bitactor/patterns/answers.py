@@ -21,7 +21,7 @@ MISSING: Final = Missing()
 """Stands for an option that was not given, where None is a value."""
 
 
-class Function:
+class UserFunction:
     """A user's function that takes some of what is there, by name.
 
     Args:
@@ -108,13 +108,13 @@ class Constant:
         return decode_token(self._token)
 
 
-Answer = Function | Constant
+Substitute = UserFunction | Constant
 
 
-def answer(given: Any, what: str) -> Answer:
+def substitute(given: Any, what: str) -> Substitute:
     """`given` is a function of `error` and of the step's arguments, or else the value itself.
 
     Raises:
         DefinitionError: it can be neither.
     """
-    return Function(given, what, ("error",)) if callable(given) else Constant(given, what)
+    return UserFunction(given, what, ("error",)) if callable(given) else Constant(given, what)

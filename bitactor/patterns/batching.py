@@ -16,14 +16,14 @@ from bitactor.patterns.errors import BatchFailed
 from bitactor.patterns.options import check_count, check_name, check_seconds, nanoseconds, refuse
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.verdicts import is_verdict
-from bitactor.patterns.waiting import Ending, contained
+from bitactor.patterns.waiting import TaskResult, capture
 from bitactor.ports import Clock, TimerHandle
 
 Handler = Callable[[list[Any]], Awaitable[Sequence[Any]]]
 """Handles a batch; answers with one result for each item, in their order.  A result that is an exception is that item's
 error."""
 
-MOMENT: Final = 0.5
+CLEANUP_SECONDS: Final = 0.5
 """Seconds that a batch cancelled at the end may take to clean up."""
 
 _log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Batching(Policy):
 
 
 class _Batch(NamedTuple):
-    waiters: list[asyncio.Future[Ending]]
+    waiters: list[asyncio.Future[TaskResult]]
     items: list[Any]
 
 
@@ -87,7 +87,7 @@ class BatchingState(PolicyState):
     def __init__(self, policy: Batching, clock: Clock) -> None:
         self._policy = policy
         self._clock = clock
-        self._gathered: dict[asyncio.Future[Ending], Any] = {}
+        self._waiting: dict[asyncio.Future[TaskResult], Any] = {}
         self._timer: TimerHandle | None = None
         self._under_way: dict[asyncio.Task[None], _Batch] = {}
         self._closing = self._closed = False
@@ -109,16 +109,16 @@ class BatchingState(PolicyState):
             raise BatchFailed(f"batch {self._policy.name!r} is closed, for its mesh is; the item was not handed over")
         waiter = self._gather(item)
         try:
-            ending = await waiter
+            task_result = await waiter
         finally:
             self._withdraw(waiter)
-        return ending.get()
+        return task_result.get()
 
     def about(self) -> Mapping[str, Any]:
         """See the port."""
         return {
             "calls": self._calls,
-            "waiting": len(self._gathered),
+            "waiting": len(self._waiting),
             "under_way": len(self._under_way),
             "flushed": self._flushed,
             "handled": self._handled,
@@ -141,9 +141,9 @@ class BatchingState(PolicyState):
             await self._all_done(until)
         finally:  # also when whoever closes has lost patience first
             self._closed = True
-            tasks = self._give_up(f"was not done within the {timeout:g} s that its mesh took to close")
+            tasks = self._fail_rest(f"was not done within the {timeout:g} s that its mesh took to close")
         if tasks:
-            await asyncio.wait(tasks, timeout=MOMENT)
+            await asyncio.wait(tasks, timeout=CLEANUP_SECONDS)
 
     async def _all_done(self, until: float) -> None:
         loop = asyncio.get_running_loop()
@@ -151,20 +151,22 @@ class BatchingState(PolicyState):
             await asyncio.wait(self._under_way, timeout=left)
             await asyncio.sleep(0)  # those who waited go on, perhaps with a further item
 
-    def _give_up(self, why: str) -> list[asyncio.Task[None]]:
+    def _fail_rest(self, why: str) -> list[asyncio.Task[None]]:
         """Answer for what is still under way, and cancel it."""
         tasks = list(self._under_way)
         for batch in self._under_way.values():
             _log.error("batch %r with %d items %s; they fail", self._policy.name, len(batch.items), why)
-            self._answer(batch, [Ending(None, BatchFailed(f"batch {self._policy.name!r} {why}"))] * len(batch.items))
+            self._resolve(
+                batch, [TaskResult(None, BatchFailed(f"batch {self._policy.name!r} {why}"))] * len(batch.items)
+            )
         for task in tasks:
             task.cancel()
         return tasks
 
-    def _gather(self, item: Any) -> asyncio.Future[Ending]:
-        waiter: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._gathered[waiter] = item
-        if len(self._gathered) >= self._policy.size or self._closing:
+    def _gather(self, item: Any) -> asyncio.Future[TaskResult]:
+        waiter: asyncio.Future[TaskResult] = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = item
+        if len(self._waiting) >= self._policy.size or self._closing:
             self._flush()
         elif self._timer is None:
             self._timer = self._clock.call_at(
@@ -172,11 +174,11 @@ class BatchingState(PolicyState):
             )
         return waiter
 
-    def _withdraw(self, waiter: asyncio.Future[Ending]) -> None:
-        if waiter in self._gathered:
-            del self._gathered[waiter]
+    def _withdraw(self, waiter: asyncio.Future[TaskResult]) -> None:
+        if waiter in self._waiting:
+            del self._waiting[waiter]
             self._withdrawn += 1
-            if not self._gathered:
+            if not self._waiting:
                 self._stop_timer()
 
     def _stop_timer(self) -> None:
@@ -186,15 +188,15 @@ class BatchingState(PolicyState):
 
     def _flush(self) -> None:
         self._stop_timer()
-        if not self._gathered:
+        if not self._waiting:
             return
-        batch = _Batch(list(self._gathered), list(self._gathered.values()))
-        self._gathered = {}
+        batch = _Batch(list(self._waiting), list(self._waiting.values()))
+        self._waiting = {}
         self._flushed += 1
         # In a context of its own: a batch belongs to none of the hops that it serves.
         task = asyncio.get_running_loop().create_task(self._handle(batch), context=contextvars.Context())
         self._under_way[task] = batch
-        task.add_done_callback(partial(self._ended, batch))
+        task.add_done_callback(partial(self._task_done, batch))
 
     async def _handle(self, batch: _Batch) -> None:
         for index in reversed(range(len(batch.waiters))):
@@ -202,13 +204,13 @@ class BatchingState(PolicyState):
                 del batch.waiters[index], batch.items[index]
                 self._withdrawn += 1
         if batch.items:
-            ending = await contained(lambda: self._policy.handler(list(batch.items)))
-            self._answer(batch, self._endings(ending, len(batch.items)))
+            task_result = await capture(lambda: self._policy.handler(list(batch.items)))
+            self._resolve(batch, self._task_results(task_result, len(batch.items)))
 
-    def _endings(self, ending: Ending, count: int) -> list[Ending]:
+    def _task_results(self, task_result: TaskResult, count: int) -> list[TaskResult]:
         """One for each item."""
         name = self._policy.name
-        error, results = ending.error, ending.value
+        error, results = task_result.error, task_result.value
         if isinstance(error, asyncio.CancelledError):
             error = BatchFailed(f"batch {name!r}: its handler was cancelled")
         elif error is None and (not isinstance(results, Sequence) or isinstance(results, str | bytes)):
@@ -222,22 +224,23 @@ class BatchingState(PolicyState):
                 "in order"
             )
         if error is not None:
-            return [Ending(None, error)] * count
+            return [TaskResult(None, error)] * count
         return [
-            Ending(None, result) if isinstance(result, BaseException) else Ending(result, None) for result in results
+            TaskResult(None, result) if isinstance(result, BaseException) else TaskResult(result, None)
+            for result in results
         ]
 
-    def _answer(self, batch: _Batch, endings: Sequence[Ending]) -> None:
-        for waiter, ending in zip(batch.waiters, endings, strict=True):
-            self._handled += ending.error is None
-            self._failed += ending.error is not None
+    def _resolve(self, batch: _Batch, task_results: Sequence[TaskResult]) -> None:
+        for waiter, task_result in zip(batch.waiters, task_results, strict=True):
+            self._handled += task_result.error is None
+            self._failed += task_result.error is not None
             if not waiter.done():
-                waiter.set_result(ending)
+                waiter.set_result(task_result)
         batch.waiters.clear()
         batch.items.clear()
 
-    def _ended(self, batch: _Batch, task: asyncio.Task[None]) -> None:
+    def _task_done(self, batch: _Batch, task: asyncio.Task[None]) -> None:
         del self._under_way[task]
         if batch.waiters:  # it was cancelled before it could begin
             error = BatchFailed(f"batch {self._policy.name!r}: its handler was cancelled")
-            self._answer(batch, [Ending(None, error)] * len(batch.waiters))
+            self._resolve(batch, [TaskResult(None, error)] * len(batch.waiters))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bitactor.patterns.errors import BulkheadFull
-from bitactor.patterns.line import Line
+from bitactor.patterns.line import WaitQueue
 from bitactor.patterns.options import check_count, check_name, check_seconds, nanoseconds, refuse
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.ports import Clock
@@ -57,7 +57,7 @@ class BulkheadState(PolicyState):
     def __init__(self, policy: Bulkhead, clock: Clock) -> None:
         self._policy = policy
         self._clock = clock
-        self._line = Line()
+        self._queue = WaitQueue()
         self._running = self._calls = self._waited = self._rejected = 0
 
     async def around(self, call: Call, proceed: Proceed) -> Any:
@@ -67,12 +67,12 @@ class BulkheadState(PolicyState):
             BulkheadFull: no place, and none in the queue.
         """
         self._calls += 1
-        if self._running < self._policy.concurrent and not len(self._line):
+        if self._running < self._policy.concurrent and not len(self._queue):
             self._running += 1
-        elif len(self._line) < self._policy.queue:
+        elif len(self._queue) < self._policy.queue:
             await self._wait()
         else:
-            raise self._full(f"{self._running} calls are under way and {len(self._line)} wait")
+            raise self._full(f"{self._running} calls are under way and {len(self._queue)} wait")
         try:
             return await proceed()
         finally:
@@ -84,13 +84,13 @@ class BulkheadState(PolicyState):
         return {
             "calls": self._calls,
             "running": self._running,
-            "waiting": len(self._line),
+            "waiting": len(self._queue),
             "waited": self._waited,
             "rejected": self._rejected,
         }
 
     async def _wait(self) -> None:
-        waiter = self._line.join()
+        waiter = self._queue.join()
         timer = None
         if self._policy.max_wait is not None:
             until_ns = self._clock.monotonic_ns() + nanoseconds(self._policy.max_wait)
@@ -103,7 +103,7 @@ class BulkheadState(PolicyState):
         finally:
             if timer is not None:
                 timer.cancel()
-            self._line.leave(waiter)
+            self._queue.leave(waiter)
             self._wake_first()
 
     def _full(self, why: str) -> BulkheadFull:
@@ -111,5 +111,5 @@ class BulkheadState(PolicyState):
         return BulkheadFull(f"bulkhead {self._policy.name!r}: {why}")
 
     def _wake_first(self) -> None:
-        if self._running < self._policy.concurrent and (first := self._line.first()) is not None:
+        if self._running < self._policy.concurrent and (first := self._queue.first()) is not None:
             first.set_result(True)

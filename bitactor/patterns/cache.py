@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from bitactor.codec import decode_token, encode_token
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.outcome import Ok, Outcome
-from bitactor.patterns.answers import Function
+from bitactor.patterns.answers import UserFunction
 from bitactor.patterns.options import check_count, check_flag, check_name, check_seconds, nanoseconds
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.verdicts import is_verdict
@@ -54,7 +54,7 @@ class Cache(Policy):
     ttl: float
     max_entries: int
     coalesce: bool
-    key_of: Template | KeyFunction = field(repr=False, compare=False)
+    key_of: KeyTemplate | KeyFunction = field(repr=False, compare=False)
     """Makes the key of a call."""
 
     def __init__(
@@ -76,7 +76,7 @@ class Cache(Policy):
         check_flag(self, "coalesce")
         what = f"Cache({name!r}): key={key!r}"
         if isinstance(key, str):
-            object.__setattr__(self, "key_of", Template(key, what))
+            object.__setattr__(self, "key_of", KeyTemplate(key, what))
         elif callable(key):
             object.__setattr__(self, "key_of", KeyFunction(key, what))
         else:
@@ -91,7 +91,7 @@ class Cache(Policy):
         return CacheState(self, clock)
 
 
-class Template:
+class KeyTemplate:
     """A key made of arguments as text.
 
     Raises:
@@ -142,7 +142,7 @@ class KeyFunction:
 
     def __init__(self, function: Callable[..., Hashable], what: str) -> None:
         self._what = what
-        self._function = Function(function, what)
+        self._function = UserFunction(function, what)
         self.check = self._function.check
 
     def __call__(self, arguments: Mapping[str, Any]) -> Hashable:
@@ -159,10 +159,10 @@ class KeyFunction:
 
 class _Entry(NamedTuple):
     token: Any
-    until_ns: int
+    expires_ns: int
 
 
-class _Shared(NamedTuple):
+class _SharedResult(NamedTuple):
     """What a call that others waited for came to."""
 
     known: bool
@@ -179,7 +179,7 @@ class CacheState(PolicyState):
         self._clock = clock
         self._ttl_ns = nanoseconds(policy.ttl)
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._asked: dict[Hashable, asyncio.Future[_Shared]] = {}
+        self._loading: dict[Hashable, asyncio.Future[_SharedResult]] = {}
         self._hits = self._misses = self._coalesced = self._expired = self._evicted = self._waiting = 0
 
     async def around(self, call: Call, proceed: Proceed) -> Any:
@@ -197,10 +197,10 @@ class CacheState(PolicyState):
                 return decode_token(entry.token)
             if not self._policy.coalesce:
                 self._misses += 1
-                return await self._ask(key, proceed)
-            if key not in self._asked:
+                return await self._load(key, proceed)
+            if key not in self._loading:
                 self._misses += 1
-                return await self._ask_for_all(key, proceed)
+                return await self._load_shared(key, proceed)
             shared = await self._wait(key)
             if shared.known:
                 self._coalesced += 1
@@ -224,49 +224,49 @@ class CacheState(PolicyState):
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry.until_ns <= self._clock.monotonic_ns():
+        if entry.expires_ns <= self._clock.monotonic_ns():
             del self._entries[key]
             self._expired += 1
             return None
         self._entries.move_to_end(key)
         return entry
 
-    async def _ask(self, key: Hashable, proceed: Proceed) -> Any:
+    async def _load(self, key: Hashable, proceed: Proceed) -> Any:
         value = await proceed()
         if isinstance(value, Ok):
             value = value.value
         if not is_verdict(value):
-            self._keep(key, encode_token(value))
+            self._store(key, encode_token(value))
         return value
 
-    def _keep(self, key: Hashable, token: Any) -> None:
+    def _store(self, key: Hashable, token: Any) -> None:
         self._entries[key] = _Entry(token, self._clock.monotonic_ns() + self._ttl_ns)
         self._entries.move_to_end(key)
         if len(self._entries) > self._policy.max_entries:
             self._entries.popitem(last=False)
             self._evicted += 1
 
-    async def _ask_for_all(self, key: Hashable, proceed: Proceed) -> Any:
-        asked = self._asked[key] = asyncio.get_running_loop().create_future()
-        shared = _Shared(known=False)
+    async def _load_shared(self, key: Hashable, proceed: Proceed) -> Any:
+        loading = self._loading[key] = asyncio.get_running_loop().create_future()
+        shared = _SharedResult(known=False)
         try:
-            value = await self._ask(key, proceed)
+            value = await self._load(key, proceed)
             entry = self._entries.get(key)
             if entry is not None and not is_verdict(value):
-                shared = _Shared(True, entry.token)
+                shared = _SharedResult(True, entry.token)
             return value
         except Outcome:
             raise
         except Exception as error:
-            shared = _Shared(True, None, error)
+            shared = _SharedResult(True, None, error)
             raise
         finally:
-            del self._asked[key]
-            asked.set_result(shared)
+            del self._loading[key]
+            loading.set_result(shared)
 
-    async def _wait(self, key: Hashable) -> _Shared:
+    async def _wait(self, key: Hashable) -> _SharedResult:
         self._waiting += 1
         try:
-            return await asyncio.shield(self._asked[key])
+            return await asyncio.shield(self._loading[key])
         finally:
             self._waiting -= 1

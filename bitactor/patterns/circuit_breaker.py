@@ -21,7 +21,7 @@ from bitactor.patterns.options import (
     refuse_together,
 )
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
-from bitactor.patterns.window import InARow, Share, Tally
+from bitactor.patterns.window import ConsecutiveFailures, FailureRate, Tally
 from bitactor.ports import Clock
 
 CLOSED: Final = "closed"
@@ -104,9 +104,9 @@ class CircuitBreaker(Policy):
     def tally(self) -> Tally:
         """What counts its failures."""
         if self.failure_rate is None:
-            return InARow(self.failures or DEFAULT_FAILURES)
+            return ConsecutiveFailures(self.failures or DEFAULT_FAILURES)
         assert self.window is not None
-        return Share(self.failure_rate, nanoseconds(self.window), self.minimum or DEFAULT_MINIMUM)
+        return FailureRate(self.failure_rate, nanoseconds(self.window), self.minimum or DEFAULT_MINIMUM)
 
 
 class CircuitBreakerState(PolicyState):
@@ -117,10 +117,10 @@ class CircuitBreakerState(PolicyState):
         self._clock = clock
         self._tally = policy.tally()
         self._state = CLOSED
-        self._era = 0
+        self._generation = 0
         """Counts changes of state; what began in another one does not count."""
         self._until_ns = 0
-        self._probing = self._good = 0
+        self._probing = self._successes = 0
         self._calls = self._rejected = self._failed = self._opened = 0
         self._last_error = ""
 
@@ -130,18 +130,18 @@ class CircuitBreakerState(PolicyState):
         Raises:
             CircuitOpen: it is open, or half-open with all its probes under way.
         """
-        era = self._enter()
+        generation = self._enter()
         try:
             value = await proceed()
         except asyncio.CancelledError:
             deadline_ns = call.deadline()
             over = deadline_ns is not None and self._clock.monotonic_ns() >= deadline_ns
-            self._leave(era, True if over else None, "the attempt's time was over")
+            self._leave(generation, True if over else None, "the attempt's time was over")
             raise
         except BaseException as error:
-            self._leave(era, self._failure(error), repr(error))
+            self._leave(generation, self._failure(error), repr(error))
             raise
-        self._leave(era, self._failure(value) if isinstance(value, Outcome) else False, repr(value))
+        self._leave(generation, self._failure(value) if isinstance(value, Outcome) else False, repr(value))
         return value
 
     def about(self) -> Mapping[str, Any]:
@@ -168,12 +168,12 @@ class CircuitBreakerState(PolicyState):
         if self._state == OPEN:
             if now_ns < self._until_ns:
                 raise self._refuse((self._until_ns - now_ns) / 1e9, "is open")
-            self._become(HALF_OPEN)
+            self._change_state(HALF_OPEN)
         if self._state == HALF_OPEN:
             if self._probing >= self._policy.probes:
                 raise self._refuse(min(self._policy.open_for, PROBE_WAIT), "is half-open, and its probes are under way")
             self._probing += 1
-        return self._era
+        return self._generation
 
     def _refuse(self, seconds: float, how: str) -> CircuitOpen:
         self._rejected += 1
@@ -186,30 +186,30 @@ class CircuitBreakerState(PolicyState):
             return None
         return isinstance(error, self._policy.counts)
 
-    def _leave(self, era: int, failed: bool | None, what: str) -> None:
+    def _leave(self, generation: int, failed: bool | None, what: str) -> None:
         if failed:
             self._failed += 1
             self._last_error = what[:200]
-        if era != self._era:
+        if generation != self._generation:
             return
         if self._state == HALF_OPEN:
             self._probing -= 1
             self._probed(failed)
         elif failed is not None and self._tally.record(self._clock.monotonic_ns(), failed):
-            self._become(OPEN)
+            self._change_state(OPEN)
 
     def _probed(self, failed: bool | None) -> None:
         if failed:
-            self._become(OPEN)
+            self._change_state(OPEN)
         elif failed is False:
-            self._good += 1
-            if self._good >= self._policy.successes:
-                self._become(CLOSED)
+            self._successes += 1
+            if self._successes >= self._policy.successes:
+                self._change_state(CLOSED)
 
-    def _become(self, state: str) -> None:
+    def _change_state(self, state: str) -> None:
         self._state = state
-        self._era += 1
-        self._probing = self._good = 0
+        self._generation += 1
+        self._probing = self._successes = 0
         self._tally.reset()
         if state == OPEN:
             self._opened += 1

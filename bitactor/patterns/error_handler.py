@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 
 from bitactor.errors import suggest
 from bitactor.outcome import Outcome
-from bitactor.patterns.answers import MISSING, Answer, Constant, answer
+from bitactor.patterns.answers import MISSING, Constant, Substitute, substitute
 from bitactor.patterns.options import Exceptions, check_name, fix_exceptions, refuse
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.ports import Clock
@@ -52,7 +52,7 @@ class ErrorHandler(Policy):
     value: Any = field(default=MISSING, hash=False)
     level: str | None = None
     on: Exceptions = Exception
-    answer: Answer | None = field(init=False, repr=False, compare=False)
+    substitute: Substitute | None = field(init=False, repr=False, compare=False)
     """What stands in for the error; None if it is only logged."""
 
     def __post_init__(self) -> None:
@@ -65,21 +65,21 @@ class ErrorHandler(Policy):
         if self.level is not None and (self.handle != LOG or self.level not in _LEVELS):
             raise refuse(self, "level", "it belongs to 'log', and is 'debug', 'info', 'warning' or 'error'")
         fix_exceptions(self, "on")
-        object.__setattr__(self, "answer", self._answer())
+        object.__setattr__(self, "substitute", self._substitute())
 
-    def _answer(self) -> Answer | None:
+    def _substitute(self) -> Substitute | None:
         what = f"ErrorHandler({self.name!r})"
         if self.handle == LOG:
             return None
         if callable(self.handle):
-            return answer(self.handle, f"{what}: handle={self.handle!r}")
+            return substitute(self.handle, f"{what}: handle={self.handle!r}")
         value = None if self.handle == IGNORE else self.value
         return Constant(value, f"{what}: value={value!r}")
 
     def check(self, takes: Sequence[str]) -> None:
         """See the port."""
-        if self.answer is not None:
-            self.answer.check(takes)
+        if self.substitute is not None:
+            self.substitute.check(takes)
 
     def open(self, clock: Clock) -> ErrorHandlerState:
         """See the port."""
@@ -105,10 +105,10 @@ class ErrorHandlerState(PolicyState):
         except policy.on as error:
             self._handled += 1
             self._last_error = repr(error)[:200]
-            if policy.answer is None:
+            if policy.substitute is None:
                 self._log(call, error)
                 raise
-            return await policy.answer(call.arguments, error=error)
+            return await policy.substitute(call.arguments, error=error)
 
     def about(self) -> Mapping[str, Any]:
         """See the port."""

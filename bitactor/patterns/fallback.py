@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from bitactor.outcome import Outcome
-from bitactor.patterns.answers import Answer, answer
+from bitactor.patterns.answers import Substitute, substitute
 from bitactor.patterns.options import Exceptions, check_name, fix_exceptions
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.ports import Clock
@@ -38,19 +38,19 @@ class Fallback(Policy):
     name: str
     fallback: Any = field(hash=False)
     on: Exceptions = Exception
-    answer: Answer = field(init=False, repr=False, compare=False)
+    substitute: Substitute = field(init=False, repr=False, compare=False)
     """The fallback, as it is given."""
 
     def __post_init__(self) -> None:
         check_name(self)
         fix_exceptions(self, "on")
         object.__setattr__(
-            self, "answer", answer(self.fallback, f"Fallback({self.name!r}): fallback={self.fallback!r}")
+            self, "substitute", substitute(self.fallback, f"Fallback({self.name!r}): fallback={self.fallback!r}")
         )
 
     def check(self, takes: Sequence[str]) -> None:
         """See the port."""
-        self.answer.check(takes)
+        self.substitute.check(takes)
 
     def open(self, clock: Clock) -> FallbackState:
         """See the port."""
@@ -75,7 +75,7 @@ class FallbackState(PolicyState):
         except self._policy.on as error:
             self._fell_back += 1
             self._last_error = repr(error)[:200]
-            return await self._policy.answer(call.arguments, error=error)
+            return await self._policy.substitute(call.arguments, error=error)
 
     def about(self) -> Mapping[str, Any]:
         """See the port."""

@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 
 
-class Line:
+class WaitQueue:
     """Those who wait, in order.
 
     Only the first is woken, and only whoever was woken takes what there is, in its own task and just before using it:

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, TypeVar, 
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.patterns.errors import TimedOut
 from bitactor.patterns.options import is_number
-from bitactor.patterns.waiting import LoopTimers, Timers, begin, ending_of, reap, timed
+from bitactor.patterns.waiting import LoopTimers, Timers, cancel_and_wait, result_of, start, with_timeout
 from bitactor.ports import Clock
 
 Item = TypeVar("Item")
@@ -145,10 +145,10 @@ class _Map(Generic[Item, Value]):
             if workers:
                 await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         except (Exception, asyncio.CancelledError):
-            await reap(workers)
+            await cancel_and_wait(workers)
             _retrieve(workers)
             raise
-        await reap(workers)
+        await cancel_and_wait(workers)
         _retrieve(workers)
         if self._first_error is not None:
             raise self._first_error
@@ -167,13 +167,13 @@ class _Map(Generic[Item, Value]):
                 raise self._stop(error) from None
 
     async def _one(self, index: int, item: Item) -> None:
-        in_time, ending = await timed(lambda: self._function(item), self._timers, self._timeout)
-        if ending.error is None:
-            self.results[index] = ending.value
+        in_time, task_result = await with_timeout(lambda: self._function(item), self._timers, self._timeout)
+        if task_result.error is None:
+            self.results[index] = task_result.value
             return
-        if isinstance(ending.error, asyncio.CancelledError) and _being_cancelled():
-            raise ending.error
-        error = ending.error if in_time else _timed_out(f"element {index}", self._timeout, ending.error)
+        if isinstance(task_result.error, asyncio.CancelledError) and _being_cancelled():
+            raise task_result.error
+        error = task_result.error if in_time else _timed_out(f"element {index}", self._timeout, task_result.error)
         if self._stop_at_error:
             raise self._stop(error)
         self.failed.append(FailedItem(index, item, error))
@@ -223,20 +223,22 @@ async def parallel_fetch(
             )
     limits = _limits(operations, timeout)
     timers = clock or LoopTimers()
-    tasks = {name: begin(lambda name=name: timed(operations[name], timers, limits[name])) for name in operations}  # type: ignore[misc]
+    tasks = {name: start(lambda name=name: with_timeout(operations[name], timers, limits[name])) for name in operations}  # type: ignore[misc]
     try:
         if tasks:
             await asyncio.wait(tasks.values())
     except asyncio.CancelledError:
-        await reap(tasks.values())
+        await cancel_and_wait(tasks.values())
         raise
     fetched: Fetched[Key, Value] = Fetched({}, {})
     for name, task in tasks.items():
-        in_time, ending = ending_of(task).get()
-        if ending.error is None:
-            fetched.successful[name] = ending.value
+        in_time, task_result = result_of(task).get()
+        if task_result.error is None:
+            fetched.successful[name] = task_result.value
         else:
-            fetched.failed[name] = ending.error if in_time else _timed_out(repr(name), limits[name], ending.error)
+            fetched.failed[name] = (
+                task_result.error if in_time else _timed_out(repr(name), limits[name], task_result.error)
+            )
     return fetched
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bitactor.patterns.errors import RateLimited
-from bitactor.patterns.line import Line
+from bitactor.patterns.line import WaitQueue
 from bitactor.patterns.options import (
     check_count,
     check_name,
@@ -90,7 +90,7 @@ class RateLimitState(PolicyState):
         self._slack_ns = (policy.burst - 1) * self._interval_ns
         self._max_wait_ns = None if policy.max_wait is None else nanoseconds(policy.max_wait)
         self._full_at_ns = clock.monotonic_ns()
-        self._line = Line()
+        self._queue = WaitQueue()
         self._timer: TimerHandle | None = None
         self._calls = self._started = self._waited = self._rejected = 0
 
@@ -101,10 +101,10 @@ class RateLimitState(PolicyState):
             RateLimited: the turn would come too late.
         """
         self._calls += 1
-        if len(self._line) or self._turn_ns() > self._clock.monotonic_ns():
+        if len(self._queue) or self._next_start_ns() > self._clock.monotonic_ns():
             await self._wait(call)
         else:
-            self._take()
+            self._start_call()
         return await proceed()
 
     def about(self) -> Mapping[str, Any]:
@@ -115,38 +115,38 @@ class RateLimitState(PolicyState):
             "started": self._started,
             "waited": self._waited,
             "rejected": self._rejected,
-            "waiting": len(self._line),
+            "waiting": len(self._queue),
             "available": self._policy.burst - math.ceil(missing / self._interval_ns),
         }
 
-    def _turn_ns(self) -> int:
+    def _next_start_ns(self) -> int:
         """When the next call may start."""
         return self._full_at_ns - self._slack_ns
 
-    def _take(self) -> None:
+    def _start_call(self) -> None:
         self._full_at_ns = max(self._full_at_ns, self._clock.monotonic_ns()) + self._interval_ns
         self._started += 1
 
     async def _wait(self, call: Call) -> None:
         self._refuse_if_late(call)
-        waiter = self._line.join()
+        waiter = self._queue.join()
         try:
-            if len(self._line) == 1:
+            if len(self._queue) == 1:
                 self._wake_first()
             await waiter
-            self._take()
+            self._start_call()
             self._waited += 1
         finally:
-            self._line.leave(waiter)
+            self._queue.leave(waiter)
             self._wake_first()
 
     def _refuse_if_late(self, call: Call) -> None:
         now_ns = self._clock.monotonic_ns()
-        turn_ns = max(now_ns, self._turn_ns() + len(self._line) * self._interval_ns)
-        wait_ns = turn_ns - now_ns
+        start_ns = max(now_ns, self._next_start_ns() + len(self._queue) * self._interval_ns)
+        wait_ns = start_ns - now_ns
         late = self._max_wait_ns is not None and wait_ns > self._max_wait_ns
         deadline_ns = call.deadline()
-        if late or (deadline_ns is not None and turn_ns >= deadline_ns):
+        if late or (deadline_ns is not None and start_ns >= deadline_ns):
             self._rejected += 1
             bound = f"max_wait={self._policy.max_wait:g} s" if late else "the attempt would have ended by then"
             seconds = wait_ns / 1e9
@@ -158,10 +158,10 @@ class RateLimitState(PolicyState):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        first = self._line.first()
+        first = self._queue.first()
         if first is None:
             return
-        if self._turn_ns() <= self._clock.monotonic_ns():
+        if self._next_start_ns() <= self._clock.monotonic_ns():
             first.set_result(True)
         else:
-            self._timer = self._clock.call_at(self._turn_ns(), self._wake_first)
+            self._timer = self._clock.call_at(self._next_start_ns(), self._wake_first)

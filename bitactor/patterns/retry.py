@@ -19,7 +19,7 @@ from bitactor.patterns.options import (
     refuse,
 )
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
-from bitactor.patterns.waiting import until
+from bitactor.patterns.waiting import sleep_until
 from bitactor.policy import Backoff
 from bitactor.ports import Clock
 
@@ -124,7 +124,7 @@ class RetryState(PolicyState):
     async def _wait(self, until_ns: int) -> None:
         self._waiting += 1
         try:
-            await until(self._clock, until_ns)
+            await sleep_until(self._clock, until_ns)
         finally:
             self._waiting -= 1
 

@@ -10,7 +10,7 @@ from bitactor.errors import ConfigurationError
 from bitactor.patterns.errors import TimedOut, TooFewAnswers
 from bitactor.patterns.options import is_number
 from bitactor.patterns.parallel import Fetched
-from bitactor.patterns.waiting import Ending, LoopTimers, Timers, begin, ending_of, reap, until
+from bitactor.patterns.waiting import LoopTimers, TaskResult, Timers, cancel_and_wait, result_of, sleep_until, start
 from bitactor.ports import Clock
 
 Target = TypeVar("Target")
@@ -45,21 +45,23 @@ async def scatter_gather(
     needed = _needed(asked, at_least)
     if timeout is not None and not (is_number(timeout) and timeout > 0):
         raise ConfigurationError(f"scatter_gather: timeout={timeout!r}; give a number of seconds, more than zero")
-    tasks = {target: begin(lambda target=target: function(target)) for target in asked}  # type: ignore[misc]
+    tasks = {target: start(lambda target=target: function(target)) for target in asked}  # type: ignore[misc]
     try:
         await _gather(tasks.values(), needed, clock or LoopTimers(), timeout)
     except asyncio.CancelledError:
-        await reap(tasks.values())
+        await cancel_and_wait(tasks.values())
         raise
     late = {task for task in tasks.values() if not task.done()}
-    await reap(tasks.values())
+    await cancel_and_wait(tasks.values())
     gathered: Fetched[Target, Value] = Fetched({}, {})
     for target, task in tasks.items():
-        ending = ending_of(task)
-        if ending.error is None:
-            gathered.successful[target] = ending.value
+        task_result = result_of(task)
+        if task_result.error is None:
+            gathered.successful[target] = task_result.value
         else:
-            gathered.failed[target] = TimedOut(f"{target!r} had not answered yet") if task in late else ending.error
+            gathered.failed[target] = (
+                TimedOut(f"{target!r} had not answered yet") if task in late else task_result.error
+            )
     if len(gathered.successful) < needed:
         raise _too_few(gathered, needed)
     return gathered
@@ -77,22 +79,26 @@ def _needed(asked: list[Any], at_least: int | None) -> int:
     return at_least
 
 
-async def _gather(tasks: Iterable[asyncio.Task[Ending]], needed: int, timers: Timers, timeout: float | None) -> None:
+async def _gather(
+    tasks: Iterable[asyncio.Task[TaskResult]], needed: int, timers: Timers, timeout: float | None
+) -> None:
     """Until all have ended, or time is up, or `needed` cannot be reached."""
     pending = set(tasks)
     reachable = len(pending)
     alarm = None
     if timeout is not None:
-        alarm = asyncio.get_running_loop().create_task(until(timers, timers.monotonic_ns() + round(timeout * 1e9)))
+        alarm = asyncio.get_running_loop().create_task(
+            sleep_until(timers, timers.monotonic_ns() + round(timeout * 1e9))
+        )
     try:
         while pending and reachable >= needed and not (alarm is not None and alarm.done()):
             await asyncio.wait([*pending, *([alarm] if alarm else [])], return_when=asyncio.FIRST_COMPLETED)
             done = {task for task in pending if task.done()}
             pending -= done
-            reachable -= sum(ending_of(task).error is not None for task in done)
+            reachable -= sum(result_of(task).error is not None for task in done)
     finally:
         if alarm is not None:
-            await reap([alarm])
+            await cancel_and_wait([alarm])
 
 
 def _too_few(gathered: Fetched[Any, Any], needed: int) -> TooFewAnswers:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from bitactor.patterns.answers import MISSING, Answer, answer
+from bitactor.patterns.answers import MISSING, Substitute, substitute
 from bitactor.patterns.errors import TimedOut
 from bitactor.patterns.options import check_name, check_seconds, nanoseconds
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
-from bitactor.patterns.waiting import Ending, begin, ending_of, ends, reap
+from bitactor.patterns.waiting import TaskResult, cancel_and_wait, result_of, start, wait_for_end
 from bitactor.ports import Clock
 
 
@@ -42,7 +42,7 @@ class Timeout(Policy):
     seconds: float
     fallback: Any = field(default=MISSING, hash=False)
     grace: float = 1.0
-    answer: Answer | None = field(init=False, repr=False, compare=False)
+    substitute: Substitute | None = field(init=False, repr=False, compare=False)
     """The fallback, as it is given."""
 
     def __post_init__(self) -> None:
@@ -50,12 +50,12 @@ class Timeout(Policy):
         check_seconds(self, "seconds")
         check_seconds(self, "grace", zero=True)
         what = f"Timeout({self.name!r}): fallback={self.fallback!r}"
-        object.__setattr__(self, "answer", None if self.fallback is MISSING else answer(self.fallback, what))
+        object.__setattr__(self, "substitute", None if self.fallback is MISSING else substitute(self.fallback, what))
 
     def check(self, takes: Sequence[str]) -> None:
         """See the port."""
-        if self.answer is not None:
-            self.answer.check(takes)
+        if self.substitute is not None:
+            self.substitute.check(takes)
 
     def open(self, clock: Clock) -> TimeoutState:
         """See the port."""
@@ -70,7 +70,7 @@ class TimeoutState(PolicyState):
         self._clock = clock
         self._limit_ns = nanoseconds(policy.seconds)
         self._grace_ns = nanoseconds(policy.grace)
-        self._zombies: set[asyncio.Task[Ending]] = set()
+        self._zombies: set[asyncio.Task[TaskResult]] = set()
         self._calls = self._timed_out = self._fell_back = 0
 
     async def around(self, call: Call, proceed: Proceed) -> Any:
@@ -80,21 +80,21 @@ class TimeoutState(PolicyState):
             TimedOut: it took longer, and there is no fallback.
         """
         self._calls += 1
-        task = begin(proceed)
+        task = start(proceed)
         try:
-            in_time = await ends(task, self._clock, self._clock.monotonic_ns() + self._limit_ns)
+            in_time = await wait_for_end(task, self._clock, self._clock.monotonic_ns() + self._limit_ns)
             if not in_time:
                 task.cancel()
-                await ends(task, self._clock, self._clock.monotonic_ns() + self._grace_ns)
+                await wait_for_end(task, self._clock, self._clock.monotonic_ns() + self._grace_ns)
         except asyncio.CancelledError:
-            await reap([task])
+            await cancel_and_wait([task])
             raise
         if not task.done():
             self._zombies.add(task)
             task.add_done_callback(self._zombies.discard)
-        elif in_time or ending_of(task).error is None:
-            return ending_of(task).get()
-        return await self._late(call, ending_of(task).error if task.done() else None)
+        elif in_time or result_of(task).error is None:
+            return result_of(task).get()
+        return await self._late(call, result_of(task).error if task.done() else None)
 
     def about(self) -> Mapping[str, Any]:
         """See the port."""
@@ -117,7 +117,7 @@ class TimeoutState(PolicyState):
             f"{call.workflow}/{call.step}: took longer than the {policy.seconds:g} s of timeout {policy.name!r}"
         )
         error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
-        if policy.answer is None:
+        if policy.substitute is None:
             raise error
         self._fell_back += 1
-        return await policy.answer(call.arguments, error=error)
+        return await policy.substitute(call.arguments, error=error)

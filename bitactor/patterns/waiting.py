@@ -36,7 +36,7 @@ class LoopTimers:
         return self._loop.call_at(when_ns / 1e9, callback)
 
 
-async def until(timers: Timers, when_ns: int) -> None:
+async def sleep_until(timers: Timers, when_ns: int) -> None:
     """Return once the monotonic clock has reached `when_ns`."""
     while timers.monotonic_ns() < when_ns:  # a timer may be early by what was rounded
         woken = asyncio.get_running_loop().create_future()
@@ -47,7 +47,7 @@ async def until(timers: Timers, when_ns: int) -> None:
             timer.cancel()
 
 
-class Ending(NamedTuple):
+class TaskResult(NamedTuple):
     """How an awaitable ended: by `error`, or with `value`."""
 
     value: Any
@@ -60,31 +60,31 @@ class Ending(NamedTuple):
         return self.value
 
 
-async def contained(function: Callable[[], Awaitable[Any]]) -> Ending:
+async def capture(function: Callable[[], Awaitable[Any]]) -> TaskResult:
     """Await what `function` returns; whatever it raises, `SystemExit` included, which in a task of its own would end
     the loop."""
     try:
         awaitable = function()
         if not inspect.isawaitable(awaitable):
             raise TypeError(f"{function!r} returned {awaitable!r}, which cannot be awaited; make it an `async def`")
-        return Ending(await awaitable, None)
+        return TaskResult(await awaitable, None)
     except GeneratorExit:
         raise
     except BaseException as error:
-        return Ending(None, error)
+        return TaskResult(None, error)
 
 
-def begin(function: Callable[[], Awaitable[Any]]) -> asyncio.Task[Ending]:
+def start(function: Callable[[], Awaitable[Any]]) -> asyncio.Task[TaskResult]:
     """A task for it."""
-    return asyncio.get_running_loop().create_task(contained(function))
+    return asyncio.get_running_loop().create_task(capture(function))
 
 
-def ending_of(task: asyncio.Task[Ending]) -> Ending:
-    """How a task of `begin` that is done has ended."""
-    return Ending(None, asyncio.CancelledError()) if task.cancelled() else task.result()
+def result_of(task: asyncio.Task[TaskResult]) -> TaskResult:
+    """How a task of `start` that is done has ended."""
+    return TaskResult(None, asyncio.CancelledError()) if task.cancelled() else task.result()
 
 
-async def ends(task: asyncio.Task[Any], timers: Timers, when_ns: int) -> bool:
+async def wait_for_end(task: asyncio.Task[Any], timers: Timers, when_ns: int) -> bool:
     """Wait for the task's end or for `when_ns`, whichever is first; whether it has ended.  The task is left as it
     is."""
     while not task.done() and timers.monotonic_ns() < when_ns:
@@ -100,7 +100,7 @@ async def ends(task: asyncio.Task[Any], timers: Timers, when_ns: int) -> bool:
     return task.done()
 
 
-async def reap(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel those that still run, and wait until all have ended, also if cancelled meanwhile; that is then passed
     on."""
     left = [task for task in tasks if not task.done()]
@@ -117,23 +117,25 @@ async def reap(tasks: Iterable[asyncio.Task[Any]]) -> None:
         raise cancelled
 
 
-async def timed(function: Callable[[], Awaitable[Any]], timers: Timers, seconds: float | None) -> tuple[bool, Ending]:
+async def with_timeout(
+    function: Callable[[], Awaitable[Any]], timers: Timers, seconds: float | None
+) -> tuple[bool, TaskResult]:
     """Await what `function` returns for at most `seconds`, then cancel it and wait for its end; whether it was in time,
     and the ending.
 
     A value counts, also one that came of being cancelled.
     """
     if seconds is None:
-        return True, await contained(function)
-    task = begin(function)
+        return True, await capture(function)
+    task = start(function)
     try:
-        in_time = await ends(task, timers, timers.monotonic_ns() + round(seconds * 1e9))
+        in_time = await wait_for_end(task, timers, timers.monotonic_ns() + round(seconds * 1e9))
     except asyncio.CancelledError:
-        await reap([task])
+        await cancel_and_wait([task])
         raise
-    await reap([task])
-    ending = ending_of(task)
-    return in_time or ending.error is None, ending
+    await cancel_and_wait([task])
+    task_result = result_of(task)
+    return in_time or task_result.error is None, task_result
 
 
 def _wake(waiter: asyncio.Future[None], _task: object = None) -> None:

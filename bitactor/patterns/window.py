@@ -22,7 +22,7 @@ class Tally(Protocol):
         """Forget everything."""
 
 
-class InARow:
+class ConsecutiveFailures:
     """So many failures without a success between them."""
 
     def __init__(self, limit: int) -> None:
@@ -43,7 +43,7 @@ class InARow:
         self._failures = 0
 
 
-class Share:
+class FailureRate:
     """A share of the calls of the last `window_ns`, once there were `minimum`.
 
     Counted in ten slices of the window, so memory does not grow with traffic: a call is forgotten after nine to ten

@@ -1,16 +1,16 @@
 """Prints the transition tables: `python -m bitactor.saga`."""
 
-from bitactor.saga import EVOLUTION, STEP_STATES, TRANSITIONS
+from bitactor.saga import STEP_EVOLUTION, STEP_STATES, TRANSITIONS
 
 
 def main() -> None:
     """Transactions first, then steps."""
-    print("In these phases            this stimulus   means")
+    print(f"{'In these phases':<58} {'this event':<16} means")
     for row in TRANSITIONS:
-        print(f"{', '.join(row.phases):<58} {row.stimulus.__name__:<13} {row.meaning}")
-    print("\nA step that is    may be followed by")
-    for number, state in enumerate(STEP_STATES):
-        kinds = [f"{kind} ({direction})" for at, kind, direction in EVOLUTION if at == number]
+        print(f"{', '.join(row.phases):<58} {row.event.__name__:<16} {row.meaning}")
+    print(f"\n{'A step that is':<17} may be followed by")
+    for state in STEP_STATES:
+        kinds = [f"{kind} ({direction})" for at, kind, direction in STEP_EVOLUTION if at == state]
         print(f"{state:<17} {', '.join(kinds)}")
 
 

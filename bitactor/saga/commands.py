@@ -18,9 +18,9 @@ class Emission(NamedTuple):
     hop: str
 
 
-class Decide(NamedTuple):
+class Evaluate(NamedTuple):
     """Evaluate this step's transforms, predicate and guard; ask a container what to open, or what follows; and say
-    `Decided`."""
+    `Evaluated`."""
 
     step: int
 
@@ -42,18 +42,18 @@ class ArmRetry(NamedTuple):
 
 
 class ArmGrace(NamedTuple):
-    """Say `GraceOver` after this long."""
+    """Say `GraceExpired` after this long."""
 
     after_ns: int
 
 
 class ArmDeadline(NamedTuple):
-    """Say `DeadlineOver` at this wall time; replaces the one armed before; None: only disarm."""
+    """Say `DeadlineExpired` at this wall time; replaces the one armed before; None: only disarm."""
 
     due_ns: int | None
 
 
-class Abandon(NamedTuple):
+class CancelHop(NamedTuple):
     """Stop this hop if that is possible; its reply is wanted if it comes."""
 
     step: int
@@ -65,7 +65,7 @@ class Deliver(NamedTuple):
     emission: Emission
 
 
-class Answer(NamedTuple):
+class AnswerProceed(NamedTuple):
     """Tell the function around nested steps, which waits, what they came to."""
 
     step: int
@@ -78,4 +78,4 @@ class Settle(NamedTuple):
     status: str
 
 
-Command = Decide | Dispatch | ArmRetry | ArmGrace | ArmDeadline | Abandon | Deliver | Answer | Settle
+Command = Evaluate | Dispatch | ArmRetry | ArmGrace | ArmDeadline | CancelHop | Deliver | AnswerProceed | Settle

@@ -24,15 +24,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from bitactor.pulse import (
-    EMITTED,
-    FAILED,
-    RESUMED,
-    TOMBSTONE,
-    UNROUTABLE,
-    Pulse,
-)  # fmt: skip
-from bitactor.saga.advancing import Advancing
+from bitactor.pulse import COMPLETED, EMITTED, FAILED, HALTED, RESUMED, RUNNING, STUCK, TOMBSTONE, UNROUTABLE, Pulse
+from bitactor.saga.advancing import Forward
 from bitactor.saga.commands import (
     ArmDeadline,
     ArmRetry,
@@ -41,7 +34,6 @@ from bitactor.saga.commands import (
     Settle,
 )  # fmt: skip
 from bitactor.saga.phases import (
-    ACTIVE,
     BACKING_OFF,
     ENDED,
     FAILING,
@@ -49,41 +41,40 @@ from bitactor.saga.phases import (
     IN_FLIGHT,
     NEW,
     PHASES,
-    SUSPENDED,
     UNDO_BACKING_OFF,
     UNDO_RUNNING,
     UNDOING,
-)  # fmt: skip
+)
 from bitactor.saga.stimuli import (
-    STIMULI,
+    EVENTS,
     Accept,
-    CancelAsked,
-    DeadlineOver,
-    Decided,
-    EmitDied,
-    EmitTaken,
-    GraceOver,
+    CancelRequested,
+    DeadlineExpired,
+    EmissionAccepted,
+    EmissionUnrouted,
+    Evaluated,
+    Event,
+    GraceExpired,
     HopExpired,
     Lost,
     Proceeded,
     Recovered,
     Replied,
-    ResumeAsked,
+    ResumeRequested,
     RetryDue,
-    Stimulus,
-    UndoAsked,
+    UndoRequested,
     Unrouted,
 )  # fmt: skip
 
 
-class Saga(Advancing):
+class Saga(Forward):
     """One transaction.  Make one with `Saga(plan, id)` and feed it `Accept`, or with `Saga.fold` and feed it
     `Recovered`."""
 
     __slots__ = ()
 
-    def react(self, stimulus: Stimulus, now_ns: int) -> tuple[list[Pulse], list[Command]]:
-        """What follows from `stimulus` at wall time `now_ns`.
+    def react(self, event: Event, now_ns: int) -> tuple[list[Pulse], list[Command]]:
+        """What follows from `event` at wall time `now_ns`.
 
         The pulses have already changed the state; the commands may be obeyed only once the pulses are kept.  A stimulus
         that means nothing in this phase (it came late, twice, or after the end) gives two empty lists.
@@ -92,56 +83,58 @@ class Saga(Advancing):
         commands: list[Command] = []
         self.pulses = pulses
         self.commands = commands
-        HANDLERS[self.phase, type(stimulus)](self, stimulus, now_ns)
+        HANDLERS[self.phase, type(event)](self, event, now_ns)
         return pulses, commands
 
-    def _resume_asked(self, stimulus: ResumeAsked, now_ns: int) -> None:
-        if self.phase is ENDED and self.status != "stuck":
+    def _resume_requested(self, event: ResumeRequested, now_ns: int) -> None:
+        if self.phase is ENDED and self.status != STUCK:
             return
-        self._tell(RESUMED, now_ns, data={"deadline_ns": stimulus.deadline_ns})
-        if self.phase is ACTIVE:
-            self.commands.append(ArmDeadline(stimulus.deadline_ns))
-            self.asked = set()  # what was decided while it halted was not heard
-            self._go_on(now_ns)
+        self._record(RESUMED, now_ns, data={"deadline_ns": event.deadline_ns})
+        if self.phase is RUNNING:
+            self.commands.append(ArmDeadline(event.deadline_ns))
+            self.being_evaluated = set()  # what was decided while it halted was not heard
+            self._continue_after_stop(now_ns)
         else:
             self.commands.append(ArmDeadline(now_ns + self.plan.undo_timeout_ns))
             self._continue_undo(now_ns)
 
-    def _undo_asked(self, stimulus: UndoAsked, now_ns: int) -> None:
+    def _undo_requested(self, event: UndoRequested, now_ns: int) -> None:
         """A completed transaction is taken back, once."""
-        if self.status != "completed":
+        if self.status != COMPLETED:
             return
-        self._tell(FAILED, now_ns, error=stimulus.fault, data={"undo": True})
+        self._record(FAILED, now_ns, error=event.fault, data={"undo": True})
         self._stop(now_ns)
 
-    def _go_on(self, now_ns: int) -> None:
+    def _continue_after_stop(self, now_ns: int) -> None:
         self._spawn_ready(range(len(self.states)), now_ns)
-        self.attention.extend(index for index, progress in self.progress.items() if progress.pending is not None)
-        self._attend(now_ns)
-        if not self.unsettled and self.phase is ACTIVE:
-            self._finish("completed", now_ns)
+        self.pending_containers.extend(
+            index for index, progress in self.progress.items() if progress.next_action is not None
+        )
+        self._start_pending(now_ns)
+        if not self.unsettled_count and self.phase is RUNNING:
+            self._finish(COMPLETED, now_ns)
 
-    def _recovered(self, stimulus: Recovered, now_ns: int) -> None:
+    def _recovered(self, event: Recovered, now_ns: int) -> None:
         """Take up what a dead owner left: what was in flight is lost with it, what waits is waited for again."""
-        self._tell(RESUMED, now_ns, data={"owner": stimulus.owner, "epoch": stimulus.epoch})
+        self._record(RESUMED, now_ns, data={"owner": event.owner, "epoch": event.epoch})
         self.commands.extend(Deliver(emission) for emission in self.emissions.values())
-        if self.phase in (SUSPENDED, ENDED):
+        if self.phase in (HALTED, ENDED):
             self.commands.append(Settle(self.status))
             return
         undo_until = now_ns + self.plan.undo_timeout_ns
-        self.commands.append(ArmDeadline(self.deadline_ns if self.phase in (ACTIVE, HALTING) else undo_until))
+        self.commands.append(ArmDeadline(self.deadline_ns if self.phase in (RUNNING, HALTING) else undo_until))
         was_failing = self.phase is FAILING
         if was_failing:
             self._leave_all_in_doubt(now_ns)
         order = sorted(
             range(len(self.states)),
-            key=lambda index: self.steps[index] is None or self.steps[index].surrounding is None,
+            key=lambda index: self.steps[index] is None or self.steps[index].around_container is None,
         )
         before = tuple(self.states)
         for index in order:
             state = before[index]
-            if state in IN_FLIGHT and index >= self.grown and self.held_back(index):
-                self.stranded = self.stranded | {index}
+            if state in IN_FLIGHT and index >= self.plan_size and self.awaits_proceed(index):
+                self.awaiting_redelivery = self.awaiting_redelivery | {index}
                 continue  # it is delivered again once what is around it proceeds again
             if state != self.states[index]:
                 continue  # the loss of another has just changed it
@@ -151,8 +144,8 @@ class Saga(Advancing):
                 self._undo_lost(Lost(index, self.deliveries[index], "its process ended"), now_ns)
             elif state in (BACKING_OFF, UNDO_BACKING_OFF):
                 self.commands.append(ArmRetry(index, self.due_ns[index]))
-        if self.phase is ACTIVE:
-            self._go_on(now_ns)
+        if self.phase is RUNNING:
+            self._continue_after_stop(now_ns)
         elif self.phase is UNDOING:
             if not any(state in (UNDO_RUNNING, UNDO_BACKING_OFF) for state in self.states):
                 self._continue_undo(now_ns)
@@ -161,40 +154,40 @@ class Saga(Advancing):
         else:
             self._continue_stopping(now_ns)
 
-    def _emit_taken(self, stimulus: EmitTaken, now_ns: int) -> None:
-        emission = self.emissions.get(stimulus.emit)
+    def _emission_accepted(self, event: EmissionAccepted, now_ns: int) -> None:
+        emission = self.emissions.get(event.emit)
         if emission is not None:
-            data = {"emit": emission.id, "name": emission.name, "receivers": list(stimulus.receivers)}
-            self._tell(EMITTED, now_ns, hop=emission.hop, data=data, ttl=emission.ttl)
+            data = {"emit": emission.id, "name": emission.name, "receivers": list(event.receivers)}
+            self._record(EMITTED, now_ns, hop=emission.hop, data=data, ttl=emission.ttl)
 
-    def _emit_died(self, stimulus: EmitDied, now_ns: int) -> None:
-        emission = self.emissions.get(stimulus.emit)
+    def _emission_unrouted(self, event: EmissionUnrouted, now_ns: int) -> None:
+        emission = self.emissions.get(event.emit)
         if emission is not None:
-            data = {"emit": emission.id, "name": emission.name, "why": stimulus.reason}
-            self._tell(TOMBSTONE, now_ns, hop=emission.hop, reason=UNROUTABLE, data=data, ttl=emission.ttl)
+            data = {"emit": emission.id, "name": emission.name, "why": event.reason}
+            self._record(TOMBSTONE, now_ns, hop=emission.hop, reason=UNROUTABLE, data=data, ttl=emission.ttl)
 
-    def _ignore(self, stimulus: Any, now_ns: int) -> None:
+    def _ignore(self, event: Any, now_ns: int) -> None:
         """It came late, twice, or after the end."""
 
 
 class Transition(NamedTuple):
-    """One row of the table: in any of `phases`, `stimulus` is handled by `handler`."""
+    """One row of the table: in any of `phases`, `event` is handled by `handler`."""
 
     phases: tuple[str, ...]
-    stimulus: type
+    event: type
     handler: Any
     meaning: str
 
 
-_FORWARD: Final = (ACTIVE, HALTING)
-_LIVE: Final = (ACTIVE, HALTING, SUSPENDED, FAILING, UNDOING, ENDED)
+_FORWARD: Final = (RUNNING, HALTING)
+_LIVE: Final = (RUNNING, HALTING, HALTED, FAILING, UNDOING, ENDED)
 
 TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition((NEW,), Accept, Saga._accept, "record the input, start the first steps"),
-    Transition((ACTIVE,), Decided, Saga._decided, "spawn or skip the step, or fail if its predicate raised"),
+    Transition((RUNNING,), Evaluated, Saga._evaluated, "spawn or skip the step, or fail if its predicate raised"),
     Transition((*_FORWARD, FAILING), Replied, Saga._replied, "settle the hop; go on, retry, fail or halt as it says"),
     Transition((UNDOING,), Replied, Saga._undo_replied, "settle the undo; go on with the one before"),
-    Transition((SUSPENDED, ENDED), Replied, Saga._replied_in_the_end, "record it as late, once"),
+    Transition((HALTED, ENDED), Replied, Saga._replied_after_end, "record it as late, once"),
     Transition((*_FORWARD, FAILING), Lost, Saga._lost, "deliver again, or bury the hop as poison"),
     Transition((UNDOING,), Lost, Saga._undo_lost, "deliver the undo again, or give it up as poison"),
     Transition((*_FORWARD, FAILING), Unrouted, Saga._unrouted, "fail: nobody to run it"),
@@ -204,26 +197,28 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     ),
     Transition((UNDOING,), HopExpired, Saga._undo_expired, "the undo failed"),
     Transition(_FORWARD, Proceeded, Saga._proceeded, "run the steps nested in a function, or let them go on"),
-    Transition((ACTIVE,), RetryDue, Saga._retry_due, "the next attempt"),
+    Transition((RUNNING,), RetryDue, Saga._retry_due, "the next attempt"),
     Transition((UNDOING,), RetryDue, Saga._undo_retry_due, "the next attempt at undo"),
-    Transition((FAILING,), GraceOver, Saga._grace_over, "what has not answered is in doubt; begin undo"),
-    Transition(_FORWARD, DeadlineOver, Saga._deadline_over, "stop everything, then undo"),
+    Transition((FAILING,), GraceExpired, Saga._grace_expired, "what has not answered is in doubt; begin undo"),
+    Transition(_FORWARD, DeadlineExpired, Saga._deadline_expired, "stop everything, then undo"),
     Transition(
         (FAILING, UNDOING),
-        DeadlineOver,
-        Saga._undo_time_over,
+        DeadlineExpired,
+        Saga._undo_deadline_expired,
         "what is not undone by now has failed to be; end as stuck",
     ),
-    Transition((*_FORWARD, SUSPENDED), CancelAsked, Saga._cancel_asked, "stop everything, then undo"),
-    Transition((ENDED,), UndoAsked, Saga._undo_asked, "take back what a completed transaction did"),
-    Transition((SUSPENDED, ENDED), ResumeAsked, Saga._resume_asked, "go on: forward if halted, with undo if stuck"),
+    Transition((*_FORWARD, HALTED), CancelRequested, Saga._cancel_requested, "stop everything, then undo"),
+    Transition((ENDED,), UndoRequested, Saga._undo_requested, "take back what a completed transaction did"),
+    Transition(
+        (HALTED, ENDED), ResumeRequested, Saga._resume_requested, "go on: forward if halted, with undo if stuck"
+    ),
     Transition(_LIVE, Recovered, Saga._recovered, "redeliver what was in flight, wait again for what was waited for"),
-    Transition(_LIVE, EmitTaken, Saga._emit_taken, "record it; the emitted signal is off our hands"),
-    Transition(_LIVE, EmitDied, Saga._emit_died, "bury the emitted signal as unroutable"),
+    Transition(_LIVE, EmissionAccepted, Saga._emission_accepted, "record it; the emitted signal is off our hands"),
+    Transition(_LIVE, EmissionUnrouted, Saga._emission_unrouted, "bury the emitted signal as unroutable"),
 )
 """Whatever is not listed means nothing in that phase and is ignored: it came late, twice, or after the end."""
 
 HANDLERS: Final[Mapping[tuple[str, type], Any]] = {
-    **{(phase, stimulus): Saga._ignore for phase in PHASES for stimulus in STIMULI},
-    **{(phase, row.stimulus): row.handler for row in TRANSITIONS for phase in row.phases},
+    **{(phase, event): Saga._ignore for phase in PHASES for event in EVENTS},
+    **{(phase, row.event): row.handler for row in TRANSITIONS for phase in row.phases},
 }

@@ -1,49 +1,43 @@
-"""The phases of a transaction, and the states of a step."""
+"""The phases of a transaction and the states of a step: each is the word it prints, and the pulse kind or status of
+that word, where there is one."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# Phases of a transaction
+from bitactor.pulse import COMPLETED, FAILED, HALTED, RUNNING, SKIPPED, UNDO_FAILED, UNDONE
+
+# Phases of a transaction, beside RUNNING and HALTED
 
 NEW: Final = "new"
-ACTIVE: Final = "running"
 HALTING: Final = "halting"
 """A step asked to halt; hops in flight are awaited and kept."""
-SUSPENDED: Final = "halted"
 FAILING: Final = "failing"
 """Hops in flight are cancelled, and awaited for the grace period."""
 UNDOING: Final = "undoing"
 ENDED: Final = "ended"
 
-PHASES: Final = (NEW, ACTIVE, HALTING, SUSPENDED, FAILING, UNDOING, ENDED)
+PHASES: Final = (NEW, RUNNING, HALTING, HALTED, FAILING, UNDOING, ENDED)
 
-# States of a step
+# States of a step, beside RUNNING, COMPLETED, SKIPPED, FAILED, UNDONE and UNDO_FAILED.
+# SKIPPED: or failed without being required.  FAILED: known not to have happened; nothing to undo.
 
-WAITING: Final = 0
-"""For its dependencies, or for the supervisor's decision."""
-RUNNING: Final = 1
-BACKING_OFF: Final = 2
-ASSESSING: Final = 3
+WAITING: Final = "waiting"
+"""For its dependencies, or for the supervisor's evaluation."""
+BACKING_OFF: Final = "backing off"
+COMPENSATING: Final = "compensating"
 """Lost or timed out; its compensation or backoff is being asked."""
-DONE: Final = 4
-PASSED: Final = 5
-"""Skipped, or failed without being required."""
-BROKEN: Final = 6
-"""Known not to have happened; nothing to undo."""
-IN_DOUBT: Final = 7
-UNDO_RUNNING: Final = 8
-UNDO_BACKING_OFF: Final = 9
-TAKEN_BACK: Final = 10
-UNDO_BROKEN: Final = 11
-OPENED: Final = 12
+IN_DOUBT: Final = "in doubt"
+UNDO_RUNNING: Final = "undo running"
+UNDO_BACKING_OFF: Final = "undo backing off"
+OPEN: Final = "open"
 """A container whose scopes are at work."""
 
 STEP_STATES: Final = (
-    "waiting", "running", "backing off", "assessing", "done", "skipped", "failed", "in doubt",
-    "undo running", "undo backing off", "undone", "undo failed", "open",
+    WAITING, RUNNING, BACKING_OFF, COMPENSATING, COMPLETED, SKIPPED, FAILED, IN_DOUBT, UNDO_RUNNING, UNDO_BACKING_OFF,
+    UNDONE, UNDO_FAILED, OPEN,
 )  # fmt: skip
 
-IN_FLIGHT: Final = frozenset((RUNNING, ASSESSING))
-HAS_RESULT: Final = frozenset((DONE, PASSED, UNDO_RUNNING, UNDO_BACKING_OFF, TAKEN_BACK, UNDO_BROKEN))
-SETTLED: Final = frozenset((DONE, PASSED))
+IN_FLIGHT: Final = frozenset((RUNNING, COMPENSATING))
+HAS_RESULT: Final = frozenset((COMPLETED, SKIPPED, UNDO_RUNNING, UNDO_BACKING_OFF, UNDONE, UNDO_FAILED))
+SETTLED: Final = frozenset((COMPLETED, SKIPPED))

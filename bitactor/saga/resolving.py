@@ -15,22 +15,22 @@ from bitactor.arguments import Argument
 from bitactor.codec import token_from_bytes
 from bitactor.errors import DuplicateName, UnknownArgument, suggest
 from bitactor.kinds.scope import rename
-from bitactor.plan import Plan, PlanStep, order
+from bitactor.plan import Plan, PlanStep, topological_order
 from bitactor.saga.phases import IN_DOUBT, SETTLED
 
 if TYPE_CHECKING:
-    from bitactor.saga.growing import Growing
+    from bitactor.saga.growing import Scopes
 
 
-class Wanted(NamedTuple):
+class ResolvedStep(NamedTuple):
     """One step that a `Then` asks for, resolved."""
 
     step: PlanStep
-    missing: int
-    replaces: bool
+    unmet_dependencies: int
+    is_replacement: bool
 
 
-def resolve(state: Growing, index: int, planned: Sequence[Sequence[Any]]) -> list[Wanted]:
+def resolve(state: Scopes, index: int, planned: Sequence[Sequence[Any]]) -> list[ResolvedStep]:
     """The steps that the `Then` of step `index` asks for, `[declared, name, {parameter: source}, [after…]]` each.
 
     Raises:
@@ -39,22 +39,22 @@ def resolve(state: Growing, index: int, planned: Sequence[Sequence[Any]]) -> lis
         CycleError: they would wait for each other.
         LookupError, TypeError, ValueError, AttributeError: it is not of that form.
     """
-    asked = _Asked(state, index, planned)
-    found = [asked.instance(number) for number in range(len(planned))]
-    asked.refuse_cycles(found)
-    return [Wanted(step, asked.missing(step), step.stands_for >= 0) for step in found]
+    resolution = _Resolution(state, index, planned)
+    found = [resolution.instance(number) for number in range(len(planned))]
+    resolution.refuse_cycles(found)
+    return [ResolvedStep(step, resolution.unmet_dependencies(step), step.replaces >= 0) for step in found]
 
 
-def has_settled(state: Growing, index: int) -> bool:
+def is_settled(state: Scopes, index: int) -> bool:
     """Whether nobody has to wait for a step any more, while the transaction goes forward; nor for what replaces it."""
-    now = state.states[state.stand_ins.get(index, index)]
+    now = state.states[state.replacements.get(index, index)]
     return now in SETTLED or now == IN_DOUBT  # one in doubt was not required, or nothing would go forward
 
 
-class _Asked:
+class _Resolution:
     """One `Then`."""
 
-    def __init__(self, state: Growing, index: int, planned: Sequence[Sequence[Any]]) -> None:
+    def __init__(self, state: Scopes, index: int, planned: Sequence[Sequence[Any]]) -> None:
         self.state, self.index, self.planned = state, index, planned
         self.emitter = emitter = state.steps[index]
         scope = emitter.scope
@@ -65,15 +65,15 @@ class _Asked:
         self.prefix = emitter.name.rpartition("/")[0] + "/" if scope is not None and "/" in emitter.name else ""
         self.own = emitter.name.removeprefix(self.prefix).partition("#")[0]
         self.names = [str(name) for _, name, _, _ in planned]
-        self.head = emitter.stands_for if emitter.stands_for >= 0 else index
+        self.head = emitter.replaces if emitter.replaces >= 0 else index
         replaced = self.own in self.names
         self.replacement = self.at + self.names.index(self.own) if replaced else -1
-        self.own_place = self.at + len(planned) if replaced and self.head == index else index
+        self.own_slot = self.at + len(planned) if replaced and self.head == index else index
         """Where the emitter's own result is: its place is for the last one's if it is replaced."""
         self.inputs = {name: self.base + len(self.body.steps) + number for number, name in enumerate(self.body.inputs)}
         self.steps = {name: self.base + place for name, place in self.body.by_name.items() if name}
         self._add_names()
-        self.places_of_steps = set(self.steps.values())
+        self.step_slots = set(self.steps.values())
 
     def _add_names(self) -> None:
         """The names of the new steps, and of those planned earlier that are mentioned."""
@@ -92,7 +92,7 @@ class _Asked:
             if name not in self.steps and index is not None and self.state.steps[index].scope is self.emitter.scope:
                 self.steps[name] = index
         self.steps |= {name: self.at + number for number, name in enumerate(self.names)}
-        self.steps[self.own] = self.own_place
+        self.steps[self.own] = self.own_slot
 
     def _is_taken(self, name: str) -> bool:
         """Whether there is a step of that path, or another scope of the same container will have one."""
@@ -116,24 +116,26 @@ class _Asked:
         name, template = self.names[number], self._template(declared)
         step = copy(template)
         step.index, step.scope, step.dependents, step.deferred = self.at + number, self.emitter.scope, (), False
-        replaces = name == self.own
-        step.stands_for = self.head if replaces else -1
-        path = f"{self.prefix}{self.own}#{self._generation() + 1}" if replaces else self.prefix + name
+        is_replacement = name == self.own
+        step.replaces = self.head if is_replacement else -1
+        path = f"{self.prefix}{self.own}#{self._generation() + 1}" if is_replacement else self.prefix + name
         where = f"{self.emitter.address!r} asks for {path!r}"
         step.arguments = tuple(self._arguments(template, bind, where))
         step.when_arguments = tuple(
             argument._replace(slot=argument.slot + self.base) for argument in template.when_arguments
         )
         step.token_in = tuple(argument.reference for argument in step.arguments)
-        needed = {argument.slot for argument in (*step.arguments, *step.when_arguments)} & self.places_of_steps
-        needed |= {self.own_place, *self._only_ordered(template)}
+        needed = {argument.slot for argument in (*step.arguments, *step.when_arguments)} & self.step_slots
+        needed |= {self.own_slot, *self._only_ordered(template)}
         for other in after:
             if other not in self.steps:
                 raise UnknownArgument(f"{where} after {other!r}, which is no step.{suggest(other, self.steps)}")
             needed.add(self.steps[other])
         step.dependencies = tuple(sorted(needed))
         transforms = any(argument.transform is not None for argument in step.arguments)
-        step.decides = transforms or step.when is not None or step.guard is not None or step.container is not None
+        step.needs_evaluation = (
+            transforms or step.when is not None or step.guard is not None or step.container is not None
+        )
         rename(step, path)
         return step
 
@@ -185,16 +187,16 @@ class _Asked:
         number = self.emitter.name.rpartition("#")[2]
         return int(number) if "#" in self.emitter.name and number.isdigit() else 1
 
-    def missing(self, step: PlanStep) -> int:
+    def unmet_dependencies(self, step: PlanStep) -> int:
         """How many of its dependencies it has to wait for."""
         return sum(1 for other in step.dependencies if not self._is_settled(other))
 
     def _is_settled(self, place: int) -> bool:
-        if place == self.own_place:
+        if place == self.own_slot:
             return True
         if place == self.head:
             return self.replacement < 0
-        return place < len(self.state.states) and has_settled(self.state, place)
+        return place < len(self.state.states) and is_settled(self.state, place)
 
     def refuse_cycles(self, steps: Sequence[PlanStep]) -> None:
         """Raises `CycleError` if some of what is waited for waits for one of `steps`."""
@@ -209,14 +211,14 @@ class _Asked:
             waits_for = [other for other in self._waits_for(place, new) if not self._is_settled(other)]
             waits[name] = [self._name(other, new) for other in waits_for]
             left += waits_for
-        order(waits, f"what {self.emitter.address!r} asks for")
+        topological_order(waits, f"what {self.emitter.address!r} asks for")
 
     def _waits_for(self, place: int, new: Mapping[int, PlanStep]) -> Sequence[int]:
         if place in new:
             return new[place].dependencies
         if place == self.head:
             return (self.replacement,)
-        stand_in = self.state.stand_ins.get(place)
+        stand_in = self.state.replacements.get(place)
         return self.state.steps[place].dependencies if stand_in is None else (stand_in,)
 
     def _name(self, place: int, new: Mapping[int, PlanStep]) -> str:

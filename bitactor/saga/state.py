@@ -27,6 +27,7 @@ from bitactor.pulse import (
     POISON,
     RESUMED,
     RETRIED,
+    RUNNING,
     SKIPPED,
     SPAWNED,
     TIMED_OUT,
@@ -34,15 +35,12 @@ from bitactor.pulse import (
     UNDO_FAILED,
     UNDONE,
     Pulse,
-)  # fmt: skip
+)
 from bitactor.saga.commands import Emission
-from bitactor.saga.growing import NOTHING, Growing, writable
+from bitactor.saga.growing import EMPTY, Scopes, writable
 from bitactor.saga.phases import (
-    ACTIVE,
-    ASSESSING,
     BACKING_OFF,
-    BROKEN,
-    DONE,
+    COMPENSATING,
     ENDED,
     FAILING,
     HALTING,
@@ -50,14 +48,9 @@ from bitactor.saga.phases import (
     IN_DOUBT,
     IN_FLIGHT,
     NEW,
-    OPENED,
-    PASSED,
-    RUNNING,
+    OPEN,
     STEP_STATES,
-    SUSPENDED,
-    TAKEN_BACK,
     UNDO_BACKING_OFF,
-    UNDO_BROKEN,
     UNDO_RUNNING,
     UNDOING,
     WAITING,
@@ -65,15 +58,16 @@ from bitactor.saga.phases import (
 from bitactor.signal import FORWARD, UNDO, Fault
 
 
-class SagaState(Growing):
+class SagaState(Scopes):
     """Everything that is known of one transaction; lists are indexed by step."""
 
     __slots__ = (
-        "accepted_at_ns", "assessed", "attempts", "attention", "awaited", "cancelling", "causes", "deadline_ns",
-        "decided", "deliveries", "digest", "doubts", "due_ns", "emissions", "epoch", "errors", "failures", "fresh",
-        "grown", "hops", "metadata", "missing", "order", "outstanding", "parent", "phase", "plan", "root", "salt",
-        "seq", "span", "spawned_at_ns", "states", "status", "stopping_since_ns", "tokens", "trail", "transaction",
-        "ttl", "ttls", "undo_attempts", "undo_failed", "undoing", "unknown",
+        "accepted_at_ns", "attempts", "awaited_runs", "cancelling", "causes", "compensating", "completion_order",
+        "deadline_ns", "deliveries", "digest", "due_ns", "emissions", "epoch", "errors", "evaluated", "failures",
+        "hops", "metadata", "parent", "pending_containers", "phase", "plan", "plan_size", "ready_candidates", "root",
+        "runs_in_doubt", "salt", "seq", "span", "spawned_at_ns", "states", "status", "steps_in_doubt",
+        "stopping_since_ns", "tokens", "trail", "transaction", "ttl", "ttls", "unanswered_runs", "undo_attempts",
+        "undo_failed", "undoing", "unmet_dependencies",
     )  # fmt: skip
 
     def __init__(
@@ -92,7 +86,7 @@ class SagaState(Growing):
         self.steps: Sequence[PlanStep] = plan.steps
         """The plan's, and after them those planned since; a list once there are such."""
         self.by_name: Mapping[str, int] = plan.by_name
-        self.grown = count
+        self.plan_size = count
         """Where the steps end that the plan had from the beginning."""
         self.transaction = transaction
         self.root = root or transaction
@@ -103,7 +97,7 @@ class SagaState(Growing):
         self.salt = hop_salt(self.transaction)
         self.span: HopId | None = None
         self.phase = NEW
-        self.status = "running"
+        self.status = RUNNING
         self.seq = 0
         self.ttl = 0
         self.deadline_ns: int | None = None
@@ -112,9 +106,9 @@ class SagaState(Growing):
         self.metadata: Mapping[str, Any] | None = None
         self.tokens: list[Any] = [None] * count
         """Results by step, then the input's fields."""
-        self.states = zeros[:]
-        self.missing = list(plan.missing)
-        self.unsettled = count
+        self.states = [WAITING] * count
+        self.unmet_dependencies = list(plan.dependency_counts)
+        self.unsettled_count = count
         self.attempts = zeros[:]
         self.deliveries = zeros[:]
         self.failures = zeros[:]
@@ -123,20 +117,20 @@ class SagaState(Growing):
         self.hops: list[str] = [""] * count
         self.causes: list[tuple[str, ...]] = [()] * count
         self.spawned_at_ns = zeros[:]
-        self.due_ns: dict[int, int] = NOTHING
-        self.decided: dict[int, Mapping[str, Any]] = NOTHING
+        self.due_ns: dict[int, int] = EMPTY
+        self.evaluated: dict[int, Mapping[str, Any]] = EMPTY
         """Step → tokens of transformed arguments, once the supervisor has evaluated them."""
-        self.assessed: dict[int, Fault] = NOTHING
-        self.doubts: frozenset[int] = frozenset()
+        self.compensating: dict[int, Fault] = EMPTY
+        self.steps_in_doubt: frozenset[int] = frozenset()
         """Steps with an attempt of which nobody knows whether it happened."""
-        self.unknown: dict[tuple[str, int], int] = NOTHING
+        self.runs_in_doubt: dict[tuple[str, int], int] = EMPTY
         """(hop, delivery) that make the doubts: runs of a step's own function whose outcome nobody knows."""
-        self.awaited: dict[tuple[str, int], int] = NOTHING
+        self.awaited_runs: dict[tuple[str, int], int] = EMPTY
         """Those of them that timed out and may still be running; undo gives them the grace period to answer."""
-        self.order: list[int] = []
+        self.completion_order: list[int] = []
         """Steps that happened or may have, in order of completion."""
         self.in_flight = 0
-        self.outstanding: dict[tuple[str, int], int] = NOTHING
+        self.unanswered_runs: dict[tuple[str, int], int] = EMPTY
         """(hop, delivery) of which a late reply may still come."""
         self.errors: list[tuple[str, Fault]] = []
         self.cancelling = False
@@ -145,19 +139,19 @@ class SagaState(Growing):
         self.undo_failed = False
         self.undoing = -1
         """The step whose undo is under way; there is one at a time."""
-        self.emissions: dict[str, Emission] = NOTHING
+        self.emissions: dict[str, Emission] = EMPTY
         self.hops_spent = 0
-        self.progress: dict[int, Progress] = NOTHING
+        self.progress: dict[int, Progress] = EMPTY
         """How far each container is, once it is open."""
-        self.spare: dict[int, list[Scope]] = NOTHING
+        self.free_scopes: dict[int, list[Scope]] = EMPTY
         """Settled scopes that nothing will be asked of any more, by the identity of their body: to be used again."""
-        self.stand_ins: dict[int, int] = NOTHING
+        self.replacements: dict[int, int] = EMPTY
         """Step → the latest one that replaces it."""
-        self.replaced: dict[int, int] = NOTHING
+        self.own_result_slots: dict[int, int] = EMPTY
         """Step that was replaced → where its own result is; its own place is for the last one's."""
-        self.fresh: list[int] = []
+        self.ready_candidates: list[int] = []
         """Steps just planned that may be ready."""
-        self.attention: list[int] = []
+        self.pending_containers: list[int] = []
         """Containers of which something is to be done."""
 
     @classmethod
@@ -187,8 +181,8 @@ class SagaState(Growing):
                 raise state._damaged(
                     pulse, f"lacks what a pulse of its kind has ({type(error).__name__}: {error})"
                 ) from error
-        state.fresh.clear()
-        state.attention.clear()
+        state.ready_candidates.clear()
+        state.pending_containers.clear()
         return state
 
     # Looking
@@ -200,12 +194,12 @@ class SagaState(Growing):
 
     def own_result(self, index: int) -> Any:
         """The token a step itself returned, also where another one replaced it since."""
-        return self.tokens[self.replaced.get(index, index)]
+        return self.tokens[self.own_result_slots.get(index, index)]
 
     @property
     def open(self) -> bool:
         """Whether something is left to do without being asked to."""
-        return bool(self.emissions) or self.phase not in (SUSPENDED, ENDED)
+        return bool(self.emissions) or self.phase not in (HALTED, ENDED)
 
     @property
     def span_id(self) -> HopId:
@@ -225,7 +219,7 @@ class SagaState(Growing):
             if step.scope is None:
                 return self.ttl
             container = step.scope.container
-            return self.ttls[container] if step.surrounding is not None else self.progress[container].ttl
+            return self.ttls[container] if step.around_container is not None else self.progress[container].ttl
         if len(dependencies) == 1:
             return self.ttls[dependencies[0]]
         ttls = self.ttls
@@ -236,8 +230,8 @@ class SagaState(Growing):
         dependencies = step.dependencies
         if not dependencies:
             return () if step.scope is None else (self.hops[step.scope.container],)
-        if self.stand_ins:
-            dependencies = tuple(self.stand_ins.get(index, index) for index in dependencies)
+        if self.replacements:
+            dependencies = tuple(self.replacements.get(index, index) for index in dependencies)
         if len(dependencies) == 1:
             hop = self.hops[dependencies[0]]
             return (hop,) if hop else self.causes[dependencies[0]]
@@ -253,10 +247,10 @@ class SagaState(Growing):
         chain = []
         at: int | None = index
         while at is not None:
-            if at >= self.grown and self.steps[at] is None:
-                at = next(head for head, kept in self.replaced.items() if kept == at)
+            if at >= self.plan_size and self.steps[at] is None:
+                at = next(head for head, kept in self.own_result_slots.items() if kept == at)
             step = self.steps[at]
-            if at == index or self.states[at] != PASSED:
+            if at == index or self.states[at] != SKIPPED:
                 chain.append(step.address if step.scope is None else f"{self.plan.workflow}/{step.name}")
             above = None if step.scope is None else step.scope.container
             at = min(step.dependencies, key=lambda other: self.ttls[other], default=above)
@@ -274,7 +268,7 @@ class SagaState(Growing):
             if step is not None
             and step.scope is None
             and self.states[step.index] in HAS_RESULT
-            and step.index not in self.doubts
+            and step.index not in self.steps_in_doubt
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -289,12 +283,12 @@ class SagaState(Growing):
             "pulses",
             "commands",
             "steps",
-            "spare",
+            "free_scopes",
             "progress",
-            "fresh",
-            "attention",
-            "stranded",
-            "asked",
+            "ready_candidates",
+            "pending_containers",
+            "awaiting_redelivery",
+            "being_evaluated",
         }
         values = {name: getattr(self, name) for name in own if name not in left_out}
         values["progress"] = {
@@ -318,34 +312,34 @@ class SagaState(Growing):
         if pulse.step:
             index = self._index_of(pulse)
             state = self.states[index]
-            rule = EVOLUTION.get((state, pulse.kind, pulse.direction))
+            rule = STEP_EVOLUTION.get((state, pulse.kind, pulse.direction))
             if rule is None:
-                raise self._damaged(pulse, f"of a step that is {STEP_STATES[state]}")
-            if self.phase not in PHASES_OF[pulse.kind, pulse.direction]:
+                raise self._damaged(pulse, f"of a step that is {state}")
+            if self.phase not in PHASES_OF_STEP_PULSES[pulse.kind, pulse.direction]:
                 raise self._damaged(pulse, f"in a transaction that is {self.phase}")
             if state == WAITING and pulse.kind != LATE:
                 self._check_beginning(pulse, index)
-            if pulse.kind == SPAWNED and state != OPENED:
+            if pulse.kind == SPAWNED and state != OPEN:
                 self._check_spawn(pulse, index)
             rule(self, pulse, index)
         else:
-            whole = EVOLUTION_OF_THE_WHOLE.get(pulse.kind)
-            if whole is None or self.phase not in PHASES_OF_THE_WHOLE[pulse.kind]:
+            whole = TRANSACTION_EVOLUTION.get(pulse.kind)
+            if whole is None or self.phase not in PHASES_OF_TRANSACTION_PULSES[pulse.kind]:
                 raise self._damaged(pulse, f"in a transaction that is {self.phase}")
             whole(self, pulse)
         self.seq += 1
 
     def _check_beginning(self, pulse: Pulse, index: int) -> None:
         step = self.steps[index]
-        if self.missing[index]:
+        if self.unmet_dependencies[index]:
             raise self._damaged(pulse, "before what the step waits for")
         expired = self.ttl_of_causes(step) <= 0 or (
             self.plan.max_hops is not None and self.hops_spent >= self.plan.max_hops
         )
         unspawned = {
-            FAILED: step.decides or expired,
-            SKIPPED: step.decides,
-            COMPLETED: step.decides,
+            FAILED: step.needs_evaluation or expired,
+            SKIPPED: step.needs_evaluation,
+            COMPLETED: step.needs_evaluation,
             TOMBSTONE: expired,
         }
         if not unspawned.get(pulse.kind, True):
@@ -354,7 +348,11 @@ class SagaState(Growing):
     def _check_spawn(self, pulse: Pulse, index: int) -> None:
         delivery = (pulse.data or {}).get("delivery")
         before = self.undo_attempts if pulse.direction == UNDO else self.attempts
-        running = self.states[index] in (RUNNING, ASSESSING, IN_DOUBT if pulse.direction == FORWARD else UNDO_RUNNING)
+        running = self.states[index] in (
+            RUNNING,
+            COMPENSATING,
+            IN_DOUBT if pulse.direction == FORWARD else UNDO_RUNNING,
+        )
         if running != (delivery is not None):
             raise self._damaged(pulse, "which is neither its next attempt nor its next delivery")
         if pulse.direction == UNDO and self.undoing not in (-1, index):
@@ -391,60 +389,64 @@ class SagaState(Growing):
         self.spawned_at_ns[index] = pulse.at_ns
         if pulse.data is not None:
             arguments = pulse.data.get("decided") or {}
-            self.decided = writable(self.decided)
-            self.decided[index] = {name: token_from_bytes(token) for name, token in arguments.items()}
+            self.evaluated = writable(self.evaluated)
+            self.evaluated[index] = {name: token_from_bytes(token) for name, token in arguments.items()}
             if "opening" in pulse.data:
-                self._opened(index, pulse.data["opening"])
+                self._opened_container(index, pulse.data["opening"])
 
     def _spawned_again(self, pulse: Pulse, index: int) -> None:
         """A redelivery, or a compensation being asked."""
         data = pulse.data or {}
-        if self.steps[index].surrounding is not None:
-            self._stops_proceeding(index)
+        if self.steps[index].around_container is not None:
+            self._interrupt_proceed(index)
         self._expect_late(pulse.hop, index)
         if "lost" in data:
-            self._note_doubt(pulse.hop, index)
+            self._record_doubt(pulse.hop, index)
         self.deliveries[index] = data["delivery"]
         self.spawned_at_ns[index] = pulse.at_ns
         if self.states[index] not in IN_FLIGHT:
             self.in_flight += 1
         if "assess" in data:
-            self.assessed = writable(self.assessed)
-            self.assessed[index] = Fault(*data["assess"])
-            self.states[index] = ASSESSING
+            self.compensating = writable(self.compensating)
+            self.compensating[index] = Fault(*data["assess"])
+            self.states[index] = COMPENSATING
 
     def _completed(self, pulse: Pulse, index: int) -> None:
-        self.states[index] = DONE
+        self.states[index] = COMPLETED
         self.in_flight -= 1
-        self.unsettled -= 1
+        self.unsettled_count -= 1
         self.tokens[index] = pulse.token_out
-        if index in self.doubts:
-            self._resolve(index)
+        if index in self.steps_in_doubt:
+            self._clear_doubt(index)
         step = self.steps[index]
-        if index < self.grown or step.undo is not None:
-            self.order.append(index)
+        if index < self.plan_size or step.undo is not None:
+            self.completion_order.append(index)
         if pulse.data is not None:
-            self._note_emissions(pulse, pulse.data)
-            if "planned" in pulse.data and self.takes_more(index) and self._plan_more(index, pulse.data["planned"]):
+            self._record_emissions(pulse, pulse.data)
+            if (
+                "planned" in pulse.data
+                and self.goes_forward(index)
+                and self._add_planned_steps(index, pulse.data["planned"])
+            ):
                 return
-        missing = self.missing
+        unmet_dependencies = self.unmet_dependencies
         for dependent in step.dependents:
-            missing[dependent] -= 1
-        if index >= self.grown:
+            unmet_dependencies[dependent] -= 1
+        if index >= self.plan_size:
             self._planned_step_settled(index)
 
-    def _answered(self, pulse: Pulse, index: int) -> None:
+    def _completed_without_run(self, pulse: Pulse, index: int) -> None:
         """A guard has answered, or a container closed before it had opened anything: done, without anything having been
         done."""
         step = self.steps[index]
-        self.states[index] = DONE
-        self.unsettled -= 1
+        self.states[index] = COMPLETED
+        self.unsettled_count -= 1
         self.tokens[index] = pulse.token_out
         self.ttls[index] = self.ttl_of_causes(step)
         self.causes[index] = pulse.causes
         self._release_dependents(index)
 
-    def _note_emissions(self, pulse: Pulse, data: Mapping[str, Any]) -> None:
+    def _record_emissions(self, pulse: Pulse, data: Mapping[str, Any]) -> None:
         for position, (name, token) in enumerate(data.get("emits") or ()):
             emission = Emission(f"{pulse.hop}:{position}", name, token_from_bytes(token), pulse.ttl, pulse.hop)
             self.emissions = writable(self.emissions)
@@ -452,8 +454,8 @@ class SagaState(Growing):
 
     def _skipped(self, pulse: Pulse, index: int) -> None:
         step = self.steps[index]
-        self.states[index] = PASSED
-        self.unsettled -= 1
+        self.states[index] = SKIPPED
+        self.unsettled_count -= 1
         self.ttls[index] = self.ttl_of_causes(step)
         self.causes[index] = pulse.causes
         self._release_dependents(index)
@@ -468,26 +470,26 @@ class SagaState(Growing):
         fault = Fault(*data["fault"])
         if "caught" in data:
             if data.get("in_doubt"):
-                self._doubt(pulse, index)
+                self._put_in_doubt(pulse, index)
             else:
-                self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
-            self._caught(index, fault)
+                self.states[index] = IN_DOUBT if index in self.steps_in_doubt else FAILED
+            self._fail_scope(index, fault)
             return
         if self.phase != FAILING or fault.type != "bitactor.errors:Cancelled":
             self.errors.append((pulse.hop, fault))
         if data.get("in_doubt"):
-            self._doubt(pulse, index)
+            self._put_in_doubt(pulse, index)
         else:
-            self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
+            self.states[index] = IN_DOUBT if index in self.steps_in_doubt else FAILED
         self._begin_failing(pulse)
 
     def _tolerated(self, pulse: Pulse, index: int, data: Mapping[str, Any]) -> None:
         """It was not required: None instead of its result.  If nobody knows whether it happened, undo asks it like any
         other."""
         if data.get("in_doubt"):
-            self._doubt(pulse, index)
-        self.states[index] = IN_DOUBT if index in self.doubts else PASSED
-        self.unsettled -= 1
+            self._put_in_doubt(pulse, index)
+        self.states[index] = IN_DOUBT if index in self.steps_in_doubt else SKIPPED
+        self.unsettled_count -= 1
         self.tokens[index] = None
         if not self.hops[index]:
             self.ttls[index] = self.ttl_of_causes(self.steps[index])
@@ -495,8 +497,8 @@ class SagaState(Growing):
         self._release_dependents(index)
 
     def _retried(self, pulse: Pulse, index: int) -> None:
-        if self.steps[index].surrounding is not None:
-            self._stops_proceeding(index)
+        if self.steps[index].around_container is not None:
+            self._interrupt_proceed(index)
         if self.states[index] in IN_FLIGHT:
             self.in_flight -= 1
         self.states[index] = BACKING_OFF
@@ -507,83 +509,83 @@ class SagaState(Growing):
     def _timed_out(self, pulse: Pulse, index: int) -> None:
         self.in_flight -= 1
         if self.states[index] == RUNNING:
-            self.awaited = writable(self.awaited)
-            self.awaited[pulse.hop, self.deliveries[index]] = index
-        self._doubt(pulse, index)
+            self.awaited_runs = writable(self.awaited_runs)
+            self.awaited_runs[pulse.hop, self.deliveries[index]] = index
+        self._put_in_doubt(pulse, index)
 
     def _expect_late(self, hop: str, index: int) -> None:
         """A delivery that is not waited for any more may still be answered."""
-        self.outstanding = writable(self.outstanding)
-        self.outstanding[hop, self.deliveries[index]] = index
+        self.unanswered_runs = writable(self.unanswered_runs)
+        self.unanswered_runs[hop, self.deliveries[index]] = index
         scope = self.steps[index].scope
         if scope is not None:
-            scope.kept = True
+            scope.pinned = True
 
-    def _doubt(self, pulse: Pulse, index: int) -> None:
+    def _put_in_doubt(self, pulse: Pulse, index: int) -> None:
         self._expect_late(pulse.hop, index)
-        self._note_doubt(pulse.hop, index)
+        self._record_doubt(pulse.hop, index)
         self.states[index] = IN_DOUBT
 
-    def _note_doubt(self, hop: str, index: int) -> None:
+    def _record_doubt(self, hop: str, index: int) -> None:
         if self.states[index] == RUNNING:
-            self.unknown = writable(self.unknown)
-            self.unknown[hop, self.deliveries[index]] = index
-        elif index not in self.doubts:
+            self.runs_in_doubt = writable(self.runs_in_doubt)
+            self.runs_in_doubt[hop, self.deliveries[index]] = index
+        elif index not in self.steps_in_doubt:
             return  # only its assessment was lost; the run itself is known not to have happened
-        if index in self.doubts:
-            self.order.remove(index)
-        self.doubts |= {index}
-        self.order.append(index)
+        if index in self.steps_in_doubt:
+            self.completion_order.remove(index)
+        self.steps_in_doubt |= {index}
+        self.completion_order.append(index)
 
-    def _resolve(self, index: int) -> None:
+    def _clear_doubt(self, index: int) -> None:
         """There is no doubt about this step any more."""
-        self.doubts -= {index}
-        self.order.remove(index)
-        self.unknown = {run: other for run, other in self.unknown.items() if other != index}
-        self.awaited = {run: other for run, other in self.awaited.items() if other != index}
+        self.steps_in_doubt -= {index}
+        self.completion_order.remove(index)
+        self.runs_in_doubt = {run: other for run, other in self.runs_in_doubt.items() if other != index}
+        self.awaited_runs = {run: other for run, other in self.awaited_runs.items() if other != index}
 
-    def _buried(self, pulse: Pulse, index: int) -> None:
+    def _tombstoned(self, pulse: Pulse, index: int) -> None:
         if pulse.error == POISON and self.states[index] in IN_FLIGHT:
             self.in_flight -= 1
-            self._doubt(pulse, index)
+            self._put_in_doubt(pulse, index)
 
     def _step_halted(self, pulse: Pulse, index: int) -> None:
         if "lost" in (pulse.data or {}):
             self._expect_late(pulse.hop, index)
-            self._note_doubt(pulse.hop, index)
-        if self.steps[index].surrounding is not None:
-            self._stops_proceeding(index)
+            self._record_doubt(pulse.hop, index)
+        if self.steps[index].around_container is not None:
+            self._interrupt_proceed(index)
         self.in_flight -= 1
         self.states[index] = WAITING
         self.phase = HALTING
 
     def _late(self, pulse: Pulse, index: int) -> None:
         data = pulse.data or {}
-        if self.outstanding:
-            self.outstanding.pop((pulse.hop, data["delivery"]), None)
-        if self.awaited:
-            self.awaited.pop((pulse.hop, data["delivery"]), None)
+        if self.unanswered_runs:
+            self.unanswered_runs.pop((pulse.hop, data["delivery"]), None)
+        if self.awaited_runs:
+            self.awaited_runs.pop((pulse.hop, data["delivery"]), None)
         if data.get("happened") is True:
             if self.states[index] == IN_DOUBT:
-                self.states[index] = DONE
+                self.states[index] = COMPLETED
             if self.stopping or self.steps[index].required:  # else others have gone on with None
                 self.tokens[index] = pulse.token_out
-            at = self.order.index(index)
-            self._resolve(index)
-            self.order.insert(at, index)
+            at = self.completion_order.index(index)
+            self._clear_doubt(index)
+            self.completion_order.insert(at, index)
         elif data.get("happened") is False:
-            if self.unknown:
-                self.unknown.pop((pulse.hop, data["delivery"]), None)
-            if index not in self.unknown.values():
-                self._resolve(index)
-                if self.states[index] in (IN_DOUBT, UNDO_BROKEN):
-                    self.states[index] = BROKEN if self.steps[index].required else PASSED
+            if self.runs_in_doubt:
+                self.runs_in_doubt.pop((pulse.hop, data["delivery"]), None)
+            if index not in self.runs_in_doubt.values():
+                self._clear_doubt(index)
+                if self.states[index] in (IN_DOUBT, UNDO_FAILED):
+                    self.states[index] = FAILED if self.steps[index].required else SKIPPED
 
     def _undo_spawned(self, pulse: Pulse, index: int) -> None:
         data = pulse.data or {}
         if "delivery" in data:
-            self.outstanding = writable(self.outstanding)
-            self.outstanding[pulse.hop, self.deliveries[index]] = index
+            self.unanswered_runs = writable(self.unanswered_runs)
+            self.unanswered_runs[pulse.hop, self.deliveries[index]] = index
             self.deliveries[index] = data["delivery"]
         else:
             self.undo_attempts[index] = pulse.attempt
@@ -594,36 +596,36 @@ class SagaState(Growing):
         self.phase = UNDOING
 
     def _undone(self, pulse: Pulse, index: int) -> None:
-        self.states[index] = TAKEN_BACK
+        self.states[index] = UNDONE
         self.undoing = -1
-        at = len(self.order) - 1  # undo goes from the end, and so finds it there
-        while self.order[at] != index:
+        at = len(self.completion_order) - 1  # undo goes from the end, and so finds it there
+        while self.completion_order[at] != index:
             at -= 1
-        del self.order[at]
+        del self.completion_order[at]
         if pulse.data is not None:
-            self._note_emissions(pulse, pulse.data)
+            self._record_emissions(pulse, pulse.data)
 
     def _undo_retried(self, pulse: Pulse, index: int) -> None:
         self.states[index] = UNDO_BACKING_OFF
         self.due_ns = writable(self.due_ns)
         self.due_ns[index] = (pulse.data or {})["due_ns"]
 
-    def _undo_broke(self, pulse: Pulse, index: int) -> None:
+    def _undo_failed(self, pulse: Pulse, index: int) -> None:
         self.errors.append((pulse.hop, Fault(*(pulse.data or {})["fault"])))
         if self.states[index] == UNDO_RUNNING:
-            self.outstanding = writable(self.outstanding)
-            self.outstanding[pulse.hop, self.deliveries[index]] = index
-        self.states[index] = UNDO_BROKEN
+            self.unanswered_runs = writable(self.unanswered_runs)
+            self.unanswered_runs[pulse.hop, self.deliveries[index]] = index
+        self.states[index] = UNDO_FAILED
         self.undoing = -1
         self.undo_failed = True
         self.phase = UNDOING
 
-    def _undo_buried(self, pulse: Pulse, index: int) -> None:
+    def _undo_tombstoned(self, pulse: Pulse, index: int) -> None:
         """An `undo_failed` follows, which says it all."""
 
     def _accepted(self, pulse: Pulse) -> None:
         data = pulse.data or {}
-        self.phase = ACTIVE
+        self.phase = RUNNING
         self.accepted_at_ns = pulse.at_ns
         self.ttl = data["ttl"]
         self.deadline_ns = data["deadline_ns"]
@@ -631,9 +633,9 @@ class SagaState(Growing):
         if len(self.tokens) == len(self.plan.steps):
             self.tokens += input_tokens(self.plan, pulse.token_out)
 
-    def _whole_failed(self, pulse: Pulse) -> None:
+    def _transaction_failed(self, pulse: Pulse) -> None:
         data = pulse.data or {}
-        if self.phase == ENDED and self.status != "completed":
+        if self.phase == ENDED and self.status != COMPLETED:
             raise self._damaged(pulse, f"in a transaction that ended {self.status}")
         self.errors.append((pulse.hop, Fault(*data["fault"])))
         self.cancelling = self.cancelling or bool(data.get("cancel"))
@@ -643,18 +645,18 @@ class SagaState(Growing):
         if self.phase in (FAILING, UNDOING):
             return
         self.phase = FAILING
-        self.status = "running"
+        self.status = RUNNING
         self.stopping_since_ns = pulse.at_ns
         for index, state in enumerate(self.states):
             if state == BACKING_OFF:
-                self.states[index] = IN_DOUBT if index in self.doubts else BROKEN
-            elif state == OPENED:
-                self.states[index] = BROKEN
-            elif state == WAITING and index in self.doubts:
+                self.states[index] = IN_DOUBT if index in self.steps_in_doubt else FAILED
+            elif state == OPEN:
+                self.states[index] = FAILED
+            elif state == WAITING and index in self.steps_in_doubt:
                 # It halted after an attempt of which nobody knows.
                 self.states[index] = IN_DOUBT
 
-    def _whole_buried(self, pulse: Pulse) -> None:
+    def _transaction_tombstoned(self, pulse: Pulse) -> None:
         if self.emissions:
             self.emissions.pop((pulse.data or {}).get("emit", ""), None)
 
@@ -662,8 +664,8 @@ class SagaState(Growing):
         del self.emissions[(pulse.data or {})["emit"]]
 
     def _halted(self, pulse: Pulse) -> None:
-        self.phase = SUSPENDED
-        self.status = "halted"
+        self.phase = HALTED
+        self.status = HALTED
         for index, state in enumerate(self.states):
             if state == BACKING_OFF:
                 self.states[index] = WAITING
@@ -673,35 +675,35 @@ class SagaState(Growing):
         self.stopping_since_ns = pulse.at_ns
         if "epoch" in data:
             self.epoch = data["epoch"]
-            self.awaited = NOTHING  # they ended with the process they ran in, or will be late
+            self.awaited_runs = EMPTY  # they ended with the process they ran in, or will be late
             return
-        if self.phase == SUSPENDED:
-            self.phase = ACTIVE
-            self.status = "running"
+        if self.phase == HALTED:
+            self.phase = RUNNING
+            self.status = RUNNING
             self.deadline_ns = data["deadline_ns"]
             return
         if self.phase != ENDED or not self.undo_failed:
             raise self._damaged(pulse, f"in a transaction that is {self.phase}")
-        self.status = "running"
+        self.status = RUNNING
         self.phase = UNDOING
         self.undo_failed = False
         for index, state in enumerate(self.states):
-            if state == UNDO_BROKEN:
-                self.states[index] = IN_DOUBT if index in self.doubts else DONE
+            if state == UNDO_FAILED:
+                self.states[index] = IN_DOUBT if index in self.steps_in_doubt else COMPLETED
 
     def _awaits_undo(self, index: int) -> bool:
-        undoable = (DONE, IN_DOUBT, UNDO_RUNNING, UNDO_BACKING_OFF)
+        undoable = (COMPLETED, IN_DOUBT, UNDO_RUNNING, UNDO_BACKING_OFF)
         return self.steps[index].undo is not None and self.states[index] in undoable
 
     def _finished(self, pulse: Pulse) -> None:
         status = (pulse.data or {})["status"]
         if (
-            (status == "completed") != (self.phase == ACTIVE)
-            or (status == "completed" and self.unsettled)
+            (status == COMPLETED) != (self.phase == RUNNING)
+            or (status == COMPLETED and self.unsettled_count)
             or self.in_flight
         ):
             raise self._damaged(pulse, f"{status!r}, which it cannot be yet")
-        if status != "completed" and any(self._awaits_undo(index) for index in self.order):
+        if status != COMPLETED and any(self._awaits_undo(index) for index in self.completion_order):
             raise self._damaged(pulse, f"{status!r}, although something is left to undo")
         self.phase = ENDED
         self.status = status
@@ -716,53 +718,54 @@ def input_tokens(plan: Plan, token: Any) -> list[Any]:
 _Rule = Callable[[SagaState, Pulse, int], None]
 
 
-def _rules(states: Iterable[int], direction: str, rules: Mapping[str, _Rule]) -> dict[tuple[int, str, str], _Rule]:
+def _rules(states: Iterable[str], direction: str, rules: Mapping[str, _Rule]) -> dict[tuple[str, str, str], _Rule]:
     return {(state, kind, direction): rule for state in states for kind, rule in rules.items()}
 
 
 _S = SagaState
-EVOLUTION: Final[Mapping[tuple[int, str, str], _Rule]] = {
-    **_rules(range(len(STEP_STATES)), FORWARD, {LATE: _S._late}),
+STEP_EVOLUTION: Final[Mapping[tuple[str, str, str], _Rule]] = {
+    **_rules(STEP_STATES, FORWARD, {LATE: _S._late}),
     **_rules((WAITING,), FORWARD, {
-        SPAWNED: _S._spawned, SKIPPED: _S._skipped, COMPLETED: _S._answered, FAILED: _S._failed, TOMBSTONE: _S._buried,
+        SPAWNED: _S._spawned, SKIPPED: _S._skipped, COMPLETED: _S._completed_without_run, FAILED: _S._failed,
+        TOMBSTONE: _S._tombstoned,
     }),
-    **_rules((OPENED,), FORWARD, {SPAWNED: _S._opened_further, COMPLETED: _S._closed, FAILED: _S._failed}),
-    **_rules((RUNNING, ASSESSING), FORWARD, {
+    **_rules((OPEN,), FORWARD, {SPAWNED: _S._opened_more_scopes, COMPLETED: _S._closed_container, FAILED: _S._failed}),
+    **_rules((RUNNING, COMPENSATING), FORWARD, {
         SPAWNED: _S._spawned_again, COMPLETED: _S._completed, COMPENSATED: _S._completed, FAILED: _S._failed,
-        RETRIED: _S._retried, TIMED_OUT: _S._timed_out, TOMBSTONE: _S._buried, HALTED: _S._step_halted,
+        RETRIED: _S._retried, TIMED_OUT: _S._timed_out, TOMBSTONE: _S._tombstoned, HALTED: _S._step_halted,
     }),
-    **_rules((BACKING_OFF,), FORWARD, {SPAWNED: _S._spawned, TOMBSTONE: _S._buried, FAILED: _S._failed}),
+    **_rules((BACKING_OFF,), FORWARD, {SPAWNED: _S._spawned, TOMBSTONE: _S._tombstoned, FAILED: _S._failed}),
     **_rules((IN_DOUBT,), FORWARD, {SPAWNED: _S._spawned_again, RETRIED: _S._retried, FAILED: _S._failed}),
-    **_rules((DONE, IN_DOUBT), UNDO, {SPAWNED: _S._undo_spawned, UNDO_FAILED: _S._undo_broke}),
+    **_rules((COMPLETED, IN_DOUBT), UNDO, {SPAWNED: _S._undo_spawned, UNDO_FAILED: _S._undo_failed}),
     **_rules((UNDO_RUNNING,), UNDO, {
-        SPAWNED: _S._undo_spawned, UNDONE: _S._undone, RETRIED: _S._undo_retried, UNDO_FAILED: _S._undo_broke,
-        TOMBSTONE: _S._undo_buried,
+        SPAWNED: _S._undo_spawned, UNDONE: _S._undone, RETRIED: _S._undo_retried, UNDO_FAILED: _S._undo_failed,
+        TOMBSTONE: _S._undo_tombstoned,
     }),
-    **_rules((UNDO_BACKING_OFF,), UNDO, {SPAWNED: _S._undo_spawned, UNDO_FAILED: _S._undo_broke}),
+    **_rules((UNDO_BACKING_OFF,), UNDO, {SPAWNED: _S._undo_spawned, UNDO_FAILED: _S._undo_failed}),
 }  # fmt: skip
 """(state of the step, kind of pulse, direction) → how the step's state changes; a pulse that is not here cannot
 follow."""
 
-EVOLUTION_OF_THE_WHOLE: Final[Mapping[str, Callable[[SagaState, Pulse], None]]] = {
-    ACCEPTED: _S._accepted, FAILED: _S._whole_failed, TOMBSTONE: _S._whole_buried, EMITTED: _S._emitted,
+TRANSACTION_EVOLUTION: Final[Mapping[str, Callable[[SagaState, Pulse], None]]] = {
+    ACCEPTED: _S._accepted, FAILED: _S._transaction_failed, TOMBSTONE: _S._transaction_tombstoned, EMITTED: _S._emitted,
     HALTED: _S._halted, RESUMED: _S._resumed, FINISHED: _S._finished,
 }  # fmt: skip
 
-_FORWARDS: Final = frozenset((ACTIVE, HALTING))
+_GOING_FORWARD: Final = frozenset((RUNNING, HALTING))
 _STOPPING: Final = frozenset((FAILING, UNDOING))
-_RUNS_OUT: Final = frozenset((ACTIVE, HALTING, FAILING))
-_BEGUN: Final = frozenset((ACTIVE, HALTING, SUSPENDED, FAILING, UNDOING, ENDED))
-PHASES_OF: Final[Mapping[tuple[str, str], frozenset[str]]] = {
-    (SPAWNED, FORWARD): _FORWARDS, (SKIPPED, FORWARD): frozenset((ACTIVE,)), (RETRIED, FORWARD): _FORWARDS,
-    (HALTED, FORWARD): _FORWARDS, (COMPLETED, FORWARD): _RUNS_OUT, (COMPENSATED, FORWARD): _RUNS_OUT,
-    (FAILED, FORWARD): _RUNS_OUT, (TIMED_OUT, FORWARD): _RUNS_OUT, (TOMBSTONE, FORWARD): _RUNS_OUT,
+_HOPS_IN_FLIGHT: Final = frozenset((RUNNING, HALTING, FAILING))
+_BEGUN: Final = frozenset((RUNNING, HALTING, HALTED, FAILING, UNDOING, ENDED))
+PHASES_OF_STEP_PULSES: Final[Mapping[tuple[str, str], frozenset[str]]] = {
+    (SPAWNED, FORWARD): _GOING_FORWARD, (SKIPPED, FORWARD): frozenset((RUNNING,)), (RETRIED, FORWARD): _GOING_FORWARD,
+    (HALTED, FORWARD): _GOING_FORWARD, (COMPLETED, FORWARD): _HOPS_IN_FLIGHT, (COMPENSATED, FORWARD): _HOPS_IN_FLIGHT,
+    (FAILED, FORWARD): _HOPS_IN_FLIGHT, (TIMED_OUT, FORWARD): _HOPS_IN_FLIGHT, (TOMBSTONE, FORWARD): _HOPS_IN_FLIGHT,
     (LATE, FORWARD): _BEGUN, (SPAWNED, UNDO): _STOPPING, (UNDO_FAILED, UNDO): _STOPPING,
     (UNDONE, UNDO): frozenset((UNDOING,)), (RETRIED, UNDO): frozenset((UNDOING,)),
     (TOMBSTONE, UNDO): frozenset((UNDOING,)),
 }  # fmt: skip
 """(kind of pulse, direction) → the phases in which a step can have one."""
 
-PHASES_OF_THE_WHOLE: Final[Mapping[str, frozenset[str]]] = {
-    ACCEPTED: frozenset((NEW,)), FAILED: frozenset((ACTIVE, HALTING, SUSPENDED, ENDED)), TOMBSTONE: _BEGUN,
-    EMITTED: _BEGUN, HALTED: frozenset((HALTING,)), RESUMED: _BEGUN, FINISHED: frozenset((ACTIVE, FAILING, UNDOING)),
+PHASES_OF_TRANSACTION_PULSES: Final[Mapping[str, frozenset[str]]] = {
+    ACCEPTED: frozenset((NEW,)), FAILED: frozenset((RUNNING, HALTING, HALTED, ENDED)), TOMBSTONE: _BEGUN,
+    EMITTED: _BEGUN, HALTED: frozenset((HALTING,)), RESUMED: _BEGUN, FINISHED: frozenset((RUNNING, FAILING, UNDOING)),
 }  # fmt: skip

@@ -23,7 +23,7 @@ class Accept(NamedTuple):
     """Kept with the `accepted` pulse: key, metadata, traceparent, …"""
 
 
-class Decided(NamedTuple):
+class Evaluated(NamedTuple):
     """The supervisor has evaluated a step's transforms, predicate and guard, or asked a container what to open."""
 
     step: int
@@ -74,17 +74,17 @@ class RetryDue(NamedTuple):
     step: int
 
 
-class GraceOver(NamedTuple):
+class GraceExpired(NamedTuple):
     """We have waited long enough for hops in flight."""
 
 
-class DeadlineOver(NamedTuple):
+class DeadlineExpired(NamedTuple):
     """The transaction's time is up; or, while undoing, the time for undo."""
 
     fault: Fault
 
 
-class CancelAsked(NamedTuple):
+class CancelRequested(NamedTuple):
     """Somebody wants the transaction cancelled."""
 
     fault: Fault
@@ -97,13 +97,13 @@ class Proceeded(NamedTuple):
     delivery: int
 
 
-class UndoAsked(NamedTuple):
+class UndoRequested(NamedTuple):
     """Somebody wants a completed transaction taken back."""
 
     fault: Fault
 
 
-class ResumeAsked(NamedTuple):
+class ResumeRequested(NamedTuple):
     """Somebody wants a halted or stuck transaction to go on."""
 
     deadline_ns: int | None
@@ -116,26 +116,26 @@ class Recovered(NamedTuple):
     epoch: int
 
 
-class EmitTaken(NamedTuple):
+class EmissionAccepted(NamedTuple):
     """Every group that listens has accepted the emitted signal."""
 
     emit: str
     receivers: tuple[str, ...]
 
 
-class EmitDied(NamedTuple):
+class EmissionUnrouted(NamedTuple):
     """The emitted signal found nobody until its deadline."""
 
     emit: str
     reason: str
 
 
-Stimulus = (
-    Accept | Decided | Replied | Lost | Unrouted | HopExpired | RetryDue | GraceOver | DeadlineOver | CancelAsked
-    | UndoAsked | Proceeded | ResumeAsked | Recovered | EmitTaken | EmitDied
+Event = (
+    Accept | Evaluated | Replied | Lost | Unrouted | HopExpired | RetryDue | GraceExpired | DeadlineExpired
+    | CancelRequested | UndoRequested | Proceeded | ResumeRequested | Recovered | EmissionAccepted | EmissionUnrouted
 )  # fmt: skip
 
-STIMULI: Final[tuple[type, ...]] = (
-    Accept, Decided, Replied, Lost, Unrouted, HopExpired, RetryDue, GraceOver, DeadlineOver, CancelAsked,
-    UndoAsked, Proceeded, ResumeAsked, Recovered, EmitTaken, EmitDied,
+EVENTS: Final[tuple[type, ...]] = (
+    Accept, Evaluated, Replied, Lost, Unrouted, HopExpired, RetryDue, GraceExpired, DeadlineExpired, CancelRequested,
+    UndoRequested, Proceeded, ResumeRequested, Recovered, EmissionAccepted, EmissionUnrouted,
 )  # fmt: skip

@@ -8,11 +8,7 @@ from typing import Any, Final
 from bitactor.codec import token_bytes
 from bitactor.ids import join_hop_id
 from bitactor.plan import Plan
-from bitactor.pulse import (
-    FINISHED,
-    SPAWNED,
-    Pulse,
-)  # fmt: skip
+from bitactor.pulse import COMPLETED, FINISHED, SPAWNED, Pulse
 from bitactor.saga.commands import (
     Command,
     Settle,
@@ -28,26 +24,26 @@ _new = tuple.__new__
 """Builds a named tuple in half the time of calling its class; for the two pulses and one command of an ordinary hop."""
 
 
-class Telling(SagaState):
+class Recorder(SagaState):
     """A state that can say things about itself."""
 
-    __slots__ = ("asked", "commands", "pulses", "stranded")
+    __slots__ = ("awaiting_redelivery", "being_evaluated", "commands", "pulses")
 
     def __init__(self, plan: Plan, transaction: str, **given: Any) -> None:
         super().__init__(plan, transaction, **given)
         self.pulses: list[Pulse] = []
         self.commands: list[Command] = []
-        self.asked: set[int] = NO_STEPS
+        self.being_evaluated: set[int] = NO_STEPS
         """Steps that the supervisor was asked to decide on and has not."""
-        self.stranded: set[int] = NO_STEPS
+        self.awaiting_redelivery: set[int] = NO_STEPS
         """Hops that were lost, and are not delivered again before what is around them proceeds."""
 
     def _finish(self, status: str, now_ns: int) -> None:
-        error = self.errors[0][1] if status != "completed" and self.errors else None
-        self._tell(FINISHED, now_ns, error=error, data={"status": status}, elapsed_ns=now_ns - self.accepted_at_ns)
+        error = self.errors[0][1] if status != COMPLETED and self.errors else None
+        self._record(FINISHED, now_ns, error=error, data={"status": status}, elapsed_ns=now_ns - self.accepted_at_ns)
         self.commands.append(Settle(status))
 
-    def _tell(
+    def _record(
         self,
         kind: str,
         now_ns: int,
@@ -72,7 +68,7 @@ class Telling(SagaState):
         self.pulses.append(pulse)
         self.evolve(pulse)
 
-    def _tell_step(
+    def _record_step(
         self,
         index: int,
         kind: str,
@@ -129,6 +125,6 @@ def emits_data(reply: Reply) -> dict[str, Any] | None:
     return {"emits": [[name, bytes(token_bytes(token))] for name, token in reply.emits]}
 
 
-def own_fraction(hop: str) -> float:
+def jitter_fraction(hop: str) -> float:
     """A number in 0 … 1 that is this hop's own: jitter without randomness, so that a replay waits as long."""
     return int(hop[:8], 16) / 0xFFFFFFFF

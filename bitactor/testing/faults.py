@@ -56,7 +56,7 @@ class FaultPlan:
             else:
                 self._next[name] = several
 
-    def meets(self, name: str) -> InjectedFault | None:
+    def next_fault(self, name: str) -> InjectedFault | None:
         """What happens to the next delivery of this step, or of `step.undo`."""
         following = self._next.get(name)
         return following.pop(0) if following else self._always.get(name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import bitactor.errors
-from bitactor.arguments import converted
+from bitactor.arguments import convert_arguments
 from bitactor.codec import decode_token, encode_token, pack
 from bitactor.context import Context
 from bitactor.errors import BitActorError, ConfigurationError, InvalidOutcome, RemoteError
@@ -49,7 +49,7 @@ class Hop:
     def run(self) -> Reply:
         """Call the step's function, or its undo, or, if the signal carries a fault, only what decides about that."""
         if self.signal.fault is not None:
-            return self._assess(error_of(self.signal.fault), self.signal.fault)
+            return self._judge_error(error_of(self.signal.fault), self.signal.fault)
         undoing = self.signal.direction == UNDO
         callback = self.step.undo if undoing and self.step.undo is not None else self.step.run
         try:
@@ -59,7 +59,7 @@ class Hop:
         except Outcome as outcome:
             value = outcome
         except BaseException as error:
-            return self._assess(error, fault_of(error))
+            return self._judge_error(error, fault_of(error))
         return self._answer(value)
 
     def _answer(self, value: Any) -> Reply:
@@ -68,7 +68,7 @@ class Hop:
         undoing = self.signal.direction == UNDO
         if isinstance(value, Continue) or (undoing and isinstance(value, Halt)):
             allowed = "an undo may return None or Retry(…)" if undoing else "only a compensation may"
-            return self._assess_new(InvalidOutcome(f"{self.signal.name!r} returned {value!r}; {allowed}"))
+            return self._judge_new_error(InvalidOutcome(f"{self.signal.name!r} returned {value!r}; {allowed}"))
         if isinstance(value, Retry):
             after = value.after
             if (
@@ -90,12 +90,12 @@ class Hop:
                 return self._reply("ok", encode_token(value.value), planned=pack(value.data()))
             return self._reply("ok", encode_token(value))
         except BitActorError as problem:
-            return self._assess_new(type(problem)(f"result of {self.signal.name!r}: {problem}"))
+            return self._judge_new_error(type(problem)(f"result of {self.signal.name!r}: {problem}"))
 
-    def _assess_new(self, error: BaseException) -> Reply:
-        return self._assess(error, fault_of(error))
+    def _judge_new_error(self, error: BaseException) -> Reply:
+        return self._judge_error(error, fault_of(error))
 
-    def _assess(self, error: BaseException, fault: Fault) -> Reply:
+    def _judge_error(self, error: BaseException, fault: Fault) -> Reply:
         """It failed: what its compensation, or else its retry policy, makes of that."""
         self.error = error
         step = self.step
@@ -169,7 +169,9 @@ class Hop:
                 kwargs[step.takes_signal] = self.signal._replace(token=self.values["signal"])
         else:
             values = (
-                dict(self.values) if step.unread else converted(step.arguments, dict(self.values), self.signal.name)
+                dict(self.values)
+                if step.takes_raw_arguments
+                else convert_arguments(step.arguments, dict(self.values), self.signal.name)
             )
             kwargs = {name: values[name] for name in callback.takes}
         for name, what in callback.injected.items():

@@ -7,33 +7,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bitactor.arguments import Unread, argument_values
+from bitactor.arguments import RawArguments, argument_values
 from bitactor.codec import decode_pulse, decode_token, encode_pulse, encode_token
 from bitactor.compiling import with_function
 from bitactor.consumer import Consumer
-from bitactor.deciding import decide
+from bitactor.deciding import evaluate
 from bitactor.errors import ConfigurationError, InvalidInput, suggest
 from bitactor.ids import hop_id
 from bitactor.plan import Plan, PlanStep
 from bitactor.pulse import Pulse
 from bitactor.saga import (
-    Abandon,
     Accept,
     ArmDeadline,
     ArmGrace,
     ArmRetry,
+    CancelHop,
     Command,
-    DeadlineOver,
-    Decide,
-    Decided,
+    DeadlineExpired,
     Deliver,
     Dispatch,
-    EmitTaken,
-    GraceOver,
+    EmissionAccepted,
+    Evaluate,
+    Evaluated,
+    GraceExpired,
     Lost,
     Recovered,
     Replied,
-    ResumeAsked,
+    ResumeRequested,
     RetryDue,
     Saga,
     input_tokens,
@@ -89,7 +89,7 @@ def run_workflow(
     if deadline is not None and not deadline > 0:
         raise InvalidInput(f"deadline={deadline!r}; a deadline is a number of seconds, more than zero")
     values = {"signal": input} if isinstance(workflow, Consumer) else workflow.validate_input(input)
-    running = _Running(
+    running = _Runner(
         _replaced(plan, steps or {}),
         FaultPlan(plan, faults),
         clock or FakeClock(),
@@ -101,11 +101,11 @@ def run_workflow(
         plan.deadline_ns if deadline is None else int(deadline * 1e9),
         metadata,
     )
-    running.settle()
+    running.run_until_settled()
     for _ in range(resumes):
         if running.saga.status in ("halted", "stuck"):
             running.resume()
-            running.settle()
+            running.run_until_settled()
     return running.trace()
 
 
@@ -125,7 +125,7 @@ def _replaced(plan: Plan, functions: Mapping[str, Callable[..., Any]]) -> Plan:
     )
 
 
-class _Running:
+class _Runner:
     """One transaction with its queue of stimuli, its timers and its journal."""
 
     def __init__(self, plan: Plan, faults: FaultPlan, clock: FakeClock, transaction: str) -> None:
@@ -136,7 +136,7 @@ class _Running:
         self.journal: list[Pulse] = []
         self.emitted: list[Emitted] = []
         self.errors: dict[str, BaseException] = {}
-        self.stimuli: deque[Any] = deque()
+        self.events: deque[Any] = deque()
         self.hanging: dict[int, Signal] = {}
         self.hop_timers: dict[int, FakeTimer] = {}
         self.timers: list[FakeTimer] = []
@@ -145,18 +145,18 @@ class _Running:
     def begin(self, token: Any, ttl: int, budget_ns: int | None, metadata: Mapping[str, Any] | None) -> None:
         data = {"metadata": dict(metadata)} if metadata else {}
         deadline_ns = None if budget_ns is None else self.clock.wall_ns() + budget_ns
-        self.stimuli.append(Accept(token, tuple(input_tokens(self.plan, token)), ttl, deadline_ns, data))
+        self.events.append(Accept(token, tuple(input_tokens(self.plan, token)), ttl, deadline_ns, data))
 
     def resume(self) -> None:
         halted = next((pulse for pulse in reversed(self.journal) if pulse.kind == "halted" and not pulse.step), None)
         left = (halted.data or {}).get("left_ns") if halted is not None else None
-        self.stimuli.append(ResumeAsked(None if left is None else self.clock.wall_ns() + left))
+        self.events.append(ResumeRequested(None if left is None else self.clock.wall_ns() + left))
 
-    def settle(self) -> None:
+    def run_until_settled(self) -> None:
         """Go on until nothing more happens by itself."""
         while True:
-            while self.stimuli:
-                pulses, commands = self.saga.react(self.stimuli.popleft(), self.clock.wall_ns())
+            while self.events:
+                pulses, commands = self.saga.react(self.events.popleft(), self.clock.wall_ns())
                 self.journal.extend(pulses)
                 for command in commands:
                     if self._obey(command):
@@ -188,19 +188,19 @@ class _Running:
     def _obey(self, command: Command) -> bool:
         if isinstance(command, Dispatch):
             return self._dispatch(command)
-        if isinstance(command, Decide):
-            self._decide(command.step)
+        if isinstance(command, Evaluate):
+            self._evaluate(command.step)
         elif isinstance(command, ArmRetry):
             due = RetryDue(command.step)
-            self._arm(command.due_ns, lambda: self.stimuli.append(due))
+            self._arm(command.due_ns, lambda: self.events.append(due))
         elif isinstance(command, ArmGrace):
-            self._arm(self.clock.wall_ns() + command.after_ns, lambda: self.stimuli.append(GraceOver()))
+            self._arm(self.clock.wall_ns() + command.after_ns, lambda: self.events.append(GraceExpired()))
         elif isinstance(command, ArmDeadline):
             if self.deadline is not None:
                 self.deadline.cancel()
-            self.deadline = None if command.due_ns is None else self._arm(command.due_ns, self._deadline_over)
-        elif isinstance(command, Abandon):
-            self._abandon(command.step)
+            self.deadline = None if command.due_ns is None else self._arm(command.due_ns, self._deadline_expired)
+        elif isinstance(command, CancelHop):
+            self._cancel_hop(command.step)
         elif isinstance(command, Deliver):
             self._deliver(command)
         return False
@@ -208,13 +208,13 @@ class _Running:
     def _dispatch(self, command: Dispatch) -> bool:
         index, direction, _ = command
         saga, step = self.saga, self.saga.steps[index]
-        if step.surrounding is not None:
+        if step.around_container is not None:
             raise NeedsMesh(
                 f"{step.name!r} of {self.plan.workflow!r} waits for the steps it is around; run it in a mesh"
             )
         signal = self._signal(step, command)
         fault = (
-            self.faults.meets(step.name if direction == FORWARD else f"{step.name}.undo")
+            self.faults.next_fault(step.name if direction == FORWARD else f"{step.name}.undo")
             if command.fault is None
             else None
         )
@@ -222,24 +222,24 @@ class _Running:
             self._crash()
             return True
         if isinstance(fault, Lose):
-            self.stimuli.append(Lost(index, signal.delivery, "injected"))
+            self.events.append(Lost(index, signal.delivery, "injected"))
         elif fault is not None:
             self._hang(step, signal)
         else:
             try:
-                decided = saga.decided.get(index)
-                if step.unread:
-                    values = Unread(step.arguments, saga.tokens, step.address, decided)()
+                evaluated = saga.evaluated.get(index)
+                if step.takes_raw_arguments:
+                    values = RawArguments(step.arguments, saga.tokens, step.address, evaluated)()
                 else:
-                    values = argument_values(step.arguments, saga.tokens, step.address, decided)
-                result = saga.own_result(index) if direction == UNDO and index not in saga.doubts else None
+                    values = argument_values(step.arguments, saga.tokens, step.address, evaluated)
+                result = saga.own_result(index) if direction == UNDO and index not in saga.steps_in_doubt else None
                 hop = Hop(self.plan, step, signal, values, result, self.clock.monotonic_ns)
                 reply, error = hop.run(), hop.error
             except InvalidInput as problem:
                 reply, error = self._reply(signal, "fail", fault_of(problem)), problem
             if error is not None:
                 self.errors[signal.hop] = error
-            self.stimuli.append(Replied(index, reply))
+            self.events.append(Replied(index, reply))
         return False
 
     def _signal(self, step: PlanStep, command: Dispatch) -> Signal:
@@ -264,9 +264,9 @@ class _Running:
             token=None,
             fault=command.fault,
             metadata=saga.metadata,
-            in_doubt=undoing and index in saga.doubts,
+            in_doubt=undoing and index in saga.steps_in_doubt,
             retries_left=step.retries - saga.failures[index],
-            path="" if index < saga.grown else step.name,
+            path="" if index < saga.plan_size else step.name,
         )
 
     def _reply(self, signal: Signal, outcome: str, fault: Fault | None = None, elapsed_ns: int = 0) -> Reply:
@@ -282,16 +282,16 @@ class _Running:
         message = f"{signal.name!r}, attempt {signal.attempt}, took longer than {budget_ns / 1e9:g} s"
         fault = Fault("bitactor.errors:StepTimeout", message)
         late = Replied(step.index, self._reply(signal, "timed_out", fault, budget_ns))
-        self.hop_timers[step.index] = self._arm(self.clock.wall_ns() + budget_ns, lambda: self.stimuli.append(late))
+        self.hop_timers[step.index] = self._arm(self.clock.wall_ns() + budget_ns, lambda: self.events.append(late))
 
-    def _abandon(self, index: int) -> None:
+    def _cancel_hop(self, index: int) -> None:
         """A coroutine that hangs can be cancelled; a plain function cannot."""
         signal = self.hanging.pop(index, None)
         timer = self.hop_timers.pop(index, None)
         if timer is not None:
             timer.cancel()
         if signal is not None and self.saga.steps[index].run.is_async:
-            self.stimuli.append(Replied(index, self._reply(signal, "cancelled")))
+            self.events.append(Replied(index, self._reply(signal, "cancelled")))
 
     def _crash(self) -> None:
         """Nothing survives but the journal, which goes through bytes as it would through a store."""
@@ -300,37 +300,37 @@ class _Running:
         self.timers.clear()
         self.hop_timers.clear()
         self.hanging.clear()
-        self.stimuli.clear()
+        self.events.clear()
         self.errors.clear()
         epoch = self.saga.epoch + 1
         self.saga = Saga.fold(self.plan, [decode_pulse(encode_pulse(pulse)) for pulse in self.journal])
-        self.stimuli.append(Recovered("another process", epoch))
+        self.events.append(Recovered("another process", epoch))
 
-    def _decide(self, index: int) -> None:
+    def _evaluate(self, index: int) -> None:
         saga = self.saga
         step = saga.steps[index]
         try:
-            decided = decide(saga, index)
+            evaluated = evaluate(saga, index)
         except Exception as error:
             self.errors[hop_id(saga.transaction, step.name)] = error
             fault = fault_of(error)
             message = f"deciding on {step.address!r}: {fault.message}"
-            self.stimuli.append(Decided(index, True, None, fault._replace(message=message)))
+            self.events.append(Evaluated(index, True, None, fault._replace(message=message)))
         else:
-            self.stimuli.append(decided)
+            self.events.append(evaluated)
 
     def _deliver(self, command: Deliver) -> None:
         emission = command.emission
         step = next(pulse.step for pulse in reversed(self.journal) if pulse.hop == emission.hop)
         self.emitted.append(Emitted(emission.name, decode_token(emission.token), emission.ttl, step))
-        self.stimuli.append(EmitTaken(emission.id, ("run_workflow",)))
+        self.events.append(EmissionAccepted(emission.id, ("run_workflow",)))
 
-    def _deadline_over(self) -> None:
+    def _deadline_expired(self) -> None:
         self.deadline = None
         seconds = (self.clock.wall_ns() - self.saga.accepted_at_ns) / 1e9
         what = "undoing" if self.saga.phase in ("failing", "undoing") else "running"
         message = f"{self.plan.workflow!r} was still {what} {seconds:.3g} s after it began"
-        self.stimuli.append(DeadlineOver(Fault("bitactor.errors:DeadlineExceeded", message)))
+        self.events.append(DeadlineExpired(Fault("bitactor.errors:DeadlineExceeded", message)))
 
     def _arm(self, due_wall_ns: int, callback: Callable[[], None]) -> FakeTimer:
         timer = self.clock.call_at(self.clock.monotonic_ns() + due_wall_ns - self.clock.wall_ns(), callback)

@@ -13,15 +13,15 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bitactor.arguments import Source, follow
+from bitactor.arguments import Source, value_at
 from bitactor.errors import DefinitionError, InvalidInput
-from bitactor.kinds.template import Text
+from bitactor.kinds.template import TextTemplate
 
 Write = Callable[[str, str, str], str]
 """What becomes of a field's text: called with the field, its text, and the text before it."""
 
 
-class Template(Text):
+class Template(TextTemplate):
     """A text with fields.
 
     Raises:
@@ -65,7 +65,7 @@ class Template(Text):
 
     def _at(self, field: str, values: Mapping[str, Any]) -> Any:
         argument, path = self.fields[field]
-        return follow(values[argument], path, f"{{{field}}}")
+        return value_at(values[argument], path, f"{{{field}}}")
 
 
 class Structure:

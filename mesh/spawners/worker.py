@@ -14,7 +14,7 @@ import threading
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
-from bitactor.arguments import Carried
+from bitactor.arguments import RemoteArguments
 from bitactor.codec import decode_message, decode_token, encode_message
 from bitactor.errors import BitActorError, Unroutable
 from bitactor.plan import Plan
@@ -149,7 +149,7 @@ class Worker:
             step = plan.at_address(errand.step)
             if step is None:
                 raise Unroutable(f"{errand.step!r} is no step of {errand.workflow!r}")
-            arguments = Carried(step.arguments, errand.values, step.address)
+            arguments = RemoteArguments(step.arguments, errand.values, step.address)
             plain = signal._replace(token=None, metadata=errand.metadata)
             self._host.launch(plan, step, plain, arguments, errand.result, self._done)
         except Exception as problem:

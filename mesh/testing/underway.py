@@ -89,7 +89,7 @@ def _of_actor(actor: BitActor) -> int:
     if actor.spawner is spawners.get("thread") or actor.spawner is spawners.get("process"):
         return SURELY
     judge = actor.step.compensate or actor.step.backoff
-    in_thread = actor.assessing is not None and not getattr(judge, "is_async", True) and actor.step.spawn != "inline"
+    in_thread = actor.compensating is not None and not getattr(judge, "is_async", True) and actor.step.spawn != "inline"
     return SURELY if in_thread else PERHAPS
 
 

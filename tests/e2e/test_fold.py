@@ -161,7 +161,7 @@ async def _live(drawn: dict[str, Any]) -> None:
             )
         assert saga.noted[-1][0] == len(pulses)
         assert mesh.node.supervisor.running == 0
-        assert not mesh.node.host.zombies and not mesh.node.host.assessments
+        assert not mesh.node.host.zombies and not mesh.node.host.compensations
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))

@@ -114,7 +114,7 @@ async def test_nothing_is_left(place: str, kind: str, sqlite: str) -> None:
         assert len(node.wheel) == 0 and not node.supervisor.runs
         left = mesh.about()
         assert left["keyed"] == left["timers"]["armed"] == left["deliveries"] == 0
-        assert not node.host.zombies and not node.host.assessments and len(node.outbox) == 0
+        assert not node.host.zombies and not node.host.compensations and len(node.outbox) == 0
         assert left["timers"]["buckets"] <= COMPACT_AT
         assert [(turn["taken"], turn["waiting"]) for turn in left["turns"].values()] == [(0, 0)]
     await turns()

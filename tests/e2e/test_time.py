@@ -442,8 +442,8 @@ async def test_a_compensation_that_hangs_is_over_at_the_timeout(store: str) -> N
         await pass_time(clock, 5)
         assert await tx.ended(BOUND) == "compensated"
         audit(tx)
-        assert len(mesh.node.host.assessments) <= 1
-    assert not mesh.node.host.assessments
+        assert len(mesh.node.host.compensations) <= 1
+    assert not mesh.node.host.compensations
 
 
 async def test_a_hanging_compensation_does_not_hold_back_a_cancel(store: str) -> None:

@@ -139,14 +139,14 @@ class Model:
             assert container in self.open, f"{step.name} runs outside of its container"
 
     def _least_of_causes(self, saga: SagaState, step: PlanStep) -> int:
-        kept = {place: head for head, place in saga.replaced.items()}
+        kept = {place: head for head, place in saga.own_result_slots.items()}
         ttls = []
         for other in step.dependencies:
             if other in kept:
                 path = saga.steps[kept[other]].name
                 assert path in self.settled
                 ttls.append(self.ttl_of[path])
-            elif other in saga.stand_ins:
+            elif other in saga.replacements:
                 path = saga.steps[other].name
                 assert path in self.final, f"{step.name} before the last that stands for {path}"
                 ttls.append(self.final_ttl[path])
@@ -164,7 +164,7 @@ class Model:
         container = saga.steps[scope.container].name
         kind = self.open[container].container
         assert kind is not None
-        entering = self.entering[container] + (step.surrounding is not None and container in self.proceeded)
+        entering = self.entering[container] + (step.around_container is not None and container in self.proceeded)
         if not kind.chained:
             return entering
         own = {saga.steps[index].name for index in (*scope.indices, *scope.planned)}

@@ -15,41 +15,41 @@ from zlib import crc32
 
 from saga_model import Model
 
-from bitactor.arguments import Unread
+from bitactor.arguments import RawArguments
 from bitactor.codec import decode_pulse, encode_pulse, encode_token
-from bitactor.deciding import decide
-from bitactor.kinds.map import Mapped
+from bitactor.deciding import evaluate
+from bitactor.kinds.map import MapContainer
 from bitactor.plan import Plan, PlanStep
-from bitactor.pulse import Pulse
+from bitactor.pulse import RUNNING, UNDONE, Pulse
 from bitactor.saga import (
-    Abandon,
     Accept,
     ArmDeadline,
     ArmGrace,
     ArmRetry,
-    CancelAsked,
-    DeadlineOver,
-    Decide,
-    Decided,
+    CancelHop,
+    CancelRequested,
+    DeadlineExpired,
     Deliver,
     Dispatch,
-    EmitDied,
-    EmitTaken,
-    GraceOver,
+    EmissionAccepted,
+    EmissionUnrouted,
+    Evaluate,
+    Evaluated,
+    GraceExpired,
     HopExpired,
     Lost,
     Recovered,
     Replied,
-    ResumeAsked,
+    ResumeRequested,
     RetryDue,
     Saga,
     SagaState,
     Settle,
     Unrouted,
 )
-from bitactor.saga.commands import Answer
-from bitactor.saga.phases import ASSESSING, OPENED, RUNNING, UNDO_RUNNING
-from bitactor.saga.stimuli import Proceeded, UndoAsked
+from bitactor.saga.commands import AnswerProceed
+from bitactor.saga.phases import COMPENSATING, OPEN, UNDO_BACKING_OFF, UNDO_RUNNING
+from bitactor.saga.stimuli import Proceeded, UndoRequested
 from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
 from bitactor.testing.hops import Hop
 
@@ -75,7 +75,7 @@ class Delivery(NamedTuple):
     hop: str
     number: int
     epoch: int
-    assesses: bool
+    asks_compensation: bool
 
 
 @dataclass
@@ -119,7 +119,7 @@ class World:
         self.ended: list[Delivery] = []
         self.replies: list[tuple[int, str, Reply]] = []
         self.retries: dict[int, int] = {}
-        self.decisions: list[Decided] = []
+        self.decisions: list[Evaluated] = []
         self.proceeded: set[Delivery] = set()
         self.answered: set[str] = set()
         self.abandoned: set[str] = set()
@@ -159,11 +159,11 @@ class World:
                 self.settles.append(settles[0])
         else:
             assert was_settled or self.saga.status == "running", "settled without a word"
-        if was_settled and not isinstance(stimulus, ResumeAsked | CancelAsked | UndoAsked):
+        if was_settled and not isinstance(stimulus, ResumeRequested | CancelRequested | UndoRequested):
             assert {pulse.kind for pulse in pulses} <= AFTER_THE_END
-        if isinstance(stimulus, UndoAsked) and was != "completed":
+        if isinstance(stimulus, UndoRequested) and was != "completed":
             assert not pulses and not commands
-        asked = [command.step for command in commands if isinstance(command, Decide)]
+        asked = [command.step for command in commands if isinstance(command, Evaluate)]
         assert len(asked) == len(set(asked)), "asked twice for one decision"
         for command in commands:
             self._obey(command)
@@ -175,7 +175,7 @@ class World:
         saga = self.saga
         if isinstance(command, Dispatch):
             self._dispatch(command)
-        elif isinstance(command, Decide):
+        elif isinstance(command, Evaluate):
             self.decisions.append(self._decided(command.step))
         elif isinstance(command, ArmRetry):
             assert command.due_ns >= 0
@@ -187,7 +187,7 @@ class World:
         elif isinstance(command, Deliver):
             if command.emission.id not in self.emissions:
                 self.emissions.append(command.emission.id)
-        elif isinstance(command, Answer):
+        elif isinstance(command, AnswerProceed):
             path = saga.steps[command.step].name
             assert self.flights[path, FORWARD] in self.proceeded, "answered what had not asked"
             self.answered.add(path)
@@ -196,9 +196,9 @@ class World:
             self.grace = False
             self.deadline = None
         else:
-            assert isinstance(command, Abandon)
+            assert isinstance(command, CancelHop)
             step = saga.steps[command.step]
-            if step.surrounding is not None:
+            if step.around_container is not None:
                 self.abandoned.add(step.name)
 
     def _dispatch(self, command: Dispatch) -> None:
@@ -213,7 +213,9 @@ class World:
             delivery = Delivery(
                 index, step.name, FORWARD, saga.hops[index], saga.deliveries[index], saga.epoch, fault is not None
             )
-            if not (step.scope is not None and saga.fails(index)):  # else it is abandoned in the same breath
+            if not (
+                step.scope is not None and saga.is_in_failed_scope(index)
+            ):  # else it is abandoned in the same breath
                 self.model.check_causes(saga, index)
             self.answered.discard(step.name)
             self.abandoned.discard(step.name)
@@ -227,12 +229,12 @@ class World:
         assert all(step.name != path for path, _ in self.flights if (path, direction) != key), "two hops of one path"
         self.flights[key] = delivery
 
-    def _decided(self, index: int) -> Decided:
+    def _decided(self, index: int) -> Evaluated:
         """As the supervisor decides: at once, and heard when its turn comes."""
         try:
-            return decide(self.saga, index)
+            return evaluate(self.saga, index)
         except Exception as error:
-            return Decided(index, True, None, Fault("builtins:ValueError", str(error)))
+            return Evaluated(index, True, None, Fault("builtins:ValueError", str(error)))
 
     # What may happen next
 
@@ -243,7 +245,7 @@ class World:
         calm = mood == "calm"
         for delivery in list(self.flights.values()):
             found += self._choices_of(delivery, mood)
-        found += [lambda n=number: self.decide(n) for number in range(len(self.decisions))]
+        found += [lambda n=number: self.evaluate(n) for number in range(len(self.decisions))]
         found += [lambda s=step: self.retry_due(s) for step in self.retries]
         if self.grace:
             found.append(self.grace_over)
@@ -291,7 +293,7 @@ class World:
 
     def _waits_inside(self, delivery: Delivery) -> bool:
         step = self.saga.steps[delivery.step]
-        return delivery.direction == FORWARD and not delivery.assesses and step.surrounding is not None
+        return delivery.direction == FORWARD and not delivery.asks_compensation and step.around_container is not None
 
     def proceed(self, delivery: Delivery) -> None:
         """A function around nested steps asks for them."""
@@ -317,7 +319,7 @@ class World:
         step = self.saga.steps[delivery.step]
         if self.saga.hops[delivery.step] != delivery.hop or step.kind != "batch":
             return encode_token(crc32(delivery.path.encode()) % 7)
-        values = Unread(step.arguments, self.saga.tokens, step.address, self.saga.decided.get(step.index))()
+        values = RawArguments(step.arguments, self.saga.tokens, step.address, self.saga.evaluated.get(step.index))()
         hop = Hop(self.plan, step, self._signal(delivery, step.address), values, None, lambda: 0)
         reply = hop.run()
         assert reply.outcome == "ok", reply
@@ -343,7 +345,7 @@ class World:
     def _reply(self, delivery: Delivery, reply: Reply, nonsense: bool) -> None:
         current = self.flights.get((delivery.path, delivery.direction))
         in_time = current == delivery and delivery.epoch == self.saga.epoch
-        refused = nonsense and (reply.outcome != "ok" or self.saga.takes_more(delivery.step))
+        refused = nonsense and (reply.outcome != "ok" or self.saga.goes_forward(delivery.step))
         if in_time and self._waits_inside(delivery):
             refused = refused or self.saga.returns_early(delivery.step, reply)
         if in_time:
@@ -351,7 +353,7 @@ class World:
             self.ended.append(delivery)
         facts = self.facts[delivery.path]
         run = (delivery.hop, delivery.number)
-        if delivery.direction == FORWARD and not delivery.assesses:
+        if delivery.direction == FORWARD and not delivery.asks_compensation:
             if in_time:
                 assert self.saga.states[delivery.step] == RUNNING
             if (reply.outcome in ("fail", "retry", "halt") or refused) and (in_time or not refused):
@@ -366,7 +368,10 @@ class World:
     def _learn_not_happened(self, delivery: Delivery, in_time: bool) -> None:
         run = (delivery.hop, delivery.number)
         facts = self.facts[delivery.path]
-        if in_time or (run in self.saga.outstanding and self.saga.states[delivery.step] not in (8, 9, 10)):
+        if in_time or (
+            run in self.saga.unanswered_runs
+            and self.saga.states[delivery.step] not in (UNDO_RUNNING, UNDO_BACKING_OFF, UNDONE)
+        ):
             facts.unknown.discard(run)
             if not facts.unknown and not facts.done:
                 self.model.forget(delivery.path)
@@ -412,7 +417,7 @@ class World:
     def unroute(self, delivery: Delivery) -> None:
         """Nobody could be found to run it, so it has not run."""
         self._gone(delivery)
-        if delivery.direction == FORWARD and not delivery.assesses:
+        if delivery.direction == FORWARD and not delivery.asks_compensation:
             self._learn_not_happened(delivery, True)
         self.feed(Unrouted(delivery.step, delivery.number, Fault("bitactor.errors:Unroutable", "nobody")))
 
@@ -420,12 +425,12 @@ class World:
         self.flights.pop((delivery.path, delivery.direction), None)
         self.ended.append(delivery)
 
-    def decide(self, number: int) -> None:
+    def evaluate(self, number: int) -> None:
         """The supervisor is heard; and then once more."""
-        decided = self.decisions.pop(number)
-        self.feed(decided)
-        if decided.step not in self.saga.asked:
-            assert self.feed(decided) == []
+        evaluated = self.decisions.pop(number)
+        self.feed(evaluated)
+        if evaluated.step not in self.saga.being_evaluated:
+            assert self.feed(evaluated) == []
 
     def retry_due(self, step: int) -> None:
         """A backoff is over."""
@@ -436,48 +441,48 @@ class World:
         """Nobody waits any longer for what is in flight."""
         self.grace = False
         self.now_ns += self.plan.grace_ns
-        self.feed(GraceOver())
+        self.feed(GraceExpired())
 
     def deadline_over(self) -> None:
         """The armed deadline is over."""
         assert self.deadline is not None
         self.now_ns = max(self.now_ns, self.deadline)
         self.deadline = None
-        self.feed(DeadlineOver(Fault("bitactor.errors:DeadlineExceeded", "late")))
+        self.feed(DeadlineExpired(Fault("bitactor.errors:DeadlineExceeded", "late")))
 
     def stale_deadline(self) -> None:
         """The deadline of the whole was over in the same turn in which something failed."""
         if self.saga.phase in ("failing", "undoing"):
             before = self.saga.snapshot()
             if self.now_ns < self.saga.stopping_since_ns + self.plan.undo_timeout_ns:
-                assert self.feed(DeadlineOver(BOOM)) == []
+                assert self.feed(DeadlineExpired(BOOM)) == []
                 assert self.saga.snapshot() == before
 
     def emit_ends(self, emit: str, calm: bool) -> None:
         """An emitted signal was accepted, or found nobody."""
         self.emissions.remove(emit)
         if calm or len(self.journal) % 2:
-            self.feed(EmitTaken(emit, ("greet",)))
+            self.feed(EmissionAccepted(emit, ("greet",)))
         else:
-            self.feed(EmitDied(emit, "nobody"))
-        assert self.feed(EmitTaken(emit, ("greet",))) == []
+            self.feed(EmissionUnrouted(emit, "nobody"))
+        assert self.feed(EmissionAccepted(emit, ("greet",))) == []
 
     def cancel(self) -> None:
         """Somebody cancels."""
-        self.feed(CancelAsked(Fault("bitactor.errors:Cancelled", "please")))
+        self.feed(CancelRequested(Fault("bitactor.errors:Cancelled", "please")))
 
     def undo(self) -> None:
         """Somebody wants a completed transaction taken back; and asks once more."""
-        self.feed(UndoAsked(Fault("bitactor.errors:Cancelled", "not wanted after all")))
+        self.feed(UndoRequested(Fault("bitactor.errors:Cancelled", "not wanted after all")))
         assert self.saga.status != "completed"
-        self.feed(UndoAsked(Fault("bitactor.errors:Cancelled", "once more")))
+        self.feed(UndoRequested(Fault("bitactor.errors:Cancelled", "once more")))
 
     def resume(self) -> None:
         """Somebody resumes."""
         self.now_ns += 1_000_000
         while self.decisions:
             assert self.feed(self.decisions.pop()) == [], "a decision was heard although nothing goes forward"
-        self.feed(ResumeAsked(None if self.saga.deadline_ns is None else self.now_ns + 10**10))
+        self.feed(ResumeRequested(None if self.saga.deadline_ns is None else self.now_ns + 10**10))
 
     def crash(self) -> None:
         """The process dies; another folds the journal and goes on."""
@@ -486,7 +491,7 @@ class World:
         assert self.saga.snapshot() == self.mirror.snapshot()
         for step in self.plan.containers:
             assert step.container is not None
-            step.container.forget(TRANSACTION)
+            step.container.release(TRANSACTION)
         self.ended.extend(self.flights.values())
         for kept in (self.flights, self.retries, self.decisions, self.emissions, self.answered, self.abandoned):
             kept.clear()
@@ -499,10 +504,10 @@ class World:
         for index in range(len(self.saga.steps)):
             if index not in self.retries:
                 assert self.feed(RetryDue(index)) == []
-            if index not in self.saga.asked:
-                assert self.feed(Decided(index, True, {})) == []
-                assert self.feed(Decided(index, False)) == []
-        assert self.feed(EmitTaken("nobody:0", ())) == []
+            if index not in self.saga.being_evaluated:
+                assert self.feed(Evaluated(index, True, {})) == []
+                assert self.feed(Evaluated(index, False)) == []
+        assert self.feed(EmissionAccepted("nobody:0", ())) == []
 
     # What must hold
 
@@ -542,7 +547,7 @@ class World:
                 facts.unknown.clear()
         self.model.note(pulse, step, in_doubt=bool(facts.unknown))
         answered = pulse.data is not None and "answered" in pulse.data
-        if pulse.kind == "completed" and isinstance(step.container, Mapped) and not answered:
+        if pulse.kind == "completed" and isinstance(step.container, MapContainer) and not answered:
             self.model.check_map(pulse, step.container.declared)
 
     def _check_undo(self, index: int) -> None:
@@ -553,7 +558,7 @@ class World:
         assert facts.undone == 0, "undone twice"
         assert facts.done or facts.unknown, "undo of what is known not to have happened"
         assert facts.done or step.undo.in_doubt, "an undo that takes no doubt was given some"
-        assert (index in self.saga.doubts) == (not facts.done)
+        assert (index in self.saga.steps_in_doubt) == (not facts.done)
         for later in self.model.after(step.name):
             other = self.facts[later]
             assert not other.undoable or other.broken or other.undone, f"undo of {step.name} before that of {later}"
@@ -561,13 +566,15 @@ class World:
 
     def _check_state(self) -> None:
         saga = self.saga
-        assert saga.in_flight == sum(state in (RUNNING, ASSESSING) for state in saga.states)
+        assert saga.in_flight == sum(state in (RUNNING, COMPENSATING) for state in saga.states)
         assert saga.open == (bool(saga.emissions) or saga.phase not in ("halted", "ended"))
         assert saga.seq == len(self.journal)
-        running = {saga.steps[index].name for index, state in enumerate(saga.states) if state in (RUNNING, ASSESSING)}
+        running = {
+            saga.steps[index].name for index, state in enumerate(saga.states) if state in (RUNNING, COMPENSATING)
+        }
         flying = {delivery.path for delivery in self.flights.values() if delivery.direction == FORWARD}
-        stranded = {saga.steps[index].name for index in saga.stranded}
-        assert running - stranded <= flying
+        awaiting_redelivery = {saga.steps[index].name for index in saga.awaiting_redelivery}
+        assert running - awaiting_redelivery <= flying
         if self.max_places is not None:
             assert len(saga.steps) <= self.max_places, "places are not used again"
         if saga.phase in ("failing", "undoing", "new", "ended", "halted"):
@@ -575,7 +582,7 @@ class World:
         for index, state in enumerate(saga.states):
             if state == 2 and saga.phase == "running":
                 assert index in self.retries, "backs off without a timer"
-            if state == OPENED:
+            if state == OPEN:
                 assert index in saga.progress
 
     def run(self, tape: Sequence[int], limit: int = 3_000) -> None:
@@ -595,7 +602,7 @@ class World:
         """What the saga does not wait for any more goes on as a zombie, whose answer may still come."""
         for delivery in list(self.flights.values()):
             step, state = self.saga.steps[delivery.step], self.saga.states[delivery.step]
-            wanted = (RUNNING, ASSESSING) if delivery.direction == FORWARD else (UNDO_RUNNING,)
+            wanted = (RUNNING, COMPENSATING) if delivery.direction == FORWARD else (UNDO_RUNNING,)
             if step.name != delivery.path or state not in wanted:
                 self._gone(delivery)
 

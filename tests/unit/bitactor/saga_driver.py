@@ -6,25 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitactor import Workflow
-from bitactor.arguments import Unread, argument_values
+from bitactor.arguments import RawArguments, argument_values
 from bitactor.codec import decode_token, encode_token
-from bitactor.deciding import decide
+from bitactor.deciding import evaluate
 from bitactor.pulse import Pulse
 from bitactor.saga import (
     Accept,
     Command,
-    Decide,
-    Decided,
     Dispatch,
-    GraceOver,
+    Evaluate,
+    Evaluated,
+    GraceExpired,
     HopExpired,
     Lost,
     Recovered,
     Replied,
-    ResumeAsked,
+    ResumeRequested,
     Saga,
 )
-from bitactor.saga.stimuli import CancelAsked, UndoAsked
+from bitactor.saga.phases import IN_FLIGHT, UNDO_RUNNING
+from bitactor.saga.stimuli import CancelRequested, UndoRequested
 from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
 from bitactor.testing.hops import Hop, fault_of
 
@@ -40,30 +41,30 @@ class Driver:
         self.saga = Saga(self.plan, TRANSACTION)
         self.journal: list[Pulse] = []
         self.commands: list[Command] = []
-        self.decided: list[Decided] = []
+        self.evaluated: list[Evaluated] = []
         self.now_ns = 0
         values = workflow.validate_input(input)
         tokens = tuple(encode_token(values[name]) for name in self.plan.inputs)
         self.feed(Accept(encode_token(values), tokens, self.plan.ttl if ttl is None else ttl, None))
 
-    def feed(self, stimulus: Any) -> list[Pulse]:
+    def feed(self, event: Any) -> list[Pulse]:
         """One stimulus, and every decision that follows from it."""
-        pulses, commands = self.saga.react(stimulus, self.now_ns)
+        pulses, commands = self.saga.react(event, self.now_ns)
         self.now_ns += 1_000
         self.journal += pulses
         self.commands += commands
         for command in commands:
-            if isinstance(command, Decide):
+            if isinstance(command, Evaluate):
                 pulses = [*pulses, *self.feed(self.decision(command.step))]
         return pulses
 
-    def decision(self, index: int) -> Decided:
+    def decision(self, index: int) -> Evaluated:
         """What a supervisor would say."""
         try:
-            made = decide(self.saga, index)
+            made = evaluate(self.saga, index)
         except Exception as error:
-            made = Decided(index, True, None, fault_of(error))
-        self.decided.append(made)
+            made = Evaluated(index, True, None, fault_of(error))
+        self.evaluated.append(made)
         return made
 
     @property
@@ -73,7 +74,7 @@ class Driver:
             command
             for command in self.commands
             if isinstance(command, Dispatch)
-            and self.saga.states[command.step] in ((1, 3) if command.direction == FORWARD else (8,))
+            and self.saga.states[command.step] in (IN_FLIGHT if command.direction == FORWARD else (UNDO_RUNNING,))
         ]
         return list(dict.fromkeys(self.saga.steps[command.step].name for command in in_flight))
 
@@ -85,7 +86,7 @@ class Driver:
     def reply(self, path: str, outcome: str = "ok", value: Any = None, **fields: Any) -> Reply:
         """An answer of the hop that is in flight on this path."""
         index = self.saga.by_name[path]
-        undoing = self.saga.states[index] == 8
+        undoing = self.saga.states[index] == UNDO_RUNNING
         hop = self.saga.undo_hop(index) if undoing else self.saga.hops[index]
         token = encode_token(value) if outcome in ("ok", "continue") else None
         return Reply(TRANSACTION, hop, self.saga.deliveries[index], self.saga.epoch, outcome, token, **fields)
@@ -99,9 +100,9 @@ class Driver:
     def run(self, path: str) -> list[Pulse]:
         """The hop on this path is run for real."""
         index = self.saga.by_name[path]
-        step, undoing = self.saga.steps[index], self.saga.states[index] == 8
-        bound = (step.arguments, self.saga.tokens, step.address, self.saga.decided.get(index))
-        values = Unread(*bound)() if step.unread else argument_values(*bound)
+        step, undoing = self.saga.steps[index], self.saga.states[index] == UNDO_RUNNING
+        bound = (step.arguments, self.saga.tokens, step.address, self.saga.evaluated.get(index))
+        values = RawArguments(*bound)() if step.takes_raw_arguments else argument_values(*bound)
         known = self.reply(path)
         signal = Signal(
             name=step.address, transaction=TRANSACTION, root=TRANSACTION, hop=known.hop, causes=(),
@@ -121,7 +122,7 @@ class Driver:
 
     def forget_commands(self) -> None:
         """Those that are obeyed; or looking for what is in flight would take longer and longer."""
-        in_flight = (1, 3, 8)
+        in_flight = (*IN_FLIGHT, UNDO_RUNNING)
         self.commands = [
             command
             for command in self.commands
@@ -130,7 +131,7 @@ class Driver:
 
     def feed_grace(self) -> None:
         """The grace period is over."""
-        self.feed(GraceOver())
+        self.feed(GraceExpired())
 
     def expire(self, path: str) -> list[Pulse]:
         """The hop's time is over."""
@@ -150,20 +151,20 @@ class Driver:
         self.commands.clear()
         for step in self.plan.containers:
             assert step.container is not None
-            step.container.forget(TRANSACTION)
+            step.container.release(TRANSACTION)
         self.feed(Recovered("another", self.saga.epoch + 1))
 
     def resume(self) -> None:
         """Somebody resumes."""
-        self.feed(ResumeAsked(None))
+        self.feed(ResumeRequested(None))
 
     def cancel(self) -> None:
         """Somebody cancels."""
-        self.feed(CancelAsked(Fault("bitactor.errors:Cancelled", "please")))
+        self.feed(CancelRequested(Fault("bitactor.errors:Cancelled", "please")))
 
     def undo(self) -> None:
         """Somebody wants it taken back."""
-        self.feed(UndoAsked(Fault("bitactor.errors:Cancelled", "after all")))
+        self.feed(UndoRequested(Fault("bitactor.errors:Cancelled", "after all")))
 
     def kinds(self, *only: str) -> list[str]:
         """`kind path` of the pulses so far."""

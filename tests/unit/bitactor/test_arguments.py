@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from bitactor import DefinitionError, Input, InvalidInput, Result, Value, Workflow
-from bitactor.arguments import converter, follow
+from bitactor.arguments import converter, value_at
 from bitactor.codec import decode_token, encode_token
 from bitactor.testing import run_workflow
 
@@ -167,7 +167,7 @@ def test_types_that_cannot_be_made_are_refused() -> None:
 
 def test_follow_without_a_path_is_the_value() -> None:
     value = [1]
-    assert follow(value, (), "it") is value
+    assert value_at(value, (), "it") is value
 
 
 def test_defaults_are_used_where_nothing_has_that_name() -> None:

@@ -179,11 +179,11 @@ def shape_of(step: PlanStep) -> Any:
         None
         if step.undo is None
         else (step.undo.in_doubt, step.undo.retries, step.kind == "batch" or step.undo.function),
-        step.run.function if step.kind == "step" and step.container is None and step.surrounding is None else None,
+        step.run.function if step.kind == "step" and step.container is None and step.around_container is None else None,
         step.container
         and (
             step.container.kind,
-            step.container.bound,
+            step.container.max_rounds,
             step.container.batch,
             step.container.cases,
             [shape(body) for body in step.container.bodies],

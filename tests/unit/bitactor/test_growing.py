@@ -12,7 +12,7 @@ from saga_driver import FAULT, Driver
 from bitactor import Halt, Result, Value, Workflow
 from bitactor.arguments import Element
 from bitactor.errors import StoreError, TooManyHops, TtlExpired
-from bitactor.saga import Decided, Recovered, Replied, RetryDue, Saga
+from bitactor.saga import Evaluated, Recovered, Replied, RetryDue, Saga
 from bitactor.saga.stimuli import Proceeded
 from bitactor.testing import Crash, run_workflow
 
@@ -328,7 +328,7 @@ def test_a_decision_heard_twice_or_after_a_cancel_changes_nothing() -> None:
     driver = Driver(workflow)
     driver.run("climb/1/first")
     driver.run("climb/1/second")
-    again = driver.decided[-1]
+    again = driver.evaluated[-1]
     assert again.opening is not None
     assert driver.feed(again) == []
     driver.run("climb/2/first")
@@ -603,8 +603,8 @@ def test_a_planned_step_in_a_journal_that_the_workflow_does_not_have_is_refused_
 def test_decisions_nobody_asked_for_mean_nothing() -> None:
     driver = Driver(mapping(working(), 2))
     for index in range(len(driver.saga.steps)):
-        assert driver.feed(Decided(index, False)) == []
-        assert driver.feed(Decided(index, True, {}, opening=())) == []
+        assert driver.feed(Evaluated(index, False)) == []
+        assert driver.feed(Evaluated(index, True, {}, opening=())) == []
 
 
 def test_a_crash_within_a_scope_redelivers_just_what_was_in_flight() -> None:

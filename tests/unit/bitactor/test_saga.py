@@ -13,23 +13,23 @@ from bitactor import Backoff, Context, StoreError, Workflow
 from bitactor.plan import Plan
 from bitactor.pulse import KINDS, Pulse
 from bitactor.saga import (
-    EVOLUTION,
+    EVENTS,
     HANDLERS,
     PHASES,
+    STEP_EVOLUTION,
     STEP_STATES,
-    STIMULI,
     TRANSITIONS,
     Accept,
     ArmDeadline,
-    CancelAsked,
-    DeadlineOver,
+    CancelRequested,
+    DeadlineExpired,
     Dispatch,
-    GraceOver,
+    GraceExpired,
     HopExpired,
     Lost,
     Recovered,
     Replied,
-    ResumeAsked,
+    ResumeRequested,
     RetryDue,
     Saga,
     Settle,
@@ -65,9 +65,9 @@ class Driven:
         self.commands: list[Any] = []
         self.feed(Accept(None, (), 8, deadline_ns))
 
-    def feed(self, stimulus: Any) -> list[str]:
+    def feed(self, event: Any) -> list[str]:
         """The kinds of pulses that follow, as `kind step`."""
-        pulses, self.commands = self.saga.react(stimulus, self.now)
+        pulses, self.commands = self.saga.react(event, self.now)
         self.journal += pulses
         assert Saga.fold(self.plan, self.journal).snapshot() == self.saga.snapshot()
         return [f"{pulse.kind} {pulse.step}".strip() for pulse in pulses]
@@ -99,14 +99,14 @@ class Driven:
 
 
 def test_the_tables_are_complete() -> None:
-    assert set(HANDLERS) == {(phase, stimulus) for phase in PHASES for stimulus in STIMULI}
-    listed = [(phase, row.stimulus) for row in TRANSITIONS for phase in row.phases]
+    assert set(HANDLERS) == {(phase, event) for phase in PHASES for event in EVENTS}
+    listed = [(phase, row.event) for row in TRANSITIONS for phase in row.phases]
     assert len(set(listed)) == len(listed), "two rows for one case"
-    assert {row.stimulus for row in TRANSITIONS} == set(STIMULI)
+    assert {row.event for row in TRANSITIONS} == set(EVENTS)
     assert all(row.meaning and phase in PHASES for row in TRANSITIONS for phase in row.phases)
-    assert all(HANDLERS[phase, row.stimulus] is row.handler for row in TRANSITIONS for phase in row.phases)
-    for state, kind, direction in EVOLUTION:
-        assert 0 <= state < len(STEP_STATES)
+    assert all(HANDLERS[phase, row.event] is row.handler for row in TRANSITIONS for phase in row.phases)
+    for state, kind, direction in STEP_EVOLUTION:
+        assert state in STEP_STATES
         assert kind in KINDS
         assert direction in ("forward", "undo")
 
@@ -122,8 +122,8 @@ def test_the_tables_can_be_printed() -> None:
 def test_what_means_nothing_gives_nothing() -> None:
     driven = Driven(plan())
     assert driven.feed(Accept(None, (), 8, None)) == []
-    assert driven.feed(GraceOver()) == []
-    assert driven.feed(ResumeAsked(None)) == []
+    assert driven.feed(GraceExpired()) == []
+    assert driven.feed(ResumeRequested(None)) == []
     assert driven.feed(RetryDue(0)) == []
     assert driven.commands == []
 
@@ -155,25 +155,25 @@ def test_a_timeout_before_a_halt_is_undone_when_the_halted_transaction_is_cancel
     driven.feed(HopExpired(0, 1, SLOW))
     driven.feed(RetryDue(0))
     assert driven.reply("a", "halt") == ["halted a", "halted"]
-    assert driven.feed(CancelAsked(BOOM)) == ["failed"]
-    assert driven.feed(GraceOver()) == ["spawned a"]
-    assert driven.saga.doubts == {0}
+    assert driven.feed(CancelRequested(BOOM)) == ["failed"]
+    assert driven.feed(GraceExpired()) == ["spawned a"]
+    assert driven.saga.steps_in_doubt == {0}
 
 
 def test_the_late_word_of_a_compensation_is_not_the_word_of_the_step() -> None:
     driven = Driven(plan(compensate=True))
     driven.reply("b", "ok")
     assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "spawned a"]
-    driven.feed(CancelAsked(BOOM))
-    driven.feed(GraceOver())
+    driven.feed(CancelRequested(BOOM))
+    driven.feed(GraceExpired())
     assert driven.dispatched() == [("a", "undo")]
     driven = Driven(plan(compensate=True))
     driven.feed(HopExpired(0, 1, SLOW))
-    driven.feed(CancelAsked(BOOM))
+    driven.feed(CancelRequested(BOOM))
     driven.reply("b", "ok")
     assert driven.reply("a", "fail") == ["failed a"]
-    assert driven.feed(GraceOver()) == ["spawned b"]
-    assert driven.saga.doubts == {0}, "its run is still in doubt"
+    assert driven.feed(GraceExpired()) == ["spawned b"]
+    assert driven.saga.steps_in_doubt == {0}, "its run is still in doubt"
 
 
 def test_one_attempt_that_failed_does_not_settle_the_doubt_about_another() -> None:
@@ -184,10 +184,10 @@ def test_one_attempt_that_failed_does_not_settle_the_doubt_about_another() -> No
     second = driven.saga.hops[0]
     assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "failed a"]
     assert driven.reply("a", "fail", hop=second, delivery=1) == ["late a"]
-    assert driven.saga.doubts == {0}
+    assert driven.saga.steps_in_doubt == {0}
     assert driven.reply("a", "fail", hop=second, delivery=1) == []
     assert driven.reply("a", "fail", hop=first, delivery=1) == ["late a"]
-    assert driven.saga.doubts == set()
+    assert driven.saga.steps_in_doubt == set()
     assert driven.reply("b", "ok") == ["completed b", "spawned b"]
     assert driven.reply("b", "ok", undo=True) == ["undone b", "finished"]
 
@@ -196,11 +196,11 @@ def test_a_late_word_can_free_a_stuck_transaction() -> None:
     driven = Driven(plan(undo="known"))
     driven.reply("b", "ok")
     driven.feed(HopExpired(0, 1, SLOW))
-    assert driven.feed(GraceOver()) == ["undo_failed a", "spawned b"]
+    assert driven.feed(GraceExpired()) == ["undo_failed a", "spawned b"]
     driven.reply("b", "ok", undo=True)
     assert driven.saga.status == "stuck"
     assert driven.reply("a", "fail") == ["late a"]
-    assert driven.feed(ResumeAsked(None)) == ["resumed", "finished"]
+    assert driven.feed(ResumeRequested(None)) == ["resumed", "finished"]
     assert driven.saga.status == "compensated"
 
 
@@ -208,7 +208,7 @@ def test_a_late_success_gives_undo_its_result() -> None:
     driven = Driven(plan(undo="known"))
     driven.feed(HopExpired(0, 1, SLOW))
     assert driven.reply("a", "ok") == ["late a"]
-    assert driven.saga.doubts == set()
+    assert driven.saga.steps_in_doubt == set()
     assert driven.reply("b", "ok") == ["completed b", "spawned b"]
     assert driven.reply("b", "ok", undo=True) == ["undone b", "spawned a"]
     assert driven.saga.tokens[0] == 1
@@ -224,7 +224,7 @@ def test_undo_waits_for_what_timed_out_and_no_longer_than_it_must() -> None:
     driven.reply("b", "ok")
     driven.feed(HopExpired(0, 1, SLOW))
     assert driven.reply("a", "cancelled") == ["late a", "spawned a"]
-    assert driven.saga.doubts == {0}
+    assert driven.saga.steps_in_doubt == {0}
     driven = Driven(plan())
     driven.reply("b", "ok")
     driven.feed(HopExpired(0, 1, SLOW))
@@ -243,11 +243,11 @@ def test_a_worker_lost_before_a_failure_leaves_a_doubt() -> None:
     driven.reply("b", "ok")
     driven.feed(Lost(0, 1, "w"))
     assert driven.reply("a", "fail") == ["failed a", "spawned a"]
-    assert driven.saga.doubts == {0}
+    assert driven.saga.steps_in_doubt == {0}
     driven = Driven(plan())
     driven.feed(Lost(0, 1, "w"))
     driven.reply("a", "ok")
-    assert driven.saga.doubts == set()
+    assert driven.saga.steps_in_doubt == set()
 
 
 def test_a_deadline_in_the_turn_of_a_failure_does_not_end_undo() -> None:
@@ -255,12 +255,12 @@ def test_a_deadline_in_the_turn_of_a_failure_does_not_end_undo() -> None:
     driven.reply("a", "ok")
     driven.now = 5_000
     assert driven.reply("b", "fail") == ["failed b", "spawned a"]
-    assert driven.feed(DeadlineOver(BOOM)) == []
+    assert driven.feed(DeadlineExpired(BOOM)) == []
     assert [command for command in driven.commands if isinstance(command, ArmDeadline)] == [
         ArmDeadline(5_000 + 60_000_000_000)
     ]
     driven.now += 62_000_000_000
-    assert driven.feed(DeadlineOver(BOOM)) == ["tombstone", "undo_failed a", "finished"]
+    assert driven.feed(DeadlineExpired(BOOM)) == ["tombstone", "undo_failed a", "finished"]
     assert driven.saga.status == "stuck"
 
 
@@ -269,7 +269,7 @@ def test_a_compensation_is_asked_while_halting_too() -> None:
     driven.reply("b", "halt")
     assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "spawned a"]
     assert driven.reply("a", "continue") == ["compensated a", "halted"]
-    assert driven.feed(ResumeAsked(None)) == ["resumed", "spawned b"]
+    assert driven.feed(ResumeRequested(None)) == ["resumed", "spawned b"]
 
 
 def test_an_unheard_of_answer_is_a_failure_of_that_hop_only() -> None:

@@ -49,7 +49,7 @@ def test_a_line_serves_the_most_urgent_first_and_equals_in_order_of_arrival(coun
 def test_what_mends_goes_ahead_of_the_highest_priority() -> None:
     order = [
         urgency(UNDO, 0),
-        urgency(FORWARD, -9, assessing=True),
+        urgency(FORWARD, -9, compensating=True),
         urgency(UNDO, -10),
         urgency(FORWARD, 9),
         urgency(FORWARD, 0, depth=1),
