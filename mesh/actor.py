@@ -24,12 +24,12 @@ from bitactor.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
 from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.signal import UNDO, Fault, Reply, Signal
 from bitactor.then import Then
-from mesh.faults import MAX_MESSAGE, fault_of, plain
-from mesh.line import Urgency, urgency
+from mesh.faults import MAX_MESSAGE, fault_of, utf8_safe
+from mesh.line import Rank, rank_of
 
 if TYPE_CHECKING:
-    from mesh.gate import Hold
-    from mesh.host import Host
+    from mesh.gate import HopPermits
+    from mesh.host import Executor
     from mesh.spawners.port import Spawner
 
 QUEUED: Final = 0
@@ -55,12 +55,12 @@ class BitActor(pykka.Actor):
     """
 
     __slots__ = (
-        "arguments", "bucket", "callback", "compensating", "context", "done", "host", "kwargs", "plan", "result",
-        "signal", "spawner", "started_ns", "state", "step", "stopping", "task",
+        "arguments", "callback", "compensating", "context", "done", "executor", "kwargs", "plan", "result", "signal",
+        "spawner", "started_ns", "state", "step", "stop_requested", "task", "timer_tick",
     )  # fmt: skip
 
-    place: Hold | None = None
-    """What it has passed its supervisor's gate with; None for a hop without bounds, as most are."""
+    permits: HopPermits | None = None
+    """What its supervisor has acquired for it; None for a hop without a limit, as most are."""
     progress: Any = None
     """What its latest heartbeat said."""
     renewed_ns: int | None = None
@@ -68,7 +68,7 @@ class BitActor(pykka.Actor):
 
     def __init__(
         self,
-        host: Host,
+        executor: Executor,
         plan: Plan,
         step: PlanStep,
         signal: Signal,
@@ -78,7 +78,7 @@ class BitActor(pykka.Actor):
         done: Done,
     ) -> None:
         # pykka's own __init__ is left out on purpose: a uuid, a queue and an event would cost 40 µs.
-        self.host = host
+        self.executor = executor
         self.plan = plan
         self.step = step
         self.signal = signal
@@ -91,10 +91,10 @@ class BitActor(pykka.Actor):
         self.kwargs: dict[str, Any] = {}
         self.state = QUEUED
         self.started_ns = 0
-        self.bucket: int | None = None
+        self.timer_tick: int | None = None
         self.context: Context | None = None
         self.task: Any = None
-        self.stopping = False
+        self.stop_requested = False
         """It has been asked to stop; a cancellation that comes after that is ours."""
         self.compensating: Compensation | None = None
         """Set while its compensation or backoff is being asked."""
@@ -104,11 +104,11 @@ class BitActor(pykka.Actor):
     def begin(self) -> None:
         """The user's function starts now: its time counts from here."""
         self.state = STARTED
-        host = self.host
-        self.started_ns = now = host.monotonic_ns()
+        executor = self.executor
+        self.started_ns = now = executor.monotonic_ns()
         budget = self.signal.budget_ns
         if budget is not None:
-            self.bucket = host.wheel.arm(self, now + budget)
+            self.timer_tick = executor.wheel.arm(self, now + budget)
 
     def heartbeat(self, data: Any) -> None:
         """The user's function says that it goes on; from any thread.
@@ -116,23 +116,23 @@ class BitActor(pykka.Actor):
         Raises:
             BitActorError: somebody else keeps its time.
         """
-        if self.signal.reply_to or not self.host.keeps_time:
+        if self.signal.reply_to or not self.executor.enforces_timeouts:
             raise BitActorError(
                 f"{self.signal.name!r} cannot send heartbeats from a worker process or for another node; raise its "
                 "timeout instead"
             )
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits for us any more
-            self.host.call_threadsafe(partial(self._beat, data))
+            self.executor.call_threadsafe(partial(self._beat, data))
 
     def _beat(self, data: Any) -> None:
         if self.state != STARTED:
             return
         self.progress = data
         timeout_ns = self.step.timeout_ns
-        if self.bucket is not None and timeout_ns is not None and timeout_ns == self.signal.budget_ns:
-            self.renewed_ns = now = self.host.monotonic_ns()
-            self.host.wheel.disarm(self, self.bucket)
-            self.bucket = self.host.wheel.arm(self, now + timeout_ns)
+        if self.timer_tick is not None and timeout_ns is not None and timeout_ns == self.signal.budget_ns:
+            self.renewed_ns = now = self.executor.monotonic_ns()
+            self.executor.wheel.disarm(self, self.timer_tick)
+            self.timer_tick = self.executor.wheel.arm(self, now + timeout_ns)
             if self.context is not None:
                 self.context.deadline_ns = self.ends_ns()
 
@@ -146,19 +146,19 @@ class BitActor(pykka.Actor):
             return None
         if self.renewed_ns is not None:
             return self.renewed_ns + budget
-        return budget + (self.host.monotonic_ns() if self.state == QUEUED else self.started_ns)
+        return budget + (self.executor.monotonic_ns() if self.state == QUEUED else self.started_ns)
 
-    def settle(self, value: Any, error: BaseException | None) -> None:
+    def finish(self, value: Any, error: BaseException | None) -> None:
         """The user's function returned or raised.  Called on the loop's thread."""
         if error is None:
             if type(value) in _VERDICTS:
-                self._judge(value)
+                self._apply_verdict(value)
                 return
             try:
                 token = encode_token(value)
             except BitActorError as problem:
                 if isinstance(value, Outcome):
-                    self._judge(value)
+                    self._apply_verdict(value)
                 else:
                     self._failed(_named(problem, self))
             except Exception as problem:  # what a model's own serializer raises
@@ -166,17 +166,19 @@ class BitActor(pykka.Actor):
             else:
                 self._reply_ok(token)
         elif isinstance(error, Outcome):
-            self._judge(error)
-        elif isinstance(error, asyncio.CancelledError) and self.stopping:
+            self._apply_verdict(error)
+        elif isinstance(error, asyncio.CancelledError) and self.stop_requested:
             self._reply("cancelled", error=error)
         else:
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
         if self.state == REPLIED:
-            self.judge(None, error, fault_of(error))  # the attempt was dealt with; only what it did is still to be told
+            self.resolve_failure(
+                None, error, fault_of(error)
+            )  # the attempt was dealt with; only what it did is still to be told
         else:
-            self.host.compensate(self, error)
+            self.executor.compensate(self, error)
 
     def expire(self) -> None:
         """The attempt's time is over: answer for it, and stop it if that is possible."""
@@ -187,7 +189,7 @@ class BitActor(pykka.Actor):
             self._end_compensation(f"took longer than what was left of {seconds:g} s")
             return
         error = StepTimeout(f"{self.signal.name!r}, attempt {self.signal.attempt}, took longer than {seconds:g} s")
-        self.bucket = None
+        self.timer_tick = None
         self._become_zombie()
         self.done(self, self._make_reply("timed_out", fault=fault_of(error)), error)
         self._stop_once()
@@ -204,11 +206,11 @@ class BitActor(pykka.Actor):
             self._stop_once()
 
     def fence(self) -> None:
-        """Nobody waits for it any more: what it still answers is late, and its place is free for others."""
+        """Nobody waits for it any more: what it still answers is late, and its permits are free for others."""
         if self.state == STARTED and self.compensating is None:
-            if self.bucket is not None:
-                self.host.wheel.disarm(self, self.bucket)
-                self.bucket = None
+            if self.timer_tick is not None:
+                self.executor.wheel.disarm(self, self.timer_tick)
+                self.timer_tick = None
             self._become_zombie()
             self.spawner.abandon(self)
         else:
@@ -216,12 +218,12 @@ class BitActor(pykka.Actor):
 
     def _become_zombie(self) -> None:
         self.state = REPLIED
-        self.host.zombies.add(self)
+        self.executor.zombies.add(self)
 
     def _stop_once(self) -> None:
         """A second cancellation would interrupt the user's cleaning up after the first."""
-        if not self.stopping:
-            self.stopping = True
+        if not self.stop_requested:
+            self.stop_requested = True
             self.spawner.abandon(self)
 
     def _end_compensation(self, why: str) -> None:
@@ -230,13 +232,13 @@ class BitActor(pykka.Actor):
         task, error, fault = self.compensating
         task.cancel()
         what = "backoff" if self.step.compensate is None else "compensate"
-        self.judge(None, error, fault._replace(message=f"{fault.message} (and its {what} {why})"))
+        self.resolve_failure(None, error, fault._replace(message=f"{fault.message} (and its {what} {why})"))
 
-    def lose(self) -> None:
+    def worker_lost(self) -> None:
         """Its worker is gone."""
         self._reply("lost")
 
-    def answer(self, reply: Reply, error: BaseException | None = None) -> None:
+    def relay_reply(self, reply: Reply, error: BaseException | None = None) -> None:
         """A worker process has answered for the function it ran."""
         self._reply(
             reply.outcome,
@@ -249,8 +251,8 @@ class BitActor(pykka.Actor):
             planned=reply.planned,
         )
 
-    def judge(self, verdict: Any, error: BaseException, fault: Fault) -> None:
-        """What its compensation says about `error`."""
+    def resolve_failure(self, verdict: Any, error: BaseException, fault: Fault) -> None:
+        """End the attempt that failed with `error` as its compensation says; a `verdict` of None: it failed."""
         if verdict is None:
             self._reply("fail", error=error, fault=fault)
         elif isinstance(verdict, Continue):
@@ -275,12 +277,12 @@ class BitActor(pykka.Actor):
             )
             self._reply("fail", error=wrong, fault=fault_of(wrong))
 
-    def _judge(self, verdict: Any) -> None:
-        """What the step or undo itself said."""
+    def _apply_verdict(self, verdict: Any) -> None:
+        """End the attempt as the step or undo itself said."""
         if self.signal.direction == UNDO and not isinstance(verdict, Ok | Retry | Fail):
             self._refuse(verdict, "an undo may return None or Retry(…)")
         elif isinstance(verdict, Ok):
-            self.settle(verdict.value, None)
+            self.finish(verdict.value, None)
         elif isinstance(verdict, Then):
             self._plan_more(verdict)
         elif isinstance(verdict, Retry):
@@ -288,9 +290,9 @@ class BitActor(pykka.Actor):
                 verdict.after is None
                 and isinstance(self.step.backoff, Callback)
                 and self.state == STARTED
-                and self._may_try_again()
+                and self._may_retry()
             ):
-                self.host.ask_delay(self, verdict)
+                self.executor.ask_backoff(self, verdict)
             else:
                 self._reply("retry", after_ns=_nanoseconds(verdict.after), reason=_reason(verdict))
         elif isinstance(verdict, Halt):
@@ -302,7 +304,7 @@ class BitActor(pykka.Actor):
                 verdict, "a step may return a value, Then(…), Retry(…), Fail(…) or Halt(…); Continue is for compensate"
             )
 
-    def _may_try_again(self) -> bool:
+    def _may_retry(self) -> bool:
         return self.signal.direction != UNDO and self.signal.retries_left > 0
 
     def _plan_more(self, verdict: Then) -> None:
@@ -322,18 +324,18 @@ class BitActor(pykka.Actor):
         if self.state != STARTED:
             self._reply("ok", token)
             return
-        host = self.host
+        executor = self.executor
         self.state = ENDED
-        if self.bucket is not None:
-            host.wheel.disarm(self, self.bucket)
-            self.bucket = None
+        if self.timer_tick is not None:
+            executor.wheel.disarm(self, self.timer_tick)
+            self.timer_tick = None
         signal = self.signal
         reply: Reply = tuple.__new__(
             Reply,
             (
                 signal.transaction, signal.hop, signal.delivery, signal.epoch, "ok", token, None, None,
-                self.context.emitted() if self.context is not None else (), host.monotonic_ns() - self.started_ns, "",
-                None,
+                self.context.emitted() if self.context is not None else (),
+                executor.monotonic_ns() - self.started_ns, "", None,
             ),
         )  # fmt: skip
         self.done(self, reply, None)
@@ -352,11 +354,11 @@ class BitActor(pykka.Actor):
     ) -> None:
         if self.state == ENDED:
             return
-        if self.bucket is not None:
-            self.host.wheel.disarm(self, self.bucket)
-            self.bucket = None
+        if self.timer_tick is not None:
+            self.executor.wheel.disarm(self, self.timer_tick)
+            self.timer_tick = None
         if self.state == REPLIED:
-            self.host.zombies.discard(self)
+            self.executor.zombies.discard(self)
         self.state = ENDED
         self.compensating = None
         context = self.context
@@ -367,24 +369,24 @@ class BitActor(pykka.Actor):
             self,
             Reply(
                 signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, token, fault, after_ns, emits,
-                self.host.monotonic_ns() - self.started_ns if self.started_ns else 0, reason, planned,
+                self.executor.monotonic_ns() - self.started_ns if self.started_ns else 0, reason, planned,
             ),
             error,
         )  # fmt: skip
 
     def _make_reply(self, outcome: str, *, fault: Fault) -> Reply:
         signal = self.signal
-        elapsed_ns = self.host.monotonic_ns() - self.started_ns
+        elapsed_ns = self.executor.monotonic_ns() - self.started_ns
         return Reply(
             signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, None, fault, elapsed_ns=elapsed_ns
         )
 
     @property
-    def urgency(self) -> Urgency:
-        """Its turn among those that wait for a thread or a process."""
-        if self.place is not None:
-            return self.place.urgency
-        return urgency(self.signal.direction, self.step.priority)
+    def rank(self) -> Rank:
+        """Its order among those that wait for a thread or a process."""
+        if self.permits is not None:
+            return self.permits.rank
+        return rank_of(self.signal.direction, self.step.priority)
 
     # Being a pykka actor to whoever looks
 
@@ -419,7 +421,7 @@ class BitActor(pykka.Actor):
 
     def stop(self) -> None:
         """Ask it to stop; see `abandon`."""
-        self.host.call_threadsafe(self.abandon)
+        self.executor.call_threadsafe(self.abandon)
 
     @staticmethod
     def _create_actor_inbox() -> NoReturn:
@@ -438,7 +440,7 @@ class BitActorRef(pykka.ActorRef["BitActor"]):
         self._actor = actor
         self.actor_class = BitActor
         self.actor_urn = actor.actor_urn
-        self.actor_stopped = _Stopped(actor)
+        self.actor_stopped = _StoppedFlag(actor)
 
     def is_alive(self) -> bool:
         """Whether the user's function may still be running."""
@@ -467,7 +469,7 @@ class BitActorRef(pykka.ActorRef["BitActor"]):
         return future
 
 
-class _Stopped(threading.Event):
+class _StoppedFlag(threading.Event):
     """pykka's stopped flag, read from the actor's state."""
 
     def __init__(self, actor: BitActor) -> None:
@@ -483,7 +485,7 @@ def _named(problem: BitActorError, actor: BitActor) -> BitActorError:
 
 
 def _reason(verdict: Retry | Fail | Halt) -> str:
-    return plain(str(verdict.reason)[:MAX_MESSAGE]) if verdict.reason else ""
+    return utf8_safe(str(verdict.reason)[:MAX_MESSAGE]) if verdict.reason else ""
 
 
 def _nanoseconds(seconds: float | None) -> int | None:

@@ -78,8 +78,8 @@ class Client:
         self._endpoint = endpoint
         self._patience = patience
         self._directory: Path | None = None
-        self._waiting: dict[str, asyncio.Future[Answer]] = {}
-        self._homes: dict[str, Entry] = {}
+        self._pending: dict[str, asyncio.Future[Answer]] = {}
+        self._nodes: dict[str, Entry] = {}
         """Transaction → the node that began it for us."""
         self.refused = 0
         """Messages that were no answers."""
@@ -116,9 +116,9 @@ class Client:
 
     async def close(self) -> None:
         """Release sockets and thread.  Twice is once."""
-        for waiting in self._waiting.values():
-            waiting.cancel()
-        self._waiting.clear()
+        for future in self._pending.values():
+            future.cancel()
+        self._pending.clear()
         await asyncio.to_thread(self._registry.close)
         if hasattr(self, "_transport"):
             self._transport.close()
@@ -157,9 +157,9 @@ class Client:
             "workflow": workflow, "input": input, "key": key, "ttl": ttl, "deadline": deadline,
             "metadata": metadata, "traceparent": traceparent,
         }  # fmt: skip
-        entry = entries[_spread(key or self._ids.transaction(), len(entries))]
+        entry = entries[_hashed(key or self._ids.transaction(), len(entries))]
         began: dict[str, Any] = await self._ask(entry, "stimulate", argument)
-        self._homes[began["transaction"]] = entry
+        self._nodes[began["transaction"]] = entry
         return began
 
     async def status(self, transaction: str) -> dict[str, Any]:
@@ -168,10 +168,10 @@ class Client:
         Raises:
             UnknownTransaction, NoAnswer
         """
-        described: dict[str, Any] = await self._ask(
-            await self._home(transaction), "status", {"transaction": transaction}
+        summary: dict[str, Any] = await self._ask(
+            await self._node_of(transaction), "status", {"transaction": transaction}
         )
-        return described
+        return summary
 
     async def ended(self, transaction: str, timeout: float | None = None) -> dict[str, Any]:
         """`status`, once it has ended.
@@ -185,26 +185,26 @@ class Client:
         while True:
             left = _RESULT_SLICE if until is None else min(_RESULT_SLICE, max(0.0, until - loop.time()))
             try:
-                entry = await self._home(transaction)
+                entry = await self._node_of(transaction)
                 argument = {"transaction": transaction, "timeout": left}
-                described: dict[str, Any] = await self._ask(entry, "result", argument, patience=left + self._patience)
+                summary: dict[str, Any] = await self._ask(entry, "result", argument, patience=left + self._patience)
             except TimeoutError:
                 if until is not None and loop.time() >= until:
                     raise TimeoutError(f"transaction {transaction} was still running after {timeout:g} s") from None
             else:
-                if described["status"] != "running":
-                    return described
-            self._homes.pop(transaction, None)
+                if summary["status"] != "running":
+                    return summary
+            self._nodes.pop(transaction, None)
 
     async def result(self, transaction: str, timeout: float | None = None) -> Any:
         """The value it ended with; raises as `Transaction.result` does, with `RemoteError`s as its errors."""
-        described = await self.ended(transaction, timeout)
-        if described["status"] == "completed":
-            return described.get("result")
-        errors = [RemoteError(error["type"], error["message"]) for error in described.get("errors", ())]
+        summary = await self.ended(transaction, timeout)
+        if summary["status"] == "completed":
+            return summary.get("result")
+        errors = [RemoteError(error["type"], error["message"]) for error in summary.get("errors", ())]
         why = str(errors[0]) if errors else "no error was recorded"
         raise WorkflowFailed(
-            f"{described['workflow']!r} ended {described['status']}: {why}", transaction, described["status"], errors
+            f"{summary['workflow']!r} ended {summary['status']}: {why}", transaction, summary["status"], errors
         )
 
     async def pulses(self, transaction: str) -> list[Pulse]:
@@ -213,15 +213,17 @@ class Client:
         Raises:
             UnknownTransaction, NoAnswer
         """
-        found = await self._ask(await self._home(transaction), "pulses", {"transaction": transaction})
+        found = await self._ask(await self._node_of(transaction), "pulses", {"transaction": transaction})
         pulses = (decode_pulse(data) for data in found)
         return [pulse._replace(token_out=decode_token(pulse.token_out)) for pulse in pulses]
 
     async def cancel(self, transaction: str, reason: str = "", timeout: float = 60.0) -> dict[str, Any]:
         """Stop it, undo what was done, and answer how it ended; `timeout` seconds for all that."""
         argument = {"transaction": transaction, "reason": reason}
-        described: dict[str, Any] = await self._ask(await self._home(transaction), "cancel", argument, patience=timeout)
-        return described
+        summary: dict[str, Any] = await self._ask(
+            await self._node_of(transaction), "cancel", argument, patience=timeout
+        )
+        return summary
 
     async def undo(self, transaction: str, reason: str = "", timeout: float = 60.0) -> dict[str, Any]:
         """Take back what a completed transaction did, and answer how that ended; `timeout` seconds for all that.
@@ -230,8 +232,8 @@ class Client:
             InvalidInput: it did not complete, or was undone already.
         """
         argument = {"transaction": transaction, "reason": reason}
-        described: dict[str, Any] = await self._ask(await self._home(transaction), "undo", argument, patience=timeout)
-        return described
+        summary: dict[str, Any] = await self._ask(await self._node_of(transaction), "undo", argument, patience=timeout)
+        return summary
 
     async def resume(self, transaction: str) -> dict[str, Any]:
         """Let a halted or stuck transaction go on.
@@ -239,10 +241,10 @@ class Client:
         Raises:
             InvalidInput: it is neither.
         """
-        described: dict[str, Any] = await self._ask(
-            await self._home(transaction), "resume", {"transaction": transaction}
+        summary: dict[str, Any] = await self._ask(
+            await self._node_of(transaction), "resume", {"transaction": transaction}
         )
-        return described
+        return summary
 
     async def transactions(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
@@ -288,14 +290,14 @@ class Client:
 
     # Asking
 
-    async def _home(self, transaction: str) -> Entry:
+    async def _node_of(self, transaction: str) -> Entry:
         """The node to ask about a transaction: the one that owns it, or one that can read it.
 
         Raises:
             UnknownTransaction: no node knows it.
             NoAnswer: no node answered.
         """
-        known = self._homes.get(transaction)
+        known = self._nodes.get(transaction)
         if known is not None and self._registry.lookup(known.name):
             return known
         # Ids sort by time, so the newest before the id's successor is the transaction itself, if it is there.
@@ -306,7 +308,7 @@ class Client:
                 f"none of the {len(answers)} nodes that answered knows transaction {transaction!r}"
             )
         owned = next((entry for entry, row in found if row["owner"] == entry.holder), found[0][0])
-        self._homes[transaction] = owned
+        self._nodes[transaction] = owned
         return owned
 
     async def _ask_all(self, verb: str, argument: Mapping[str, Any]) -> Sequence[tuple[Entry, Any]]:
@@ -326,13 +328,13 @@ class Client:
     async def _ask(self, entry: Entry, verb: str, argument: Mapping[str, Any], *, patience: float | None = None) -> Any:
         """One question to one node."""
         question = Question(self._ids.transaction(), verb, encode_token(dict(argument)), self._transport.endpoint)
-        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[question.id] = waiting
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._pending[question.id] = future
         patience = self._patience if patience is None else patience
         try:
             self._transport.send(entry.value["endpoint"], encode_message(question))
             async with asyncio.timeout(patience):
-                answer = await waiting
+                answer = await future
         except TimeoutError:
             raise NoAnswer(
                 f"node {entry.holder} at {entry.value['endpoint']} did not answer within {patience:g} s"
@@ -340,9 +342,9 @@ class Client:
         except (KeyError, Unroutable) as error:
             raise NoAnswer(f"node {entry.holder} cannot be reached: {error}") from None
         finally:
-            self._waiting.pop(question.id, None)
+            self._pending.pop(question.id, None)
         if answer.error_type:
-            raise _raised(answer)
+            raise _error_of(answer)
         return decode_token(answer.value)
 
     def _receive(self, messages: Sequence[bytes]) -> None:
@@ -352,18 +354,18 @@ class Client:
             except ProtocolError:
                 self.refused += 1
                 continue
-            waiting = self._waiting.get(message.id) if isinstance(message, Answer) else None
-            if waiting is None or waiting.done():
+            future = self._pending.get(message.id) if isinstance(message, Answer) else None
+            if future is None or future.done():
                 self.refused += 1
             elif isinstance(message, Answer):
-                waiting.set_result(message)
+                future.set_result(message)
 
 
-def _raised(answer: Answer) -> BaseException:
+def _error_of(answer: Answer) -> BaseException:
     if answer.error_type.rpartition(":")[2] == "TimeoutError":
         return TimeoutError(answer.error)
     return error_of(Fault(answer.error_type, answer.error), {})
 
 
-def _spread(text: str, width: int) -> int:
+def _hashed(text: str, width: int) -> int:
     return sum(text.encode()) % width

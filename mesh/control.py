@@ -37,10 +37,10 @@ class Control:
             "patterns": self._patterns,
         }
 
-    def asked(self, question: Question) -> None:
-        """A question came in."""
+    def on_question(self, question: Question) -> None:
+        """Answer a question that came in, in a task of its own."""
         task = self._node.loop.create_task(self._answer(question), name=f"answer {question.verb}")
-        self._node.keep(task)
+        self._node.add_task(task)
 
     async def _answer(self, question: Question) -> None:
         try:
@@ -74,12 +74,12 @@ class Control:
         return Transaction(self._node, self._node.load(argument["transaction"]))
 
     async def _status(self, argument: Mapping[str, Any]) -> Any:
-        return describe(self._transaction(argument))
+        return transaction_as_dict(self._transaction(argument))
 
     async def _result(self, argument: Mapping[str, Any]) -> Any:
         transaction = self._transaction(argument)
         await transaction.ended(argument.get("timeout"))
-        return describe(transaction)
+        return transaction_as_dict(transaction)
 
     async def _pulses(self, argument: Mapping[str, Any]) -> Any:
         return [
@@ -90,17 +90,17 @@ class Control:
     async def _cancel(self, argument: Mapping[str, Any]) -> Any:
         transaction = self._transaction(argument)
         await transaction.cancel(argument.get("reason", ""))
-        return describe(transaction)
+        return transaction_as_dict(transaction)
 
     async def _undo(self, argument: Mapping[str, Any]) -> Any:
         transaction = self._transaction(argument)
         await transaction.undo(argument.get("reason", ""))
-        return describe(transaction)
+        return transaction_as_dict(transaction)
 
     async def _resume(self, argument: Mapping[str, Any]) -> Any:
         transaction = self._transaction(argument)
         await transaction.resume()
-        return describe(transaction)
+        return transaction_as_dict(transaction)
 
     async def _list(self, argument: Mapping[str, Any]) -> Any:
         rows = self._node.store.list(
@@ -118,7 +118,7 @@ class Control:
         return self._node.policies.about()
 
 
-def describe(transaction: Transaction) -> dict[str, Any]:
+def transaction_as_dict(transaction: Transaction) -> dict[str, Any]:
     """A transaction as plain data: id, workflow, status, and its result or its errors."""
     about: dict[str, Any] = {"transaction": transaction.id, "root": transaction.root, "workflow": transaction.workflow}
     about["status"] = transaction.status

@@ -14,21 +14,21 @@ from bitactor.saga import Saga
 from bitactor.signal import FORWARD
 
 
-def shown_pulses(plan: Plan | None, pulses: Sequence[Pulse]) -> list[Pulse]:
+def readable_pulses(plan: Plan | None, pulses: Sequence[Pulse]) -> list[Pulse]:
     """The same pulses with `token_out` decoded, and `token_in` of spawned hops as a mapping of arguments.
 
     Without the plan (the workflow is not declared here) references stay references.
     """
     saga = Saga(plan, pulses[0].transaction) if plan is not None and pulses else None
-    shown = []
+    readable = []
     for pulse in pulses:
         token_in = pulse.token_in
         if saga is not None and plan is not None:
             saga.evolve(pulse)
             if pulse.kind == SPAWNED and pulse.direction == FORWARD:
                 token_in = _arguments(saga, pulse)
-        shown.append(pulse._replace(token_in=token_in, token_out=decode_token(pulse.token_out)))
-    return shown
+        readable.append(pulse._replace(token_in=token_in, token_out=decode_token(pulse.token_out)))
+    return readable
 
 
 def _arguments(saga: Saga, pulse: Pulse) -> Any:

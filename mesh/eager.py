@@ -16,33 +16,33 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 
-class TaskStarter:
+class EagerTaskStarter:
     """Starts tasks on one loop.  Must be called from a loop callback, not from inside a task."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._instance = loop.__dict__
-        self._caught: list[Callable[[], None]] = []
+        self._attributes = loop.__dict__
+        self._intercepted: list[Callable[[], None]] = []
         self.start: Callable[[Coroutine[Any, Any, None], str, contextvars.Context], asyncio.Task[None]]
-        self.start = self._start_by_request if sys.version_info >= (3, 12) else self._start_by_catching
+        self.start = self._start_natively if sys.version_info >= (3, 12) else self._start_intercepted
         """Make a task of a coroutine and run its first step before returning."""
 
-    def _start_by_request(
+    def _start_natively(
         self, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context
     ) -> asyncio.Task[None]:
         return asyncio.Task(coroutine, loop=self._loop, name=name, context=context, eager_start=True)  # type: ignore[call-arg, unused-ignore]
 
-    def _start_by_catching(
+    def _start_intercepted(
         self, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context
     ) -> asyncio.Task[None]:
-        instance = self._instance
-        instance["call_soon"] = self._catch
+        attributes = self._attributes
+        attributes["call_soon"] = self._intercept
         try:
             task = asyncio.Task(coroutine, loop=self._loop, name=name, context=context)
         finally:
-            del instance["call_soon"]
-        context.run(self._caught.pop())
+            del attributes["call_soon"]
+        context.run(self._intercepted.pop())
         return task
 
-    def _catch(self, callback: Callable[[], None], *, context: contextvars.Context | None = None) -> None:
-        self._caught.append(callback)
+    def _intercept(self, callback: Callable[[], None], *, context: contextvars.Context | None = None) -> None:
+        self._intercepted.append(callback)

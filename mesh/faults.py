@@ -31,13 +31,13 @@ def fault_of(error: BaseException) -> Fault:
         message = f"<its message cannot be made: {type(broken).__name__}>"
     return Fault(
         f"{kind.__module__}:{kind.__qualname__}",
-        plain(message[:MAX_MESSAGE]),
-        plain(_users_traceback(error)),
+        utf8_safe(message[:MAX_MESSAGE]),
+        utf8_safe(_users_traceback(error)),
         _arguments(error),
     )
 
 
-def plain(text: str) -> str:
+def utf8_safe(text: str) -> str:
     """`text` with what UTF-8 cannot carry (half a surrogate pair, as in the name of an odd file) written as an
     escape."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

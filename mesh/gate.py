@@ -1,11 +1,11 @@
-"""What a hop with a bound passes before it is launched, and gives back when it has ended.
+"""Admission: the permits that a hop with a limit acquires before it is launched, and releases when it has ended.
 
-Three bounds: the named pool of its step; `max_concurrency` of its transaction, and of each nested workflow that it is
-in; and for consumers `concurrency`, a turn that the whole transaction keeps over its retries.  The turn comes first,
-then the others in one moment; who holds those never waits for a turn.  While a hop waits for another transaction, or
-for the steps that it is around, the others are lent.
+Three limits: the named pool of its step; `max_concurrency` of its transaction, and of each nested workflow that it is
+in; and for consumers `concurrency`, a permit that the whole transaction holds over its retries.  The transaction's
+permit comes first, then the others in one moment; who holds those never waits for a transaction's permit.  While a hop
+waits for another transaction, or for the steps that it is around, the others are lent.
 
-Undo takes its step's places too, and so does compensation that is asked after the fact; both go ahead of what begins.
+Undo needs its step's permits too, and so does compensation that is asked after the fact; both go ahead of what begins.
 A hop that outlives its attempt does not count any more, just as its thread does not.
 """
 
@@ -19,205 +19,218 @@ from bitactor.kinds.scope import Scope
 from bitactor.plan import PlanStep
 from bitactor.saga import Dispatch, HopExpired, Lost, Replied, Unrouted
 from bitactor.signal import FORWARD
-from mesh.line import urgency
-from mesh.pools import LENT, RETURNING, Claim, Pool, Pools
-from mesh.run import Bounds, Run
+from mesh.line import rank_of
+from mesh.pools import LENT, REACQUIRING, PermitSet, Pool, Pools
+from mesh.run import LiveTransaction, TransactionLimits
 
-Answer = Replied | Lost | HopExpired | Unrouted
-ANSWERS: Final = frozenset((Replied, Lost, HopExpired, Unrouted))
+DeliveryEnd = Replied | Lost | HopExpired | Unrouted
+DELIVERY_ENDS: Final = frozenset((Replied, Lost, HopExpired, Unrouted))
 """Stimuli that say that a delivery is over."""
 
 
-class Hold(Claim):
-    """The places of one delivery of one hop; or a consumer's turn, and the hop that waits for it."""
+class HopPermits(PermitSet):
+    """The permits of one delivery of one hop; or a consumer's transaction permit, and the hop that waits for it."""
 
-    __slots__ = ("_gate", "command", "delivery", "depth", "hop", "index", "run", "scopes")
+    __slots__ = ("_admission", "command", "delivery", "depth", "hop", "index", "live", "scopes")
 
     def __init__(
-        self, gate: Gate, run: Run, step: PlanStep, command: Dispatch, bounds: tuple[tuple[Pool, ...], tuple[Pool, ...]]
+        self,
+        admission: Admission,
+        live: LiveTransaction,
+        step: PlanStep,
+        command: Dispatch,
+        limits: tuple[tuple[Pool, ...], tuple[Pool, ...]],
     ) -> None:
         index, direction, fault = command
-        own = run.bounds or Bounds()
+        own = live.limits or TransactionLimits()
         priority = step.priority + own.priority
-        super().__init__(*bounds, urgency(direction, priority, depth=own.depth, compensating=fault is not None))
+        super().__init__(*limits, rank_of(direction, priority, depth=own.depth, compensating=fault is not None))
         self.depth = own.depth
-        """See `Loan.depth`."""
-        self._gate = gate
+        """See `PermitLender.depth`."""
+        self._admission = admission
         self.scopes: tuple[Scope | None, ...] = ()
-        """Keys of its pools in `Bounds.widths`."""
-        self.run = run
+        """Keys of its pools in `TransactionLimits.scope_pools`."""
+        self.live = live
         self.command: Dispatch | None = command
         """What it waits to do; None once that has begun, or is not wanted any more."""
         self.index = index
-        self.hop = run.saga.hops[index] if direction is FORWARD else run.saga.undo_hop(index)
-        self.delivery = run.saga.deliveries[index]
+        self.hop = live.saga.hops[index] if direction is FORWARD else live.saga.undo_hop(index)
+        self.delivery = live.saga.deliveries[index]
 
     @property
-    def is_turn(self) -> bool:
-        """Whether it is a consumer's turn, and its hop may have more to wait for."""
-        return self.run.bounds is not None and self.run.bounds.turn is self
+    def is_transaction_permit(self) -> bool:
+        """Whether it is a consumer's transaction permit, so that its hop may have more to wait for."""
+        return self.live.limits is not None and self.live.limits.transaction_permit is self
 
-    def granted(self) -> None:
-        """See `Claim.granted`."""
-        self._gate.grant(self)
+    def on_acquired(self) -> None:
+        """See `PermitSet.on_acquired`."""
+        self._admission.launch_soon(self)
 
 
-class Gate:
-    """All bounds of the hops that one supervisor dispatches.
+class Admission:
+    """The limits of all hops that one supervisor dispatches.
 
     Args:
-        launch: called on a turn of its own with the holds that have had to wait and need not any more; what each waited
-            to do is its `command`.
+        launch: called on a turn of its own with the permits that had to be waited for and are held now; what each
+            waited to do is its `command`.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, pools: Pools, launch: Callable[[list[Hold]], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, pools: Pools, launch: Callable[[list[HopPermits]], None]
+    ) -> None:
         self._loop = loop
         self._pools = pools
         self._launch = launch
-        self._turns: dict[str, Pool] = {}
+        self._consumer_pools: dict[str, Pool] = {}
         """By consumer."""
-        self._granted: list[Hold] = []
+        self._acquired: list[HopPermits] = []
 
-    def watch(self, run: Run) -> None:
+    def register(self, live: LiveTransaction) -> None:
         """A transaction begins here, or goes on."""
-        if run.plan.workflow in self._pools.narrow:
-            run.bounds = run.bounds or Bounds()
-            run.bounds.always = True
+        if live.plan.workflow in self._pools.with_nested_limits:
+            live.limits = live.limits or TransactionLimits()
+            live.limits.every_hop = True
 
-    def enter(self, run: Run, step: PlanStep, command: Dispatch) -> Hold | None:
-        """The places of a hop, from now until `leave`; None if it has to wait for them, or for its transaction's turn.
+    def acquire(self, live: LiveTransaction, step: PlanStep, command: Dispatch) -> HopPermits | None:
+        """The permits of a hop, from now until `release`; None if it has to wait for them, or for its transaction's.
 
         Raises:
             ConfigurationError: its step is limited by a pool that is not there.
         """
-        bounds = run.bounds
-        if bounds is None:
-            bounds = run.bounds = Bounds()
-        if run.plan.concurrency is not None and not self._has_turn(run, bounds, step, command):
+        limits = live.limits
+        if limits is None:
+            limits = live.limits = TransactionLimits()
+        if live.plan.concurrency is not None and not self._acquire_transaction_permit(live, limits, step, command):
             return None
         pool = () if step.limit is None else (self._pools.find(step.limit, f"step {step.address!r}"),)
-        widths = self._widths(run, bounds, step)
-        hold = Hold(self, run, step, command, ((*pool, *widths.values()), ()))
-        hold.scopes = tuple(widths)
-        bounds.holds[hold.index] = hold
-        if not hold.enter():
+        scope_pools = self._scope_pools(live, limits, step)
+        permits = HopPermits(self, live, step, command, ((*pool, *scope_pools.values()), ()))
+        permits.scopes = tuple(scope_pools)
+        limits.hop_permits[permits.index] = permits
+        if not permits.acquire():
             return None
-        hold.command = None
-        return hold
+        permits.command = None
+        return permits
 
-    def leave(self, hold: Hold) -> None:
+    def release(self, permits: HopPermits) -> None:
         """This delivery is over.  Twice is once."""
-        self._take_out(hold)
-        self._left(hold)
+        self._detach(permits)
+        self._release(permits)
 
-    def leave_soon(self, hold: Hold) -> None:
+    def release_soon(self, permits: HopPermits) -> None:
         """This delivery is over, but its function may still run: if it obeys at once, it has the time to."""
-        self._take_out(hold)
-        self._loop.call_soon(self._left, hold)
+        self._detach(permits)
+        self._loop.call_soon(self._release, permits)
 
-    def answered(self, run: Run, answer: Answer) -> None:
+    def delivery_ended(self, live: LiveTransaction, end: DeliveryEnd) -> None:
         """Word of a delivery that ran elsewhere, or could not even begin."""
-        hold = run.bounds.holds.get(answer.step) if run.bounds is not None else None
-        if hold is None or hold.command is not None:
+        permits = live.limits.hop_permits.get(end.step) if live.limits is not None else None
+        if permits is None or permits.command is not None:
             return
-        if _is_of(answer, hold):
-            self.leave(hold)
+        if _is_end_of(end, permits):
+            self.release(permits)
 
-    def forget(self, run: Run, index: int) -> Dispatch | None:
+    def withdraw(self, live: LiveTransaction, index: int) -> Dispatch | None:
         """A hop is not wanted any more: if it still waits, what it waited to do, and it waits no more."""
-        bounds = run.bounds
-        if bounds is None:
+        limits = live.limits
+        if limits is None:
             return None
-        for hold in (bounds.turn, bounds.holds.get(index)):
-            if hold is not None and hold.command is not None and hold.index == index:
-                command, hold.command = hold.command, None
-                if hold is bounds.turn:
-                    bounds.turn = None
-                self.leave(hold)
+        for permits in (limits.transaction_permit, limits.hop_permits.get(index)):
+            if permits is not None and permits.command is not None and permits.index == index:
+                command, permits.command = permits.command, None
+                if permits is limits.transaction_permit:
+                    limits.transaction_permit = None
+                self.release(permits)
                 return command
         return None
 
-    def dismiss(self, run: Run, index: int) -> None:
-        """A hop was told to stop: if it has lent its place, it ends without."""
-        hold = run.bounds.holds.get(index) if run.bounds is not None else None
-        if hold is not None and hold.state in (LENT, RETURNING):
-            hold.leave()
+    def release_lent(self, live: LiveTransaction, index: int) -> None:
+        """A hop was told to stop: if it has lent its permits, it ends without."""
+        permits = live.limits.hop_permits.get(index) if live.limits is not None else None
+        if permits is not None and permits.state in (LENT, REACQUIRING):
+            permits.release()
 
-    def give_back(self, run: Run, index: int) -> None:
+    def release_hop(self, live: LiveTransaction, index: int) -> None:
         """Nobody waits for this hop any more, whatever its function still does."""
-        hold = run.bounds.holds.get(index) if run.bounds is not None else None
-        if hold is not None:
-            self.leave(hold)
+        permits = live.limits.hop_permits.get(index) if live.limits is not None else None
+        if permits is not None:
+            self.release(permits)
 
-    def close(self, run: Run) -> None:
-        """A transaction has settled, or is given up here: it holds nothing and waits for nothing."""
-        bounds = run.bounds
-        if bounds is None:
+    def release_all(self, live: LiveTransaction) -> None:
+        """A transaction has settled, or is relinquished here: it holds nothing and waits for nothing."""
+        limits = live.limits
+        if limits is None:
             return
-        for hold in (*bounds.holds.values(), *(() if bounds.turn is None else (bounds.turn,))):
-            hold.command = None
-            hold.leave()
-        bounds.holds, bounds.widths, bounds.turn = {}, {}, None
+        for permits in (
+            *limits.hop_permits.values(),
+            *(() if limits.transaction_permit is None else (limits.transaction_permit,)),
+        ):
+            permits.command = None
+            permits.release()
+        limits.hop_permits, limits.scope_pools, limits.transaction_permit = {}, {}, None
 
     def waiting(self, workflow: str) -> int:
-        """How many transactions of a consumer wait for their turn."""
-        pool = self._turns.get(workflow)
-        return len(pool.line) if pool is not None else 0
+        """How many transactions of a consumer wait for their permit."""
+        pool = self._consumer_pools.get(workflow)
+        return len(pool.queue) if pool is not None else 0
 
     def about(self) -> dict[str, dict[str, int]]:
-        """Consumer → how many of its transactions may run at once, have their turn, and wait for one; see
+        """Consumer → how many of its transactions may run at once, have their permit, and wait for one; see
         `Pool.about`."""
-        return {name: pool.about() for name, pool in list(self._turns.items())}
+        return {name: pool.about() for name, pool in list(self._consumer_pools.items())}
 
-    def grant(self, hold: Hold) -> None:
-        """See `Claim.granted`."""
-        if not self._granted:
+    def launch_soon(self, permits: HopPermits) -> None:
+        """See `PermitSet.on_acquired`."""
+        if not self._acquired:
             self._loop.call_soon(self._flush)
-        self._granted.append(hold)
+        self._acquired.append(permits)
 
-    def _take_out(self, hold: Hold) -> None:
-        bounds = hold.run.bounds
-        if bounds is not None and bounds.holds.get(hold.index) is hold:
-            del bounds.holds[hold.index]
+    def _detach(self, permits: HopPermits) -> None:
+        limits = permits.live.limits
+        if limits is not None and limits.hop_permits.get(permits.index) is permits:
+            del limits.hop_permits[permits.index]
 
-    def _left(self, hold: Hold) -> None:
-        hold.leave()
-        bounds = hold.run.bounds
-        if bounds is not None:
-            for scope in hold.scopes:
-                pool = bounds.widths.get(scope)
-                if pool is not None and not pool.taken and not pool.lent and not pool.line:
-                    del bounds.widths[scope]  # there may be as many scopes as a map has elements
+    def _release(self, permits: HopPermits) -> None:
+        permits.release()
+        limits = permits.live.limits
+        if limits is not None:
+            for scope in permits.scopes:
+                pool = limits.scope_pools.get(scope)
+                if pool is not None and not pool.in_use and not pool.lent and not pool.queue:
+                    del limits.scope_pools[scope]  # there may be as many scopes as a map has elements
 
-    def _widths(self, run: Run, own: Bounds, step: PlanStep) -> dict[Scope | None, Pool]:
-        """Of the transaction and of the scopes around a step: those that only so many hops at once may run in."""
-        bounds: list[tuple[Scope | None, int]] = [] if own.max_concurrency is None else [(None, own.max_concurrency)]
+    def _scope_pools(self, live: LiveTransaction, own: TransactionLimits, step: PlanStep) -> dict[Scope | None, Pool]:
+        """The pools of the transaction and of the scopes around a step, of those that limit how many hops run in them
+        at once."""
+        limits: list[tuple[Scope | None, int]] = [] if own.max_concurrency is None else [(None, own.max_concurrency)]
         scope = step.scope
         while scope is not None:
             if scope.body.max_concurrency is not None:
-                bounds.append((scope, scope.body.max_concurrency))
-            scope = run.saga.steps[scope.container].scope
-        return {scope: own.widths.setdefault(scope, Pool(step.address, places)) for scope, places in bounds}
+                limits.append((scope, scope.body.max_concurrency))
+            scope = live.saga.steps[scope.container].scope
+        return {scope: own.scope_pools.setdefault(scope, Pool(step.address, permits)) for scope, permits in limits}
 
     def _flush(self) -> None:
-        granted, self._granted = self._granted, []
-        self._launch(granted)
+        acquired, self._acquired = self._acquired, []
+        self._launch(acquired)
 
-    def _has_turn(self, run: Run, bounds: Bounds, step: PlanStep, command: Dispatch) -> bool:
-        if bounds.turn is not None:
+    def _acquire_transaction_permit(
+        self, live: LiveTransaction, limits: TransactionLimits, step: PlanStep, command: Dispatch
+    ) -> bool:
+        if limits.transaction_permit is not None:
             return True
-        name = run.plan.workflow
-        pool = self._turns.get(name)
+        name = live.plan.workflow
+        pool = self._consumer_pools.get(name)
         if pool is None:
-            pool = self._turns[name] = Pool(name, run.plan.concurrency or 1)
-        bounds.turn = turn = Hold(self, run, step, command, ((), (pool,)))
-        if not turn.enter():
+            pool = self._consumer_pools[name] = Pool(name, live.plan.concurrency or 1)
+        limits.transaction_permit = transaction_permit = HopPermits(self, live, step, command, ((), (pool,)))
+        if not transaction_permit.acquire():
             return False
-        turn.command = None
+        transaction_permit.command = None
         return True
 
 
-def _is_of(answer: Answer, hold: Hold) -> bool:
-    if isinstance(answer, Replied):
-        return (answer.reply.hop, answer.reply.delivery) == (hold.hop, hold.delivery)
-    return answer.delivery == hold.delivery
+def _is_end_of(end: DeliveryEnd, permits: HopPermits) -> bool:
+    if isinstance(end, Replied):
+        return (end.reply.hop, end.reply.delivery) == (permits.hop, permits.delivery)
+    return end.delivery == permits.delivery

@@ -1,7 +1,7 @@
-"""A host runs hops: it makes an actor of a signal, gives it to the spawner that fits, and asks compensation when it
-fails.
+"""An executor runs hops: it makes an actor of a signal, gives it to the spawner that fits, and asks compensation when
+it fails.
 
-The supervisor's own process, a node that runs steps for others, and a worker process all host hops in the same way.
+The supervisor's own process, a node that runs steps for others, and a worker process all execute hops in the same way.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
 from bitactor.signal import UNDO, Fault, Reply, Signal
 from mesh.actor import ENDED, LONGEST_DELAY, BitActor, Done
-from mesh.eager import TaskStarter
+from mesh.eager import EagerTaskStarter
 from mesh.faults import error_of, fault_of, with_beside
-from mesh.lending import LOAN, Loan
+from mesh.lending import LENDER, PermitLender
 from mesh.middleware import CallEvent, Middleware
 from mesh.policies import Policies
-from mesh.preparing import Preparing
-from mesh.resources import Resources, ResourceView
+from mesh.preparing import Preparation
+from mesh.resources import ResourceManager, ResourceView
 from mesh.sinks.context import hop_context
 from mesh.spawners import Spawner
 from mesh.wheel import TimingWheel
 
 if TYPE_CHECKING:
-    from mesh.gate import Hold
+    from mesh.gate import HopPermits
 
 logger = logging.getLogger("bitactor.host")
 
-_NONE: Mapping[str, Any] = MappingProxyType({})
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
-class Host:
+class Executor:
     """Runs hops on one event loop.
 
     Args:
@@ -68,20 +68,20 @@ class Host:
         self.monotonic_ns: Callable[[], int] = clock.monotonic_ns
         self.wheel = wheel
         self.spawners = spawners
-        self.start_task = TaskStarter(loop).start
+        self.start_task = EagerTaskStarter(loop).start
         self.traced = traced
         self.zombies: set[BitActor] = set()
         """Actors that had to answer for a function which still runs."""
         self.compensations: set[asyncio.Task[None]] = set()
         self._copy_context = contextvars.copy_context().copy
-        self.resources: Resources | None = None
+        self.resources: ResourceManager | None = None
         self.policies: Policies | None = None
         self.middleware: Middleware | None = None
-        self.preparing = Preparing(self)
-        self.keeps_time = True
+        self.preparation = Preparation(self)
+        self.enforces_timeouts = True
         """Whether attempts' timeouts are kept here, and nowhere else."""
-        self.away: frozenset[str] = frozenset()
-        """Spawners whose hops are prepared where they run, which is elsewhere."""
+        self.out_of_process: frozenset[str] = frozenset()
+        """Spawners that run hops in another process, where their resources are made and their arguments prepared."""
 
     def launch(
         self,
@@ -91,46 +91,46 @@ class Host:
         arguments: BoundArguments | RemoteArguments | RawArguments,
         result: Any,
         done: Done,
-        place: Hold | None = None,
+        permits: HopPermits | None = None,
     ) -> BitActor:
         """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an
         undo takes back.
 
-        `place` is what it holds meanwhile, and may lend.  `done` may be called before this returns.
+        `permits` is what it holds meanwhile, and may lend.  `done` may be called before this returns.
         """
         undoing = signal.direction == UNDO
         callback = step.undo if undoing and step.undo is not None else step.run
-        place_to_run = _place(step, callback) if undoing else step.spawn
-        spawner = self.spawners[place_to_run]
+        spawn = _spawn_of_undo(step, callback) if undoing else step.spawn
+        spawner = self.spawners[spawn]
         if self.middleware is not None and signal.fault is None:
-            callback, done = self._told(plan, callback, signal, done, place_to_run, arguments)
+            callback, done = self._with_middleware(plan, callback, signal, done, spawn, arguments)
         actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done)
         actor.result = result
-        if place is not None:
-            actor.place = place
+        if permits is not None:
+            actor.permits = permits
         if signal.fault is not None:
             actor.begin()
             error = error_of(signal.fault, plan.errors)
             self.compensate(actor, error, signal.fault)
             return actor
-        resources: Mapping[str, Any] = _NONE
-        if (callback.resources or (step.policies and not undoing)) and place_to_run not in self.away:
-            at_hand = self._at_hand(callback) if undoing or not step.policies else None
-            if at_hand is None:
-                self.preparing.start(actor)
+        resources: Mapping[str, Any] = _EMPTY
+        if (callback.resources or (step.policies and not undoing)) and spawn not in self.out_of_process:
+            ready = self._ready_resources(callback) if undoing or not step.policies else None
+            if ready is None:
+                self.preparation.start(actor)
                 return actor
-            resources = at_hand
+            resources = ready
         try:
             actor.kwargs = kwargs = arguments()
             if callback.injected or callback is not step.run or step.takes_signal is not None:
                 actor.kwargs = self._kwargs(actor, callback, kwargs, result, resources=resources)
         except Exception as error:  # a user's model may raise anything
-            actor.judge(None, error, fault_of(error))
+            actor.resolve_failure(None, error, fault_of(error))
             return actor
         spawner.start(actor)
         return actor
 
-    async def provide(self, callback: Callback) -> dict[str, Any]:
+    async def resources_of(self, callback: Callback) -> dict[str, Any]:
         """The resources a function asks for.
 
         Raises:
@@ -138,47 +138,49 @@ class Host:
         """
         if not callback.resources or self.resources is None:
             return {}
-        at_hand = self._at_hand(callback)
-        return await self.resources.provide(callback.resources) if at_hand is None else at_hand
+        ready = self._ready_resources(callback)
+        return await self.resources.get_many(callback.resources) if ready is None else ready
 
-    def _at_hand(self, callback: Callback) -> dict[str, Any] | None:
-        return self.resources.at_hand(callback.resources) if self.resources is not None else {}
+    def _ready_resources(self, callback: Callback) -> dict[str, Any] | None:
+        return self.resources.get_ready(callback.resources) if self.resources is not None else {}
 
     def kwargs_of(self, actor: BitActor, callback: Callback, resources: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of one call of a hop's function, with its resources; fresh each time."""
         return self._kwargs(actor, callback, actor.arguments(), actor.result, resources=resources)
 
-    def _told(
+    def _with_middleware(
         self,
         plan: Plan,
         callback: Callback,
         signal: Signal,
         done: Done,
-        place: str,
+        spawn: str,
         arguments: BoundArguments | RemoteArguments | RawArguments,
     ) -> tuple[Callback, Done]:
         """The function, or, where it runs elsewhere, the whole trip, with middleware around it."""
         assert self.middleware is not None
         role = "undo" if signal.direction == UNDO else "run"
         path = signal.path or signal.name.removeprefix(f"{plan.workflow}/")
-        if place not in self.away:
-            return self.middleware.wrapped(callback, role, plan.workflow, signal, path), done
+        if spawn not in self.out_of_process:
+            return self.middleware.wrap(callback, role, plan.workflow, signal, path), done
         middleware, began = self.middleware, self.monotonic_ns()
-        shown: Mapping[str, Any] = _NONE
+        shown: Mapping[str, Any] = _EMPTY
         with contextlib.suppress(Exception):  # those that do not fit are the hop's own failure
             values = arguments()
             shown = MappingProxyType({name: values[name] for name in callback.takes})
-        told = [
+        pending = [
             middleware.before(
                 CallEvent(role, plan.workflow, path, signal.transaction, signal.hop, signal.attempt, shown)
             )
         ]
 
         def ended(actor: BitActor, reply: Reply, error: BaseException | None) -> None:
-            if told:  # a late reply comes after another one
+            if pending:  # a late reply comes after another one
                 raised = error or (error_of(reply.fault, plan.errors) if reply.fault is not None else None)
                 value = decode_token(reply.token) if reply.outcome == "ok" else None
-                middleware.after(told.pop()._replace(value=value, error=raised, elapsed_ns=self.monotonic_ns() - began))
+                middleware.after(
+                    pending.pop()._replace(value=value, error=raised, elapsed_ns=self.monotonic_ns() - began)
+                )
             done(actor, reply, error)
 
         return callback, ended
@@ -187,15 +189,15 @@ class Host:
         """Call something on the loop's thread, from any thread."""
         self.loop.call_soon_threadsafe(callback)
 
-    def context_for(self, actor: BitActor) -> contextvars.Context:
+    def contextvars_for(self, actor: BitActor) -> contextvars.Context:
         """The context variables a hop starts with: its own copy, with its span current when somebody traces."""
         context = self._copy_context()
         if self.traced or trace._TRACER_PROVIDER is not None:
             context.run(_enter_span, actor.signal.root, actor.signal.hop)
-        if actor.place is not None:
-            loan = Loan(self.loop, actor.place.depth)
-            loan.add(actor.place)
-            context.run(LOAN.set, loan)
+        if actor.permits is not None:
+            lender = PermitLender(self.loop, actor.permits.depth)
+            lender.add(actor.permits)
+            context.run(LENDER.set, lender)
         return context
 
     def compensate(self, actor: BitActor, error: BaseException, fault: Fault | None = None) -> None:
@@ -205,41 +207,43 @@ class Host:
         if actor.signal.direction == UNDO or (step.compensate is None and not isinstance(step.backoff, Callback)):
             self._apply_retry_policy(actor, error, fault, None)
             return
-        asking = self._ask(actor, error, fault)
-        task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.context_for(actor))
+        asking = self._ask_compensation(actor, error, fault)
+        task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.contextvars_for(actor))
         actor.compensating = (task, error, fault)
         self.compensations.add(task)
         task.add_done_callback(self.compensations.discard)
 
     async def close(self) -> None:
         """Stop asking compensations."""
-        await self.preparing.close(1.0)
+        await self.preparation.close(1.0)
         tasks = list(self.compensations)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
 
-    def ask_delay(self, actor: BitActor, verdict: Retry) -> None:
+    def ask_backoff(self, actor: BitActor, verdict: Retry) -> None:
         """A step has asked for another try, and its backoff function says when; it is given the `Retry` as its
         error."""
         fault = Fault("bitactor.outcome:Retry", str(verdict.reason) or "asked for another try")
-        asking = self._ask_delay(actor, verdict, fault)
-        task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.context_for(actor))
+        asking = self._ask_backoff(actor, verdict, fault)
+        task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.contextvars_for(actor))
         actor.compensating = (task, verdict, fault)
         self.compensations.add(task)
         task.add_done_callback(self.compensations.discard)
 
-    async def _ask_delay(self, actor: BitActor, verdict: Retry, fault: Fault) -> None:
+    async def _ask_backoff(self, actor: BitActor, verdict: Retry, fault: Fault) -> None:
         backoff = actor.step.backoff
         assert isinstance(backoff, Callback)
         try:
-            actor.judge(Retry(await self._delay(actor, backoff, verdict), verdict.reason), verdict, fault)
+            actor.resolve_failure(
+                Retry(await self._backoff_delay(actor, backoff, verdict), verdict.reason), verdict, fault
+            )
         except BaseException as broken:
             if actor.state != ENDED:
-                actor.judge(None, broken, fault_of(broken))
+                actor.resolve_failure(None, broken, fault_of(broken))
 
-    async def _ask(self, actor: BitActor, error: BaseException, fault: Fault) -> None:
+    async def _ask_compensation(self, actor: BitActor, error: BaseException, fault: Fault) -> None:
         step = actor.step
         what = "backoff" if step.compensate is None else "compensate"
         try:
@@ -247,12 +251,14 @@ class Host:
                 verdict = await self._compensate(actor, step.compensate, error)
                 if isinstance(verdict, Retry) and verdict.after is None and isinstance(step.backoff, Callback):
                     what = "backoff"
-                    verdict = Retry(await self._delay(actor, step.backoff, error), verdict.reason)
-                actor.judge(verdict, error, fault)
+                    verdict = Retry(await self._backoff_delay(actor, step.backoff, error), verdict.reason)
+                actor.resolve_failure(verdict, error, fault)
             elif isinstance(step.backoff, Callback):
-                self._apply_retry_policy(actor, error, fault, int(await self._delay(actor, step.backoff, error) * 1e9))
+                self._apply_retry_policy(
+                    actor, error, fault, int(await self._backoff_delay(actor, step.backoff, error) * 1e9)
+                )
         except Outcome as verdict:
-            actor.judge(verdict, error, fault)
+            actor.resolve_failure(verdict, error, fault)
         except BaseException as broken:
             if actor.state == ENDED:
                 return  # we were not waited for any longer
@@ -263,35 +269,35 @@ class Host:
                 fault_of(broken).summary(),
                 fault.summary(),
             )
-            actor.judge(None, error, with_beside(fault, what, error, broken))
+            actor.resolve_failure(None, error, with_beside(fault, what, error, broken))
 
     async def _compensate(self, actor: BitActor, compensate: Callback, error: BaseException) -> Any:
         """What the compensation says, returned or raised."""
         try:
-            return await self._call_policy(actor, compensate, error)
+            return await self._call_failure_callback(actor, compensate, error)
         except Outcome as verdict:
             return verdict
 
-    async def _delay(self, actor: BitActor, backoff: Callback, error: BaseException) -> float:
+    async def _backoff_delay(self, actor: BitActor, backoff: Callback, error: BaseException) -> float:
         """Seconds, as a backoff function says.
 
         Raises:
             InvalidOutcome: what it says is no delay.
         """
-        seconds = await self._call_policy(actor, backoff, error)
+        seconds = await self._call_failure_callback(actor, backoff, error)
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
             raise InvalidOutcome(
                 f"backoff of {actor.signal.name!r} returned {seconds!r}; it returns seconds, zero or more"
             )
         return min(seconds, LONGEST_DELAY)
 
-    async def _call_policy(self, actor: BitActor, callback: Callback, error: BaseException) -> Any:
-        resources = await self.provide(callback) if actor.step.spawn not in self.away else {}
+    async def _call_failure_callback(self, actor: BitActor, callback: Callback, error: BaseException) -> Any:
+        resources = await self.resources_of(callback) if actor.step.spawn not in self.out_of_process else {}
         kwargs = self._kwargs(actor, callback, actor.arguments(), None, error, resources=resources)
         if self.middleware is not None:
             role = "compensate" if callback is actor.step.compensate else "backoff"
             path = actor.signal.path or actor.signal.name.removeprefix(f"{actor.plan.workflow}/")
-            callback = self.middleware.wrapped(callback, role, actor.plan.workflow, actor.signal, path)
+            callback = self.middleware.wrap(callback, role, actor.plan.workflow, actor.signal, path)
         if callback.is_async:
             return await callback.function(**kwargs)
         if actor.step.spawn == "inline":
@@ -304,10 +310,10 @@ class Host:
             actor.signal.direction != UNDO
             and actor.signal.retries_left > 0
             and isinstance(error, step.retry_on)
-            and not _hopeless(error)
+            and not _is_permanent(error)
         )
         if not again:
-            actor.judge(None, error, fault)
+            actor.resolve_failure(None, error, fault)
         else:
             actor._reply("retry", error=error, fault=fault, after_ns=after_ns)
 
@@ -318,7 +324,7 @@ class Host:
         values: dict[str, Any],
         result: Any,
         error: BaseException | None = None,
-        resources: Mapping[str, Any] = _NONE,
+        resources: Mapping[str, Any] = _EMPTY,
     ) -> dict[str, Any]:
         """The keyword arguments of one call of the user's function."""
         step = actor.step
@@ -332,7 +338,7 @@ class Host:
         for name, what in callback.injected.items():
             if what == "ctx":
                 if actor.context is None:
-                    actor.context = self.context_of(actor)
+                    actor.context = self.make_context(actor)
                 kwargs[name] = actor.context
             elif what == "result":
                 value = decode_token(result)
@@ -346,7 +352,7 @@ class Host:
                 kwargs[name] = actor.signal.attempt
         return kwargs
 
-    def context_of(self, actor: BitActor) -> Context:
+    def make_context(self, actor: BitActor) -> Context:
         """What a function that asks for it is told about its hop; a fresh one."""
         view = ResourceView(self.resources, actor.plan.resources, self.loop)
         return Context(
@@ -360,7 +366,7 @@ class Host:
         )
 
 
-def _place(step: PlanStep, callback: Callback) -> str:
+def _spawn_of_undo(step: PlanStep, callback: Callback) -> str:
     """Where an undo runs: with its step if the step has a process of its own, else as its own `def` or `async def`
     asks."""
     if step.spawn == "process":
@@ -378,7 +384,7 @@ def _without_stop_iteration(function: Callable[..., Any], kwargs: dict[str, Any]
         raise RuntimeError("compensate or backoff raised StopIteration") from error
 
 
-def _hopeless(error: BaseException) -> bool:
+def _is_permanent(error: BaseException) -> bool:
     return isinstance(error, InvalidOutcome | SignalTooLarge)
 
 

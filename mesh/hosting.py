@@ -15,27 +15,27 @@ from bitactor.plan import Plan, PlanStep
 from bitactor.signal import Cancel, Reply, Signal
 from mesh.actor import ENDED, BitActor
 from mesh.faults import fault_of
-from mesh.host import Host
+from mesh.host import Executor
 
 WINDOW: Final = 1_024
 """Unanswered hops we take from one supervisor."""
 MAX_RUNNING: Final = 16_384
 """Hops of all supervisors together; beyond that they are told that we are busy."""
-REMEMBERED: Final = 10_000
+REMEMBERED_REPLIES: Final = 10_000
 
 Send = Callable[[str, bytes], None]
 Key = tuple[str, int, int]
 
 
-class Hosting:
+class RemoteHops:
     """The hops on this node that came from elsewhere."""
 
-    def __init__(self, host: Host, plans: Mapping[str, Plan], send: Send) -> None:
-        self._host = host
+    def __init__(self, executor: Executor, plans: Mapping[str, Plan], send: Send) -> None:
+        self._executor = executor
         self._plans = plans
         self._send = send
         self._running: dict[Key, BitActor] = {}
-        self._answered: LRUCache[Key, bytes] = LRUCache(REMEMBERED)
+        self._replies: LRUCache[Key, bytes] = LRUCache(REMEMBERED_REPLIES)
         self._closed = False
         self.repeated = 0
         """Signals that came a second time, counted; the first answer is sent again if there is one."""
@@ -46,27 +46,29 @@ class Hosting:
     def receive(self, signal: Signal) -> None:
         """Run it, once, and answer whoever sent it."""
         key = (signal.hop, signal.delivery, signal.epoch)
-        answered = self._answered.get(key)
-        if answered is not None or key in self._running:
+        replied = self._replies.get(key)
+        if replied is not None or key in self._running:
             self.repeated += 1
-            if answered is not None:
-                self._post(signal.reply_to, answered)
+            if replied is not None:
+                self._post(signal.reply_to, replied)
             return
         if len(self._running) >= MAX_RUNNING:
-            self._answer(signal, Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "busy"))
+            self._reply(signal, Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "busy"))
             return
         found = self._step_at(signal.name)
         if found is None:
             self._refuse(signal, Unroutable(f"this node does not run {signal.name!r}"))
             return
         try:
-            values, result = _unpacked(signal.token)
+            values, result = _unpack(signal.token)
         except BitActorError as error:
             self._refuse(signal, error)
             return
         plan, step = found
         arguments = RemoteArguments(step.arguments, values, step.address)
-        actor = self._host.launch(plan, step, signal._replace(token=None), arguments, result, partial(self._done, key))
+        actor = self._executor.launch(
+            plan, step, signal._replace(token=None), arguments, result, partial(self._done, key)
+        )
         if actor.state != ENDED:
             self._running[key] = actor
 
@@ -98,17 +100,17 @@ class Hosting:
         if actor.state == ENDED:
             self._running.pop(key, None)
         if not self._closed:
-            self._answer(actor.signal, reply)
+            self._reply(actor.signal, reply)
 
     def _refuse(self, signal: Signal, error: BaseException) -> None:
-        self._answer(
+        self._reply(
             signal, Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault_of(error))
         )
 
-    def _answer(self, signal: Signal, reply: Reply) -> None:
+    def _reply(self, signal: Signal, reply: Reply) -> None:
         message = encode_message(reply)
         if reply.outcome != "busy" and len(message) <= 64 * 1024:
-            self._answered[signal.hop, signal.delivery, signal.epoch] = message
+            self._replies[signal.hop, signal.delivery, signal.epoch] = message
         self._post(signal.reply_to, message)
 
     def _post(self, endpoint: str, message: bytes) -> None:
@@ -118,7 +120,7 @@ class Hosting:
             return  # the owner is not reading; its lease or ours will end, and the hop be redelivered
 
 
-def _unpacked(token: Any) -> tuple[Any, Any]:
+def _unpack(token: Any) -> tuple[Any, Any]:
     """The token of the arguments and the token of what an undo takes back."""
     parts = decode_token(token)
     if type(parts) is not list or len(parts) != 2 or not all(type(part) is bytes for part in parts):

@@ -1,4 +1,4 @@
-"""Who waits for a place: the most urgent first, and in order of arrival among equals."""
+"""Who waits for a permit: the lowest rank first, and in order of arrival among equals."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bitactor.signal import UNDO
 
 T = TypeVar("T", bound=Hashable)
 
-Urgency = tuple[int, int, int]
+Rank = tuple[int, int, int]
 """Smaller goes first."""
 
 _COMPACT_AT: Final = 64
 """Entries of those that waited in vain which are kept before they are cleared away."""
 
 
-def urgency(direction: str, priority: int, *, depth: int = 0, compensating: bool = False) -> Urgency:
+def rank_of(direction: str, priority: int, *, depth: int = 0, compensating: bool = False) -> Rank:
     """How a hop stands among those that wait.
 
     What takes back or mends goes ahead of what begins: it is what lets a transaction end.  Then the highest priority.
@@ -28,14 +28,14 @@ def urgency(direction: str, priority: int, *, depth: int = 0, compensating: bool
     return 1 if direction == UNDO or compensating else 2, -priority, -depth
 
 
-class Line(Generic[T]):
-    """A line from which everybody can step out again.  Each waits at most once; adding, taking and leaving cost log
-    n."""
+class PriorityQueue(Generic[T]):
+    """A queue from which everybody can step out again.  Each waits at most once; adding, popping and discarding cost
+    log n."""
 
     __slots__ = ("_entries", "_serial", "_waiting")
 
     def __init__(self) -> None:
-        self._entries: list[tuple[Urgency, int, int, T]] = []
+        self._entries: list[tuple[Rank, int, int, T]] = []
         self._waiting: dict[T, int] = {}
         """Who waits, and the serial number of their entry; an entry with another one is of somebody who has left."""
         self._serial = count()
@@ -49,14 +49,14 @@ class Line(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter(self._waiting)
 
-    def add(self, item: T, urgency: Urgency, arrival: int | None = None) -> None:
+    def add(self, item: T, rank: Rank, arrival: int | None = None) -> None:
         """Wait; `arrival` decides among equals, and is by default the order of calls."""
         serial = next(self._serial)
         self._waiting[item] = serial
-        heappush(self._entries, (urgency, serial if arrival is None else arrival, serial, item))
+        heappush(self._entries, (rank, serial if arrival is None else arrival, serial, item))
 
-    def head(self) -> tuple[Urgency, int]:
-        """Urgency and arrival of whose turn it is.
+    def head(self) -> tuple[Rank, int]:
+        """Rank and arrival of the first.
 
         Raises:
             IndexError: nobody waits.
@@ -66,7 +66,7 @@ class Line(Generic[T]):
         return self._entries[0][:2]
 
     def pop(self) -> T:
-        """Whose turn it is; it waits no more.
+        """The first; it waits no more.
 
         Raises:
             IndexError: nobody waits.

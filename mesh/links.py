@@ -16,9 +16,9 @@ from bitactor.codec import decode_message, encode_message
 from bitactor.errors import BitActorError, ProtocolError
 from bitactor.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
 from mesh.control import Control
-from mesh.hosting import WINDOW, Hosting
+from mesh.hosting import WINDOW, RemoteHops
 from mesh.names import node_name, step_name, workflow_name
-from mesh.router import Router
+from mesh.router import HopRouter
 from mesh.transports import open_transport
 from registry import Curve, Entry, Notice, RegistryClient
 
@@ -62,7 +62,7 @@ class Links:
         node = self._node
         self.transport.open(self._receive)
         await asyncio.to_thread(self.registry.start, JOIN_WITHIN)
-        self.router = Router(
+        self.router = HopRouter(
             node.supervisor,
             self.registry,
             node.clock,
@@ -73,16 +73,16 @@ class Links:
         )
         node.supervisor.router = self.router
         if not node.settings.hosts:
-            node.supervisor.hosted = lambda step: False
-        self.hosting = Hosting(node.host, node.plans, self.transport.send)
+            node.supervisor.runs_here = lambda step: False
+        self.remote_hops = RemoteHops(node.executor, node.plans, self.transport.send)
         self.control = Control(node, self.transport.send)
         self._handlers = {
-            Signal: self.hosting.receive,
-            Reply: self.router.replied,
-            Cancel: self.hosting.cancel,
-            Stimulus: self._stimulated,
-            Receipt: lambda receipt: node.outbox.received(receipt),
-            Question: self.control.asked,
+            Signal: self.remote_hops.receive,
+            Reply: self.router.on_reply,
+            Cancel: self.remote_hops.cancel,
+            Stimulus: self._on_stimulus,
+            Receipt: lambda receipt: node.emissions.on_receipt(receipt),
+            Question: self.control.on_question,
             Answer: lambda answer: None,
         }
         return self.registry
@@ -126,30 +126,30 @@ class Links:
         try:
             self.transport.send(entry.value["endpoint"], encode_message(stimulus._replace(reply_to=self.endpoint)))
         except BitActorError as error:
-            self._node.outbox.received(Receipt(stimulus.id, "", str(error)))
+            self._node.emissions.on_receipt(Receipt(stimulus.id, "", str(error)))
 
     def about(self) -> dict[str, Any]:
         """What came and went, as plain data."""
         return {
             "transport": self.transport.statistics(),
             "refused": dict(self.refused),
-            "repeated": self.hosting.repeated if hasattr(self, "hosting") else 0,
+            "repeated": self.remote_hops.repeated if hasattr(self, "remote_hops") else 0,
         }
 
-    def noticed(self, notice: Notice) -> None:
+    def on_notice(self, notice: Notice) -> None:
         """The registry has changed."""
         entry = notice.entry
         if notice.kind == "appeared":
             self.router.appeared(entry)
         elif notice.kind == "disappeared" and entry.name == node_name(entry.holder):
             self.router.disappeared(entry.holder)
-            self._node.outbox.disappeared(entry.holder)
+            self._node.emissions.disappeared(entry.holder)
             self.transport.forget(entry.value["endpoint"])
 
     async def close(self) -> None:
         """Leave at once for everyone, and release the sockets."""
-        if hasattr(self, "hosting"):
-            self.hosting.close()
+        if hasattr(self, "remote_hops"):
+            self.remote_hops.close()
             self.router.close()
         await asyncio.to_thread(self.registry.close)
         self.transport.close()
@@ -173,7 +173,7 @@ class Links:
                 "dropped a message: %s (%d so far; logged at most every %g s)", error, self.refused.total(), LOG_EVERY
             )
 
-    def _stimulated(self, stimulus: Stimulus) -> None:
+    def _on_stimulus(self, stimulus: Stimulus) -> None:
         def answer(receipt: Receipt) -> None:
             try:
                 self.transport.send(stimulus.reply_to, encode_message(receipt))

@@ -54,7 +54,7 @@ class Middleware:
 
     def __init__(self, given: Sequence[Any]) -> None:
         self._members = tuple(given)
-        self._off: set[int] = set()
+        self._disabled: set[int] = set()
         """Ids of those that have raised."""
         self._lock = threading.Lock()
         self.disabled: list[str] = []
@@ -64,7 +64,7 @@ class Middleware:
     def __len__(self) -> int:
         return len(self._members)
 
-    def wrapped(self, callback: Callback, role: str, workflow: str, signal: Signal, step: str) -> Callback:
+    def wrap(self, callback: Callback, role: str, workflow: str, signal: Signal, step: str) -> Callback:
         """The same callback, with everybody told before and after each call."""
 
         def event(arguments: Mapping[str, Any]) -> CallEvent:
@@ -75,26 +75,26 @@ class Middleware:
         if callback.is_async:
 
             async def awaited(**arguments: Any) -> Any:
-                told, began = self.before(event(arguments)), time.monotonic_ns()
+                call_event, began = self.before(event(arguments)), time.monotonic_ns()
                 try:
                     value = await callback.function(**arguments)
                 except BaseException as error:
-                    self.after(told._replace(error=error, elapsed_ns=time.monotonic_ns() - began))
+                    self.after(call_event._replace(error=error, elapsed_ns=time.monotonic_ns() - began))
                     raise
-                self.after(told._replace(value=value, elapsed_ns=time.monotonic_ns() - began))
+                self.after(call_event._replace(value=value, elapsed_ns=time.monotonic_ns() - began))
                 return value
 
             function = awaited
         else:
 
             def called(**arguments: Any) -> Any:
-                told, began = self.before(event(arguments)), time.monotonic_ns()
+                call_event, began = self.before(event(arguments)), time.monotonic_ns()
                 try:
                     value = callback.function(**arguments)
                 except BaseException as error:
-                    self.after(told._replace(error=error, elapsed_ns=time.monotonic_ns() - began))
+                    self.after(call_event._replace(error=error, elapsed_ns=time.monotonic_ns() - began))
                     raise
-                self.after(told._replace(value=value, elapsed_ns=time.monotonic_ns() - began))
+                self.after(call_event._replace(value=value, elapsed_ns=time.monotonic_ns() - began))
                 return value
 
             function = called
@@ -103,17 +103,17 @@ class Middleware:
     def before(self, event: CallEvent) -> CallEvent:
         """Tell everybody; the answer is the event."""
         for member in self._members:
-            self._tell(member, "before", event)
+            self._notify(member, "before", event)
         return event
 
     def after(self, event: CallEvent) -> None:
         """Tell everybody, the first one last."""
         for member in reversed(self._members):
-            self._tell(member, "after", event)
+            self._notify(member, "after", event)
 
-    def _tell(self, member: Any, hook: str, event: CallEvent) -> None:
+    def _notify(self, member: Any, hook: str, event: CallEvent) -> None:
         method = getattr(member, hook, None)
-        if method is None or id(member) in self._off:
+        if method is None or id(member) in self._disabled:
             return
         try:
             method(event)
@@ -122,9 +122,9 @@ class Middleware:
 
     def _disable(self, member: Any, hook: str) -> None:
         with self._lock:  # it may raise in several threads at once
-            if id(member) in self._off:
+            if id(member) in self._disabled:
                 return
-            self._off.add(id(member))
+            self._disabled.add(id(member))
             self.disabled.append(f"{type(member).__name__}.{hook}")
         logger.exception("middleware %s.%s raised, and is not called any more", type(member).__name__, hook)
 

@@ -35,18 +35,18 @@ from bitactor.workflow import Workflow
 from mesh.actor import LONGEST_DELAY
 from mesh.clock import SystemClock
 from mesh.config import Settings
-from mesh.host import Host
+from mesh.host import Executor
 from mesh.ids import TimeOrderedIds, fingerprint
-from mesh.lending import LOAN
+from mesh.lending import LENDER
 from mesh.links import Links
 from mesh.middleware import Middleware
 from mesh.names import consumer_name
-from mesh.outbox import Outbox
+from mesh.outbox import Emissions
 from mesh.policies import Policies
 from mesh.pools import Pools
-from mesh.recovery import Recovery, changed
-from mesh.resources import Resources
-from mesh.run import Run
+from mesh.recovery import Recovery, shape_changed
+from mesh.resources import ResourceManager
+from mesh.run import LiveTransaction
 from mesh.sinks import OtelSink, SinkRelay
 from mesh.spawners import Spawner
 from mesh.spawners.inline import InlineSpawner
@@ -63,9 +63,9 @@ from registry import Entry, LocalRegistry, Notice, Registry
 logger = logging.getLogger("bitactor.node")
 
 T = TypeVar("T")
-MAX_WAITING_AT_GATE = 10_000
-MOST = 1_000_000_000
-"""For a run's own priority and bounds, so that a journal can hold them."""
+MAX_WAITING_FOR_ADMISSION = 10_000
+MAX_GIVEN = 1_000_000_000
+"""For the priority and limit given with a stimulus, so that a journal can hold them."""
 """Seconds at most between two tries to carry on after the journal could not be written."""
 COLLAPSE_DRAIN = 1.0
 """Seconds that what runs is given when the worker processes have collapsed."""
@@ -95,12 +95,12 @@ class Node:
         self.plans: dict[str, Plan] = {}
         self.consumers: dict[tuple[str, str], Plan] = {}
         self._declare(definitions)
-        self.resources = Resources(self.plans.values(), replace or {}, lambda: self.clock)
+        self.resources = ResourceManager(self.plans.values(), replace or {}, lambda: self.clock)
         self.policies = Policies(self.plans.values(), lambda: self.clock)
         self.middleware = Middleware(middleware)
         self._sinks = [(sink, SinkRelay(sink)) for sink in sinks]
         self._traced = any(isinstance(sink, OtelSink) for sink in sinks)
-        self._given_clock = clock
+        self._clock_given = clock
         self.ids = ids or TimeOrderedIds()
         self.id = f"n{self.ids.transaction()[-12:]}"
         self.state = "new"
@@ -110,8 +110,8 @@ class Node:
         self.collapse = asyncio.Event()
         """Set when it does."""
         self._ending: asyncio.Task[None] | None = None
-        self._room = asyncio.Condition()
-        self._hurry = asyncio.Event()
+        self._capacity = asyncio.Condition()
+        self._skip_drain = asyncio.Event()
         self._released = asyncio.Event()
         self._links: Links | None = None
         self._watchdog: Watchdog | None = None
@@ -144,27 +144,27 @@ class Node:
         self.state = "open"
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
-        self.clock: Clock = self._given_clock or SystemClock(self.loop)
+        self.clock: Clock = self._clock_given or SystemClock(self.loop)
         self.wheel = TimingWheel(self.clock)
         self.store: Store = open_store(
             self.settings.store, durability=self.settings.durability, lease=self.settings.lease, notify=self._notify
         )
         try:
             self.store.open(self.id)
-            self._make_parts()
+            self._create_parts()
             if self.settings.blocked_after:
                 self._watchdog = Watchdog(self.loop, self.settings.blocked_after)
                 self._watchdog.start()
-            await self._join()
-            self.recovery.start(again=not self.settings.store.startswith("memory:"))
+            await self._join_registry()
+            self.recovery.start(polling=not self.settings.store.startswith("memory:"))
         except BaseException:
             await self.close(drain=0)
             raise
 
-    def _make_parts(self) -> None:
+    def _create_parts(self) -> None:
         settings = self.settings
         self.processes = ProcessSpawner(settings.processes)
-        self.processes.on_collapse = self._end_by_itself
+        self.processes.on_collapse = self._collapse
         self.processes.replaced = self.resources.replaced
         self.threads = ThreadSpawner(settings.threads)
         self.spawners: dict[str, Spawner] = {
@@ -173,19 +173,26 @@ class Node:
             "thread": self.threads,
             "process": self.processes,
         }
-        self.host = Host(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
-        self.host.resources, self.host.policies = self.resources, self.policies
-        self.host.middleware = self.middleware if len(self.middleware) else None
-        self.host.away = frozenset(("process",))
-        at_once = settings.store.startswith("memory:")
-        told = self._tell_sinks if self._sinks else None
+        self.executor = Executor(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
+        self.executor.resources, self.executor.policies = self.resources, self.policies
+        self.executor.middleware = self.middleware if len(self.middleware) else None
+        self.executor.out_of_process = frozenset(("process",))
+        synchronous_store = settings.store.startswith("memory:")
+        on_pulses = self._offer_to_sinks if self._sinks else None
         self.supervisor = Supervisor(
-            self.loop, self.clock, self.wheel, self.store, self.host, at_once=at_once, told=told, pools=self.pools
+            self.loop,
+            self.clock,
+            self.wheel,
+            self.store,
+            self.executor,
+            synchronous_store=synchronous_store,
+            on_pulses=on_pulses,
+            pools=self.pools,
         )
         self.supervisor.on_settled.append(self._settled)
         self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
 
-    async def _join(self) -> None:
+    async def _join_registry(self) -> None:
         """Take our place among the names."""
         settings = self.settings
         if settings.registry:
@@ -194,9 +201,9 @@ class Node:
         else:
             self.registry = LocalRegistry(self.id)
             self.registry.start()
-        self.outbox = Outbox(self.supervisor, self.registry, self.clock, self.wheel, self._send_stimulus)
-        self.supervisor.outbox = self.outbox
-        self._watch = self.registry.watch(self._noticed)
+        self.emissions = Emissions(self.supervisor, self.registry, self.clock, self.wheel, self._send_stimulus)
+        self.supervisor.emissions = self.emissions
+        self._watch = self.registry.watch(self._on_notice)
         if self._links is not None:
             await self._links.announce()
         elif settings.hosts:
@@ -216,7 +223,7 @@ class Node:
         """Where other nodes reach us; empty when we are alone."""
         return self._links.endpoint if self._links is not None else ""
 
-    def _end_by_itself(self, why: str) -> None:
+    def _collapse(self, why: str) -> None:
         """Worker processes keep failing: end, so that whoever started this process starts it afresh.
 
         What runs stays in the journal.
@@ -225,7 +232,7 @@ class Node:
             return
         self.collapsed = why
         self.supervisor.healthy = False
-        self.processes.hold()
+        self.processes.freeze()
         logger.critical("this node ends: %s", why)
         self.collapse.set()
         self._ending = self.loop.create_task(self.close(min(self.settings.drain, COLLAPSE_DRAIN)), name="collapse")
@@ -241,7 +248,7 @@ class Node:
         if self.state == "closed":
             return
         if self.state == "draining":
-            self._hurry.set()
+            self._skip_drain.set()
             await self._released.wait()
             return
         self.state = "draining"
@@ -260,27 +267,27 @@ class Node:
         if self._links is not None:
             await self._links.withdraw()
         deadline = self.loop.time() + seconds
-        while self._busy() and not self._hurry.is_set() and (left := deadline - self.loop.time()) > 0:
-            await self._something_settled(min(left, 0.1))
-        if self.supervisor.running:
+        while self._busy() and not self._skip_drain.is_set() and (left := deadline - self.loop.time()) > 0:
+            await self._wait_for_settlement(min(left, 0.1))
+        if self.supervisor.running_count:
             logger.warning(
-                "%d transactions were still running after %g s of draining", self.supervisor.running, seconds
+                "%d transactions were still running after %g s of draining", self.supervisor.running_count, seconds
             )
 
-    async def _something_settled(self, seconds: float) -> None:
+    async def _wait_for_settlement(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(seconds), self._room:
-                await self._room.wait()
+            async with asyncio.timeout(seconds), self._capacity:
+                await self._capacity.wait()
         except TimeoutError:
             return
 
     def _busy(self) -> bool:
-        return self.supervisor.running > 0 or (hasattr(self, "outbox") and self.outbox.on_the_way())
+        return self.supervisor.running_count > 0 or (hasattr(self, "emissions") and self.emissions.delivering())
 
     async def _release(self) -> None:
-        if hasattr(self, "outbox"):
+        if hasattr(self, "emissions"):
             self._watch.cancel()
-            self.outbox.close()
+            self.emissions.close()
         if hasattr(self, "recovery"):
             self.recovery.stop()
         if hasattr(self, "supervisor"):
@@ -290,8 +297,10 @@ class Node:
             await self._links.close()
         elif hasattr(self, "registry"):
             self.registry.close()
-        if hasattr(self, "host"):
-            await self.host.close()  # after the links: what is stopped here for others is not told as if it had ended
+        if hasattr(self, "executor"):
+            await (
+                self.executor.close()
+            )  # after the links: what is stopped here for others is not told as if it had ended
         for spawner in getattr(self, "spawners", {}).values():
             await spawner.close(2.0)
         await self.resources.close()
@@ -328,43 +337,43 @@ class Node:
         if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int) or not 0 <= ttl <= MAX_TTL):
             raise InvalidInput(f"ttl={ttl!r}; a hop budget is a whole number from 0 to {MAX_TTL:,}")
         values = declared.validate_input(given)
-        token = _carried(f"input of {workflow!r}", values)
+        token = _encoded(f"input of {workflow!r}", values)
         data: dict[str, Any] = {}
         if key is not None:
             if not isinstance(key, str) or not 1 <= len(key) <= 255:
                 raise InvalidInput(f"key={key!r}; an idempotency key is a string of 1 to 255 characters")
-            known = await self._known(workflow, key, token)
+            known = await self._find_by_key(workflow, key, token)
             if known is not None:
                 return known
             data = {"key": key, "input_digest": fingerprint(token)}
         if metadata:
-            data["metadata"] = decode_token(_carried("metadata", dict(metadata)))
+            data["metadata"] = decode_token(_encoded("metadata", dict(metadata)))
         if traceparent:
             data["traceparent"] = traceparent
         if max_concurrency is not None or priority != 0:
-            data |= _bounds(max_concurrency, priority)
-        if self.supervisor.running >= self.settings.max_in_flight:
-            await self._wait_for_room()
-            if key is not None and (known := await self._known(workflow, key, token)) is not None:
+            data |= _limits_given(max_concurrency, priority)
+        if self.supervisor.running_count >= self.settings.max_in_flight:
+            await self._wait_for_capacity()
+            if key is not None and (known := await self._find_by_key(workflow, key, token)) is not None:
                 return known
         budget_ns = plan.deadline_ns if deadline is None else _nanoseconds(deadline)
         inputs = [encode_token(values[name]) for name in plan.inputs]
-        loan = LOAN.get()
-        depth = loan.depth + 1 if loan is not None and loan.loop is self.loop else 0
-        run = self._begin(
+        lender = LENDER.get()
+        depth = lender.depth + 1 if lender is not None and lender.loop is self.loop else 0
+        live = self._start_transaction(
             plan, token, inputs, plan.ttl if ttl is None else ttl, budget_ns, data, key or "", depth=depth
         )
-        if run.accepted is not None:
+        if live.accepted is not None:
             try:
-                await asyncio.shield(run.accepted)
+                await asyncio.shield(live.accepted)
             except DuplicateTransaction:
-                known = await self._known(workflow, key or "", token)
+                known = await self._find_by_key(workflow, key or "", token)
                 if known is None:
                     raise
                 return known
-        return Transaction(self, run)
+        return Transaction(self, live)
 
-    def _begin(
+    def _start_transaction(
         self,
         plan: Plan,
         token: Any,
@@ -378,16 +387,16 @@ class Node:
         parent: str = "",
         trail: tuple[str, ...] = (),
         depth: int = 0,
-    ) -> Run:
+    ) -> LiveTransaction:
         saga = Saga(plan, self.ids.transaction(), root=root, parent=parent, trail=trail)
         deadline_ns = None if budget_ns is None else self.clock.wall_ns() + budget_ns
-        run = Run(saga, key, data, depth)
-        if not self.supervisor.at_once:
-            run.accepted = self.loop.create_future()
-        self.supervisor.accept(run, Accept(token, tuple(inputs), ttl, deadline_ns, data))
-        return run
+        live = LiveTransaction(saga, key, data, depth)
+        if not self.supervisor.synchronous_store:
+            live.accepted = self.loop.create_future()
+        self.supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data))
+        return live
 
-    async def _known(self, workflow: str, key: str, token: Any) -> Transaction | None:
+    async def _find_by_key(self, workflow: str, key: str, token: Any) -> Transaction | None:
         """The transaction that a key began before.
 
         Raises:
@@ -396,36 +405,36 @@ class Node:
         found = self.supervisor.find(workflow, key)
         if found is None:
             return None
-        if isinstance(found, Run) and found.accepted is not None:
+        if isinstance(found, LiveTransaction) and found.accepted is not None:
             await asyncio.shield(found.accepted)
-        run = found if isinstance(found, Run) else self.load(found)
-        first = self.store.pulses(run.saga.transaction)[0]
+        live = found if isinstance(found, LiveTransaction) else self.load(found)
+        first = self.store.pulses(live.saga.transaction)[0]
         if (first.data or {}).get("input_digest") != fingerprint(token):
             raise DuplicateTransaction(
-                f"key {key!r} began transaction {run.saga.transaction} of {workflow!r} with another input; "
+                f"key {key!r} began transaction {live.saga.transaction} of {workflow!r} with another input; "
                 "use a key of its own for each request"
             )
-        return Transaction(self, run)
+        return Transaction(self, live)
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_capacity(self) -> None:
         patience = self.settings.patience
         try:
-            async with asyncio.timeout(patience), self._room:
-                await self._room.wait_for(lambda: self.supervisor.running < self.settings.max_in_flight)
+            async with asyncio.timeout(patience), self._capacity:
+                await self._capacity.wait_for(lambda: self.supervisor.running_count < self.settings.max_in_flight)
         except TimeoutError:
             raise Overloaded(
-                f"{self.supervisor.running:,} transactions are running and none ended within {patience:g} s; "
+                f"{self.supervisor.running_count:,} transactions are running and none ended within {patience:g} s; "
                 "try again later, or raise max_in_flight"
             ) from None
         self._require_open()
 
-    def _settled(self, run: Run) -> None:
-        if self.state == "draining" or self.supervisor.running == self.settings.max_in_flight - 1:
-            self.keep(self.loop.create_task(self._notify_room()))
+    def _settled(self, live: LiveTransaction) -> None:
+        if self.state == "draining" or self.supervisor.running_count == self.settings.max_in_flight - 1:
+            self.add_task(self.loop.create_task(self._notify_capacity()))
 
-    async def _notify_room(self) -> None:
-        async with self._room:
-            self._room.notify_all()
+    async def _notify_capacity(self) -> None:
+        async with self._capacity:
+            self._capacity.notify_all()
 
     def receive_stimulus(self, stimulus: Stimulus, answer: Callable[[Receipt], None]) -> None:
         """An emitted signal has come for a consumer of ours: accept it once, and acknowledge when that is durable."""
@@ -433,66 +442,68 @@ class Node:
         if plan is None or not (self.state == "open" or (self.state == "draining" and not stimulus.reply_to)):
             answer(Receipt(stimulus.id, "", f"no consumer of {stimulus.name!r} in group {stimulus.group!r} here"))
             return
-        if self.supervisor.gate.waiting(plan.workflow) >= MAX_WAITING_AT_GATE:
+        if self.supervisor.admission.waiting(plan.workflow) >= MAX_WAITING_FOR_ADMISSION:
             answer(Receipt(stimulus.id, "", "busy"))
             return
         found = self.supervisor.find(plan.workflow, stimulus.id)
         if isinstance(found, str):
             answer(Receipt(stimulus.id, found))
             return
-        run = found
-        if run is None:
+        live = found
+        if live is None:
             data: dict[str, Any] = {"key": stimulus.id, "parent_hop": stimulus.hop}
             if stimulus.metadata:
                 data["metadata"] = stimulus.metadata
             budget_ns = stimulus.budget_ns
             if plan.deadline_ns is not None:
                 budget_ns = plan.deadline_ns if budget_ns is None else min(budget_ns, plan.deadline_ns)
-            run = self._begin(
+            live = self._start_transaction(
                 plan, encode_token({"signal": decode_token(stimulus.token)}), [stimulus.token], stimulus.ttl, budget_ns,
                 data, stimulus.id, root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail,
             )  # fmt: skip
-        if run.accepted is None:
-            answer(Receipt(stimulus.id, run.saga.transaction))
+        if live.accepted is None:
+            answer(Receipt(stimulus.id, live.saga.transaction))
         else:
-            transaction = run.saga.transaction
-            run.accepted.add_done_callback(lambda future: answer(Receipt(stimulus.id, transaction, _failure(future))))
+            transaction = live.saga.transaction
+            live.accepted.add_done_callback(
+                lambda future: answer(Receipt(stimulus.id, transaction, _failure_text(future)))
+            )
 
     def _send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
         if entry.holder == self.id:
-            self.receive_stimulus(stimulus, self.outbox.received)
+            self.receive_stimulus(stimulus, self.emissions.on_receipt)
         elif self._links is not None:
             self._links.send_stimulus(entry, stimulus)
 
-    def _noticed(self, notice: Notice) -> None:
+    def _on_notice(self, notice: Notice) -> None:
         """The registry says that a name appeared or disappeared; called on the registry's thread."""
         try:
-            self.loop.call_soon_threadsafe(self._obey_notice, notice)
+            self.loop.call_soon_threadsafe(self._apply_notice, notice)
         except RuntimeError:
             return  # the loop is closed
 
-    def _obey_notice(self, notice: Notice) -> None:
+    def _apply_notice(self, notice: Notice) -> None:
         if self.state == "closed":
             return
         if notice.kind == "appeared":
-            self.outbox.appeared(notice.entry.name)
+            self.emissions.appeared(notice.entry.name)
         elif notice.kind == "disappeared":
-            self.outbox.disappeared(notice.entry.holder)
+            self.emissions.disappeared(notice.entry.holder)
         if self._links is not None:
-            self._links.noticed(notice)
+            self._links.on_notice(notice)
 
     # Transactions
 
-    def load(self, transaction: str) -> Run:
+    def load(self, transaction: str) -> LiveTransaction:
         """A transaction of ours, or, read only, one from the store.
 
         Raises:
             UnknownTransaction: it is not there, or its workflow is not declared here.
             StoreError: its pulses make no sense, or not to the workflow as it is declared here.
         """
-        run = self.supervisor.runs.get(transaction)
-        if run is not None:
-            return run
+        live = self.supervisor.transactions.get(transaction)
+        if live is not None:
+            return live
         pulses = self.store.pulses(transaction)
         if not pulses:
             raise UnknownTransaction(f"no transaction {transaction!r} in {self.settings.store}")
@@ -503,11 +514,13 @@ class Node:
             )
         try:
             data = pulses[0].data or {}
-            return Run(Saga.fold(plan, pulses), data.get("key", ""), data)
+            return LiveTransaction(Saga.fold(plan, pulses), data.get("key", ""), data)
         except (StoreError, LookupError) as error:
             if pulses[0].digest == plan.digest:
                 raise
-            raise StoreError(f"transaction {transaction} cannot be read here: {changed(plan.workflow)}") from error
+            raise StoreError(
+                f"transaction {transaction} cannot be read here: {shape_changed(plan.workflow)}"
+            ) from error
 
     def rows(self, *, status: str | None, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
         """See `Mesh.transactions`."""
@@ -515,71 +528,70 @@ class Node:
             self._require_open()
         return self.store.list(status=status, workflow=workflow, limit=limit, before=before)
 
-    def cancel(self, run: Run, fault: Fault) -> Run:
-        """Feed a cancellation; the answer is the run that goes on.
+    def cancel(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
+        """Enqueue a cancellation; the answer is the live transaction that goes on.
 
         Raises:
             Unroutable: another process runs it, or only another release can undo it.
         """
-        if run.settled and run.saga.status == "halted":
-            run = self._adopt(run, ("halted",), "a halted one can be cancelled")
-        if self.supervisor.runs.get(run.saga.transaction) is run:
-            self.supervisor.feed(run, CancelRequested(fault))
-        elif not run.settled:
+        if live.settled and live.saga.status == "halted":
+            live = self._reopen(live, ("halted",), "a halted one can be cancelled")
+        if self.supervisor.transactions.get(live.saga.transaction) is live:
+            self.supervisor.enqueue(live, CancelRequested(fault))
+        elif not live.settled:
             raise Unroutable(
-                f"transaction {run.saga.transaction} is run by another process; cancel it there, or with `bitactor "
+                f"transaction {live.saga.transaction} is run by another process; cancel it there, or with `bitactor "
                 "cancel`"
             )
-        return run
+        return live
 
-    def resume(self, run: Run) -> Run:
-        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  The answer is the run that
-        goes on.
+    def resume(self, live: LiveTransaction) -> LiveTransaction:
+        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  The answer is the live one.
 
         Raises:
             InvalidInput: it is neither.
             Unroutable: it began in another shape of its workflow, so only the release that declares that one can carry
                 it on.
         """
-        run = self._adopt(run, ("halted", "stuck"), "a halted or stuck one can be resumed")
+        live = self._reopen(live, ("halted", "stuck"), "a halted or stuck one can be resumed")
         halted = next(
-            (pulse for pulse in reversed(self.store.pulses(run.saga.transaction)) if pulse.kind == "halted"), None
+            (pulse for pulse in reversed(self.store.pulses(live.saga.transaction)) if pulse.kind == "halted"), None
         )
         left = (halted.data or {}).get("left_ns") if halted is not None else None
-        self.supervisor.feed(run, ResumeRequested(None if left is None else self.clock.wall_ns() + left))
-        return run
+        self.supervisor.enqueue(live, ResumeRequested(None if left is None else self.clock.wall_ns() + left))
+        return live
 
-    def undo(self, run: Run, fault: Fault) -> Run:
-        """Take back what a completed transaction did.  The answer is the run that goes on.
+    def undo(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
+        """Take back what a completed transaction did.  The answer is the live one.
 
         Raises:
             InvalidInput: it did not complete, or was undone already.
             Unroutable: it began in another shape of its workflow, so only the release that declares that one can undo
                 it.
         """
-        run = self._adopt(run, ("completed",), "a completed one can be undone, and only once")
-        self.supervisor.feed(run, UndoRequested(fault))
-        return run
+        live = self._reopen(live, ("completed",), "a completed one can be undone, and only once")
+        self.supervisor.enqueue(live, UndoRequested(fault))
+        return live
 
-    def _adopt(self, run: Run, statuses: Sequence[str], only: str) -> Run:
-        """Take up a transaction that has settled.  It may have gone on since `run` was made, through another handle or
+    def _reopen(self, live: LiveTransaction, statuses: Sequence[str], only: str) -> LiveTransaction:
+        """Take up a transaction that has settled.  It may have gone on since `live` was made, through another handle or
         in another process."""
         self._require_open()
-        transaction = run.saga.transaction
-        held = self.supervisor.runs.get(transaction)
-        if held is not None:
-            run = held
+        transaction = live.saga.transaction
+        found = self.supervisor.transactions.get(transaction)
+        if found is not None:
+            live = found
         else:
             pulses = self.store.pulses(transaction)
-            if pulses and pulses[0].digest != run.plan.digest:
-                raise Unroutable(f"transaction {transaction} cannot go on here: {changed(run.plan.workflow)}")
-            if len(pulses) != run.saga.seq:
-                run = self.load(transaction)
-        if not run.settled or run.saga.status not in statuses:
-            now = run.saga.status if run.settled else "running"
+            if pulses and pulses[0].digest != live.plan.digest:
+                raise Unroutable(f"transaction {transaction} cannot go on here: {shape_changed(live.plan.workflow)}")
+            if len(pulses) != live.saga.seq:
+                live = self.load(transaction)
+        if not live.settled or live.saga.status not in statuses:
+            now = live.saga.status if live.settled else "running"
             raise InvalidInput(f"transaction {transaction} is {now}; only {only}")
-        self.supervisor.resumed(run)
-        return run
+        self.supervisor.reopen(live)
+        return live
 
     # Threads
 
@@ -601,7 +613,7 @@ class Node:
 
         def start() -> None:
             task = self.loop.create_task(call(*arguments, **options))
-            task.add_done_callback(lambda _: _tell(future, task))
+            task.add_done_callback(lambda _: _transfer_result(future, task))
             future.add_done_callback(lambda _: self._cancel_threadsafe(task))
 
         try:
@@ -624,11 +636,11 @@ class Node:
     def _notify(self, callback: Callable[[], None]) -> None:
         self.loop.call_soon_threadsafe(callback)
 
-    def _tell_sinks(self, pulses: Sequence[Pulse]) -> None:
+    def _offer_to_sinks(self, pulses: Sequence[Pulse]) -> None:
         for _, relay in self._sinks:
             relay.offer(pulses)
 
-    def keep(self, task: asyncio.Task[Any]) -> None:
+    def add_task(self, task: asyncio.Task[Any]) -> None:
         """Hold a task until it is done, and cancel it when the node closes."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -644,15 +656,15 @@ class Node:
             "hosts": self.settings.hosts,
             "workflows": sorted(self.workflows),
             "consumers": sorted({plan.listens for plan in self.consumers.values()}),
-            "running": self.supervisor.running,
+            "running": self.supervisor.running_count,
             "keyed": self.supervisor.keyed,
             "timers": self.wheel.about(),
-            "zombies": len(self.host.zombies),
+            "zombies": len(self.executor.zombies),
             "blocked": (Blockages(0, 0.0) if self._watchdog is None else self._watchdog.about())._asdict(),
             "pools": self.pools.about(),
-            "turns": self.supervisor.gate.about(),
-            "undelivered": len(self.outbox),
-            "deliveries": self.outbox.deliveries,
+            "turns": self.supervisor.admission.about(),
+            "undelivered": len(self.emissions),
+            "deliveries": self.emissions.deliveries,
             "parked": dict(self.recovery.parked),
             "threads": self.threads.about(),
             "processes": self.processes.statistics(),
@@ -683,20 +695,22 @@ def _nanoseconds(given: float) -> int:
     return int(given * 1e9)
 
 
-def _bounds(max_concurrency: object, priority: object) -> dict[str, int]:
-    """What is kept of a run's own bounds: only what was given."""
-    bounds: dict[str, int] = {}
+def _limits_given(max_concurrency: object, priority: object) -> dict[str, int]:
+    """What is kept of the limit and priority given with a stimulus: only what was given."""
+    limits: dict[str, int] = {}
     if max_concurrency is not None:
         if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
             raise InvalidInput(
                 f"max_concurrency={max_concurrency!r}; how many hops may run at once is a whole number, at least 1"
             )
-        bounds["max_concurrency"] = min(max_concurrency, MOST)
-    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MOST:
-        raise InvalidInput(f"priority={priority!r}; a whole number from -{MOST:,} to {MOST:,}, the highest goes first")
+        limits["max_concurrency"] = min(max_concurrency, MAX_GIVEN)
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MAX_GIVEN:
+        raise InvalidInput(
+            f"priority={priority!r}; a whole number from -{MAX_GIVEN:,} to {MAX_GIVEN:,}, the highest goes first"
+        )
     if priority:
-        bounds["priority"] = priority
-    return bounds
+        limits["priority"] = priority
+    return limits
 
 
 def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
@@ -709,21 +723,21 @@ def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
     return about
 
 
-def _carried(what: str, value: Any) -> Any:
+def _encoded(what: str, value: Any) -> Any:
     try:
         return encode_token(value)
     except InvalidOutcome as error:
         raise InvalidInput(f"{what}: {error}") from None
 
 
-def _failure(future: asyncio.Future[None]) -> str:
+def _failure_text(future: asyncio.Future[None]) -> str:
     if future.cancelled():
         return "cancelled"
     error = future.exception()
     return "" if error is None or isinstance(error, DuplicateTransaction) else str(error)
 
 
-def _tell(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+def _transfer_result(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
     """What became of the task, to the thread that waits for it, unless it has given up."""
     with contextlib.suppress(concurrent.futures.InvalidStateError):
         if task.cancelled():

@@ -19,7 +19,7 @@ from mesh.wheel import Timer, TimingWheel
 from registry import Entry, Registry
 
 if TYPE_CHECKING:
-    from mesh.run import Run
+    from mesh.run import LiveTransaction
     from mesh.supervisor import Supervisor
 
 FIRST_WAIT_NS: Final = 50_000_000
@@ -32,7 +32,7 @@ TRAIL_LENGTH: Final = 32
 Send = Callable[[Entry, Stimulus], None]
 
 
-class Outbox:
+class Emissions:
     """All emitted signals of one node that have not been taken by every group yet."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Outbox:
         self._send = send
         self._parcels: dict[str, Parcel] = {}
         self._deliveries: dict[str, tuple[Parcel, str]] = {}
-        self._turns: dict[str, int] = {}
+        self._round_robin: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._parcels)
@@ -55,47 +55,49 @@ class Outbox:
         """How many deliveries to a consumer group have not been answered."""
         return len(self._deliveries)
 
-    def on_the_way(self) -> bool:
+    def delivering(self) -> bool:
         """Whether something is being delivered to somebody who is there; what nobody listens to is no reason to
         wait."""
-        return any(self._groups(parcel.emission.name).keys() - parcel.taken.keys() for parcel in self._parcels.values())
+        return any(
+            self._groups(parcel.emission.name).keys() - parcel.accepted_by.keys() for parcel in self._parcels.values()
+        )
 
-    def deliver(self, run: Run, emission: Emission) -> None:
-        """See `supervisor.Outbox`."""
+    def deliver(self, live: LiveTransaction, emission: Emission) -> None:
+        """See `supervisor.EmissionDelivery`."""
         if emission.id not in self._parcels:
-            parcel = self._parcels[emission.id] = Parcel(self, run, emission)
+            parcel = self._parcels[emission.id] = Parcel(self, live, emission)
             self.offer(parcel)
 
     def offer(self, parcel: Parcel) -> None:
         """Send to one of each group that has not taken it; try again later if somebody is missing."""
         now_ns = self.clock.wall_ns()
-        if now_ns >= parcel.until_ns:
-            self._bury(parcel)
+        if now_ns >= parcel.expires_ns:
+            self._expire(parcel)
             return
         groups = self._groups(parcel.emission.name)
         for group, entries in groups.items():
-            if group not in parcel.taken:
+            if group not in parcel.accepted_by:
                 entry = self._pick(group, entries)
                 delivery = f"{parcel.emission.id}>{group}"
                 self._deliveries[delivery] = (parcel, group)
-                parcel.asked[group] = entry
+                parcel.sent_to[group] = entry
                 self._send(entry, parcel.stimulus(delivery, group.removesuffix(f"@@{entry.holder}"), now_ns))
-        if groups and groups.keys() <= parcel.taken.keys():
-            self._done(parcel)
+        if groups and groups.keys() <= parcel.accepted_by.keys():
+            self._complete(parcel)
         elif parcel.emission.id in self._parcels:
-            parcel.wait(min(parcel.until_ns - now_ns, RECEIPT_WITHIN_NS if groups else parcel.next_wait()))
+            parcel.retry_in(min(parcel.expires_ns - now_ns, RECEIPT_WITHIN_NS if groups else parcel.next_delay()))
 
-    def received(self, receipt: Receipt) -> None:
+    def on_receipt(self, receipt: Receipt) -> None:
         """A receiver has answered."""
         parcel, group = self._deliveries.pop(receipt.id, (None, ""))
-        if parcel is None or group in parcel.taken:
+        if parcel is None or group in parcel.accepted_by:
             return
         if receipt.error:
-            parcel.wait(parcel.next_wait())
+            parcel.retry_in(parcel.next_delay())
             return
-        parcel.taken[group] = receipt.transaction
-        if self._groups(parcel.emission.name).keys() <= parcel.taken.keys():
-            self._done(parcel)
+        parcel.accepted_by[group] = receipt.transaction
+        if self._groups(parcel.emission.name).keys() <= parcel.accepted_by.keys():
+            self._complete(parcel)
 
     def appeared(self, name: str) -> None:
         """Somebody begins to listen: offer at once what waits for that name."""
@@ -106,7 +108,9 @@ class Outbox:
     def disappeared(self, holder: str) -> None:
         """A node is gone: what it had not acknowledged goes to another."""
         for parcel in list(self._parcels.values()):
-            if any(entry.holder == holder for group, entry in parcel.asked.items() if group not in parcel.taken):
+            if any(
+                entry.holder == holder for group, entry in parcel.sent_to.items() if group not in parcel.accepted_by
+            ):
                 self.offer(parcel)
 
     def close(self) -> None:
@@ -124,49 +128,49 @@ class Outbox:
         return groups
 
     def _pick(self, group: str, entries: list[Entry]) -> Entry:
-        turn = self._turns.get(group, 0)
-        self._turns[group] = turn + 1
+        turn = self._round_robin.get(group, 0)
+        self._round_robin[group] = turn + 1
         return entries[turn % len(entries)]
 
-    def _done(self, parcel: Parcel) -> None:
+    def _complete(self, parcel: Parcel) -> None:
         self._drop(parcel)
-        self._supervisor.feed(parcel.run, EmissionAccepted(parcel.emission.id, tuple(parcel.taken.values())))
+        self._supervisor.enqueue(parcel.live, EmissionAccepted(parcel.emission.id, tuple(parcel.accepted_by.values())))
 
-    def _bury(self, parcel: Parcel) -> None:
+    def _expire(self, parcel: Parcel) -> None:
         self._drop(parcel)
-        missing = sorted(group for group in self._groups(parcel.emission.name) if group not in parcel.taken)
+        missing = sorted(group for group in self._groups(parcel.emission.name) if group not in parcel.accepted_by)
         why = f"not taken by {', '.join(missing)}" if missing else f"nobody consumes {parcel.emission.name!r}"
-        self._supervisor.feed(parcel.run, EmissionUnrouted(parcel.emission.id, why))
+        self._supervisor.enqueue(parcel.live, EmissionUnrouted(parcel.emission.id, why))
 
     def _drop(self, parcel: Parcel) -> None:
         parcel.stop()
         self._parcels.pop(parcel.emission.id, None)
-        for group in parcel.asked:
+        for group in parcel.sent_to:
             self._deliveries.pop(f"{parcel.emission.id}>{group}", None)
 
 
 class Parcel:
     """One emitted signal and who has taken it."""
 
-    def __init__(self, outbox: Outbox, run: Run, emission: Emission) -> None:
-        self.run = run
+    def __init__(self, emissions: Emissions, live: LiveTransaction, emission: Emission) -> None:
+        self.live = live
         self.emission = emission
-        self.taken: dict[str, str] = {}
+        self.accepted_by: dict[str, str] = {}
         """Group → the transaction that began there."""
-        self.asked: dict[str, Entry] = {}
-        self._emitter, undoing = _emitter(run, emission)
+        self.sent_to: dict[str, Entry] = {}
+        self._emitter, undoing = _emitter(live, emission)
         deadline_ns = (
-            None if undoing else run.saga.deadline_ns
+            None if undoing else live.saga.deadline_ns
         )  # what an undo tells is to be heard, although time was up
-        self.until_ns = outbox.clock.wall_ns() + DEFAULT_LIFETIME_NS if deadline_ns is None else deadline_ns
+        self.expires_ns = emissions.clock.wall_ns() + DEFAULT_LIFETIME_NS if deadline_ns is None else deadline_ns
         self._budget_ends_ns = deadline_ns
-        self._outbox = outbox
+        self._emissions = emissions
         self._timer: Timer | None = None
-        self._wait_ns = FIRST_WAIT_NS
+        self._delay_ns = FIRST_WAIT_NS
 
     def stimulus(self, delivery: str, group: str, now_ns: int) -> Stimulus:
         """What is sent to a receiver."""
-        saga = self.run.saga
+        saga = self.live.saga
         budget = None if self._budget_ends_ns is None else max(0, self._budget_ends_ns - now_ns)
         trail = (*saga.trail, self._emitter)[-TRAIL_LENGTH:]
         return Stimulus(
@@ -174,17 +178,17 @@ class Parcel:
             saga.transaction, self.emission.hop, trail, _plain(saga.metadata), delivery,
         )  # fmt: skip
 
-    def next_wait(self) -> int:
+    def next_delay(self) -> int:
         """Nanoseconds until the next try; longer each time."""
-        wait = self._wait_ns
-        self._wait_ns = min(LONGEST_WAIT_NS, wait * 2)
-        return wait
+        delay = self._delay_ns
+        self._delay_ns = min(LONGEST_WAIT_NS, delay * 2)
+        return delay
 
-    def wait(self, wait_ns: int) -> None:
+    def retry_in(self, delay_ns: int) -> None:
         """Offer it again after this long."""
         self.stop()
         self._timer = Timer(
-            self._outbox.wheel, self._outbox.clock.monotonic_ns() + wait_ns, lambda: self._outbox.offer(self)
+            self._emissions.wheel, self._emissions.clock.monotonic_ns() + delay_ns, lambda: self._emissions.offer(self)
         )
 
     def stop(self) -> None:
@@ -194,9 +198,9 @@ class Parcel:
             self._timer = None
 
 
-def _emitter(run: Run, emission: Emission) -> tuple[str, bool]:
+def _emitter(live: LiveTransaction, emission: Emission) -> tuple[str, bool]:
     """The address of the step that emitted it, and whether its undo did."""
-    saga = run.saga
+    saga = live.saga
     for step in saga.steps:
         if step is None:
             continue

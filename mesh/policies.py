@@ -15,7 +15,7 @@ from bitactor.ports import Clock
 
 logger = logging.getLogger("bitactor.policies")
 
-MOMENT: Final = 0.5
+CANCEL_WITHIN: Final = 0.5
 """Seconds that a state which was too slow to close may take to be cancelled."""
 
 
@@ -42,7 +42,7 @@ class Policies:
     async def run(self, policies: Sequence[Policy], call: Call, proceed: Proceed) -> Any:
         """One attempt: the first policy is the outermost."""
         states = [self._state(policy) for policy in policies]
-        return await _inside(states, call, proceed)
+        return await _nested(states, call, proceed)
 
     def about(self) -> list[dict[str, Any]]:
         """How each stands, as plain data."""
@@ -66,7 +66,7 @@ class Policies:
             for task in slow:
                 task.cancel()
             if slow:
-                await asyncio.wait(slow, timeout=MOMENT)
+                await asyncio.wait(slow, timeout=CANCEL_WITHIN)
 
     def _add(self, policy: Policy, address: str, spawn: str) -> None:
         if spawn == "process":
@@ -113,8 +113,8 @@ def _drain_one(key: tuple[str, str], state: PolicyState) -> None:
         logger.exception("%s %r could not be told that the mesh closes", *key)
 
 
-def _inside(states: Sequence[PolicyState], call: Call, proceed: Proceed) -> Awaitable[Any]:
+def _nested(states: Sequence[PolicyState], call: Call, proceed: Proceed) -> Awaitable[Any]:
     if not states:
         return proceed()
     outermost, *inner = states
-    return outermost.around(call, lambda: _inside(inner, call, proceed))
+    return outermost.around(call, lambda: _nested(inner, call, proceed))

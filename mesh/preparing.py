@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING
 
 from bitactor.signal import UNDO
 from mesh.actor import ENDED, QUEUED, BitActor
-from mesh.attempts import Onion, hand_over
+from mesh.attempts import PolicyChain, start_queued
 from mesh.faults import fault_of
 
 if TYPE_CHECKING:
-    from mesh.host import Host
+    from mesh.host import Executor
     from mesh.spawners.port import Spawner
 
 
-class Preparing:
+class Preparation:
     """Stands in a spawner's place until a hop's function can be given to the real one.
 
     Waiting for resources does not count towards the step's timeout.  What policies do is in `mesh.attempts`.
     """
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
         self._tasks: dict[BitActor, asyncio.Task[None]] = {}
-        self._onions: dict[BitActor, Onion] = {}
+        self._chains: dict[BitActor, PolicyChain] = {}
 
     def start(self, actor: BitActor) -> None:
         """Prepare the actor, which is queued; then its own spawner has it."""
         spawner, actor.spawner = actor.spawner, self
-        host = self._host
-        if actor.step.policies and actor.signal.direction != UNDO and host.policies is not None:
-            onion = self._onions[actor] = Onion(host, actor, spawner)
-            work = onion.drive()
+        executor = self._executor
+        if actor.step.policies and actor.signal.direction != UNDO and executor.policies is not None:
+            chain = self._chains[actor] = PolicyChain(executor, actor, spawner)
+            work = chain.execute()
         else:
-            work = self._furnish(actor, spawner)
-        task = host.start_task(work, f"prepare {actor.signal.name}", host.context_for(actor))
+            work = self._provide_resources(actor, spawner)
+        task = executor.start_task(work, f"prepare {actor.signal.name}", executor.contextvars_for(actor))
         if task.done():
             self._forget(actor)
             return
@@ -46,10 +46,10 @@ class Preparing:
 
     def abandon(self, actor: BitActor) -> None:
         """See the spawners' port."""
-        task, onion = self._tasks.get(actor), self._onions.get(actor)
-        first = onion is None or not onion.stopped
-        if onion is not None:
-            onion.stop()
+        task, chain = self._tasks.get(actor), self._chains.get(actor)
+        first = chain is None or not chain.stop_requested
+        if chain is not None:
+            chain.stop()
         if task is not None and first:
             task.cancel()
 
@@ -57,38 +57,38 @@ class Preparing:
         """Cancel what runs and wait for it."""
         tasks = list(self._tasks.values())
         for actor, task in list(self._tasks.items()):
-            actor.stopping = True
-            if actor in self._onions:
-                self._onions[actor].stop()
+            actor.stop_requested = True
+            if actor in self._chains:
+                self._chains[actor].stop()
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=timeout)
 
     def runs(self, actor: BitActor) -> list[BitActor]:
         """Runs of the function of a hop inside its policies that have not ended."""
-        onion = self._onions.get(actor)
-        return [] if onion is None else list(onion.runs)
+        chain = self._chains.get(actor)
+        return [] if chain is None else list(chain.runs)
 
-    async def _furnish(self, actor: BitActor, spawner: Spawner) -> None:
+    async def _provide_resources(self, actor: BitActor, spawner: Spawner) -> None:
         """Resources first, then the function."""
-        host, callback = self._host, actor.callback
+        executor, callback = self._executor, actor.callback
         try:
-            resources = await host.provide(callback)
+            resources = await executor.resources_of(callback)
         except BaseException as error:
             if actor.state != ENDED:
                 actor.begin()
-                actor.settle(None, error)
+                actor.finish(None, error)
             return
         if actor.state != QUEUED:
             return
         try:
-            actor.kwargs = host.kwargs_of(actor, callback, resources)
+            actor.kwargs = executor.kwargs_of(actor, callback, resources)
         except Exception as error:  # a user's model may raise anything
-            actor.judge(None, error, fault_of(error))
+            actor.resolve_failure(None, error, fault_of(error))
         else:
             actor.task = None
-            host.loop.call_soon(hand_over, actor, spawner)
+            executor.loop.call_soon(start_queued, actor, spawner)
 
     def _forget(self, actor: BitActor) -> None:
         self._tasks.pop(actor, None)
-        self._onions.pop(actor, None)
+        self._chains.pop(actor, None)

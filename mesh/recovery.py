@@ -49,19 +49,19 @@ class Recovery:
         self._lease = lease
         self._unclaimed: set[str] = set()
         self._pause = 0.0
-        self._take_up_at = 0.0
+        self._reclaim_at = 0.0
         self._next: asyncio.TimerHandle | None = None
         self._stopped = False
 
-    def start(self, *, again: bool) -> None:
-        """Take over now what is there; with `again`, look now and then.
+    def start(self, *, polling: bool) -> None:
+        """Take over now what is there; with `polling`, look now and then.
 
         Raises:
             StoreError: the store could not be asked.
         """
-        self._take_over()
-        if again:
-            self._next = self._loop.call_later(self._lease / 2, self.look)
+        self._claim_orphans()
+        if polling:
+            self._next = self._loop.call_later(self._lease / 2, self.poll)
 
     def stop(self) -> None:
         """Look no more.  Twice is once."""
@@ -70,26 +70,26 @@ class Recovery:
             self._next.cancel()
             self._next = None
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Once; and again later."""
         if self._stopped:
             return
         wait = self._lease / 2
         try:
-            self._take_up_again()
-            self._take_over()
+            self._reclaim()
+            self._claim_orphans()
         except StoreError as error:
             logger.warning("could not look for transactions to carry on with: %s", error)
             wait = self._lease
-        self._next = self._loop.call_later(wait, self.look)
+        self._next = self._loop.call_later(wait, self.poll)
 
-    def _take_over(self) -> None:
+    def _claim_orphans(self) -> None:
         """What dead owners left."""
         for claim in self._store.claim(self._shapes):
             self._recover(claim.transaction, claim.epoch)
         self._note_unclaimed()
 
-    def _take_up_again(self) -> None:
+    def _reclaim(self) -> None:
         """The journal could not be written, and transactions of ours were given up: carry on with them if it can be
         now.
 
@@ -98,14 +98,14 @@ class Recovery:
         """
         now = self._loop.time()
         if self._supervisor.healthy:
-            if now > self._take_up_at + LONGEST_PAUSE:
+            if now > self._reclaim_at + LONGEST_PAUSE:
                 self._pause = 0.0
             return
-        if now < self._take_up_at:
+        if now < self._reclaim_at:
             return
-        claims = self._store.reclaim(self._supervisor.runs.keys() | self.parked.keys())
+        claims = self._store.reclaim(self._supervisor.transactions.keys() | self.parked.keys())
         self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._pause else self._lease
-        self._take_up_at = now + self._pause
+        self._reclaim_at = now + self._pause
         self._supervisor.healthy = True
         logger.warning(
             "the journal can be written again; carrying on with %d transactions that were given up", len(claims)
@@ -132,7 +132,7 @@ class Recovery:
         fresh = {transaction: workflow for transaction, workflow in found.items() if transaction not in self._unclaimed}
         self._unclaimed = set(found)
         for transaction, workflow in fresh.items():
-            self.parked[transaction] = changed(workflow)
+            self.parked[transaction] = shape_changed(workflow)
         for workflow in sorted(set(fresh.values())):
             those = sorted(transaction for transaction, name in fresh.items() if name == workflow)
             more = f" and {len(those) - SHOWN_UNCLAIMED} more" if len(those) > SHOWN_UNCLAIMED else ""
@@ -142,6 +142,6 @@ class Recovery:
             )  # fmt: skip
 
 
-def changed(workflow: str) -> str:
+def shape_changed(workflow: str) -> str:
     """Why a transaction of another shape cannot go on here, and what to do."""
     return f"workflow {workflow!r} has changed since it began; {_FINISH_IT}"

@@ -13,7 +13,7 @@ from bitactor.errors import ConfigurationError, CycleError, DefinitionError, Dup
 from bitactor.plan import Callback, Plan, PlanStep, topological_order
 from bitactor.ports import Clock
 from bitactor.resources import Resource
-from mesh.keeper import Keeper, called
+from mesh.keeper import ResourceLifecycle, call_user_function
 
 logger = logging.getLogger("bitactor.resources")
 
@@ -21,7 +21,7 @@ CHECK_WITHIN: Final = 10.0
 """Seconds that a check may take; one that takes longer has failed."""
 
 
-class Resources:
+class ResourceManager:
     """All resources of one mesh; used on its loop only.
 
     A factory runs as a step would: `async def` on the loop, `def` in a thread.  What `@contextmanager` or
@@ -45,27 +45,27 @@ class Resources:
 
     def __init__(self, plans: Iterable[Plan], replaced: Mapping[str, Any], clock: Callable[[], Clock]) -> None:
         self._declared: dict[str, Resource] = {}
-        self._needs: dict[str, list[str]] = {}
+        self._dependencies: dict[str, list[str]] = {}
         self._clock = clock
         self._replaced = dict(replaced)
-        self.elsewhere: frozenset[str] = frozenset()
+        self.replaced_in_parent: frozenset[str] = frozenset()
         """Names that were replaced in the process that started this one: not to be had here."""
         plans = list(plans)
         for plan in plans:
             self._declare(plan)
-        self._connect()
+        self._resolve_dependencies()
         self._refuse_replaced(plans)
-        self._living: dict[str, Keeper] = {}
-        self._keepers: dict[Keeper, None] = {}
+        self._made: dict[str, ResourceLifecycle] = {}
+        self._lifecycles: dict[ResourceLifecycle, None] = {}
         """All that are not closed yet, in the order of their making."""
-        self._making: dict[str, asyncio.Task[Any]] = {}
+        self._in_making: dict[str, asyncio.Task[Any]] = {}
         self._context = contextvars.copy_context()
         self._closed = False
 
     def add(self, plan: Plan) -> None:
         """Hold the resources of another plan as well; raises as the constructor does."""
         self._declare(plan)
-        self._connect()
+        self._resolve_dependencies()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,23 +78,23 @@ class Resources:
         return tuple(self._replaced)
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether there is nothing to close."""
-        return not self._keepers
+        return not self._lifecycles
 
-    def at_hand(self, names: Iterable[str]) -> dict[str, Any] | None:
+    def get_ready(self, names: Iterable[str]) -> dict[str, Any] | None:
         """Those resources, if all of them are made and no check is due; otherwise None."""
         found: dict[str, Any] = {}
         for name in names:
             if name in self._replaced:
                 found[name] = self._replaced[name]
-            elif self._is_fresh(name):
-                found[name] = self._living[name].value
+            elif self._is_ready(name):
+                found[name] = self._made[name].value
             else:
                 return None
         return found
 
-    async def provide(self, names: Iterable[str]) -> dict[str, Any]:
+    async def get_many(self, names: Iterable[str]) -> dict[str, Any]:
         """Those resources, made or checked if need be.
 
         Raises:
@@ -103,47 +103,47 @@ class Resources:
         return {name: await self.get(name) for name in names}
 
     async def get(self, name: str) -> Any:
-        """One resource; see `provide`."""
+        """One resource; see `get_many`."""
         if name not in self._declared:
             raise ResourceUnavailable(f"no resource {name!r} is declared.{suggest(name, self._declared)}")
-        if name in self.elsewhere:
+        if name in self.replaced_in_parent:
             raise ResourceUnavailable(
                 f"resource {name!r} is replaced by an object of another process, which cannot come here"
             )
-        at_hand = self.at_hand([name])
-        if at_hand is not None:
-            return at_hand[name]
+        ready = self.get_ready([name])
+        if ready is not None:
+            return ready[name]
         if self._closed:
             raise ResourceUnavailable(f"resource {name!r}: the mesh is closed")
-        making = self._making.get(name)
+        making = self._in_making.get(name)
         if making is None:
             making = asyncio.get_running_loop().create_task(
                 self._make_or_check(name), name=f"resource {name}", context=self._context.copy()
             )
-            self._making[name] = making
-            making.add_done_callback(lambda task: self._made(name, task))
+            self._in_making[name] = making
+            making.add_done_callback(lambda task: self._making_done(name, task))
         return await asyncio.shield(making)
 
     async def close(self) -> None:
         """Close what was made, the last first; errors are logged.  Twice is once."""
         self._closed = True
-        for task in list(self._making.values()):
+        for task in list(self._in_making.values()):
             task.cancel()
-        self._living.clear()
-        for keeper in reversed(list(self._keepers)):
-            await keeper.close()
+        self._made.clear()
+        for lifecycle in reversed(list(self._lifecycles)):
+            await lifecycle.close()
 
     def about(self) -> dict[str, str]:
         """Each resource, and how it stands."""
         return {
-            name: "replaced" if name in self._replaced else "made" if name in self._living else "not made"
+            name: "replaced" if name in self._replaced else "made" if name in self._made else "not made"
             for name in self._declared
         }
 
     # Making and checking
 
-    def _made(self, name: str, task: asyncio.Task[Any]) -> None:
-        self._making.pop(name, None)
+    def _making_done(self, name: str, task: asyncio.Task[Any]) -> None:
+        self._in_making.pop(name, None)
         if not task.cancelled():
             task.exception()  # also if nobody waits for it any longer
 
@@ -152,44 +152,44 @@ class Resources:
 
         What it needs comes first: a check of that which fails takes this one with it.
         """
-        needed = await self.provide(self._needs[name])
-        keeper = self._living.get(name)
-        if keeper is not None:
-            if not self._is_due(keeper) or await self._is_well(keeper):
-                return keeper.value
-            await self._end(keeper)
-        keeper = Keeper(self._declared[name], needed, self._context.copy(), self._gone)
-        self._keepers[keeper] = None
+        needed = await self.get_many(self._dependencies[name])
+        lifecycle = self._made.get(name)
+        if lifecycle is not None:
+            if not self._check_is_due(lifecycle) or await self._passes_check(lifecycle):
+                return lifecycle.value
+            await self._close_with_dependents(lifecycle)
+        lifecycle = ResourceLifecycle(self._declared[name], needed, self._context.copy(), self._ended)
+        self._lifecycles[lifecycle] = None
         try:
-            value = await asyncio.shield(keeper.ready)
+            value = await asyncio.shield(lifecycle.ready)
         except asyncio.CancelledError:
-            keeper.leave()
+            lifecycle.end()
             raise
-        if keeper not in self._keepers:
+        if lifecycle not in self._lifecycles:
             raise ResourceUnavailable(f"resource {name!r} ended by itself as soon as it was made")
-        keeper.checked_ns = self._clock().monotonic_ns()
-        self._living[name] = keeper
+        lifecycle.checked_ns = self._clock().monotonic_ns()
+        self._made[name] = lifecycle
         return value
 
-    def _is_fresh(self, name: str) -> bool:
-        keeper = self._living.get(name)
-        if keeper is None or self._is_due(keeper):
+    def _is_ready(self, name: str) -> bool:
+        lifecycle = self._made.get(name)
+        if lifecycle is None or self._check_is_due(lifecycle):
             return False
-        return all(need in self._replaced or self._is_fresh(need) for need in self._needs[name])
+        return all(need in self._replaced or self._is_ready(need) for need in self._dependencies[name])
 
-    def _is_due(self, keeper: Keeper) -> bool:
-        resource = keeper.resource
+    def _check_is_due(self, lifecycle: ResourceLifecycle) -> bool:
+        resource = lifecycle.resource
         return (
             resource.check is not None
-            and self._clock().monotonic_ns() - keeper.checked_ns >= resource.check_every * 1e9
+            and self._clock().monotonic_ns() - lifecycle.checked_ns >= resource.check_every * 1e9
         )
 
-    async def _is_well(self, keeper: Keeper) -> bool:
-        name, check = keeper.resource.name, keeper.resource.check
+    async def _passes_check(self, lifecycle: ResourceLifecycle) -> bool:
+        name, check = lifecycle.resource.name, lifecycle.resource.check
         assert check is not None
         try:
             async with asyncio.timeout(CHECK_WITHIN):
-                answer = await called(check, keeper.value)
+                answer = await call_user_function(check, lifecycle.value)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -199,24 +199,24 @@ class Resources:
         if answer is not None and not answer:
             logger.warning("resource %r did not pass its check; it is made anew", name)
             return False
-        keeper.checked_ns = self._clock().monotonic_ns()
+        lifecycle.checked_ns = self._clock().monotonic_ns()
         return True
 
-    async def _end(self, keeper: Keeper) -> None:
+    async def _close_with_dependents(self, lifecycle: ResourceLifecycle) -> None:
         """Close it, and before it what was made of it."""
-        name = keeper.resource.name
-        for other, needs in self._needs.items():
-            if name in needs and other in self._living:
-                await self._end(self._living[other])
-        if self._living.get(name) is keeper:
-            del self._living[name]
-        await keeper.close()
+        name = lifecycle.resource.name
+        for other, needs in self._dependencies.items():
+            if name in needs and other in self._made:
+                await self._close_with_dependents(self._made[other])
+        if self._made.get(name) is lifecycle:
+            del self._made[name]
+        await lifecycle.close()
 
-    def _gone(self, keeper: Keeper) -> None:
+    def _ended(self, lifecycle: ResourceLifecycle) -> None:
         """It has ended, perhaps by itself."""
-        self._keepers.pop(keeper, None)
-        if self._living.get(keeper.resource.name) is keeper:
-            del self._living[keeper.resource.name]
+        self._lifecycles.pop(lifecycle, None)
+        if self._made.get(lifecycle.resource.name) is lifecycle:
+            del self._made[lifecycle.resource.name]
 
     # Declaring
 
@@ -227,14 +227,14 @@ class Resources:
                     f"two different resources are called {name!r} (one of {plan.workflow!r}); share one, or rename it"
                 )
 
-    def _connect(self) -> None:
-        self._needs = {name: self._needs_of(resource) for name, resource in self._declared.items()}
+    def _resolve_dependencies(self) -> None:
+        self._dependencies = {name: self._dependencies_of(resource) for name, resource in self._declared.items()}
         try:
-            topological_order(self._needs, "resources")
+            topological_order(self._dependencies, "resources")
         except CycleError as error:
             raise CycleError(str(error).replace("steps wait for each other", "factories need each other")) from None
 
-    def _needs_of(self, resource: Resource) -> list[str]:
+    def _dependencies_of(self, resource: Resource) -> list[str]:
         needs, required = _parameters(resource)
         for name in required:
             if name not in self._declared:
@@ -263,15 +263,15 @@ class Resources:
         """What is replaced of all that the functions of a step need."""
         for callback in (step.run, step.undo, step.compensate, step.backoff):
             if isinstance(callback, Callback):
-                for name in self._with_needs(callback.resources):
+                for name in self._with_dependencies(callback.resources):
                     if name in self._replaced:
                         return name
         return None
 
-    def _with_needs(self, names: Iterable[str]) -> Iterator[str]:
+    def _with_dependencies(self, names: Iterable[str]) -> Iterator[str]:
         for name in names:
             yield name
-            yield from self._with_needs(self._needs[name])
+            yield from self._with_dependencies(self._dependencies[name])
 
 
 class ResourceView:
@@ -284,7 +284,7 @@ class ResourceView:
     __slots__ = ("_allowed", "_loop", "_resources")
 
     def __init__(
-        self, resources: Resources | None, allowed: Mapping[str, Resource], loop: asyncio.AbstractEventLoop
+        self, resources: ResourceManager | None, allowed: Mapping[str, Resource], loop: asyncio.AbstractEventLoop
     ) -> None:
         self._resources = resources
         self._allowed = allowed

@@ -25,7 +25,7 @@ from mesh.wheel import Timer, TimingWheel
 from registry import Entry, Registry
 
 if TYPE_CHECKING:
-    from mesh.run import Run
+    from mesh.run import LiveTransaction
     from mesh.supervisor import Supervisor
 
 BACKSTOP_NS: Final = 2_000_000_000
@@ -38,18 +38,18 @@ answering.
 """
 DEFAULT_WINDOW: Final = 1_024
 MAX_WAITING: Final = 100_000
-REMEMBERED: Final = 10_000
+REMEMBERED_DELIVERIES: Final = 10_000
 
 Send = Callable[[str, bytes], None]
 
 
-class Errand:
+class RemoteDelivery:
     """One delivery of one hop to another node."""
 
-    __slots__ = ("holder", "index", "message", "run", "signal", "step", "timer")
+    __slots__ = ("holder", "index", "live", "message", "signal", "step", "timer")
 
-    def __init__(self, run: Run, step: PlanStep, signal: Signal, message: bytes) -> None:
-        self.run = run
+    def __init__(self, live: LiveTransaction, step: PlanStep, signal: Signal, message: bytes) -> None:
+        self.live = live
         self.step = step
         self.index = step.index
         self.signal = signal
@@ -62,14 +62,14 @@ class Errand:
         """Identifies the delivery."""
         return self.signal.hop, self.signal.delivery
 
-    def rest(self) -> None:
+    def disarm(self) -> None:
         """Disarm its timer."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
-class Router:
+class HopRouter:
     """All hops of one supervisor that run elsewhere."""
 
     def __init__(
@@ -89,14 +89,16 @@ class Router:
         self._send = send
         self._endpoint = endpoint
         self._patience_ns = patience_ns
-        self._sent: dict[tuple[str, int], Errand] = {}
-        self._by_holder: dict[str, dict[tuple[str, int], Errand]] = {}
-        self._waiting: dict[str, deque[Errand]] = {}
-        self._past: LRUCache[tuple[str, int], Errand] = LRUCache(REMEMBERED)
+        self._sent: dict[tuple[str, int], RemoteDelivery] = {}
+        self._by_holder: dict[str, dict[tuple[str, int], RemoteDelivery]] = {}
+        self._waiting: dict[str, deque[RemoteDelivery]] = {}
+        self._late: LRUCache[tuple[str, int], RemoteDelivery] = LRUCache(REMEMBERED_DELIVERIES)
         """Deliveries we stopped waiting for, of which a late reply may come."""
-        self._turn = 0
+        self._round_robin = 0
 
-    def dispatch(self, run: Run, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any) -> None:
+    def dispatch(
+        self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
+    ) -> None:
         """See `supervisor.Router`."""
         try:
             token = encode_token([bytes(token_bytes(encode_token(dict(values)))), bytes(token_bytes(result))])
@@ -104,48 +106,48 @@ class Router:
                 signal._replace(token=token, reply_to=self._endpoint, metadata=_plain(signal.metadata))
             )
         except (BitActorError, ValueError, TypeError) as error:
-            self._supervisor.feed(run, Unrouted(step.index, signal.delivery, fault_of(error)))
+            self._supervisor.enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error)))
             return
-        errand = Errand(run, step, signal, message)
-        if step.address in self._waiting or not self._assign(errand):
-            self._wait(errand)
+        remote = RemoteDelivery(live, step, signal, message)
+        if step.address in self._waiting or not self._assign(remote):
+            self._wait(remote)
 
-    def abandon(self, run: Run, index: int) -> None:
+    def abandon(self, live: LiveTransaction, index: int) -> None:
         """See `supervisor.Router`."""
-        saga = run.saga
+        saga = live.saga
         hops = (saga.hops[index], saga.undo_hop(index))
-        for errand in self._waiting.get(run.saga.steps[index].address, ()):
-            if errand.run is run and errand.signal.hop in hops:
-                self._drop_waiting(errand)
-                self._fail(errand, Cancelled(f"{errand.signal.name!r} was stopped before it was sent"))
+        for remote in self._waiting.get(live.saga.steps[index].address, ()):
+            if remote.live is live and remote.signal.hop in hops:
+                self._drop_waiting(remote)
+                self._fail(remote, Cancelled(f"{remote.signal.name!r} was stopped before it was sent"))
                 return
         delivery = saga.deliveries[index]
         for hop in hops:
-            found = self._sent.get((hop, delivery)) or self._past.get((hop, delivery))
+            found = self._sent.get((hop, delivery)) or self._late.get((hop, delivery))
             if found is not None and found.holder is not None:
                 signal = found.signal
                 cancel = Cancel(signal.transaction, signal.hop, signal.delivery, signal.epoch)
                 self._post(found.holder, encode_message(cancel))
 
-    def replied(self, reply: Reply) -> None:
+    def on_reply(self, reply: Reply) -> None:
         """A holder has answered; one that comes twice, or to nothing we sent, is passed over."""
         key = (reply.hop, reply.delivery)
-        errand = self._sent.get(key)
-        if errand is None:
-            late = self._past.pop(key, None)
+        remote = self._sent.get(key)
+        if remote is None:
+            late = self._late.pop(key, None)
             if late is not None:
-                self._supervisor.feed(late.run, Replied(late.index, reply))
+                self._supervisor.enqueue(late.live, Replied(late.index, reply))
             return
-        self._forget(errand)
+        self._remove(remote)
         if reply.outcome == "busy":
-            self._wait(errand)
+            self._wait(remote)
             return
         if reply.outcome == "lost":
-            self._supervisor.feed(
-                errand.run, Lost(errand.index, reply.delivery, f"a worker process of {errand.signal.name!r}")
+            self._supervisor.enqueue(
+                remote.live, Lost(remote.index, reply.delivery, f"a worker process of {remote.signal.name!r}")
             )
         else:
-            self._supervisor.feed(errand.run, Replied(errand.index, reply))
+            self._supervisor.enqueue(remote.live, Replied(remote.index, reply))
         for address in list(self._waiting):  # the room that was made is for any step the holder runs
             self._assign_waiting(address)
 
@@ -157,43 +159,47 @@ class Router:
 
     def disappeared(self, holder: str) -> None:
         """A node is gone, and what it had not answered with it."""
-        for errand in list(self._by_holder.pop(holder, {}).values()):
-            errand.rest()
-            self._sent.pop(errand.key, None)
-            self._supervisor.feed(errand.run, Lost(errand.index, errand.signal.delivery, holder))
-        for key, errand in list(self._past.items()):
-            if errand.holder is not None and errand.holder.holder == holder:
-                del self._past[key]
+        for remote in list(self._by_holder.pop(holder, {}).values()):
+            remote.disarm()
+            self._sent.pop(remote.key, None)
+            self._supervisor.enqueue(remote.live, Lost(remote.index, remote.signal.delivery, holder))
+        for key, remote in list(self._late.items()):
+            if remote.holder is not None and remote.holder.holder == holder:
+                del self._late[key]
 
     def close(self) -> None:
         """Wait for nothing any more."""
-        for errand in [*self._sent.values(), *(errand for line in self._waiting.values() for errand in line)]:
-            errand.rest()
+        for remote in [*self._sent.values(), *(remote for queue in self._waiting.values() for remote in queue)]:
+            remote.disarm()
         self._sent.clear()
         self._by_holder.clear()
         self._waiting.clear()
 
-    def _assign(self, errand: Errand) -> bool:
+    def _assign(self, remote: RemoteDelivery) -> bool:
         """Send it to a holder with room, in turn; whether there was one."""
-        entries = self._registry.lookup(step_name(errand.step.address))
-        self._turn += 1
+        entries = self._registry.lookup(step_name(remote.step.address))
+        self._round_robin += 1
         for offset in range(len(entries)):
-            entry = entries[(self._turn + offset) % len(entries)]
-            taken = self._by_holder.setdefault(entry.holder, {})
-            fits = entry.value.get("digest") == errand.run.plan.digest
-            if fits and len(taken) < entry.value.get("window", DEFAULT_WINDOW) and self._post(entry, errand.message):
-                errand.rest()
-                errand.holder = entry
-                taken[errand.key] = errand
-                self._sent[errand.key] = errand
-                budget_ns, step = errand.signal.budget_ns, errand.step
+            entry = entries[(self._round_robin + offset) % len(entries)]
+            unanswered = self._by_holder.setdefault(entry.holder, {})
+            fits = entry.value.get("digest") == remote.live.plan.digest
+            if (
+                fits
+                and len(unanswered) < entry.value.get("window", DEFAULT_WINDOW)
+                and self._post(entry, remote.message)
+            ):
+                remote.disarm()
+                remote.holder = entry
+                unanswered[remote.key] = remote
+                self._sent[remote.key] = remote
+                budget_ns, step = remote.signal.budget_ns, remote.step
                 if (
                     budget_ns is not None and not step.policies
                 ):  # which may wait as long as they like before the time begins
                     starts_at_once = step.spawn in ("loop", "inline") and not step.run.resources
                     patience_ns = BACKSTOP_NS if starts_at_once else QUEUED_BACKSTOP_NS
                     due_ns = self._clock.monotonic_ns() + budget_ns + patience_ns
-                    errand.timer = Timer(self._wheel, due_ns, lambda: self._expired(errand))
+                    remote.timer = Timer(self._wheel, due_ns, lambda: self._expired(remote))
                 return True
         return False
 
@@ -204,77 +210,77 @@ class Router:
             return False
         return True
 
-    def _wait(self, errand: Errand) -> None:
-        line = self._waiting.setdefault(errand.step.address, deque())
-        if len(line) >= MAX_WAITING:
+    def _wait(self, remote: RemoteDelivery) -> None:
+        queue = self._waiting.setdefault(remote.step.address, deque())
+        if len(queue) >= MAX_WAITING:
             self._fail(
-                errand, Overloaded(f"{len(line):,} hops for {errand.step.address!r} are waiting for a node already")
+                remote, Overloaded(f"{len(queue):,} hops for {remote.step.address!r} are waiting for a node already")
             )
             return
-        line.append(errand)
-        errand.timer = Timer(
-            self._wheel, self._clock.monotonic_ns() + self._patience_ns, lambda: self._out_of_patience(errand)
+        queue.append(remote)
+        remote.timer = Timer(
+            self._wheel, self._clock.monotonic_ns() + self._patience_ns, lambda: self._waited_too_long(remote)
         )
 
     def _assign_waiting(self, address: str) -> None:
-        line = self._waiting.get(address)
-        while line and self._assign(line[0]):
-            line.popleft()
-        if line is not None and not line:
+        queue = self._waiting.get(address)
+        while queue and self._assign(queue[0]):
+            queue.popleft()
+        if queue is not None and not queue:
             del self._waiting[address]
 
-    def _out_of_patience(self, errand: Errand) -> None:
-        errand.timer = None
-        self._drop_waiting(errand)
-        address = errand.step.address
+    def _waited_too_long(self, remote: RemoteDelivery) -> None:
+        remote.timer = None
+        self._drop_waiting(remote)
+        address = remote.step.address
         seconds = self._patience_ns / 1e9
         entries = self._registry.lookup(step_name(address))
         if not entries:
             known = {entry.name.partition(":")[2] for entry in self._registry.match(step_name("*"))}
             self._fail(
-                errand,
+                remote,
                 Unroutable(
                     f"no node runs {address!r}, and none appeared within {seconds:g} s.{suggest(address, known)}"
                 ),
             )
-        elif not any(entry.value.get("digest") == errand.run.plan.digest for entry in entries):
+        elif not any(entry.value.get("digest") == remote.live.plan.digest for entry in entries):
             self._fail(
-                errand,
+                remote,
                 Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code"),
             )
         else:
-            self._fail(errand, Overloaded(f"all {len(entries)} nodes that run {address!r} were full for {seconds:g} s"))
+            self._fail(remote, Overloaded(f"all {len(entries)} nodes that run {address!r} were full for {seconds:g} s"))
 
-    def _drop_waiting(self, errand: Errand) -> None:
-        errand.rest()
-        line = self._waiting.get(errand.step.address)
-        if line is not None and errand in line:
-            line.remove(errand)
-            if not line:
-                del self._waiting[errand.step.address]
+    def _drop_waiting(self, remote: RemoteDelivery) -> None:
+        remote.disarm()
+        queue = self._waiting.get(remote.step.address)
+        if queue is not None and remote in queue:
+            queue.remove(remote)
+            if not queue:
+                del self._waiting[remote.step.address]
 
-    def _fail(self, errand: Errand, error: BaseException) -> None:
-        errand.run.errors[errand.signal.hop] = error
-        self._supervisor.feed(errand.run, Unrouted(errand.index, errand.signal.delivery, fault_of(error)))
+    def _fail(self, remote: RemoteDelivery, error: BaseException) -> None:
+        remote.live.errors[remote.signal.hop] = error
+        self._supervisor.enqueue(remote.live, Unrouted(remote.index, remote.signal.delivery, fault_of(error)))
 
-    def _expired(self, errand: Errand) -> None:
+    def _expired(self, remote: RemoteDelivery) -> None:
         """Its holder should have told by now: stop waiting, and tell it to stop."""
-        errand.timer = None
-        self._forget(errand)
-        self._past[errand.key] = errand
-        seconds = (errand.signal.budget_ns or 0) / 1e9
+        remote.timer = None
+        self._remove(remote)
+        self._late[remote.key] = remote
+        seconds = (remote.signal.budget_ns or 0) / 1e9
         error = StepTimeout(
-            f"{errand.signal.name!r}, attempt {errand.signal.attempt}, took longer than {seconds:g} s in another "
+            f"{remote.signal.name!r}, attempt {remote.signal.attempt}, took longer than {seconds:g} s in another "
             "process"
         )
-        errand.run.errors[errand.signal.hop] = error
-        self._supervisor.feed(errand.run, HopExpired(errand.index, errand.signal.delivery, fault_of(error)))
+        remote.live.errors[remote.signal.hop] = error
+        self._supervisor.enqueue(remote.live, HopExpired(remote.index, remote.signal.delivery, fault_of(error)))
 
-    def _forget(self, errand: Errand) -> None:
-        errand.rest()
-        self._sent.pop(errand.key, None)
-        if errand.holder is not None:
-            self._by_holder.get(errand.holder.holder, {}).pop(errand.key, None)
+    def _remove(self, remote: RemoteDelivery) -> None:
+        remote.disarm()
+        self._sent.pop(remote.key, None)
+        if remote.holder is not None:
+            self._by_holder.get(remote.holder.holder, {}).pop(remote.key, None)
 
 
 def _plain(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -15,38 +15,46 @@ from mesh.wheel import Timer
 
 if TYPE_CHECKING:
     from bitactor.kinds.scope import Scope
-    from mesh.gate import Hold
+    from mesh.gate import HopPermits
 
 
-class Bounds:
-    """How much of a transaction may run at once, where that is bounded; and what its hops hold of that.  See
+class TransactionLimits:
+    """How much of a transaction may run at once, where that is limited; and what its hops hold of that.  See
     `mesh.gate`."""
 
-    __slots__ = ("always", "depth", "holds", "max_concurrency", "priority", "turn", "widths")
+    __slots__ = (
+        "depth",
+        "every_hop",
+        "hop_permits",
+        "max_concurrency",
+        "priority",
+        "scope_pools",
+        "transaction_permit",
+    )
 
     def __init__(self) -> None:
-        self.always = False
-        """Whether each of its hops has to pass the gate, and not only those whose step has a limit."""
+        self.every_hop = False
+        """Whether each of its hops needs permits, and not only those whose step has a limit."""
         self.max_concurrency: int | None = None
         self.priority = 0
         """Added to those of its steps."""
         self.depth = 0
         """How many hops wait for another above it, as far as this process knows."""
-        self.holds: dict[int, Hold] = {}
-        """Step → what its hop has passed the gate with, or waits there for."""
-        self.turn: Hold | None = None
-        """Of a consumer's transaction."""
-        self.widths: dict[Scope | None, Pool] = {}
-        """Where only so many hops may run at once: places for those of the transaction (None), and of those of its
-        scopes that have some."""
+        self.hop_permits: dict[int, HopPermits] = {}
+        """Step → what its hop holds, or waits for."""
+        self.transaction_permit: HopPermits | None = None
+        """Of a consumer's transaction: held from its first hop to its end."""
+        self.scope_pools: dict[Scope | None, Pool] = {}
+        """Where only so many hops may run at once: a pool for those of the transaction (None), and for those of its
+        scopes that have a limit."""
 
 
-class Run:
+class LiveTransaction:
     """One transaction in this process: its saga, and what is armed and running for it."""
 
     __slots__ = (
-        "accepted", "actors", "bounds", "deadline", "done", "errors", "failure", "grace", "key", "plan", "proceeding",
-        "retries", "saga", "settled", "waiters",
+        "accepted", "actors", "deadline_timer", "done", "errors", "failure", "grace_timer", "key", "limits", "plan",
+        "proceed_waiters", "retry_timers", "saga", "settled", "waiters",
     )  # fmt: skip
 
     def __init__(self, saga: Saga, key: str = "", data: Mapping[str, Any] | None = None, depth: int = 0) -> None:
@@ -60,25 +68,25 @@ class Run:
         self.accepted: asyncio.Future[None] | None = None
         self.failure: BaseException | None = None
         """Set when this process can say nothing more about the transaction: its journal failed or was taken over."""
-        self.deadline: Timer | None = None
-        self.grace: Timer | None = None
-        self.retries: dict[int, Timer] = {}
-        self.proceeding: dict[int, asyncio.Future[Any]] | None = None
+        self.deadline_timer: Timer | None = None
+        self.grace_timer: Timer | None = None
+        self.retry_timers: dict[int, Timer] = {}
+        self.proceed_waiters: dict[int, asyncio.Future[Any]] | None = None
         """Functions around nested steps that wait for them."""
-        self.bounds = _bounds(plan, data, depth)
-        """None for most: of nothing of it may only so much run at once."""
+        self.limits = _limits_of(plan, data, depth)
+        """None for most, which have no limit."""
         self.done: Callable[[BitActor, Reply, BaseException | None], None] | None = None
         self.settled = saga.status != "running"
         """Nothing more happens by itself, and the journal says so."""
 
 
-def _bounds(plan: Plan, data: Mapping[str, Any] | None, depth: int) -> Bounds | None:
+def _limits_of(plan: Plan, data: Mapping[str, Any] | None, depth: int) -> TransactionLimits | None:
     """What its workflow says, and what whoever began it said instead, which is kept with its `accepted` pulse."""
-    width, priority = plan.max_concurrency, 0
+    max_concurrency, priority = plan.max_concurrency, 0
     if data:
-        width, priority = data.get("max_concurrency", width), data.get("priority", 0)
-    if width is None and plan.concurrency is None and not priority and not depth:
+        max_concurrency, priority = data.get("max_concurrency", max_concurrency), data.get("priority", 0)
+    if max_concurrency is None and plan.concurrency is None and not priority and not depth:
         return None
-    bounds = Bounds()
-    bounds.always, bounds.max_concurrency, bounds.priority, bounds.depth = True, width, priority, depth
-    return bounds
+    limits = TransactionLimits()
+    limits.every_hop, limits.max_concurrency, limits.priority, limits.depth = True, max_concurrency, priority, depth
+    return limits

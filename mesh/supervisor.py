@@ -1,8 +1,8 @@
 """The supervisor: owns transactions, keeps their pulses, obeys their commands.
 
-Everything happens in *turns* on the loop's thread.  A turn feeds what has come in to the sagas, appends the pulses that
-follow in one commit, and only then obeys the commands; hops that finish while being dispatched are fed in the same
-turn.  Append, then obey.
+Everything happens in *turns* on the loop's thread.  A turn gives what has come in to the sagas, appends the pulses that
+follow in one commit, and only then obeys the commands; hops that finish while being dispatched are dealt with in the
+same turn.  Append, then obey.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ from bitactor.saga.phases import COMPENSATING, UNDO_RUNNING
 from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
 from mesh.actor import ENDED, QUEUED, BitActor
 from mesh.faults import error_of, fault_of
-from mesh.gate import ANSWERS, Gate, Hold
-from mesh.host import Host
-from mesh.lending import lending
+from mesh.gate import DELIVERY_ENDS, Admission, HopPermits
+from mesh.host import Executor
+from mesh.lending import lend_permits
 from mesh.pools import Pools
-from mesh.run import Run
+from mesh.run import LiveTransaction
 from mesh.wheel import Timer, TimingWheel
 
 logger = logging.getLogger("bitactor.supervisor")
@@ -76,18 +76,20 @@ TURN_BUDGET_NS = 5_000_000
 class Router(Protocol):
     """Takes hops whose steps run elsewhere."""
 
-    def dispatch(self, run: Run, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any) -> None:
-        """Bring it to a holder; what becomes of it is told with `Supervisor.feed`."""
+    def dispatch(
+        self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
+    ) -> None:
+        """Bring it to a holder; what becomes of it comes back by `Supervisor.enqueue`."""
 
-    def abandon(self, run: Run, index: int) -> None:
+    def abandon(self, live: LiveTransaction, index: int) -> None:
         """Tell the holder to stop."""
 
 
-class Outbox(Protocol):
+class EmissionDelivery(Protocol):
     """Takes emitted signals."""
 
-    def deliver(self, run: Run, emission: Emission) -> None:
-        """Bring it to one of each group; told with `Supervisor.feed`."""
+    def deliver(self, live: LiveTransaction, emission: Emission) -> None:
+        """Bring it to one of each group; who has taken it comes back by `Supervisor.enqueue`."""
 
 
 class Supervisor:
@@ -99,35 +101,35 @@ class Supervisor:
         clock: Clock,
         wheel: TimingWheel,
         store: Store,
-        host: Host,
+        executor: Executor,
         *,
-        at_once: bool,
-        told: Callable[[Sequence[Pulse]], None] | None = None,
+        synchronous_store: bool,
+        on_pulses: Callable[[Sequence[Pulse]], None] | None = None,
         pools: Pools | None = None,
     ) -> None:
         self.loop = loop
         self.clock = clock
         self.wheel = wheel
         self.store = store
-        self.host = host
-        self.at_once = at_once
+        self.executor = executor
+        self.synchronous_store = synchronous_store
         """Whether an append costs next to nothing, so that waiting to share a commit is not worth it."""
-        self.told = told
+        self.on_pulses = on_pulses
         self.router: Router | None = None
-        self.hosted: Callable[[PlanStep], bool] = lambda step: True
-        self.outbox: Outbox | None = None
-        self.runs: dict[str, Run] = {}
+        self.runs_here: Callable[[PlanStep], bool] = lambda step: True
+        self.emissions: EmissionDelivery | None = None
+        self.transactions: dict[str, LiveTransaction] = {}
         """Open transactions; emitted signals may still be on their way after the rest has settled."""
-        self.running = 0
-        self.on_settled: list[Callable[[Run], None]] = []
+        self.running_count = 0
+        self.on_settled: list[Callable[[LiveTransaction], None]] = []
         self.healthy = True
-        self._events: deque[tuple[Run, Any]] = deque()
+        self._events: deque[tuple[LiveTransaction, Any]] = deque()
         self._scheduled = False
         self._turning = False
         self._refusals: tuple[Sequence[Refusal], BaseException | None] | None = None
         self.pools = pools or Pools({})
-        self.gate = Gate(loop, self.pools, self._launch_granted)
-        self._keys: dict[tuple[str, str], Run] = {}
+        self.admission = Admission(loop, self.pools, self._dispatch_acquired)
+        self._keys: dict[tuple[str, str], LiveTransaction] = {}
 
     @property
     def keyed(self) -> int:
@@ -136,75 +138,75 @@ class Supervisor:
 
     # Coming in
 
-    def find(self, workflow: str, key: str) -> Run | str | None:
-        """The transaction that has an idempotency key: the open run, or the id of one that is only in the store."""
-        run = self._keys.get((workflow, key))
-        if run is not None:
-            return run
+    def find(self, workflow: str, key: str) -> LiveTransaction | str | None:
+        """The transaction that has an idempotency key: the open one, or the id of one that is only in the store."""
+        live = self._keys.get((workflow, key))
+        if live is not None:
+            return live
         transaction = self.store.find(workflow, key)
-        return None if transaction is None else self.runs.get(transaction, transaction)
+        return None if transaction is None else self.transactions.get(transaction, transaction)
 
-    def accept(self, run: Run, event: Accept) -> None:
-        """Begin a transaction; `run.accepted`, if there is one, is resolved once that is durable."""
-        self.runs[run.saga.transaction] = run
-        self.running += 1
-        if self.pools.narrow:
-            self.gate.watch(run)
-        if run.key:
-            self._keys[run.plan.workflow, run.key] = run
-        if self.at_once and not self._turning:
-            self._react_at_once(run, event)
+    def accept(self, live: LiveTransaction, event: Accept) -> None:
+        """Begin a transaction; `live.accepted`, if there is one, is resolved once that is durable."""
+        self.transactions[live.saga.transaction] = live
+        self.running_count += 1
+        if self.pools.with_nested_limits:
+            self.admission.register(live)
+        if live.key:
+            self._keys[live.plan.workflow, live.key] = live
+        if self.synchronous_store and not self._turning:
+            self._accept_synchronously(live, event)
         else:
-            self.feed(run, event)
+            self.enqueue(live, event)
 
-    def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int) -> Run:
+    def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int) -> LiveTransaction:
         """Take over a transaction from its journal."""
         data = pulses[0].data or {}
-        run = Run(Saga.fold(plan, pulses), data.get("key", ""), data)
-        self.runs[run.saga.transaction] = run
-        self.running += 1
-        self.gate.watch(run)
-        run.settled = False
-        self.feed(run, Recovered(owner, epoch))
-        return run
+        live = LiveTransaction(Saga.fold(plan, pulses), data.get("key", ""), data)
+        self.transactions[live.saga.transaction] = live
+        self.running_count += 1
+        self.admission.register(live)
+        live.settled = False
+        self.enqueue(live, Recovered(owner, epoch))
+        return live
 
-    def feed(self, run: Run, event: Any, *, first: bool = False) -> None:
+    def enqueue(self, live: LiveTransaction, event: Any, *, first: bool = False) -> None:
         """Something happened to a transaction; `first`: ahead of what else has come in.  On the loop's thread only."""
-        if run.bounds is not None and type(event) in ANSWERS:
-            self.gate.answered(run, event)
+        if live.limits is not None and type(event) in DELIVERY_ENDS:
+            self.admission.delivery_ended(live, event)
         if first:
-            self._events.appendleft((run, event))
+            self._events.appendleft((live, event))
         else:
-            self._events.append((run, event))
+            self._events.append((live, event))
         if not self._scheduled and not self._turning:
             self._scheduled = True
             self.loop.call_soon(self._turn)
 
-    def _hop_done(self, run: Run, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+    def _hop_done(self, live: LiveTransaction, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
         index = actor.step.index
         if reply.outcome == "ok":
-            self._events.append((run, _new(Replied, (index, reply))))
+            self._events.append((live, _new(Replied, (index, reply))))
         elif reply.outcome == "lost":
-            if reply.hop in (run.saga.hops[index], run.saga.undo_hop(index)):
-                self._events.append((run, Lost(index, reply.delivery, reply.reason or "worker")))
+            if reply.hop in (live.saga.hops[index], live.saga.undo_hop(index)):
+                self._events.append((live, Lost(index, reply.delivery, reply.reason or "worker")))
         else:
             if error is not None:
-                run.errors.setdefault(reply.hop, error)
-            self._events.append((run, Replied(index, reply)))
-        if run.actors.get(index) is actor and actor.state == ENDED:
-            del run.actors[index]
+                live.errors.setdefault(reply.hop, error)
+            self._events.append((live, Replied(index, reply)))
+        if live.actors.get(index) is actor and actor.state == ENDED:
+            del live.actors[index]
         if not self._scheduled and not self._turning:
             self._scheduled = True
             self.loop.call_soon(self._turn)
 
-    def _bounded_hop_done(
-        self, run: Run, hold: Hold, actor: BitActor, reply: Reply, error: BaseException | None
+    def _limited_hop_done(
+        self, live: LiveTransaction, permits: HopPermits, actor: BitActor, reply: Reply, error: BaseException | None
     ) -> None:
         if actor.state == ENDED:
-            self.gate.leave(hold)
+            self.admission.release(permits)
         else:
-            self.gate.leave_soon(hold)
-        self._hop_done(run, actor, reply, error)
+            self.admission.release_soon(permits)
+        self._hop_done(live, actor, reply, error)
 
     # Turning
 
@@ -213,12 +215,12 @@ class Supervisor:
         self._turning = True
         events = self._events
         try:
-            if self.at_once:
-                self._react_one_by_one()
+            if self.synchronous_store:
+                self._react_synchronously()
             else:
                 until = self.clock.monotonic_ns() + TURN_BUDGET_NS
                 while events:
-                    self._react_to_all()
+                    self._react_in_batch()
                     if self.clock.monotonic_ns() > until:
                         break
         finally:
@@ -227,32 +229,32 @@ class Supervisor:
                 self._scheduled = True
                 self.loop.call_soon(self._turn)
 
-    def _react_one_by_one(self) -> None:
+    def _react_synchronously(self) -> None:
         """For a store that keeps at once: no commit to share, so nothing to collect first."""
         events, store, wall_ns = self._events, self.store, self.clock.wall_ns
         until = wall_ns() + TURN_BUDGET_NS
         while events:
-            run, event = events.popleft()
-            if run.failure is not None:
+            live, event = events.popleft()
+            if live.failure is not None:
                 continue
-            saga = run.saga
+            saga = live.saga
             now_ns = wall_ns()
             try:
                 pulses, commands = saga.react(event, now_ns)
             except Exception as error:
-                self._give_up(run, error)
+                self._relinquish(live, error)
                 continue
             if pulses:
-                key = run.key if pulses[0].seq == 0 else ""
+                key = live.key if pulses[0].seq == 0 else ""
                 self._refusals = None
                 store.append(
                     (_new(Write, (saga.transaction, saga.epoch, pulses, saga.status, saga.open, key)),),
                     self._note_refusals,
                 )
                 if self._refusals is not None:
-                    self._kept([(run, pulses, commands, 0)], *self._refusals)
+                    self._appended([(live, pulses, commands, 0)], *self._refusals)
                     continue
-            self._obey(run, pulses, commands)
+            self._obey(live, pulses, commands)
             if now_ns > until:
                 break
 
@@ -260,172 +262,172 @@ class Supervisor:
         if refusals or error is not None:
             self._refusals = (refusals, error)
 
-    def _react_to_all(self) -> None:
+    def _react_in_batch(self) -> None:
         """Collect what follows from everything that has come in, keep it in one commit, then obey."""
         events = self._events
         now_ns = self.clock.wall_ns()
         writes: list[Write] = []
-        orders: list[tuple[Run, list[Pulse], list[Command], int]] = []
+        orders: list[tuple[LiveTransaction, list[Pulse], list[Command], int]] = []
         while events:
-            run, event = events.popleft()
-            if run.failure is not None:
+            live, event = events.popleft()
+            if live.failure is not None:
                 continue
-            saga = run.saga
+            saga = live.saga
             try:
                 pulses, commands = saga.react(event, now_ns)
             except Exception as error:
-                self._give_up(run, error)
+                self._relinquish(live, error)
                 continue
             if pulses:
-                orders.append((run, pulses, commands, len(writes)))
-                key = run.key if pulses[0].seq == 0 else ""
+                orders.append((live, pulses, commands, len(writes)))
+                key = live.key if pulses[0].seq == 0 else ""
                 writes.append(_new(Write, (saga.transaction, saga.epoch, pulses, saga.status, saga.open, key)))
             elif commands:
-                orders.append((run, pulses, commands, -1))
+                orders.append((live, pulses, commands, -1))
         if writes:
-            self.store.append(writes, partial(self._kept, orders))
+            self.store.append(writes, partial(self._appended, orders))
         elif orders:
-            self._kept(orders, (), None)
+            self._appended(orders, (), None)
 
-    def _react_at_once(self, run: Run, event: Accept) -> None:
+    def _accept_synchronously(self, live: LiveTransaction, event: Accept) -> None:
         """Accept without waiting for the next turn; the commands are still obeyed there, outside of any task."""
-        saga = run.saga
+        saga = live.saga
         pulses, commands = saga.react(event, self.clock.wall_ns())
-        write = Write(saga.transaction, saga.epoch, pulses, saga.status, saga.open, run.key)
-        orders = [(run, pulses, commands, 0)]
-        self.store.append((write,), lambda refusals, error: self._kept_at_once(orders, refusals, error))
+        write = Write(saga.transaction, saga.epoch, pulses, saga.status, saga.open, live.key)
+        orders = [(live, pulses, commands, 0)]
+        self.store.append((write,), lambda refusals, error: self._appended_synchronously(orders, refusals, error))
 
-    def _kept_at_once(self, orders: Any, refusals: Sequence[Refusal], error: BaseException | None) -> None:
+    def _appended_synchronously(self, orders: Any, refusals: Sequence[Refusal], error: BaseException | None) -> None:
         self.loop.call_soon(self._obey_later, orders, refusals, error)
 
     def _obey_later(self, orders: Any, refusals: Sequence[Refusal], error: BaseException | None) -> None:
         self._turning = True
         try:
-            self._kept(orders, refusals, error)
+            self._appended(orders, refusals, error)
         finally:
             self._turning = False
         if self._events:
             self._turn()
 
-    def _kept(self, orders: Any, refusals: Sequence[Refusal], error: BaseException | None) -> None:
+    def _appended(self, orders: Any, refusals: Sequence[Refusal], error: BaseException | None) -> None:
         """The pulses are durable (or were refused): obey."""
         if error is not None:
-            self._not_kept(orders, error)
+            self._append_failed(orders, error)
             return
         refused = {refusal.index: refusal.error for refusal in refusals} if refusals else None
-        for run, pulses, commands, index in orders:
+        for live, pulses, commands, index in orders:
             if refused is not None and index in refused:
-                self._give_up(run, refused[index])
+                self._relinquish(live, refused[index])
             else:
-                self._obey(run, pulses, commands)
+                self._obey(live, pulses, commands)
         if self._events and not self._turning and not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._turn)
 
-    def _obey(self, run: Run, pulses: list[Pulse], commands: list[Command]) -> None:
-        if self.told is not None and pulses:
-            self.told(pulses)
-        if run.accepted is not None:
-            if not run.accepted.done():
-                run.accepted.set_result(None)
-            run.accepted = None
-        if run.failure is not None:
+    def _obey(self, live: LiveTransaction, pulses: list[Pulse], commands: list[Command]) -> None:
+        if self.on_pulses is not None and pulses:
+            self.on_pulses(pulses)
+        if live.accepted is not None:
+            if not live.accepted.done():
+                live.accepted.set_result(None)
+            live.accepted = None
+        if live.failure is not None:
             return
         try:
             for command in commands:
                 if type(command) is Dispatch:
-                    self._dispatch(run, command)
+                    self._dispatch(live, command)
                 else:
-                    _OBEY[type(command)](self, run, command)
+                    _OBEY[type(command)](self, live, command)
         except Exception as error:  # ours, not the user's: other transactions must not suffer for it
-            self._give_up(run, error)
-        if not run.saga.open:
-            self._forget(run)
+            self._relinquish(live, error)
+        if not live.saga.open:
+            self._remove(live)
 
-    def _not_kept(self, orders: Any, error: BaseException) -> None:
+    def _append_failed(self, orders: Any, error: BaseException) -> None:
         self.healthy = False
         logger.critical("the journal could not be written: %s; giving up %d transactions here", error, len(orders))
-        for run, _, _, _ in orders:
-            self._give_up(run, error)
+        for live, _, _, _ in orders:
+            self._relinquish(live, error)
 
-    def _give_up(self, run: Run, error: BaseException) -> None:
+    def _relinquish(self, live: LiveTransaction, error: BaseException) -> None:
         """This process can say nothing more about the transaction; its journal is what holds."""
-        if run.failure is not None:
+        if live.failure is not None:
             return
         if not isinstance(error, DuplicateTransaction | StaleOwner):
             logger.error(
                 "transaction %s of %s is given up here: %s",
-                run.saga.transaction,
-                run.plan.workflow,
+                live.saga.transaction,
+                live.plan.workflow,
                 error,
                 exc_info=error,
             )
-        was_running = not run.settled
-        run.settled = True
-        run.failure = (
-            error if isinstance(error, BitActorError) else StoreError(f"transaction {run.saga.transaction}: {error!r}")
+        was_running = not live.settled
+        live.settled = True
+        live.failure = (
+            error if isinstance(error, BitActorError) else StoreError(f"transaction {live.saga.transaction}: {error!r}")
         )
-        self._disarm(run)
-        for actor in list(run.actors.values()):
+        self._disarm(live)
+        for actor in list(live.actors.values()):
             actor.fence()
-        self.gate.close(run)
-        self._forget(run)
-        if run.accepted is not None and not run.accepted.done():
-            run.accepted.set_exception(run.failure)
-            run.accepted = None
+        self.admission.release_all(live)
+        self._remove(live)
+        if live.accepted is not None and not live.accepted.done():
+            live.accepted.set_exception(live.failure)
+            live.accepted = None
         if was_running:
-            self._wake(run)
+            self._notify_settled(live)
 
-    def _forget(self, run: Run) -> None:
-        if self.runs.get(run.saga.transaction) is run:
-            del self.runs[run.saga.transaction]
-        if run.key and self._keys.get((run.plan.workflow, run.key)) is run:
-            del self._keys[run.plan.workflow, run.key]
+    def _remove(self, live: LiveTransaction) -> None:
+        if self.transactions.get(live.saga.transaction) is live:
+            del self.transactions[live.saga.transaction]
+        if live.key and self._keys.get((live.plan.workflow, live.key)) is live:
+            del self._keys[live.plan.workflow, live.key]
 
     # Obeying
 
-    def _dispatch(self, run: Run, command: Dispatch, hold: Hold | None = None) -> None:
+    def _dispatch(self, live: LiveTransaction, command: Dispatch, permits: HopPermits | None = None) -> None:
         index, direction, fault = command
-        plan = run.plan
-        saga = run.saga
+        plan = live.plan
+        saga = live.saga
         step = saga.steps[index]
-        bounds = run.bounds
-        if (step.limit is not None or (bounds is not None and bounds.always)) and hold is None:
-            hold = self._enter_gate(run, step, command)
-            if hold is None:
+        limits = live.limits
+        if (step.limit is not None or (limits is not None and limits.every_hop)) and permits is None:
+            permits = self._acquire_permits(live, step, command)
+            if permits is None:
                 return
-        signal = self._signal(run, step, direction, fault)
+        signal = self._signal(live, step, direction, fault)
         evaluated = saga.evaluated.get(index) if step.needs_evaluation else None
         result = saga.own_result(index) if direction is UNDO and index not in saga.steps_in_doubt else None
-        if self.router is not None and not step.is_local_only and not self.hosted(step):
-            self._send_away(run, step, signal, evaluated, result)
+        if self.router is not None and not step.is_local_only and not self.runs_here(step):
+            self._dispatch_remotely(live, step, signal, evaluated, result)
             return
-        if run.done is None:
-            run.done = partial(self._hop_done, run)
+        if live.done is None:
+            live.done = partial(self._hop_done, live)
         if step.around_container is not None:
-            self._attach(run, step, signal)
+            self._attach(live, step, signal)
         arguments: Any = _new(
             RawArguments if step.takes_raw_arguments else BoundArguments,
             (step.arguments, saga.tokens, step.address, evaluated),
         )
-        done = run.done if hold is None else partial(self._bounded_hop_done, run, hold)
-        actor = self.host.launch(plan, step, signal, arguments, result, done, hold)
+        done = live.done if permits is None else partial(self._limited_hop_done, live, permits)
+        actor = self.executor.launch(plan, step, signal, arguments, result, done, permits)
         if actor.state != ENDED:
-            run.actors[index] = actor
+            live.actors[index] = actor
 
-    def _send_away(
-        self, run: Run, step: PlanStep, signal: Signal, evaluated: Mapping[str, Any] | None, result: Any
+    def _dispatch_remotely(
+        self, live: LiveTransaction, step: PlanStep, signal: Signal, evaluated: Mapping[str, Any] | None, result: Any
     ) -> None:
         assert self.router is not None
         try:
-            values = argument_values(step.arguments, run.saga.tokens, step.address, evaluated)
+            values = argument_values(step.arguments, live.saga.tokens, step.address, evaluated)
         except InvalidInput as error:
-            self._answer_for(run, step.index, signal.direction, error)
+            self._fail_unstarted(live, step.index, signal.direction, error)
         else:
-            self.router.dispatch(run, step, signal, values, result)
+            self.router.dispatch(live, step, signal, values, result)
 
-    def _signal(self, run: Run, step: PlanStep, direction: str, fault: Fault | None) -> Signal:
-        saga = run.saga
+    def _signal(self, live: LiveTransaction, step: PlanStep, direction: str, fault: Fault | None) -> Signal:
+        saga = live.saga
         index = step.index
         budget_ns = step.timeout_ns
         if saga.deadline_ns is not None and direction is FORWARD:
@@ -445,128 +447,129 @@ class Supervisor:
             ),
         )  # fmt: skip
 
-    def _answer_for(
-        self, run: Run, index: int, direction: str, error: BaseException, fault: Fault | None = None
+    def _fail_unstarted(
+        self, live: LiveTransaction, index: int, direction: str, error: BaseException, fault: Fault | None = None
     ) -> None:
         """A hop that cannot even begin; `fault`: what its compensation was to be asked about."""
-        saga = run.saga
+        saga = live.saga
         hop = saga.undo_hop(index) if direction is UNDO else saga.hops[index]
-        run.errors[hop] = error
+        live.errors[hop] = error
         reply = Reply(saga.transaction, hop, saga.deliveries[index], saga.epoch, "fail", fault=fault or fault_of(error))
-        self.feed(run, Replied(index, reply))
+        self.enqueue(live, Replied(index, reply))
 
-    def _enter_gate(self, run: Run, step: PlanStep, command: Dispatch) -> Hold | None:
+    def _acquire_permits(self, live: LiveTransaction, step: PlanStep, command: Dispatch) -> HopPermits | None:
         try:
-            return self.gate.enter(run, step, command)
+            return self.admission.acquire(live, step, command)
         except (
             ConfigurationError
         ) as error:  # a step that was planned meanwhile; for declared ones the mesh was not made
-            self._answer_for(run, step.index, command.direction, error)
+            self._fail_unstarted(live, step.index, command.direction, error)
             return None
 
-    def _launch_granted(self, holds: list[Hold]) -> None:
+    def _dispatch_acquired(self, granted: list[HopPermits]) -> None:
         self._turning = True
         try:
-            for hold in holds:
-                run, command = hold.run, hold.command
-                if command is None or run.failure is not None:
+            for permits in granted:
+                live, command = permits.live, permits.command
+                if command is None or live.failure is not None:
                     continue
-                hold.command = None
+                permits.command = None
                 try:
-                    self._dispatch(run, command, None if hold.is_turn else hold)
+                    self._dispatch(live, command, None if permits.is_transaction_permit else permits)
                 except Exception as error:  # as in `_obey`
-                    self._give_up(run, error)
+                    self._relinquish(live, error)
         finally:
             self._turning = False
         if self._events:
             self._turn()
 
-    def _evaluate(self, run: Run, command: Evaluate) -> None:
+    def _evaluate(self, live: LiveTransaction, command: Evaluate) -> None:
         """Ask user code, once; what comes of it is recorded."""
-        saga = run.saga
+        saga = live.saga
         step = saga.steps[command.step]
         try:
             evaluated = evaluate(saga, command.step)
         except BaseException as error:
-            run.errors[join_hop_id(saga.salt, step.forward_code)] = error
+            live.errors[join_hop_id(saga.salt, step.forward_code)] = error
             fault = fault_of(error)
-            self.feed(
-                run,
+            self.enqueue(
+                live,
                 Evaluated(
                     command.step, True, None, fault._replace(message=f"deciding on {step.address!r}: {fault.message}")
                 ),
             )
         else:
-            self.feed(run, evaluated)
+            self.enqueue(live, evaluated)
 
-    def _arm_retry(self, run: Run, command: ArmRetry) -> None:
+    def _arm_retry(self, live: LiveTransaction, command: ArmRetry) -> None:
         index = command.step
-        run.retries[index] = self._timer(command.due_ns, lambda: self._retry_due(run, index))
+        live.retry_timers[index] = self._timer(command.due_ns, lambda: self._retry_due(live, index))
 
-    def _retry_due(self, run: Run, index: int) -> None:
-        run.retries.pop(index, None)
-        self.feed(run, RetryDue(index))
+    def _retry_due(self, live: LiveTransaction, index: int) -> None:
+        live.retry_timers.pop(index, None)
+        self.enqueue(live, RetryDue(index))
 
-    def _arm_grace(self, run: Run, command: ArmGrace) -> None:
+    def _arm_grace(self, live: LiveTransaction, command: ArmGrace) -> None:
         due_ns = self.clock.wall_ns() + command.after_ns
-        run.grace = self._timer(due_ns, lambda: self.feed(run, GraceExpired()))
+        live.grace_timer = self._timer(due_ns, lambda: self.enqueue(live, GraceExpired()))
 
-    def _arm_deadline(self, run: Run, command: ArmDeadline) -> None:
-        if run.deadline is not None:
-            run.deadline.cancel()
-            run.deadline = None
+    def _arm_deadline(self, live: LiveTransaction, command: ArmDeadline) -> None:
+        if live.deadline_timer is not None:
+            live.deadline_timer.cancel()
+            live.deadline_timer = None
         if command.due_ns is not None:
-            forward = command.due_ns == run.saga.deadline_ns
-            run.deadline = self._timer(command.due_ns, lambda: self._deadline_expired(run, forward))
+            forward = command.due_ns == live.saga.deadline_ns
+            live.deadline_timer = self._timer(command.due_ns, lambda: self._deadline_expired(live, forward))
 
-    def _deadline_expired(self, run: Run, forward: bool) -> None:
+    def _deadline_expired(self, live: LiveTransaction, forward: bool) -> None:
         """Ahead of what else has come in: a hop that ran into this deadline is told of in the same moment, and is not
         the reason."""
-        run.deadline = None
-        saga = run.saga
+        live.deadline_timer = None
+        saga = live.saga
         if forward and saga.phase in ("failing", "undoing"):
             return  # that deadline has been replaced by the one for undo, which is about to be armed
         seconds = (self.clock.wall_ns() - saga.accepted_at_ns) / 1e9
         what = "undoing" if saga.phase in ("failing", "undoing") else "running"
         fault = Fault(
-            "bitactor.errors:DeadlineExceeded", f"{run.plan.workflow!r} was still {what} {seconds:.3g} s after it began"
+            "bitactor.errors:DeadlineExceeded",
+            f"{live.plan.workflow!r} was still {what} {seconds:.3g} s after it began",
         )
-        self.feed(run, DeadlineExpired(fault), first=True)
+        self.enqueue(live, DeadlineExpired(fault), first=True)
 
     def _timer(self, due_wall_ns: int, callback: Callable[[], None]) -> Timer:
         return Timer(self.wheel, self.clock.monotonic_ns() + due_wall_ns - self.clock.wall_ns(), callback)
 
-    def _abandon(self, run: Run, command: CancelHop) -> None:
+    def _abandon(self, live: LiveTransaction, command: CancelHop) -> None:
         index = command.step
-        waited = self.gate.forget(run, index)
-        if waited is not None:
-            error = Cancelled(f"{run.saga.steps[index].address!r} was stopped before it had started")
-            self._answer_for(run, index, waited.direction, error, waited.fault)
+        waiting = self.admission.withdraw(live, index)
+        if waiting is not None:
+            error = Cancelled(f"{live.saga.steps[index].address!r} was stopped before it had started")
+            self._fail_unstarted(live, index, waiting.direction, error, waiting.fault)
             return
-        actor = run.actors.get(index)
-        asked_for = run.saga.states[index] in _ASKED_FOR
-        if actor is not None and asked_for:
+        actor = live.actors.get(index)
+        reply_awaited = live.saga.states[index] in _REPLY_AWAITED
+        if actor is not None and reply_awaited:
             if actor.task is not None:
-                self.gate.dismiss(run, index)
+                self.admission.release_lent(live, index)
             actor.abandon()
         elif actor is not None:
             actor.fence()
         elif self.router is not None:
-            self.router.abandon(run, index)
-        if not asked_for:
-            self.gate.give_back(run, index)
+            self.router.abandon(live, index)
+        if not reply_awaited:
+            self.admission.release_hop(live, index)
 
-    def _attach(self, run: Run, step: PlanStep, signal: Signal) -> None:
+    def _attach(self, live: LiveTransaction, step: PlanStep, signal: Signal) -> None:
         """A function around nested steps is about to run: this is what its `proceed()` does."""
         assert step.around_container is not None
 
         async def proceed() -> Any:
             waiting: asyncio.Future[Any] = self.loop.create_future()
-            run.proceeding = waiters = run.proceeding or {}
+            live.proceed_waiters = waiters = live.proceed_waiters or {}
             waiters[step.index] = waiting
-            self.feed(run, Proceeded(step.index, signal.delivery))
+            self.enqueue(live, Proceeded(step.index, signal.delivery))
             try:
-                async with lending(self.loop):
+                async with lend_permits(self.loop):
                     token = await waiting
                 return decode_token(token)
             finally:
@@ -575,84 +578,84 @@ class Supervisor:
 
         step.around_container.attach_proceed(signal.transaction, signal.path, proceed)
 
-    def _answer(self, run: Run, command: AnswerProceed) -> None:
-        waiting = (run.proceeding or {}).get(command.step)
+    def _resolve_proceed(self, live: LiveTransaction, command: AnswerProceed) -> None:
+        waiting = (live.proceed_waiters or {}).get(command.step)
         if waiting is not None and not waiting.done():
             waiting.set_result(command.token)
 
-    def _deliver(self, run: Run, command: Deliver) -> None:
-        if self.outbox is not None:
-            self.outbox.deliver(run, command.emission)
+    def _deliver(self, live: LiveTransaction, command: Deliver) -> None:
+        if self.emissions is not None:
+            self.emissions.deliver(live, command.emission)
 
-    def _settle(self, run: Run, command: Settle) -> None:
-        self._disarm(run)
-        for step in run.plan.containers:
-            step.container.release(run.saga.transaction)  # type: ignore[union-attr]
-        run.done = None  # it refers back to the run; without it nothing has to wait for the garbage collector
-        if not run.settled:
-            run.settled = True
-            self._wake(run)
+    def _settle(self, live: LiveTransaction, command: Settle) -> None:
+        self._disarm(live)
+        for step in live.plan.containers:
+            step.container.release(live.saga.transaction)  # type: ignore[union-attr]
+        live.done = None  # it refers back to `live`; without it nothing has to wait for the garbage collector
+        if not live.settled:
+            live.settled = True
+            self._notify_settled(live)
 
-    def _disarm(self, run: Run) -> None:
-        for timer in (run.deadline, run.grace, *run.retries.values()):
+    def _disarm(self, live: LiveTransaction) -> None:
+        for timer in (live.deadline_timer, live.grace_timer, *live.retry_timers.values()):
             if timer is not None:
                 timer.cancel()
-        run.deadline = run.grace = None
-        run.retries.clear()
+        live.deadline_timer = live.grace_timer = None
+        live.retry_timers.clear()
 
-    def _wake(self, run: Run) -> None:
-        """The transaction has settled, or is given up: tell who waits, and let others through the gate."""
-        self.running -= 1
-        for waiter in run.waiters:
+    def _notify_settled(self, live: LiveTransaction) -> None:
+        """The transaction has settled, or is relinquished: tell who waits, and let others have its permits."""
+        self.running_count -= 1
+        for waiter in live.waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        run.waiters.clear()
+        live.waiters.clear()
         for listener in self.on_settled:
-            listener(run)
-        self.gate.close(run)
+            listener(live)
+        self.admission.release_all(live)
 
     def close(self) -> None:
         """Stop everything that runs here; what has not settled is still in the journal, and its waiters are told."""
-        for run in self.runs.values():
-            for actor in list(run.actors.values()):
+        for live in self.transactions.values():
+            for actor in list(live.actors.values()):
                 if actor.state == QUEUED:
-                    actor.abandon()  # before places become free, or it would start now
-        for run in list(self.runs.values()):
-            if not run.settled:
-                self._give_up(
-                    run, StoreError(f"transaction {run.saga.transaction} was still running when its mesh was closed")
+                    actor.abandon()  # before permits become free, or it would start now
+        for live in list(self.transactions.values()):
+            if not live.settled:
+                self._relinquish(
+                    live, StoreError(f"transaction {live.saga.transaction} was still running when its mesh was closed")
                 )
-        self.runs.clear()
+        self.transactions.clear()
         self._events.clear()
 
     # Looking
 
-    def error_for(self, run: Run, hop: str, fault: Fault) -> BaseException:
+    def error_for(self, live: LiveTransaction, hop: str, fault: Fault) -> BaseException:
         """The exception behind a recorded fault: the live one if it happened in this process."""
-        live = run.errors.get(hop)
-        if live is not None and fault.type == f"{type(live).__module__}:{type(live).__qualname__}":
-            return live
-        return error_of(fault, run.plan.errors)
+        raised = live.errors.get(hop)
+        if raised is not None and fault.type == f"{type(raised).__module__}:{type(raised).__qualname__}":
+            return raised
+        return error_of(fault, live.plan.errors)
 
-    def resumed(self, run: Run) -> None:
+    def reopen(self, live: LiveTransaction) -> None:
         """A halted or stuck transaction goes on."""
-        if run.settled:
-            run.settled = False
-            self.runs[run.saga.transaction] = run
-            self.running += 1
-            self.gate.watch(run)
+        if live.settled:
+            live.settled = False
+            self.transactions[live.saga.transaction] = live
+            self.running_count += 1
+            self.admission.register(live)
 
 
-_ASKED_FOR: Final = frozenset((RUNNING, COMPENSATING, UNDO_RUNNING))
+_REPLY_AWAITED: Final = frozenset((RUNNING, COMPENSATING, UNDO_RUNNING))
 """States of a step whose actor's answer is still waited for."""
 
-_OBEY: Mapping[type, Callable[[Supervisor, Run, Any], None]] = {
+_OBEY: Mapping[type, Callable[[Supervisor, LiveTransaction, Any], None]] = {
     Evaluate: Supervisor._evaluate,
     ArmRetry: Supervisor._arm_retry,
     ArmGrace: Supervisor._arm_grace,
     ArmDeadline: Supervisor._arm_deadline,
     CancelHop: Supervisor._abandon,
     Deliver: Supervisor._deliver,
-    AnswerProceed: Supervisor._answer,
+    AnswerProceed: Supervisor._resolve_proceed,
     Settle: Supervisor._settle,
 }

@@ -11,10 +11,10 @@ from bitactor.errors import InvalidInput, StoreError, WorkflowFailed
 from bitactor.plan import Plan
 from bitactor.pulse import Pulse
 from bitactor.signal import Fault
-from mesh.display import shown_pulses
+from mesh.display import readable_pulses
 from mesh.faults import beside, fault_of
-from mesh.lending import LOAN, lending
-from mesh.run import Bounds, Run
+from mesh.lending import LENDER, lend_permits
+from mesh.run import LiveTransaction, TransactionLimits
 
 if TYPE_CHECKING:
     from mesh.node import Node
@@ -27,9 +27,9 @@ POLL_SECONDS: Final = 0.25
 class Transaction:
     """A stimulus that was accepted.  Safe to use on the mesh's loop; `BlockingTransaction` is for other threads."""
 
-    def __init__(self, node: Node, run: Run) -> None:
+    def __init__(self, node: Node, live: LiveTransaction) -> None:
         self._node = node
-        self._run = run
+        self._live = live
 
     def __repr__(self) -> str:
         return f"<Transaction {self.id} of {self.workflow!r}: {self.status}>"
@@ -37,49 +37,49 @@ class Transaction:
     @property
     def id(self) -> str:
         """32 hex digits; for a root transaction the trace id in Jaeger."""
-        return self._run.saga.transaction
+        return self._live.saga.transaction
 
     @property
     def root(self) -> str:
         """The id of the root transaction, which is the trace id of the whole causal tree."""
-        return self._run.saga.root
+        return self._live.saga.root
 
     @property
     def workflow(self) -> str:
         """The workflow's name."""
-        return self._run.plan.workflow
+        return self._live.plan.workflow
 
     @property
     def status(self) -> str:
         """`running | completed | compensated | cancelled | halted | stuck`."""
-        run = self._run
-        return run.saga.status if run.settled else "running"
+        live = self._live
+        return live.saga.status if live.settled else "running"
 
     @property
     def plan(self) -> Plan:
         """The workflow as it was declared, checked: its steps and what they need."""
-        return self._run.plan
+        return self._live.plan
 
     def about(self) -> dict[str, Any]:
         """The transaction's bounds and who waits for it here, as plain data: `priority` and `max_concurrency`; how many
         `scopes` (itself, and nested workflows) are bounded and have a hop that runs or waits; how many callers are
         `waiting` for its end.
         """
-        bounds = self._run.bounds or Bounds()
+        limits = self._live.limits or TransactionLimits()
         return {
             "transaction": self.id,
             "workflow": self.workflow,
             "status": self.status,
-            "priority": bounds.priority,
-            "max_concurrency": bounds.max_concurrency,
-            "scopes": len(bounds.widths),
-            "waiting": len(self._run.waiters),
+            "priority": limits.priority,
+            "max_concurrency": limits.max_concurrency,
+            "scopes": len(limits.scope_pools),
+            "waiting": len(self._live.waiters),
         }
 
     def snapshot(self) -> dict[str, Any]:
         """The state that this process has of it, for comparing with what its pulses say: `Saga.fold(tx.plan,
         tx.raw_pulses()).snapshot()`."""
-        return self._run.saga.snapshot()
+        return self._live.saga.snapshot()
 
     async def result(self, timeout: float | None = None) -> Any:
         """The value of the workflow's returning step, once the transaction has ended.
@@ -90,9 +90,9 @@ class Transaction:
             StoreError: its journal could not be written, or another process has taken it over.
         """
         await self.ended(timeout)
-        if self._run.failure is not None:
-            raise self._run.failure
-        saga = self._run.saga
+        if self._live.failure is not None:
+            raise self._live.failure
+        saga = self._live.saga
         if saga.status == "completed":
             return self.value()
         raise self._failure()
@@ -110,30 +110,30 @@ class Transaction:
             TimeoutError: it has not ended within `timeout` seconds; it goes on.
             StoreError: nobody here can carry it on, or see how it ends.
         """
-        if not self._run.settled:
-            if timeout is None and LOAN.get() is None:
-                await self._settled()
+        if not self._live.settled:
+            if timeout is None and LENDER.get() is None:
+                await self._wait_settled()
             else:
-                async with lending(self._node.loop), asyncio.timeout(timeout):
-                    await self._settled()
+                async with lend_permits(self._node.loop), asyncio.timeout(timeout):
+                    await self._wait_settled()
         return self.status
 
-    async def _settled(self) -> None:
-        run = self._run
-        if self._node.supervisor.runs.get(self.id) is not run:
-            run = await self._run_elsewhere()
-        if run.settled:
+    async def _wait_settled(self) -> None:
+        live = self._live
+        if self._node.supervisor.transactions.get(self.id) is not live:
+            live = await self._wait_elsewhere()
+        if live.settled:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        run.waiters.append(waiter)
+        live.waiters.append(waiter)
         try:
             await waiter
         finally:
             if not waiter.done() or waiter.cancelled():
-                run.waiters = [other for other in run.waiters if other is not waiter]
+                live.waiters = [other for other in live.waiters if other is not waiter]
 
-    async def _run_elsewhere(self) -> Run:
-        """The run of a transaction that another process on the same store owns, once it has settled or is ours.
+    async def _wait_elsewhere(self) -> LiveTransaction:
+        """The transaction that another process on the same store owns, once it has settled or is ours.
 
         Raises:
             StoreError: it cannot go on here, or this mesh is closed.
@@ -146,41 +146,41 @@ class Transaction:
             if node.state == "closed":
                 raise StoreError(f"transaction {self.id} had not ended when this mesh was closed")
             row = node.store.get(self.id)
-            if row is None or row.status != "running" or self.id in node.supervisor.runs:
-                self._run = run = node.load(self.id)
-                if run.settled or node.supervisor.runs.get(self.id) is run:
-                    return run
+            if row is None or row.status != "running" or self.id in node.supervisor.transactions:
+                self._live = live = node.load(self.id)
+                if live.settled or node.supervisor.transactions.get(self.id) is live:
+                    return live
             await asyncio.sleep(POLL_SECONDS)
 
     def value(self) -> Any:
         """The result of a completed transaction, without waiting."""
-        return decode_token(self._run.saga.result())
+        return decode_token(self._live.saga.result())
 
     def results(self) -> dict[str, Any]:
         """Step → value of everything that is done, also when the transaction fails; None for skipped steps."""
-        return {name: decode_token(token) for name, token in self._run.saga.results().items()}
+        return {name: decode_token(token) for name, token in self._live.saga.results().items()}
 
     def progress(self) -> dict[str, Any]:
         """Step → what its latest heartbeat said, for those that run here now."""
-        actors = list(self._run.actors.values())
+        actors = list(self._live.actors.values())
         return {actor.step.name: actor.progress for actor in actors if actor.progress is not None}
 
     def errors(self) -> list[BaseException]:
         """What went wrong so far: the original error first, then those of compensation and undo."""
-        run = self._run
+        live = self._live
         found: list[BaseException] = []
-        for hop, fault in run.saga.errors:
-            error = self._node.supervisor.error_for(run, hop, fault)
-            found += [error, *beside(fault, error, run.plan.errors)]
+        for hop, fault in live.saga.errors:
+            error = self._node.supervisor.error_for(live, hop, fault)
+            found += [error, *beside(fault, error, live.plan.errors)]
         return found
 
     def faults(self) -> list[Fault]:
         """The same as they were recorded."""
-        return [fault for _, fault in self._run.saga.errors]
+        return [fault for _, fault in self._live.saga.errors]
 
     def pulses(self) -> list[Pulse]:
         """The pulses so far, with tokens as values."""
-        return shown_pulses(self._run.plan, self.raw_pulses())
+        return readable_pulses(self._live.plan, self.raw_pulses())
 
     def raw_pulses(self) -> Sequence[Pulse]:
         """The pulses as the journal has them."""
@@ -193,7 +193,7 @@ class Transaction:
             Unroutable: another process runs it; or it is halted, and only the release that began it can undo it.
         """
         fault = Fault("bitactor.errors:Cancelled", reason or "cancelled on request")
-        self._run = self._node.cancel(self._run, fault)
+        self._live = self._node.cancel(self._live, fault)
         return await self.ended()
 
     async def resume(self) -> None:
@@ -206,7 +206,7 @@ class Transaction:
         """
         if self.status not in ("halted", "stuck"):
             raise InvalidInput(f"transaction {self.id} is {self.status}; only a halted or stuck one can be resumed")
-        self._run = self._node.resume(self._run)
+        self._live = self._node.resume(self._live)
 
     async def undo(self, reason: str = "") -> str:
         """Take back what a completed transaction did, last first, once; return the status it ended with: `compensated`,
@@ -221,12 +221,12 @@ class Transaction:
         """
         fault = Fault("bitactor.errors:Cancelled", reason or "undone on request")
         await self.ended()
-        self._run = self._node.undo(self._run, fault)
+        self._live = self._node.undo(self._live, fault)
         return await self.ended()
 
     def _failure(self) -> WorkflowFailed:
         errors = self.errors()
-        saga = self._run.saga
+        saga = self._live.saga
         first = errors[0] if errors else None
         why = fault_of(first).summary() if first is not None else self._halt_reason()
         failure = WorkflowFailed(
@@ -287,15 +287,15 @@ class BlockingTransaction:
 
     def errors(self) -> list[BaseException]:
         """See `Transaction.errors`."""
-        return self._node.blocking(_later, self._transaction.errors)
+        return self._node.blocking(_call, self._transaction.errors)
 
     def results(self) -> dict[str, Any]:
         """See `Transaction.results`."""
-        return self._node.blocking(_later, self._transaction.results)
+        return self._node.blocking(_call, self._transaction.results)
 
     def pulses(self) -> list[Pulse]:
         """See `Transaction.pulses`."""
-        return self._node.blocking(_later, self._transaction.pulses)
+        return self._node.blocking(_call, self._transaction.pulses)
 
     def undo(self, reason: str = "") -> str:
         """See `Transaction.undo`; blocks until it has ended."""
@@ -310,5 +310,5 @@ class BlockingTransaction:
         self._node.blocking(self._transaction.resume)
 
 
-async def _later(call: Any) -> Any:
+async def _call(call: Any) -> Any:
     return call()

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Final, NamedTuple
 
 from mesh.actor import BitActor
-from mesh.host import Host
+from mesh.host import Executor
 from mesh.spawners.inline import InlineSpawner
 from mesh.spawners.loop import LoopSpawner
 
@@ -28,7 +28,7 @@ STOP_WITHIN: Final = 1.0
 _CALLERS: Final = {
     LoopSpawner._drive.__code__: "",
     InlineSpawner.start.__code__: "",
-    Host._ask.__code__: "compensation or backoff of ",
+    Executor._ask_compensation.__code__: "compensation or backoff of ",
 }
 """What calls users' functions on the loop, each with the hop as its local `actor`."""
 
@@ -52,7 +52,7 @@ class Watchdog:
     def __init__(self, loop: asyncio.AbstractEventLoop, blocked_after: float) -> None:
         self._loop = loop
         self._slice = blocked_after / SLICES
-        self._turned, self._stopped = threading.Event(), threading.Event()
+        self._loop_turned, self._stopped = threading.Event(), threading.Event()
         self._watched = 0
         self._count = 0
         self._longest = 0.0
@@ -66,7 +66,7 @@ class Watchdog:
     def stop(self) -> None:
         """End the thread.  Twice is once."""
         self._stopped.set()
-        self._turned.set()
+        self._loop_turned.set()
         if self._thread.is_alive():
             self._thread.join(STOP_WITHIN)
 
@@ -76,27 +76,27 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._slice):
-            self._turned.clear()
+            self._loop_turned.clear()
             asked = time.monotonic()
             try:
-                self._loop.call_soon_threadsafe(self._turned.set)
+                self._loop.call_soon_threadsafe(self._loop_turned.set)
             except RuntimeError:
                 return  # the loop is closed
-            if self._stopped.is_set() or any(self._turned.wait(self._slice) for _ in range(SLICES)):
+            if self._stopped.is_set() or any(self._loop_turned.wait(self._slice) for _ in range(SLICES)):
                 continue
             running = self._loop.is_running()  # if not, somebody drives it piecemeal, and stands still beside it
             if running:
-                self._note(asked)
-                self._bark(time.monotonic() - asked)
+                self._record(asked)
+                self._warn(time.monotonic() - asked)
                 self._count += 1
-            while not self._turned.wait(self._slice):
+            while not self._loop_turned.wait(self._slice):
                 if running:
-                    self._note(asked)
+                    self._record(asked)
 
-    def _note(self, since: float) -> None:
+    def _record(self, since: float) -> None:
         self._longest = max(self._longest, time.monotonic() - since)
 
-    def _bark(self, seconds: float) -> None:
+    def _warn(self, seconds: float) -> None:
         frame = sys._current_frames().get(self._watched)
         stack = _stack_of(frame)
         culprit = _hop_in(stack)

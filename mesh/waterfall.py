@@ -17,7 +17,7 @@ from rich.text import Text
 
 from bitactor.pulse import Pulse
 from mesh.sinks.plain import plain_pulse
-from mesh.waterfall_rows import Row, Trace, traces
+from mesh.waterfall_rows import Row, Timeline, timelines
 
 MIN_WIDTH: Final = 40
 
@@ -60,7 +60,7 @@ _STATUS_SYMBOLS: Final = {
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 
 
-class Look(NamedTuple):
+class Layout(NamedTuple):
     """How wide, and whether only ASCII can be shown."""
 
     width: int
@@ -107,20 +107,20 @@ def show(pulses: Sequence[Pulse], console: Console) -> None:
 
 def render(pulses: Sequence[Pulse], width: int = 100, *, ascii_only: bool = False) -> list[Text]:
     """The lines of the waterfall, none wider than `width` (at least 40)."""
-    look = Look(max(width, MIN_WIDTH), ascii_only)
-    found = traces(pulses)
+    layout = Layout(max(width, MIN_WIDTH), ascii_only)
+    found = timelines(pulses)
     if not found:
         return [Text("no pulses")]
-    start, end = min(trace.start_ns for trace in found), max(trace.end_ns for trace in found)
-    columns = _columns(found, look)
-    lines = [*_header(found[0], look), Text(), _titles(columns, end - start, look)]
-    for trace in found:
-        if trace is not found[0]:
-            lines.append(_row_line(_as_row(trace), columns, start, end, look, depth=0))
-        for row in trace.rows:
-            depth = 0 if trace is found[0] else 1
-            lines.append(_row_line(row, columns, start, end, look, depth))
-            lines.extend(_note_lines(row, look, depth))
+    start, end = min(timeline.start_ns for timeline in found), max(timeline.end_ns for timeline in found)
+    columns = _columns(found, layout)
+    lines = [*_header(found[0], layout), Text(), _titles(columns, end - start, layout)]
+    for timeline in found:
+        if timeline is not found[0]:
+            lines.append(_row_line(_as_row(timeline), columns, start, end, layout, depth=0))
+        for row in timeline.rows:
+            depth = 0 if timeline is found[0] else 1
+            lines.append(_row_line(row, columns, start, end, layout, depth))
+            lines.extend(_note_lines(row, layout, depth))
     return lines
 
 
@@ -129,10 +129,10 @@ def to_json(pulses: Sequence[Pulse]) -> str:
 
     Times are nanoseconds since 1970, durations nanoseconds.
     """
-    found = traces(pulses)
+    found = timelines(pulses)
     if not found:
         return "null"
-    first, *children = [_plain_trace(trace) for trace in found]
+    first, *children = [_plain_timeline(timeline) for timeline in found]
     return json.dumps({**first, "children": children, "pulses": [plain_pulse(pulse) for pulse in pulses]}, indent=2)
 
 
@@ -149,93 +149,99 @@ def duration(ns: int, *, ascii_only: bool = False) -> str:
     return f"{minutes}m{seconds:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
 
 
-def _plain_trace(trace: Trace) -> dict[str, Any]:
+def _plain_timeline(timeline: Timeline) -> dict[str, Any]:
     return {
-        "transaction": trace.transaction,
-        "root": trace.root,
-        "parent": trace.parent,
-        "parent_hop": trace.parent_hop,
-        "workflow": trace.workflow,
-        "status": trace.status,
-        "error": trace.error,
-        "ttl": trace.ttl,
-        "ttl_left": trace.ttl_left,
-        "start_ns": trace.start_ns,
-        "total_ns": trace.end_ns - trace.start_ns,
-        "rows": [{**row._asdict(), "causes": list(row.causes), "notes": list(row.notes)} for row in trace.rows],
+        "transaction": timeline.transaction,
+        "root": timeline.root,
+        "parent": timeline.parent,
+        "parent_hop": timeline.parent_hop,
+        "workflow": timeline.workflow,
+        "status": timeline.status,
+        "error": timeline.error,
+        "ttl": timeline.ttl,
+        "ttl_left": timeline.ttl_left,
+        "start_ns": timeline.start_ns,
+        "total_ns": timeline.end_ns - timeline.start_ns,
+        "rows": [{**row._asdict(), "causes": list(row.causes), "notes": list(row.notes)} for row in timeline.rows],
     }
 
 
-def _header(trace: Trace, look: Look) -> list[Text]:
-    status = trace.status
-    symbol = look.symbol(_STATUS_SYMBOLS.get(status, ("", "")))
-    total = duration(trace.end_ns - trace.start_ns, ascii_only=look.ascii_only)
+def _header(timeline: Timeline, layout: Layout) -> list[Text]:
+    status = timeline.status
+    symbol = layout.symbol(_STATUS_SYMBOLS.get(status, ("", "")))
+    total = duration(timeline.end_ns - timeline.start_ns, ascii_only=layout.ascii_only)
     verb = "after" if status in ("running", "halted", "stuck") else "in"
     ending = f"  {symbol} {status} {verb} {total}"
-    title = Text(look.crop(look.clean(trace.workflow), look.width - len(ending)), style="bold")
+    title = Text(layout.crop(layout.clean(timeline.workflow), layout.width - len(ending)), style="bold")
     title.append(ending, style=_STYLES.get(status, ""))
-    started = dt.datetime.fromtimestamp(trace.start_ns / 1e9, dt.UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"
-    budget = f"ttl {trace.ttl}, {trace.ttl_left} left" if trace.ttl is not None else "ttl unknown"
-    lines = [title, Text(look.crop(f"{trace.transaction}  {budget}  {started}", look.width), style="dim")]
-    if trace.parent_hop:
-        child_of = f"emitted by hop {trace.parent_hop} of {trace.parent or '?'}"
-        lines.append(Text(look.crop(child_of, look.width), style="dim"))
-    if trace.root != trace.transaction:
-        lines.append(Text(look.crop(f"in trace {trace.root}", look.width), style="dim"))
-    if trace.error and status != "completed":
-        lines.append(Text(look.crop(look.clean(trace.error), look.width), style=_STYLES.get(status, "")))
+    started = dt.datetime.fromtimestamp(timeline.start_ns / 1e9, dt.UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"
+    budget = f"ttl {timeline.ttl}, {timeline.ttl_left} left" if timeline.ttl is not None else "ttl unknown"
+    lines = [title, Text(layout.crop(f"{timeline.transaction}  {budget}  {started}", layout.width), style="dim")]
+    if timeline.parent_hop:
+        child_of = f"emitted by hop {timeline.parent_hop} of {timeline.parent or '?'}"
+        lines.append(Text(layout.crop(child_of, layout.width), style="dim"))
+    if timeline.root != timeline.transaction:
+        lines.append(Text(layout.crop(f"in trace {timeline.root}", layout.width), style="dim"))
+    if timeline.error and status != "completed":
+        lines.append(Text(layout.crop(layout.clean(timeline.error), layout.width), style=_STYLES.get(status, "")))
     return lines
 
 
-def _columns(found: Sequence[Trace], look: Look) -> _Columns:
+def _columns(found: Sequence[Timeline], layout: Layout) -> _Columns:
     longest = max(
-        [cell_len(look.clean(row.name)) + (trace is not found[0]) * 2 for trace in found for row in trace.rows]
-        + [cell_len(look.clean(trace.workflow)) for trace in found[1:]]
+        [
+            cell_len(layout.clean(row.name)) + (timeline is not found[0]) * 2
+            for timeline in found
+            for row in timeline.rows
+        ]
+        + [cell_len(layout.clean(timeline.workflow)) for timeline in found[1:]]
         + [4]
     )
-    name = min(longest, max(8, int(look.width * 0.35)))
-    spawn = 7 if look.width >= 60 else 0
-    outcome = 11 if look.width >= 110 else 0
-    bar = look.width - (2 + name + 1) - (1 + 8) - (1 + 3) - (1 + 4) - (spawn and spawn + 1) - (outcome and outcome + 1)
+    name = min(longest, max(8, int(layout.width * 0.35)))
+    spawn = 7 if layout.width >= 60 else 0
+    outcome = 11 if layout.width >= 110 else 0
+    bar = (
+        layout.width - (2 + name + 1) - (1 + 8) - (1 + 3) - (1 + 4) - (spawn and spawn + 1) - (outcome and outcome + 1)
+    )
     return _Columns(name, bar, spawn, outcome)
 
 
-def _titles(columns: _Columns, total: int, look: Look) -> Text:
-    ending = duration(total, ascii_only=look.ascii_only)
-    axis = look.crop("0" + " " * (columns.bar - 1 - len(ending)) + ending, columns.bar)
-    line = f"  {look.pad('step', columns.name)} {axis} {'took':>8} {'try':>3} {'ttl':>4}"
+def _titles(columns: _Columns, total: int, layout: Layout) -> Text:
+    ending = duration(total, ascii_only=layout.ascii_only)
+    axis = layout.crop("0" + " " * (columns.bar - 1 - len(ending)) + ending, columns.bar)
+    line = f"  {layout.pad('step', columns.name)} {axis} {'took':>8} {'try':>3} {'ttl':>4}"
     line += f" {'spawn':<{columns.spawn}}" if columns.spawn else ""
     line += f" {'outcome':<{columns.outcome}}" if columns.outcome else ""
     return Text(line.rstrip(), style="dim")
 
 
-def _row_line(row: Row, columns: _Columns, start: int, end: int, look: Look, depth: int) -> Text:
+def _row_line(row: Row, columns: _Columns, start: int, end: int, layout: Layout, depth: int) -> Text:
     style = _STYLES.get(row.outcome, "dim")
     table = _STATUS_SYMBOLS if row.kind == "transaction" else _SYMBOLS
-    line = Text(look.symbol(table.get(row.outcome, ("?", "?"))) + " ", style=style)
-    name = look.pad("  " * depth + look.clean(row.name), columns.name)
+    line = Text(layout.symbol(table.get(row.outcome, ("?", "?"))) + " ", style=style)
+    name = layout.pad("  " * depth + layout.clean(row.name), columns.name)
     line.append(f"{name} ", style="bold" if row.kind == "transaction" else "")
-    line.append(_bar(row, columns.bar, start, end, look), style=style)
-    took = duration(row.took_ns, ascii_only=look.ascii_only) if row.kind != "mark" else ""
+    line.append(_bar(row, columns.bar, start, end, layout), style=style)
+    took = duration(row.took_ns, ascii_only=layout.ascii_only) if row.kind != "mark" else ""
     tried = str(row.attempt) if row.kind == "hop" else ""
     ttl = str(row.ttl) if row.ttl is not None else ""
     line.append(f" {took:>8} {tried:>3} {ttl:>4}")
     if columns.spawn:
-        line.append(" " + look.pad(row.spawn, columns.spawn), style="dim")
+        line.append(" " + layout.pad(row.spawn, columns.spawn), style="dim")
     if columns.outcome:
-        line.append(" " + look.pad(row.outcome.replace("_", " "), columns.outcome), style=style)
+        line.append(" " + layout.pad(row.outcome.replace("_", " "), columns.outcome), style=style)
     line.rstrip()
     return line
 
 
-def _bar(row: Row, width: int, start: int, end: int, look: Look) -> str:
+def _bar(row: Row, width: int, start: int, end: int, layout: Layout) -> str:
     whole = max(1, end - start)
     before = min(width - 1, (row.start_ns - start) * width // whole)
     if row.kind == "mark":
-        bar = look.symbol(("╎", "|"))
+        bar = layout.symbol(("╎", "|"))
     else:
         eighths = max(1, min((width - before) * 8, round((row.end_ns - row.start_ns) * width * 8 / whole)))
-        if look.ascii_only:
+        if layout.ascii_only:
             bar = ("=" if row.direction == "forward" else "<") * max(1, round(eighths / 8))
         else:
             full = "█" if row.direction == "forward" else "▒"
@@ -244,25 +250,25 @@ def _bar(row: Row, width: int, start: int, end: int, look: Look) -> str:
     return " " * before + bar + " " * (width - before - len(bar))
 
 
-def _note_lines(row: Row, look: Look, depth: int) -> list[Text]:
-    lead = "  " + "  " * depth + look.symbol(("└ ", "` "))
+def _note_lines(row: Row, layout: Layout, depth: int) -> list[Text]:
+    lead = "  " + "  " * depth + layout.symbol(("└ ", "` "))
     style = _STYLES.get(row.outcome, "") if row.outcome != "completed" else "dim"
-    return [Text(look.crop(lead + look.clean(note), look.width), style=style) for note in row.notes]
+    return [Text(layout.crop(lead + layout.clean(note), layout.width), style=style) for note in row.notes]
 
 
-def _as_row(trace: Trace) -> Row:
+def _as_row(timeline: Timeline) -> Row:
     return Row(
         kind="transaction",
-        name=trace.workflow,
-        hop=trace.transaction,
-        causes=(trace.parent_hop,) if trace.parent_hop else (),
+        name=timeline.workflow,
+        hop=timeline.transaction,
+        causes=(timeline.parent_hop,) if timeline.parent_hop else (),
         spawn="",
         direction="forward",
         attempt=1,
-        ttl=trace.ttl,
-        start_ns=trace.start_ns,
-        end_ns=trace.end_ns,
-        took_ns=trace.end_ns - trace.start_ns,
-        outcome=trace.status,
+        ttl=timeline.ttl,
+        start_ns=timeline.start_ns,
+        end_ns=timeline.end_ns,
+        took_ns=timeline.end_ns - timeline.start_ns,
+        outcome=timeline.status,
         notes=(),
     )

@@ -39,8 +39,8 @@ class Row(NamedTuple):
     """Errors, retry times, redeliveries, late replies, emitted names, in the order they happened."""
 
 
-class Trace(NamedTuple):
-    """One transaction."""
+class Timeline(NamedTuple):
+    """One transaction's rows, on one time axis."""
 
     transaction: str
     root: str
@@ -58,13 +58,15 @@ class Trace(NamedTuple):
     rows: tuple[Row, ...]
 
 
-def traces(pulses: Sequence[Pulse]) -> list[Trace]:
+def timelines(pulses: Sequence[Pulse]) -> list[Timeline]:
     """The transactions among `pulses`: the root first if it is there, then in order of their beginning."""
     logs: dict[str, list[Pulse]] = {}
     for pulse in pulses:
         logs.setdefault(pulse.transaction, []).append(pulse)
-    found = [_trace(sorted(log, key=lambda pulse: pulse.seq)) for log in logs.values()]
-    return sorted(found, key=lambda trace: (trace.transaction != trace.root, trace.start_ns, trace.transaction))
+    found = [_timeline(sorted(log, key=lambda pulse: pulse.seq)) for log in logs.values()]
+    return sorted(
+        found, key=lambda timeline: (timeline.transaction != timeline.root, timeline.start_ns, timeline.transaction)
+    )
 
 
 class _Attempt:
@@ -75,7 +77,7 @@ class _Attempt:
         self.start_ns = pulse.at_ns
         self.last: Pulse | None = None
         self.notes: list[str] = []
-        self.dead = False
+        self.has_tombstone = False
         """A tombstone was put on it."""
 
     def end(self, pulse: Pulse) -> None:
@@ -112,12 +114,12 @@ class _Attempt:
         )
 
     def _open_outcome(self, over: bool) -> str:
-        if self.dead:
+        if self.has_tombstone:
             return kinds.TOMBSTONE
         return "unknown" if over else "running"
 
 
-def _trace(log: Sequence[Pulse]) -> Trace:
+def _timeline(log: Sequence[Pulse]) -> Timeline:
     attempts: dict[str, _Attempt] = {}
     marks: list[tuple[int, Row]] = []
     accepted = log[0] if log[0].kind == kinds.ACCEPTED else None
@@ -138,7 +140,7 @@ def _trace(log: Sequence[Pulse]) -> Trace:
     rows.sort(key=lambda numbered: (numbered[1].start_ns, numbered[0]))
     data = (accepted.data if accepted else None) or {}
     ttl = accepted.ttl if accepted else None
-    return Trace(
+    return Timeline(
         transaction=log[0].transaction,
         root=log[0].root,
         parent=str(data.get("parent") or ""),
@@ -160,7 +162,7 @@ def _fold(pulse: Pulse, attempts: dict[str, _Attempt], marks: list[tuple[int, Ro
         attempts[pulse.hop] = _Attempt(pulse)
     elif pulse.kind == kinds.SPAWNED and attempt is not None:
         if "opening" not in (pulse.data or {}):  # else it is a container that opens one more scope
-            attempt.notes.append(_again_note(pulse.data or {}))
+            attempt.notes.append(_respawn_note(pulse.data or {}))
     elif pulse.kind in _OUTCOMES and attempt is None and (not pulse.step or pulse.elapsed_ns is None):
         _end_unspawned(pulse, marks)
     elif pulse.kind in _OUTCOMES:
@@ -170,7 +172,7 @@ def _fold(pulse: Pulse, attempts: dict[str, _Attempt], marks: list[tuple[int, Ro
         attempt.end(pulse)
     elif attempt is not None and pulse.kind in (kinds.LATE, kinds.EMITTED, kinds.TOMBSTONE):
         attempt.notes.append(_note(pulse))
-        attempt.dead = attempt.dead or pulse.kind == kinds.TOMBSTONE
+        attempt.has_tombstone = attempt.has_tombstone or pulse.kind == kinds.TOMBSTONE
     else:
         marks.append((pulse.seq, _mark(pulse)))
 
@@ -216,7 +218,7 @@ def _note(pulse: Pulse) -> str:
     return pulse.error or str(data.get("reason") or "")
 
 
-def _again_note(data: Mapping[str, Any]) -> str:
+def _respawn_note(data: Mapping[str, Any]) -> str:
     if "assess" in data:
         return "compensating"
     number = f"redelivered ({data['delivery']})" if data.get("delivery") else "redelivered"

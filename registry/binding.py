@@ -25,7 +25,7 @@ from registry.errors import EndpointInUse
 
 IPC: Final = "ipc://"
 TCP: Final = "tcp://"
-_CLOSING_PATIENCE: Final = 1.0
+_CLOSING_TIMEOUT: Final = 1.0
 _PROBE_TIMEOUT: Final = 0.5
 _MAX_BOOT: Final = (1 << 31) - 1
 
@@ -108,7 +108,7 @@ class Binding:
         lock, self._lock = self._lock, None
         if lock is not None and self._path is not None:
             with contextlib.suppress(OSError):
-                if stat.S_ISSOCK(self._path.lstat().st_mode) and not _answers(self._path):
+                if stat.S_ISSOCK(self._path.lstat().st_mode) and not _is_listening(self._path):
                     self._path.unlink()
             lock.release()
 
@@ -134,15 +134,15 @@ def _remove_stale(path: Path, endpoint: str) -> None:
         raise ConfigurationError(f"{path} exists and is no socket; choose another endpoint")
     # We hold the lock, so none of ours is bound there; but a socket that was just closed answers until its context has
     # got round to it.
-    until = time.monotonic() + _CLOSING_PATIENCE
-    while _answers(path):
+    until = time.monotonic() + _CLOSING_TIMEOUT
+    while _is_listening(path):
         if time.monotonic() > until:
             raise EndpointInUse(f"{endpoint} is in use by another server")
         time.sleep(0.01)
     path.unlink(missing_ok=True)
 
 
-def _answers(path: Path) -> bool:
+def _is_listening(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_TIMEOUT)
         try:

@@ -1,4 +1,4 @@
-"""What a client knows of the table.  Written by one thread; `lookup` may be called from any.
+"""The entries of the table that a client knows.  Written by one thread; `lookup` may be called from any.
 
 Between a restart of the server and its peers' return, entries that the fresh table does not have yet are *unconfirmed*:
 still answered, and dropped only when they have not come back in time.
@@ -15,16 +15,16 @@ _Key = tuple[str, str]
 _MAX_EXTENSIONS: Final = 50
 
 
-class Cache:
+class EntryCache:
     """Entries by name, as tuples that are replaced, never changed, so that readers need no lock."""
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[Entry, ...]] = {}
         self._holders: dict[str, dict[str, None]] = {}
         self._count = 0
-        self._unseen: set[_Key] = set()
+        self._not_synced: set[_Key] = set()
         self._unconfirmed: set[_Key] = set()
-        self._returning = False
+        self._confirming = False
         self._extensions = 0
         self.grace_until_ns: int | None = None
         """When unconfirmed entries are to be dropped, if there are any."""
@@ -52,10 +52,10 @@ class Cache:
     def put(self, entry: Entry, revision: int = 0) -> list[Notice]:
         """Know an entry; the notices of what that changes.  Nobody else can have a unique name, whatever was known."""
         key = (entry.name, entry.holder)
-        self._unseen.discard(key)
+        self._not_synced.discard(key)
         if key in self._unconfirmed:
             self._unconfirmed.remove(key)
-            self._returning = True
+            self._confirming = True
         known = self._names.get(entry.name, ())
         notices: list[Notice] = []
         kept: list[Entry] = []
@@ -64,7 +64,7 @@ class Cache:
             if other.holder == entry.holder:
                 before = other
             elif entry.unique or other.unique:
-                self._forget(other)
+                self._unindex(other)
                 notices.append(Notice(DISAPPEARED, other, revision))
             else:
                 kept.append(other)
@@ -88,21 +88,21 @@ class Cache:
                     self._names[name] = rest
                 else:
                     del self._names[name]
-                self._forget(entry)
+                self._unindex(entry)
                 return [Notice(DISAPPEARED, entry, revision)]
         return []
 
     def begin_sync(self) -> None:
         """The whole table is about to be `put`; what will not be is missing."""
-        self._unseen = {(entry.name, entry.holder) for entry in self._all()}
+        self._not_synced = {(entry.name, entry.holder) for entry in self._all()}
 
     def end_sync(self, grace_until_ns: int | None) -> list[Notice]:
         """All was put.  What is missing is dropped, or, with a grace (the table was restarted), unconfirmed until
         then."""
-        missing, self._unseen = self._unseen, set()
+        missing, self._not_synced = self._not_synced, set()
         if grace_until_ns is not None:
             self._unconfirmed |= missing
-            self._returning = False
+            self._confirming = False
             self._extensions = 0
             self.grace_until_ns = grace_until_ns if self._unconfirmed else None
             return []
@@ -113,8 +113,8 @@ class Cache:
         more."""
         if self.grace_until_ns is None or now_ns < self.grace_until_ns:
             return []
-        if self._unconfirmed and self._returning and self._extensions < _MAX_EXTENSIONS:
-            self._returning = False
+        if self._unconfirmed and self._confirming and self._extensions < _MAX_EXTENSIONS:
+            self._confirming = False
             self._extensions += 1
             self.grace_until_ns = now_ns + extension_ns
             return []
@@ -128,8 +128,8 @@ class Cache:
     def _drop(self, keys: Iterable[_Key]) -> list[Notice]:
         return [notice for name, holder in sorted(keys) for notice in self.remove(name, holder)]
 
-    def _forget(self, entry: Entry) -> None:
-        self._unseen.discard((entry.name, entry.holder))
+    def _unindex(self, entry: Entry) -> None:
+        self._not_synced.discard((entry.name, entry.holder))
         self._unconfirmed.discard((entry.name, entry.holder))
         self._count -= 1
         names = self._holders[entry.holder]

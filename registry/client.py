@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import zmq
 
 from registry.binding import check_endpoint
-from registry.conversation import Conversation
+from registry.conversation import ClientProtocol
 from registry.curve import Curve, secure_client
 from registry.entry import Entry, Loss, Notice
 from registry.errors import RegistryClosed, RegistryError, RegistryTimeout
@@ -59,17 +59,17 @@ class RegistryClient:
         check_name(holder, "a holder id")
         self._endpoint = endpoint
         self._curve = curve
-        self._conversation = Conversation(holder, os.urandom(16), time.monotonic_ns())
-        self._cache = self._conversation.cache
+        self._protocol = ClientProtocol(holder, os.urandom(16), time.monotonic_ns())
+        self._cache = self._protocol.cache
         self._watches = Watches(self._cache.lookup)
         self._wakeup = Wakeup()
-        self._work: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._open = False
         self._closed = False
-        self._ending = False
-        self._ended = False
+        self._stopping = False
+        self._stopped = False
 
     @property
     def endpoint(self) -> str:
@@ -79,18 +79,21 @@ class RegistryClient:
     @property
     def holder(self) -> str:
         """Whose registrations these are."""
-        return self._conversation.holder
+        return self._protocol.holder
 
     @property
     def connected(self) -> bool:
         """Whether the server was heard within the last three heartbeats."""
-        return self._conversation.connected
+        return self._protocol.connected
 
     def start(self, timeout: float = 5.0) -> None:
         """Take part; returns once all that is registered is known.  After a failure, make another client.
 
         Raises:
-            RegistryTimeout, HolderInUse, RegistryFull, RegistryClosed: see the port.
+            RegistryTimeout: the server did not answer in `timeout` seconds.
+            HolderInUse: another live process goes by this holder id.
+            RegistryFull: the server has as many clients as it takes.
+            RegistryClosed: this client was closed before.
         """
         with self._lock:
             if self._closed:
@@ -100,9 +103,9 @@ class RegistryClient:
                 self._thread = threading.Thread(target=self._run, name=f"registry-client-{self.holder}", daemon=True)
                 self._thread.start()
         try:
-            self._conversation.synced.result(timeout)
+            self._protocol.synced.result(timeout)
         except TimeoutError:
-            refusal = self._conversation.refusal
+            refusal = self._protocol.refusal
             self.close(leave=False)
             if refusal is not None:
                 raise refusal from None
@@ -124,14 +127,14 @@ class RegistryClient:
         if not closed:
             left: Future[None] = Future()
             if leave and not inside:
-                self._post(lambda: self._conversation.leave(left))
+                self._post(lambda: self._protocol.leave(left))
                 try:
                     left.result(_LEAVE_TIMEOUT)
                 except (TimeoutError, RegistryError):
                     _log.info("%r could not say goodbye to the registry; its names go with its lease", self.holder)
             elif leave:
-                self._conversation.leave(left)
-            self._ending = True
+                self._protocol.leave(left)
+            self._stopping = True
             self._wakeup.set()
         if not inside:
             thread.join(_JOIN_TIMEOUT)
@@ -155,27 +158,27 @@ class RegistryClient:
         check_name(name)
         normal, _ = normal_value(value)
         waiting: Future[Entry] = Future()
-        self._ask(lambda: self._conversation.want(name, normal, unique, waiting))
+        self._submit(lambda: self._protocol.register(name, normal, unique, waiting))
         try:
-            return self._answer(waiting, timeout, f"register {name!r}")
+            return self._wait_for(waiting, timeout, f"register {name!r}")
         except BaseException:
             # Interrupted as well as too late: who got no entry must not hold the name.
-            self._post(lambda: self._conversation.withdraw(name, waiting))
+            self._post(lambda: self._protocol.withdraw(name, waiting))
             raise
 
     def unregister(self, name: str, *, timeout: float = 5.0) -> None:
         """Hold `name` no more.  Raises `RegistryTimeout` when the registry is away; the name goes all the same."""
         waiting: Future[None] = Future()
-        self._ask(lambda: self._conversation.unwant(name, waiting))
-        self._answer(waiting, timeout, f"unregister {name!r}")
+        self._submit(lambda: self._protocol.unregister(name, waiting))
+        self._wait_for(waiting, timeout, f"unregister {name!r}")
 
     def update(self, name: str, value: Mapping[str, Any] | None, *, timeout: float = 5.0) -> Entry:
         """Change the value of a name we hold.  Raises `NotRegistered`, `InvalidEntry`, `RegistryFull`,
         `RegistryTimeout`."""
         normal, _ = normal_value(value)
         waiting: Future[Entry] = Future()
-        self._ask(lambda: self._conversation.change(name, normal, waiting))
-        return self._answer(waiting, timeout, f"update {name!r}")
+        self._submit(lambda: self._protocol.update(name, normal, waiting))
+        return self._wait_for(waiting, timeout, f"update {name!r}")
 
     def lookup(self, name: str) -> tuple[Entry, ...]:
         """All entries of a name, from the cache."""
@@ -196,8 +199,8 @@ class RegistryClient:
 
     def match(self, pattern: str = "*") -> tuple[Entry, ...]:
         """The entries whose name matches a glob."""
-        wanted = name_filter(pattern)
-        return tuple(entry for name, entries in self._cache.names().items() if wanted(name) for entry in entries)
+        matches = name_filter(pattern)
+        return tuple(entry for name, entries in self._cache.names().items() if matches(name) for entry in entries)
 
     def await_name(self, name: str, timeout: float) -> tuple[Entry, ...]:
         """The entries of `name`, as soon as there are any.  Raises `RegistryTimeout`, `RegistryClosed`."""
@@ -211,7 +214,7 @@ class RegistryClient:
         if entries:
             waiting.set_result(entries)
             return waiting
-        self._ask(lambda: self._watches.add_name(name, waiting))
+        self._submit(lambda: self._watches.add_name(name, waiting))
         waiting.add_done_callback(lambda done: self._post(lambda: self._watches.remove_name(name, done)))
         return waiting
 
@@ -219,50 +222,50 @@ class RegistryClient:
         """Call back for each change of matching names, first with `appeared` for what is there."""
         name_filter(pattern)
         watch = Watch(callback, self._cancelled)
-        self._ask(lambda: self._begin_watch(watch, pattern))
+        self._submit(lambda: self._begin_watch(watch, pattern))
         return watch
 
     def on_lost(self, callback: Callable[[tuple[Loss, ...]], None]) -> Watch:
         """Call back when unique names we held are not ours any more."""
         watch = Watch(callback, self._cancelled)
-        self._ask(lambda: self._watches.add_loss(watch))
+        self._submit(lambda: self._watches.add_loss(watch))
         return watch
 
     def is_current(self, entry: Entry) -> bool:
         """Whether this registration of ours holds this moment, by our own clock."""
-        return self._conversation.is_current(entry, time.monotonic_ns())
+        return self._protocol.is_current(entry, time.monotonic_ns())
 
     def ping(self, timeout: float = 5.0) -> float:
         """Seconds to the server and back.  Raises `RegistryTimeout`."""
         waiting: Future[None] = Future()
         began = time.monotonic_ns()
-        self._ask(lambda: self._conversation.ping(waiting))
+        self._submit(lambda: self._protocol.ping(waiting))
         try:
-            self._answer(waiting, timeout, "answer a ping")
+            self._wait_for(waiting, timeout, "answer a ping")
         finally:
             waiting.cancel()
         return (time.monotonic_ns() - began) / _SECOND
 
     # From callers to the thread
 
-    def _post(self, work: Callable[[], None]) -> None:
-        if not self._ended:
-            self._work.append(work)
+    def _post(self, call: Callable[[], None]) -> None:
+        if not self._stopped:
+            self._calls.append(call)
             self._wakeup.set()
 
-    def _ask(self, work: Callable[[], None]) -> None:
+    def _submit(self, call: Callable[[], None]) -> None:
         with self._lock:
             if not self._open:
                 raise RegistryClosed(f"the registry client of {self.holder!r} is not started, or closed")
-            self._work.append(work)
+            self._calls.append(call)
         self._wakeup.set()
 
-    def _answer(self, waiting: Future[_Value], timeout: float, what: str) -> _Value:
+    def _wait_for(self, waiting: Future[_Value], timeout: float, what: str) -> _Value:
         self._refuse_own_thread()
         try:
             return waiting.result(timeout)
         except TimeoutError:
-            refusal = self._conversation.refusal
+            refusal = self._protocol.refusal
             reason = f": {refusal}" if refusal is not None else ""
             raise RegistryTimeout(
                 f"the registry at {self._endpoint} did not {what} within {timeout:g} s{reason}"
@@ -284,39 +287,39 @@ class RegistryClient:
     def _run(self) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
-            self._converse(context)
+            self._exchange(context)
         except BaseException:
             _log.exception("the registry client of %r ends because of a defect", self.holder)
         finally:
             with self._lock:
                 self._open = False
-            self._conversation.fail_all(RegistryClosed(f"the registry client of {self.holder!r} is closed"))
-            while self._work:
-                self._work.popleft()()
-            self._conversation.fail_all(RegistryClosed(f"the registry client of {self.holder!r} is closed"))
-            self._ended = True
+            self._protocol.fail_all(RegistryClosed(f"the registry client of {self.holder!r} is closed"))
+            while self._calls:
+                self._calls.popleft()()
+            self._protocol.fail_all(RegistryClosed(f"the registry client of {self.holder!r} is closed"))
+            self._stopped = True
             self._watches.close()
             context.destroy(0)
             self._wakeup.close()
 
-    def _converse(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        conversation = self._conversation
+    def _exchange(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        protocol = self._protocol
         socket = self._connect(context)
         try:
-            while not self._ending:
-                self._wait(socket)
-                self._do_work()
-                _receive(socket, conversation)
+            while not self._stopping:
+                self._poll(socket)
+                self._run_calls()
+                _receive(socket, protocol)
                 now_ns = time.monotonic_ns()
-                conversation.tick(now_ns)
-                if now_ns - conversation.heard_ns > max(_SILENT_NS, 2 * conversation.lease_ns):
+                protocol.tick(now_ns)
+                if now_ns - protocol.last_received_ns > max(_SILENT_NS, 2 * protocol.lease_ns):
                     socket.close(0)
                     socket = self._connect(context)
-                    conversation.reopened(now_ns)
-                conversation.flush(now_ns)
-                _send(socket, conversation)
-                self._tell()
-            _send(socket, conversation)
+                    protocol.on_reconnect(now_ns)
+                protocol.flush(now_ns)
+                _send(socket, protocol)
+                self._deliver()
+            _send(socket, protocol)
         finally:
             # A goodbye from within a callback is sent and not waited for.
             socket.close(100)
@@ -334,46 +337,46 @@ class RegistryClient:
         socket.connect(self._endpoint)
         return socket
 
-    def _wait(self, socket: zmq.Socket[bytes]) -> None:
+    def _poll(self, socket: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if self._conversation.blocked else 0))
+        poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if self._protocol.blocked else 0))
         poller.register(self._wakeup.fileno(), zmq.POLLIN)
-        wait_ms = max(0, self._conversation.wake_ns() - time.monotonic_ns() + 999_999) // 1_000_000
+        wait_ms = max(0, self._protocol.next_wake_ns() - time.monotonic_ns() + 999_999) // 1_000_000
         if self._wakeup.fileno() in dict(poller.poll(wait_ms)):
             self._wakeup.clear()
 
-    def _do_work(self) -> None:
-        for _ in range(len(self._work)):
-            self._work.popleft()()
+    def _run_calls(self) -> None:
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
 
-    def _tell(self) -> None:
-        conversation = self._conversation
-        if conversation.notices:
-            notices, conversation.notices = conversation.notices, []
+    def _deliver(self) -> None:
+        protocol = self._protocol
+        if protocol.notices:
+            notices, protocol.notices = protocol.notices, []
             self._watches.tell(notices)
-        if conversation.losses:
-            losses, conversation.losses = conversation.losses, []
+        if protocol.losses:
+            losses, protocol.losses = protocol.losses, []
             self._watches.tell_losses(tuple(losses))
 
 
-def _receive(socket: zmq.Socket[bytes], conversation: Conversation) -> None:
+def _receive(socket: zmq.Socket[bytes], protocol: ClientProtocol) -> None:
     for _ in range(_FRAMES_PER_TURN):
         try:
             frames = socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return
         if len(frames) == 1:
-            conversation.receive(frames[0], time.monotonic_ns())
+            protocol.receive(frames[0], time.monotonic_ns())
         else:
-            conversation.malformed += 1
+            protocol.malformed += 1
 
 
-def _send(socket: zmq.Socket[bytes], conversation: Conversation) -> None:
-    outgoing = conversation.outgoing
+def _send(socket: zmq.Socket[bytes], protocol: ClientProtocol) -> None:
+    outgoing = protocol.outgoing
     while outgoing:
         try:
             socket.send(outgoing[0], zmq.NOBLOCK)
         except zmq.Again:
             break
         outgoing.popleft()
-    conversation.blocked = bool(outgoing)
+    protocol.blocked = bool(outgoing)

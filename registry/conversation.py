@@ -1,8 +1,9 @@
-"""The client's side of the protocol, without sockets, threads or clocks: wishes, frames and time go in, frames and news
-come out.
+"""The client's side of the protocol, without sockets, threads or clocks: registrations, frames and time go in, frames
+and notices come out.
 
-What we *want* (names with values) is kept here; what we *hold* follows from the server's verdicts.  After every welcome
-all wishes are told again, so a restarted server, a lost answer and a lost lease are one case.
+The names that are *registered* (with their values) are kept here; what is *granted* follows from the server's verdicts.
+After every welcome all registrations are sent again, so a restarted server, a lost answer and a lost lease are one
+case.
 
 The lease is judged by our own clock, from the moment a heartbeat was *sent* that was acknowledged later, so it ends
 here before it can end at the server.  A unique grant is void from then on, even if the server has not noticed: it is
@@ -22,7 +23,7 @@ from itertools import islice
 from typing import Any, Final
 
 from bitactor.errors import MalformedSignal, ProtocolError
-from registry.cache import Cache
+from registry.cache import EntryCache
 from registry.entry import DISAPPEARED, Entry, Loss, Notice
 from registry.errors import (
     AlreadyRegistered,
@@ -32,7 +33,7 @@ from registry.errors import (
     RegistryError,
     RegistryFull,
 )
-from registry.occasionally import Occasionally
+from registry.occasionally import LogThrottle
 from registry.table import DEFAULT_LEASE_NS
 from registry.wire import (
     FULL_FRAME_BYTES,
@@ -54,27 +55,27 @@ from registry.wire import (
     Refused,
     Register,
     Registered,
+    Registration,
     RegistryMessage,
     Sync,
     Unknown,
     Unregister,
     Welcome,
-    Wish,
     decode,
     decode_detail,
     decode_entry,
     encode,
-    encode_wish,
+    encode_registration,
     in_frames,
 )
 
 _MILLISECOND: Final = 1_000_000
-_AWAY_INTERVAL_NS: Final = 100 * _MILLISECOND
+_HELLO_INTERVAL_NS: Final = 100 * _MILLISECOND
 _DEFAULT_HEARTBEAT_NS: Final = 300 * _MILLISECOND
 _OVERDUE_NS: Final = 2_000 * _MILLISECOND
 _FULL_RETRY_NS: Final = 1_000 * _MILLISECOND
-_HEARTBEATS_REMEMBERED: Final = 64
-_WISHES_PER_FRAME: Final = 128
+_MAX_HEARTBEATS: Final = 64
+_REGISTRATIONS_PER_FRAME: Final = 128
 """One such frame is on its way at a time: heartbeats must not queue behind a long repopulation."""
 _MISSED_HEARTBEATS: Final = 3
 
@@ -83,10 +84,21 @@ _log = logging.getLogger("bitactor.registry")
 _Waiting = Future[Any]
 
 
-class _Wanted:
-    """One name we want."""
+class _NameState:
+    """The state of one name that we registered: its value, who waits for the verdict, and the grant."""
 
-    __slots__ = ("first", "grant", "lost", "name", "origin", "unique", "value", "version", "void", "waiting")
+    __slots__ = (
+        "first",
+        "grant",
+        "lost_entry",
+        "name",
+        "origin",
+        "unique",
+        "value",
+        "version",
+        "void_epoch",
+        "waiting",
+    )
 
     def __init__(self, name: str, value: Mapping[str, Any], unique: bool, version: int, origin: _Waiting) -> None:
         self.name = name
@@ -94,13 +106,13 @@ class _Wanted:
         self.unique = unique
         self.origin = origin
         self.first = self.version = version
-        """Verdicts on versions before `first` are on a wish that was withdrawn; versions of all wishes rise
-        together."""
+        """Verdicts on versions before `first` are on a registration that was withdrawn; versions of all registrations
+        rise together."""
         self.waiting: list[tuple[int, _Waiting]] = [(version, origin)]
         self.grant: tuple[Entry, int | None] | None = None
         """What we hold; with a time when it is to be confirmed by a restarted server before that time."""
-        self.lost: Entry | None = None
-        self.void = -1
+        self.lost_entry: Entry | None = None
+        self.void_epoch = -1
         """Grants up to this epoch are void."""
 
     @property
@@ -108,13 +120,13 @@ class _Wanted:
         return self.grant[0] if self.grant is not None else None
 
 
-class Conversation:
-    """See the module's docstring.  For one thread, but `is_current`, `connected` and the cache's questions are for
-    any."""
+class ClientProtocol:
+    """The client's protocol state machine.  For one thread, but `is_current`, `connected` and the cache's questions are
+    for any."""
 
     def __init__(self, holder: str, instance: bytes, now_ns: int) -> None:
         self.holder = holder
-        self.cache = Cache()
+        self.cache = EntryCache()
         self.outgoing: deque[bytes] = deque()
         self.notices: list[Notice] = []
         self.losses: list[Loss] = []
@@ -125,7 +137,7 @@ class Conversation:
         """Done when the whole table has been seen for the first time."""
         self.refusal: RegistryError | None = None
         self.malformed = 0
-        self.heard_ns = now_ns
+        self.last_received_ns = now_ns
         """When the server was last heard."""
         self.lease_ns = DEFAULT_LEASE_NS
         self.next_tick_ns = now_ns
@@ -137,23 +149,23 @@ class Conversation:
         self._incarnation: bytes | None = None
         self._welcomed = False
         self._sequence = 0
-        self._beats: dict[int, int] = {}  # sequence -> when sent
+        self._heartbeats: dict[int, int] = {}  # sequence -> when sent
         self._request = 0
         self._version = 0
         self._progress_ns = now_ns
-        self._wanted: dict[str, _Wanted] = {}
-        self._untold: dict[str, None] = {}
+        self._names: dict[str, _NameState] = {}
+        self._unsent: dict[str, None] = {}
         self._retries: dict[str, int] = {}
         self._registering: tuple[int, list[tuple[str, int]], int] | None = None
         self._unregistering: dict[str, list[_Waiting]] = {}
-        self._unregister_untold: dict[str, None] = {}
-        self._done: dict[int, list[str]] = {}
+        self._unsent_unregisters: dict[str, None] = {}
+        self._unregister_requests: dict[int, list[str]] = {}
         self._leaving: tuple[int, _Waiting] | None = None
         self._pings: dict[int, _Waiting] = {}
         self._syncing: int | None = None
         self._sync_restarted = False
         self._revision: int | None = None
-        self._complain = Occasionally(_log)
+        self._log_throttle = LogThrottle(_log)
         self._handlers: dict[type[RegistryMessage], Callable[[Any, int], None]] = {
             Welcome: self._on_welcome,
             Refused: self._on_refused,
@@ -173,86 +185,86 @@ class Conversation:
 
     def granted(self, name: str) -> Entry | None:
         """What we were granted of `name`; `is_current` says whether it holds."""
-        wanted = self._wanted.get(name)
-        return None if wanted is None else wanted.entry
+        state = self._names.get(name)
+        return None if state is None else state.entry
 
-    def wanted(self) -> dict[str, Entry | None]:
-        """Each name we want, and what we were granted of it."""
-        return {name: wanted.entry for name, wanted in self._wanted.items()}
+    def registrations(self) -> dict[str, Entry | None]:
+        """Each registered name, and what we were granted of it."""
+        return {name: state.entry for name, state in self._names.items()}
 
-    # Wishes
+    # Registrations
 
-    def want(self, name: str, value: Mapping[str, Any], unique: bool, waiting: _Waiting) -> None:
+    def register(self, name: str, value: Mapping[str, Any], unique: bool, waiting: _Waiting) -> None:
         """Hold `name` from now on; `waiting` gets the entry once it is granted, or `AlreadyRegistered`, `RegistryFull`,
         …"""
-        wanted = self._wanted.get(name)
-        if wanted is not None:
-            own = wanted.entry or Entry(name, self.holder, wanted.value, wanted.unique, 0)
+        state = self._names.get(name)
+        if state is not None:
+            own = state.entry or Entry(name, self.holder, state.value, state.unique, 0)
             _fail(waiting, AlreadyRegistered(own))
             return
         self._version += 1
-        self._wanted[name] = _Wanted(name, value, unique, self._version, waiting)
-        self._untold[name] = None
+        self._names[name] = _NameState(name, value, unique, self._version, waiting)
+        self._unsent[name] = None
 
     def withdraw(self, name: str, waiting: _Waiting) -> None:
-        """The caller of `want` or `change` gave up: a name that was wanted for its sake is wanted no more."""
-        wanted = self._wanted.get(name)
-        if wanted is None:
+        """The caller of `register` or `update` gave up: a name that was registered for its sake is unregistered."""
+        state = self._names.get(name)
+        if state is None:
             return
-        if wanted.origin is waiting:
-            self.unwant(name, Future())
+        if state.origin is waiting:
+            self.unregister(name, Future())
         else:
-            wanted.waiting = [item for item in wanted.waiting if item[1] is not waiting]
+            state.waiting = [item for item in state.waiting if item[1] is not waiting]
 
-    def change(self, name: str, value: Mapping[str, Any], waiting: _Waiting) -> None:
+    def update(self, name: str, value: Mapping[str, Any], waiting: _Waiting) -> None:
         """Give a name we hold another value; `waiting` gets the changed entry."""
-        wanted = self._wanted.get(name)
-        if wanted is None:
+        state = self._names.get(name)
+        if state is None:
             _fail(waiting, NotRegistered(f"{self.holder!r} does not hold {name!r}"))
             return
-        wanted.value = value
+        state.value = value
         self._version += 1
-        wanted.version = self._version
-        wanted.waiting.append((wanted.version, waiting))
-        self._untold[name] = None
+        state.version = self._version
+        state.waiting.append((state.version, waiting))
+        self._unsent[name] = None
 
-    def unwant(self, name: str, waiting: _Waiting) -> None:
-        """Hold `name` no more; `waiting` is done when the server has agreed, at once if we did not want it."""
-        wanted = self._wanted.pop(name, None)
-        if wanted is None:
+    def unregister(self, name: str, waiting: _Waiting) -> None:
+        """Hold `name` no more; `waiting` is done when the server has agreed, at once if we had not registered it."""
+        state = self._names.pop(name, None)
+        if state is None:
             if name in self._unregistering:
                 self._unregistering[name].append(waiting)
             else:
-                _finish(waiting, None)
+                _resolve(waiting, None)
             return
-        self._untold.pop(name, None)
+        self._unsent.pop(name, None)
         self._retries.pop(name, None)
-        for _, other in wanted.waiting:
+        for _, other in state.waiting:
             _fail(other, NotRegistered(f"{name!r} was unregistered meanwhile"))
         self._unregistering.setdefault(name, []).append(waiting)
-        self._unregister_untold[name] = None
+        self._unsent_unregisters[name] = None
 
     def leave(self, waiting: _Waiting) -> None:
         """End our lease; `waiting` is done when the server has, at once if it is away."""
         if not self._welcomed:
-            _finish(waiting, None)
+            _resolve(waiting, None)
             return
         self._leaving = (self._next_request(), waiting)
-        self._say(Leave(self._leaving[0]))
+        self._send(Leave(self._leaving[0]))
 
     def ping(self, waiting: _Waiting) -> None:
         """`waiting` is done when the server answered; nothing is sent again."""
         request = self._next_request()
         self._pings = {number: other for number, other in self._pings.items() if not other.done()}
         self._pings[request] = waiting
-        self._say(Ping(request))
+        self._send(Ping(request))
 
     def is_current(self, entry: Entry, now_ns: int) -> bool:
         """Whether this grant of ours holds at `now_ns`."""
         # Read before the grant: a lease is prolonged only after grants that it does not cover were marked.
         until_ns = self._lease_until_ns
-        wanted = self._wanted.get(entry.name)
-        grant = wanted.grant if wanted is not None else None
+        state = self._names.get(entry.name)
+        grant = state.grant if state is not None else None
         if grant is None or entry.holder != self.holder:
             return False
         held, confirm_until_ns = grant
@@ -263,7 +275,7 @@ class Conversation:
     def fail_all(self, error: RegistryError) -> None:
         """Nobody is answered any more: everyone who waits gets `error`."""
         waiting = [self.synced, *self._pings.values()]
-        waiting += [other for wanted in self._wanted.values() for _, other in wanted.waiting]
+        waiting += [other for state in self._names.values() for _, other in state.waiting]
         waiting += [other for others in self._unregistering.values() for other in others]
         if self._leaving is not None:
             waiting.append(self._leaving[1])
@@ -281,17 +293,17 @@ class Conversation:
             self.notices += self.cache.end_grace(now_ns, 2 * self._heartbeat_ns)
         for name in [name for name, at in self._retries.items() if at <= now_ns]:
             del self._retries[name]
-            if name in self._wanted:
-                self._untold[name] = None
+            if name in self._names:
+                self._unsent[name] = None
         if now_ns < self.next_tick_ns:
             return
-        self.connected = self.connected and now_ns - self.heard_ns < _MISSED_HEARTBEATS * self._heartbeat_ns
-        waits = self._registering is not None or self._done or self._syncing is not None
+        self.connected = self.connected and now_ns - self.last_received_ns < _MISSED_HEARTBEATS * self._heartbeat_ns
+        waits = self._registering is not None or self._unregister_requests or self._syncing is not None
         if self.blocked or (waits and self.connected and now_ns - self._progress_ns > _OVERDUE_NS):
-            self._lose_contact()
-        self._beat(now_ns)
+            self._disconnect()
+        self._send_heartbeat(now_ns)
 
-    def wake_ns(self) -> int:
+    def next_wake_ns(self) -> int:
         """When `tick` is next needed."""
         times = [self.next_tick_ns, *self._retries.values()]
         if self._lease_valid:
@@ -302,26 +314,26 @@ class Conversation:
             times.append(self.cache.grace_until_ns)
         return min(times)
 
-    def reopened(self, now_ns: int) -> None:
+    def on_reconnect(self, now_ns: int) -> None:
         """The connection was made anew; nothing on its way will arrive."""
-        self.heard_ns = now_ns
-        self._lose_contact()
+        self.last_received_ns = now_ns
+        self._disconnect()
         self.next_tick_ns = now_ns
 
     def flush(self, now_ns: int) -> None:
         """Tell the server what it has not been told."""
         if not self._welcomed:
             return
-        if self._unregister_untold:
-            names = list(self._unregister_untold)
-            self._unregister_untold.clear()
+        if self._unsent_unregisters:
+            names = list(self._unsent_unregisters)
+            self._unsent_unregisters.clear()
             for begin, end in in_frames(names):
                 request = self._next_request()
-                self._expect(now_ns)
-                self._done[request] = names[begin:end]
-                self._say(Unregister(request, tuple(names[begin:end])))
-        if self._untold and self._registering is None:
-            self._tell_wishes(now_ns)
+                self._start_answer_timer(now_ns)
+                self._unregister_requests[request] = names[begin:end]
+                self._send(Unregister(request, tuple(names[begin:end])))
+        if self._unsent and self._registering is None:
+            self._send_registrations(now_ns)
 
     # Frames
 
@@ -333,54 +345,54 @@ class Conversation:
             if handler is None:
                 self.malformed += 1
                 return
-            self.heard_ns = now_ns
+            self.last_received_ns = now_ns
             handler(message, now_ns)
         except (ProtocolError, InvalidEntry, ValueError) as error:
             self.malformed += 1
-            self._complain.warn(now_ns, "a malformed frame of the registry is dropped: %s", str(error)[:200])
+            self._log_throttle.warn(now_ns, "a malformed frame of the registry is dropped: %s", str(error)[:200])
 
     def _on_welcome(self, message: Welcome, now_ns: int) -> None:
-        sent_ns = self._beats.pop(message.sequence, None)
+        sent_ns = self._heartbeats.pop(message.sequence, None)
         if sent_ns is None:
             return
         self._check_lease(now_ns)
         restarted = self._incarnation is not None and message.incarnation != self._incarnation
         if self._welcomed and not restarted and not message.fresh:
-            self._prolong(sent_ns)
+            self._extend_lease(sent_ns)
             return
         if restarted:
             self._freeze_grants()
             self._sync_restarted = True
         elif message.fresh:
-            self._void_grants(lambda wanted: True)
+            self._void_grants(lambda state: True)
         self.lease_ns, self._heartbeat_ns = message.lease_ns, max(message.heartbeat_ns, _MILLISECOND)
         self._incarnation = message.incarnation
         self._welcomed = self.connected = True
         self.refusal = None
-        self._forget_requests()
-        self._prolong(sent_ns)
+        self._reset_requests()
+        self._extend_lease(sent_ns)
         self.next_tick_ns = min(self.next_tick_ns, now_ns + self._heartbeat_ns)
         self._begin_sync(now_ns)
 
     def _on_refused(self, message: Refused, now_ns: int) -> None:
-        if self._beats.pop(message.sequence, None) is not None and not self._welcomed:
+        if self._heartbeats.pop(message.sequence, None) is not None and not self._welcomed:
             kind = HolderInUse if message.reason == REFUSED_HOLDER_IN_USE else RegistryFull
             self.refusal = kind(f"the registry refused {self.holder!r}: {message.detail}")
 
     def _on_acknowledged(self, message: Acknowledged, now_ns: int) -> None:
-        sent_ns = self._beats.pop(message.sequence, None)
+        sent_ns = self._heartbeats.pop(message.sequence, None)
         if sent_ns is None or not self._welcomed:
             return
         self.connected = True
         self._check_lease(now_ns)
-        self._prolong(sent_ns)
+        self._extend_lease(sent_ns)
         if self._revision is not None and message.revision > self._revision:
             self._begin_sync(now_ns)
 
     def _on_unknown(self, message: Unknown, now_ns: int) -> None:
         if self._welcomed:
-            self._lose_contact()
-            self._beat(now_ns)
+            self._disconnect()
+            self._send_heartbeat(now_ns)
 
     def _on_registered(self, message: Registered, now_ns: int) -> None:
         if self._registering is None or self._registering[0] != message.request:
@@ -391,27 +403,27 @@ class Conversation:
         self._registering = (request, asked, left) if left > 0 and rows else None
         self._progress_ns = now_ns
         for (name, version), verdict, detail in zip(rows, message.verdicts, message.details, strict=False):
-            wanted = self._wanted.get(name)
-            if wanted is None or version < wanted.first:
+            state = self._names.get(name)
+            if state is None or version < state.first:
                 continue
             if verdict == GRANTED:
-                self._granted(wanted, version, decode_entry(detail))
+                self._on_granted(state, version, decode_entry(detail))
             elif verdict == TAKEN:
-                self._taken(wanted, decode_entry(detail))
+                self._on_taken(state, decode_entry(detail))
             elif verdict == SETTLING:
                 self._retries[name] = now_ns + int(decode_detail(detail)) + _MILLISECOND
             else:
                 kind = InvalidEntry if verdict == INVALID else RegistryFull
-                self._denied(wanted, version, kind(str(decode_detail(detail))), now_ns)
+                self._on_denied(state, version, kind(str(decode_detail(detail))), now_ns)
 
     def _on_done(self, message: Done, now_ns: int) -> None:
         self._progress_ns = now_ns
-        for name in self._done.pop(message.request, ()):
+        for name in self._unregister_requests.pop(message.request, ()):
             for waiting in self._unregistering.pop(name, ()):
-                _finish(waiting, None)
+                _resolve(waiting, None)
         if self._leaving is not None and self._leaving[0] == message.request:
             self._welcomed = self.connected = False
-            _finish(self._leaving[1], None)
+            _resolve(self._leaving[1], None)
 
     def _on_part(self, message: Part, now_ns: int) -> None:
         if message.request != self._syncing:
@@ -422,19 +434,19 @@ class Conversation:
         for row in message.entries:
             entry = decode_entry(row)
             self.notices += self.cache.put(entry, message.revision)
-            if entry.holder == self.holder and entry.name not in self._wanted and entry.name not in self._unregistering:
+            if entry.holder == self.holder and entry.name not in self._names and entry.name not in self._unregistering:
                 self._unregistering[entry.name] = []
-                self._unregister_untold[entry.name] = None
+                self._unsent_unregisters[entry.name] = None
         if message.more:
             return
         if message.cursor:
-            self._ask_part(message.cursor, now_ns)
+            self._request_part(message.cursor, now_ns)
             return
         self._syncing = None
         grace_until_ns = now_ns + self.lease_ns + 2 * self._heartbeat_ns if self._sync_restarted else None
         self._sync_restarted = False
         self.notices += self.cache.end_sync(grace_until_ns)
-        _finish(self.synced, None)
+        _resolve(self.synced, None)
 
     def _on_notices(self, message: Notices, now_ns: int) -> None:
         if self._revision is None:
@@ -452,68 +464,68 @@ class Conversation:
             if KINDS[code] == DISAPPEARED:
                 self.notices += self.cache.remove(entry.name, entry.holder, revision)
                 if entry.holder == self.holder:
-                    self._displaced(entry)
+                    self._on_displaced(entry)
             else:
                 self.notices += self.cache.put(entry, revision)
 
     def _on_pong(self, message: Pong, now_ns: int) -> None:
         waiting = self._pings.pop(message.request, None)
         if waiting is not None:
-            _finish(waiting, None)
+            _resolve(waiting, None)
 
     # Verdicts
 
-    def _granted(self, wanted: _Wanted, version: int, entry: Entry) -> None:
-        if wanted.unique and entry.epoch <= wanted.void:
-            self._untold[wanted.name] = None
+    def _on_granted(self, state: _NameState, version: int, entry: Entry) -> None:
+        if state.unique and entry.epoch <= state.void_epoch:
+            self._unsent[state.name] = None
             return
-        for waiting in self._unregistering.pop(wanted.name, ()):
-            _finish(waiting, None)
-        before = wanted.entry
-        wanted.grant = (entry, None)
-        wanted.lost = None
-        if wanted.unique and before is not None and before.epoch != entry.epoch:
-            wanted.void = before.epoch
+        for waiting in self._unregistering.pop(state.name, ()):
+            _resolve(waiting, None)
+        before = state.entry
+        state.grant = (entry, None)
+        state.lost_entry = None
+        if state.unique and before is not None and before.epoch != entry.epoch:
+            state.void_epoch = before.epoch
             self.losses.append(Loss(before, None))
         if self._revision is None:
             self.notices += self.cache.put(entry)
-        done = [waiting for at, waiting in wanted.waiting if at <= version]
-        wanted.waiting = [(at, waiting) for at, waiting in wanted.waiting if at > version]
+        done = [waiting for at, waiting in state.waiting if at <= version]
+        state.waiting = [(at, waiting) for at, waiting in state.waiting if at > version]
         for waiting in done:
-            _finish(waiting, entry)
+            _resolve(waiting, entry)
 
-    def _taken(self, wanted: _Wanted, by: Entry) -> None:
-        before = wanted.entry or wanted.lost
-        del self._wanted[wanted.name]
-        self._untold.pop(wanted.name, None)
-        for _, waiting in wanted.waiting:
+    def _on_taken(self, state: _NameState, by: Entry) -> None:
+        before = state.entry or state.lost_entry
+        del self._names[state.name]
+        self._unsent.pop(state.name, None)
+        for _, waiting in state.waiting:
             _fail(waiting, AlreadyRegistered(by))
-        if before is not None and wanted.unique:
+        if before is not None and state.unique:
             self.losses.append(Loss(before, by))
         elif before is not None:
-            _log.warning("%r lost the duplicate name %r: %r holds it as unique", self.holder, wanted.name, by.holder)
+            _log.warning("%r lost the duplicate name %r: %r holds it as unique", self.holder, state.name, by.holder)
 
-    def _denied(self, wanted: _Wanted, version: int, error: RegistryError, now_ns: int) -> None:
-        for at, waiting in wanted.waiting:
+    def _on_denied(self, state: _NameState, version: int, error: RegistryError, now_ns: int) -> None:
+        for at, waiting in state.waiting:
             if at <= version:
                 _fail(waiting, error)
-        wanted.waiting = [(at, waiting) for at, waiting in wanted.waiting if at > version]
-        held = wanted.entry or wanted.lost
+        state.waiting = [(at, waiting) for at, waiting in state.waiting if at > version]
+        held = state.entry or state.lost_entry
         if held is None:
-            self.unwant(wanted.name, Future())
-        elif wanted.version == version and held.value != wanted.value:
-            wanted.value = held.value
+            self.unregister(state.name, Future())
+        elif state.version == version and held.value != state.value:
+            state.value = held.value
         else:
-            self._retries[wanted.name] = now_ns + _FULL_RETRY_NS
+            self._retries[state.name] = now_ns + _FULL_RETRY_NS
 
-    def _displaced(self, entry: Entry) -> None:
-        wanted = self._wanted.get(entry.name)
-        held = wanted.entry if wanted is not None else None
-        if wanted is None or held is None or held.epoch != entry.epoch:
+    def _on_displaced(self, entry: Entry) -> None:
+        state = self._names.get(entry.name)
+        held = state.entry if state is not None else None
+        if state is None or held is None or held.epoch != entry.epoch:
             return
-        if wanted.unique:
-            self._void_grants(lambda other: other is wanted)
-        self._untold[entry.name] = None
+        if state.unique:
+            self._void_grants(lambda other: other is state)
+        self._unsent[entry.name] = None
 
     # Lease
 
@@ -521,107 +533,107 @@ class Conversation:
         if self._lease_valid and now_ns >= self._lease_until_ns:
             self._lease_valid = False
             self._frozen_until_ns = None
-            self._void_grants(lambda wanted: True)
+            self._void_grants(lambda state: True)
         if self._frozen_until_ns is not None and now_ns >= self._frozen_until_ns:
             self._frozen_until_ns = None
-            self._void_grants(lambda wanted: wanted.grant is not None and wanted.grant[1] is not None)
+            self._void_grants(lambda state: state.grant is not None and state.grant[1] is not None)
 
-    def _prolong(self, sent_ns: int) -> None:
+    def _extend_lease(self, sent_ns: int) -> None:
         until_ns = sent_ns + self.lease_ns
         if until_ns > self._lease_until_ns:
             self._lease_until_ns = until_ns
         self._lease_valid = True
 
     def _freeze_grants(self) -> None:
-        for wanted in self._wanted.values():
-            if wanted.unique and wanted.grant is not None and wanted.grant[1] is None:
-                wanted.grant = (wanted.grant[0], self._lease_until_ns)
+        for state in self._names.values():
+            if state.unique and state.grant is not None and state.grant[1] is None:
+                state.grant = (state.grant[0], self._lease_until_ns)
         if self._frozen_until_ns is None or self._lease_until_ns < self._frozen_until_ns:
             self._frozen_until_ns = self._lease_until_ns
 
-    def _void_grants(self, which: Callable[[_Wanted], bool]) -> None:
-        for wanted in self._wanted.values():
-            held = wanted.entry
-            if wanted.unique and held is not None and which(wanted):
-                wanted.grant = None
-                wanted.lost = held
-                wanted.void = held.epoch
+    def _void_grants(self, which: Callable[[_NameState], bool]) -> None:
+        for state in self._names.values():
+            held = state.entry
+            if state.unique and held is not None and which(state):
+                state.grant = None
+                state.lost_entry = held
+                state.void_epoch = held.epoch
                 self.losses.append(Loss(held, None))
-                self._untold[wanted.name] = None
+                self._unsent[state.name] = None
 
-    # Talking
+    # Sending
 
-    def _beat(self, now_ns: int) -> None:
+    def _send_heartbeat(self, now_ns: int) -> None:
         self._sequence += 1
-        self._beats[self._sequence] = now_ns
-        if len(self._beats) > _HEARTBEATS_REMEMBERED:
-            del self._beats[next(iter(self._beats))]
+        self._heartbeats[self._sequence] = now_ns
+        if len(self._heartbeats) > _MAX_HEARTBEATS:
+            del self._heartbeats[next(iter(self._heartbeats))]
         if self._leaving is not None:
-            self._beats.clear()
+            self._heartbeats.clear()
         elif self._welcomed:
-            self._say(Heartbeat(self._sequence, self._revision or 0))
+            self._send(Heartbeat(self._sequence, self._revision or 0))
         else:
-            self._say(Hello(self._sequence, self.holder, self._instance))
-        self.next_tick_ns = now_ns + (self._heartbeat_ns if self._welcomed else _AWAY_INTERVAL_NS)
+            self._send(Hello(self._sequence, self.holder, self._instance))
+        self.next_tick_ns = now_ns + (self._heartbeat_ns if self._welcomed else _HELLO_INTERVAL_NS)
 
-    def _lose_contact(self) -> None:
+    def _disconnect(self) -> None:
         self.outgoing.clear()
         self.blocked = False
-        self._beats.clear()
+        self._heartbeats.clear()
         self._welcomed = self.connected = False
         self._syncing = self._revision = None
         if self._leaving is not None:
-            _finish(self._leaving[1], None)
+            _resolve(self._leaving[1], None)
 
-    def _forget_requests(self) -> None:
+    def _reset_requests(self) -> None:
         self._registering = None
-        self._done.clear()
+        self._unregister_requests.clear()
         self._retries.clear()
         # Unique names first: their grants may run out.
-        self._untold = dict.fromkeys(sorted(self._wanted, key=lambda name: not self._wanted[name].unique))
-        self._unregister_untold = dict.fromkeys(self._unregistering)
+        self._unsent = dict.fromkeys(sorted(self._names, key=lambda name: not self._names[name].unique))
+        self._unsent_unregisters = dict.fromkeys(self._unregistering)
 
     def _begin_sync(self, now_ns: int) -> None:
         self._revision = None
         self.cache.begin_sync()
-        self._ask_part(0, now_ns)
+        self._request_part(0, now_ns)
 
-    def _ask_part(self, cursor: int, now_ns: int) -> None:
-        self._expect(now_ns)
+    def _request_part(self, cursor: int, now_ns: int) -> None:
+        self._start_answer_timer(now_ns)
         self._syncing = self._next_request()
-        self._say(Sync(self._syncing, cursor))
+        self._send(Sync(self._syncing, cursor))
 
-    def _tell_wishes(self, now_ns: int) -> None:
+    def _send_registrations(self, now_ns: int) -> None:
         asked: list[tuple[str, int]] = []
         rows: list[bytes] = []
         size = 0
-        for name in list(islice(self._untold, _WISHES_PER_FRAME)):
+        for name in list(islice(self._unsent, _REGISTRATIONS_PER_FRAME)):
             if size > FULL_FRAME_BYTES:
                 break
-            wanted = self._wanted[name]
-            del self._untold[name]
-            former = wanted.entry.epoch if wanted.entry is not None else 0
-            rows.append(encode_wish(Wish(name, dict(wanted.value), wanted.unique, former)))
+            state = self._names[name]
+            del self._unsent[name]
+            former = state.entry.epoch if state.entry is not None else 0
+            rows.append(encode_registration(Registration(name, dict(state.value), state.unique, former)))
             size += len(rows[-1])
-            asked.append((name, wanted.version))
+            asked.append((name, state.version))
         request = self._next_request()
-        self._expect(now_ns)
+        self._start_answer_timer(now_ns)
         self._registering = (request, asked, len(asked))
-        self._say(Register(request, tuple(rows)))
+        self._send(Register(request, tuple(rows)))
 
-    def _expect(self, now_ns: int) -> None:
-        if self._registering is None and not self._done and self._syncing is None:
+    def _start_answer_timer(self, now_ns: int) -> None:
+        if self._registering is None and not self._unregister_requests and self._syncing is None:
             self._progress_ns = now_ns
 
     def _next_request(self) -> int:
         self._request += 1
         return self._request
 
-    def _say(self, message: RegistryMessage) -> None:
+    def _send(self, message: RegistryMessage) -> None:
         self.outgoing.append(encode(message))
 
 
-def _finish(waiting: _Waiting, value: object) -> None:
+def _resolve(waiting: _Waiting, value: object) -> None:
     with suppress(InvalidStateError):
         waiting.set_result(value)
 

@@ -123,12 +123,12 @@ class Gatekeeper:
         with self._lock:
             if self._thread is not None:
                 return
-            door = self._context.socket(zmq.REP)
-            door.setsockopt(zmq.LINGER, 0)
+            zap_socket = self._context.socket(zmq.REP)
+            zap_socket.setsockopt(zmq.LINGER, 0)
             try:
-                door.bind(_ZAP_ENDPOINT)
+                zap_socket.bind(_ZAP_ENDPOINT)
             except zmq.ZMQError as error:
-                door.close()
+                zap_socket.close()
                 raise ConfigurationError(f"this ZeroMQ context has a ZAP handler already: {error}") from error
             name = f"inproc://gatekeeper-{id(self)}"
             stopped = self._context.socket(zmq.PAIR)
@@ -136,7 +136,9 @@ class Gatekeeper:
             self._stopping = self._context.socket(zmq.PAIR)
             self._stopping.setsockopt(zmq.LINGER, 0)
             self._stopping.connect(name)
-            self._thread = threading.Thread(target=self._run, args=(door, stopped), name="mesh-gatekeeper", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, args=(zap_socket, stopped), name="mesh-gatekeeper", daemon=True
+            )
             self._thread.start()
 
     def stop(self) -> None:
@@ -151,26 +153,28 @@ class Gatekeeper:
         thread.join(_STOP_TIMEOUT)
         stopping.close()
 
-    def _run(self, door: zmq.Socket[bytes], stopped: zmq.Socket[bytes]) -> None:
+    def _run(self, zap_socket: zmq.Socket[bytes], stopped: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
-        poller.register(door, zmq.POLLIN)
+        poller.register(zap_socket, zmq.POLLIN)
         poller.register(stopped, zmq.POLLIN)
         try:
             while True:
                 ready = dict(poller.poll())
                 if stopped in ready:
                     return
-                if door in ready:
-                    door.send_multipart(self._answer(door.recv_multipart()))
+                if zap_socket in ready:
+                    zap_socket.send_multipart(self._reply(zap_socket.recv_multipart()))
         except zmq.ContextTerminated:
             return
         finally:
             with contextlib.suppress(zmq.ZMQError):
-                door.unbind(_ZAP_ENDPOINT)  # at once; closing frees the address only when the context gets round to it
-            door.close()
+                zap_socket.unbind(
+                    _ZAP_ENDPOINT
+                )  # at once; closing frees the address only when the context gets round to it
+            zap_socket.close()
             stopped.close()
 
-    def _answer(self, request: list[bytes]) -> list[bytes]:
+    def _reply(self, request: list[bytes]) -> list[bytes]:
         identifier = request[1] if len(request) > 1 else b""
         admitted = (
             len(request) == 7

@@ -16,7 +16,7 @@ from registry.table import Table
 from registry.watches import Watch, Watches, wait_for_name
 
 
-class _Shared:
+class _SharedTable:
     """A table, and who is told about it.
 
     Deliveries queue up in the order of the changes and are made outside the lock by one thread at a time, so a callback
@@ -26,7 +26,7 @@ class _Shared:
     def __init__(self) -> None:
         self.table = Table()
         self.lock = threading.RLock()
-        self.parties: dict[str, Watches] = {}
+        self.participants: dict[str, Watches] = {}
         self._deliveries: deque[Callable[[], None]] = deque()
         self._delivering: threading.Thread | None = None
 
@@ -39,7 +39,7 @@ class _Shared:
         """Queue notices; with the lock held."""
         news = [notice for notice in notices if notice is not None]
         if news:
-            for watches in self.parties.values():
+            for watches in self.participants.values():
                 self.queue(lambda watches=watches: watches.tell(news))  # type: ignore[misc]
 
     def queue(self, delivery: Callable[[], None]) -> None:
@@ -72,7 +72,7 @@ class LocalRegistry:
         """Raises `InvalidEntry` when `holder` is no name."""
         check_name(holder, "a holder id")
         self._holder = holder
-        self._shared = _Shared()
+        self._shared = _SharedTable()
         self._watches = Watches(self.lookup)
         self._open = False
         self._closed = False
@@ -100,9 +100,9 @@ class LocalRegistry:
                 raise RegistryClosed(f"the registry of {self._holder!r} is closed; make another one")
             if self._open:
                 return
-            if self._holder in self._shared.parties:
+            if self._holder in self._shared.participants:
                 raise HolderInUse(f"{self._holder!r} takes part already")
-            self._shared.parties[self._holder] = self._watches
+            self._shared.participants[self._holder] = self._watches
             self._open = True
 
     def close(self, leave: bool = True) -> None:
@@ -110,7 +110,7 @@ class LocalRegistry:
         with self._shared.lock:
             if self._open:
                 self._open = False
-                del self._shared.parties[self._holder]
+                del self._shared.participants[self._holder]
                 self._shared.announce(*self._shared.table.leave(self._holder))
                 self._shared.queue(self._watches.close)
             self._closed = True
@@ -129,7 +129,7 @@ class LocalRegistry:
         self, name: str, value: Mapping[str, Any] | None = None, *, unique: bool = False, timeout: float = 5.0
     ) -> Entry:
         """Hold `name`.  Raises `AlreadyRegistered`, `InvalidEntry`, `RegistryFull`, `RegistryClosed`."""
-        with self._opened() as shared:
+        with self._locked() as shared:
             notice = shared.table.register(name, self._holder, value, unique=unique, now_ns=0)
             shared.announce(notice)
         shared.deliver()
@@ -137,13 +137,13 @@ class LocalRegistry:
 
     def unregister(self, name: str, *, timeout: float = 5.0) -> None:
         """Hold `name` no more.  Nothing happens if we do not."""
-        with self._opened() as shared:
+        with self._locked() as shared:
             shared.announce(shared.table.unregister(name, self._holder))
         shared.deliver()
 
     def update(self, name: str, value: Mapping[str, Any] | None, *, timeout: float = 5.0) -> Entry:
         """Change the value of a name we hold.  Raises `NotRegistered`, `InvalidEntry`, `RegistryFull`."""
-        with self._opened() as shared:
+        with self._locked() as shared:
             shared.announce(shared.table.update(name, self._holder, value))
             entry = next(entry for entry in shared.table.lookup(name) if entry.holder == self._holder)
         shared.deliver()
@@ -182,20 +182,20 @@ class LocalRegistry:
     def when_name(self, name: str) -> Future[tuple[Entry, ...]]:
         """The same as a future; cancelled when the registry closes."""
         waiting: Future[tuple[Entry, ...]] = Future()
-        with self._opened() as shared:
+        with self._locked() as shared:
             entries = shared.table.lookup(name)
             if entries:
                 waiting.set_result(entries)
                 return waiting
             shared.queue(lambda: self._watches.add_name(name, waiting))
         shared.deliver()
-        waiting.add_done_callback(lambda done: self._later(lambda: self._watches.remove_name(name, done)))
+        waiting.add_done_callback(lambda done: self._enqueue(lambda: self._watches.remove_name(name, done)))
         return waiting
 
     def watch(self, callback: Callable[[Notice], None], pattern: str = "*") -> Watch:
         """Call back for each change of matching names, first with `appeared` for what is there."""
         watch = Watch(callback, self._cancelled)
-        with self._opened() as shared:
+        with self._locked() as shared:
             present = shared.table.match()
             shared.queue(lambda: self._watches.add(watch, pattern, present))
         shared.deliver()
@@ -214,22 +214,22 @@ class LocalRegistry:
 
     def ping(self, timeout: float = 5.0) -> float:
         """0 seconds.  Raises `RegistryClosed`."""
-        with self._opened():
+        with self._locked():
             return 0.0
 
-    def _opened(self) -> _Opened:
-        return _Opened(self)
+    def _locked(self) -> _LockedTable:
+        return _LockedTable(self)
 
     def _cancelled(self, watch: Watch) -> None:
-        self._later(lambda: self._watches.remove(watch))
+        self._enqueue(lambda: self._watches.remove(watch))
 
-    def _later(self, delivery: Callable[[], None]) -> None:
+    def _enqueue(self, delivery: Callable[[], None]) -> None:
         with self._shared.lock:
             self._shared.queue(delivery)
         self._shared.deliver()
 
 
-class _Opened:
+class _LockedTable:
     """The shared table with its lock held, for a party that takes part."""
 
     __slots__ = ("_registry",)
@@ -237,7 +237,7 @@ class _Opened:
     def __init__(self, registry: LocalRegistry) -> None:
         self._registry = registry
 
-    def __enter__(self) -> _Shared:
+    def __enter__(self) -> _SharedTable:
         shared = self._registry._shared
         shared.lock.acquire()
         if not self._registry._open:

@@ -1,4 +1,4 @@
-"""Telling the log about what strangers cause, without letting them fill it."""
+"""A throttle for warnings about what strangers cause, so that they cannot fill the log."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Final
 INTERVAL_NS: Final = 10_000_000_000
 
 
-class Occasionally:
+class LogThrottle:
     """Logs at most one warning each `interval_ns`, with how many were left out before it.  For one thread."""
 
     def __init__(self, logger: logging.Logger, interval_ns: int = INTERVAL_NS) -> None:
         self._logger = logger
         self._interval_ns = interval_ns
         self._next_ns: int | None = None
-        self._left_out = 0
+        self._suppressed = 0
 
     def warn(self, now_ns: int, message: str, *arguments: object) -> None:
         """Log now, or count as left out."""
         if self._next_ns is not None and now_ns < self._next_ns:
-            self._left_out += 1
+            self._suppressed += 1
             return
-        self._logger.warning(message + " (and %d like it before)", *arguments, self._left_out)
+        self._logger.warning(message + " (and %d like it before)", *arguments, self._suppressed)
         self._next_ns = now_ns + self._interval_ns
-        self._left_out = 0
+        self._suppressed = 0

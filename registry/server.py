@@ -23,7 +23,7 @@ import zmq
 from bitactor.errors import BitActorError, ConfigurationError
 from registry.binding import Binding, BootEpoch, check_endpoint
 from registry.curve import Curve, Gatekeeper, secure_server
-from registry.service import Service, Statistics
+from registry.service import ServerProtocol, Statistics
 from registry.table import DEFAULT_LEASE_NS, Table
 from registry.wakeup import Wakeup
 from registry.wire import MAX_FRAME_BYTES
@@ -79,7 +79,7 @@ class RegistryServer:
         self._stopping = threading.Event()
         self._wakeup: Wakeup | None = None
         self._failure: BaseException | None = None
-        self._service: Service | None = None
+        self._protocol: ServerProtocol | None = None
         self._bound_endpoint = endpoint
 
     @property
@@ -122,8 +122,8 @@ class RegistryServer:
 
     def statistics(self) -> Statistics:
         """Counts since the start; all zero before it."""
-        service = self._service
-        return service.statistics() if service is not None else Statistics(*([0] * len(Statistics._fields)))
+        protocol = self._protocol
+        return protocol.statistics() if protocol is not None else Statistics(*([0] * len(Statistics._fields)))
 
     def __enter__(self) -> RegistryServer:
         self.start()
@@ -181,9 +181,9 @@ class RegistryServer:
                 files.callback(state.release)
                 boot, settles = state.number, state.number > 1
             self._bound_endpoint = binding.endpoint
-            service = self._service = self._make_service(boot, settles)
+            protocol = self._protocol = self._make_protocol(boot, settles)
             self._bound.set()
-            self._loop(listener, service)
+            self._loop(listener, protocol)
 
     def _prepare(self, listener: zmq.Socket[bytes]) -> None:
         listener.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -195,10 +195,10 @@ class RegistryServer:
         if self._curve is not None:
             secure_server(listener, self._curve)
 
-    def _make_service(self, boot: int, settles: bool) -> Service:
+    def _make_protocol(self, boot: int, settles: bool) -> ServerProtocol:
         now_ns = time.monotonic_ns()
         table = Table(boot=boot, lease_ns=self._lease_ns, max_entries=self._max_entries, max_bytes=self._max_bytes)
-        return Service(
+        return ServerProtocol(
             table,
             incarnation=os.urandom(16),
             heartbeat_ns=self._heartbeat_ns,
@@ -207,7 +207,7 @@ class RegistryServer:
             max_clients=self._max_clients,
         )
 
-    def _loop(self, listener: zmq.Socket[bytes], service: Service) -> None:
+    def _loop(self, listener: zmq.Socket[bytes], protocol: ServerProtocol) -> None:
         assert self._wakeup is not None
         poller = zmq.Poller()
         poller.register(listener, zmq.POLLIN)
@@ -218,16 +218,16 @@ class RegistryServer:
             wait_ms = max(0, next_tick_ns - time.monotonic_ns()) // 1_000_000 + 1
             poller.poll(wait_ms)
             now_ns = time.monotonic_ns()
-            _receive(listener, service, now_ns)
+            _receive(listener, protocol, now_ns)
             if now_ns >= next_tick_ns:
-                service.tick(now_ns)
+                protocol.tick(now_ns)
                 next_tick_ns = now_ns + tick_ns
-            _send(listener, service)
+            _send(listener, protocol)
 
 
-def _receive(listener: zmq.Socket[bytes], service: Service, now_ns: int) -> None:
+def _receive(listener: zmq.Socket[bytes], protocol: ServerProtocol, now_ns: int) -> None:
     for _ in range(_FRAMES_PER_TURN):
-        if service.full:
+        if protocol.full:
             return
         try:
             routing = listener.recv(zmq.NOBLOCK)
@@ -240,16 +240,16 @@ def _receive(listener: zmq.Socket[bytes], service: Service, now_ns: int) -> None
             frame = listener.recv()
             parts += 1
         if parts == 1:
-            service.receive(routing, frame, now_ns)
+            protocol.receive(routing, frame, now_ns)
         else:
-            service.malformed(f"a message of {parts:,} parts", now_ns)
+            protocol.malformed(f"a message of {parts:,} parts", now_ns)
 
 
-def _send(listener: zmq.Socket[bytes], service: Service) -> None:
-    for routing, frame in service.take():
+def _send(listener: zmq.Socket[bytes], protocol: ServerProtocol) -> None:
+    for routing, frame in protocol.take_outgoing():
         try:
             listener.send_multipart((routing, frame), zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
-            service.undeliverable(routing)
+            protocol.undeliverable(routing)

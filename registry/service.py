@@ -16,7 +16,7 @@ from bitactor.errors import ProtocolError
 from registry.entry import Notice
 from registry.errors import AlreadyRegistered, InvalidEntry, RegistryFull
 from registry.limits import check_name
-from registry.occasionally import Occasionally
+from registry.occasionally import LogThrottle
 from registry.table import BUCKETS, Table
 from registry.wire import (
     FULL,
@@ -41,14 +41,14 @@ from registry.wire import (
     Refused,
     Register,
     Registered,
+    Registration,
     RegistryMessage,
     Sync,
     Unknown,
     Unregister,
     Welcome,
-    Wish,
     decode,
-    decode_wish,
+    decode_registration,
     encode,
     encode_detail,
     encode_entry,
@@ -88,7 +88,7 @@ class Statistics(NamedTuple):
 
 
 class _Session:
-    __slots__ = ("holder", "instance", "mark", "routing", "synced", "unread")
+    __slots__ = ("holder", "instance", "routing", "sent_revision", "synced", "unread")
 
     def __init__(self, holder: str, instance: bytes, routing: bytes) -> None:
         self.holder = holder
@@ -96,16 +96,16 @@ class _Session:
         self.routing = routing
         self.synced = False
         self.unread = 0
-        self.mark = 0
+        self.sent_revision = 0
 
-    def moved(self, routing: bytes) -> None:
+    def reconnect(self, routing: bytes) -> None:
         self.routing = routing
         self.synced = False
-        self.unread = self.mark = 0
+        self.unread = self.sent_revision = 0
 
 
-class Service:
-    """See the module's docstring.  Not thread-safe; the counts may be read from anywhere."""
+class ServerProtocol:
+    """The server's protocol state machine.  Not thread-safe; the counts may be read from anywhere."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Service:
         self._expire_from_ns = now_ns
         self._received = self._sent = self._malformed = self._strangers = 0
         self._refused = self._dropped = self._failed = 0
-        self._complain = Occasionally(_log)
+        self._log_throttle = LogThrottle(_log)
         self._handlers: dict[type[RegistryMessage], Callable[[_Session, Any, int], None]] = {
             Heartbeat: self._heartbeat,
             Register: self._register,
@@ -157,7 +157,7 @@ class Service:
     def malformed(self, reason: str, now_ns: int) -> None:
         """Count a frame that was no message."""
         self._malformed += 1
-        self._complain.warn(now_ns, "a malformed frame is dropped: %s", reason[:200])
+        self._log_throttle.warn(now_ns, "a malformed frame is dropped: %s", reason[:200])
 
     def tick(self, now_ns: int) -> None:
         """End leases that ran out; call several times a heartbeat.
@@ -184,7 +184,7 @@ class Service:
         """So much is to be sent that it should be before more is received."""
         return self._outgoing_bytes >= FULL_OUTGOING_BYTES
 
-    def take(self) -> deque[tuple[bytes, bytes]]:
+    def take_outgoing(self) -> deque[tuple[bytes, bytes]]:
         """What is to be sent, as (routing id, frame): changes first, so that who reads an answer has read what led to
         it."""
         self._publish()
@@ -248,7 +248,7 @@ class Service:
             self._refuse(routing, message, REFUSED_INVALID, "a connection is for one holder")
         elif session is not None:
             self._sessions.pop(session.routing, None)
-            session.moved(routing)
+            session.reconnect(routing)
             self._welcome(session, message, now_ns)
         elif len(self._holders) >= self._max_clients:
             self._refuse(routing, message, REFUSED_FULL, f"the registry serves {self._max_clients:,} clients at most")
@@ -273,31 +273,31 @@ class Service:
 
     def _heartbeat(self, session: _Session, message: Heartbeat, now_ns: int) -> None:
         self.table.renew(session.holder, now_ns)
-        if message.revision >= session.mark:
-            session.mark = self.table.revision
+        if message.revision >= session.sent_revision:
+            session.sent_revision = self.table.revision
             session.unread = 0
         self._reply(session.routing, Acknowledged(message.sequence, self.table.revision))
 
     def _register(self, session: _Session, message: Register, now_ns: int) -> None:
-        wishes = [decode_wish(row) for row in message.wishes]
+        registrations = [decode_registration(row) for row in message.registrations]
         verdicts = bytearray()
         details: list[bytes] = []
-        for wish in wishes:
-            verdict, detail = self._judge(session.holder, wish, now_ns)
+        for registration in registrations:
+            verdict, detail = self._decide(session.holder, registration, now_ns)
             verdicts.append(verdict)
             details.append(detail)
         for begin, end in in_frames(details):
             answer = Registered(message.request, begin, bytes(verdicts[begin:end]), tuple(details[begin:end]))
             self._reply(session.routing, answer)
 
-    def _judge(self, holder: str, wish: Wish, now_ns: int) -> tuple[int, bytes]:
+    def _decide(self, holder: str, registration: Registration, now_ns: int) -> tuple[int, bytes]:
         try:
             claimed = self.table.claim(
-                wish.name,
+                registration.name,
                 holder,
-                wish.value,
-                unique=wish.unique,
-                former=wish.former,
+                registration.value,
+                unique=registration.unique,
+                former=registration.former,
                 now_ns=now_ns,
                 settling=now_ns < self._settle_until_ns,
             )
@@ -321,7 +321,7 @@ class Service:
 
     def _leave(self, session: _Session, message: Leave, now_ns: int) -> None:
         self._changes += self.table.leave(session.holder)
-        self._forget(session)
+        self._end_session(session)
         self._reply(session.routing, Done(message.request))
 
     def _sync(self, session: _Session, message: Sync, now_ns: int) -> None:
@@ -329,7 +329,7 @@ class Service:
         self._publish()
         if message.cursor == 0:
             session.synced = True
-            session.mark = self.table.revision
+            session.sent_revision = self.table.revision
         session.unread = 0
         cursor = message.cursor
         rows: list[bytes] = []
@@ -346,7 +346,7 @@ class Service:
 
     # The rest
 
-    def _forget(self, session: _Session) -> None:
+    def _end_session(self, session: _Session) -> None:
         self._sessions.pop(session.routing, None)
         self._holders.pop(session.holder, None)
 

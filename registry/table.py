@@ -207,8 +207,8 @@ class Table:
 
     def match(self, pattern: str = "*") -> tuple[Entry, ...]:
         """The entries whose name matches a glob (see `limits.name_filter`)."""
-        wanted = name_filter(pattern)
-        return tuple(entry for held in self._names() if wanted(held[0]) for entry in held[1].values())
+        matches = name_filter(pattern)
+        return tuple(entry for held in self._names() if matches(held[0]) for entry in held[1].values())
 
     def bucket(self, index: int) -> tuple[Entry, ...]:
         """The entries of one of `BUCKETS` parts of the table; a name stays in its part."""

@@ -54,11 +54,11 @@ class Watches:
 
     def add(self, watch: Watch, pattern: str, present: Iterable[Entry]) -> None:
         """Tell `watch` that what is `present` appeared, then of every change of matching names."""
-        wanted = name_filter(pattern)
+        matches = name_filter(pattern)
         if watch.active:
-            self._watches[watch] = wanted
+            self._watches[watch] = matches
         for entry in present:
-            if wanted(entry.name):
+            if matches(entry.name):
                 watch.tell(Notice(APPEARED, entry))
 
     def add_loss(self, watch: Watch) -> None:
@@ -75,7 +75,7 @@ class Watches:
         """Complete `waiting` with the entries of `name` once there are any."""
         entries = self._lookup(name)
         if entries:
-            _complete(waiting, entries)
+            _resolve(waiting, entries)
         elif not waiting.done():
             self._names.setdefault(name, []).append(waiting)
 
@@ -91,12 +91,12 @@ class Watches:
         """Tell everybody concerned, in order."""
         for notice in notices:
             name = notice.entry.name
-            for watch, wanted in list(self._watches.items()) if self._watches else ():
-                if wanted(name):
+            for watch, matches in list(self._watches.items()) if self._watches else ():
+                if matches(name):
                     watch.tell(notice)
             if self._names and notice.kind == APPEARED:
                 for waiting in self._names.pop(name, ()):
-                    _complete(waiting, self._lookup(name) or (notice.entry,))
+                    _resolve(waiting, self._lookup(name) or (notice.entry,))
 
     def tell_losses(self, losses: tuple[Loss, ...]) -> None:
         """Tell everybody who watches for losses."""
@@ -127,6 +127,6 @@ def wait_for_name(waiting: Future[tuple[Entry, ...]], name: str, timeout: float)
         raise RegistryClosed("the registry was closed meanwhile") from None
 
 
-def _complete(waiting: Future[tuple[Entry, ...]], entries: tuple[Entry, ...]) -> None:
+def _resolve(waiting: Future[tuple[Entry, ...]], entries: tuple[Entry, ...]) -> None:
     with suppress(InvalidStateError):
         waiting.set_result(entries)

@@ -1,7 +1,7 @@
 """What the registry's server and its clients say to each other.
 
 A frame is one message: a msgpack array `[version, type, field, …]` whose shape is checked before anything looks at it.
-Entries and wishes travel inside as packed rows, encoded once however many receive them; many rows share a frame.
+Entries and registrations travel inside as packed rows, encoded once however many receive them; many rows share a frame.
 """
 
 from __future__ import annotations
@@ -90,15 +90,15 @@ class Unknown(NamedTuple):
 
 
 class Register(NamedTuple):
-    """Client: I want these names (`encode_wish` rows); also to change a value, and to claim names again."""
+    """Client: register these names (`encode_registration` rows); also to change a value, and to claim names again."""
 
     request: int
-    wishes: tuple[bytes, ...]
+    registrations: tuple[bytes, ...]
 
 
 class Registered(NamedTuple):
-    """Server: the verdicts, one (`GRANTED` …) and one packed detail each for the wishes from number `first` on, in
-    their order."""
+    """Server: the verdicts, one (`GRANTED` …) and one packed detail each for the registrations from number `first` on,
+    in their order."""
 
     request: int
     first: int
@@ -107,7 +107,7 @@ class Registered(NamedTuple):
 
 
 class Unregister(NamedTuple):
-    """Client: I want these names no more."""
+    """Client: unregister these names."""
 
     request: int
     names: tuple[str, ...]
@@ -166,8 +166,9 @@ class Pong(NamedTuple):
     request: int
 
 
-class Wish(NamedTuple):
-    """One name a client wants: see `Table.claim`."""
+class Registration(NamedTuple):
+    """One name that a client registers, with its value; `former` is the epoch it held it under before (see
+    `Table.claim`)."""
 
     name: str
     value: dict[str, Any]
@@ -232,7 +233,9 @@ _CODES: Final[dict[type[RegistryMessage], int]] = {kind: code for code, (kind, _
 _ENTRY: Final[TypeAdapter[tuple[str, str, dict[str, Any], bool, int]]] = TypeAdapter(
     tuple[_Name, _Name, _Value, _Flag, _Count]
 )
-_WISH: Final[TypeAdapter[tuple[str, dict[str, Any], bool, int]]] = TypeAdapter(tuple[_Name, _Value, _Flag, _Count])
+_REGISTRATION: Final[TypeAdapter[tuple[str, dict[str, Any], bool, int]]] = TypeAdapter(
+    tuple[_Name, _Value, _Flag, _Count]
+)
 
 
 def encode(message: RegistryMessage) -> bytes:
@@ -271,14 +274,14 @@ def decode_entry(row: bytes) -> Entry:
     return Entry(name, holder, MappingProxyType(value), unique, epoch)
 
 
-def encode_wish(wish: Wish) -> bytes:
-    """A wish as a row."""
-    return pack(wish, MAX_ROW_BYTES)
+def encode_registration(registration: Registration) -> bytes:
+    """A registration as a row."""
+    return pack(registration, MAX_ROW_BYTES)
 
 
-def decode_wish(row: bytes) -> Wish:
-    """The wish in a row that may come from a stranger; raises as `decode`."""
-    return Wish(*_checked(_WISH, unpack(row, MAX_ROW_BYTES), "wish"))
+def decode_registration(row: bytes) -> Registration:
+    """The registration in a row that may come from a stranger; raises as `decode`."""
+    return Registration(*_checked(_REGISTRATION, unpack(row, MAX_ROW_BYTES), "wish"))
 
 
 def encode_detail(detail: int | str) -> bytes:

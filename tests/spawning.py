@@ -1,4 +1,4 @@
-"""Drives a spawner as a supervisor does: through a real host, with real actors."""
+"""Drives a spawner as a supervisor does: through a real executor, with real actors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitactor.signal import FORWARD, UNDO, Reply, Signal
 from bitactor.workflow import Workflow
 from mesh.actor import BitActor
 from mesh.clock import SystemClock
-from mesh.host import Host
+from mesh.host import Executor
 from mesh.ids import TimeOrderedIds
 from mesh.spawners import Spawner
 from mesh.wheel import TimingWheel
@@ -51,14 +51,16 @@ class Hop:
 
 
 class Stage:
-    """A host whose every hop goes to one spawner."""
+    """An executor whose every hop goes to one spawner."""
 
     def __init__(self, spawner: Spawner) -> None:
         self.loop = asyncio.get_running_loop()
         clock = SystemClock(self.loop)
         self.wheel = TimingWheel(clock)
         self.spawner = spawner
-        self.host = Host(self.loop, clock, self.wheel, dict.fromkeys(("inline", "loop", "thread", "process"), spawner))
+        self.executor = Executor(
+            self.loop, clock, self.wheel, dict.fromkeys(("inline", "loop", "thread", "process"), spawner)
+        )
         self.ids = TimeOrderedIds()
 
     def launch(
@@ -85,7 +87,7 @@ class Stage:
 
         def begin() -> None:
             token = encode_token(result) if direction == UNDO else None
-            hop.actor = self.host.launch(plan, compiled, hop.signal, arguments, token, hop.done)
+            hop.actor = self.executor.launch(plan, compiled, hop.signal, arguments, token, hop.done)
 
         self.loop.call_soon(begin)
         return hop
@@ -96,7 +98,7 @@ class Stage:
 
     async def close(self, timeout: float = 20.0) -> None:
         await self.spawner.close(timeout)
-        for task in self.host.compensations:
+        for task in self.executor.compensations:
             task.cancel()
         self.wheel.close()
 

@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError
 
 from bitactor.errors import BitActorError
 from mesh.cli import registry
-from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, code_of
+from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, exit_code
 from mesh.cli.output import print_error
 
 _HELP = (
@@ -91,7 +91,7 @@ def _run(arguments: list[str]) -> int:
         raise
     except (BitActorError, TimeoutError, OSError) as error:
         print_error(str(error) or type(error).__name__)
-        return code_of(error)
+        return exit_code(error)
     return answer if isinstance(answer, int) else OK
 
 

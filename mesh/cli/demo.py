@@ -21,7 +21,7 @@ from mesh.cli.options import Json
 from mesh.cli.output import WATERFALL_WIDTH, err, out, print_document, print_table
 from mesh.demo.findings import WHY
 from mesh.demo.rows import FIELDS, SHIPPED, read_rows
-from mesh.demo.walkthrough import Outcome, Told, Walkthrough
+from mesh.demo.walkthrough import Outcome, ProgressCallback, Walkthrough
 from mesh.waterfall import show
 
 
@@ -50,8 +50,8 @@ async def demo(
     if rows is not None and rows < 1:
         raise UsageError(f"--rows {rows}: at least one")
     given = read_rows(csv, rows)
-    with _progress(quiet=json) as told:
-        outcome = await _interruptible(Walkthrough(given, keep=keep, otlp=otlp, told=told))
+    with _progress(quiet=json) as report:
+        outcome = await _interruptible(Walkthrough(given, keep=keep, otlp=otlp, report=report))
     if json:
         print_document(_document(outcome))
     else:
@@ -73,7 +73,7 @@ async def _interruptible(walkthrough: Walkthrough) -> Outcome:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Told]:
+def _progress(*, quiet: bool) -> Iterator[ProgressCallback]:
     console = err()
     if quiet or not sys.stderr.isatty():
         yield lambda what, done, total: None
@@ -87,10 +87,10 @@ def _progress(*, quiet: bool) -> Iterator[Told]:
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task("", total=1)
 
-        def told(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, description=what or None)
 
-        yield told
+        yield report
 
 
 def _report(outcome: Outcome, console: Console) -> None:
@@ -113,7 +113,8 @@ def _report(outcome: Outcome, console: Console) -> None:
     console.print(
         f"{found.signups / outcome.posting_seconds:,.0f} sign-ups/s and {found.hops / outcome.posting_seconds:,.0f} "
         "hops/s over "
-        f"{outcome.posting_seconds:.1f} s, the pause after the kill included; {outcome.undisturbed:,.0f} sign-ups/s "
+        f"{outcome.posting_seconds:.1f} s, the pause after the kill included; {outcome.rate_before_kill:,.0f} "
+        "sign-ups/s "
         "before it"
     )
     _verdict(outcome, console)
@@ -200,7 +201,7 @@ def _document(outcome: Outcome) -> dict[str, Any]:
         "posting_seconds": round(outcome.posting_seconds, 3),
         "signups_per_second": round(found.signups / outcome.posting_seconds, 1),
         "hops_per_second": round(found.hops / outcome.posting_seconds, 1),
-        "signups_per_second_before_the_kill": round(outcome.undisturbed, 1),
+        "signups_per_second_before_the_kill": round(outcome.rate_before_kill, 1),
         "directory": str(outcome.directory),
         "store": outcome.store,
     }

@@ -74,7 +74,7 @@ async def doctor(
 
     Example: bitactor doctor --store sqlite:///pulses.db --registry ipc:///run/user/1000/bitactor/registry
     """
-    checks = [*_packages(), *_hidden(), *_system(), *_directories(registry)]
+    checks = [*_packages(), *_shadowed(), *_system(), *_directories(registry)]
     if store:
         checks.append(_store(store))
     if registry:
@@ -114,9 +114,9 @@ def _packages() -> Iterator[Check]:
         )
 
 
-def _hidden() -> Iterator[Check]:
-    hidden = [(name, found) for name in PACKAGES if (found := stranger(name)) is not None]
-    for name, found in hidden:
+def _shadowed() -> Iterator[Check]:
+    shadowed = [(name, found) for name in PACKAGES if (found := stranger(name)) is not None]
+    for name, found in shadowed:
         yield Check("imports", "fail", complaint(name, found))
     here = namesake(Path.cwd())
     if here is not None:
@@ -126,7 +126,7 @@ def _hidden() -> Iterator[Check]:
             f"{here} has the name of one of BitActor's packages",
             "'bitactor run' from here is refused; rename it",
         )
-    elif not hidden:
+    elif not shadowed:
         yield Check("imports", "ok", f"{', '.join(PACKAGES)} are ours")
 
 

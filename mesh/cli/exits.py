@@ -51,7 +51,7 @@ class UsageError(CommandError):
         super().__init__(message, USAGE, hint, details)
 
 
-def code_of(error: BitActorError | OSError) -> int:
+def exit_code(error: BitActorError | OSError) -> int:
     """The exit code an error of BitActor's, or of the system's, stands for."""
     if isinstance(error, TimeoutError | ConnectionError | Unroutable | Overloaded):
         return UNREACHABLE

@@ -15,12 +15,12 @@ from bitactor.pulse import Pulse
 from bitactor.workflow import Workflow
 from mesh.cli.exits import FAILED, CommandError, UsageError
 from mesh.cli.loading import definitions, load
-from mesh.cli.options import Curve, Json, Registry, Store, ask, require_place, transaction_id
+from mesh.cli.options import Curve, Json, Registry, Store, ask, require_source, transaction_id
 from mesh.cli.output import err, print_lines
 from mesh.mesh import Mesh
 from mesh.stores import open_reader
 
-Drawn = Mapping[str, tuple[Plan, Workflow | None]]
+Plans = Mapping[str, tuple[Plan, Workflow | None]]
 """Name → plan, and the workflow if it is one and no consumer."""
 
 
@@ -47,18 +47,18 @@ def graph(
     place
         MODULE:OBJECT, where OBJECT is a Workflow, a consumer, a list of them, or a Mesh.
     """
-    drawn = _drawn(load(place), place)
+    plans = _plans(load(place), place)
     pulses: Sequence[Pulse] = ()
     if transaction:
         pulses = _pulses(transaction_id(transaction), store, registry, curve)
-        drawn = _of_transaction(drawn, pulses[0], place)
+        plans = _of_transaction(plans, pulses[0], place)
     if json:
-        print_lines(_told(plan, workflow, pulses) for plan, workflow in drawn.values())
+        print_lines(_document(plan, workflow, pulses) for plan, workflow in plans.values())
     else:
-        print("\n".join(mermaid(plan, pulses) for plan, _ in drawn.values()), end="")
+        print("\n".join(mermaid(plan, pulses) for plan, _ in plans.values()), end="")
 
 
-def _drawn(found: Any, place: str) -> Drawn:
+def _plans(found: Any, place: str) -> Plans:
     if isinstance(found, Mesh):
         return {name: (plan, found.node.workflows.get(name)) for name, plan in found.node.plans.items()}
     return {
@@ -66,13 +66,13 @@ def _drawn(found: Any, place: str) -> Drawn:
     }
 
 
-def _told(plan: Plan, workflow: Workflow | None, pulses: Sequence[Pulse]) -> dict[str, Any]:
-    told = {"workflow": plan.workflow, "digest": plan.digest, "mermaid": mermaid(plan, pulses)}
-    return told if workflow is None else told | workflow.describe()
+def _document(plan: Plan, workflow: Workflow | None, pulses: Sequence[Pulse]) -> dict[str, Any]:
+    document = {"workflow": plan.workflow, "digest": plan.digest, "mermaid": mermaid(plan, pulses)}
+    return document if workflow is None else document | workflow.describe()
 
 
 def _pulses(wanted: str, store: str, registry: str, curve: Path | None) -> Sequence[Pulse]:
-    require_place(store, registry)
+    require_source(store, registry)
     if store:
         with open_reader(store) as reader:
             found = reader.pulses(wanted)
@@ -85,18 +85,18 @@ def _pulses(wanted: str, store: str, registry: str, curve: Path | None) -> Seque
     return found
 
 
-def _of_transaction(drawn: Drawn, pulse: Pulse, place: str) -> Drawn:
+def _of_transaction(plans: Plans, pulse: Pulse, place: str) -> Plans:
     """The one among them that the transaction is of; a word on stderr if it has changed since.
 
     Raises:
         UsageError: it is of another one.
     """
-    if pulse.workflow not in drawn:
+    if pulse.workflow not in plans:
         raise UsageError(
-            f"transaction {pulse.transaction} is of {pulse.workflow!r}, and {place} has {', '.join(map(repr, drawn))}",
+            f"transaction {pulse.transaction} is of {pulse.workflow!r}, and {place} has {', '.join(map(repr, plans))}",
             "name the module and object that declare it",
         )
-    plan = drawn[pulse.workflow][0]
+    plan = plans[pulse.workflow][0]
     if plan.digest != pulse.digest:
         err().print(f"note: {pulse.workflow!r} has changed since that transaction; what it has no more is not shown")
-    return {pulse.workflow: drawn[pulse.workflow]}
+    return {pulse.workflow: plans[pulse.workflow]}

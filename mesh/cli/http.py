@@ -11,15 +11,17 @@ from urllib.parse import quote, urlsplit
 from mesh.cli.exits import UNREACHABLE, CommandError, UsageError
 
 
-class Answer(NamedTuple):
-    """What came back."""
+class HttpResponse(NamedTuple):
+    """The status and the JSON document of a response."""
 
     status: int
     content: Any
     """The JSON document."""
 
 
-def post_stimulus(base: str, workflow: str, given: Any, headers: Mapping[str, str], timeout: float | None) -> Answer:
+def post_stimulus(
+    base: str, workflow: str, given: Any, headers: Mapping[str, str], timeout: float | None
+) -> HttpResponse:
     """`POST /stimuli/{workflow}` at the ingress whose address is `base`.
 
     Raises:
@@ -31,7 +33,7 @@ def post_stimulus(base: str, workflow: str, given: Any, headers: Mapping[str, st
     try:
         connection.request("POST", path, json.dumps(given), {"Content-Type": "application/json", **headers})
         response = connection.getresponse()
-        return Answer(response.status, json.loads(response.read()))
+        return HttpResponse(response.status, json.loads(response.read()))
     except TimeoutError:
         raise CommandError(
             f"{base} did not answer within {timeout:g} s; the transaction, if it began, goes on", UNREACHABLE

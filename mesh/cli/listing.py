@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from bitactor.ports import TransactionRow
 from mesh.cli.exits import UsageError
-from mesh.cli.options import Curve, Json, Registry, Store, ask, require_place, row_of
+from mesh.cli.options import Curve, Json, Registry, Store, ask, parse_row, require_source
 from mesh.cli.output import err, moment, print_lines, print_table, short, status_text
 from mesh.stores import open_reader
 from mesh.waterfall import duration
@@ -50,7 +50,7 @@ async def list_transactions(
             )
         await _list_patterns(registry, curve, json)
         return
-    require_place(store, registry)
+    require_source(store, registry)
     if store:
         with open_reader(store) as reader:
             rows = reader.list(status=status, workflow=workflow, limit=limit)
@@ -58,7 +58,7 @@ async def list_transactions(
         found = await ask(
             registry, curve, lambda client: client.transactions(status=status, workflow=workflow, limit=limit)
         )
-        rows = [row_of(fields) for fields in found]
+        rows = [parse_row(fields) for fields in found]
     if json:
         print_lines(row._asdict() for row in rows)
     elif rows:

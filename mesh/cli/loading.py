@@ -42,7 +42,7 @@ def load(place: str) -> Any:
     found: Any = module
     for part in path.split("."):
         if not hasattr(found, part):
-            raise UsageError(f"module {module_name!r} has no {path!r}", _what_there_is(module, path))
+            raise UsageError(f"module {module_name!r} has no {path!r}", _suggest_object(module, path))
         found = getattr(found, part)
     return found
 
@@ -109,7 +109,7 @@ def _is_users(filename: str) -> bool:
     return filename.startswith(_DEMO) or not (filename.startswith(_OURS) or "/importlib/" in filename)
 
 
-def _what_there_is(module: ModuleType, wanted: str) -> str:
+def _suggest_object(module: ModuleType, wanted: str) -> str:
     names = [
         name
         for name, value in vars(module).items()

@@ -45,7 +45,7 @@ def transaction_id(given: str) -> str:
     return wanted
 
 
-def require_place(store: str, registry: str) -> None:
+def require_source(store: str, registry: str) -> None:
     """Raises `UsageError` unless we are told where to look."""
     if not store and not registry:
         raise UsageError(
@@ -61,12 +61,12 @@ def require_registry(registry: str) -> None:
 
 
 async def ask(registry: str, curve: Path | None, question: Callable[[Client], Awaitable[T]]) -> T:
-    """One conversation with the nodes."""
+    """Ask the nodes, with a client that is open for that."""
     require_registry(registry)
     async with Client(registry, curve=curve) as client:
         return await question(client)
 
 
-def row_of(fields: dict[str, object]) -> TransactionRow:
+def parse_row(fields: dict[str, object]) -> TransactionRow:
     """A row that came over the wire; fields of a later version are left out."""
     return TransactionRow(**{name: fields[name] for name in TransactionRow._fields})  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from mesh.cli.options import Curve, Json, Registry, ask
 from mesh.cli.output import err, print_lines, print_table, short
-from mesh.cli.signals import Stopping, end_of_stdin
+from mesh.cli.signals import StopSignals, end_of_stdin
 from mesh.client import Client
 from registry import Curve as KeyPair
 from registry import Entry, RegistryServer
@@ -79,15 +79,15 @@ async def serve(
         ipc:///directory/name, or tcp://host:port with --curve.
     """
     server = RegistryServer(endpoint, state, KeyPair.load(curve) if curve is not None else None)
-    with Stopping() as stopping:
+    with StopSignals() as stopping:
         await asyncio.to_thread(server.start)
         try:
-            with end_of_stdin(stopping.ask, wanted=until_stdin_closes):
+            with end_of_stdin(stopping.request, enabled=until_stdin_closes):
                 if json:
                     print_lines([{"ready": True, "endpoint": server.endpoint}])
                 else:
                     print(f"registry ready at {server.endpoint}", flush=True)
-                await stopping.asked.wait()
+                await stopping.requested.wait()
         finally:
             await asyncio.to_thread(server.stop)
     return stopping.code

@@ -21,8 +21,8 @@ async def resume(transaction: str, /, *, registry: Registry = "", curve: Curve =
         Its id.
     """
     wanted = transaction_id(transaction)
-    described = await ask(registry, curve, lambda client: client.resume(wanted))
+    summary = await ask(registry, curve, lambda client: client.resume(wanted))
     if json:
-        print_document(described)
+        print_document(summary)
     else:
-        out().print(Text.assemble(f"{wanted} ", status_text(described["status"])))
+        out().print(Text.assemble(f"{wanted} ", status_text(summary["status"])))

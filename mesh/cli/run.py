@@ -15,7 +15,7 @@ from mesh.cli.exits import CommandError, UsageError
 from mesh.cli.loading import definitions, load
 from mesh.cli.options import Json
 from mesh.cli.output import print_lines
-from mesh.cli.signals import Stopping, end_of_stdin
+from mesh.cli.signals import StopSignals, end_of_stdin
 from mesh.ingress.server import DEFAULT_HOST, HttpServer
 from mesh.mesh import Mesh
 
@@ -94,7 +94,7 @@ async def run(
         "hosts": False if no_host else None, "drain": drain,
     }  # fmt: skip
     mesh = _mesh(place, {name: value for name, value in options.items() if value is not None})
-    with Stopping() as stopping, end_of_stdin(stopping.ask, wanted=until_stdin_closes):
+    with StopSignals() as stopping, end_of_stdin(stopping.request, enabled=until_stdin_closes):
         await _run(_server(mesh, http), mesh, stopping, machine=json)
     if mesh.node.collapsed:
         hint = "mend what it says; a service manager may start it again"
@@ -119,7 +119,7 @@ def _mesh(place: str, options: Mapping[str, Any]) -> Mesh:
 
 def _server(mesh: Mesh, http: str | None) -> Server:
     if http is None:
-        return NodeAlone(mesh)
+        return NodeServer(mesh)
     host, separator, port = http.rpartition(":")
     if not port.isdecimal() or int(port) > 65_535 or (separator and not host):
         raise UsageError(
@@ -128,36 +128,36 @@ def _server(mesh: Mesh, http: str | None) -> Server:
     return HttpServer(mesh, host=host.strip("[]") or DEFAULT_HOST, port=int(port))
 
 
-async def _run(server: Server, mesh: Mesh, stopping: Stopping, *, machine: bool) -> None:
+async def _run(server: Server, mesh: Mesh, stopping: StopSignals, *, machine: bool) -> None:
     running = asyncio.ensure_future(server.run())
-    asked = asyncio.ensure_future(stopping.asked.wait())
-    hurried = asyncio.ensure_future(stopping.hurried.wait())
+    requested = asyncio.ensure_future(stopping.requested.wait())
+    forced = asyncio.ensure_future(stopping.forced.wait())
     started = asyncio.ensure_future(server.started.wait())
     collapsed = asyncio.ensure_future(mesh.node.collapse.wait())
     try:
-        await asyncio.wait((running, started, asked), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((running, started, requested), return_when=asyncio.FIRST_COMPLETED)
         if started.done() and not running.done():
-            _say_ready(server, mesh, machine=machine)
-            await asyncio.wait((running, asked, collapsed), return_when=asyncio.FIRST_COMPLETED)
+            _print_ready(server, mesh, machine=machine)
+            await asyncio.wait((running, requested, collapsed), return_when=asyncio.FIRST_COMPLETED)
             server.stop()
             bound = mesh.node.settings.drain + FLUSH_WITHIN
-            await asyncio.wait((running, hurried), timeout=bound, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((running, forced), timeout=bound, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
-                stopping.hurry()
+                stopping.force()
                 server.stop()
         elif not running.done():  # not wanted any more before it was up
-            stopping.hurry()
+            stopping.force()
             running.cancel()
         await asyncio.wait((running,))
     finally:
-        for waiting in (asked, hurried, started, collapsed):
+        for waiting in (requested, forced, started, collapsed):
             waiting.cancel()
-        await asyncio.gather(asked, hurried, started, collapsed, return_exceptions=True)
+        await asyncio.gather(requested, forced, started, collapsed, return_exceptions=True)
     if not running.cancelled():
         running.result()
 
 
-def _say_ready(server: Server, mesh: Mesh, *, machine: bool) -> None:
+def _print_ready(server: Server, mesh: Mesh, *, machine: bool) -> None:
     about = mesh.node.about()
     if machine:
         print_lines([{"ready": True, "http": server.url or None, **about}])
@@ -172,12 +172,12 @@ def _say_ready(server: Server, mesh: Mesh, *, machine: bool) -> None:
     print("; ".join(part for part in parts if part), flush=True)
 
 
-class NodeAlone:
+class NodeServer:
     """A mesh without an ingress."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._asked = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
         self.started = asyncio.Event()
         self.url = ""
@@ -186,7 +186,7 @@ class NodeAlone:
         """Open, wait for `stop`, drain, close."""
         async with self._mesh:
             self.started.set()
-            await self._asked.wait()
+            await self._stop_requested.wait()
             self._draining = asyncio.ensure_future(self._mesh.close())
             await asyncio.wait((self._draining,))
             if not self._draining.cancelled():
@@ -194,6 +194,6 @@ class NodeAlone:
 
     def stop(self) -> None:
         """Once: drain.  Twice: now."""
-        if self._asked.is_set() and self._draining is not None:
+        if self._stop_requested.is_set() and self._draining is not None:
             self._draining.cancel()
-        self._asked.set()
+        self._stop_requested.set()

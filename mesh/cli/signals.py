@@ -14,28 +14,28 @@ from typing import Final, Self
 
 from mesh.cli.exits import OK
 
-_LAST_WORDS: Final = 1.0
+_FORCE_DELAY: Final = 1.0
 """Seconds the second signal leaves for releasing files and sockets, before the process is ended under them."""
 
 
-class Stopping:
-    """What asks a command to end.  A context manager on the event loop's main thread; afterwards signals are as they
-    were.
+class StopSignals:
+    """The signals that ask a command to end.  A context manager on the event loop's main thread; afterwards signals are
+    as they were.
 
-    `asked` is set by the first signal.  The second one sets `hurried`, and a second later ends the process whatever it
-    does.
+    `requested` is set by the first signal.  The second one sets `forced`, and a second later ends the process whatever
+    it does.
     """
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.hurried = asyncio.Event()
+        self.requested = asyncio.Event()
+        self.forced = asyncio.Event()
         self.code = OK
         """Exit code: 0, or 128 + signal after a second one."""
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._came, number)
+            self._loop.add_signal_handler(number, self._on_signal, number)
         return self
 
     def __exit__(
@@ -44,29 +44,29 @@ class Stopping:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.remove_signal_handler(number)
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """The same as a first signal; safe on any thread."""
-        self._loop.call_soon_threadsafe(self.asked.set)
+        self._loop.call_soon_threadsafe(self.requested.set)
 
-    def hurry(self) -> None:
+    def force(self) -> None:
         """Now: whatever has not ended within a second is ended with the process."""
-        if not self.hurried.is_set():
-            self.hurried.set()
-            last = threading.Timer(_LAST_WORDS, os._exit, (self.code,))
+        if not self.forced.is_set():
+            self.forced.set()
+            last = threading.Timer(_FORCE_DELAY, os._exit, (self.code,))
             last.daemon = True
             last.start()
 
-    def _came(self, number: int) -> None:
-        if self.asked.is_set():
+    def _on_signal(self, number: int) -> None:
+        if self.requested.is_set():
             self.code = 128 + number
-            self.hurry()
-        self.asked.set()
+            self.force()
+        self.requested.set()
 
 
 @contextmanager
-def end_of_stdin(call: Callable[[], None], *, wanted: bool) -> Iterator[None]:
+def end_of_stdin(call: Callable[[], None], *, enabled: bool) -> Iterator[None]:
     """Call back, on another thread, when standard input ends: whoever held its other end is gone."""
-    if wanted:
+    if enabled:
 
         def watch() -> None:
             while os.read(sys.stdin.fileno(), 4096):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 from cyclopts import Parameter
 
 from mesh.cli.exits import FAILED, OK, UNREACHABLE, USAGE, CommandError, UsageError
-from mesh.cli.http import Answer, post_stimulus
+from mesh.cli.http import HttpResponse, post_stimulus
 from mesh.cli.options import Curve, Json, Registry, ask
 from mesh.cli.output import err, out, print_document, short
 from mesh.client import Client
@@ -66,15 +66,15 @@ async def stimulate(
     given = _input(input, field or ())
     if http:
         headers = _headers(key, ttl, deadline, respond_async=wait)
-        described = _described(await asyncio.to_thread(post_stimulus, http, workflow, given, headers, timeout))
+        summary = _summary_from(await asyncio.to_thread(post_stimulus, http, workflow, given, headers, timeout))
     else:
 
         async def begin(client: Client) -> dict[str, Any]:
             began = await client.stimulate(workflow, given, key=key, ttl=ttl, deadline=deadline)
             return began if wait else await client.ended(began["transaction"], timeout)
 
-        described = await ask(registry, curve, begin)
-    return _show(described, machine=json)
+        summary = await ask(registry, curve, begin)
+    return _show(summary, machine=json)
 
 
 def _input(whole: str | None, fields: Sequence[str]) -> Any:
@@ -117,28 +117,28 @@ def _headers(key: str | None, ttl: int | None, deadline: float | None, *, respon
     return {name: str(value) for name, value in said.items() if value is not None}
 
 
-def _described(answer: Answer) -> dict[str, Any]:
-    """What the ingress answered, as `mesh.control.describe` would say it."""
-    content = answer.content if isinstance(answer.content, dict) else {}
+def _summary_from(response: HttpResponse) -> dict[str, Any]:
+    """What the ingress answered, as `mesh.control.transaction_as_dict` would say it."""
+    content = response.content if isinstance(response.content, dict) else {}
     if "transaction" in content and "status" in content and isinstance(content["status"], str):
         return content
     if "transaction" in content:  # a problem that tells about a transaction
         return {**content, "status": content.get("transaction_status", "failed")}
     raise CommandError(
-        str(content.get("detail") or f"the ingress answered {answer.status}"),
-        _REFUSED.get(answer.status, UNREACHABLE),
+        str(content.get("detail") or f"the ingress answered {response.status}"),
+        _REFUSED.get(response.status, UNREACHABLE),
         str(content.get("title", "")),
     )
 
 
-def _show(described: Mapping[str, Any], *, machine: bool) -> int:
-    status = described["status"]
+def _show(summary: Mapping[str, Any], *, machine: bool) -> int:
+    status = summary["status"]
     if machine:
-        print_document(described)
+        print_document(summary)
     else:
-        err().print(f"{described['transaction']} {status}")
-        if "result" in described:
-            out().print(short(described["result"], 100_000), soft_wrap=True)
-        for error in described.get("errors") or ():
+        err().print(f"{summary['transaction']} {status}")
+        if "result" in summary:
+            out().print(short(summary["result"], 100_000), soft_wrap=True)
+        for error in summary.get("errors") or ():
             err().print(f"  {error['type']}: {short(error['message'])}" if isinstance(error, Mapping) else f"  {error}")
     return OK if status in ("completed", "running") else FAILED

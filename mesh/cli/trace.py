@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from bitactor.errors import UnknownTransaction
 from bitactor.pulse import EMITTED, Pulse
 from mesh.cli.exits import FAILED, CommandError
-from mesh.cli.options import Curve, Json, Registry, Store, ask, require_place, transaction_id
+from mesh.cli.options import Curve, Json, Registry, Store, ask, require_source, transaction_id
 from mesh.cli.output import WATERFALL_WIDTH, out
 from mesh.client import Client
 from mesh.stores import open_reader
@@ -45,7 +45,7 @@ async def trace(
         Its id, as stimulate, list or Jaeger show it.
     """
     wanted = transaction_id(transaction)
-    require_place(store, registry)
+    require_source(store, registry)
     if store:
         with open_reader(store) as reader:
 
@@ -54,7 +54,7 @@ async def trace(
 
             found = await _tree(wanted, read, children)
     else:
-        found = await ask(registry, curve, lambda client: _asked(client, wanted, children))
+        found = await ask(registry, curve, lambda client: _fetch_tree(client, wanted, children))
     if not found:
         raise CommandError(
             f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there"
@@ -65,7 +65,7 @@ async def trace(
         show(found, out(WATERFALL_WIDTH))
 
 
-async def _asked(client: Client, wanted: str, children: bool) -> list[Pulse]:
+async def _fetch_tree(client: Client, wanted: str, children: bool) -> list[Pulse]:
     async def ask_for(transaction: str) -> list[Pulse]:
         try:
             return await client.pulses(transaction)

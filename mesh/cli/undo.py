@@ -32,8 +32,8 @@ async def undo(
         Its id.
     """
     wanted = transaction_id(transaction)
-    described = await ask(registry, curve, lambda client: client.undo(wanted, reason))
+    summary = await ask(registry, curve, lambda client: client.undo(wanted, reason))
     if json:
-        print_document(described)
+        print_document(summary)
     else:
-        out().print(Text.assemble(f"{wanted} ", status_text(described["status"])))
+        out().print(Text.assemble(f"{wanted} ", status_text(summary["status"])))

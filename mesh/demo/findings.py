@@ -11,7 +11,7 @@ from bitactor import pulse as kinds
 from bitactor.ports import TransactionRow
 from bitactor.pulse import Pulse
 from bitactor.signal import UNDO
-from mesh.demo.posting import Posted
+from mesh.demo.posting import PostResult
 from mesh.demo.signup import SCREENING_TIMEOUT, signup, warm_up
 from mesh.stores import SqliteReader
 
@@ -76,12 +76,14 @@ class Findings:
     """What does not add up; empty if all is well."""
 
 
-def find(reader: SqliteReader, posted: Sequence[Posted], expected: int, users: int, letters: int) -> Findings:
+def read_findings(
+    reader: SqliteReader, posted: Sequence[PostResult], expected: int, users: int, letters: int
+) -> Findings:
     """Read the whole journal, and hold it against what the senders were told, the users table and the mail server."""
     rows = (row for row in _rows(reader) if row.workflow != warm_up.name)
-    every = [_ending(row, reader.pulses(row.transaction)) for row in rows]
-    ours = [ending for ending in every if ending.row.workflow == signup.name]
-    echoes = [ending for ending in every if ending.row.workflow != signup.name]
+    endings = [_ending(row, reader.pulses(row.transaction)) for row in rows]
+    ours = [ending for ending in endings if ending.row.workflow == signup.name]
+    echoes = [ending for ending in endings if ending.row.workflow != signup.name]
     counts = Counter(ending.how for ending in ours)
     counts[MALFORMED] = sum(answer.status == 422 for answer in posted)
     mail = [ending for ending in ours if ending.how == MAIL_FAILED]
@@ -93,9 +95,9 @@ def find(reader: SqliteReader, posted: Sequence[Posted], expected: int, users: i
             if counts[how] or how in (COMPLETED, DUPLICATE, MALFORMED, MAIL_FAILED, TIMED_OUT)
         },
         signups=len(posted),
-        hops=sum(ending.hops for ending in every),
-        redelivered=sum(ending.redelivered for ending in every),
-        redelivered_in=sum(ending.redelivered > 0 for ending in every),
+        hops=sum(ending.hops for ending in endings),
+        redelivered=sum(ending.redelivered for ending in endings),
+        redelivered_in=sum(ending.redelivered > 0 for ending in endings),
         retried=sum(ending.retried for ending in ours),
         undone=sum(ending.undone for ending in ours),
         expired=expired,
@@ -104,7 +106,7 @@ def find(reader: SqliteReader, posted: Sequence[Posted], expected: int, users: i
         ),
         slow=next((ending for ending in ours if ending.how == TIMED_OUT), None),
         echo_hops=sum(ending.hops for ending in echoes),
-        transactions=len(every),
+        transactions=len(endings),
         problems=list(_problems(ours, counts, posted, expected, users, letters, expired)),
     )
 
@@ -112,7 +114,7 @@ def find(reader: SqliteReader, posted: Sequence[Posted], expected: int, users: i
 def _problems(
     ours: Sequence[Ending],
     counts: Counter[str],
-    posted: Sequence[Posted],
+    posted: Sequence[PostResult],
     expected: int,
     users: int,
     letters: int,
@@ -129,9 +131,9 @@ def _problems(
         yield f"{completed} sign-ups completed, but the table has {users} users"
     if letters != completed:
         yield f"{completed} sign-ups completed, but the mail server took {letters} letters"
-    told = sum(answer.status == 200 for answer in posted)
-    if told != completed:
-        yield f"{completed} sign-ups completed, but {told} senders were told so"
+    answered = sum(answer.status == 200 for answer in posted)
+    if answered != completed:
+        yield f"{completed} sign-ups completed, but {answered} senders were told so"
     strange = sorted({answer.status for answer in posted} - {200, 409, 422})
     if strange:
         yield f"the ingress also answered {', '.join(map(str, strange))}"

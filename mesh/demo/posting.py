@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from bitactor.errors import BitActorError
 
 
-class Posted(NamedTuple):
-    """What became of one row, as its sender was told."""
+class PostResult(NamedTuple):
+    """The response to one posted row."""
 
     row: int
     status: int
@@ -31,15 +31,15 @@ async def post(url: str, path: str, given: object, key: str) -> tuple[int, Mappi
 
 
 async def post_all(
-    url: str, path: str, rows: Sequence[object], *, connections: int, key: str, answered: Callable[[Posted], None]
-) -> list[Posted]:
+    url: str, path: str, rows: Sequence[object], *, connections: int, key: str, answered: Callable[[PostResult], None]
+) -> list[PostResult]:
     """Post every row, each with an idempotency key of its own, and answer what came back, in order of the rows.
 
     Raises:
         BitActorError: the ingress is gone.
     """
     due = deque(enumerate(rows))
-    posted: list[Posted] = []
+    posted: list[PostResult] = []
 
     async def work() -> None:
         connection = await _Connection.open(url)
@@ -47,7 +47,7 @@ async def post_all(
             while due:
                 number, row = due.popleft()
                 status, content = await connection.post(path, row, f"{key}-{number}")
-                posted.append(Posted(number, status, content))
+                posted.append(PostResult(number, status, content))
                 answered(posted[-1])
         finally:
             connection.close()

@@ -23,7 +23,7 @@ READY_WITHIN: Final = 30.0
 STOP_WITHIN: Final = 3.0
 
 
-class Child(NamedTuple):
+class DemoProcess(NamedTuple):
     """A process that has said that it is ready."""
 
     name: str
@@ -32,7 +32,7 @@ class Child(NamedTuple):
     """What it said."""
 
 
-class Children:
+class DemoProcesses:
     """All processes of one demo; as a context manager, none is left at the end."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
@@ -49,7 +49,7 @@ class Children:
     ) -> None:
         await self.close()
 
-    async def start(self, name: str, arguments: Sequence[str]) -> Child:
+    async def start(self, name: str, arguments: Sequence[str]) -> DemoProcess:
         """Start `bitactor ARGUMENTS --json --until-stdin-closes`, and wait until it says that it is ready.
 
         Raises:
@@ -66,11 +66,11 @@ class Children:
         try:
             async with asyncio.timeout(READY_WITHIN):
                 line = await process.stdout.readline()
-            return Child(name, process, json.loads(line))
+            return DemoProcess(name, process, json.loads(line))
         except (TimeoutError, ValueError):
-            raise BitActorError(f"the demo's {name} did not come up: {self._last_words(name)}") from None
+            raise BitActorError(f"the demo's {name} did not come up: {self._last_log_line(name)}") from None
 
-    def kill(self, child: Child) -> None:
+    def kill(self, child: DemoProcess) -> None:
         """SIGKILL: no last words, no leave taken."""
         child.process.kill()
 
@@ -93,6 +93,6 @@ class Children:
             if not isinstance(error, TimeoutError):
                 raise
 
-    def _last_words(self, name: str) -> str:
+    def _last_log_line(self, name: str) -> str:
         lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"

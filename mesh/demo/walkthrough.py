@@ -15,10 +15,10 @@ from typing import Final
 
 from bitactor.errors import BitActorError, ConfigurationError
 from bitactor.pulse import Pulse
-from mesh.demo.findings import Findings, find
+from mesh.demo.findings import Findings, read_findings
 from mesh.demo.mail import MailServer
-from mesh.demo.posting import Posted, post, post_all
-from mesh.demo.processes import Child, Children
+from mesh.demo.posting import PostResult, post, post_all
+from mesh.demo.processes import DemoProcess, DemoProcesses
 from mesh.demo.rows import UNLUCKY
 from mesh.demo.signup import MAIL, USERS
 from mesh.demo.users import Users
@@ -35,7 +35,7 @@ TABLE: Final = "users.db"
 _SHORT: Final = 40
 WORKERS: Final = ("worker-1", "worker-2")
 
-Told = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Progress: what happens now, how many sign-ups are answered, of how many."""
 
 
@@ -50,7 +50,7 @@ class Outcome:
     seconds: float
     """Everything, start to end."""
     posting_seconds: float
-    undisturbed: float
+    rate_before_kill: float
     """Sign-ups a second, from the first that was completed until the kill."""
 
     @property
@@ -67,22 +67,24 @@ class Walkthrough:
         keep: where journal and users table are kept; by default a directory of their own below the system's temporary
             one.
         otlp: collector for the spans of all processes.
-        told: called with the progress.
+        report: called with the progress.
 
     Raises:
         ConfigurationError: `keep` has a journal already.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, str | None]], *, keep: Path | None, otlp: str, told: Told) -> None:
+    def __init__(
+        self, rows: Sequence[Mapping[str, str | None]], *, keep: Path | None, otlp: str, report: ProgressCallback
+    ) -> None:
         place = min(len(rows), 12)
         self._rows = [*rows[:place], UNLUCKY, *rows[place:]]
         if keep is not None and (keep / JOURNAL).exists():
             raise ConfigurationError(f"{keep / JOURNAL} exists already; name another directory, or remove it")
         self._keep = keep
         self._otlp = otlp
-        self._told = told
+        self._progress = report
         self._answered = 0
-        self._warm: tuple[float, int] | None = None
+        self._first_completed: tuple[float, int] | None = None
         """When the first sign-up was completed, and how many had been answered then."""
         self._halfway = asyncio.Event()
 
@@ -116,21 +118,21 @@ class Walkthrough:
                 "BITACTOR_DRAIN": "1",
                 "TMPDIR": str(sockets),
             }
-            async with Children(sockets, environment) as children:
-                self._say("starting a registry, a service and two workers")
-                url, victim = await self._start(children, directory, sockets)
+            async with DemoProcesses(sockets, environment) as processes:
+                self._report("starting a registry, a service and two workers")
+                url, victim = await self._start(processes, directory, sockets)
                 await self._warm_up(url)
                 posting = time.monotonic()
-                posted, undisturbed = await self._post(url, children, victim)
+                posted, rate_before_kill = await self._post(url, processes, victim)
                 posting_seconds = time.monotonic() - posting
-                self._say("stopping")
+                self._report("stopping")
             letters = len(mail.delivered)
         with open_reader(f"sqlite:///{directory / JOURNAL}") as reader:
-            findings = find(reader, posted, len(self._rows), users.count(), letters)
+            findings = read_findings(reader, posted, len(self._rows), users.count(), letters)
             pulses = reader.pulses(findings.compensated.row.transaction) if findings.compensated is not None else []
-        return Outcome(directory, findings, pulses, time.monotonic() - began, posting_seconds, undisturbed)
+        return Outcome(directory, findings, pulses, time.monotonic() - began, posting_seconds, rate_before_kill)
 
-    async def _start(self, children: Children, directory: Path, sockets: Path) -> tuple[str, Child]:
+    async def _start(self, processes: DemoProcesses, directory: Path, sockets: Path) -> tuple[str, DemoProcess]:
         """The ingress' address, and the worker that is to be killed."""
         endpoint = f"ipc://{sockets}/registry"
         joined = [
@@ -141,9 +143,9 @@ class Walkthrough:
             *(["--otlp", self._otlp] if self._otlp else []),
         ]
         _, service, victim, _ = await asyncio.gather(
-            children.start("registry", ["registry", "serve", endpoint]),
-            children.start("service", ["run", SERVICE, *joined, "--no-host", "--http", "0"]),
-            *(children.start(name, ["run", SERVICE, *joined]) for name in WORKERS),
+            processes.start("registry", ["registry", "serve", endpoint]),
+            processes.start("service", ["run", SERVICE, *joined, "--no-host", "--http", "0"]),
+            *(processes.start(name, ["run", SERVICE, *joined]) for name in WORKERS),
         )
         return service.ready["http"], victim
 
@@ -158,9 +160,9 @@ class Walkthrough:
             if status != 200:
                 raise BitActorError(f"the worker processes could not be started: {content.get('detail', status)}")
 
-    async def _post(self, url: str, children: Children, victim: Child) -> tuple[list[Posted], float]:
-        self._say("signing up")
-        killing = asyncio.create_task(self._kill_halfway(children, victim))
+    async def _post(self, url: str, processes: DemoProcesses, victim: DemoProcess) -> tuple[list[PostResult], float]:
+        self._report("signing up")
+        killing = asyncio.create_task(self._kill_halfway(processes, victim))
         try:
             status, echoed = await post(url, "/stimuli/demo.echo", {"text": "hello"}, "echo")
             if status != 200:
@@ -174,25 +176,25 @@ class Walkthrough:
             await asyncio.gather(killing, return_exceptions=True)
         return posted, rate
 
-    async def _kill_halfway(self, children: Children, victim: Child) -> float:
+    async def _kill_halfway(self, processes: DemoProcesses, victim: DemoProcess) -> float:
         """The answer is how many sign-ups a second there were until then."""
         await self._halfway.wait()
-        children.kill(victim)
-        self._say(f"killed {victim.name}, its hops move")
-        since, already = self._warm or (0.0, self._answered)
+        processes.kill(victim)
+        self._report(f"killed {victim.name}, its hops move")
+        since, already = self._first_completed or (0.0, self._answered)
         return (self._answered - already) / max(1e-3, time.monotonic() - since)
 
-    def _count(self, posted: Posted) -> None:
+    def _count(self, posted: PostResult) -> None:
         self._answered += 1
-        if posted.status == 200 and self._warm is None:
-            self._warm = (time.monotonic(), self._answered)
+        if posted.status == 200 and self._first_completed is None:
+            self._first_completed = (time.monotonic(), self._answered)
         if self._answered * 2 >= len(self._rows):
             self._halfway.set()
-        self._say("")
+        self._report("")
 
-    def _say(self, what: str) -> None:
+    def _report(self, what: str) -> None:
         with suppress(BrokenPipeError):
-            self._told(what, self._answered, len(self._rows))
+            self._progress(what, self._answered, len(self._rows))
 
 
 def _socket_directory() -> Path:

@@ -1,4 +1,4 @@
-"""The ASGI application over a mesh: its resources, its guard, and what becomes of errors."""
+"""The ASGI application over a mesh: its endpoints, its guard, and what becomes of errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitactor.errors import BitActorError
 from mesh.ingress.guard import Guard
 from mesh.ingress.problems import CLIENT_CLOSED_REQUEST, Problem, problem_of
 from mesh.ingress.requests import MAX_BODY_BYTES
-from mesh.ingress.resources import Resources
+from mesh.ingress.resources import Endpoints
 from mesh.mesh import Mesh
 
 
@@ -37,7 +37,7 @@ def application(
         allowed_hosts: names (without port) that `Host` may give; None: any.  Guards a server on localhost against pages
             that rebind their name to it.
     """
-    resources = Resources(mesh, max_body_bytes)
+    endpoints = Endpoints(mesh, max_body_bytes)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -49,10 +49,10 @@ def application(
             yield
 
     app = Starlette(
-        routes=resources.routes(),
+        routes=endpoints.routes(),
         middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
         exception_handlers={
-            HTTPException: _refused,
+            HTTPException: _router_refusal,
             ClientDisconnect: _client_gone,
             Problem: _problem,
             BitActorError: _problem,
@@ -61,7 +61,7 @@ def application(
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.resources = resources
+    app.state.endpoints = endpoints
     return app
 
 
@@ -79,7 +79,7 @@ async def _client_gone(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _router_refusal(request: Request, error: Exception) -> Response:
     """What the router refuses: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code != 405:

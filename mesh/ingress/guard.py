@@ -44,7 +44,7 @@ class Guard:
 
     def _refusal(self, method: str, headers: Headers) -> Problem | None:
         host = headers.get("host", "")
-        if self._allowed is not None and host and _host_name(host) not in self._allowed:
+        if self._allowed is not None and host and _without_port(host) not in self._allowed:
             return Problem("misdirected", f"this server does not answer to the name {host[:100]!r}; see allowed_hosts")
         origin = headers.get("origin")
         if origin is not None and method not in _SAFE and _authority(origin) != host.lower():
@@ -52,7 +52,7 @@ class Guard:
         return None
 
 
-def _host_name(host: str) -> str:
+def _without_port(host: str) -> str:
     """`Host` without its port."""
     if host.startswith("["):
         return host.partition("]")[0].lower() + "]"

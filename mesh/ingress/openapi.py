@@ -81,8 +81,8 @@ def _stimulus(workflow: Workflow, schema: Mapping[str, Any], max_body_bytes: int
             "content": {"application/json": {"schema": schema}},
         },
         "responses": {
-            "200": _answer("The transaction completed", "BitActorTransaction", _APPLIED),
-            "202": _answer(
+            "200": _response("The transaction completed", "BitActorTransaction", _APPLIED),
+            "202": _response(
                 "The transaction runs on; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}
             ),
             **_problems(403, 404, 408, 409, 413, 415, 422, 503),
@@ -104,27 +104,27 @@ def _about(workflow: Workflow) -> str:
     return "\n".join([*lines, "", f"A hop budget of {workflow.ttl} and {limit}, unless the request says otherwise."])
 
 
-def _answer(description: str, schema: str, headers: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    said: dict[str, Any] = {
+def _response(description: str, schema: str, headers: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    response: dict[str, Any] = {
         "description": description,
         "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model=schema)}}},
     }
     if schema in ("BitActorTransaction", "BitActorPulses"):
-        said["headers"] = {**_TRANSACTION_HEADER, **(headers or {})}
+        response["headers"] = {**_TRANSACTION_HEADER, **(headers or {})}
     if schema == "BitActorTransaction":
-        said["links"] = _LINKS
-    return said
+        response["links"] = _LINKS
+    return response
 
 
 def _problems(*statuses: int) -> dict[str, Any]:
     content = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="BitActorProblem")}}}
-    said: dict[str, Any] = {}
+    response: dict[str, Any] = {}
     for status in sorted({*statuses, *_ANY_REQUEST}):
         names = [f"`{name}`: {title}" for name, (code, title) in TITLES.items() if code == status]
-        said[str(status)] = {"description": "; ".join(names), "content": content}
+        response[str(status)] = {"description": "; ".join(names), "content": content}
         if status == 503:
-            said["503"]["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds"}}
-    return said
+            response["503"]["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds"}}
+    return response
 
 
 def _header(name: str, description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +197,7 @@ _TRANSACTIONS: Final[dict[str, Any]] = {
             "tags": ["transactions"],
             "summary": "Transactions, newest first",
             "parameters": _LIST_QUERY,
-            "responses": {"200": _answer("A page of transactions", "BitActorTransactions"), **_problems(422, 503)},
+            "responses": {"200": _response("A page of transactions", "BitActorTransactions"), **_problems(422, 503)},
         }
     },
     "/transactions/{transaction}": {
@@ -206,7 +206,7 @@ _TRANSACTIONS: Final[dict[str, Any]] = {
             "tags": ["transactions"],
             "summary": "How a transaction stands",
             "parameters": [_TRANSACTION_PARAMETER],
-            "responses": {"200": _answer("The transaction", "BitActorTransaction"), **_problems(404, 422, 503)},
+            "responses": {"200": _response("The transaction", "BitActorTransaction"), **_problems(404, 422, 503)},
         }
     },
     "/transactions/{transaction}/pulses": {
@@ -215,7 +215,7 @@ _TRANSACTIONS: Final[dict[str, Any]] = {
             "tags": ["transactions"],
             "summary": "What a transaction left behind so far",
             "parameters": [_TRANSACTION_PARAMETER],
-            "responses": {"200": _answer("The pulses in order", "BitActorPulses"), **_problems(404, 422, 503)},
+            "responses": {"200": _response("The pulses in order", "BitActorPulses"), **_problems(404, 422, 503)},
         }
     },
     "/transactions/{transaction}/cancel": {
@@ -229,8 +229,8 @@ _TRANSACTIONS: Final[dict[str, Any]] = {
                 "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model="BitActorCancel")}}},
             },
             "responses": {
-                "200": _answer("It has ended", "BitActorTransaction", _APPLIED),
-                "202": _answer(
+                "200": _response("It has ended", "BitActorTransaction", _APPLIED),
+                "202": _response(
                     "It is being undone; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}
                 ),
                 **_problems(403, 404, 408, 409, 413, 415, 422, 503),
@@ -256,7 +256,7 @@ _SERVER: Final[dict[str, Any]] = {
             "operationId": "alive",
             "tags": ["server"],
             "summary": "Whether the process is up",
-            "responses": {"200": _answer("It is", "BitActorHealth"), **_problems()},
+            "responses": {"200": _response("It is", "BitActorHealth"), **_problems()},
         }
     },
     "/readyz": {
@@ -264,7 +264,7 @@ _SERVER: Final[dict[str, Any]] = {
             "operationId": "ready",
             "tags": ["server"],
             "summary": "Whether a stimulus would be taken now",
-            "responses": {"200": _answer("It would", "BitActorHealth"), **_problems(503)},
+            "responses": {"200": _response("It would", "BitActorHealth"), **_problems(503)},
         }
     },
 }

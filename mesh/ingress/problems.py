@@ -80,7 +80,7 @@ class Problem(Exception):
         return respond(content, self.status, self.headers, "application/problem+json")
 
 
-def invalid(fields: Sequence[tuple[str, str]]) -> Problem:
+def invalid_input(fields: Sequence[tuple[str, str]]) -> Problem:
     """`invalid-input`, naming each offending field."""
     shown = "; ".join(f"{path or 'input'}: {message}" for path, message in fields[:5])
     errors = [{"field": path or "input", "message": message} for path, message in fields]
@@ -92,9 +92,9 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, InvalidInput):
-        return invalid(error.fields or [("", str(error))])
+        return invalid_input(error.fields or [("", str(error))])
     if isinstance(error, InvalidOutcome):
-        return invalid([("", f"the input cannot be carried: {error}")])
+        return invalid_input([("", f"the input cannot be carried: {error}")])
     if isinstance(error, SignalTooLarge):
         return Problem("payload-too-large", f"the input is too large: {error}")
     if isinstance(error, UnknownWorkflow):

@@ -91,7 +91,7 @@ def row_as_plain(row: TransactionRow) -> dict[str, Any]:
 
 
 def pulses_as_plain(pulses: Sequence[Pulse]) -> list[dict[str, Any]]:
-    """Pulses with tokens as values (`mesh.display.shown_pulses`); tracebacks stay here."""
+    """Pulses with tokens as values (`mesh.display.readable_pulses`); tracebacks stay here."""
     return [
         {
             "seq": pulse.seq,

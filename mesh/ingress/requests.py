@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, NoReturn
 from starlette.requests import Request
 
 from bitactor.signal import MAX_TTL
-from mesh.ingress.problems import Problem, invalid
+from mesh.ingress.problems import Problem, invalid_input
 from mesh.sinks.traceparent import parse_traceparent
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -50,7 +50,7 @@ class Preferences(NamedTuple):
         return {"Preference-Applied": ", ".join(said)} if said else {}
 
 
-class Options(NamedTuple):
+class StimulusHeaders(NamedTuple):
     """What the headers of a stimulus say."""
 
     key: str | None
@@ -60,8 +60,8 @@ class Options(NamedTuple):
     preferences: Preferences
 
 
-def stimulus_options(request: Request) -> Options:
-    """The options in a request's headers.
+def read_stimulus_headers(request: Request) -> StimulusHeaders:
+    """The options that a request's headers give.
 
     Raises:
         Problem: one cannot be obeyed; all offending ones are named.
@@ -71,8 +71,8 @@ def stimulus_options(request: Request) -> Options:
     ttl = _ttl(_single(request, "BitActor-TTL"), wrong)
     deadline = _deadline(_single(request, "BitActor-Deadline"), wrong)
     if wrong:
-        raise invalid(wrong)
-    return Options(key, ttl, deadline, _traceparent(request), preferences(request))
+        raise invalid_input(wrong)
+    return StimulusHeaders(key, ttl, deadline, _traceparent(request), preferences(request))
 
 
 def preferences(request: Request) -> Preferences:

@@ -18,16 +18,16 @@ from bitactor.ports import Store, TransactionRow
 from bitactor.pulse import RUNNING, STATUSES
 from bitactor.signal import Fault
 from bitactor.workflow import Workflow
-from mesh.display import shown_pulses
+from mesh.display import readable_pulses
 from mesh.faults import fault_of
 from mesh.ingress.openapi import describe_api
-from mesh.ingress.problems import Problem, invalid, logger, problem_of
+from mesh.ingress.problems import Problem, invalid_input, logger, problem_of
 from mesh.ingress.rendering import as_json, pulses_as_plain, respond, row_as_plain, transaction_as_plain
-from mesh.ingress.requests import Options, Preferences, preferences, read_json, stimulus_options
-from mesh.ingress.waiting import Stopping, attended, settled
+from mesh.ingress.requests import Preferences, StimulusHeaders, preferences, read_json, read_stimulus_headers
+from mesh.ingress.waiting import ServerStopping, run_while_connected, wait_for_end
 from mesh.mesh import Mesh
 from mesh.transaction import Transaction
-from registry.occasionally import Occasionally
+from registry.occasionally import LogThrottle
 
 MAX_PAGE: Final = 1_000
 MAX_DETAIL: Final = 1_000
@@ -54,8 +54,8 @@ class ListQuery(BaseModel):
     before: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
 
 
-class Resources:
-    """The resources of a mesh."""
+class Endpoints:
+    """The endpoints of a mesh over HTTP."""
 
     def __init__(self, mesh: Mesh, max_body_bytes: int) -> None:
         self.mesh = mesh
@@ -64,11 +64,11 @@ class Resources:
         """Whether new stimuli are refused, although the mesh itself may be open."""
         self.stopped = asyncio.Event()
         """Set when those who still wait are told that the server stops."""
-        self._complaints = Occasionally(logger)
+        self._log_throttle = LogThrottle(logger)
         self._description = as_json(describe_api(mesh.node.workflows.values(), max_body_bytes))
 
     def routes(self) -> list[Route]:
-        """One route per resource."""
+        """One route per endpoint."""
         return [
             Route("/stimuli/{workflow:path}", self.stimulate, methods=["POST"]),
             Route("/transactions", self.transactions, methods=["GET"]),
@@ -86,19 +86,21 @@ class Resources:
         """Begin a transaction; answer with its end, or, if the client prefers, with where to look for it."""
         self._require_open()
         workflow = self._workflow(request.path_params["workflow"])
-        options = stimulus_options(request)
-        given = self._validated(workflow, await read_json(request, self.max_body_bytes))
+        options = read_stimulus_headers(request)
+        given = self._validate(workflow, await read_json(request, self.max_body_bytes))
         begun: list[Transaction] = []
         try:
-            ended = await attended(request.receive, self.stopped, self._begin(workflow, given, options, begun))
-        except Stopping:
-            raise self._stopping(begun) from None
+            ended = await run_while_connected(
+                request.receive, self.stopped, self._begin(workflow, given, options, begun)
+            )
+        except ServerStopping:
+            raise self._stopping_problem(begun) from None
         except StoreError as error:
-            raise self._lost_sight(error, begun) from None
-        return self._answer(ended or begun[0], options.preferences, ended is not None)
+            raise self._store_problem(error, begun) from None
+        return self._response(ended or begun[0], options.preferences, ended is not None)
 
     async def _begin(
-        self, workflow: Workflow, given: Any, options: Options, begun: list[Transaction]
+        self, workflow: Workflow, given: Any, options: StimulusHeaders, begun: list[Transaction]
     ) -> Transaction | None:
         transaction = await self.mesh.stimulate(
             workflow,
@@ -109,14 +111,14 @@ class Resources:
             traceparent=options.traceparent,
         )
         begun.append(transaction)
-        wanted = options.preferences
-        if wanted.respond_async and wanted.seconds == 0:
+        prefer = options.preferences
+        if prefer.respond_async and prefer.seconds == 0:
             return None
-        return await settled(self.mesh, transaction, wanted.seconds)
+        return await wait_for_end(self.mesh, transaction, prefer.seconds)
 
-    def _answer(self, transaction: Transaction, wanted: Preferences, ended: bool) -> Response:
+    def _response(self, transaction: Transaction, prefer: Preferences, ended: bool) -> Response:
         about = transaction_as_plain(transaction)
-        headers = {**_about(transaction), **wanted.applied()}
+        headers = {**_transaction_header(transaction), **prefer.applied()}
         if not ended:
             return respond(about, 202, {**headers, "Location": f"/transactions/{transaction.id}"})
         if transaction.status == "completed":
@@ -132,17 +134,17 @@ class Resources:
             raise UnknownWorkflow(f"no workflow {name[:200]!r} is declared here.{suggest(name[:200], workflows)}")
         return workflows[name]
 
-    def _validated(self, workflow: Workflow, text: str) -> Any:
+    def _validate(self, workflow: Workflow, text: str) -> Any:
         try:
-            return _parsed(workflow.input_model, text)
+            return _parse(workflow.input_model, text)
         except Problem:
             raise
         except Exception as error:
-            told = fault_of(error).traceback
-            self._complaints.warn(
-                time.monotonic_ns(), "a validator of %s broke: %s", workflow.input_model.__name__, told
+            traceback = fault_of(error).traceback
+            self._log_throttle.warn(
+                time.monotonic_ns(), "a validator of %s broke: %s", workflow.input_model.__name__, traceback
             )
-            raise invalid([("", "it cannot be validated")]) from None
+            raise invalid_input([("", "it cannot be validated")]) from None
 
     def _require_open(self) -> None:
         if self.state != "open":
@@ -154,11 +156,11 @@ class Resources:
         node = self.mesh.node
         if node.state != "open":
             return node.state
-        if not hasattr(node, "outbox"):
+        if not hasattr(node, "emissions"):
             return "opening"
         return "draining" if self.draining else "open"
 
-    def _stopping(self, begun: Sequence[Transaction]) -> Problem:
+    def _stopping_problem(self, begun: Sequence[Transaction]) -> Problem:
         if not begun:
             return Problem(
                 "stopping", "the server stops before the transaction was accepted; ask again, with an Idempotency-Key"
@@ -167,16 +169,16 @@ class Resources:
         return Problem(
             "stopping",
             "the server stops before the transaction has ended; look for it later",
-            _located(transaction),
+            _location_headers(transaction),
             transaction=transaction.id,
         )
 
-    def _lost_sight(self, error: StoreError, begun: Sequence[Transaction]) -> Problem:
+    def _store_problem(self, error: StoreError, begun: Sequence[Transaction]) -> Problem:
         if begun and self.mesh.node.state != "open":
-            return self._stopping(begun)
+            return self._stopping_problem(begun)
         problem = problem_of(error)
         if begun:
-            problem.headers.update(_located(begun[0]))
+            problem.headers.update(_location_headers(begun[0]))
             problem.extensions["transaction"] = begun[0].id
         return problem
 
@@ -186,14 +188,14 @@ class Resources:
         """How a transaction stands."""
         found = await self._find(request)
         if isinstance(found, TransactionRow):
-            return respond(_row_description(found), headers={"BitActor-Transaction": found.transaction})
-        return respond(transaction_as_plain(found), headers=_about(found))
+            return respond(_describe_row(found), headers={"BitActor-Transaction": found.transaction})
+        return respond(transaction_as_plain(found), headers=_transaction_header(found))
 
     async def pulses(self, request: Request) -> Response:
         """What a transaction left behind so far."""
         found = await self._find(request)
         if isinstance(found, TransactionRow):
-            name, pulses = found.transaction, shown_pulses(None, self.mesh.node.store.pulses(found.transaction))
+            name, pulses = found.transaction, readable_pulses(None, self.mesh.node.store.pulses(found.transaction))
         else:
             name, pulses = found.id, found.pulses()
         about = {"transaction": name, "root": pulses[0].root, "workflow": found.workflow, "status": found.status}
@@ -201,32 +203,36 @@ class Resources:
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a transaction; answers when everything is undone, or earlier if the client prefers."""
-        wanted = preferences(request)
+        prefer = preferences(request)
         found = await self._find(request)
-        asked = _parsed(CancelRequest, await read_json(request, self.max_body_bytes))
+        asked = _parse(CancelRequest, await read_json(request, self.max_body_bytes))
         if isinstance(found, TransactionRow):
             raise Problem(
                 "owned-elsewhere",
                 f"the workflow {found.workflow!r} is not declared here; ask a server that declares it",
             )
-        if found.status == RUNNING and found.id not in self.mesh.node.supervisor.runs:
-            raise Problem("owned-elsewhere", "another process runs this transaction; ask that one", _about(found))
+        if found.status == RUNNING and found.id not in self.mesh.node.supervisor.transactions:
+            raise Problem(
+                "owned-elsewhere", "another process runs this transaction; ask that one", _transaction_header(found)
+            )
         if found.status not in ("running", "halted"):
-            return respond(transaction_as_plain(found), headers=_about(found))
+            return respond(transaction_as_plain(found), headers=_transaction_header(found))
         self._require_open()
-        run = self.mesh.node.load(found.id)
-        self.mesh.node.cancel(run, Fault("bitactor.errors:Cancelled", asked.reason or "cancelled on request"))
-        cancelled = Transaction(self.mesh.node, run)
+        live = self.mesh.node.load(found.id)
+        self.mesh.node.cancel(live, Fault("bitactor.errors:Cancelled", asked.reason or "cancelled on request"))
+        cancelled = Transaction(self.mesh.node, live)
         await asyncio.sleep(0)  # the supervisor's turn, in which a halted transaction becomes a running one
         try:
-            ended = await attended(request.receive, self.stopped, settled(self.mesh, cancelled, wanted.seconds))
-        except Stopping:
-            raise self._stopping([cancelled]) from None
+            ended = await run_while_connected(
+                request.receive, self.stopped, wait_for_end(self.mesh, cancelled, prefer.seconds)
+            )
+        except ServerStopping:
+            raise self._stopping_problem([cancelled]) from None
         except StoreError as error:
-            raise self._lost_sight(error, [cancelled]) from None
-        where = _located(cancelled) if ended is None else _about(cancelled)
+            raise self._store_problem(error, [cancelled]) from None
+        where = _location_headers(cancelled) if ended is None else _transaction_header(cancelled)
         return respond(
-            transaction_as_plain(ended or cancelled), 202 if ended is None else 200, {**where, **wanted.applied()}
+            transaction_as_plain(ended or cancelled), 202 if ended is None else 200, {**where, **prefer.applied()}
         )
 
     async def transactions(self, request: Request) -> Response:
@@ -236,9 +242,9 @@ class Resources:
             (name, "given more than once") for name in dict(given) if len(request.query_params.getlist(name)) > 1
         ]
         if repeated:
-            raise invalid(repeated)
-        query = _fields_checked(ListQuery, dict(given))
-        rows = self._opened_store().list(
+            raise invalid_input(repeated)
+        query = _parse_query(ListQuery, dict(given))
+        rows = self._open_store().list(
             status=query.status, workflow=query.workflow, limit=query.limit, before=query.before
         )
         more = len(rows) == query.limit
@@ -251,8 +257,8 @@ class Resources:
         release's."""
         name = request.path_params["transaction"]
         if not _TRANSACTION.fullmatch(name):
-            raise invalid([("transaction", "a transaction id is 32 lower-case hex digits")])
-        store = self._opened_store()
+            raise invalid_input([("transaction", "a transaction id is 32 lower-case hex digits")])
+        store = self._open_store()
         try:
             return await self.mesh.transaction(name)
         except (UnknownTransaction, StoreError, LookupError):
@@ -261,7 +267,7 @@ class Resources:
                 raise UnknownTransaction(name) from None
             return row
 
-    def _opened_store(self) -> Store:
+    def _open_store(self) -> Store:
         if self.state not in ("open", "draining"):
             raise Problem("stopping", f"the mesh is {self.state}")
         return self.mesh.node.store
@@ -284,14 +290,14 @@ class Resources:
             reasons.append(f"the mesh is {self.state}")
         elif not node.supervisor.healthy:
             reasons.append("the journal cannot be written")
-        elif node.supervisor.running >= node.settings.max_in_flight:
+        elif node.supervisor.running_count >= node.settings.max_in_flight:
             reasons.append("too many transactions are running")
         if reasons:
             return Problem("not-ready", "; ".join(reasons), reasons=reasons).response()
         return respond({"status": "ready"})
 
 
-def _parsed(model: type[BaseModel], text: str) -> Any:
+def _parse(model: type[BaseModel], text: str) -> Any:
     """A model from JSON, by the rules for JSON: strict models take dates as strings.  `null` and nothing are no
     input."""
     try:
@@ -300,7 +306,7 @@ def _parsed(model: type[BaseModel], text: str) -> Any:
         raise _invalid(error) from None
 
 
-def _fields_checked(model: type[ListQuery], given: dict[str, str]) -> ListQuery:
+def _parse_query(model: type[ListQuery], given: dict[str, str]) -> ListQuery:
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -309,16 +315,16 @@ def _fields_checked(model: type[ListQuery], given: dict[str, str]) -> ListQuery:
 
 def _invalid(error: ValidationError) -> Problem:
     items = error.errors(include_url=False, include_context=False, include_input=False)
-    return invalid([(".".join(str(part) for part in item["loc"]), item["msg"]) for item in items])
+    return invalid_input([(".".join(str(part) for part in item["loc"]), item["msg"]) for item in items])
 
 
-def _about(transaction: Transaction) -> dict[str, str]:
+def _transaction_header(transaction: Transaction) -> dict[str, str]:
     return {"BitActor-Transaction": transaction.id}
 
 
-def _located(transaction: Transaction) -> dict[str, str]:
-    return {**_about(transaction), "Location": f"/transactions/{transaction.id}"}
+def _location_headers(transaction: Transaction) -> dict[str, str]:
+    return {**_transaction_header(transaction), "Location": f"/transactions/{transaction.id}"}
 
 
-def _row_description(row: TransactionRow) -> dict[str, Any]:
+def _describe_row(row: TransactionRow) -> dict[str, Any]:
     return {"transaction": row.transaction, "root": row.root, "workflow": row.workflow, "status": row.status}

@@ -17,7 +17,7 @@ import uvicorn
 from bitactor.errors import BitActorError, ConfigurationError
 from mesh.ingress.application import application, require_own_loop
 from mesh.ingress.requests import MAX_BODY_BYTES
-from mesh.ingress.resources import Resources
+from mesh.ingress.resources import Endpoints
 from mesh.mesh import Mesh
 
 logger = logging.getLogger("bitactor.ingress")
@@ -62,7 +62,7 @@ class HttpServer:
         if allowed_hosts is None and local:
             allowed_hosts = (*_LOOPBACK_NAMES, f"[{host}]" if ":" in host else host)
         app = application(mesh, open_mesh=False, max_body_bytes=max_body_bytes, allowed_hosts=allowed_hosts)
-        self._resources: Resources = app.state.resources
+        self._endpoints: Endpoints = app.state.endpoints
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, log_level="info" if access_log else "error",
             access_log=access_log, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -71,7 +71,7 @@ class HttpServer:
         self._server = _Server(config, self._begin_stopping)
         self._owns_mesh = False
         self._closing: asyncio.Task[None] | None = None
-        self._stops = 0
+        self._stop_calls = 0
         self.started = asyncio.Event()
         """Set once requests are taken; `url` is known then."""
         self.url = ""
@@ -104,23 +104,23 @@ class HttpServer:
 
     def stop(self) -> None:
         """Once: take no new work and drain.  Twice: now.  On the loop's thread."""
-        self._stops += 1
-        if self._stops == 1:
+        self._stop_calls += 1
+        if self._stop_calls == 1:
             logger.info("stopping: no new work is taken; what runs has %g s; stop again to stop now", self._drain)
-            self._resources.draining = True
+            self._endpoints.draining = True
             self._server.should_exit = True
-        elif self._stops == 2:
+        elif self._stop_calls == 2:
             logger.warning("stopping now")
             self._server.should_exit = True
             if self._closing is not None:
                 self._closing.cancel()
-            self._resources.stopped.set()
+            self._endpoints.stopped.set()
             asyncio.get_running_loop().call_later(FLUSH_SECONDS / 4, self._server.abort)
 
     async def _serve(self, listener: socket.socket) -> None:
         host, port = listener.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self._server.on_started = self._say_where
+        self._server.on_started = self._announce
         serving = asyncio.ensure_future(self._server.serve(sockets=[listener]))
         try:
             await asyncio.shield(serving)
@@ -131,7 +131,7 @@ class HttpServer:
                 await serving
             raise
 
-    def _say_where(self) -> None:
+    def _announce(self) -> None:
         host = self._address[0]
         if _is_loopback(host):
             logger.info("listening on %s", self.url)
@@ -149,7 +149,7 @@ class HttpServer:
     def _begin_stopping(self) -> None:
         self._server.config.timeout_graceful_shutdown = int(self._drain) + 1 + FLUSH_SECONDS
         self._closing = asyncio.ensure_future(self._close())
-        if self._stops > 1:
+        if self._stop_calls > 1:
             self._closing.cancel()
 
     async def _close(self) -> None:
@@ -160,13 +160,13 @@ class HttpServer:
             else:
                 await asyncio.sleep(self._drain)
         finally:
-            self._resources.stopped.set()
+            self._endpoints.stopped.set()
 
     async def _finish_closing(self) -> None:
         """Our own mesh is closed when this returns, drained if there was time for it."""
         closing = self._closing
         if closing is not None:
-            if not self._owns_mesh or self._stops > 1:
+            if not self._owns_mesh or self._stop_calls > 1:
                 closing.cancel()
             await asyncio.gather(closing, return_exceptions=True)
         if self._owns_mesh:
@@ -217,7 +217,7 @@ async def serve(mesh: Mesh, *, signals: bool = True, **options: Any) -> None:
         What `HttpServer.run` raises.
     """
     server = HttpServer(mesh, **options)
-    with _handled(server.stop, signals):
+    with _signal_handlers(server.stop, signals):
         await server.run()
 
 
@@ -256,9 +256,9 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def _handled(stop: Callable[[], None], wanted: bool) -> Iterator[None]:
+def _signal_handlers(stop: Callable[[], None], enabled: bool) -> Iterator[None]:
     """Signals call `stop` while this is open; afterwards they do what they did before."""
-    if not wanted or threading.current_thread() is not threading.main_thread():
+    if not enabled or threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()

@@ -21,16 +21,16 @@ POLL_SECONDS: Final = 0.25
 """How often the store is asked about a transaction that another process runs."""
 
 
-class Stopping(Exception):
+class ServerStopping(Exception):
     """The server stops before what was waited for has come."""
 
 
-async def attended(receive: Receive, stopped: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+async def run_while_connected(receive: Receive, stopped: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
     """What `work` gives, as long as somebody wants to know; otherwise it is cancelled.
 
     Raises:
         ClientDisconnect: the client went away.
-        Stopping: `stopped` was set.
+        ServerStopping: `stopped` was set.
         What `work` raises.
     """
     task = asyncio.ensure_future(work)
@@ -40,7 +40,7 @@ async def attended(receive: Receive, stopped: asyncio.Event, work: Coroutine[Any
         await asyncio.wait((task, gone, stop), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise Stopping if stop.done() else ClientDisconnect
+        raise ServerStopping if stop.done() else ClientDisconnect
     finally:
         for waiting in (task, gone, stop):
             waiting.cancel()
@@ -52,7 +52,7 @@ async def _disconnected(receive: Receive) -> None:
         continue
 
 
-async def settled(mesh: Mesh, transaction: Transaction, seconds: float | None) -> Transaction | None:
+async def wait_for_end(mesh: Mesh, transaction: Transaction, seconds: float | None) -> Transaction | None:
     """The transaction once nothing more happens to it by itself; None if that takes longer than `seconds`.
 
     Also one that another process on the same store runs.
@@ -63,16 +63,16 @@ async def settled(mesh: Mesh, transaction: Transaction, seconds: float | None) -
     try:
         async with asyncio.timeout(seconds):
             while transaction.status == RUNNING:
-                transaction = await _next_look(mesh, transaction)
+                transaction = await _poll(mesh, transaction)
     except TimeoutError:
         return None
     return transaction
 
 
-async def _next_look(mesh: Mesh, transaction: Transaction) -> Transaction:
+async def _poll(mesh: Mesh, transaction: Transaction) -> Transaction:
     node = mesh.node
     try:
-        if transaction.id in node.supervisor.runs:
+        if transaction.id in node.supervisor.transactions:
             await transaction.ended()
             if transaction.status != RUNNING:
                 return transaction

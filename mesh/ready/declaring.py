@@ -20,7 +20,7 @@ from bitactor.patterns.port import Policy
 from bitactor.policy import Backoff
 from bitactor.step import Step
 from bitactor.workflow import Workflow
-from mesh.ready.templates import Template, lifted
+from mesh.ready.templates import Template, lift_sources
 
 
 class StepOptions(TypedDict, total=False):
@@ -40,7 +40,7 @@ class StepOptions(TypedDict, total=False):
     policies: Sequence[Policy]
 
 
-def takes(function: object, templates: Iterable[Template], resource: str | None = None) -> None:
+def set_parameters(function: object, templates: Iterable[Template], resource: str | None = None) -> None:
     """Give a callable object the parameters that its templates ask for, `ctx`, and a resource.
 
     Raises:
@@ -113,7 +113,7 @@ def declare(
         raise DefinitionError(f"{what}: bind={given!r}; give a mapping of fields to Input, Result or Value")
     bind: dict[str, Source] = dict(given)
     try:
-        function = make(**{part: lifted(shape, bind) for part, shape in shapes.items()})
+        function = make(**{part: lift_sources(shape, bind) for part, shape in shapes.items()})
     except DefinitionError as error:
         raise DefinitionError(f"{what}: {error}") from None
     step = workflow.step(name=name, **{**options, "bind": bind})(function)

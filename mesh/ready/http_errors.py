@@ -6,7 +6,7 @@ HttpUnreachable        no answer came: no connection, or it broke
 HttpRequestInvalid     the request cannot be sent at all
 HttpResponseInvalid    the answer is too large, or not what it says it is
 
-URLs are shown without credentials and without the values of their query; what headers carried is blotted out.
+URLs are shown without credentials and without the values of their query; what headers carried is redacted.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from bitactor.arguments import Source, value_at
 from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.kinds.template import TextTemplate
 
-Write = Callable[[str, str, str], str]
+FieldFilter = Callable[[str, str, str], str]
 """What becomes of a field's text: called with the field, its text, and the text before it."""
 
 
@@ -42,7 +42,7 @@ class Template(TextTemplate):
         """
         return self._at(str(self._parts[0][1]), values) if self.is_field else self.text(values)
 
-    def text(self, values: Mapping[str, Any], write: Write | None = None) -> str:
+    def text(self, values: Mapping[str, Any], write: FieldFilter | None = None) -> str:
         """The text with its fields filled in, each passed through `write`.
 
         Raises:
@@ -113,7 +113,7 @@ def text_of(value: Any, field: str) -> str:
     )
 
 
-def lifted(shape: Any, bind: dict[str, Source]) -> Any:
+def lift_sources(shape: Any, bind: dict[str, Source]) -> Any:
     """`shape` with each `Result`, `Input` and `Value` in it made a field of its own, which `bind` says the source
     of."""
     if isinstance(shape, Source):
@@ -121,9 +121,9 @@ def lifted(shape: Any, bind: dict[str, Source]) -> Any:
         bind[name] = shape
         return f"{{{name}}}"
     if isinstance(shape, Mapping):
-        return {key: lifted(value, bind) for key, value in shape.items()}
+        return {key: lift_sources(value, bind) for key, value in shape.items()}
     if isinstance(shape, list | tuple):
-        return [lifted(value, bind) for value in shape]
+        return [lift_sources(value, bind) for value in shape]
     return shape
 
 

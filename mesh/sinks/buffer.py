@@ -49,10 +49,10 @@ class PulseBuffer:
     def put(self, pulses: Sequence[Pulse]) -> None:
         """Keep them if there is room; never blocks, never raises."""
         count = len(pulses)
-        room = 0 if self._closing.is_set() else self._limit - self._accepted + self._taken
-        if count > room:
-            self._dropped += count - room
-            pulses, count = pulses[:room], room
+        free_space = 0 if self._closing.is_set() else self._limit - self._accepted + self._taken
+        if count > free_space:
+            self._dropped += count - free_space
+            pulses, count = pulses[:free_space], free_space
         if not count:
             return
         self._accepted += count

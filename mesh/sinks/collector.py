@@ -30,16 +30,22 @@ class ExportFailed(Exception):
     """A batch was not taken."""
 
     def __init__(
-        self, reason: str, *, again: bool, reached: bool, after: float | None = None, limited: bool = False
+        self,
+        reason: str,
+        *,
+        retryable: bool,
+        reached: bool,
+        retry_after: float | None = None,
+        limit_tries: bool = False,
     ) -> None:
         super().__init__(reason)
-        self.again = again
+        self.retryable = retryable
         """Worth trying again."""
         self.reached = reached
         """The collector answered, or at least let us connect."""
-        self.after = after
+        self.retry_after = retry_after
         """Seconds the collector asked us to wait."""
-        self.limited = limited
+        self.limit_tries = limit_tries
         """The fault may lie with this very batch: try it a few times only."""
 
 
@@ -146,14 +152,14 @@ class Collector:
                 self.close()
                 # A kept-alive connection that the collector closed meanwhile says nothing about the collector.
                 if not reused or isinstance(error, TimeoutError):
-                    raise ExportFailed(_summary(error), again=True, reached=True) from error
+                    raise ExportFailed(_summary(error), retryable=True, reached=True) from error
             else:
                 break
         if response.will_close:
             self.close()
         if 200 <= response.status < 300:
-            return _rejected(answer)
-        raise _refused(response, answer)
+            return _rejected_spans(answer)
+        raise _export_failed(response, answer)
 
     def abort(self) -> None:
         """Make a `post` under way fail now, and those to come."""
@@ -184,7 +190,7 @@ class Collector:
                 raise ConnectionAbortedError("closing")
         except (OSError, HTTPException) as error:
             self.close()
-            raise ExportFailed(_summary(error), again=True, reached=False) from error
+            raise ExportFailed(_summary(error), retryable=True, reached=False) from error
         return connection
 
 
@@ -204,16 +210,16 @@ def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _refused(response: HTTPResponse, answer: bytes) -> ExportFailed:
+def _export_failed(response: HTTPResponse, answer: bytes) -> ExportFailed:
     detail = answer[:200].decode("utf-8", "replace").strip()
     reason = f"HTTP {response.status} {response.reason}" + (f": {detail}" if detail.isprintable() and detail else "")
-    again = response.status in _RETRYABLE or response.status >= 500
+    retryable = response.status in _RETRYABLE or response.status >= 500
     return ExportFailed(
         reason,
-        again=again,
+        retryable=retryable,
         reached=True,
-        after=_retry_after(response.getheader("Retry-After")),
-        limited=response.status not in _RETRYABLE,
+        retry_after=_retry_after(response.getheader("Retry-After")),
+        limit_tries=response.status not in _RETRYABLE,
     )
 
 
@@ -224,7 +230,7 @@ def _retry_after(header: str | None) -> float | None:
     return min(float(header), _MAX_RETRY_AFTER_SECONDS)
 
 
-def _rejected(answer: bytes) -> tuple[int, str]:
+def _rejected_spans(answer: bytes) -> tuple[int, str]:
     try:
         partial = ExportTraceServiceResponse.FromString(answer).partial_success
     except DecodeError:  # some collectors answer 200 with JSON or nothing

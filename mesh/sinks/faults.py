@@ -22,7 +22,7 @@ def short(text: str, limit: int = MAX_TEXT) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def fault_of(pulse: Pulse) -> Fault | None:
+def pulse_fault(pulse: Pulse) -> Fault | None:
     """The fault a pulse carries, if any, whichever way it is written down."""
     raw: Any = (pulse.data or {}).get("fault")
     if isinstance(raw, Fault):
@@ -36,7 +36,7 @@ def fault_of(pulse: Pulse) -> Fault | None:
 
 def exception_attributes(pulse: Pulse) -> dict[str, Any]:
     """OpenTelemetry's `exception.*` attributes of a failure."""
-    fault = fault_of(pulse)
+    fault = pulse_fault(pulse)
     if fault is None:
         name, _, message = (pulse.error or pulse.kind).partition(": ")
         fault = Fault(name, message)

@@ -67,10 +67,10 @@ class Subscription:
         while not self._pulses:
             if self._closed:
                 raise StopAsyncIteration
-            await self._changed()
+            await self._wait_for_pulses()
         return self._pulses.popleft()
 
-    async def _changed(self) -> None:
+    async def _wait_for_pulses(self) -> None:
         if self._reader is not None:
             raise RuntimeError("somebody else reads this subscription; make one per reader")
         loop = asyncio.get_running_loop()
@@ -83,12 +83,12 @@ class Subscription:
         finally:
             self._reader = None
 
-    def _take(self, pulses: Sequence[Pulse]) -> None:
-        chosen = pulses if self._accepts is None else [pulse for pulse in pulses if self._accepts(pulse)]
-        if not chosen:
+    def _push(self, pulses: Sequence[Pulse]) -> None:
+        accepted = pulses if self._accepts is None else [pulse for pulse in pulses if self._accepts(pulse)]
+        if not accepted:
             return
-        self._dropped += max(0, len(self._pulses) + len(chosen) - self._limit)
-        self._pulses.extend(chosen)
+        self._dropped += max(0, len(self._pulses) + len(accepted) - self._limit)
+        self._pulses.extend(accepted)
         self._wake()
 
     def _wake(self) -> None:
@@ -97,12 +97,12 @@ class Subscription:
             return
         loop, changed = reader
         try:
-            loop.call_soon_threadsafe(_settle, changed)
+            loop.call_soon_threadsafe(_wake_reader, changed)
         except RuntimeError:  # that loop is closed: nobody is waiting there any more
             self._reader = None
 
 
-def _settle(changed: asyncio.Future[None]) -> None:
+def _wake_reader(changed: asyncio.Future[None]) -> None:
     if not changed.done():
         changed.set_result(None)
 
@@ -112,7 +112,7 @@ class LiveSink:
 
     def __init__(self) -> None:
         self._subscriptions: tuple[Subscription, ...] = ()
-        self._changing = Lock()
+        self._lock = Lock()
         self._closed = False
 
     def subscribe(self, accepts: PulseFilter | None = None, *, limit: int = 10_000) -> Subscription:
@@ -123,7 +123,7 @@ class LiveSink:
         if limit < 1:
             raise ValueError(f"subscribe(limit={limit}): at least one pulse must have room")
         subscription = Subscription(accepts, limit, self._leave)
-        with self._changing:
+        with self._lock:
             if not self._closed:
                 self._subscriptions = (*self._subscriptions, subscription)
                 return subscription
@@ -134,18 +134,18 @@ class LiveSink:
         """Hand them out; never blocks."""
         for subscription in self._subscriptions:
             try:
-                subscription._take(pulses)
+                subscription._push(pulses)
             except Exception:
                 _log.exception("the filter of a subscriber raised; the subscription is closed")
                 subscription.close()
 
     def close(self, timeout: float) -> None:
         """End all subscriptions; readers get what waits, then the end.  Twice is once."""
-        with self._changing:
+        with self._lock:
             self._closed = True
         for subscription in self._subscriptions:
             subscription.close()
 
     def _leave(self, subscription: Subscription) -> None:
-        with self._changing:
+        with self._lock:
             self._subscriptions = tuple(other for other in self._subscriptions if other is not subscription)

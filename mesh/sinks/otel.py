@@ -37,8 +37,8 @@ _FOLD_CHUNK: Final = 64
 _YIELD_SECONDS: Final = 0.000_05
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 5.0
-_LIMITED_TRIES: Final = 5
-_LOG_EVERY_SECONDS: Final = 60.0
+_MAX_LIMITED_TRIES: Final = 5
+_WARN_INTERVAL_SECONDS: Final = 60.0
 
 
 class SpanTarget(Protocol):
@@ -65,7 +65,7 @@ class OtlpTarget:
 
     def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
         """One request."""
-        body, left_out = self._encoder.encode(records, _let_others_run)
+        body, left_out = self._encoder.encode(records, _yield_gil)
         rejected, reason = self._collector.post(body, connect_timeout)
         return rejected + left_out, reason or (f"{left_out} cannot be said in OTLP" if left_out else "")
 
@@ -124,12 +124,12 @@ class OtelSink:
         Raises:
             ConfigurationError: an endpoint or environment variable that cannot be used.
         """
-        described = describe(service_name, resource)
+        otel_resource = make_resource(service_name, resource)
         self._target: SpanTarget
         if exporter is not None:
-            self._target = ExporterTarget(exporter, described, SCOPE, _release())
+            self._target = ExporterTarget(exporter, otel_resource, SCOPE, _version())
         else:
-            encoder = SpanEncoder(described.attributes or {}, SCOPE, _release())
+            encoder = SpanEncoder(otel_resource.attributes or {}, SCOPE, _version())
             self._target = OtlpTarget(encoder, Collector(collector_settings(endpoint, headers), timeout))
         self._buffer = PulseBuffer(max_pulses)
         self._assembler = SpanAssembler()
@@ -142,8 +142,8 @@ class OtelSink:
         self._retry_at = 0.0
         self._unreachable = False
         self._hurried = False
-        self._logged_at = float("-inf")
-        self._give_up_at = self._give_up_unreachable_at = float("inf")
+        self._warned_at = float("-inf")
+        self._close_deadline = self._unreachable_deadline = float("inf")
         self._closing = Lock()
         self._done = Event()
         self._thread = Thread(target=self._run, name="bitactor-otel", daemon=True)
@@ -174,10 +174,10 @@ class OtelSink:
         """
         with self._closing:
             now = time.monotonic()
-            self._give_up_at = min(self._give_up_at, now + timeout)
-            self._give_up_unreachable_at = min(self._give_up_at, now + UNREACHABLE_GRACE_SECONDS)
+            self._close_deadline = min(self._close_deadline, now + timeout)
+            self._unreachable_deadline = min(self._close_deadline, now + UNREACHABLE_GRACE_SECONDS)
             self._buffer.close()
-        if not self._done.wait(max(0.0, self._give_up_at - time.monotonic())):
+        if not self._done.wait(max(0.0, self._close_deadline - time.monotonic())):
             self._target.abort()
             self._done.wait(0.5)
         if self._done.is_set():
@@ -191,7 +191,7 @@ class OtelSink:
                     self._hurried, self._tries, self._retry_at = True, 0, 0.0
                 self._fold()
                 if self._pending:
-                    if closing and self._out_of_time():
+                    if closing and self._deadline_passed():
                         return
                     self._export()
                 elif closing and not self._buffer.waiting:
@@ -220,18 +220,18 @@ class OtelSink:
             pulses = self._buffer.take(_FOLD_CHUNK)
             if not pulses:
                 if closing:
-                    self._keep(self._assembler.close())
+                    self._enqueue(self._assembler.close())
                 return
             try:
-                self._keep(self._assembler.feed(pulses))
+                self._enqueue(self._assembler.feed(pulses))
             except Exception:
                 self._broken += len(pulses)
-                self._complain("%d pulses could not be folded into spans", len(pulses), trace=True)
-            _let_others_run()
+                self._warn("%d pulses could not be folded into spans", len(pulses), trace=True)
+            _yield_gil()
             if len(self._pending) >= self._batch and not self._retry_at:
                 return
 
-    def _keep(self, records: list[SpanRecord]) -> None:
+    def _enqueue(self, records: list[SpanRecord]) -> None:
         self._spans += len(records)
         self._pending.extend(records)
 
@@ -242,7 +242,7 @@ class OtelSink:
             self._pause(self._retry_at - now)
             return
         records = list(islice(self._pending, self._batch))
-        grace = self._give_up_unreachable_at - now
+        grace = self._unreachable_deadline - now
         try:
             rejected, reason = self._target.send(records, max(0.05, min(CONNECT_SECONDS, grace)))
         except ExportFailed as failure:
@@ -253,21 +253,21 @@ class OtelSink:
         self._lost += rejected
         self._tries, self._retry_at, self._unreachable = 0, 0.0, False
         if rejected:
-            self._complain("the collector rejected %d spans: %s", rejected, reason)
+            self._warn("the collector rejected %d spans: %s", rejected, reason)
 
     def _on_failure(self, failure: ExportFailed, count: int) -> None:
         self._tries += 1
         self._unreachable = not failure.reached
-        if not failure.again or (failure.limited and self._tries >= _LIMITED_TRIES):
+        if not failure.retryable or (failure.limit_tries and self._tries >= _MAX_LIMITED_TRIES):
             self._drop(count)
             self._lost += count
             self._tries, self._retry_at = 0, 0.0
-            self._complain("%d spans are given up: %s", count, failure)
+            self._warn("%d spans are given up: %s", count, failure)
             return
         backoff = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** min(self._tries - 1, 10))
-        wait = max(failure.after or 0.0, backoff * random.uniform(0.8, 1.2))
+        wait = max(failure.retry_after or 0.0, backoff * random.uniform(0.8, 1.2))
         self._retry_at = time.monotonic() + wait
-        self._complain("spans cannot be sent and are tried again: %s", failure)
+        self._warn("spans cannot be sent and are tried again: %s", failure)
 
     def _pause(self, seconds: float) -> None:
         """Wait, but not for long: pulses are folded meanwhile, so that payloads do not pile up in the buffer."""
@@ -277,29 +277,29 @@ class OtelSink:
             self._buffer.pause(min(seconds, self._linger))
 
     def _deadline(self) -> float:
-        return self._give_up_unreachable_at if self._unreachable else self._give_up_at
+        return self._unreachable_deadline if self._unreachable else self._close_deadline
 
-    def _out_of_time(self) -> bool:
+    def _deadline_passed(self) -> bool:
         return time.monotonic() >= self._deadline()
 
     def _drop(self, count: int) -> None:
         for _ in range(count):
             self._pending.popleft()
 
-    def _complain(self, message: str, *details: object, trace: bool = False) -> None:
+    def _warn(self, message: str, *details: object, trace: bool = False) -> None:
         now = time.monotonic()
-        if now - self._logged_at >= _LOG_EVERY_SECONDS:
-            self._logged_at = now
+        if now - self._warned_at >= _WARN_INTERVAL_SECONDS:
+            self._warned_at = now
             _log.warning(message, *details, exc_info=trace)
 
 
-def _let_others_run() -> None:
+def _yield_gil() -> None:
     """Give up the GIL for a moment; without that, the loop's thread would wait its switch interval (5 ms) turn after
     turn."""
     time.sleep(_YIELD_SECONDS)
 
 
-def describe(service_name: str | None, resource: Resource | Mapping[str, Any] | None) -> Resource:
+def make_resource(service_name: str | None, resource: Resource | Mapping[str, Any] | None) -> Resource:
     """Who sends the spans: OpenTelemetry's environment, then what is given here; host and instance are filled in."""
     given = dict((resource.attributes if isinstance(resource, Resource) else resource) or {})
     if service_name:
@@ -308,7 +308,7 @@ def describe(service_name: str | None, resource: Resource | Mapping[str, Any] | 
     return Resource(base).merge(Resource.create(given))
 
 
-def _release() -> str:
+def _version() -> str:
     try:
         return version("bitactor")
     except PackageNotFoundError:

@@ -12,7 +12,7 @@ from bitactor.codec import Packed, decode_token
 from bitactor.errors import ProtocolError
 from bitactor.pulse import Pulse
 
-_AS_THEY_ARE = (bool, int, type(None))
+_JSON_SCALARS = (bool, int, type(None))
 
 
 def plain(value: Any) -> Any:
@@ -23,12 +23,12 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, _AS_THEY_ARE):
+    if isinstance(value, _JSON_SCALARS):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Packed):
-        return _decoded(value)
+        return _decode(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return b64encode(bytes(value)).decode()
     if isinstance(value, Mapping):
@@ -49,7 +49,7 @@ def plain_pulse(pulse: Pulse) -> dict[str, Any]:
     return {name: plain(value) for name, value in zip(Pulse._fields, pulse, strict=True)}
 
 
-def _decoded(token: Packed) -> Any:
+def _decode(token: Packed) -> Any:
     try:
         return plain(decode_token(token))
     except ProtocolError:

@@ -37,9 +37,9 @@ class ExporterTarget:
             result = self._exporter.export([self._readable(record) for record in records])
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            raise ExportFailed(f"the exporter raised {reason}", again=False, reached=True) from error
+            raise ExportFailed(f"the exporter raised {reason}", retryable=False, reached=True) from error
         if result is not SpanExportResult.SUCCESS:
-            raise ExportFailed("the exporter reported a failure", again=False, reached=True)
+            raise ExportFailed("the exporter reported a failure", retryable=False, reached=True)
         return 0, ""
 
     def abort(self) -> None:

@@ -92,8 +92,8 @@ class _Transaction:
     """A transaction that has not finished; keeps no payloads."""
 
     __slots__ = (
-        "adopted", "attributes", "continues", "events", "halted_ns", "hops", "kind", "links", "name", "next_seq",
-        "parent_id", "reason", "root", "span_id", "start_ns", "transaction", "whole",
+        "adopted", "attributes", "events", "gapless", "halted_ns", "hops", "is_resumption", "kind", "links", "name",
+        "next_seq", "parent_id", "reason", "root", "span_id", "start_ns", "transaction",
     )  # fmt: skip
 
     def __init__(self, pulse: Pulse) -> None:
@@ -115,8 +115,8 @@ class _Transaction:
         self.halted_ns = 0
         self.reason = ""
         self.adopted = False
-        self.continues = False
-        self.whole = True
+        self.is_resumption = False
+        self.gapless = True
         """Every pulse since `accepted` was seen, so an outcome without a `spawned` is a repetition, not a gap."""
 
     def add(self, event: SpanEvent) -> None:
@@ -162,7 +162,7 @@ class SpanAssembler:
                 if pulse.seq < state.next_seq:
                     self._repeated += 1
                     continue
-                state.whole = False
+                state.gapless = False
             state.next_seq = pulse.seq + 1
             fold = self._folds.get(pulse.kind)
             if fold is not None:
@@ -191,7 +191,7 @@ class SpanAssembler:
         if pulse.kind == kinds.EMITTED:
             return None
         if pulse.kind in (kinds.LATE, kinds.TOMBSTONE):
-            self._ended.append(_moment(pulse))
+            self._ended.append(_instant_span(pulse))
             return None
         state = _Transaction(pulse)
         if pulse.kind != kinds.ACCEPTED:
@@ -203,11 +203,11 @@ class SpanAssembler:
 
     def _adopt(self, state: _Transaction, pulse: Pulse) -> None:
         self._adopted += 1
-        state.whole, state.adopted = False, True
+        state.gapless, state.adopted = False, True
         if pulse.transaction in self._finished:
-            _continue(state, pulse)
+            _begin_resumption(state, pulse)
         else:
-            state.start_ns = min(_born_ns(pulse.transaction) or pulse.at_ns, pulse.at_ns)
+            state.start_ns = min(_created_ns(pulse.transaction) or pulse.at_ns, pulse.at_ns)
 
     def _evict(self) -> None:
         state = self._open.pop(next(iter(self._open)))
@@ -248,8 +248,8 @@ class SpanAssembler:
 
     def _on_timed_out(self, state: _Transaction, pulse: Pulse) -> None:
         hop = state.hops.get(pulse.hop)
-        if hop is None and _began_unseen(state, pulse):
-            hop = state.hops[pulse.hop] = _Hop(_spawned_before(pulse))
+        if hop is None and _spawn_missed(state, pulse):
+            hop = state.hops[pulse.hop] = _Hop(_inferred_spawn(pulse))
         if hop is None or hop.provisional is not None:
             state.add(SpanEvent(pulse.kind, pulse.at_ns, _details(pulse)))
         else:
@@ -257,8 +257,8 @@ class SpanAssembler:
 
     def _on_outcome(self, state: _Transaction, pulse: Pulse) -> None:
         hop = state.hops.pop(pulse.hop, None)
-        if hop is None and _began_unseen(state, pulse):
-            hop = _Hop(_spawned_before(pulse))
+        if hop is None and _spawn_missed(state, pulse):
+            hop = _Hop(_inferred_spawn(pulse))
         if hop is None:
             state.add(SpanEvent(pulse.kind, pulse.at_ns, _details(pulse)))
         else:
@@ -282,8 +282,8 @@ class SpanAssembler:
             attributes |= _messaging("send", name if isinstance(name, str) else "")
         elif pulse.kind == kinds.RESUMED:
             state.halted_ns = 0
-            if state.adopted and not state.continues and "owner" not in (pulse.data or {}):
-                _continue(state, pulse)
+            if state.adopted and not state.is_resumption and "owner" not in (pulse.data or {}):
+                _begin_resumption(state, pulse)
         (state.hops.get(pulse.hop) or state).add(SpanEvent(pulse.kind, pulse.at_ns, attributes))
 
     def _on_halted(self, state: _Transaction, pulse: Pulse) -> None:
@@ -298,7 +298,7 @@ class SpanAssembler:
         status = (pulse.data or {}).get("status") or "completed"
         for hop in state.hops.values():
             self._end_hop(state, hop, hop.provisional or pulse)
-        failed = status == "stuck" or (status == "compensated" and bool(pulse.error or not state.continues))
+        failed = status == "stuck" or (status == "compensated" and bool(pulse.error or not state.is_resumption))
         self._end_transaction(state, pulse.at_ns, status, failed, pulse.error or "")
         del self._open[pulse.transaction]
         self._remember(state)
@@ -309,7 +309,7 @@ class SpanAssembler:
         """`pulse` is the attempt's outcome, its timeout, or its transaction's end."""
         spawned, timeout = hop.spawned, hop.provisional
         attributes = _hop_attributes(spawned, hop.deliveries)
-        outcome, failed, error = _verdict(hop, pulse)
+        outcome, failed, error = _outcome(hop, pulse)
         attributes["bitactor.outcome"] = outcome
         end_ns = max((timeout if timeout and failed else pulse).at_ns, spawned.at_ns)
         if failed:
@@ -322,7 +322,7 @@ class SpanAssembler:
             SpanRecord(
                 state.root,
                 spawned.hop,
-                transaction_span_id(TransactionId(state.transaction)) if state.continues else state.span_id,
+                transaction_span_id(TransactionId(state.transaction)) if state.is_resumption else state.span_id,
                 f"undo {name}" if spawned.direction == UNDO else name,
                 INTERNAL,
                 spawned.at_ns,
@@ -367,21 +367,21 @@ _OUTCOMES: Final = frozenset(
 _FAILURES: Final = frozenset((kinds.FAILED, kinds.RETRIED, kinds.TIMED_OUT, kinds.UNDO_FAILED))
 
 
-def _continue(state: _Transaction, pulse: Pulse) -> None:
+def _begin_resumption(state: _Transaction, pulse: Pulse) -> None:
     """The transaction's own span has ended before: what follows is a span below it."""
-    state.continues = True
+    state.is_resumption = True
     state.parent_id = transaction_span_id(TransactionId(pulse.transaction))
     state.span_id = hop_id(TransactionId(pulse.transaction), "", "transaction", pulse.seq)
     state.name = f"resume {pulse.workflow}"
     state.start_ns = pulse.at_ns
 
 
-def _began_unseen(state: _Transaction, pulse: Pulse) -> bool:
+def _spawn_missed(state: _Transaction, pulse: Pulse) -> bool:
     """Whether the outcome of a hop not open here is that of one whose `spawned` was missed."""
-    return not state.whole and bool(pulse.step) and pulse.elapsed_ns is not None
+    return not state.gapless and bool(pulse.step) and pulse.elapsed_ns is not None
 
 
-def _verdict(hop: _Hop, pulse: Pulse) -> tuple[str, bool, str]:
+def _outcome(hop: _Hop, pulse: Pulse) -> tuple[str, bool, str]:
     """(outcome, whether that is a failure, the error) of an attempt."""
     if pulse.kind == kinds.FINISHED:
         return ("tombstone", True, hop.reason) if hop.reason else ("unknown", False, "")
@@ -430,7 +430,7 @@ def _messaging(operation: str, destination: str) -> Attributes:
     return attributes | {"messaging.destination.name": destination} if destination else attributes
 
 
-def _moment(pulse: Pulse) -> SpanRecord:
+def _instant_span(pulse: Pulse) -> SpanRecord:
     """A span without duration for what came after the transaction's end."""
     transaction = TransactionId(pulse.transaction)
     failed = pulse.kind == kinds.TOMBSTONE
@@ -452,11 +452,11 @@ def _moment(pulse: Pulse) -> SpanRecord:
     )
 
 
-def _spawned_before(pulse: Pulse) -> Pulse:
+def _inferred_spawn(pulse: Pulse) -> Pulse:
     """Stands in for a `spawned` pulse that was missed."""
     return pulse._replace(at_ns=pulse.at_ns - (pulse.elapsed_ns or 0), token_out=None, data=None)
 
 
-def _born_ns(transaction: str) -> int:
+def _created_ns(transaction: str) -> int:
     """When a uuid7 was made; 0 if the id is no uuid7."""
     return int(transaction[:12], 16) * 1_000_000 if transaction[12:13] == "7" else 0

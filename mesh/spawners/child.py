@@ -22,19 +22,19 @@ SIGINT gets a handler that does nothing, for processes started by the user's cod
 """
 
 
-class Child:
+class WorkerProcess:
     """One worker process, leader of a process group of its own.
 
-    What the user's code starts in there belongs to the group and dies with it, unless it takes itself out.  `gone` is
-    called once, on the loop's thread, when the process has ended and is reaped.
+    What the user's code starts in there belongs to the group and dies with it, unless it takes itself out.  `on_exit`
+    is called once, on the loop's thread, when the process has ended and is reaped.
 
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, arguments: Sequence[str], gone: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, arguments: Sequence[str], on_exit: Callable[[], None]) -> None:
         self._loop = loop
-        self._gone = gone
+        self._on_exit = on_exit
         self._process = subprocess.Popen(
             [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", _BOOT, *arguments],  # type: ignore[attr-defined]
             stdin=subprocess.PIPE,
@@ -53,16 +53,16 @@ class Child:
         self._send_path()
 
     def kill(self) -> None:
-        """SIGKILL to it and its group; `gone` is still to come."""
+        """SIGKILL to it and its group; `on_exit` is still to come."""
         self._send_signal(signal.SIGKILL)
         self._kill_group()
 
     def terminate(self) -> None:
-        """SIGTERM; `gone` is still to come, if it does not resist."""
+        """SIGTERM; `on_exit` is still to come, if it does not resist."""
         self._send_signal(signal.SIGTERM)
 
-    def kill_now(self, timeout: float) -> bool:
-        """SIGKILL, and wait; whether it is gone and reaped.  `gone` is not called any more."""
+    def kill_and_wait(self, timeout: float) -> bool:
+        """SIGKILL, and wait; whether it is gone and reaped.  `on_exit` is not called any more."""
         if self._pidfd < 0:
             return True
         self.kill()
@@ -74,7 +74,7 @@ class Child:
         return True
 
     @property
-    def ending(self) -> str:
+    def exit_text(self) -> str:
         """How it ended: `exit status 1` or `SIGSEGV`."""
         code = self._process.returncode
         if code is None or code >= 0:
@@ -100,7 +100,7 @@ class Child:
         self._kill_group()
         self._process.poll()
         self._release()
-        self._gone()
+        self._on_exit()
 
     def _kill_group(self) -> None:
         """End what the user's code has started.  While our child is not reaped, its group's number is not given to

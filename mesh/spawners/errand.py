@@ -9,7 +9,7 @@ from bitactor.codec import MAX_FRAME_BYTES, decode_token, encode_token, token_by
 from mesh.actor import BitActor
 
 
-class Errand(NamedTuple):
+class HopPayload(NamedTuple):
     """Which step of which plan, and with what."""
 
     workflow: str
@@ -23,7 +23,7 @@ class Errand(NamedTuple):
     metadata: Mapping[str, Any] | None
 
 
-def pack_errand(actor: BitActor) -> Any:
+def pack_payload(actor: BitActor) -> Any:
     """The token for a worker.
 
     Raises:
@@ -32,11 +32,11 @@ def pack_errand(actor: BitActor) -> Any:
     plan = actor.plan
     values = bytes(token_bytes(encode_token(actor.arguments.raw(), MAX_FRAME_BYTES)))
     result = bytes(token_bytes(actor.result))
-    errand = (plan.workflow, plan.digest, actor.step.address, values, result, actor.signal.metadata)
-    return encode_token(list(errand), MAX_FRAME_BYTES)
+    payload = (plan.workflow, plan.digest, actor.step.address, values, result, actor.signal.metadata)
+    return encode_token(list(payload), MAX_FRAME_BYTES)
 
 
-def unpack_errand(token: Any) -> Errand:
-    """The errand in a token that our parent made."""
+def unpack_payload(token: Any) -> HopPayload:
+    """The payload in a token that our parent made."""
     workflow, digest, step, values, result, metadata = decode_token(token)
-    return Errand(workflow, digest, step, token_from_bytes(values), token_from_bytes(result), metadata)
+    return HopPayload(workflow, digest, step, token_from_bytes(values), token_from_bytes(result), metadata)

@@ -11,13 +11,13 @@ class InlineSpawner:
     def start(self, actor: BitActor) -> None:
         """See the port."""
         actor.begin()
-        context = actor.host.context_for(actor)
+        context = actor.executor.contextvars_for(actor)
         try:
             value = context.run(actor.callback.function, **actor.kwargs)
         except BaseException as error:
-            actor.settle(None, error)
+            actor.finish(None, error)
         else:
-            actor.settle(value, None)
+            actor.finish(value, None)
 
     def abandon(self, actor: BitActor) -> None:
         """Nothing to stop: it has ended before anybody could ask."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 
 
-class Intensity:
+class RestartIntensity:
     """More than `limit` failures within `seconds` are too many; then nothing is tried for `seconds`.
 
     Times are seconds of any monotonic clock.
@@ -16,17 +16,17 @@ class Intensity:
         self.limit = limit
         self.seconds = seconds
         self._failures: deque[float] = deque(maxlen=limit + 1)
-        self._resting_until = float("-inf")
+        self._cooldown_until = float("-inf")
 
     def record(self, now: float) -> bool:
         """Another failure; whether it was the one too many."""
         self._failures.append(now)
-        if len(self._failures) <= self.limit or now - self._failures[0] > self.seconds or self.resting(now):
+        if len(self._failures) <= self.limit or now - self._failures[0] > self.seconds or self.cooling_down(now):
             return False
         self._failures.clear()
-        self._resting_until = now + self.seconds
+        self._cooldown_until = now + self.seconds
         return True
 
-    def resting(self, now: float) -> bool:
+    def cooling_down(self, now: float) -> bool:
         """Whether it is too early to try again."""
-        return now < self._resting_until
+        return now < self._cooldown_until

@@ -16,8 +16,8 @@ class LoopSpawner:
     def start(self, actor: BitActor) -> None:
         """See the port."""
         actor.begin()
-        host = actor.host
-        task = host.start_task(self._drive(actor), actor.signal.name, host.context_for(actor))
+        executor = actor.executor
+        task = executor.start_task(self._drive(actor), actor.signal.name, executor.contextvars_for(actor))
         if not task.done():
             actor.task = task
             self._running.add(actor)
@@ -31,7 +31,7 @@ class LoopSpawner:
         """Cancel what runs and wait for it."""
         tasks = []
         for actor in self._running:
-            actor.stopping = True
+            actor.stop_requested = True
             actor.task.cancel()
             tasks.append(actor.task)
         if tasks:
@@ -42,9 +42,9 @@ class LoopSpawner:
             value = await actor.callback.function(**actor.kwargs)
         except BaseException as error:
             self._running.discard(actor)
-            if isinstance(error, GeneratorExit) and not actor.host.loop.is_running():
+            if isinstance(error, GeneratorExit) and not actor.executor.loop.is_running():
                 raise  # the loop was closed around us; there is nobody left to tell
-            actor.settle(None, error)
+            actor.finish(None, error)
         else:
             self._running.discard(actor)
-            actor.settle(value, None)
+            actor.finish(value, None)

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 class Spawner(Protocol):
     """Runs actors' functions somewhere.  All methods are called on the loop's thread.
 
-    For each actor started it calls `actor.begin()` when the function starts and `actor.settle(value, error)` (or
-    `answer`, or `lose`) when it has ended, on the loop's thread, whatever the function raises: `SystemExit` and
-    `KeyboardInterrupt` included.
+    For each actor started it calls `actor.begin()` when the function starts and `actor.finish(value, error)` (or
+    `relay_reply`, or `worker_lost`) when it has ended, on the loop's thread, whatever the function raises: `SystemExit`
+    and `KeyboardInterrupt` included.
     """
 
     def start(self, actor: BitActor) -> None:
-        """Run it, now or when there is a free place.  It may settle before this returns."""
+        """Run it, now or when there is a free place.  It may finish before this returns."""
 
     def abandon(self, actor: BitActor) -> None:
         """Stop it if that is possible here; if it is only queued, forget it.  Nothing happens if it is not here."""

@@ -12,8 +12,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from mesh.actor import REPLIED, BitActor
-from mesh.lending import LOAN, Loan
-from mesh.pools import Claim, Pool
+from mesh.lending import LENDER, PermitLender
+from mesh.pools import PermitSet, Pool
 
 DEFAULT_THREADS = min(32, (os.cpu_count() or 1) + 4)
 MAX_ZOMBIES = 256
@@ -26,20 +26,20 @@ beside them."""
 _Job = tuple[BitActor, contextvars.Context]
 
 
-class ThreadClaim(Claim):
-    """A hop's claim on a thread."""
+class ThreadPermit(PermitSet):
+    """A hop's permit for a thread, and for one at its depth."""
 
     __slots__ = ("_actor", "_start")
 
     def __init__(
         self, actor: BitActor, pools: tuple[tuple[Pool, ...], tuple[Pool, ...]], start: Callable[[BitActor], None]
     ) -> None:
-        super().__init__(*pools, actor.urgency)
+        super().__init__(*pools, actor.rank)
         self._actor = actor
         self._start = start
 
-    def granted(self) -> None:
-        """See `Claim.granted`."""
+    def on_acquired(self) -> None:
+        """See `PermitSet.on_acquired`."""
         self._start(self._actor)
 
 
@@ -50,49 +50,49 @@ class ThreadSpawner:
     for it, its thread is replaced, and what it returns in the end is told as a late reply.  A function that blocks on
     another transaction (`mesh.run`, `BlockingTransaction.result`) does not count either, until it goes on.
 
-    Who waits is served by urgency (undo, then the highest priority), and in order of arrival among equals.
+    Who waits is served by rank (undo, then the highest priority), and in order of arrival among equals.
     """
 
     def __init__(self, threads: int = DEFAULT_THREADS) -> None:
         self._limit = threads
-        self._places = Pool("threads", threads)
-        self._levels: dict[int, Pool] = {}
-        """By depth: each has a bound of its own, so that neither can hops that wait for others take all threads there
+        self._pool = Pool("threads", threads)
+        self._depth_pools: dict[int, Pool] = {}
+        """By depth: each has a limit of its own, so that neither can hops that wait for others take all threads there
         could be, nor do the
         others find none."""
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._claims: dict[BitActor, ThreadClaim] = {}
+        self._permits: dict[BitActor, ThreadPermit] = {}
         self._running: set[BitActor] = set()
         """Whose function has a thread, whether it counts or not."""
         self._fenced: set[BitActor] = set()
         self._threads: set[threading.Thread] = set()
-        self._serving = 0
+        self._thread_count = 0
         """Threads that have not been told to end: at least one for each function that runs."""
         self._finished: deque[tuple[BitActor, Any, BaseException | None]] = deque()
 
     def start(self, actor: BitActor) -> None:
         """See the port; waits for a free thread, and its time does not count meanwhile."""
-        level = self._level(0 if actor.place is None else actor.place.depth)
-        claim = self._claims[actor] = ThreadClaim(actor, ((self._places,), (level,)), self._begin)
-        if claim.enter():
+        pool = self._depth_pool(0 if actor.permits is None else actor.permits.depth)
+        permit = self._permits[actor] = ThreadPermit(actor, ((self._pool,), (pool,)), self._begin)
+        if permit.acquire():
             self._begin(actor)
 
     def abandon(self, actor: BitActor) -> None:
         """Forget it if it waits; if it has had to answer already, its thread does not count any more."""
-        claim = self._claims.get(actor)
-        if claim is None:
+        permit = self._permits.get(actor)
+        if permit is None:
             return
         if actor not in self._running:
-            del self._claims[actor]
-            claim.leave()
+            del self._permits[actor]
+            permit.release()
         elif actor.state == REPLIED and actor not in self._fenced and len(self._fenced) < MAX_ZOMBIES:
             self._fenced.add(actor)
-            claim.leave()
+            permit.release()
 
     async def close(self, timeout: float) -> None:
         """Let idle threads end; wait for running functions as long as there is time.  Threads that are stuck die with
         the process."""
-        for actor in [actor for actor in self._claims if actor not in self._running]:
+        for actor in [actor for actor in self._permits if actor not in self._running]:
             self.abandon(actor)
         for _ in list(self._threads):
             self._jobs.put(None)
@@ -107,28 +107,28 @@ class ThreadSpawner:
         `Pool.about` says them, and under `depths` those of each depth of transactions that others wait for.
         """
         return {
-            "threads": self._serving,
-            "claimed": len(self._claims),
+            "threads": self._thread_count,
+            "claimed": len(self._permits),
             "running": len(self._running),
-            **self._places.about(),
-            "depths": {str(depth): level.about() for depth, level in list(self._levels.items())},
+            **self._pool.about(),
+            "depths": {str(depth): pool.about() for depth, pool in list(self._depth_pools.items())},
         }
 
-    def _level(self, depth: int) -> Pool:
-        level = self._levels.get(depth)
-        if level is None:
-            level = self._levels[depth] = Pool(f"threads at depth {depth}", self._limit + MAX_LENT)
-        return level
+    def _depth_pool(self, depth: int) -> Pool:
+        pool = self._depth_pools.get(depth)
+        if pool is None:
+            pool = self._depth_pools[depth] = Pool(f"threads at depth {depth}", self._limit + MAX_LENT)
+        return pool
 
     def _begin(self, actor: BitActor) -> None:
-        context = actor.host.context_for(actor)
-        context.run(_lend_too, actor, self._claims[actor])
+        context = actor.executor.contextvars_for(actor)
+        context.run(_lend_thread, actor, self._permits[actor])
         self._running.add(actor)
-        if self._serving < len(self._running):
+        if self._thread_count < len(self._running):
             thread = threading.Thread(target=self._work, name="bitactor-thread", daemon=True)
             thread.start()
             self._threads.add(thread)
-            self._serving += 1
+            self._thread_count += 1
         actor.begin()
         self._jobs.put((actor, context))
 
@@ -142,7 +142,7 @@ class ThreadSpawner:
                 error = raised
             self._finished.append((actor, value, error))
             try:
-                actor.host.call_threadsafe(self._collect)
+                actor.executor.call_threadsafe(self._collect)
             except RuntimeError:
                 return  # the loop is closed; nobody is left to tell
             del job, actor, context, value, error
@@ -153,17 +153,17 @@ class ThreadSpawner:
             actor, value, error = self._finished.popleft()
             self._running.discard(actor)
             self._fenced.discard(actor)
-            self._claims.pop(actor).leave()
-            actor.settle(value, error)
-        while self._serving > max(self._limit, len(self._running)):  # started in place of some that are back
-            self._serving -= 1
+            self._permits.pop(actor).release()
+            actor.finish(value, error)
+        while self._thread_count > max(self._limit, len(self._running)):  # started in place of some that are back
+            self._thread_count -= 1
             self._jobs.put(None)
 
 
-def _lend_too(actor: BitActor, claim: ThreadClaim) -> None:
+def _lend_thread(actor: BitActor, permit: ThreadPermit) -> None:
     """In the context of a hop that is about to start: what it lends while it waits includes its thread."""
-    loan = LOAN.get()
-    if loan is None:
-        loan = Loan(actor.host.loop, 0)
-        LOAN.set(loan)
-    loan.add(claim)
+    lender = LENDER.get()
+    if lender is None:
+        lender = PermitLender(actor.executor.loop, 0)
+        LENDER.set(lender)
+    lender.add(permit)

@@ -22,10 +22,10 @@ from bitactor.signal import Answer, Fault, Question, Reply, Signal
 from mesh.actor import BitActor
 from mesh.clock import SystemClock
 from mesh.faults import fault_of
-from mesh.host import Host
-from mesh.resources import Resources
+from mesh.host import Executor
+from mesh.resources import ResourceManager
 from mesh.spawners.definitions import load
-from mesh.spawners.errand import unpack_errand
+from mesh.spawners.errand import unpack_payload
 from mesh.spawners.inline import InlineSpawner
 from mesh.spawners.loop import LoopSpawner
 from mesh.transports.zmq import ZmqTransport
@@ -33,7 +33,7 @@ from mesh.wheel import TimingWheel
 
 logger = logging.getLogger("bitactor.worker")
 
-MAKING_WITHIN: Final = 60.0
+RESOURCES_WITHIN: Final = 60.0
 """Seconds that resources may take to be made before the hop that asks for them is taken; then its time counts."""
 BACKSTOP_NS: Final = 1_000_000_000
 """How long after its time an attempt is ended here; by then the parent has long killed us, unless its loop stands
@@ -78,9 +78,9 @@ class Worker:
         clock = SystemClock(loop)
         self._parent = parent
         self._transport = ZmqTransport(endpoint, loop=loop)
-        self._host = Host(loop, clock, BackstopWheel(clock), {"process": WorkerSpawner()})
-        self._host.keeps_time = False
-        self._host.resources = self._resources = Resources((), {}, lambda: clock)
+        self._executor = Executor(loop, clock, BackstopWheel(clock), {"process": WorkerSpawner()})
+        self._executor.enforces_timeouts = False
+        self._executor.resources = self._resources = ResourceManager((), {}, lambda: clock)
         self._plans: dict[tuple[str, str], Plan] = {}
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,26 +109,26 @@ class Worker:
             if (workflow, digest) not in self._plans:
                 plan = load(workflow, digest, modules)
                 self._resources.add(plan)
-                self._resources.elsewhere = frozenset(replaced)
+                self._resources.replaced_in_parent = frozenset(replaced)
                 self._plans[workflow, digest] = plan
                 if plan.resources:
-                    self._loop.add_signal_handler(signal.SIGTERM, lambda: self._keep(self._end()))
+                    self._loop.add_signal_handler(signal.SIGTERM, lambda: self._add_task(self._shut_down()))
         except BitActorError as problem:
             logger.error("%s", problem, exc_info=problem.__cause__)
             error = str(problem)
         if resources and not error:
-            self._keep(self._make(resources, question))
+            self._add_task(self._make_resources(resources, question))
         else:
-            self._send(encode_message(Answer(question.id, None, _carried(error), "DefinitionError" if error else "")))
+            self._send(encode_message(Answer(question.id, None, _utf8_safe(error), "DefinitionError" if error else "")))
 
-    async def _make(self, resources: Sequence[str], question: Question) -> None:
+    async def _make_resources(self, resources: Sequence[str], question: Question) -> None:
         """What cannot be made now is the affair of the hop that asks for it."""
         with contextlib.suppress(BitActorError, TimeoutError):
-            async with asyncio.timeout(MAKING_WITHIN):
-                await self._resources.provide(resources)
+            async with asyncio.timeout(RESOURCES_WITHIN):
+                await self._resources.get_many(resources)
         self._send(encode_message(Answer(question.id)))
 
-    async def _end(self) -> None:
+    async def _shut_down(self) -> None:
         """The parent wants us to end: close what we have, as far as it gives us time."""
         try:
             await self._resources.close()
@@ -137,53 +137,53 @@ class Worker:
         finally:
             os._exit(0)
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def _add_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _run(self, signal: Signal) -> None:
         try:
-            errand = unpack_errand(signal.token)
-            plan = self._plans[errand.workflow, errand.digest]
-            step = plan.at_address(errand.step)
+            payload = unpack_payload(signal.token)
+            plan = self._plans[payload.workflow, payload.digest]
+            step = plan.at_address(payload.step)
             if step is None:
-                raise Unroutable(f"{errand.step!r} is no step of {errand.workflow!r}")
-            arguments = RemoteArguments(step.arguments, errand.values, step.address)
-            plain = signal._replace(token=None, metadata=errand.metadata)
-            self._host.launch(plan, step, plain, arguments, errand.result, self._done)
+                raise Unroutable(f"{payload.step!r} is no step of {payload.workflow!r}")
+            arguments = RemoteArguments(step.arguments, payload.values, step.address)
+            plain = signal._replace(token=None, metadata=payload.metadata)
+            self._executor.launch(plan, step, plain, arguments, payload.result, self._done)
         except Exception as problem:
             logger.exception("%s could not be run", signal.name)
             fault = fault_of(problem)
-            self._answer(
+            self._reply(
                 Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault), signal.name
             )
 
     def _done(self, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
-        self._answer(reply, actor.signal.name)
+        self._reply(reply, actor.signal.name)
 
-    def _answer(self, reply: Reply, name: str) -> None:
+    def _reply(self, reply: Reply, name: str) -> None:
         try:
             message = encode_message(reply)
         except (BitActorError, ValueError, TypeError) as problem:
-            message = encode_message(_carriable(reply, f"the reply of {name!r} cannot be carried: {problem}"))
+            message = encode_message(_reduced(reply, f"the reply of {name!r} cannot be carried: {problem}"))
         self._send(message)
 
     def _send(self, message: bytes) -> None:
         self._transport.send(self._parent, message)
 
 
-def _carriable(reply: Reply, problem: str) -> Reply:
+def _reduced(reply: Reply, problem: str) -> Reply:
     """What is left of a reply that the wire does not take."""
     if reply.fault is None:
-        fault = Fault("bitactor.errors:InvalidOutcome", _carried(problem))
+        fault = Fault("bitactor.errors:InvalidOutcome", _utf8_safe(problem))
         return reply._replace(outcome="fail", token=None, emits=(), fault=fault, reason="")
     kind, message, traceback, *_ = reply.fault
-    fault = Fault(_carried(kind), _carried(message), _carried(traceback))
-    return reply._replace(token=None, emits=(), fault=fault, reason=_carried(reply.reason))
+    fault = Fault(_utf8_safe(kind), _utf8_safe(message), _utf8_safe(traceback))
+    return reply._replace(token=None, emits=(), fault=fault, reason=_utf8_safe(reply.reason))
 
 
-def _carried(text: str) -> str:
+def _utf8_safe(text: str) -> str:
     """Without what UTF-8 has no way to say, such as the undecodable bytes of a file name."""
     return text.encode(errors="backslashreplace").decode()
 

@@ -19,10 +19,10 @@ CHECKPOINT_PAGES: Final = 4_096
 _INTERVAL: Final = 1.0
 """Seconds between checkpoints of a journal that is written to slowly."""
 _PAGES_A_COMMIT: Final = 4
-_COMPLAIN_EVERY: Final = 10.0
+_WARN_INTERVAL: Final = 10.0
 
 
-class Checkpoints:
+class CheckpointThread:
     """Keeps the log short: a checkpoint every second, and after `pages` of log at once.  Writers and readers go on
     meanwhile.
 
@@ -38,14 +38,14 @@ class Checkpoints:
         self._dirty = threading.Event()
         self._full = threading.Event()
         self._closing = False
-        self._complained = -_COMPLAIN_EVERY
+        self._warned_at = -_WARN_INTERVAL
         self._thread = threading.Thread(target=self._run, name="bitactor-store-checkpoint", daemon=True)
 
     def start(self) -> None:
         """Checkpoint whenever something was written, from now on."""
         self._thread.start()
 
-    def wrote(self, writes: int) -> None:
+    def count_commit(self, writes: int) -> None:
         """A commit of that many writes was made.  Cheap: called after each, on whichever thread made it."""
         self._pages += _PAGES_A_COMMIT + writes
         if not self._dirty.is_set():
@@ -78,7 +78,7 @@ class Checkpoints:
                         connection = connect(self._path, synchronous=self._synchronous, timeout=0)
                     self._checkpoint(connection)
                 except sqlite3.Error as error:
-                    self._complain(error)
+                    self._warn(error)
         finally:
             if connection is not None:
                 connection.close()
@@ -90,8 +90,8 @@ class Checkpoints:
             # be reused.
             connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
-    def _complain(self, error: sqlite3.Error) -> None:
+    def _warn(self, error: sqlite3.Error) -> None:
         now = time.monotonic()
-        if now - self._complained >= _COMPLAIN_EVERY:
-            self._complained = now
+        if now - self._warned_at >= _WARN_INTERVAL:
+            self._warned_at = now
             _log.warning("%s: checkpoint failed, the log keeps growing: %s", self._path, error)

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 from bitactor.errors import StoreError
 from bitactor.ports import Refusal
-from mesh.stores.database import connect, is_busy, pauses, store_error
-from mesh.stores.writing import Item, Writer
+from mesh.stores.database import busy_pauses, connect, is_busy, store_error
+from mesh.stores.writing import PreparedWrite, Writer
 
 _log = logging.getLogger("bitactor.store")
 
@@ -28,7 +28,7 @@ _GROUP_WRITES: Final = 4_096
 class Append(NamedTuple):
     """What one call of `append` asked for."""
 
-    items: Sequence[Item]
+    items: Sequence[PreparedWrite]
     done: Done
 
 
@@ -55,7 +55,7 @@ class CommitThread:
         patience: float,
         notify: Callable[[Callable[[], None]], None],
         deliver: Callable[[], None],
-        wrote: Callable[[int], None],
+        on_commit: Callable[[int], None],
     ) -> None:
         self._path = path
         self._writer = writer
@@ -63,8 +63,8 @@ class CommitThread:
         self._patience = patience
         self._notify = notify
         self._deliver = deliver
-        self._wrote = wrote
-        self._waiting: SimpleQueue[Append | None] = SimpleQueue()
+        self._on_commit = on_commit
+        self._queue: SimpleQueue[Append | None] = SimpleQueue()
         self._connection: sqlite3.Connection | None = None
         self._thread: threading.Thread | None = None
         self.completions: deque[Completion] = deque()
@@ -74,13 +74,13 @@ class CommitThread:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="bitactor-store-commit", daemon=True)
             self._thread.start()
-        self._waiting.put(append)
+        self._queue.put(append)
 
     def close(self) -> None:
         """Commit what waits, then stop; `completions` holds what was not delivered.  Twice is once."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._waiting.put(None)
+            self._queue.put(None)
             thread.join()
 
     def _run(self) -> None:
@@ -98,18 +98,18 @@ class CommitThread:
 
     def _next_group(self) -> list[Append]:
         """At least one append, and what has come by now; empty when closing and none is left."""
-        first = self._waiting.get()
+        first = self._queue.get()
         if first is None:
             return []
         group = [first]
         writes = len(first.items)
         while writes < _GROUP_WRITES:
             try:
-                append = self._waiting.get_nowait()
+                append = self._queue.get_nowait()
             except Empty:
                 break
             if append is None:
-                self._waiting.put(None)
+                self._queue.put(None)
                 break
             group.append(append)
             writes += len(append.items)
@@ -126,20 +126,20 @@ class CommitThread:
         except Exception as error:
             failure = error if isinstance(error, StoreError) else StoreError(f"{self._path}: {error!r}")
             return [Completion(append.done, (), failure) for append in group]
-        self._wrote(len(items))
+        self._on_commit(len(items))
         return _split(group, refusals)
 
-    def _commit_items(self, items: Sequence[Item]) -> list[Refusal]:
-        for pause in pauses(self._patience):
+    def _commit_items(self, items: Sequence[PreparedWrite]) -> list[Refusal]:
+        for pause in busy_pauses(self._patience):
             try:
-                return self._writer.commit(self._connected(), items)
+                return self._writer.commit(self._connect(), items)
             except sqlite3.OperationalError as error:
                 if not is_busy(error):
                     raise
                 time.sleep(pause)
-        return self._writer.commit(self._connected(), items)
+        return self._writer.commit(self._connect(), items)
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = connect(self._path, synchronous=self._synchronous, timeout=0)
         return self._connection

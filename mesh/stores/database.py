@@ -41,7 +41,7 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
     """
     if not path.exists():
         raise StoreError(f"{path}: no such file; name the journal a mesh writes, as in sqlite:///pulses.db")
-    _check_place(path)
+    _check_path(path)
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=timeout)
     try:
         if _journal_version(connection, path) == 0:
@@ -62,16 +62,16 @@ def prepare(path: Path) -> None:
     Raises:
         StoreError: it cannot be created or written, belongs to another program, or to a later version.
     """
-    _check_place(path)
+    _check_path(path)
     try:
-        patiently(lambda: _prepare(path), _OPENING_PATIENCE)
+        retry_while_busy(lambda: _prepare(path), _OPENING_PATIENCE)
     except sqlite3.Error as error:
         raise store_error(error, path) from error
 
 
-def patiently(action: Callable[[], Value], patience: float) -> Value:
+def retry_while_busy(action: Callable[[], Value], patience: float) -> Value:
     """`action()`, again while another connection is in the way, for `patience` seconds of sleeping on this thread."""
-    for pause in pauses(patience):
+    for pause in busy_pauses(patience):
         try:
             return action()
         except sqlite3.OperationalError as error:
@@ -81,7 +81,7 @@ def patiently(action: Callable[[], Value], patience: float) -> Value:
     return action()
 
 
-def pauses(patience: float) -> Iterator[float]:
+def busy_pauses(patience: float) -> Iterator[float]:
     """How long to sleep between tries, from 0.5 to 20 ms, until `patience` seconds have passed."""
     until = time.monotonic() + patience
     pause = 0.0005
@@ -116,7 +116,7 @@ def _primary_code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _check_place(path: Path) -> None:
+def _check_path(path: Path) -> None:
     if path.is_dir():
         raise StoreError(f"{path} is a directory; name a file in it, as in {path}/pulses.db")
     if not path.parent.is_dir():

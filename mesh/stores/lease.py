@@ -25,9 +25,9 @@ from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 
 _log = logging.getLogger("bitactor.store")
 
-_GIVEN_BACK: Final = 0
-_FENCED_KEPT_NS: Final = 24 * 3600 * 10**9
-_COMPLAIN_EVERY: Final = 10.0
+_RELEASED: Final = 0
+_FENCED_RETENTION_NS: Final = 24 * 3600 * 10**9
+_WARN_INTERVAL: Final = 10.0
 
 
 class Identity(NamedTuple):
@@ -79,7 +79,7 @@ def release(connection: sqlite3.Connection, owner: str) -> None:
     connection.execute("BEGIN IMMEDIATE")
     left = connection.execute("SELECT 1 FROM transactions WHERE owner = ? AND open = 1 LIMIT 1", (owner,)).fetchone()
     if left:
-        connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ?", (_GIVEN_BACK, owner))
+        connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ?", (_RELEASED, owner))
     else:
         connection.execute("DELETE FROM owners WHERE owner = ? AND fenced = ''", (owner,))
     connection.execute("COMMIT")
@@ -112,12 +112,12 @@ def claim(
     Raises:
         StaleOwner: `owner` itself was declared dead.
     """
-    if not _dead(connection, owner, identity, now_ns) and not _orphaned(connection, owner):
+    if not _dead_owners(connection, owner, identity, now_ns) and not _orphaned_owners(connection, owner):
         return []
     connection.execute("BEGIN IMMEDIATE")
     try:
         require_lease(connection, owner)
-        dead = _dead(connection, owner, identity, now_ns)
+        dead = _dead_owners(connection, owner, identity, now_ns)
         claims: list[tuple[str, int]] = []
         which = "owner = ? AND open = 1"
         known: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ def claim(
                 " AND EXISTS (SELECT 1 FROM json_each(?) AS shape WHERE shape.key = workflow AND shape.value = digest)"
             )
             known = (json.dumps(dict(shapes)),)
-        for name in {*dead, *_orphaned(connection, owner)}:
+        for name in {*dead, *_orphaned_owners(connection, owner)}:
             # A row that is gone fences as well as one that says so; the latter tells a suspended process who has its
             # work.
             if dead.get(name, True):
@@ -140,7 +140,7 @@ def claim(
             connection.execute(
                 f"UPDATE transactions SET owner = ?, epoch = epoch + 1 WHERE {which}", (owner, name, *known)
             )
-        connection.execute("DELETE FROM owners WHERE fenced <> '' AND expires_ns < ?", (now_ns - _FENCED_KEPT_NS,))
+        connection.execute("DELETE FROM owners WHERE fenced <> '' AND expires_ns < ?", (now_ns - _FENCED_RETENTION_NS,))
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -154,7 +154,7 @@ def unclaimed(
 ) -> list[TransactionRow]:
     """Open transactions of the workflows in `shapes`, begun in another shape, that no living owner stands for; oldest
     first."""
-    holders = _orphaned(connection, owner)
+    holders = _orphaned_owners(connection, owner)
     if not holders:
         return []
     rows = connection.execute(
@@ -167,10 +167,10 @@ def unclaimed(
 
 
 def reclaim(
-    connection: sqlite3.Connection, owner: str, held: Container[str], forget: Callable[[Iterable[str]], None]
+    connection: sqlite3.Connection, owner: str, held: Container[str], invalidate: Callable[[Iterable[str]], None]
 ) -> list[Claim]:
-    """Give `owner`'s own open transactions that are not in `held` their next epoch; `forget` is told while the file is
-    ours alone.
+    """Give `owner`'s own open transactions that are not in `held` their next epoch; `invalidate` is told while the file
+    is ours alone.
 
     Always writes, so that it succeeds only if the file can be written.
 
@@ -187,7 +187,7 @@ def reclaim(
         claims = [Claim(*row) for row in rows if row[0] not in held]
         raised = [(epoch, transaction) for transaction, epoch in claims]
         connection.executemany("UPDATE transactions SET epoch = ? WHERE transaction_id = ?", raised)
-        forget(transaction for transaction, _ in claims)
+        invalidate(transaction for transaction, _ in claims)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -196,14 +196,14 @@ def reclaim(
     return sorted(claims)
 
 
-def _dead(connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int) -> dict[str, bool]:
+def _dead_owners(connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int) -> dict[str, bool]:
     """Dead owners that are not fenced yet, and whether their process is gone for certain."""
     rows = connection.execute(
         "SELECT owner, pid, boot_id, process_started, expires_ns FROM owners WHERE owner <> ? AND fenced = ''", (owner,)
     ).fetchall()
     dead: dict[str, bool] = {}
     for name, pid, boot_id, started, expires_ns in rows:
-        if expires_ns == _GIVEN_BACK:
+        if expires_ns == _RELEASED:
             dead[name] = True
         elif boot_id == identity.boot_id and boot_id:
             if process_started(pid) != started:
@@ -213,7 +213,7 @@ def _dead(connection: sqlite3.Connection, owner: str, identity: Identity, now_ns
     return dead
 
 
-def _orphaned(connection: sqlite3.Connection, owner: str) -> list[str]:
+def _orphaned_owners(connection: sqlite3.Connection, owner: str) -> list[str]:
     """Names on open transactions that no living row in `owners` stands for.
 
     Goes from name to name through the index, so that a million open transactions cost no more than one.
@@ -240,7 +240,7 @@ def _boot_id() -> str:
         return ""
 
 
-class Renewal:
+class LeaseThread:
     """The thread that keeps an owner's lease from running out, also while the event loop is blocked."""
 
     def __init__(self, path: Path, owner: str, lease: float, wall_ns: Callable[[], int]) -> None:
@@ -249,7 +249,7 @@ class Renewal:
         self._lease = lease
         self._wall_ns = wall_ns
         self._closing = threading.Event()
-        self._complained = -_COMPLAIN_EVERY
+        self._warned_at = -_WARN_INTERVAL
         self._thread = threading.Thread(target=self._run, name="bitactor-store-lease", daemon=True)
 
     def start(self) -> None:
@@ -273,7 +273,7 @@ class Renewal:
                     if not self._renew(connection):
                         return
                 except sqlite3.Error as error:
-                    self._complain(error)
+                    self._warn(error)
         finally:
             if connection is not None:
                 connection.close()
@@ -288,8 +288,8 @@ class Renewal:
         _log.error("%s: owner %r was fenced; its transactions belong to another process now", self._path, self._owner)
         return False
 
-    def _complain(self, error: sqlite3.Error) -> None:
+    def _warn(self, error: sqlite3.Error) -> None:
         now = time.monotonic()
-        if now - self._complained >= _COMPLAIN_EVERY:
-            self._complained = now
+        if now - self._warned_at >= _WARN_INTERVAL:
+            self._warned_at = now
             _log.warning("%s: the lease of owner %r could not be renewed: %s", self._path, self._owner, error)

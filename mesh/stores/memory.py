@@ -64,7 +64,7 @@ class MemoryStore:
             transaction, epoch, pulses, status, is_open, _ = write
             entry = entries.get(transaction)
             if entry is None or refused or epoch < entry.epoch or (pulses and pulses[0].seq != len(entry.pulses)):
-                error = _earlier(refused, transaction) or self._create(write, entry)
+                error = _earlier_refusal(refused, transaction) or self._create(write, entry)
                 if error is not None:
                     refused.append((index, transaction, error))
                     continue
@@ -76,7 +76,7 @@ class MemoryStore:
                     entry.updated_ns = pulses[-1].at_ns
                 entry.status = status
                 entry.open = is_open
-                self._file(transaction, status, is_open)
+                self._index_status(transaction, status, is_open)
             entry.epoch = epoch
         done([Refusal(index, error) for index, _, error in refused] if refused else (), None)
 
@@ -159,19 +159,19 @@ class MemoryStore:
                 return DuplicateTransaction(f"key {key!r} of {workflow!r} was used before, by transaction {holder}")
         self._entries[transaction] = _Entry(write)
         if not write.open:
-            self._file(transaction, write.status, False)
+            self._index_status(transaction, write.status, False)
         return None
 
-    def _file(self, transaction: str, status: str, is_open: bool) -> None:
+    def _index_status(self, transaction: str, status: str, is_open: bool) -> None:
         """Put a transaction where its status belongs, and forget the oldest there if they are too many."""
         self._ended.pop(transaction, None)
         self._resumable.pop(transaction, None)
         if is_open:
             return
-        shelf = self._ended if status in FINAL_STATUSES else self._resumable
-        shelf[transaction] = None
-        if len(shelf) > self._retained:
-            oldest, _ = shelf.popitem(last=False)
+        bucket = self._ended if status in FINAL_STATUSES else self._resumable
+        bucket[transaction] = None
+        if len(bucket) > self._retained:
+            oldest, _ = bucket.popitem(last=False)
             entry = self._entries.pop(oldest)
             if entry.key:
                 del self._keys[entry.pulses[0].workflow, entry.key]
@@ -193,6 +193,6 @@ class MemoryStore:
         )
 
 
-def _earlier(refused: Sequence[tuple[int, str, Exception]], transaction: str) -> Exception | None:
+def _earlier_refusal(refused: Sequence[tuple[int, str, Exception]], transaction: str) -> Exception | None:
     """The refusal of an earlier write of the same transaction in this batch."""
     return next((error for _, name, error in refused if name == transaction), None)

@@ -1,4 +1,4 @@
-"""Questions to a journal, on whatever connection."""
+"""Queries of a journal, on whatever connection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final, Self, TypeVar
 from bitactor.errors import StoreError
 from bitactor.ports import TransactionRow
 from bitactor.pulse import Pulse
-from mesh.stores.database import connect_read_only, patiently, store_error
+from mesh.stores.database import connect_read_only, retry_while_busy, store_error
 from mesh.stores.rows import PULSE_COLUMNS, TRANSACTION_COLUMNS, pulse_from_row, transaction_from_row
 
 Value = TypeVar("Value")
@@ -20,8 +20,8 @@ _PATIENCE: Final = 5.0
 """SQLite keeps readers out only while a crashed writer's log is being recovered: milliseconds."""
 
 
-class Reads:
-    """The reading half of a store.  Sees what is committed, by whichever process."""
+class SqliteQueries:
+    """The queries of a store.  They see what is committed, by whichever process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,14 +50,14 @@ class Reads:
         if connection is None:
             raise StoreError(f"{self._path} is not open")
         try:
-            return patiently(lambda: question(connection), _PATIENCE)
+            return retry_while_busy(lambda: question(connection), _PATIENCE)
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         except UnicodeEncodeError as error:
             raise StoreError(f"{self._path}: asked for what is no text: {error}") from error
 
 
-class SqliteReader(Reads):
+class SqliteReader(SqliteQueries):
     """A journal to look at, from any process, while others write it.  Belongs to the thread that made it.
 
     Raises:

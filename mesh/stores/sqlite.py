@@ -20,12 +20,12 @@ from typing import Final, Literal, get_args
 
 from bitactor.errors import ConfigurationError, StoreError, suggest
 from bitactor.ports import Claim, Refusal, TransactionRow, Write
-from mesh.stores.checkpoints import CHECKPOINT_PAGES, Checkpoints
+from mesh.stores.checkpoints import CHECKPOINT_PAGES, CheckpointThread
 from mesh.stores.committing import Append, CommitThread, Done
-from mesh.stores.database import connect, is_busy, patiently, prepare, store_error
-from mesh.stores.lease import Renewal, claim, identify, reclaim, register, release, unclaimed
-from mesh.stores.reading import Reads
-from mesh.stores.writing import Writer, prepare_items
+from mesh.stores.database import connect, is_busy, prepare, retry_while_busy, store_error
+from mesh.stores.lease import LeaseThread, claim, identify, reclaim, register, release, unclaimed
+from mesh.stores.reading import SqliteQueries
+from mesh.stores.writing import Writer, prepare_writes
 
 _log = logging.getLogger("bitactor.store")
 
@@ -35,8 +35,8 @@ _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL", "none": "OFF"}
 _CLOSING_PATIENCE: Final = 5.0
 
 
-class SqliteStore(Reads):
-    """The `Store` port on an SQLite file.  Reads see what is committed, not what waits for the commit thread.
+class SqliteStore(SqliteQueries):
+    """The `Store` port on an SQLite file.  Queries see what is committed, not what waits for the commit thread.
 
     `notify` runs a function on the thread that calls this store, soon (`loop.call_soon_threadsafe`).  After `lease`
     seconds of silence an owner that cannot be seen from here counts as dead.  `patience` is how many seconds an append
@@ -62,7 +62,7 @@ class SqliteStore(Reads):
         super().__init__(Path(path).absolute())
         self._notify = notify
         self._synchronous = _SYNCHRONOUS[durability]
-        self._commits_here = durability != "power"
+        self._commits_on_caller = durability != "power"
         self._lease = lease
         self._patience = patience
         self._checkpoint_pages = checkpoint_pages
@@ -75,9 +75,9 @@ class SqliteStore(Reads):
         """Appends submitted to the commit thread and not delivered; only while there are none may this thread
         commit."""
         self._writer: Writer
-        self._commits: CommitThread
-        self._checkpoints: Checkpoints
-        self._renewal: Renewal
+        self._commit_thread: CommitThread
+        self._checkpoint_thread: CheckpointThread
+        self._lease_thread: LeaseThread
 
     def open(self, owner: str) -> None:
         """Create the file if need be and take part as `owner`.
@@ -97,7 +97,7 @@ class SqliteStore(Reads):
             raise store_error(error, self._path) from error
         try:
             expires_ns = self._wall_ns() + int(self._lease * 1e9)
-            patiently(lambda: register(connection, owner, self._identity, expires_ns), self._patience)
+            retry_while_busy(lambda: register(connection, owner, self._identity, expires_ns), self._patience)
         except BaseException as error:
             connection.close()
             if isinstance(error, sqlite3.Error):
@@ -109,13 +109,13 @@ class SqliteStore(Reads):
         self._start_threads()
 
     def append(self, writes: Sequence[Write], done: Done) -> None:
-        """Keep `writes` in one commit, then call `done`; see the port."""
+        """Keep `writes` in one commit, then call `done`: before this returns, or later on the loop's thread."""
         connection = self._connection
         if connection is None or self._closing:
             done((), StoreError(f"{self._path} is {'closed' if self._opened else 'not open'}"))
             return
-        items = prepare_items(writes)
-        if self._in_flight or not self._commits_here:
+        items = prepare_writes(writes)
+        if self._in_flight or not self._commits_on_caller:
             self._submit(Append(items, done))
             return
         try:
@@ -129,13 +129,13 @@ class SqliteStore(Reads):
         except StoreError as error:
             failure = error
         else:
-            self._checkpoints.wrote(len(items))
+            self._checkpoint_thread.count_commit(len(items))
             done(refusals, None)
             return
         done((), failure)
 
     def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
-        """Take over every open transaction (that began in one of `shapes`) whose owner is gone; see the port.
+        """Take over every open transaction (that began in one of `shapes`) whose owner is gone.
 
         Waits up to 5 s for the file's lock if there is one to take over.
 
@@ -145,18 +145,18 @@ class SqliteStore(Reads):
         return self._read(lambda connection: claim(connection, self._owner, self._identity, self._wall_ns(), shapes))
 
     def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
-        """Open transactions of these workflows that began in another shape and that nobody owns; see the port."""
+        """Open transactions of these workflows that began in another shape and that nobody owns."""
         return self._read(lambda connection: unclaimed(connection, self._owner, shapes, limit))
 
     def reclaim(self, held: Container[str]) -> list[Claim]:
-        """Our own open transactions that are not in `held`, each with its next epoch; see the port.
+        """Our own open transactions that are not in `held`, each with its next epoch.
 
         Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock.
 
         Raises:
             StoreError: the file cannot be written, or our lease was taken from us.
         """
-        return self._read(lambda connection: reclaim(connection, self._owner, held, self._writer.forget))
+        return self._read(lambda connection: reclaim(connection, self._owner, held, self._writer.invalidate))
 
     def close(self) -> None:
         """Commit what waits (its `done`s are called), give the lease back, release files and threads.  Twice is once.
@@ -168,12 +168,12 @@ class SqliteStore(Reads):
         if connection is None or self._closing:
             return
         self._closing = True
-        self._commits.close()
+        self._commit_thread.close()
         self._deliver()
-        self._renewal.close()
-        self._checkpoints.close()
+        self._lease_thread.close()
+        self._checkpoint_thread.close()
         try:
-            patiently(lambda: release(connection, self._owner), _CLOSING_PATIENCE)
+            retry_while_busy(lambda: release(connection, self._owner), _CLOSING_PATIENCE)
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             # Others find the owner's process gone, or its lease run out, a little later.
@@ -185,27 +185,27 @@ class SqliteStore(Reads):
     def _start_threads(self) -> None:
         self._writer = Writer(self._owner)
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
-        self._checkpoints = Checkpoints(self._path, synchronous, self._checkpoint_pages)
-        self._renewal = Renewal(self._path, self._owner, self._lease, self._wall_ns)
-        self._commits = CommitThread(
+        self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
+        self._lease_thread = LeaseThread(self._path, self._owner, self._lease, self._wall_ns)
+        self._commit_thread = CommitThread(
             self._path,
             self._writer,
             synchronous=self._synchronous,
             patience=self._patience,
             notify=self._notify,
             deliver=self._deliver,
-            wrote=self._checkpoints.wrote,
+            on_commit=self._checkpoint_thread.count_commit,
         )
-        self._checkpoints.start()
-        self._renewal.start()
+        self._checkpoint_thread.start()
+        self._lease_thread.start()
 
     def _submit(self, append: Append) -> None:
         self._in_flight += 1
-        self._commits.submit(append)
+        self._commit_thread.submit(append)
 
     def _deliver(self) -> None:
         """Tell what the commit thread did; on the loop's thread."""
-        completions = self._commits.completions
+        completions = self._commit_thread.completions
         while completions:
             done, refusals, error = completions.popleft()
             self._in_flight -= 1

@@ -18,7 +18,7 @@ from mesh.stores.lease import require_lease
 from mesh.stores.rows import AT_NS, SEQ, PulseRow, pulse_rows
 
 
-class Item(NamedTuple):
+class PreparedWrite(NamedTuple):
     """A write and its rows, or why it has none."""
 
     write: Write
@@ -26,18 +26,18 @@ class Item(NamedTuple):
     error: Exception | None = None
 
 
-class Known(NamedTuple):
-    """What the journal holds of a transaction, as far as the next write of it must know."""
+class JournalState(NamedTuple):
+    """The state of a transaction in the journal, as far as the next write of it must know."""
 
     epoch: int
     status: str
     open: bool
     next_seq: int
-    holder: str = ""
-    """Who works on it, if it is open and not ours."""
+    other_owner: str = ""
+    """The owner, if it is open and not ours."""
 
 
-_CANNOT_BE_STORED: Final = (
+_ROW_ERRORS: Final = (
     sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError,
     OverflowError,
 )  # fmt: skip
@@ -51,15 +51,15 @@ _UPDATE_TRANSACTION: Final = (
 )
 
 
-def prepare_items(writes: Iterable[Write]) -> list[Item]:
+def prepare_writes(writes: Iterable[Write]) -> list[PreparedWrite]:
     """The rows of each write, packed now, so that nothing changes them any more."""
     items = []
     for write in writes:
         try:
-            items.append(Item(write, pulse_rows(write.pulses)))
+            items.append(PreparedWrite(write, pulse_rows(write.pulses)))
         except (BitActorError, ValueError, TypeError, OverflowError, RecursionError) as error:
             refusal = StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
-            items.append(Item(write, (), refusal))
+            items.append(PreparedWrite(write, (), refusal))
     return items
 
 
@@ -68,10 +68,10 @@ class Writer:
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
-        self._known: dict[str, Known] = {}
+        self._states: dict[str, JournalState] = {}
         """The open transactions that we hold and have written to."""
 
-    def commit(self, connection: sqlite3.Connection, items: Sequence[Item]) -> list[Refusal]:
+    def commit(self, connection: sqlite3.Connection, items: Sequence[PreparedWrite]) -> list[Refusal]:
         """Keep `items` in one database transaction; those that are refused leave no trace.
 
         Raises:
@@ -79,58 +79,58 @@ class Writer:
             sqlite3.Error: nothing was written; when busy, the same call can be made again.
         """
         try:
-            batch = _Batch(self._owner, self._known, connection)
+            batch = _Batch(self._owner, self._states, connection)
             self._begin(connection)
             try:
                 batch.write(items)
-            except _CANNOT_BE_STORED:
+            except _ROW_ERRORS:
                 connection.execute("ROLLBACK")
-                batch = _Batch(self._owner, self._known, connection)
+                batch = _Batch(self._owner, self._states, connection)
                 self._begin(connection)
                 batch.write_one_by_one(items)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            self.forget(item.write.transaction for item in items)
+            self.invalidate(item.write.transaction for item in items)
             raise
-        self._remember(batch.changes)
+        self._cache_states(batch.changes)
         return batch.refusals
 
-    def forget(self, transactions: Iterable[str]) -> None:
-        """What is known of these is not true any more; the next write of each looks it up."""
+    def invalidate(self, transactions: Iterable[str]) -> None:
+        """Drop the cached states of these; the next write of each reads its state from the journal."""
         for transaction in transactions:
-            self._known.pop(transaction, None)
+            self._states.pop(transaction, None)
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         require_lease(connection, self._owner)
 
-    def _remember(self, changes: dict[str, Known]) -> None:
-        known = self._known
+    def _cache_states(self, changes: dict[str, JournalState]) -> None:
+        states = self._states
         for transaction, state in changes.items():
             if state.open:
-                known[transaction] = state
+                states[transaction] = state
             else:
-                known.pop(transaction, None)
+                states.pop(transaction, None)
 
 
 class _Batch:
     """One database transaction in the making."""
 
-    def __init__(self, owner: str, known: Mapping[str, Known], connection: sqlite3.Connection) -> None:
+    def __init__(self, owner: str, states: Mapping[str, JournalState], connection: sqlite3.Connection) -> None:
         self._owner = owner
-        self._known = known
+        self._states = states
         self._connection = connection
         self._refused: dict[str, Exception] = {}
-        self.changes: dict[str, Known] = {}
+        self.changes: dict[str, JournalState] = {}
         """What becomes known once this is committed."""
         self.refusals: list[Refusal] = []
 
-    def write(self, items: Iterable[Item], first: int = 0) -> None:
-        """All in one go; raises one of `_CANNOT_BE_STORED` if that will not do.  `first` is the index of the first
+    def write(self, items: Iterable[PreparedWrite], first: int = 0) -> None:
+        """All in one go; raises one of `_ROW_ERRORS` if that will not do.  `first` is the index of the first
         item."""
-        connection, known, changes = self._connection, self._known, self.changes
+        connection, states, changes = self._connection, self._states, self.changes
         created: list[tuple[str | int, ...]] = []
         updated: list[tuple[str | int, ...]] = []
         rows: list[PulseRow] = []
@@ -138,29 +138,29 @@ class _Batch:
             write, item_rows, error = item
             transaction, epoch, _, status, is_open, _ = write
             creates = bool(item_rows) and item_rows[0][SEQ] == 0
-            state = changes.get(transaction) or known.get(transaction)
+            state = changes.get(transaction) or states.get(transaction)
             if state is None and not creates:
-                state = self._look_up(transaction)
-            error = error or self._refused.get(transaction) or _objection(item, state, creates)
+                state = self._load_state(transaction)
+            error = error or self._refused.get(transaction) or _conflict(item, state, creates)
             if error is not None:
                 self._refuse(index, transaction, error)
                 continue
             rows += item_rows
             if state is None:
                 created.append(_transaction_row(write, self._owner))
-                changes[transaction] = Known(epoch, status, is_open, len(item_rows))
+                changes[transaction] = JournalState(epoch, status, is_open, len(item_rows))
                 continue
             if status != state.status or is_open != state.open or epoch != state.epoch:
                 at_ns = item_rows[-1][AT_NS] if item_rows else 0
                 updated.append((status, is_open, self._owner, epoch, at_ns, transaction))
-            changes[transaction] = Known(epoch, status, is_open, state.next_seq + len(item_rows))
+            changes[transaction] = JournalState(epoch, status, is_open, state.next_seq + len(item_rows))
         if created:
             connection.executemany(_INSERT_TRANSACTION, created)
         connection.executemany(_INSERT_PULSE, rows)
         if updated:
             connection.executemany(_UPDATE_TRANSACTION, updated)
 
-    def write_one_by_one(self, items: Iterable[Item]) -> None:
+    def write_one_by_one(self, items: Iterable[PreparedWrite]) -> None:
         """The same, refusing each write that cannot be stored and taking the others."""
         connection = self._connection
         for index, item in enumerate(items):
@@ -169,20 +169,20 @@ class _Batch:
             connection.execute("SAVEPOINT one")
             try:
                 self.write((item,), index)
-            except _CANNOT_BE_STORED as error:
+            except _ROW_ERRORS as error:
                 connection.execute("ROLLBACK TO one")
                 if before is None:
                     self.changes.pop(transaction, None)
                 else:
                     self.changes[transaction] = before
-                self._refuse(index, transaction, self._explain(item.write, error))
+                self._refuse(index, transaction, self._storage_error(item.write, error))
             connection.execute("RELEASE one")
 
     def _refuse(self, index: int, transaction: str, error: Exception) -> None:
         self._refused[transaction] = error
         self.refusals.append(Refusal(index, error))
 
-    def _look_up(self, transaction: str) -> Known | None:
+    def _load_state(self, transaction: str) -> JournalState | None:
         row = self._connection.execute(
             "SELECT epoch, status, open, owner, (SELECT max(seq) FROM pulses WHERE pulses.transaction_id = ?1)"
             " FROM transactions WHERE transaction_id = ?1",
@@ -191,10 +191,10 @@ class _Batch:
         if row is None:
             return None
         epoch, status, is_open, owner, last_seq = row
-        holder = owner if is_open and owner != self._owner else ""
-        return Known(epoch, status, bool(is_open), 0 if last_seq is None else last_seq + 1, holder)
+        other_owner = owner if is_open and owner != self._owner else ""
+        return JournalState(epoch, status, bool(is_open), 0 if last_seq is None else last_seq + 1, other_owner)
 
-    def _explain(self, write: Write, error: Exception) -> Exception:
+    def _storage_error(self, write: Write, error: Exception) -> Exception:
         """Why a write that had no objection against it could not be stored."""
         if not isinstance(error, sqlite3.IntegrityError):
             return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
@@ -217,13 +217,13 @@ class _Batch:
         return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
 
 
-def _objection(item: Item, state: Known | None, creates: bool) -> Exception | None:
+def _conflict(item: PreparedWrite, state: JournalState | None, creates: bool) -> Exception | None:
     """Why a write must not be made, from what the journal holds of its transaction."""
     transaction, epoch = item.write.transaction, item.write.epoch
     if state is None:
         return None if creates else StoreError(f"transaction {transaction} is not in the journal")
-    if state.holder:
-        return StaleOwner(f"transaction {transaction} belongs to {state.holder!r}")
+    if state.other_owner:
+        return StaleOwner(f"transaction {transaction} belongs to {state.other_owner!r}")
     if epoch < state.epoch:
         return StaleOwner(f"transaction {transaction} is in epoch {state.epoch}; this was decided in epoch {epoch}")
     if not item.rows:

@@ -20,7 +20,7 @@ from mesh.testing.leftovers import LINGER, Leftovers
 from mesh.testing.mesh import FixtureMesh
 from mesh.testing.portal import Portal
 from mesh.testing.pulses import Pulses
-from mesh.testing.replacing import Functions
+from mesh.testing.replacing import Replacements
 
 
 class MeshFactory:
@@ -32,7 +32,7 @@ class MeshFactory:
     def __call__(
         self,
         *definitions: Workflow | Consumer,
-        steps: Functions | None = None,
+        steps: Replacements | None = None,
         sinks: Sequence[Sink] = (),
         clock: Clock | None = None,
         ids: Ids | None = None,
@@ -85,7 +85,7 @@ class Bench:
         inner = getattr(self._item.obj, "hypothesis", None)
         owner, name = (self._item, "obj") if inner is None else (inner, "inner_test")
         function = getattr(owner, name)
-        setattr(owner, name, self._wrapped(function))
+        setattr(owner, name, self._wrap(function))
         self._unwrap = lambda: setattr(owner, name, function)
         return self
 
@@ -158,20 +158,20 @@ class Bench:
             return
         leftovers = Leftovers(nodes, self._tasks)
         if not failed:
-            await leftovers.linger(LINGER, standing=self._clock is not None)
+            await leftovers.linger(LINGER, clock_frozen=self._clock is not None)
         for node in nodes:
             await node.close(0)
-        complaint = "" if failed else await leftovers.complaint()
-        if complaint:
-            pytest.fail(complaint, pytrace=False)
+        failure_message = "" if failed else await leftovers.failure_message()
+        if failure_message:
+            pytest.fail(failure_message, pytrace=False)
 
     def _end_in_thread(self, *, failed: bool) -> None:
         if self._portal is not None:
             self._portal.call(self.end, failed=failed)
 
-    def _wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(function):
-            return self._wrapped_coroutine(function)
+            return self._wrap_coroutine(function)
 
         @functools.wraps(function)
         def test(*arguments: Any, **options: Any) -> Any:
@@ -186,7 +186,7 @@ class Bench:
 
         return test
 
-    def _wrapped_coroutine(self, function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    def _wrap_coroutine(self, function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
         @functools.wraps(function)
         async def test(*arguments: Any, **options: Any) -> Any:
             __tracebackhide__ = True

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from bitactor.testing import FakeClock
 from mesh.node import Node
 from mesh.testing.portal import Portal, in_a_loop
-from mesh.testing.underway import NOTHING, SURELY, busy, in_threads, underway
+from mesh.testing.underway import QUIESCENT, WORKING, activity, has_unfinished, steps_in_threads
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ IDLE: Final = 0.02
 WITHIN: Final = 10.0
 _TURNS: Final = 20
 """Of the loop: enough for everything that waits for nobody else."""
-_LOOK: Final = 0.001
+_POLL_SECONDS: Final = 0.001
 """Real seconds between two looks at a function that runs in a thread."""
 
 
@@ -66,11 +66,11 @@ class MeshClock(FakeClock):
         if not seconds >= 0:
             raise ValueError(f"pass_time({seconds!r}): time does not go back")
         until = self.monotonic_ns() + round(seconds * 1e9)
-        give_up = asyncio.get_running_loop().time() + within
+        deadline = asyncio.get_running_loop().time() + within
         while True:
-            while not await self._calm(wait, idle):
-                if asyncio.get_running_loop().time() > give_up:
-                    raise TimeoutError(self._why(within))
+            while not await self._quiesce(wait, idle):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise TimeoutError(self._timeout_message(within))
             due = self.next_timer_ns()
             if due is None or due > until:
                 break
@@ -78,14 +78,14 @@ class MeshClock(FakeClock):
         if until > self.monotonic_ns():
             self.advance_to(until)
 
-    async def _calm(self, wait: bool, idle: float) -> bool:
+    async def _quiesce(self, wait: bool, idle: float) -> bool:
         """Let happen what takes no time; whether that was all."""
         before = self._progress()
         await _turns()
-        going = underway(self._nodes)
-        if going != NOTHING and self._progress() == before:
-            await asyncio.sleep(_LOOK if going == SURELY and wait else idle)
-        return self._progress() == before and not (wait and underway(self._nodes) == SURELY)
+        level = activity(self._nodes)
+        if level != QUIESCENT and self._progress() == before:
+            await asyncio.sleep(_POLL_SECONDS if level == WORKING and wait else idle)
+        return self._progress() == before and not (wait and activity(self._nodes) == WORKING)
 
     async def run_until(self, awaited: Awaitable[T], *, idle: float = IDLE, within: float = WITHIN) -> T:
         """Let time pass until `awaited` is done, and return what it gives.
@@ -104,11 +104,11 @@ class MeshClock(FakeClock):
         """
         future = asyncio.ensure_future(awaited)
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + within
+        deadline = loop.time() + within
         try:
             while not await self._step(future, idle):
-                if loop.time() > give_up:
-                    raise TimeoutError(self._why(within))
+                if loop.time() > deadline:
+                    raise TimeoutError(self._timeout_message(within))
             return future.result()
         finally:
             future.cancel()
@@ -135,10 +135,10 @@ class MeshClock(FakeClock):
     async def _pass_for_ever(self, idle: float) -> None:
         never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         while True:
-            if busy(self._nodes):
+            if has_unfinished(self._nodes):
                 await self._step(never, idle)
             else:
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(_POLL_SECONDS)
 
     async def _step(self, future: asyncio.Future[T], idle: float) -> bool:
         """Let everything happen that takes no time, then jump once if there is nothing else to wait for; whether
@@ -149,19 +149,19 @@ class MeshClock(FakeClock):
             return True
         if self._progress() != before:
             return False
-        going = underway(self._nodes)
+        level = activity(self._nodes)
         due = self.next_timer_ns()
-        if going == SURELY:
-            await asyncio.wait((future,), timeout=_LOOK)
-        elif going != NOTHING or due is None:
+        if level == WORKING:
+            await asyncio.wait((future,), timeout=_POLL_SECONDS)
+        elif level != QUIESCENT or due is None:
             await asyncio.wait((future,), timeout=idle)
-        quiet = going != SURELY and not future.done() and self._progress() == before
-        if quiet and due is not None and (going == NOTHING or underway(self._nodes) != SURELY):
+        quiet = level != WORKING and not future.done() and self._progress() == before
+        if quiet and due is not None and (level == QUIESCENT or activity(self._nodes) != WORKING):
             self.advance_to(due)
         return future.done()
 
-    def _why(self, within: float) -> str:
-        stuck = in_threads(self._nodes)
+    def _timeout_message(self, within: float) -> str:
+        stuck = steps_in_threads(self._nodes)
         if stuck:
             return (
                 f"after {within:g} s of real time {' and '.join(map(repr, stuck))} still runs in a thread or process, "

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from bitactor.errors import suggest
 from bitactor.pulse import KINDS, Pulse
-from mesh.testing.lines import line
+from mesh.testing.lines import format_pulse
 
 Branch = str | tuple[str, ...]
 Expected = str | EllipsisType | AbstractSet[Branch]
@@ -44,7 +44,7 @@ def assert_trace(trace: Any, *expected: Expected) -> None:
         TypeError, ValueError: an expectation is none.
     """
     __tracebackhide__ = True
-    items = [_checked(item) for item in expected]
+    items = [_validate(item) for item in expected]
     pulses = list(_pulses(trace))
     match = _Match(pulses, items)
     if not match.found():
@@ -57,7 +57,7 @@ def _pulses(trace: Any) -> Iterable[Pulse]:
     return found
 
 
-def _checked(item: Expected) -> Expected:
+def _validate(item: Expected) -> Expected:
     if isinstance(item, str):
         _check_line(item)
     elif isinstance(item, AbstractSet):
@@ -86,8 +86,8 @@ def _chain(branch: Branch) -> tuple[str, ...]:
     return (branch,) if isinstance(branch, str) else branch
 
 
-def _fits(text: str, pulse: Pulse) -> bool:
-    shown = line(pulse, error=": " in text)
+def _matches(text: str, pulse: Pulse) -> bool:
+    shown = format_pulse(pulse, error=": " in text)
     return re.fullmatch(".*".join(map(re.escape, text.split("*"))), shown, re.DOTALL) is not None
 
 
@@ -100,81 +100,83 @@ class _Match:
         self._before = [0, *accumulate(_lines_in(item) for item in items)]
         """For each item, how many lines the items before it have."""
         self._refuted: set[Any] = set()
-        self._most = -1
-        self._place = 0
+        self._best_lines = -1
+        self._best_position = 0
         self._anywhere = False
         """What is missing was looked for from there on, not only there."""
         self._missing: list[str] = []
 
     def found(self) -> bool:
-        return self._from(0, 0, None)
+        return self._match_from(0, 0, None)
 
-    def _from(self, at: int, item: int, since: int | None) -> bool:
+    def _match_from(self, at: int, item: int, since: int | None) -> bool:
         """Whether the pulses from `at` on are what the items from `item` on say; `since`: where the `...` before that
         began, if it was one."""
         if (at, item) in self._refuted:
             return False
         if item == len(self._items):
-            found = at == len(self._pulses) or self._miss(at, THE_END, self._before[item], since)
+            found = at == len(self._pulses) or self._note_miss(at, THE_END, self._before[item], since)
         elif (expected := self._items[item]) is ...:
-            found = any(self._from(after, item + 1, at) for after in range(at, len(self._pulses) + 1))
+            found = any(self._match_from(after, item + 1, at) for after in range(at, len(self._pulses) + 1))
         elif isinstance(expected, str):
-            found = self._takes(at, expected, self._before[item], since) and self._from(at + 1, item + 1, None)
+            found = self._matches_at(at, expected, self._before[item], since) and self._match_from(
+                at + 1, item + 1, None
+            )
         else:
             assert not isinstance(expected, EllipsisType)
-            found = self._side_by_side(at, item, [_chain(branch) for branch in sorted(expected, key=str)], since)
+            found = self._match_interleaved(at, item, [_chain(branch) for branch in sorted(expected, key=str)], since)
         if not found:
             self._refuted.add((at, item))
         return found
 
-    def _side_by_side(self, at: int, item: int, branches: list[tuple[str, ...]], since: int | None) -> bool:
+    def _match_interleaved(self, at: int, item: int, branches: list[tuple[str, ...]], since: int | None) -> bool:
         """Whether these interleave from `at` on, and the rest follows."""
         left = [branch for branch in branches if branch]
         if not left:
-            return self._from(at, item + 1, since)
+            return self._match_from(at, item + 1, since)
         state = (at, item, tuple(left))
         if state in self._refuted:
             return False
         lines = self._before[item + 1] - sum(map(len, left))
         for index, branch in enumerate(left):
-            if self._takes(at, branch[0], lines, since):
+            if self._matches_at(at, branch[0], lines, since):
                 rest = [*left[:index], branch[1:], *left[index + 1 :]]
-                if self._side_by_side(at + 1, item, rest, None):
+                if self._match_interleaved(at + 1, item, rest, None):
                     return True
         self._refuted.add(state)
         return False
 
-    def _takes(self, at: int, text: str, lines: int, since: int | None) -> bool:
-        return (at < len(self._pulses) and _fits(text, self._pulses[at])) or self._miss(at, text, lines, since)
+    def _matches_at(self, at: int, text: str, lines: int, since: int | None) -> bool:
+        return (at < len(self._pulses) and _matches(text, self._pulses[at])) or self._note_miss(at, text, lines, since)
 
-    def _miss(self, at: int, text: str, lines: int, since: int | None) -> bool:
+    def _note_miss(self, at: int, text: str, lines: int, since: int | None) -> bool:
         """Note what was looked for in vain, when `lines` lines had been found."""
-        place = at if since is None else since
-        if (lines, place) > (self._most, self._place):
-            self._most, self._place, self._missing = lines, place, []
-        if (lines, place) == (self._most, self._place):
+        position = at if since is None else since
+        if (lines, position) > (self._best_lines, self._best_position):
+            self._best_lines, self._best_position, self._missing = lines, position, []
+        if (lines, position) == (self._best_lines, self._best_position):
             self._anywhere = since is not None
             self._missing += [text] if text not in self._missing else []
         return False
 
     def explanation(self) -> str:
         """The whole trace, and in it where it left the way."""
-        pulses, place = self._pulses, self._place
+        pulses, position = self._pulses, self._best_position
         whose = f"{pulses[0].workflow!r} {pulses[0].transaction}" if pulses else "the transaction"
-        lines = [f"  {line(pulse, error=True)}" for pulse in pulses]
+        lines = [f"  {format_pulse(pulse, error=True)}" for pulse in pulses]
         missing = " or ".join(map(_quoted, self._missing))
         if self._anywhere:
             return "\n".join(
                 (
                     f"{whose} did not go as expected: there is no {missing}",
-                    *lines[:place],
+                    *lines[:position],
                     f"> no {missing} from here on",
-                    *lines[place:],
+                    *lines[position:],
                 )
             )
-        came = lines[place].strip() if place < len(lines) else THE_END
+        came = lines[position].strip() if position < len(lines) else THE_END
         told = f"{whose} did not go as expected: instead of {missing} there came {_quoted(came)}"
-        return "\n".join((told, *lines[:place], f"> {came}", *lines[place + 1 :]))
+        return "\n".join((told, *lines[:position], f"> {came}", *lines[position + 1 :]))
 
 
 def _quoted(text: str) -> str:

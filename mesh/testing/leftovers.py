@@ -7,11 +7,11 @@ from collections.abc import Container, Sequence
 from typing import Any, Final
 
 from mesh.node import Node
-from mesh.testing.underway import NOTHING, busy, described, underway
+from mesh.testing.underway import QUIESCENT, activity, describe_unfinished, has_unfinished
 
 LINGER: Final = 2.0
 """Real seconds that transactions are given to end by themselves."""
-_LOOK: Final = 0.002
+_POLL_SECONDS: Final = 0.002
 _TURNS: Final = 20
 
 
@@ -29,7 +29,7 @@ class Leftovers:
         self._before = before
         self._running: list[str] = []
 
-    async def linger(self, seconds: float, *, standing: bool) -> None:
+    async def linger(self, seconds: float, *, clock_frozen: bool) -> None:
         """Let transactions end that do so by themselves, then note those that do not.
 
         Args:
@@ -39,13 +39,13 @@ class Leftovers:
         until = loop.time() + seconds
         for _ in range(_TURNS):
             await asyncio.sleep(0)
-        while busy(self._nodes) and loop.time() < until:
-            if standing and underway(self._nodes) == NOTHING:
+        while has_unfinished(self._nodes) and loop.time() < until:
+            if clock_frozen and activity(self._nodes) == QUIESCENT:
                 break
-            await asyncio.sleep(_LOOK)
-        self._running = [line for node in self._nodes for line in described(node)]
+            await asyncio.sleep(_POLL_SECONDS)
+        self._running = [line for node in self._nodes for line in describe_unfinished(node)]
 
-    async def complaint(self) -> str:
+    async def failure_message(self) -> str:
         """What to tell the user, once the nodes are closed; empty if nothing is left."""
         for _ in range(_TURNS):
             await asyncio.sleep(0)
@@ -56,13 +56,13 @@ class Leftovers:
                 "Wait for each (`await tx.ended()`, with a fake clock inside `fake_clock.run_until(…)`), cancel it, "
                 "or close the mesh yourself (`await mesh.close(0)`) to say that it may be left."
             )
-        zombies = [actor.signal.name for node in self._nodes for actor in node.host.zombies]
+        zombies = [actor.signal.name for node in self._nodes for actor in node.executor.zombies]
         if zombies:
             said += ["Functions that were given up still run:", *map(repr, zombies)]
             said.append("Let them end before the test does.")
         tasks = [task for task in asyncio.all_tasks() if self._is_left(task)]
         if tasks and not zombies:
-            said += ["Tasks were left behind, by steps or by the test:", *map(_named, tasks)]
+            said += ["Tasks were left behind, by steps or by the test:", *map(_describe_task, tasks)]
             said.append("Whoever begins a task awaits it, or cancels and awaits it; `asyncio.TaskGroup` does that.")
         return "\n".join(said)
 
@@ -75,7 +75,7 @@ class Leftovers:
         )
 
 
-def _named(task: asyncio.Task[Any]) -> str:
+def _describe_task(task: asyncio.Task[Any]) -> str:
     code = getattr(task.get_coro(), "cr_code", None)
     where = f", {code.co_filename}:{code.co_firstlineno}" if code is not None else ""
     return f"{task.get_name()!r}: {getattr(task.get_coro(), '__qualname__', task.get_coro())}{where}"

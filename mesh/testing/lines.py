@@ -8,7 +8,7 @@ from bitactor.pulse import UNDO_FAILED, UNDONE, Pulse
 from bitactor.signal import UNDO
 
 
-def line(pulse: Pulse, *, error: bool = False) -> str:
+def format_pulse(pulse: Pulse, *, error: bool = False) -> str:
     """`kind step`; `kind step.undo` for what an undo goes through on its way to `undone step`; `kind` alone where there
     is no step."""
     step = pulse.step
@@ -18,6 +18,6 @@ def line(pulse: Pulse, *, error: bool = False) -> str:
     return f"{text}: {pulse.error}" if error and pulse.error else text
 
 
-def transaction_of(given: Any) -> str | None:
+def transaction_id_of(given: Any) -> str | None:
     """The id of a transaction that is given by its id or itself."""
     return given if given is None or isinstance(given, str) else given.id

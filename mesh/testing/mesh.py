@@ -15,7 +15,7 @@ from bitactor.workflow import Workflow
 from mesh.config import Settings
 from mesh.mesh import Mesh
 from mesh.testing.portal import in_a_loop
-from mesh.testing.replacing import Functions, replaced
+from mesh.testing.replacing import Replacements, replace_callbacks
 from mesh.transaction import BlockingTransaction, Transaction
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class FixtureMesh(Mesh):
         self,
         bench: Bench,
         *definitions: Workflow | Consumer,
-        steps: Functions | None = None,
+        steps: Replacements | None = None,
         sinks: Sequence[Sink] = (),
         clock: Clock | None = None,
         ids: Ids | None = None,
@@ -43,9 +43,9 @@ class FixtureMesh(Mesh):
         self._bench = bench
         self._lock = asyncio.Lock()
         if steps:
-            self._put(replaced(definitions, steps))
+            self._install_plans(replace_callbacks(definitions, steps))
 
-    def _put(self, plans: Mapping[str, Plan]) -> None:
+    def _install_plans(self, plans: Mapping[str, Plan]) -> None:
         self.node.plans.update(plans)
         for key, plan in self.node.consumers.items():
             self.node.consumers[key] = plans[plan.workflow]

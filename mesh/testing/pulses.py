@@ -8,8 +8,8 @@ from typing import Any
 from bitactor.plan import Plan
 from bitactor.pulse import Pulse
 from bitactor.testing import RecordingSink
-from mesh.display import shown_pulses
-from mesh.testing.lines import line, transaction_of
+from mesh.display import readable_pulses
+from mesh.testing.lines import format_pulse, transaction_id_of
 
 
 class Pulses(RecordingSink):
@@ -31,7 +31,7 @@ class Pulses(RecordingSink):
         return len(self.pulses)
 
     def __iter__(self) -> Iterator[Pulse]:
-        return iter(self._shown())
+        return iter(self._readable())
 
     def of(
         self, step: str | None = None, kind: str | None = None, *, workflow: str | None = None, transaction: Any = None
@@ -44,18 +44,18 @@ class Pulses(RecordingSink):
             workflow: of this workflow or consumer, by its name.
             transaction: of this one, by its id or itself.
         """
-        wanted = {"step": step, "kind": kind, "workflow": workflow, "transaction": transaction_of(transaction)}
+        wanted = {"step": step, "kind": kind, "workflow": workflow, "transaction": transaction_id_of(transaction)}
         criteria = [(name, value) for name, value in wanted.items() if value is not None]
-        return [pulse for pulse in self._shown() if all(getattr(pulse, name) == value for name, value in criteria)]
+        return [pulse for pulse in self._readable() if all(getattr(pulse, name) == value for name, value in criteria)]
 
     def kinds(self, transaction: Any = None) -> list[str]:
         """The kinds of the pulses so far, of one transaction (by its id or itself) or of all."""
-        return super().kinds(transaction_of(transaction))
+        return super().kinds(transaction_id_of(transaction))
 
     def lines(self, transaction: Any = None) -> list[str]:
         """The same as `assert_trace` reads them: `completed create_user`, `spawned create_user.undo`, `finished`, …"""
-        wanted = transaction_of(transaction)
-        return [line(pulse) for pulse in list(self.pulses) if wanted is None or pulse.transaction == wanted]
+        wanted = transaction_id_of(transaction)
+        return [format_pulse(pulse) for pulse in list(self.pulses) if wanted is None or pulse.transaction == wanted]
 
     def transactions(self, workflow: str | None = None) -> list[str]:
         """The ids of the transactions that began, in that order; of one workflow or consumer, or of all."""
@@ -67,15 +67,18 @@ class Pulses(RecordingSink):
         found = []
         for transaction in self.transactions():
             own = [pulse for pulse in list(self.pulses) if pulse.transaction == transaction]
-            found += [f"{own[0].workflow!r} {transaction}", *(f"    {line(pulse, error=True)}" for pulse in own)]
+            found += [
+                f"{own[0].workflow!r} {transaction}",
+                *(f"    {format_pulse(pulse, error=True)}" for pulse in own),
+            ]
         return "\n".join(found)
 
-    def _shown(self) -> list[Pulse]:
+    def _readable(self) -> list[Pulse]:
         """All pulses in order of arrival, each shown in the light of those of its transaction that came before."""
         pulses = list(self.pulses)
-        shown: dict[str, Iterator[Pulse]] = {}
+        readable: dict[str, Iterator[Pulse]] = {}
         for transaction in dict.fromkeys(pulse.transaction for pulse in pulses):
             own = [pulse for pulse in pulses if pulse.transaction == transaction]
             whole = own[0].seq == 0
-            shown[transaction] = iter(shown_pulses(self._plans.get(own[0].workflow) if whole else None, own))
-        return [next(shown[pulse.transaction]) for pulse in pulses]
+            readable[transaction] = iter(readable_pulses(self._plans.get(own[0].workflow) if whole else None, own))
+        return [next(readable[pulse.transaction]) for pulse in pulses]

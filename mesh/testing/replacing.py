@@ -1,4 +1,4 @@
-"""Other functions in the place of steps, for one mesh."""
+"""Replacements of the functions of steps, for one mesh."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bitactor.functions import is_coroutine_function
 from bitactor.plan import Callback, Plan, PlanStep
 from bitactor.workflow import Workflow
 
-Functions = Mapping[str, Callable[..., Any]]
+Replacements = Mapping[str, Callable[..., Any]]
 
 _ROLES: Final = ("run", "undo", "compensate")
 
 
-class Place(NamedTuple):
-    """Where a function may be replaced."""
+class CallbackSlot(NamedTuple):
+    """A step's `run`, `undo` or `compensate`, whose function may be replaced."""
 
     step: PlanStep
     role: str
@@ -29,19 +29,19 @@ class Place(NamedTuple):
     """None: the step is a consumer's."""
 
     @property
-    def short(self) -> str:
+    def name(self) -> str:
         """`step`, `step.undo` or `step.compensate`."""
         return self.step.name if self.role == "run" else f"{self.step.name}.{self.role}"
 
     @property
-    def full(self) -> str:
+    def path(self) -> str:
         """The same with the workflow, and with everything the step is nested in."""
         if self.workflow is None:
-            return self.short
+            return self.name
         return self.step.address if self.role == "run" else f"{self.step.address}.{self.role}"
 
 
-def replaced(definitions: Iterable[Workflow | Consumer], functions: Functions) -> dict[str, Plan]:
+def replace_callbacks(definitions: Iterable[Workflow | Consumer], functions: Replacements) -> dict[str, Plan]:
     """Plans of these definitions, by name, with other functions in some places; the definitions stay as they are.
 
     Args:
@@ -53,7 +53,7 @@ def replaced(definitions: Iterable[Workflow | Consumer], functions: Functions) -
         DefinitionError: the function asks for something it cannot have there.
     """
     plans: dict[str, Plan] = {}
-    places: dict[str, list[Place]] = {}
+    slots: dict[str, list[CallbackSlot]] = {}
     for definition in definitions:
         workflow = definition if isinstance(definition, Workflow) else None
         plan = (
@@ -62,17 +62,17 @@ def replaced(definitions: Iterable[Workflow | Consumer], functions: Functions) -
             else compile_consumer(definition)
         )
         plans[plan.workflow] = plan
-        for place in _places(plan, workflow):
-            for name in {place.short, place.full}:
-                places.setdefault(name, []).append(place)
+        for slot in _slots(plan, workflow):
+            for name in {slot.name, slot.path}:
+                slots.setdefault(name, []).append(slot)
     for name, function in functions.items():
-        _replace(_place(name, places), function)
+        _replace(_find_slot(name, slots), function)
     return plans
 
 
-def _places(plan: Plan, workflow: Workflow | None) -> list[Place]:
+def _slots(plan: Plan, workflow: Workflow | None) -> list[CallbackSlot]:
     return [
-        Place(step, role, workflow)
+        CallbackSlot(step, role, workflow)
         for step in plan.all_steps()
         if step.container is None
         for role in _ROLES
@@ -80,23 +80,23 @@ def _places(plan: Plan, workflow: Workflow | None) -> list[Place]:
     ]
 
 
-def _place(name: str, places: Mapping[str, list[Place]]) -> Place:
-    found = places.get(name, [])
+def _find_slot(name: str, slots: Mapping[str, list[CallbackSlot]]) -> CallbackSlot:
+    found = slots.get(name, [])
     if not found:
         raise ConfigurationError(
-            f"steps names {name!r}, which is no step, undo or compensate here.{suggest(name, places)}"
+            f"steps names {name!r}, which is no step, undo or compensate here.{suggest(name, slots)}"
         )
     if len(found) > 1:
         raise ConfigurationError(
-            f"steps names {name!r}, which may be {' or '.join(place.full for place in found)}; say which"
+            f"steps names {name!r}, which may be {' or '.join(slot.path for slot in found)}; say which"
         )
     return found[0]
 
 
-def _replace(place: Place, function: Callable[..., Any]) -> None:
-    step, role = place.step, place.role
+def _replace(slot: CallbackSlot, function: Callable[..., Any]) -> None:
+    step, role = slot.step, slot.role
     original: Callback = getattr(step, role)
-    what = f"replacement of {place.full!r}"
+    what = f"replacement of {slot.path!r}"
     if _takes_anything(function):
         callback = replace(original)
         names = [*callback.injected, *([step.takes_signal] if step.takes_signal is not None else callback.takes)]
@@ -105,10 +105,10 @@ def _replace(place: Place, function: Callable[..., Any]) -> None:
         if step.takes_signal is not None:
             takes = [_signal_parameter(function, what)]
             step.takes_signal = takes[0]
-        callback = compile_callback(role, function, takes, what, place.workflow)
+        callback = compile_callback(role, function, takes, what, slot.workflow)
         names = [*callback.injected, *callback.takes]
     callback.is_async = _is_coroutine_function(function)
-    callback.function = _called(function, callback.is_async, names)
+    callback.function = _wrap(function, callback.is_async, names)
     callback.in_doubt, callback.retries = original.in_doubt, original.retries
     setattr(step, role, callback)
     if role == "run" or step.spawn == "process":
@@ -150,7 +150,7 @@ def _is_coroutine_function(function: Callable[..., Any]) -> bool:
     )
 
 
-def _called(function: Callable[..., Any], is_async: bool, names: Sequence[str]) -> Callable[..., Any]:
+def _wrap(function: Callable[..., Any], is_async: bool, names: Sequence[str]) -> Callable[..., Any]:
     """It is given these of the arguments alone: a step is called with all of its own, and another function may take
     fewer.
 

@@ -1,4 +1,4 @@
-"""What a mesh is doing, as far as a test has to know: whether to wait for something real, or to let time pass."""
+"""The activity of a mesh, as far as a test has to know it: whether to wait for something real, or to let time pass."""
 
 from __future__ import annotations
 
@@ -7,60 +7,64 @@ from typing import Final
 
 from mesh.actor import QUEUED, STARTED, BitActor
 from mesh.node import Node
-from mesh.run import Run
+from mesh.run import LiveTransaction
 
-NOTHING: Final = 0
+QUIESCENT: Final = 0
 """Whatever runs waits for time to pass."""
-PERHAPS: Final = 1
+MAYBE_WORKING: Final = 1
 """Something may be waiting for the world outside: a coroutine that is suspended, a commit."""
-SURELY: Final = 2
+WORKING: Final = 2
 """A function runs in a thread or a process, and will say when it has ended."""
 
 
-def underway(nodes: Iterable[Node]) -> int:
-    """How much of what these nodes do goes on without the fake clock: `NOTHING`, `PERHAPS` or `SURELY`."""
-    most = NOTHING
+def activity(nodes: Iterable[Node]) -> int:
+    """How much of what these nodes do goes on without the fake clock: `QUIESCENT`, `MAYBE_WORKING` or `WORKING`."""
+    most = QUIESCENT
     for node in nodes:
-        for run in running(node):
-            most = max(most, _of_run(run))
-        if _emits_on_the_way(node):
-            most = max(most, PERHAPS)
+        for live in unsettled_runs(node):
+            most = max(most, _run_activity(live))
+        if _emissions_delivering(node):
+            most = max(most, MAYBE_WORKING)
     return most
 
 
-def busy(nodes: Iterable[Node]) -> bool:
+def has_unfinished(nodes: Iterable[Node]) -> bool:
     """Whether transactions run, or emitted signals are on their way to somebody who is there."""
-    return any(running(node) or _emits_on_the_way(node) for node in nodes)
+    return any(unsettled_runs(node) or _emissions_delivering(node) for node in nodes)
 
 
-def running(node: Node) -> list[Run]:
+def unsettled_runs(node: Node) -> list[LiveTransaction]:
     """Transactions that have not settled."""
-    return [run for run in node.supervisor.runs.values() if not run.settled] if hasattr(node, "supervisor") else []
+    return (
+        [live for live in node.supervisor.transactions.values() if not live.settled]
+        if hasattr(node, "supervisor")
+        else []
+    )
 
 
-def in_threads(nodes: Iterable[Node]) -> list[str]:
+def steps_in_threads(nodes: Iterable[Node]) -> list[str]:
     """Addresses of the steps that run in a thread or a process."""
     return [
         actor.signal.name
         for node in nodes
-        for run in running(node)
-        for actor in run.actors.values()
-        if _of_actor(actor) == SURELY
+        for live in unsettled_runs(node)
+        for actor in live.actors.values()
+        if _actor_activity(actor) == WORKING
     ]
 
 
-def described(node: Node) -> Iterator[str]:
+def describe_unfinished(node: Node) -> Iterator[str]:
     """A line for each transaction that has not settled: what it waits for."""
-    for run in running(node):
-        waits = [_actor_waits(actor) for actor in run.actors.values()]
+    for live in unsettled_runs(node):
+        waits = [_actor_waits(actor) for actor in live.actors.values()]
         waits += [
-            f"{run.saga.plan.steps[index].name!r} waits for its retry"
-            for index in run.retries
-            if index < len(run.plan.steps)
+            f"{live.saga.plan.steps[index].name!r} waits for its retry"
+            for index in live.retry_timers
+            if index < len(live.plan.steps)
         ]
-        if run.grace is not None:
+        if live.grace_timer is not None:
             waits.append("its undo waits for a late reply")
-        yield f"{run.plan.workflow!r} {run.saga.transaction}: {', '.join(waits) or 'waits for its turn'}"
+        yield f"{live.plan.workflow!r} {live.saga.transaction}: {', '.join(waits) or 'waits for its turn'}"
 
 
 def _actor_waits(actor: BitActor) -> str:
@@ -73,25 +77,27 @@ def _actor_waits(actor: BitActor) -> str:
     )
 
 
-def _of_run(run: Run) -> int:
-    if not run.actors and not run.retries and run.grace is None:
-        return PERHAPS
-    return max((_of_actor(actor) for actor in run.actors.values()), default=NOTHING)
+def _run_activity(live: LiveTransaction) -> int:
+    if not live.actors and not live.retry_timers and live.grace_timer is None:
+        return MAYBE_WORKING
+    return max((_actor_activity(actor) for actor in live.actors.values()), default=QUIESCENT)
 
 
-def _of_actor(actor: BitActor) -> int:
+def _actor_activity(actor: BitActor) -> int:
     if actor.state != STARTED:
-        return NOTHING
-    runs = actor.host.preparing.runs(actor)
+        return QUIESCENT
+    runs = actor.executor.preparation.runs(actor)
     if runs:
-        return max(map(_of_actor, runs))
-    spawners = actor.host.spawners
+        return max(map(_actor_activity, runs))
+    spawners = actor.executor.spawners
     if actor.spawner is spawners.get("thread") or actor.spawner is spawners.get("process"):
-        return SURELY
-    judge = actor.step.compensate or actor.step.backoff
-    in_thread = actor.compensating is not None and not getattr(judge, "is_async", True) and actor.step.spawn != "inline"
-    return SURELY if in_thread else PERHAPS
+        return WORKING
+    callback = actor.step.compensate or actor.step.backoff
+    in_thread = (
+        actor.compensating is not None and not getattr(callback, "is_async", True) and actor.step.spawn != "inline"
+    )
+    return WORKING if in_thread else MAYBE_WORKING
 
 
-def _emits_on_the_way(node: Node) -> bool:
-    return hasattr(node, "outbox") and node.outbox.on_the_way()
+def _emissions_delivering(node: Node) -> bool:
+    return hasattr(node, "emissions") and node.emissions.delivering()

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Final
 
-COMPLAIN_EVERY: Final = 10.0
+WARN_EVERY: Final = 10.0
 """Seconds between two log lines about the same trouble."""
 
 
@@ -36,8 +36,8 @@ class Counters:
         return asdict(self)
 
 
-class Complaint:
-    """One kind of trouble: logged when it starts, then at most every `COMPLAIN_EVERY` seconds, with how often it
+class ThrottledWarning:
+    """One kind of trouble: logged when it starts, then at most every `WARN_EVERY` seconds, with how often it
     was."""
 
     __slots__ = ("_log", "_next", "_suppressed")
@@ -54,5 +54,5 @@ class Complaint:
             self._suppressed += 1
             return
         again = f" ({self._suppressed:,} more like this were not logged)" if self._suppressed else ""
-        self._next, self._suppressed = now + COMPLAIN_EVERY, 0
+        self._next, self._suppressed = now + WARN_EVERY, 0
         self._log.warning("%s%s", text, again, exc_info=error)

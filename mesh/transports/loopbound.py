@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from bitactor.errors import ConfigurationError
-from mesh.transports.counters import Complaint, Counters
-from mesh.transports.outbox import Outbox
+from mesh.transports.counters import Counters, ThrottledWarning
+from mesh.transports.outbox import SendQueue
 
 FRAMES_PER_TURN: Final = 64
 """Frames taken in, or sent to one peer, before the loop's other callbacks get their turn."""
@@ -25,10 +25,10 @@ _NO_THREAD: Final = 0
 _log = logging.getLogger("bitactor.transport")
 
 Receive = Callable[[list[bytes]], None]
-Box = TypeVar("Box", bound=Outbox)
+Queue = TypeVar("Queue", bound=SendQueue)
 
 
-class LoopBoundTransport(Generic[Box]):
+class LoopBoundTransport(Generic[Queue]):
     """Collects messages per endpoint and flushes each endpoint once a turn.
 
     Everything here runs on the thread of `loop`.
@@ -46,14 +46,14 @@ class LoopBoundTransport(Generic[Box]):
         self._connections = connections
         self._thread = _NO_THREAD
         self._closed = False
-        self._receive: Receive = _nobody
-        self._boxes: OrderedDict[str, Box] = OrderedDict()
-        self._dirty: list[Box] = []
+        self._receive: Receive = _ignore
+        self._queues: OrderedDict[str, Queue] = OrderedDict()
+        self._dirty: list[Queue] = []
         self._flush_is_due = False
         self._counters = Counters()
-        self._bad_frames = Complaint(_log)
-        self._failures = Complaint(_log)
-        self._drops = Complaint(_log)
+        self._bad_frames = ThrottledWarning(_log)
+        self._failures = ThrottledWarning(_log)
+        self._drops = ThrottledWarning(_log)
         self._endpoint = ""
         self._early_flush = 0
 
@@ -66,7 +66,7 @@ class LoopBoundTransport(Generic[Box]):
 
     def statistics(self) -> dict[str, int]:
         """Totals since `open`, see `Counters`; and `connections`, the endpoints in touch with now."""
-        return {**self._counters.as_dict(), "connections": len(self._boxes)}
+        return {**self._counters.as_dict(), "connections": len(self._queues)}
 
     def send(self, endpoint: str, message: bytes) -> None:
         """Queue a message; frames are flushed at the end of the loop's turn.
@@ -79,20 +79,20 @@ class LoopBoundTransport(Generic[Box]):
         """
         if threading.get_ident() != self._thread:
             raise self._misuse("send")
-        box = self._boxes.get(endpoint)
-        if box is None:
-            box = self._connect(endpoint)
-        box.add(message)
-        if not box.scheduled:
-            self._schedule(box)
-        elif self._early_flush and box.held % self._early_flush == 0:
-            self._flush_box(box)
+        queue = self._queues.get(endpoint)
+        if queue is None:
+            queue = self._connect(endpoint)
+        queue.add(message)
+        if not queue.scheduled:
+            self._schedule(queue)
+        elif self._early_flush and queue.queued % self._early_flush == 0:
+            self._flush_queue(queue)
 
-    def _connect(self, endpoint: str) -> Box:
+    def _connect(self, endpoint: str) -> Queue:
         """Make the box for an endpoint that has none."""
         raise NotImplementedError
 
-    def _flush_box(self, box: Box) -> bool:
+    def _flush_queue(self, queue: Queue) -> bool:
         """Pass on what is in the box, within the budget; answer whether more could go right away."""
         raise NotImplementedError
 
@@ -101,7 +101,7 @@ class LoopBoundTransport(Generic[Box]):
             raise self._misuse("open")
         if self._thread != _NO_THREAD:
             raise RuntimeError(f"{self._endpoint or 'this transport'} is open already")
-        if self._runs_elsewhere():
+        if self._loop_runs_on_another_thread():
             raise RuntimeError("open() must be called on the thread of its loop")
         self._thread = threading.get_ident()
         self._receive = receive
@@ -110,15 +110,15 @@ class LoopBoundTransport(Generic[Box]):
         """Take no more calls; answer whether there is anything to release."""
         if self._closed:
             return False
-        if self._thread not in (_NO_THREAD, threading.get_ident()) and self._runs_elsewhere():
+        if self._thread not in (_NO_THREAD, threading.get_ident()) and self._loop_runs_on_another_thread():
             raise self._misuse("close")
         opened = self._thread != _NO_THREAD
         self._closed = True
         self._thread = _NO_THREAD
-        self._receive = _nobody
+        self._receive = _ignore
         return opened
 
-    def _runs_elsewhere(self) -> bool:
+    def _loop_runs_on_another_thread(self) -> bool:
         """Whether the loop runs now, on another thread; a loop that stands still has handed its things to whoever
         calls."""
         if not self._loop.is_running():
@@ -136,9 +136,9 @@ class LoopBoundTransport(Generic[Box]):
             return RuntimeError(f"{call}: {where} is not open yet, call open() first")
         return RuntimeError(f"{call}: {where} belongs to its loop's thread; use loop.call_soon_threadsafe from others")
 
-    def _schedule(self, box: Box) -> None:
-        box.scheduled = True
-        self._dirty.append(box)
+    def _schedule(self, queue: Queue) -> None:
+        queue.scheduled = True
+        self._dirty.append(queue)
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
@@ -146,11 +146,11 @@ class LoopBoundTransport(Generic[Box]):
     def _flush(self) -> None:
         self._flush_is_due = False
         dirty, self._dirty = self._dirty, []
-        for box in dirty:
-            box.scheduled = False
-        for box in dirty:
-            if self._flush_box(box):
-                self._schedule(box)
+        for queue in dirty:
+            queue.scheduled = False
+        for queue in dirty:
+            if self._flush_queue(queue):
+                self._schedule(queue)
 
     def _deliver(self, messages: list[bytes], size: int) -> None:
         counters = self._counters
@@ -171,5 +171,5 @@ class LoopBoundTransport(Generic[Box]):
             self._drops.warn(f"{self._endpoint}: dropped {count:,} messages, {why}")
 
 
-def _nobody(messages: list[bytes]) -> None:
+def _ignore(messages: list[bytes]) -> None:
     """Stands where no callback is set."""

@@ -20,7 +20,7 @@ from mesh.transports.loopbound import (
     LoopBoundTransport,
     Receive,
 )
-from mesh.transports.outbox import QUEUE_BYTES, QUEUE_MESSAGES, Outbox
+from mesh.transports.outbox import QUEUE_BYTES, QUEUE_MESSAGES, SendQueue
 
 SCHEME: Final = "memory://"
 
@@ -36,14 +36,14 @@ class MemoryHub:
         """Who has that endpoint now."""
         return self._nodes.get(endpoint)
 
-    def enter(self, endpoint: str, node: MemoryTransport) -> None:
+    def bind(self, endpoint: str, node: MemoryTransport) -> None:
         """Take an endpoint; raises `ConfigurationError` if somebody has it."""
         with self._lock:
             if endpoint in self._nodes:
                 raise ConfigurationError(f"{endpoint} is in use by another node; give each node a name of its own")
             self._nodes[endpoint] = node
 
-    def leave(self, endpoint: str, node: MemoryTransport) -> None:
+    def unbind(self, endpoint: str, node: MemoryTransport) -> None:
         """Give the endpoint back, if it is still this node's."""
         with self._lock:
             if self._nodes.get(endpoint) is node:
@@ -54,7 +54,7 @@ PROCESS_HUB: Final = MemoryHub()
 """The hub of whoever names none."""
 
 
-class MemoryTransport(LoopBoundTransport[Outbox]):
+class MemoryTransport(LoopBoundTransport[SendQueue]):
     """A `Transport` within one process.
 
     Args:
@@ -79,10 +79,10 @@ class MemoryTransport(LoopBoundTransport[Outbox]):
         if not self._name:
             raise ConfigurationError(f"{name!r}: give the node a name, as in memory://node-1")
         self._hub = hub
-        self._inbox: deque[tuple[Outbox, list[bytes], int]] = deque()
+        self._inbox: deque[tuple[SendQueue, list[bytes], int]] = deque()
         self._inbox_lock = threading.Lock()
         self._drain_is_due = False
-        self._takes = False
+        self._accepting = False
 
     def open(self, receive: Receive) -> None:
         """Take the name, and call `receive` on the loop's thread with the messages of each batch that comes.
@@ -92,9 +92,9 @@ class MemoryTransport(LoopBoundTransport[Outbox]):
         """
         self._start(receive)
         endpoint = SCHEME + self._name
-        self._takes = True
+        self._accepting = True
         try:
-            self._hub.enter(endpoint, self)
+            self._hub.bind(endpoint, self)
         except ConfigurationError:
             self._stop()
             raise
@@ -106,68 +106,70 @@ class MemoryTransport(LoopBoundTransport[Outbox]):
             if self._closed:
                 return
             raise self._misuse("forget")
-        box = self._boxes.pop(endpoint, None)
-        if box is not None:
-            self._discard(box, f"{endpoint} was forgotten")
+        queue = self._queues.pop(endpoint, None)
+        if queue is not None:
+            self._discard(queue, f"{endpoint} was forgotten")
 
     def close(self, timeout: float = 0.5) -> None:
         """Hand over what is queued, give up the name, drop what came and was not taken.  Twice is once; never waits."""
         if not self._stop():
             return
-        self._hub.leave(self._endpoint, self)
+        self._hub.unbind(self._endpoint, self)
         with self._inbox_lock:
-            self._takes = False
+            self._accepting = False
             left = list(self._inbox)
             self._inbox.clear()
-        for box, messages, size in left:
-            box.release(len(messages), size)
-        for box in self._boxes.values():
-            self._flush_box(box)
-        self._boxes.clear()
+        for queue, messages, size in left:
+            queue.release(len(messages), size)
+        for queue in self._queues.values():
+            self._flush_queue(queue)
+        self._queues.clear()
         self._dirty.clear()
 
-    def _connect(self, endpoint: str) -> Outbox:
+    def _connect(self, endpoint: str) -> SendQueue:
         if not endpoint.startswith(SCHEME):
             raise Unroutable(f"{endpoint!r} cannot be reached from {self._endpoint}: this mesh is memory:// only")
-        if len(self._boxes) >= self._connections:
-            self._forget_the_gone()
-        box = self._boxes[endpoint] = Outbox(endpoint, self._queue_limit, self._queue_bytes)
-        return box
+        if len(self._queues) >= self._connections:
+            self._drop_unreachable()
+        queue = self._queues[endpoint] = SendQueue(endpoint, self._queue_limit, self._queue_bytes)
+        return queue
 
-    def _forget_the_gone(self) -> None:
-        gone = [box for box in self._boxes.values() if not box.held and self._hub.find(box.endpoint) is None]
-        for box in gone:
-            del self._boxes[box.endpoint]
+    def _drop_unreachable(self) -> None:
+        unreachable = [
+            queue for queue in self._queues.values() if not queue.queued and self._hub.find(queue.endpoint) is None
+        ]
+        for queue in unreachable:
+            del self._queues[queue.endpoint]
 
-    def _flush_box(self, box: Outbox) -> bool:
-        receiver = self._hub.find(box.endpoint)
+    def _flush_queue(self, queue: SendQueue) -> bool:
+        receiver = self._hub.find(queue.endpoint)
         if receiver is None:
-            self._boxes.pop(box.endpoint, None)
-            self._discard(box, f"nobody has {box.endpoint}")
+            self._queues.pop(queue.endpoint, None)
+            self._discard(queue, f"nobody has {queue.endpoint}")
             return False
-        while box.held:
-            messages, size = box.take()
-            if not receiver.accept(box, messages, size):
-                box.release(len(messages), size)
-                self._drop(len(messages), f"{box.endpoint} is closed")
+        while queue.queued:
+            messages, size = queue.next_batch()
+            if not receiver.accept(queue, messages, size):
+                queue.release(len(messages), size)
+                self._drop(len(messages), f"{queue.endpoint} is closed")
                 continue
             self._counters.frames_out += 1
             self._counters.messages_out += len(messages)
             self._counters.bytes_out += size
         return False
 
-    def _discard(self, box: Outbox, why: str) -> None:
+    def _discard(self, queue: SendQueue, why: str) -> None:
         count = 0
-        while box.held:
-            messages, size = box.take()
-            box.release(len(messages), size)
+        while queue.queued:
+            messages, size = queue.next_batch()
+            queue.release(len(messages), size)
             count += len(messages)
         self._drop(count, why)
 
-    def accept(self, box: Outbox, messages: list[bytes], size: int) -> bool:
+    def accept(self, queue: SendQueue, messages: list[bytes], size: int) -> bool:
         """Take a batch from another node, on that node's thread; false when this one is closed."""
         with self._inbox_lock:
-            if not self._takes:
+            if not self._accepting:
                 return False
             if not self._drain_is_due:
                 try:
@@ -175,7 +177,7 @@ class MemoryTransport(LoopBoundTransport[Outbox]):
                 except RuntimeError:  # the loop was closed without closing us
                     return False
                 self._drain_is_due = True
-            self._inbox.append((box, messages, size))
+            self._inbox.append((queue, messages, size))
         return True
 
     def _drain(self) -> None:
@@ -185,8 +187,8 @@ class MemoryTransport(LoopBoundTransport[Outbox]):
                 with self._inbox_lock:
                     if not self._inbox or count >= MESSAGES_PER_TURN:
                         break
-                    box, messages, size = self._inbox.popleft()
-                box.release(len(messages), size)
+                    queue, messages, size = self._inbox.popleft()
+                queue.release(len(messages), size)
                 count += len(messages)
                 self._deliver(messages, size)
         finally:

@@ -15,20 +15,20 @@ FRAME_BYTES: Final = 256 * 1024
 """A frame is closed before it grows past this, unless it holds one message only."""
 
 
-class Outbox:
+class SendQueue:
     """Messages for one endpoint.
 
-    A message counts as waiting from `add` until `release`.  Each counter has one writer (`add` and `take`: the sender's
-    thread; `release`: whoever passes the messages on), so the two may be different threads without a lock.
+    A message counts as waiting from `add` until `release`.  Each counter has one writer (`add` and `next_batch`: the
+    sender's thread; `release`: whoever passes the messages on), so the two may be different threads without a lock.
     """
 
     __slots__ = (
         "_added",
         "_added_bytes",
         "_byte_limit",
-        "_held",
-        "_held_bytes",
         "_limit",
+        "_queued",
+        "_queued_bytes",
         "_released",
         "_released_bytes",
         "endpoint",
@@ -41,8 +41,8 @@ class Outbox:
         """Whether somebody will flush it anyway: at the end of the turn, or once the peer takes more."""
         self._limit = limit
         self._byte_limit = byte_limit
-        self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._queued: list[bytes] = []
+        self._queued_bytes = 0
         self._added = 0
         self._added_bytes = 0
         self._released = 0
@@ -54,9 +54,9 @@ class Outbox:
         return self._added - self._released
 
     @property
-    def held(self) -> int:
+    def queued(self) -> int:
         """Messages that are not even taken yet."""
-        return len(self._held)
+        return len(self._queued)
 
     def add(self, message: bytes) -> None:
         """Append a message.
@@ -80,14 +80,14 @@ class Outbox:
             )
         self._added += 1
         self._added_bytes += size
-        self._held_bytes += size
-        self._held.append(message)
+        self._queued_bytes += size
+        self._queued.append(message)
 
-    def take(self) -> tuple[list[bytes], int]:
+    def next_batch(self) -> tuple[list[bytes], int]:
         """The next messages that fit one frame, and their size in bytes; they count as waiting until `release`."""
-        messages, size = self._held, self._held_bytes
+        messages, size = self._queued, self._queued_bytes
         if size <= FRAME_BYTES and len(messages) <= MAX_MESSAGES_PER_FRAME:
-            self._held, self._held_bytes = [], 0
+            self._queued, self._queued_bytes = [], 0
             return messages, size
         count = size = 0
         for message in messages[:MAX_MESSAGES_PER_FRAME]:
@@ -97,7 +97,7 @@ class Outbox:
             size += len(message)
         batch = messages[:count]
         del messages[:count]
-        self._held_bytes -= size
+        self._queued_bytes -= size
         return batch, size
 
     def release(self, count: int, size: int) -> None:

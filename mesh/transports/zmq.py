@@ -32,7 +32,7 @@ from mesh.transports.loopbound import (
     LoopBoundTransport,
     Receive,
 )
-from mesh.transports.outbox import QUEUE_BYTES, QUEUE_MESSAGES, Outbox
+from mesh.transports.outbox import QUEUE_BYTES, QUEUE_MESSAGES, SendQueue
 from registry.curve import Curve, Gatekeeper, secure_client, secure_server
 
 FRAMES_IN_FLIGHT: Final = 32
@@ -50,7 +50,7 @@ _HEARTBEAT_MS: Final = 5_000
 _Socket = zmq.Socket[bytes]
 
 
-class Connection(Outbox):
+class Connection(SendQueue):
     """An outbox with the socket it goes out by, and the frame that the socket had no room for."""
 
     __slots__ = ("blocked", "fd", "frame", "frame_bytes", "frame_messages", "socket")
@@ -65,15 +65,15 @@ class Connection(Outbox):
         self.frame_messages = 0
         self.frame_bytes = 0
 
-    def fill_frame(self) -> bytes | None:
+    def next_frame(self) -> bytes | None:
         """The next frame to go out, or nothing."""
-        if self.frame is None and self.held:
-            messages, self.frame_bytes = self.take()
+        if self.frame is None and self.queued:
+            messages, self.frame_bytes = self.next_batch()
             self.frame_messages = len(messages)
             self.frame = join_frame(messages)
         return self.frame
 
-    def frame_is_out(self) -> None:
+    def frame_sent(self) -> None:
         """The socket took the frame."""
         self.release(self.frame_messages, self.frame_bytes)
         self.frame = None
@@ -150,7 +150,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             if self._closed:
                 return
             raise self._misuse("forget")
-        connection = self._boxes.pop(endpoint, None)
+        connection = self._queues.pop(endpoint, None)
         if connection is not None:
             self._disconnect(connection, 0, f"{endpoint} was forgotten")
 
@@ -167,9 +167,9 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             self._inbox.close(0)
         self._flush_until(deadline)
         linger = max(0, round((deadline - time.monotonic()) * 1_000))
-        for connection in self._boxes.values():
+        for connection in self._queues.values():
             self._disconnect(connection, linger, f"{connection.endpoint} did not take them before close")
-        self._boxes.clear()
+        self._queues.clear()
         self._dirty.clear()
         if self._gatekeeper is not None:  # after the inbox: without a gatekeeper, ZeroMQ would let any key in
             self._gatekeeper.stop()
@@ -203,8 +203,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
 
     def _connect(self, endpoint: str) -> Connection:
         check_peer(endpoint, secured=self._curve is not None)
-        if len(self._boxes) >= self._connections:
-            self._make_room(endpoint)
+        if len(self._queues) >= self._connections:
+            self._evict_idle(endpoint)
         try:
             socket = self._open_socket(endpoint)
         except zmq.ZMQError as error:
@@ -212,7 +212,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
                 raise Overloaded(f"no connection to {endpoint}: {error.strerror}; raise ulimit -n") from error
             raise Unroutable(f"cannot connect to {endpoint!r}: {error.strerror}") from error
         connection = Connection(endpoint, self._queue_limit, self._queue_bytes, socket)
-        self._boxes[endpoint] = connection
+        self._queues[endpoint] = connection
         return connection
 
     def _open_socket(self, endpoint: str) -> _Socket:
@@ -235,15 +235,15 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             raise
         return socket
 
-    def _make_room(self, endpoint: str) -> None:
+    def _evict_idle(self, endpoint: str) -> None:
         """Close the connection unused longest that has nothing waiting."""
-        for connection in self._boxes.values():
+        for connection in self._queues.values():
             if not connection.waiting:
-                del self._boxes[connection.endpoint]
+                del self._queues[connection.endpoint]
                 self._disconnect(connection, _LINGER_MS, "")
                 return
         raise Overloaded(
-            f"no room for a connection to {endpoint}: all {len(self._boxes):,} have messages waiting; "
+            f"no room for a connection to {endpoint}: all {len(self._queues):,} have messages waiting; "
             "raise connections= (and ulimit -n)"
         )
 
@@ -256,21 +256,21 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         connection.frame = None
         connection.socket.close(linger_ms)
 
-    def _flush_box(self, connection: Connection) -> bool:
+    def _flush_queue(self, connection: Connection) -> bool:
         if connection.blocked or connection.socket.closed:
             return False
-        self._boxes.move_to_end(connection.endpoint)
+        self._queues.move_to_end(connection.endpoint)
         if self._push_frames(connection):
             return connection.waiting > 0
         connection.blocked = connection.scheduled = True
-        self._loop.add_reader(connection.fd, self._on_room, connection)
+        self._loop.add_reader(connection.fd, self._on_writable, connection)
         return False
 
     def _push_frames(self, connection: Connection) -> bool:
         """Send frames within the budget; false when the socket has no room."""
         counters = self._counters
         for _ in range(FRAMES_PER_TURN):
-            frame = connection.fill_frame()
+            frame = connection.next_frame()
             if frame is None:
                 return True
             try:
@@ -280,10 +280,10 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             counters.frames_out += 1
             counters.messages_out += connection.frame_messages
             counters.bytes_out += len(frame)
-            connection.frame_is_out()
+            connection.frame_sent()
         return True
 
-    def _on_room(self, connection: Connection) -> None:
+    def _on_writable(self, connection: Connection) -> None:
         """The socket may have room.  `_is_ready` must ask before: a send alone may not even look at what the FD
         announced."""
         if not _is_ready(connection.socket, zmq.POLLOUT) or not self._push_frames(connection):
@@ -296,13 +296,13 @@ class ZmqTransport(LoopBoundTransport[Connection]):
     def _flush_until(self, deadline: float) -> None:
         """Block until everything queued is with ZeroMQ, or time is up."""
         while True:
-            left = [box for box in self._boxes.values() if box.waiting and not self._push_out(box)]
+            left = [queue for queue in self._queues.values() if queue.waiting and not self._push_out(queue)]
             wait_ms = round((deadline - time.monotonic()) * 1_000)
             if not left or wait_ms <= 0:
                 return
             poller = zmq.Poller()
-            for box in left:
-                poller.register(box.socket, zmq.POLLOUT)
+            for queue in left:
+                poller.register(queue.socket, zmq.POLLOUT)
             poller.poll(wait_ms)
 
     def _push_out(self, connection: Connection) -> bool:
@@ -329,7 +329,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         self._flush_is_due = True
         drained = False
         try:
-            drained = self._take_frames()
+            drained = self._receive_frames()
         finally:
             if not drained and not self._closed and not self._drain_is_due:
                 self._drain_is_due = True
@@ -337,7 +337,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             if flush_here:
                 self._flush()
 
-    def _take_frames(self) -> bool:
+    def _receive_frames(self) -> bool:
         """Whether nothing is left."""
         inbox = self._inbox
         assert inbox is not None
@@ -350,7 +350,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             if part.more:
                 self._skip_parts(inbox)
             else:
-                count += self._take_frame(part.bytes)
+                count += self._receive_frame(part.bytes)
             if self._closed:
                 return True
             if not _is_ready(inbox, zmq.POLLIN):
@@ -359,7 +359,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
                 return False
         return False
 
-    def _take_frame(self, frame: bytes) -> int:
+    def _receive_frame(self, frame: bytes) -> int:
         try:
             messages = split_frame(frame)
         except ProtocolError as error:

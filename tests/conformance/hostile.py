@@ -11,10 +11,10 @@ import pytest
 from pydantic import BaseModel, model_serializer
 
 from bitactor import Continue
-from tests.e2e.support import PLACES
+from tests.e2e.support import SPAWNERS
 
 HOMES: Final = pytest.mark.parametrize(
-    ("store", "place"), [*(("memory", place) for place in PLACES), ("sqlite", "loop")], indirect=["store"]
+    ("store", "place"), [*(("memory", place) for place in SPAWNERS), ("sqlite", "loop")], indirect=["store"]
 )
 """Everywhere that a step without a process of its own runs, and once on a store that keeps what was raised as text."""
 

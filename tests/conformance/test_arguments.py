@@ -29,7 +29,7 @@ from bitactor import (
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.support import Meeting, failure_of, finished, journal, ran, result_of
-from tests.e2e.support import BOUND, told, until
+from tests.e2e.support import BOUND, pulse_lines, until
 
 
 @claim("Arguments", "A parameter takes a step's result or an input field of the same name.")
@@ -193,7 +193,7 @@ async def test_when() -> None:
 
     transaction = await ran(workflow, {"express": False})
     assert (calls, transaction.status) == (["bill None"], "compensated")
-    assert "skipped ship" in told(transaction) and transaction.results()["ship"] is None
+    assert "skipped ship" in pulse_lines(transaction) and transaction.results()["ship"] is None
 
 
 @claim("Arguments", "`guard=` may answer with a value instead; then the step counts as done with it.")
@@ -394,9 +394,9 @@ async def test_a_slow_sibling(store: str) -> None:
 
     async with Mesh(workflow, store=store) as mesh:
         transaction = await mesh.stimulate(workflow, {"start": 0})
-        await until(lambda: "completed s5" in told(transaction))
+        await until(lambda: "completed s5" in pulse_lines(transaction))
         assert transaction.status == "running" and transaction.results()["s5"] == 6
-        assert "completed sleeper" not in told(transaction)
+        assert "completed sleeper" not in pulse_lines(transaction)
         go.set()
         assert await transaction.result(BOUND) == 6
 

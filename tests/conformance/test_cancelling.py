@@ -9,7 +9,7 @@ from bitactor import Cancelled, Halt, Retry, Workflow
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.support import failure_of
-from tests.e2e.support import BOUND, audit, spawned, told, turns, until
+from tests.e2e.support import BOUND, audit, pulse_lines, spawned, turns, until
 
 
 @claim("Compensation and undo", "What is in flight is stopped on a cancel, too, and the rest undone.")
@@ -72,9 +72,9 @@ async def test_cancel_during_a_wait_for_a_retry(store: str) -> None:
 
     async with Mesh(workflow, store=store) as mesh:
         transaction = await mesh.stimulate(workflow)
-        await until(lambda: "retried b" in told(transaction))
+        await until(lambda: "retried b" in pulse_lines(transaction))
         assert await transaction.cancel() == "cancelled"
-        assert taken_back == ["a"] and told(transaction).count("spawned b") == 1
+        assert taken_back == ["a"] and pulse_lines(transaction).count("spawned b") == 1
         assert len(mesh.node.wheel) == 0
         audit(transaction)
 
@@ -108,10 +108,10 @@ async def test_cancel_while_undoing_and_after_the_end(store: str) -> None:
         assert not cancelling.done()
         go.set()
         assert await cancelling == "compensated"
-        before = told(transaction)
+        before = pulse_lines(transaction)
         assert await transaction.cancel() == "compensated"
         await turns()
-        assert told(transaction) == before
+        assert pulse_lines(transaction) == before
         audit(transaction)
 
 

@@ -13,7 +13,7 @@ from bitactor.testing import run_workflow
 from mesh import Transaction
 from tests.conformance.claims import claim
 from tests.conformance.support import failure_of, finished, journal
-from tests.e2e.support import PLACES, placed, told, undone
+from tests.e2e.support import SPAWNERS, for_spawner, pulse_lines, undone
 
 
 class Declined(Exception):
@@ -54,8 +54,8 @@ async def charged(
             raise answer
         return answer
 
-    charging = workflow.step(name="charge", retries=retries, spawn=place)(placed(place, charge))
-    charging.compensate(placed(place, consider))
+    charging = workflow.step(name="charge", retries=retries, spawn=place)(for_spawner(place, charge))
+    charging.compensate(for_spawner(place, consider))
     charging.undo(lambda result: log.append(f"refund {result}"))
 
     @workflow.step
@@ -81,7 +81,7 @@ async def test_compensate_lets_it_fail(store: str, answer: Any, retries: int) ->
 
 
 @claim("Compensation and undo", "`compensate` → `Retry(...)`: again, within `retries`.")
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", SPAWNERS)
 @pytest.mark.parametrize("raises", [False, True])
 async def test_compensate_retry(store: str, place: str, raises: bool) -> None:
     again = Retry(after=0)
@@ -143,11 +143,11 @@ async def test_compensate_retry_waits_as_backoff_says(store: str, raised: bool) 
 
 
 @claim("Compensation and undo", "`compensate` → `Continue(value)`: the step is done with that value, and undoable.")
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", SPAWNERS)
 async def test_compensate_continue(store: str, place: str) -> None:
     async with charged(store, Continue("cash"), place=place) as (transaction, log):
         assert await transaction.result() == "shipped for cash"
-        assert "compensated charge" in told(transaction)
+        assert "compensated charge" in pulse_lines(transaction)
         assert log == ["charge 1", "compensate Declined 1 4711"]
     async with charged(store, Continue("cash"), place=place, shipping_fails=True) as (transaction, log):
         assert (transaction.status, log[-2:]) == ("compensated", ["refund cash", "release"])

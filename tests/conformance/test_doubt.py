@@ -15,7 +15,7 @@ from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.support import failure_of
-from tests.e2e.support import BOUND, audit, finish, pass_time, spawned, told, turns, until
+from tests.e2e.support import BOUND, audit, finish, pass_time, pulse_lines, spawned, turns, until
 
 
 @claim("Compensation and undo", "What is in flight when something fails is cancelled or awaited, then undone.")
@@ -54,7 +54,7 @@ async def test_in_flight_on_failure(store: str, way: str) -> None:
 
     async with Mesh(workflow, store=store) as mesh:
         transaction = await mesh.stimulate(workflow)
-        await until(lambda: "failed breaks" in told(transaction))
+        await until(lambda: "failed breaks" in pulse_lines(transaction))
         if way != "on the loop, ends at once":
             expected = [] if way == "in a thread" else ["asked to stop"]
             await until(lambda: log == expected)
@@ -63,7 +63,7 @@ async def test_in_flight_on_failure(store: str, way: str) -> None:
         may_end.set()
         assert await transaction.ended(BOUND) == "compensated"
         assert log == [*([] if way == "in a thread" else ["asked to stop"]), "ended", "undo done all the same"]
-        assert told(transaction).index("completed sibling") < told(transaction).index("undone ~sibling")
+        assert pulse_lines(transaction).index("completed sibling") < pulse_lines(transaction).index("undone ~sibling")
         audit(transaction)
 
 

@@ -26,7 +26,7 @@ from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import ROOT, Notes, begin, dying, dying_beside
 from tests.conformance.support import failure_of
-from tests.e2e.support import BOUND, audit, chain, finish, placed, told, until
+from tests.e2e.support import BOUND, audit, chain, finish, for_spawner, pulse_lines, until
 
 SECTION = "What users of durable systems complain of"
 
@@ -138,7 +138,7 @@ async def test_sigterm(sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     async with Mesh(sleeping, store=sqlite) as mesh:
         transaction = await mesh.transaction(began)
         assert await transaction.result(BOUND) == "awake"
-        assert told(transaction).count("completed first") == 1
+        assert pulse_lines(transaction).count("completed first") == 1
 
 
 def begun_and_terminated(directory: Path, store: str) -> str:
@@ -299,7 +299,7 @@ async def test_who_blocks_the_loop(where: str, caplog: pytest.LogCaptureFixture)
         while not mesh.node.about()["blocked"]["times"] and time.monotonic() < until:
             time.sleep(0.01)
 
-    workflow.step(name="blocks", spawn=where)(placed(where, blocks))
+    workflow.step(name="blocks", spawn=where)(for_spawner(where, blocks))
     with caplog.at_level(logging.WARNING, "bitactor.watchdog"):
         async with Mesh(workflow, blocked_after=0.05) as mesh:
             await finish(mesh, workflow)

@@ -12,7 +12,7 @@ from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.hostile import HOMES, RAISED
 from tests.conformance.support import failure_of
-from tests.e2e.support import finish, placed, told, undone
+from tests.e2e.support import finish, for_spawner, pulse_lines, undone
 
 
 @claim(
@@ -30,7 +30,9 @@ async def test_a_step_raises(store: str, place: str, make: Callable[[], BaseExce
     def breaks(before: int) -> None:
         raise make()
 
-    workflow.step(name="breaks", spawn=place)(placed(place, breaks)).undo(lambda result: taken_back.append("not this"))
+    workflow.step(name="breaks", spawn=place)(for_spawner(place, breaks)).undo(
+        lambda result: taken_back.append("not this")
+    )
     async with Mesh(workflow, store=store) as mesh:
         transaction = await finish(mesh, workflow)
         assert transaction.status == "compensated", transaction.errors()
@@ -63,8 +65,8 @@ async def test_compensate_raises(store: str, place: str, make: Callable[[], Base
     def consider(error: Exception) -> None:
         raise make()
 
-    step = workflow.step(name="breaks", retries=1, spawn=place)(placed(place, breaks))
-    step.compensate(placed(place, consider))
+    step = workflow.step(name="breaks", retries=1, spawn=place)(for_spawner(place, breaks))
+    step.compensate(for_spawner(place, consider))
     step.undo(lambda result: taken_back.append("not this"))
     async with Mesh(workflow, store=store) as mesh:
         transaction = await finish(mesh, workflow)
@@ -73,7 +75,7 @@ async def test_compensate_raises(store: str, place: str, make: Callable[[], Base
         assert [type(error) for error in (await failure_of(transaction)).errors] == [ConnectionError, kind]
         [failed] = [pulse.error or "" for pulse in transaction.pulses() if pulse.kind == "failed"]
         assert "the step" in failed and "compensate" in failed
-        assert told(transaction).count("spawned breaks") == 1, "there was one more try, and nobody asked for it"
+        assert pulse_lines(transaction).count("spawned breaks") == 1, "there was one more try, and nobody asked for it"
 
 
 @claim(
@@ -94,7 +96,7 @@ async def test_an_undo_raises(store: str, place: str, make: Callable[[], BaseExc
     def unmake(result: int) -> None:
         raise make()
 
-    workflow.step(name="made", spawn=place)(placed(place, made)).undo(placed(place, unmake))
+    workflow.step(name="made", spawn=place)(for_spawner(place, made)).undo(for_spawner(place, unmake))
 
     @workflow.step(spawn="inline")
     def breaks(made: int) -> None:

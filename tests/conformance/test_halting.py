@@ -13,7 +13,7 @@ from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes, begin, halting
 from tests.conformance.support import failure_of
-from tests.e2e.support import BOUND, audit, told, turns, until
+from tests.e2e.support import BOUND, audit, pulse_lines, turns, until
 
 
 @claim(
@@ -48,13 +48,13 @@ async def test_halt(store: str, raises: bool) -> None:
 
     async with Mesh(workflow, store=store) as mesh:
         transaction = await mesh.stimulate(workflow)
-        await until(lambda: "halted asks" in told(transaction))
+        await until(lambda: "halted asks" in pulse_lines(transaction))
         assert transaction.status == "running", "the slow one is awaited"
         go.set()
         assert await transaction.ended(BOUND) == "halted"
         failure = await failure_of(transaction)
         assert "ask somebody" in str(failure) and failure.status == "halted"
-        assert "completed slow" in told(transaction)
+        assert "completed slow" in pulse_lines(transaction)
         assert [row.transaction for row in await mesh.transactions(status="halted")] == [transaction.id]
         await transaction.resume()
         assert await transaction.result(BOUND) == ["slow", "answered"]
@@ -183,7 +183,7 @@ async def test_a_failure_while_halting_undoes(store: str) -> None:
 
     async with Mesh(workflow, store=store) as mesh:
         transaction = await mesh.stimulate(workflow)
-        await until(lambda: "halted halts" in told(transaction))
+        await until(lambda: "halted halts" in pulse_lines(transaction))
         halted.set()
         assert await transaction.ended(BOUND) == "compensated"
         assert taken_back == ["done"]

@@ -14,7 +14,7 @@ from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.support import failure_of, ran, result_of
-from tests.e2e.support import BOUND, finish, pass_time, spawned, told
+from tests.e2e.support import BOUND, finish, pass_time, pulse_lines, spawned
 
 SECTION = "Where Kailash was caught"
 
@@ -180,7 +180,7 @@ async def test_a_failed_step_is_told() -> None:
         raise ValueError("why")
 
     transaction = await ran(workflow)
-    assert told(transaction) == [
+    assert pulse_lines(transaction) == [
         "accepted",
         "spawned breaks",
         "retried breaks",

@@ -15,7 +15,7 @@ from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes, begin, dying_map
 from tests.conformance.support import failure_of, journal, ran, resident, result_of
-from tests.e2e.support import BOUND, Peak, audit, finish, told, undone, until
+from tests.e2e.support import BOUND, Peak, audit, finish, pulse_lines, undone, until
 
 
 @claim("Kinds: map", "It is over any iterable: an input, a step's result, or a value.")
@@ -345,5 +345,5 @@ async def test_halting(store: str) -> None:
         await transaction.resume()
         assert await transaction.result(BOUND) == [10, 20, 30, 40]
         assert sorted(runs) == [1, 2, 2, 3, 4]
-        await until(lambda: told(transaction)[-1] == "finished")
+        await until(lambda: pulse_lines(transaction)[-1] == "finished")
         audit(transaction)

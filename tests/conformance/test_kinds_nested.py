@@ -15,7 +15,7 @@ from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes, begin, halting_inside
 from tests.conformance.support import failure_of, journal, ran, result_of
-from tests.e2e.support import BOUND, audit, pass_time, told, turns, undone, until
+from tests.e2e.support import BOUND, audit, pass_time, pulse_lines, turns, undone, until
 
 
 def billing(log: list[str] | None = None) -> Workflow:
@@ -162,7 +162,7 @@ async def test_compose_deadline() -> None:
     workflow.compose("inner", inner)
     async with Mesh(workflow, clock=clock) as mesh:
         transaction = await mesh.stimulate(workflow)
-        await until(lambda: "spawned inner/hangs" in told(transaction))
+        await until(lambda: "spawned inner/hangs" in pulse_lines(transaction))
         await turns()
         await pass_time(clock, 4.9)
         assert transaction.status == "running"
@@ -218,7 +218,7 @@ async def test_switch_no_match() -> None:
     failure = str(await failure_of(transaction))
     assert transaction.status == "compensated" and "'odd'" in failure and "'paid'" in failure
     transaction = await ran(routed(optional=True), {"kind": "odd", "amount": 5})
-    assert await transaction.result() is None and "skipped route" in told(transaction)
+    assert await transaction.result() is None and "skipped route" in pulse_lines(transaction)
 
 
 @claim("Kinds: switch", "Branches see outer results, and are undone with the rest.")

@@ -17,7 +17,7 @@ from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes
 from tests.conformance.support import journal, ran
 from tests.conformance.workers import deadly
-from tests.e2e.support import BOUND, Peak, pass_time, told, tombstones, turns, until
+from tests.e2e.support import BOUND, Peak, pass_time, pulse_lines, tombstones, turns, until
 
 
 @claim("Kinds: step", "`retries` is 0 unless told otherwise.")
@@ -59,7 +59,7 @@ async def test_timeout(place: str) -> None:
         await pass_time(clock, 0.2)
         await pass_time(clock, 2)
         assert await transaction.ended(BOUND) == "compensated"
-        assert "timed_out works" in told(transaction)
+        assert "timed_out works" in pulse_lines(transaction)
         go.set()
 
 
@@ -201,7 +201,7 @@ async def test_compensate_after_a_timeout() -> None:
 
     async with Mesh(workflow, clock=clock) as mesh:
         transaction = await mesh.stimulate(workflow)
-        await until(lambda: "spawned hangs" in told(transaction))
+        await until(lambda: "spawned hangs" in pulse_lines(transaction))
         await turns()
         await pass_time(clock, 1.1)
         assert await transaction.ended(BOUND) == "compensated"

@@ -14,7 +14,7 @@ from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes, begin, dying
 from tests.conformance.support import journal, ran
-from tests.e2e.support import BOUND, Peak, pass_time, spawned, told, turns, until
+from tests.e2e.support import BOUND, Peak, pass_time, pulse_lines, spawned, turns, until
 
 
 @claim(
@@ -129,7 +129,7 @@ async def test_the_timeout_is_per_attempt() -> None:
     async with Mesh(workflow, clock=clock) as mesh:
         transaction = await mesh.stimulate(workflow)
         for number in (1, 2):
-            await until(lambda number=number: told(transaction).count("spawned slow") == number)
+            await until(lambda number=number: pulse_lines(transaction).count("spawned slow") == number)
             await turns()
             await pass_time(clock, 1.1)
             await pass_time(clock, 0.6)

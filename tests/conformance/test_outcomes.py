@@ -14,7 +14,7 @@ from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.hostile import UNCARRIABLE
 from tests.conformance.support import failure_of, finished, journal, ran, result_of
-from tests.e2e.support import BOUND, PLACES, finish, pass_time, placed, told, turns, undone, until
+from tests.e2e.support import BOUND, SPAWNERS, finish, for_spawner, pass_time, pulse_lines, turns, undone, until
 
 
 @claim("Outcomes of a step", "It returns a value: the hop is done, its output is in the journal.")
@@ -189,10 +189,10 @@ async def test_timeout(store: str) -> None:
     async with Mesh(workflow, store=store, clock=clock) as mesh:
         transaction = await mesh.stimulate(workflow)
         for number in (1, 2):
-            await until(lambda number=number: told(transaction).count("spawned hangs") == number)
+            await until(lambda number=number: pulse_lines(transaction).count("spawned hangs") == number)
             await turns()
             await pass_time(clock, 0.9)
-            assert told(transaction).count("timed_out hangs") == number - 1
+            assert pulse_lines(transaction).count("timed_out hangs") == number - 1
             await pass_time(clock, 0.2)
             await pass_time(clock, 1.1 if number == 1 else 0)
         assert await transaction.ended(BOUND) == "compensated"
@@ -221,7 +221,7 @@ async def test_what_is_emitted_by_a_failed_attempt() -> None:
 
 
 @claim("Outcomes of a step", "What cannot be carried as a value is that step's clear failure.")
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", SPAWNERS)
 @pytest.mark.parametrize(("make", "said"), UNCARRIABLE.values(), ids=UNCARRIABLE.keys())
 async def test_what_cannot_be_carried(place: str, make: Callable[[], Any], said: str) -> None:
     workflow = Workflow("uncarriable", ttl=1)
@@ -229,7 +229,7 @@ async def test_what_cannot_be_carried(place: str, make: Callable[[], Any], said:
     def odd() -> Any:
         return make()
 
-    workflow.step(name="odd", retries=3, spawn=place)(placed(place, odd))
+    workflow.step(name="odd", retries=3, spawn=place)(for_spawner(place, odd))
     transaction = await ran(workflow)
     assert transaction.status == "compensated"
     error = str(transaction.errors()[0])

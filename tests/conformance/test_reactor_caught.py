@@ -27,7 +27,7 @@ from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes, begin, dying
 from tests.conformance.support import failure_of, ran, result_of
-from tests.e2e.support import BOUND, audit, chain, finish, pass_time, spawned, told, turns, until
+from tests.e2e.support import BOUND, audit, chain, finish, pass_time, pulse_lines, spawned, turns, until
 
 
 async def fails() -> None:
@@ -83,7 +83,7 @@ async def test_killing_the_caller() -> None:
             await began[0].result()
 
         calling = asyncio.ensure_future(caller())
-        await until(lambda: began and "spawned hangs" in told(began[0]))
+        await until(lambda: began and "spawned hangs" in pulse_lines(began[0]))
         calling.cancel()
         await turns()
         assert mesh.node.about()["running"] == 1, "it is known, and goes on"
@@ -100,7 +100,7 @@ async def test_fifty_failed_runs() -> None:
         for _ in range(50):
             assert (await finish(mesh, workflow)).status == "compensated"
         assert mesh.node.about()["pools"] == {"shared": {"places": 1, "taken": 0, "waiting": 0, "lent": 0}}
-        assert not mesh.node.supervisor.runs
+        assert not mesh.node.supervisor.transactions
 
 
 @claim("Where Reactor was caught", "Beside one sleeping step each trivial step of a chain took 200 ms.")
@@ -119,7 +119,7 @@ async def test_a_chain_beside_a_sleeping_step() -> None:
         began = time.perf_counter()
         transaction = await mesh.stimulate(workflow)
         await until(lambda: transaction.results().get("s49") == 50)
-        assert transaction.status == "running" and "completed sleeps" not in told(transaction)
+        assert transaction.status == "running" and "completed sleeps" not in pulse_lines(transaction)
         assert time.perf_counter() - began < 5, "which would have been ten seconds"
         go.set()
         await transaction.ended(BOUND)

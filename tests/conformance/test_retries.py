@@ -11,7 +11,7 @@ from bitactor.testing import FakeClock, run_workflow
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.support import failure_of, finished, journal
-from tests.e2e.support import BOUND, audit, pass_time, told, turns, until
+from tests.e2e.support import BOUND, audit, pass_time, pulse_lines, turns, until
 
 
 @claim(
@@ -38,7 +38,7 @@ async def test_retry(store: str, raises: bool) -> None:
     async with Mesh(workflow, store=store, clock=clock) as mesh:
         transaction = await mesh.stimulate(workflow)
         for number in (1, 2):
-            await until(lambda number=number: told(transaction).count("retried tries") == number)
+            await until(lambda number=number: pulse_lines(transaction).count("retried tries") == number)
             await pass_time(clock, 4.9)
             assert len(attempts) == number
             await pass_time(clock, 0.2)
@@ -102,9 +102,9 @@ async def test_backoff_function(store: str) -> None:
     async with Mesh(workflow, store=store, clock=clock) as mesh:
         transaction = await mesh.stimulate(workflow, {"base": 10.0})
         for number, seconds in ((1, 10.0), (2, 20.0)):
-            await until(lambda number=number: told(transaction).count("retried tries") == number)
+            await until(lambda number=number: pulse_lines(transaction).count("retried tries") == number)
             await pass_time(clock, seconds - 0.1)
-            assert told(transaction).count("spawned tries") == number
+            assert pulse_lines(transaction).count("spawned tries") == number
             await pass_time(clock, 0.2)
         assert await transaction.result(BOUND) == 3
     assert asked == [("not yet", 1), ("not yet", 2)]
@@ -127,7 +127,7 @@ async def test_backoff_policy(store: str, jitter: float) -> None:
     async with Mesh(workflow, store=store, clock=clock) as mesh:
         transaction = await mesh.stimulate(workflow)
         for number, full in enumerate((1, 3, 9, 10), start=1):
-            await until(lambda number=number: told(transaction).count("retried tries") == number)
+            await until(lambda number=number: pulse_lines(transaction).count("retried tries") == number)
             await turns()
             [*_, retried] = [pulse for pulse in transaction.pulses() if pulse.kind == "retried"]
             seconds = (retried.data or {})["after_ns"] / 1e9
@@ -204,6 +204,6 @@ async def test_a_wait_of_a_thousand_years(store: str, after: float) -> None:
 
     async with Mesh(workflow, store=store) as mesh:
         transaction = await mesh.stimulate(workflow)
-        await until(lambda: {"retried waits", "retried waits_too"} <= set(told(transaction)))
+        await until(lambda: {"retried waits", "retried waits_too"} <= set(pulse_lines(transaction)))
         assert await transaction.cancel() == "cancelled"
         audit(transaction)

@@ -16,8 +16,8 @@ from bitactor.mermaid import mermaid
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from mesh.actor import BitActor
-from mesh.pools import Claim
-from mesh.run import Run
+from mesh.pools import PermitSet
+from mesh.run import LiveTransaction
 from mesh.wheel import Timer
 from tests.conformance.claims import claim
 from tests.conformance.hostile import cyclic, deep
@@ -127,7 +127,7 @@ async def test_pools_after_failures() -> None:
         transactions = [await mesh.stimulate(workflow, {"way": number % 4}) for number in range(40)]
         cancelled = [transaction for number, transaction in enumerate(transactions) if number % 4 == 3]
         await asyncio.gather(*(transaction.cancel() for transaction in cancelled))
-        while mesh.node.supervisor.running:
+        while mesh.node.supervisor.running_count:
             await pass_time(clock, 1.1)
         assert {transaction.status for transaction in transactions} == {"compensated", "cancelled"}
         assert mesh.node.about()["pools"]["few"] == {"places": 3, "taken": 0, "waiting": 0, "lent": 0}
@@ -392,14 +392,14 @@ async def test_ten_thousand_runs(sqlite: str) -> None:
         await some(mesh, 8_000)
         after, last_bytes = held(), resident()
         assert mesh.node.about()["pools"]["shared"] == {"places": 50, "taken": 0, "waiting": 0, "lent": 0}
-        assert len(mesh.node.wheel) == 0 and not mesh.node.supervisor.runs
+        assert len(mesh.node.wheel) == 0 and not mesh.node.supervisor.transactions
     # The thread that commits may still hold its last group.
     assert not {name: count for name, count in after.items() if count > before[name] + 250}, (before, after)
     # A run that is kept holds 5 KiB and more.
     assert last_bytes - first_bytes < 20_000_000, f"{(last_bytes - first_bytes) / 8_000:.0f} bytes a run are left"
 
 
-KEPT: tuple[type, ...] = (Run, BitActor, Timer, Claim, asyncio.Task, asyncio.Handle, threading.Thread)
+KEPT: tuple[type, ...] = (LiveTransaction, BitActor, Timer, PermitSet, asyncio.Task, asyncio.Handle, threading.Thread)
 
 
 def held() -> Counter[str]:

@@ -13,7 +13,7 @@ from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.support import failure_of, finished, journal, ran
-from tests.e2e.support import BOUND, Peak, audit, finish, pass_time, placed, turns, undone, until
+from tests.e2e.support import BOUND, Peak, audit, finish, for_spawner, pass_time, turns, undone, until
 
 
 async def fails() -> None:
@@ -38,7 +38,7 @@ def three_then_failure(*, broken: dict[str, Exception] | None = None) -> tuple[W
         async def does(order: str, name: str = name) -> str:
             return name.upper()
 
-        does.undo(undoes if name == "c" else placed("loop", undoes))
+        does.undo(undoes if name == "c" else for_spawner("loop", undoes))
         before = [name]
     workflow.step(name="fails", after=before)(fails)
     return workflow, log

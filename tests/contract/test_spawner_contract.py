@@ -166,7 +166,7 @@ async def test_an_attempt_whose_time_is_up_is_answered_for_and_stopped_where_pos
     late = await hop.reply(2)
     assert late.outcome == ("cancelled" if place.stops else "ok")
     assert hop.actor.state == ENDED
-    assert not stage.host.zombies
+    assert not stage.executor.zombies
     assert (await stage.run(place.workflow, "echo", "next")).token == "next"
     assert len(hop.replies) == 2
 

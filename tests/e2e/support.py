@@ -18,7 +18,7 @@ from mesh import Mesh, Transaction
 BOUND = 10.0
 """Seconds after which a test that waits has failed; never reached when all is well."""
 
-PLACES = ("inline", "loop", "thread")
+SPAWNERS = ("inline", "loop", "thread")
 
 
 async def pass_time(clock: FakeClock, seconds: float, steps: int = 1) -> None:
@@ -44,11 +44,11 @@ async def until(condition: Callable[[], Any], what: str = "") -> Any:
 
 async def spawned(transaction: Transaction, step: str) -> None:
     """Wait until a step is on its way, and let it begin."""
-    await until(lambda: f"spawned {step}" in told(transaction))
+    await until(lambda: f"spawned {step}" in pulse_lines(transaction))
     await turns()
 
 
-def placed(where: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def for_spawner(where: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, made `async` if it is to run on the loop."""
     if where != "loop":
         return function
@@ -72,7 +72,7 @@ def chain(name: str, length: int, *, ttl: int | None = None, **options: Any) -> 
     return workflow
 
 
-def told(transaction: Transaction) -> list[str]:
+def pulse_lines(transaction: Transaction) -> list[str]:
     """The journal as `kind step`, undo marked with `~`; what is of the transaction itself as `kind` alone."""
     return [
         f"{pulse.kind} {'~' if pulse.direction == 'undo' and pulse.step else ''}{pulse.step}".strip()

@@ -12,7 +12,7 @@ from bitactor import Context, Continue, Retry, Workflow, consumer
 from bitactor.errors import BitActorError, DefinitionError, DuplicateName
 from bitactor.testing import FakeClock
 from mesh import Mesh
-from tests.e2e.support import BOUND, audit, finish, pass_time, told, tombstones, turns, until
+from tests.e2e.support import BOUND, audit, finish, pass_time, pulse_lines, tombstones, turns, until
 
 
 def emitting(name: str, signal: str, *values: Any, **options: Any) -> Workflow:
@@ -41,12 +41,12 @@ async def test_delivered_after_commit_only(store: str) -> None:
 
     async with Mesh(workflow, listen, store=store) as mesh:
         tx = await mesh.stimulate(workflow)
-        await until(lambda: "spawned emits" in told(tx))
+        await until(lambda: "spawned emits" in pulse_lines(tx))
         await turns(50)
         assert heard == []
         go.set()
         await until(lambda: heard)
-        await until(lambda: "emitted" in told(tx))
+        await until(lambda: "emitted" in pulse_lines(tx))
         audit(tx)
 
 
@@ -134,7 +134,7 @@ async def test_from_every_place_and_from_undo_and_compensate(store: str) -> None
         tx = await finish(mesh, workflow)
         assert tx.status == "compensated"
         await until(lambda: len(heard) == 5)
-        await until(lambda: told(tx).count("emitted") == 5)
+        await until(lambda: pulse_lines(tx).count("emitted") == 5)
         audit(tx)
     assert sorted(heard) == ["compensate", "inline", "loop", "thread", "undo"]
 
@@ -162,7 +162,7 @@ async def test_what_an_undo_emits_is_heard_although_time_is_up(store: str) -> No
 
     async with Mesh(workflow, listen, store=store, clock=clock) as mesh:
         tx = await mesh.stimulate(workflow)
-        await until(lambda: "spawned waits" in told(tx))
+        await until(lambda: "spawned waits" in pulse_lines(tx))
         await turns()
         await pass_time(clock, 6)
         assert await tx.ended(BOUND) == "compensated"
@@ -190,7 +190,7 @@ async def test_one_of_a_group_gets_each_and_each_group_gets_all(store: str) -> N
     workflow = emitting("many", "news", *range(10))
     async with Mesh(workflow, first, second, everybody, store=store) as mesh:
         tx = await finish(mesh, workflow)
-        await until(lambda: told(tx).count("emitted") == 10)
+        await until(lambda: pulse_lines(tx).count("emitted") == 10)
         await until(lambda: len(heard) == 30)
         await turns()
         assert Counter(heard) == Counter(
@@ -231,7 +231,7 @@ async def test_concurrency_is_respected(store: str) -> None:
     async with Mesh(workflow, worker, store=store) as mesh:
         await finish(mesh, workflow)
         await until(lambda: len(done) == 42)
-        await until(lambda: not mesh.node.supervisor.running)
+        await until(lambda: not mesh.node.supervisor.running_count)
     assert most == 3
 
 
@@ -246,7 +246,7 @@ async def test_concurrency_holds_over_retries_and_a_cancelled_one_gives_its_turn
     workflow = emitting("three", "work", 1, 2, 3)
     async with Mesh(workflow, worker, store=store) as mesh:
         tx = await finish(mesh, workflow)
-        await until(lambda: told(tx).count("emitted") == 3)
+        await until(lambda: pulse_lines(tx).count("emitted") == 3)
         receivers = [pulse.data["receivers"][0] for pulse in tx.pulses() if pulse.kind == "emitted" and pulse.data]
         await until(lambda: begun == [1])
         second = await mesh.transaction(receivers[1])
@@ -289,7 +289,7 @@ async def test_a_raising_consumer_is_tried_again(store: str) -> None:
     workflow = emitting("tried", "news", 1)
     async with Mesh(workflow, listen, store=store) as mesh:
         tx = await finish(mesh, workflow)
-        await until(lambda: "emitted" in told(tx))
+        await until(lambda: "emitted" in pulse_lines(tx))
         child = await mesh.transaction(tx.pulses()[-1].data["receivers"][0])  # type: ignore[index]
         assert await child.ended(BOUND) == "completed"
         assert attempts == [1, 2, 3]
@@ -304,7 +304,7 @@ async def test_a_consumer_that_fails_for_good_does_not_touch_its_parent(store: s
     workflow = emitting("parent", "news", 1)
     async with Mesh(workflow, listen, store=store) as mesh:
         tx = await finish(mesh, workflow)
-        await until(lambda: "emitted" in told(tx))
+        await until(lambda: "emitted" in pulse_lines(tx))
         child = await mesh.transaction(tx.pulses()[-1].data["receivers"][0])  # type: ignore[index]
         assert await child.ended(BOUND) == "compensated"
         assert tx.status == "completed"
@@ -324,7 +324,7 @@ async def test_a_slow_consumer_has_what_is_left_of_the_deadline(store: str) -> N
     workflow = emitting("hurried", "news", 1, deadline=5.0)
     async with Mesh(workflow, listen, store=store, clock=clock) as mesh:
         tx = await finish(mesh, workflow)
-        await until(lambda: left and "emitted" in told(tx))
+        await until(lambda: left and "emitted" in pulse_lines(tx))
         child = await mesh.transaction(tx.pulses()[-1].data["receivers"][0])  # type: ignore[index]
         await pass_time(clock, 5.1)
         assert await child.ended(BOUND) == "compensated"
@@ -400,7 +400,7 @@ async def test_undelivered_is_offered_again_after_a_restart(sqlite: str) -> None
     async with Mesh(workflow, listen, store=sqlite) as mesh:
         await until(lambda: heard == [17])
         again = await mesh.transaction(tx.id)
-        await until(lambda: "emitted" in told(again))
+        await until(lambda: "emitted" in pulse_lines(again))
         audit(again)
 
 
@@ -426,8 +426,8 @@ async def test_an_accepted_signal_is_accepted_once(store: str, monkeypatch: pyte
         monkeypatch.setattr(node, "receive_stimulus", twice)
         await finish(mesh, workflow)
         await until(lambda: heard)
-        await until(lambda: not node.supervisor.running)
-        receive(sent[0], node.outbox.received)
+        await until(lambda: not node.supervisor.running_count)
+        receive(sent[0], node.emissions.on_receipt)
         await turns(50)
         assert heard == [1]
         assert len(node.store.list()) == 2

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from bitactor import Backoff, Context, Continue, Halt, Input, Result, Retry, Workflow, WorkflowFailed, consumer
 from bitactor.errors import DuplicateTransaction, InvalidInput, UnknownTransaction, UnknownWorkflow
 from mesh import Mesh
-from tests.e2e.support import BOUND, audit, told, undone, until
+from tests.e2e.support import BOUND, audit, pulse_lines, undone, until
 
 assert Input and Continue and Halt  # the face imports them
 
@@ -114,7 +114,7 @@ async def test_as_written(store: str) -> None:
         assert (signal.name, signal.token) == ("user.created", {"email": "ada@example.org"})
         assert signal.ttl == 4, "three hops of eight were spent, and the consumer's own is the fourth"
         assert signal.root == tx.id and signal.parent == tx.id
-        await until(lambda: "emitted" in told(tx))
+        await until(lambda: "emitted" in pulse_lines(tx))
         audit(tx)
 
 
@@ -122,8 +122,8 @@ async def test_pulses_tell_what_happened(store: str) -> None:
     async with Mesh(signup, greet, store=store) as mesh:
         tx = await mesh.stimulate("users.signup", ADA)
         await tx.result(timeout=5)
-        await until(lambda: "emitted" in told(tx))
-        assert told(tx) == [
+        await until(lambda: "emitted" in pulse_lines(tx))
+        assert pulse_lines(tx) == [
             "accepted",
             "spawned normalise",
             "completed normalise",
@@ -159,7 +159,7 @@ async def test_skipped_by_its_predicate(store: str) -> None:
     async with Mesh(signup, greet, store=store) as mesh:
         tx = await mesh.stimulate("users.signup", {"name": "x", "email": "nowhere"})
         assert await tx.result(timeout=5) is None
-        assert "skipped welcome" in told(tx)
+        assert "skipped welcome" in pulse_lines(tx)
         assert tx.results()["welcome"] is None
         audit(tx)
     assert not greeted
@@ -250,12 +250,12 @@ async def test_the_same_from_the_store_by_another_mesh(sqlite: str) -> None:
     async with Mesh(signup, greet, store=sqlite) as mesh:
         tx = await mesh.stimulate("users.signup", ADA, key="req-17")
         await tx.result(timeout=5)
-        await until(lambda: "emitted" in told(tx))
-        before = told(tx)
+        await until(lambda: "emitted" in pulse_lines(tx))
+        before = pulse_lines(tx)
     async with Mesh(signup, greet, store=sqlite) as mesh:
         again = await mesh.transaction(tx.id)
         assert again.status == "completed" and await again.result(timeout=5) is None
-        assert told(again) == before
+        assert pulse_lines(again) == before
         same = await mesh.stimulate("users.signup", ADA, key="req-17")
         assert same.id == tx.id
     assert users.inserts == 1

@@ -160,8 +160,8 @@ async def _live(drawn: dict[str, Any]) -> None:
                 {name: (folded[name], snapshot[name]) for name in folded if folded[name] != snapshot[name]},
             )
         assert saga.noted[-1][0] == len(pulses)
-        assert mesh.node.supervisor.running == 0
-        assert not mesh.node.host.zombies and not mesh.node.host.compensations
+        assert mesh.node.supervisor.running_count == 0
+        assert not mesh.node.executor.zombies and not mesh.node.executor.compensations
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))

@@ -14,7 +14,7 @@ from bitactor.patterns import RetryPolicy
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.e2e.heartbeat_steps import beats_in_a_process
-from tests.e2e.support import BOUND, finish, pass_time, spawned, told, turns, until
+from tests.e2e.support import BOUND, finish, pass_time, pulse_lines, spawned, turns, until
 
 
 class Beating:
@@ -92,7 +92,7 @@ async def test_as_long_as_it_beats_its_time_is_not_over(where: str, policies: li
             assert transaction.progress() == {"works": number}
         step.end()
         assert await transaction.result(BOUND) == "done"
-    assert told(transaction).count("spawned works") == 1
+    assert pulse_lines(transaction).count("spawned works") == 1
 
 
 @everywhere
@@ -158,11 +158,11 @@ async def test_what_beats_after_it_was_given_up_is_not_heard() -> None:
         transaction = await mesh.stimulate(workflow)
         await spawned(transaction, "works")
         await pass_time(clock, 1.1)
-        await until(lambda: mesh.node.host.zombies)
+        await until(lambda: mesh.node.executor.zombies)
         await step.beats()
         assert transaction.progress() == {}
         step.end()
-        await until(lambda: not mesh.node.host.zombies)
+        await until(lambda: not mesh.node.executor.zombies)
         await pass_time(clock, 0.2)
         assert await transaction.ended(BOUND) == "compensated"
 

@@ -338,7 +338,7 @@ async def test_a_client_that_goes_away_leaves_the_transaction_and_nothing_else(s
         await served.shop.has_entered(count)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-    runs = served.mesh.node.supervisor.runs
+    runs = served.mesh.node.supervisor.transactions
     assert len(runs) == 3
     await until(lambda: not any(run.waiters for run in runs.values()) and not requests_in(served))
     names = list(runs)

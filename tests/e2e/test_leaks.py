@@ -16,12 +16,12 @@ from bitactor import Context, Retry, Workflow, consumer
 from mesh import Mesh
 from mesh.actor import BitActor
 from mesh.outbox import Parcel
-from mesh.run import Run
+from mesh.run import LiveTransaction
 from mesh.wheel import COMPACT_AT, Timer, TimingWheel
-from tests.e2e.support import BOUND, PLACES, placed, turns, until
+from tests.e2e.support import BOUND, SPAWNERS, for_spawner, turns, until
 
 THOUSAND = 1_000
-TRACKED: tuple[type, ...] = (Run, BitActor, Parcel, Timer, asyncio.Task, asyncio.Handle, asyncio.Event)
+TRACKED: tuple[type, ...] = (LiveTransaction, BitActor, Parcel, Timer, asyncio.Task, asyncio.Handle, asyncio.Event)
 
 
 def failing(place: str) -> Workflow:
@@ -32,8 +32,8 @@ def failing(place: str) -> Workflow:
     def first(way: int) -> dict:
         return {"way": way}
 
-    workflow.step(name="first", spawn=place, timeout=timeout)(placed(place, first)).undo(
-        placed(place, lambda result: None)
+    workflow.step(name="first", spawn=place, timeout=timeout)(for_spawner(place, first)).undo(
+        for_spawner(place, lambda result: None)
     )
 
     @workflow.step(timeout=600.0)
@@ -54,9 +54,9 @@ def failing(place: str) -> Workflow:
         raise KeyError(attempt)
 
     step = workflow.step(name="breaks", spawn=place, retries=1, backoff=lambda error: 0.0, timeout=timeout)(
-        placed(place, breaks)
+        for_spawner(place, breaks)
     )
-    step.undo(placed(place, lambda result: None))
+    step.undo(for_spawner(place, lambda result: None))
 
     @workflow.step(after=["first"])
     async def tells(ctx: Context) -> None:
@@ -95,7 +95,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.parametrize(("place", "kind"), [*((place, "memory") for place in PLACES), ("loop", "sqlite")])
+@pytest.mark.parametrize(("place", "kind"), [*((place, "memory") for place in SPAWNERS), ("loop", "sqlite")])
 async def test_nothing_is_left(place: str, kind: str, sqlite: str) -> None:
     store = sqlite if kind == "sqlite" else "memory://"
     workflow = failing(place)
@@ -111,10 +111,10 @@ async def test_nothing_is_left(place: str, kind: str, sqlite: str) -> None:
         # The thread that commits when the file is locked may still hold its last group.
         slack = 150 if kind == "sqlite" else 0
         assert not {kind: count for kind, count in alive().items() if count > objects[kind] + slack}
-        assert len(node.wheel) == 0 and not node.supervisor.runs
+        assert len(node.wheel) == 0 and not node.supervisor.transactions
         left = mesh.about()
         assert left["keyed"] == left["timers"]["armed"] == left["deliveries"] == 0
-        assert not node.host.zombies and not node.host.compensations and len(node.outbox) == 0
+        assert not node.executor.zombies and not node.executor.compensations and len(node.emissions) == 0
         assert left["timers"]["buckets"] <= COMPACT_AT
         assert [(turn["taken"], turn["waiting"]) for turn in left["turns"].values()] == [(0, 0)]
     await turns()

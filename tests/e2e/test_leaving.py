@@ -12,7 +12,7 @@ from bitactor import Resource, Workflow
 from bitactor.patterns import RateLimit
 from mesh import Mesh
 from registry import RegistryServer
-from tests.e2e.support import BOUND, told, until
+from tests.e2e.support import BOUND, pulse_lines, until
 
 SLOW = RateLimit("slow", per_second=0.001)
 
@@ -54,5 +54,5 @@ async def test_hops_that_wait_for_a_resource_are_run_elsewhere(limited: bool, tm
             async with Mesh(serving(begun, at_once, limited=limited), registry=registry):
                 assert await transaction.result(BOUND) == "made"
                 await until(lambda: transaction.status == "completed")
-    assert begun == ["made"], told(transaction)
-    assert not any(line.startswith("failed") for line in told(transaction))
+    assert begun == ["made"], pulse_lines(transaction)
+    assert not any(line.startswith("failed") for line in pulse_lines(transaction))

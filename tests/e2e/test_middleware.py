@@ -14,7 +14,7 @@ from bitactor.policy import Backoff
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.e2e import process_steps
-from tests.e2e.support import BOUND, finish, pass_time, placed, told, turns, until
+from tests.e2e.support import BOUND, finish, for_spawner, pass_time, pulse_lines, turns, until
 
 everywhere = pytest.mark.parametrize("where", ["inline", "loop", "thread"])
 
@@ -44,7 +44,7 @@ async def test_an_event_says_what_is_called_and_what_came_of_it(where: str) -> N
     def works(item: str, client: str, ctx: Context) -> str:
         return item.upper()
 
-    workflow.step(name="works", spawn=where)(placed(where, works))
+    workflow.step(name="works", spawn=where)(for_spawner(where, works))
     async with Mesh(workflow, middleware=[telling]) as mesh:
         transaction = await finish(mesh, workflow, {"item": "x"})
     (_, before), (_, after) = telling.events
@@ -117,7 +117,7 @@ async def test_whatever_middleware_raises_the_run_goes_on(
 
     telling = Telling()
     workflow = Workflow("sturdy")
-    workflow.step(name="works", spawn=where)(placed(where, lambda: "done"))
+    workflow.step(name="works", spawn=where)(for_spawner(where, lambda: "done"))
     async with Mesh(workflow, middleware=[Broken(), telling, Broken()]) as mesh:
         for _ in range(2):
             assert await (await finish(mesh, workflow)).result() == "done"
@@ -184,7 +184,7 @@ async def test_compensation_that_is_asked_after_the_fact_is_no_run(monkeypatch: 
         transaction = await mesh.stimulate(workflow)
         await turns()
         await pass_time(clock, 1.1)
-        assert await transaction.result(BOUND) == "instead", told(transaction)
+        assert await transaction.result(BOUND) == "instead", pulse_lines(transaction)
     assert sorted(telling.lines()) == ["< compensate waits", "< run waits", "> compensate waits", "> run waits"]
 
 

@@ -27,7 +27,7 @@ from mesh.sinks import JsonlSink
 from mesh.spawners import process
 from tests.e2e.process_dying import dying
 from tests.e2e.processes import town
-from tests.e2e.support import BOUND, audit, chain, told, until
+from tests.e2e.support import BOUND, audit, chain, pulse_lines, until
 from tests.store_faults import Disk
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ async def test_waiting_goes_on_through_a_take_over(sqlite: str) -> None:
         async with Mesh(release(1, ["wait"]), store=sqlite, drain=0) as one:
             tx = await one.stimulate("released")
             waiting = asyncio.ensure_future((await heir.transaction(tx.id)).result(BOUND))
-            await until(lambda: "spawned ask" in told(tx))
+            await until(lambda: "spawned ask" in pulse_lines(tx))
         assert await waiting == "taken"
 
 
@@ -159,7 +159,7 @@ async def test_what_was_given_up_goes_on_when_the_journal_can_be_written_again(
         assert mesh.node.supervisor.healthy and runs == 2
         assert mesh.node.about()["running"] == 0
         row = mesh.node.store.get(tx.id)
-        assert row is not None and row.epoch == 1 and "resumed" in told(again)
+        assert row is not None and row.epoch == 1 and "resumed" in pulse_lines(again)
         audit(again)
 
 
@@ -184,14 +184,14 @@ async def test_a_journal_that_fails_again_and_again_is_tried_ever_more_rarely(sq
             cast("asyncio.AbstractEventLoop", loop), node.store, node.supervisor, node.id, node.plans, lease=5.0
         )
         node.supervisor.healthy = False
-        recovery.look()
+        recovery.poll()
         assert node.supervisor.healthy, "the first time at once"
         pauses = []
         for _ in range(8):
             node.supervisor.healthy = False
             began = loop.now
             for _ in range(100):
-                recovery.look()
+                recovery.poll()
                 if node.supervisor.healthy:
                     break
                 loop.now += 1
@@ -199,7 +199,7 @@ async def test_a_journal_that_fails_again_and_again_is_tried_ever_more_rarely(sq
             pauses.append(loop.now - began)
         assert pauses == [5, 10, 20, 40, 60, 60, 60, 60]
         node.supervisor.healthy = False
-        recovery.look()
+        recovery.poll()
         assert not node.supervisor.healthy, "not yet"
         recovery.stop()
 

@@ -107,8 +107,8 @@ async def served(caplog: pytest.LogCaptureFixture) -> AsyncIterator[tuple[Mesh, 
     finally:
         server.stop()
         await asyncio.wait_for(running, BOUND)
-    assert mesh.node.supervisor.running == 0
-    assert not mesh.node.supervisor.runs
+    assert mesh.node.supervisor.running_count == 0
+    assert not mesh.node.supervisor.transactions
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 

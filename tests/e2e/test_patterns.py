@@ -24,7 +24,7 @@ from bitactor.patterns import (
 )
 from bitactor.testing import FakeClock
 from mesh import Mesh, Transaction
-from tests.e2e.support import BOUND, PLACES, finish, pass_time, placed, start, told, turns, undone, until
+from tests.e2e.support import BOUND, SPAWNERS, finish, for_spawner, pass_time, pulse_lines, start, turns, undone, until
 
 
 def patterns(mesh: Mesh) -> dict[str, Any]:
@@ -35,7 +35,7 @@ async def value_of(transaction: Transaction) -> Any:
     return await transaction.result(BOUND)
 
 
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("where", SPAWNERS)
 async def test_all_of_them_around_one_step_wherever_it_runs(store: str, where: str) -> None:
     calls: list[str] = []
 
@@ -57,12 +57,12 @@ async def test_all_of_them_around_one_step_wherever_it_runs(store: str, where: s
         RateLimit("shop", per_second=1000, burst=10),
         Timeout("shop", 30.0),
     ]
-    workflow.step(policies=policies, spawn=where)(placed(where, price))
+    workflow.step(policies=policies, spawn=where)(for_spawner(where, price))
     async with Mesh(workflow, store=store) as mesh:
         for item, expected in (("lamp", "lamp: 40"), ("lamp", "lamp: 40"), *[("moon", "unknown")] * 3):
             transaction = await finish(mesh, workflow, {"item": item})
             assert (transaction.status, await value_of(transaction)) == ("completed", expected)
-            assert told(transaction) == ["accepted", "spawned price", "completed price", "finished"]
+            assert pulse_lines(transaction) == ["accepted", "spawned price", "completed price", "finished"]
         assert calls == ["lamp", "lamp", "moon", "moon"], "a blip, a hit of the cache, and an open circuit"
         seen = mesh.node.about()["patterns"]
         assert [(pattern["pattern"], pattern["name"]) for pattern in seen] == sorted(policy.key for policy in policies)
@@ -126,7 +126,7 @@ async def test_a_refusal_is_an_error_that_durable_retries_can_wait_for() -> None
     async with Mesh(workflow, clock=clock) as mesh:
         transaction = await start(mesh, workflow, {"up": False})
         for failures in (1, 2, 3):
-            await until(lambda failures=failures: told(transaction).count("retried ask") == failures)
+            await until(lambda failures=failures: pulse_lines(transaction).count("retried ask") == failures)
             await pass_time(clock, 0.01)
         assert patterns(mesh)["partner"]["state"] == "open" and patterns(mesh)["partner"]["rejected"] == 1
         up.append(True)

@@ -24,7 +24,7 @@ from bitactor.ports import Clock
 from bitactor.testing import FakeClock
 from mesh import Mesh, Transaction
 from registry import RegistryServer
-from tests.e2e.support import BOUND, finish, pass_time, placed, told, turns, undone, until
+from tests.e2e.support import BOUND, finish, for_spawner, pass_time, pulse_lines, turns, undone, until
 
 Around = Callable[[Call, Proceed], Awaitable[Any]]
 
@@ -67,7 +67,7 @@ def does(around: Around, name: str = "it") -> list[Policy]:
 def guarded(around: Around, function: Callable[..., Any], where: str = "loop", **options: Any) -> Workflow:
     """A workflow of one step inside one policy."""
     workflow = Workflow("guarded", ttl=8)
-    workflow.step(name="step", spawn=where, policies=does(around), **options)(placed(where, function))
+    workflow.step(name="step", spawn=where, policies=does(around), **options)(for_spawner(where, function))
     return workflow
 
 
@@ -110,7 +110,7 @@ async def test_a_function_may_be_called_again(where: str) -> None:
 
     transaction = await ended(guarded(twice, flaky, where))
     assert await transaction.result() == 2
-    assert told(transaction).count("spawned step") == 1
+    assert pulse_lines(transaction).count("spawned step") == 1
 
 
 @everywhere
@@ -201,7 +201,7 @@ async def test_arguments_that_do_not_fit_are_no_call() -> None:
     async with Mesh(workflow) as mesh:
         transaction = await finish(mesh, workflow, {"item": "x"})
     assert "expected int" in str(transaction.errors()[0])
-    assert seen == [] and "retried fetch" not in told(transaction)
+    assert seen == [] and "retried fetch" not in pulse_lines(transaction)
 
 
 async def test_what_could_not_be_made_for_the_function_is_an_error_that_policies_see() -> None:
@@ -427,7 +427,7 @@ async def test_a_thread_that_outlives_its_attempt_is_heard_late(policies: Any) -
         transaction = await mesh.stimulate(workflow)
         await asyncio.to_thread(begun.wait, BOUND)
         await pass_time(clock, 1.1)
-        await until(lambda: "timed_out works" in told(transaction))
+        await until(lambda: "timed_out works" in pulse_lines(transaction))
         assert mesh.node.about()["zombies"] >= 1
         go.set()
         assert await transaction.ended(BOUND) == "compensated", transaction.errors()
@@ -641,8 +641,8 @@ async def test_a_policy_may_wait_on_another_node_as_it_may_here(
         return "ready"
 
     workflow = Workflow("remote", resources=[Resource("client", slowly)])
-    workflow.step(name="guarded", policies=does(waits), timeout=0.05)(placed("loop", lambda: "guarded"))
-    workflow.step(name="needing", timeout=0.05, spawn="loop")(placed("loop", _needs_client))
+    workflow.step(name="guarded", policies=does(waits), timeout=0.05)(for_spawner("loop", lambda: "guarded"))
+    workflow.step(name="needing", timeout=0.05, spawn="loop")(for_spawner("loop", _needs_client))
     endpoint = f"ipc://{tmp_path}/registry"
     with RegistryServer(endpoint):
         async with Mesh(workflow, registry=endpoint) as there, Mesh(workflow, registry=endpoint, hosts=False) as here:
@@ -668,7 +668,9 @@ def _needs_client(client: str) -> str:
 async def test_what_is_stopped_before_it_has_started_never_runs(where: str) -> None:
     ran: list[str] = []
     workflow = Workflow("stopped")
-    workflow.step(name="guarded", spawn=where, policies=does(through))(placed(where, lambda: ran.append("guarded")))
+    workflow.step(name="guarded", spawn=where, policies=does(through))(
+        for_spawner(where, lambda: ran.append("guarded"))
+    )
 
     @workflow.step(spawn="inline")
     def fails() -> None:
@@ -677,7 +679,7 @@ async def test_what_is_stopped_before_it_has_started_never_runs(where: str) -> N
     async with Mesh(workflow) as mesh:
         transaction = await finish(mesh, workflow)
         await turns()
-        assert transaction.status == "compensated" and "failed guarded" in told(transaction)
+        assert transaction.status == "compensated" and "failed guarded" in pulse_lines(transaction)
         assert not ran
 
 
@@ -696,7 +698,7 @@ async def test_what_waits_for_a_thread_inside_its_policies_is_stopped_there() ->
         transaction = await mesh.stimulate(workflow)
         await until(blocked.is_set)
         cancelling = asyncio.create_task(transaction.cancel())
-        await until(lambda: "failed guarded" in told(transaction))
+        await until(lambda: "failed guarded" in pulse_lines(transaction))
         may.set()
         await cancelling
     assert not ran and transaction.status == "cancelled"

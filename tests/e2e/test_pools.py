@@ -19,10 +19,22 @@ from bitactor.errors import ConfigurationError, InvalidInput, StepTimeout
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from mesh.actor import BitActor
-from mesh.pools import Claim
-from mesh.run import Run
+from mesh.pools import PermitSet
+from mesh.run import LiveTransaction
 from tests.e2e.processes import PATIENCE, town
-from tests.e2e.support import BOUND, PLACES, Peak, audit, pass_time, placed, start, told, turns, undone, until
+from tests.e2e.support import (
+    BOUND,
+    SPAWNERS,
+    Peak,
+    audit,
+    for_spawner,
+    pass_time,
+    pulse_lines,
+    start,
+    turns,
+    undone,
+    until,
+)
 
 ONE = {"one": 1}
 
@@ -233,7 +245,7 @@ async def test_a_consumer_with_a_turn_still_needs_its_places(store: str) -> None
     async with Mesh(workflow, worker, store=store, pools=ONE) as mesh:
         await start(mesh, workflow)
         await until(lambda: len(handled) == 20)
-        await until(lambda: not mesh.node.supervisor.running)
+        await until(lambda: not mesh.node.supervisor.running_count)
         assert inside.most == 3
         turn = mesh.about()["turns"][worker.check().workflow]
         assert turn["taken"] == turn["waiting"] == 0
@@ -335,7 +347,7 @@ async def test_a_cancelled_hop_waits_no_more(store: str) -> None:
         await until(lambda: taken(mesh) == (1, 2, 0))
         assert await second.cancel() == "cancelled"
         assert taken(mesh) == (1, 1, 0)
-        assert [line for line in told(second) if line.endswith("works")] == ["spawned works", "failed works"]
+        assert [line for line in pulse_lines(second) if line.endswith("works")] == ["spawned works", "failed works"]
         audit(second)
         assert await first.cancel() == "cancelled"
         await until(lambda: begun == [1, 3])
@@ -630,7 +642,7 @@ def nest(
                 value = await begun.result(BOUND)
             return value + 1
 
-    below.step(name="works", spawn=inner, limit=limit)(placed(inner, short))
+    below.step(name="works", spawn=inner, limit=limit)(for_spawner(inner, short))
     above.step(name="works", spawn=outer, limit=limit)(waits if outer == "loop" else blocks)
     return below, above
 
@@ -815,7 +827,7 @@ async def test_stopped_while_its_place_is_lent(store: str, way: str, when: str) 
         may.set()
         others_may.set()
         assert await other.result(BOUND) == 1
-        await until(lambda: not mesh.node.supervisor.running)
+        await until(lambda: not mesh.node.supervisor.running_count)
         assert all_free(mesh)
 
 
@@ -842,7 +854,7 @@ async def test_a_thread_that_has_to_be_answered_for_takes_nothing_again(store: s
         assert about["taken"] == about["lent"] == about["claimed"] == 0
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", SPAWNERS)
 async def test_a_compensation_lends_its_own_steps_place(store: str, place: str) -> None:
     below, above = Workflow("below", ttl=1), Workflow("above", ttl=1)
 
@@ -856,7 +868,7 @@ async def test_a_compensation_lends_its_own_steps_place(store: str, place: str) 
     async def asks_below(error: Exception) -> Any:
         return Continue(await (await mesh.stimulate("below")).result(BOUND))
 
-    above.step(name="breaks", limit="one", spawn=place)(placed(place, breaks)).compensate(asks_below)
+    above.step(name="breaks", limit="one", spawn=place)(for_spawner(place, breaks)).compensate(asks_below)
     async with Mesh(below, above, store=store, pools=ONE) as mesh:
         runs = [await start(mesh, above) for _ in range(5)]
         assert {await tx.result(BOUND) for tx in runs} == {"mended"}
@@ -978,11 +990,11 @@ async def test_ten_thousand_runs_leave_every_place_free() -> None:
             statuses.update([await tx.ended(60.0) for tx in runs])
             del runs, tx
             if batch == 9:
-                await until(lambda: not mesh.node.supervisor.running and not mesh.node.about()["zombies"])
+                await until(lambda: not mesh.node.supervisor.running_count and not mesh.node.about()["zombies"])
                 objects = alive()
-        await until(lambda: not mesh.node.supervisor.running and not mesh.node.about()["zombies"])
+        await until(lambda: not mesh.node.supervisor.running_count and not mesh.node.about()["zombies"])
         assert all_free(mesh)
-        assert not mesh.node.supervisor.runs and len(mesh.node.wheel) == 0
+        assert not mesh.node.supervisor.transactions and len(mesh.node.wheel) == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}
         # What the loop's last turns still hold differs by a few; one left behind in a hundred runs would be 90.
         assert not {kind: count for kind, count in alive().items() if count > objects[kind] + 20}
@@ -992,9 +1004,9 @@ async def test_ten_thousand_runs_leave_every_place_free() -> None:
 def alive() -> Counter[str]:
     for _ in range(3):
         gc.collect()
-    kept = (Run, BitActor, asyncio.Task, asyncio.Event)
+    kept = (LiveTransaction, BitActor, asyncio.Task, asyncio.Event)
     return Counter(
-        type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, Claim) or type(thing) in kept
+        type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, PermitSet) or type(thing) in kept
     )
 
 
@@ -1025,4 +1037,4 @@ async def test_bounds_of_a_run_that_are_none_are_refused(options: dict[str, Any]
     async with Mesh(workflow) as mesh:
         with pytest.raises(InvalidInput, match=next(iter(options))):
             await mesh.stimulate(workflow, {"who": 1}, **options)
-        assert not mesh.node.supervisor.running
+        assert not mesh.node.supervisor.running_count

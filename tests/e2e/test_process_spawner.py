@@ -22,7 +22,7 @@ from bitactor.signal import UNDO, Reply
 from mesh import Mesh
 from mesh.spawners import process
 from mesh.spawners.definitions import modules_of
-from mesh.spawners.intensity import Intensity
+from mesh.spawners.intensity import RestartIntensity
 from mesh.spawners.process import ProcessSpawner
 from tests.e2e.process_broken import broken
 from tests.e2e.process_dying import dying
@@ -34,7 +34,7 @@ from tests.spawning import Hop, Stage, until
 class ProcessStage(Stage):
     """A stage with one worker process, unless told otherwise."""
 
-    def __init__(self, processes: int = 1, intensity: Intensity | None = None) -> None:
+    def __init__(self, processes: int = 1, intensity: RestartIntensity | None = None) -> None:
         self.processes = ProcessSpawner(processes, intensity)
         super().__init__(self.processes)
 
@@ -46,7 +46,7 @@ class ProcessStage(Stage):
 
 
 @asynccontextmanager
-async def staged(intensity: Intensity | None = None) -> AsyncIterator[ProcessStage]:
+async def staged(intensity: RestartIntensity | None = None) -> AsyncIterator[ProcessStage]:
     """A stage with one worker, which leaves nothing behind."""
     made = ProcessStage(intensity=intensity)
     try:
@@ -309,7 +309,7 @@ async def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path, short_di
 
 async def test_workers_that_die_on_import_lose_their_hops_and_then_the_spawner_rests() -> None:
     told: list[str] = []
-    async with staged(Intensity(process.MAX_DEATHS, 600.0)) as stage:  # however slow this machine is
+    async with staged(RestartIntensity(process.MAX_DEATHS, 600.0)) as stage:  # however slow this machine is
         stage.processes.on_collapse = told.append
         outcomes = [(await stage.run(dying, "never", 1)).outcome for _ in range(8)]
         assert outcomes == ["lost"] * 8
@@ -331,7 +331,7 @@ async def test_workers_that_cannot_start_are_given_up_and_tried_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    async with staged(intensity := Intensity(2, 2.0)) as stage:
+    async with staged(intensity := RestartIntensity(2, 2.0)) as stage:
         stage.processes.on_collapse = told.append
         with monkeypatch.context() as patch:
             patch.setattr(sys, "executable", interpreter(tmp_path, "false"))
@@ -339,7 +339,7 @@ async def test_workers_that_cannot_start_are_given_up_and_tried_again_later(
             assert [(await hop.reply()).outcome for hop in hops] == ["lost"] * 3
             assert stage.processes.statistics()["starts"] == 3
             assert len(told) == 1
-        await until(lambda: not intensity.resting(stage.loop.time()))
+        await until(lambda: not intensity.cooling_down(stage.loop.time()))
         assert (await stage.run(alone, "who_am_i", None)).outcome == "ok"
 
 
@@ -354,19 +354,19 @@ async def test_a_python_that_is_not_there_is_a_worker_that_cannot_start(
 async def test_a_worker_that_never_gets_ready_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "PATIENCE", 0.2)
     monkeypatch.setattr(sys, "executable", interpreter(tmp_path, "sleep 600"))
-    async with staged(Intensity(1, 60.0)) as stage:
+    async with staged(RestartIntensity(1, 60.0)) as stage:
         hop = stage.launch(alone, "who_am_i", None)
         assert (await hop.reply()).outcome == "lost"
         assert stage.processes.statistics()["kills"] == 2
 
 
 def test_intensity_counts_failures_within_its_window() -> None:
-    intensity = Intensity(2, 10.0)
+    intensity = RestartIntensity(2, 10.0)
     assert not any(intensity.record(now) for now in (0.0, 1.0, 10.5, 11.5))
-    assert not intensity.resting(11.5)
+    assert not intensity.cooling_down(11.5)
     assert intensity.record(11.6)
-    assert intensity.resting(21.5)
-    assert not intensity.resting(21.7)
+    assert intensity.cooling_down(21.5)
+    assert not intensity.cooling_down(21.7)
     assert not any(intensity.record(now) for now in (22.0, 22.1))
     assert intensity.record(22.2)
 

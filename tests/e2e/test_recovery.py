@@ -14,7 +14,7 @@ from bitactor import Workflow
 from bitactor.errors import InvalidInput, StoreError, UnknownTransaction
 from mesh import Mesh
 from tests.e2e.recovery_child import POINTS, build
-from tests.e2e.support import BOUND, audit, chain, told, turns, undone, until
+from tests.e2e.support import BOUND, audit, chain, pulse_lines, turns, undone, until
 
 ROOT = Path(__file__).parents[2]
 UNDONE = ("failing", "in undo", "between undos", "undo backing off")
@@ -52,8 +52,8 @@ async def test_what_was_open_is_finished(point: str, tmp_path: Path, sqlite: str
         assert await tx.ended(BOUND) == expected
         if expected == "completed":
             assert await tx.result() == "c"
-            await until(lambda: "emitted" in told(tx))
-            await until(lambda: not mesh.node.supervisor.running)
+            await until(lambda: "emitted" in pulse_lines(tx))
+            await until(lambda: not mesh.node.supervisor.running_count)
             assert [line for line in after if line.startswith("undo")] == []
         else:
             assert undone(tx)[-1] == "a" and set(undone(tx)) == {"a", "b"}
@@ -166,7 +166,7 @@ async def test_closing_while_a_commit_is_on_its_way(sqlite: str) -> None:
         for tx in transactions:
             again = await mesh.transaction(tx.id)
             assert await again.result(BOUND) == "b"
-        await until(lambda: not mesh.node.supervisor.running)
+        await until(lambda: not mesh.node.supervisor.running_count)
         assert not mesh.node.store.list(status="running", limit=1000)
 
 
@@ -250,10 +250,10 @@ async def test_told_only_once_it_is_kept(sqlite: str) -> None:
             tx = await mesh.stimulate(workflow)
             while tx.status == "running":  # noqa: ASYNC110 (the moment it changes is what is looked for)
                 await asyncio.sleep(0)
-            assert told(tx)[-1] == "finished"
+            assert pulse_lines(tx)[-1] == "finished"
             tx = await mesh.stimulate(workflow)
             await tx.result(BOUND)
-            assert told(tx)[-1] == "finished"
+            assert pulse_lines(tx)[-1] == "finished"
 
 
 async def test_many_at_once_survive(tmp_path: Path, sqlite: str) -> None:

@@ -12,7 +12,7 @@ from bitactor import Backoff, Context, Halt, Retry, Workflow, WorkflowFailed
 from bitactor.errors import DeadlineExceeded, StepTimeout
 from bitactor.testing import FakeClock
 from mesh import Mesh
-from tests.e2e.support import BOUND, audit, pass_time, spawned, told, tombstones, turns, undone, until
+from tests.e2e.support import BOUND, audit, pass_time, pulse_lines, spawned, tombstones, turns, undone, until
 
 
 async def test_a_loop_step_is_cancelled_at_its_timeout(store: str) -> None:
@@ -41,8 +41,8 @@ async def test_a_loop_step_is_cancelled_at_its_timeout(store: str) -> None:
             await tx.result()
         assert [type(error) for error in caught.value.errors] == [StepTimeout]
         assert "slow/slow" in str(caught.value) and "1 s" in str(caught.value)
-        assert told(tx) == ["accepted", "spawned slow", "timed_out slow", "failed slow", "finished"]
-        await until(lambda: not mesh.node.host.zombies)
+        assert pulse_lines(tx) == ["accepted", "spawned slow", "timed_out slow", "failed slow", "finished"]
+        await until(lambda: not mesh.node.executor.zombies)
         assert cleaned == ["wholly"], "its clean-up is not cancelled a second time"
         audit(tx)
 
@@ -70,7 +70,7 @@ async def test_swallowing_cancellation_makes_a_zombie_that_is_counted_and_told(s
         assert mesh.node.about()["zombies"] == 1
         go.set()
         await until(lambda: mesh.node.about()["zombies"] == 0)
-        await until(lambda: "late deaf" in told(tx))
+        await until(lambda: "late deaf" in pulse_lines(tx))
         late = tx.pulses()[-1]
         assert late.data and late.data["outcome"] == "ok"
         assert tx.status == "compensated"
@@ -98,8 +98,8 @@ async def test_a_thread_step_is_fenced(store: str) -> None:
         assert mesh.node.about()["zombies"] == 1
         go.set()
         await until(lambda: mesh.node.about()["zombies"] == 0)
-        await until(lambda: "late blocked" in told(tx))
-        assert told(tx).count("late blocked") == 1
+        await until(lambda: "late blocked" in pulse_lines(tx))
+        assert pulse_lines(tx).count("late blocked") == 1
         audit(tx)
 
 
@@ -185,7 +185,7 @@ async def test_a_timed_out_attempt_is_tried_again(store: str) -> None:
         tx = await mesh.stimulate(workflow)
         await until(lambda: attempts)
         await pass_time(clock, 1.1)
-        assert "retried flaky" in told(tx)
+        assert "retried flaky" in pulse_lines(tx)
         await pass_time(clock, 2.8)
         assert attempts == [1]
         await pass_time(clock, 0.3)
@@ -216,7 +216,7 @@ async def test_each_attempt_has_the_whole_timeout(store: str) -> None:
             await pass_time(clock, 0.02)
         assert await tx.ended(BOUND) == "compensated"
         assert attempts == [1, 2, 3]
-        assert told(tx).count("timed_out hangs") == 3
+        assert pulse_lines(tx).count("timed_out hangs") == 3
         audit(tx)
 
 
@@ -233,7 +233,7 @@ async def test_only_errors_worth_it_are_retried(store: str) -> None:
         await spawned(tx, "hangs")
         await pass_time(clock, 1.1)
         assert await tx.ended(BOUND) == "compensated"
-        assert told(tx).count("spawned hangs") == 1
+        assert pulse_lines(tx).count("spawned hangs") == 1
 
 
 @pytest.mark.parametrize("place", ["loop", "thread"])
@@ -275,7 +275,7 @@ async def test_the_transactions_deadline(store: str, place: str) -> None:
         assert tombstones(tx)[0] == "deadline_exceeded"
         assert taken_back == [1], "undo is not stopped by the deadline that began it"
         go.set()
-        await until(lambda: not mesh.node.host.zombies)
+        await until(lambda: not mesh.node.executor.zombies)
         audit(tx)
 
 
@@ -306,7 +306,7 @@ async def test_the_deadline_ends_a_wait_for_a_retry(store: str) -> None:
 
     async with Mesh(workflow, store=store, clock=clock) as mesh:
         tx = await mesh.stimulate(workflow)
-        await until(lambda: "retried waits" in told(tx))
+        await until(lambda: "retried waits" in pulse_lines(tx))
         await pass_time(clock, 2.1)
         assert await tx.ended(BOUND) == "compensated"
         assert isinstance(tx.errors()[0], DeadlineExceeded)
@@ -396,7 +396,7 @@ async def test_undo_waits_for_a_late_reply_and_uses_it(store: str) -> None:
         go.set()
         assert await tx.ended(BOUND) == "compensated"
         assert taken_back == ["made it"]
-        assert "late slow" in told(tx)
+        assert "late slow" in pulse_lines(tx)
         audit(tx)
 
 
@@ -417,7 +417,7 @@ async def test_a_step_that_answers_just_in_time_is_not_disturbed(store: str) -> 
         go.set()
         assert await tx.result(BOUND) == "done"
         await pass_time(clock, 100)
-        assert told(tx) == ["accepted", "spawned quick", "completed quick", "finished"]
+        assert pulse_lines(tx) == ["accepted", "spawned quick", "completed quick", "finished"]
         assert len(mesh.node.wheel) == 0
 
 
@@ -442,8 +442,8 @@ async def test_a_compensation_that_hangs_is_over_at_the_timeout(store: str) -> N
         await pass_time(clock, 5)
         assert await tx.ended(BOUND) == "compensated"
         audit(tx)
-        assert len(mesh.node.host.compensations) <= 1
-    assert not mesh.node.host.compensations
+        assert len(mesh.node.executor.compensations) <= 1
+    assert not mesh.node.executor.compensations
 
 
 async def test_a_hanging_compensation_does_not_hold_back_a_cancel(store: str) -> None:
@@ -499,7 +499,7 @@ async def test_cancelled_thread_steps_do_not_use_up_the_pool(store: str) -> None
         assert await (await mesh.stimulate(easy)).result(5) == "done"
         go.set()
         await until(lambda: mesh.node.about()["zombies"] == 0)
-        await until(lambda: "late hang" in told(tx))
+        await until(lambda: "late hang" in pulse_lines(tx))
         audit(tx)
 
 

@@ -9,7 +9,7 @@ import pytest
 from bitactor import Context, Retry, Workflow, WorkflowFailed, WorkflowTooDeep, consumer
 from bitactor.errors import TtlExpired
 from mesh import Mesh
-from tests.e2e.support import BOUND, chain, finish, told, tombstones, undone, until
+from tests.e2e.support import BOUND, chain, finish, pulse_lines, tombstones, undone, until
 
 
 def test_nine_in_a_row_are_refused_when_declared() -> None:
@@ -174,9 +174,9 @@ async def test_a_consumer_without_budget_left_says_so(store: str) -> None:
     async with Mesh(workflow, listen, store=store) as mesh:
         tx = await finish(mesh, workflow)
         assert tx.status == "completed"
-        await until(lambda: "emitted" in told(tx))
+        await until(lambda: "emitted" in pulse_lines(tx))
         receiver = tx.pulses()[-1].data["receivers"][0]
         child = await mesh.transaction(receiver)
         assert await child.ended(BOUND) == "compensated"
-        assert told(child) == ["accepted", "tombstone listen", "failed listen", "finished"]
+        assert pulse_lines(child) == ["accepted", "tombstone listen", "failed listen", "finished"]
     assert heard == []

@@ -15,7 +15,7 @@ import pytest
 from bitactor import Context, Workflow
 from bitactor.errors import StepTimeout
 from mesh import Mesh
-from tests.e2e.support import BOUND, finish, told, until
+from tests.e2e.support import BOUND, finish, pulse_lines, until
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop] | None] = {"asyncio": None}
 try:
@@ -327,7 +327,7 @@ def test_a_step_cancelled_by_its_own_code_is_its_own_failure(run: Any) -> None:
         async with Mesh(workflow) as mesh:
             tx = await finish(mesh, workflow)
             assert tx.status == "compensated"
-            return told(tx)
+            return pulse_lines(tx)
 
     assert run(main()) == ["accepted", "spawned awaits", "failed awaits", "finished"]
 

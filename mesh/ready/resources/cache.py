@@ -32,14 +32,14 @@ class _Entry(NamedTuple):
     ttl: float
 
 
-class _Turn:
+class _Maker:
     """Whose turn it is to make a value."""
 
-    __slots__ = ("asking", "lock")
+    __slots__ = ("lock", "waiters")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.asking = 0
+        self.waiters = 0
 
 
 class _Missing:
@@ -63,7 +63,7 @@ class Cache:
     def __init__(self, max_entries: int, ttl: float | None, now: Callable[[], float] = time.monotonic) -> None:
         self._ttl = float("inf") if ttl is None else ttl
         self._entries: TLRUCache[Hashable, _Entry] = TLRUCache(max_entries, ttu=_ends, timer=now)
-        self._making: dict[Hashable, _Turn] = {}
+        self._making: dict[Hashable, _Maker] = {}
         self.hits = 0
         self.misses = 0
 
@@ -106,18 +106,18 @@ class Cache:
         found = await self.get(key, MISSING)
         if found is not MISSING:
             return found
-        turn = self._making.setdefault(key, _Turn())
-        turn.asking += 1
+        maker = self._making.setdefault(key, _Maker())
+        maker.waiters += 1
         try:
-            async with turn.lock:
+            async with maker.lock:
                 entry = self._entries.get(key)
                 if entry is None:
                     await self.set(key, value := await make(), ttl)
                     return value
                 return entry.value
         finally:
-            turn.asking -= 1
-            if turn.asking == 0:
+            maker.waiters -= 1
+            if maker.waiters == 0:
                 del self._making[key]
 
 

@@ -90,7 +90,7 @@ def database(
     given = {option: value for option, value in options.items() if value is not None}
     factory = _Factory(name, made, given)
     return Resource(
-        name, factory, close=_dispose, check=_answers, check_every=check_every, provides=AsyncEngine, requires=()
+        name, factory, close=_dispose, check=_is_alive, check_every=check_every, provides=AsyncEngine, requires=()
     )
 
 
@@ -115,7 +115,7 @@ def _url(name: str, url: str) -> sqlalchemy.URL:
     return made
 
 
-async def _answers(engine: AsyncEngine) -> bool:
+async def _is_alive(engine: AsyncEngine) -> bool:
     async with engine.connect() as connection:
         return (await connection.execute(sqlalchemy.text("SELECT 1"))).scalar() == 1
 

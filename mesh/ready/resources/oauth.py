@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote_plus
 
-from mesh.ready.blotting import blotted
+from mesh.ready.blotting import redact
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import http_error, shown_url
 
@@ -55,11 +55,11 @@ class TokenAuth(httpx2.Auth):
         self, credentials: ClientCredentials, base_url: httpx2.URL, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._credentials = credentials
-        self._token_url = _below(base_url, credentials.token_url)
+        self._token_url = _resolve_url(base_url, credentials.token_url)
         self._origin = _origin(base_url) if base_url.host else None
         self._now = now
         self._token = ""
-        self._ends = 0.0
+        self._expires_at = 0.0
         self._fetching = asyncio.Lock()
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
@@ -69,12 +69,12 @@ class TokenAuth(httpx2.Auth):
             return
         refused = ""
         for _ in range(2):
-            if not self._is_good(refused):
+            if not self._is_usable(refused):
                 async with self._fetching:
-                    if not self._is_good(refused):
-                        answer = yield self._token_request()
-                        await answer.aread()
-                        self._keep(answer)
+                    if not self._is_usable(refused):
+                        token_response = yield self._token_request()
+                        await token_response.aread()
+                        self._store_token(token_response)
             used = self._token
             request.headers["Authorization"] = f"Bearer {used}"
             response = yield request
@@ -82,8 +82,8 @@ class TokenAuth(httpx2.Auth):
                 return
             refused = used
 
-    def _is_good(self, refused: str) -> bool:
-        return self._token != "" and self._token != refused and self._now() < self._ends
+    def _is_usable(self, refused: str) -> bool:
+        return self._token != "" and self._token != refused and self._now() < self._expires_at
 
     def _token_request(self) -> httpx2.Request:
         credentials, headers = self._credentials, {"Accept": "application/json"}
@@ -95,22 +95,22 @@ class TokenAuth(httpx2.Auth):
             headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
         return httpx2.Request("POST", self._token_url, data=form, headers=headers)
 
-    def _keep(self, answer: httpx2.Response) -> None:
-        given = _mapping(answer) if answer.is_success else {}
+    def _store_token(self, token_response: httpx2.Response) -> None:
+        given = _json_object(token_response) if token_response.is_success else {}
         token = given.get("access_token")
         if not isinstance(token, str) or not token:
             body = (
                 "no access_token in it"
-                if answer.is_success
-                else blotted(answer.text, [self._credentials.client_secret])
+                if token_response.is_success
+                else redact(token_response.text, [self._credentials.client_secret])
             )
-            raise http_error("POST", shown_url(str(self._token_url)), answer.status_code, body)
+            raise http_error("POST", shown_url(str(self._token_url)), token_response.status_code, body)
         seconds = given.get("expires_in")
         life = float(seconds) if isinstance(seconds, int | float) and seconds > 0 else float("inf")
-        self._token, self._ends = token, self._now() + life - min(LEEWAY, life / 10)
+        self._token, self._expires_at = token, self._now() + life - min(LEEWAY, life / 10)
 
 
-def _below(base_url: httpx2.URL, url: str) -> httpx2.URL:
+def _resolve_url(base_url: httpx2.URL, url: str) -> httpx2.URL:
     """A relative URL as the client itself would complete it."""
     if "://" in url:
         return httpx2.URL(url)
@@ -121,9 +121,9 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-def _mapping(answer: httpx2.Response) -> dict[str, Any]:
+def _json_object(token_response: httpx2.Response) -> dict[str, Any]:
     try:
-        given = answer.json()
+        given = token_response.json()
     except ValueError:
         return {}
     return given if isinstance(given, dict) else {}

@@ -16,32 +16,32 @@ from bitactor.context import Context
 from bitactor.errors import StepTimeout
 
 _LOCKS: Final = tuple(threading.Lock() for _ in range(64))
-_REMEMBERED: Final = 4_096
-_given_up: OrderedDict[str, None] = OrderedDict()
+_MAX_FENCED: Final = 4_096
+_fenced: OrderedDict[str, None] = OrderedDict()
 
 
 @contextmanager
-def acting(ctx: Context) -> Iterator[None]:
-    """Around what changes something in a step.
+def guarded_change(ctx: Context) -> Iterator[None]:
+    """Around what changes something in a step: one attempt or undo at a time, and none that is fenced.
 
     Raises:
         StepTimeout: the attempt's time is over, or the step has been taken back meanwhile.
     """
-    with _turn(ctx):
-        if ctx.forward_key in _given_up or ctx.deadline_left == 0:
+    with _lock_of(ctx):
+        if ctx.forward_key in _fenced or ctx.deadline_left == 0:
             raise StepTimeout(f"{ctx.workflow}/{ctx.step} was given up before it had changed anything")
         yield
 
 
 @contextmanager
-def taking_back(ctx: Context) -> Iterator[None]:
-    """Around what takes a step back; from here on none of its attempts in this process acts."""
-    with _turn(ctx):
-        _given_up[ctx.forward_key] = None
-        while len(_given_up) > _REMEMBERED:
-            _given_up.popitem(last=False)
+def fenced_undo(ctx: Context) -> Iterator[None]:
+    """Around what takes a step back: its attempts in this process are fenced, and change nothing from here on."""
+    with _lock_of(ctx):
+        _fenced[ctx.forward_key] = None
+        while len(_fenced) > _MAX_FENCED:
+            _fenced.popitem(last=False)
         yield
 
 
-def _turn(ctx: Context) -> threading.Lock:
+def _lock_of(ctx: Context) -> threading.Lock:
     return _LOCKS[hash(ctx.forward_key) % len(_LOCKS)]

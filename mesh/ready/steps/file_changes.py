@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 from bitactor.context import Context
 from bitactor.errors import DefinitionError, InvalidInput
-from mesh.ready.declaring import takes
-from mesh.ready.steps.file_acting import acting, taking_back
-from mesh.ready.steps.file_keeping import Keeping, copied
+from mesh.ready.declaring import set_parameters
+from mesh.ready.steps.file_acting import fenced_undo, guarded_change
+from mesh.ready.steps.file_keeping import Backup, copy_file
 from mesh.ready.steps.file_paths import HELD, Identity, identity, is_one_of, open_regular, path_of, sync, write_whole
 from mesh.ready.templates import Structure, Template
 
@@ -35,24 +35,24 @@ class Change:
         if self.keep and not self.undoable:
             raise DefinitionError("keep= says where to keep what an undo needs, but undoable=False")
         object.__setattr__(self, "_path", Template(self.path))
-        takes(self, self._templates())
+        set_parameters(self, self._templates())
 
     def _templates(self) -> list[Template]:
         return [self._path]
 
-    def _keeping(self, place: Path, ctx: Context) -> Keeping:
+    def _backup(self, place: Path, ctx: Context) -> Backup:
         directory = Path(self.keep).absolute() if self.keep else None
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
-        return Keeping(place, ctx.forward_key, directory, self.durable)
+        return Backup(place, ctx.forward_key, directory, self.durable)
 
     def _put(
         self, place: Path, ctx: Context, fill: Callable[[BinaryIO], None], like: Path | None = None
     ) -> dict[str, Any]:
         """Write a file beside the place, then put it there in one go."""
         _refuse_no_directory(place)
-        keeping = self._keeping(place, ctx)
-        temporary = keeping.temporary(ctx.hop, ctx.signal.delivery, "tmp")
+        backup = self._backup(place, ctx)
+        temporary = backup.temporary(ctx.hop, ctx.signal.delivery, "tmp")
         made = write_whole(temporary, fill, self.durable)
         try:
             if like is not None:
@@ -60,27 +60,27 @@ class Change:
             elif place.exists():
                 temporary.chmod(stat.S_IMODE(place.stat().st_mode))
             size = temporary.stat().st_size
-            with acting(ctx):
-                self._replace(keeping, temporary, made)
+            with guarded_change(ctx):
+                self._replace(backup, temporary, made)
         finally:
             temporary.unlink(missing_ok=True)
-        return {"path": str(place), "size": size, "kept": str(keeping.note) if self.undoable else None}
+        return {"path": str(place), "size": size, "kept": str(backup.note) if self.undoable else None}
 
-    def _replace(self, keeping: Keeping, by: Path, made: Identity, source: Identity | None = None) -> None:
+    def _replace(self, backup: Backup, by: Path, made: Identity, source: Identity | None = None) -> None:
         """What is kept is noted first; if the step fails here, nothing has happened, and nothing is kept."""
-        if keeping.place.is_dir() and not keeping.place.is_symlink():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(keeping.place))
-        fresh = self.undoable and keeping.read() is None
+        if backup.place.is_dir() and not backup.place.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(backup.place))
+        fresh = self.undoable and backup.read() is None
         try:
             if self.undoable:
-                keeping.keep(made, source)
-            by.replace(keeping.place)
+                backup.save(made, source)
+            by.replace(backup.place)
         except OSError:
             if fresh:
-                keeping.forget()
+                backup.forget()
             raise
         if self.durable:
-            sync(keeping.place.parent)
+            sync(backup.place.parent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +110,8 @@ class Write(Change):
         return self._put(path_of(self._path, given, self.within), ctx, lambda file: _write(file, content))
 
     def take_back(self, *, ctx: Context, **given: Any) -> None:
-        with taking_back(ctx):
-            self._keeping(path_of(self._path, given, self.within), ctx).put_back()
+        with fenced_undo(ctx):
+            self._backup(path_of(self._path, given, self.within), ctx).restore()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +135,8 @@ class Copy(Change):
             return self._put(place, ctx, lambda file: shutil.copyfileobj(content, file), like=source)
 
     def take_back(self, *, ctx: Context, **given: Any) -> None:
-        with taking_back(ctx):
-            self._keeping(path_of(self._path, given, self.within), ctx).put_back()
+        with fenced_undo(ctx):
+            self._backup(path_of(self._path, given, self.within), ctx).restore()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +156,11 @@ class Move(Change):
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
         source, place = self._paths(given)
         _refuse_no_directory(place)
-        keeping = self._keeping(place, ctx)
-        temporary = keeping.temporary(ctx.hop, ctx.signal.delivery, "tmp")
+        backup = self._backup(place, ctx)
+        temporary = backup.temporary(ctx.hop, ctx.signal.delivery, "tmp")
         try:
-            with acting(ctx):
-                note = keeping.read() if self.undoable else None
+            with guarded_change(ctx):
+                note = backup.read() if self.undoable else None
                 if note is not None:
                     done = is_one_of(identity(place), note["put"]) and not is_one_of(identity(source), note["source"])
                 else:
@@ -171,26 +171,26 @@ class Move(Change):
                         and identity(place) is not None
                     )
                 if not done:
-                    self._move(source, keeping, temporary)
+                    self._move(source, backup, temporary)
         finally:
             temporary.unlink(missing_ok=True)
-        return {"path": str(place), "from": str(source), "kept": str(keeping.note) if self.undoable else None}
+        return {"path": str(place), "from": str(source), "kept": str(backup.note) if self.undoable else None}
 
     def take_back(self, *, ctx: Context, **given: Any) -> None:
         source, place = self._paths(given)
-        keeping = self._keeping(place, ctx)
-        with taking_back(ctx):
-            note = keeping.read()
+        backup = self._backup(place, ctx)
+        with fenced_undo(ctx):
+            note = backup.read()
             if note is not None:
                 there, origin = identity(place), identity(source)
                 moved = is_one_of(there, note["put"])
                 if moved and origin is None:
-                    self._move_back(source, keeping, ctx)
+                    self._move_back(source, backup, ctx)
                 elif moved and not is_one_of(origin, note["source"]):
-                    raise keeping.foreign(source)
+                    raise backup.changed_by_others(source)
                 elif not moved and origin is None and not is_one_of(there, note["was"]):
-                    raise keeping.foreign(place)
-            keeping.put_back()
+                    raise backup.changed_by_others(place)
+            backup.restore()
 
     def _paths(self, given: dict[str, Any]) -> tuple[Path, Path]:
         source = path_of(self._source, given, self.within, follow=False)
@@ -198,32 +198,32 @@ class Move(Change):
         _refuse_same(source, place)
         return source, place
 
-    def _move(self, source: Path, keeping: Keeping, temporary: Path) -> None:
+    def _move(self, source: Path, backup: Backup, temporary: Path) -> None:
         there = identity(source)
         if there is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
         if source.is_dir() and not source.is_symlink():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(source))
-        if there[0] == keeping.place.parent.stat().st_dev:
-            self._replace(keeping, source, there[:HELD])
+        if there[0] == backup.place.parent.stat().st_dev:
+            self._replace(backup, source, there[:HELD])
         else:
-            made = copied(source, temporary, self.durable)
-            self._replace(keeping, temporary, made[:HELD], there)
+            made = copy_file(source, temporary, self.durable)
+            self._replace(backup, temporary, made[:HELD], there)
             source.unlink()
         if self.durable:
             sync(source.parent)
 
-    def _move_back(self, source: Path, keeping: Keeping, ctx: Context) -> None:
+    def _move_back(self, source: Path, backup: Backup, ctx: Context) -> None:
         try:
-            keeping.place.replace(source)
+            backup.place.replace(source)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            temporary = Keeping(source, ctx.forward_key, None).temporary(ctx.hop, ctx.signal.delivery, "back")
-            note = keeping.read()
+            temporary = Backup(source, ctx.forward_key, None).temporary(ctx.hop, ctx.signal.delivery, "back")
+            note = backup.read()
             assert note is not None
-            note["source"].append(copied(keeping.place, temporary, self.durable))
-            keeping.write(note)
+            note["source"].append(copy_file(backup.place, temporary, self.durable))
+            backup.write(note)
             temporary.replace(source)
 
 
@@ -235,22 +235,22 @@ class Remove(Change):
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
         place = path_of(self._path, given, self.within, follow=False)
-        keeping = self._keeping(place, ctx)
+        backup = self._backup(place, ctx)
         if place.is_dir() and not place.is_symlink():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
-        with acting(ctx):
-            removed = identity(place) is not None or keeping.read() is not None
+        with guarded_change(ctx):
+            removed = identity(place) is not None or backup.read() is not None
             if not removed and self.missing_ok:
                 return {"path": str(place), "removed": False, "kept": None}
             if self.undoable:
-                keeping.take()
+                backup.stash()
             else:
                 place.unlink(missing_ok=self.missing_ok or _is_again(ctx))
-        return {"path": str(place), "removed": True, "kept": str(keeping.note) if self.undoable else None}
+        return {"path": str(place), "removed": True, "kept": str(backup.note) if self.undoable else None}
 
     def take_back(self, *, ctx: Context, **given: Any) -> None:
-        with taking_back(ctx):
-            self._keeping(path_of(self._path, given, self.within, follow=False), ctx).put_back()
+        with fenced_undo(ctx):
+            self._backup(path_of(self._path, given, self.within, follow=False), ctx).restore()
 
 
 def _write(file: BinaryIO, content: bytes) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bitactor.context import Context
-from mesh.ready.declaring import takes
-from mesh.ready.steps.file_acting import acting, taking_back
-from mesh.ready.steps.file_keeping import Keeping
+from mesh.ready.declaring import set_parameters
+from mesh.ready.steps.file_acting import fenced_undo, guarded_change
+from mesh.ready.steps.file_keeping import Backup
 from mesh.ready.steps.file_paths import path_of, write_whole
 from mesh.ready.templates import Template
 
@@ -31,11 +31,11 @@ class Make:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_path", Template(self.path))
-        takes(self, [self._path])
+        set_parameters(self, [self._path])
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
         place = path_of(self._path, given, self.within)
-        with acting(ctx):
+        with guarded_change(ctx):
             note = next(_notes(place, ctx), None) if self.undoable else None
             made = [Path(path) for path in json.loads(note.read_bytes())] if note is not None else _missing(place)
             if note is None:
@@ -53,7 +53,7 @@ class Make:
 
     def take_back(self, *, ctx: Context, **given: Any) -> None:
         place = path_of(self._path, given, self.within)
-        with taking_back(ctx):
+        with fenced_undo(ctx):
             for note in _notes(place, ctx):
                 for path in reversed(json.loads(note.read_bytes())):
                     try:
@@ -82,7 +82,7 @@ def _missing(place: Path) -> list[Path]:
 
 
 def _note(directory: Path, place: Path, ctx: Context) -> Path:
-    return Keeping(place, ctx.forward_key, directory).note
+    return Backup(place, ctx.forward_key, directory).note
 
 
 def _notes(place: Path, ctx: Context) -> Iterator[Path]:

@@ -50,8 +50,8 @@ class Note(TypedDict):
     """For a move: what stood, or was put back, where it came from."""
 
 
-class Keeping:
-    """What is kept of one place for one hop.
+class Backup:
+    """The backup of one file for one hop: its note, and its old content.
 
     Args:
         place: the file that is changed.
@@ -96,7 +96,7 @@ class Keeping:
         if self.durable:
             sync(self.note.parent)
 
-    def keep(self, put: Identity, source: Identity | None = None) -> None:
+    def save(self, put: Identity, source: Identity | None = None) -> None:
         """Keep what is in the place, before `put` replaces it.  An earlier attempt's note stands: what is there now may
         be its doing."""
         note = self.read()
@@ -112,7 +112,7 @@ class Keeping:
             note["source"].append(source)
         self.write(note)
 
-    def take(self) -> None:
+    def stash(self) -> None:
         """Move what is in the place away, into what is kept; once, however often it is called.
 
         Raises:
@@ -128,13 +128,13 @@ class Keeping:
         elif not is_one_of(was, note["was"]):
             return
         try:
-            self._move_away()
+            self._move_to_backup()
         except OSError:
             if note is None:
                 self.forget()
             raise
 
-    def _move_away(self) -> None:
+    def _move_to_backup(self) -> None:
         if not os.path.lexists(self.kept):
             try:
                 self.place.replace(self.kept)
@@ -146,7 +146,7 @@ class Keeping:
                 return
         self.place.unlink()
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Have the place as it was; nothing if nothing was changed, or all is put back already.
 
         Raises:
@@ -157,14 +157,14 @@ class Keeping:
             there = identity(self.place)
             if not is_one_of(there, note["was"]):
                 if there is not None and not is_one_of(there, note["put"]):
-                    raise self.foreign(self.place)
+                    raise self.changed_by_others(self.place)
                 if note["had"]:
-                    self._restore(note)
+                    self._restore_content(note)
                 else:
                     self.place.unlink(missing_ok=True)
         self.forget()
 
-    def foreign(self, place: Path) -> ChangedByOthers:
+    def changed_by_others(self, place: Path) -> ChangedByOthers:
         """What to raise when somebody else has been at a place."""
         kept = f"; what was there before is kept in {str(self.kept)!r}" if os.path.lexists(self.kept) else ""
         return ChangedByOthers(
@@ -195,10 +195,10 @@ class Keeping:
         """For where there are no links: another file system, say."""
         temporary = _new(self.kept)
         temporary.unlink(missing_ok=True)
-        copied(self.place, temporary, self.durable)
+        copy_file(self.place, temporary, self.durable)
         temporary.replace(self.kept)
 
-    def _restore(self, note: Note) -> None:
+    def _restore_content(self, note: Note) -> None:
         if not os.path.lexists(self.kept):
             raise ChangedByOthers(
                 f"{str(self.place)!r} cannot be put back: {str(self.kept)!r}, where its old content was kept, is gone"
@@ -210,7 +210,7 @@ class Keeping:
                 raise
             temporary = self.place.parent / f"{self._beside}.{'0' * 16}-0.back{SUFFIX}"
             temporary.unlink(missing_ok=True)
-            note["was"].append(copied(self.kept, temporary, self.durable))
+            note["was"].append(copy_file(self.kept, temporary, self.durable))
             note["put"] = [one for one in note["put"] if one != note["was"][-1][:HELD]]
             self.write(note)
             temporary.replace(self.place)
@@ -241,7 +241,7 @@ def sweep(directory: str | Path, older_than: float) -> int:
     Transactions that old cannot be undone any more; let it be longer than any of yours takes.
     """
     before, swept = time.time() - older_than, 0
-    for path in kept_below(Path(directory)):
+    for path in find_backups(Path(directory)):
         try:
             if path.lstat().st_ctime < before:
                 path.unlink()
@@ -251,12 +251,12 @@ def sweep(directory: str | Path, older_than: float) -> int:
     return swept
 
 
-def kept_below(directory: Path) -> Iterator[Path]:
+def find_backups(directory: Path) -> Iterator[Path]:
     """What file steps keep there, and what interrupted ones have left."""
     return (path for path in directory.rglob(f".*{SUFFIX}*") if _OURS.fullmatch(path.name))
 
 
-def copied(source: Path, target: Path, durable: bool) -> Identity:
+def copy_file(source: Path, target: Path, durable: bool) -> Identity:
     """Copy a regular file or a symbolic link, with times and rights, to where nothing is; the copy's identity."""
     if source.is_symlink():
         target.symlink_to(source.readlink())

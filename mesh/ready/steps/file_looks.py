@@ -14,7 +14,7 @@ from typing import Any
 from bitactor.codec import MAX_TOKEN_BYTES
 from bitactor.context import Context
 from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome
-from mesh.ready.declaring import takes
+from mesh.ready.declaring import set_parameters
 from mesh.ready.steps.file_keeping import SUFFIX
 from mesh.ready.steps.file_paths import open_regular, path_of
 from mesh.ready.templates import Template
@@ -35,7 +35,7 @@ class Read:
     def __post_init__(self) -> None:
         _refuse_bound("max_bytes", self.max_bytes, MAX_TOKEN_BYTES)
         object.__setattr__(self, "_path", Template(self.path))
-        takes(self, [self._path])
+        set_parameters(self, [self._path])
 
     def __call__(self, *, ctx: Context, **given: Any) -> str | bytes:
         path = path_of(self._path, given, self.within)
@@ -62,7 +62,7 @@ class Glob:
         _refuse_bound("max_paths", self.max_paths, 1_000_000)
         object.__setattr__(self, "_pattern", Template(self.pattern))
         object.__setattr__(self, "_root", Template(self.root))
-        takes(self, [self._root, self._pattern])
+        set_parameters(self, [self._root, self._pattern])
 
     def __call__(self, *, ctx: Context, **given: Any) -> list[str]:
         root = path_of(self._root, given, "")
@@ -92,7 +92,7 @@ class Stat:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_path", Template(self.path))
-        takes(self, [self._path])
+        set_parameters(self, [self._path])
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
         path = path_of(self._path, given, self.within, follow=False)

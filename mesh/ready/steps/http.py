@@ -26,8 +26,8 @@ from bitactor.errors import ConfigurationError, DefinitionError, StepTimeout, su
 from bitactor.outcome import Retry
 from bitactor.step import Step
 from bitactor.workflow import Workflow
-from mesh.ready.blotting import blotted
-from mesh.ready.declaring import StepOptions, declare, refuse_unknown, takes
+from mesh.ready.blotting import redact
+from mesh.ready.declaring import StepOptions, declare, refuse_unknown, set_parameters
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import (
     HttpBusy,
@@ -53,9 +53,9 @@ __all__ = [
 ]  # fmt: skip
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-WITH_KEY: Final = frozenset(("POST", "PATCH"))
+METHODS_WITH_KEY: Final = frozenset(("POST", "PATCH"))
 """Methods that may not be repeated as they are: these requests say `Idempotency-Key`."""
-TRY_AGAIN_AFTER: Final = (HttpBusy, HttpUnreachable, StepTimeout)
+DEFAULT_RETRY_ON: Final = (HttpBusy, HttpUnreachable, StepTimeout)
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
 DEFAULT_LONGEST_WAIT: Final = 60.0
 
@@ -101,7 +101,9 @@ class Request:
         parts = {"params": Structure(self.params), "headers": Structure(self.headers), "body": Structure(self.body)}
         object.__setattr__(self, "_parts", parts)
         object.__setattr__(self, "_url", Template(self.url))
-        takes(self, [self._url, *(template for part in parts.values() for template in part.templates)], self.client)
+        set_parameters(
+            self, [self._url, *(template for part in parts.values() for template in part.templates)], self.client
+        )
 
     async def __call__(self, *, ctx: Context, **given: Any) -> Any:
         client = given.pop(self.client)
@@ -109,41 +111,41 @@ class Request:
             raise ConfigurationError(
                 f"{self.client!r} is a {type(client).__name__}; a step of HTTP needs an httpx2.AsyncClient"
             )
-        prepared = self._prepared(client, given, ctx)
+        prepared = self._build_request(client, given, ctx)
         url, secrets = shown_url(str(prepared.url)), http_parts.secrets(prepared)
         try:
-            answer = await client.send(prepared, stream=True)
+            response = await client.send(prepared, stream=True)
             try:
-                secrets |= http_parts.secrets(answer.request)
-                return await self._judged(answer, ctx, secrets)
+                secrets |= http_parts.secrets(response.request)
+                return await self._result_or_retry(response, ctx, secrets)
             finally:
-                await answer.aclose()
+                await response.aclose()
         except (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol, httpx2.TooManyRedirects) as error:
-            raise HttpRequestInvalid(f"{self.method} {url}: {blotted(str(error), secrets)}") from None
+            raise HttpRequestInvalid(f"{self.method} {url}: {redact(str(error), secrets)}") from None
         except httpx2.DecodingError as error:
             raise HttpResponseInvalid(f"{self.method} {url}: {error}") from None
         except httpx2.TransportError as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise HttpUnreachable(self.method, url, blotted(reason, secrets)) from None
+            raise HttpUnreachable(self.method, url, redact(reason, secrets)) from None
 
-    async def _judged(self, answer: httpx2.Response, ctx: Context, secrets: set[str]) -> Any:
+    async def _result_or_retry(self, response: httpx2.Response, ctx: Context, secrets: set[str]) -> Any:
         """The result; or another try, when the server said when."""
-        url, status = shown_url(str(answer.url)), answer.status_code
-        if status in self._expected if self._expected else answer.is_success:
-            return await http_answer.result_of(answer, self.max_bytes, f"{self.method} {url}")
-        error = http_error(self.method, url, status, blotted(await http_answer.excerpt_of(answer), secrets))
-        after = http_answer.retry_after(answer)
+        url, status = shown_url(str(response.url)), response.status_code
+        if status in self._expected if self._expected else response.is_success:
+            return await http_answer.result_of(response, self.max_bytes, f"{self.method} {url}")
+        error = http_error(self.method, url, status, redact(await http_answer.excerpt_of(response), secrets))
+        after = http_answer.retry_after(response)
         if after is not None and ctx.retries_left > 0:
             return Retry(after=min(after, self.longest_wait), reason=str(error))
         raise error
 
-    def _prepared(self, client: httpx2.AsyncClient, given: Mapping[str, Any], ctx: Context) -> httpx2.Request:
+    def _build_request(self, client: httpx2.AsyncClient, given: Mapping[str, Any], ctx: Context) -> httpx2.Request:
         params, wanted, body = (self._parts[part].value(given) for part in ("params", "headers", "body"))
         headers = http_parts.headers(wanted)
         content, kind = http_parts.body(body)
         if kind:
             headers.setdefault("content-type", kind)
-        if self.method in WITH_KEY:
+        if self.method in METHODS_WITH_KEY:
             headers.setdefault("idempotency-key", ctx.idempotency_key)
         # Where the step has a limit of its own, that one holds: what it cuts off is in doubt, and not, as with the
         # client's, known to have failed.
@@ -207,7 +209,7 @@ def request(workflow: Workflow, name: str, method: str, url: str, **options: Unp
     }
     rest = {option: value for option, value in options.items() if option in StepOptions.__annotations__}
     if rest.get("retries"):
-        rest.setdefault("retry_on", TRY_AGAIN_AFTER)
+        rest.setdefault("retry_on", DEFAULT_RETRY_ON)
     step = declare(workflow, name, Request, shapes, rest)
     workflow.errors = tuple(dict.fromkeys((*workflow.errors, HttpError, HttpBusy, HttpUnreachable)))
     return step

@@ -17,73 +17,77 @@ _WAITING: Final = frozenset((429, 503))
 """Statuses whose `Retry-After` says when the same request may succeed."""
 
 
-async def result_of(answer: httpx2.Response, max_bytes: int, what: str) -> dict[str, Any]:
+async def result_of(response: httpx2.Response, max_bytes: int, what: str) -> dict[str, Any]:
     """`status`, `url`, `headers`, and `json`, `text` or `content` if there is a body.
 
     Raises:
         HttpResponseInvalid: the body is larger than `max_bytes`, or is not the JSON that it says it is.
     """
-    body = await _body(answer, max_bytes + 1)
+    body = await _body(response, max_bytes + 1)
     if len(body) > max_bytes:
         raise HttpResponseInvalid(
             f"{what}: the answer has more than max_bytes={max_bytes:,}; ask for less at a time, or write a step that "
             "streams it to a file"
         )
-    url = answer.url.copy_with(username=None, password=None) if answer.url.userinfo else answer.url
-    result: dict[str, Any] = {"status": answer.status_code, "url": str(url), "headers": dict(answer.headers.items())}
+    url = response.url.copy_with(username=None, password=None) if response.url.userinfo else response.url
+    result: dict[str, Any] = {
+        "status": response.status_code,
+        "url": str(url),
+        "headers": dict(response.headers.items()),
+    }
     if not body:
         return result
-    kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         try:
             return result | {"json": json.loads(body)}
         except (ValueError, RecursionError) as error:
             raise HttpResponseInvalid(f"{what}: the answer says it is JSON, but is not: {error}") from None
     if kind.startswith("text/") or kind.endswith("+xml") or kind in _TEXTS:
-        return result | {"text": _text(answer, body)}
+        return result | {"text": _text(response, body)}
     return result | {"content": body}
 
 
-async def excerpt_of(answer: httpx2.Response) -> str:
+async def excerpt_of(response: httpx2.Response) -> str:
     """The beginning of the body, as text."""
-    return _text(answer, await _body(answer, _EXCERPT_BYTES))
+    return _text(response, await _body(response, _EXCERPT_BYTES))
 
 
-def retry_after(answer: httpx2.Response) -> float | None:
+def retry_after(response: httpx2.Response) -> float | None:
     """Seconds until the server wants to be asked again; None if it does not say.
 
     A date is compared with the server's own, so that nobody's clock has to be right.
     """
-    said = answer.headers.get("retry-after", "").strip()
-    if answer.status_code not in _WAITING or not said:
+    said = response.headers.get("retry-after", "").strip()
+    if response.status_code not in _WAITING or not said:
         return None
     if said.isascii() and said.isdigit():
         return float(said)
-    then, now = _moment(said), _moment(answer.headers.get("date", "")) or dt.datetime.now(dt.UTC)
+    then, now = _moment(said), _moment(response.headers.get("date", "")) or dt.datetime.now(dt.UTC)
     return None if then is None else max(0.0, (then - now).total_seconds())
 
 
-async def _body(answer: httpx2.Response, at_most: int) -> bytes:
+async def _body(response: httpx2.Response, at_most: int) -> bytes:
     """The body, or as much of it as the bound allows: the rest is not even received."""
     body = bytearray()
-    async for chunk in answer.aiter_bytes():
+    async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) >= at_most:
             break
     return bytes(body[:at_most])
 
 
-def _text(answer: httpx2.Response, body: bytes) -> str:
+def _text(response: httpx2.Response, body: bytes) -> str:
     return (
-        body.decode(answer.charset_encoding or "utf-8", "replace")
-        if _is_known(answer)
+        body.decode(response.charset_encoding or "utf-8", "replace")
+        if _is_known(response)
         else body.decode("utf-8", "replace")
     )
 
 
-def _is_known(answer: httpx2.Response) -> bool:
+def _is_known(response: httpx2.Response) -> bool:
     try:
-        b"".decode(answer.charset_encoding or "utf-8")
+        b"".decode(response.charset_encoding or "utf-8")
     except LookupError:
         return False
     return True

@@ -34,7 +34,7 @@ def url(template: Template, given: Mapping[str, Any], params: Mapping[str, Any])
     Raises:
         InvalidInput: a field is empty where the path needs it, or the path would lead elsewhere.
     """
-    made = urldefrag(template.text(given, _in_its_place)).url
+    made = urldefrag(template.text(given, _quote_field)).url
     path, mark, query = made.partition("?")
     if any(unquote(segment) in (".", "..") for segment in path.split("/")):
         raise InvalidInput(f"the URL {path!r} leads out of its path; a field is '.' or '..'")
@@ -89,7 +89,7 @@ def secrets(request: httpx2.Request) -> set[str]:
     return found | ({request.url.password} if request.url.password else set())
 
 
-def _in_its_place(field: str, filled: str, before: str) -> str:
+def _quote_field(field: str, filled: str, before: str) -> str:
     if not before:
         return filled
     if not filled and "?" not in before:

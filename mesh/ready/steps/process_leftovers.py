@@ -19,8 +19,8 @@ KEY_VARIABLE: Final = "BITACTOR_IDEMPOTENCY_KEY"
 """What a program finds its step's idempotency key in: the mark of all attempts and deliveries."""
 ATTEMPT_VARIABLE: Final = "BITACTOR_ATTEMPT"
 """The mark of one delivery of one attempt."""
-_LOOK_EVERY: Final = 0.02
-_GIVE_UP_AFTER: Final = 5.0
+_POLL_SECONDS: Final = 0.02
+_KILL_TIMEOUT: Final = 5.0
 """Seconds that the kernel may take to end what was killed; one that hangs in a device cannot be waited for."""
 
 
@@ -30,48 +30,48 @@ async def end_leftovers(mark: str, grace: float, group: int | None = None) -> in
 
     `group`: only those of that process group.
     """
-    found = _signalled(mark, group, signal.SIGTERM)
-    if found and not await _gone(mark, group, grace, None):
-        await _gone(mark, group, _GIVE_UP_AFTER, signal.SIGKILL)
+    found = _send_signal(mark, group, signal.SIGTERM)
+    if found and not await _wait_until_gone(mark, group, grace, None):
+        await _wait_until_gone(mark, group, _KILL_TIMEOUT, signal.SIGKILL)
     return found
 
 
-def marks(ctx: Context) -> dict[str, str]:
+def hop_environment(ctx: Context) -> dict[str, str]:
     """What the processes of a hop are given."""
     return {KEY_VARIABLE: ctx.idempotency_key, ATTEMPT_VARIABLE: f"{ctx.hop}-{ctx.signal.delivery}"}
 
 
-def mark_of(variable: str, value: str) -> str:
+def format_mark(variable: str, value: str) -> str:
     """As it stands in an environment."""
     return f"{variable}={value}"
 
 
 def kill_leftovers(mark: str) -> None:
     """Kill them and do not wait: for when nothing can be awaited any more."""
-    _signalled(mark, None, signal.SIGKILL)
+    _send_signal(mark, None, signal.SIGKILL)
 
 
-async def _gone(mark: str, group: int | None, within: float, which: signal.Signals | None) -> bool:
+async def _wait_until_gone(mark: str, group: int | None, within: float, which: signal.Signals | None) -> bool:
     """Whether they are gone in time; `which` goes to all that are not, again and again, for there may be new ones."""
     until = asyncio.get_running_loop().time() + within
-    while any(_of(mark, group)):
+    while any(_marked_pids(mark, group)):
         if asyncio.get_running_loop().time() >= until:
             return False
         if which is not None:
-            _signalled(mark, group, which)
-        await asyncio.sleep(_LOOK_EVERY)
+            _send_signal(mark, group, which)
+        await asyncio.sleep(_POLL_SECONDS)
     return True
 
 
-def _signalled(mark: str, group: int | None, which: signal.Signals) -> int:
+def _send_signal(mark: str, group: int | None, which: signal.Signals) -> int:
     count = 0
-    for pid in list(_of(mark, group)):
+    for pid in list(_marked_pids(mark, group)):
         try:
             handle = os.pidfd_open(pid)
         except OSError:
             continue
         try:
-            if _has(
+            if _has_mark(
                 pid, mark
             ):  # once more, for the number may have gone to another process before the handle was opened
                 signal.pidfd_send_signal(handle, which)
@@ -83,10 +83,12 @@ def _signalled(mark: str, group: int | None, which: signal.Signals) -> int:
     return count
 
 
-def _of(mark: str, group: int | None) -> Iterator[int]:
+def _marked_pids(mark: str, group: int | None) -> Iterator[int]:
     own = os.getpid()
     everybody = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return (pid for pid in everybody if pid != own and _has(pid, mark) and (group is None or _group_of(pid) == group))
+    return (
+        pid for pid in everybody if pid != own and _has_mark(pid, mark) and (group is None or _group_of(pid) == group)
+    )
 
 
 def _group_of(pid: int) -> int | None:
@@ -96,7 +98,7 @@ def _group_of(pid: int) -> int | None:
         return None
 
 
-def _has(pid: int, mark: str) -> bool:
+def _has_mark(pid: int, mark: str) -> bool:
     """Whether that process runs with the mark; one that has ended and is only not yet reaped does not."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()

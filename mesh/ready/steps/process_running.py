@@ -20,7 +20,7 @@ _REAP_WITHIN: Final = 5.0
 """Seconds for the kernel to hand over what was killed; one that hangs in a device cannot be waited for."""
 
 
-class Ended(NamedTuple):
+class ProgramResult(NamedTuple):
     """How a program ended."""
 
     returncode: int
@@ -37,11 +37,11 @@ class OutputTooLarge(Exception):
 class _Capture(asyncio.Protocol):
     """What comes out of one pipe, up to a bound: then either the beginning is dropped, or somebody is told."""
 
-    def __init__(self, at_most: int, *, tail: bool) -> None:
+    def __init__(self, max_bytes: int, *, tail: bool) -> None:
         self.data = bytearray()
         self.full = asyncio.Event()
         self.ended = asyncio.Event()
-        self._at_most = at_most
+        self._max_bytes = max_bytes
         self._tail = tail
         self._transport: asyncio.BaseTransport | None = None
 
@@ -52,9 +52,9 @@ class _Capture(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         self.data += data
-        if len(self.data) > self._at_most:
+        if len(self.data) > self._max_bytes:
             if self._tail:
-                del self.data[: -self._at_most]
+                del self.data[: -self._max_bytes]
             else:
                 self.full.set()
                 self.close()
@@ -77,8 +77,8 @@ async def run_program(
     directory: str | None,
     mark: str,
     grace: float,
-    at_most: int,
-) -> Ended:
+    max_bytes: int,
+) -> ProgramResult:
     """Run it to its end.  Whoever cancels this waits until nothing of it is left: `SIGTERM`, and after `grace` seconds
     `SIGKILL`.
 
@@ -88,11 +88,11 @@ async def run_program(
 
     Raises:
         OSError: it cannot be started.
-        OutputTooLarge: its output has more than `at_most` bytes.
+        OutputTooLarge: its output has more than `max_bytes` bytes.
     """
-    out, err = _Capture(at_most, tail=False), _Capture(at_most, tail=True)
+    out, err = _Capture(max_bytes, tail=False), _Capture(max_bytes, tail=True)
     with contextlib.ExitStack() as stack:
-        process = await _started(stack, (out, err), given, arguments, directory, environment)
+        process = await _start(stack, (out, err), given, arguments, directory, environment)
         leader, full = asyncio.ensure_future(process.wait()), asyncio.ensure_future(out.full.wait())
         try:
             await asyncio.wait((leader, full), return_when=asyncio.FIRST_COMPLETED)
@@ -100,10 +100,10 @@ async def run_program(
                 if _signal_group(process.pid, 0):  # it has left something behind
                     await end_leftovers(mark, grace, process.pid)
                     _signal_group(process.pid, signal.SIGKILL)
-                await _drained(out, err)
+                await _drain(out, err)
             if out.full.is_set():
                 raise OutputTooLarge
-            return Ended(leader.result(), bytes(out.data), bytes(err.data))
+            return ProgramResult(leader.result(), bytes(out.data), bytes(err.data))
         except GeneratorExit:  # the loop is closed around us: nothing can be awaited
             _kill(process.pid, mark)
             raise
@@ -114,7 +114,7 @@ async def run_program(
             full.cancel()
 
 
-async def _started(
+async def _start(
     stack: contextlib.ExitStack,
     captures: Sequence[_Capture],
     given: bytes,
@@ -177,7 +177,7 @@ def _kill(group: int, mark: str) -> None:
     kill_leftovers(mark)
 
 
-async def _drained(*captures: _Capture) -> None:
+async def _drain(*captures: _Capture) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_WITHIN):
             for capture in captures:

@@ -25,10 +25,16 @@ from bitactor.context import Context
 from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome, RunError
 from bitactor.step import Step
 from bitactor.workflow import Workflow
-from mesh.ready.blotting import blotted
-from mesh.ready.declaring import StepOptions, TakeBackOnLoop, declare, takes
-from mesh.ready.steps.process_leftovers import ATTEMPT_VARIABLE, KEY_VARIABLE, end_leftovers, mark_of, marks
-from mesh.ready.steps.process_running import Ended, OutputTooLarge, run_program
+from mesh.ready.blotting import redact
+from mesh.ready.declaring import StepOptions, TakeBackOnLoop, declare, set_parameters
+from mesh.ready.steps.process_leftovers import (
+    ATTEMPT_VARIABLE,
+    KEY_VARIABLE,
+    end_leftovers,
+    format_mark,
+    hop_environment,
+)
+from mesh.ready.steps.process_running import OutputTooLarge, ProgramResult, run_program
 from mesh.ready.templates import Structure, Template, text_of
 
 __all__ = ["ProcessFailed", "Program", "run"]
@@ -80,39 +86,39 @@ class Program:
         made |= {"_cwd": Template(self.cwd), "_given": Structure({"input": self.input, "env": self.env})}
         for name, value in made.items():
             object.__setattr__(self, name, value)
-        takes(self, [*self._command, *self._undo, self._cwd, *self._given.templates])
+        set_parameters(self, [*self._command, *self._undo, self._cwd, *self._given.templates])
 
     async def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
-        ended = await self._run(self._command, self.command, given, ctx)
-        if self.check and ended.returncode != 0:
-            raise self._failed(self.command, ended, given)
-        stdout, stderr = (output.decode(self.encoding, "replace") for output in (ended.stdout, ended.stderr))
-        return {"returncode": ended.returncode, "stdout": stdout, "stderr": stderr}
+        result = await self._run(self._command, self.command, given, ctx)
+        if self.check and result.returncode != 0:
+            raise self._failed(self.command, result, given)
+        stdout, stderr = (output.decode(self.encoding, "replace") for output in (result.stdout, result.stderr))
+        return {"returncode": result.returncode, "stdout": stdout, "stderr": stderr}
 
     async def take_back(self, *, ctx: Context, **given: Any) -> None:
         """End what still runs, if that is not known; then run the command that undoes."""
         if ctx.in_doubt:
-            await end_leftovers(mark_of(KEY_VARIABLE, ctx.forward_key), self.grace)
+            await end_leftovers(format_mark(KEY_VARIABLE, ctx.forward_key), self.grace)
         if self.undo:
-            ended = await self._run(self._undo, self.undo, given, ctx)
-            if ended.returncode != 0:
-                raise self._failed(self.undo, ended, given)
+            result = await self._run(self._undo, self.undo, given, ctx)
+            if result.returncode != 0:
+                raise self._failed(self.undo, result, given)
 
     async def _run(
         self, templates: Sequence[Template], command: Sequence[str], given: Mapping[str, Any], ctx: Context
-    ) -> Ended:
-        filled, own = self._given.value(given), marks(ctx)
+    ) -> ProgramResult:
+        filled, own = self._given.value(given), hop_environment(ctx)
         if ctx.attempt > 1 or ctx.signal.delivery > 1:
-            await end_leftovers(mark_of(KEY_VARIABLE, ctx.idempotency_key), self.grace)
+            await end_leftovers(format_mark(KEY_VARIABLE, ctx.idempotency_key), self.grace)
         try:
             return await run_program(
                 _arguments(templates, given),
                 given=_bytes(filled["input"], self.encoding),
                 environment=_environment(filled["env"]) | own,
                 directory=self._cwd.text(given) or None,
-                mark=mark_of(ATTEMPT_VARIABLE, own[ATTEMPT_VARIABLE]),
+                mark=format_mark(ATTEMPT_VARIABLE, own[ATTEMPT_VARIABLE]),
                 grace=self.grace,
-                at_most=self.max_output,
+                max_bytes=self.max_output,
             )
         except OutputTooLarge:
             raise InvalidOutcome(
@@ -120,10 +126,10 @@ class Program:
                 "write to a file"
             ) from None
 
-    def _failed(self, command: Sequence[str], ended: Ended, given: Mapping[str, Any]) -> ProcessFailed:
-        complaint = ended.stderr.decode(self.encoding, "replace").strip()
+    def _failed(self, command: Sequence[str], result: ProgramResult, given: Mapping[str, Any]) -> ProcessFailed:
+        complaint = result.stderr.decode(self.encoding, "replace").strip()
         secrets = [str(value) for value in self._given.value(given)["env"].values() if value is not None]
-        return ProcessFailed(_shown(command), ended.returncode, blotted(complaint, secrets)[-EXCERPT:])
+        return ProcessFailed(_shown(command), result.returncode, redact(complaint, secrets)[-EXCERPT:])
 
 
 def run(

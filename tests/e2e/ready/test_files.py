@@ -19,11 +19,11 @@ import pytest
 from bitactor import Continue, DefinitionError, Input, InvalidInput, InvalidOutcome, Result, Workflow
 from mesh import Mesh, Transaction
 from mesh.ready.steps import file_changes, files
-from mesh.ready.steps.file_keeping import Keeping
+from mesh.ready.steps.file_keeping import Backup
 from mesh.ready.steps.file_paths import HELD, identity
 from tests.e2e.ready.crashing import tree, visible
 from tests.e2e.ready.file_child import build
-from tests.e2e.support import audit, told, undone, until
+from tests.e2e.support import audit, pulse_lines, undone, until
 
 ROOT = Path(__file__).parents[3]
 SCENARIOS = (
@@ -173,7 +173,7 @@ async def test_what_has_timed_out_does_not_act_after_it_was_undone(
         assert await transaction.ended(30) == "compensated"
         assert undone(transaction) == ["save"]
         may.set()
-        await until(lambda: not mesh.node.host.zombies)
+        await until(lambda: not mesh.node.executor.zombies)
     assert target.read_text() == "old"
     assert names_in(tmp_path) == ["report.txt"]
 
@@ -198,7 +198,7 @@ async def test_who_was_cancelled_in_a_thread_does_not_act_after_it_was_undone(
         await until(begun.is_set)
         assert await transaction.cancel() == "cancelled"
         may.set()
-        await until(lambda: not mesh.node.host.zombies)
+        await until(lambda: not mesh.node.executor.zombies)
     assert names_in(tmp_path) == []
 
 
@@ -282,10 +282,10 @@ async def test_a_file_that_got_the_number_of_the_old_one_is_not_taken_for_it(tmp
     """Where the old file is kept as a copy, nothing holds its inode, and the next file may get it."""
     target = tmp_path / "report.txt"
     target.write_text("old")
-    keeping = Keeping(target, "0" * 32, elsewhere)
-    keeping.keep((identity(target) or [])[:HELD])
+    backup = Backup(target, "0" * 32, elsewhere)
+    backup.save((identity(target) or [])[:HELD])
     target.write_text("new")
-    keeping.put_back()
+    backup.restore()
     assert target.read_text() == "old"
 
 
@@ -485,5 +485,5 @@ async def test_it_can_be_written_down_and_read_again(tmp_path: Path) -> None:
     before = tree(tmp_path)
     transaction = await run(again, {"place": str(tmp_path)})
     assert (transaction.status, undone(transaction)) == ("compensated", ["folder", "over"])
-    assert "spawned over" in told(transaction)
+    assert "spawned over" in pulse_lines(transaction)
     assert tree(tmp_path) == before

@@ -19,7 +19,7 @@ from mesh import Mesh, Transaction
 from mesh.ready.resources.http import ClientCredentials, http_client
 from mesh.ready.steps import http
 from tests.e2e.ready.http_server import Server, serving
-from tests.e2e.support import audit, told, undone
+from tests.e2e.support import audit, pulse_lines, undone
 
 SECRET = "s3cret-value"
 
@@ -273,7 +273,7 @@ async def test_no_answer_is_worth_another_try(server: Server) -> None:
     transaction = await run(orders)
     assert isinstance(transaction.errors()[0], http.HttpUnreachable)
     assert "ConnectError" in str(transaction.errors()[0])
-    assert told(transaction).count("retried fetch") == 1
+    assert pulse_lines(transaction).count("retried fetch") == 1
 
 
 async def test_an_attempt_that_its_step_cuts_off_is_in_doubt_and_undone(server: Server) -> None:
@@ -288,7 +288,7 @@ async def test_an_attempt_that_its_step_cuts_off_is_in_doubt_and_undone(server: 
 
     transaction = await run(orders)
     assert transaction.status == "compensated"
-    assert "timed_out charge" in told(transaction)
+    assert "timed_out charge" in pulse_lines(transaction)
     assert undone(transaction) == ["charge"]
     assert taken_back == [(None, server.requests[0]["headers"]["idempotency-key"])]
 

@@ -18,7 +18,7 @@ from bitactor import DefinitionError, Input, InvalidInput, InvalidOutcome, Resul
 from mesh import Mesh, Transaction
 from mesh.ready.steps import subprocess
 from tests.e2e.ready.program_child import build
-from tests.e2e.support import audit, told, undone, until
+from tests.e2e.support import audit, pulse_lines, undone, until
 
 ROOT = Path(__file__).parents[3]
 PYTHON = [sys.executable, "-c"]
@@ -211,7 +211,7 @@ async def test_two_attempts_never_run_at_once(tmp_path: Path) -> None:
     text += "if others:\n  print(os.path.exists(f'/proc/{others[0]}')); sys.exit()\n" + STUBBORN + WAIT
     subprocess.run(scans, "scan", script(text, str(tmp_path)), timeout=1.0, retries=1, grace=0.3)
     transaction = await run(scans)
-    assert told(transaction).count("spawned scan") == 2
+    assert pulse_lines(transaction).count("spawned scan") == 2
     assert transaction.results()["scan"]["stdout"] == "False\n"
 
 

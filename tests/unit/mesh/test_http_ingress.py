@@ -24,7 +24,7 @@ from mesh.ingress.http import HttpServer, application
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import TITLES, Problem, problem_of
 from mesh.ingress.rendering import as_json
-from mesh.ingress.requests import preferences, stimulus_options
+from mesh.ingress.requests import preferences, read_stimulus_headers
 from mesh.ingress.server import bind
 
 BOUND = 30.0
@@ -334,7 +334,7 @@ def test_preferences_in_two_headers() -> None:
 
 @pytest.mark.parametrize(("given", "key"), [("k 1", "k 1"), ('"k-1"', "k-1"), ('"a\\"b\\\\"', 'a"b\\'), ('"', '"')])
 def test_idempotency_keys(given: str, key: str) -> None:
-    assert stimulus_options(request(("Idempotency-Key", given))).key == key
+    assert read_stimulus_headers(request(("Idempotency-Key", given))).key == key
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_idempotency_keys(given: str, key: str) -> None:
 )
 def test_headers_that_cannot_be_obeyed_are_refused(name: str, value: str) -> None:
     with pytest.raises(Problem) as caught:
-        stimulus_options(request((name, value)))
+        read_stimulus_headers(request((name, value)))
     assert caught.value.name == "invalid-input"
     assert [error["field"] for error in caught.value.extensions["errors"]] == [name]
 
@@ -367,7 +367,7 @@ def test_headers_that_cannot_be_obeyed_are_refused(name: str, value: str) -> Non
 @pytest.mark.parametrize("name", ["Idempotency-Key", "BitActor-TTL", "BitActor-Deadline"])
 def test_single_headers_given_twice_are_refused(name: str) -> None:
     with pytest.raises(Problem, match="given 2 times"):
-        stimulus_options(request((name, "5"), (name, "5")))
+        read_stimulus_headers(request((name, "5"), (name, "5")))
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_single_headers_given_twice_are_refused(name: str) -> None:
     ],
 )
 def test_trace_context_is_passed_on_or_ignored(given: list[str], passed: str | None) -> None:
-    assert stimulus_options(request(*(("traceparent", value) for value in given))).traceparent == passed
+    assert read_stimulus_headers(request(*(("traceparent", value) for value in given))).traceparent == passed
 
 
 async def test_what_the_headers_say_is_obeyed(http: httpx2.AsyncClient) -> None:

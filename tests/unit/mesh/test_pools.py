@@ -1,4 +1,4 @@
-"""Lines, pools and claims: never too many, nobody forgotten, everybody in turn."""
+"""Queues, pools and permits: never too many, nobody forgotten, everybody in turn."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from bitactor import Workflow
 from bitactor.errors import ConfigurationError
 from bitactor.signal import FORWARD, UNDO
 from mesh.config import settings
-from mesh.line import Line, urgency
-from mesh.pools import GONE, HELD, LENT, NEW, RETURNING, WAITING, Claim, Pool, Pools
+from mesh.line import PriorityQueue, rank_of
+from mesh.pools import HELD, LENT, NEW, REACQUIRING, RELEASED, WAITING, PermitSet, Pool, Pools
 from tests.amounts import examples
 
 
-class Recorded(Claim):
+class Recorded(PermitSet):
     """Knows what it was told."""
 
     __slots__ = ("grants", "needs", "number")
 
     def __init__(self, number: int, lendable: tuple[Pool, ...], kept: tuple[Pool, ...] = (), priority: int = 0) -> None:
-        super().__init__(lendable, kept, urgency(FORWARD, priority))
+        super().__init__(lendable, kept, rank_of(FORWARD, priority))
         self.number = number
         self.grants = 0
         self.needs = (lendable, kept)
 
-    def granted(self) -> None:
+    def on_acquired(self) -> None:
         assert self.state == HELD
         self.grants += 1
 
@@ -38,9 +38,9 @@ class Recorded(Claim):
 
 @pytest.mark.parametrize("count", [1, 7, 500])
 def test_a_line_serves_the_most_urgent_first_and_equals_in_order_of_arrival(count: int) -> None:
-    line: Line[int] = Line()
+    line: PriorityQueue[int] = PriorityQueue()
     for number in range(count):
-        line.add(number, urgency(FORWARD, number % 3))
+        line.add(number, rank_of(FORWARD, number % 3))
     served = [line.pop() for _ in range(count)]
     assert served == sorted(range(count), key=lambda number: (-(number % 3), number))
     assert not line
@@ -48,13 +48,13 @@ def test_a_line_serves_the_most_urgent_first_and_equals_in_order_of_arrival(coun
 
 def test_what_mends_goes_ahead_of_the_highest_priority() -> None:
     order = [
-        urgency(UNDO, 0),
-        urgency(FORWARD, -9, compensating=True),
-        urgency(UNDO, -10),
-        urgency(FORWARD, 9),
-        urgency(FORWARD, 0, depth=1),
-        urgency(FORWARD, 0),
-        urgency(FORWARD, -1, depth=9),
+        rank_of(UNDO, 0),
+        rank_of(FORWARD, -9, compensating=True),
+        rank_of(UNDO, -10),
+        rank_of(FORWARD, 9),
+        rank_of(FORWARD, 0, depth=1),
+        rank_of(FORWARD, 0),
+        rank_of(FORWARD, -1, depth=9),
     ]
     assert sorted([*order[3:], *order[:3]]) == order
 
@@ -63,23 +63,23 @@ def test_a_line_keeps_nothing_of_those_who_left() -> None:
     class Somebody:
         pass
 
-    line: Line[Somebody] = Line()
+    line: PriorityQueue[Somebody] = PriorityQueue()
     patient, left = Somebody(), WeakSet[Somebody]()
-    line.add(patient, urgency(FORWARD, 0))
+    line.add(patient, rank_of(FORWARD, 0))
     for _ in range(10_000):
         left.add(one := Somebody())
-        line.add(one, urgency(FORWARD, 0))
+        line.add(one, rank_of(FORWARD, 0))
         assert line.discard(one) and not line.discard(one)
     assert len(line) == 1 and list(line) == [patient] and len(left) < 200
     assert line.pop() is patient
 
 
 def test_who_comes_back_stands_where_it_came_back() -> None:
-    line: Line[str] = Line()
+    line: PriorityQueue[str] = PriorityQueue()
     for name in ("a", "b"):
-        line.add(name, urgency(FORWARD, 0))
+        line.add(name, rank_of(FORWARD, 0))
     line.discard("a")
-    line.add("a", urgency(FORWARD, 0))
+    line.add("a", rank_of(FORWARD, 0))
     assert [line.pop(), line.pop()] == ["b", "a"]
 
 
@@ -89,24 +89,24 @@ def test_who_comes_back_stands_where_it_came_back() -> None:
 def test_a_claim_takes_all_its_places_or_none() -> None:
     one, two = Pool("one", 1), Pool("two", 1)
     first, both, other = Recorded(1, (one,)), Recorded(2, (one, two)), Recorded(3, (two,))
-    assert first.enter() and not both.enter()
-    assert two.taken == 0, "it must not hold one place while it waits for another"
-    assert other.enter()
-    first.leave()
-    assert one.taken == 0 and both.state == WAITING
-    other.leave()
-    assert both.state == HELD and both.grants == 1 and (one.taken, two.taken) == (1, 1)
+    assert first.acquire() and not both.acquire()
+    assert two.in_use == 0, "it must not hold one place while it waits for another"
+    assert other.acquire()
+    first.release()
+    assert one.in_use == 0 and both.state == WAITING
+    other.release()
+    assert both.state == HELD and both.grants == 1 and (one.in_use, two.in_use) == (1, 1)
 
 
 def test_a_turn_is_kept_in_another_pools_line() -> None:
     """`early` waits because of `kept`, then because of `shared`, and still goes before `late`."""
     shared, kept = Pool("shared", 1), Pool("kept", 1)
     holder, early = Recorded(0, (), (kept,)), Recorded(1, (shared,), (kept,))
-    assert holder.enter() and not early.enter()
+    assert holder.acquire() and not early.acquire()
     elsewhere, late = Recorded(2, (shared,)), Recorded(3, (shared,))
-    assert elsewhere.enter() and not late.enter()
-    holder.leave()
-    elsewhere.leave()
+    assert elsewhere.acquire() and not late.acquire()
+    holder.release()
+    elsewhere.release()
     assert (early.state, late.state) == (HELD, WAITING)
 
 
@@ -118,43 +118,43 @@ def test_who_came_first_is_first_also_from_another_line() -> None:
         Recorded(1, (shared,), (kept,)),
         Recorded(2, (shared,), (kept,), priority=1),
     )
-    assert holder.enter() and not early.enter() and not urgent.enter()
-    holder.leave()
+    assert holder.acquire() and not early.acquire() and not urgent.acquire()
+    holder.release()
     late = Recorded(3, (shared,), (kept,))
-    assert urgent.state == HELD and not late.enter()
-    assert (list(kept.line), list(shared.line)) == ([early], [late])
-    urgent.leave()
+    assert urgent.state == HELD and not late.acquire()
+    assert (list(kept.queue), list(shared.queue)) == ([early], [late])
+    urgent.release()
     assert (early.state, late.state) == (HELD, WAITING)
 
 
 def test_what_was_lent_comes_back_ahead_of_others() -> None:
     pool = Pool("one", 1)
     lender, borrower, urgent = Recorded(1, (pool,)), Recorded(2, (pool,)), Recorded(3, (pool,), priority=99)
-    assert lender.enter() and not borrower.enter()
+    assert lender.acquire() and not borrower.acquire()
     told: list[str] = []
-    lender.on_return = lambda: told.append("back")
+    lender.on_reacquired = lambda: told.append("back")
     lender.lend()
-    assert borrower.state == HELD and (pool.taken, pool.lent) == (1, 1)
-    assert not urgent.enter() and not lender.take_again() and not told
-    borrower.leave()
+    assert borrower.state == HELD and (pool.in_use, pool.lent) == (1, 1)
+    assert not urgent.acquire() and not lender.reacquire() and not told
+    borrower.release()
     assert lender.state == HELD and told == ["back"] and urgent.state == WAITING and pool.lent == 0
-    lender.leave()
+    lender.release()
     assert urgent.state == HELD
 
 
 def test_who_leaves_while_coming_back_is_told() -> None:
     pool = Pool("one", 1)
     lender, borrower = Recorded(1, (pool,)), Recorded(2, (pool,))
-    assert lender.enter() and not borrower.enter()
+    assert lender.acquire() and not borrower.acquire()
     told: list[str] = []
-    lender.on_return = lambda: told.append("gone")
+    lender.on_reacquired = lambda: told.append("gone")
     lender.lend()
-    assert not lender.take_again()
-    lender.leave()
-    lender.leave()
-    assert told == ["gone"] and lender.take_again()
-    borrower.leave()
-    assert (pool.taken, pool.lent, len(pool.line)) == (0, 0, 0)
+    assert not lender.reacquire()
+    lender.release()
+    lender.release()
+    assert told == ["gone"] and lender.reacquire()
+    borrower.release()
+    assert (pool.in_use, pool.lent, len(pool.queue)) == (0, 0, 0)
 
 
 class Claiming(RuleBasedStateMachine):
@@ -166,7 +166,7 @@ class Claiming(RuleBasedStateMachine):
         self.claims: list[Recorded] = []
 
     def _pick(self, states: tuple[str, ...], index: int) -> Recorded | None:
-        found = [claim for claim in self.claims if claim.state in states]
+        found = [permit_set for permit_set in self.claims if permit_set.state in states]
         return found[index % len(found)] if found else None
 
     @rule(
@@ -175,68 +175,76 @@ class Claiming(RuleBasedStateMachine):
         ),
         priority=st.integers(-1, 1),
     )
-    def enter(self, which: tuple[tuple[int, ...], tuple[int, ...]], priority: int) -> None:
+    def acquire(self, which: tuple[tuple[int, ...], tuple[int, ...]], priority: int) -> None:
         lendable, kept = (tuple(self.pools[index] for index in side) for side in which)
-        claim = Recorded(len(self.claims), lendable, kept, priority)
-        assert claim.state == NEW
-        self.claims.append(claim)
-        assert claim.enter() == (claim.state == HELD)
+        permit_set = Recorded(len(self.claims), lendable, kept, priority)
+        assert permit_set.state == NEW
+        self.claims.append(permit_set)
+        assert permit_set.acquire() == (permit_set.state == HELD)
 
     @rule(index=st.integers(0, 99))
     def lend(self, index: int) -> None:
-        claim = self._pick((HELD, RETURNING, GONE), index)
-        if claim is not None:
-            self._in_turn(claim.lend)
+        permit_set = self._pick((HELD, REACQUIRING, RELEASED), index)
+        if permit_set is not None:
+            self._in_turn(permit_set.lend)
 
     @rule(index=st.integers(0, 99))
-    def take_again(self, index: int) -> None:
-        claim = self._pick((LENT, RETURNING, HELD, GONE), index)
-        if claim is not None:
-            assert claim.take_again() == (claim.state != RETURNING)
+    def reacquire(self, index: int) -> None:
+        permit_set = self._pick((LENT, REACQUIRING, HELD, RELEASED), index)
+        if permit_set is not None:
+            assert permit_set.reacquire() == (permit_set.state != REACQUIRING)
 
     @precondition(lambda self: self.claims)
     @rule(index=st.integers(0, 99))
-    def leave(self, index: int) -> None:
-        self._in_turn(self.claims[index % len(self.claims)].leave)
+    def release(self, index: int) -> None:
+        self._in_turn(self.claims[index % len(self.claims)].release)
 
     def _in_turn(self, what: object) -> None:
         """Of those who need the same, nobody is served while somebody with an earlier turn still waits."""
-        before = {claim: claim.state for claim in self.claims}
+        before = {permit_set: permit_set.state for permit_set in self.claims}
         assert callable(what)
         what()
-        served = [claim for claim, state in before.items() if state in (WAITING, RETURNING) and claim.state == HELD]
-        for claim in served:
+        served = [
+            permit_set
+            for permit_set, state in before.items()
+            if state in (WAITING, REACQUIRING) and permit_set.state == HELD
+        ]
+        for permit_set in served:
             for other in self.claims:
-                if other.needs == claim.needs and other.state == before[other] == before[claim]:
-                    assert (claim.urgency, claim.arrival) < (other.urgency, other.arrival)
+                if other.needs == permit_set.needs and other.state == before[other] == before[permit_set]:
+                    assert (permit_set.rank, permit_set.arrival) < (other.rank, other.arrival)
 
     @invariant()
     def never_more_than_there_are_and_all_accounted_for(self) -> None:
         for pool in self.pools:
-            lend = [claim for claim in self.claims if pool in claim.needs[0]]
-            keep = [claim for claim in self.claims if pool in claim.needs[1]]
-            holders = [claim for claim in lend if claim.state == HELD]
-            holders += [claim for claim in keep if claim.state == HELD or (claim.state in (LENT, RETURNING))]
-            assert pool.taken == len(holders) <= pool.places
-            assert pool.lent == sum(claim.state in (LENT, RETURNING) for claim in lend)
+            lend = [permit_set for permit_set in self.claims if pool in permit_set.needs[0]]
+            keep = [permit_set for permit_set in self.claims if pool in permit_set.needs[1]]
+            holders = [permit_set for permit_set in lend if permit_set.state == HELD]
+            holders += [
+                permit_set
+                for permit_set in keep
+                if permit_set.state == HELD or (permit_set.state in (LENT, REACQUIRING))
+            ]
+            assert pool.in_use == len(holders) <= pool.permits
+            assert pool.lent == sum(permit_set.state in (LENT, REACQUIRING) for permit_set in lend)
 
     @invariant()
     def nobody_waits_who_need_not(self) -> None:
-        for claim in self.claims:
-            lendable, kept = claim.needs
-            if claim.state == WAITING:
-                assert any(pool.taken == pool.places for pool in lendable + kept)
-            elif claim.state == RETURNING:
-                assert any(pool.taken == pool.places for pool in lendable)
+        for permit_set in self.claims:
+            lendable, kept = permit_set.needs
+            if permit_set.state == WAITING:
+                assert any(pool.in_use == pool.permits for pool in lendable + kept)
+            elif permit_set.state == REACQUIRING:
+                assert any(pool.in_use == pool.permits for pool in lendable)
 
     @invariant()
     def granted_once(self) -> None:
-        assert all(claim.grants <= 1 for claim in self.claims)
+        assert all(permit_set.grants <= 1 for permit_set in self.claims)
 
     def teardown(self) -> None:
-        for claim in self.claims:
-            claim.leave()
-        assert all((pool.taken, pool.lent, len(pool.line)) == (0, 0, 0) for pool in self.pools)
+        for permit_set in self.claims:
+            permit_set.release()
+        assert all((pool.in_use, pool.lent, len(pool.queue)) == (0, 0, 0) for pool in self.pools)
 
 
 TestClaiming = Claiming.TestCase
@@ -266,8 +274,8 @@ def test_what_pools_say_of_themselves() -> None:
     pools = Pools({"mail": 1})
     pool = pools.find("mail", "somebody")
     first, second = Recorded(1, (pool,)), Recorded(2, (pool,))
-    first.enter()
-    second.enter()
+    first.acquire()
+    second.acquire()
     assert pools.about() == {"mail": {"places": 1, "taken": 1, "waiting": 1, "lent": 0}}
     first.lend()
     assert pools.about() == {"mail": {"places": 1, "taken": 1, "waiting": 0, "lent": 1}}

@@ -17,7 +17,7 @@ from bitactor import pulse as kinds
 from bitactor.codec import encode_token
 from bitactor.testing import run_workflow
 from mesh.waterfall import duration, render, show, to_json
-from mesh.waterfall_rows import traces
+from mesh.waterfall_rows import timelines
 from tests.amounts import examples
 from tests.pulse_log import MS, PulseLog, chain, eventful
 
@@ -27,8 +27,8 @@ def lines(pulses: list, width: int = 100, **look: bool) -> list[str]:
 
 
 def test_each_attempt_is_one_row_in_order_of_start() -> None:
-    (trace,) = traces(eventful().pulses)
-    assert [(row.name, row.outcome, row.attempt) for row in trace.rows] == [
+    (timeline,) = timelines(eventful().pulses)
+    assert [(row.name, row.outcome, row.attempt) for row in timeline.rows] == [
         ("normalise", "completed", 1),
         ("welcome_back", "skipped", 1),
         ("create_user", "retried", 1),
@@ -37,20 +37,20 @@ def test_each_attempt_is_one_row_in_order_of_start() -> None:
         ("deep", "tombstone", 1),
         ("undo create_user", "undone", 1),
     ]
-    assert all(before.start_ns <= after.start_ns for before, after in pairwise(trace.rows))
-    assert (trace.status, trace.ttl, trace.ttl_left) == ("compensated", 8, 5)
+    assert all(before.start_ns <= after.start_ns for before, after in pairwise(timeline.rows))
+    assert (timeline.status, timeline.ttl, timeline.ttl_left) == ("compensated", 8, 5)
 
 
 def test_a_container_that_goes_on_is_not_delivered_again() -> None:
     workflow = Workflow("rounds")
     workflow.iterate(lambda state: state + 1, name="grow", start=Value(1), at_most=3)
-    (trace,) = traces(run_workflow(workflow).pulses)
-    assert [row.notes for row in trace.rows if row.name == "grow"] == [()]
+    (timeline,) = timelines(run_workflow(workflow).pulses)
+    assert [row.notes for row in timeline.rows if row.name == "grow"] == [()]
 
 
 def test_rows_tell_what_happened_on_the_way() -> None:
-    (trace,) = traces(eventful().pulses)
-    notes = {(row.name, row.attempt): row.notes for row in trace.rows}
+    (timeline,) = timelines(eventful().pulses)
+    notes = {(row.name, row.attempt): row.notes for row in timeline.rows}
     assert notes["create_user", 1] == ("Busy: try later", "tried again after 0.05 s")
     assert notes["create_user", 2] == ("redelivered (2)", "emitted user.created")
     assert notes["charge", 1] == ("StepTimeout: after 0.1 s", "late reply")
@@ -114,9 +114,9 @@ def test_what_still_runs_reaches_to_the_last_pulse() -> None:
     log.complete(log.spawn("quick"))
     log.spawn("slow")
     log.spawn("other", after=50)
-    (trace,) = traces(log.pulses)
-    slow = next(row for row in trace.rows if row.name == "slow")
-    assert (trace.status, slow.outcome, slow.took_ns) == ("running", "running", 50 * MS)
+    (timeline,) = timelines(log.pulses)
+    slow = next(row for row in timeline.rows if row.name == "slow")
+    assert (timeline.status, slow.outcome, slow.took_ns) == ("running", "running", 50 * MS)
     assert "running after" in lines(log.pulses)[0]
 
 
@@ -125,18 +125,18 @@ def test_a_hop_left_without_an_outcome_is_unknown_or_dead() -> None:
     log.spawn("lost")
     dead = log.spawn("dead")
     log.add(kinds.TOMBSTONE, "dead", hop=dead, error="poison")
-    (trace,) = traces(log.finish("stuck", "WorkerLost: gone"))
-    assert [row.outcome for row in trace.rows] == ["unknown", "tombstone"]
+    (timeline,) = timelines(log.finish("stuck", "WorkerLost: gone"))
+    assert [row.outcome for row in timeline.rows] == ["unknown", "tombstone"]
 
 
 def test_halted_is_shown_with_its_reason_and_ends_with_resumed() -> None:
     log = PulseLog()
     log.complete(log.spawn("ask"))
     log.add(kinds.HALTED, error="waiting for a person")
-    assert traces(log.pulses)[0].status == "halted"
+    assert timelines(log.pulses)[0].status == "halted"
     assert any("waiting for a person" in line for line in lines(log.pulses))
     log.add(kinds.RESUMED)
-    assert traces(log.pulses)[0].status == "running"
+    assert timelines(log.pulses)[0].status == "running"
 
 
 def test_what_never_ran_is_a_mark() -> None:
@@ -146,8 +146,8 @@ def test_what_never_ran_is_a_mark() -> None:
     log.add(kinds.FAILED, "b", hop="ab" * 8, ttl=0, error="TtlExpired: no hops left")
     log.add(kinds.FAILED, error="Cancelled: on request")
     log.add(kinds.UNDO_FAILED, "a", hop="cd" * 8, direction="undo", error="UndoFailed: in doubt")
-    (trace,) = traces(log.finish("stuck", "TtlExpired: no hops left"))
-    assert [(row.kind, row.name, row.outcome, row.notes) for row in trace.rows[1:]] == [
+    (timeline,) = timelines(log.finish("stuck", "TtlExpired: no hops left"))
+    assert [(row.kind, row.name, row.outcome, row.notes) for row in timeline.rows[1:]] == [
         ("mark", "b", "tombstone", ("tombstone: ttl_expired", "TtlExpired: no hops left")),
         ("mark", "failed", "failed", ("Cancelled: on request",)),
         ("mark", "undo a", "undo_failed", ("UndoFailed: in doubt",)),
@@ -159,8 +159,12 @@ def test_a_step_that_halts_ends_its_row_with_the_reason() -> None:
     log.outcome(kinds.HALTED, log.spawn("ask"), data={"reason": "a person must look"})
     log.add(kinds.HALTED, data={"status": "halted"})
     log.add(kinds.RESUMED, data={"owner": "b", "epoch": 2})
-    (trace,) = traces(log.pulses)
-    assert (trace.status, trace.rows[0].outcome, trace.rows[0].notes) == ("halted", "halted", ("a person must look",))
+    (timeline,) = timelines(log.pulses)
+    assert (timeline.status, timeline.rows[0].outcome, timeline.rows[0].notes) == (
+        "halted",
+        "halted",
+        ("a person must look",),
+    )
 
 
 def test_child_transactions_follow_on_the_same_axis() -> None:
@@ -176,10 +180,10 @@ def test_child_transactions_follow_on_the_same_axis() -> None:
 
 def test_an_outcome_without_its_start_is_placed_by_its_elapsed_time() -> None:
     pulses = chain(steps=1)
-    (trace,) = traces(pulses[2:])
-    assert trace.ttl is None
-    assert trace.rows[0].took_ns == 10 * MS
-    assert trace.rows[0].start_ns == pulses[1].at_ns
+    (timeline,) = timelines(pulses[2:])
+    assert timeline.ttl is None
+    assert timeline.rows[0].took_ns == 10 * MS
+    assert timeline.rows[0].start_ns == pulses[1].at_ns
     assert any("ttl unknown" in line for line in lines(pulses[2:]))
 
 

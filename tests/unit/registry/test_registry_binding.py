@@ -14,7 +14,7 @@ import zmq
 from bitactor.errors import ConfigurationError
 from registry import Curve, EndpointInUse, Gatekeeper, RegistryServer
 from registry.binding import Binding, BootEpoch, check_endpoint
-from registry.cache import Cache
+from registry.cache import EntryCache
 from registry.entry import Entry
 
 
@@ -142,7 +142,7 @@ def test_the_boot_epoch_rises_and_is_never_guessed(directory: Path) -> None:
 
 
 def test_the_cache_keeps_what_is_unconfirmed_until_its_grace_ends() -> None:
-    cache = Cache()
+    cache = EntryCache()
     kept, dropped = Entry("kept", "a", {}, True, 1), Entry("dropped", "a", {}, False, 0)
     assert [notice.kind for entry in (kept, dropped) for notice in cache.put(entry)] == ["appeared", "appeared"]
     cache.begin_sync()
@@ -159,7 +159,7 @@ def test_the_cache_keeps_what_is_unconfirmed_until_its_grace_ends() -> None:
 
 
 def test_the_cache_never_shows_two_holders_of_a_unique_name() -> None:
-    cache = Cache()
+    cache = EntryCache()
     cache.put(Entry("x", "a", {}, True, 1))
     told = cache.put(Entry("x", "b", {}, True, 2), 9)
     assert [(notice.kind, notice.entry.holder, notice.revision) for notice in told] == [

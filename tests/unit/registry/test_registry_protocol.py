@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from registry import AlreadyRegistered, Entry, HolderInUse, Loss, Notice, RegistryFull, Table, wire
-from registry.conversation import Conversation
-from registry.service import MAX_UNREAD_BYTES, Service
+from registry.conversation import ClientProtocol
+from registry.service import MAX_UNREAD_BYTES, ServerProtocol
 from tests.amounts import examples
 
 MS = 1_000_000
@@ -29,7 +29,7 @@ class Peer:
         self.cut = self.frozen = False
         self.inbox: deque[bytes] = deque()
         self.number = len(world.peers)
-        self.conversation = Conversation(holder, f"instance-{self.number}".encode(), world.now)
+        self.protocol = ClientProtocol(holder, f"instance-{self.number}".encode(), world.now)
         self.notices: list[Notice] = []
         self.losses: list[Loss] = []
 
@@ -37,33 +37,33 @@ class Peer:
     def routing(self) -> bytes:
         return f"{self.number}/{self.connection}".encode()
 
-    def want(self, name: str, *, unique: bool = False, value: dict[str, int] | None = None) -> Future[Entry]:
+    def register(self, name: str, *, unique: bool = False, value: dict[str, int] | None = None) -> Future[Entry]:
         waiting: Future[Entry] = Future()
-        self.conversation.want(name, value or {}, unique, waiting)
+        self.protocol.register(name, value or {}, unique, waiting)
         return waiting
 
     def current(self, name: str) -> Entry | None:
         """Our grant of `name`, if it holds this moment."""
-        entry = self.conversation.granted(name)
-        return entry if entry is not None and self.conversation.is_current(entry, self.world.now) else None
+        entry = self.protocol.granted(name)
+        return entry if entry is not None and self.protocol.is_current(entry, self.world.now) else None
 
     def turn(self) -> None:
         if self.frozen:
             return
         now = self.world.now
         while self.inbox:
-            self.conversation.receive(self.inbox.popleft(), now)
-        self.conversation.tick(now)
-        self.conversation.flush(now)
-        if self.cut or self.world.service is None:
-            self.conversation.blocked = bool(self.conversation.outgoing)
+            self.protocol.receive(self.inbox.popleft(), now)
+        self.protocol.tick(now)
+        self.protocol.flush(now)
+        if self.cut or self.world.protocol is None:
+            self.protocol.blocked = bool(self.protocol.outgoing)
         else:
-            self.world.inbox.extend((self.routing, frame) for frame in self.conversation.outgoing)
-            self.conversation.outgoing.clear()
-            self.conversation.blocked = False
-        self.notices += self.conversation.notices
-        self.losses += self.conversation.losses
-        self.conversation.notices, self.conversation.losses = [], []
+            self.world.inbox.extend((self.routing, frame) for frame in self.protocol.outgoing)
+            self.protocol.outgoing.clear()
+            self.protocol.blocked = False
+        self.notices += self.protocol.notices
+        self.losses += self.protocol.losses
+        self.protocol.notices, self.protocol.losses = [], []
 
 
 class World:
@@ -72,14 +72,14 @@ class World:
     def __init__(self) -> None:
         self.now = 1_000_000 * MS
         self.boot = 0
-        self.service: Service | None = None
+        self.protocol: ServerProtocol | None = None
         self.server_frozen = False
         self.inbox: deque[tuple[bytes, bytes]] = deque()
         self.peers: list[Peer] = []
 
     def serve(self, **limits: int) -> None:
         self.boot += 1
-        self.service = Service(
+        self.protocol = ServerProtocol(
             Table(boot=self.boot, lease_ns=LEASE_MS * MS),
             incarnation=f"incarnation-{self.boot}".encode(),
             heartbeat_ns=300 * MS,
@@ -89,7 +89,7 @@ class World:
         )
 
     def kill_server(self) -> None:
-        self.service = None
+        self.protocol = None
         self.inbox.clear()
         for peer in self.peers:
             peer.connection += 1
@@ -108,12 +108,12 @@ class World:
     def step(self) -> None:
         self.now += STEP_MS * MS
         arrived, self.inbox = (self.inbox, deque()) if not self.server_frozen else (deque(), self.inbox)
-        if self.service is not None and not self.server_frozen:
+        if self.protocol is not None and not self.server_frozen:
             for routing, frame in arrived:
-                self.service.receive(routing, frame, self.now)
-            self.service.tick(self.now)
+                self.protocol.receive(routing, frame, self.now)
+            self.protocol.tick(self.now)
             by_routing = {peer.routing: peer for peer in self.peers if not peer.cut}
-            sent = self.service.take()
+            sent = self.protocol.take_outgoing()
         else:
             by_routing, sent = {}, deque()
         for peer in self.peers:
@@ -121,8 +121,8 @@ class World:
         for routing, frame in sent:
             if routing in by_routing:
                 by_routing[routing].inbox.append(frame)
-            elif self.service is not None:
-                self.service.undeliverable(routing)
+            elif self.protocol is not None:
+                self.protocol.undeliverable(routing)
 
     def run(self, milliseconds: int) -> None:
         for _ in range(milliseconds // STEP_MS):
@@ -142,32 +142,32 @@ def world() -> World:
 def two(world: World) -> tuple[Peer, Peer]:
     a, b = world.join("a"), world.join("b")
     world.run(200)
-    assert a.conversation.synced.done() and b.conversation.synced.done()
+    assert a.protocol.synced.done() and b.protocol.synced.done()
     return a, b
 
 
 def test_what_one_registers_the_other_sees(world: World) -> None:
     a, b = two(world)
-    granted = a.want("x", unique=True, value={"n": 1})
+    granted = a.register("x", unique=True, value={"n": 1})
     world.run(100)
     entry = granted.result(0)
-    assert a.conversation.cache.lookup("x") == b.conversation.cache.lookup("x") == (entry,)
+    assert a.protocol.cache.lookup("x") == b.protocol.cache.lookup("x") == (entry,)
     changed: Future[Entry] = Future()
-    a.conversation.change("x", {"n": 2}, changed)
+    a.protocol.update("x", {"n": 2}, changed)
     world.run(100)
     assert changed.result(0).epoch == entry.epoch
     gone: Future[None] = Future()
-    a.conversation.unwant("x", gone)
+    a.protocol.unregister("x", gone)
     world.run(100)
-    assert gone.done() and b.conversation.cache.count() == 0
+    assert gone.done() and b.protocol.cache.count() == 0
     assert world.told(b.notices) == [("appeared", "x", "a"), ("changed", "x", "a"), ("disappeared", "x", "a")]
     assert [notice.revision for notice in b.notices] == [1, 2, 3]
 
 
 def test_names_of_the_dead_are_gone_within_two_seconds(world: World) -> None:
     a, b = two(world)
-    a.want("x", unique=True)
-    a.want("y")
+    a.register("x", unique=True)
+    a.register("y")
     world.run(500)
     a.frozen = True
     world.run(2_000)
@@ -176,37 +176,37 @@ def test_names_of_the_dead_are_gone_within_two_seconds(world: World) -> None:
 
 def test_a_lease_ends_here_before_it_ends_there(world: World) -> None:
     a, b = two(world)
-    first = a.want("x", unique=True)
+    first = a.register("x", unique=True)
     world.run(400)
     world.cut(a)
     while a.current("x") is not None:
-        assert b.conversation.cache.lookup("x"), "the server must not end a lease that its holder still counts on"
+        assert b.protocol.cache.lookup("x"), "the server must not end a lease that its holder still counts on"
         world.step()
     world.step()
     assert a.losses == [Loss(first.result(0), None)]
     world.run(1_000)
-    assert not b.conversation.cache.lookup("x")
+    assert not b.protocol.cache.lookup("x")
     a.cut = False
     world.run(500)
     again = a.current("x")
     assert again is not None and again.epoch > first.result(0).epoch
-    assert not a.conversation.is_current(first.result(0), world.now)
+    assert not a.protocol.is_current(first.result(0), world.now)
 
 
 def test_a_name_taken_meanwhile_is_reported(world: World) -> None:
     a, b = two(world)
-    first = a.want("x", unique=True)
-    a.want("dup")
+    first = a.register("x", unique=True)
+    a.register("dup")
     world.run(100)
     world.cut(a)
     world.run(2_000)
-    taken = b.want("x", unique=True)
+    taken = b.register("x", unique=True)
     world.run(100)
     a.cut = False
     world.run(500)
     assert a.losses == [Loss(first.result(0), None), Loss(first.result(0), taken.result(0))]
-    assert [entry.holder for entry in b.conversation.cache.lookup("dup")] == ["a"]
-    refused = a.want("x", unique=True)
+    assert [entry.holder for entry in b.protocol.cache.lookup("dup")] == ["a"]
+    refused = a.register("x", unique=True)
     world.run(100)
     with pytest.raises(AlreadyRegistered) as error:
         refused.result(0)
@@ -215,11 +215,11 @@ def test_a_name_taken_meanwhile_is_reported(world: World) -> None:
 
 def test_a_frozen_process_comes_back_under_a_new_epoch(world: World) -> None:
     a, _ = two(world)
-    first = a.want("x", unique=True).result
+    first = a.register("x", unique=True).result
     world.run(100)
     a.frozen = True
     world.run(3_000)
-    assert not a.conversation.is_current(first(0), world.now)
+    assert not a.protocol.is_current(first(0), world.now)
     a.frozen = False
     world.run(500)
     again = a.current("x")
@@ -229,49 +229,49 @@ def test_a_frozen_process_comes_back_under_a_new_epoch(world: World) -> None:
 
 def test_a_frozen_server_ends_no_lease_when_it_thaws(world: World) -> None:
     a, b = two(world)
-    a.want("dup")
+    a.register("dup")
     world.run(300)
     world.server_frozen = True
     world.run(5_000)
     world.server_frozen = False
-    assert world.service is not None
-    world.service.tick(world.now)  # before it has read what came meanwhile
+    assert world.protocol is not None
+    world.protocol.tick(world.now)  # before it has read what came meanwhile
     world.run(3_000)
     assert world.told(b.notices) == [("appeared", "dup", "a")]
 
 
 def test_a_quick_restart_is_seen_by_nobody(world: World) -> None:
     a, b = two(world)
-    first = a.want("x", unique=True)
-    a.want("dup")
+    first = a.register("x", unique=True)
+    a.register("dup")
     world.run(300)
     seen = len(b.notices)
     world.kill_server()
     world.run(400)
-    assert b.conversation.cache.count() == 2
+    assert b.protocol.cache.count() == 2
     world.serve()
     for _ in range(4_000 // STEP_MS):
         world.step()
         assert a.current("x") == first.result(0)
-        assert len(b.conversation.cache.lookup("x")) == 1
+        assert len(b.protocol.cache.lookup("x")) == 1
     assert b.notices[seen:] == [] and a.losses == []
-    later = a.want("y", unique=True)
+    later = a.register("y", unique=True)
     world.run(100)
     assert later.result(0).epoch > first.result(0).epoch
 
 
 def test_a_grant_is_not_prolonged_by_a_restarted_server_before_it_is_confirmed(world: World) -> None:
     a, b = two(world)
-    first = a.want("x", unique=True)
+    first = a.register("x", unique=True)
     world.run(300)
     world.kill_server()
     world.serve()
     # It was just welcomed, and the claim that goes out with that welcome is lost.
-    while a.conversation.incarnation != b"incarnation-2":
+    while a.protocol.incarnation != b"incarnation-2":
         world.step()
     world.inbox.clear()
     world.cut(a)
-    taken = b.want("x", unique=True)
+    taken = b.register("x", unique=True)
     while not taken.done():
         world.step()
         assert a.current("x") is None or b.current("x") is None
@@ -281,11 +281,11 @@ def test_a_grant_is_not_prolonged_by_a_restarted_server_before_it_is_confirmed(w
 
 def test_a_grant_that_was_reported_lost_does_not_come_back(world: World) -> None:
     a, _ = two(world)
-    first = a.want("x", unique=True)
+    first = a.register("x", unique=True)
     world.run(300)
     world.kill_server()
     world.serve()
-    while a.conversation.incarnation != b"incarnation-2":
+    while a.protocol.incarnation != b"incarnation-2":
         world.step()
     world.server_frozen = True
     while not a.losses:
@@ -299,45 +299,45 @@ def test_a_grant_that_was_reported_lost_does_not_come_back(world: World) -> None
 
 def test_a_long_outage_costs_the_grants_but_nothing_disappears(world: World) -> None:
     a, b = two(world)
-    first = a.want("x", unique=True)
-    a.want("dup")
+    first = a.register("x", unique=True)
+    a.register("dup")
     world.run(300)
     seen = len(b.notices)
     world.kill_server()
     world.run(5_000)
     assert a.current("x") is None and a.losses == [Loss(first.result(0), None)]
-    assert not b.conversation.connected and b.conversation.cache.count() == 2
+    assert not b.protocol.connected and b.protocol.cache.count() == 2
     world.serve()
     world.run(5_000)
     again = a.current("x")
     assert again is not None and again.epoch > first.result(0).epoch
-    assert b.conversation.connected
+    assert b.protocol.connected
     assert world.told(b.notices[seen:]) == [("changed", "x", "a")]
     assert len(a.losses) == 1
 
 
 def test_who_died_with_the_server_is_gone_after_the_grace(world: World) -> None:
     a, b = two(world)
-    a.want("x", unique=True)
+    a.register("x", unique=True)
     world.run(300)
     world.kill_server()
     a.frozen = True
     world.run(300)
     world.serve()
     world.run(LEASE_MS)
-    assert b.conversation.cache.lookup("x")
+    assert b.protocol.cache.lookup("x")
     world.run(2_000)
-    assert not b.conversation.cache.lookup("x")
+    assert not b.protocol.cache.lookup("x")
     assert world.told(b.notices)[-1] == ("disappeared", "x", "a")
 
 
 def test_after_a_restart_others_wait_for_a_lease_time(world: World) -> None:
     a, b = two(world)
-    a.want("x", unique=True)
+    a.register("x", unique=True)
     world.run(300)
     world.kill_server()
     a.frozen = True
-    waiting = b.want("x", unique=True)
+    waiting = b.register("x", unique=True)
     world.run(200)
     world.serve()
     world.run(LEASE_MS - 100)
@@ -345,99 +345,99 @@ def test_after_a_restart_others_wait_for_a_lease_time(world: World) -> None:
     world.run(500)
     entry = waiting.result(0)
     assert b.current("x") == entry
-    assert b.conversation.cache.lookup("x") == (entry,)
+    assert b.protocol.cache.lookup("x") == (entry,)
     assert world.told(b.notices)[-2:] == [("disappeared", "x", "a"), ("appeared", "x", "b")]
 
 
 def test_a_client_that_missed_notices_syncs_again(world: World) -> None:
     a, b = two(world)
-    assert world.service is not None
-    world.service.undeliverable(b.routing)
-    a.want("x", unique=True)
-    a.want("y")
+    assert world.protocol is not None
+    world.protocol.undeliverable(b.routing)
+    a.register("x", unique=True)
+    a.register("y")
     world.run(60)
-    assert not b.conversation.cache.lookup("x")
+    assert not b.protocol.cache.lookup("x")
     world.run(600)
-    assert b.conversation.cache.lookup("x") and b.conversation.cache.lookup("y")
-    a.want("z")
+    assert b.protocol.cache.lookup("x") and b.protocol.cache.lookup("y")
+    a.register("z")
     world.run(100)
-    assert b.conversation.cache.lookup("z")
-    assert world.service.statistics().dropped == 1
+    assert b.protocol.cache.lookup("z")
+    assert world.protocol.statistics().dropped == 1
 
 
 def test_a_client_that_does_not_read_is_not_written_to_for_ever(world: World) -> None:
     a, b = two(world)
-    assert world.service is not None
+    assert world.protocol is not None
     b.frozen = True
-    a.want("x", value={"data": 0})
+    a.register("x", value={"data": 0})
     world.run(100)
     big = {"data": "x" * 60_000}
     for number in range(MAX_UNREAD_BYTES // 60_000 + 20):
         done: Future[Entry] = Future()
-        a.conversation.change("x", {**big, "n": number}, done)
+        a.protocol.update("x", {**big, "n": number}, done)
         world.run(80)
-        if world.service.statistics().dropped or not done.done():
+        if world.protocol.statistics().dropped or not done.done():
             break
         # Its lease would end before it has been sent too much.
-        world.service.table.renew("b", world.now)
-    assert world.service.statistics().dropped == 1
+        world.protocol.table.renew("b", world.now)
+    assert world.protocol.statistics().dropped == 1
     assert sum(map(len, b.inbox)) <= MAX_UNREAD_BYTES
     b.frozen = False
     world.run(2_000)
-    assert b.conversation.cache.lookup("x") == a.conversation.cache.lookup("x")
+    assert b.protocol.cache.lookup("x") == a.protocol.cache.lookup("x")
 
 
 def test_a_lost_answer_is_asked_for_again(world: World) -> None:
     a, b = two(world)
-    waiting = a.want("x", unique=True)
+    waiting = a.register("x", unique=True)
     world.step()
     world.step()
     a.inbox.clear()
     world.run(4_000)
     assert waiting.done() and a.current("x") == waiting.result(0)
-    assert len(b.conversation.cache.lookup("x")) == 1
+    assert len(b.protocol.cache.lookup("x")) == 1
 
 
 def test_many_names_are_repopulated(world: World) -> None:
     a, b = two(world)
-    waiting = [a.want(f"n{number}", unique=number % 2 == 0) for number in range(1_000)]
+    waiting = [a.register(f"n{number}", unique=number % 2 == 0) for number in range(1_000)]
     world.run(1_000)
     assert all(future.done() for future in waiting)
     seen = len(b.notices)
     world.kill_server()
     world.serve()
     world.run(4_000)
-    assert world.service is not None and world.service.table.count() == 1_000
+    assert world.protocol is not None and world.protocol.table.count() == 1_000
     assert b.notices[seen:] == [] and a.losses == []
     c = world.join("c")
     world.run(500)
-    assert c.conversation.cache.count() == 1_000
+    assert c.protocol.cache.count() == 1_000
 
 
 def test_withdrawing_frees_the_name_even_after_the_grant(world: World) -> None:
     a, b = two(world)
-    waiting = a.want("x", unique=True)
+    waiting = a.register("x", unique=True)
     world.run(100)
     assert waiting.done()
-    a.conversation.withdraw("x", waiting)
-    again = a.want("x", unique=True)
+    a.protocol.withdraw("x", waiting)
+    again = a.register("x", unique=True)
     world.run(200)
     assert a.current("x") == again.result(0)
     assert again.result(0).epoch > waiting.result(0).epoch
-    a.conversation.withdraw("x", again)
+    a.protocol.withdraw("x", again)
     world.run(100)
-    assert not b.conversation.cache.lookup("x")
+    assert not b.protocol.cache.lookup("x")
 
 
 def test_a_verdict_on_a_withdrawn_wish_is_not_taken_for_the_next_one(world: World) -> None:
     a, b = two(world)
-    first = a.want("x", unique=True)
+    first = a.register("x", unique=True)
     world.step()
-    a.conversation.withdraw("x", first)
-    second = a.want("x", unique=True)
+    a.protocol.withdraw("x", first)
+    second = a.register("x", unique=True)
     world.run(500)
     assert not second.cancelled() and a.current("x") == second.result(0)
-    assert b.conversation.cache.lookup("x") == (second.result(0),)
+    assert b.protocol.cache.lookup("x") == (second.result(0),)
     assert a.losses == []
 
 
@@ -445,11 +445,11 @@ def test_a_holder_id_is_for_one_process(world: World) -> None:
     a, _ = two(world)
     other = world.join("a")
     world.run(300)
-    assert isinstance(other.conversation.refusal, HolderInUse) and not other.conversation.synced.done()
+    assert isinstance(other.protocol.refusal, HolderInUse) and not other.protocol.synced.done()
     left: Future[None] = Future()
-    a.conversation.leave(left)
+    a.protocol.leave(left)
     world.run(300)
-    assert left.done() and other.conversation.synced.done() and other.conversation.refusal is None
+    assert left.done() and other.protocol.synced.done() and other.protocol.refusal is None
 
 
 def test_more_clients_than_allowed_are_refused() -> None:
@@ -459,15 +459,15 @@ def test_more_clients_than_allowed_are_refused() -> None:
     world.run(200)
     b = world.join("b")
     world.run(200)
-    assert isinstance(b.conversation.refusal, RegistryFull)
+    assert isinstance(b.protocol.refusal, RegistryFull)
 
 
 def test_strangers_and_nonsense_are_counted_and_change_nothing(world: World) -> None:
-    assert world.service is not None
-    service = world.service
+    assert world.protocol is not None
+    protocol = world.protocol
     for frame in (b"", b"\xff" * 40, wire.encode(wire.Unknown()), wire.encode(wire.Part(1, 0, False, 1, ()))):
-        service.receive(b"stranger", frame, world.now)
-    assert service.statistics().malformed == 4
+        protocol.receive(b"stranger", frame, world.now)
+    assert protocol.statistics().malformed == 4
     for message in (
         wire.Heartbeat(1, 1),
         wire.Leave(1),
@@ -475,18 +475,20 @@ def test_strangers_and_nonsense_are_counted_and_change_nothing(world: World) -> 
         wire.Unregister(1, ("x",)),
         wire.Register(1, ()),
     ):
-        service.receive(b"stranger", wire.encode(message), world.now)
-    assert service.statistics().strangers == 5
-    assert [wire.decode(frame) for _, frame in service.take()] == [wire.Unknown()] * 5
+        protocol.receive(b"stranger", wire.encode(message), world.now)
+    assert protocol.statistics().strangers == 5
+    assert [wire.decode(frame) for _, frame in protocol.take_outgoing()] == [wire.Unknown()] * 5
     a, b = two(world)
-    service.receive(a.routing, wire.encode(wire.Register(1, (b"\x01",))), world.now)
-    service.receive(a.routing, wire.encode(wire.Hello(9, "other", b"12345678")), world.now)
-    service.receive(a.routing, wire.encode(wire.Sync(9, 1 << 40)), world.now)
-    a.want("x" * 255)
+    protocol.receive(a.routing, wire.encode(wire.Register(1, (b"\x01",))), world.now)
+    protocol.receive(a.routing, wire.encode(wire.Hello(9, "other", b"12345678")), world.now)
+    protocol.receive(a.routing, wire.encode(wire.Sync(9, 1 << 40)), world.now)
+    a.register("x" * 255)
     world.run(200)
-    assert b.conversation.cache.count() == 1
+    assert b.protocol.cache.count() == 1
     assert (
-        service.statistics().malformed == 5 and service.statistics().refused == 1 and service.statistics().failed == 0
+        protocol.statistics().malformed == 5
+        and protocol.statistics().refused == 1
+        and protocol.statistics().failed == 0
     )
 
 
@@ -510,17 +512,17 @@ class Turmoil(RuleBasedStateMachine):
     @rule(who=st.integers(0, 2), name=st.sampled_from(["x", "y"]))
     def want_unique(self, who: int, name: str) -> None:
         if not self.peers[who].frozen:
-            self.peers[who].want(name, unique=True)
+            self.peers[who].register(name, unique=True)
 
     @rule(who=st.integers(0, 2))
     def want_duplicate(self, who: int) -> None:
         if not self.peers[who].frozen:
-            self.peers[who].want("dup")
+            self.peers[who].register("dup")
 
     @rule(who=st.integers(0, 2), name=st.sampled_from(["x", "y", "dup"]))
-    def unwant(self, who: int, name: str) -> None:
+    def unregister(self, who: int, name: str) -> None:
         if not self.peers[who].frozen:
-            self.peers[who].conversation.unwant(name, Future())
+            self.peers[who].protocol.unregister(name, Future())
 
     @rule(who=st.integers(0, 2))
     def cut_or_join(self, who: int) -> None:
@@ -559,25 +561,25 @@ class Turmoil(RuleBasedStateMachine):
                 self.highest[name] = entry.epoch
         for peer in self.peers:
             for name in ("x", "y"):
-                assert len(peer.conversation.cache.lookup(name)) <= 1
+                assert len(peer.protocol.cache.lookup(name)) <= 1
 
     def teardown(self) -> None:
         self.world.server_frozen = False
         for peer in self.peers:
             peer.cut = peer.frozen = False
         self.run_checked(8_000)
-        service = self.world.service
-        assert service is not None and service.statistics().failed == 0 and service.statistics().malformed == 0
-        truth = set_of(service.table.match())
+        protocol = self.world.protocol
+        assert protocol is not None and protocol.statistics().failed == 0 and protocol.statistics().malformed == 0
+        truth = set_of(protocol.table.match())
         for peer in self.peers:
-            cache = peer.conversation.cache
+            cache = peer.protocol.cache
             assert set_of(tuple(entry for entries in cache.names().values() for entry in entries)) == truth
             assert cache.count() == len(truth)
-            wanted = peer.conversation.wanted()
-            assert {(name, entry.epoch) for name, entry in wanted.items() if entry is not None} == {
+            state = peer.protocol.registrations()
+            assert {(name, entry.epoch) for name, entry in state.items() if entry is not None} == {
                 (entry[0], entry[2]) for entry in truth if entry[1] == peer.holder
             }
-            assert all(entry is not None for entry in wanted.values())
+            assert all(entry is not None for entry in state.values())
             seen: set[tuple[str, str]] = set()
             for notice in peer.notices:
                 key = (notice.entry.name, notice.entry.holder)

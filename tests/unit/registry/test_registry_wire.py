@@ -42,8 +42,8 @@ def test_a_message_comes_back_as_it_was(message: wire.RegistryMessage) -> None:
 def test_entries_and_wishes_come_back_as_they_were() -> None:
     entry = Entry("n", "h", {"endpoint": "ipc:///x", "deep": [{"a": [1, 2.5, None]}]}, True, (5 << 32) + 1)
     assert wire.decode_entry(wire.encode_entry(entry)) == entry
-    wish = wire.Wish("n", {"a": 1}, False, 0)
-    assert wire.decode_wish(wire.encode_wish(wish)) == wish
+    registration = wire.Registration("n", {"a": 1}, False, 0)
+    assert wire.decode_registration(wire.encode_registration(registration)) == registration
     assert wire.decode_detail(wire.encode_detail("x" * 9_999)) == "x" * 512
     assert wire.decode_detail(wire.encode_detail(7)) == 7
 
@@ -89,7 +89,7 @@ def test_mutated_frames_are_messages_or_protocol_errors(message: wire.RegistryMe
 @given(st.binary(max_size=200))
 @examples(quick=100, long=3_000)
 def test_random_rows_are_refused_as_protocol_errors(row: bytes) -> None:
-    for decode in (wire.decode, wire.decode_entry, wire.decode_wish, wire.decode_detail):
+    for decode in (wire.decode, wire.decode_entry, wire.decode_registration, wire.decode_detail):
         with suppress(ProtocolError):
             decode(row)
 
