@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from bitactor import Result, Workflow
-from bitactor.signal import DEFAULT_TTL
+from bitactor.messages.signal import DEFAULT_TTL
 
 TIMEOUT = 30.0
 """Seconds on each step, so that each hop arms a deadline and disarms it."""

@@ -3,9 +3,12 @@
 A domain module imports only this package; a service's entry imports `mesh`.
 """
 
-from bitactor.arguments import Element, Input, Result, Value
 from bitactor.consumer import Consumer, consumer
-from bitactor.context import Context
+from bitactor.declare.backoff import Backoff
+from bitactor.declare.context import Context
+from bitactor.declare.resource import Resource
+from bitactor.declare.step import Step
+from bitactor.declare.then import Then
 from bitactor.errors import (
     BitActorError,
     CallError,
@@ -42,13 +45,10 @@ from bitactor.errors import (
     WorkflowFailed,
     WorkflowTooDeep,
 )
-from bitactor.outcome import Continue, Fail, Halt, Ok, Retry
-from bitactor.policy import Backoff
-from bitactor.pulse import Pulse
-from bitactor.resources import Resource
-from bitactor.signal import Signal
-from bitactor.step import Step
-from bitactor.then import Then
+from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Retry
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import Signal
+from bitactor.plan.arguments import Element, Input, Result, Value
 from bitactor.workflow import Workflow
 
 __all__ = [

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bitactor.compiling import compile_consumer
-from bitactor.errors import DefinitionError
-from bitactor.options import (
+from bitactor.declare.backoff import Backoff
+from bitactor.declare.options import (
     named_resources,
     refuse_bad_extras,
     refuse_bad_name,
@@ -15,10 +14,11 @@ from bitactor.options import (
     refuse_negative,
     refuse_without_effect,
 )
+from bitactor.declare.resource import Resource
+from bitactor.errors import DefinitionError
 from bitactor.patterns.port import Policy
-from bitactor.plan import Plan
-from bitactor.policy import Backoff
-from bitactor.resources import Resource
+from bitactor.plan.compile import compile_consumer
+from bitactor.plan.plan import Plan
 
 
 class Consumer:

@@ -1,9 +1,9 @@
-"""What the `bitactor` command runs first: makes sure that `mesh` and `registry` are ours, then hands over to
-`mesh.cli`.
+"""Whether what is imported is ours: a user's own `mesh.py` or `registry.py` may hide our packages.
 
-It stands here because a user's own `mesh.py` would hide everything that is in our `mesh`, a check of this included.
-Nothing in `bitactor` imports this module, and it imports nothing of the packages it looks for until it has found them
-to be ours.
+The `bitactor` command begins here: it looks before it imports `mesh`, since a user's `mesh.py` would hide everything
+that is in our `mesh`, a check of this included.  `mesh` itself looks when it is imported, for programs that do without
+the command; so do the commands that import from a directory of the user's.  Nothing in `bitactor` imports this module,
+and it imports nothing of the packages it looks for until it has found them to be ours.
 """
 
 from __future__ import annotations
@@ -44,6 +44,32 @@ def complaint(name: str, found: str) -> str:
         f"{shown} hides BitActor's own package {name!r} ({HOME / name}): "
         "rename it, or start from another directory and take its directory out of PYTHONPATH"
     )
+
+
+class HiddenPackage(ImportError):
+    """A file of the user's has the name of one of our packages; `path` is that file."""
+
+
+def require_own_packages() -> None:
+    """Called first of all when `mesh` is imported.
+
+    Raises:
+        HiddenPackage: names the file and says what to do.
+    """
+    found = stranger("registry")
+    if found is not None:
+        raise HiddenPackage(complaint("registry", found), name="registry", path=found)
+
+
+def namesake(directory: Path) -> Path | None:
+    """A module or package in `directory` that has the name of one of ours and is not ours, if there is one."""
+    if directory.resolve() == HOME:
+        return None
+    for name in PACKAGES:
+        for candidate in (directory / f"{name}.py", directory / name / "__init__.py"):
+            if candidate.is_file():
+                return candidate if candidate.name != "__init__.py" else candidate.parent
+    return None
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from bitactor.pulse import Pulse
+from bitactor.messages.pulse import Pulse
 
 
 class TimerHandle(Protocol):

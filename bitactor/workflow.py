@@ -16,14 +16,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
 
-from bitactor.compiling import compile_workflow, dependencies_of, forward_references, known_dependencies
-from bitactor.describing import describe
-from bitactor.errors import CycleError, DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
-from bitactor.graph import from_dict, to_dict
-from bitactor.kinds.declaring import DeclaresKinds
-from bitactor.kinds.kind import Kind
-from bitactor.mermaid import mermaid
-from bitactor.options import (
+from bitactor.declare.backoff import Backoff
+from bitactor.declare.options import (
     RESERVED,
     exception_classes,
     named_resources,
@@ -33,13 +27,19 @@ from bitactor.options import (
     refuse_unknown_options,
     refuse_without_effect,
 )
+from bitactor.declare.resource import Resource
+from bitactor.declare.step import DEFAULT_UNDO_RETRIES, Step, frozen_options
+from bitactor.errors import CycleError, DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
+from bitactor.export.describe import describe
+from bitactor.export.graph import from_dict, to_dict
+from bitactor.export.mermaid import mermaid
+from bitactor.kinds.declare import DeclaresKinds
+from bitactor.kinds.kind import Kind
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import DEFAULT_TTL, MAX_TTL
 from bitactor.patterns.port import Policy
-from bitactor.plan import Plan, refuse_too_deep, topological_order
-from bitactor.policy import Backoff
-from bitactor.pulse import Pulse
-from bitactor.resources import Resource
-from bitactor.signal import DEFAULT_TTL, MAX_TTL
-from bitactor.step import DEFAULT_UNDO_RETRIES, Step, frozen_options
+from bitactor.plan.compile import compile_workflow, dependencies_of, forward_references, known_dependencies
+from bitactor.plan.plan import Plan, refuse_too_deep, topological_order
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -295,7 +295,7 @@ class Workflow(DeclaresKinds):
     # As data, and as a picture
 
     def to_dict(self) -> dict[str, Any]:
-        """The graph as plain data that JSON can hold, functions by import path; see `bitactor.graph`.
+        """The graph as plain data that JSON can hold, functions by import path; see `bitactor.export.graph`.
 
         Raises:
             DefinitionError: something in it has no import path: a lambda, a closure; names step and option.  Or it
@@ -318,7 +318,7 @@ class Workflow(DeclaresKinds):
 
     def describe(self) -> dict[str, Any]:
         """What it takes, does and answers, as plain data, with JSON Schemas of input and result; see
-        `bitactor.describing`.
+        `bitactor.export.describe`.
 
         Raises:
             DefinitionError: it cannot work.
@@ -326,7 +326,7 @@ class Workflow(DeclaresKinds):
         return describe(self)
 
     def mermaid(self, pulses: Iterable[Pulse] = ()) -> str:
-        """The graph as a Mermaid flowchart; with pulses, coloured by what happened.  See `bitactor.mermaid`.
+        """The graph as a Mermaid flowchart; with pulses, coloured by what happened.  See `bitactor.export.mermaid`.
 
         Raises:
             DefinitionError: it cannot work.

@@ -1,6 +1,6 @@
 """BitActor: where and when things run.  `Mesh` is the face; the rest is for those who look inside."""
 
-from mesh.startup import require_own_packages
+from bitactor.launcher import require_own_packages
 
 require_own_packages()  # before anything imports `registry`, which may be a file of the user's
 

@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from bitactor.consumer import Consumer
 from bitactor.errors import BitActorError, InvalidInput, suggest
+from bitactor.messages.pulse import STATUSES
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
-from bitactor.pulse import STATUSES
 from bitactor.workflow import Workflow
-from mesh.config import settings
-from mesh.node import Node
+from mesh.runtime.node import Node
+from mesh.runtime.settings import settings
 from mesh.sinks import OtelSink
 from mesh.transaction import BlockingTransaction, Transaction
 
@@ -36,8 +36,8 @@ class Mesh:
         clock, ids: replaceable, for tests.
         replace: resource → object to be given out in its place, for tests.
         middleware: objects with `before(event)` and `after(event)` around each call of a user's function; see
-            `mesh.middleware`.
-        options: see `mesh.config.Settings`; each can also come from the environment as `BITACTOR_…`.
+            `mesh.hops.middleware`.
+        options: see `mesh.runtime.settings.Settings`; each can also come from the environment as `BITACTOR_…`.
 
     Raises:
         DefinitionError: a definition cannot work.

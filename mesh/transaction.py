@@ -6,18 +6,18 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from bitactor.codec import decode_token
 from bitactor.errors import InvalidInput, StoreError, WorkflowFailed
-from bitactor.plan import Plan
-from bitactor.pulse import Pulse
-from bitactor.signal import Fault
-from mesh.display import readable_pulses
-from mesh.faults import beside, fault_of
-from mesh.lending import LENDER, lend_permits
-from mesh.run import LiveTransaction, TransactionLimits
+from bitactor.export.display import readable_pulses
+from bitactor.messages.codec import decode_token
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import Fault
+from bitactor.plan.plan import Plan
+from mesh.hops.faults import beside, fault_of
+from mesh.limits.lend import LENDER, lend_permits
+from mesh.runtime.live import LiveTransaction, TransactionLimits
 
 if TYPE_CHECKING:
-    from mesh.node import Node
+    from mesh.runtime.node import Node
 
 
 POLL_SECONDS: Final = 0.25

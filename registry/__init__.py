@@ -1,7 +1,6 @@
 """Who is where: names, their holders, leases and watches; in one process, or served over ZeroMQ to a whole mesh."""
 
 from registry.client import RegistryClient
-from registry.curve import Curve, Gatekeeper, secure_client, secure_server
 from registry.entry import APPEARED, CHANGED, DISAPPEARED, Entry, Loss, Notice
 from registry.errors import (
     AlreadyRegistered,
@@ -17,7 +16,8 @@ from registry.errors import (
 from registry.local import LocalRegistry
 from registry.port import Registry
 from registry.server import RegistryServer
-from registry.service import Statistics
+from registry.server_protocol import Statistics
+from registry.support.curve import Curve, Gatekeeper, secure_client, secure_server
 from registry.table import Table
 from registry.watches import Watch
 

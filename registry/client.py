@@ -17,13 +17,13 @@ from typing import Any, Final, TypeVar
 
 import zmq
 
-from registry.binding import check_endpoint
-from registry.conversation import ClientProtocol
-from registry.curve import Curve, secure_client
+from registry.client_protocol import ClientProtocol
 from registry.entry import Entry, Loss, Notice
 from registry.errors import RegistryClosed, RegistryError, RegistryTimeout
 from registry.limits import check_name, name_filter, normal_value
-from registry.wakeup import Wakeup
+from registry.support.bind import check_endpoint
+from registry.support.curve import Curve, secure_client
+from registry.support.wakeup import Wakeup
 from registry.watches import Watch, Watches, wait_for_name
 from registry.wire import MAX_FRAME_BYTES
 

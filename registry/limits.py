@@ -8,8 +8,8 @@ from fnmatch import translate
 from types import MappingProxyType
 from typing import Any, Final
 
-from bitactor.codec import pack, unpack
 from bitactor.errors import InvalidOutcome, SignalTooLarge
+from bitactor.messages.codec import pack, unpack
 from registry.errors import InvalidEntry
 
 MAX_NAME_CHARACTERS: Final = 255

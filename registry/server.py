@@ -21,11 +21,11 @@ from typing import Final
 import zmq
 
 from bitactor.errors import BitActorError, ConfigurationError
-from registry.binding import Binding, BootEpoch, check_endpoint
-from registry.curve import Curve, Gatekeeper, secure_server
-from registry.service import ServerProtocol, Statistics
+from registry.server_protocol import ServerProtocol, Statistics
+from registry.support.bind import Binding, BootEpoch, check_endpoint
+from registry.support.curve import Curve, Gatekeeper, secure_server
+from registry.support.wakeup import Wakeup
 from registry.table import DEFAULT_LEASE_NS, Table
-from registry.wakeup import Wakeup
 from registry.wire import MAX_FRAME_BYTES
 
 _SECOND: Final = 1_000_000_000

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from bitactor.codec import pack, unpack
 from bitactor.errors import MalformedSignal, UnsupportedVersion
+from bitactor.messages.codec import pack, unpack
 from registry.entry import APPEARED, CHANGED, DISAPPEARED, Entry
 from registry.limits import MAX_NAME_CHARACTERS, MAX_VALUE_BYTES
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bitactor import Backoff, Context, Element, Result, Workflow, consumer
-from bitactor.codec import decode_message, encode_message, encode_pulse
-from bitactor.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
+from bitactor.messages.codec import decode_message, encode_message, encode_pulse
+from bitactor.messages.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
 from bitactor.testing import FakeClock, SequentialIds
 from mesh import Mesh
 from mesh.cli.app import app
@@ -33,8 +33,8 @@ from tests.e2e.support import turns, until
 
 LISTING = Path(__file__).parent / "public_face.json"
 MODULES = (
-    "bitactor", "bitactor.errors", "bitactor.ids", "bitactor.patterns", "bitactor.ports", "bitactor.testing", "mesh",
-    "mesh.ingress.http", "mesh.ingress.server", "mesh.ready.http_errors", "mesh.ready.resources.cache",
+    "bitactor", "bitactor.errors", "bitactor.messages.ids", "bitactor.patterns", "bitactor.ports", "bitactor.testing",
+    "mesh", "mesh.ingress.http", "mesh.ingress.server", "mesh.ready.http_errors", "mesh.ready.resources.cache",
     "mesh.ready.resources.database", "mesh.ready.resources.http", "mesh.ready.steps.files", "mesh.ready.steps.http",
     "mesh.ready.steps.subprocess", "mesh.sinks", "mesh.testing", "pytest_bitactor", "registry",
 )  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bitactor import pulse as kinds
-from bitactor.ids import TransactionId, hop_id, transaction_span_id
-from bitactor.pulse import Pulse
+from bitactor.messages import pulse as kinds
+from bitactor.messages.ids import TransactionId, hop_id, transaction_span_id
+from bitactor.messages.pulse import Pulse
 
 BORN_NS = 1_790_000_000_000 * 1_000_000
 MS = 1_000_000

@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from bitactor.arguments import BoundArguments
-from bitactor.codec import encode_token
-from bitactor.ids import hop_id
-from bitactor.signal import FORWARD, UNDO, Reply, Signal
+from bitactor.messages.codec import encode_token
+from bitactor.messages.ids import hop_id
+from bitactor.messages.signal import FORWARD, UNDO, Reply, Signal
+from bitactor.plan.arguments import BoundArguments
 from bitactor.workflow import Workflow
-from mesh.actor import BitActor
-from mesh.clock import SystemClock
-from mesh.host import Executor
-from mesh.ids import TimeOrderedIds
+from mesh.hops.actor import BitActor
+from mesh.hops.executor import Executor
+from mesh.limits.clock import SystemClock
+from mesh.limits.timing_wheel import TimingWheel
+from mesh.runtime.ids import TimeOrderedIds
 from mesh.spawners import Spawner
-from mesh.wheel import TimingWheel
 
 PATIENCE = 60.0
 """Far longer than anything takes here."""

@@ -7,9 +7,9 @@ from itertools import count
 from queue import SimpleQueue
 from typing import Any
 
-from bitactor.codec import encode_token
+from bitactor.messages.codec import encode_token
+from bitactor.messages.pulse import Pulse
 from bitactor.ports import Refusal, Write
-from bitactor.pulse import Pulse
 
 BOUND = 30.0
 """Seconds after which a test gives up waiting."""

@@ -113,7 +113,7 @@ def test_this_test_sees_something() -> None:
     for package in PACKAGES:
         assert sources(package), package
     seen = {found.module for found in all_imports("bitactor")}
-    assert {"msgpack", "bitactor.codec", "bitactor.saga.state"} <= seen
+    assert {"msgpack", "bitactor.messages.codec", "bitactor.saga.state"} <= seen
 
 
 @pytest.mark.parametrize("package", ["bitactor", "registry"])

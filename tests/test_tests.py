@@ -76,7 +76,7 @@ def test_no_test_reaches_into_what_is_private() -> None:
         "from mesh._hidden import about",
         "import mesh._hidden",
         "monkeypatch.setattr(child, '_BOOT', '')",
-        "monkeypatch.setattr('mesh.spawners.child._BOOT', '')",
+        "monkeypatch.setattr('mesh.spawners.process.child._BOOT', '')",
         "getattr(pool, '_taken')",
         "PROGRAM = '''\n    from mesh import Mesh\n    Mesh()._loop\n'''",
     ],

@@ -1,0 +1,1 @@
+"""Steps made of other steps, and small ready-made ones; one file a kind."""

@@ -19,10 +19,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from bitactor.compiling import Parameter, Site
-from bitactor.context import Context
+from bitactor.declare.context import Context
+from bitactor.declare.functions import is_coroutine_function
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome
-from bitactor.functions import is_coroutine_function
 from bitactor.kinds.kind import (
     Kind,
     function_parameters,
@@ -31,7 +30,8 @@ from bitactor.kinds.kind import (
     require_workflow,
     workflow_parameters,
 )
-from bitactor.kinds.port import (
+from bitactor.plan.compile import Parameter, Site
+from bitactor.plan.container import (
     ANSWER_FUNCTION_AROUND,
     WAIT,
     Close,

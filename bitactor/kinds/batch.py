@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from bitactor.arguments import RawArguments, value_at
-from bitactor.codec import decode_token, encode_token, pack, token_bytes, unpack
-from bitactor.context import Context
+from bitactor.declare.context import Context
 from bitactor.errors import InvalidInput, InvalidOutcome
-from bitactor.outcome import Outcome
-from bitactor.plan import Callback
+from bitactor.messages.codec import decode_token, encode_token, pack, token_bytes, unpack
+from bitactor.messages.outcome import Outcome
+from bitactor.plan.arguments import RawArguments, value_at
+from bitactor.plan.plan import Callback
 
 if TYPE_CHECKING:
     from bitactor.kinds.map import Map

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bitactor.compiling import Parameter, Site
 from bitactor.kinds.kind import Kind, nested_inputs, require_workflow, workflow_parameters
-from bitactor.kinds.port import Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
+from bitactor.plan.compile import Parameter, Site
+from bitactor.plan.container import Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from bitactor.context import Context
+from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError, suggest
 from bitactor.kinds.signatures import with_parameters
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from bitactor.kinds.signatures import with_parameters
 from bitactor.kinds.template import TextTemplate
-from bitactor.outcome import Fail
+from bitactor.messages.outcome import Fail
 
 
 def flunk_function(text: str) -> Callable[..., Any]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bitactor.codec import decode_token, encode_token
-from bitactor.compiling import Parameter, Site
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome, suggest
 from bitactor.kinds.kind import (
     Kind,
@@ -22,7 +20,9 @@ from bitactor.kinds.kind import (
     require_workflow,
     workflow_parameters,
 )
-from bitactor.kinds.port import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
+from bitactor.messages.codec import decode_token, encode_token
+from bitactor.plan.compile import Parameter, Site
+from bitactor.plan.container import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bitactor.codec import decode_token
-from bitactor.compiling import Parameter, Site
 from bitactor.errors import DefinitionError
 from bitactor.kinds.kind import Kind, function_parameters
-from bitactor.kinds.port import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
 from bitactor.kinds.recurse import checked_bound, checked_predicate
+from bitactor.messages.codec import decode_token
+from bitactor.plan.compile import Parameter, Site
+from bitactor.plan.container import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
 
 START = "(start)"
 STATE = "state"

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bitactor.compiling import Parameter, Site, parameters_of
 from bitactor.errors import DefinitionError
-from bitactor.kinds.port import Container, ContainerArguments
-from bitactor.plan import Plan
+from bitactor.plan.compile import Parameter, Site, parameters_of
+from bitactor.plan.container import Container, ContainerArguments
+from bitactor.plan.plan import Plan
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow

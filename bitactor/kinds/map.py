@@ -13,30 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from bitactor.arguments import Argument, Element, converter
-from bitactor.codec import (
-    MAX_FRAME_BYTES,
-    MAX_TOKEN_BYTES,
-    Packed,
-    decode_token,
-    encode_token,
-    join_packed_lists,
-    pack,
-    token_bytes,
-    token_from_bytes,
-    unpack,
-)
-from bitactor.compiling import (
-    Parameter,
-    Site,
-    compile_callback,
-    function_step,
-    injected_as,
-    resources_among,
-    single_step_plan,
-)
+from bitactor.declare.functions import is_coroutine_function
 from bitactor.errors import BitActorError, DefinitionError, SignalTooLarge, suggest
-from bitactor.functions import is_coroutine_function
 from bitactor.kinds.batch import (
     ACCUMULATED,
     ELEMENTS,
@@ -48,7 +26,30 @@ from bitactor.kinds.batch import (
     ElementHandler,
 )
 from bitactor.kinds.kind import Kind, function_parameters, merge_parameters, workflow_parameters
-from bitactor.kinds.port import (
+from bitactor.messages.codec import (
+    MAX_FRAME_BYTES,
+    MAX_TOKEN_BYTES,
+    Packed,
+    decode_token,
+    encode_token,
+    join_packed_lists,
+    pack,
+    token_bytes,
+    token_from_bytes,
+    unpack,
+)
+from bitactor.messages.signal import Fault
+from bitactor.plan.arguments import Argument, Element, converter
+from bitactor.plan.compile import (
+    Parameter,
+    Site,
+    compile_callback,
+    function_step,
+    injected_as,
+    resources_among,
+    single_step_plan,
+)
+from bitactor.plan.container import (
     WAIT,
     Close,
     Container,
@@ -59,8 +60,7 @@ from bitactor.kinds.port import (
     Opening,
     Progress,
 )
-from bitactor.plan import Callback, Plan, PlanStep
-from bitactor.signal import Fault
+from bitactor.plan.plan import Callback, Plan, PlanStep
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow

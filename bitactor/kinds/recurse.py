@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bitactor.codec import decode_token
-from bitactor.compiling import Parameter, Site
+from bitactor.declare.functions import is_coroutine_function
 from bitactor.errors import DefinitionError, InvalidOutcome
-from bitactor.functions import is_coroutine_function
 from bitactor.kinds.kind import Kind, nested_inputs, require_workflow, workflow_parameters
-from bitactor.kinds.port import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
+from bitactor.messages.codec import decode_token
+from bitactor.plan.compile import Parameter, Site
+from bitactor.plan.container import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from keyword import iskeyword
 from typing import Any
 
-from bitactor.context import Context
+from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bitactor.compiling import Parameter, Site
 from bitactor.errors import DefinitionError, StepFailed
 from bitactor.kinds.kind import Kind, function_inputs, merge_parameters, nested_inputs, target_parameters
-from bitactor.kinds.port import Close, Container, ContainerArguments, NextAction, Open, Opening, Progress, Skip
-from bitactor.plan import Plan
+from bitactor.plan.compile import Parameter, Site
+from bitactor.plan.container import Close, Container, ContainerArguments, NextAction, Open, Opening, Progress, Skip
+from bitactor.plan.plan import Plan
 
 if TYPE_CHECKING:
     from bitactor.workflow import Workflow

@@ -7,9 +7,9 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bitactor.arguments import value_at
 from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.kinds.signatures import with_parameters
+from bitactor.plan.arguments import value_at
 
 
 class TextTemplate:

@@ -4,7 +4,7 @@
 async def price(item: str) -> float | None: ...
 """
 
-from bitactor.patterns.batching import Batching
+from bitactor.patterns.batch import Batching
 from bitactor.patterns.bulkhead import Bulkhead
 from bitactor.patterns.cache import Cache
 from bitactor.patterns.circuit_breaker import CircuitBreaker

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bitactor.patterns.errors import BulkheadFull
-from bitactor.patterns.line import WaitQueue
 from bitactor.patterns.options import check_count, check_name, check_seconds, nanoseconds, refuse
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
+from bitactor.patterns.wait_queue import WaitQueue
 from bitactor.ports import Clock
 
 

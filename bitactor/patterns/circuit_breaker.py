@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from bitactor.outcome import Halt, Outcome
+from bitactor.messages.outcome import Halt, Outcome
 from bitactor.patterns.errors import CircuitOpen, Refused
 from bitactor.patterns.options import (
     Exceptions,

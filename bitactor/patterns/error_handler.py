@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from bitactor.errors import suggest
-from bitactor.outcome import Outcome
-from bitactor.patterns.answers import MISSING, Constant, Substitute, substitute
+from bitactor.messages.outcome import Outcome
 from bitactor.patterns.options import Exceptions, check_name, fix_exceptions, refuse
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
+from bitactor.patterns.substitute import MISSING, Constant, Substitute, substitute
 from bitactor.ports import Clock
 
 LOG: Final = "log"

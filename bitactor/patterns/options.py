@@ -6,7 +6,7 @@ import math
 from typing import Any, Final
 
 from bitactor.errors import DefinitionError
-from bitactor.outcome import Outcome
+from bitactor.messages.outcome import Outcome
 from bitactor.patterns.port import Policy
 
 Exceptions = type[Exception] | tuple[type[Exception], ...]

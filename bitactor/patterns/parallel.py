@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, TypeVar, 
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.patterns.errors import TimedOut
 from bitactor.patterns.options import is_number
-from bitactor.patterns.waiting import LoopTimers, Timers, cancel_and_wait, result_of, start, with_timeout
+from bitactor.patterns.tasks import LoopTimers, Timers, cancel_and_wait, result_of, start, with_timeout
 from bitactor.ports import Clock
 
 Item = TypeVar("Item")

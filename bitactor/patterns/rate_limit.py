@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bitactor.patterns.errors import RateLimited
-from bitactor.patterns.line import WaitQueue
 from bitactor.patterns.options import (
     check_count,
     check_name,
@@ -19,6 +18,7 @@ from bitactor.patterns.options import (
     refuse_together,
 )
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
+from bitactor.patterns.wait_queue import WaitQueue
 from bitactor.ports import Clock, TimerHandle
 
 

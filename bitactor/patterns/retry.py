@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Final
 
-from bitactor.outcome import Outcome
+from bitactor.declare.backoff import Backoff
+from bitactor.messages.outcome import Outcome
 from bitactor.patterns.options import (
     Exceptions,
     check_count,
@@ -19,8 +20,7 @@ from bitactor.patterns.options import (
     refuse,
 )
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
-from bitactor.patterns.waiting import sleep_until
-from bitactor.policy import Backoff
+from bitactor.patterns.tasks import sleep_until
 from bitactor.ports import Clock
 
 DEFAULT_BACKOFF: Final = Backoff(initial=0.05, cap=1.0)

@@ -10,7 +10,7 @@ from bitactor.errors import ConfigurationError
 from bitactor.patterns.errors import TimedOut, TooFewAnswers
 from bitactor.patterns.options import is_number
 from bitactor.patterns.parallel import Fetched
-from bitactor.patterns.waiting import LoopTimers, TaskResult, Timers, cancel_and_wait, result_of, sleep_until, start
+from bitactor.patterns.tasks import LoopTimers, TaskResult, Timers, cancel_and_wait, result_of, sleep_until, start
 from bitactor.ports import Clock
 
 Target = TypeVar("Target")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from bitactor.outcome import Continue, Outcome
-from bitactor.then import Then
+from bitactor.declare.then import Then
+from bitactor.messages.outcome import Continue, Outcome
 
 _VERDICTS: Final = (Outcome, Continue, Then)
 

@@ -13,10 +13,7 @@ from bitactor.saga.commands import (
     Evaluate,
     Settle,
 )
-from bitactor.saga.machine import HANDLERS, TRANSITIONS, Saga, Transition
-from bitactor.saga.phases import PHASES, STEP_STATES
-from bitactor.saga.state import STEP_EVOLUTION, SagaState, input_tokens
-from bitactor.saga.stimuli import (
+from bitactor.saga.events import (
     EVENTS,
     Accept,
     CancelRequested,
@@ -36,6 +33,9 @@ from bitactor.saga.stimuli import (
     UndoRequested,
     Unrouted,
 )
+from bitactor.saga.machine import HANDLERS, TRANSITIONS, Saga, Transition
+from bitactor.saga.phases import PHASES, STEP_STATES
+from bitactor.saga.state import STEP_EVOLUTION, SagaState, input_tokens
 
 __all__ = [
     "EVENTS",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from bitactor.signal import Fault
+from bitactor.messages.signal import Fault
 
 
 class Emission(NamedTuple):

@@ -24,8 +24,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from bitactor.pulse import COMPLETED, EMITTED, FAILED, HALTED, RESUMED, RUNNING, STUCK, TOMBSTONE, UNROUTABLE, Pulse
-from bitactor.saga.advancing import Forward
+from bitactor.messages.pulse import (
+    COMPLETED,
+    EMITTED,
+    FAILED,
+    HALTED,
+    RESUMED,
+    RUNNING,
+    STUCK,
+    TOMBSTONE,
+    UNROUTABLE,
+    Pulse,
+)
 from bitactor.saga.commands import (
     ArmDeadline,
     ArmRetry,
@@ -33,19 +43,7 @@ from bitactor.saga.commands import (
     Deliver,
     Settle,
 )  # fmt: skip
-from bitactor.saga.phases import (
-    BACKING_OFF,
-    ENDED,
-    FAILING,
-    HALTING,
-    IN_FLIGHT,
-    NEW,
-    PHASES,
-    UNDO_BACKING_OFF,
-    UNDO_RUNNING,
-    UNDOING,
-)
-from bitactor.saga.stimuli import (
+from bitactor.saga.events import (
     EVENTS,
     Accept,
     CancelRequested,
@@ -64,7 +62,20 @@ from bitactor.saga.stimuli import (
     RetryDue,
     UndoRequested,
     Unrouted,
-)  # fmt: skip
+)
+from bitactor.saga.forward import Forward
+from bitactor.saga.phases import (
+    BACKING_OFF,
+    ENDED,
+    FAILING,
+    HALTING,
+    IN_FLIGHT,
+    NEW,
+    PHASES,
+    UNDO_BACKING_OFF,
+    UNDO_RUNNING,
+    UNDOING,
+)
 
 
 class Saga(Forward):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bitactor.pulse import COMPLETED, FAILED, HALTED, RUNNING, SKIPPED, UNDO_FAILED, UNDONE
+from bitactor.messages.pulse import COMPLETED, FAILED, HALTED, RUNNING, SKIPPED, UNDO_FAILED, UNDONE
 
 # Phases of a transaction, beside RUNNING and HALTED
 

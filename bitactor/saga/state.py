@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
-from bitactor.codec import decode_token, encode_token, token_from_bytes
 from bitactor.errors import StoreError
-from bitactor.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
-from bitactor.kinds.port import Progress
-from bitactor.kinds.scope import Scope
-from bitactor.plan import Plan, PlanStep
-from bitactor.pulse import (
+from bitactor.messages.codec import decode_token, encode_token, token_from_bytes
+from bitactor.messages.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
+from bitactor.messages.pulse import (
     ACCEPTED,
     COMPENSATED,
     COMPLETED,
@@ -36,8 +33,11 @@ from bitactor.pulse import (
     UNDONE,
     Pulse,
 )
+from bitactor.messages.signal import FORWARD, UNDO, Fault
+from bitactor.plan.container import Progress
+from bitactor.plan.plan import Plan, PlanStep
+from bitactor.plan.scope import Scope
 from bitactor.saga.commands import Emission
-from bitactor.saga.growing import EMPTY, Scopes, writable
 from bitactor.saga.phases import (
     BACKING_OFF,
     COMPENSATING,
@@ -55,7 +55,7 @@ from bitactor.saga.phases import (
     UNDOING,
     WAITING,
 )
-from bitactor.signal import FORWARD, UNDO, Fault
+from bitactor.saga.scopes import EMPTY, Scopes, writable
 
 
 class SagaState(Scopes):

@@ -14,7 +14,7 @@ from bitactor.testing.clock import FakeClock, FakeTimer
 from bitactor.testing.fakes import RecordingSink, SequentialIds
 from bitactor.testing.faults import Crash, Hang, InjectedFault, Lose
 from bitactor.testing.hops import NeedsMesh
-from bitactor.testing.running import run_workflow
+from bitactor.testing.run import run_workflow
 from bitactor.testing.trace import Emitted, Trace
 
 __all__ = [

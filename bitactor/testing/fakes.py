@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bitactor.pulse import Pulse
+from bitactor.messages.pulse import Pulse
 
 
 class SequentialIds:

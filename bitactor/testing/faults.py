@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bitactor.errors import ConfigurationError, suggest
-from bitactor.plan import Plan
+from bitactor.plan.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import bitactor.errors
-from bitactor.arguments import convert_arguments
-from bitactor.codec import decode_token, encode_token, pack
-from bitactor.context import Context
+from bitactor.declare.context import Context
+from bitactor.declare.then import Then
 from bitactor.errors import BitActorError, ConfigurationError, InvalidOutcome, RemoteError
-from bitactor.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
-from bitactor.plan import Callback, Plan, PlanStep
-from bitactor.signal import UNDO, Fault, Reply, Signal
-from bitactor.then import Then
+from bitactor.messages.codec import decode_token, encode_token, pack
+from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
+from bitactor.messages.signal import UNDO, Fault, Reply, Signal
+from bitactor.plan.arguments import convert_arguments
+from bitactor.plan.plan import Callback, Plan, PlanStep
 
 MAX_YIELDS: Final = 10_000
 

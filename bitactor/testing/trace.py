@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bitactor.pulse import UNDONE, Pulse
+from bitactor.messages.pulse import UNDONE, Pulse
 
 
 class Emitted(NamedTuple):

@@ -23,14 +23,13 @@ from cyclopts import Parameter
 from rich.text import Text
 
 from bitactor.errors import BitActorError, StoreError
-from bitactor.launcher import PACKAGES, complaint, stranger
+from bitactor.launcher import PACKAGES, complaint, namesake, stranger
 from mesh.cli.exits import FAILED, OK
 from mesh.cli.options import Curve, Json, Registry, Store
 from mesh.cli.output import out, print_document, printable
-from mesh.client import Client
-from mesh.startup import namesake
+from mesh.network.client import Client
+from mesh.network.transports.addresses import MAX_IPC_PATH
 from mesh.stores import open_reader
-from mesh.transports.addresses import MAX_IPC_PATH
 
 NEEDED: Final = (
     "pykka",

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bitactor.mermaid import mermaid
-from bitactor.plan import Plan
-from bitactor.pulse import Pulse
+from bitactor.export.mermaid import mermaid
+from bitactor.messages.pulse import Pulse
+from bitactor.plan.plan import Plan
 from bitactor.workflow import Workflow
 from mesh.cli.exits import FAILED, CommandError, UsageError
-from mesh.cli.loading import definitions, load
+from mesh.cli.load import definitions, load
 from mesh.cli.options import Curve, Json, Registry, Store, ask, require_source, transaction_id
 from mesh.cli.output import err, print_lines
 from mesh.mesh import Mesh

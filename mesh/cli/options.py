@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from bitactor.ports import TransactionRow
 from mesh.cli.exits import UsageError
-from mesh.client import Client
+from mesh.network.client import Client
 
 T = TypeVar("T")
 

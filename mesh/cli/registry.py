@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from mesh.cli.options import Curve, Json, Registry, ask
 from mesh.cli.output import err, print_lines, print_table, short
 from mesh.cli.signals import StopSignals, end_of_stdin
-from mesh.client import Client
+from mesh.network.client import Client
 from registry import Curve as KeyPair
 from registry import Entry, RegistryServer
 

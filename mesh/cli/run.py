@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Protocol
 from cyclopts import Parameter
 
 from mesh.cli.exits import CommandError, UsageError
-from mesh.cli.loading import definitions, load
+from mesh.cli.load import definitions, load
 from mesh.cli.options import Json
 from mesh.cli.output import print_lines
 from mesh.cli.signals import StopSignals, end_of_stdin

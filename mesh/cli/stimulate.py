@@ -15,7 +15,7 @@ from mesh.cli.exits import FAILED, OK, UNREACHABLE, USAGE, CommandError, UsageEr
 from mesh.cli.http import HttpResponse, post_stimulus
 from mesh.cli.options import Curve, Json, Registry, ask
 from mesh.cli.output import err, out, print_document, short
-from mesh.client import Client
+from mesh.network.client import Client
 
 _REFUSED: Final = {400: USAGE, 404: FAILED, 409: FAILED, 413: USAGE, 422: USAGE}
 
@@ -118,7 +118,7 @@ def _headers(key: str | None, ttl: int | None, deadline: float | None, *, respon
 
 
 def _summary_from(response: HttpResponse) -> dict[str, Any]:
-    """What the ingress answered, as `mesh.control.transaction_as_dict` would say it."""
+    """What the ingress answered, as `mesh.network.control.transaction_as_dict` would say it."""
     content = response.content if isinstance(response.content, dict) else {}
     if "transaction" in content and "status" in content and isinstance(content["status"], str):
         return content

@@ -9,13 +9,13 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 
 from bitactor.errors import UnknownTransaction
-from bitactor.pulse import EMITTED, Pulse
+from bitactor.messages.pulse import EMITTED, Pulse
 from mesh.cli.exits import FAILED, CommandError
 from mesh.cli.options import Curve, Json, Registry, Store, ask, require_source, transaction_id
 from mesh.cli.output import WATERFALL_WIDTH, out
-from mesh.client import Client
+from mesh.cli.waterfall.render import show, to_json
+from mesh.network.client import Client
 from mesh.stores import open_reader
-from mesh.waterfall import show, to_json
 
 MAX_TREE: Final = 200
 """Transactions of one causal tree that are shown."""

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bitactor import pulse as kinds
+from bitactor.messages import pulse as kinds
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import UNDO
 from bitactor.ports import TransactionRow
-from bitactor.pulse import Pulse
-from bitactor.signal import UNDO
-from mesh.demo.posting import PostResult
+from mesh.demo.post import PostResult
 from mesh.demo.signup import SCREENING_TIMEOUT, signup, warm_up
 from mesh.stores import SqliteReader
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from bitactor.errors import BitActorError, ConfigurationError
-from bitactor.pulse import Pulse
+from bitactor.messages.pulse import Pulse
 from mesh.demo.findings import Findings, read_findings
 from mesh.demo.mail import MailServer
-from mesh.demo.posting import PostResult, post, post_all
+from mesh.demo.post import PostResult, post, post_all
 from mesh.demo.processes import DemoProcess, DemoProcesses
 from mesh.demo.rows import UNLUCKY
 from mesh.demo.signup import MAIL, USERS

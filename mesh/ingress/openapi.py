@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import models_json_schema
 
-from bitactor.pulse import STATUSES
-from bitactor.signal import MAX_TTL
+from bitactor.messages.pulse import STATUSES
+from bitactor.messages.signal import MAX_TTL
 from bitactor.workflow import Workflow
 from mesh.ingress.problems import TITLES
 from mesh.ingress.requests import MAX_DEADLINE, MAX_KEY, MIN_DEADLINE

@@ -24,7 +24,7 @@ from bitactor.errors import (
     UnknownWorkflow,
     Unroutable,
 )
-from mesh.ingress.rendering import respond
+from mesh.ingress.render import respond
 
 logger = logging.getLogger("bitactor.ingress")
 

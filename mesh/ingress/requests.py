@@ -9,9 +9,9 @@ from typing import Final, NamedTuple, NoReturn
 
 from starlette.requests import Request
 
-from bitactor.signal import MAX_TTL
+from bitactor.messages.signal import MAX_TTL
 from mesh.ingress.problems import Problem, invalid_input
-from mesh.sinks.traceparent import parse_traceparent
+from mesh.sinks.otel.traceparent import parse_traceparent
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 """As much as a token may have."""

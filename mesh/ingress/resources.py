@@ -14,20 +14,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bitactor.errors import StoreError, UnknownTransaction, UnknownWorkflow, suggest
+from bitactor.export.display import readable_pulses
+from bitactor.messages.pulse import RUNNING, STATUSES
+from bitactor.messages.signal import Fault
 from bitactor.ports import Store, TransactionRow
-from bitactor.pulse import RUNNING, STATUSES
-from bitactor.signal import Fault
 from bitactor.workflow import Workflow
-from mesh.display import readable_pulses
-from mesh.faults import fault_of
+from mesh.hops.faults import fault_of
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import Problem, invalid_input, logger, problem_of
-from mesh.ingress.rendering import as_json, pulses_as_plain, respond, row_as_plain, transaction_as_plain
+from mesh.ingress.render import as_json, pulses_as_plain, respond, row_as_plain, transaction_as_plain
 from mesh.ingress.requests import Preferences, StimulusHeaders, preferences, read_json, read_stimulus_headers
-from mesh.ingress.waiting import ServerStopping, run_while_connected, wait_for_end
+from mesh.ingress.wait import ServerStopping, run_while_connected, wait_for_end
 from mesh.mesh import Mesh
 from mesh.transaction import Transaction
-from registry.occasionally import LogThrottle
+from registry.support.log_throttle import LogThrottle
 
 MAX_PAGE: Final = 1_000
 MAX_DETAIL: Final = 1_000

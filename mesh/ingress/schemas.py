@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from bitactor.pulse import KINDS, STATUSES
+from bitactor.messages.pulse import KINDS, STATUSES
 from mesh.ingress.problems import TITLES
 
 _ID: Final = {"type": "string", "pattern": "^[0-9a-f]{32}$"}

@@ -8,10 +8,10 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.ports import Sink
-from mesh.sinks.context import hop_context
 from mesh.sinks.jsonl import JsonlSink
 from mesh.sinks.live import LiveSink, Subscription
-from mesh.sinks.otel import OtelSink
+from mesh.sinks.otel.context import hop_context
+from mesh.sinks.otel.sink import OtelSink
 from mesh.sinks.relay import RelayStatistics, SinkRelay
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from threading import Event
 
-from bitactor.pulse import Pulse
+from bitactor.messages.pulse import Pulse
 
 
 class PulseBuffer:

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple, TextIO
 
-from bitactor.pulse import Pulse
+from bitactor.messages.pulse import Pulse
 from mesh.sinks.buffer import PulseBuffer
 from mesh.sinks.plain import plain_pulse
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from types import TracebackType
 
-from bitactor.pulse import Pulse
+from bitactor.messages.pulse import Pulse
 
 _log = logging.getLogger("bitactor.sinks")
 

@@ -8,9 +8,9 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
-from bitactor.codec import Packed, decode_token
 from bitactor.errors import ProtocolError
-from bitactor.pulse import Pulse
+from bitactor.messages.codec import Packed, decode_token
+from bitactor.messages.pulse import Pulse
 
 _JSON_SCALARS = (bool, int, type(None))
 

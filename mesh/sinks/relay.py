@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bitactor.messages.pulse import Pulse
 from bitactor.ports import Sink
-from bitactor.pulse import Pulse
 
 _log = logging.getLogger("bitactor.sinks")
 

@@ -1,5 +1,5 @@
 """How a hop gets a place to run: one file per place, all behind one port."""
 
-from mesh.spawners.port import Spawner
+from mesh.hops.ports import Spawner
 
 __all__ = ["Spawner"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mesh.actor import BitActor
+from mesh.hops.actor import BitActor
 
 
 class InlineSpawner:

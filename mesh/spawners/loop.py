@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from mesh.actor import BitActor
+from mesh.hops.actor import BitActor
 
 
 class LoopSpawner:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from mesh.actor import REPLIED, BitActor
-from mesh.lending import LENDER, PermitLender
-from mesh.pools import PermitSet, Pool
+from mesh.hops.actor import REPLIED, BitActor
+from mesh.limits.lend import LENDER, PermitLender
+from mesh.limits.pools import PermitSet, Pool
 
 DEFAULT_THREADS = min(32, (os.cpu_count() or 1) + 4)
 MAX_ZOMBIES = 256

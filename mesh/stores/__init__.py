@@ -13,7 +13,7 @@ from pathlib import Path
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.ports import Store
 from mesh.stores.memory import MemoryStore
-from mesh.stores.reading import SqliteReader
+from mesh.stores.read import SqliteReader
 from mesh.stores.sqlite import Durability, SqliteStore
 
 __all__ = ["Durability", "MemoryStore", "SqliteReader", "SqliteStore", "open_reader", "open_store"]

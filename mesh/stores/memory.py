@@ -8,8 +8,8 @@ from heapq import nlargest
 from typing import Final
 
 from bitactor.errors import ConfigurationError, DuplicateTransaction, StaleOwner, StoreError
+from bitactor.messages.pulse import FINAL_STATUSES, Pulse
 from bitactor.ports import Claim, Refusal, TransactionRow, Write
-from bitactor.pulse import FINAL_STATUSES, Pulse
 
 RETAINED: Final = 10_000
 

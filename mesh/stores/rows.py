@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import msgpack
 
-from bitactor.codec import Packed, pack, token_bytes, token_from_bytes, unpack
+from bitactor.messages.codec import Packed, pack, token_bytes, token_from_bytes, unpack
+from bitactor.messages.pulse import Pulse
 from bitactor.ports import TransactionRow
-from bitactor.pulse import Pulse
 
 PulseRow = tuple[str, int, str, str, str, int, int, int, int | None, str | bytes | None, bytes]
 

@@ -21,11 +21,11 @@ from typing import Final, Literal, get_args
 from bitactor.errors import ConfigurationError, StoreError, suggest
 from bitactor.ports import Claim, Refusal, TransactionRow, Write
 from mesh.stores.checkpoints import CHECKPOINT_PAGES, CheckpointThread
-from mesh.stores.committing import Append, CommitThread, Done
+from mesh.stores.commit_thread import Append, CommitThread, Done
 from mesh.stores.database import connect, is_busy, prepare, retry_while_busy, store_error
 from mesh.stores.lease import LeaseThread, claim, identify, reclaim, register, release, unclaimed
-from mesh.stores.reading import SqliteQueries
-from mesh.stores.writing import Writer, prepare_writes
+from mesh.stores.read import SqliteQueries
+from mesh.stores.write import Writer, prepare_writes
 
 _log = logging.getLogger("bitactor.store")
 

@@ -12,7 +12,7 @@ pytest nor a mesh.
 
 from mesh.testing.bench import Bench, MeshFactory
 from mesh.testing.clock import MeshClock
-from mesh.testing.expecting import assert_trace
+from mesh.testing.expect import assert_trace
 from mesh.testing.mesh import FixtureMesh
 from mesh.testing.pulses import Pulses
 

@@ -20,7 +20,7 @@ from mesh.testing.leftovers import LINGER, Leftovers
 from mesh.testing.mesh import FixtureMesh
 from mesh.testing.portal import Portal
 from mesh.testing.pulses import Pulses
-from mesh.testing.replacing import Replacements
+from mesh.testing.replace import Replacements
 
 
 class MeshFactory:

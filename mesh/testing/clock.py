@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeVar
 
 from bitactor.testing import FakeClock
-from mesh.node import Node
+from mesh.runtime.node import Node
+from mesh.testing.activity import QUIESCENT, WORKING, activity, has_unfinished, steps_in_threads
 from mesh.testing.portal import Portal, in_a_loop
-from mesh.testing.underway import QUIESCENT, WORKING, activity, has_unfinished, steps_in_threads
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Container, Sequence
 from typing import Any, Final
 
-from mesh.node import Node
-from mesh.testing.underway import QUIESCENT, activity, describe_unfinished, has_unfinished
+from mesh.runtime.node import Node
+from mesh.testing.activity import QUIESCENT, activity, describe_unfinished, has_unfinished
 
 LINGER: Final = 2.0
 """Real seconds that transactions are given to end by themselves."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bitactor.pulse import UNDO_FAILED, UNDONE, Pulse
-from bitactor.signal import UNDO
+from bitactor.messages.pulse import UNDO_FAILED, UNDONE, Pulse
+from bitactor.messages.signal import UNDO
 
 
 def format_pulse(pulse: Pulse, *, error: bool = False) -> str:

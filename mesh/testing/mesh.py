@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from bitactor.consumer import Consumer
 from bitactor.errors import BitActorError
-from bitactor.plan import Plan
+from bitactor.plan.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
-from mesh.config import Settings
 from mesh.mesh import Mesh
+from mesh.runtime.settings import Settings
 from mesh.testing.portal import in_a_loop
-from mesh.testing.replacing import Replacements, replace_callbacks
+from mesh.testing.replace import Replacements, replace_callbacks
 from mesh.transaction import BlockingTransaction, Transaction
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bitactor.plan import Plan
-from bitactor.pulse import Pulse
+from bitactor.export.display import readable_pulses
+from bitactor.messages.pulse import Pulse
+from bitactor.plan.plan import Plan
 from bitactor.testing import RecordingSink
-from mesh.display import readable_pulses
 from mesh.testing.lines import format_pulse, transaction_id_of
 
 

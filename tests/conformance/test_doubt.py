@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bitactor import Context, UndoFailed, Workflow
-from bitactor.ids import idempotency_key
+from bitactor.messages.ids import idempotency_key
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim

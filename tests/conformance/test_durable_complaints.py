@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from bitactor import Backoff, Halt, InvalidInput, SignalTooLarge, Value, Workflow
-from bitactor.codec import MAX_TOKEN_BYTES
 from bitactor.errors import Unroutable
+from bitactor.messages.codec import MAX_TOKEN_BYTES
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import ROOT, Notes, begin, dying, dying_beside

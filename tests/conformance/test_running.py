@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from bitactor import Context, DeadlineExceeded, Halt, InvalidInput, Workflow
-from bitactor.mermaid import mermaid
+from bitactor.export.mermaid import mermaid
 from bitactor.testing import FakeClock
 from mesh import Mesh
-from mesh.actor import BitActor
-from mesh.pools import PermitSet
-from mesh.run import LiveTransaction
-from mesh.wheel import Timer
+from mesh.hops.actor import BitActor
+from mesh.limits.pools import PermitSet
+from mesh.limits.timing_wheel import Timer
+from mesh.runtime.live import LiveTransaction
 from tests.conformance.claims import claim
 from tests.conformance.hostile import cyclic, deep
 from tests.conformance.support import Meeting, failure_of, ran, resident, result_of

@@ -14,10 +14,10 @@ from threading import enumerate as threads
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from bitactor.codec import encode_token
 from bitactor.errors import ConfigurationError
+from bitactor.messages.codec import encode_token
+from bitactor.messages.pulse import Pulse
 from bitactor.ports import Sink
-from bitactor.pulse import Pulse
 from mesh.sinks import JsonlSink, LiveSink, OtelSink, SinkRelay, open_sink
 from mesh.sinks.jsonl import JsonlStatistics
 from tests.otlp_receiver import OtlpReceiver

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import pytest
 
-from bitactor.codec import decode_token
+from bitactor.messages.codec import decode_token
 from bitactor.workflow import Workflow
-from mesh.actor import ENDED, QUEUED, STARTED, BitActor
+from mesh.hops.actor import ENDED, QUEUED, STARTED, BitActor
 from mesh.spawners import Spawner
 from mesh.spawners.inline import InlineSpawner
 from mesh.spawners.loop import LoopSpawner
-from mesh.spawners.process import ProcessSpawner
+from mesh.spawners.process.spawner import ProcessSpawner
 from mesh.spawners.thread import ThreadSpawner
 from tests.e2e import process_steps
 from tests.spawning import Stage, until

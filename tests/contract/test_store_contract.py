@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from bitactor.codec import Packed, encode_token
 from bitactor.errors import DuplicateTransaction, StaleOwner, StoreError
+from bitactor.messages.codec import Packed, encode_token
+from bitactor.messages.pulse import KINDS, STATUSES, Pulse
 from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
-from bitactor.pulse import KINDS, STATUSES, Pulse
 from mesh.stores import MemoryStore, SqliteStore
 from tests.amounts import examples
 from tests.store_writes import Loop, Told, first, fresh, hop, last, pulse

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from bitactor.codec import MAX_FRAME_BYTES
 from bitactor.errors import ConfigurationError, Overloaded, SignalTooLarge, Unroutable
-from mesh.transports import MemoryHub, MemoryTransport, ZmqTransport, open_transport
-from registry.curve import Curve
+from bitactor.messages.codec import MAX_FRAME_BYTES
+from mesh.network.transports import MemoryHub, MemoryTransport, ZmqTransport, open_transport
+from registry.support.curve import Curve
 
 PATIENCE = 30.0
 Transport = MemoryTransport | ZmqTransport

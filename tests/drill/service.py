@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from bitactor import Backoff, Context, Element, Workflow, consumer
-from bitactor.ids import idempotency_key
+from bitactor.messages.ids import idempotency_key
 from mesh import Mesh
 from mesh.ingress.http import HttpServer
 

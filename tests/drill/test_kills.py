@@ -15,9 +15,9 @@ import httpx2
 import pytest
 
 from bitactor import Pulse
-from bitactor.ids import idempotency_key
+from bitactor.messages.ids import idempotency_key
 from bitactor.ports import TransactionRow
-from mesh.stores.reading import SqliteReader
+from mesh.stores.read import SqliteReader
 from tests.e2e.processes import Process
 
 SEED = 20_777

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from mesh.spawners.process import ProcessSpawner
+from mesh.spawners.process.spawner import ProcessSpawner
 from tests.e2e.process_steps import alone
 from tests.spawning import Stage
 

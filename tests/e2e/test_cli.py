@@ -349,4 +349,6 @@ def test_importing_mesh_says_which_file_hides_registry(directory: Path) -> None:
         [sys.executable, "program.py"], cwd=directory, env=environ(), capture_output=True, text=True, timeout=PATIENCE
     )
     assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith(f"mesh.startup.HiddenPackage: {directory / 'registry.py'} hides")
+    assert failed.stderr.splitlines()[-1].startswith(
+        f"bitactor.launcher.HiddenPackage: {directory / 'registry.py'} hides"
+    )

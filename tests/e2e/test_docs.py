@@ -29,7 +29,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from mesh.config import Settings
+from mesh.runtime.settings import Settings
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, composite
 
 from bitactor import Continue, Fail, Halt, Retry, Workflow
-from bitactor.codec import decode_pulse, encode_pulse
+from bitactor.messages.codec import decode_pulse, encode_pulse
 from bitactor.saga import Saga
 from mesh import Mesh
 from tests.e2e.support import BOUND, turns
@@ -167,7 +167,7 @@ async def _live(drawn: dict[str, Any]) -> None:
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(workflows())
 def test_fold_of_every_prefix_is_the_live_state(drawn: dict[str, Any]) -> None:
-    import mesh.node as node
+    import mesh.runtime.node as node
 
     plain, node.Saga = node.Saga, Recording  # type: ignore[misc]
     try:

@@ -19,7 +19,8 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitactor.codec import (
+from bitactor.errors import ProtocolError
+from bitactor.messages.codec import (
     MAX_FRAME_BYTES,
     MAX_MESSAGES_PER_FRAME,
     decode_message,
@@ -28,10 +29,9 @@ from bitactor.codec import (
     join_frame,
     split_frame,
 )
-from bitactor.errors import ProtocolError
-from bitactor.signal import Answer, Cancel, Fault, Message, Question, Receipt, Reply, Signal, Stimulus
-from mesh.transports.zmq import ZmqTransport
-from registry.curve import Curve
+from bitactor.messages.signal import Answer, Cancel, Fault, Message, Question, Receipt, Reply, Signal, Stimulus
+from mesh.network.transports.zmq import ZmqTransport
+from registry.support.curve import Curve
 
 PATIENCE = 30.0
 ROUNDS = 10_000

@@ -14,10 +14,10 @@ import pytest
 
 from bitactor import Context, Retry, Workflow, consumer
 from mesh import Mesh
-from mesh.actor import BitActor
-from mesh.outbox import Parcel
-from mesh.run import LiveTransaction
-from mesh.wheel import COMPACT_AT, Timer, TimingWheel
+from mesh.hops.actor import BitActor
+from mesh.limits.timing_wheel import COMPACT_AT, Timer, TimingWheel
+from mesh.runtime.emissions import Parcel
+from mesh.runtime.live import LiveTransaction
 from tests.e2e.support import BOUND, SPAWNERS, for_spawner, turns, until
 
 THOUSAND = 1_000

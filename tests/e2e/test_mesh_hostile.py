@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import zmq
 
-from bitactor.codec import decode_message, encode_message, encode_token, join_frame
-from bitactor.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
+from bitactor.messages.codec import decode_message, encode_message, encode_token, join_frame
+from bitactor.messages.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
 from mesh import Mesh
-from mesh.transports import open_transport
+from mesh.network.transports import open_transport
 from tests.e2e.apps import chain, greet, signup
 from tests.e2e.processes import PATIENCE, Town, town
 
@@ -120,7 +120,7 @@ async def test_replayed_messages_change_nothing(place: Town, monkeypatch: pytest
         monkeypatch.setattr(transport, "open", open_it)
         return transport
 
-    monkeypatch.setattr("mesh.links.open_transport", open_overheard)
+    monkeypatch.setattr("mesh.network.links.open_transport", open_overheard)
     async with Mesh(chain, registry=place.registry, hosts=False) as mesh:
         transaction = await mesh.stimulate("chain", {"notes": str(place.notes)})
         await transaction.result(timeout=PATIENCE)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bitactor import ConfigurationError, Context, Continue, Resource, Workflow, consumer
+from bitactor.declare.backoff import Backoff
 from bitactor.patterns import RetryPolicy
-from bitactor.policy import Backoff
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.e2e import process_steps

@@ -18,13 +18,13 @@ from typing import Any, cast
 import pytest
 
 from bitactor import Halt, Workflow
-from bitactor.codec import decode_token, encode_token
 from bitactor.errors import BitActorError, InvalidInput, StoreError, Unroutable, WorkflowFailed
-from bitactor.pulse import Pulse
+from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.pulse import Pulse
 from mesh import Mesh
-from mesh.recovery import Recovery
+from mesh.runtime.recovery import Recovery
 from mesh.sinks import JsonlSink
-from mesh.spawners import process
+from mesh.spawners.process import spawner as process
 from tests.e2e.process_dying import dying
 from tests.e2e.processes import town
 from tests.e2e.support import BOUND, audit, chain, pulse_lines, until

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import pytest
 
 from bitactor import ConfigurationError, Context, Fail, Halt, Resource, Retry, Workflow, consumer
+from bitactor.declare.backoff import Backoff
 from bitactor.errors import ResourceUnavailable, StepTimeout
 from bitactor.patterns import CircuitBreaker, CircuitOpen, Fallback, RateLimit, RetryPolicy, Timeout
 from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
-from bitactor.policy import Backoff
 from bitactor.ports import Clock
 from bitactor.testing import FakeClock
 from mesh import Mesh, Transaction
@@ -627,8 +627,8 @@ def test_policies_that_differ_under_one_name_are_refused() -> None:
 async def test_a_policy_may_wait_on_another_node_as_it_may_here(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("mesh.router.BACKSTOP_NS", 50_000_000)
-    monkeypatch.setattr("mesh.router.QUEUED_BACKSTOP_NS", 5_000_000_000)
+    monkeypatch.setattr("mesh.network.router.BACKSTOP_NS", 50_000_000)
+    monkeypatch.setattr("mesh.network.router.QUEUED_BACKSTOP_NS", 5_000_000_000)
     go, states = asyncio.Event(), list[str]()
 
     async def waits(call: Call, proceed: Proceed) -> Any:

@@ -18,9 +18,9 @@ from bitactor import Backoff, Context, Continue, Halt, Retry, Workflow, consumer
 from bitactor.errors import ConfigurationError, InvalidInput, StepTimeout
 from bitactor.testing import FakeClock
 from mesh import Mesh
-from mesh.actor import BitActor
-from mesh.pools import PermitSet
-from mesh.run import LiveTransaction
+from mesh.hops.actor import BitActor
+from mesh.limits.pools import PermitSet
+from mesh.runtime.live import LiveTransaction
 from tests.e2e.processes import PATIENCE, town
 from tests.e2e.support import (
     BOUND,

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from bitactor import Workflow
-from bitactor.codec import decode_token
 from bitactor.errors import DefinitionError
-from bitactor.signal import UNDO, Reply
+from bitactor.messages.codec import decode_token
+from bitactor.messages.signal import UNDO, Reply
 from mesh import Mesh
-from mesh.spawners import process
-from mesh.spawners.definitions import modules_of
-from mesh.spawners.intensity import RestartIntensity
-from mesh.spawners.process import ProcessSpawner
+from mesh.spawners.process import spawner as process
+from mesh.spawners.process.definitions import modules_of
+from mesh.spawners.process.restart_intensity import RestartIntensity
+from mesh.spawners.process.spawner import ProcessSpawner
 from tests.e2e.process_broken import broken
 from tests.e2e.process_dying import dying
 from tests.e2e.process_mismatch import shifty
@@ -453,7 +453,7 @@ def test_a_program_that_ends_without_closing_leaves_no_worker(short_directory: s
     script = (
         "import asyncio, os, sys\n"
         "from pathlib import Path\n"
-        "from mesh.spawners.process import ProcessSpawner\n"
+        "from mesh.spawners.process.spawner import ProcessSpawner\n"
         "from tests.e2e.process_steps import alone\n"
         "from tests.spawning import Stage\n"
         "async def main():\n"

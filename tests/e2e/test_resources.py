@@ -268,7 +268,7 @@ async def test_a_check_that_answers_with_nothing_is_content() -> None:
 
 
 async def test_a_check_that_never_answers_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.resources.CHECK_WITHIN", 0.05)
+    monkeypatch.setattr("mesh.hops.resources.CHECK_WITHIN", 0.05)
     log: list[str] = []
 
     async def never(thing: Thing) -> None:
@@ -323,7 +323,7 @@ async def test_whatever_closing_raises_the_others_are_closed(error: BaseExceptio
 async def test_one_that_does_not_close_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("mesh.keeper.CLOSE_WITHIN", 0.05)
+    monkeypatch.setattr("mesh.hops.lifecycle.CLOSE_WITHIN", 0.05)
 
     async def never(thing: Thing) -> None:
         await asyncio.Event().wait()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bitactor import Workflow, WorkflowFailed
-from bitactor.ids import hop_id, transaction_span_id
+from bitactor.messages.ids import hop_id, transaction_span_id
 from mesh import Mesh
 from tests.e2e.apps import greet, ping, pong, serve, signup, spans
 from tests.e2e.processes import PATIENCE, Town, town

@@ -15,7 +15,7 @@ from bitactor import Backoff, Workflow
 from bitactor.errors import ConfigurationError
 from bitactor.patterns import Timeout
 from mesh import Mesh
-from mesh.node import Node
+from mesh.runtime.node import Node
 from tests.e2e.support import BOUND, finish, until
 
 SOON = 0.04

@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 from bitactor import Value
-from bitactor.codec import decode_token
 from bitactor.kinds.map import Map
-from bitactor.kinds.scope import Scope
-from bitactor.plan import Plan, PlanStep
-from bitactor.pulse import Pulse
+from bitactor.messages.codec import decode_token
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import FORWARD
+from bitactor.plan.plan import Plan, PlanStep
+from bitactor.plan.scope import Scope
 from bitactor.saga import SagaState
-from bitactor.signal import FORWARD
 
 
 def head_of(path: str) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 from hypothesis import strategies as st
 
 from bitactor import Backoff, Input, Result, Value, Workflow
-from bitactor.arguments import Element
-from bitactor.codec import pack
+from bitactor.declare.then import Planned
 from bitactor.errors import DefinitionError
-from bitactor.plan import Plan
-from bitactor.signal import MAX_TTL
-from bitactor.then import Planned
+from bitactor.messages.codec import pack
+from bitactor.messages.signal import MAX_TTL
+from bitactor.plan.arguments import Element
+from bitactor.plan.plan import Plan
 
 KINDS = (
     "step", "step", "step", "emitter", "emitter", "map", "map of workflows", "map that collects", "compose", "compose",

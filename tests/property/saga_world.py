@@ -15,12 +15,12 @@ from zlib import crc32
 
 from saga_model import Model
 
-from bitactor.arguments import RawArguments
-from bitactor.codec import decode_pulse, encode_pulse, encode_token
-from bitactor.deciding import evaluate
 from bitactor.kinds.map import MapContainer
-from bitactor.plan import Plan, PlanStep
-from bitactor.pulse import RUNNING, UNDONE, Pulse
+from bitactor.messages.codec import decode_pulse, encode_pulse, encode_token
+from bitactor.messages.pulse import RUNNING, UNDONE, Pulse
+from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
+from bitactor.plan.arguments import RawArguments
+from bitactor.plan.plan import Plan, PlanStep
 from bitactor.saga import (
     Accept,
     ArmDeadline,
@@ -48,9 +48,9 @@ from bitactor.saga import (
     Unrouted,
 )
 from bitactor.saga.commands import AnswerProceed
+from bitactor.saga.evaluate import evaluate
+from bitactor.saga.events import Proceeded, UndoRequested
 from bitactor.saga.phases import COMPENSATING, OPEN, UNDO_BACKING_OFF, UNDO_RUNNING
-from bitactor.saga.stimuli import Proceeded, UndoRequested
-from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
 from bitactor.testing.hops import Hop
 
 TRANSACTION = "0190" * 4 + "5eed5eed5eed5eed"

@@ -11,7 +11,7 @@ from saga_world import TRANSACTION, World
 
 from bitactor import Backoff, Value, Workflow
 from bitactor.errors import StoreError
-from bitactor.plan import Plan
+from bitactor.plan.plan import Plan
 from bitactor.saga import Recovered, Saga
 from tests.amounts import examples
 

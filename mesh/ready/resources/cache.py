@@ -21,8 +21,8 @@ from typing import Any, Final, NamedTuple
 
 from cachetools import TLRUCache
 
+from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError
-from bitactor.resources import Resource
 
 DEFAULT_ENTRIES: Final = 1_024
 

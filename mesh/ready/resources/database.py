@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bitactor.declare.resource import DEFAULT_CHECK_EVERY, Resource
 from bitactor.errors import ConfigurationError, DefinitionError
-from bitactor.resources import DEFAULT_CHECK_EVERY, Resource
 from mesh.ready.extras import missing_extra
 
 try:

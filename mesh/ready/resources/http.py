@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError
-from bitactor.resources import Resource
 from mesh.ready.extras import missing_extra
 
 try:

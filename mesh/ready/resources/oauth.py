@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote_plus
 
-from mesh.ready.blotting import redact
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import http_error, shown_url
+from mesh.ready.redact import redact
 
 try:
     import httpx2

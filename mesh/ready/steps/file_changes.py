@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bitactor.context import Context
+from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError, InvalidInput
-from mesh.ready.declaring import set_parameters
-from mesh.ready.steps.file_acting import fenced_undo, guarded_change
-from mesh.ready.steps.file_keeping import Backup, copy_file
+from mesh.ready.declare import set_parameters
+from mesh.ready.steps.file_action import fenced_undo, guarded_change
+from mesh.ready.steps.file_backups import Backup, copy_file
 from mesh.ready.steps.file_paths import HELD, Identity, identity, is_one_of, open_regular, path_of, sync, write_whole
 from mesh.ready.templates import Structure, Template
 

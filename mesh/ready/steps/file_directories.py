@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitactor.context import Context
-from mesh.ready.declaring import set_parameters
-from mesh.ready.steps.file_acting import fenced_undo, guarded_change
-from mesh.ready.steps.file_keeping import Backup
+from bitactor.declare.context import Context
+from mesh.ready.declare import set_parameters
+from mesh.ready.steps.file_action import fenced_undo, guarded_change
+from mesh.ready.steps.file_backups import Backup
 from mesh.ready.steps.file_paths import path_of, write_whole
 from mesh.ready.templates import Template
 

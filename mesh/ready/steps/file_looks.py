@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitactor.codec import MAX_TOKEN_BYTES
-from bitactor.context import Context
+from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome
-from mesh.ready.declaring import set_parameters
-from mesh.ready.steps.file_keeping import SUFFIX
+from bitactor.messages.codec import MAX_TOKEN_BYTES
+from mesh.ready.declare import set_parameters
+from mesh.ready.steps.file_backups import SUFFIX
 from mesh.ready.steps.file_paths import open_regular, path_of
 from mesh.ready.templates import Template
 

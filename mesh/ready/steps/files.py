@@ -19,12 +19,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
-from bitactor.step import Step
+from bitactor.declare.step import Step
 from bitactor.workflow import Workflow
-from mesh.ready.declaring import StepOptions, TakeBack, declare
+from mesh.ready.declare import StepOptions, TakeBack, declare
+from mesh.ready.steps.file_backups import ChangedByOthers, forget, sweep
 from mesh.ready.steps.file_changes import Copy, Move, Remove, Write
 from mesh.ready.steps.file_directories import Make
-from mesh.ready.steps.file_keeping import ChangedByOthers, forget, sweep
 from mesh.ready.steps.file_looks import Glob, Read, Stat
 
 __all__ = ["ChangedByOthers", "copy", "forget", "glob", "make", "move", "read", "remove", "stat", "sweep", "write"]

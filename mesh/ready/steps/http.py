@@ -20,14 +20,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Unpack
 
-from bitactor.codec import MAX_TOKEN_BYTES
-from bitactor.context import Context
+from bitactor.declare.context import Context
+from bitactor.declare.step import Step
 from bitactor.errors import ConfigurationError, DefinitionError, StepTimeout, suggest
-from bitactor.outcome import Retry
-from bitactor.step import Step
+from bitactor.messages.codec import MAX_TOKEN_BYTES
+from bitactor.messages.outcome import Retry
 from bitactor.workflow import Workflow
-from mesh.ready.blotting import redact
-from mesh.ready.declaring import StepOptions, declare, refuse_unknown, set_parameters
+from mesh.ready.declare import StepOptions, declare, refuse_unknown, set_parameters
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import (
     HttpBusy,
@@ -38,6 +37,7 @@ from mesh.ready.http_errors import (
     http_error,
     shown_url,
 )
+from mesh.ready.redact import redact
 from mesh.ready.templates import Structure, Template
 
 try:

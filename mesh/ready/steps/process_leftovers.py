@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bitactor.context import Context
+from bitactor.declare.context import Context
 
 KEY_VARIABLE: Final = "BITACTOR_IDEMPOTENCY_KEY"
 """What a program finds its step's idempotency key in: the mark of all attempts and deliveries."""

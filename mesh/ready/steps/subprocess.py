@@ -20,13 +20,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Unpack
 
-from bitactor.codec import MAX_TOKEN_BYTES
-from bitactor.context import Context
+from bitactor.declare.context import Context
+from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome, RunError
-from bitactor.step import Step
+from bitactor.messages.codec import MAX_TOKEN_BYTES
 from bitactor.workflow import Workflow
-from mesh.ready.blotting import redact
-from mesh.ready.declaring import StepOptions, TakeBackOnLoop, declare, set_parameters
+from mesh.ready.declare import StepOptions, TakeBackOnLoop, declare, set_parameters
+from mesh.ready.redact import redact
 from mesh.ready.steps.process_leftovers import (
     ATTEMPT_VARIABLE,
     KEY_VARIABLE,
@@ -34,7 +34,7 @@ from mesh.ready.steps.process_leftovers import (
     format_mark,
     hop_environment,
 )
-from mesh.ready.steps.process_running import OutputTooLarge, ProgramResult, run_program
+from mesh.ready.steps.process_run import OutputTooLarge, ProgramResult, run_program
 from mesh.ready.templates import Structure, Template, text_of
 
 __all__ = ["ProcessFailed", "Program", "run"]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bitactor import Context, Workflow
-from bitactor.ids import hop_id
-from bitactor.signal import Signal
+from bitactor.messages.ids import hop_id
+from bitactor.messages.signal import Signal
 from mesh.ready.steps import files
 
 TRANSACTION = "01a1fbe88bc7704398967569ddfab694"

@@ -19,7 +19,7 @@ import pytest
 from bitactor import Continue, DefinitionError, Input, InvalidInput, InvalidOutcome, Result, Workflow
 from mesh import Mesh, Transaction
 from mesh.ready.steps import file_changes, files
-from mesh.ready.steps.file_keeping import Backup
+from mesh.ready.steps.file_backups import Backup
 from mesh.ready.steps.file_paths import HELD, identity
 from tests.e2e.ready.crashing import tree, visible
 from tests.e2e.ready.file_child import build

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitactor import Workflow
-from bitactor.arguments import RawArguments, argument_values
-from bitactor.codec import decode_token, encode_token
-from bitactor.deciding import evaluate
-from bitactor.pulse import Pulse
+from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
+from bitactor.plan.arguments import RawArguments, argument_values
 from bitactor.saga import (
     Accept,
     Command,
@@ -24,9 +24,9 @@ from bitactor.saga import (
     ResumeRequested,
     Saga,
 )
+from bitactor.saga.evaluate import evaluate
+from bitactor.saga.events import CancelRequested, UndoRequested
 from bitactor.saga.phases import IN_FLIGHT, UNDO_RUNNING
-from bitactor.saga.stimuli import CancelRequested, UndoRequested
-from bitactor.signal import FORWARD, UNDO, Fault, Reply, Signal
 from bitactor.testing.hops import Hop, fault_of
 
 TRANSACTION = "0190" * 4 + "a" * 16

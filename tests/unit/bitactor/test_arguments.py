@@ -13,8 +13,8 @@ import pytest
 from pydantic import BaseModel
 
 from bitactor import DefinitionError, Input, InvalidInput, Result, Value, Workflow
-from bitactor.arguments import converter, value_at
-from bitactor.codec import decode_token, encode_token
+from bitactor.messages.codec import decode_token, encode_token
+from bitactor.plan.arguments import converter, value_at
 from bitactor.testing import run_workflow
 
 

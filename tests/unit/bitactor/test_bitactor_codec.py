@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from bitactor import InvalidOutcome, MalformedSignal, ProtocolError, SignalTooLarge, UnsupportedVersion
-from bitactor.codec import (
+from bitactor.messages.codec import (
     MAX_DEPTH,
     MAX_FRAME_BYTES,
     MAX_MESSAGES_PER_FRAME,
@@ -35,8 +35,8 @@ from bitactor.codec import (
     token_from_bytes,
     unpack,
 )
-from bitactor.pulse import Pulse
-from bitactor.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
 from tests.amounts import examples
 
 MANY = examples(quick=100, long=3_000, suppress_health_check=list(HealthCheck))

@@ -15,8 +15,8 @@ import bitactor.errors
 import bitactor.testing
 from bitactor import Backoff, BitActorError, Context, Halt, Retry
 from bitactor.errors import InvalidInput, RemoteError, WorkflowFailed, suggest
-from bitactor.ids import hop_id, hop_salt, idempotency_key, join_hop_id, path_code, transaction_span_id
-from bitactor.signal import Fault, Signal
+from bitactor.messages.ids import hop_id, hop_salt, idempotency_key, join_hop_id, path_code, transaction_span_id
+from bitactor.messages.signal import Fault, Signal
 from bitactor.testing import FakeClock, RecordingSink, SequentialIds
 from tests.amounts import examples
 

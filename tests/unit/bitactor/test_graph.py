@@ -28,7 +28,7 @@ from bitactor import (
     Workflow,
 )
 from bitactor.patterns import Cache, CircuitBreaker, Fallback, RateLimit, RetryPolicy, Timeout
-from bitactor.plan import Callback, Plan, PlanStep
+from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.testing import run_workflow
 from tests.amounts import examples
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bitactor import Context, Element, Halt, Input, InvalidInput, Result, Retry, Then, Value, Workflow, consumer
-from bitactor.mermaid import mermaid
+from bitactor.export.mermaid import mermaid
 from bitactor.patterns import RateLimit
 from bitactor.testing import Lose, run_workflow
 from bitactor.testing.trace import Trace

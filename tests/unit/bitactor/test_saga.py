@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from bitactor import Backoff, Context, StoreError, Workflow
-from bitactor.plan import Plan
-from bitactor.pulse import KINDS, Pulse
+from bitactor.messages.pulse import KINDS, Pulse
+from bitactor.messages.signal import Fault, Reply
+from bitactor.plan.plan import Plan
 from bitactor.saga import (
     EVENTS,
     HANDLERS,
@@ -34,7 +35,6 @@ from bitactor.saga import (
     Saga,
     Settle,
 )
-from bitactor.signal import Fault, Reply
 from bitactor.testing import Crash, run_workflow
 
 TRANSACTION = "0190" * 8

@@ -9,14 +9,14 @@ import pytest
 from saga_driver import FAULT, Driver
 
 from bitactor import Context, DefinitionError, DuplicateName, Halt, Input, InvalidOutcome, Result, Value, Workflow
-from bitactor.arguments import Element
-from bitactor.codec import pack
+from bitactor.declare.then import Planned, Then
 from bitactor.errors import TtlExpired
-from bitactor.pulse import Pulse
+from bitactor.messages.codec import pack
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import Reply
+from bitactor.plan.arguments import Element
 from bitactor.saga import Accept, Dispatch, Replied, Saga
-from bitactor.signal import Reply
 from bitactor.testing import Crash, Hang, Trace, run_workflow
-from bitactor.then import Planned, Then
 
 
 def spawned(trace: Trace) -> list[tuple[str, int]]:

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from bitactor import Workflow
-from bitactor.launcher import HOME, complaint, stranger
-from bitactor.mermaid import mermaid
+from bitactor.export.mermaid import mermaid
+from bitactor.launcher import HOME, complaint, namesake, stranger
 from mesh.cli import main
 from mesh.demo.rows import FIELDS, SHIPPED, read_rows
-from mesh.startup import namesake
 
 
 @pytest.fixture(autouse=True)

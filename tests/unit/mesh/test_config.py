@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bitactor.errors import ConfigurationError
-from mesh.config import settings
+from mesh.runtime.settings import settings
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from mesh import Mesh
 from mesh.ingress.http import HttpServer, application
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import TITLES, Problem, problem_of
-from mesh.ingress.rendering import as_json
+from mesh.ingress.render import as_json
 from mesh.ingress.requests import preferences, read_stimulus_headers
 from mesh.ingress.server import bind
 

@@ -21,17 +21,17 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from bitactor import pulse as kinds
 from bitactor.errors import ConfigurationError
-from bitactor.ids import hop_id, transaction_span_id
-from bitactor.pulse import Pulse
+from bitactor.messages import pulse as kinds
+from bitactor.messages.ids import hop_id, transaction_span_id
+from bitactor.messages.pulse import Pulse
 from mesh.sinks import OtelSink, hop_context
 from mesh.sinks.buffer import PulseBuffer
-from mesh.sinks.collector import collector_settings
-from mesh.sinks.otlp import SpanEncoder
-from mesh.sinks.record import CONSUMER, INTERNAL, SpanRecord
-from mesh.sinks.spans import MAX_EVENTS, MAX_LINKS, SpanAssembler
-from mesh.sinks.traceparent import parse_traceparent
+from mesh.sinks.otel.collector import collector_settings
+from mesh.sinks.otel.otlp import SpanEncoder
+from mesh.sinks.otel.record import CONSUMER, INTERNAL, SpanRecord
+from mesh.sinks.otel.spans import MAX_EVENTS, MAX_LINKS, SpanAssembler
+from mesh.sinks.otel.traceparent import parse_traceparent
 from tests.amounts import examples
 from tests.otlp_receiver import OtlpReceiver, wait_until
 from tests.pulse_log import BORN_NS, MS, PulseLog, chain, eventful

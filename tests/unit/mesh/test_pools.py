@@ -10,10 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from bitactor import Workflow
 from bitactor.errors import ConfigurationError
-from bitactor.signal import FORWARD, UNDO
-from mesh.config import settings
-from mesh.line import PriorityQueue, rank_of
-from mesh.pools import HELD, LENT, NEW, REACQUIRING, RELEASED, WAITING, PermitSet, Pool, Pools
+from bitactor.messages.signal import FORWARD, UNDO
+from mesh.limits.pools import HELD, LENT, NEW, REACQUIRING, RELEASED, WAITING, PermitSet, Pool, Pools
+from mesh.limits.priority_queue import PriorityQueue, rank_of
+from mesh.runtime.settings import settings
 from tests.amounts import examples
 
 

@@ -13,11 +13,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bitactor import Value, Workflow
-from bitactor import pulse as kinds
-from bitactor.codec import encode_token
+from bitactor.messages import pulse as kinds
+from bitactor.messages.codec import encode_token
 from bitactor.testing import run_workflow
-from mesh.waterfall import duration, render, show, to_json
-from mesh.waterfall_rows import timelines
+from mesh.cli.waterfall.render import duration, render, show, to_json
+from mesh.cli.waterfall.rows import timelines
 from tests.amounts import examples
 from tests.pulse_log import MS, PulseLog, chain, eventful
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import zmq
 
-from bitactor.codec import join_frame
 from bitactor.errors import ConfigurationError, Overloaded, Unroutable
-from mesh.transports.addresses import is_peer_address
-from mesh.transports.zmq import FRAMES_IN_FLIGHT, ZmqTransport
-from registry.curve import Curve
+from bitactor.messages.codec import join_frame
+from mesh.network.transports.addresses import is_peer_address
+from mesh.network.transports.zmq import FRAMES_IN_FLIGHT, ZmqTransport
+from registry.support.curve import Curve
 
 PATIENCE = 30.0
 
@@ -353,8 +353,8 @@ async def test_an_empty_frame_is_no_message(directory: Path, opened: Open) -> No
 async def test_no_frame_is_stranded_between_edges(
     directory: Path, opened: Open, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
-    monkeypatch.setattr("mesh.transports.zmq.FRAMES_PER_TURN", budget)
-    monkeypatch.setattr("mesh.transports.zmq.FRAMES_IN_FLIGHT", 2)
+    monkeypatch.setattr("mesh.network.transports.zmq.FRAMES_PER_TURN", budget)
+    monkeypatch.setattr("mesh.network.transports.zmq.FRAMES_IN_FLIGHT", 2)
     nodes: list[ZmqTransport] = []
     hops = 0
 
@@ -404,7 +404,7 @@ async def test_two_processes(directory: Path, opened: Open) -> None:
     node = opened(f"ipc://{directory}/a", got.extend)
     script = (
         "import asyncio, sys\n"
-        "from mesh.transports.zmq import ZmqTransport\n"
+        "from mesh.network.transports.zmq import ZmqTransport\n"
         "async def main(mine, theirs):\n"
         "    done = asyncio.Event()\n"
         "    node = ZmqTransport(mine, loop=asyncio.get_running_loop())\n"

@@ -13,9 +13,9 @@ import zmq
 
 from bitactor.errors import ConfigurationError
 from registry import Curve, EndpointInUse, Gatekeeper, RegistryServer
-from registry.binding import Binding, BootEpoch, check_endpoint
-from registry.cache import EntryCache
 from registry.entry import Entry
+from registry.entry_cache import EntryCache
+from registry.support.bind import Binding, BootEpoch, check_endpoint
 
 
 @pytest.fixture

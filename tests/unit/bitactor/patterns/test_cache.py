@@ -12,8 +12,8 @@ from pattern_calls import Bench, Step, call, turns
 from pydantic import BaseModel
 
 from bitactor import DefinitionError, Fail, Halt, InvalidOutcome, Ok, Retry, UnknownArgument
+from bitactor.declare.then import Then
 from bitactor.patterns import Cache
-from bitactor.then import Then
 from tests.amounts import examples
 
 

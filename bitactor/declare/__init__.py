@@ -1,0 +1,2 @@
+"""What users write down: steps, their options, resources and backoff, and what a step may ask and answer while it
+runs."""

@@ -1,0 +1,157 @@
+"""A declared step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from bitactor.declare.options import refuse_bad_name, refuse_negative
+from bitactor.declare.then import Planned, planned
+from bitactor.errors import DefinitionError, DuplicateName
+from bitactor.kinds.kind import Kind
+
+if TYPE_CHECKING:
+    from bitactor.workflow import Workflow
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_UNDO_RETRIES = 3
+
+
+class Step(Generic[P, R]):
+    """A declared step.  Calling it calls the function it was made from."""
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        name: str,
+        function: Callable[P, R],
+        options: Mapping[str, Any],
+        *,
+        kind: Kind | None = None,
+        label: str = "step",
+        deferred: bool = False,
+    ) -> None:
+        self.workflow = workflow
+        self.name = name
+        self.function = function
+        self.options = options
+        self.kind = kind
+        """Set: it is made of other steps."""
+        self.label = label if kind is None else kind.label
+        """What people call its kind."""
+        self.deferred = deferred
+        self.undo_function: Callable[..., Any] | None = None
+        self.undo_in_doubt = False
+        self.undo_retries = DEFAULT_UNDO_RETRIES
+        self.compensate_function: Callable[..., Any] | None = None
+        self.takes: tuple[str, ...] | None = None
+        """The names of its parameters, once they were looked at; what they are annotated with may be declared later."""
+        self.__wrapped__ = function
+        self.__name__ = getattr(function, "__name__", name)
+        self.__qualname__ = getattr(function, "__qualname__", name)
+        self.__module__ = function.__module__
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Step {self.workflow.name}/{self.name}>"
+
+    @property
+    def noun(self) -> str:
+        """What its parameters are parameters of."""
+        return "the function" if self.kind is None else f"the {self.label}"
+
+    def planned(
+        self,
+        name: str | None = None,
+        *,
+        bind: Mapping[str, Any] | None = None,
+        after: Iterable[str | Step[Any, Any]] = (),
+    ) -> Planned:
+        """This step, to be planned by a `Then`: under another name, with other sources for some of its arguments.
+
+        Raises:
+            DefinitionError: the name is none, or a source.
+        """
+        return planned(self.name, name, bind, after)
+
+    @overload
+    def undo(self, function: F, /) -> F: ...
+
+    @overload
+    def undo(self, /, *, in_doubt: bool = False, retries: int = DEFAULT_UNDO_RETRIES) -> Callable[[F], F]: ...
+
+    def undo(self, function: Any = None, /, *, in_doubt: bool = False, retries: int = DEFAULT_UNDO_RETRIES) -> Any:
+        """Declare how to take this step back after it had succeeded and a later one failed.
+
+        The function may take `result`, the step's own arguments and `ctx`; it returns None or `Retry` (at most
+        `retries` times). With `in_doubt=True` it is also called, with `result=None`, when nobody knows whether the step
+        happened.
+        """
+        refuse_negative(f"{self.workflow.name}/{self.name}.undo", "retries", retries)
+        self._refuse_for_nested("undo", "the steps within it have theirs, and are undone one by one")
+
+        def declare(function: F) -> F:
+            if self.undo_function is not None:
+                raise DuplicateName(
+                    f"step {self.name!r} of {self.workflow.name!r} has an undo already: {_called(self.undo_function)}"
+                )
+            self.undo_function, self.undo_in_doubt, self.undo_retries = function, in_doubt, retries
+            self.workflow._changed(self)
+            return function
+
+        return declare if function is None else declare(function)
+
+    def compensate(self, function: F, /) -> F:
+        """Declare what to do when this step itself failed.
+
+        The function may take `error`, `attempt`, the step's own arguments and `ctx`.  It returns None (fail and undo),
+        `Retry`, `Continue(value)` or `Halt`.
+        """
+        self._refuse_for_nested("compensate", "the steps within it have theirs")
+        if self.compensate_function is not None:
+            raise DuplicateName(
+                f"step {self.name!r} of {self.workflow.name!r} has a compensate already: "
+                f"{_called(self.compensate_function)}"
+            )
+        self.compensate_function = function
+        self.workflow._changed(self)
+        return function
+
+    def _refuse_for_nested(self, role: str, why: str) -> None:
+        if self.kind is not None and self.function is no_function:
+            raise DefinitionError(f"{self.label} {self.name!r} of {self.workflow.name!r} cannot have {role}: {why}")
+
+
+def no_function() -> None:
+    """Stands where a step is a workflow."""
+    raise DefinitionError("this step is a workflow; run it in a mesh, or with bitactor.testing.run_workflow")
+
+
+def _called(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))
+
+
+def frozen_options(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as they are now: an iterator is read once, and what the caller changes later changes nothing."""
+    frozen_options = dict(options)
+    if options.get("name") is not None:
+        refuse_bad_name(f"a step of {workflow!r}", options["name"])
+    bind, after = options.get("bind"), options.get("after")
+    if bind is not None:
+        if not isinstance(bind, Mapping):
+            raise DefinitionError(
+                f"step of {workflow!r}: bind={bind!r}; give a mapping of parameters to Input, Result or Value"
+            )
+        frozen_options["bind"] = dict(bind)
+    if after is not None and not isinstance(after, str):
+        named = tuple(after) if isinstance(after, Iterable) else (after,)
+        if isinstance(after, Step) or not all(isinstance(other, str | Step) for other in named):
+            raise DefinitionError(f"step of {workflow!r}: after={after!r}; give a list of steps")
+        frozen_options["after"] = named
+    return frozen_options

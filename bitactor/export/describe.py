@@ -1,0 +1,247 @@
+"""A workflow told in plain data: what it takes, what it does, what it answers.
+
+    {"name": "shop.order", "ttl": 8, "deadline": 30.0, "depth": 3, "digest": "…",
+     "input": {JSON Schema}, "result": {JSON Schema}, "returns": "report",
+     "steps": [{"name": "reserve", "kind": "step", "arguments": {"sku": "input.sku"}, "result": {JSON Schema}, …}, …]}
+
+Types are as far known as functions are annotated; where nothing is said, the schema is `{}`, which anything fits.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
+
+from bitactor.declare.then import Then
+from bitactor.errors import BitActorError
+from bitactor.kinds.around import Around
+from bitactor.kinds.compose import Compose
+from bitactor.kinds.group import Group
+from bitactor.kinds.iterate import Iterate
+from bitactor.kinds.kind import Kind
+from bitactor.kinds.map import Map
+from bitactor.kinds.recurse import Recurse
+from bitactor.kinds.switch import Switch
+from bitactor.messages.outcome import Continue, Ok, Outcome
+from bitactor.plan.plan import Plan, PlanStep
+
+if TYPE_CHECKING:
+    from bitactor.declare.step import Step
+    from bitactor.workflow import Workflow
+
+_NO_VALUE: Final = (Outcome, Ok, Continue, Then)
+"""What a function may be annotated to answer with that is not its value, or does not say of what type that is."""
+
+
+class FailedElement(BaseModel):
+    """What `on_error="collect"` tells of an element."""
+
+    index: int
+    element: Any
+    error: str
+
+
+def describe(workflow: Workflow) -> dict[str, Any]:
+    """See the module.
+
+    Raises:
+        DefinitionError: the workflow cannot work as declared.
+    """
+    plan = workflow.check()
+    return {
+        "name": workflow.name,
+        "digest": plan.digest,
+        "ttl": workflow.ttl,
+        "deadline": workflow.deadline,
+        "depth": plan.depth,
+        "input": schema_of(workflow.input_model, mode="validation"),
+        "result": schema_of(result_type(workflow)),
+        "returns": plan.steps[plan.returns].name,
+        "steps": _steps(workflow, plan),
+    }
+
+
+def schema_of(kind: Any, *, mode: typing.Literal["validation", "serialization"] = "serialization") -> dict[str, Any]:
+    """The JSON Schema of a type; `{}` where it has none."""
+    try:
+        return TypeAdapter(kind).json_schema(mode=mode)
+    except (BitActorError, KeyboardInterrupt):
+        raise
+    except Exception:  # pydantic has many ways to say that there is none, and a type may have hooks of its own
+        return {}
+
+
+def result_type(workflow: Workflow) -> Any:
+    """The type of a workflow's result; Any if nobody says."""
+    name = workflow.returned or next(name for name in reversed(workflow.steps) if not workflow.steps[name].deferred)
+    return step_type(workflow.steps[name])
+
+
+def step_type(step: Step[Any, Any]) -> Any:
+    """The type of a step's result; with None, if it can be skipped or may fail."""
+    kind = _kind_type(step.kind) if step.kind is not None else _own_type(step)
+    left_out = step.options.get("when") is not None or step.options.get("required") is False
+    return _either(kind, None) if left_out else kind
+
+
+def _own_type(step: Step[Any, Any]) -> Any:
+    if step.label == "collect":
+        transform = step.function.made_from["transform"]  # type: ignore[attr-defined]
+        return (
+            _mapping(step.name, dict.fromkeys(step.options["bind"], Any))
+            if transform is None
+            else answer_type(transform)
+        )
+    if step.label == "debug":
+        return dict[str, Any]
+    return str if step.label == "template" else answer_type(step.function)
+
+
+def _kind_type(kind: Kind) -> Any:
+    match kind:
+        case Map():
+            return _map_type(kind)
+        case Iterate() | Around():
+            return answer_type(kind.function)
+        case Compose() | Recurse():
+            return result_type(kind.workflow)
+        case Group():
+            return answer_type(kind.after) if kind.after is not None else result_type(kind.workflow)
+        case Switch():
+            branches = [_target_type(target) for target in kind.targets]
+            return _either(*branches, *((None,) if kind.optional else ()))
+    return Any
+
+
+def _map_type(kind: Map) -> Any:
+    if kind.reduce is not None:
+        whole, name = answer_type(kind.reduce), "result"
+    elif kind.keep:
+        whole, name = list[_target_type(kind.workflow or kind.function)], "results"  # type: ignore[misc]
+    else:
+        whole, name = int, "count"
+    if kind.on_error == "fail":
+        return _mapping("map", {name: whole}) if name == "count" else whole
+    return _mapping("map", {name: whole, "errors": list[FailedElement]})
+
+
+def _target_type(target: Any) -> Any:
+    return result_type(target) if hasattr(target, "input_model") else answer_type(getattr(target, "function", target))
+
+
+def _mapping(name: str, fields: Mapping[str, Any]) -> Any:
+    """A mapping of just these keys, as something that pydantic knows."""
+    given: dict[str, Any] = {key: (kind, ...) for key, kind in fields.items()}
+    model: Any = create_model(name, __config__=ConfigDict(protected_namespaces=()), **given)
+    return model
+
+
+def answer_type(function: Callable[..., Any]) -> Any:
+    """The type of what a function answers with as its value; Any if it does not say."""
+    try:
+        hints = typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+    except Exception:  # a name that is nowhere to be found, or whatever evaluating it raises
+        return Any
+    return _value_type(hints.get("return", Any))
+
+
+def _value_type(annotation: Any) -> Any:
+    if annotation in (typing.NoReturn, typing.Never):
+        return Any
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    values = [member for member in members if not (isinstance(member, type) and issubclass(member, _NO_VALUE))]
+    kind = _either(*values) if values and not _may_be_any(members) else Any
+    return kind if schema_of(kind) else Any
+
+
+def _may_be_any(members: tuple[Any, ...]) -> bool:
+    """`Then`, `Ok` and `Continue` carry a value of whatever type."""
+    return any(isinstance(member, type) and issubclass(member, (Then, Ok, Continue)) for member in members)
+
+
+def _either(*kinds: Any) -> Any:
+    if any(kind is Any for kind in kinds):
+        return Any
+    return (
+        functools.reduce(operator.or_, (type(None) if kind is None else kind for kind in kinds))
+        if len(kinds) > 1
+        else kinds[0]
+    )
+
+
+# Steps
+
+
+def _steps(workflow: Workflow, plan: Plan) -> list[dict[str, Any]]:
+    return [_step(workflow.steps[planned.name], planned, plan) for planned in (*plan.steps, *plan.deferred.values())]
+
+
+def _step(step: Step[Any, Any], planned: PlanStep, plan: Plan) -> dict[str, Any]:
+    function = step.function if step.label == "step" else getattr(step.kind, "function", None)
+    about = inspect.getdoc(function) if function is not None else None
+    told: dict[str, Any] = {"name": step.name, "kind": step.label}
+    if about:
+        told["about"] = about.partition("\n\n")[0].replace("\n", " ")
+    told["arguments"] = {argument.name.strip("()"): argument.reference for argument in planned.arguments}
+    told["waits_for"] = [plan.steps[index].name for index in planned.dependencies]
+    if planned.container is None:
+        told |= _evaluated(planned) | _hop(planned)
+    else:
+        told |= _evaluated(planned) | (_hop(planned.container.bodies[0].steps[0]) if function is not None else {})
+    told["result"] = schema_of(step_type(step))
+    return told | (_within(step.kind, planned) if step.kind is not None else {})
+
+
+def _evaluated(planned: PlanStep) -> dict[str, Any]:
+    """What is decided about it beforehand."""
+    said = {"deferred": planned.deferred, "when": planned.when is not None, "guard": planned.guard is not None}
+    return {name: True for name, is_so in said.items() if is_so}
+
+
+def _hop(planned: PlanStep) -> dict[str, Any]:
+    """Where its function runs, and what differs from an ordinary step."""
+    said = {
+        "retries": planned.retries or None,
+        "timeout": None if planned.timeout_ns is None else planned.timeout_ns / 1e9,
+        "required": None if planned.required else False,
+        "priority": planned.priority or None,
+        "limit": planned.limit,
+        "policies": [f"{policy.pattern} {policy.name}" for policy in planned.policies] or None,
+        "undo": None if planned.undo is None else "also in doubt" if planned.undo.in_doubt else "when done",
+        "compensate": planned.compensate is not None or None,
+    }
+    return {"spawn": planned.spawn} | {name: value for name, value in said.items() if value is not None}
+
+
+def _within(kind: Kind, planned: PlanStep) -> dict[str, Any]:
+    """The steps of what is nested."""
+    container = planned.container
+    assert container is not None
+    told: dict[str, Any] = {}
+    if container.max_rounds is not None:
+        told["at_most"] = container.max_rounds
+    if container.batch is not None:
+        told["batch"] = container.batch
+    if isinstance(kind, Switch):
+        told["cases"] = [_case(kind, number, body) for number, body in enumerate(container.bodies)]
+        return told
+    workflow: Workflow | None = getattr(kind, "workflow", None)
+    if workflow is None:
+        return told
+    body = container.bodies[-1 if isinstance(kind, Map | Around) else 0]
+    return {**told, "workflow": workflow.name, "steps": _steps(workflow, body)}
+
+
+def _case(kind: Switch, number: int, body: Plan) -> dict[str, Any]:
+    target: Any = kind.targets[number]
+    told: dict[str, Any] = {"case": kind.case(number), "result": schema_of(_target_type(target))}
+    if hasattr(target, "input_model"):
+        return {**told, "workflow": target.name, "steps": _steps(target, body)}
+    return {**told, "step": body.steps[0].name}

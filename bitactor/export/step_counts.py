@@ -1,0 +1,230 @@
+"""What happened to each step of a plan, folded from pulses: how many hops are done, failed, undone, …
+
+A map, an iterate, a recurse are one place in a plan and many hops in a transaction; so a place has a count for each
+state.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from bitactor.errors import InvalidInput
+from bitactor.kinds.around import AROUND
+from bitactor.kinds.batch import BatchResult
+from bitactor.messages import pulse as kinds
+from bitactor.messages.codec import decode_token, unpack
+from bitactor.messages.pulse import FAILED, HALTED, RUNNING, SKIPPED, UNDONE, Pulse
+from bitactor.messages.signal import UNDO
+from bitactor.plan.plan import Plan, PlanStep
+from bitactor.saga.phases import IN_DOUBT
+
+DONE: Final = "done"
+UNDO_FAILED: Final = "undo failed"
+STOPPED: Final = "stopped"
+"""In flight when something else failed, and cancelled."""
+
+STATES: Final = (FAILED, UNDO_FAILED, IN_DOUBT, HALTED, RUNNING, UNDONE, DONE, SKIPPED, STOPPED)
+"""The gravest first."""
+
+_FORWARD: Final = {
+    kinds.SPAWNED: RUNNING, kinds.COMPLETED: DONE, kinds.COMPENSATED: DONE, SKIPPED: SKIPPED, FAILED: FAILED,
+    kinds.RETRIED: RUNNING, kinds.TIMED_OUT: IN_DOUBT, kinds.TOMBSTONE: FAILED, HALTED: HALTED,
+}  # fmt: skip
+_CANCELLED: Final = "bitactor.errors:Cancelled"
+"""The fault of a hop that did not fail itself, but was in flight when something else did."""
+_UNDO: Final = {kinds.SPAWNED: RUNNING, UNDONE: UNDONE, kinds.UNDO_FAILED: UNDO_FAILED}
+
+Place = str
+"""A step's place in a plan, as an identifier: `s2`, below a container `s2_0_1` (its body and the step there), `d0` for
+a deferred one."""
+
+
+class StepCounts:
+    """What some pulses tell about a plan."""
+
+    def __init__(self) -> None:
+        self.by_place: dict[Place, Counter[str]] = {}
+        """State → how many, for each place anything happened at."""
+        self.planned: dict[tuple[Place, Place], None] = {}
+        """Who asked for which deferred step by a `Then`."""
+        self.statuses: list[str] = []
+        """How the transactions stand."""
+
+
+def step_counts(plan: Plan, pulses: Iterable[Pulse]) -> StepCounts:
+    """Fold the pulses of transactions of this plan; those of others are passed over.
+
+    Raises:
+        InvalidInput: there are pulses, and none of them is of this plan.
+    """
+    folds: dict[str, _Fold] = {}
+    others: set[str] = set()
+    for pulse in pulses:
+        if pulse.workflow == plan.workflow:
+            folds.setdefault(pulse.transaction, _Fold(plan)).add(pulse)
+        else:
+            others.add(pulse.workflow)
+    if others and not folds:
+        raise InvalidInput(f"the pulses are of {', '.join(map(repr, sorted(others)))}, and none of {plan.workflow!r}")
+    found = StepCounts()
+    for fold in folds.values():
+        fold.add_to(found)
+    return found
+
+
+class _Fold:
+    """One transaction."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._status = RUNNING
+        self._states: dict[str, Counter[str]] = {}
+        self._batches: dict[str, Counter[str]] = {}
+        """How the elements of a batch went, which count one by one."""
+        self._places: dict[str, tuple[Place, PlanStep, bool] | None] = {}
+        self._chosen: dict[str, int] = {}
+        self._declared: dict[str, str] = {}
+        self._planned: dict[tuple[Place, Place], None] = {}
+
+    def add(self, pulse: Pulse) -> None:
+        data = pulse.data or {}
+        if not pulse.step:
+            if pulse.kind == kinds.FINISHED:
+                self._status = str(data.get("status") or kinds.COMPLETED)
+            elif pulse.kind in (HALTED, kinds.RESUMED):
+                self._status = HALTED if pulse.kind == HALTED else RUNNING
+            return
+        if data.get("opening"):
+            self._chosen.setdefault(pulse.step, data["opening"][0][1])
+        state = _state(pulse, data)
+        if state is not None:
+            self._count(pulse, state)
+        for declared, name, *_ in data.get("planned") or ():
+            self._record_planned(pulse.step, declared, name)
+
+    def _count(self, pulse: Pulse, state: str) -> None:
+        found = self._find(pulse.step)
+        if found is None or not found[2]:
+            self._states[pulse.step] = Counter((state,))
+            return
+        if state == DONE:
+            self._batches[pulse.step] = self._states[pulse.step] = _elements(pulse)
+            return
+        before = self._batches.get(pulse.step, Counter())
+        self._states[pulse.step] = +Counter({state: before[DONE] or 1}) + Counter({FAILED: before[FAILED]})
+
+    def _record_planned(self, emitter: str, declared: str, name: str) -> None:
+        prefix, separator, _ = emitter.rpartition("/")
+        path = f"{prefix}{separator}{name}"
+        self._declared.setdefault(path, declared)
+        here, there = self._find(emitter), self._find(path)
+        if here is not None and there is not None and here[0] != there[0]:
+            self._planned[here[0], there[0]] = None
+
+    def add_to(self, found: StepCounts) -> None:
+        """Add this transaction to what is found."""
+        over = self._status not in (RUNNING, HALTED)
+        within = self._states_within() if over else {}
+        for path, counts in self._states.items():
+            located = self._find(path)
+            if located is None:
+                continue
+            place, step, _ = located
+            if over:
+                counts = self._final_counts(counts, step, within.get(path, frozenset()))
+            found.by_place.setdefault(place, Counter()).update(counts)
+        found.planned |= self._planned
+        found.statuses.append(self._status)
+
+    def _states_within(self) -> dict[str, set[str]]:
+        """Path of a container → what became of anything in it."""
+        within: dict[str, set[str]] = {}
+        for path, counts in self._states.items():
+            above = path
+            while "/" in above:
+                above = above.rpartition("/")[0]
+                within.setdefault(above, set()).update(counts)
+        return within
+
+    def _final_counts(self, counts: Counter[str], step: PlanStep, within: frozenset[str] | set[str]) -> Counter[str]:
+        """When all is over nothing runs any more; and a container is what its steps are."""
+        if step.container is None:
+            return Counter({IN_DOUBT if state == RUNNING else state: number for state, number in counts.items()})
+        if within & {UNDO_FAILED, UNDONE} and counts[DONE]:
+            return Counter((UNDO_FAILED if UNDO_FAILED in within else UNDONE,))
+        if counts[RUNNING]:
+            return Counter(
+                (next((state for state in (FAILED, IN_DOUBT, UNDO_FAILED, UNDONE) if state in within), STOPPED),)
+            )
+        return counts
+
+    # Places
+
+    def _find(self, path: str) -> tuple[Place, PlanStep, bool] | None:
+        if path not in self._places:
+            self._places[path] = self._locate(self._plan, "", path.split("/"), "")
+        return self._places[path]
+
+    def _locate(self, plan: Plan, at: Place, rest: list[str], walked: str) -> tuple[Place, PlanStep, bool] | None:
+        """Where in the plan a path leads, the step there, and whether it is a batch of a map over a function."""
+        name = rest[0].partition("#")[0]
+        path = walked + rest[0]
+        found = _named(plan, name) or _named(plan, self._declared.get(walked + name, ""))
+        if found is None:
+            return None
+        local, step = found
+        place = at + local
+        if len(rest) == 1:
+            return place, step, False
+        if step.container is None:
+            return None
+        container = step.container
+        keyed = container.batch is not None or container.max_rounds is not None
+        chosen = self._chosen.get(path) if container.cases else None
+        for number, body in enumerate(container.bodies):
+            if chosen not in (None, number):
+                continue
+            below = f"{place}_{number}_"
+            if body.steps[0].name == "":
+                if len(rest) == 2 and (keyed or rest[1] == AROUND):
+                    return f"{below}s0", body.steps[0], container.batch is not None and len(container.bodies) == 1
+            elif len(rest) > 1 + keyed:
+                deeper = self._locate(
+                    body, below, rest[1 + keyed :], "/".join((walked + rest[0], *rest[1 : 1 + keyed], ""))
+                )
+                if deeper is not None:
+                    return deeper
+        return None
+
+
+def _named(plan: Plan, name: str) -> tuple[str, PlanStep] | None:
+    """A step of a plan by name, and its place within."""
+    if name in plan.by_name:
+        return f"s{plan.by_name[name]}", plan.steps[plan.by_name[name]]
+    if name in plan.deferred:
+        return f"d{list(plan.deferred).index(name)}", plan.deferred[name]
+    return None
+
+
+def _state(pulse: Pulse, data: Mapping[str, Any]) -> str | None:
+    """What a pulse makes of its step; None if that stays as it is."""
+    if pulse.direction == UNDO:
+        return UNDO_FAILED if pulse.kind == kinds.TOMBSTONE else _UNDO.get(pulse.kind)
+    if pulse.kind == kinds.LATE:
+        happened = data.get("happened")
+        return None if happened is None else DONE if happened else FAILED
+    if pulse.kind == FAILED and (data.get("fault") or ("",))[0] == _CANCELLED:
+        return STOPPED
+    return _FORWARD.get(pulse.kind)
+
+
+def _elements(pulse: Pulse) -> Counter[str]:
+    """How many elements of a batch are done, and how many failed."""
+    try:
+        batch = BatchResult(*decode_token(pulse.token_out))
+        failed = len(unpack(batch.errors)) if batch.errors else 0
+    except Exception:  # shown otherwise than as the journal has it
+        return Counter((DONE,))
+    return +Counter({DONE: batch.taken - failed, FAILED: failed})

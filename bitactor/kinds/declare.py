@@ -1,0 +1,263 @@
+"""How kinds are declared on a workflow: a method for each, as decorators where a function is part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from bitactor.declare.options import STEP_OPTIONS, refuse_unknown_options
+from bitactor.declare.step import Step, frozen_options, no_function
+from bitactor.errors import DefinitionError
+from bitactor.kinds.around import Around
+from bitactor.kinds.collect import collect_function
+from bitactor.kinds.compose import Compose
+from bitactor.kinds.debug import debug_function
+from bitactor.kinds.flunk import flunk_function
+from bitactor.kinds.group import Group
+from bitactor.kinds.iterate import Iterate
+from bitactor.kinds.kind import Kind
+from bitactor.kinds.map import Map
+from bitactor.kinds.recurse import Recurse
+from bitactor.kinds.switch import Switch
+from bitactor.kinds.template import template_function
+from bitactor.plan.arguments import Element, Input, Result, Source
+
+if TYPE_CHECKING:
+    from bitactor.workflow import Workflow
+
+_MAP_OPTIONS: Mapping[str, Any] = {
+    "over": None, "workflow": None, "batch": 100, "ordered": True, "on_error": "fail", "keep": True, "reduce": None,
+    "initial": None, "whole": False,
+}  # fmt: skip
+
+_NESTED_OPTIONS = ("name", "bind", "after", "when", "guard")
+
+
+class DeclaresKinds:
+    """The part of a workflow that declares what is made of other steps, and the small kinds."""
+
+    name: str
+    input_model: type[BaseModel]
+    steps: dict[str, Step[Any, Any]]
+
+    def _declare(
+        self,
+        function: Callable[..., Any],
+        options: Mapping[str, Any],
+        *,
+        make_kind: Callable[[str], Kind] | None = None,
+        label: str = "step",
+        deferred: bool = False,
+    ) -> Step[..., Any]:
+        raise NotImplementedError
+
+    def map(self, function: Any = None, /, **options: Any) -> Any:
+        """Declare a function, or a nested workflow, over the elements of something that can be iterated; see
+        `bitactor.kinds.map`.
+
+            @orders.map(over="rows", batch=100)
+            def clean(element: dict, rate: float) -> dict: ...
+
+            orders.map(name="ship_all", workflow=shipping, over=Result("load", "orders"), bind={"order": Element()})
+
+        The function takes the element as `element`, or by `bind={"row": Element(*path)}`, its position as `index`, and
+        what any step may take. The result is the list of results; see `keep`, `reduce` and `on_error` for others.
+
+        Options beside those of `step`:
+            over: a step or input field, `Input`, `Result`, `Value`; or a factory: a function of inputs, results and
+                resources that answers with an iterable, an iterator, or an async one.  A factory that takes `start` is
+                told how many elements to leave out.
+            workflow: a nested workflow for each element, instead of a function.
+            batch: how many elements are in memory at once, and, over a function, in one hop.
+            ordered: results in the order of the elements; otherwise as they complete.
+            on_error: `fail`, or `collect`: the result is then `{"results": […], "errors": [{"index", "element",
+                "error"}, …]}`.
+            keep: False keeps no results; the result is then `{"count": …}`.
+            reduce: a function of what was reduced so far and the results of a batch; the result is what it makes in the
+                end.
+            initial: where `reduce` begins.
+            whole: the function takes a whole batch as `elements`, and answers once for it.
+            retries, timeout, policies, …: of a batch, when it is over a function.
+        """
+        own = {name: options.pop(name, default) for name, default in _MAP_OPTIONS.items()}
+        if own["over"] is None:
+            raise DefinitionError(f"a map of {self.name!r} needs over=: what to iterate")
+        elements = {name: source for name, source in (options.get("bind") or {}).items() if isinstance(source, Element)}
+        options["bind"] = {name: source for name, source in (options.get("bind") or {}).items() if name not in elements}
+        over = own["over"]
+        if isinstance(over, str | Step):
+            over = self._named(over)
+        if isinstance(over, Source):
+            options["bind"]["(over)"] = over
+
+        def make(what: str, function: Callable[..., Any] | None) -> Kind:
+            return Map(what, function=function, elements=elements, **{**own, "over": over})
+
+        if own["workflow"] is not None and function is None:
+            return self._declare_nested(options, lambda what: make(what, None))
+        return self._declare_with_function(function, options, make)
+
+    def iterate(self, function: Any = None, /, **options: Any) -> Any:
+        """Declare a function that is called again and again on what it answered before; see `bitactor.kinds.iterate`.
+
+        Options beside those of `step`:
+            start: what the first round gets as `state`: a step or input field, `Input`, `Result` or `Value`.
+            until: a predicate over the result that says whether that is enough.
+            at_most: the bound, in rounds; obligatory.
+        """
+        start, until, at_most = options.pop("start", None), options.pop("until", None), options.pop("at_most", None)
+        if start is None:
+            raise DefinitionError(f"an iterate of {self.name!r} needs start=: what the first round gets as its state")
+        options["bind"] = {**(options.get("bind") or {}), "(start)": self._source(start)}
+        return self._declare_with_function(
+            function, options, lambda what, function: Iterate(what, function, until, at_most)
+        )
+
+    def compose(self, name: str, workflow: Workflow, **options: Any) -> Step[..., Any]:
+        """Declare a nested workflow as one step; its inputs are found by name, or by `bind`.  See
+        `bitactor.kinds.compose`.
+
+        Options: bind, after, when, guard.
+        """
+        return self._declare_nested({**options, "name": name}, lambda what: Compose(what, workflow))
+
+    def switch(
+        self,
+        name: str,
+        on: str | Step[Any, Any] | Source,
+        cases: Mapping[Any, Any] | Sequence[tuple[Any, Any]],
+        *,
+        default: Workflow | Callable[..., Any] | None = None,
+        optional: bool = False,
+        **options: Any,
+    ) -> Step[..., Any]:
+        """Declare ordered cases, of which the first that fits `on` is run; see `bitactor.kinds.switch`.
+
+        Args:
+            on: what is looked at: a step or input field, `Input`, `Result` or `Value`.
+            cases: value or predicate → branch: a workflow, or a function that makes a step.
+            default: the branch when none fits; without one that is an error,
+            optional: or, if True, the switch is skipped.
+            options: bind, after, when, guard.
+        """
+        options["bind"] = {**(options.get("bind") or {}), "(on)": self._source(on)}
+        return self._declare_nested({**options, "name": name}, lambda what: Switch(what, cases, default, optional))
+
+    def group(
+        self,
+        name: str,
+        workflow: Workflow,
+        *,
+        before_all: Callable[..., Any] | None = None,
+        after_all: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> Step[..., Any]:
+        """Declare a nested workflow with a step before and a step after it; see `bitactor.kinds.group`.
+
+        Options: bind, after, when, guard.
+        """
+        return self._declare_nested(
+            {**options, "name": name}, lambda what: Group(what, workflow, before_all, after_all)
+        )
+
+    def recurse(
+        self, name: str, workflow: Workflow, *, at_most: int, until: Callable[[Any], bool] | None = None, **options: Any
+    ) -> Step[..., Any]:
+        """Declare a nested workflow that is repeated, each round fed with the result of the one before; see
+        `bitactor.kinds.recurse`.
+
+        Args:
+            at_most: the bound, in rounds.
+            until: a predicate over the result that says whether that is enough.
+            options: bind, after, when, guard.
+        """
+        return self._declare_nested({**options, "name": name}, lambda what: Recurse(what, workflow, until, at_most))
+
+    def collect(
+        self,
+        name: str,
+        sources: Mapping[str, Any] | Sequence[Any],
+        *,
+        transform: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> Step[..., Any]:
+        """Declare a step that gathers results and inputs into a mapping; see `bitactor.kinds.collect`."""
+        bind = {key: self._source(source) for key, source in _named_sources(sources).items()}
+        return self._declare(
+            collect_function(bind, transform),
+            {"spawn": "inline", **options, "name": name, "bind": bind},
+            label="collect",
+        )
+
+    def template(self, name: str, text: str, **options: Any) -> Step[..., Any]:
+        """Declare a step that fills in a text: `{user.name}` is an argument and a path into it; see
+        `bitactor.kinds.template`."""
+        return self._declare(template_function(text), {"spawn": "inline", **options, "name": name}, label="template")
+
+    def debug(self, name: str, *sources: str, level: str = "info", **options: Any) -> Step[..., Any]:
+        """Declare a step that logs its arguments and context, and answers with the arguments; see
+        `bitactor.kinds.debug`."""
+        return self._declare(
+            debug_function(sources, level), {"spawn": "inline", **options, "name": name}, label="debug"
+        )
+
+    def flunk(self, name: str, text: str, **options: Any) -> Step[..., Any]:
+        """Declare a step that fails, with a text filled in as a `template` is; see `bitactor.kinds.flunk`."""
+        return self._declare(flunk_function(text), {"spawn": "inline", **options, "name": name}, label="flunk")
+
+    def around(self, function: Any = None, /, *, workflow: Workflow, **options: Any) -> Any:
+        """Declare a function around a nested workflow, which it runs with `await proceed()`; see
+        `bitactor.kinds.around`.
+
+        Options beside those of `step`:
+            workflow: what runs within; its inputs are found by name, or by `bind`.
+        """
+        return self._declare_with_function(function, options, lambda what, function: Around(what, function, workflow))
+
+    def _declare_nested(self, options: Mapping[str, Any], make: Callable[[str], Kind]) -> Step[..., Any]:
+        unfit = next((option for option in options if option in STEP_OPTIONS and option not in _NESTED_OPTIONS), None)
+        if unfit is not None:
+            raise DefinitionError(
+                f"{options['name']!r} of {self.name!r}: {unfit}= is for the steps within it; say it there"
+            )
+        if "name" not in options:
+            raise DefinitionError(f"a step of {self.name!r} that nests a workflow needs name=")
+        refuse_unknown_options(self.name, options)
+        return self._declare(no_function, frozen_options(self.name, options), make_kind=make)
+
+    def _declare_with_function(
+        self, function: Any, options: Mapping[str, Any], make: Callable[[str, Callable[..., Any]], Kind]
+    ) -> Any:
+        refuse_unknown_options(self.name, options)
+        options = frozen_options(self.name, options)
+        if options.get("required") is False:
+            raise DefinitionError(
+                f"a step of {self.name!r}: required=False is for single steps, not for what is made of several"
+            )
+
+        def declare(function: Callable[..., Any]) -> Step[..., Any]:
+            inner = function.function if isinstance(function, Step) else function
+            return self._declare(function, options, make_kind=lambda what: make(what, inner))
+
+        return declare if function is None else declare(function)
+
+    def _source(self, given: Any) -> Source:
+        return given if isinstance(given, Source) else self._named(given)
+
+    def _named(self, given: Any) -> Source:
+        """A step or an input field, by its name or itself."""
+        if isinstance(given, Step):
+            return Result(given.name)
+        if not isinstance(given, str):
+            raise DefinitionError(
+                f"workflow {self.name!r}: {given!r} is no step, name or source; use Input(…), Result(…) or Value(…)"
+            )
+        return Input(given) if given in self.input_model.model_fields else Result(given)
+
+
+def _named_sources(sources: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
+    if isinstance(sources, Mapping):
+        return dict(sources)
+    return {source if isinstance(source, str) else source.name: source for source in sources}

@@ -1,0 +1,120 @@
+"""What takes a result's place: a value, or a function of the error and the step's arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final
+
+from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
+from bitactor.messages.codec import decode_token, encode_token
+
+
+class Missing:
+    """The class of `MISSING`."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = Missing()
+"""Stands for an option that was not given, where None is a value."""
+
+
+class UserFunction:
+    """A user's function that takes some of what is there, by name.
+
+    Args:
+        function: `def` or `async def`; a `def` runs on the mesh's loop and must not block.
+        what: who it belongs to, for errors.
+        always: names that are there besides the step's arguments.
+
+    Raises:
+        DefinitionError: its parameters cannot be known, or cannot be given by name.
+    """
+
+    __slots__ = ("_always", "_everything", "_function", "_optional", "_required", "_what")
+
+    def __init__(self, function: Callable[..., Any], what: str, always: Collection[str] = ()) -> None:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            raise DefinitionError(
+                f"{what}: the parameters of {function!r} cannot be known; wrap it in a lambda or a def"
+            ) from None
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+                raise DefinitionError(
+                    f"{what}: {function!r} is called with names, but its {parameter.name!r} cannot be given by name"
+                )
+        self._function = function
+        self._what = what
+        self._always = frozenset(always)
+        named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        self._everything = len(named) < len(parameters)
+        self._required = tuple(parameter.name for parameter in named if parameter.default is parameter.empty)
+        self._optional = tuple(parameter.name for parameter in named if parameter.default is not parameter.empty)
+
+    def check(self, takes: Sequence[str] | Mapping[str, Any]) -> None:
+        """Refuse a parameter that a step which takes these arguments cannot give.
+
+        Raises:
+            UnknownArgument: with the parameter's name and the likely one.
+        """
+        known = {*takes, *self._always}
+        for name in self._required:
+            if name not in known:
+                raise UnknownArgument(
+                    f"{self._what}: parameter {name!r} is no argument of the step.{suggest(name, known)}"
+                )
+
+    async def __call__(self, arguments: Mapping[str, Any], **always: Any) -> Any:
+        """Its answer, for a step called with `arguments`."""
+        value = self.call(arguments, **always)
+        return await value if inspect.isawaitable(value) else value
+
+    def call(self, arguments: Mapping[str, Any], **always: Any) -> Any:
+        """What it returns; for an `async def` something to await."""
+        self.check(arguments)
+        there = {**arguments, **always}
+        wanted = (
+            there
+            if self._everything
+            else {name: there[name] for name in (*self._required, *self._optional) if name in there}
+        )
+        return self._function(**wanted)
+
+
+class Constant:
+    """A value that is a fresh one each time.
+
+    Raises:
+        DefinitionError: it cannot be carried.
+    """
+
+    __slots__ = ("_token",)
+
+    def __init__(self, value: Any, what: str) -> None:
+        try:
+            self._token = encode_token(value)
+        except BitActorError as error:
+            raise DefinitionError(f"{what}: {error}") from None
+
+    def check(self, takes: Sequence[str]) -> None:
+        """Needs nothing."""
+
+    async def __call__(self, arguments: Mapping[str, Any], **always: Any) -> Any:
+        """The value."""
+        return decode_token(self._token)
+
+
+Substitute = UserFunction | Constant
+
+
+def substitute(given: Any, what: str) -> Substitute:
+    """`given` is a function of `error` and of the step's arguments, or else the value itself.
+
+    Raises:
+        DefinitionError: it can be neither.
+    """
+    return UserFunction(given, what, ("error",)) if callable(given) else Constant(given, what)

@@ -1,0 +1,332 @@
+"""Where a step's arguments come from, and how a token becomes what a parameter's annotation asks for."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+
+from bitactor.errors import DefinitionError, InvalidInput
+from bitactor.messages.codec import Packed, decode_token, encode_token
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Base of `Input`, `Result` and `Value`: one argument's origin, with an optional transform."""
+
+    transform: Callable[[Any], Any] | None = None
+
+    def map(self, function: Callable[[Any], Any]) -> Any:
+        """The same source, passed through `function`; evaluated once, by the supervisor, and recorded."""
+        return replace(self, transform=function)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Input(Source):
+    """A field of the workflow's input, and a path into it."""
+
+    name: str = ""
+    path: tuple[str | int, ...] = ()
+
+    def __init__(self, name: str, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "transform", transform)
+
+    def map(self, function: Callable[[Any], Any]) -> Input:
+        """See `Source.map`."""
+        return Input(self.name, *self.path, transform=function)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Result(Source):
+    """Another step's result, and a path into it through mappings, attributes and list indices."""
+
+    step: str = ""
+    path: tuple[str | int, ...] = ()
+
+    def __init__(self, step: Any, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
+        name = step if isinstance(step, str) else getattr(step, "name", None)
+        if not isinstance(name, str):
+            raise DefinitionError(f"Result({step!r}): give a step, or its name")
+        object.__setattr__(self, "step", name)
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "transform", transform)
+
+    def map(self, function: Callable[[Any], Any]) -> Result:
+        """See `Source.map`."""
+        return Result(self.step, *self.path, transform=function)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Value(Source):
+    """A constant."""
+
+    value: Any = None
+
+    def __init__(self, value: Any, transform: Callable[[Any], Any] | None = None) -> None:
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "transform", transform)
+
+    def map(self, function: Callable[[Any], Any]) -> Value:
+        """See `Source.map`."""
+        return Value(self.value, transform=function)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Element(Source):
+    """Inside a map: the element at hand, and a path into it."""
+
+    path: tuple[str | int, ...] = ()
+
+    def __init__(self, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "transform", transform)
+
+    def map(self, function: Callable[[Any], Any]) -> Element:
+        """The same, passed through `function`, where the element is worked on."""
+        return Element(*self.path, transform=function)
+
+
+class Argument(NamedTuple):
+    """One bound parameter, compiled: which slot its token is in, and what happens on the way."""
+
+    name: str
+    slot: int
+    """Index into the saga's tokens: steps first, then input fields; -1 for a constant."""
+    path: tuple[str | int, ...]
+    transform: Callable[[Any], Any] | None
+    convert: Callable[[Any], Any] | None
+    constant: Any
+    reference: str
+    """How the journal names the source: `input.name`, a step's path, `step.field`, or `value`."""
+
+
+def argument_values(
+    arguments: Sequence[Argument], tokens: Sequence[Any], owner: str, evaluated: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The arguments as values, each freshly decoded, not yet as their annotations ask.
+
+    Transformed ones come from `evaluated`, tokens that were recorded when the transforms were evaluated.
+
+    Raises:
+        InvalidInput: a path leads nowhere.
+    """
+    values: dict[str, Any] = {}
+    for name, slot, path, transform, _, constant, reference in arguments:
+        if transform is not None:
+            values[name] = decode_token((evaluated or {})[name])
+            continue
+        token = tokens[slot] if slot >= 0 else constant
+        value = decode_token(token) if type(token) is Packed else token
+        values[name] = value_at(value, path, f"argument {name!r} of {owner}, from {reference}") if path else value
+    return values
+
+
+class BoundArguments(NamedTuple):
+    """The arguments of one step of one transaction, made anew at each call: no two calls share a mutable value."""
+
+    arguments: Sequence[Argument]
+    tokens: Sequence[Any]
+    owner: str
+    evaluated: Mapping[str, Any] | None = None
+
+    def raw(self) -> dict[str, Any]:
+        """Not yet as their annotations ask; what can be carried."""
+        return argument_values(*self)
+
+    def __call__(self) -> dict[str, Any]:
+        """As their annotations ask: what the step's function is called with."""
+        arguments, tokens, owner, _ = self
+        values: dict[str, Any] = {}
+        for name, slot, path, transform, convert, _, _ in arguments:
+            if slot < 0 or path or transform is not None:
+                return convert_arguments(arguments, self.raw(), owner)
+            token = tokens[slot]
+            value = decode_token(token) if type(token) is Packed else token
+            if convert is not None:
+                try:
+                    value = convert(value)
+                except (ValidationError, _WrongType):
+                    return convert_arguments(arguments, self.raw(), owner)  # which says what is wrong
+            values[name] = value
+        return values
+
+
+class RawArguments(NamedTuple):
+    """Arguments for a function that reads them itself: it is given this as `tokens`."""
+
+    arguments: Sequence[Argument]
+    tokens: Sequence[Any]
+    owner: str
+    evaluated: Mapping[str, Any] | None = None
+
+    def raw(self) -> dict[str, Any]:
+        """See `BoundArguments.raw`."""
+        return argument_values(*self)
+
+    def __call__(self) -> dict[str, Any]:
+        """See `BoundArguments.__call__`."""
+        return {"tokens": self}
+
+    def token(self, name: str) -> Any:
+        """One argument, undecoded."""
+        return next(self.tokens[argument.slot] for argument in self.arguments if argument.name == name)
+
+    def values(self, names: Sequence[str]) -> dict[str, Any]:
+        """Some of the arguments, decoded and as their annotations ask.
+
+        Raises:
+            InvalidInput: one of them does not fit.
+        """
+        wanted = [argument for argument in self.arguments if argument.name in names]
+        return BoundArguments(wanted, self.tokens, self.owner, self.evaluated)()
+
+
+class RemoteArguments(NamedTuple):
+    """The same where the arguments came from another process, as the token of a mapping."""
+
+    arguments: Sequence[Argument]
+    token: Any
+    owner: str
+
+    def raw(self) -> dict[str, Any]:
+        """See `BoundArguments.raw`.
+
+        Raises:
+            InvalidInput: the token is no mapping of all the arguments.
+        """
+        values = decode_token(self.token)
+        if type(values) is not dict or any(argument.name not in values for argument in self.arguments):
+            raise InvalidInput(f"a signal for {self.owner} without all of its arguments")
+        return values
+
+    def __call__(self) -> dict[str, Any]:
+        """See `BoundArguments.__call__`."""
+        return convert_arguments(self.arguments, self.raw(), self.owner)
+
+
+def transform_arguments(arguments: Sequence[Argument], tokens: Sequence[Any], owner: str) -> dict[str, Any]:
+    """The tokens of all transformed arguments, by calling the transforms; for the supervisor, once.
+
+    Raises:
+        InvalidInput: a path leads nowhere.
+        Exception: whatever a transform raises.
+    """
+    made: dict[str, Any] = {}
+    for argument in arguments:
+        if argument.transform is not None:
+            plain = argument._replace(transform=None)
+            made[argument.name] = encode_token(
+                argument.transform(argument_values((plain,), tokens, owner)[argument.name])
+            )
+    return made
+
+
+def convert_arguments(arguments: Sequence[Argument], values: dict[str, Any], owner: str) -> dict[str, Any]:
+    """`values` in place, each as its parameter's annotation asks for.
+
+    Raises:
+        InvalidInput: a value does not fit; names the parameter, what was there and what was asked for.
+    """
+    for argument in arguments:
+        if argument.convert is not None:
+            try:
+                values[argument.name] = argument.convert(values[argument.name])
+            except ValidationError as error:
+                problem = error.errors(include_url=False, include_input=False)[0]
+                at = ".".join(str(part) for part in problem["loc"])
+                raise InvalidInput(
+                    f"argument {argument.name!r} of {owner}, from {argument.reference}: "
+                    f"{problem['msg']}{f' at {at}' if at else ''}",
+                    [(argument.name, problem["msg"])],
+                ) from None
+            except _WrongType as error:
+                raise InvalidInput(
+                    f"argument {argument.name!r} of {owner}, from {argument.reference}: {error}"
+                ) from None
+    return values
+
+
+def value_at(value: Any, path: Sequence[str | int], what: str) -> Any:
+    """`value` at `path`; a miss is an error naming the path and what was there."""
+    here = value
+    for at, part in enumerate(path):
+        try:
+            if isinstance(here, Mapping) or isinstance(part, int):
+                here = here[part]
+            else:
+                found = getattr(here, part)
+                if callable(found):
+                    raise AttributeError(part)
+                here = found
+        except (KeyError, IndexError, AttributeError, TypeError):
+            there = f"keys {sorted(map(str, here))}" if isinstance(here, Mapping) else f"a {type(here).__name__}"
+            done = "".join(f"[{step!r}]" for step in path[:at]) or "the top"
+            raise InvalidInput(f"{what}: no {part!r} at {done}; there is {there}") from None
+    return here
+
+
+class _WrongType(Exception):
+    pass
+
+
+_PLAIN: dict[Any, tuple[type, ...]] = {
+    dict: (dict,), list: (list,), str: (str,), bytes: (bytes,), bool: (bool,), int: (int,), type(None): (type(None),),
+}  # fmt: skip
+
+
+def converter(annotation: Any, owner: str) -> Callable[[Any], Any] | None:
+    """What turns a decoded token into `annotation`: nothing for Any and no annotation, a type check for plain builtins,
+    else pydantic.
+
+    Raises:
+        DefinitionError: pydantic has no way to make that type from plain data.
+    """
+    if annotation is inspect.Parameter.empty or annotation is Any or annotation is object:
+        return None
+    if isinstance(annotation, str):
+        raise DefinitionError(
+            f"{owner}: the annotation {annotation!r} names nothing that is known where the function is defined; with "
+            "`from __future__ import annotations` a type must stand at module level"
+        )
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    if all(member in _PLAIN or (get_origin(member) in (dict, list) and _all_any(member)) for member in members):
+        return _checker(members, annotation)
+    try:
+        return TypeAdapter(annotation).validate_python
+    except (PydanticUserError, NameError) as error:
+        raise DefinitionError(
+            f"{owner}: no way to make a {annotation!r} from plain data ({str(error).splitlines()[0]}); "
+            "annotate with a pydantic model, a dataclass or plain types"
+        ) from None
+
+
+def _all_any(member: Any) -> bool:
+    return all(argument is Any for argument in get_args(member))
+
+
+def _checker(members: Sequence[Any], annotation: Any) -> Callable[[Any], Any]:
+    allowed = frozenset(kind for member in members for kind in _PLAIN[get_origin(member) or member])
+
+    def check(value: Any) -> Any:
+        if type(value) in allowed:
+            return value
+        shown = getattr(annotation, "__name__", None) or str(annotation)
+        raise _WrongType(f"expected {shown}, got {type(value).__name__} {_short(value)}")
+
+    return check
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def model_fields(model: type[BaseModel]) -> list[str]:
+    """The names of a model's fields, as a step's parameters refer to them."""
+    return list(model.model_fields)

@@ -1,0 +1,141 @@
+"""What can happen to a transaction: the facts that come into the saga."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from bitactor.messages.signal import Fault, Reply
+from bitactor.plan.container import Opening
+
+
+class Accept(NamedTuple):
+    """Begin: the first stimulus of every transaction."""
+
+    input: Any
+    """The whole input as one token."""
+    inputs: tuple[Any, ...]
+    """The same, a token for each of the plan's input fields."""
+    ttl: int
+    deadline_ns: int | None
+    """Wall time."""
+    data: Mapping[str, Any] | None = None
+    """Kept with the `accepted` pulse: key, metadata, traceparent, …"""
+
+
+class Evaluated(NamedTuple):
+    """The supervisor has evaluated a step's transforms, predicate and guard, or asked a container what to open."""
+
+    step: int
+    run: bool
+    arguments: Mapping[str, Any] | None = None
+    """Tokens of transformed arguments."""
+    fault: Fault | None = None
+    answer: tuple[Any] | None = None
+    """The token that a guard answers with instead of the step, or with which a container closes."""
+    opening: Sequence[Opening] | None = None
+    """The scopes that a container opens."""
+
+
+class Replied(NamedTuple):
+    """A hop's reply came in."""
+
+    step: int
+    reply: Reply
+
+
+class Lost(NamedTuple):
+    """The worker that ran this delivery is gone."""
+
+    step: int
+    delivery: int
+    holder: str
+
+
+class Unrouted(NamedTuple):
+    """Nobody could be found to run the hop, for as long as we were willing to look."""
+
+    step: int
+    delivery: int
+    fault: Fault
+
+
+class HopExpired(NamedTuple):
+    """This attempt's timeout is over."""
+
+    step: int
+    delivery: int
+    fault: Fault
+
+
+class RetryDue(NamedTuple):
+    """The wait before another try is over."""
+
+    step: int
+
+
+class GraceExpired(NamedTuple):
+    """We have waited long enough for hops in flight."""
+
+
+class DeadlineExpired(NamedTuple):
+    """The transaction's time is up; or, while undoing, the time for undo."""
+
+    fault: Fault
+
+
+class CancelRequested(NamedTuple):
+    """Somebody wants the transaction cancelled."""
+
+    fault: Fault
+
+
+class Proceeded(NamedTuple):
+    """The function around nested steps asks for them to run."""
+
+    step: int
+    delivery: int
+
+
+class UndoRequested(NamedTuple):
+    """Somebody wants a completed transaction taken back."""
+
+    fault: Fault
+
+
+class ResumeRequested(NamedTuple):
+    """Somebody wants a halted or stuck transaction to go on."""
+
+    deadline_ns: int | None
+
+
+class Recovered(NamedTuple):
+    """This process has taken the transaction over from a dead owner; nothing of what was in flight here survives."""
+
+    owner: str
+    epoch: int
+
+
+class EmissionAccepted(NamedTuple):
+    """Every group that listens has accepted the emitted signal."""
+
+    emit: str
+    receivers: tuple[str, ...]
+
+
+class EmissionUnrouted(NamedTuple):
+    """The emitted signal found nobody until its deadline."""
+
+    emit: str
+    reason: str
+
+
+Event = (
+    Accept | Evaluated | Replied | Lost | Unrouted | HopExpired | RetryDue | GraceExpired | DeadlineExpired
+    | CancelRequested | UndoRequested | Proceeded | ResumeRequested | Recovered | EmissionAccepted | EmissionUnrouted
+)  # fmt: skip
+
+EVENTS: Final[tuple[type, ...]] = (
+    Accept, Evaluated, Replied, Lost, Unrouted, HopExpired, RetryDue, GraceExpired, DeadlineExpired, CancelRequested,
+    UndoRequested, Proceeded, ResumeRequested, Recovered, EmissionAccepted, EmissionUnrouted,
+)  # fmt: skip

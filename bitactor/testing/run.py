@@ -1,0 +1,341 @@
+"""A workflow run to its end on the spot: a supervisor in miniature, without loop, threads or store."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from bitactor.consumer import Consumer
+from bitactor.errors import ConfigurationError, InvalidInput, suggest
+from bitactor.messages.codec import decode_pulse, decode_token, encode_pulse, encode_token
+from bitactor.messages.ids import hop_id
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import FORWARD, MAX_TTL, UNDO, Fault, Reply, Signal
+from bitactor.plan.arguments import RawArguments, argument_values
+from bitactor.plan.compile import with_function
+from bitactor.plan.plan import Plan, PlanStep
+from bitactor.saga import (
+    Accept,
+    ArmDeadline,
+    ArmGrace,
+    ArmRetry,
+    CancelHop,
+    Command,
+    DeadlineExpired,
+    Deliver,
+    Dispatch,
+    EmissionAccepted,
+    Evaluate,
+    Evaluated,
+    GraceExpired,
+    Lost,
+    Recovered,
+    Replied,
+    ResumeRequested,
+    RetryDue,
+    Saga,
+    input_tokens,
+)
+from bitactor.saga.evaluate import evaluate
+from bitactor.testing.clock import FakeClock, FakeTimer
+from bitactor.testing.fakes import SequentialIds
+from bitactor.testing.faults import Crash, FaultPlan, Faults, Lose
+from bitactor.testing.hops import Hop, NeedsMesh, error_of, fault_of
+from bitactor.testing.trace import Emitted, Trace
+from bitactor.workflow import Workflow
+
+
+def run_workflow(
+    workflow: Workflow | Consumer,
+    input: Any = None,
+    *,
+    ttl: int | None = None,
+    deadline: float | None = None,
+    steps: Mapping[str, Callable[..., Any]] | None = None,
+    faults: Faults | None = None,
+    resumes: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+    clock: FakeClock | None = None,
+    ids: SequentialIds | None = None,
+) -> Trace:
+    """Run a workflow, or a consumer, to its end, here and now.
+
+    The saga is the real one, and so are its pulses: the same kinds, steps, hops and budgets as in a mesh.  Steps run
+    one after another on the calling thread, wherever they would run in a mesh; `async def` steps too, as long as they
+    wait for nothing outside.  Backoffs, timeouts and deadlines pass on `clock`, which takes no time.
+
+    Args:
+        workflow: what to run; a consumer takes `input` as the value that was emitted.
+        input: as for `mesh.stimulate`.
+        ttl, deadline, metadata: as for `mesh.stimulate`.
+        steps: step → function to run in its place; it may take any of the step's arguments, `ctx` and `attempt`.
+        faults: step, or `step.undo` → what happens to it: one fault for every delivery (but `Crash()` once), or a list,
+            one for each delivery in order, None for none; after the list it runs as usual.
+        resumes: how often to resume when it has halted or is stuck.
+        clock: time; by default a `FakeClock` of its own.
+        ids: where the transaction's id comes from.
+
+    Raises:
+        DefinitionError: the workflow as declared cannot work.
+        InvalidInput: the input does not fit.
+        ConfigurationError: `steps` or `faults` name what is not there; or the workflow would hang for ever.
+        NeedsMesh: a step waits for something only an event loop can bring.
+    """
+    plan = workflow.check()
+    if ttl is not None and not (isinstance(ttl, int) and 0 <= ttl <= MAX_TTL):
+        raise InvalidInput(f"ttl={ttl!r}; a hop budget is a whole number up to {MAX_TTL:,}")
+    if deadline is not None and not deadline > 0:
+        raise InvalidInput(f"deadline={deadline!r}; a deadline is a number of seconds, more than zero")
+    values = {"signal": input} if isinstance(workflow, Consumer) else workflow.validate_input(input)
+    running = _Runner(
+        _replaced(plan, steps or {}),
+        FaultPlan(plan, faults),
+        clock or FakeClock(),
+        (ids or SequentialIds()).transaction(),
+    )
+    running.begin(
+        encode_token(values),
+        plan.ttl if ttl is None else ttl,
+        plan.deadline_ns if deadline is None else int(deadline * 1e9),
+        metadata,
+    )
+    running.run_until_settled()
+    for _ in range(resumes):
+        if running.saga.status in ("halted", "stuck"):
+            running.resume()
+            running.run_until_settled()
+    return running.trace()
+
+
+def _replaced(plan: Plan, functions: Mapping[str, Callable[..., Any]]) -> Plan:
+    for name in functions:
+        if name not in plan.by_name:
+            raise ConfigurationError(
+                f"steps names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, plan.by_name)}"
+            )
+    if not functions:
+        return plan
+    return replace(
+        plan,
+        steps=tuple(
+            with_function(step, functions[step.name]) if step.name in functions else step for step in plan.steps
+        ),
+    )
+
+
+class _Runner:
+    """One transaction with its queue of stimuli, its timers and its journal."""
+
+    def __init__(self, plan: Plan, faults: FaultPlan, clock: FakeClock, transaction: str) -> None:
+        self.plan = plan
+        self.faults = faults
+        self.clock = clock
+        self.saga = Saga(plan, transaction)
+        self.journal: list[Pulse] = []
+        self.emitted: list[Emitted] = []
+        self.errors: dict[str, BaseException] = {}
+        self.events: deque[Any] = deque()
+        self.hanging: dict[int, Signal] = {}
+        self.hop_timers: dict[int, FakeTimer] = {}
+        self.timers: list[FakeTimer] = []
+        self.deadline: FakeTimer | None = None
+
+    def begin(self, token: Any, ttl: int, budget_ns: int | None, metadata: Mapping[str, Any] | None) -> None:
+        data = {"metadata": dict(metadata)} if metadata else {}
+        deadline_ns = None if budget_ns is None else self.clock.wall_ns() + budget_ns
+        self.events.append(Accept(token, tuple(input_tokens(self.plan, token)), ttl, deadline_ns, data))
+
+    def resume(self) -> None:
+        halted = next((pulse for pulse in reversed(self.journal) if pulse.kind == "halted" and not pulse.step), None)
+        left = (halted.data or {}).get("left_ns") if halted is not None else None
+        self.events.append(ResumeRequested(None if left is None else self.clock.wall_ns() + left))
+
+    def run_until_settled(self) -> None:
+        """Go on until nothing more happens by itself."""
+        while True:
+            while self.events:
+                pulses, commands = self.saga.react(self.events.popleft(), self.clock.wall_ns())
+                self.journal.extend(pulses)
+                for command in commands:
+                    if self._obey(command):
+                        break
+            if self.saga.status != "running":
+                break
+            due_ns = self.clock.next_timer_ns()
+            if due_ns is None:
+                names = ", ".join(repr(self.saga.steps[index].name) for index in self.hanging)
+                raise ConfigurationError(f"{names} would hang for ever; give it a timeout, or the workflow a deadline")
+            self.clock.advance_to(due_ns)
+        for timer in (*self.timers, *self.hop_timers.values(), *((self.deadline,) if self.deadline else ())):
+            timer.cancel()
+
+    def trace(self) -> Trace:
+        saga = self.saga
+        return Trace(
+            transaction=saga.transaction,
+            status=saga.status,
+            result=decode_token(saga.result()) if saga.status == "completed" else None,
+            results={name: decode_token(token) for name, token in saga.results().items()},
+            errors=[self.errors.get(hop) or error_of(fault) for hop, fault in saga.errors],
+            pulses=self.journal,
+            emitted=self.emitted,
+        )
+
+    # Obeying; the answer is whether the process died of it
+
+    def _obey(self, command: Command) -> bool:
+        if isinstance(command, Dispatch):
+            return self._dispatch(command)
+        if isinstance(command, Evaluate):
+            self._evaluate(command.step)
+        elif isinstance(command, ArmRetry):
+            due = RetryDue(command.step)
+            self._arm(command.due_ns, lambda: self.events.append(due))
+        elif isinstance(command, ArmGrace):
+            self._arm(self.clock.wall_ns() + command.after_ns, lambda: self.events.append(GraceExpired()))
+        elif isinstance(command, ArmDeadline):
+            if self.deadline is not None:
+                self.deadline.cancel()
+            self.deadline = None if command.due_ns is None else self._arm(command.due_ns, self._deadline_expired)
+        elif isinstance(command, CancelHop):
+            self._cancel_hop(command.step)
+        elif isinstance(command, Deliver):
+            self._deliver(command)
+        return False
+
+    def _dispatch(self, command: Dispatch) -> bool:
+        index, direction, _ = command
+        saga, step = self.saga, self.saga.steps[index]
+        if step.around_container is not None:
+            raise NeedsMesh(
+                f"{step.name!r} of {self.plan.workflow!r} waits for the steps it is around; run it in a mesh"
+            )
+        signal = self._signal(step, command)
+        fault = (
+            self.faults.next_fault(step.name if direction == FORWARD else f"{step.name}.undo")
+            if command.fault is None
+            else None
+        )
+        if isinstance(fault, Crash):
+            self._crash()
+            return True
+        if isinstance(fault, Lose):
+            self.events.append(Lost(index, signal.delivery, "injected"))
+        elif fault is not None:
+            self._hang(step, signal)
+        else:
+            try:
+                evaluated = saga.evaluated.get(index)
+                if step.takes_raw_arguments:
+                    values = RawArguments(step.arguments, saga.tokens, step.address, evaluated)()
+                else:
+                    values = argument_values(step.arguments, saga.tokens, step.address, evaluated)
+                result = saga.own_result(index) if direction == UNDO and index not in saga.steps_in_doubt else None
+                hop = Hop(self.plan, step, signal, values, result, self.clock.monotonic_ns)
+                reply, error = hop.run(), hop.error
+            except InvalidInput as problem:
+                reply, error = self._reply(signal, "fail", fault_of(problem)), problem
+            if error is not None:
+                self.errors[signal.hop] = error
+            self.events.append(Replied(index, reply))
+        return False
+
+    def _signal(self, step: PlanStep, command: Dispatch) -> Signal:
+        saga, index = self.saga, step.index
+        undoing = command.direction == UNDO
+        budget_ns = step.timeout_ns
+        if saga.deadline_ns is not None and not undoing:
+            left_ns = max(0, saga.deadline_ns - saga.spawned_at_ns[index])
+            budget_ns = left_ns if budget_ns is None else min(budget_ns, left_ns)
+        return Signal(
+            name=step.address,
+            transaction=saga.transaction,
+            root=saga.root,
+            hop=saga.undo_hop(index) if undoing else saga.hops[index],
+            causes=(saga.hops[index],) if undoing else saga.causes[index],
+            direction=command.direction,
+            attempt=saga.undo_attempts[index] if undoing else saga.attempts[index],
+            delivery=saga.deliveries[index],
+            epoch=saga.epoch,
+            ttl=saga.ttls[index],
+            budget_ns=budget_ns,
+            token=None,
+            fault=command.fault,
+            metadata=saga.metadata,
+            in_doubt=undoing and index in saga.steps_in_doubt,
+            retries_left=step.retries - saga.failures[index],
+            path="" if index < saga.plan_size else step.name,
+        )
+
+    def _reply(self, signal: Signal, outcome: str, fault: Fault | None = None, elapsed_ns: int = 0) -> Reply:
+        return Reply(
+            signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, fault=fault, elapsed_ns=elapsed_ns
+        )
+
+    def _hang(self, step: PlanStep, signal: Signal) -> None:
+        self.hanging[step.index] = signal
+        budget_ns = signal.budget_ns
+        if budget_ns is None:
+            return
+        message = f"{signal.name!r}, attempt {signal.attempt}, took longer than {budget_ns / 1e9:g} s"
+        fault = Fault("bitactor.errors:StepTimeout", message)
+        late = Replied(step.index, self._reply(signal, "timed_out", fault, budget_ns))
+        self.hop_timers[step.index] = self._arm(self.clock.wall_ns() + budget_ns, lambda: self.events.append(late))
+
+    def _cancel_hop(self, index: int) -> None:
+        """A coroutine that hangs can be cancelled; a plain function cannot."""
+        signal = self.hanging.pop(index, None)
+        timer = self.hop_timers.pop(index, None)
+        if timer is not None:
+            timer.cancel()
+        if signal is not None and self.saga.steps[index].run.is_async:
+            self.events.append(Replied(index, self._reply(signal, "cancelled")))
+
+    def _crash(self) -> None:
+        """Nothing survives but the journal, which goes through bytes as it would through a store."""
+        for timer in (*self.timers, *self.hop_timers.values()):
+            timer.cancel()
+        self.timers.clear()
+        self.hop_timers.clear()
+        self.hanging.clear()
+        self.events.clear()
+        self.errors.clear()
+        epoch = self.saga.epoch + 1
+        self.saga = Saga.fold(self.plan, [decode_pulse(encode_pulse(pulse)) for pulse in self.journal])
+        self.events.append(Recovered("another process", epoch))
+
+    def _evaluate(self, index: int) -> None:
+        saga = self.saga
+        step = saga.steps[index]
+        try:
+            evaluated = evaluate(saga, index)
+        except Exception as error:
+            self.errors[hop_id(saga.transaction, step.name)] = error
+            fault = fault_of(error)
+            message = f"deciding on {step.address!r}: {fault.message}"
+            self.events.append(Evaluated(index, True, None, fault._replace(message=message)))
+        else:
+            self.events.append(evaluated)
+
+    def _deliver(self, command: Deliver) -> None:
+        emission = command.emission
+        step = next(pulse.step for pulse in reversed(self.journal) if pulse.hop == emission.hop)
+        self.emitted.append(Emitted(emission.name, decode_token(emission.token), emission.ttl, step))
+        self.events.append(EmissionAccepted(emission.id, ("run_workflow",)))
+
+    def _deadline_expired(self) -> None:
+        self.deadline = None
+        seconds = (self.clock.wall_ns() - self.saga.accepted_at_ns) / 1e9
+        what = "undoing" if self.saga.phase in ("failing", "undoing") else "running"
+        message = f"{self.plan.workflow!r} was still {what} {seconds:.3g} s after it began"
+        self.events.append(DeadlineExpired(Fault("bitactor.errors:DeadlineExceeded", message)))
+
+    def _arm(self, due_wall_ns: int, callback: Callable[[], None]) -> FakeTimer:
+        timer = self.clock.call_at(self.clock.monotonic_ns() + due_wall_ns - self.clock.wall_ns(), callback)
+        self.timers.append(timer)
+        return timer
+
+
+__all__ = ["NeedsMesh", "run_workflow"]

@@ -1,0 +1,492 @@
+"""The BitActor: one signal, one outcome, gone.
+
+A `pykka.Actor` whose inbox, loop and registration are ours: it lives on the node's event loop, takes its one signal
+when it is made, runs the user's function where its spawner says, replies, and is forgotten.  The stock `ThreadingActor`
+costs 200 to 500 µs to start and stop, and pykka's class-level registry is a list scan; this one costs two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import pykka
+
+from bitactor.declare.context import Context
+from bitactor.declare.then import Then
+from bitactor.errors import BitActorError, Cancelled, InvalidOutcome, StepTimeout
+from bitactor.messages.codec import encode_token, pack
+from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
+from bitactor.messages.signal import UNDO, Fault, Reply, Signal
+from bitactor.plan.arguments import BoundArguments, RawArguments, RemoteArguments
+from bitactor.plan.plan import Callback, Plan, PlanStep
+from mesh.hops.faults import MAX_MESSAGE, fault_of, utf8_safe
+from mesh.limits.priority_queue import Rank, rank_of
+
+if TYPE_CHECKING:
+    from mesh.hops.executor import Executor
+    from mesh.hops.ports import Spawner
+    from mesh.runtime.admission import HopPermits
+
+QUEUED: Final = 0
+STARTED: Final = 1
+REPLIED: Final = 2
+"""It has answered for itself (timed out), but the user's function still runs: a zombie."""
+ENDED: Final = 3
+
+Done = Callable[["BitActor", Reply, BaseException | None], None]
+Compensation = tuple["asyncio.Task[None]", BaseException, Fault]
+
+LONGEST_DELAY: Final = 1e9
+"""Seconds; some thirty years, and still a number of nanoseconds that a journal can hold."""
+
+_VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt, Then))
+
+
+class BitActor(pykka.Actor):
+    """One delivery of one signal.
+
+    `done(actor, reply, error)` is called on the loop's thread, once; a second time only if the user's function ends
+    after the actor had to answer for it, with what it did in the end.
+    """
+
+    __slots__ = (
+        "arguments", "callback", "compensating", "context", "done", "executor", "kwargs", "plan", "result", "signal",
+        "spawner", "started_ns", "state", "step", "stop_requested", "task", "timer_tick",
+    )  # fmt: skip
+
+    permits: HopPermits | None = None
+    """What its supervisor has acquired for it; None for a hop without a limit, as most are."""
+    progress: Any = None
+    """What its latest heartbeat said."""
+    renewed_ns: int | None = None
+    """When that came."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        plan: Plan,
+        step: PlanStep,
+        signal: Signal,
+        callback: Callback,
+        arguments: BoundArguments | RemoteArguments | RawArguments,
+        spawner: Spawner,
+        done: Done,
+    ) -> None:
+        # pykka's own __init__ is left out on purpose: a uuid, a queue and an event would cost 40 µs.
+        self.executor = executor
+        self.plan = plan
+        self.step = step
+        self.signal = signal
+        self.callback = callback
+        self.arguments = arguments
+        self.spawner = spawner
+        self.done = done
+        self.result: Any = None
+        """For an undo: the token of what it takes back."""
+        self.kwargs: dict[str, Any] = {}
+        self.state = QUEUED
+        self.started_ns = 0
+        self.timer_tick: int | None = None
+        self.context: Context | None = None
+        self.task: Any = None
+        self.stop_requested = False
+        """It has been asked to stop; a cancellation that comes after that is ours."""
+        self.compensating: Compensation | None = None
+        """Set while its compensation or backoff is being asked."""
+
+    # Living
+
+    def begin(self) -> None:
+        """The user's function starts now: its time counts from here."""
+        self.state = STARTED
+        executor = self.executor
+        self.started_ns = now = executor.monotonic_ns()
+        budget = self.signal.budget_ns
+        if budget is not None:
+            self.timer_tick = executor.wheel.arm(self, now + budget)
+
+    def heartbeat(self, data: Any) -> None:
+        """The user's function says that it goes on; from any thread.
+
+        Raises:
+            BitActorError: somebody else keeps its time.
+        """
+        if self.signal.reply_to or not self.executor.enforces_timeouts:
+            raise BitActorError(
+                f"{self.signal.name!r} cannot send heartbeats from a worker process or for another node; raise its "
+                "timeout instead"
+            )
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits for us any more
+            self.executor.call_threadsafe(partial(self._beat, data))
+
+    def _beat(self, data: Any) -> None:
+        if self.state != STARTED:
+            return
+        self.progress = data
+        timeout_ns = self.step.timeout_ns
+        if self.timer_tick is not None and timeout_ns is not None and timeout_ns == self.signal.budget_ns:
+            self.renewed_ns = now = self.executor.monotonic_ns()
+            self.executor.wheel.disarm(self, self.timer_tick)
+            self.timer_tick = self.executor.wheel.arm(self, now + timeout_ns)
+            if self.context is not None:
+                self.context.deadline_ns = self.ends_ns()
+
+    def ends_ns(self) -> int | None:
+        """When the attempt is over, by the monotonic clock, if it starts now or has started; None: never.
+
+        If less time is left to its transaction than the step may take, a heartbeat does not put that off.
+        """
+        budget = self.signal.budget_ns
+        if budget is None:
+            return None
+        if self.renewed_ns is not None:
+            return self.renewed_ns + budget
+        return budget + (self.executor.monotonic_ns() if self.state == QUEUED else self.started_ns)
+
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        """The user's function returned or raised.  Called on the loop's thread."""
+        if error is None:
+            if type(value) in _VERDICTS:
+                self._apply_verdict(value)
+                return
+            try:
+                token = encode_token(value)
+            except BitActorError as problem:
+                if isinstance(value, Outcome):
+                    self._apply_verdict(value)
+                else:
+                    self._failed(_named(problem, self))
+            except Exception as problem:  # what a model's own serializer raises
+                self._failed(InvalidOutcome(f"the result of {self.signal.name!r}: {problem!r}"))
+            else:
+                self._reply_ok(token)
+        elif isinstance(error, Outcome):
+            self._apply_verdict(error)
+        elif isinstance(error, asyncio.CancelledError) and self.stop_requested:
+            self._reply("cancelled", error=error)
+        else:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        if self.state == REPLIED:
+            self.resolve_failure(
+                None, error, fault_of(error)
+            )  # the attempt was dealt with; only what it did is still to be told
+        else:
+            self.executor.compensate(self, error)
+
+    def expire(self) -> None:
+        """The attempt's time is over: answer for it, and stop it if that is possible."""
+        if self.state != STARTED:
+            return
+        seconds = (self.signal.budget_ns or 0) / 1e9
+        if self.compensating is not None:
+            self._end_compensation(f"took longer than what was left of {seconds:g} s")
+            return
+        error = StepTimeout(f"{self.signal.name!r}, attempt {self.signal.attempt}, took longer than {seconds:g} s")
+        self.timer_tick = None
+        self._become_zombie()
+        self.done(self, self._make_reply("timed_out", fault=fault_of(error)), error)
+        self._stop_once()
+
+    def abandon(self) -> None:
+        """Its outcome is not wanted any more, or only to know what happened: stop it if that is possible."""
+        if self.state == QUEUED:
+            self.spawner.abandon(self)
+            error = Cancelled(f"{self.signal.name!r} was stopped before it had started")
+            self._reply("fail", error=error, fault=fault_of(error))
+        elif self.compensating is not None:
+            self._end_compensation("was cancelled")
+        elif self.state != ENDED:
+            self._stop_once()
+
+    def fence(self) -> None:
+        """Nobody waits for it any more: what it still answers is late, and its permits are free for others."""
+        if self.state == STARTED and self.compensating is None:
+            if self.timer_tick is not None:
+                self.executor.wheel.disarm(self, self.timer_tick)
+                self.timer_tick = None
+            self._become_zombie()
+            self.spawner.abandon(self)
+        else:
+            self.abandon()
+
+    def _become_zombie(self) -> None:
+        self.state = REPLIED
+        self.executor.zombies.add(self)
+
+    def _stop_once(self) -> None:
+        """A second cancellation would interrupt the user's cleaning up after the first."""
+        if not self.stop_requested:
+            self.stop_requested = True
+            self.spawner.abandon(self)
+
+    def _end_compensation(self, why: str) -> None:
+        """The step is known to have failed; only its compensation has no answer."""
+        assert self.compensating is not None
+        task, error, fault = self.compensating
+        task.cancel()
+        what = "backoff" if self.step.compensate is None else "compensate"
+        self.resolve_failure(None, error, fault._replace(message=f"{fault.message} (and its {what} {why})"))
+
+    def worker_lost(self) -> None:
+        """Its worker is gone."""
+        self._reply("lost")
+
+    def relay_reply(self, reply: Reply, error: BaseException | None = None) -> None:
+        """A worker process has answered for the function it ran."""
+        self._reply(
+            reply.outcome,
+            reply.token,
+            error=error,
+            fault=reply.fault,
+            after_ns=reply.after_ns,
+            reason=reply.reason,
+            emits=reply.emits,
+            planned=reply.planned,
+        )
+
+    def resolve_failure(self, verdict: Any, error: BaseException, fault: Fault) -> None:
+        """End the attempt that failed with `error` as its compensation says; a `verdict` of None: it failed."""
+        if verdict is None:
+            self._reply("fail", error=error, fault=fault)
+        elif isinstance(verdict, Continue):
+            try:
+                token = encode_token(verdict.value)
+            except BitActorError as problem:
+                self._reply("fail", error=_named(problem, self), fault=fault_of(_named(problem, self)))
+            else:
+                self._reply("continue", token, error=error, fault=fault)
+        elif isinstance(verdict, Retry):
+            self._reply(
+                "retry", error=error, fault=fault, after_ns=_nanoseconds(verdict.after), reason=_reason(verdict)
+            )
+        elif isinstance(verdict, Halt):
+            self._reply("halt", error=error, reason=_reason(verdict))
+        elif isinstance(verdict, Fail):
+            self._reply("fail", error=error, fault=fault, reason=_reason(verdict))
+        else:
+            wrong = InvalidOutcome(
+                f"compensate of {self.signal.name!r} returned {verdict!r}; it may return None, Retry(…), "
+                "Continue(value) or Halt(…)"
+            )
+            self._reply("fail", error=wrong, fault=fault_of(wrong))
+
+    def _apply_verdict(self, verdict: Any) -> None:
+        """End the attempt as the step or undo itself said."""
+        if self.signal.direction == UNDO and not isinstance(verdict, Ok | Retry | Fail):
+            self._refuse(verdict, "an undo may return None or Retry(…)")
+        elif isinstance(verdict, Ok):
+            self.finish(verdict.value, None)
+        elif isinstance(verdict, Then):
+            self._plan_more(verdict)
+        elif isinstance(verdict, Retry):
+            if (
+                verdict.after is None
+                and isinstance(self.step.backoff, Callback)
+                and self.state == STARTED
+                and self._may_retry()
+            ):
+                self.executor.ask_backoff(self, verdict)
+            else:
+                self._reply("retry", after_ns=_nanoseconds(verdict.after), reason=_reason(verdict))
+        elif isinstance(verdict, Halt):
+            self._reply("halt", reason=_reason(verdict))
+        elif isinstance(verdict, Fail):
+            self._reply("fail", fault=Fault("bitactor.errors:StepFailed", _reason(verdict) or "the step said so"))
+        else:
+            self._refuse(
+                verdict, "a step may return a value, Then(…), Retry(…), Fail(…) or Halt(…); Continue is for compensate"
+            )
+
+    def _may_retry(self) -> bool:
+        return self.signal.direction != UNDO and self.signal.retries_left > 0
+
+    def _plan_more(self, verdict: Then) -> None:
+        try:
+            token, planned = encode_token(verdict.value), pack(verdict.data())
+        except BitActorError as problem:
+            self._failed(_named(problem, self))
+        else:
+            self._reply("ok", token, planned=planned)
+
+    def _refuse(self, verdict: Any, allowed: str) -> None:
+        error = InvalidOutcome(f"{self.signal.name!r} ({self.signal.direction}) returned {verdict!r}; {allowed}")
+        self._reply("fail", error=error, fault=fault_of(error))
+
+    def _reply_ok(self, token: Any) -> None:
+        """`_reply` for the ordinary case."""
+        if self.state != STARTED:
+            self._reply("ok", token)
+            return
+        executor = self.executor
+        self.state = ENDED
+        if self.timer_tick is not None:
+            executor.wheel.disarm(self, self.timer_tick)
+            self.timer_tick = None
+        signal = self.signal
+        reply: Reply = tuple.__new__(
+            Reply,
+            (
+                signal.transaction, signal.hop, signal.delivery, signal.epoch, "ok", token, None, None,
+                self.context.emitted() if self.context is not None else (),
+                executor.monotonic_ns() - self.started_ns, "", None,
+            ),
+        )  # fmt: skip
+        self.done(self, reply, None)
+
+    def _reply(
+        self,
+        outcome: str,
+        token: Any = None,
+        *,
+        error: BaseException | None = None,
+        fault: Fault | None = None,
+        after_ns: int | None = None,
+        reason: str = "",
+        emits: tuple[tuple[str, Any], ...] = (),
+        planned: bytes | None = None,
+    ) -> None:
+        if self.state == ENDED:
+            return
+        if self.timer_tick is not None:
+            self.executor.wheel.disarm(self, self.timer_tick)
+            self.timer_tick = None
+        if self.state == REPLIED:
+            self.executor.zombies.discard(self)
+        self.state = ENDED
+        self.compensating = None
+        context = self.context
+        if context is not None and not emits and outcome in ("ok", "continue"):
+            emits = context.emitted()
+        signal = self.signal
+        self.done(
+            self,
+            Reply(
+                signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, token, fault, after_ns, emits,
+                self.executor.monotonic_ns() - self.started_ns if self.started_ns else 0, reason, planned,
+            ),
+            error,
+        )  # fmt: skip
+
+    def _make_reply(self, outcome: str, *, fault: Fault) -> Reply:
+        signal = self.signal
+        elapsed_ns = self.executor.monotonic_ns() - self.started_ns
+        return Reply(
+            signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, None, fault, elapsed_ns=elapsed_ns
+        )
+
+    @property
+    def rank(self) -> Rank:
+        """Its order among those that wait for a thread or a process."""
+        if self.permits is not None:
+            return self.permits.rank
+        return rank_of(self.signal.direction, self.step.priority)
+
+    # Being a pykka actor to whoever looks
+
+    @property
+    def actor_urn(self) -> str:  # type: ignore[override]
+        """`urn:bitactor:<transaction>:<hop>:<delivery>`."""
+        return f"urn:bitactor:{self.signal.transaction}:{self.signal.hop}:{self.signal.delivery}"
+
+    @property
+    def actor_ref(self) -> BitActorRef:
+        """A pykka reference to this actor, made when asked for."""
+        return BitActorRef(self)
+
+    @property
+    def actor_inbox(self) -> NoReturn:  # type: ignore[override]
+        """A BitActor has no inbox: its one signal is given to it when it is made."""
+        raise AttributeError("a BitActor has no inbox; it takes one signal, when it is spawned")
+
+    def on_receive(self, message: Any) -> Any:
+        """The one message: its signal.  Starts the actor where its step says."""
+        if message is not self.signal:
+            raise BitActorError(
+                "a BitActor takes one signal in its life; emit a signal, or stimulate a workflow, to start more work"
+            )
+        self.spawner.start(self)
+
+    def _start_actor_loop(self) -> None:
+        self.on_receive(self.signal)
+
+    def _stop(self) -> None:
+        self.abandon()
+
+    def stop(self) -> None:
+        """Ask it to stop; see `abandon`."""
+        self.executor.call_threadsafe(self.abandon)
+
+    @staticmethod
+    def _create_actor_inbox() -> NoReturn:
+        raise BitActorError("a BitActor has no inbox; it takes one signal, when it is spawned")
+
+    @staticmethod
+    def _create_future() -> pykka.Future[Any]:
+        return pykka.ThreadingFuture()
+
+
+class BitActorRef(pykka.ActorRef["BitActor"]):
+    """A reference to a hop: it can be looked at and stopped, but takes no messages."""
+
+    def __init__(self, actor: BitActor) -> None:
+        # A strong reference: pykka's is weak and relies on its registry to keep the actor.
+        self._actor = actor
+        self.actor_class = BitActor
+        self.actor_urn = actor.actor_urn
+        self.actor_stopped = _StoppedFlag(actor)
+
+    def is_alive(self) -> bool:
+        """Whether the user's function may still be running."""
+        return self._actor.state != ENDED
+
+    def tell(self, message: Any) -> NoReturn:
+        """Refused: a hop takes one signal in its life."""
+        if not self.is_alive():
+            raise pykka.ActorDeadError(f"{self} has ended")
+        raise BitActorError(
+            f"{self} takes one signal in its life; emit a signal, or stimulate a workflow, to start more work"
+        )
+
+    def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> NoReturn:
+        """Refused, as `tell` is."""
+        self.tell(message)
+
+    def stop(self, *, block: bool = True, timeout: float | None = None) -> Any:
+        """Ask the hop to stop; True if it was alive.  Never waits: what became of it is in the transaction's pulses."""
+        alive = self.is_alive()
+        self._actor.stop()
+        if block:
+            return alive
+        future: pykka.Future[bool] = pykka.ThreadingFuture()
+        future.set(alive)
+        return future
+
+
+class _StoppedFlag(threading.Event):
+    """pykka's stopped flag, read from the actor's state."""
+
+    def __init__(self, actor: BitActor) -> None:
+        super().__init__()
+        self._actor = actor
+
+    def is_set(self) -> bool:
+        return self._actor.state == ENDED
+
+
+def _named(problem: BitActorError, actor: BitActor) -> BitActorError:
+    return type(problem)(f"the result of {actor.signal.name!r}: {problem}")
+
+
+def _reason(verdict: Retry | Fail | Halt) -> str:
+    return utf8_safe(str(verdict.reason)[:MAX_MESSAGE]) if verdict.reason else ""
+
+
+def _nanoseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(min(seconds, LONGEST_DELAY) * 1e9)

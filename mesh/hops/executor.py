@@ -1,0 +1,392 @@
+"""An executor runs hops: it makes an actor of a signal, gives it to the spawner that fits, and asks compensation when
+it fails.
+
+The supervisor's own process, a node that runs steps for others, and a worker process all execute hops in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as context_api
+from opentelemetry import trace
+
+from bitactor.declare.context import Context
+from bitactor.errors import InvalidOutcome, SignalTooLarge
+from bitactor.messages.codec import decode_token
+from bitactor.messages.outcome import Outcome, Retry
+from bitactor.messages.signal import UNDO, Fault, Reply, Signal
+from bitactor.plan.arguments import BoundArguments, RawArguments, RemoteArguments
+from bitactor.plan.plan import Callback, Plan, PlanStep
+from bitactor.ports import Clock
+from mesh.hops.actor import ENDED, LONGEST_DELAY, BitActor, Done
+from mesh.hops.eager_task import EagerTaskStarter
+from mesh.hops.faults import error_of, fault_of, with_beside
+from mesh.hops.middleware import CallEvent, Middleware
+from mesh.hops.policies import Policies
+from mesh.hops.prepare import Preparation
+from mesh.hops.resources import ResourceManager, ResourceView
+from mesh.limits.lend import LENDER, PermitLender
+from mesh.limits.timing_wheel import TimingWheel
+from mesh.sinks.otel.context import hop_context
+from mesh.spawners import Spawner
+
+if TYPE_CHECKING:
+    from mesh.runtime.admission import HopPermits
+
+logger = logging.getLogger("bitactor.host")
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class Executor:
+    """Runs hops on one event loop.
+
+    Args:
+        loop: the loop whose thread owns everything here.
+        clock: time.
+        wheel: where attempts' timeouts are armed.
+        spawners: `inline | loop | thread | process` → who runs such hops.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        wheel: TimingWheel,
+        spawners: Mapping[str, Spawner],
+        *,
+        traced: bool = False,
+    ) -> None:
+        self.loop = loop
+        self.monotonic_ns: Callable[[], int] = clock.monotonic_ns
+        self.wheel = wheel
+        self.spawners = spawners
+        self.start_task = EagerTaskStarter(loop).start
+        self.traced = traced
+        self.zombies: set[BitActor] = set()
+        """Actors that had to answer for a function which still runs."""
+        self.compensations: set[asyncio.Task[None]] = set()
+        self._copy_context = contextvars.copy_context().copy
+        self.resources: ResourceManager | None = None
+        self.policies: Policies | None = None
+        self.middleware: Middleware | None = None
+        self.preparation = Preparation(self)
+        self.enforces_timeouts = True
+        """Whether attempts' timeouts are kept here, and nowhere else."""
+        self.out_of_process: frozenset[str] = frozenset()
+        """Spawners that run hops in another process, where their resources are made and their arguments prepared."""
+
+    def launch(
+        self,
+        plan: Plan,
+        step: PlanStep,
+        signal: Signal,
+        arguments: BoundArguments | RemoteArguments | RawArguments,
+        result: Any,
+        done: Done,
+        permits: HopPermits | None = None,
+    ) -> BitActor:
+        """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an
+        undo takes back.
+
+        `permits` is what it holds meanwhile, and may lend.  `done` may be called before this returns.
+        """
+        undoing = signal.direction == UNDO
+        callback = step.undo if undoing and step.undo is not None else step.run
+        spawn = _spawn_of_undo(step, callback) if undoing else step.spawn
+        spawner = self.spawners[spawn]
+        if self.middleware is not None and signal.fault is None:
+            callback, done = self._with_middleware(plan, callback, signal, done, spawn, arguments)
+        actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done)
+        actor.result = result
+        if permits is not None:
+            actor.permits = permits
+        if signal.fault is not None:
+            actor.begin()
+            error = error_of(signal.fault, plan.errors)
+            self.compensate(actor, error, signal.fault)
+            return actor
+        resources: Mapping[str, Any] = _EMPTY
+        if (callback.resources or (step.policies and not undoing)) and spawn not in self.out_of_process:
+            ready = self._ready_resources(callback) if undoing or not step.policies else None
+            if ready is None:
+                self.preparation.start(actor)
+                return actor
+            resources = ready
+        try:
+            actor.kwargs = kwargs = arguments()
+            if callback.injected or callback is not step.run or step.takes_signal is not None:
+                actor.kwargs = self._kwargs(actor, callback, kwargs, result, resources=resources)
+        except Exception as error:  # a user's model may raise anything
+            actor.resolve_failure(None, error, fault_of(error))
+            return actor
+        spawner.start(actor)
+        return actor
+
+    async def resources_of(self, callback: Callback) -> dict[str, Any]:
+        """The resources a function asks for.
+
+        Raises:
+            ResourceUnavailable: one could not be made.
+        """
+        if not callback.resources or self.resources is None:
+            return {}
+        ready = self._ready_resources(callback)
+        return await self.resources.get_many(callback.resources) if ready is None else ready
+
+    def _ready_resources(self, callback: Callback) -> dict[str, Any] | None:
+        return self.resources.get_ready(callback.resources) if self.resources is not None else {}
+
+    def kwargs_of(self, actor: BitActor, callback: Callback, resources: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of one call of a hop's function, with its resources; fresh each time."""
+        return self._kwargs(actor, callback, actor.arguments(), actor.result, resources=resources)
+
+    def _with_middleware(
+        self,
+        plan: Plan,
+        callback: Callback,
+        signal: Signal,
+        done: Done,
+        spawn: str,
+        arguments: BoundArguments | RemoteArguments | RawArguments,
+    ) -> tuple[Callback, Done]:
+        """The function, or, where it runs elsewhere, the whole trip, with middleware around it."""
+        assert self.middleware is not None
+        role = "undo" if signal.direction == UNDO else "run"
+        path = signal.path or signal.name.removeprefix(f"{plan.workflow}/")
+        if spawn not in self.out_of_process:
+            return self.middleware.wrap(callback, role, plan.workflow, signal, path), done
+        middleware, began = self.middleware, self.monotonic_ns()
+        shown: Mapping[str, Any] = _EMPTY
+        with contextlib.suppress(Exception):  # those that do not fit are the hop's own failure
+            values = arguments()
+            shown = MappingProxyType({name: values[name] for name in callback.takes})
+        pending = [
+            middleware.before(
+                CallEvent(role, plan.workflow, path, signal.transaction, signal.hop, signal.attempt, shown)
+            )
+        ]
+
+        def ended(actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+            if pending:  # a late reply comes after another one
+                raised = error or (error_of(reply.fault, plan.errors) if reply.fault is not None else None)
+                value = decode_token(reply.token) if reply.outcome == "ok" else None
+                middleware.after(
+                    pending.pop()._replace(value=value, error=raised, elapsed_ns=self.monotonic_ns() - began)
+                )
+            done(actor, reply, error)
+
+        return callback, ended
+
+    def call_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Call something on the loop's thread, from any thread."""
+        self.loop.call_soon_threadsafe(callback)
+
+    def contextvars_for(self, actor: BitActor) -> contextvars.Context:
+        """The context variables a hop starts with: its own copy, with its span current when somebody traces."""
+        context = self._copy_context()
+        if self.traced or trace._TRACER_PROVIDER is not None:
+            context.run(_enter_span, actor.signal.root, actor.signal.hop)
+        if actor.permits is not None:
+            lender = PermitLender(self.loop, actor.permits.depth)
+            lender.add(actor.permits)
+            context.run(LENDER.set, lender)
+        return context
+
+    def compensate(self, actor: BitActor, error: BaseException, fault: Fault | None = None) -> None:
+        """A function raised, or an attempt was lost: what its compensation, or else its retry policy, makes of that."""
+        fault = fault or fault_of(error)
+        step = actor.step
+        if actor.signal.direction == UNDO or (step.compensate is None and not isinstance(step.backoff, Callback)):
+            self._apply_retry_policy(actor, error, fault, None)
+            return
+        asking = self._ask_compensation(actor, error, fault)
+        task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.contextvars_for(actor))
+        actor.compensating = (task, error, fault)
+        self.compensations.add(task)
+        task.add_done_callback(self.compensations.discard)
+
+    async def close(self) -> None:
+        """Stop asking compensations."""
+        await self.preparation.close(1.0)
+        tasks = list(self.compensations)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+
+    def ask_backoff(self, actor: BitActor, verdict: Retry) -> None:
+        """A step has asked for another try, and its backoff function says when; it is given the `Retry` as its
+        error."""
+        fault = Fault("bitactor.outcome:Retry", str(verdict.reason) or "asked for another try")
+        asking = self._ask_backoff(actor, verdict, fault)
+        task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.contextvars_for(actor))
+        actor.compensating = (task, verdict, fault)
+        self.compensations.add(task)
+        task.add_done_callback(self.compensations.discard)
+
+    async def _ask_backoff(self, actor: BitActor, verdict: Retry, fault: Fault) -> None:
+        backoff = actor.step.backoff
+        assert isinstance(backoff, Callback)
+        try:
+            actor.resolve_failure(
+                Retry(await self._backoff_delay(actor, backoff, verdict), verdict.reason), verdict, fault
+            )
+        except BaseException as broken:
+            if actor.state != ENDED:
+                actor.resolve_failure(None, broken, fault_of(broken))
+
+    async def _ask_compensation(self, actor: BitActor, error: BaseException, fault: Fault) -> None:
+        step = actor.step
+        what = "backoff" if step.compensate is None else "compensate"
+        try:
+            if step.compensate is not None:
+                verdict = await self._compensate(actor, step.compensate, error)
+                if isinstance(verdict, Retry) and verdict.after is None and isinstance(step.backoff, Callback):
+                    what = "backoff"
+                    verdict = Retry(await self._backoff_delay(actor, step.backoff, error), verdict.reason)
+                actor.resolve_failure(verdict, error, fault)
+            elif isinstance(step.backoff, Callback):
+                self._apply_retry_policy(
+                    actor, error, fault, int(await self._backoff_delay(actor, step.backoff, error) * 1e9)
+                )
+        except Outcome as verdict:
+            actor.resolve_failure(verdict, error, fault)
+        except BaseException as broken:
+            if actor.state == ENDED:
+                return  # we were not waited for any longer
+            logger.warning(
+                "%s of %s raised %s while handling %s",
+                what,
+                actor.signal.name,
+                fault_of(broken).summary(),
+                fault.summary(),
+            )
+            actor.resolve_failure(None, error, with_beside(fault, what, error, broken))
+
+    async def _compensate(self, actor: BitActor, compensate: Callback, error: BaseException) -> Any:
+        """What the compensation says, returned or raised."""
+        try:
+            return await self._call_failure_callback(actor, compensate, error)
+        except Outcome as verdict:
+            return verdict
+
+    async def _backoff_delay(self, actor: BitActor, backoff: Callback, error: BaseException) -> float:
+        """Seconds, as a backoff function says.
+
+        Raises:
+            InvalidOutcome: what it says is no delay.
+        """
+        seconds = await self._call_failure_callback(actor, backoff, error)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+            raise InvalidOutcome(
+                f"backoff of {actor.signal.name!r} returned {seconds!r}; it returns seconds, zero or more"
+            )
+        return min(seconds, LONGEST_DELAY)
+
+    async def _call_failure_callback(self, actor: BitActor, callback: Callback, error: BaseException) -> Any:
+        resources = await self.resources_of(callback) if actor.step.spawn not in self.out_of_process else {}
+        kwargs = self._kwargs(actor, callback, actor.arguments(), None, error, resources=resources)
+        if self.middleware is not None:
+            role = "compensate" if callback is actor.step.compensate else "backoff"
+            path = actor.signal.path or actor.signal.name.removeprefix(f"{actor.plan.workflow}/")
+            callback = self.middleware.wrap(callback, role, actor.plan.workflow, actor.signal, path)
+        if callback.is_async:
+            return await callback.function(**kwargs)
+        if actor.step.spawn == "inline":
+            return callback.function(**kwargs)
+        return await asyncio.to_thread(_without_stop_iteration, callback.function, kwargs)
+
+    def _apply_retry_policy(self, actor: BitActor, error: BaseException, fault: Fault, after_ns: int | None) -> None:
+        step = actor.step
+        again = (
+            actor.signal.direction != UNDO
+            and actor.signal.retries_left > 0
+            and isinstance(error, step.retry_on)
+            and not _is_permanent(error)
+        )
+        if not again:
+            actor.resolve_failure(None, error, fault)
+        else:
+            actor._reply("retry", error=error, fault=fault, after_ns=after_ns)
+
+    def _kwargs(
+        self,
+        actor: BitActor,
+        callback: Callback,
+        values: dict[str, Any],
+        result: Any,
+        error: BaseException | None = None,
+        resources: Mapping[str, Any] = _EMPTY,
+    ) -> dict[str, Any]:
+        """The keyword arguments of one call of the user's function."""
+        step = actor.step
+        running = callback is step.run or (callback is actor.callback and actor.signal.direction != UNDO)
+        if step.takes_signal is not None:
+            kwargs: dict[str, Any] = (
+                {step.takes_signal: actor.signal._replace(token=values["signal"])} if running else {}
+            )
+        else:
+            kwargs = values if running else {name: values[name] for name in callback.takes}
+        for name, what in callback.injected.items():
+            if what == "ctx":
+                if actor.context is None:
+                    actor.context = self.make_context(actor)
+                kwargs[name] = actor.context
+            elif what == "result":
+                value = decode_token(result)
+                convert = callback.convert_result
+                kwargs[name] = convert(value) if convert is not None and value is not None else value
+            elif what == "error":
+                kwargs[name] = error
+            elif what.startswith("resource:"):
+                kwargs[name] = resources.get(what.removeprefix("resource:"))
+            else:
+                kwargs[name] = actor.signal.attempt
+        return kwargs
+
+    def make_context(self, actor: BitActor) -> Context:
+        """What a function that asks for it is told about its hop; a fresh one."""
+        view = ResourceView(self.resources, actor.plan.resources, self.loop)
+        return Context(
+            actor.signal,
+            actor.plan.workflow,
+            actor.step.spawn,
+            actor.ends_ns(),
+            self.monotonic_ns,
+            view,
+            actor.heartbeat,
+        )
+
+
+def _spawn_of_undo(step: PlanStep, callback: Callback) -> str:
+    """Where an undo runs: with its step if the step has a process of its own, else as its own `def` or `async def`
+    asks."""
+    if step.spawn == "process":
+        return "process"
+    if callback.is_async:
+        return "loop"
+    return "inline" if step.spawn == "inline" else "thread"
+
+
+def _without_stop_iteration(function: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    """A future refuses a `StopIteration`, and who awaits it would wait for ever."""
+    try:
+        return function(**kwargs)
+    except StopIteration as error:
+        raise RuntimeError("compensate or backoff raised StopIteration") from error
+
+
+def _is_permanent(error: BaseException) -> bool:
+    return isinstance(error, InvalidOutcome | SignalTooLarge)
+
+
+def _enter_span(root: str, hop: str) -> None:
+    context_api.attach(hop_context(root, hop))

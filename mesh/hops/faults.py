@@ -1,0 +1,103 @@
+"""Errors into faults that can be carried and kept, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+import bitactor.errors
+from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError
+from bitactor.messages.codec import pack, unpack
+from bitactor.messages.signal import Fault
+
+_BESIDE = "_bitactor_beside"
+
+MAX_MESSAGE = 10_000
+MAX_TRACEBACK = 20_000
+MAX_ARGUMENTS = 64 * 1024
+
+_FRAMEWORK = tuple(f"{Path(module).resolve().parent}/" for module in (bitactor.errors.__file__, __file__))
+
+
+def fault_of(error: BaseException) -> Fault:
+    """What can be carried of an exception: its type, message, the user's part of its traceback, and its arguments if
+    they are plain."""
+    kind = type(error)
+    try:
+        message = str(error)
+    except Exception as broken:
+        message = f"<its message cannot be made: {type(broken).__name__}>"
+    return Fault(
+        f"{kind.__module__}:{kind.__qualname__}",
+        utf8_safe(message[:MAX_MESSAGE]),
+        utf8_safe(_users_traceback(error)),
+        _arguments(error),
+    )
+
+
+def utf8_safe(text: str) -> str:
+    """`text` with what UTF-8 cannot carry (half a surrogate pair, as in the name of an odd file) written as an
+    escape."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseException:
+    """The exception a fault stands for: our own, one the workflow declares, or a `RemoteError`."""
+    own = (
+        getattr(bitactor.errors, fault.type.rpartition(":")[2], None)
+        if fault.type.startswith("bitactor.errors:")
+        else None
+    )
+    kind = declared.get(fault.type)
+    if kind is not None and fault.arguments is not None:
+        try:
+            return kind(*unpack(fault.arguments))
+        except Exception:
+            return _remote(fault)
+    if isinstance(own, type) and issubclass(own, BitActorError) and own is not RemoteError:
+        try:
+            return own(fault.message)
+        except TypeError:
+            return _remote(fault)
+    return _remote(fault)
+
+
+def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseException) -> Fault:
+    """The fault of `error`, with what `what` (compensate, backoff) raised while it was dealt with.
+
+    The live exception is kept at the live one, for a caller in this process.
+    """
+    second = fault_of(broken)
+    with contextlib.suppress(AttributeError):  # an exception with slots
+        error.__dict__[_BESIDE] = broken
+    message = f"{fault.message} (and its {what} raised {second.summary()})"
+    return fault._replace(message=message, beside=pack(list(second)))
+
+
+def beside(fault: Fault, live: BaseException, declared: Mapping[str, type[BaseException]]) -> list[BaseException]:
+    """What was raised beside a fault: the live exception if there is one."""
+    if fault.beside is None:
+        return []
+    found = getattr(live, _BESIDE, None)
+    return [found if found is not None else error_of(Fault(*unpack(fault.beside)), declared)]
+
+
+def _remote(fault: Fault) -> RemoteError:
+    return RemoteError(fault.type.rpartition(":")[2], fault.message, fault.traceback)
+
+
+def _arguments(error: BaseException) -> bytes | None:
+    try:
+        return pack(list(error.args), MAX_ARGUMENTS)
+    except (InvalidOutcome, ProtocolError):
+        return None
+
+
+def _users_traceback(error: BaseException) -> str:
+    """The traceback without our own frames around the user's function."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith(_FRAMEWORK)]
+    shown = traceback.StackSummary.from_list(users or frames).format()
+    return "".join([*shown, *traceback.format_exception_only(error)])[-MAX_TRACEBACK:]

@@ -1,0 +1,135 @@
+"""One resource from its making to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.resource import Resource
+from bitactor.errors import ResourceUnavailable
+
+logger = logging.getLogger("bitactor.resources")
+
+CLOSE_WITHIN: Final = 2.0
+"""Seconds that one resource may take to close."""
+CANCEL_WITHIN: Final = 0.5
+"""Seconds that one which was too slow may take to be cancelled."""
+SLOW_AFTER: Final = 10.0
+"""Seconds after which a making that is not done is told of in the log."""
+
+
+class ResourceLifecycle:
+    """Makes a resource, keeps it, and ends it, all in one task and one context.
+
+    So whatever a context manager enters (a task group, a cancel scope, a context variable), it leaves where it entered
+    it.
+
+    Args:
+        needed: what the factory is called with.
+        context: of its task.
+        gone: called when the task has ended, perhaps by itself.
+    """
+
+    def __init__(
+        self,
+        resource: Resource,
+        needed: Mapping[str, Any],
+        context: contextvars.Context,
+        on_ended: Callable[[ResourceLifecycle], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.resource = resource
+        self.ready: asyncio.Future[Any] = loop.create_future()
+        """The resource; fails with `ResourceUnavailable`."""
+        self.checked_ns = 0
+        self._end_requested = asyncio.Event()
+        self._task = loop.create_task(self._run(needed), name=f"resource {resource.name}", context=context)
+        self._task.add_done_callback(lambda _: on_ended(self))
+        self._slow = loop.call_later(
+            SLOW_AFTER, logger.warning, "resource %r is still being made after %g s", resource.name, SLOW_AFTER
+        )
+
+    @property
+    def value(self) -> Any:
+        """The resource, once it is made."""
+        return self.ready.result()
+
+    def end(self) -> None:
+        """End it, as soon as it is made if it is not; does not wait."""
+        self._end_requested.set()
+
+    async def close(self) -> None:
+        """End it, and wait for that as long as it may take.  Twice is once."""
+        self._end_requested.set()
+        if not (await asyncio.wait([self._task], timeout=CLOSE_WITHIN))[0]:
+            logger.warning("resource %r did not close within %g s", self.resource.name, CLOSE_WITHIN)
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=CANCEL_WITHIN)
+
+    async def _run(self, needed: Mapping[str, Any]) -> None:
+        name = self.resource.name
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                value = await _make(self.resource, needed, stack)
+                self._slow.cancel()
+                self.ready.set_result(value)
+                await self._end_requested.wait()
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # a factory may do anything, sys.exit() included
+            self._slow.cancel()
+            if self.ready.done():
+                how = "did not close" if self._end_requested.is_set() else "ended by itself"
+                logger.warning("resource %r %s: %s: %s", name, how, type(error).__name__, error)
+                return
+            problem = ResourceUnavailable(f"resource {name!r} could not be made: {type(error).__name__}: {error}")
+            problem.__cause__ = error
+            self.ready.set_exception(problem)
+            self.ready.exception()  # also if nobody waits for it any longer
+
+
+async def call_user_function(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What a user's function answers with: an `async def` is awaited here, any other runs in a thread."""
+    if is_coroutine_function(function):
+        return await function(*arguments, **named)
+    made = await asyncio.to_thread(_without_stop_iteration, function, arguments, named)
+    return await made if inspect.isawaitable(made) else made
+
+
+async def _make(resource: Resource, needed: Mapping[str, Any], stack: contextlib.AsyncExitStack) -> Any:
+    """The resource; what ends it is on the stack."""
+    factory = resource.factory
+    made = factory(**needed) if _makes_context(factory) else await call_user_function(factory, **needed)
+    if isinstance(made, contextlib._AsyncGeneratorContextManager):
+        return await stack.enter_async_context(made)
+    if isinstance(made, contextlib._GeneratorContextManager):
+        value = await asyncio.to_thread(made.__enter__)
+
+        async def end(*error: Any) -> bool | None:
+            return await asyncio.to_thread(made.__exit__, *error)
+
+        stack.push_async_exit(end)
+        return value
+    if resource.close is not None:
+        stack.push_async_callback(call_user_function, resource.close, made)
+    return made
+
+
+def _makes_context(function: Callable[..., Any]) -> bool:
+    """Whether it is made by `@contextmanager` or `@asynccontextmanager`: calling it does nothing yet."""
+    inner = inspect.unwrap(function)
+    return inner is not function and (inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner))
+
+
+def _without_stop_iteration(function: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """A future refuses a `StopIteration`, and who awaits it would wait for ever."""
+    try:
+        return function(*arguments, **named)
+    except StopIteration as error:
+        raise RuntimeError(f"{function!r} raised StopIteration") from error

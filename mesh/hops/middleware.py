@@ -1,0 +1,147 @@
+"""Middleware: what is told before and after each call of a user's function, and may not break the run."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from bitactor.declare.functions import is_coroutine_function
+from bitactor.errors import ConfigurationError
+from bitactor.messages.signal import Signal
+from bitactor.plan.plan import Callback
+
+logger = logging.getLogger("bitactor.middleware")
+
+HOOKS = ("before", "after")
+
+
+class CallEvent(NamedTuple):
+    """One call of a user's function."""
+
+    callback: str
+    """`run`, `compensate`, `backoff` or `undo`."""
+    workflow: str
+    step: str
+    """Path of the step."""
+    transaction: str
+    hop: str
+    attempt: int
+    arguments: Mapping[str, Any]
+    """What the function is called with; not to be changed."""
+    value: Any = None
+    """After: what it returned."""
+    error: BaseException | None = None
+    """After: what it raised."""
+    elapsed_ns: int = 0
+
+
+class Middleware:
+    """All middleware of one mesh: objects with a method `before(event)`, `after(event)`, or both.
+
+    They are called where the function runs, in a thread if that is where; for a step in a worker process, in this
+    process, around the whole trip. The first one's `before` is called first, and its `after` last.  One that raises is
+    logged once, and not called any more.
+
+    Raises:
+        ConfigurationError: an object has neither method, or one that takes something else.
+    """
+
+    def __init__(self, given: Sequence[Any]) -> None:
+        self._members = tuple(given)
+        self._disabled: set[int] = set()
+        """Ids of those that have raised."""
+        self._lock = threading.Lock()
+        self.disabled: list[str] = []
+        for member in given:
+            _refuse_other_shapes(member)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def wrap(self, callback: Callback, role: str, workflow: str, signal: Signal, step: str) -> Callback:
+        """The same callback, with everybody told before and after each call."""
+
+        def event(arguments: Mapping[str, Any]) -> CallEvent:
+            shown = MappingProxyType(dict(arguments))
+            return CallEvent(role, workflow, step, signal.transaction, signal.hop, signal.attempt, shown)
+
+        function: Callable[..., Any]
+        if callback.is_async:
+
+            async def awaited(**arguments: Any) -> Any:
+                call_event, began = self.before(event(arguments)), time.monotonic_ns()
+                try:
+                    value = await callback.function(**arguments)
+                except BaseException as error:
+                    self.after(call_event._replace(error=error, elapsed_ns=time.monotonic_ns() - began))
+                    raise
+                self.after(call_event._replace(value=value, elapsed_ns=time.monotonic_ns() - began))
+                return value
+
+            function = awaited
+        else:
+
+            def called(**arguments: Any) -> Any:
+                call_event, began = self.before(event(arguments)), time.monotonic_ns()
+                try:
+                    value = callback.function(**arguments)
+                except BaseException as error:
+                    self.after(call_event._replace(error=error, elapsed_ns=time.monotonic_ns() - began))
+                    raise
+                self.after(call_event._replace(value=value, elapsed_ns=time.monotonic_ns() - began))
+                return value
+
+            function = called
+        return replace(callback, function=function)
+
+    def before(self, event: CallEvent) -> CallEvent:
+        """Tell everybody; the answer is the event."""
+        for member in self._members:
+            self._notify(member, "before", event)
+        return event
+
+    def after(self, event: CallEvent) -> None:
+        """Tell everybody, the first one last."""
+        for member in reversed(self._members):
+            self._notify(member, "after", event)
+
+    def _notify(self, member: Any, hook: str, event: CallEvent) -> None:
+        method = getattr(member, hook, None)
+        if method is None or id(member) in self._disabled:
+            return
+        try:
+            method(event)
+        except BaseException:  # sys.exit() included: that is not for middleware to decide
+            self._disable(member, hook)
+
+    def _disable(self, member: Any, hook: str) -> None:
+        with self._lock:  # it may raise in several threads at once
+            if id(member) in self._disabled:
+                return
+            self._disabled.add(id(member))
+            self.disabled.append(f"{type(member).__name__}.{hook}")
+        logger.exception("middleware %s.%s raised, and is not called any more", type(member).__name__, hook)
+
+
+def _refuse_other_shapes(member: Any) -> None:
+    found = [hook for hook in HOOKS if hasattr(member, hook)]
+    if isinstance(member, type) or not found:
+        raise ConfigurationError(f"middleware={member!r}: it has a method before(event), after(event), or both")
+    for hook in found:
+        method, name = getattr(member, hook), f"{type(member).__name__}.{hook}"
+        if not callable(method):
+            raise ConfigurationError(f"middleware {name} is {method!r}; it is a method that is called with one event")
+        if is_coroutine_function(method):
+            raise ConfigurationError(f"middleware {name}: it cannot await; make it a plain function")
+        try:
+            inspect.signature(method).bind(None)
+        except ValueError:  # a builtin that does not say what it takes
+            continue
+        except TypeError:
+            raise ConfigurationError(f"middleware {name}: it is called with one event, and cannot be") from None

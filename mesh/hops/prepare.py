@@ -1,0 +1,94 @@
+"""What stands between a hop and its function: resources that have to be made first, and policies around each
+attempt."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from bitactor.messages.signal import UNDO
+from mesh.hops.actor import ENDED, QUEUED, BitActor
+from mesh.hops.faults import fault_of
+from mesh.hops.policy_chain import PolicyChain, start_queued
+
+if TYPE_CHECKING:
+    from mesh.hops.executor import Executor
+    from mesh.hops.ports import Spawner
+
+
+class Preparation:
+    """Stands in a spawner's place until a hop's function can be given to the real one.
+
+    Waiting for resources does not count towards the step's timeout.  What policies do is in `mesh.hops.policy_chain`.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._tasks: dict[BitActor, asyncio.Task[None]] = {}
+        self._chains: dict[BitActor, PolicyChain] = {}
+
+    def start(self, actor: BitActor) -> None:
+        """Prepare the actor, which is queued; then its own spawner has it."""
+        spawner, actor.spawner = actor.spawner, self
+        executor = self._executor
+        if actor.step.policies and actor.signal.direction != UNDO and executor.policies is not None:
+            chain = self._chains[actor] = PolicyChain(executor, actor, spawner)
+            work = chain.execute()
+        else:
+            work = self._provide_resources(actor, spawner)
+        task = executor.start_task(work, f"prepare {actor.signal.name}", executor.contextvars_for(actor))
+        if task.done():
+            self._forget(actor)
+            return
+        actor.task = task
+        self._tasks[actor] = task
+        task.add_done_callback(lambda _: self._forget(actor))
+
+    def abandon(self, actor: BitActor) -> None:
+        """See the spawners' port."""
+        task, chain = self._tasks.get(actor), self._chains.get(actor)
+        first = chain is None or not chain.stop_requested
+        if chain is not None:
+            chain.stop()
+        if task is not None and first:
+            task.cancel()
+
+    async def close(self, timeout: float) -> None:
+        """Cancel what runs and wait for it."""
+        tasks = list(self._tasks.values())
+        for actor, task in list(self._tasks.items()):
+            actor.stop_requested = True
+            if actor in self._chains:
+                self._chains[actor].stop()
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout)
+
+    def runs(self, actor: BitActor) -> list[BitActor]:
+        """Runs of the function of a hop inside its policies that have not ended."""
+        chain = self._chains.get(actor)
+        return [] if chain is None else list(chain.runs)
+
+    async def _provide_resources(self, actor: BitActor, spawner: Spawner) -> None:
+        """Resources first, then the function."""
+        executor, callback = self._executor, actor.callback
+        try:
+            resources = await executor.resources_of(callback)
+        except BaseException as error:
+            if actor.state != ENDED:
+                actor.begin()
+                actor.finish(None, error)
+            return
+        if actor.state != QUEUED:
+            return
+        try:
+            actor.kwargs = executor.kwargs_of(actor, callback, resources)
+        except Exception as error:  # a user's model may raise anything
+            actor.resolve_failure(None, error, fault_of(error))
+        else:
+            actor.task = None
+            executor.loop.call_soon(start_queued, actor, spawner)
+
+    def _forget(self, actor: BitActor) -> None:
+        self._tasks.pop(actor, None)
+        self._chains.pop(actor, None)

@@ -1,0 +1,87 @@
+"""Waiting for a transaction's end while its client is there and the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from bitactor.errors import StaleOwner, UnknownTransaction
+from bitactor.messages.pulse import RUNNING
+from mesh.mesh import Mesh
+from mesh.transaction import Transaction
+
+T = TypeVar("T")
+
+POLL_SECONDS: Final = 0.25
+"""How often the store is asked about a transaction that another process runs."""
+
+
+class ServerStopping(Exception):
+    """The server stops before what was waited for has come."""
+
+
+async def run_while_connected(receive: Receive, stopped: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives, as long as somebody wants to know; otherwise it is cancelled.
+
+    Raises:
+        ClientDisconnect: the client went away.
+        ServerStopping: `stopped` was set.
+        What `work` raises.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    stop = asyncio.ensure_future(stopped.wait())
+    try:
+        await asyncio.wait((task, gone, stop), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ServerStopping if stop.done() else ClientDisconnect
+    finally:
+        for waiting in (task, gone, stop):
+            waiting.cancel()
+        await asyncio.gather(task, gone, stop, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
+async def wait_for_end(mesh: Mesh, transaction: Transaction, seconds: float | None) -> Transaction | None:
+    """The transaction once nothing more happens to it by itself; None if that takes longer than `seconds`.
+
+    Also one that another process on the same store runs.
+
+    Raises:
+        StoreError: nobody here can say any more what becomes of it.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            while transaction.status == RUNNING:
+                transaction = await _poll(mesh, transaction)
+    except TimeoutError:
+        return None
+    return transaction
+
+
+async def _poll(mesh: Mesh, transaction: Transaction) -> Transaction:
+    node = mesh.node
+    try:
+        if transaction.id in node.supervisor.transactions:
+            await transaction.ended()
+            if transaction.status != RUNNING:
+                return transaction
+        with suppress(TimeoutError):
+            await transaction.result(timeout=0)  # raises why this process has given it up
+    except StaleOwner:
+        pass  # another process has taken it over, and writes on in the same store
+    await asyncio.sleep(POLL_SECONDS)
+    row = node.store.get(transaction.id)
+    if row is None:
+        raise UnknownTransaction(transaction.id)
+    return transaction if row.status == RUNNING else await mesh.transaction(transaction.id)

@@ -1,0 +1,195 @@
+"""Pools of permits: how many may be at something at once.
+
+A `PermitSet` takes one permit from each of some pools.  It acquires all of them in one moment, or waits and holds none
+of them: nobody ever holds one permit while waiting for another, so no circle of waits can close.  Whoever waits does so
+in the queue of a pool that is exhausted; when that has a free permit again and another pool of the set is exhausted by
+then, the set moves to that one's queue, and keeps its order.
+
+A hop that waits for another transaction *lends* its permits meanwhile and reacquires them, ahead of everybody else,
+before it goes on; so a transaction that needs the same pool as the hop that waits for it can run.  Nothing here knows a
+loop, a thread or a clock; everything is called on one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Final
+
+from bitactor.errors import ConfigurationError, suggest
+from bitactor.plan.plan import Plan
+from mesh.limits.priority_queue import PriorityQueue, Rank
+
+NEW: Final = "new"
+WAITING: Final = "waiting"
+HELD: Final = "held"
+LENT: Final = "lent"
+REACQUIRING: Final = "reacquiring"
+"""Waiting to acquire again what was lent."""
+RELEASED: Final = "released"
+
+_arrivals = count()
+
+
+class Pool:
+    """A number of permits, those that hold one, and the queue of those that wait; users call a permit a place."""
+
+    __slots__ = ("in_use", "lent", "name", "permits", "queue")
+
+    def __init__(self, name: str, permits: int) -> None:
+        self.name = name
+        self.permits = permits
+        self.in_use = 0
+        self.lent = 0
+        """Permit sets that have lent their permit here and will want it again; not counted in `in_use`."""
+        self.queue: PriorityQueue[PermitSet] = PriorityQueue()
+
+    def about(self) -> dict[str, int]:
+        """Its permits (`places`), and how many permit sets have one (`taken`), are `waiting` for one, or have `lent`
+        theirs."""
+        return {"places": self.permits, "taken": self.in_use, "waiting": len(self.queue), "lent": self.lent}
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name!r}: {self.in_use} of {self.permits} taken, {len(self.queue)} waiting>"
+
+
+class PermitSet:
+    """One permit from each of some pools, all held or none; see the module.
+
+    Args:
+        lendable: pools whose permit is lent while its holder waits for a transaction.
+        retained: pools whose permit is held until the end.
+        rank: its order among those that wait.
+    """
+
+    __slots__ = ("_lendable", "_queue", "_retained", "arrival", "on_reacquired", "rank", "state")
+
+    def __init__(self, lendable: tuple[Pool, ...], retained: tuple[Pool, ...], rank: Rank) -> None:
+        self.rank = rank
+        self.state = NEW
+        self.on_reacquired: Callable[[], None] | None = None
+        """Called when what was lent is held again, or will never be."""
+        self.arrival = next(_arrivals)
+        """Its order among those of the same rank: the smaller number goes first."""
+        self._lendable = lendable
+        self._retained = retained
+        self._queue: PriorityQueue[PermitSet] | None = None
+
+    def on_acquired(self) -> None:
+        """The wait that `acquire` began is over.  Called while others are served: only note it."""
+
+    def acquire(self) -> bool:
+        """Take every permit now, or wait until `on_acquired` is called; whether it has them."""
+        self.state = WAITING
+        return self._try_acquire()
+
+    def lend(self) -> None:
+        """Its holder waits: others may have the lendable permits meanwhile.  Without effect on one that holds
+        nothing."""
+        if self.state == HELD and self._lendable:
+            self.state = LENT
+            for pool in self._lendable:
+                pool.lent += 1
+            _release_permits(self._lendable)
+        elif self.state == REACQUIRING:
+            self._leave_queue()
+            self.state = LENT
+
+    def reacquire(self) -> bool:
+        """Take what was lent, or wait until `on_reacquired` is called; whether there is nothing to wait for."""
+        if self.state == LENT:
+            self.state = REACQUIRING
+            self.arrival = next(_arrivals)
+            self._try_acquire()
+        return self.state != REACQUIRING
+
+    def release(self) -> None:
+        """Give everything back, and wait for nothing.  Twice is once."""
+        state, self.state = self.state, RELEASED
+        self._leave_queue()
+        on_reacquired, self.on_reacquired = self.on_reacquired, None
+        if state == HELD:
+            _release_permits(self._lendable + self._retained)
+        elif state in (LENT, REACQUIRING):
+            for pool in self._lendable:
+                pool.lent -= 1
+            _release_permits(self._retained)
+            if on_reacquired is not None:
+                on_reacquired()
+
+    def _try_acquire(self) -> bool:
+        """All permits, or none and an entry in the queue of a pool that is exhausted."""
+        reacquiring = self.state == REACQUIRING
+        pools = self._lendable if reacquiring else self._lendable + self._retained
+        for pool in pools:
+            if pool.in_use >= pool.permits:
+                self._queue = pool.queue
+                pool.queue.add(self, (0, *self.rank[1:]) if reacquiring else self.rank, self.arrival)
+                return False
+        for pool in pools:
+            pool.in_use += 1
+            pool.lent -= reacquiring
+        self._queue = None
+        self.state = HELD
+        return True
+
+    def _leave_queue(self) -> None:
+        if self._queue is not None:
+            self._queue.discard(self)
+            self._queue = None
+
+
+def _release_permits(pools: tuple[Pool, ...]) -> None:
+    """Give one permit back to each pool, and serve those that wait for them."""
+    for pool in pools:
+        pool.in_use -= 1
+    served: list[tuple[PermitSet, bool]] = []
+    while queues := [pool.queue for pool in pools if pool.queue and pool.in_use < pool.permits]:
+        permit_set = min(queues, key=PriorityQueue.head).pop()
+        reacquiring = permit_set.state == REACQUIRING
+        if permit_set._try_acquire():
+            served.append((permit_set, reacquiring))
+    for permit_set, reacquiring in served:
+        if not reacquiring:
+            permit_set.on_acquired()
+        elif permit_set.on_reacquired is not None:
+            permit_set.on_reacquired()
+
+
+class Pools:
+    """The named pools of one mesh."""
+
+    def __init__(self, permits: Mapping[str, int]) -> None:
+        self._pools = {name: Pool(name, number) for name, number in permits.items()}
+        self.with_nested_limits: set[str] = set()
+        """Workflows that are made of others of which some have a `max_concurrency` of their own."""
+
+    def find(self, name: str, who: str) -> Pool:
+        """The pool that `who` is limited by.
+
+        Raises:
+            ConfigurationError: this mesh has no such pool.
+        """
+        pool = self._pools.get(name)
+        if pool is None:
+            raise ConfigurationError(
+                f"{who} is limited by the pool {name!r}, which this mesh does not have; give it places: "
+                f"Mesh(…, pools={{{name!r}: 10}}), or BITACTOR_POOLS.{suggest(name, self._pools)}"
+            )
+        return pool
+
+    def declare(self, plan: Plan) -> None:
+        """A workflow or consumer that will run here.
+
+        Raises:
+            ConfigurationError: one of its steps is limited by a pool that is not there.
+        """
+        for step in plan.all_steps():
+            if step.limit is not None:
+                self.find(step.limit, f"step {step.address!r}")
+            if step.container is not None and any(body.max_concurrency is not None for body in step.container.bodies):
+                self.with_nested_limits.add(plan.workflow)
+
+    def about(self) -> dict[str, dict[str, int]]:
+        """Name → `places`, and how many hops have `taken` one, are `waiting` for one, or have `lent` theirs."""
+        return {name: pool.about() for name, pool in self._pools.items()}

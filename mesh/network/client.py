@@ -1,0 +1,371 @@
+"""A client of the mesh that is no node: asks the nodes of other processes, which it finds by the registry.
+
+    async with Client("ipc:///run/user/1000/bitactor/registry") as client:
+        began = await client.stimulate("users.signup", {"name": "Ada", "email": "ada@example.org"})
+        await client.result(began["transaction"], timeout=5)
+
+Questions and answers cross as messages of their own (see `mesh.network.control`).  What a node answers with an error is
+raised here as the same class of `BitActorError`, or as `RemoteError` if the class is not one of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shutil import rmtree
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from bitactor.errors import (
+    BitActorError,
+    ProtocolError,
+    RemoteError,
+    UnknownTransaction,
+    UnknownWorkflow,
+    Unroutable,
+    WorkflowFailed,
+    suggest,
+)
+from bitactor.messages.codec import decode_message, decode_pulse, decode_token, encode_message, encode_token
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import Answer, Fault, Question
+from mesh.hops.faults import error_of
+from mesh.network.transports import open_transport
+from mesh.runtime.ids import TimeOrderedIds
+from mesh.runtime.names import node_name, workflow_name
+from registry import Curve, Entry, RegistryClient
+
+DEFAULT_PATIENCE: Final = 5.0
+"""Seconds to wait for a node's answer."""
+_RESULT_SLICE: Final = 5.0
+"""`result` asks again after this long, so that a node that died meanwhile is noticed."""
+_NODES: Final = node_name("*")
+_WORKFLOWS: Final = workflow_name("")
+
+
+class NoAnswer(BitActorError, TimeoutError):
+    """Nobody answered in the time allowed: the registry is not there, or no node is, or the node that was asked."""
+
+
+class Owned(NamedTuple):
+    """A transaction and the node that can act on it."""
+
+    row: Mapping[str, Any]
+    """See `bitactor.ports.TransactionRow`."""
+    entry: Entry
+
+
+class Client:
+    """Asks the nodes of a mesh.  Lives on one event loop, with a socket of its own for the answers.
+
+    Args:
+        registry: endpoint of the registry server.
+        curve: file with the mesh's key pair, for a registry and nodes on tcp.
+        endpoint: where answers reach us; by default an ipc socket in a directory of our own.
+        patience: seconds to wait for each answer.
+    """
+
+    def __init__(
+        self, registry: str, *, curve: Path | None = None, endpoint: str = "", patience: float = DEFAULT_PATIENCE
+    ) -> None:
+        self._curve = Curve.load(curve) if curve is not None else None
+        self._ids = TimeOrderedIds()
+        self._holder = f"client-{os.getpid()}-{self._ids.transaction()[-8:]}"
+        self._registry = RegistryClient(registry, self._holder, curve=self._curve)
+        self._endpoint = endpoint
+        self._patience = patience
+        self._directory: Path | None = None
+        self._pending: dict[str, asyncio.Future[Answer]] = {}
+        self._nodes: dict[str, Entry] = {}
+        """Transaction → the node that began it for us."""
+        self.refused = 0
+        """Messages that were no answers."""
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Connect to the registry.
+
+        Raises:
+            NoAnswer: it is not there.
+        """
+        endpoint = self._endpoint
+        if not endpoint:
+            self._directory = Path(tempfile.mkdtemp(prefix="bitactor-"))
+            endpoint = f"ipc://{self._directory}/client"
+        try:
+            self._transport = open_transport(endpoint, loop=asyncio.get_running_loop(), curve=self._curve)
+            self._transport.open(self._receive)
+            await asyncio.to_thread(self._registry.start, self._patience)
+        except TimeoutError as error:
+            await self.close()
+            raise NoAnswer(f"no registry answers at {self._registry.endpoint}: {error}") from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Release sockets and thread.  Twice is once."""
+        for future in self._pending.values():
+            future.cancel()
+        self._pending.clear()
+        await asyncio.to_thread(self._registry.close)
+        if hasattr(self, "_transport"):
+            self._transport.close()
+        if self._directory is not None:
+            rmtree(self._directory, ignore_errors=True)
+
+    # Questions
+
+    async def stimulate(
+        self,
+        workflow: str,
+        input: Any = None,
+        *,
+        key: str | None = None,
+        ttl: int | None = None,
+        deadline: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        traceparent: str | None = None,
+    ) -> dict[str, Any]:
+        """Begin a transaction at a node that takes this workflow; see `Mesh.stimulate`.  Answers `transaction` and
+        `status`.
+
+        One key goes to the same node as long as the same nodes are there; without a store in common, others do not know
+        it.
+
+        Raises:
+            UnknownWorkflow: no node takes it.
+            NoAnswer: the node that was asked did not answer; whether it began is not known, ask again with the same
+                `key`.
+        """
+        entries = sorted(self._registry.lookup(workflow_name(workflow)), key=lambda entry: entry.holder)
+        if not entries:
+            known = [entry.name.removeprefix(_WORKFLOWS) for entry in self._registry.match(f"{_WORKFLOWS}*")]
+            raise UnknownWorkflow(f"no node takes workflow {workflow!r}.{suggest(workflow, known)}")
+        argument = {
+            "workflow": workflow, "input": input, "key": key, "ttl": ttl, "deadline": deadline,
+            "metadata": metadata, "traceparent": traceparent,
+        }  # fmt: skip
+        entry = entries[_hashed(key or self._ids.transaction(), len(entries))]
+        began: dict[str, Any] = await self._ask(entry, "stimulate", argument)
+        self._nodes[began["transaction"]] = entry
+        return began
+
+    async def status(self, transaction: str) -> dict[str, Any]:
+        """How it stands: `transaction`, `root`, `workflow`, `status`, and its `result` or `errors`.
+
+        Raises:
+            UnknownTransaction, NoAnswer
+        """
+        summary: dict[str, Any] = await self._ask(
+            await self._node_of(transaction), "status", {"transaction": transaction}
+        )
+        return summary
+
+    async def ended(self, transaction: str, timeout: float | None = None) -> dict[str, Any]:
+        """`status`, once it has ended.
+
+        Raises:
+            TimeoutError: it has not within `timeout` seconds; it goes on.
+            UnknownTransaction, NoAnswer
+        """
+        loop = asyncio.get_running_loop()
+        until = None if timeout is None else loop.time() + timeout
+        while True:
+            left = _RESULT_SLICE if until is None else min(_RESULT_SLICE, max(0.0, until - loop.time()))
+            try:
+                entry = await self._node_of(transaction)
+                argument = {"transaction": transaction, "timeout": left}
+                summary: dict[str, Any] = await self._ask(entry, "result", argument, patience=left + self._patience)
+            except TimeoutError:
+                if until is not None and loop.time() >= until:
+                    raise TimeoutError(f"transaction {transaction} was still running after {timeout:g} s") from None
+            else:
+                if summary["status"] != "running":
+                    return summary
+            self._nodes.pop(transaction, None)
+
+    async def result(self, transaction: str, timeout: float | None = None) -> Any:
+        """The value it ended with; raises as `Transaction.result` does, with `RemoteError`s as its errors."""
+        summary = await self.ended(transaction, timeout)
+        if summary["status"] == "completed":
+            return summary.get("result")
+        errors = [RemoteError(error["type"], error["message"]) for error in summary.get("errors", ())]
+        why = str(errors[0]) if errors else "no error was recorded"
+        raise WorkflowFailed(
+            f"{summary['workflow']!r} ended {summary['status']}: {why}", transaction, summary["status"], errors
+        )
+
+    async def pulses(self, transaction: str) -> list[Pulse]:
+        """Its pulses so far, with tokens as values.
+
+        Raises:
+            UnknownTransaction, NoAnswer
+        """
+        found = await self._ask(await self._node_of(transaction), "pulses", {"transaction": transaction})
+        pulses = (decode_pulse(data) for data in found)
+        return [pulse._replace(token_out=decode_token(pulse.token_out)) for pulse in pulses]
+
+    async def cancel(self, transaction: str, reason: str = "", timeout: float = 60.0) -> dict[str, Any]:
+        """Stop it, undo what was done, and answer how it ended; `timeout` seconds for all that."""
+        argument = {"transaction": transaction, "reason": reason}
+        summary: dict[str, Any] = await self._ask(
+            await self._node_of(transaction), "cancel", argument, patience=timeout
+        )
+        return summary
+
+    async def undo(self, transaction: str, reason: str = "", timeout: float = 60.0) -> dict[str, Any]:
+        """Take back what a completed transaction did, and answer how that ended; `timeout` seconds for all that.
+
+        Raises:
+            InvalidInput: it did not complete, or was undone already.
+        """
+        argument = {"transaction": transaction, "reason": reason}
+        summary: dict[str, Any] = await self._ask(await self._node_of(transaction), "undo", argument, patience=timeout)
+        return summary
+
+    async def resume(self, transaction: str) -> dict[str, Any]:
+        """Let a halted or stuck transaction go on.
+
+        Raises:
+            InvalidInput: it is neither.
+        """
+        summary: dict[str, Any] = await self._ask(
+            await self._node_of(transaction), "resume", {"transaction": transaction}
+        )
+        return summary
+
+    async def transactions(
+        self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The newest transactions of all nodes as rows (see `bitactor.ports.TransactionRow`), at most `limit`.
+
+        Nodes that do not answer are left out, unless none does: NoAnswer.
+        """
+        argument = {"status": status, "workflow": workflow, "limit": limit, "before": before}
+        found: dict[str, dict[str, Any]] = {}
+        for _, rows in await self._ask_all("list", argument):
+            found |= {row["transaction"]: row for row in rows}
+        return [found[transaction] for transaction in sorted(found, reverse=True)[:limit]]
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """What each node says of itself; one that does not answer as `{"node": …, "state": "silent", "endpoint":
+        …}`."""
+        entries = self._registry.match(_NODES)
+        answers = await asyncio.gather(*(self._ask(entry, "node", {}) for entry in entries), return_exceptions=True)
+        return [
+            {"node": entry.holder, "state": "silent", "endpoint": entry.value.get("endpoint", "")}
+            if isinstance(answer, BaseException)
+            else answer
+            for entry, answer in zip(entries, answers, strict=True)
+        ]
+
+    async def patterns(self) -> list[dict[str, Any]]:
+        """How the resilience patterns of each node stand: `node`, `pattern`, `name`, and what the pattern counts.
+
+        Nodes that do not answer are left out, unless none does: NoAnswer.
+        """
+        answers = await self._ask_all("patterns", {})
+        found = [{"node": entry.holder, **pattern} for entry, patterns in answers for pattern in patterns]
+        return sorted(found, key=lambda pattern: (pattern["pattern"], pattern["name"], pattern["node"]))
+
+    def entries(self, pattern: str = "*") -> Sequence[Entry]:
+        """What the registry knows, of names that match a glob."""
+        return sorted(self._registry.match(pattern), key=lambda entry: (entry.name, entry.holder))
+
+    async def ping(self) -> float:
+        """Seconds to the registry and back."""
+        return await asyncio.to_thread(self._registry.ping, self._patience)
+
+    # Asking
+
+    async def _node_of(self, transaction: str) -> Entry:
+        """The node to ask about a transaction: the one that owns it, or one that can read it.
+
+        Raises:
+            UnknownTransaction: no node knows it.
+            NoAnswer: no node answered.
+        """
+        known = self._nodes.get(transaction)
+        if known is not None and self._registry.lookup(known.name):
+            return known
+        # Ids sort by time, so the newest before the id's successor is the transaction itself, if it is there.
+        answers = await self._ask_all("list", {"limit": 1, "before": f"{transaction}0"})
+        found = [(entry, row) for entry, rows in answers for row in rows if row["transaction"] == transaction]
+        if not found:
+            raise UnknownTransaction(
+                f"none of the {len(answers)} nodes that answered knows transaction {transaction!r}"
+            )
+        owned = next((entry for entry, row in found if row["owner"] == entry.holder), found[0][0])
+        self._nodes[transaction] = owned
+        return owned
+
+    async def _ask_all(self, verb: str, argument: Mapping[str, Any]) -> Sequence[tuple[Entry, Any]]:
+        entries = self._registry.match(_NODES)
+        if not entries:
+            raise NoAnswer(f"no node is registered at {self._registry.endpoint}")
+        answers = await asyncio.gather(*(self._ask(entry, verb, argument) for entry in entries), return_exceptions=True)
+        good = [
+            (entry, answer)
+            for entry, answer in zip(entries, answers, strict=True)
+            if not isinstance(answer, BaseException)
+        ]
+        if not good:
+            raise next(answer for answer in answers if isinstance(answer, BaseException))
+        return good
+
+    async def _ask(self, entry: Entry, verb: str, argument: Mapping[str, Any], *, patience: float | None = None) -> Any:
+        """One question to one node."""
+        question = Question(self._ids.transaction(), verb, encode_token(dict(argument)), self._transport.endpoint)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._pending[question.id] = future
+        patience = self._patience if patience is None else patience
+        try:
+            self._transport.send(entry.value["endpoint"], encode_message(question))
+            async with asyncio.timeout(patience):
+                answer = await future
+        except TimeoutError:
+            raise NoAnswer(
+                f"node {entry.holder} at {entry.value['endpoint']} did not answer within {patience:g} s"
+            ) from None
+        except (KeyError, Unroutable) as error:
+            raise NoAnswer(f"node {entry.holder} cannot be reached: {error}") from None
+        finally:
+            self._pending.pop(question.id, None)
+        if answer.error_type:
+            raise _error_of(answer)
+        return decode_token(answer.value)
+
+    def _receive(self, messages: Sequence[bytes]) -> None:
+        for data in messages:
+            try:
+                message = decode_message(data)
+            except ProtocolError:
+                self.refused += 1
+                continue
+            future = self._pending.get(message.id) if isinstance(message, Answer) else None
+            if future is None or future.done():
+                self.refused += 1
+            elif isinstance(message, Answer):
+                future.set_result(message)
+
+
+def _error_of(answer: Answer) -> BaseException:
+    if answer.error_type.rpartition(":")[2] == "TimeoutError":
+        return TimeoutError(answer.error)
+    return error_of(Fault(answer.error_type, answer.error), {})
+
+
+def _hashed(text: str, width: int) -> int:
+    return sum(text.encode()) % width

@@ -1,0 +1,183 @@
+"""What connects a node to others: its endpoint, its place in the registry, and the messages between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any, Final
+
+from bitactor.errors import BitActorError, ProtocolError
+from bitactor.messages.codec import decode_message, encode_message
+from bitactor.messages.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
+from mesh.network.control import Control
+from mesh.network.remote_hops import WINDOW, RemoteHops
+from mesh.network.router import HopRouter
+from mesh.network.transports import open_transport
+from mesh.runtime.names import node_name, step_name, workflow_name
+from registry import Curve, Entry, Notice, RegistryClient
+
+if TYPE_CHECKING:
+    from mesh.runtime.node import Node
+
+logger = logging.getLogger("bitactor.links")
+
+JOIN_WITHIN: Final = 10.0
+LEAVE_WITHIN: Final = 0.5
+EARLY_FLUSH: Final = 16
+LOG_EVERY: Final = 10.0
+
+
+class Links:
+    """A node's connections, on the node's loop."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        settings = node.settings
+        self._curve = Curve.load(settings.curve) if settings.curve is not None else None
+        self._directory: Path | None = None
+        endpoint = settings.endpoint
+        if not endpoint:
+            self._directory = Path(tempfile.mkdtemp(prefix="bitactor-"))
+            endpoint = f"ipc://{self._directory}/{node.id}"
+        self.transport = open_transport(endpoint, loop=node.loop, curve=self._curve, early_flush=EARLY_FLUSH)
+        self.registry = RegistryClient(settings.registry, node.id, curve=self._curve)
+        self.refused: Counter[str] = Counter()
+        """Messages that were no messages, by kind of error."""
+        self._logged_at = 0.0
+        self._handlers: dict[type, Callable[[Any], None]] = {}
+
+    @property
+    def endpoint(self) -> str:
+        """Where other nodes reach us."""
+        return self.transport.endpoint
+
+    async def open(self) -> RegistryClient:
+        """Bind, and connect to the registry."""
+        node = self._node
+        self.transport.open(self._receive)
+        await asyncio.to_thread(self.registry.start, JOIN_WITHIN)
+        self.router = HopRouter(
+            node.supervisor,
+            self.registry,
+            node.clock,
+            node.wheel,
+            self.transport.send,
+            self.endpoint,
+            int(node.settings.patience * 1e9),
+        )
+        node.supervisor.router = self.router
+        if not node.settings.hosts:
+            node.supervisor.runs_here = lambda step: False
+        self.remote_hops = RemoteHops(node.executor, node.plans, self.transport.send)
+        self.control = Control(node, self.transport.send)
+        self._handlers = {
+            Signal: self.remote_hops.receive,
+            Reply: self.router.on_reply,
+            Cancel: self.remote_hops.cancel,
+            Stimulus: self._on_stimulus,
+            Receipt: lambda receipt: node.emissions.on_receipt(receipt),
+            Question: self.control.on_question,
+            Answer: lambda answer: None,
+        }
+        return self.registry
+
+    async def announce(self) -> None:
+        """Register what we do."""
+        node = self._node
+        entries: dict[str, dict[str, Any]] = {}
+        if node.settings.hosts:
+            entries |= node.consumer_entries()
+            for workflow in node.workflows:
+                plan = node.plans[workflow]
+                for step in plan.all_steps():
+                    if step.container is not None or step.is_local_only:
+                        continue
+                    entries[step_name(step.address)] = {
+                        "endpoint": self.endpoint,
+                        "digest": plan.digest,
+                        "window": WINDOW,
+                    }
+        for workflow in node.workflows:
+            entries[workflow_name(workflow)] = {"endpoint": self.endpoint}
+        await asyncio.to_thread(self.registry.register, node_name(node.id), {"endpoint": self.endpoint}, unique=True)
+        for name, value in entries.items():
+            await asyncio.to_thread(self.registry.register, name, value)
+        self._announced = list(entries)
+
+    async def withdraw(self) -> None:
+        """Take no more work from others; what we have, we finish."""
+        for name in getattr(self, "_announced", ()):
+            if not self.registry.connected:
+                return  # nobody can be told; our lease ends by itself
+            try:
+                await asyncio.to_thread(self.registry.unregister, name, timeout=LEAVE_WITHIN)
+            except BitActorError as error:
+                logger.info("could not unregister %s: %s", name, error)
+                return
+
+    def send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
+        """Bring an emitted signal to another node."""
+        try:
+            self.transport.send(entry.value["endpoint"], encode_message(stimulus._replace(reply_to=self.endpoint)))
+        except BitActorError as error:
+            self._node.emissions.on_receipt(Receipt(stimulus.id, "", str(error)))
+
+    def about(self) -> dict[str, Any]:
+        """What came and went, as plain data."""
+        return {
+            "transport": self.transport.statistics(),
+            "refused": dict(self.refused),
+            "repeated": self.remote_hops.repeated if hasattr(self, "remote_hops") else 0,
+        }
+
+    def on_notice(self, notice: Notice) -> None:
+        """The registry has changed."""
+        entry = notice.entry
+        if notice.kind == "appeared":
+            self.router.appeared(entry)
+        elif notice.kind == "disappeared" and entry.name == node_name(entry.holder):
+            self.router.disappeared(entry.holder)
+            self._node.emissions.disappeared(entry.holder)
+            self.transport.forget(entry.value["endpoint"])
+
+    async def close(self) -> None:
+        """Leave at once for everyone, and release the sockets."""
+        if hasattr(self, "remote_hops"):
+            self.remote_hops.close()
+            self.router.close()
+        await asyncio.to_thread(self.registry.close)
+        self.transport.close()
+        if self._directory is not None:
+            rmtree(self._directory, ignore_errors=True)
+
+    def _receive(self, messages: list[bytes]) -> None:
+        for data in messages:
+            try:
+                message = decode_message(data)
+                self._handlers[type(message)](message)
+            except ProtocolError as error:
+                self._refuse(error)
+
+    def _refuse(self, error: ProtocolError) -> None:
+        self.refused[type(error).__name__] += 1
+        now = time.monotonic()
+        if now - self._logged_at > LOG_EVERY:
+            self._logged_at = now
+            logger.warning(
+                "dropped a message: %s (%d so far; logged at most every %g s)", error, self.refused.total(), LOG_EVERY
+            )
+
+    def _on_stimulus(self, stimulus: Stimulus) -> None:
+        def answer(receipt: Receipt) -> None:
+            try:
+                self.transport.send(stimulus.reply_to, encode_message(receipt))
+            except BitActorError as error:
+                logger.debug("could not acknowledge %s: %s", receipt.id, error)
+
+        self._node.receive_stimulus(stimulus, answer)

@@ -1,0 +1,287 @@
+"""Hops on their way to other nodes: who gets which, how many at once, and what if nobody answers.
+
+A holder is sent at most as many unanswered hops as it said it takes (its window), so a slow one slows its senders
+instead of drowning; what finds no room waits here, and what waits too long fails with `Overloaded`.  A holder that
+disappears from the registry has lost what it had not answered.  Answers are never held back by a window.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from cachetools import LRUCache
+
+from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
+from bitactor.messages.codec import encode_message, encode_token, token_bytes
+from bitactor.messages.signal import Cancel, Reply, Signal
+from bitactor.plan.plan import PlanStep
+from bitactor.ports import Clock
+from bitactor.saga import HopExpired, Lost, Replied, Unrouted
+from mesh.hops.faults import fault_of
+from mesh.limits.timing_wheel import Timer, TimingWheel
+from mesh.runtime.names import step_name
+from registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from mesh.runtime.live import LiveTransaction
+    from mesh.runtime.supervisor import Supervisor
+
+BACKSTOP_NS: Final = 2_000_000_000
+QUEUED_BACKSTOP_NS: Final = 60_000_000_000
+"""How much longer than the attempt's own timeout we wait for its holder, which keeps it, to tell that it is over.
+
+An attempt's time counts from its start, and a hop for a thread or a process may wait for a free one, or for a resource
+to be made.  A holder that is gone we learn of from the registry; this is for one that is there and has stopped
+answering.
+"""
+DEFAULT_WINDOW: Final = 1_024
+MAX_WAITING: Final = 100_000
+REMEMBERED_DELIVERIES: Final = 10_000
+
+Send = Callable[[str, bytes], None]
+
+
+class RemoteDelivery:
+    """One delivery of one hop to another node."""
+
+    __slots__ = ("holder", "index", "live", "message", "signal", "step", "timer")
+
+    def __init__(self, live: LiveTransaction, step: PlanStep, signal: Signal, message: bytes) -> None:
+        self.live = live
+        self.step = step
+        self.index = step.index
+        self.signal = signal
+        self.message = message
+        self.holder: Entry | None = None
+        self.timer: Timer | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Identifies the delivery."""
+        return self.signal.hop, self.signal.delivery
+
+    def disarm(self) -> None:
+        """Disarm its timer."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class HopRouter:
+    """All hops of one supervisor that run elsewhere."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        registry: Registry,
+        clock: Clock,
+        wheel: TimingWheel,
+        send: Send,
+        endpoint: str,
+        patience_ns: int,
+    ) -> None:
+        self._supervisor = supervisor
+        self._registry = registry
+        self._clock = clock
+        self._wheel = wheel
+        self._send = send
+        self._endpoint = endpoint
+        self._patience_ns = patience_ns
+        self._sent: dict[tuple[str, int], RemoteDelivery] = {}
+        self._by_holder: dict[str, dict[tuple[str, int], RemoteDelivery]] = {}
+        self._waiting: dict[str, deque[RemoteDelivery]] = {}
+        self._late: LRUCache[tuple[str, int], RemoteDelivery] = LRUCache(REMEMBERED_DELIVERIES)
+        """Deliveries we stopped waiting for, of which a late reply may come."""
+        self._round_robin = 0
+
+    def dispatch(
+        self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
+    ) -> None:
+        """See `supervisor.Router`."""
+        try:
+            token = encode_token([bytes(token_bytes(encode_token(dict(values)))), bytes(token_bytes(result))])
+            message = encode_message(
+                signal._replace(token=token, reply_to=self._endpoint, metadata=_plain(signal.metadata))
+            )
+        except (BitActorError, ValueError, TypeError) as error:
+            self._supervisor.enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error)))
+            return
+        remote = RemoteDelivery(live, step, signal, message)
+        if step.address in self._waiting or not self._assign(remote):
+            self._wait(remote)
+
+    def abandon(self, live: LiveTransaction, index: int) -> None:
+        """See `supervisor.Router`."""
+        saga = live.saga
+        hops = (saga.hops[index], saga.undo_hop(index))
+        for remote in self._waiting.get(live.saga.steps[index].address, ()):
+            if remote.live is live and remote.signal.hop in hops:
+                self._drop_waiting(remote)
+                self._fail(remote, Cancelled(f"{remote.signal.name!r} was stopped before it was sent"))
+                return
+        delivery = saga.deliveries[index]
+        for hop in hops:
+            found = self._sent.get((hop, delivery)) or self._late.get((hop, delivery))
+            if found is not None and found.holder is not None:
+                signal = found.signal
+                cancel = Cancel(signal.transaction, signal.hop, signal.delivery, signal.epoch)
+                self._post(found.holder, encode_message(cancel))
+
+    def on_reply(self, reply: Reply) -> None:
+        """A holder has answered; one that comes twice, or to nothing we sent, is passed over."""
+        key = (reply.hop, reply.delivery)
+        remote = self._sent.get(key)
+        if remote is None:
+            late = self._late.pop(key, None)
+            if late is not None:
+                self._supervisor.enqueue(late.live, Replied(late.index, reply))
+            return
+        self._remove(remote)
+        if reply.outcome == "busy":
+            self._wait(remote)
+            return
+        if reply.outcome == "lost":
+            self._supervisor.enqueue(
+                remote.live, Lost(remote.index, reply.delivery, f"a worker process of {remote.signal.name!r}")
+            )
+        else:
+            self._supervisor.enqueue(remote.live, Replied(remote.index, reply))
+        for address in list(self._waiting):  # the room that was made is for any step the holder runs
+            self._assign_waiting(address)
+
+    def appeared(self, entry: Entry) -> None:
+        """Somebody offers to run steps."""
+        for address in list(self._waiting):
+            if step_name(address) == entry.name:
+                self._assign_waiting(address)
+
+    def disappeared(self, holder: str) -> None:
+        """A node is gone, and what it had not answered with it."""
+        for remote in list(self._by_holder.pop(holder, {}).values()):
+            remote.disarm()
+            self._sent.pop(remote.key, None)
+            self._supervisor.enqueue(remote.live, Lost(remote.index, remote.signal.delivery, holder))
+        for key, remote in list(self._late.items()):
+            if remote.holder is not None and remote.holder.holder == holder:
+                del self._late[key]
+
+    def close(self) -> None:
+        """Wait for nothing any more."""
+        for remote in [*self._sent.values(), *(remote for queue in self._waiting.values() for remote in queue)]:
+            remote.disarm()
+        self._sent.clear()
+        self._by_holder.clear()
+        self._waiting.clear()
+
+    def _assign(self, remote: RemoteDelivery) -> bool:
+        """Send it to a holder with room, in turn; whether there was one."""
+        entries = self._registry.lookup(step_name(remote.step.address))
+        self._round_robin += 1
+        for offset in range(len(entries)):
+            entry = entries[(self._round_robin + offset) % len(entries)]
+            unanswered = self._by_holder.setdefault(entry.holder, {})
+            fits = entry.value.get("digest") == remote.live.plan.digest
+            if (
+                fits
+                and len(unanswered) < entry.value.get("window", DEFAULT_WINDOW)
+                and self._post(entry, remote.message)
+            ):
+                remote.disarm()
+                remote.holder = entry
+                unanswered[remote.key] = remote
+                self._sent[remote.key] = remote
+                budget_ns, step = remote.signal.budget_ns, remote.step
+                if (
+                    budget_ns is not None and not step.policies
+                ):  # which may wait as long as they like before the time begins
+                    starts_at_once = step.spawn in ("loop", "inline") and not step.run.resources
+                    patience_ns = BACKSTOP_NS if starts_at_once else QUEUED_BACKSTOP_NS
+                    due_ns = self._clock.monotonic_ns() + budget_ns + patience_ns
+                    remote.timer = Timer(self._wheel, due_ns, lambda: self._expired(remote))
+                return True
+        return False
+
+    def _post(self, entry: Entry, message: bytes) -> bool:
+        try:
+            self._send(entry.value["endpoint"], message)
+        except (Overloaded, ProtocolError):
+            return False
+        return True
+
+    def _wait(self, remote: RemoteDelivery) -> None:
+        queue = self._waiting.setdefault(remote.step.address, deque())
+        if len(queue) >= MAX_WAITING:
+            self._fail(
+                remote, Overloaded(f"{len(queue):,} hops for {remote.step.address!r} are waiting for a node already")
+            )
+            return
+        queue.append(remote)
+        remote.timer = Timer(
+            self._wheel, self._clock.monotonic_ns() + self._patience_ns, lambda: self._waited_too_long(remote)
+        )
+
+    def _assign_waiting(self, address: str) -> None:
+        queue = self._waiting.get(address)
+        while queue and self._assign(queue[0]):
+            queue.popleft()
+        if queue is not None and not queue:
+            del self._waiting[address]
+
+    def _waited_too_long(self, remote: RemoteDelivery) -> None:
+        remote.timer = None
+        self._drop_waiting(remote)
+        address = remote.step.address
+        seconds = self._patience_ns / 1e9
+        entries = self._registry.lookup(step_name(address))
+        if not entries:
+            known = {entry.name.partition(":")[2] for entry in self._registry.match(step_name("*"))}
+            self._fail(
+                remote,
+                Unroutable(
+                    f"no node runs {address!r}, and none appeared within {seconds:g} s.{suggest(address, known)}"
+                ),
+            )
+        elif not any(entry.value.get("digest") == remote.live.plan.digest for entry in entries):
+            self._fail(
+                remote,
+                Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code"),
+            )
+        else:
+            self._fail(remote, Overloaded(f"all {len(entries)} nodes that run {address!r} were full for {seconds:g} s"))
+
+    def _drop_waiting(self, remote: RemoteDelivery) -> None:
+        remote.disarm()
+        queue = self._waiting.get(remote.step.address)
+        if queue is not None and remote in queue:
+            queue.remove(remote)
+            if not queue:
+                del self._waiting[remote.step.address]
+
+    def _fail(self, remote: RemoteDelivery, error: BaseException) -> None:
+        remote.live.errors[remote.signal.hop] = error
+        self._supervisor.enqueue(remote.live, Unrouted(remote.index, remote.signal.delivery, fault_of(error)))
+
+    def _expired(self, remote: RemoteDelivery) -> None:
+        """Its holder should have told by now: stop waiting, and tell it to stop."""
+        remote.timer = None
+        self._remove(remote)
+        self._late[remote.key] = remote
+        seconds = (remote.signal.budget_ns or 0) / 1e9
+        error = StepTimeout(
+            f"{remote.signal.name!r}, attempt {remote.signal.attempt}, took longer than {seconds:g} s in another "
+            "process"
+        )
+        remote.live.errors[remote.signal.hop] = error
+        self._supervisor.enqueue(remote.live, HopExpired(remote.index, remote.signal.delivery, fault_of(error)))
+
+    def _remove(self, remote: RemoteDelivery) -> None:
+        remote.disarm()
+        self._sent.pop(remote.key, None)
+        if remote.holder is not None:
+            self._by_holder.get(remote.holder.holder, {}).pop(remote.key, None)
+
+
+def _plain(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return dict(metadata) if metadata else None

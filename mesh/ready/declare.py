@@ -1,0 +1,130 @@
+"""How a ready-made step is declared: a callable whose parameters are the fields of its templates.
+
+What a step does is a frozen dataclass that can be called; the workflow takes it as it takes a user's function, and
+`to_dict` writes it down by its fields.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from keyword import iskeyword
+from typing import Any, TypedDict
+
+from bitactor.declare.backoff import Backoff
+from bitactor.declare.context import Context
+from bitactor.declare.options import RESERVED
+from bitactor.declare.step import Step
+from bitactor.errors import DefinitionError, suggest
+from bitactor.patterns.port import Policy
+from bitactor.plan.arguments import Source
+from bitactor.workflow import Workflow
+from mesh.ready.templates import Template, lift_sources
+
+
+class StepOptions(TypedDict, total=False):
+    """What every ready-made step takes; see `Workflow.step`."""
+
+    bind: Mapping[str, Any]
+    after: Iterable[str | Step[Any, Any]]
+    when: Callable[..., bool]
+    guard: Callable[..., Any]
+    retries: int
+    backoff: Backoff | Callable[..., float]
+    retry_on: type[BaseException] | Sequence[type[BaseException]]
+    timeout: float
+    required: bool
+    priority: int
+    limit: str
+    policies: Sequence[Policy]
+
+
+def set_parameters(function: object, templates: Iterable[Template], resource: str | None = None) -> None:
+    """Give a callable object the parameters that its templates ask for, `ctx`, and a resource.
+
+    Raises:
+        DefinitionError: a field is no name of an argument.
+    """
+    names = dict.fromkeys(name for template in templates for name in template.arguments)
+    for name in names:
+        if name in RESERVED or iskeyword(name):
+            raise DefinitionError(
+                f"{{{name}}}: a reserved name; give the value another one: bind={{'other': …}} and {{other}}"
+            )
+        if name == resource:
+            raise DefinitionError(
+                f"{{{name}}} is also the name of the resource that the step uses; rename one of them, or bind another "
+                "name"
+            )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, keyword) for name in (*names, *([resource] if resource else []))]
+    parameters.append(inspect.Parameter("ctx", keyword, annotation=Context))
+    object.__setattr__(function, "__signature__", inspect.Signature(parameters))
+    object.__setattr__(function, "__annotations__", {"ctx": Context})
+
+
+@dataclass(frozen=True)
+class _TakenBack:
+    """The undo of a ready-made step: takes the same arguments."""
+
+    step: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__signature__", self.step.__signature__)
+        object.__setattr__(self, "__annotations__", self.step.__annotations__)
+
+
+@dataclass(frozen=True)
+class TakeBack(_TakenBack):
+    """Calls the step's `take_back`, in a thread."""
+
+    def __call__(self, **given: Any) -> None:
+        self.step.take_back(**given)
+
+
+@dataclass(frozen=True)
+class TakeBackOnLoop(_TakenBack):
+    """Awaits the step's `take_back`."""
+
+    async def __call__(self, **given: Any) -> None:
+        await self.step.take_back(**given)
+
+
+def declare(
+    workflow: Workflow,
+    name: str,
+    make: Callable[..., Any],
+    shapes: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    undo: type[TakeBack] | type[TakeBackOnLoop] | None = None,
+) -> Step[..., Any]:
+    """Declare the step that `make(**shapes)` makes; `Input`, `Result` and `Value` in the shapes are bound to fields of
+    their own.
+
+    Raises:
+        DefinitionError: or one of its kinds; a template cannot be read, an option is unknown or wrong.
+    """
+    what = f"step {name!r} of {workflow.name!r}"
+    refuse_unknown(what, options, StepOptions.__annotations__)
+    given = options.get("bind") or {}
+    if not isinstance(given, Mapping):
+        raise DefinitionError(f"{what}: bind={given!r}; give a mapping of fields to Input, Result or Value")
+    bind: dict[str, Source] = dict(given)
+    try:
+        function = make(**{part: lift_sources(shape, bind) for part, shape in shapes.items()})
+    except DefinitionError as error:
+        raise DefinitionError(f"{what}: {error}") from None
+    step = workflow.step(name=name, **{**options, "bind": bind})(function)
+    if undo is not None:
+        step.undo(in_doubt=True)(undo(function))
+    return step
+
+
+def refuse_unknown(what: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `DefinitionError` for an option that is none, with the one that was probably meant."""
+    known = list(known)
+    for option in options:
+        if option not in known:
+            raise DefinitionError(f"{what}: unknown option {option!r}.{suggest(option, known)}")

@@ -1,0 +1,279 @@
+"""What a file step keeps so that it can be taken back, beside the file or in a directory of its own.
+
+    .report.txt.<key>.note.bitactor      what was there, and what was put there: written before anything is changed
+    .report.txt.<key>.kept.bitactor      the old content: the old file itself under a second name, where the file system
+    can do that
+
+The key is the hop's idempotency key: a second attempt, a second delivery and the undo find the same note.  What is in a
+place is told by identity: what the note says was put there is ours, what it says was there is untouched or put back,
+anything else is somebody else's and left alone, loudly.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypedDict
+
+from bitactor.errors import BitActorError
+from bitactor.messages.ids import idempotency_key
+from mesh.ready.steps.file_paths import HELD, Identity, identity, is_one_of, open_regular, sync, write_whole
+
+SUFFIX: Final = ".bitactor"
+_OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.(note|kept|[0-9a-f]{16}-\d+\.\w+)\.bitactor(\.new)?")
+_LONGEST_NAME: Final = 160
+"""Bytes of a file's name that fit beside key and suffix into what a file system takes."""
+_NO_LINKS: Final = frozenset((errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS))
+
+
+class ChangedByOthers(BitActorError):
+    """A file is not as a step left it, so undoing the step would destroy what somebody else did."""
+
+
+class Note(TypedDict):
+    """What a step is about to change."""
+
+    had: bool
+    """Whether there was anything."""
+    was: list[Identity]
+    """What there was, or has been put back."""
+    put: list[Identity]
+    """What was put in its place; several, after several attempts."""
+    source: list[Identity]
+    """For a move: what stood, or was put back, where it came from."""
+
+
+class Backup:
+    """The backup of one file for one hop: its note, and its old content.
+
+    Args:
+        place: the file that is changed.
+        key: the hop's idempotency key.
+        directory: where to keep it; None: beside the file.
+        durable: whether it has to survive a power failure.
+    """
+
+    def __init__(self, place: Path, key: str, directory: Path | None, durable: bool = False) -> None:
+        self.place = place
+        self.durable = durable
+        name = (
+            place.name
+            if len(os.fsencode(place.name)) <= _LONGEST_NAME
+            else blake2b(os.fsencode(place.name), digest_size=16).hexdigest()
+        )
+        self._beside = f".{name}.{key}"
+        directory = directory or place.parent
+        self.note = directory / f"{self._beside}.note{SUFFIX}"
+        self.kept = directory / f"{self._beside}.kept{SUFFIX}"
+
+    def temporary(self, hop: str, delivery: int, purpose: str) -> Path:
+        """A name beside the file for one attempt's work; what an earlier delivery of that attempt left is removed."""
+        for stale in self.place.parent.glob(f"{_escaped(self._beside)}.{hop}-*.{purpose}{SUFFIX}"):
+            stale.unlink(missing_ok=True)
+        return self.place.parent / f"{self._beside}.{hop}-{delivery}.{purpose}{SUFFIX}"
+
+    def read(self) -> Note | None:
+        """The note, if the step has got so far."""
+        try:
+            note: Note = json.loads(self.note.read_bytes())
+        except FileNotFoundError:
+            return None
+        return note
+
+    def write(self, note: Note) -> None:
+        """Keep a note, whole or not at all."""
+        temporary = _new(self.note)
+        temporary.unlink(missing_ok=True)
+        write_whole(temporary, lambda file: _dump(note, file), self.durable)
+        temporary.replace(self.note)
+        if self.durable:
+            sync(self.note.parent)
+
+    def save(self, put: Identity, source: Identity | None = None) -> None:
+        """Keep what is in the place, before `put` replaces it.  An earlier attempt's note stands: what is there now may
+        be its doing."""
+        note = self.read()
+        if note is None:
+            self.kept.unlink(missing_ok=True)
+            was = identity(self.place)
+            if was is not None and self._keep_content():
+                was = was[:HELD]
+            note = {"had": was is not None, "was": [was] if was is not None else [], "put": [], "source": []}
+        note["put"].append(put)
+        note["was"] = [one for one in note["was"] if one[:HELD] != put]  # its number was free again
+        if source is not None:
+            note["source"].append(source)
+        self.write(note)
+
+    def stash(self) -> None:
+        """Move what is in the place away, into what is kept; once, however often it is called.
+
+        Raises:
+            OSError: there is nothing, or it cannot be moved.
+        """
+        note, was = self.read(), identity(self.place)
+        if note is None:
+            if was is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.place))
+            self.kept.unlink(missing_ok=True)
+            held = was[0] == self.note.parent.stat().st_dev
+            self.write({"had": True, "was": [was[:HELD] if held else was], "put": [], "source": []})
+        elif not is_one_of(was, note["was"]):
+            return
+        try:
+            self._move_to_backup()
+        except OSError:
+            if note is None:
+                self.forget()
+            raise
+
+    def _move_to_backup(self) -> None:
+        if not os.path.lexists(self.kept):
+            try:
+                self.place.replace(self.kept)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._copy_content()
+            else:
+                return
+        self.place.unlink()
+
+    def restore(self) -> None:
+        """Have the place as it was; nothing if nothing was changed, or all is put back already.
+
+        Raises:
+            ChangedByOthers: what is there is neither.
+        """
+        note = self.read()
+        if note is not None:
+            there = identity(self.place)
+            if not is_one_of(there, note["was"]):
+                if there is not None and not is_one_of(there, note["put"]):
+                    raise self.changed_by_others(self.place)
+                if note["had"]:
+                    self._restore_content(note)
+                else:
+                    self.place.unlink(missing_ok=True)
+        self.forget()
+
+    def changed_by_others(self, place: Path) -> ChangedByOthers:
+        """What to raise when somebody else has been at a place."""
+        kept = f"; what was there before is kept in {str(self.kept)!r}" if os.path.lexists(self.kept) else ""
+        return ChangedByOthers(
+            f"{str(place)!r} was changed by somebody else since{kept}: put things right by hand, remove "
+            f"{str(self.note)!r}, and resume"
+        )
+
+    def forget(self) -> None:
+        """Remove what is kept, and what interrupted attempts have left."""
+        for path in (self.kept, self.note):
+            path.unlink(missing_ok=True)
+            _new(path).unlink(missing_ok=True)
+        for stale in self.place.parent.glob(f"{_escaped(self._beside)}.*-*.*{SUFFIX}"):
+            stale.unlink(missing_ok=True)
+
+    def _keep_content(self) -> bool:
+        """Whether the file itself is kept, and not a copy."""
+        try:
+            os.link(self.place, self.kept, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._copy_content()
+            return False
+        return True
+
+    def _copy_content(self) -> None:
+        """For where there are no links: another file system, say."""
+        temporary = _new(self.kept)
+        temporary.unlink(missing_ok=True)
+        copy_file(self.place, temporary, self.durable)
+        temporary.replace(self.kept)
+
+    def _restore_content(self, note: Note) -> None:
+        if not os.path.lexists(self.kept):
+            raise ChangedByOthers(
+                f"{str(self.place)!r} cannot be put back: {str(self.kept)!r}, where its old content was kept, is gone"
+            )
+        try:
+            self.kept.replace(self.place)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            temporary = self.place.parent / f"{self._beside}.{'0' * 16}-0.back{SUFFIX}"
+            temporary.unlink(missing_ok=True)
+            note["was"].append(copy_file(self.kept, temporary, self.durable))
+            note["put"] = [one for one in note["put"] if one != note["was"][-1][:HELD]]
+            self.write(note)
+            temporary.replace(self.place)
+
+
+def forget(transaction: Any) -> int:
+    """Remove what the file steps of a transaction keep for its undo; it cannot be undone any more.  How many steps kept
+    something.
+
+    `transaction` is one that has completed, as `Mesh.stimulate` or `Mesh.transaction` gives it.
+    """
+    forgotten = 0
+    for pulse in transaction.pulses():
+        kept = pulse.token_out.get("kept") if pulse.kind == "completed" and isinstance(pulse.token_out, dict) else None
+        key = idempotency_key(pulse.transaction, pulse.step)
+        if isinstance(kept, str) and kept.endswith(f".{key}.note{SUFFIX}") and _OURS.fullmatch(Path(kept).name):
+            note = Path(kept)
+            forgotten += note.exists()
+            note.with_name(note.name.removesuffix(f"note{SUFFIX}") + f"kept{SUFFIX}").unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+    return forgotten
+
+
+def sweep(directory: str | Path, older_than: float) -> int:
+    """Remove what file steps have kept in a directory and below it for longer than so many seconds.  How many files
+    that were.
+
+    Transactions that old cannot be undone any more; let it be longer than any of yours takes.
+    """
+    before, swept = time.time() - older_than, 0
+    for path in find_backups(Path(directory)):
+        try:
+            if path.lstat().st_ctime < before:
+                path.unlink()
+                swept += 1
+        except FileNotFoundError:
+            continue
+    return swept
+
+
+def find_backups(directory: Path) -> Iterator[Path]:
+    """What file steps keep there, and what interrupted ones have left."""
+    return (path for path in directory.rglob(f".*{SUFFIX}*") if _OURS.fullmatch(path.name))
+
+
+def copy_file(source: Path, target: Path, durable: bool) -> Identity:
+    """Copy a regular file or a symbolic link, with times and rights, to where nothing is; the copy's identity."""
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    else:
+        with open_regular(source) as content:
+            write_whole(target, lambda file: shutil.copyfileobj(content, file), durable)
+        shutil.copystat(source, target)
+    return identity(target) or []
+
+
+def _dump(note: Note, file: BinaryIO) -> None:
+    file.write(json.dumps(note).encode())
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)

@@ -1,0 +1,1 @@
+"""A node and its transactions: accepted, supervised, admitted, recovered, and what they emit."""

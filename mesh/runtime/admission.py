@@ -1,0 +1,236 @@
+"""Admission: the permits that a hop with a limit acquires before it is launched, and releases when it has ended.
+
+Three limits: the named pool of its step; `max_concurrency` of its transaction, and of each nested workflow that it is
+in; and for consumers `concurrency`, a permit that the whole transaction holds over its retries.  The transaction's
+permit comes first, then the others in one moment; who holds those never waits for a transaction's permit.  While a hop
+waits for another transaction, or for the steps that it is around, the others are lent.
+
+Undo needs its step's permits too, and so does compensation that is asked after the fact; both go ahead of what begins.
+A hop that outlives its attempt does not count any more, just as its thread does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from bitactor.messages.signal import FORWARD
+from bitactor.plan.plan import PlanStep
+from bitactor.plan.scope import Scope
+from bitactor.saga import Dispatch, HopExpired, Lost, Replied, Unrouted
+from mesh.limits.pools import LENT, REACQUIRING, PermitSet, Pool, Pools
+from mesh.limits.priority_queue import rank_of
+from mesh.runtime.live import LiveTransaction, TransactionLimits
+
+DeliveryEnd = Replied | Lost | HopExpired | Unrouted
+DELIVERY_ENDS: Final = frozenset((Replied, Lost, HopExpired, Unrouted))
+"""Stimuli that say that a delivery is over."""
+
+
+class HopPermits(PermitSet):
+    """The permits of one delivery of one hop; or a consumer's transaction permit, and the hop that waits for it."""
+
+    __slots__ = ("_admission", "command", "delivery", "depth", "hop", "index", "live", "scopes")
+
+    def __init__(
+        self,
+        admission: Admission,
+        live: LiveTransaction,
+        step: PlanStep,
+        command: Dispatch,
+        limits: tuple[tuple[Pool, ...], tuple[Pool, ...]],
+    ) -> None:
+        index, direction, fault = command
+        own = live.limits or TransactionLimits()
+        priority = step.priority + own.priority
+        super().__init__(*limits, rank_of(direction, priority, depth=own.depth, compensating=fault is not None))
+        self.depth = own.depth
+        """See `PermitLender.depth`."""
+        self._admission = admission
+        self.scopes: tuple[Scope | None, ...] = ()
+        """Keys of its pools in `TransactionLimits.scope_pools`."""
+        self.live = live
+        self.command: Dispatch | None = command
+        """What it waits to do; None once that has begun, or is not wanted any more."""
+        self.index = index
+        self.hop = live.saga.hops[index] if direction is FORWARD else live.saga.undo_hop(index)
+        self.delivery = live.saga.deliveries[index]
+
+    @property
+    def is_transaction_permit(self) -> bool:
+        """Whether it is a consumer's transaction permit, so that its hop may have more to wait for."""
+        return self.live.limits is not None and self.live.limits.transaction_permit is self
+
+    def on_acquired(self) -> None:
+        """See `PermitSet.on_acquired`."""
+        self._admission.launch_soon(self)
+
+
+class Admission:
+    """The limits of all hops that one supervisor dispatches.
+
+    Args:
+        launch: called on a turn of its own with the permits that had to be waited for and are held now; what each
+            waited to do is its `command`.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, pools: Pools, launch: Callable[[list[HopPermits]], None]
+    ) -> None:
+        self._loop = loop
+        self._pools = pools
+        self._launch = launch
+        self._consumer_pools: dict[str, Pool] = {}
+        """By consumer."""
+        self._acquired: list[HopPermits] = []
+
+    def register(self, live: LiveTransaction) -> None:
+        """A transaction begins here, or goes on."""
+        if live.plan.workflow in self._pools.with_nested_limits:
+            live.limits = live.limits or TransactionLimits()
+            live.limits.every_hop = True
+
+    def acquire(self, live: LiveTransaction, step: PlanStep, command: Dispatch) -> HopPermits | None:
+        """The permits of a hop, from now until `release`; None if it has to wait for them, or for its transaction's.
+
+        Raises:
+            ConfigurationError: its step is limited by a pool that is not there.
+        """
+        limits = live.limits
+        if limits is None:
+            limits = live.limits = TransactionLimits()
+        if live.plan.concurrency is not None and not self._acquire_transaction_permit(live, limits, step, command):
+            return None
+        pool = () if step.limit is None else (self._pools.find(step.limit, f"step {step.address!r}"),)
+        scope_pools = self._scope_pools(live, limits, step)
+        permits = HopPermits(self, live, step, command, ((*pool, *scope_pools.values()), ()))
+        permits.scopes = tuple(scope_pools)
+        limits.hop_permits[permits.index] = permits
+        if not permits.acquire():
+            return None
+        permits.command = None
+        return permits
+
+    def release(self, permits: HopPermits) -> None:
+        """This delivery is over.  Twice is once."""
+        self._detach(permits)
+        self._release(permits)
+
+    def release_soon(self, permits: HopPermits) -> None:
+        """This delivery is over, but its function may still run: if it obeys at once, it has the time to."""
+        self._detach(permits)
+        self._loop.call_soon(self._release, permits)
+
+    def delivery_ended(self, live: LiveTransaction, end: DeliveryEnd) -> None:
+        """Word of a delivery that ran elsewhere, or could not even begin."""
+        permits = live.limits.hop_permits.get(end.step) if live.limits is not None else None
+        if permits is None or permits.command is not None:
+            return
+        if _is_end_of(end, permits):
+            self.release(permits)
+
+    def withdraw(self, live: LiveTransaction, index: int) -> Dispatch | None:
+        """A hop is not wanted any more: if it still waits, what it waited to do, and it waits no more."""
+        limits = live.limits
+        if limits is None:
+            return None
+        for permits in (limits.transaction_permit, limits.hop_permits.get(index)):
+            if permits is not None and permits.command is not None and permits.index == index:
+                command, permits.command = permits.command, None
+                if permits is limits.transaction_permit:
+                    limits.transaction_permit = None
+                self.release(permits)
+                return command
+        return None
+
+    def release_lent(self, live: LiveTransaction, index: int) -> None:
+        """A hop was told to stop: if it has lent its permits, it ends without."""
+        permits = live.limits.hop_permits.get(index) if live.limits is not None else None
+        if permits is not None and permits.state in (LENT, REACQUIRING):
+            permits.release()
+
+    def release_hop(self, live: LiveTransaction, index: int) -> None:
+        """Nobody waits for this hop any more, whatever its function still does."""
+        permits = live.limits.hop_permits.get(index) if live.limits is not None else None
+        if permits is not None:
+            self.release(permits)
+
+    def release_all(self, live: LiveTransaction) -> None:
+        """A transaction has settled, or is relinquished here: it holds nothing and waits for nothing."""
+        limits = live.limits
+        if limits is None:
+            return
+        for permits in (
+            *limits.hop_permits.values(),
+            *(() if limits.transaction_permit is None else (limits.transaction_permit,)),
+        ):
+            permits.command = None
+            permits.release()
+        limits.hop_permits, limits.scope_pools, limits.transaction_permit = {}, {}, None
+
+    def waiting(self, workflow: str) -> int:
+        """How many transactions of a consumer wait for their permit."""
+        pool = self._consumer_pools.get(workflow)
+        return len(pool.queue) if pool is not None else 0
+
+    def about(self) -> dict[str, dict[str, int]]:
+        """Consumer → how many of its transactions may run at once, have their permit, and wait for one; see
+        `Pool.about`."""
+        return {name: pool.about() for name, pool in list(self._consumer_pools.items())}
+
+    def launch_soon(self, permits: HopPermits) -> None:
+        """See `PermitSet.on_acquired`."""
+        if not self._acquired:
+            self._loop.call_soon(self._flush)
+        self._acquired.append(permits)
+
+    def _detach(self, permits: HopPermits) -> None:
+        limits = permits.live.limits
+        if limits is not None and limits.hop_permits.get(permits.index) is permits:
+            del limits.hop_permits[permits.index]
+
+    def _release(self, permits: HopPermits) -> None:
+        permits.release()
+        limits = permits.live.limits
+        if limits is not None:
+            for scope in permits.scopes:
+                pool = limits.scope_pools.get(scope)
+                if pool is not None and not pool.in_use and not pool.lent and not pool.queue:
+                    del limits.scope_pools[scope]  # there may be as many scopes as a map has elements
+
+    def _scope_pools(self, live: LiveTransaction, own: TransactionLimits, step: PlanStep) -> dict[Scope | None, Pool]:
+        """The pools of the transaction and of the scopes around a step, of those that limit how many hops run in them
+        at once."""
+        limits: list[tuple[Scope | None, int]] = [] if own.max_concurrency is None else [(None, own.max_concurrency)]
+        scope = step.scope
+        while scope is not None:
+            if scope.body.max_concurrency is not None:
+                limits.append((scope, scope.body.max_concurrency))
+            scope = live.saga.steps[scope.container].scope
+        return {scope: own.scope_pools.setdefault(scope, Pool(step.address, permits)) for scope, permits in limits}
+
+    def _flush(self) -> None:
+        acquired, self._acquired = self._acquired, []
+        self._launch(acquired)
+
+    def _acquire_transaction_permit(
+        self, live: LiveTransaction, limits: TransactionLimits, step: PlanStep, command: Dispatch
+    ) -> bool:
+        if limits.transaction_permit is not None:
+            return True
+        name = live.plan.workflow
+        pool = self._consumer_pools.get(name)
+        if pool is None:
+            pool = self._consumer_pools[name] = Pool(name, live.plan.concurrency or 1)
+        limits.transaction_permit = transaction_permit = HopPermits(self, live, step, command, ((), (pool,)))
+        if not transaction_permit.acquire():
+            return False
+        transaction_permit.command = None
+        return True
+
+
+def _is_end_of(end: DeliveryEnd, permits: HopPermits) -> bool:
+    if isinstance(end, Replied):
+        return (end.reply.hop, end.reply.delivery) == (permits.hop, permits.delivery)
+    return end.delivery == permits.delivery

@@ -1,0 +1,215 @@
+"""Emitted signals on their way: one of each consumer group gets each, at least once, and accepts it once.
+
+Who listens is looked up for each try, so a consumer that appears later still gets what nobody had taken.  A receiver
+acknowledges when its own `accepted` pulse is durable; without that in time, or when it disappears, the signal is sent
+again, to another of the group if there is one.  Receivers know a delivery by the emission's id and their group, so a
+second one is not a second transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from bitactor.messages.signal import Receipt, Stimulus
+from bitactor.ports import Clock
+from bitactor.saga import Emission, EmissionAccepted, EmissionUnrouted
+from mesh.limits.timing_wheel import Timer, TimingWheel
+from mesh.runtime.names import consumer_name
+from registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from mesh.runtime.live import LiveTransaction
+    from mesh.runtime.supervisor import Supervisor
+
+FIRST_WAIT_NS: Final = 50_000_000
+LONGEST_WAIT_NS: Final = 1_000_000_000
+RECEIPT_WITHIN_NS: Final = 2_000_000_000
+DEFAULT_LIFETIME_NS: Final = 30_000_000_000
+"""How long a signal without a deadline of its own is offered."""
+TRAIL_LENGTH: Final = 32
+
+Send = Callable[[Entry, Stimulus], None]
+
+
+class Emissions:
+    """All emitted signals of one node that have not been taken by every group yet."""
+
+    def __init__(
+        self, supervisor: Supervisor, registry: Registry, clock: Clock, wheel: TimingWheel, send: Send
+    ) -> None:
+        self._supervisor = supervisor
+        self._registry = registry
+        self.clock = clock
+        self.wheel = wheel
+        self._send = send
+        self._parcels: dict[str, Parcel] = {}
+        self._deliveries: dict[str, tuple[Parcel, str]] = {}
+        self._round_robin: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._parcels)
+
+    @property
+    def deliveries(self) -> int:
+        """How many deliveries to a consumer group have not been answered."""
+        return len(self._deliveries)
+
+    def delivering(self) -> bool:
+        """Whether something is being delivered to somebody who is there; what nobody listens to is no reason to
+        wait."""
+        return any(
+            self._groups(parcel.emission.name).keys() - parcel.accepted_by.keys() for parcel in self._parcels.values()
+        )
+
+    def deliver(self, live: LiveTransaction, emission: Emission) -> None:
+        """See `supervisor.EmissionDelivery`."""
+        if emission.id not in self._parcels:
+            parcel = self._parcels[emission.id] = Parcel(self, live, emission)
+            self.offer(parcel)
+
+    def offer(self, parcel: Parcel) -> None:
+        """Send to one of each group that has not taken it; try again later if somebody is missing."""
+        now_ns = self.clock.wall_ns()
+        if now_ns >= parcel.expires_ns:
+            self._expire(parcel)
+            return
+        groups = self._groups(parcel.emission.name)
+        for group, entries in groups.items():
+            if group not in parcel.accepted_by:
+                entry = self._pick(group, entries)
+                delivery = f"{parcel.emission.id}>{group}"
+                self._deliveries[delivery] = (parcel, group)
+                parcel.sent_to[group] = entry
+                self._send(entry, parcel.stimulus(delivery, group.removesuffix(f"@@{entry.holder}"), now_ns))
+        if groups and groups.keys() <= parcel.accepted_by.keys():
+            self._complete(parcel)
+        elif parcel.emission.id in self._parcels:
+            parcel.retry_in(min(parcel.expires_ns - now_ns, RECEIPT_WITHIN_NS if groups else parcel.next_delay()))
+
+    def on_receipt(self, receipt: Receipt) -> None:
+        """A receiver has answered."""
+        parcel, group = self._deliveries.pop(receipt.id, (None, ""))
+        if parcel is None or group in parcel.accepted_by:
+            return
+        if receipt.error:
+            parcel.retry_in(parcel.next_delay())
+            return
+        parcel.accepted_by[group] = receipt.transaction
+        if self._groups(parcel.emission.name).keys() <= parcel.accepted_by.keys():
+            self._complete(parcel)
+
+    def appeared(self, name: str) -> None:
+        """Somebody begins to listen: offer at once what waits for that name."""
+        for parcel in list(self._parcels.values()):
+            if consumer_name(parcel.emission.name) == name:
+                self.offer(parcel)
+
+    def disappeared(self, holder: str) -> None:
+        """A node is gone: what it had not acknowledged goes to another."""
+        for parcel in list(self._parcels.values()):
+            if any(
+                entry.holder == holder for group, entry in parcel.sent_to.items() if group not in parcel.accepted_by
+            ):
+                self.offer(parcel)
+
+    def close(self) -> None:
+        """Forget everything; what was not taken is still in the journal."""
+        for parcel in self._parcels.values():
+            parcel.stop()
+        self._parcels.clear()
+        self._deliveries.clear()
+
+    def _groups(self, name: str) -> dict[str, list[Entry]]:
+        groups: dict[str, list[Entry]] = {}
+        for entry in self._registry.lookup(consumer_name(name)):
+            for group, broadcast in (entry.value or {}).get("groups", ()):
+                groups.setdefault(f"{group}@@{entry.holder}" if broadcast else group, []).append(entry)
+        return groups
+
+    def _pick(self, group: str, entries: list[Entry]) -> Entry:
+        turn = self._round_robin.get(group, 0)
+        self._round_robin[group] = turn + 1
+        return entries[turn % len(entries)]
+
+    def _complete(self, parcel: Parcel) -> None:
+        self._drop(parcel)
+        self._supervisor.enqueue(parcel.live, EmissionAccepted(parcel.emission.id, tuple(parcel.accepted_by.values())))
+
+    def _expire(self, parcel: Parcel) -> None:
+        self._drop(parcel)
+        missing = sorted(group for group in self._groups(parcel.emission.name) if group not in parcel.accepted_by)
+        why = f"not taken by {', '.join(missing)}" if missing else f"nobody consumes {parcel.emission.name!r}"
+        self._supervisor.enqueue(parcel.live, EmissionUnrouted(parcel.emission.id, why))
+
+    def _drop(self, parcel: Parcel) -> None:
+        parcel.stop()
+        self._parcels.pop(parcel.emission.id, None)
+        for group in parcel.sent_to:
+            self._deliveries.pop(f"{parcel.emission.id}>{group}", None)
+
+
+class Parcel:
+    """One emitted signal and who has taken it."""
+
+    def __init__(self, emissions: Emissions, live: LiveTransaction, emission: Emission) -> None:
+        self.live = live
+        self.emission = emission
+        self.accepted_by: dict[str, str] = {}
+        """Group → the transaction that began there."""
+        self.sent_to: dict[str, Entry] = {}
+        self._emitter, undoing = _emitter(live, emission)
+        deadline_ns = (
+            None if undoing else live.saga.deadline_ns
+        )  # what an undo tells is to be heard, although time was up
+        self.expires_ns = emissions.clock.wall_ns() + DEFAULT_LIFETIME_NS if deadline_ns is None else deadline_ns
+        self._budget_ends_ns = deadline_ns
+        self._emissions = emissions
+        self._timer: Timer | None = None
+        self._delay_ns = FIRST_WAIT_NS
+
+    def stimulus(self, delivery: str, group: str, now_ns: int) -> Stimulus:
+        """What is sent to a receiver."""
+        saga = self.live.saga
+        budget = None if self._budget_ends_ns is None else max(0, self._budget_ends_ns - now_ns)
+        trail = (*saga.trail, self._emitter)[-TRAIL_LENGTH:]
+        return Stimulus(
+            delivery, self.emission.name, group, self.emission.token, self.emission.ttl, budget, "", saga.root,
+            saga.transaction, self.emission.hop, trail, _plain(saga.metadata), delivery,
+        )  # fmt: skip
+
+    def next_delay(self) -> int:
+        """Nanoseconds until the next try; longer each time."""
+        delay = self._delay_ns
+        self._delay_ns = min(LONGEST_WAIT_NS, delay * 2)
+        return delay
+
+    def retry_in(self, delay_ns: int) -> None:
+        """Offer it again after this long."""
+        self.stop()
+        self._timer = Timer(
+            self._emissions.wheel, self._emissions.clock.monotonic_ns() + delay_ns, lambda: self._emissions.offer(self)
+        )
+
+    def stop(self) -> None:
+        """No more tries."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _emitter(live: LiveTransaction, emission: Emission) -> tuple[str, bool]:
+    """The address of the step that emitted it, and whether its undo did."""
+    saga = live.saga
+    for step in saga.steps:
+        if step is None:
+            continue
+        if saga.hops[step.index] == emission.hop:
+            return step.address, False
+        if saga.undo_hop(step.index) == emission.hop:
+            return step.address, True
+    return saga.plan.workflow, False
+
+
+def _plain(metadata: Any) -> dict[str, Any] | None:
+    return dict(metadata) if metadata else None

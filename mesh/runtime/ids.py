@@ -1,0 +1,23 @@
+"""Fresh ids and fingerprints."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any
+
+from uuid_utils import uuid7
+
+from bitactor.messages.codec import token_bytes
+
+
+class TimeOrderedIds:
+    """The `Ids` port with version 7 UUIDs (RFC 9562): time-ordered, 74 bits of randomness."""
+
+    def transaction(self) -> str:
+        """See the port."""
+        return uuid7().hex
+
+
+def fingerprint(token: Any) -> str:
+    """128 bits of a token, to tell whether two inputs are the same."""
+    return blake2b(token_bytes(token), digest_size=16).hexdigest()

@@ -1,0 +1,92 @@
+"""One transaction in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from bitactor.messages.signal import Reply
+from bitactor.plan.plan import Plan
+from bitactor.saga import Saga
+from mesh.hops.actor import BitActor
+from mesh.limits.pools import Pool
+from mesh.limits.timing_wheel import Timer
+
+if TYPE_CHECKING:
+    from bitactor.plan.scope import Scope
+    from mesh.runtime.admission import HopPermits
+
+
+class TransactionLimits:
+    """How much of a transaction may run at once, where that is limited; and what its hops hold of that.  See
+    `mesh.runtime.admission`."""
+
+    __slots__ = (
+        "depth",
+        "every_hop",
+        "hop_permits",
+        "max_concurrency",
+        "priority",
+        "scope_pools",
+        "transaction_permit",
+    )
+
+    def __init__(self) -> None:
+        self.every_hop = False
+        """Whether each of its hops needs permits, and not only those whose step has a limit."""
+        self.max_concurrency: int | None = None
+        self.priority = 0
+        """Added to those of its steps."""
+        self.depth = 0
+        """How many hops wait for another above it, as far as this process knows."""
+        self.hop_permits: dict[int, HopPermits] = {}
+        """Step → what its hop holds, or waits for."""
+        self.transaction_permit: HopPermits | None = None
+        """Of a consumer's transaction: held from its first hop to its end."""
+        self.scope_pools: dict[Scope | None, Pool] = {}
+        """Where only so many hops may run at once: a pool for those of the transaction (None), and for those of its
+        scopes that have a limit."""
+
+
+class LiveTransaction:
+    """One transaction in this process: its saga, and what is armed and running for it."""
+
+    __slots__ = (
+        "accepted", "actors", "deadline_timer", "done", "errors", "failure", "grace_timer", "key", "limits", "plan",
+        "proceed_waiters", "retry_timers", "saga", "settled", "waiters",
+    )  # fmt: skip
+
+    def __init__(self, saga: Saga, key: str = "", data: Mapping[str, Any] | None = None, depth: int = 0) -> None:
+        self.saga = saga
+        self.plan = plan = saga.plan
+        self.key = key
+        self.actors: dict[int, BitActor] = {}
+        self.errors: dict[str, BaseException] = {}
+        """Hop → the live exception, where the failure happened in this process."""
+        self.waiters: list[asyncio.Future[None]] = []
+        self.accepted: asyncio.Future[None] | None = None
+        self.failure: BaseException | None = None
+        """Set when this process can say nothing more about the transaction: its journal failed or was taken over."""
+        self.deadline_timer: Timer | None = None
+        self.grace_timer: Timer | None = None
+        self.retry_timers: dict[int, Timer] = {}
+        self.proceed_waiters: dict[int, asyncio.Future[Any]] | None = None
+        """Functions around nested steps that wait for them."""
+        self.limits = _limits_of(plan, data, depth)
+        """None for most, which have no limit."""
+        self.done: Callable[[BitActor, Reply, BaseException | None], None] | None = None
+        self.settled = saga.status != "running"
+        """Nothing more happens by itself, and the journal says so."""
+
+
+def _limits_of(plan: Plan, data: Mapping[str, Any] | None, depth: int) -> TransactionLimits | None:
+    """What its workflow says, and what whoever began it said instead, which is kept with its `accepted` pulse."""
+    max_concurrency, priority = plan.max_concurrency, 0
+    if data:
+        max_concurrency, priority = data.get("max_concurrency", max_concurrency), data.get("priority", 0)
+    if max_concurrency is None and plan.concurrency is None and not priority and not depth:
+        return None
+    limits = TransactionLimits()
+    limits.every_hop, limits.max_concurrency, limits.priority, limits.depth = True, max_concurrency, priority, depth
+    return limits

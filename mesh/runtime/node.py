@@ -1,0 +1,748 @@
+"""A node: one process's part of the mesh.  Makes the parts, connects them, and takes them down in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from bitactor.consumer import Consumer
+from bitactor.errors import (
+    BitActorError,
+    DefinitionError,
+    DuplicateName,
+    DuplicateTransaction,
+    InvalidInput,
+    InvalidOutcome,
+    Overloaded,
+    StoreError,
+    UnknownTransaction,
+    UnknownWorkflow,
+    Unroutable,
+    suggest,
+)
+from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import MAX_TTL, Fault, Receipt, Stimulus
+from bitactor.plan.plan import Plan
+from bitactor.ports import Clock, Ids, Sink, Store, TransactionRow
+from bitactor.saga import Accept, CancelRequested, ResumeRequested, Saga, UndoRequested
+from bitactor.workflow import Workflow
+from mesh.hops.actor import LONGEST_DELAY
+from mesh.hops.executor import Executor
+from mesh.hops.middleware import Middleware
+from mesh.hops.policies import Policies
+from mesh.hops.resources import ResourceManager
+from mesh.limits.clock import SystemClock
+from mesh.limits.lend import LENDER
+from mesh.limits.pools import Pools
+from mesh.limits.timing_wheel import TimingWheel
+from mesh.network.links import Links
+from mesh.runtime.emissions import Emissions
+from mesh.runtime.ids import TimeOrderedIds, fingerprint
+from mesh.runtime.live import LiveTransaction
+from mesh.runtime.names import consumer_name
+from mesh.runtime.recovery import Recovery, shape_changed
+from mesh.runtime.settings import Settings
+from mesh.runtime.supervisor import Supervisor
+from mesh.runtime.watchdog import Blockages, Watchdog
+from mesh.sinks import OtelSink, SinkRelay
+from mesh.spawners import Spawner
+from mesh.spawners.inline import InlineSpawner
+from mesh.spawners.loop import LoopSpawner
+from mesh.spawners.process.spawner import ProcessSpawner
+from mesh.spawners.thread import ThreadSpawner
+from mesh.stores import open_store
+from mesh.transaction import Transaction
+from registry import Entry, LocalRegistry, Notice, Registry
+
+logger = logging.getLogger("bitactor.node")
+
+T = TypeVar("T")
+MAX_WAITING_FOR_ADMISSION = 10_000
+MAX_GIVEN = 1_000_000_000
+"""For the priority and limit given with a stimulus, so that a journal can hold them."""
+"""Seconds at most between two tries to carry on after the journal could not be written."""
+COLLAPSE_DRAIN = 1.0
+"""Seconds that what runs is given when the worker processes have collapsed."""
+FLUSH_WITHIN = 5.0
+"""Seconds that policies may take to hand on what they hold back."""
+SINKS_WITHIN = 5.0
+"""Seconds sinks may flush at the end; one that cannot be reached gives up sooner by itself."""
+
+
+class Node:
+    """One process's part of the mesh; lives on one event loop."""
+
+    def __init__(
+        self,
+        definitions: Iterable[Workflow | Consumer],
+        settings: Settings,
+        *,
+        sinks: Sequence[Sink] = (),
+        clock: Clock | None = None,
+        ids: Ids | None = None,
+        replace: Mapping[str, Any] | None = None,
+        middleware: Sequence[Any] = (),
+    ) -> None:
+        self.settings = settings
+        self.pools = Pools(settings.pools)
+        self.workflows: dict[str, Workflow] = {}
+        self.plans: dict[str, Plan] = {}
+        self.consumers: dict[tuple[str, str], Plan] = {}
+        self._declare(definitions)
+        self.resources = ResourceManager(self.plans.values(), replace or {}, lambda: self.clock)
+        self.policies = Policies(self.plans.values(), lambda: self.clock)
+        self.middleware = Middleware(middleware)
+        self._sinks = [(sink, SinkRelay(sink)) for sink in sinks]
+        self._traced = any(isinstance(sink, OtelSink) for sink in sinks)
+        self._clock_given = clock
+        self.ids = ids or TimeOrderedIds()
+        self.id = f"n{self.ids.transaction()[-12:]}"
+        self.state = "new"
+        """`new | open | draining | closed`."""
+        self.collapsed = ""
+        """What made this node end by itself; empty if nothing did."""
+        self.collapse = asyncio.Event()
+        """Set when it does."""
+        self._ending: asyncio.Task[None] | None = None
+        self._capacity = asyncio.Condition()
+        self._skip_drain = asyncio.Event()
+        self._released = asyncio.Event()
+        self._links: Links | None = None
+        self._watchdog: Watchdog | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _declare(self, definitions: Iterable[Workflow | Consumer]) -> None:
+        for definition in definitions:
+            if not isinstance(definition, Workflow | Consumer):
+                raise DefinitionError(f"Mesh takes workflows and consumers, not {definition!r}")
+            plan = definition.check()
+            self.pools.declare(plan)
+            if plan.workflow in self.plans:
+                raise DuplicateName(f"two definitions are called {plan.workflow!r}; names are unique in a mesh")
+            self.plans[plan.workflow] = plan
+            if isinstance(definition, Workflow):
+                self.workflows[definition.name] = definition
+            else:
+                if (plan.listens, plan.group) in self.consumers:
+                    raise DuplicateName(
+                        f"two consumers of {plan.listens!r} are in group {plan.group!r}; give one of them group=…"
+                    )
+                self.consumers[plan.listens, plan.group] = plan
+
+    # Opening and closing
+
+    async def open(self) -> None:
+        """Start everything; on failure what was started is taken down again."""
+        if self.state != "new":
+            raise BitActorError(f"this mesh is {self.state}; make a new one")
+        self.state = "open"
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self.clock: Clock = self._clock_given or SystemClock(self.loop)
+        self.wheel = TimingWheel(self.clock)
+        self.store: Store = open_store(
+            self.settings.store, durability=self.settings.durability, lease=self.settings.lease, notify=self._notify
+        )
+        try:
+            self.store.open(self.id)
+            self._create_parts()
+            if self.settings.blocked_after:
+                self._watchdog = Watchdog(self.loop, self.settings.blocked_after)
+                self._watchdog.start()
+            await self._join_registry()
+            self.recovery.start(polling=not self.settings.store.startswith("memory:"))
+        except BaseException:
+            await self.close(drain=0)
+            raise
+
+    def _create_parts(self) -> None:
+        settings = self.settings
+        self.processes = ProcessSpawner(settings.processes)
+        self.processes.on_collapse = self._collapse
+        self.processes.replaced = self.resources.replaced
+        self.threads = ThreadSpawner(settings.threads)
+        self.spawners: dict[str, Spawner] = {
+            "inline": InlineSpawner(),
+            "loop": LoopSpawner(),
+            "thread": self.threads,
+            "process": self.processes,
+        }
+        self.executor = Executor(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
+        self.executor.resources, self.executor.policies = self.resources, self.policies
+        self.executor.middleware = self.middleware if len(self.middleware) else None
+        self.executor.out_of_process = frozenset(("process",))
+        synchronous_store = settings.store.startswith("memory:")
+        on_pulses = self._offer_to_sinks if self._sinks else None
+        self.supervisor = Supervisor(
+            self.loop,
+            self.clock,
+            self.wheel,
+            self.store,
+            self.executor,
+            synchronous_store=synchronous_store,
+            on_pulses=on_pulses,
+            pools=self.pools,
+        )
+        self.supervisor.on_settled.append(self._settled)
+        self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
+
+    async def _join_registry(self) -> None:
+        """Take our place among the names."""
+        settings = self.settings
+        if settings.registry:
+            self._links = Links(self)
+            self.registry: Registry = await self._links.open()
+        else:
+            self.registry = LocalRegistry(self.id)
+            self.registry.start()
+        self.emissions = Emissions(self.supervisor, self.registry, self.clock, self.wheel, self._send_stimulus)
+        self.supervisor.emissions = self.emissions
+        self._watch = self.registry.watch(self._on_notice)
+        if self._links is not None:
+            await self._links.announce()
+        elif settings.hosts:
+            for name, value in self.consumer_entries().items():
+                self.registry.register(name, value)
+
+    def consumer_entries(self) -> dict[str, dict[str, Any]]:
+        """What to register for our consumers: name → value."""
+        entries: dict[str, dict[str, Any]] = {}
+        for plan in self.consumers.values():
+            entry = entries.setdefault(consumer_name(plan.listens), {"groups": [], "endpoint": self.endpoint})
+            entry["groups"].append([plan.group, plan.broadcast])
+        return entries
+
+    @property
+    def endpoint(self) -> str:
+        """Where other nodes reach us; empty when we are alone."""
+        return self._links.endpoint if self._links is not None else ""
+
+    def _collapse(self, why: str) -> None:
+        """Worker processes keep failing: end, so that whoever started this process starts it afresh.
+
+        What runs stays in the journal.
+        """
+        if self.collapsed or self.state != "open":
+            return
+        self.collapsed = why
+        self.supervisor.healthy = False
+        self.processes.freeze()
+        logger.critical("this node ends: %s", why)
+        self.collapse.set()
+        self._ending = self.loop.create_task(self.close(min(self.settings.drain, COLLAPSE_DRAIN)), name="collapse")
+
+    async def close(self, drain: float | None = None) -> None:
+        """Stop taking work, wait for what runs, hand the rest to the journal, release everything.
+
+        Called again while that goes on, it stops the waiting and returns when everything is released; later calls do
+        nothing.
+        """
+        if self.state == "new":
+            self.state = "closed"
+        if self.state == "closed":
+            return
+        if self.state == "draining":
+            self._skip_drain.set()
+            await self._released.wait()
+            return
+        self.state = "draining"
+        try:
+            if hasattr(self, "supervisor"):
+                await self._drain(self.settings.drain if drain is None else drain)
+        finally:
+            try:
+                await self._release()
+            finally:
+                self.state = "closed"
+                self._released.set()
+
+    async def _drain(self, seconds: float) -> None:
+        self.policies.drain()
+        if self._links is not None:
+            await self._links.withdraw()
+        deadline = self.loop.time() + seconds
+        while self._busy() and not self._skip_drain.is_set() and (left := deadline - self.loop.time()) > 0:
+            await self._wait_for_settlement(min(left, 0.1))
+        if self.supervisor.running_count:
+            logger.warning(
+                "%d transactions were still running after %g s of draining", self.supervisor.running_count, seconds
+            )
+
+    async def _wait_for_settlement(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds), self._capacity:
+                await self._capacity.wait()
+        except TimeoutError:
+            return
+
+    def _busy(self) -> bool:
+        return self.supervisor.running_count > 0 or (hasattr(self, "emissions") and self.emissions.delivering())
+
+    async def _release(self) -> None:
+        if hasattr(self, "emissions"):
+            self._watch.cancel()
+            self.emissions.close()
+        if hasattr(self, "recovery"):
+            self.recovery.stop()
+        if hasattr(self, "supervisor"):
+            await self.policies.close(FLUSH_WITHIN)
+            self.supervisor.close()
+        if self._links is not None:
+            await self._links.close()
+        elif hasattr(self, "registry"):
+            self.registry.close()
+        if hasattr(self, "executor"):
+            await (
+                self.executor.close()
+            )  # after the links: what is stopped here for others is not told as if it had ended
+        for spawner in getattr(self, "spawners", {}).values():
+            await spawner.close(2.0)
+        await self.resources.close()
+        if hasattr(self, "wheel"):
+            self.wheel.close()
+        self.store.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        await asyncio.gather(*(asyncio.to_thread(relay.close, SINKS_WITHIN) for _, relay in self._sinks))
+
+    # Work coming in
+
+    async def stimulate(
+        self,
+        workflow: str,
+        given: Any,
+        *,
+        key: str | None = None,
+        ttl: int | None = None,
+        deadline: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        traceparent: str | None = None,
+        max_concurrency: int | None = None,
+        priority: int = 0,
+    ) -> Transaction:
+        """See `Mesh.stimulate`."""
+        self._require_open()
+        declared = self.workflows.get(workflow)
+        if declared is None:
+            raise UnknownWorkflow(f"no workflow {workflow!r} is declared here.{suggest(workflow, self.workflows)}")
+        plan = self.plans[workflow]
+        if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int) or not 0 <= ttl <= MAX_TTL):
+            raise InvalidInput(f"ttl={ttl!r}; a hop budget is a whole number from 0 to {MAX_TTL:,}")
+        values = declared.validate_input(given)
+        token = _encoded(f"input of {workflow!r}", values)
+        data: dict[str, Any] = {}
+        if key is not None:
+            if not isinstance(key, str) or not 1 <= len(key) <= 255:
+                raise InvalidInput(f"key={key!r}; an idempotency key is a string of 1 to 255 characters")
+            known = await self._find_by_key(workflow, key, token)
+            if known is not None:
+                return known
+            data = {"key": key, "input_digest": fingerprint(token)}
+        if metadata:
+            data["metadata"] = decode_token(_encoded("metadata", dict(metadata)))
+        if traceparent:
+            data["traceparent"] = traceparent
+        if max_concurrency is not None or priority != 0:
+            data |= _limits_given(max_concurrency, priority)
+        if self.supervisor.running_count >= self.settings.max_in_flight:
+            await self._wait_for_capacity()
+            if key is not None and (known := await self._find_by_key(workflow, key, token)) is not None:
+                return known
+        budget_ns = plan.deadline_ns if deadline is None else _nanoseconds(deadline)
+        inputs = [encode_token(values[name]) for name in plan.inputs]
+        lender = LENDER.get()
+        depth = lender.depth + 1 if lender is not None and lender.loop is self.loop else 0
+        live = self._start_transaction(
+            plan, token, inputs, plan.ttl if ttl is None else ttl, budget_ns, data, key or "", depth=depth
+        )
+        if live.accepted is not None:
+            try:
+                await asyncio.shield(live.accepted)
+            except DuplicateTransaction:
+                known = await self._find_by_key(workflow, key or "", token)
+                if known is None:
+                    raise
+                return known
+        return Transaction(self, live)
+
+    def _start_transaction(
+        self,
+        plan: Plan,
+        token: Any,
+        inputs: list[Any],
+        ttl: int,
+        budget_ns: int | None,
+        data: Mapping[str, Any],
+        key: str = "",
+        *,
+        root: str = "",
+        parent: str = "",
+        trail: tuple[str, ...] = (),
+        depth: int = 0,
+    ) -> LiveTransaction:
+        saga = Saga(plan, self.ids.transaction(), root=root, parent=parent, trail=trail)
+        deadline_ns = None if budget_ns is None else self.clock.wall_ns() + budget_ns
+        live = LiveTransaction(saga, key, data, depth)
+        if not self.supervisor.synchronous_store:
+            live.accepted = self.loop.create_future()
+        self.supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data))
+        return live
+
+    async def _find_by_key(self, workflow: str, key: str, token: Any) -> Transaction | None:
+        """The transaction that a key began before.
+
+        Raises:
+            DuplicateTransaction: it began with another input.
+        """
+        found = self.supervisor.find(workflow, key)
+        if found is None:
+            return None
+        if isinstance(found, LiveTransaction) and found.accepted is not None:
+            await asyncio.shield(found.accepted)
+        live = found if isinstance(found, LiveTransaction) else self.load(found)
+        first = self.store.pulses(live.saga.transaction)[0]
+        if (first.data or {}).get("input_digest") != fingerprint(token):
+            raise DuplicateTransaction(
+                f"key {key!r} began transaction {live.saga.transaction} of {workflow!r} with another input; "
+                "use a key of its own for each request"
+            )
+        return Transaction(self, live)
+
+    async def _wait_for_capacity(self) -> None:
+        patience = self.settings.patience
+        try:
+            async with asyncio.timeout(patience), self._capacity:
+                await self._capacity.wait_for(lambda: self.supervisor.running_count < self.settings.max_in_flight)
+        except TimeoutError:
+            raise Overloaded(
+                f"{self.supervisor.running_count:,} transactions are running and none ended within {patience:g} s; "
+                "try again later, or raise max_in_flight"
+            ) from None
+        self._require_open()
+
+    def _settled(self, live: LiveTransaction) -> None:
+        if self.state == "draining" or self.supervisor.running_count == self.settings.max_in_flight - 1:
+            self.add_task(self.loop.create_task(self._notify_capacity()))
+
+    async def _notify_capacity(self) -> None:
+        async with self._capacity:
+            self._capacity.notify_all()
+
+    def receive_stimulus(self, stimulus: Stimulus, answer: Callable[[Receipt], None]) -> None:
+        """An emitted signal has come for a consumer of ours: accept it once, and acknowledge when that is durable."""
+        plan = self.consumers.get((stimulus.name, stimulus.group))
+        if plan is None or not (self.state == "open" or (self.state == "draining" and not stimulus.reply_to)):
+            answer(Receipt(stimulus.id, "", f"no consumer of {stimulus.name!r} in group {stimulus.group!r} here"))
+            return
+        if self.supervisor.admission.waiting(plan.workflow) >= MAX_WAITING_FOR_ADMISSION:
+            answer(Receipt(stimulus.id, "", "busy"))
+            return
+        found = self.supervisor.find(plan.workflow, stimulus.id)
+        if isinstance(found, str):
+            answer(Receipt(stimulus.id, found))
+            return
+        live = found
+        if live is None:
+            data: dict[str, Any] = {"key": stimulus.id, "parent_hop": stimulus.hop}
+            if stimulus.metadata:
+                data["metadata"] = stimulus.metadata
+            budget_ns = stimulus.budget_ns
+            if plan.deadline_ns is not None:
+                budget_ns = plan.deadline_ns if budget_ns is None else min(budget_ns, plan.deadline_ns)
+            live = self._start_transaction(
+                plan, encode_token({"signal": decode_token(stimulus.token)}), [stimulus.token], stimulus.ttl, budget_ns,
+                data, stimulus.id, root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail,
+            )  # fmt: skip
+        if live.accepted is None:
+            answer(Receipt(stimulus.id, live.saga.transaction))
+        else:
+            transaction = live.saga.transaction
+            live.accepted.add_done_callback(
+                lambda future: answer(Receipt(stimulus.id, transaction, _failure_text(future)))
+            )
+
+    def _send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
+        if entry.holder == self.id:
+            self.receive_stimulus(stimulus, self.emissions.on_receipt)
+        elif self._links is not None:
+            self._links.send_stimulus(entry, stimulus)
+
+    def _on_notice(self, notice: Notice) -> None:
+        """The registry says that a name appeared or disappeared; called on the registry's thread."""
+        try:
+            self.loop.call_soon_threadsafe(self._apply_notice, notice)
+        except RuntimeError:
+            return  # the loop is closed
+
+    def _apply_notice(self, notice: Notice) -> None:
+        if self.state == "closed":
+            return
+        if notice.kind == "appeared":
+            self.emissions.appeared(notice.entry.name)
+        elif notice.kind == "disappeared":
+            self.emissions.disappeared(notice.entry.holder)
+        if self._links is not None:
+            self._links.on_notice(notice)
+
+    # Transactions
+
+    def load(self, transaction: str) -> LiveTransaction:
+        """A transaction of ours, or, read only, one from the store.
+
+        Raises:
+            UnknownTransaction: it is not there, or its workflow is not declared here.
+            StoreError: its pulses make no sense, or not to the workflow as it is declared here.
+        """
+        live = self.supervisor.transactions.get(transaction)
+        if live is not None:
+            return live
+        pulses = self.store.pulses(transaction)
+        if not pulses:
+            raise UnknownTransaction(f"no transaction {transaction!r} in {self.settings.store}")
+        plan = self.plans.get(pulses[0].workflow)
+        if plan is None:
+            raise UnknownTransaction(
+                f"transaction {transaction} is of workflow {pulses[0].workflow!r}, which is not declared here"
+            )
+        try:
+            data = pulses[0].data or {}
+            return LiveTransaction(Saga.fold(plan, pulses), data.get("key", ""), data)
+        except (StoreError, LookupError) as error:
+            if pulses[0].digest == plan.digest:
+                raise
+            raise StoreError(
+                f"transaction {transaction} cannot be read here: {shape_changed(plan.workflow)}"
+            ) from error
+
+    def rows(self, *, status: str | None, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
+        """See `Mesh.transactions`."""
+        if self.state == "new":
+            self._require_open()
+        return self.store.list(status=status, workflow=workflow, limit=limit, before=before)
+
+    def cancel(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
+        """Enqueue a cancellation; the answer is the live transaction that goes on.
+
+        Raises:
+            Unroutable: another process runs it, or only another release can undo it.
+        """
+        if live.settled and live.saga.status == "halted":
+            live = self._reopen(live, ("halted",), "a halted one can be cancelled")
+        if self.supervisor.transactions.get(live.saga.transaction) is live:
+            self.supervisor.enqueue(live, CancelRequested(fault))
+        elif not live.settled:
+            raise Unroutable(
+                f"transaction {live.saga.transaction} is run by another process; cancel it there, or with `bitactor "
+                "cancel`"
+            )
+        return live
+
+    def resume(self, live: LiveTransaction) -> LiveTransaction:
+        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  The answer is the live one.
+
+        Raises:
+            InvalidInput: it is neither.
+            Unroutable: it began in another shape of its workflow, so only the release that declares that one can carry
+                it on.
+        """
+        live = self._reopen(live, ("halted", "stuck"), "a halted or stuck one can be resumed")
+        halted = next(
+            (pulse for pulse in reversed(self.store.pulses(live.saga.transaction)) if pulse.kind == "halted"), None
+        )
+        left = (halted.data or {}).get("left_ns") if halted is not None else None
+        self.supervisor.enqueue(live, ResumeRequested(None if left is None else self.clock.wall_ns() + left))
+        return live
+
+    def undo(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
+        """Take back what a completed transaction did.  The answer is the live one.
+
+        Raises:
+            InvalidInput: it did not complete, or was undone already.
+            Unroutable: it began in another shape of its workflow, so only the release that declares that one can undo
+                it.
+        """
+        live = self._reopen(live, ("completed",), "a completed one can be undone, and only once")
+        self.supervisor.enqueue(live, UndoRequested(fault))
+        return live
+
+    def _reopen(self, live: LiveTransaction, statuses: Sequence[str], only: str) -> LiveTransaction:
+        """Take up a transaction that has settled.  It may have gone on since `live` was made, through another handle or
+        in another process."""
+        self._require_open()
+        transaction = live.saga.transaction
+        found = self.supervisor.transactions.get(transaction)
+        if found is not None:
+            live = found
+        else:
+            pulses = self.store.pulses(transaction)
+            if pulses and pulses[0].digest != live.plan.digest:
+                raise Unroutable(f"transaction {transaction} cannot go on here: {shape_changed(live.plan.workflow)}")
+            if len(pulses) != live.saga.seq:
+                live = self.load(transaction)
+        if not live.settled or live.saga.status not in statuses:
+            now = live.saga.status if live.settled else "running"
+            raise InvalidInput(f"transaction {transaction} is {now}; only {only}")
+        self.supervisor.reopen(live)
+        return live
+
+    # Threads
+
+    def blocking(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
+        """Await `call(*arguments, **options)` on the mesh's loop, from another thread.
+
+        The coroutine is made over there, where no Ctrl-C can come between making and starting it.
+
+        Raises:
+            BitActorError: called on the loop's own thread, where waiting would be a deadlock; or the mesh is closed.
+        """
+        if self.state == "closed" or self.loop.is_closed():
+            raise BitActorError(self._closed())
+        if threading.get_ident() == self.thread:
+            raise BitActorError(
+                "a blocking call on the mesh's own loop would wait for itself for ever; await the async one instead"
+            )
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def start() -> None:
+            task = self.loop.create_task(call(*arguments, **options))
+            task.add_done_callback(lambda _: _transfer_result(future, task))
+            future.add_done_callback(lambda _: self._cancel_threadsafe(task))
+
+        try:
+            self.loop.call_soon_threadsafe(start)
+            while not concurrent.futures.wait([future], timeout=1.0).done:
+                if self.loop.is_closed():
+                    raise BitActorError("this mesh was closed meanwhile")
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise BitActorError("this mesh was closed meanwhile") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _cancel_threadsafe(self, task: asyncio.Task[Any]) -> None:
+        """The caller waits no more; without effect on a task that has ended."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
+            self.loop.call_soon_threadsafe(task.cancel)
+
+    def _notify(self, callback: Callable[[], None]) -> None:
+        self.loop.call_soon_threadsafe(callback)
+
+    def _offer_to_sinks(self, pulses: Sequence[Pulse]) -> None:
+        for _, relay in self._sinks:
+            relay.offer(pulses)
+
+    def add_task(self, task: asyncio.Task[Any]) -> None:
+        """Hold a task until it is done, and cancel it when the node closes."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def about(self) -> dict[str, Any]:
+        """This node as plain data."""
+        return {
+            "node": self.id,
+            "state": self.state,
+            "collapsed": self.collapsed,
+            "endpoint": self.endpoint,
+            "store": self.settings.store,
+            "hosts": self.settings.hosts,
+            "workflows": sorted(self.workflows),
+            "consumers": sorted({plan.listens for plan in self.consumers.values()}),
+            "running": self.supervisor.running_count,
+            "keyed": self.supervisor.keyed,
+            "timers": self.wheel.about(),
+            "zombies": len(self.executor.zombies),
+            "blocked": (Blockages(0, 0.0) if self._watchdog is None else self._watchdog.about())._asdict(),
+            "pools": self.pools.about(),
+            "turns": self.supervisor.admission.about(),
+            "undelivered": len(self.emissions),
+            "deliveries": self.emissions.deliveries,
+            "parked": dict(self.recovery.parked),
+            "threads": self.threads.about(),
+            "processes": self.processes.statistics(),
+            **(self._links.about() if self._links is not None else {"transport": {}, "refused": {}, "repeated": 0}),
+            "resources": self.resources.about(),
+            "patterns": self.policies.about(),
+            "middleware_disabled": list(self.middleware.disabled),
+            "sinks": [_about_sink(sink, relay) for sink, relay in self._sinks],
+        }
+
+    def _require_open(self) -> None:
+        if self.state == "new":
+            raise BitActorError("open the mesh first: `async with Mesh(…)`")
+        if self.collapsed:
+            raise BitActorError(self._closed())
+        if self.state != "open":
+            raise BitActorError(f"this mesh is {self.state}; it takes no more work")
+
+    def _closed(self) -> str:
+        return f"this mesh has ended: {self.collapsed}" if self.collapsed else "this mesh is closed"
+
+
+def _nanoseconds(given: float) -> int:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST_DELAY:
+        raise InvalidInput(
+            f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST_DELAY:,.0f}"
+        )
+    return int(given * 1e9)
+
+
+def _limits_given(max_concurrency: object, priority: object) -> dict[str, int]:
+    """What is kept of the limit and priority given with a stimulus: only what was given."""
+    limits: dict[str, int] = {}
+    if max_concurrency is not None:
+        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+            raise InvalidInput(
+                f"max_concurrency={max_concurrency!r}; how many hops may run at once is a whole number, at least 1"
+            )
+        limits["max_concurrency"] = min(max_concurrency, MAX_GIVEN)
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MAX_GIVEN:
+        raise InvalidInput(
+            f"priority={priority!r}; a whole number from -{MAX_GIVEN:,} to {MAX_GIVEN:,}, the highest goes first"
+        )
+    if priority:
+        limits["priority"] = priority
+    return limits
+
+
+def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
+    """What the relay counts, and what the sink itself does, if it says so."""
+    about: dict[str, Any] = {"name": type(sink).__name__, **relay.statistics()._asdict()}
+    statistics = getattr(sink, "statistics", None)
+    own: Any = statistics() if callable(statistics) else None
+    if hasattr(own, "_asdict"):
+        about["own"] = own._asdict()
+    return about
+
+
+def _encoded(what: str, value: Any) -> Any:
+    try:
+        return encode_token(value)
+    except InvalidOutcome as error:
+        raise InvalidInput(f"{what}: {error}") from None
+
+
+def _failure_text(future: asyncio.Future[None]) -> str:
+    if future.cancelled():
+        return "cancelled"
+    error = future.exception()
+    return "" if error is None or isinstance(error, DuplicateTransaction) else str(error)
+
+
+def _transfer_result(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+    """What became of the task, to the thread that waits for it, unless it has given up."""
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
+        if task.cancelled():
+            future.cancel()
+        elif (error := task.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())

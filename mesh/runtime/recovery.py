@@ -1,0 +1,147 @@
+"""Carrying on with what nobody works at: transactions of dead owners, and our own that had to be given up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from bitactor.errors import StoreError
+from bitactor.plan.plan import Plan
+from bitactor.ports import Store
+from mesh.runtime.supervisor import Supervisor
+
+logger = logging.getLogger("bitactor.recovery")
+
+LONGEST_PAUSE: Final = 60.0
+SHOWN_UNCLAIMED: Final = 5
+
+_FINISH_IT: Final = "finish it with the release that began it, or declare that shape again"
+
+
+class Recovery:
+    """Looks into the store when the node opens, and every half a lease from then on.
+
+    Args:
+        owner: the node's name in the store.
+        plans: what this node can carry on with; transactions of another shape are left to another release, and said so.
+        lease: seconds after which a silent owner counts as dead.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        store: Store,
+        supervisor: Supervisor,
+        owner: str,
+        plans: Mapping[str, Plan],
+        lease: float,
+    ) -> None:
+        self.parked: dict[str, str] = {}
+        """Transactions that cannot be carried on with here, and why."""
+        self._loop = loop
+        self._store = store
+        self._supervisor = supervisor
+        self._owner = owner
+        self._plans = plans
+        self._shapes = {name: plan.digest for name, plan in plans.items()}
+        self._lease = lease
+        self._unclaimed: set[str] = set()
+        self._pause = 0.0
+        self._reclaim_at = 0.0
+        self._next: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    def start(self, *, polling: bool) -> None:
+        """Take over now what is there; with `polling`, look now and then.
+
+        Raises:
+            StoreError: the store could not be asked.
+        """
+        self._claim_orphans()
+        if polling:
+            self._next = self._loop.call_later(self._lease / 2, self.poll)
+
+    def stop(self) -> None:
+        """Look no more.  Twice is once."""
+        self._stopped = True
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    def poll(self) -> None:
+        """Once; and again later."""
+        if self._stopped:
+            return
+        wait = self._lease / 2
+        try:
+            self._reclaim()
+            self._claim_orphans()
+        except StoreError as error:
+            logger.warning("could not look for transactions to carry on with: %s", error)
+            wait = self._lease
+        self._next = self._loop.call_later(wait, self.poll)
+
+    def _claim_orphans(self) -> None:
+        """What dead owners left."""
+        for claim in self._store.claim(self._shapes):
+            self._recover(claim.transaction, claim.epoch)
+        self._note_unclaimed()
+
+    def _reclaim(self) -> None:
+        """The journal could not be written, and transactions of ours were given up: carry on with them if it can be
+        now.
+
+        Their next epoch keeps what their former life still answers from counting.  Each time costs their hops a
+        delivery, so a journal that fails again and again is tried ever more rarely.
+        """
+        now = self._loop.time()
+        if self._supervisor.healthy:
+            if now > self._reclaim_at + LONGEST_PAUSE:
+                self._pause = 0.0
+            return
+        if now < self._reclaim_at:
+            return
+        claims = self._store.reclaim(self._supervisor.transactions.keys() | self.parked.keys())
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._pause else self._lease
+        self._reclaim_at = now + self._pause
+        self._supervisor.healthy = True
+        logger.warning(
+            "the journal can be written again; carrying on with %d transactions that were given up", len(claims)
+        )
+        for claim in claims:
+            self._recover(claim.transaction, claim.epoch)
+
+    def _recover(self, transaction: str, epoch: int) -> None:
+        pulses = self._store.pulses(transaction)
+        try:
+            self._supervisor.recover(self._plans[pulses[0].workflow], pulses, self._owner, epoch)
+        except StoreError as error:
+            self.parked[transaction] = str(error)
+            logger.error("transaction %s cannot go on here: %s", transaction, error)
+        else:
+            logger.info("took over transaction %s of %s", transaction, pulses[0].workflow)
+
+    def _note_unclaimed(self) -> None:
+        """Say which transactions of our workflows we leave to another release: each once, however often we look."""
+        rows = self._store.unclaimed(self._shapes)
+        found = {row.transaction: row.workflow for row in rows}
+        for transaction in self._unclaimed - found.keys():
+            self.parked.pop(transaction, None)
+        fresh = {transaction: workflow for transaction, workflow in found.items() if transaction not in self._unclaimed}
+        self._unclaimed = set(found)
+        for transaction, workflow in fresh.items():
+            self.parked[transaction] = shape_changed(workflow)
+        for workflow in sorted(set(fresh.values())):
+            those = sorted(transaction for transaction, name in fresh.items() if name == workflow)
+            more = f" and {len(those) - SHOWN_UNCLAIMED} more" if len(those) > SHOWN_UNCLAIMED else ""
+            logger.error(
+                "%d transactions of %s cannot go on here: it has changed since they began; %s: %s%s",
+                len(those), workflow, _FINISH_IT, ", ".join(those[:SHOWN_UNCLAIMED]), more,
+            )  # fmt: skip
+
+
+def shape_changed(workflow: str) -> str:
+    """Why a transaction of another shape cannot go on here, and what to do."""
+    return f"workflow {workflow!r} has changed since it began; {_FINISH_IT}"

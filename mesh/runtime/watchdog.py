@@ -1,0 +1,142 @@
+"""A watchdog of the event loop: it notices when the loop stands still, and says whose code has stopped it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+from types import FrameType
+from typing import Final, NamedTuple
+
+from mesh.hops.actor import BitActor
+from mesh.hops.executor import Executor
+from mesh.spawners.inline import InlineSpawner
+from mesh.spawners.loop import LoopSpawner
+
+logger = logging.getLogger("bitactor.watchdog")
+
+SLICES: Final = 4
+"""Looks in a row that a loop has to miss: it stood still while this process had the processor, and was not stopped as a
+whole."""
+MOST_FRAMES: Final = 40
+STOP_WITHIN: Final = 1.0
+"""Seconds that the thread may take to end."""
+
+_CALLERS: Final = {
+    LoopSpawner._drive.__code__: "",
+    InlineSpawner.start.__code__: "",
+    Executor._ask_compensation.__code__: "compensation or backoff of ",
+}
+"""What calls users' functions on the loop, each with the hop as its local `actor`."""
+
+
+class Blockages(NamedTuple):
+    """How often a loop has stood still, and for how long at most."""
+
+    times: int
+    longest: float
+    """Seconds; while it stands still, so far."""
+
+
+class Watchdog:
+    """Looks at a loop from a thread of its own, and logs a warning, once for each time that the loop has not turned for
+    `blocked_after` seconds.
+
+    Time is real time, whatever clock the mesh has.  It costs the loop an empty callback for each quarter of
+    `blocked_after`, and hops nothing.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, blocked_after: float) -> None:
+        self._loop = loop
+        self._slice = blocked_after / SLICES
+        self._loop_turned, self._stopped = threading.Event(), threading.Event()
+        self._watched = 0
+        self._count = 0
+        self._longest = 0.0
+        self._thread = threading.Thread(target=self._watch, name="bitactor-watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin; on the loop's thread."""
+        self._watched = threading.get_ident()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread.  Twice is once."""
+        self._stopped.set()
+        self._loop_turned.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_WITHIN)
+
+    def about(self) -> Blockages:
+        """What was seen so far."""
+        return Blockages(self._count, round(self._longest, 3))
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._slice):
+            self._loop_turned.clear()
+            asked = time.monotonic()
+            try:
+                self._loop.call_soon_threadsafe(self._loop_turned.set)
+            except RuntimeError:
+                return  # the loop is closed
+            if self._stopped.is_set() or any(self._loop_turned.wait(self._slice) for _ in range(SLICES)):
+                continue
+            running = self._loop.is_running()  # if not, somebody drives it piecemeal, and stands still beside it
+            if running:
+                self._record(asked)
+                self._warn(time.monotonic() - asked)
+                self._count += 1
+            while not self._loop_turned.wait(self._slice):
+                if running:
+                    self._record(asked)
+
+    def _record(self, since: float) -> None:
+        self._longest = max(self._longest, time.monotonic() - since)
+
+    def _warn(self, seconds: float) -> None:
+        frame = sys._current_frames().get(self._watched)
+        stack = _stack_of(frame)
+        culprit = _hop_in(stack)
+        if culprit is None:
+            task = asyncio.current_task(self._loop)
+            what = "no step's code" if task is None else f"task {task.get_name()!r}"
+            shown = stack[-MOST_FRAMES:]
+            advice = "see the stack"
+        else:
+            position, role, actor = culprit
+            signal = actor.signal
+            about = f"spawn={actor.step.spawn!r}, attempt {signal.attempt}, transaction {signal.transaction}"
+            what = f"{role}step {signal.name!r} ({about})"
+            shown = stack[position + 1 :][-MOST_FRAMES:]
+            advice = (
+                "let it await what it waits for, or make it a plain `def` with spawn='thread' or, if it computes, "
+                "spawn='process'"
+            )
+        lines = traceback.StackSummary.extract(((each, each.f_lineno) for each in shown), capture_locals=False).format()
+        del frame, stack, shown
+        logger.warning(
+            "the event loop has not turned for %.3g s, and every other hop waits: it runs %s; %s\n%s",
+            seconds, what, advice, "".join(lines).rstrip(),
+        )  # fmt: skip
+
+
+def _stack_of(frame: FrameType | None) -> list[FrameType]:
+    """The outermost first."""
+    stack: list[FrameType] = []
+    while frame is not None:
+        stack.append(frame)
+        frame = frame.f_back
+    return stack[::-1]
+
+
+def _hop_in(stack: list[FrameType]) -> tuple[int, str, BitActor] | None:
+    """Where in the stack a user's function is called, as what, and for which hop; the innermost."""
+    for position in reversed(range(len(stack))):
+        role = _CALLERS.get(stack[position].f_code)
+        if role is not None:
+            actor = stack[position].f_locals.get("actor")
+            return (position, role, actor) if isinstance(actor, BitActor) else None
+    return None

@@ -1,0 +1,1 @@
+"""Pulses as OpenTelemetry spans: folded, encoded, sent."""

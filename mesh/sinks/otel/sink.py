@@ -1,0 +1,315 @@
+"""Pulses as OpenTelemetry spans, sent by OTLP over HTTP or through any SDK exporter, off the hot path."""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from threading import Event, Lock, Thread
+from typing import Any, Final, NamedTuple, Protocol
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace.export import SpanExporter
+
+from bitactor.messages.pulse import Pulse
+from mesh.sinks.buffer import PulseBuffer
+from mesh.sinks.otel.collector import Collector, ExportFailed, collector_settings
+from mesh.sinks.otel.exporter import ExporterTarget
+from mesh.sinks.otel.otlp import SpanEncoder
+from mesh.sinks.otel.record import SpanRecord
+from mesh.sinks.otel.spans import SpanAssembler
+
+_log = logging.getLogger("bitactor.sinks")
+
+SCOPE: Final = "bitactor"
+CONNECT_SECONDS: Final = 2.0
+"""How long a connection may take to come about."""
+UNREACHABLE_GRACE_SECONDS: Final = 1.0
+"""How long closing keeps trying a collector that cannot be reached, whatever its timeout."""
+
+_FOLD_CHUNK: Final = 64
+_YIELD_SECONDS: Final = 0.000_05
+_FIRST_BACKOFF_SECONDS: Final = 0.1
+_MAX_BACKOFF_SECONDS: Final = 5.0
+_MAX_LIMITED_TRIES: Final = 5
+_WARN_INTERVAL_SECONDS: Final = 60.0
+
+
+class SpanTarget(Protocol):
+    """Where finished spans go.  `send` and `close` are called on the sink's thread, `abort` on the closing one."""
+
+    def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
+        """Deliver; answers with how many were rejected and why; raises `ExportFailed`."""
+
+    def abort(self) -> None:
+        """Make a `send` under way return soon."""
+
+    def close(self) -> None:
+        """Release everything."""
+
+
+class OtlpTarget:
+    """A collector, spoken to in OTLP/HTTP."""
+
+    def __init__(self, encoder: SpanEncoder, collector: Collector) -> None:
+        self._encoder = encoder
+        self._collector = collector
+        self.abort = collector.abort
+        self.close = collector.close
+
+    def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
+        """One request."""
+        body, left_out = self._encoder.encode(records, _yield_gil)
+        rejected, reason = self._collector.post(body, connect_timeout)
+        return rejected + left_out, reason or (f"{left_out} cannot be said in OTLP" if left_out else "")
+
+
+class OtelStatistics(NamedTuple):
+    """What an `OtelSink` has done so far."""
+
+    received: int
+    """Pulses that found room."""
+    dropped: int
+    """Pulses that did not."""
+    spans: int
+    """Spans built."""
+    exported: int
+    """Spans the target took."""
+    lost: int
+    """Spans it did not take: rejected, given up, or left over when the sink was closed."""
+    broken: int
+    """Pulses that could not be folded."""
+    adopted: int
+    """Transactions first seen in the middle."""
+    evicted: int
+    """Open transactions forgotten to make room."""
+
+
+class OtelSink:
+    """Sends a span per transaction and per attempt (see `mesh.sinks.otel.spans` for their shape).
+
+    `receive` queues, well below 0.5 µs a pulse; one daemon thread folds, encodes and posts.  At most `max_pulses`
+    pulses and `max_spans` spans wait; what does not fit is dropped at `receive`, and counted.  While the collector
+    answers 429, 502, 503 or 504, or cannot be reached, a batch is tried again with backoff for as long as the sink is
+    open; after any other 5xx a few times.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        exporter: SpanExporter | None = None,
+        service_name: str | None = None,
+        resource: Resource | Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        max_pulses: int = 200_000,
+        max_spans: int = 50_000,
+        batch: int = 512,
+        linger: float = 0.2,
+        timeout: float = 10.0,
+    ) -> None:
+        """`endpoint` is an OTLP/HTTP base URL, by default as OTEL_EXPORTER_OTLP_ENDPOINT says, else
+        `http://localhost:4318`.
+
+        `exporter` takes its place if given.  The resource is `Resource.create` (OTEL_SERVICE_NAME,
+        OTEL_RESOURCE_ATTRIBUTES), what is given here on top.  `linger` is how long pulses gather before they are
+        folded, `timeout` how long a collector may take to answer, both in seconds.
+
+        Raises:
+            ConfigurationError: an endpoint or environment variable that cannot be used.
+        """
+        otel_resource = make_resource(service_name, resource)
+        self._target: SpanTarget
+        if exporter is not None:
+            self._target = ExporterTarget(exporter, otel_resource, SCOPE, _version())
+        else:
+            encoder = SpanEncoder(otel_resource.attributes or {}, SCOPE, _version())
+            self._target = OtlpTarget(encoder, Collector(collector_settings(endpoint, headers), timeout))
+        self._buffer = PulseBuffer(max_pulses)
+        self._assembler = SpanAssembler()
+        self._pending: deque[SpanRecord] = deque()
+        self._max_pending = max_spans
+        self._batch = batch
+        self._linger = linger
+        self._spans = self._exported = self._lost = self._broken = 0
+        self._tries = 0
+        self._retry_at = 0.0
+        self._unreachable = False
+        self._hurried = False
+        self._warned_at = float("-inf")
+        self._close_deadline = self._unreachable_deadline = float("inf")
+        self._closing = Lock()
+        self._done = Event()
+        self._thread = Thread(target=self._run, name="bitactor-otel", daemon=True)
+        self._thread.start()
+
+    def receive(self, pulses: Sequence[Pulse]) -> None:
+        """Queue them; never blocks."""
+        self._buffer.put(pulses)
+
+    def statistics(self) -> OtelStatistics:
+        """The counts so far."""
+        assembled = self._assembler.statistics()
+        return OtelStatistics(
+            received=self._buffer.accepted,
+            dropped=self._buffer.dropped,
+            spans=self._spans,
+            exported=self._exported,
+            lost=self._lost,
+            broken=self._broken,
+            adopted=assembled.adopted,
+            evicted=assembled.evicted,
+        )
+
+    def close(self, timeout: float) -> None:
+        """Send what is left within `timeout` seconds (at most 2, if the collector cannot be reached), then stop.
+
+        Twice is once.
+        """
+        with self._closing:
+            now = time.monotonic()
+            self._close_deadline = min(self._close_deadline, now + timeout)
+            self._unreachable_deadline = min(self._close_deadline, now + UNREACHABLE_GRACE_SECONDS)
+            self._buffer.close()
+        if not self._done.wait(max(0.0, self._close_deadline - time.monotonic())):
+            self._target.abort()
+            self._done.wait(0.5)
+        if self._done.is_set():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                closing = self._buffer.closing
+                if closing and not self._hurried:
+                    self._hurried, self._tries, self._retry_at = True, 0, 0.0
+                self._fold()
+                if self._pending:
+                    if closing and self._deadline_passed():
+                        return
+                    self._export()
+                elif closing and not self._buffer.waiting:
+                    return
+                elif not self._buffer.waiting:
+                    self._buffer.wait()
+                    self._buffer.linger(self._linger)
+        except Exception:
+            _log.exception("the OpenTelemetry sink stopped; the run goes on without traces")
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        left = len(self._pending)
+        self._lost += left
+        if left or self._buffer.waiting:
+            _log.warning("%d spans and %d pulses were not sent before closing", left, self._buffer.waiting)
+        self._buffer.close()
+        self._target.close()
+        self._done.set()
+
+    def _fold(self) -> None:
+        """Pulses into spans, until there are no more pulses or no more room."""
+        closing = self._buffer.closing
+        while len(self._pending) < self._max_pending:
+            pulses = self._buffer.take(_FOLD_CHUNK)
+            if not pulses:
+                if closing:
+                    self._enqueue(self._assembler.close())
+                return
+            try:
+                self._enqueue(self._assembler.feed(pulses))
+            except Exception:
+                self._broken += len(pulses)
+                self._warn("%d pulses could not be folded into spans", len(pulses), trace=True)
+            _yield_gil()
+            if len(self._pending) >= self._batch and not self._retry_at:
+                return
+
+    def _enqueue(self, records: list[SpanRecord]) -> None:
+        self._spans += len(records)
+        self._pending.extend(records)
+
+    def _export(self) -> None:
+        """One attempt at the oldest spans, or a wait until it is time for one."""
+        now = time.monotonic()
+        if now < self._retry_at:
+            self._pause(self._retry_at - now)
+            return
+        records = list(islice(self._pending, self._batch))
+        grace = self._unreachable_deadline - now
+        try:
+            rejected, reason = self._target.send(records, max(0.05, min(CONNECT_SECONDS, grace)))
+        except ExportFailed as failure:
+            self._on_failure(failure, len(records))
+            return
+        self._drop(len(records))
+        self._exported += len(records) - rejected
+        self._lost += rejected
+        self._tries, self._retry_at, self._unreachable = 0, 0.0, False
+        if rejected:
+            self._warn("the collector rejected %d spans: %s", rejected, reason)
+
+    def _on_failure(self, failure: ExportFailed, count: int) -> None:
+        self._tries += 1
+        self._unreachable = not failure.reached
+        if not failure.retryable or (failure.limit_tries and self._tries >= _MAX_LIMITED_TRIES):
+            self._drop(count)
+            self._lost += count
+            self._tries, self._retry_at = 0, 0.0
+            self._warn("%d spans are given up: %s", count, failure)
+            return
+        backoff = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** min(self._tries - 1, 10))
+        wait = max(failure.retry_after or 0.0, backoff * random.uniform(0.8, 1.2))
+        self._retry_at = time.monotonic() + wait
+        self._warn("spans cannot be sent and are tried again: %s", failure)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, but not for long: pulses are folded meanwhile, so that payloads do not pile up in the buffer."""
+        if self._buffer.closing:
+            time.sleep(min(seconds, max(0.0, self._deadline() - time.monotonic())))
+        else:
+            self._buffer.pause(min(seconds, self._linger))
+
+    def _deadline(self) -> float:
+        return self._unreachable_deadline if self._unreachable else self._close_deadline
+
+    def _deadline_passed(self) -> bool:
+        return time.monotonic() >= self._deadline()
+
+    def _drop(self, count: int) -> None:
+        for _ in range(count):
+            self._pending.popleft()
+
+    def _warn(self, message: str, *details: object, trace: bool = False) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= _WARN_INTERVAL_SECONDS:
+            self._warned_at = now
+            _log.warning(message, *details, exc_info=trace)
+
+
+def _yield_gil() -> None:
+    """Give up the GIL for a moment; without that, the loop's thread would wait its switch interval (5 ms) turn after
+    turn."""
+    time.sleep(_YIELD_SECONDS)
+
+
+def make_resource(service_name: str | None, resource: Resource | Mapping[str, Any] | None) -> Resource:
+    """Who sends the spans: OpenTelemetry's environment, then what is given here; host and instance are filled in."""
+    given = dict((resource.attributes if isinstance(resource, Resource) else resource) or {})
+    if service_name:
+        given["service.name"] = service_name
+    base = {"host.name": socket.gethostname(), "service.instance.id": str(uuid.uuid4())}
+    return Resource(base).merge(Resource.create(given))
+
+
+def _version() -> str:
+    try:
+        return version("bitactor")
+    except PackageNotFoundError:
+        return ""

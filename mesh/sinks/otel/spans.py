@@ -1,0 +1,462 @@
+"""Folds pulses into spans: what a trace viewer shows of a transaction, built after the fact and off the hot path.
+
+A transaction is one span, open from `accepted` to `finished`; each attempt at a step (and at an undo) is one child of
+it, with a link to each hop that caused it.  A child transaction's span is a child of the hop that emitted it; a root
+that came with a W3C `traceparent` links to it.  What is not an attempt (skipped, tombstone, late, emitted, halted,
+resumed) is an event, on the hop's span while that is open, else on the transaction's.
+
+What happens at the edges:
+
+- A hop that timed out stays open until its next pulse, or the transaction's end, so that a late reply lands on it.
+- Hops still open when their transaction finishes end then, with the outcome `unknown` (or what a tombstone said).
+- A transaction first seen in the middle (recovered from another process, evicted, or pulses were dropped) is
+  *adopted*: its span starts when its id was made, and a hop whose start was missed begins `elapsed_ns` before its
+  end.
+- Pulses after `finished`: `emitted` is left out (the child transaction tells it), `late` and `tombstone` become spans
+  without duration, and work (a resumption, an undo on request) gets a span of its own, `resume {workflow}`, below the
+  first.
+- A resumption that a takeover brought (its data names an `owner`) continues the same span; one that was asked for,
+  of a transaction whose halt this process did not see, is a `resume {workflow}` too.
+- Halted transactions stay open.  `close` ends them; one that is still running has no span until whoever recovers it
+  finishes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from bitactor.messages import pulse as kinds
+from bitactor.messages.ids import NO_HOP, TransactionId, hop_id, transaction_span_id
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import UNDO
+from mesh.sinks.otel.faults import error_name, exception_attributes, short
+from mesh.sinks.otel.record import CONSUMER, INTERNAL, Attributes, SpanEvent, SpanRecord
+from mesh.sinks.otel.traceparent import parse_traceparent
+
+MAX_EVENTS: Final = 128
+"""Events of one span; more are counted as dropped.  OpenTelemetry's own limit, as is the next."""
+MAX_LINKS: Final = 128
+
+
+class AssemblerStatistics(NamedTuple):
+    """What an assembler has seen so far."""
+
+    open: int
+    """Transactions it keeps state for now."""
+    adopted: int
+    """Transactions first seen in the middle."""
+    evicted: int
+    """Transactions forgotten to make room; they are adopted when another pulse comes."""
+    repeated: int
+    """Pulses seen before, and ignored."""
+
+
+class _Events:
+    """The events of one span, bounded."""
+
+    __slots__ = ("dropped", "kept")
+
+    def __init__(self) -> None:
+        self.kept: list[SpanEvent] = []
+        self.dropped = 0
+
+    def add(self, event: SpanEvent) -> None:
+        if len(self.kept) < MAX_EVENTS:
+            self.kept.append(event)
+        else:
+            self.dropped += 1
+
+
+class _Hop:
+    """An attempt that has no outcome yet."""
+
+    __slots__ = ("deliveries", "events", "provisional", "reason", "spawned")
+
+    def __init__(self, spawned: Pulse) -> None:
+        self.spawned = spawned
+        self.deliveries = 1
+        self.events: _Events | None = None
+        self.provisional: Pulse | None = None
+        """The `timed_out` pulse, while something may still follow it."""
+        self.reason = ""
+        """Of a tombstone it got."""
+
+    def add(self, event: SpanEvent) -> None:
+        if self.events is None:
+            self.events = _Events()
+        self.events.add(event)
+
+
+class _Transaction:
+    """A transaction that has not finished; keeps no payloads."""
+
+    __slots__ = (
+        "adopted", "attributes", "events", "gapless", "halted_ns", "hops", "is_resumption", "kind", "links", "name",
+        "next_seq", "parent_id", "reason", "root", "span_id", "start_ns", "transaction",
+    )  # fmt: skip
+
+    def __init__(self, pulse: Pulse) -> None:
+        self.transaction = pulse.transaction
+        self.root = pulse.root
+        self.name = pulse.workflow
+        self.span_id: str = transaction_span_id(TransactionId(pulse.transaction))
+        self.parent_id = ""
+        self.kind = INTERNAL
+        self.start_ns = pulse.at_ns
+        self.next_seq = pulse.seq
+        self.attributes: Attributes = {
+            "bitactor.workflow": pulse.workflow,
+            "bitactor.transaction": pulse.transaction,
+        }
+        self.links: tuple[tuple[str, str], ...] = ()
+        self.hops: dict[str, _Hop] = {}
+        self.events: _Events | None = None
+        self.halted_ns = 0
+        self.reason = ""
+        self.adopted = False
+        self.is_resumption = False
+        self.gapless = True
+        """Every pulse since `accepted` was seen, so an outcome without a `spawned` is a repetition, not a gap."""
+
+    def add(self, event: SpanEvent) -> None:
+        if self.events is None:
+            self.events = _Events()
+        self.events.add(event)
+
+
+class SpanAssembler:
+    """Pulses in, finished spans out; pure.
+
+    Pulses of one transaction come in order of `seq`; those of different transactions mix freely.  Keeps state for at
+    most `max_transactions` open transactions; the one opened first is evicted for the next.
+    """
+
+    def __init__(self, *, max_transactions: int = 100_000, max_remembered: int = 10_000) -> None:
+        self._open: dict[str, _Transaction] = {}
+        self._max_open = max_transactions
+        self._finished: dict[str, int] = {}
+        self._max_finished = max_remembered
+        self._ended: list[SpanRecord] = []
+        self._adopted = 0
+        self._evicted = 0
+        self._repeated = 0
+        self._folds: dict[str, Callable[[_Transaction, Pulse], None]] = {
+            kinds.ACCEPTED: self._on_accepted,
+            kinds.SPAWNED: self._on_spawned,
+            kinds.TIMED_OUT: self._on_timed_out,
+            kinds.TOMBSTONE: self._on_tombstone,
+            kinds.HALTED: self._on_halted,
+            kinds.FINISHED: self._on_finished,
+            **dict.fromkeys((kinds.SKIPPED, kinds.LATE, kinds.EMITTED, kinds.RESUMED), self._on_event),
+            **dict.fromkeys(_OUTCOMES, self._on_outcome),
+        }
+
+    def feed(self, pulses: Iterable[Pulse]) -> list[SpanRecord]:
+        """Fold `pulses`; answers with the spans they ended."""
+        for pulse in pulses:
+            state = self._open.get(pulse.transaction) or self._begin(pulse)
+            if state is None:
+                continue
+            if pulse.seq != state.next_seq:
+                if pulse.seq < state.next_seq:
+                    self._repeated += 1
+                    continue
+                state.gapless = False
+            state.next_seq = pulse.seq + 1
+            fold = self._folds.get(pulse.kind)
+            if fold is not None:
+                fold(state, pulse)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def close(self) -> list[SpanRecord]:
+        """Forget everything; answers with the spans of transactions that are halted."""
+        for state in self._open.values():
+            if state.halted_ns:
+                self._end_transaction(state, state.halted_ns, "halted", False, "")
+        self._open.clear()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def statistics(self) -> AssemblerStatistics:
+        """The counts so far."""
+        return AssemblerStatistics(len(self._open), self._adopted, self._evicted, self._repeated)
+
+    def _begin(self, pulse: Pulse) -> _Transaction | None:
+        """The state of a transaction not open here; None if the pulse needs none."""
+        if pulse.seq < self._finished.get(pulse.transaction, 0):
+            self._repeated += 1
+            return None
+        if pulse.kind == kinds.EMITTED:
+            return None
+        if pulse.kind in (kinds.LATE, kinds.TOMBSTONE):
+            self._ended.append(_instant_span(pulse))
+            return None
+        state = _Transaction(pulse)
+        if pulse.kind != kinds.ACCEPTED:
+            self._adopt(state, pulse)
+        if len(self._open) >= self._max_open:
+            self._evict()
+        self._open[pulse.transaction] = state
+        return state
+
+    def _adopt(self, state: _Transaction, pulse: Pulse) -> None:
+        self._adopted += 1
+        state.gapless, state.adopted = False, True
+        if pulse.transaction in self._finished:
+            _begin_resumption(state, pulse)
+        else:
+            state.start_ns = min(_created_ns(pulse.transaction) or pulse.at_ns, pulse.at_ns)
+
+    def _evict(self) -> None:
+        state = self._open.pop(next(iter(self._open)))
+        self._evicted += 1
+        if state.halted_ns:
+            self._end_transaction(state, state.halted_ns, "halted", False, "")
+            self._remember(state)
+
+    def _remember(self, state: _Transaction) -> None:
+        self._finished[state.transaction] = state.next_seq
+        if len(self._finished) > self._max_finished:
+            del self._finished[next(iter(self._finished))]
+
+    # One method per kind of pulse
+
+    def _on_accepted(self, state: _Transaction, pulse: Pulse) -> None:
+        data = pulse.data or {}
+        state.attributes["bitactor.ttl"] = pulse.ttl
+        parent_hop = data.get("parent_hop")
+        if parent_hop and parent_hop != NO_HOP:
+            state.parent_id = parent_hop
+            state.kind = CONSUMER
+            state.attributes["bitactor.parent"] = data.get("parent") or ""
+            state.attributes.update(_messaging("process", data.get("name") or pulse.workflow))
+        elif link := parse_traceparent(data.get("traceparent")):
+            state.links = (link,)
+
+    def _on_spawned(self, state: _Transaction, pulse: Pulse) -> None:
+        hop = state.hops.get(pulse.hop)
+        if hop is None:
+            state.hops[pulse.hop] = _Hop(pulse)
+            return
+        data = pulse.data or {}
+        delivery = data.get("delivery")
+        hop.deliveries = delivery if isinstance(delivery, int) else hop.deliveries + 1
+        name = "compensating" if "assess" in data else "redelivered"
+        hop.add(SpanEvent(name, pulse.at_ns, _details(pulse) | {"bitactor.delivery": hop.deliveries}))
+
+    def _on_timed_out(self, state: _Transaction, pulse: Pulse) -> None:
+        hop = state.hops.get(pulse.hop)
+        if hop is None and _spawn_missed(state, pulse):
+            hop = state.hops[pulse.hop] = _Hop(_inferred_spawn(pulse))
+        if hop is None or hop.provisional is not None:
+            state.add(SpanEvent(pulse.kind, pulse.at_ns, _details(pulse)))
+        else:
+            hop.provisional = pulse
+
+    def _on_outcome(self, state: _Transaction, pulse: Pulse) -> None:
+        hop = state.hops.pop(pulse.hop, None)
+        if hop is None and _spawn_missed(state, pulse):
+            hop = _Hop(_inferred_spawn(pulse))
+        if hop is None:
+            state.add(SpanEvent(pulse.kind, pulse.at_ns, _details(pulse)))
+        else:
+            self._end_hop(state, hop, pulse)
+
+    def _on_tombstone(self, state: _Transaction, pulse: Pulse) -> None:
+        reason = pulse.error or "unknown"
+        attributes = _details(pulse) | {"bitactor.tombstone.reason": reason}
+        if chain := (pulse.data or {}).get("chain"):
+            attributes["bitactor.tombstone.chain"] = " > ".join(map(str, chain))
+        state.reason = reason
+        hop = state.hops.get(pulse.hop)
+        if hop is not None:
+            hop.reason = reason
+        (hop or state).add(SpanEvent(pulse.kind, pulse.at_ns, attributes))
+
+    def _on_event(self, state: _Transaction, pulse: Pulse) -> None:
+        attributes = _details(pulse)
+        if pulse.kind == kinds.EMITTED:
+            name = (pulse.data or {}).get("name")
+            attributes |= _messaging("send", name if isinstance(name, str) else "")
+        elif pulse.kind == kinds.RESUMED:
+            state.halted_ns = 0
+            if state.adopted and not state.is_resumption and "owner" not in (pulse.data or {}):
+                _begin_resumption(state, pulse)
+        (state.hops.get(pulse.hop) or state).add(SpanEvent(pulse.kind, pulse.at_ns, attributes))
+
+    def _on_halted(self, state: _Transaction, pulse: Pulse) -> None:
+        """A step that asked for it, or the transaction as a whole."""
+        if pulse.step:
+            self._on_outcome(state, pulse)
+        else:
+            state.halted_ns = pulse.at_ns
+            self._on_event(state, pulse)
+
+    def _on_finished(self, state: _Transaction, pulse: Pulse) -> None:
+        status = (pulse.data or {}).get("status") or "completed"
+        for hop in state.hops.values():
+            self._end_hop(state, hop, hop.provisional or pulse)
+        failed = status == "stuck" or (status == "compensated" and bool(pulse.error or not state.is_resumption))
+        self._end_transaction(state, pulse.at_ns, status, failed, pulse.error or "")
+        del self._open[pulse.transaction]
+        self._remember(state)
+
+    # Ends
+
+    def _end_hop(self, state: _Transaction, hop: _Hop, pulse: Pulse) -> None:
+        """`pulse` is the attempt's outcome, its timeout, or its transaction's end."""
+        spawned, timeout = hop.spawned, hop.provisional
+        attributes = _hop_attributes(spawned, hop.deliveries)
+        outcome, failed, error = _outcome(hop, pulse)
+        attributes["bitactor.outcome"] = outcome
+        end_ns = max((timeout if timeout and failed else pulse).at_ns, spawned.at_ns)
+        if failed:
+            attributes["error.type"] = error_name(error) or outcome
+            if pulse.kind in _OUTCOMES or pulse is timeout:
+                hop.add(SpanEvent("exception", end_ns, exception_attributes(pulse)))
+        events, causes = hop.events, spawned.causes
+        name = f"{spawned.workflow}/{spawned.step}"
+        self._ended.append(
+            SpanRecord(
+                state.root,
+                spawned.hop,
+                transaction_span_id(TransactionId(state.transaction)) if state.is_resumption else state.span_id,
+                f"undo {name}" if spawned.direction == UNDO else name,
+                INTERNAL,
+                spawned.at_ns,
+                end_ns,
+                attributes,
+                tuple(events.kept) if events else (),
+                tuple((state.root, cause) for cause in causes[:MAX_LINKS]),
+                failed,
+                short(error) if failed else "",
+                events.dropped if events else 0,
+                max(0, len(causes) - MAX_LINKS),
+            )
+        )
+
+    def _end_transaction(self, state: _Transaction, at_ns: int, status: str, failed: bool, error: str) -> None:
+        attributes = state.attributes | {"bitactor.status": status}
+        if failed:
+            attributes["error.type"] = error_name(error) or state.reason or status
+        events = state.events
+        self._ended.append(
+            SpanRecord(
+                state.root,
+                state.span_id,
+                state.parent_id,
+                state.name,
+                state.kind,
+                state.start_ns,
+                max(at_ns, state.start_ns),
+                attributes,
+                tuple(events.kept) if events else (),
+                state.links,
+                failed,
+                short(error or state.reason) if failed else "",
+                events.dropped if events else 0,
+            )
+        )
+
+
+_OUTCOMES: Final = frozenset(
+    (kinds.COMPLETED, kinds.FAILED, kinds.RETRIED, kinds.COMPENSATED, kinds.UNDONE, kinds.UNDO_FAILED)
+)
+_FAILURES: Final = frozenset((kinds.FAILED, kinds.RETRIED, kinds.TIMED_OUT, kinds.UNDO_FAILED))
+
+
+def _begin_resumption(state: _Transaction, pulse: Pulse) -> None:
+    """The transaction's own span has ended before: what follows is a span below it."""
+    state.is_resumption = True
+    state.parent_id = transaction_span_id(TransactionId(pulse.transaction))
+    state.span_id = hop_id(TransactionId(pulse.transaction), "", "transaction", pulse.seq)
+    state.name = f"resume {pulse.workflow}"
+    state.start_ns = pulse.at_ns
+
+
+def _spawn_missed(state: _Transaction, pulse: Pulse) -> bool:
+    """Whether the outcome of a hop not open here is that of one whose `spawned` was missed."""
+    return not state.gapless and bool(pulse.step) and pulse.elapsed_ns is not None
+
+
+def _outcome(hop: _Hop, pulse: Pulse) -> tuple[str, bool, str]:
+    """(outcome, whether that is a failure, the error) of an attempt."""
+    if pulse.kind == kinds.FINISHED:
+        return ("tombstone", True, hop.reason) if hop.reason else ("unknown", False, "")
+    error = pulse.error or (hop.provisional.error if hop.provisional else None) or hop.reason
+    return pulse.kind, pulse.kind in _FAILURES, error or ""
+
+
+def _hop_attributes(pulse: Pulse, deliveries: int) -> Attributes:
+    attributes = {
+        "bitactor.workflow": pulse.workflow,
+        "bitactor.step": pulse.step,
+        "bitactor.hop": pulse.hop,
+        "bitactor.transaction": pulse.transaction,
+        "bitactor.ttl": pulse.ttl,
+        "bitactor.attempt": pulse.attempt,
+        "bitactor.spawn": pulse.spawn,
+        "bitactor.direction": pulse.direction,
+    }
+    if pulse.data and isinstance(pulse.data.get("holder"), str):
+        attributes["bitactor.holder"] = pulse.data["holder"]
+    if deliveries > 1:
+        attributes["bitactor.delivery"] = deliveries
+    return attributes
+
+
+def _details(pulse: Pulse) -> Attributes:
+    """What an event says of the pulse it came from."""
+    details: Attributes = {}
+    if pulse.step:
+        details |= {"bitactor.step": pulse.step, "bitactor.hop": pulse.hop, "bitactor.ttl": pulse.ttl}
+    elif pulse.kind == kinds.EMITTED:
+        details["bitactor.hop"] = pulse.hop
+    if pulse.data and isinstance(pulse.data.get("reason"), str):
+        details["bitactor.reason"] = short(pulse.data["reason"])
+    if pulse.error:
+        details["bitactor.error"] = short(pulse.error)
+    return details
+
+
+def _messaging(operation: str, destination: str) -> Attributes:
+    attributes = {
+        "messaging.system": "bitactor",
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
+    }
+    return attributes | {"messaging.destination.name": destination} if destination else attributes
+
+
+def _instant_span(pulse: Pulse) -> SpanRecord:
+    """A span without duration for what came after the transaction's end."""
+    transaction = TransactionId(pulse.transaction)
+    failed = pulse.kind == kinds.TOMBSTONE
+    attributes = {"bitactor.workflow": pulse.workflow, "bitactor.transaction": pulse.transaction, **_details(pulse)}
+    attributes["bitactor.outcome"] = pulse.kind
+    if failed:
+        attributes["error.type"] = pulse.error or "unknown"
+    return SpanRecord(
+        pulse.root,
+        hop_id(transaction, pulse.step, pulse.kind, pulse.seq),
+        transaction_span_id(transaction),
+        f"{pulse.kind} {pulse.workflow}/{pulse.step}" if pulse.step else f"{pulse.kind} {pulse.workflow}",
+        INTERNAL,
+        pulse.at_ns,
+        pulse.at_ns,
+        attributes,
+        failed=failed,
+        description=short(pulse.error or "") if failed else "",
+    )
+
+
+def _inferred_spawn(pulse: Pulse) -> Pulse:
+    """Stands in for a `spawned` pulse that was missed."""
+    return pulse._replace(at_ns=pulse.at_ns - (pulse.elapsed_ns or 0), token_out=None, data=None)
+
+
+def _created_ns(transaction: str) -> int:
+    """When a uuid7 was made; 0 if the id is no uuid7."""
+    return int(transaction[:12], 16) * 1_000_000 if transaction[12:13] == "7" else 0

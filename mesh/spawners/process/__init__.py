@@ -1,0 +1,1 @@
+"""Hops in worker processes: started, fed, watched, killed, replaced."""

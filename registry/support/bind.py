@@ -1,0 +1,210 @@
+"""Where a server listens, and the boot epoch it keeps there: one server per endpoint and per state file, whatever died
+before.
+
+Exclusion is by `flock` on a file beside the socket or the state: the kernel lets go of it with the process, so what a
+killed server leaves behind is known to be stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import time
+from pathlib import Path
+from typing import Final
+
+import zmq
+
+from bitactor.errors import ConfigurationError
+from registry.errors import EndpointInUse
+from registry.support.curve import Curve
+
+IPC: Final = "ipc://"
+TCP: Final = "tcp://"
+_CLOSING_TIMEOUT: Final = 1.0
+_PROBE_TIMEOUT: Final = 0.5
+_MAX_BOOT: Final = (1 << 31) - 1
+
+
+class FileLock:
+    """An exclusive lock held until `release`, or until the process is gone.  The file itself stays."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        """Raises `EndpointInUse`, saying that `what` is in use, when somebody else has the lock."""
+        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise EndpointInUse(f"{what} is in use by another server (it holds {path})") from error
+
+    def release(self) -> None:
+        """Let go.  Twice is once."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def check_endpoint(endpoint: str, curve: Curve | None) -> None:
+    """Raise `ConfigurationError` unless it is an `ipc://` path, or `tcp://` with keys."""
+    if endpoint.startswith(TCP):
+        if curve is None:
+            raise ConfigurationError(
+                f"{endpoint}: tcp needs the mesh's CURVE keys (curve=Curve.load(path)), or use ipc://"
+            )
+        return
+    if not endpoint.startswith(IPC):
+        raise ConfigurationError(
+            f"{endpoint!r}: an endpoint is ipc:///path/of/socket, or tcp://host:port with CURVE keys"
+        )
+    path = endpoint.removeprefix(IPC)
+    if not path.startswith("/"):
+        raise ConfigurationError(
+            f"{endpoint!r}: an ipc endpoint is an absolute path (abstract sockets are open to everybody)"
+        )
+    if len(path.encode()) >= zmq.IPC_PATH_MAX_LEN:
+        raise ConfigurationError(
+            f"{endpoint!r}: the path of an ipc socket is shorter than {zmq.IPC_PATH_MAX_LEN} bytes"
+        )
+
+
+class Binding:
+    """A socket bound to an endpoint, exclusively; `release` after the socket is closed."""
+
+    def __init__(self, listener: zmq.Socket[bytes], endpoint: str) -> None:
+        """Bind.
+
+        Raises:
+            EndpointInUse: a live server is bound there.
+            ConfigurationError: it cannot be bound, or its directory is open to others.
+        """
+        self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
+        self._lock: FileLock | None = None
+        if self._path is not None:
+            _private_directory(self._path.parent)
+            self._lock = FileLock(self._path.with_name(self._path.name + ".lock"), endpoint)
+        try:
+            if self._path is not None:
+                _remove_stale(self._path, endpoint)
+            listener.bind(endpoint)
+            if self._path is not None:
+                self._path.chmod(0o600)
+        except zmq.ZMQError as error:
+            self.release()
+            if error.errno == errno.EADDRINUSE:
+                raise EndpointInUse(f"{endpoint} is in use by another server") from error
+            raise ConfigurationError(f"cannot bind {endpoint}: {error}") from error
+        except BaseException:
+            self.release()
+            raise
+        self.endpoint: str = listener.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    def release(self) -> None:
+        """Remove the socket file and let others bind.  Twice is once."""
+        lock, self._lock = self._lock, None
+        if lock is not None and self._path is not None:
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(self._path.lstat().st_mode) and not _is_listening(self._path):
+                    self._path.unlink()
+            lock.release()
+
+
+def _private_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = directory.stat().st_mode
+    except OSError as error:
+        raise ConfigurationError(f"cannot make the directory of the socket: {error}") from error
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        raise ConfigurationError(
+            f"{directory} can be written by others (mode {stat.S_IMODE(mode):o}); use a directory of mode 700"
+        )
+
+
+def _remove_stale(path: Path, endpoint: str) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError(f"{path} exists and is no socket; choose another endpoint")
+    # We hold the lock, so none of ours is bound there; but a socket that was just closed answers until its context has
+    # got round to it.
+    until = time.monotonic() + _CLOSING_TIMEOUT
+    while _is_listening(path):
+        if time.monotonic() > until:
+            raise EndpointInUse(f"{endpoint} is in use by another server")
+        time.sleep(0.01)
+    path.unlink(missing_ok=True)
+
+
+def _is_listening(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_TIMEOUT)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
+class BootEpoch:
+    """A number in a file that rises with every start; the file is locked until `release`."""
+
+    def __init__(self, path: Path) -> None:
+        """Raise the number, on disk before this returns.
+
+        Raises:
+            EndpointInUse: another server has the file.
+            ConfigurationError: the file cannot be written or holds no number (never guessed: fencing rests on it).
+        """
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = FileLock(path.with_name(path.name + ".lock"), f"the registry state {path}")
+        except OSError as error:
+            raise ConfigurationError(f"cannot open the registry state {path}: {error}") from error
+        try:
+            self.number = _read_number(path) + 1
+            _write_number(path, self.number)
+        except OSError as error:
+            self._lock.release()
+            raise ConfigurationError(f"cannot write the registry state {path}: {error}") from error
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def release(self) -> None:
+        """Let another server use the file.  Twice is once."""
+        self._lock.release()
+
+
+def _read_number(path: Path) -> int:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return 0
+    if not text.strip().isdigit() or not 0 < int(text) < _MAX_BOOT:
+        raise ConfigurationError(
+            f"{path} holds no boot epoch: {text[:40]!r}; restore it, or write a number higher than any before"
+        )
+    return int(text)
+
+
+def _write_number(path: Path, number: int) -> None:
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("wb") as opened:
+        opened.write(b"%d\n" % number)
+        opened.flush()
+        os.fsync(opened.fileno())
+    draft.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
