@@ -49,7 +49,7 @@ _VERBS = {
     "run": "run:run",
     "stimulate": "stimulate:stimulate",
     "trace": "trace:trace",
-    "list": "listing:list_transactions",
+    "list": "list:list_transactions",
     "cancel": "cancel:cancel",
     "resume": "resume:resume",
     "undo": "undo:undo",
