@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 
-import bitactor.errors
+from bitactor import errors
 from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError
+from bitactor.launcher import HOME, PACKAGES
 from bitactor.messages.codec import pack, unpack
 from bitactor.messages.signal import Fault
 
@@ -18,7 +18,8 @@ MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 20_000
 MAX_ARGUMENTS = 64 * 1024
 
-_FRAMEWORK = tuple(f"{Path(module).resolve().parent}/" for module in (bitactor.errors.__file__, __file__))
+_FRAMEWORK = tuple(f"{HOME / name}/" for name in PACKAGES)
+"""Where our own frames come from."""
 
 
 def fault_of(error: BaseException) -> Fault:
@@ -45,11 +46,7 @@ def utf8_safe(text: str) -> str:
 
 def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseException:
     """The exception a fault stands for: our own, one the workflow declares, or a `RemoteError`."""
-    own = (
-        getattr(bitactor.errors, fault.type.rpartition(":")[2], None)
-        if fault.type.startswith("bitactor.errors:")
-        else None
-    )
+    own = getattr(errors, fault.type.rpartition(":")[2], None) if fault.type.startswith("bitactor.errors:") else None
     kind = declared.get(fault.type)
     if kind is not None and fault.arguments is not None:
         try:
