@@ -43,6 +43,7 @@ from bitactor.saga.commands import (
     Deliver,
     Settle,
 )  # fmt: skip
+from bitactor.saga.containers import Containers
 from bitactor.saga.events import (
     EVENTS,
     Accept,
@@ -63,7 +64,6 @@ from bitactor.saga.events import (
     UndoRequested,
     Unrouted,
 )
-from bitactor.saga.forward import Forward
 from bitactor.saga.phases import (
     BACKING_OFF,
     ENDED,
@@ -78,7 +78,7 @@ from bitactor.saga.phases import (
 )
 
 
-class Saga(Forward):
+class Saga(Containers):
     """One transaction.  Make one with `Saga(plan, id)` and feed it `Accept`, or with `Saga.fold` and feed it
     `Recovered`."""
 
