@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bitactor import Backoff, Context, Element, Result, Workflow, consumer
-from bitactor.messages.codec import decode_message, encode_message, encode_pulse
 from bitactor.messages.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
+from bitactor.messages.wire import decode_message, encode_message, encode_pulse
 from bitactor.testing import FakeClock, SequentialIds
 from mesh import Mesh
 from mesh.cli.app import app

@@ -27,7 +27,6 @@ from bitactor.kinds.batch import (
 )
 from bitactor.kinds.kind import Kind, function_parameters, merge_parameters, workflow_parameters
 from bitactor.messages.codec import (
-    MAX_FRAME_BYTES,
     MAX_TOKEN_BYTES,
     Packed,
     decode_token,
@@ -39,6 +38,7 @@ from bitactor.messages.codec import (
     unpack,
 )
 from bitactor.messages.signal import Fault
+from bitactor.messages.wire import MAX_FRAME_BYTES
 from bitactor.plan.arguments import Argument, Element, converter
 from bitactor.plan.compile import (
     Parameter,

@@ -1,6 +1,6 @@
 """The messages that cross between actors, supervisors and processes.
 
-All are named tuples: frozen, slotted, and cheap enough to make one a hop.  How they look on the wire is `codec`'s
+All are named tuples: frozen, slotted, and cheap enough to make one a hop.  How they look on the wire is `wire`'s
 affair.
 """
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from bitactor.consumer import Consumer
 from bitactor.errors import ConfigurationError, InvalidInput, suggest
-from bitactor.messages.codec import decode_pulse, decode_token, encode_pulse, encode_token
+from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.ids import hop_id
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD, MAX_TTL, UNDO, Fault, Reply, Signal
+from bitactor.messages.wire import decode_pulse, encode_pulse
 from bitactor.plan.arguments import RawArguments, argument_values
 from bitactor.plan.compile import with_function
 from bitactor.plan.plan import Plan, PlanStep

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bitactor.errors import BitActorError, InvalidInput, ProtocolError
-from bitactor.messages.codec import decode_token, encode_message, encode_pulse, encode_token
+from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.signal import Answer, Question
+from bitactor.messages.wire import encode_message, encode_pulse
 from mesh.hops.faults import fault_of
 from mesh.transaction import Transaction
 

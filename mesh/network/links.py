@@ -13,8 +13,8 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Final
 
 from bitactor.errors import BitActorError, ProtocolError
-from bitactor.messages.codec import decode_message, encode_message
 from bitactor.messages.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
+from bitactor.messages.wire import decode_message, encode_message
 from mesh.network.control import Control
 from mesh.network.remote_hops import WINDOW, RemoteHops
 from mesh.network.router import HopRouter

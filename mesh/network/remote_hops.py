@@ -9,8 +9,9 @@ from typing import Any, Final
 from cachetools import LRUCache
 
 from bitactor.errors import BitActorError, MalformedSignal, Unroutable
-from bitactor.messages.codec import decode_token, encode_message, token_from_bytes
+from bitactor.messages.codec import decode_token, token_from_bytes
 from bitactor.messages.signal import Cancel, Reply, Signal
+from bitactor.messages.wire import encode_message
 from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan, PlanStep
 from mesh.hops.actor import ENDED, BitActor

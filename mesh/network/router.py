@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 from cachetools import LRUCache
 
 from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
-from bitactor.messages.codec import encode_message, encode_token, token_bytes
+from bitactor.messages.codec import encode_token, token_bytes
 from bitactor.messages.signal import Cancel, Reply, Signal
+from bitactor.messages.wire import encode_message
 from bitactor.plan.plan import PlanStep
 from bitactor.ports import Clock
 from bitactor.saga import HopExpired, Lost, Replied, Unrouted

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bitactor.errors import ConfigurationError, Overloaded, SignalTooLarge, Unroutable
-from bitactor.messages.codec import MAX_FRAME_BYTES
+from bitactor.messages.wire import MAX_FRAME_BYTES
 from mesh.network.transports import MemoryHub, MemoryTransport, ZmqTransport, open_transport
 from registry.support.curve import Curve
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from bitactor import Workflow
-from bitactor.messages.codec import decode_pulse, encode_pulse
+from bitactor.messages.wire import decode_pulse, encode_pulse
 from bitactor.saga import Saga
 from bitactor.testing import FakeClock
 from mesh import Mesh, Transaction

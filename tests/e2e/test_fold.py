@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, composite
 
 from bitactor import Continue, Fail, Halt, Retry, Workflow
-from bitactor.messages.codec import decode_pulse, encode_pulse
+from bitactor.messages.wire import decode_pulse, encode_pulse
 from bitactor.saga import Saga
 from mesh import Mesh
 from tests.e2e.support import BOUND, turns

@@ -20,16 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitactor.errors import ProtocolError
-from bitactor.messages.codec import (
+from bitactor.messages.codec import encode_token
+from bitactor.messages.signal import Answer, Cancel, Fault, Message, Question, Receipt, Reply, Signal, Stimulus
+from bitactor.messages.wire import (
     MAX_FRAME_BYTES,
     MAX_MESSAGES_PER_FRAME,
     decode_message,
     encode_message,
-    encode_token,
     join_frame,
     split_frame,
 )
-from bitactor.messages.signal import Answer, Cancel, Fault, Message, Question, Receipt, Reply, Signal, Stimulus
 from mesh.network.transports.zmq import ZmqTransport
 from registry.support.curve import Curve
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import zmq
 
-from bitactor.messages.codec import decode_message, encode_message, encode_token, join_frame
+from bitactor.messages.codec import encode_token
 from bitactor.messages.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
+from bitactor.messages.wire import decode_message, encode_message, join_frame
 from mesh import Mesh
 from mesh.network.transports import open_transport
 from tests.e2e.apps import chain, greet, signup

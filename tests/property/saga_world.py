@@ -16,9 +16,10 @@ from zlib import crc32
 from saga_model import Model
 
 from bitactor.kinds.map import MapContainer
-from bitactor.messages.codec import decode_pulse, encode_pulse, encode_token
+from bitactor.messages.codec import encode_token
 from bitactor.messages.pulse import RUNNING, UNDONE, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
+from bitactor.messages.wire import decode_pulse, encode_pulse
 from bitactor.plan.arguments import RawArguments
 from bitactor.plan.plan import Plan, PlanStep
 from bitactor.saga import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from bitactor.errors import Overloaded, SignalTooLarge
-from bitactor.messages.codec import MAX_FRAME_BYTES, MAX_MESSAGES_PER_FRAME
+from bitactor.messages.wire import MAX_FRAME_BYTES, MAX_MESSAGES_PER_FRAME
 
 QUEUE_MESSAGES: Final = 10_000
 """Messages that may wait for one endpoint."""

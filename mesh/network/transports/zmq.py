@@ -23,7 +23,7 @@ from typing import Any, Final
 import zmq
 
 from bitactor.errors import ConfigurationError, Overloaded, ProtocolError, SignalTooLarge, Unroutable
-from bitactor.messages.codec import MAX_FRAME_BYTES, join_frame, split_frame
+from bitactor.messages.wire import MAX_FRAME_BYTES, join_frame, split_frame
 from mesh.network.transports.addresses import check_bind, check_peer, prepare_ipc, reachable_endpoint, remove_ipc
 from mesh.network.transports.loop_transport import (
     CONNECTIONS,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bitactor.messages.codec import MAX_FRAME_BYTES, decode_token, encode_token, token_bytes, token_from_bytes
+from bitactor.messages.codec import decode_token, encode_token, token_bytes, token_from_bytes
+from bitactor.messages.wire import MAX_FRAME_BYTES
 from mesh.hops.actor import BitActor
 
 

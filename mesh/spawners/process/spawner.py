@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from bitactor.errors import BitActorError, ProtocolError, StepFailed
-from bitactor.messages.codec import decode_message, encode_message, encode_token
+from bitactor.messages.codec import encode_token
 from bitactor.messages.signal import Answer, Message, Question, Reply
+from bitactor.messages.wire import decode_message, encode_message
 from mesh.hops.actor import QUEUED, BitActor
 from mesh.hops.faults import fault_of
 from mesh.limits.priority_queue import PriorityQueue

@@ -15,8 +15,9 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from bitactor.errors import BitActorError, Unroutable
-from bitactor.messages.codec import decode_message, decode_token, encode_message
+from bitactor.messages.codec import decode_token
 from bitactor.messages.signal import Answer, Fault, Question, Reply, Signal
+from bitactor.messages.wire import decode_message, encode_message
 from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan
 from mesh.hops.actor import BitActor

@@ -18,25 +18,27 @@ from pydantic import BaseModel
 from bitactor import InvalidOutcome, MalformedSignal, ProtocolError, SignalTooLarge, UnsupportedVersion
 from bitactor.messages.codec import (
     MAX_DEPTH,
-    MAX_FRAME_BYTES,
-    MAX_MESSAGES_PER_FRAME,
     MAX_TOKEN_BYTES,
     Packed,
-    decode_message,
-    decode_pulse,
     decode_token,
-    encode_message,
-    encode_pulse,
     encode_token,
-    join_frame,
     pack,
-    split_frame,
     token_bytes,
     token_from_bytes,
     unpack,
 )
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
+from bitactor.messages.wire import (
+    MAX_FRAME_BYTES,
+    MAX_MESSAGES_PER_FRAME,
+    decode_message,
+    decode_pulse,
+    encode_message,
+    encode_pulse,
+    join_frame,
+    split_frame,
+)
 from tests.amounts import examples
 
 MANY = examples(quick=100, long=3_000, suppress_health_check=list(HealthCheck))

@@ -17,7 +17,7 @@ import pytest
 import zmq
 
 from bitactor.errors import ConfigurationError, Overloaded, Unroutable
-from bitactor.messages.codec import join_frame
+from bitactor.messages.wire import join_frame
 from mesh.network.transports.addresses import is_peer_address
 from mesh.network.transports.zmq import FRAMES_IN_FLIGHT, ZmqTransport
 from registry.support.curve import Curve
