@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bitactor.declare.context import Context
 from bitactor.errors import InvalidInput, InvalidOutcome
+from bitactor.kinds.cursor import Cursor
 from bitactor.messages.codec import decode_token, encode_token, pack, token_bytes, unpack
 from bitactor.messages.outcome import Outcome
 from bitactor.plan.arguments import RawArguments, value_at
@@ -41,31 +41,6 @@ class BatchResult(NamedTuple):
     """What `reduce` has made so far, packed."""
     elements: bytes
     """A packed list of the elements, where an undo will ask for them."""
-
-
-class Cursor:
-    """A source that is open, and how far it was read."""
-
-    __slots__ = ("iterator", "pending", "position", "taking")
-
-    def __init__(self, iterator: Iterator[Any] | AsyncIterator[Any], position: int) -> None:
-        self.iterator = iterator
-        self.position = position
-        """Elements that are done with."""
-        self.pending: list[Any] = []
-        """Elements taken for the batch that begins at `position`; a second try of it gets the same."""
-        self.taking = True
-        """Whether it is being read, or reading it was broken off: nobody knows then what it has given, and it has to be
-        opened again."""
-
-    def advance_to(self, position: int) -> bool:
-        """Let go of what lies before `position`; whether the cursor can serve what lies behind."""
-        if position == self.position:
-            return True
-        if position == self.position + len(self.pending):
-            self.position, self.pending = position, []
-            return True
-        return False
 
 
 class ElementHandler:
@@ -153,22 +128,10 @@ class BatchRunner:
         cursor = self._cursor(ctx, position)
         if cursor is None:
             cursor = self._open_cursor(ctx, self._make_source(tokens, position, resources, ctx), position)
-        elements = self._take_elements(cursor, position)
+        elements = cursor.take(self._elements_to_skip(position), self._handler.declared.batch)
         answer = self._result(tokens, position, elements, *self._work(elements, position, outer))
         self._close_at_end(ctx, cursor, answer)
         return answer
-
-    def _take_elements(self, cursor: Cursor, position: int) -> list[Any]:
-        iterator = cursor.iterator
-        assert isinstance(iterator, Iterator)
-        if cursor.taking:
-            for _ in islice(iterator, self._elements_to_skip(position)):
-                pass
-        if not cursor.pending:
-            cursor.taking = True
-            cursor.pending = list(islice(iterator, self._handler.declared.batch))
-        cursor.taking = False
-        return cursor.pending
 
     def _work(
         self, elements: Sequence[Any], position: int, outer: Mapping[str, Any]
@@ -187,13 +150,7 @@ class BatchRunner:
         if cursor is None:
             made = self._make_source(tokens, position, resources, ctx)
             cursor = self._open_cursor(ctx, await made if inspect.isawaitable(made) else made, position)
-        if cursor.taking:
-            await _skip(cursor, self._elements_to_skip(position))
-        if not cursor.pending:
-            cursor.taking = True
-            cursor.pending = await _take(cursor.iterator, self._handler.declared.batch)
-        cursor.taking = False
-        elements = cursor.pending
+        elements = await cursor.take_async(self._elements_to_skip(position), self._handler.declared.batch)
         answer = self._result(tokens, position, elements, *await self._work_async(elements, position, outer))
         self._close_at_end(ctx, cursor, answer)
         return answer
@@ -218,7 +175,7 @@ class BatchRunner:
     def release(self, transaction: str) -> None:
         """Close what is open for a transaction that has settled."""
         for key in [key for key in self._cursors if key[0] == transaction]:
-            _close(self._cursors.pop(key).iterator)
+            self._cursors.pop(key).close()
 
     # Sources
 
@@ -244,7 +201,7 @@ class BatchRunner:
         key = (ctx.transaction, ctx.step.rpartition("/")[0])
         cursor = self._cursors.get(key)
         if cursor is not None and (cursor.taking or not cursor.advance_to(position)):
-            _close(self._cursors.pop(key).iterator)
+            self._cursors.pop(key).close()
             cursor = None
         return cursor
 
@@ -252,7 +209,7 @@ class BatchRunner:
         """A map nested in another's elements is not to wait for the end of the transaction with its source open."""
         key = (ctx.transaction, ctx.step.rpartition("/")[0])
         if not BatchResult(*answer).more and self._cursors.get(key) is cursor:
-            _close(self._cursors.pop(key).iterator)
+            self._cursors.pop(key).close()
 
     def _open_cursor(self, ctx: Context, source: Any, position: int) -> Cursor:
         if isinstance(source, Mapping | str | bytes) or not (
@@ -461,39 +418,9 @@ def _shown(element: Any) -> Any:
     return element
 
 
-async def _take(iterator: Any, count: int) -> list[Any]:
-    if isinstance(iterator, AsyncIterator):
-        taken: list[Any] = []
-        while len(taken) < count:
-            try:
-                taken.append(await anext(iterator))
-            except StopAsyncIteration:
-                break
-        return taken
-    return list(islice(iterator, count))
-
-
-async def _skip(cursor: Cursor, count: int) -> None:
-    while count > 0:
-        taken = await _take(cursor.iterator, min(count, 1_000))
-        if not taken:
-            return
-        count -= len(taken)
-
-
 async def _all_or_first_error(tasks: Sequence[asyncio.Future[None]]) -> None:
     if not tasks:
         return
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     for task in done:
         task.result()
-
-
-def _close(iterator: Any) -> None:
-    """A generator is told that nobody wants more; an async one is closed by its loop when it is let go of."""
-    close = getattr(iterator, "close", None)
-    if callable(close):
-        try:
-            close()
-        except ValueError:
-            return  # it is running in another thread, and ends there
