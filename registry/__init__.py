@@ -15,8 +15,8 @@ from registry.errors import (
 )
 from registry.local import LocalRegistry
 from registry.port import Registry
+from registry.protocol.server import Statistics
 from registry.server import RegistryServer
-from registry.server_protocol import Statistics
 from registry.support.curve import Curve, Gatekeeper, secure_client, secure_server
 from registry.table import Table
 from registry.watches import Watch

@@ -17,10 +17,10 @@ from typing import Any, Final, TypeVar
 
 import zmq
 
-from registry.client_protocol import ClientProtocol
 from registry.entry import Entry, Loss, Notice
 from registry.errors import RegistryClosed, RegistryError, RegistryTimeout
 from registry.limits import check_name, name_filter, normal_value
+from registry.protocol.client import ClientProtocol
 from registry.support.bind import check_endpoint
 from registry.support.curve import Curve, secure_client
 from registry.support.wakeup import Wakeup

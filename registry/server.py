@@ -21,7 +21,7 @@ from typing import Final
 import zmq
 
 from bitactor.errors import BitActorError, ConfigurationError
-from registry.server_protocol import ServerProtocol, Statistics
+from registry.protocol.server import ServerProtocol, Statistics
 from registry.support.bind import Binding, BootEpoch, check_endpoint
 from registry.support.curve import Curve, Gatekeeper, secure_server
 from registry.support.wakeup import Wakeup

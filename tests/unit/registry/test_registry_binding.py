@@ -14,7 +14,7 @@ import zmq
 from bitactor.errors import ConfigurationError
 from registry import Curve, EndpointInUse, Gatekeeper, RegistryServer
 from registry.entry import Entry
-from registry.entry_cache import EntryCache
+from registry.protocol.entry_cache import EntryCache
 from registry.support.bind import Binding, BootEpoch, check_endpoint
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from registry import AlreadyRegistered, Entry, HolderInUse, Loss, Notice, RegistryFull, Table, wire
-from registry.client_protocol import ClientProtocol
-from registry.server_protocol import MAX_UNREAD_BYTES, ServerProtocol
+from registry.protocol.client import ClientProtocol
+from registry.protocol.server import MAX_UNREAD_BYTES, ServerProtocol
 from tests.amounts import examples
 
 MS = 1_000_000

@@ -1,0 +1,26 @@
+"""What a client sends: frames that wait to be sent, the numbers of requests, and since when an answer is awaited."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from registry.wire import RegistryMessage, encode
+
+
+class Requests:
+    """Frames to the server, in order, and the numbers that its answers repeat."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.outgoing: deque[bytes] = deque()
+        self.progress_ns = now_ns
+        """When an answer came last, or the first of those that are awaited was asked for."""
+        self._request = 0
+
+    def next_number(self) -> int:
+        """The number of the next request."""
+        self._request += 1
+        return self._request
+
+    def send(self, message: RegistryMessage) -> None:
+        """Put a message behind what waits to be sent."""
+        self.outgoing.append(encode(message))
