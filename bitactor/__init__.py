@@ -7,6 +7,7 @@ from bitactor.consumer import Consumer, consumer
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.context import Context
 from bitactor.declare.resource import Resource
+from bitactor.declare.source import Element, Input, Result, Value
 from bitactor.declare.step import Step
 from bitactor.declare.then import Then
 from bitactor.errors import (
@@ -48,7 +49,6 @@ from bitactor.errors import (
 from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Retry
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Signal
-from bitactor.plan.arguments import Element, Input, Result, Value
 from bitactor.workflow import Workflow
 
 __all__ = [

@@ -14,10 +14,10 @@ from bitactor.declare.options import (
     refuse_negative,
     refuse_without_effect,
 )
+from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError
-from bitactor.patterns.port import Policy
-from bitactor.plan.compile import compile_consumer
+from bitactor.plan.consumers import compile_consumer
 from bitactor.plan.plan import Plan
 
 

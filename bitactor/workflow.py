@@ -27,6 +27,7 @@ from bitactor.declare.options import (
     refuse_unknown_options,
     refuse_without_effect,
 )
+from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.declare.step import DEFAULT_UNDO_RETRIES, Step, frozen_options
 from bitactor.errors import CycleError, DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
@@ -34,12 +35,13 @@ from bitactor.export.describe import describe
 from bitactor.export.graph import from_dict, to_dict
 from bitactor.export.mermaid import mermaid
 from bitactor.kinds.declare import DeclaresKinds
-from bitactor.kinds.kind import Kind
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import DEFAULT_TTL, MAX_TTL
-from bitactor.patterns.port import Policy
-from bitactor.plan.compile import compile_workflow, dependencies_of, forward_references, known_dependencies
-from bitactor.plan.plan import Plan, refuse_too_deep, topological_order
+from bitactor.plan.compile import compile_workflow
+from bitactor.plan.dependencies import dependencies_of, forward_references, known_dependencies
+from bitactor.plan.kind import Kind
+from bitactor.plan.order import refuse_too_deep, topological_order
+from bitactor.plan.plan import Plan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -231,8 +233,6 @@ class Workflow(DeclaresKinds):
         if compensate is not None:
             step.compensate(compensate)
         return step
-
-    # Kinds
 
     def returns(self, step: str | Step[Any, Any]) -> None:
         """Say which step's result is the workflow's; by default the last declared one's."""

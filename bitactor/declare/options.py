@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError, DuplicateName, suggest
-from bitactor.patterns.port import Policy
-from bitactor.plan.plan import SPAWNS
+
+SPAWNS = ("inline", "loop", "thread", "process")
 
 RESERVED = frozenset(("ctx", "result", "error", "attempt"))
 """Names that a parameter, a step and an input field cannot have: they mean something else."""

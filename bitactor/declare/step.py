@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from bitactor.declare.options import refuse_bad_name, refuse_negative
 from bitactor.declare.then import Planned, planned
 from bitactor.errors import DefinitionError, DuplicateName
-from bitactor.kinds.kind import Kind
-
-if TYPE_CHECKING:
-    from bitactor.workflow import Workflow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,17 +16,34 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_UNDO_RETRIES = 3
 
 
+class StepOwner(Protocol):
+    """What a step is declared on, as the step sees it."""
+
+    name: str
+
+    def _changed(self, step: Step[Any, Any]) -> None:
+        """One of its steps is declared otherwise than it was."""
+
+
+class StepKind(Protocol):
+    """What a step is made of, where that is other steps, as the step sees it; see `bitactor.plan.kind`."""
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+
+
 class Step(Generic[P, R]):
     """A declared step.  Calling it calls the function it was made from."""
 
     def __init__(
         self,
-        workflow: Workflow,
+        workflow: StepOwner,
         name: str,
         function: Callable[P, R],
         options: Mapping[str, Any],
         *,
-        kind: Kind | None = None,
+        kind: StepKind | None = None,
         label: str = "step",
         deferred: bool = False,
     ) -> None:

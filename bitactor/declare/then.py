@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bitactor.declare.source import Input, Result, Source, Value
 from bitactor.errors import DefinitionError, DuplicateName
 from bitactor.messages.codec import encode_token, token_bytes
-from bitactor.plan.arguments import Input, Result, Source, Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,26 +15,23 @@ import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin
+from typing import Any, Final, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 
+from bitactor.declare.step import Step, StepKind
 from bitactor.declare.then import Then
 from bitactor.errors import BitActorError
 from bitactor.kinds.around import Around
 from bitactor.kinds.compose import Compose
 from bitactor.kinds.group import Group
 from bitactor.kinds.iterate import Iterate
-from bitactor.kinds.kind import Kind
 from bitactor.kinds.map import Map
 from bitactor.kinds.recurse import Recurse
 from bitactor.kinds.switch import Switch
 from bitactor.messages.outcome import Continue, Ok, Outcome
+from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Plan, PlanStep
-
-if TYPE_CHECKING:
-    from bitactor.declare.step import Step
-    from bitactor.workflow import Workflow
 
 _NO_VALUE: Final = (Outcome, Ok, Continue, Then)
 """What a function may be annotated to answer with that is not its value, or does not say of what type that is."""
@@ -48,7 +45,7 @@ class FailedElement(BaseModel):
     error: str
 
 
-def describe(workflow: Workflow) -> dict[str, Any]:
+def describe(workflow: Declaration) -> dict[str, Any]:
     """See the module.
 
     Raises:
@@ -78,7 +75,7 @@ def schema_of(kind: Any, *, mode: typing.Literal["validation", "serialization"] 
         return {}
 
 
-def result_type(workflow: Workflow) -> Any:
+def result_type(workflow: Declaration) -> Any:
     """The type of a workflow's result; Any if nobody says."""
     name = workflow.returned or next(name for name in reversed(workflow.steps) if not workflow.steps[name].deferred)
     return step_type(workflow.steps[name])
@@ -104,7 +101,7 @@ def _own_type(step: Step[Any, Any]) -> Any:
     return str if step.label == "template" else answer_type(step.function)
 
 
-def _kind_type(kind: Kind) -> Any:
+def _kind_type(kind: StepKind) -> Any:
     match kind:
         case Map():
             return _map_type(kind)
@@ -133,7 +130,7 @@ def _map_type(kind: Map) -> Any:
 
 
 def _target_type(target: Any) -> Any:
-    return result_type(target) if hasattr(target, "input_model") else answer_type(getattr(target, "function", target))
+    return result_type(target) if isinstance(target, Declaration) else answer_type(getattr(target, "function", target))
 
 
 def _mapping(name: str, fields: Mapping[str, Any]) -> Any:
@@ -179,7 +176,7 @@ def _either(*kinds: Any) -> Any:
 # Steps
 
 
-def _steps(workflow: Workflow, plan: Plan) -> list[dict[str, Any]]:
+def _steps(workflow: Declaration, plan: Plan) -> list[dict[str, Any]]:
     return [_step(workflow.steps[planned.name], planned, plan) for planned in (*plan.steps, *plan.deferred.values())]
 
 
@@ -220,7 +217,7 @@ def _hop(planned: PlanStep) -> dict[str, Any]:
     return {"spawn": planned.spawn} | {name: value for name, value in said.items() if value is not None}
 
 
-def _within(kind: Kind, planned: PlanStep) -> dict[str, Any]:
+def _within(kind: StepKind, planned: PlanStep) -> dict[str, Any]:
     """The steps of what is nested."""
     container = planned.container
     assert container is not None
@@ -232,7 +229,7 @@ def _within(kind: Kind, planned: PlanStep) -> dict[str, Any]:
     if isinstance(kind, Switch):
         told["cases"] = [_case(kind, number, body) for number, body in enumerate(container.bodies)]
         return told
-    workflow: Workflow | None = getattr(kind, "workflow", None)
+    workflow: Declaration | None = getattr(kind, "workflow", None)
     if workflow is None:
         return told
     body = container.bodies[-1 if isinstance(kind, Map | Around) else 0]
@@ -242,6 +239,6 @@ def _within(kind: Kind, planned: PlanStep) -> dict[str, Any]:
 def _case(kind: Switch, number: int, body: Plan) -> dict[str, Any]:
     target: Any = kind.targets[number]
     told: dict[str, Any] = {"case": kind.case(number), "result": schema_of(_target_type(target))}
-    if hasattr(target, "input_model"):
+    if isinstance(target, Declaration):
         return {**told, "workflow": target.name, "steps": _steps(target, body)}
     return {**told, "step": body.steps[0].name}

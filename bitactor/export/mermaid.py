@@ -25,8 +25,7 @@ from typing import Final
 
 from bitactor.export.step_counts import STATES, StepCounts, step_counts
 from bitactor.messages.pulse import RUNNING, Pulse
-from bitactor.plan.container import Container
-from bitactor.plan.plan import Plan, PlanStep
+from bitactor.plan.plan import Container, Plan, PlanStep
 
 _STYLES: Final = {
     "guarded": "stroke-dasharray: 4 3",

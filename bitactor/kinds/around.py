@@ -17,34 +17,32 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bitactor.declare.context import Context
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome
-from bitactor.kinds.kind import (
-    Kind,
+from bitactor.kinds.nested import (
     function_parameters,
     merge_parameters,
     nested_inputs,
     require_workflow,
     workflow_parameters,
 )
-from bitactor.plan.compile import Parameter, Site
+from bitactor.plan.callbacks import Parameter
 from bitactor.plan.container import (
     ANSWER_FUNCTION_AROUND,
     WAIT,
     Close,
-    Container,
     ContainerArguments,
     NextAction,
     Open,
     Opening,
     Progress,
 )
-
-if TYPE_CHECKING:
-    from bitactor.workflow import Workflow
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.kind import Kind, Site
+from bitactor.plan.plan import Container, SurroundingContainer
 
 PROCEED: Final = "proceed"
 AROUND: Final = "around"
@@ -57,7 +55,7 @@ class Around(Kind):
 
     label = "around"
 
-    def __init__(self, what: str, function: Callable[..., Any], workflow: Workflow) -> None:
+    def __init__(self, what: str, function: Callable[..., Any], workflow: Declaration) -> None:
         require_workflow(what, workflow)
         if not is_coroutine_function(function):
             raise DefinitionError(f"{what}: a function around steps waits for them; make it `async def`")
@@ -82,12 +80,11 @@ class Around(Kind):
         return AroundContainer(site, self)
 
 
-class AroundContainer(Container):
+class AroundContainer(SurroundingContainer):
     """A function around a nested workflow, compiled: a scope of one step for the function, and one for the workflow
     when it proceeds."""
 
     kind = "around"
-    surrounds = True
 
     def __init__(self, site: Site, declared: Around) -> None:
         self._declared = declared
@@ -119,7 +116,7 @@ class AroundContainer(Container):
         return Open([Opening(AROUND, 0, (*own, *nested_inputs(self._declared.workflow, nested, arguments)))])
 
     def nested(self, progress: Progress) -> list[Opening]:
-        """What to open when the function proceeds; nothing if it has done so before."""
+        """See the port."""
         return [] if progress.opened > 1 else [Opening("", 1, progress.inputs[self._own :])]
 
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
@@ -130,7 +127,7 @@ class AroundContainer(Container):
         return Close(progress.round_results[_OWN])
 
     def attach_proceed(self, transaction: str, path: str, proceed: Callable[[], Awaitable[Any]]) -> None:
-        """The function of this transaction is about to run here: that is what its `proceed()` does."""
+        """See the port."""
         self._proceeds[transaction, path] = proceed
 
     def release(self, transaction: str) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from bitactor.declare.context import Context
+from bitactor.declare.source import Element
 from bitactor.errors import InvalidInput, InvalidOutcome
 from bitactor.kinds.cursor import Cursor
 from bitactor.messages.codec import decode_token, encode_token, pack, token_bytes, unpack
 from bitactor.messages.outcome import Outcome
 from bitactor.plan.arguments import RawArguments, value_at
+from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Callback
-
-if TYPE_CHECKING:
-    from bitactor.kinds.map import Map
 
 OVER: Final = "(over)"
 POSITION: Final = "(position)"
@@ -43,10 +42,26 @@ class BatchResult(NamedTuple):
     """A packed list of the elements, where an undo will ask for them."""
 
 
+class DeclaredMap(Protocol):
+    """What a batch has to know of the map it is of; see `Workflow.map` for what each means."""
+
+    function: Callable[..., Any] | None
+    workflow: Declaration | None
+    factory: Callable[..., Any] | None
+    elements: dict[str, Element]
+    """Parameter → what of the element it takes, where `bind` says so."""
+    batch: int
+    ordered: bool
+    on_error: str
+    keep: bool
+    reduce: Callable[[Any, list[Any]], Any] | None
+    whole: bool
+
+
 class ElementHandler:
     """What is done with each element."""
 
-    def __init__(self, declared: Map, what: str, converters: Mapping[str, Callable[[Any], Any] | None]) -> None:
+    def __init__(self, declared: DeclaredMap, what: str, converters: Mapping[str, Callable[[Any], Any] | None]) -> None:
         self.declared = declared
         self.what = what
         self.converters = converters

@@ -7,14 +7,14 @@ by itself; nested, the outer one's holds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bitactor.kinds.kind import Kind, nested_inputs, require_workflow, workflow_parameters
-from bitactor.plan.compile import Parameter, Site
-from bitactor.plan.container import Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
-
-if TYPE_CHECKING:
-    from bitactor.workflow import Workflow
+from bitactor.kinds.nested import nested_inputs, require_workflow, workflow_parameters
+from bitactor.plan.callbacks import Parameter
+from bitactor.plan.container import Close, ContainerArguments, NextAction, Open, Opening, Progress
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.kind import Kind, Site
+from bitactor.plan.plan import Container
 
 
 class Compose(Kind):
@@ -22,7 +22,7 @@ class Compose(Kind):
 
     label = "compose"
 
-    def __init__(self, what: str, workflow: Workflow) -> None:
+    def __init__(self, what: str, workflow: Declaration) -> None:
         require_workflow(what, workflow)
         self.workflow = workflow
 
@@ -40,7 +40,7 @@ class ComposeContainer(Container):
 
     kind = "compose"
 
-    def __init__(self, site: Site, workflow: Workflow) -> None:
+    def __init__(self, site: Site, workflow: Declaration) -> None:
         self._workflow = workflow
         body = site.body(workflow, site.address)
         self.bodies = (body,)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel
+from typing import Any, ParamSpec, TypeVar
 
 from bitactor.declare.options import STEP_OPTIONS, refuse_unknown_options
+from bitactor.declare.source import Element, Input, Result, Source
 from bitactor.declare.step import Step, frozen_options, no_function
 from bitactor.errors import DefinitionError
 from bitactor.kinds.around import Around
@@ -17,15 +17,16 @@ from bitactor.kinds.debug import debug_function
 from bitactor.kinds.flunk import flunk_function
 from bitactor.kinds.group import Group
 from bitactor.kinds.iterate import Iterate
-from bitactor.kinds.kind import Kind
 from bitactor.kinds.map import Map
 from bitactor.kinds.recurse import Recurse
 from bitactor.kinds.switch import Switch
 from bitactor.kinds.template import template_function
-from bitactor.plan.arguments import Element, Input, Result, Source
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.declaration import Declaration as Workflow  # what a user nests, and reads in these signatures
+from bitactor.plan.kind import Kind
 
-if TYPE_CHECKING:
-    from bitactor.workflow import Workflow
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _MAP_OPTIONS: Mapping[str, Any] = {
     "over": None, "workflow": None, "batch": 100, "ordered": True, "on_error": "fail", "keep": True, "reduce": None,
@@ -35,13 +36,18 @@ _MAP_OPTIONS: Mapping[str, Any] = {
 _NESTED_OPTIONS = ("name", "bind", "after", "when", "guard")
 
 
-class DeclaresKinds:
+class DeclaresKinds(Declaration):
     """The part of a workflow that declares what is made of other steps, and the small kinds."""
 
-    name: str
-    input_model: type[BaseModel]
-    steps: dict[str, Step[Any, Any]]
+    @abstractmethod
+    def add(self, function: Callable[P, R], /, *, deferred: bool = False, **options: Any) -> Step[P, R]:
+        """Declare a function as a step in one call."""
 
+    @abstractmethod
+    def returns(self, step: str | Step[Any, Any]) -> None:
+        """Say which step's result is the workflow's."""
+
+    @abstractmethod
     def _declare(
         self,
         function: Callable[..., Any],
@@ -51,7 +57,7 @@ class DeclaresKinds:
         label: str = "step",
         deferred: bool = False,
     ) -> Step[..., Any]:
-        raise NotImplementedError
+        """Declare a function, or what `make_kind` makes of the step's description, as a step."""
 
     def map(self, function: Any = None, /, **options: Any) -> Any:
         """Declare a function, or a nested workflow, over the elements of something that can be iterated; see
@@ -163,7 +169,13 @@ class DeclaresKinds:
         )
 
     def recurse(
-        self, name: str, workflow: Workflow, *, at_most: int, until: Callable[[Any], bool] | None = None, **options: Any
+        self,
+        name: str,
+        workflow: Workflow,
+        *,
+        at_most: int,
+        until: Callable[[Any], bool] | None = None,
+        **options: Any,
     ) -> Step[..., Any]:
         """Declare a nested workflow that is repeated, each round fed with the result of the one before; see
         `bitactor.kinds.recurse`.

@@ -8,11 +8,10 @@ result.  Both are hops like any others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome, suggest
-from bitactor.kinds.kind import (
-    Kind,
+from bitactor.kinds.nested import (
     function_inputs,
     function_parameters,
     merge_parameters,
@@ -21,11 +20,11 @@ from bitactor.kinds.kind import (
     workflow_parameters,
 )
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.plan.compile import Parameter, Site
-from bitactor.plan.container import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
-
-if TYPE_CHECKING:
-    from bitactor.workflow import Workflow
+from bitactor.plan.callbacks import Parameter
+from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.kind import Kind, Site
+from bitactor.plan.plan import Container
 
 RESULT = "(result)"
 _BEFORE, _BODY, _AFTER = "before", "", "after"
@@ -37,7 +36,7 @@ class Group(Kind):
     label = "group"
 
     def __init__(
-        self, what: str, workflow: Workflow, before: Callable[..., Any] | None, after: Callable[..., Any] | None
+        self, what: str, workflow: Declaration, before: Callable[..., Any] | None, after: Callable[..., Any] | None
     ) -> None:
         require_workflow(what, workflow)
         if before is None and after is None:

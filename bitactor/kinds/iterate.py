@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from bitactor.errors import DefinitionError
-from bitactor.kinds.kind import Kind, function_parameters
+from bitactor.kinds.nested import function_parameters
 from bitactor.kinds.recurse import checked_bound, checked_predicate
 from bitactor.messages.codec import decode_token
-from bitactor.plan.compile import Parameter, Site
-from bitactor.plan.container import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
+from bitactor.plan.callbacks import Parameter
+from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress
+from bitactor.plan.kind import Kind, Site
+from bitactor.plan.plan import Container
 
 START = "(start)"
 STATE = "state"

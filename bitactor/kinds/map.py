@@ -11,9 +11,10 @@ read past them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.source import Element
 from bitactor.errors import BitActorError, DefinitionError, SignalTooLarge, suggest
 from bitactor.kinds.batch import (
     ACCUMULATED,
@@ -25,7 +26,7 @@ from bitactor.kinds.batch import (
     BatchUndo,
     ElementHandler,
 )
-from bitactor.kinds.kind import Kind, function_parameters, merge_parameters, workflow_parameters
+from bitactor.kinds.nested import function_parameters, merge_parameters, workflow_parameters
 from bitactor.messages.codec import (
     MAX_TOKEN_BYTES,
     Packed,
@@ -39,31 +40,13 @@ from bitactor.messages.codec import (
 )
 from bitactor.messages.signal import Fault
 from bitactor.messages.wire import MAX_FRAME_BYTES
-from bitactor.plan.arguments import Argument, Element, converter
-from bitactor.plan.compile import (
-    Parameter,
-    Site,
-    compile_callback,
-    function_step,
-    injected_as,
-    resources_among,
-    single_step_plan,
-)
-from bitactor.plan.container import (
-    WAIT,
-    Close,
-    Container,
-    ContainerArguments,
-    FailContainer,
-    NextAction,
-    Open,
-    Opening,
-    Progress,
-)
-from bitactor.plan.plan import Callback, Plan, PlanStep
-
-if TYPE_CHECKING:
-    from bitactor.workflow import Workflow
+from bitactor.plan.arguments import Argument, converter
+from bitactor.plan.callbacks import Parameter, compile_callback, injected_as, resources_among
+from bitactor.plan.container import WAIT, Close, ContainerArguments, FailContainer, NextAction, Open, Opening, Progress
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.kind import Kind, Site
+from bitactor.plan.plan import Callback, Container, Plan, PlanStep
+from bitactor.plan.steps import function_step, single_step_plan
 
 ON_ERROR: Final = ("fail", "collect")
 _BATCH: Final = "batch-"
@@ -82,7 +65,7 @@ class Map(Kind):
         *,
         over: Any,
         function: Callable[..., Any] | None,
-        workflow: Workflow | None,
+        workflow: Declaration | None,
         batch: int,
         ordered: bool,
         on_error: str,
@@ -279,7 +262,7 @@ class FunctionMapContainer(MapContainer):
 class WorkflowMapContainer(MapContainer):
     """A map over a workflow: each batch is followed by a scope for each of its elements."""
 
-    def __init__(self, site: Site, declared: Map, workflow: Workflow) -> None:
+    def __init__(self, site: Site, declared: Map, workflow: Declaration) -> None:
         handler = ElementHandler(declared, site.what, {})
         step = function_step(site.workflow, site.step, (), {}, site.what, function=_takes_elements)
         self._runner = BatchRunner(handler, is_async=False)

@@ -7,17 +7,17 @@ budget allows is refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.errors import DefinitionError, InvalidOutcome
-from bitactor.kinds.kind import Kind, nested_inputs, require_workflow, workflow_parameters
+from bitactor.kinds.nested import nested_inputs, require_workflow, workflow_parameters
 from bitactor.messages.codec import decode_token
-from bitactor.plan.compile import Parameter, Site
-from bitactor.plan.container import CONSULT, Close, Container, ContainerArguments, NextAction, Open, Opening, Progress
-
-if TYPE_CHECKING:
-    from bitactor.workflow import Workflow
+from bitactor.plan.callbacks import Parameter
+from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.kind import Kind, Site
+from bitactor.plan.plan import Container
 
 
 def checked_bound(what: str, at_most: Any) -> int:
@@ -40,7 +40,7 @@ class Recurse(Kind):
 
     label = "recurse"
 
-    def __init__(self, what: str, workflow: Workflow, until: Callable[[Any], bool] | None, at_most: int) -> None:
+    def __init__(self, what: str, workflow: Declaration, until: Callable[[Any], bool] | None, at_most: int) -> None:
         require_workflow(what, workflow)
         checked_predicate(what, until)
         self.workflow, self.until, self.at_most = workflow, until, checked_bound(what, at_most)

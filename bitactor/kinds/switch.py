@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from bitactor.errors import DefinitionError, StepFailed
-from bitactor.kinds.kind import Kind, function_inputs, merge_parameters, nested_inputs, target_parameters
-from bitactor.plan.compile import Parameter, Site
-from bitactor.plan.container import Close, Container, ContainerArguments, NextAction, Open, Opening, Progress, Skip
-from bitactor.plan.plan import Plan
+from bitactor.kinds.nested import function_inputs, merge_parameters, nested_inputs, target_parameters
+from bitactor.plan.callbacks import Parameter
+from bitactor.plan.container import Close, ContainerArguments, NextAction, Open, Opening, Progress, Skip
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.kind import Kind, Site
+from bitactor.plan.plan import Container, Plan
 
-if TYPE_CHECKING:
-    from bitactor.workflow import Workflow
-
-    Target: TypeAlias = Workflow | Callable[..., Any]
+Target: TypeAlias = Declaration | Callable[..., Any]
 
 ON = "(on)"
 
@@ -49,7 +48,7 @@ class Switch(Kind):
         self.tests = [test for test, _ in pairs]
         self.targets = [target for _, target in pairs] + ([default] if default is not None else [])
         for target in self.targets:
-            if not callable(target) and not hasattr(target, "input_model"):
+            if not callable(target) and not isinstance(target, Declaration):
                 raise DefinitionError(f"{what}: the branch {target!r} is neither a workflow nor a function")
         self.has_default = default is not None
         self.optional = optional
@@ -104,8 +103,8 @@ class SwitchContainer(Container):
         if chosen is None:
             return Skip()
         body, target = self.bodies[chosen], self._declared.targets[chosen]
-        if hasattr(target, "input_model"):
-            inputs = nested_inputs(target, body, arguments)  # type: ignore[arg-type]
+        if isinstance(target, Declaration):
+            inputs = nested_inputs(target, body, arguments)
         else:
             inputs = function_inputs(body, arguments)
         return Open([Opening("", chosen, inputs)])
@@ -131,7 +130,7 @@ class SwitchContainer(Container):
 
 def _body(site: Site, target: Target, address: str) -> Plan:
     """A branch, its steps addressed below `address`."""
-    if hasattr(target, "input_model"):
-        return site.body(target, address)  # type: ignore[arg-type]
+    if isinstance(target, Declaration):
+        return site.body(target, address)
     name = getattr(target, "__name__", "branch").strip("<>")
     return site.function_body(target, name, f"{address}/{name}")

@@ -4,6 +4,7 @@
 async def price(item: str) -> float | None: ...
 """
 
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.batch import Batching
 from bitactor.patterns.bulkhead import Bulkhead
 from bitactor.patterns.cache import Cache
@@ -20,7 +21,6 @@ from bitactor.patterns.errors import (
 )
 from bitactor.patterns.fallback import Fallback
 from bitactor.patterns.parallel import FailedItem, Fetched, Mapped, parallel_fetch, parallel_map
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.rate_limit import RateLimit
 from bitactor.patterns.retry import RetryPolicy
 from bitactor.patterns.scatter import scatter_gather

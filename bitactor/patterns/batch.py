@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple
 
 from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.messages.outcome import Ok
 from bitactor.patterns.errors import BatchFailed
 from bitactor.patterns.options import check_count, check_name, check_seconds, nanoseconds, refuse
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.tasks import TaskResult, capture
 from bitactor.patterns.verdicts import is_verdict
 from bitactor.ports import Clock, TimerHandle

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.errors import BulkheadFull
 from bitactor.patterns.options import check_count, check_name, check_seconds, nanoseconds, refuse
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.wait_queue import WaitQueue
 from bitactor.ports import Clock
 

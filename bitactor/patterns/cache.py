@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.outcome import Ok, Outcome
 from bitactor.patterns.options import check_count, check_flag, check_name, check_seconds, nanoseconds
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.substitute import UserFunction
 from bitactor.patterns.verdicts import is_verdict
 from bitactor.ports import Clock

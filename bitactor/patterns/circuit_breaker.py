@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.messages.outcome import Halt, Outcome
 from bitactor.patterns.errors import CircuitOpen, Refused
 from bitactor.patterns.options import (
@@ -20,7 +21,6 @@ from bitactor.patterns.options import (
     refuse,
     refuse_together,
 )
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.window import ConsecutiveFailures, FailureRate, Tally
 from bitactor.ports import Clock
 

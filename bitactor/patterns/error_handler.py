@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.errors import suggest
 from bitactor.messages.outcome import Outcome
 from bitactor.patterns.options import Exceptions, check_name, fix_exceptions, refuse
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.substitute import MISSING, Constant, Substitute, substitute
 from bitactor.ports import Clock
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.messages.outcome import Outcome
 from bitactor.patterns.options import Exceptions, check_name, fix_exceptions
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.substitute import Substitute, substitute
 from bitactor.ports import Clock
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+from bitactor.declare.policy import Policy
 from bitactor.errors import DefinitionError
 from bitactor.messages.outcome import Outcome
-from bitactor.patterns.port import Policy
 
 Exceptions = type[Exception] | tuple[type[Exception], ...]
 """One exception class, or several."""

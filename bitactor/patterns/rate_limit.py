@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.errors import RateLimited
 from bitactor.patterns.options import (
     check_count,
@@ -17,7 +18,6 @@ from bitactor.patterns.options import (
     refuse,
     refuse_together,
 )
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.wait_queue import WaitQueue
 from bitactor.ports import Clock, TimerHandle
 

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any, ClassVar, Final
 
 from bitactor.declare.backoff import Backoff
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.messages.outcome import Outcome
 from bitactor.patterns.options import (
     Exceptions,
@@ -19,7 +20,6 @@ from bitactor.patterns.options import (
     nanoseconds,
     refuse,
 )
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.tasks import sleep_until
 from bitactor.ports import Clock
 

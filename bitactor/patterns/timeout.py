@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.errors import TimedOut
 from bitactor.patterns.options import check_name, check_seconds, nanoseconds
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.substitute import MISSING, Substitute, substitute
 from bitactor.patterns.tasks import TaskResult, cancel_and_wait, result_of, start, wait_for_end
 from bitactor.ports import Clock

@@ -5,91 +5,12 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.messages.codec import Packed, decode_token, encode_token
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Base of `Input`, `Result` and `Value`: one argument's origin, with an optional transform."""
-
-    transform: Callable[[Any], Any] | None = None
-
-    def map(self, function: Callable[[Any], Any]) -> Any:
-        """The same source, passed through `function`; evaluated once, by the supervisor, and recorded."""
-        return replace(self, transform=function)
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Input(Source):
-    """A field of the workflow's input, and a path into it."""
-
-    name: str = ""
-    path: tuple[str | int, ...] = ()
-
-    def __init__(self, name: str, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "path", path)
-        object.__setattr__(self, "transform", transform)
-
-    def map(self, function: Callable[[Any], Any]) -> Input:
-        """See `Source.map`."""
-        return Input(self.name, *self.path, transform=function)
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Result(Source):
-    """Another step's result, and a path into it through mappings, attributes and list indices."""
-
-    step: str = ""
-    path: tuple[str | int, ...] = ()
-
-    def __init__(self, step: Any, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
-        name = step if isinstance(step, str) else getattr(step, "name", None)
-        if not isinstance(name, str):
-            raise DefinitionError(f"Result({step!r}): give a step, or its name")
-        object.__setattr__(self, "step", name)
-        object.__setattr__(self, "path", path)
-        object.__setattr__(self, "transform", transform)
-
-    def map(self, function: Callable[[Any], Any]) -> Result:
-        """See `Source.map`."""
-        return Result(self.step, *self.path, transform=function)
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Value(Source):
-    """A constant."""
-
-    value: Any = None
-
-    def __init__(self, value: Any, transform: Callable[[Any], Any] | None = None) -> None:
-        object.__setattr__(self, "value", value)
-        object.__setattr__(self, "transform", transform)
-
-    def map(self, function: Callable[[Any], Any]) -> Value:
-        """See `Source.map`."""
-        return Value(self.value, transform=function)
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Element(Source):
-    """Inside a map: the element at hand, and a path into it."""
-
-    path: tuple[str | int, ...] = ()
-
-    def __init__(self, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
-        object.__setattr__(self, "path", path)
-        object.__setattr__(self, "transform", transform)
-
-    def map(self, function: Callable[[Any], Any]) -> Element:
-        """The same, passed through `function`, where the element is worked on."""
-        return Element(*self.path, transform=function)
 
 
 class Argument(NamedTuple):

@@ -1,4 +1,5 @@
-"""What a container is: a step whose work is done by other steps, planned under its path when it opens.
+"""What is said between the saga and a container, a step whose work is done by other steps, planned under its path when
+it opens; the port itself is `bitactor.plan.plan.Container`.
 
     orders                    the container: opened once what it waits for is done
     orders/17/charge          a step in the scope for element 17
@@ -11,16 +12,12 @@ its steps like any others, and, when all of them are settled, asks the container
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bitactor.messages.codec import encode_token
 from bitactor.messages.signal import Fault
 from bitactor.plan.arguments import Argument, argument_values
-
-if TYPE_CHECKING:
-    from bitactor.plan.plan import Plan
 
 
 class Slot(NamedTuple):
@@ -167,46 +164,3 @@ class ContainerArguments(NamedTuple):
             ):
                 return known
         return token
-
-
-class Container(ABC):
-    """The compiled form of a kind that is made of other steps."""
-
-    kind: ClassVar[str]
-    """What people call it: `compose`, `map`, …"""
-    bodies: tuple[Plan, ...] = ()
-    depth: int = 0
-    """Hops on its longest path."""
-    catches: bool = False
-    """Whether a failure in one of its scopes is its own affair (`after_failed_scope`), and no failure of the
-    transaction."""
-    max_rounds: int | None = None
-    """Rounds at most, where it goes through its body again and again."""
-    batch: int | None = None
-    """Elements in memory at once, where it is over many."""
-    cases: tuple[str, ...] = ()
-    """What each body is for, where one of them is chosen."""
-    surrounds: ClassVar[bool] = False
-    """Whether its first scope is a function in which the others run; see `bitactor.kinds.around`."""
-    chained: ClassVar[bool] = False
-    """Whether each round begins where the one before ended: it then spends the hop budget that one has left."""
-
-    @abstractmethod
-    def open(self, arguments: ContainerArguments) -> Open | Skip | Close:
-        """What to begin with, by the container's arguments.  User code may run here: the supervisor asks once and
-        records the answer."""
-
-    @abstractmethod
-    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """A scope is settled and its result is `token`: what follows.  Pure, for the fold asks it too."""
-
-    def after_failed_scope(self, progress: Progress, key: str, fault: Fault) -> NextAction:
-        """A scope failed, and nothing of it runs any more: what follows.  Pure, as `after_scope` is."""
-        raise NotImplementedError
-
-    def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
-        """Asked after `after_scope` said `Consult`; user code may run here."""
-        raise NotImplementedError
-
-    def release(self, transaction: str) -> None:  # noqa: B027 - most hold nothing
-        """The transaction has settled: let go of what was held for it here."""

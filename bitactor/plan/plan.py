@@ -1,25 +1,25 @@
-"""A plan: a workflow's steps as a validated, indexed DAG that the saga and the hosts work from."""
+"""A plan: a workflow's steps as a validated, indexed DAG that the saga and the hosts work from.
+
+A step may be made of other steps: it then has a container, whose bodies are plans, and a scope is one instance of such
+a body within a transaction.  So a plan, its steps, containers and scopes refer to each other, and stand here together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from bitactor.declare.backoff import Backoff
+from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
-from bitactor.errors import CycleError, WorkflowTooDeep
 from bitactor.messages.ids import path_code
-from bitactor.patterns.port import Policy
+from bitactor.messages.signal import MAX_TTL, Fault
 from bitactor.plan.arguments import Argument
-from bitactor.plan.container import Container
-from bitactor.plan.scope import Scope
-
-if TYPE_CHECKING:
-    from bitactor.kinds.around import AroundContainer
-
-SPAWNS = ("inline", "loop", "thread", "process")
+from bitactor.plan.container import Close, ContainerArguments, NextAction, Open, Opening, Progress, Skip
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class PlanStep:
     """What people call it."""
     takes_raw_arguments: bool = False
     """Whether its function is given its arguments undecoded, as `tokens`."""
-    around_container: AroundContainer | None = None
+    around_container: SurroundingContainer | None = None
     """Set: it is the function around nested steps, and asks this container to proceed."""
     deferred: bool = False
     """Whether it is planned only where a `Then` asks for it."""
@@ -106,6 +106,29 @@ class PlanStep:
             if attempt <= 16:
                 self._codes[key] = code
         return code
+
+    def instance(self, scope: Scope, path: str) -> PlanStep:
+        """This step of a body as a step of the transaction: named by its whole path, its places moved to the scope's
+        block."""
+        base = scope.base
+        made = copy(self)
+        made.index = base + self.index
+        made.scope = scope
+        made.arguments = tuple(
+            argument._replace(slot=argument.slot + base) if argument.slot >= 0 else argument
+            for argument in self.arguments
+        )
+        made.when_arguments = tuple(argument._replace(slot=argument.slot + base) for argument in self.when_arguments)
+        made.dependencies = tuple(base + index for index in self.dependencies)
+        made.dependents = tuple(base + index for index in self.dependents)
+        made.rename(path)
+        return made
+
+    def rename(self, path: str) -> None:
+        """Give an instance another path."""
+        self.name = path
+        self._codes = {}
+        self.forward_code = self.code("forward", 1)
 
     @property
     def is_local_only(self) -> bool:
@@ -183,80 +206,98 @@ class Plan:
     concurrency: int | None = None
 
 
-def topological_order(dependencies: Mapping[str, Sequence[str]], owner: str) -> list[str]:
-    """The names so that each comes after those it depends on; declaration order otherwise.
+class Container(ABC):
+    """The compiled form of a kind that is made of other steps."""
 
-    Raises:
-        CycleError: names the circle.
-    """
-    placed: dict[str, None] = {}
-    path: list[str] = []
-    for start in dependencies:
-        stack = [(start, iter(dependencies[start]))] if start not in placed else []
-        path[:] = [start]
-        while stack:
-            name, rest = stack[-1]
-            following = next((other for other in rest if other not in placed), None)
-            if following is None:
-                placed[name] = None
-                stack.pop()
-                path.pop()
-            elif following in path:
-                circle = [*path[path.index(following) :], following]
-                raise CycleError(
-                    f"{owner}: steps wait for each other: {' → '.join(reversed(circle))}; remove one of these "
-                    "dependencies"
-                )
-            else:
-                path.append(following)
-                stack.append((following, iter(dependencies[following])))
-    return list(placed)
+    kind: ClassVar[str]
+    """What people call it: `compose`, `map`, …"""
+    bodies: tuple[Plan, ...] = ()
+    depth: int = 0
+    """Hops on its longest path."""
+    catches: bool = False
+    """Whether a failure in one of its scopes is its own affair (`after_failed_scope`), and no failure of the
+    transaction."""
+    max_rounds: int | None = None
+    """Rounds at most, where it goes through its body again and again."""
+    batch: int | None = None
+    """Elements in memory at once, where it is over many."""
+    cases: tuple[str, ...] = ()
+    """What each body is for, where one of them is chosen."""
+    surrounds: ClassVar[bool] = False
+    """Whether its first scope is a function in which the others run; it then is a `SurroundingContainer`."""
+    chained: ClassVar[bool] = False
+    """Whether each round begins where the one before ended: it then spends the hop budget that one has left."""
 
+    @abstractmethod
+    def open(self, arguments: ContainerArguments) -> Open | Skip | Close:
+        """What to begin with, by the container's arguments.  User code may run here: the supervisor asks once and
+        records the answer."""
 
-def longest_path(
-    dependencies: Mapping[str, Sequence[str]], ordered: Iterable[str], depths: Mapping[str, int] | None = None
-) -> tuple[int, list[str]]:
-    """The longest chain of dependencies: how many hops it takes, and the names along it.
+    @abstractmethod
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
+        """A scope is settled and its result is `token`: what follows.  Pure, for the fold asks it too."""
 
-    Args:
-        depths: how many hops a name itself takes, where that is not one.
-    """
-    best: dict[str, tuple[int, str | None]] = {}
-    for name in ordered:
-        parents = [(best[parent][0], parent) for parent in dependencies[name] if parent in best]
-        depth, parent = max(parents, key=lambda item: item[0], default=(0, None))
-        best[name] = (depth + (depths or {}).get(name, 1), parent)
-    if not best:
-        return 0, []
-    at: str | None = max(best, key=lambda name: best[name][0])
-    assert at is not None
-    longest, path = best[at][0], []
-    while at is not None:
-        path.append(at)
-        at = best[at][1]
-    return longest, path[::-1]
+    def after_failed_scope(self, progress: Progress, key: str, fault: Fault) -> NextAction:
+        """A scope failed, and nothing of it runs any more: what follows.  Pure, as `after_scope` is."""
+        raise NotImplementedError
+
+    def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
+        """Asked after `after_scope` said `Consult`; user code may run here."""
+        raise NotImplementedError
+
+    def release(self, transaction: str) -> None:  # noqa: B027 - most hold nothing
+        """The transaction has settled: let go of what was held for it here."""
 
 
-def refuse_too_deep(
-    owner: str,
-    ttl: int,
-    dependencies: Mapping[str, Sequence[str]],
-    ordered: Iterable[str],
-    depths: Mapping[str, int] | None = None,
-) -> int:
-    """The number of hops on the longest path.
+class SurroundingContainer(Container):
+    """A container whose first scope is a function in which the others run, when it asks to proceed; see
+    `bitactor.kinds.around`."""
 
-    Raises:
-        WorkflowTooDeep: it is more than `ttl`; names the path.
-    """
-    longest, path = longest_path(dependencies, ordered, depths)
-    if longest > ttl:
-        shown = [f"{name} ({depths[name]} hops)" if depths and depths.get(name, 1) != 1 else name for name in path]
-        raise WorkflowTooDeep(
-            f"{owner}: {longest} hops in a row, but ttl={ttl}: {' → '.join(shown)}; "
-            f"raise ttl to {longest}, let steps run side by side, or emit a signal to continue elsewhere"
-        )
-    return longest
+    surrounds = True
+
+    @abstractmethod
+    def nested(self, progress: Progress) -> list[Opening]:
+        """What to open when the function proceeds; nothing if it has done so before."""
+
+    @abstractmethod
+    def attach_proceed(self, transaction: str, path: str, proceed: Callable[[], Awaitable[Any]]) -> None:
+        """The function of this transaction is about to run here: that is what its `proceed()` does."""
+
+
+class Scope:
+    """One instance of a container's body within a transaction: where the body's steps and inputs lie among the
+    transaction's, as one block, steps first, then inputs."""
+
+    __slots__ = ("base", "body", "children", "container", "key", "pinned", "planned", "ttl_left", "unsettled_count")
+
+    def __init__(self, body: Plan, base: int, container: int, key: str) -> None:
+        self.body = body
+        self.base = base
+        self.planned: list[int] = []
+        """Steps that a `Then` has planned into it, elsewhere."""
+        self.pinned = False
+        """Whether something may still come for one of its steps: a late reply, a timer, a decision."""
+        self.open(container, key)
+
+    def open(self, container: int, key: str) -> None:
+        """Begin, or begin again for another container or key."""
+        self.container = container
+        self.key = key
+        self.unsettled_count = len(self.body.steps)
+        self.ttl_left = MAX_TTL
+        """The least hop budget that any of its settled steps has left."""
+        self.children: dict[int, Scope] = {}
+        """Scopes within it that are not settled, by their place."""
+
+    @property
+    def indices(self) -> range:
+        """Its steps."""
+        return range(self.base, self.base + len(self.body.steps))
+
+    @property
+    def returns(self) -> int:
+        """The step whose result is the scope's."""
+        return self.base + self.body.returns
 
 
 def plan_digest(workflow: str, ttl: int, returns: str, inputs: Sequence[str], steps: Iterable[PlanStep]) -> str:

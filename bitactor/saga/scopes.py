@@ -16,8 +16,7 @@ from bitactor.messages.codec import token_bytes, token_from_bytes
 from bitactor.messages.pulse import COMPLETED, FAILED, SKIPPED, Pulse
 from bitactor.messages.signal import Fault
 from bitactor.plan.container import NextAction, Open, Opening, Progress, Slot, Wait
-from bitactor.plan.plan import Plan, PlanStep
-from bitactor.plan.scope import Scope, instantiate, rename
+from bitactor.plan.plan import Plan, PlanStep, Scope
 from bitactor.saga.phases import BACKING_OFF, IN_DOUBT, IN_FLIGHT, OPEN, WAITING
 from bitactor.saga.then import is_settled, resolve
 
@@ -134,11 +133,11 @@ class Scopes:
             scope.open(index, opening.key)
             steps = [self.steps[at] for at in scope.indices]
             for step, local in zip(steps, body.steps, strict=True):
-                rename(step, _path(container.name, opening.key, local.name))
+                step.rename(_path(container.name, opening.key, local.name))
         else:
             self._copy_plan_steps()
             scope = Scope(body, len(self.tokens), index, opening.key)
-            steps = [instantiate(step, scope, _path(container.name, opening.key, step.name)) for step in body.steps]
+            steps = [step.instance(scope, _path(container.name, opening.key, step.name)) for step in body.steps]
             self._append_steps(steps, len(body.inputs))
         if container.scope is not None:
             container.scope.children[scope.base] = scope

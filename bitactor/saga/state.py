@@ -35,8 +35,7 @@ from bitactor.messages.pulse import (
 )
 from bitactor.messages.signal import FORWARD, UNDO, Fault
 from bitactor.plan.container import Progress
-from bitactor.plan.plan import Plan, PlanStep
-from bitactor.plan.scope import Scope
+from bitactor.plan.plan import Plan, PlanStep, Scope
 from bitactor.saga.commands import Emission
 from bitactor.saga.phases import (
     BACKING_OFF,

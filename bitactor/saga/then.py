@@ -9,17 +9,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from bitactor.errors import DuplicateName, UnknownArgument, suggest
 from bitactor.messages.codec import token_from_bytes
 from bitactor.plan.arguments import Argument
-from bitactor.plan.plan import Plan, PlanStep, topological_order
-from bitactor.plan.scope import rename
+from bitactor.plan.order import topological_order
+from bitactor.plan.plan import Plan, PlanStep
 from bitactor.saga.phases import IN_DOUBT, SETTLED
 
-if TYPE_CHECKING:
-    from bitactor.saga.scopes import Scopes
+
+class StepsSoFar(Protocol):
+    """What has to be known of a transaction's state to resolve a `Then`; see `bitactor.saga.scopes`."""
+
+    plan: Plan
+    steps: Sequence[PlanStep]
+    by_name: Mapping[str, int]
+    """Path of a step → its place."""
+    states: list[str]
+    tokens: list[Any]
+    replacements: dict[int, int]
+    """Place of a step that was replaced → place of the latest one that stands for it."""
 
 
 class ResolvedStep(NamedTuple):
@@ -30,7 +40,7 @@ class ResolvedStep(NamedTuple):
     is_replacement: bool
 
 
-def resolve(state: Scopes, index: int, planned: Sequence[Sequence[Any]]) -> list[ResolvedStep]:
+def resolve(state: StepsSoFar, index: int, planned: Sequence[Sequence[Any]]) -> list[ResolvedStep]:
     """The steps that the `Then` of step `index` asks for, `[declared, name, {parameter: source}, [after…]]` each.
 
     Raises:
@@ -45,7 +55,7 @@ def resolve(state: Scopes, index: int, planned: Sequence[Sequence[Any]]) -> list
     return [ResolvedStep(step, resolution.unmet_dependencies(step), step.replaces >= 0) for step in found]
 
 
-def is_settled(state: Scopes, index: int) -> bool:
+def is_settled(state: StepsSoFar, index: int) -> bool:
     """Whether nobody has to wait for a step any more, while the transaction goes forward; nor for what replaces it."""
     now = state.states[state.replacements.get(index, index)]
     return now in SETTLED or now == IN_DOUBT  # one in doubt was not required, or nothing would go forward
@@ -54,7 +64,7 @@ def is_settled(state: Scopes, index: int) -> bool:
 class _Resolution:
     """One `Then`."""
 
-    def __init__(self, state: Scopes, index: int, planned: Sequence[Sequence[Any]]) -> None:
+    def __init__(self, state: StepsSoFar, index: int, planned: Sequence[Sequence[Any]]) -> None:
         self.state, self.index, self.planned = state, index, planned
         self.emitter = emitter = state.steps[index]
         scope = emitter.scope
@@ -136,7 +146,7 @@ class _Resolution:
         step.needs_evaluation = (
             transforms or step.when is not None or step.guard is not None or step.container is not None
         )
-        rename(step, path)
+        step.rename(path)
         return step
 
     def _template(self, declared: str) -> PlanStep:

@@ -15,8 +15,8 @@ from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD, MAX_TTL, UNDO, Fault, Reply, Signal
 from bitactor.messages.wire import decode_pulse, encode_pulse
 from bitactor.plan.arguments import RawArguments, argument_values
-from bitactor.plan.compile import with_function
 from bitactor.plan.plan import Plan, PlanStep
+from bitactor.plan.steps import with_function
 from bitactor.saga import (
     Accept,
     ArmDeadline,

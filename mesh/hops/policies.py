@@ -7,9 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.errors import ConfigurationError
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.plan.plan import Plan
 from bitactor.ports import Clock
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from bitactor.declare.policy import Call
 from bitactor.errors import Cancelled, WorkerLost
 from bitactor.messages.signal import Fault, Reply
-from bitactor.patterns.port import Call
 from mesh.hops.actor import ENDED, QUEUED, REPLIED, STARTED, BitActor
 from mesh.hops.faults import fault_of
 

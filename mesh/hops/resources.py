@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from bitactor.declare.resource import Resource
 from bitactor.errors import ConfigurationError, CycleError, DefinitionError, DuplicateName, ResourceUnavailable, suggest
-from bitactor.plan.plan import Callback, Plan, PlanStep, topological_order
+from bitactor.plan.order import topological_order
+from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
 from mesh.hops.lifecycle import ResourceLifecycle, call_user_function
 

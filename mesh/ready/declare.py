@@ -15,10 +15,10 @@ from typing import Any, TypedDict
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.context import Context
 from bitactor.declare.options import RESERVED
+from bitactor.declare.policy import Policy
+from bitactor.declare.source import Source
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError, suggest
-from bitactor.patterns.port import Policy
-from bitactor.plan.arguments import Source
 from bitactor.workflow import Workflow
 from mesh.ready.templates import Template, lift_sources
 

@@ -13,9 +13,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from bitactor.declare.source import Source
 from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.kinds.template import TextTemplate
-from bitactor.plan.arguments import Source, value_at
+from bitactor.plan.arguments import value_at
 
 FieldFilter = Callable[[str, str, str], str]
 """What becomes of a field's text: called with the field, its text, and the text before it."""

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bitactor.messages.signal import FORWARD
-from bitactor.plan.plan import PlanStep
-from bitactor.plan.scope import Scope
+from bitactor.plan.plan import PlanStep, Scope
 from bitactor.saga import Dispatch, HopExpired, Lost, Replied, Unrouted
 from mesh.limits.pools import LENT, REACQUIRING, PermitSet, Pool, Pools
 from mesh.limits.priority_queue import rank_of

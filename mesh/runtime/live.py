@@ -14,7 +14,7 @@ from mesh.limits.pools import Pool
 from mesh.limits.timing_wheel import Timer
 
 if TYPE_CHECKING:
-    from bitactor.plan.scope import Scope
+    from bitactor.plan.plan import Scope
     from mesh.runtime.admission import HopPermits
 
 

@@ -11,7 +11,8 @@ from unittest.mock import NonCallableMock
 from bitactor.consumer import Consumer
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.errors import ConfigurationError, DefinitionError, suggest
-from bitactor.plan.compile import compile_callback, compile_consumer
+from bitactor.plan.callbacks import compile_callback
+from bitactor.plan.consumers import compile_consumer
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.workflow import Workflow
 

@@ -17,9 +17,9 @@ import pytest
 
 from bitactor import ConfigurationError, Context, Fail, Halt, Resource, Retry, Workflow, consumer
 from bitactor.declare.backoff import Backoff
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.errors import ResourceUnavailable, StepTimeout
 from bitactor.patterns import CircuitBreaker, CircuitOpen, Fallback, RateLimit, RetryPolicy, Timeout
-from bitactor.patterns.port import Call, Policy, PolicyState, Proceed
 from bitactor.ports import Clock
 from bitactor.testing import FakeClock
 from mesh import Mesh, Transaction

@@ -10,8 +10,7 @@ from bitactor.kinds.map import Map
 from bitactor.messages.codec import decode_token
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD
-from bitactor.plan.plan import Plan, PlanStep
-from bitactor.plan.scope import Scope
+from bitactor.plan.plan import Plan, PlanStep, Scope
 from bitactor.saga import SagaState
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from bitactor import Backoff, Input, Result, Value, Workflow
+from bitactor.declare.source import Element
 from bitactor.declare.then import Planned
 from bitactor.errors import DefinitionError
 from bitactor.messages.codec import pack
 from bitactor.messages.signal import MAX_TTL
-from bitactor.plan.arguments import Element
 from bitactor.plan.plan import Plan
 
 KINDS = (

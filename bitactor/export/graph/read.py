@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.resource import Resource
+from bitactor.declare.source import Element, Input, Result, Source, Value
+from bitactor.declare.step import Step
 from bitactor.errors import CycleError, DefinitionError, DuplicateName, UnknownArgument, suggest
 from bitactor.export.graph import forms
 from bitactor.export.graph.annotations import type_of
 from bitactor.export.graph.forms import FunctionStepForm, GraphForm, Made, NamedStepForm, Origin, WorkflowForm, validate
 from bitactor.export.graph.paths import at_path, class_at, function_at
 from bitactor.export.graph.values import callable_of, value_of
-from bitactor.plan.arguments import Element, Input, Result, Source, Value
+from bitactor.kinds.declare import DeclaresKinds
 
-if TYPE_CHECKING:
-    from bitactor.declare.step import Step
-    from bitactor.workflow import Workflow
+W = TypeVar("W", bound=DeclaresKinds)
 
 _OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveries", "max_concurrency", "max_hops")
 _PLAIN_OPTIONS: Final = ("retries", "timeout", "spawn", "required", "priority", "limit")
 
 
-def from_dict(make: Callable[..., Workflow], data: Mapping[str, Any]) -> Workflow:
+def from_dict(make: Callable[..., W], data: Mapping[str, Any]) -> W:
     """The workflow that the data describe, checked.
 
     Args:
@@ -49,21 +49,21 @@ def from_dict(make: Callable[..., Workflow], data: Mapping[str, Any]) -> Workflo
     return workflow
 
 
-class _Reader:
+class _Reader(Generic[W]):
     """Makes workflows, each once."""
 
-    def __init__(self, make: Callable[..., Workflow], form: GraphForm) -> None:
+    def __init__(self, make: Callable[..., W], form: GraphForm) -> None:
         self._make = make
         self._forms: dict[str, WorkflowForm] = {}
         for other in form.workflows:
             if other.name in self._forms or other.name == form.name:
                 raise DuplicateName(f"the graph of workflow {form.name!r} has two workflows {other.name!r}; rename one")
             self._forms[other.name] = other
-        self.made: dict[str, Workflow] = {}
+        self.made: dict[str, W] = {}
         self._making: list[str] = [form.name]
         self._resources: dict[str, Resource] = {}
 
-    def workflow(self, form: WorkflowForm) -> Workflow:
+    def workflow(self, form: WorkflowForm) -> W:
         """A workflow with its steps."""
         what = f"workflow {form.name!r}"
         options: dict[str, Any] = {
@@ -81,7 +81,7 @@ class _Reader:
             workflow.returns(form.returns)
         return workflow
 
-    def nested(self, name: str, what: str) -> Workflow:
+    def nested(self, name: str, what: str) -> W:
         """The nested workflow of that name.
 
         Raises:
@@ -121,12 +121,11 @@ class _Reader:
             self._resources[key] = Resource(given.name, function_at(given.factory, where), **options)
         return self._resources[key]
 
-    def _step(self, workflow: Workflow, form: forms.AnyStep, what: str) -> None:
+    def _step(self, workflow: W, form: forms.AnyStep, what: str) -> None:
         options = _options(form, what)
         match form:
             case forms.StepForm():
-                declare = workflow.deferred if form.deferred else workflow.step
-                step = declare(**options)(_called(form.function, what))
+                step = workflow.add(_called(form.function, what), deferred=form.deferred, **options)
             case forms.MapForm():
                 step = self._map(workflow, form, options, what)
             case forms.IterateForm():
@@ -154,7 +153,7 @@ class _Reader:
 
     def _nesting(
         self,
-        workflow: Workflow,
+        workflow: W,
         form: forms.ComposeForm | forms.SwitchForm | forms.GroupForm | forms.RecurseForm,
         options: dict[str, Any],
         what: str,
@@ -175,7 +174,7 @@ class _Reader:
             return workflow.group(workflow=nested, **hooks, **options)
         return workflow.recurse(workflow=nested, at_most=form.at_most, **hooks, **options)
 
-    def _map(self, workflow: Workflow, form: forms.MapForm, options: dict[str, Any], what: str) -> Step[..., Any]:
+    def _map(self, workflow: W, form: forms.MapForm, options: dict[str, Any], what: str) -> Step[..., Any]:
         options |= form.given("batch", "ordered", "on_error", "keep", "whole", "initial")
         if form.reduce is not None:
             options["reduce"] = function_at(form.reduce, f"{what}: reduce")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from pydantic import BaseModel
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.resource import DEFAULT_CHECK_EVERY, Resource
+from bitactor.declare.source import Element, Input, Result, Source, Value
+from bitactor.declare.step import Step, StepKind
 from bitactor.errors import DefinitionError, DuplicateName
 from bitactor.export.graph.annotations import type_text
 from bitactor.export.graph.forms import VERSION
@@ -20,21 +22,16 @@ from bitactor.kinds.batch import OVER
 from bitactor.kinds.compose import Compose
 from bitactor.kinds.group import Group
 from bitactor.kinds.iterate import START, Iterate
-from bitactor.kinds.kind import Kind
 from bitactor.kinds.map import Map
 from bitactor.kinds.recurse import Recurse
 from bitactor.kinds.switch import ON, Switch
-from bitactor.plan.arguments import Element, Input, Result, Source, Value
-
-if TYPE_CHECKING:
-    from bitactor.declare.step import Step
-    from bitactor.workflow import Workflow
+from bitactor.plan.declaration import Declaration
 
 _PLAIN_OPTIONS: Final = ("retries", "timeout", "spawn", "required", "priority", "limit")
 _OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveries", "max_concurrency", "max_hops")
 
 
-def to_dict(workflow: Workflow) -> dict[str, Any]:
+def to_dict(workflow: Declaration) -> dict[str, Any]:
     """The workflow and all that is nested in it.
 
     Raises:
@@ -42,7 +39,7 @@ def to_dict(workflow: Workflow) -> dict[str, Any]:
             and what to do.
     """
     workflow.check()
-    nested: dict[str, Workflow] = {}
+    nested: dict[str, Declaration] = {}
     own = _workflow(workflow, nested)
     if workflow.name in nested:
         raise DuplicateName(f"workflow {workflow.name!r} nests another one of its name; rename one of them")
@@ -54,7 +51,7 @@ def to_dict(workflow: Workflow) -> dict[str, Any]:
     return {"version": VERSION, **own, **({"workflows": [*done.values()]} if done else {})}
 
 
-def _workflow(workflow: Workflow, nested: dict[str, Workflow]) -> dict[str, Any]:
+def _workflow(workflow: Declaration, nested: dict[str, Declaration]) -> dict[str, Any]:
     what = f"workflow {workflow.name!r}"
     data: dict[str, Any] = {"name": workflow.name}
     if workflow.input_model.model_fields or not _is_ours(workflow):
@@ -70,12 +67,12 @@ def _workflow(workflow: Workflow, nested: dict[str, Workflow]) -> dict[str, Any]
     return data
 
 
-def _is_ours(workflow: Workflow) -> bool:
+def _is_ours(workflow: Declaration) -> bool:
     """Whether its input model was made from a mapping of names to types."""
     return workflow.input_model.__name__ == f"{workflow.name} input"
 
 
-def _input(workflow: Workflow, what: str) -> Any:
+def _input(workflow: Declaration, what: str) -> Any:
     model: type[BaseModel] = workflow.input_model
     if not _is_ours(workflow):
         return path_of(model, f"{what}: input=")
@@ -116,7 +113,7 @@ def _resource(resource: Resource, what: str) -> Any:
     return data | ({"requires": [*resource.requires]} if resource.requires is not None else {})
 
 
-def _step(step: Step[Any, Any], nested: dict[str, Workflow]) -> dict[str, Any]:
+def _step(step: Step[Any, Any], nested: dict[str, Declaration]) -> dict[str, Any]:
     what = f"step {step.name!r} of {step.workflow.name!r}"
     data: dict[str, Any] = {"kind": step.label, "name": step.name}
     bind: Mapping[str, Source] = step.options.get("bind") or {}
@@ -134,7 +131,7 @@ def _step(step: Step[Any, Any], nested: dict[str, Workflow]) -> dict[str, Any]:
     return data | _options(step, what) | _undo_options(step, what)
 
 
-def _kind(kind: Kind, bind: Mapping[str, Source], what: str, nested: dict[str, Workflow]) -> dict[str, Any]:
+def _kind(kind: StepKind, bind: Mapping[str, Source], what: str, nested: dict[str, Declaration]) -> dict[str, Any]:
     function: Callable[..., Any] | None = getattr(kind, "function", None)
     data: dict[str, Any] = {}
     if function is not None:
@@ -171,9 +168,9 @@ def _map(kind: Map, bind: Mapping[str, Source], what: str) -> dict[str, Any]:
     return data | ({"whole": True} if kind.whole else {})
 
 
-def _switch(kind: Switch, bind: Mapping[str, Source], what: str, nested: dict[str, Workflow]) -> dict[str, Any]:
+def _switch(kind: Switch, bind: Mapping[str, Source], what: str, nested: dict[str, Declaration]) -> dict[str, Any]:
     def branch(target: Any, where: str) -> dict[str, Any]:
-        if hasattr(target, "input_model"):
+        if isinstance(target, Declaration):
             return {"workflow": _nest(target, nested)}
         return {"function": path_of(getattr(target, "function", target), where)}
 
@@ -209,7 +206,7 @@ def _paths(_: Any, functions: Mapping[str, Callable[..., Any] | None], what: str
     }
 
 
-def _nest(workflow: Workflow, nested: dict[str, Workflow]) -> str:
+def _nest(workflow: Declaration, nested: dict[str, Declaration]) -> str:
     if nested.setdefault(workflow.name, workflow) is not workflow:
         raise DuplicateName(
             f"two different nested workflows are called {workflow.name!r}; rename one, for in a dict each goes by its "

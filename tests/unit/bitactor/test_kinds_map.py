@@ -9,8 +9,8 @@ import pytest
 from saga_driver import Driver
 
 from bitactor import DefinitionError, InvalidInput, Result, UnknownArgument, Value, Workflow
+from bitactor.declare.source import Element
 from bitactor.messages.codec import SignalTooLarge
-from bitactor.plan.arguments import Element
 from bitactor.testing import Crash, Trace, run_workflow
 
 

@@ -10,8 +10,8 @@ import pytest
 from saga_driver import FAULT, Driver
 
 from bitactor import Halt, Result, Value, Workflow
+from bitactor.declare.source import Element
 from bitactor.errors import StoreError, TooManyHops, TtlExpired
-from bitactor.plan.arguments import Element
 from bitactor.saga import Evaluated, Recovered, Replied, RetryDue, Saga
 from bitactor.saga.events import Proceeded
 from bitactor.testing import Crash, run_workflow

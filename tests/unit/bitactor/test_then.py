@@ -9,12 +9,12 @@ import pytest
 from saga_driver import FAULT, Driver
 
 from bitactor import Context, DefinitionError, DuplicateName, Halt, Input, InvalidOutcome, Result, Value, Workflow
+from bitactor.declare.source import Element
 from bitactor.declare.then import Planned, Then
 from bitactor.errors import TtlExpired
 from bitactor.messages.codec import pack
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Reply
-from bitactor.plan.arguments import Element
 from bitactor.saga import Accept, Dispatch, Replied, Saga
 from bitactor.testing import Crash, Hang, Trace, run_workflow
 

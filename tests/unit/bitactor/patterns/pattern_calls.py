@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from bitactor.patterns.port import Call, Policy, PolicyState
+from bitactor.declare.policy import Call, Policy, PolicyState
 from bitactor.testing import FakeClock
 
 BOUND = 10.0

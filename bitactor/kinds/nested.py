@@ -1,39 +1,18 @@
-"""What a kind is when it is declared, and what kinds that nest workflows share."""
+"""What kinds that nest workflows or functions share: their parameters, and the inputs of what is nested."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 from bitactor.errors import DefinitionError
-from bitactor.plan.compile import Parameter, Site, parameters_of
-from bitactor.plan.container import Container, ContainerArguments
+from bitactor.plan.callbacks import Parameter, parameters_of
+from bitactor.plan.container import ContainerArguments
+from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Plan
 
-if TYPE_CHECKING:
-    from bitactor.workflow import Workflow
 
-
-class Kind(ABC):
-    """The declared form of a container."""
-
-    label: ClassVar[str]
-
-    @abstractmethod
-    def parameters(self, what: str) -> list[Parameter]:
-        """The arguments it needs; each is found by its name, or by `bind`."""
-
-    @abstractmethod
-    def compile(self, site: Site) -> Container:
-        """Its compiled form.
-
-        Raises:
-            DefinitionError: it cannot work.
-        """
-
-
-def workflow_parameters(workflow: Workflow) -> list[Parameter]:
+def workflow_parameters(workflow: Declaration) -> list[Parameter]:
     """A nested workflow's input fields as parameters."""
     return [Parameter(name, Any, not field.is_required()) for name, field in workflow.input_model.model_fields.items()]
 
@@ -45,7 +24,7 @@ def function_parameters(function: Callable[..., Any], what: str, special: Sequen
 
 def target_parameters(target: Any, what: str, special: Sequence[str] = ()) -> list[Parameter]:
     """The parameters of a nested workflow or function."""
-    if hasattr(target, "input_model"):
+    if isinstance(target, Declaration):
         return workflow_parameters(target)
     return function_parameters(target, what, special)
 
@@ -63,11 +42,11 @@ def merge_parameters(lists: Sequence[Sequence[Parameter]]) -> list[Parameter]:
 
 def require_workflow(what: str, workflow: Any) -> None:
     """Raises `DefinitionError` unless it is a workflow."""
-    if not hasattr(workflow, "input_model"):
+    if not isinstance(workflow, Declaration):
         raise DefinitionError(f"{what}: workflow={workflow!r}; give a Workflow")
 
 
-def nested_inputs(workflow: Workflow, body: Plan, arguments: ContainerArguments) -> tuple[Any, ...]:
+def nested_inputs(workflow: Declaration, body: Plan, arguments: ContainerArguments) -> tuple[Any, ...]:
     """The inputs of a nested workflow, validated by its model, in the order of the body's.
 
     Raises:

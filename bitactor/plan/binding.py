@@ -1,0 +1,118 @@
+"""A declared step's parameters and predicates, bound to where their arguments come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from bitactor.declare.context import Context
+from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.source import Input, Result, Value
+from bitactor.declare.step import Step
+from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
+from bitactor.messages.codec import encode_token
+from bitactor.plan.arguments import Argument, converter
+from bitactor.plan.callbacks import RESERVED_FOR_CONTEXT, Parameter, injected_as, parameters_of
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.plan import Callback
+
+
+def bind_parameters(
+    workflow: Declaration, step: Step[Any, Any], slots: Mapping[str, int], what: str, parameters: Iterable[Parameter]
+) -> tuple[tuple[Argument, ...], dict[str, str]]:
+    """The step's arguments, and what its function is given beside them.
+
+    Raises:
+        DefinitionError: or one of its kinds: a parameter's value comes from nowhere, or `bind` names none.
+    """
+    bind = dict(step.options.get("bind") or {})
+    arguments, injected = [], {}
+    for parameter in parameters:
+        source = bind.pop(parameter.name, None)
+        injection = None
+        if source is None and (
+            parameter.name not in slots or parameter.name in RESERVED_FOR_CONTEXT or parameter.annotation is Context
+        ):
+            injection = injected_as(workflow, parameter)
+        if injection is not None:
+            injected[parameter.name] = injection
+            continue
+        if source is None and parameter.name in ("result", "error"):
+            raise DefinitionError(
+                f"{what}: {parameter.name!r} is reserved for undo and compensate; rename the parameter or bind it"
+            )
+        if source is None and slots.get(parameter.name, -1) < 0:
+            if parameter.has_default or step.deferred:
+                if step.deferred:
+                    arguments.append(_unbound(parameter, what))
+                continue
+            raise UnknownArgument(
+                f"{what}: parameter {parameter.name!r} is neither an input field nor a "
+                f"step.{suggest(parameter.name, {*slots, *workflow.resources})}"
+            )
+        arguments.append(_argument(workflow, parameter, source, slots, what))
+    for name in bind:
+        taken = [argument.name for argument in arguments]
+        raise UnknownArgument(
+            f"{what}: bind names {name!r}, which is no parameter of {step.noun}.{suggest(name, taken)}"
+        )
+    return tuple(arguments), injected
+
+
+def _unbound(parameter: Parameter, what: str) -> Argument:
+    """A parameter of a deferred step that whoever plans it has to bind; None if nobody does."""
+    return Argument(parameter.name, -1, (), None, converter(parameter.annotation, what), None, "unbound")
+
+
+def _argument(
+    workflow: Declaration, parameter: Parameter, source: Any, slots: Mapping[str, int], what: str
+) -> Argument:
+    convert = converter(parameter.annotation, f"{what}, parameter {parameter.name!r}")
+    if source is None:
+        source = (
+            Input(parameter.name) if parameter.name in workflow.input_model.model_fields else Result(parameter.name)
+        )
+    if isinstance(source, Value):
+        try:
+            constant = encode_token(source.value)
+        except BitActorError as error:
+            raise DefinitionError(f"{what}: bind[{parameter.name!r}]: {error}") from None
+        return Argument(parameter.name, -1, (), source.transform, convert, constant, "value")
+    origin = source.name if isinstance(source, Input) else source.step
+    reference = ".".join(str(part) for part in ("input", origin, *source.path)[isinstance(source, Result) :])
+    return Argument(parameter.name, slots[origin], source.path, source.transform, convert, None, reference)
+
+
+def compile_predicate(
+    workflow: Declaration,
+    role: str,
+    function: Callable[..., Any],
+    arguments: Sequence[Argument],
+    slots: Mapping[str, int],
+    dependencies: Sequence[int],
+    what: str,
+) -> tuple[Callback, tuple[Argument, ...]]:
+    """`when` or `guard`: it may take the step's arguments, input fields, and the results of what the step waits for."""
+    if not callable(function):
+        raise DefinitionError(f"{what}: {role}={function!r}; give a function")
+    if is_coroutine_function(function):
+        raise DefinitionError(
+            f"{what}: `{role}` is decided on the supervisor's turn and cannot await; make it a plain function"
+        )
+    own = {argument.name for argument in arguments}
+    parameters = parameters_of(function, f"`{role}` of {what}")
+    extra = []
+    for parameter in parameters:
+        if parameter.name in own:
+            continue
+        slot = slots.get(parameter.name)
+        if slot is not None and (parameter.name in workflow.input_model.model_fields or slot in dependencies):
+            extra.append(Argument(parameter.name, slot, (), None, None, None, parameter.name))
+        elif not parameter.has_default:
+            raise UnknownArgument(
+                f"`{role}` of {what}: {parameter.name!r} is neither an argument of the step, an input field, nor a "
+                "step it waits for."
+                f"{suggest(parameter.name, [*own, *workflow.input_model.model_fields])}"
+            )
+    takes = tuple(parameter.name for parameter in parameters if parameter.name in own or parameter.name in slots)
+    return Callback(function, False, {}, takes), tuple(extra)

@@ -1,0 +1,166 @@
+"""Users' functions as plans call them: what each parameter is given, and what a callback may ask for in its role."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bitactor.declare.backoff import Backoff
+from bitactor.declare.context import Context
+from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.resource import Resource
+from bitactor.errors import DefinitionError, UnknownArgument, suggest
+from bitactor.plan.arguments import converter
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.plan import Callback
+
+_INJECTABLE = {
+    "run": frozenset(("ctx", "attempt")),
+    "undo": frozenset(("ctx", "attempt", "result")),
+    "compensate": frozenset(("ctx", "attempt", "error")),
+    "backoff": frozenset(("ctx", "attempt", "error")),
+    "when": frozenset(),
+}
+
+
+RESERVED_FOR_CONTEXT = ("ctx", "attempt")
+
+
+class Parameter(NamedTuple):
+    """One parameter of a function."""
+
+    name: str
+    annotation: Any
+    has_default: bool
+
+
+def parameters_of(function: Callable[..., Any], what: str) -> list[Parameter]:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise DefinitionError(
+            f"{what}: the signature of {function!r} cannot be read ({error}); wrap it in a def"
+        ) from None
+    hints = _hints(function)
+    found = []
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise DefinitionError(
+                f"{what}: takes *{parameter.name}; name the parameters, for their names say what they are given"
+            )
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise DefinitionError(f"{what}: {parameter.name!r} is positional-only, but arguments are passed by name")
+        annotation = hints.get(parameter.name, parameter.annotation)
+        found.append(Parameter(parameter.name, annotation, parameter.default is not parameter.empty))
+    return found
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    inner = inspect.unwrap(function)
+    try:
+        return typing.get_type_hints(inner, include_extras=True)
+    except Exception:
+        found: dict[str, Any] = {}
+        for name, kind in getattr(inner, "__annotations__", {}).items():
+            found |= _hint(inner, name, kind)
+        return found
+
+
+def _hint(function: Any, name: str, kind: Any) -> dict[str, Any]:
+    """One annotation by itself, for where another one cannot be resolved; left out if it cannot either."""
+    if kind in ("Context", "bitactor.Context"):
+        return {name: Context}
+    alone = types.SimpleNamespace(__annotations__={name: kind})
+    try:
+        return typing.get_type_hints(alone, getattr(function, "__globals__", {}), include_extras=True)
+    except Exception:
+        return {}
+
+
+def injected_as(workflow: Declaration, parameter: Parameter) -> str | None:
+    """What a parameter is given that is neither input nor result: `ctx`, `attempt`, or `resource:name`."""
+    if parameter.annotation is Context:
+        return "ctx"
+    if parameter.name in ("ctx", "attempt"):
+        return parameter.name
+    resource = resource_for(workflow.name, workflow.resources, parameter)
+    return None if resource is None else f"resource:{resource}"
+
+
+def resource_for(owner: str, resources: Mapping[str, Resource], parameter: Parameter) -> str | None:
+    """The resource a parameter asks for, by its name or else by its annotation.
+
+    Raises:
+        DefinitionError: several resources are what its annotation says.
+    """
+    if parameter.name in resources:
+        return parameter.name
+    kind = parameter.annotation
+    if not isinstance(kind, type):
+        return None
+    found = [resource.name for resource in resources.values() if resource.provides is kind]
+    if len(found) > 1:
+        raise DefinitionError(
+            f"{owner!r}: parameter {parameter.name!r} asks for a {kind.__name__}, and {' and '.join(found)} are; "
+            "call the parameter like one of them"
+        )
+    return found[0] if found else None
+
+
+def resources_among(injected: Mapping[str, str]) -> tuple[str, ...]:
+    prefix = "resource:"
+    return tuple(what.removeprefix(prefix) for what in injected.values() if what.startswith(prefix))
+
+
+def compile_backoff(
+    backoff: Any, what: str, takes: Sequence[str], workflow: Declaration | None = None
+) -> Backoff | Callback | None:
+    if backoff is None or isinstance(backoff, Backoff):
+        return backoff
+    if callable(backoff):
+        return compile_callback("backoff", backoff, takes, f"backoff of {what}", workflow)
+    raise DefinitionError(f"{what}: backoff={backoff!r}; give a Backoff(initial, factor, cap, jitter) or a function")
+
+
+def compile_callback(
+    role: str, function: Callable[..., Any], takes: Sequence[str], what: str, workflow: Declaration | None = None
+) -> Callback:
+    injected, taken, convert_result = {}, [], None
+    for parameter in parameters_of(function, what):
+        resource = (
+            resource_for(workflow.name, workflow.resources, parameter)
+            if workflow is not None and parameter.name not in takes
+            else None
+        )
+        if parameter.annotation is Context:
+            injected[parameter.name] = "ctx"
+        elif parameter.name in _INJECTABLE[role]:
+            injected[parameter.name] = parameter.name
+            if parameter.name == "result":
+                convert_result = converter(parameter.annotation, what)
+        elif parameter.name in takes:
+            taken.append(parameter.name)
+        elif resource is not None:
+            injected[parameter.name] = f"resource:{resource}"
+        elif not parameter.has_default:
+            allowed = [*sorted(_INJECTABLE[role]), *takes]
+            raise UnknownArgument(
+                f"{what}: parameter {parameter.name!r} is not to be had there.{suggest(parameter.name, allowed)}"
+            )
+    is_async, resources = is_coroutine_function(function), resources_among(injected)
+    return Callback(function, is_async, injected, tuple(taken), convert_result=convert_result, resources=resources)
+
+
+def exception_types(retry_on: Any, what: str) -> tuple[type[BaseException], ...]:
+    kinds = tuple(retry_on) if isinstance(retry_on, Sequence) else (retry_on,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise DefinitionError(f"{what}: retry_on={retry_on!r}; give an exception class or several")
+    return kinds
+
+
+def nanoseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1e9)

@@ -1,0 +1,83 @@
+"""The order in which steps can run, and how many hops that takes in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bitactor.errors import CycleError, WorkflowTooDeep
+
+
+def topological_order(dependencies: Mapping[str, Sequence[str]], owner: str) -> list[str]:
+    """The names so that each comes after those it depends on; declaration order otherwise.
+
+    Raises:
+        CycleError: names the circle.
+    """
+    placed: dict[str, None] = {}
+    path: list[str] = []
+    for start in dependencies:
+        stack = [(start, iter(dependencies[start]))] if start not in placed else []
+        path[:] = [start]
+        while stack:
+            name, rest = stack[-1]
+            following = next((other for other in rest if other not in placed), None)
+            if following is None:
+                placed[name] = None
+                stack.pop()
+                path.pop()
+            elif following in path:
+                circle = [*path[path.index(following) :], following]
+                raise CycleError(
+                    f"{owner}: steps wait for each other: {' → '.join(reversed(circle))}; remove one of these "
+                    "dependencies"
+                )
+            else:
+                path.append(following)
+                stack.append((following, iter(dependencies[following])))
+    return list(placed)
+
+
+def longest_path(
+    dependencies: Mapping[str, Sequence[str]], ordered: Iterable[str], depths: Mapping[str, int] | None = None
+) -> tuple[int, list[str]]:
+    """The longest chain of dependencies: how many hops it takes, and the names along it.
+
+    Args:
+        depths: how many hops a name itself takes, where that is not one.
+    """
+    best: dict[str, tuple[int, str | None]] = {}
+    for name in ordered:
+        parents = [(best[parent][0], parent) for parent in dependencies[name] if parent in best]
+        depth, parent = max(parents, key=lambda item: item[0], default=(0, None))
+        best[name] = (depth + (depths or {}).get(name, 1), parent)
+    if not best:
+        return 0, []
+    at: str | None = max(best, key=lambda name: best[name][0])
+    assert at is not None
+    longest, path = best[at][0], []
+    while at is not None:
+        path.append(at)
+        at = best[at][1]
+    return longest, path[::-1]
+
+
+def refuse_too_deep(
+    owner: str,
+    ttl: int,
+    dependencies: Mapping[str, Sequence[str]],
+    ordered: Iterable[str],
+    depths: Mapping[str, int] | None = None,
+) -> int:
+    """The number of hops on the longest path.
+
+    Raises:
+        WorkflowTooDeep: it is more than `ttl`; names the path.
+    """
+    longest, path = longest_path(dependencies, ordered, depths)
+    if longest > ttl:
+        shown = [f"{name} ({depths[name]} hops)" if depths and depths.get(name, 1) != 1 else name for name in path]
+        raise WorkflowTooDeep(
+            f"{owner}: {longest} hops in a row, but ttl={ttl}: {' → '.join(shown)}; "
+            f"raise ttl to {longest}, let steps run side by side, or emit a signal to continue elsewhere"
+        )
+    return longest

@@ -1,0 +1,111 @@
+"""Steps that call a function, compiled; and plans of one such step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.step import Step
+from bitactor.errors import DefinitionError
+from bitactor.plan.arguments import Argument
+from bitactor.plan.callbacks import compile_backoff, compile_callback, exception_types, nanoseconds, resources_among
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.plan import Callback, Plan, PlanStep, plan_digest
+
+
+def function_step(
+    workflow: Declaration,
+    step: Step[Any, Any],
+    arguments: tuple[Argument, ...],
+    injected: dict[str, str],
+    what: str,
+    *,
+    function: Callable[..., Any] | None = None,
+    undo: bool = True,
+) -> PlanStep:
+    """A step that calls a function, with the options of its declaration; its name and places are still to be filled in.
+
+    Args:
+        function: instead of the declared one.
+        undo: whether the declared undo is compiled too.
+    """
+    function = function or step.function
+    options = step.options
+    takes = tuple(argument.name for argument in arguments)
+    is_async = is_coroutine_function(function)
+    compiled = PlanStep(
+        index=0,
+        name="",
+        address="",
+        run=Callback(function, is_async, injected, takes, resources=resources_among(injected)),
+        spawn=options.get("spawn") or ("loop" if is_async else "thread"),
+        required=options.get("required", True),
+        priority=options.get("priority", 0),
+        limit=options.get("limit"),
+        policies=tuple(options.get("policies") or ()),
+        arguments=arguments,
+        dependencies=(),
+        retries=options.get("retries", 0),
+        backoff=compile_backoff(options.get("backoff"), what, takes, workflow),
+        retry_on=exception_types(options.get("retry_on", Exception), what),
+        timeout_ns=nanoseconds(options.get("timeout")),
+        kind=step.label,
+        token_in=tuple(argument.reference for argument in arguments),
+    )
+    for policy in compiled.policies:
+        policy.check(takes)
+    if step.undo_function is not None and undo:
+        compiled.undo = compile_callback("undo", step.undo_function, takes, f"undo of {what}", workflow)
+        compiled.undo.in_doubt, compiled.undo.retries = step.undo_in_doubt, step.undo_retries
+        if step.undo_in_doubt and not compiled.undo.takes and not compiled.undo.injected:
+            raise DefinitionError(
+                f"undo of {what}: with in_doubt=True it needs `ctx` or an argument to know what to look for"
+            )
+    if step.compensate_function is not None:
+        compiled.compensate = compile_callback(
+            "compensate", step.compensate_function, takes, f"compensate of {what}", workflow
+        )
+    return compiled
+
+
+def with_function(step: PlanStep, function: Callable[..., Any]) -> PlanStep:
+    """The same step with another function in its place; it may take any of the step's arguments, `ctx` and `attempt`.
+
+    Raises:
+        DefinitionError: it is no function, or asks for something else.
+    """
+    takes = [argument.name for argument in step.arguments]
+    return replace(step, run=compile_callback("run", function, takes, f"replacement of {step.address!r}"))
+
+
+def single_step_plan(workflow: Declaration, step: PlanStep, inputs: tuple[str, ...]) -> Plan:
+    """A body of one step."""
+    return Plan(
+        workflow=workflow.name,
+        digest=plan_digest(step.address, 0, step.name, inputs, (step,)),
+        ttl=workflow.ttl,
+        deadline_ns=None,
+        undo_timeout_ns=int(workflow.undo_timeout * 1e9),
+        grace_ns=int(workflow.grace * 1e9),
+        redeliveries=workflow.redeliveries,
+        steps=(step,),
+        by_name={step.name: 0},
+        inputs=inputs,
+        initial=(0,),
+        dependency_counts=(0,),
+        returns=0,
+        errors={},
+        resources=workflow.resources,
+        depth=1,
+        has_no_undo=has_no_undo((step,)),
+    )
+
+
+def has_no_undo(steps: Iterable[PlanStep]) -> bool:
+    """Whether none of these has an undo, on whatever level."""
+    return all(
+        step.undo is None and (step.container is None or all(body.has_no_undo for body in step.container.bodies))
+        for step in steps
+    )
