@@ -13,6 +13,7 @@ from bitactor.errors import BitActorError, InvalidInput, suggest
 from bitactor.messages.pulse import STATUSES
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
+from mesh.network.links import Links
 from mesh.runtime.node import Node
 from mesh.runtime.settings import settings
 from mesh.sinks import OtelSink
@@ -57,7 +58,16 @@ class Mesh:
         chosen = settings(**options)
         if chosen.otlp:
             sinks = [*sinks, OtelSink(chosen.otlp, service_name=chosen.service_name)]
-        self.node = Node(definitions, chosen, sinks=sinks, clock=clock, ids=ids, replace=replace, middleware=middleware)
+        self.node = Node(
+            definitions,
+            chosen,
+            network=Links if chosen.registry else None,
+            sinks=sinks,
+            clock=clock,
+            ids=ids,
+            replace=replace,
+            middleware=middleware,
+        )
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -103,7 +113,7 @@ class Mesh:
             Overloaded: too many transactions are running, and none ended in time.
         """
         name = workflow if isinstance(workflow, str) else workflow.name
-        return await self.node.stimulate(
+        live = await self.node.stimulate(
             name,
             input,
             key=key,
@@ -114,6 +124,7 @@ class Mesh:
             max_concurrency=max_concurrency,
             priority=priority,
         )
+        return Transaction(self.node, live)
 
     async def transaction(self, transaction: str) -> Transaction:
         """A transaction by its id, running or from the store.

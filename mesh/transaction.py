@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bitactor.errors import InvalidInput, StoreError, WorkflowFailed
 from bitactor.export.display import readable_pulses
@@ -15,10 +15,7 @@ from bitactor.plan.plan import Plan
 from mesh.hops.faults import beside, fault_of
 from mesh.limits.lend import LENDER, lend_permits
 from mesh.runtime.live import LiveTransaction, TransactionLimits
-
-if TYPE_CHECKING:
-    from mesh.runtime.node import Node
-
+from mesh.runtime.node import Node
 
 POLL_SECONDS: Final = 0.25
 """How often the store is asked about a transaction that another process runs."""

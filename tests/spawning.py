@@ -13,10 +13,10 @@ from bitactor.plan.arguments import BoundArguments
 from bitactor.workflow import Workflow
 from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
+from mesh.hops.ports import Spawner
 from mesh.limits.clock import SystemClock
 from mesh.limits.timing_wheel import TimingWheel
 from mesh.runtime.ids import TimeOrderedIds
-from mesh.spawners import Spawner
 
 PATIENCE = 60.0
 """Far longer than anything takes here."""

@@ -23,6 +23,11 @@ FLUSH_WITHIN: Final = 4.0
 """Seconds that leaving the mesh and flushing may take, after draining; then it is now."""
 
 
+Verbose = Annotated[
+    bool, Parameter(("-v", "--verbose"), negative=(), show_default=False, help="Log more than warnings to stderr.")
+]
+
+
 class Server(Protocol):
     """Something that runs until it is stopped: once politely, twice at once."""
 
@@ -63,9 +68,7 @@ async def run(
     drain: Annotated[
         float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")
     ] = None,
-    verbose: Annotated[
-        bool, Parameter(("-v", "--verbose"), negative=(), show_default=False, help="Log more than warnings to stderr.")
-    ] = False,
+    verbose: Verbose = False,
     until_stdin_closes: Annotated[
         bool,
         Parameter(negative=(), show_default=False, help="Stop also when standard input ends: the starter is gone."),
@@ -84,11 +87,7 @@ async def run(
     place
         MODULE:OBJECT, where OBJECT is a Workflow, a consumer, a list of them, or a Mesh with options of its own.
     """
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    _log_to_stderr(logging.INFO if verbose else logging.WARNING)
     options = {
         "store": store, "registry": registry, "endpoint": endpoint, "otlp": otlp, "curve": curve,
         "hosts": False if no_host else None, "drain": drain,
@@ -100,6 +99,10 @@ async def run(
         hint = "mend what it says; a service manager may start it again"
         raise CommandError(f"the node has ended: {mesh.node.collapsed}", hint=hint)
     return stopping.code
+
+
+def _log_to_stderr(level: int) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 
 def _mesh(place: str, options: Mapping[str, Any]) -> Mesh:

@@ -40,7 +40,7 @@ async def stimulate(
     key: Annotated[str | None, Parameter(help="Idempotency key: the same key and input begin one transaction.")] = None,
     ttl: Annotated[int | None, Parameter(help="Hop budget, instead of the workflow's.")] = None,
     deadline: Annotated[float | None, Parameter(help="Seconds it may take, instead of the workflow's.")] = None,
-    wait: Annotated[
+    respond_async: Annotated[
         bool,
         Parameter(
             "--async", negative=(), show_default=False, help="Do not wait for the end, only until it is accepted."
@@ -65,13 +65,13 @@ async def stimulate(
     """
     given = _input(input, field or ())
     if http:
-        headers = _headers(key, ttl, deadline, respond_async=wait)
+        headers = _headers(key, ttl, deadline, respond_async=respond_async)
         summary = _summary_from(await asyncio.to_thread(post_stimulus, http, workflow, given, headers, timeout))
     else:
 
         async def begin(client: Client) -> dict[str, Any]:
             began = await client.stimulate(workflow, given, key=key, ttl=ttl, deadline=deadline)
-            return began if wait else await client.ended(began["transaction"], timeout)
+            return began if respond_async else await client.ended(began["transaction"], timeout)
 
         summary = await ask(registry, curve, begin)
     return _show(summary, machine=json)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import pykka
 
@@ -22,24 +20,22 @@ from bitactor.errors import BitActorError, Cancelled, InvalidOutcome, StepTimeou
 from bitactor.messages.codec import encode_token, pack
 from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
 from bitactor.messages.signal import UNDO, Fault, Reply, Signal
-from bitactor.plan.arguments import BoundArguments, RawArguments, RemoteArguments
 from bitactor.plan.plan import Callback, Plan, PlanStep
+from mesh.hops.actor_ref import BitActorRef
 from mesh.hops.faults import MAX_MESSAGE, fault_of, utf8_safe
+from mesh.hops.ports import (
+    ENDED,
+    QUEUED,
+    REPLIED,
+    STARTED,
+    ActorExecutor,
+    ActorPermits,
+    Arguments,
+    Compensation,
+    Done,
+    Spawner,
+)
 from mesh.limits.priority_queue import Rank, rank_of
-
-if TYPE_CHECKING:
-    from mesh.hops.executor import Executor
-    from mesh.hops.ports import Spawner
-    from mesh.runtime.admission import HopPermits
-
-QUEUED: Final = 0
-STARTED: Final = 1
-REPLIED: Final = 2
-"""It has answered for itself (timed out), but the user's function still runs: a zombie."""
-ENDED: Final = 3
-
-Done = Callable[["BitActor", Reply, BaseException | None], None]
-Compensation = tuple["asyncio.Task[None]", BaseException, Fault]
 
 LONGEST_DELAY: Final = 1e9
 """Seconds; some thirty years, and still a number of nanoseconds that a journal can hold."""
@@ -59,7 +55,7 @@ class BitActor(pykka.Actor):
         "spawner", "started_ns", "state", "step", "stop_requested", "task", "timer_tick",
     )  # fmt: skip
 
-    permits: HopPermits | None = None
+    permits: ActorPermits | None = None
     """What its supervisor has acquired for it; None for a hop without a limit, as most are."""
     progress: Any = None
     """What its latest heartbeat said."""
@@ -68,12 +64,12 @@ class BitActor(pykka.Actor):
 
     def __init__(
         self,
-        executor: Executor,
+        executor: ActorExecutor,
         plan: Plan,
         step: PlanStep,
         signal: Signal,
         callback: Callback,
-        arguments: BoundArguments | RemoteArguments | RawArguments,
+        arguments: Arguments,
         spawner: Spawner,
         done: Done,
     ) -> None:
@@ -277,6 +273,10 @@ class BitActor(pykka.Actor):
             )
             self._reply("fail", error=wrong, fault=fault_of(wrong))
 
+    def retry(self, error: BaseException, fault: Fault, after_ns: int | None) -> None:
+        """End the attempt that failed with `error` with another try, after `after_ns` or as the step's backoff says."""
+        self._reply("retry", error=error, fault=fault, after_ns=after_ns)
+
     def _apply_verdict(self, verdict: Any) -> None:
         """End the attempt as the step or undo itself said."""
         if self.signal.direction == UNDO and not isinstance(verdict, Ok | Retry | Fail):
@@ -396,9 +396,9 @@ class BitActor(pykka.Actor):
         return f"urn:bitactor:{self.signal.transaction}:{self.signal.hop}:{self.signal.delivery}"
 
     @property
-    def actor_ref(self) -> BitActorRef:
+    def actor_ref(self) -> BitActorRef[BitActor]:
         """A pykka reference to this actor, made when asked for."""
-        return BitActorRef(self)
+        return BitActorRef(self, BitActor)
 
     @property
     def actor_inbox(self) -> NoReturn:  # type: ignore[override]
@@ -430,54 +430,6 @@ class BitActor(pykka.Actor):
     @staticmethod
     def _create_future() -> pykka.Future[Any]:
         return pykka.ThreadingFuture()
-
-
-class BitActorRef(pykka.ActorRef["BitActor"]):
-    """A reference to a hop: it can be looked at and stopped, but takes no messages."""
-
-    def __init__(self, actor: BitActor) -> None:
-        # A strong reference: pykka's is weak and relies on its registry to keep the actor.
-        self._actor = actor
-        self.actor_class = BitActor
-        self.actor_urn = actor.actor_urn
-        self.actor_stopped = _StoppedFlag(actor)
-
-    def is_alive(self) -> bool:
-        """Whether the user's function may still be running."""
-        return self._actor.state != ENDED
-
-    def tell(self, message: Any) -> NoReturn:
-        """Refused: a hop takes one signal in its life."""
-        if not self.is_alive():
-            raise pykka.ActorDeadError(f"{self} has ended")
-        raise BitActorError(
-            f"{self} takes one signal in its life; emit a signal, or stimulate a workflow, to start more work"
-        )
-
-    def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> NoReturn:
-        """Refused, as `tell` is."""
-        self.tell(message)
-
-    def stop(self, *, block: bool = True, timeout: float | None = None) -> Any:
-        """Ask the hop to stop; True if it was alive.  Never waits: what became of it is in the transaction's pulses."""
-        alive = self.is_alive()
-        self._actor.stop()
-        if block:
-            return alive
-        future: pykka.Future[bool] = pykka.ThreadingFuture()
-        future.set(alive)
-        return future
-
-
-class _StoppedFlag(threading.Event):
-    """pykka's stopped flag, read from the actor's state."""
-
-    def __init__(self, actor: BitActor) -> None:
-        super().__init__()
-        self._actor = actor
-
-    def is_set(self) -> bool:
-        return self._actor.state == ENDED
 
 
 def _named(problem: BitActorError, actor: BitActor) -> BitActorError:

@@ -12,7 +12,7 @@ import contextvars
 import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
@@ -22,23 +22,19 @@ from bitactor.errors import InvalidOutcome, SignalTooLarge
 from bitactor.messages.codec import decode_token
 from bitactor.messages.outcome import Outcome, Retry
 from bitactor.messages.signal import UNDO, Fault, Reply, Signal
-from bitactor.plan.arguments import BoundArguments, RawArguments, RemoteArguments
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
-from mesh.hops.actor import ENDED, LONGEST_DELAY, BitActor, Done
+from mesh.hops.actor import LONGEST_DELAY, BitActor
 from mesh.hops.eager_task import EagerTaskStarter
 from mesh.hops.faults import error_of, fault_of, with_beside
 from mesh.hops.middleware import CallEvent, Middleware
 from mesh.hops.policies import Policies
+from mesh.hops.ports import ENDED, Actor, ActorPermits, Arguments, Done, Spawner
 from mesh.hops.prepare import Preparation
 from mesh.hops.resources import ResourceManager, ResourceView
 from mesh.limits.lend import LENDER, PermitLender
 from mesh.limits.timing_wheel import TimingWheel
 from mesh.sinks.otel.context import hop_context
-from mesh.spawners import Spawner
-
-if TYPE_CHECKING:
-    from mesh.runtime.admission import HopPermits
 
 logger = logging.getLogger("bitactor.host")
 
@@ -70,7 +66,7 @@ class Executor:
         self.spawners = spawners
         self.start_task = EagerTaskStarter(loop).start
         self.traced = traced
-        self.zombies: set[BitActor] = set()
+        self.zombies: set[Actor] = set()
         """Actors that had to answer for a function which still runs."""
         self.compensations: set[asyncio.Task[None]] = set()
         self._copy_context = contextvars.copy_context().copy
@@ -88,10 +84,10 @@ class Executor:
         plan: Plan,
         step: PlanStep,
         signal: Signal,
-        arguments: BoundArguments | RemoteArguments | RawArguments,
+        arguments: Arguments,
         result: Any,
         done: Done,
-        permits: HopPermits | None = None,
+        permits: ActorPermits | None = None,
     ) -> BitActor:
         """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an
         undo takes back.
@@ -144,7 +140,7 @@ class Executor:
     def _ready_resources(self, callback: Callback) -> dict[str, Any] | None:
         return self.resources.get_ready(callback.resources) if self.resources is not None else {}
 
-    def kwargs_of(self, actor: BitActor, callback: Callback, resources: Mapping[str, Any]) -> dict[str, Any]:
+    def kwargs_of(self, actor: Actor, callback: Callback, resources: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of one call of a hop's function, with its resources; fresh each time."""
         return self._kwargs(actor, callback, actor.arguments(), actor.result, resources=resources)
 
@@ -155,7 +151,7 @@ class Executor:
         signal: Signal,
         done: Done,
         spawn: str,
-        arguments: BoundArguments | RemoteArguments | RawArguments,
+        arguments: Arguments,
     ) -> tuple[Callback, Done]:
         """The function, or, where it runs elsewhere, the whole trip, with middleware around it."""
         assert self.middleware is not None
@@ -174,7 +170,7 @@ class Executor:
             )
         ]
 
-        def ended(actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+        def ended(actor: Actor, reply: Reply, error: BaseException | None) -> None:
             if pending:  # a late reply comes after another one
                 raised = error or (error_of(reply.fault, plan.errors) if reply.fault is not None else None)
                 value = decode_token(reply.token) if reply.outcome == "ok" else None
@@ -189,7 +185,7 @@ class Executor:
         """Call something on the loop's thread, from any thread."""
         self.loop.call_soon_threadsafe(callback)
 
-    def contextvars_for(self, actor: BitActor) -> contextvars.Context:
+    def contextvars_for(self, actor: Actor) -> contextvars.Context:
         """The context variables a hop starts with: its own copy, with its span current when somebody traces."""
         context = self._copy_context()
         if self.traced or trace._TRACER_PROVIDER is not None:
@@ -200,7 +196,7 @@ class Executor:
             context.run(LENDER.set, lender)
         return context
 
-    def compensate(self, actor: BitActor, error: BaseException, fault: Fault | None = None) -> None:
+    def compensate(self, actor: Actor, error: BaseException, fault: Fault | None = None) -> None:
         """A function raised, or an attempt was lost: what its compensation, or else its retry policy, makes of that."""
         fault = fault or fault_of(error)
         step = actor.step
@@ -222,7 +218,7 @@ class Executor:
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
 
-    def ask_backoff(self, actor: BitActor, verdict: Retry) -> None:
+    def ask_backoff(self, actor: Actor, verdict: Retry) -> None:
         """A step has asked for another try, and its backoff function says when; it is given the `Retry` as its
         error."""
         fault = Fault("bitactor.outcome:Retry", str(verdict.reason) or "asked for another try")
@@ -232,7 +228,7 @@ class Executor:
         self.compensations.add(task)
         task.add_done_callback(self.compensations.discard)
 
-    async def _ask_backoff(self, actor: BitActor, verdict: Retry, fault: Fault) -> None:
+    async def _ask_backoff(self, actor: Actor, verdict: Retry, fault: Fault) -> None:
         backoff = actor.step.backoff
         assert isinstance(backoff, Callback)
         try:
@@ -243,7 +239,7 @@ class Executor:
             if actor.state != ENDED:
                 actor.resolve_failure(None, broken, fault_of(broken))
 
-    async def _ask_compensation(self, actor: BitActor, error: BaseException, fault: Fault) -> None:
+    async def _ask_compensation(self, actor: Actor, error: BaseException, fault: Fault) -> None:
         step = actor.step
         what = "backoff" if step.compensate is None else "compensate"
         try:
@@ -271,14 +267,14 @@ class Executor:
             )
             actor.resolve_failure(None, error, with_beside(fault, what, error, broken))
 
-    async def _compensate(self, actor: BitActor, compensate: Callback, error: BaseException) -> Any:
+    async def _compensate(self, actor: Actor, compensate: Callback, error: BaseException) -> Any:
         """What the compensation says, returned or raised."""
         try:
             return await self._call_failure_callback(actor, compensate, error)
         except Outcome as verdict:
             return verdict
 
-    async def _backoff_delay(self, actor: BitActor, backoff: Callback, error: BaseException) -> float:
+    async def _backoff_delay(self, actor: Actor, backoff: Callback, error: BaseException) -> float:
         """Seconds, as a backoff function says.
 
         Raises:
@@ -291,7 +287,7 @@ class Executor:
             )
         return min(seconds, LONGEST_DELAY)
 
-    async def _call_failure_callback(self, actor: BitActor, callback: Callback, error: BaseException) -> Any:
+    async def _call_failure_callback(self, actor: Actor, callback: Callback, error: BaseException) -> Any:
         resources = await self.resources_of(callback) if actor.step.spawn not in self.out_of_process else {}
         kwargs = self._kwargs(actor, callback, actor.arguments(), None, error, resources=resources)
         if self.middleware is not None:
@@ -304,7 +300,7 @@ class Executor:
             return callback.function(**kwargs)
         return await asyncio.to_thread(_without_stop_iteration, callback.function, kwargs)
 
-    def _apply_retry_policy(self, actor: BitActor, error: BaseException, fault: Fault, after_ns: int | None) -> None:
+    def _apply_retry_policy(self, actor: Actor, error: BaseException, fault: Fault, after_ns: int | None) -> None:
         step = actor.step
         again = (
             actor.signal.direction != UNDO
@@ -315,11 +311,11 @@ class Executor:
         if not again:
             actor.resolve_failure(None, error, fault)
         else:
-            actor._reply("retry", error=error, fault=fault, after_ns=after_ns)
+            actor.retry(error, fault, after_ns)
 
     def _kwargs(
         self,
-        actor: BitActor,
+        actor: Actor,
         callback: Callback,
         values: dict[str, Any],
         result: Any,
@@ -352,7 +348,7 @@ class Executor:
                 kwargs[name] = actor.signal.attempt
         return kwargs
 
-    def make_context(self, actor: BitActor) -> Context:
+    def make_context(self, actor: Actor) -> Context:
         """What a function that asks for it is told about its hop; a fresh one."""
         view = ResourceView(self.resources, actor.plan.resources, self.loop)
         return Context(

@@ -6,17 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitactor.declare.policy import Call
 from bitactor.errors import Cancelled, WorkerLost
 from bitactor.messages.signal import Fault, Reply
-from mesh.hops.actor import ENDED, QUEUED, REPLIED, STARTED, BitActor
+from mesh.hops.actor import BitActor
 from mesh.hops.faults import fault_of
-
-if TYPE_CHECKING:
-    from mesh.hops.executor import Executor
-    from mesh.hops.ports import Spawner
+from mesh.hops.ports import ENDED, QUEUED, REPLIED, STARTED, Actor, ActorExecutor, Spawner
 
 
 class PolicyChain:
@@ -33,7 +30,7 @@ class PolicyChain:
     function gave them, returned or raised.  What a run emitted is sent if that run and the attempt ended well.
     """
 
-    def __init__(self, executor: Executor, actor: BitActor, spawner: Spawner) -> None:
+    def __init__(self, executor: ActorExecutor, actor: Actor, spawner: Spawner) -> None:
         self.actor = actor
         self.stop_requested = False
         """Whether the attempt was asked to stop; no run begins then."""
@@ -247,7 +244,7 @@ class FunctionRun(BitActor):
         self.chain.runs.pop(self, None)
 
 
-def start_queued(actor: BitActor, spawner: Spawner) -> None:
+def start_queued(actor: Actor, spawner: Spawner) -> None:
     """Outside of any task, where a task of its own can be begun at once."""
     if actor.state != QUEUED:
         return
@@ -258,5 +255,5 @@ def start_queued(actor: BitActor, spawner: Spawner) -> None:
         actor.resolve_failure(None, error, fault_of(error))
 
 
-def _no_reply(actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+def _no_reply(actor: Actor, reply: Reply, error: BaseException | None) -> None:
     """A run answers to its policies."""

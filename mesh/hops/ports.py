@@ -1,11 +1,151 @@
-"""The spawner port."""
+"""The ports of hops, and the shapes that stand on both sides of them: an actor, its executor, its spawner, its permits.
+
+An actor is given to a spawner by its executor, and asks both for things in turn; each knows the others by what is
+written here.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, Protocol
 
-if TYPE_CHECKING:
-    from mesh.hops.actor import BitActor
+from bitactor.declare.context import Context
+from bitactor.messages.outcome import Retry
+from bitactor.messages.signal import Fault, Reply, Signal
+from bitactor.plan.arguments import BoundArguments, RawArguments, RemoteArguments
+from bitactor.plan.plan import Callback, Plan, PlanStep
+from mesh.hops.policies import Policies
+from mesh.limits.pools import PermitSet, Pool
+from mesh.limits.priority_queue import Rank
+from mesh.limits.timing_wheel import TimingWheel
+
+QUEUED: Final = 0
+STARTED: Final = 1
+REPLIED: Final = 2
+"""It has answered for itself (timed out), but the user's function still runs: a zombie."""
+ENDED: Final = 3
+
+Arguments = BoundArguments | RemoteArguments | RawArguments
+"""Makes the keyword arguments of a step's function, fresh at each call."""
+Compensation = tuple["asyncio.Task[None]", BaseException, Fault]
+"""The task that asks a compensation or backoff function, and what that is asked about."""
+Done = Callable[["Actor", Reply, BaseException | None], None]
+"""Told what an actor replied, and the exception behind it if that was raised in this process."""
+
+
+class ActorPermits(PermitSet):
+    """The permits that an actor holds while its function runs, and lends while that waits for other hops."""
+
+    __slots__ = ("depth",)
+
+    def __init__(self, lendable: tuple[Pool, ...], retained: tuple[Pool, ...], rank: Rank, depth: int) -> None:
+        super().__init__(lendable, retained, rank)
+        self.depth = depth
+        """See `PermitLender.depth`."""
+
+
+class Actor(Protocol):
+    """One delivery of one signal, or one run of its function inside policies, as its executor and its spawner see it.
+
+    Lives on the loop's thread, except where a method says otherwise.
+    """
+
+    executor: ActorExecutor
+    plan: Plan
+    step: PlanStep
+    signal: Signal
+    callback: Callback
+    """The function to call: `run` or `undo` of the step, perhaps with middleware around it."""
+    arguments: Arguments
+    kwargs: dict[str, Any]
+    """What the function is called with; set before a spawner starts the actor."""
+    result: Any
+    """For an undo: the token of what it takes back."""
+    permits: ActorPermits | None
+    """What is held for it; None for a hop without a limit, as most are."""
+    spawner: Spawner
+    state: int
+    """`QUEUED | STARTED | REPLIED | ENDED`."""
+    context: Context | None
+    """What the function is told about its hop, if it has asked."""
+    task: Any
+    """The asyncio task that its function, or its preparation, runs in; None if there is none."""
+    stop_requested: bool
+    """It has been asked to stop; a cancellation that comes after that is ours."""
+    compensating: Compensation | None
+    """Set while its compensation or backoff is being asked."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def rank(self) -> Rank:
+        """Its order among those that wait for a thread or a process."""
+
+    def begin(self) -> None:
+        """The user's function starts now: its time counts from here."""
+
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        """The user's function returned or raised."""
+
+    def relay_reply(self, reply: Reply, error: BaseException | None = None) -> None:
+        """A worker process has answered for the function it ran."""
+
+    def worker_lost(self) -> None:
+        """Its worker is gone."""
+
+    def resolve_failure(self, verdict: Any, error: BaseException, fault: Fault) -> None:
+        """End the attempt that failed with `error` as its compensation says; a `verdict` of None: it failed."""
+
+    def retry(self, error: BaseException, fault: Fault, after_ns: int | None) -> None:
+        """End the attempt that failed with `error` with another try, after `after_ns` or as the step's backoff says."""
+
+    def ends_ns(self) -> int | None:
+        """When the attempt is over, by the monotonic clock; None: never."""
+
+    def heartbeat(self, data: Any) -> None:
+        """The user's function says that it goes on; from any thread."""
+
+
+class ActorExecutor(Protocol):
+    """The executor as actors, their spawners, and what stands between the two see it."""
+
+    loop: asyncio.AbstractEventLoop
+    monotonic_ns: Callable[[], int]
+    wheel: TimingWheel
+    enforces_timeouts: bool
+    """Whether attempts' timeouts are kept here, and nowhere else."""
+    zombies: set[Actor]
+    """Actors that had to answer for a function which still runs."""
+    policies: Policies | None
+    start_task: Callable[[Coroutine[Any, Any, None], str, contextvars.Context], asyncio.Task[None]]
+    """Make a task of a coroutine and run its first step before returning."""
+
+    def call_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Call something on the loop's thread, from any thread."""
+
+    def contextvars_for(self, actor: Actor) -> contextvars.Context:
+        """The context variables a hop starts with: its own copy."""
+
+    def compensate(self, actor: Actor, error: BaseException, fault: Fault | None = None) -> None:
+        """A function raised, or an attempt was lost: what its compensation, or else its retry policy, makes of that."""
+
+    def ask_backoff(self, actor: Actor, verdict: Retry) -> None:
+        """A step has asked for another try, and its backoff function says when."""
+
+    async def resources_of(self, callback: Callback) -> dict[str, Any]:
+        """The resources a function asks for.
+
+        Raises:
+            ResourceUnavailable: one could not be made.
+        """
+
+    def kwargs_of(self, actor: Actor, callback: Callback, resources: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of one call of a hop's function, with its resources; fresh each time."""
+
+    def make_context(self, actor: Actor) -> Context:
+        """What a function that asks for it is told about its hop; a fresh one."""
 
 
 class Spawner(Protocol):
@@ -16,10 +156,10 @@ class Spawner(Protocol):
     and `KeyboardInterrupt` included.
     """
 
-    def start(self, actor: BitActor) -> None:
+    def start(self, actor: Actor) -> None:
         """Run it, now or when there is a free place.  It may finish before this returns."""
 
-    def abandon(self, actor: BitActor) -> None:
+    def abandon(self, actor: Actor) -> None:
         """Stop it if that is possible here; if it is only queued, forget it.  Nothing happens if it is not here."""
 
     async def close(self, timeout: float) -> None:

@@ -4,16 +4,11 @@ attempt."""
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from bitactor.messages.signal import UNDO
-from mesh.hops.actor import ENDED, QUEUED, BitActor
 from mesh.hops.faults import fault_of
 from mesh.hops.policy_chain import PolicyChain, start_queued
-
-if TYPE_CHECKING:
-    from mesh.hops.executor import Executor
-    from mesh.hops.ports import Spawner
+from mesh.hops.ports import ENDED, QUEUED, Actor, ActorExecutor, Spawner
 
 
 class Preparation:
@@ -22,12 +17,12 @@ class Preparation:
     Waiting for resources does not count towards the step's timeout.  What policies do is in `mesh.hops.policy_chain`.
     """
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: ActorExecutor) -> None:
         self._executor = executor
-        self._tasks: dict[BitActor, asyncio.Task[None]] = {}
-        self._chains: dict[BitActor, PolicyChain] = {}
+        self._tasks: dict[Actor, asyncio.Task[None]] = {}
+        self._chains: dict[Actor, PolicyChain] = {}
 
-    def start(self, actor: BitActor) -> None:
+    def start(self, actor: Actor) -> None:
         """Prepare the actor, which is queued; then its own spawner has it."""
         spawner, actor.spawner = actor.spawner, self
         executor = self._executor
@@ -44,7 +39,7 @@ class Preparation:
         self._tasks[actor] = task
         task.add_done_callback(lambda _: self._forget(actor))
 
-    def abandon(self, actor: BitActor) -> None:
+    def abandon(self, actor: Actor) -> None:
         """See the spawners' port."""
         task, chain = self._tasks.get(actor), self._chains.get(actor)
         first = chain is None or not chain.stop_requested
@@ -64,12 +59,12 @@ class Preparation:
         if tasks:
             await asyncio.wait(tasks, timeout=timeout)
 
-    def runs(self, actor: BitActor) -> list[BitActor]:
+    def runs(self, actor: Actor) -> list[Actor]:
         """Runs of the function of a hop inside its policies that have not ended."""
         chain = self._chains.get(actor)
         return [] if chain is None else list(chain.runs)
 
-    async def _provide_resources(self, actor: BitActor, spawner: Spawner) -> None:
+    async def _provide_resources(self, actor: Actor, spawner: Spawner) -> None:
         """Resources first, then the function."""
         executor, callback = self._executor, actor.callback
         try:
@@ -89,6 +84,6 @@ class Preparation:
             actor.task = None
             executor.loop.call_soon(start_queued, actor, spawner)
 
-    def _forget(self, actor: BitActor) -> None:
+    def _forget(self, actor: Actor) -> None:
         self._tasks.pop(actor, None)
         self._chains.pop(actor, None)

@@ -6,10 +6,8 @@ import asyncio
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mesh.limits.pools import PermitSet
+from mesh.limits.pools import PermitSet
 
 
 class PermitLender:

@@ -12,6 +12,7 @@ loop, a thread or a clock; everything is called on one thread.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Final
@@ -19,6 +20,9 @@ from typing import Final
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.plan.plan import Plan
 from mesh.limits.priority_queue import PriorityQueue, Rank
+
+DEFAULT_THREADS: Final = min(32, (os.cpu_count() or 1) + 4)
+"""Permits of the pool of threads, where nobody says another number."""
 
 NEW: Final = "new"
 WAITING: Final = "waiting"

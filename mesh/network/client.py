@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 from bitactor.errors import (
     BitActorError,
@@ -49,14 +49,6 @@ _WORKFLOWS: Final = workflow_name("")
 
 class NoAnswer(BitActorError, TimeoutError):
     """Nobody answered in the time allowed: the registry is not there, or no node is, or the node that was asked."""
-
-
-class Owned(NamedTuple):
-    """A transaction and the node that can act on it."""
-
-    row: Mapping[str, Any]
-    """See `bitactor.ports.TransactionRow`."""
-    entry: Entry
 
 
 class Client:

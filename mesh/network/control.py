@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitactor.errors import BitActorError, InvalidInput, ProtocolError
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.signal import Answer, Question
 from bitactor.messages.wire import encode_message, encode_pulse
 from mesh.hops.faults import fault_of
+from mesh.runtime.node import Node
 from mesh.transaction import Transaction
-
-if TYPE_CHECKING:
-    from mesh.runtime.node import Node
 
 Send = Callable[[str, bytes], None]
 
@@ -60,7 +58,7 @@ class Control:
             return  # who asked is gone
 
     async def _stimulate(self, argument: Mapping[str, Any]) -> Any:
-        transaction = await self._node.stimulate(
+        live = await self._node.stimulate(
             argument["workflow"],
             argument.get("input"),
             key=argument.get("key"),
@@ -69,6 +67,7 @@ class Control:
             metadata=argument.get("metadata"),
             traceparent=argument.get("traceparent"),
         )
+        transaction = Transaction(self._node, live)
         return {"transaction": transaction.id, "status": transaction.status}
 
     def _transaction(self, argument: Mapping[str, Any]) -> Transaction:

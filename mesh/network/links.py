@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bitactor.errors import BitActorError, ProtocolError
 from bitactor.messages.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
@@ -20,10 +20,8 @@ from mesh.network.remote_hops import WINDOW, RemoteHops
 from mesh.network.router import HopRouter
 from mesh.network.transports import open_transport
 from mesh.runtime.names import node_name, step_name, workflow_name
+from mesh.runtime.node import Node
 from registry import Curve, Entry, Notice, RegistryClient
-
-if TYPE_CHECKING:
-    from mesh.runtime.node import Node
 
 logger = logging.getLogger("bitactor.links")
 

@@ -14,9 +14,10 @@ from bitactor.messages.signal import Cancel, Reply, Signal
 from bitactor.messages.wire import encode_message
 from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan, PlanStep
-from mesh.hops.actor import ENDED, BitActor
+from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
 from mesh.hops.faults import fault_of
+from mesh.hops.ports import ENDED
 
 WINDOW: Final = 1_024
 """Unanswered hops we take from one supervisor."""

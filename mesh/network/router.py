@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from cachetools import LRUCache
 
@@ -22,12 +22,10 @@ from bitactor.ports import Clock
 from bitactor.saga import HopExpired, Lost, Replied, Unrouted
 from mesh.hops.faults import fault_of
 from mesh.limits.timing_wheel import Timer, TimingWheel
+from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import step_name
+from mesh.runtime.supervisor import Supervisor
 from registry import Entry, Registry
-
-if TYPE_CHECKING:
-    from mesh.runtime.live import LiveTransaction
-    from mesh.runtime.supervisor import Supervisor
 
 BACKSTOP_NS: Final = 2_000_000_000
 QUEUED_BACKSTOP_NS: Final = 60_000_000_000
@@ -100,7 +98,7 @@ class HopRouter:
     def dispatch(
         self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
     ) -> None:
-        """See `supervisor.Router`."""
+        """See `mesh.runtime.ports.Router`."""
         try:
             token = encode_token([bytes(token_bytes(encode_token(dict(values)))), bytes(token_bytes(result))])
             message = encode_message(
@@ -114,7 +112,7 @@ class HopRouter:
             self._wait(remote)
 
     def abandon(self, live: LiveTransaction, index: int) -> None:
-        """See `supervisor.Router`."""
+        """See `mesh.runtime.ports.Router`."""
         saga = live.saga
         hops = (saga.hops[index], saga.undo_hop(index))
         for remote in self._waiting.get(live.saga.steps[index].address, ()):

@@ -15,55 +15,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from bitactor.messages.signal import FORWARD
 from bitactor.plan.plan import PlanStep, Scope
 from bitactor.saga import Dispatch, HopExpired, Lost, Replied, Unrouted
-from mesh.limits.pools import LENT, REACQUIRING, PermitSet, Pool, Pools
-from mesh.limits.priority_queue import rank_of
-from mesh.runtime.live import LiveTransaction, TransactionLimits
+from mesh.limits.pools import LENT, REACQUIRING, Pool, Pools
+from mesh.runtime.live import HopPermits, LiveTransaction, TransactionLimits
 
 DeliveryEnd = Replied | Lost | HopExpired | Unrouted
 DELIVERY_ENDS: Final = frozenset((Replied, Lost, HopExpired, Unrouted))
 """Stimuli that say that a delivery is over."""
-
-
-class HopPermits(PermitSet):
-    """The permits of one delivery of one hop; or a consumer's transaction permit, and the hop that waits for it."""
-
-    __slots__ = ("_admission", "command", "delivery", "depth", "hop", "index", "live", "scopes")
-
-    def __init__(
-        self,
-        admission: Admission,
-        live: LiveTransaction,
-        step: PlanStep,
-        command: Dispatch,
-        limits: tuple[tuple[Pool, ...], tuple[Pool, ...]],
-    ) -> None:
-        index, direction, fault = command
-        own = live.limits or TransactionLimits()
-        priority = step.priority + own.priority
-        super().__init__(*limits, rank_of(direction, priority, depth=own.depth, compensating=fault is not None))
-        self.depth = own.depth
-        """See `PermitLender.depth`."""
-        self._admission = admission
-        self.scopes: tuple[Scope | None, ...] = ()
-        """Keys of its pools in `TransactionLimits.scope_pools`."""
-        self.live = live
-        self.command: Dispatch | None = command
-        """What it waits to do; None once that has begun, or is not wanted any more."""
-        self.index = index
-        self.hop = live.saga.hops[index] if direction is FORWARD else live.saga.undo_hop(index)
-        self.delivery = live.saga.deliveries[index]
-
-    @property
-    def is_transaction_permit(self) -> bool:
-        """Whether it is a consumer's transaction permit, so that its hop may have more to wait for."""
-        return self.live.limits is not None and self.live.limits.transaction_permit is self
-
-    def on_acquired(self) -> None:
-        """See `PermitSet.on_acquired`."""
-        self._admission.launch_soon(self)
 
 
 class Admission:
@@ -103,7 +62,7 @@ class Admission:
             return None
         pool = () if step.limit is None else (self._pools.find(step.limit, f"step {step.address!r}"),)
         scope_pools = self._scope_pools(live, limits, step)
-        permits = HopPermits(self, live, step, command, ((*pool, *scope_pools.values()), ()))
+        permits = HopPermits(live, step, command, ((*pool, *scope_pools.values()), ()), self._launch_soon)
         permits.scopes = tuple(scope_pools)
         limits.hop_permits[permits.index] = permits
         if not permits.acquire():
@@ -178,8 +137,7 @@ class Admission:
         `Pool.about`."""
         return {name: pool.about() for name, pool in list(self._consumer_pools.items())}
 
-    def launch_soon(self, permits: HopPermits) -> None:
-        """See `PermitSet.on_acquired`."""
+    def _launch_soon(self, permits: HopPermits) -> None:
         if not self._acquired:
             self._loop.call_soon(self._flush)
         self._acquired.append(permits)
@@ -222,7 +180,9 @@ class Admission:
         pool = self._consumer_pools.get(name)
         if pool is None:
             pool = self._consumer_pools[name] = Pool(name, live.plan.concurrency or 1)
-        limits.transaction_permit = transaction_permit = HopPermits(self, live, step, command, ((), (pool,)))
+        limits.transaction_permit = transaction_permit = HopPermits(
+            live, step, command, ((), (pool,)), self._launch_soon
+        )
         if not transaction_permit.acquire():
             return False
         transaction_permit.command = None

@@ -9,18 +9,16 @@ second one is not a second transaction.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.ports import Clock
 from bitactor.saga import Emission, EmissionAccepted, EmissionUnrouted
 from mesh.limits.timing_wheel import Timer, TimingWheel
+from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import consumer_name
+from mesh.runtime.supervisor import Supervisor
 from registry import Entry, Registry
-
-if TYPE_CHECKING:
-    from mesh.runtime.live import LiveTransaction
-    from mesh.runtime.supervisor import Supervisor
 
 FIRST_WAIT_NS: Final = 50_000_000
 LONGEST_WAIT_NS: Final = 1_000_000_000
@@ -63,7 +61,7 @@ class Emissions:
         )
 
     def deliver(self, live: LiveTransaction, emission: Emission) -> None:
-        """See `supervisor.EmissionDelivery`."""
+        """See `mesh.runtime.ports.EmissionDelivery`."""
         if emission.id not in self._parcels:
             parcel = self._parcels[emission.id] = Parcel(self, live, emission)
             self.offer(parcel)

@@ -1,21 +1,19 @@
-"""One transaction in this process."""
+"""One transaction in this process, and the permits of its hops."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bitactor.messages.signal import Reply
-from bitactor.plan.plan import Plan
-from bitactor.saga import Saga
+from bitactor.messages.signal import FORWARD
+from bitactor.plan.plan import Plan, PlanStep, Scope
+from bitactor.saga import Dispatch, Saga
 from mesh.hops.actor import BitActor
+from mesh.hops.ports import ActorPermits, Done
 from mesh.limits.pools import Pool
+from mesh.limits.priority_queue import rank_of
 from mesh.limits.timing_wheel import Timer
-
-if TYPE_CHECKING:
-    from bitactor.plan.plan import Scope
-    from mesh.runtime.admission import HopPermits
 
 
 class TransactionLimits:
@@ -75,9 +73,52 @@ class LiveTransaction:
         """Functions around nested steps that wait for them."""
         self.limits = _limits_of(plan, data, depth)
         """None for most, which have no limit."""
-        self.done: Callable[[BitActor, Reply, BaseException | None], None] | None = None
+        self.done: Done | None = None
         self.settled = saga.status != "running"
         """Nothing more happens by itself, and the journal says so."""
+
+
+class HopPermits(ActorPermits):
+    """The permits of one delivery of one hop; or a consumer's transaction permit, and the hop that waits for it.
+
+    Args:
+        limits: pools whose permit is lent while the hop waits, and those whose permit is held until the end.
+        launch: called with these permits once those that had to be waited for are held.
+    """
+
+    __slots__ = ("_launch", "command", "delivery", "hop", "index", "live", "scopes")
+
+    def __init__(
+        self,
+        live: LiveTransaction,
+        step: PlanStep,
+        command: Dispatch,
+        limits: tuple[tuple[Pool, ...], tuple[Pool, ...]],
+        launch: Callable[[HopPermits], None],
+    ) -> None:
+        index, direction, fault = command
+        own = live.limits or TransactionLimits()
+        priority = step.priority + own.priority
+        rank = rank_of(direction, priority, depth=own.depth, compensating=fault is not None)
+        super().__init__(*limits, rank, own.depth)
+        self._launch = launch
+        self.scopes: tuple[Scope | None, ...] = ()
+        """Keys of its pools in `TransactionLimits.scope_pools`."""
+        self.live = live
+        self.command: Dispatch | None = command
+        """What it waits to do; None once that has begun, or is not wanted any more."""
+        self.index = index
+        self.hop = live.saga.hops[index] if direction is FORWARD else live.saga.undo_hop(index)
+        self.delivery = live.saga.deliveries[index]
+
+    @property
+    def is_transaction_permit(self) -> bool:
+        """Whether it is a consumer's transaction permit, so that its hop may have more to wait for."""
+        return self.live.limits is not None and self.live.limits.transaction_permit is self
+
+    def on_acquired(self) -> None:
+        """See `PermitSet.on_acquired`."""
+        self._launch(self)
 
 
 def _limits_of(plan: Plan, data: Mapping[str, Any] | None, depth: int) -> TransactionLimits | None:

@@ -36,28 +36,27 @@ from mesh.hops.actor import LONGEST_DELAY
 from mesh.hops.executor import Executor
 from mesh.hops.middleware import Middleware
 from mesh.hops.policies import Policies
+from mesh.hops.ports import Spawner
 from mesh.hops.resources import ResourceManager
 from mesh.limits.clock import SystemClock
 from mesh.limits.lend import LENDER
 from mesh.limits.pools import Pools
 from mesh.limits.timing_wheel import TimingWheel
-from mesh.network.links import Links
 from mesh.runtime.emissions import Emissions
 from mesh.runtime.ids import TimeOrderedIds, fingerprint
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import consumer_name
+from mesh.runtime.ports import Network
 from mesh.runtime.recovery import Recovery, shape_changed
 from mesh.runtime.settings import Settings
 from mesh.runtime.supervisor import Supervisor
 from mesh.runtime.watchdog import Blockages, Watchdog
 from mesh.sinks import OtelSink, SinkRelay
-from mesh.spawners import Spawner
 from mesh.spawners.inline import InlineSpawner
 from mesh.spawners.loop import LoopSpawner
 from mesh.spawners.process.spawner import ProcessSpawner
 from mesh.spawners.thread import ThreadSpawner
 from mesh.stores import open_store
-from mesh.transaction import Transaction
 from registry import Entry, LocalRegistry, Notice, Registry
 
 logger = logging.getLogger("bitactor.node")
@@ -66,7 +65,6 @@ T = TypeVar("T")
 MAX_WAITING_FOR_ADMISSION = 10_000
 MAX_GIVEN = 1_000_000_000
 """For the priority and limit given with a stimulus, so that a journal can hold them."""
-"""Seconds at most between two tries to carry on after the journal could not be written."""
 COLLAPSE_DRAIN = 1.0
 """Seconds that what runs is given when the worker processes have collapsed."""
 FLUSH_WITHIN = 5.0
@@ -76,13 +74,18 @@ SINKS_WITHIN = 5.0
 
 
 class Node:
-    """One process's part of the mesh; lives on one event loop."""
+    """One process's part of the mesh; lives on one event loop.
+
+    Args:
+        network: makes what connects it to other nodes, when it opens; None: it is alone.
+    """
 
     def __init__(
         self,
         definitions: Iterable[Workflow | Consumer],
         settings: Settings,
         *,
+        network: Callable[[Node], Network] | None = None,
         sinks: Sequence[Sink] = (),
         clock: Clock | None = None,
         ids: Ids | None = None,
@@ -113,7 +116,8 @@ class Node:
         self._capacity = asyncio.Condition()
         self._skip_drain = asyncio.Event()
         self._released = asyncio.Event()
-        self._links: Links | None = None
+        self._make_network = network
+        self._network: Network | None = None
         self._watchdog: Watchdog | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -194,19 +198,18 @@ class Node:
 
     async def _join_registry(self) -> None:
         """Take our place among the names."""
-        settings = self.settings
-        if settings.registry:
-            self._links = Links(self)
-            self.registry: Registry = await self._links.open()
+        if self._make_network is not None:
+            self._network = self._make_network(self)
+            self.registry: Registry = await self._network.open()
         else:
             self.registry = LocalRegistry(self.id)
             self.registry.start()
         self.emissions = Emissions(self.supervisor, self.registry, self.clock, self.wheel, self._send_stimulus)
         self.supervisor.emissions = self.emissions
         self._watch = self.registry.watch(self._on_notice)
-        if self._links is not None:
-            await self._links.announce()
-        elif settings.hosts:
+        if self._network is not None:
+            await self._network.announce()
+        elif self.settings.hosts:
             for name, value in self.consumer_entries().items():
                 self.registry.register(name, value)
 
@@ -221,7 +224,7 @@ class Node:
     @property
     def endpoint(self) -> str:
         """Where other nodes reach us; empty when we are alone."""
-        return self._links.endpoint if self._links is not None else ""
+        return self._network.endpoint if self._network is not None else ""
 
     def _collapse(self, why: str) -> None:
         """Worker processes keep failing: end, so that whoever started this process starts it afresh.
@@ -264,8 +267,8 @@ class Node:
 
     async def _drain(self, seconds: float) -> None:
         self.policies.drain()
-        if self._links is not None:
-            await self._links.withdraw()
+        if self._network is not None:
+            await self._network.withdraw()
         deadline = self.loop.time() + seconds
         while self._busy() and not self._skip_drain.is_set() and (left := deadline - self.loop.time()) > 0:
             await self._wait_for_settlement(min(left, 0.1))
@@ -293,14 +296,14 @@ class Node:
         if hasattr(self, "supervisor"):
             await self.policies.close(FLUSH_WITHIN)
             self.supervisor.close()
-        if self._links is not None:
-            await self._links.close()
+        if self._network is not None:
+            await self._network.close()
         elif hasattr(self, "registry"):
             self.registry.close()
         if hasattr(self, "executor"):
             await (
                 self.executor.close()
-            )  # after the links: what is stopped here for others is not told as if it had ended
+            )  # after the network: what is stopped here for others is not told as if it had ended
         for spawner in getattr(self, "spawners", {}).values():
             await spawner.close(2.0)
         await self.resources.close()
@@ -327,8 +330,8 @@ class Node:
         traceparent: str | None = None,
         max_concurrency: int | None = None,
         priority: int = 0,
-    ) -> Transaction:
-        """See `Mesh.stimulate`."""
+    ) -> LiveTransaction:
+        """Begin a transaction, or find the one that its key began; see `Mesh.stimulate`."""
         self._require_open()
         declared = self.workflows.get(workflow)
         if declared is None:
@@ -371,7 +374,7 @@ class Node:
                 if known is None:
                     raise
                 return known
-        return Transaction(self, live)
+        return live
 
     def _start_transaction(
         self,
@@ -396,7 +399,7 @@ class Node:
         self.supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data))
         return live
 
-    async def _find_by_key(self, workflow: str, key: str, token: Any) -> Transaction | None:
+    async def _find_by_key(self, workflow: str, key: str, token: Any) -> LiveTransaction | None:
         """The transaction that a key began before.
 
         Raises:
@@ -414,7 +417,7 @@ class Node:
                 f"key {key!r} began transaction {live.saga.transaction} of {workflow!r} with another input; "
                 "use a key of its own for each request"
             )
-        return Transaction(self, live)
+        return live
 
     async def _wait_for_capacity(self) -> None:
         patience = self.settings.patience
@@ -472,8 +475,8 @@ class Node:
     def _send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
         if entry.holder == self.id:
             self.receive_stimulus(stimulus, self.emissions.on_receipt)
-        elif self._links is not None:
-            self._links.send_stimulus(entry, stimulus)
+        elif self._network is not None:
+            self._network.send_stimulus(entry, stimulus)
 
     def _on_notice(self, notice: Notice) -> None:
         """The registry says that a name appeared or disappeared; called on the registry's thread."""
@@ -489,8 +492,8 @@ class Node:
             self.emissions.appeared(notice.entry.name)
         elif notice.kind == "disappeared":
             self.emissions.disappeared(notice.entry.holder)
-        if self._links is not None:
-            self._links.on_notice(notice)
+        if self._network is not None:
+            self._network.on_notice(notice)
 
     # Transactions
 
@@ -668,7 +671,7 @@ class Node:
             "parked": dict(self.recovery.parked),
             "threads": self.threads.about(),
             "processes": self.processes.statistics(),
-            **(self._links.about() if self._links is not None else {"transport": {}, "refused": {}, "repeated": 0}),
+            **(self._network.about() if self._network is not None else {"transport": {}, "refused": {}, "repeated": 0}),
             "resources": self.resources.about(),
             "patterns": self.policies.about(),
             "middleware_disabled": list(self.middleware.disabled),

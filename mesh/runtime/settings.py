@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from bitactor.errors import ConfigurationError, suggest
-from mesh.spawners.thread import DEFAULT_THREADS
+from mesh.limits.pools import DEFAULT_THREADS
 
 PREFIX: Final = "BITACTOR_"
 _OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")

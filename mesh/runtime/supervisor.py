@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from bitactor.errors import (
     BitActorError,
@@ -41,7 +41,6 @@ from bitactor.saga import (
     DeadlineExpired,
     Deliver,
     Dispatch,
-    Emission,
     Evaluate,
     Evaluated,
     GraceExpired,
@@ -55,14 +54,15 @@ from bitactor.saga import (
 )
 from bitactor.saga.evaluate import evaluate
 from bitactor.saga.phases import COMPENSATING, UNDO_RUNNING
-from mesh.hops.actor import ENDED, QUEUED, BitActor
 from mesh.hops.executor import Executor
 from mesh.hops.faults import error_of, fault_of
+from mesh.hops.ports import ENDED, QUEUED, Actor
 from mesh.limits.lend import lend_permits
 from mesh.limits.pools import Pools
 from mesh.limits.timing_wheel import Timer, TimingWheel
-from mesh.runtime.admission import DELIVERY_ENDS, Admission, HopPermits
-from mesh.runtime.live import LiveTransaction
+from mesh.runtime.admission import DELIVERY_ENDS, Admission
+from mesh.runtime.live import HopPermits, LiveTransaction
+from mesh.runtime.ports import EmissionDelivery, Router
 
 logger = logging.getLogger("bitactor.supervisor")
 
@@ -71,25 +71,6 @@ _new = tuple.__new__
 
 TURN_BUDGET_NS = 5_000_000
 """A turn gives the loop back after this long, so that sockets and timers are served."""
-
-
-class Router(Protocol):
-    """Takes hops whose steps run elsewhere."""
-
-    def dispatch(
-        self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
-    ) -> None:
-        """Bring it to a holder; what becomes of it comes back by `Supervisor.enqueue`."""
-
-    def abandon(self, live: LiveTransaction, index: int) -> None:
-        """Tell the holder to stop."""
-
-
-class EmissionDelivery(Protocol):
-    """Takes emitted signals."""
-
-    def deliver(self, live: LiveTransaction, emission: Emission) -> None:
-        """Bring it to one of each group; who has taken it comes back by `Supervisor.enqueue`."""
 
 
 class Supervisor:
@@ -182,7 +163,7 @@ class Supervisor:
             self._scheduled = True
             self.loop.call_soon(self._turn)
 
-    def _hop_done(self, live: LiveTransaction, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+    def _hop_done(self, live: LiveTransaction, actor: Actor, reply: Reply, error: BaseException | None) -> None:
         index = actor.step.index
         if reply.outcome == "ok":
             self._events.append((live, _new(Replied, (index, reply))))
@@ -200,7 +181,7 @@ class Supervisor:
             self.loop.call_soon(self._turn)
 
     def _limited_hop_done(
-        self, live: LiveTransaction, permits: HopPermits, actor: BitActor, reply: Reply, error: BaseException | None
+        self, live: LiveTransaction, permits: HopPermits, actor: Actor, reply: Reply, error: BaseException | None
     ) -> None:
         if actor.state == ENDED:
             self.admission.release(permits)

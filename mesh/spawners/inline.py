@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mesh.hops.actor import BitActor
+from mesh.hops.ports import Actor
 
 
 class InlineSpawner:
     """Calls the function at once.  The cheapest place; a slow function here stops everything else."""
 
-    def start(self, actor: BitActor) -> None:
+    def start(self, actor: Actor) -> None:
         """See the port."""
         actor.begin()
         context = actor.executor.contextvars_for(actor)
@@ -19,7 +19,7 @@ class InlineSpawner:
         else:
             actor.finish(value, None)
 
-    def abandon(self, actor: BitActor) -> None:
+    def abandon(self, actor: Actor) -> None:
         """Nothing to stop: it has ended before anybody could ask."""
 
     async def close(self, timeout: float) -> None:

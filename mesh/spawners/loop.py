@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
-from mesh.hops.actor import BitActor
+from mesh.hops.ports import Actor
 
 
 class LoopSpawner:
     """One task per hop; its first step runs at once."""
 
     def __init__(self) -> None:
-        self._running: set[BitActor] = set()
+        self._running: set[Actor] = set()
 
-    def start(self, actor: BitActor) -> None:
+    def start(self, actor: Actor) -> None:
         """See the port."""
         actor.begin()
         executor = actor.executor
@@ -22,7 +22,7 @@ class LoopSpawner:
             actor.task = task
             self._running.add(actor)
 
-    def abandon(self, actor: BitActor) -> None:
+    def abandon(self, actor: Actor) -> None:
         """Cancel the task; a function that swallows that goes on as a zombie."""
         if actor.task is not None:
             actor.task.cancel()
@@ -37,7 +37,7 @@ class LoopSpawner:
         if tasks:
             await asyncio.wait(tasks, timeout=timeout)
 
-    async def _drive(self, actor: BitActor) -> None:
+    async def _drive(self, actor: Actor) -> None:
         try:
             value = await actor.callback.function(**actor.kwargs)
         except BaseException as error:

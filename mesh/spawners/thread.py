@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from mesh.hops.actor import REPLIED, BitActor
+from mesh.hops.ports import REPLIED, Actor
 from mesh.limits.lend import LENDER, PermitLender
-from mesh.limits.pools import PermitSet, Pool
+from mesh.limits.pools import DEFAULT_THREADS, PermitSet, Pool
 
-DEFAULT_THREADS = min(32, (os.cpu_count() or 1) + 4)
 MAX_ZOMBIES = 256
 """More threads than this stuck in functions that had to be given up, and no replacements are started for them."""
 
@@ -23,7 +21,7 @@ MAX_LENT = 256
 """More hops than this of one depth whose threads wait for other transactions, and no hop of that depth is started
 beside them."""
 
-_Job = tuple[BitActor, contextvars.Context]
+_Job = tuple[Actor, contextvars.Context]
 
 
 class ThreadPermit(PermitSet):
@@ -32,7 +30,7 @@ class ThreadPermit(PermitSet):
     __slots__ = ("_actor", "_start")
 
     def __init__(
-        self, actor: BitActor, pools: tuple[tuple[Pool, ...], tuple[Pool, ...]], start: Callable[[BitActor], None]
+        self, actor: Actor, pools: tuple[tuple[Pool, ...], tuple[Pool, ...]], start: Callable[[Actor], None]
     ) -> None:
         super().__init__(*pools, actor.rank)
         self._actor = actor
@@ -61,23 +59,23 @@ class ThreadSpawner:
         could be, nor do the
         others find none."""
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._permits: dict[BitActor, ThreadPermit] = {}
-        self._running: set[BitActor] = set()
+        self._permits: dict[Actor, ThreadPermit] = {}
+        self._running: set[Actor] = set()
         """Whose function has a thread, whether it counts or not."""
-        self._fenced: set[BitActor] = set()
+        self._fenced: set[Actor] = set()
         self._threads: set[threading.Thread] = set()
         self._thread_count = 0
         """Threads that have not been told to end: at least one for each function that runs."""
-        self._finished: deque[tuple[BitActor, Any, BaseException | None]] = deque()
+        self._finished: deque[tuple[Actor, Any, BaseException | None]] = deque()
 
-    def start(self, actor: BitActor) -> None:
+    def start(self, actor: Actor) -> None:
         """See the port; waits for a free thread, and its time does not count meanwhile."""
         pool = self._depth_pool(0 if actor.permits is None else actor.permits.depth)
         permit = self._permits[actor] = ThreadPermit(actor, ((self._pool,), (pool,)), self._begin)
         if permit.acquire():
             self._begin(actor)
 
-    def abandon(self, actor: BitActor) -> None:
+    def abandon(self, actor: Actor) -> None:
         """Forget it if it waits; if it has had to answer already, its thread does not count any more."""
         permit = self._permits.get(actor)
         if permit is None:
@@ -120,7 +118,7 @@ class ThreadSpawner:
             pool = self._depth_pools[depth] = Pool(f"threads at depth {depth}", self._limit + MAX_LENT)
         return pool
 
-    def _begin(self, actor: BitActor) -> None:
+    def _begin(self, actor: Actor) -> None:
         context = actor.executor.contextvars_for(actor)
         context.run(_lend_thread, actor, self._permits[actor])
         self._running.add(actor)
@@ -160,7 +158,7 @@ class ThreadSpawner:
             self._jobs.put(None)
 
 
-def _lend_thread(actor: BitActor, permit: ThreadPermit) -> None:
+def _lend_thread(actor: Actor, permit: ThreadPermit) -> None:
     """In the context of a hop that is about to start: what it lends while it waits includes its thread."""
     lender = LENDER.get()
     if lender is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from mesh.hops.actor import QUEUED, STARTED, BitActor
+from mesh.hops.executor import Executor
+from mesh.hops.ports import QUEUED, STARTED, Actor
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.node import Node
 
@@ -22,7 +23,7 @@ def activity(nodes: Iterable[Node]) -> int:
     most = QUIESCENT
     for node in nodes:
         for live in unsettled_runs(node):
-            most = max(most, _run_activity(live))
+            most = max(most, _run_activity(live, node.executor))
         if _emissions_delivering(node):
             most = max(most, MAYBE_WORKING)
     return most
@@ -49,7 +50,7 @@ def steps_in_threads(nodes: Iterable[Node]) -> list[str]:
         for node in nodes
         for live in unsettled_runs(node)
         for actor in live.actors.values()
-        if _actor_activity(actor) == WORKING
+        if _actor_activity(actor, node.executor) == WORKING
     ]
 
 
@@ -67,7 +68,7 @@ def describe_unfinished(node: Node) -> Iterator[str]:
         yield f"{live.plan.workflow!r} {live.saga.transaction}: {', '.join(waits) or 'waits for its turn'}"
 
 
-def _actor_waits(actor: BitActor) -> str:
+def _actor_waits(actor: Actor) -> str:
     signal = actor.signal
     what = f"{actor.step.name!r} ({signal.direction}, attempt {signal.attempt})"
     if actor.state == QUEUED:
@@ -77,19 +78,19 @@ def _actor_waits(actor: BitActor) -> str:
     )
 
 
-def _run_activity(live: LiveTransaction) -> int:
+def _run_activity(live: LiveTransaction, executor: Executor) -> int:
     if not live.actors and not live.retry_timers and live.grace_timer is None:
         return MAYBE_WORKING
-    return max((_actor_activity(actor) for actor in live.actors.values()), default=QUIESCENT)
+    return max((_actor_activity(actor, executor) for actor in live.actors.values()), default=QUIESCENT)
 
 
-def _actor_activity(actor: BitActor) -> int:
+def _actor_activity(actor: Actor, executor: Executor) -> int:
     if actor.state != STARTED:
         return QUIESCENT
-    runs = actor.executor.preparation.runs(actor)
+    runs = executor.preparation.runs(actor)
     if runs:
-        return max(map(_actor_activity, runs))
-    spawners = actor.executor.spawners
+        return max(_actor_activity(run, executor) for run in runs)
+    spawners = executor.spawners
     if actor.spawner is spawners.get("thread") or actor.spawner is spawners.get("process"):
         return WORKING
     callback = actor.step.compensate or actor.step.backoff

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 from bitactor.consumer import Consumer
 from bitactor.errors import BitActorError
@@ -14,12 +14,34 @@ from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
 from mesh.mesh import Mesh
 from mesh.runtime.settings import Settings
-from mesh.testing.portal import in_a_loop
+from mesh.testing.portal import Portal, in_a_loop
+from mesh.testing.pulses import Pulses
 from mesh.testing.replace import Replacements, replace_callbacks
 from mesh.transaction import BlockingTransaction, Transaction
 
-if TYPE_CHECKING:
-    from mesh.testing.bench import Bench
+
+class MeshBench(Protocol):
+    """What the meshes of one test share."""
+
+    @property
+    def pulses(self) -> Pulses:
+        """Told of the pulses of all of them."""
+
+    def begin(self) -> None:
+        """A mesh is about to open."""
+
+    def portal(self) -> Portal:
+        """The loop of a test that is no coroutine."""
+
+    async def end(self, meshes: Sequence[FixtureMesh], *, failed: bool) -> None:
+        """Close these.
+
+        Args:
+            failed: the test has failed already; nothing is said about what is left over.
+
+        Raises:
+            Failed: something is left over.
+        """
 
 
 class FixtureMesh(Mesh):
@@ -31,7 +53,7 @@ class FixtureMesh(Mesh):
 
     def __init__(
         self,
-        bench: Bench,
+        bench: MeshBench,
         *definitions: Workflow | Consumer,
         steps: Replacements | None = None,
         sinks: Sequence[Sink] = (),

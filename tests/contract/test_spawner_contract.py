@@ -11,8 +11,8 @@ import pytest
 
 from bitactor.messages.codec import decode_token
 from bitactor.workflow import Workflow
-from mesh.hops.actor import ENDED, QUEUED, STARTED, BitActor
-from mesh.spawners import Spawner
+from mesh.hops.actor import BitActor
+from mesh.hops.ports import ENDED, QUEUED, STARTED, Spawner
 from mesh.spawners.inline import InlineSpawner
 from mesh.spawners.loop import LoopSpawner
 from mesh.spawners.process.spawner import ProcessSpawner

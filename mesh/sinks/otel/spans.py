@@ -31,12 +31,12 @@ from bitactor.messages.ids import NO_HOP, TransactionId, hop_id, transaction_spa
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import UNDO
 from mesh.sinks.otel.faults import error_name, exception_attributes, short
+from mesh.sinks.otel.open_spans import OpenHop, OpenTransaction
 from mesh.sinks.otel.record import CONSUMER, INTERNAL, Attributes, SpanEvent, SpanRecord
 from mesh.sinks.otel.traceparent import parse_traceparent
 
-MAX_EVENTS: Final = 128
-"""Events of one span; more are counted as dropped.  OpenTelemetry's own limit, as is the next."""
 MAX_LINKS: Final = 128
+"""Links of one span; more are counted as dropped.  OpenTelemetry's own limit."""
 
 
 class AssemblerStatistics(NamedTuple):
@@ -52,79 +52,6 @@ class AssemblerStatistics(NamedTuple):
     """Pulses seen before, and ignored."""
 
 
-class _Events:
-    """The events of one span, bounded."""
-
-    __slots__ = ("dropped", "kept")
-
-    def __init__(self) -> None:
-        self.kept: list[SpanEvent] = []
-        self.dropped = 0
-
-    def add(self, event: SpanEvent) -> None:
-        if len(self.kept) < MAX_EVENTS:
-            self.kept.append(event)
-        else:
-            self.dropped += 1
-
-
-class _Hop:
-    """An attempt that has no outcome yet."""
-
-    __slots__ = ("deliveries", "events", "provisional", "reason", "spawned")
-
-    def __init__(self, spawned: Pulse) -> None:
-        self.spawned = spawned
-        self.deliveries = 1
-        self.events: _Events | None = None
-        self.provisional: Pulse | None = None
-        """The `timed_out` pulse, while something may still follow it."""
-        self.reason = ""
-        """Of a tombstone it got."""
-
-    def add(self, event: SpanEvent) -> None:
-        if self.events is None:
-            self.events = _Events()
-        self.events.add(event)
-
-
-class _Transaction:
-    """A transaction that has not finished; keeps no payloads."""
-
-    __slots__ = (
-        "adopted", "attributes", "events", "gapless", "halted_ns", "hops", "is_resumption", "kind", "links", "name",
-        "next_seq", "parent_id", "reason", "root", "span_id", "start_ns", "transaction",
-    )  # fmt: skip
-
-    def __init__(self, pulse: Pulse) -> None:
-        self.transaction = pulse.transaction
-        self.root = pulse.root
-        self.name = pulse.workflow
-        self.span_id: str = transaction_span_id(TransactionId(pulse.transaction))
-        self.parent_id = ""
-        self.kind = INTERNAL
-        self.start_ns = pulse.at_ns
-        self.next_seq = pulse.seq
-        self.attributes: Attributes = {
-            "bitactor.workflow": pulse.workflow,
-            "bitactor.transaction": pulse.transaction,
-        }
-        self.links: tuple[tuple[str, str], ...] = ()
-        self.hops: dict[str, _Hop] = {}
-        self.events: _Events | None = None
-        self.halted_ns = 0
-        self.reason = ""
-        self.adopted = False
-        self.is_resumption = False
-        self.gapless = True
-        """Every pulse since `accepted` was seen, so an outcome without a `spawned` is a repetition, not a gap."""
-
-    def add(self, event: SpanEvent) -> None:
-        if self.events is None:
-            self.events = _Events()
-        self.events.add(event)
-
-
 class SpanAssembler:
     """Pulses in, finished spans out; pure.
 
@@ -133,7 +60,7 @@ class SpanAssembler:
     """
 
     def __init__(self, *, max_transactions: int = 100_000, max_remembered: int = 10_000) -> None:
-        self._open: dict[str, _Transaction] = {}
+        self._open: dict[str, OpenTransaction] = {}
         self._max_open = max_transactions
         self._finished: dict[str, int] = {}
         self._max_finished = max_remembered
@@ -141,7 +68,7 @@ class SpanAssembler:
         self._adopted = 0
         self._evicted = 0
         self._repeated = 0
-        self._folds: dict[str, Callable[[_Transaction, Pulse], None]] = {
+        self._folds: dict[str, Callable[[OpenTransaction, Pulse], None]] = {
             kinds.ACCEPTED: self._on_accepted,
             kinds.SPAWNED: self._on_spawned,
             kinds.TIMED_OUT: self._on_timed_out,
@@ -183,7 +110,7 @@ class SpanAssembler:
         """The counts so far."""
         return AssemblerStatistics(len(self._open), self._adopted, self._evicted, self._repeated)
 
-    def _begin(self, pulse: Pulse) -> _Transaction | None:
+    def _begin(self, pulse: Pulse) -> OpenTransaction | None:
         """The state of a transaction not open here; None if the pulse needs none."""
         if pulse.seq < self._finished.get(pulse.transaction, 0):
             self._repeated += 1
@@ -193,7 +120,7 @@ class SpanAssembler:
         if pulse.kind in (kinds.LATE, kinds.TOMBSTONE):
             self._ended.append(_instant_span(pulse))
             return None
-        state = _Transaction(pulse)
+        state = OpenTransaction(pulse)
         if pulse.kind != kinds.ACCEPTED:
             self._adopt(state, pulse)
         if len(self._open) >= self._max_open:
@@ -201,7 +128,7 @@ class SpanAssembler:
         self._open[pulse.transaction] = state
         return state
 
-    def _adopt(self, state: _Transaction, pulse: Pulse) -> None:
+    def _adopt(self, state: OpenTransaction, pulse: Pulse) -> None:
         self._adopted += 1
         state.gapless, state.adopted = False, True
         if pulse.transaction in self._finished:
@@ -216,14 +143,14 @@ class SpanAssembler:
             self._end_transaction(state, state.halted_ns, "halted", False, "")
             self._remember(state)
 
-    def _remember(self, state: _Transaction) -> None:
+    def _remember(self, state: OpenTransaction) -> None:
         self._finished[state.transaction] = state.next_seq
         if len(self._finished) > self._max_finished:
             del self._finished[next(iter(self._finished))]
 
     # One method per kind of pulse
 
-    def _on_accepted(self, state: _Transaction, pulse: Pulse) -> None:
+    def _on_accepted(self, state: OpenTransaction, pulse: Pulse) -> None:
         data = pulse.data or {}
         state.attributes["bitactor.ttl"] = pulse.ttl
         parent_hop = data.get("parent_hop")
@@ -235,10 +162,10 @@ class SpanAssembler:
         elif link := parse_traceparent(data.get("traceparent")):
             state.links = (link,)
 
-    def _on_spawned(self, state: _Transaction, pulse: Pulse) -> None:
+    def _on_spawned(self, state: OpenTransaction, pulse: Pulse) -> None:
         hop = state.hops.get(pulse.hop)
         if hop is None:
-            state.hops[pulse.hop] = _Hop(pulse)
+            state.hops[pulse.hop] = OpenHop(pulse)
             return
         data = pulse.data or {}
         delivery = data.get("delivery")
@@ -246,25 +173,25 @@ class SpanAssembler:
         name = "compensating" if "assess" in data else "redelivered"
         hop.add(SpanEvent(name, pulse.at_ns, _details(pulse) | {"bitactor.delivery": hop.deliveries}))
 
-    def _on_timed_out(self, state: _Transaction, pulse: Pulse) -> None:
+    def _on_timed_out(self, state: OpenTransaction, pulse: Pulse) -> None:
         hop = state.hops.get(pulse.hop)
         if hop is None and _spawn_missed(state, pulse):
-            hop = state.hops[pulse.hop] = _Hop(_inferred_spawn(pulse))
+            hop = state.hops[pulse.hop] = OpenHop(_inferred_spawn(pulse))
         if hop is None or hop.provisional is not None:
             state.add(SpanEvent(pulse.kind, pulse.at_ns, _details(pulse)))
         else:
             hop.provisional = pulse
 
-    def _on_outcome(self, state: _Transaction, pulse: Pulse) -> None:
+    def _on_outcome(self, state: OpenTransaction, pulse: Pulse) -> None:
         hop = state.hops.pop(pulse.hop, None)
         if hop is None and _spawn_missed(state, pulse):
-            hop = _Hop(_inferred_spawn(pulse))
+            hop = OpenHop(_inferred_spawn(pulse))
         if hop is None:
             state.add(SpanEvent(pulse.kind, pulse.at_ns, _details(pulse)))
         else:
             self._end_hop(state, hop, pulse)
 
-    def _on_tombstone(self, state: _Transaction, pulse: Pulse) -> None:
+    def _on_tombstone(self, state: OpenTransaction, pulse: Pulse) -> None:
         reason = pulse.error or "unknown"
         attributes = _details(pulse) | {"bitactor.tombstone.reason": reason}
         if chain := (pulse.data or {}).get("chain"):
@@ -275,7 +202,7 @@ class SpanAssembler:
             hop.reason = reason
         (hop or state).add(SpanEvent(pulse.kind, pulse.at_ns, attributes))
 
-    def _on_event(self, state: _Transaction, pulse: Pulse) -> None:
+    def _on_event(self, state: OpenTransaction, pulse: Pulse) -> None:
         attributes = _details(pulse)
         if pulse.kind == kinds.EMITTED:
             name = (pulse.data or {}).get("name")
@@ -286,7 +213,7 @@ class SpanAssembler:
                 _begin_resumption(state, pulse)
         (state.hops.get(pulse.hop) or state).add(SpanEvent(pulse.kind, pulse.at_ns, attributes))
 
-    def _on_halted(self, state: _Transaction, pulse: Pulse) -> None:
+    def _on_halted(self, state: OpenTransaction, pulse: Pulse) -> None:
         """A step that asked for it, or the transaction as a whole."""
         if pulse.step:
             self._on_outcome(state, pulse)
@@ -294,7 +221,7 @@ class SpanAssembler:
             state.halted_ns = pulse.at_ns
             self._on_event(state, pulse)
 
-    def _on_finished(self, state: _Transaction, pulse: Pulse) -> None:
+    def _on_finished(self, state: OpenTransaction, pulse: Pulse) -> None:
         status = (pulse.data or {}).get("status") or "completed"
         for hop in state.hops.values():
             self._end_hop(state, hop, hop.provisional or pulse)
@@ -305,7 +232,7 @@ class SpanAssembler:
 
     # Ends
 
-    def _end_hop(self, state: _Transaction, hop: _Hop, pulse: Pulse) -> None:
+    def _end_hop(self, state: OpenTransaction, hop: OpenHop, pulse: Pulse) -> None:
         """`pulse` is the attempt's outcome, its timeout, or its transaction's end."""
         spawned, timeout = hop.spawned, hop.provisional
         attributes = _hop_attributes(spawned, hop.deliveries)
@@ -337,7 +264,7 @@ class SpanAssembler:
             )
         )
 
-    def _end_transaction(self, state: _Transaction, at_ns: int, status: str, failed: bool, error: str) -> None:
+    def _end_transaction(self, state: OpenTransaction, at_ns: int, status: str, failed: bool, error: str) -> None:
         attributes = state.attributes | {"bitactor.status": status}
         if failed:
             attributes["error.type"] = error_name(error) or state.reason or status
@@ -367,7 +294,7 @@ _OUTCOMES: Final = frozenset(
 _FAILURES: Final = frozenset((kinds.FAILED, kinds.RETRIED, kinds.TIMED_OUT, kinds.UNDO_FAILED))
 
 
-def _begin_resumption(state: _Transaction, pulse: Pulse) -> None:
+def _begin_resumption(state: OpenTransaction, pulse: Pulse) -> None:
     """The transaction's own span has ended before: what follows is a span below it."""
     state.is_resumption = True
     state.parent_id = transaction_span_id(TransactionId(pulse.transaction))
@@ -376,12 +303,12 @@ def _begin_resumption(state: _Transaction, pulse: Pulse) -> None:
     state.start_ns = pulse.at_ns
 
 
-def _spawn_missed(state: _Transaction, pulse: Pulse) -> bool:
+def _spawn_missed(state: OpenTransaction, pulse: Pulse) -> bool:
     """Whether the outcome of a hop not open here is that of one whose `spawned` was missed."""
     return not state.gapless and bool(pulse.step) and pulse.elapsed_ns is not None
 
 
-def _outcome(hop: _Hop, pulse: Pulse) -> tuple[str, bool, str]:
+def _outcome(hop: OpenHop, pulse: Pulse) -> tuple[str, bool, str]:
     """(outcome, whether that is a failure, the error) of an attempt."""
     if pulse.kind == kinds.FINISHED:
         return ("tombstone", True, hop.reason) if hop.reason else ("unknown", False, "")

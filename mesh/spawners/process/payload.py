@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from bitactor.messages.codec import decode_token, encode_token, token_bytes, token_from_bytes
 from bitactor.messages.wire import MAX_FRAME_BYTES
-from mesh.hops.actor import BitActor
+from mesh.hops.ports import Actor
 
 
 class HopPayload(NamedTuple):
@@ -24,7 +24,7 @@ class HopPayload(NamedTuple):
     metadata: Mapping[str, Any] | None
 
 
-def pack_payload(actor: BitActor) -> Any:
+def pack_payload(actor: Actor) -> Any:
     """The token for a worker.
 
     Raises:

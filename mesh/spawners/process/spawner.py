@@ -16,8 +16,8 @@ from bitactor.errors import BitActorError, ProtocolError, StepFailed
 from bitactor.messages.codec import encode_token
 from bitactor.messages.signal import Answer, Message, Question, Reply
 from bitactor.messages.wire import decode_message, encode_message
-from mesh.hops.actor import QUEUED, BitActor
 from mesh.hops.faults import fault_of
+from mesh.hops.ports import QUEUED, Actor
 from mesh.limits.priority_queue import PriorityQueue
 from mesh.network.transports.zmq import ZmqTransport
 from mesh.spawners.process.child import WorkerProcess
@@ -55,7 +55,7 @@ class ProcessSpawner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: ZmqTransport | None = None
         self._directory = ""
-        self._waiting: PriorityQueue[BitActor] = PriorityQueue()
+        self._waiting: PriorityQueue[Actor] = PriorityQueue()
         self._table = WorkerTable()
         self._modules: dict[LoadKey, list[str]] = {}
         self._intensity = intensity or RestartIntensity(MAX_DEATHS, DEATH_WINDOW)
@@ -68,7 +68,7 @@ class ProcessSpawner:
 
     # The port
 
-    def start(self, actor: BitActor) -> None:
+    def start(self, actor: Actor) -> None:
         """See the port; waits for a free worker, and its time does not count meanwhile."""
         if self._closed:
             actor.worker_lost()
@@ -82,7 +82,7 @@ class ProcessSpawner:
         self._waiting.add(actor, actor.rank)
         self._pump()
 
-    def abandon(self, actor: BitActor) -> None:
+    def abandon(self, actor: Actor) -> None:
         """Forget it if it waits; kill its worker if it runs, after which it settles as cancelled."""
         if self._waiting.discard(actor):
             return
@@ -156,7 +156,7 @@ class ProcessSpawner:
         finally:
             self._pumping = False
 
-    def _assign(self, actor: BitActor) -> None:
+    def _assign(self, actor: Actor) -> None:
         worker = self._table.assign(actor)
         load_key = load_key_of(actor)
         if load_key in worker.loaded:
@@ -168,7 +168,7 @@ class ProcessSpawner:
         argument = encode_token([workflow, digest, self._modules_for(actor), resources, list(self.replaced)])
         self._send(worker, encode_message(Question(worker.number, "load", argument, "")))
 
-    def _send_hop(self, worker: WorkerHandle, actor: BitActor) -> None:
+    def _send_hop(self, worker: WorkerHandle, actor: Actor) -> None:
         signal = actor.signal
         try:
             message = encode_message(signal._replace(token=pack_payload(actor), metadata=None))
@@ -183,7 +183,7 @@ class ProcessSpawner:
         actor.begin()
         self._send(worker, message)
 
-    def _modules_for(self, actor: BitActor) -> list[str]:
+    def _modules_for(self, actor: Actor) -> list[str]:
         load_key = load_key_of(actor)
         modules = self._modules.get(load_key)
         if modules is None:
@@ -321,7 +321,7 @@ class ProcessSpawner:
             self._all_exited.set()
         self._pump()
 
-    def _end_actor(self, actor: BitActor, error: BaseException) -> None:
+    def _end_actor(self, actor: Actor, error: BaseException) -> None:
         """We have ended its worker."""
         if actor.state != QUEUED:
             actor.stop_requested = (

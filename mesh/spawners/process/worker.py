@@ -20,9 +20,9 @@ from bitactor.messages.signal import Answer, Fault, Question, Reply, Signal
 from bitactor.messages.wire import decode_message, encode_message
 from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan
-from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
 from mesh.hops.faults import fault_of
+from mesh.hops.ports import Actor
 from mesh.hops.resources import ResourceManager
 from mesh.limits.clock import SystemClock
 from mesh.limits.timing_wheel import TimingWheel
@@ -56,11 +56,11 @@ class WorkerSpawner:
         self._inline = InlineSpawner()
         self._loop = LoopSpawner()
 
-    def start(self, actor: BitActor) -> None:
+    def start(self, actor: Actor) -> None:
         """See the port."""
         (self._loop if actor.callback.is_async else self._inline).start(actor)
 
-    def abandon(self, actor: BitActor) -> None:
+    def abandon(self, actor: Actor) -> None:
         """See the port."""
         self._loop.abandon(actor)
 
@@ -160,7 +160,7 @@ class Worker:
                 Reply(signal.transaction, signal.hop, signal.delivery, signal.epoch, "fail", fault=fault), signal.name
             )
 
-    def _done(self, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
+    def _done(self, actor: Actor, reply: Reply, error: BaseException | None) -> None:
         self._reply(reply, actor.signal.name)
 
     def _reply(self, reply: Reply, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from mesh.hops.actor import BitActor
+from mesh.hops.ports import Actor
 from mesh.spawners.process.child import WorkerProcess
 
 LoadKey = tuple[str, ...]
@@ -13,7 +13,7 @@ DeliveryKey = tuple[str, str, int, int]
 """Transaction, hop, delivery and epoch: what a reply names."""
 
 
-def load_key_of(actor: BitActor) -> LoadKey:
+def load_key_of(actor: Actor) -> LoadKey:
     """What has to be there for an actor's hop."""
     return actor.plan.workflow, actor.plan.digest, *actor.callback.resources
 
@@ -42,7 +42,7 @@ class WorkerHandle:
         self.loaded: set[LoadKey] = set()
         self.loading: LoadKey | None = None
         self.patience_timer: asyncio.TimerHandle | None = None
-        self.actor: BitActor | None = None
+        self.actor: Actor | None = None
         """Whose hop it has, or will have once the modules are imported."""
         self.key: DeliveryKey | None = None
         """Of the hop that runs."""
@@ -73,7 +73,7 @@ class WorkerTable:
     def __init__(self) -> None:
         self.workers: dict[str, WorkerHandle] = {}
         self._idle: dict[WorkerHandle, None] = {}
-        self._assigned: dict[BitActor, WorkerHandle] = {}
+        self._assigned: dict[Actor, WorkerHandle] = {}
         self._running: dict[DeliveryKey, WorkerHandle] = {}
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class WorkerTable:
         self._idle.pop(worker, None)
         return self.workers.pop(worker.number, None) is not None
 
-    def assign(self, actor: BitActor) -> WorkerHandle:
+    def assign(self, actor: Actor) -> WorkerHandle:
         """A free one that has the actor's workflow imported already, else the one used last."""
         load_key = load_key_of(actor)
         found = next((idle for idle in reversed(self._idle) if load_key in idle.loaded), None) or next(
@@ -122,7 +122,7 @@ class WorkerTable:
         self._running[key] = worker
         return True
 
-    def worker_with(self, actor: BitActor) -> WorkerHandle | None:
+    def worker_with(self, actor: Actor) -> WorkerHandle | None:
         """Who has the hop of this actor."""
         return self._assigned.get(actor)
 
@@ -130,7 +130,7 @@ class WorkerTable:
         """Who runs this hop."""
         return self._running.get(key)
 
-    def detach(self, worker: WorkerHandle) -> BitActor | None:
+    def detach(self, worker: WorkerHandle) -> Actor | None:
         """It has nobody's hop any more; answers whose it had."""
         actor, worker.actor = worker.actor, None
         if actor is not None:
@@ -140,7 +140,7 @@ class WorkerTable:
             worker.key = None
         return actor
 
-    def release(self, worker: WorkerHandle) -> BitActor | None:
+    def release(self, worker: WorkerHandle) -> Actor | None:
         """`detach`, and it is free for the next hop, unless its end is near."""
         actor = self.detach(worker)
         if worker.error is None:

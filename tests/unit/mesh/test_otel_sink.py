@@ -28,9 +28,10 @@ from bitactor.messages.pulse import Pulse
 from mesh.sinks import OtelSink, hop_context
 from mesh.sinks.buffer import PulseBuffer
 from mesh.sinks.otel.collector import collector_settings
+from mesh.sinks.otel.open_spans import MAX_EVENTS
 from mesh.sinks.otel.otlp import SpanEncoder
 from mesh.sinks.otel.record import CONSUMER, INTERNAL, SpanRecord
-from mesh.sinks.otel.spans import MAX_EVENTS, MAX_LINKS, SpanAssembler
+from mesh.sinks.otel.spans import MAX_LINKS, SpanAssembler
 from mesh.sinks.otel.traceparent import parse_traceparent
 from tests.amounts import examples
 from tests.otlp_receiver import OtlpReceiver, wait_until
