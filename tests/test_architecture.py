@@ -1,8 +1,10 @@
-"""The arrows between the packages, held by looking at every import statement, also those inside functions."""
+"""The arrows between packages and rooms, held by looking at every import statement: those inside functions and those
+for types only too."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -202,7 +204,7 @@ def test_nothing_is_imported_by_call(package: str) -> None:
 def test_there_are_no_import_cycles(package: str) -> None:
     graph: dict[str, set[str]] = {name: set() for name in ALL_MODULES if in_package(name, package)}
     for found in all_imports(package):
-        if not found.for_types_only and found.module in graph and found.module != found.importer:
+        if found.module in graph and found.module != found.importer:
             graph[found.importer].add(found.module)
     assert find_cycle(graph) is None
 
@@ -232,3 +234,134 @@ def find_cycle(graph: dict[str, set[str]]) -> list[str] | None:
 def test_cycles_would_be_found() -> None:
     assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
     assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+
+
+# Rooms
+
+ROOMS: dict[str, dict[str, str]] = {
+    "bitactor": {
+        "errors": "",
+        "messages": "errors",
+        "ports": "messages",
+        "declare": "errors messages ports",
+        "plan": "declare errors messages",
+        "kinds": "declare errors messages plan",
+        "patterns": "declare errors messages ports",
+        "saga": "declare errors messages plan",
+        "export": "declare errors kinds messages patterns plan saga",
+        "workflow": "declare errors export kinds messages plan",
+        "consumer": "declare errors plan",
+        "testing": "consumer declare errors messages plan saga workflow",
+        "launcher": "",
+        "__main__": "launcher",
+        "__init__": "consumer declare errors messages workflow",
+    },
+    "registry": {
+        "entry": "",
+        "errors": "entry",
+        "limits": "errors",
+        "table": "entry errors limits",
+        "watches": "entry errors limits",
+        "wire": "entry limits",
+        "port": "entry watches",
+        "support": "errors",
+        "protocol": "entry errors limits support table wire",
+        "server": "protocol support table wire",
+        "client": "entry errors limits protocol support watches wire",
+        "local": "entry errors limits table watches",
+        "__init__": "client entry errors local port protocol server support table watches",
+    },
+    "mesh": {
+        "limits": "",
+        "stores": "",
+        "sinks": "",
+        "ready": "",
+        "network.transports": "",
+        "hops": "limits sinks",
+        "spawners": "hops limits network.transports",
+        "runtime": "hops limits sinks spawners stores",
+        "transaction": "hops limits runtime",
+        "network": "hops limits network.transports runtime transaction",
+        "mesh": "network runtime sinks transaction",
+        "ingress": "hops mesh sinks transaction",
+        "demo": "stores",
+        "cli": "demo ingress mesh network network.transports sinks stores",
+        "testing": "hops mesh runtime transaction",
+        "__init__": "mesh transaction",
+    },
+}
+"""Package → room → the rooms of the same package that it may import, and does.  A new room is a new row."""
+
+LIKE_THINGS = ("bitactor/kinds", "bitactor/patterns", "mesh/cli", "mesh/ready/steps", "mesh/sinks")
+"""Rooms that hold one file for each of many like things, and may have as many as there are."""
+
+MOST_ENTRIES, MOST_LINES, MOST_FUNCTION_LINES = 14, 450, 60
+
+LONG_FILES = {
+    "bitactor/saga/state.py": "the state and all rules of its evolution; the saga is to be composed of parts",
+    "mesh/runtime/node.py": "assembly, intake and the settled ones; the node is to be split into these parts",
+    "mesh/runtime/supervisor.py": "one turn in three forms; they are to become one",
+}
+"""Exceptions from `MOST_LINES` and `MOST_FUNCTION_LINES`, at most five, each with its reason."""
+
+
+def room_of(module: str) -> str:
+    package, _, inner = module.partition(".")
+    if not inner:
+        return "__init__"
+    return max((room for room in ROOMS[package] if f"{inner}.".startswith(f"{room}.")), key=len, default=inner)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_import_what_the_table_says(package: str) -> None:
+    used: dict[str, set[str]] = {room: set() for room in ROOMS[package]}
+    for found in all_imports(package):
+        if found.module in ALL_MODULES and found.module.partition(".")[0] == package:
+            here, there = room_of(found.importer), room_of(found.module)
+            if here != there:
+                used.setdefault(here, set()).add(there)
+    assert used == {room: set(allowed.split()) for room, allowed in ROOMS[package].items()}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_arrows_between_rooms_make_no_circle(package: str) -> None:
+    assert find_cycle({room: set(allowed.split()) for room, allowed in ROOMS[package].items()}) is None
+
+
+def test_no_room_is_crowded() -> None:
+    aside = ("__init__.py", "__main__.py", "py.typed", "__pycache__")
+    folders = {path.parent for path in ALL_MODULES.values()}
+    entries = {
+        str(folder.relative_to(ROOT)): [e.name for e in folder.iterdir() if e.name not in aside] for folder in folders
+    }
+    crowded = {folder: sorted(names) for folder, names in entries.items() if len(names) > MOST_ENTRIES}
+    assert not {folder: names for folder, names in crowded.items() if folder not in LIKE_THINGS}
+
+
+def test_files_and_functions_are_short() -> None:
+    long = set()
+    for path in ALL_MODULES.values():
+        name = str(path.relative_to(ROOT))
+        if path.read_text().count("\n") > MOST_LINES:
+            long.add(name)
+        for node in ast.walk(trees()[module_name(path)]):
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if is_function and (node.end_lineno or 0) - node.lineno + 1 > MOST_FUNCTION_LINES:
+                long.add(name)
+    assert long == set(LONG_FILES)
+    assert len(LONG_FILES) <= 5
+
+
+def test_files_are_nouns_or_plain_verbs() -> None:
+    of_the_field = ("testing",)
+    names = {module.rpartition(".")[2] for module in ALL_MODULES}
+    assert not {name for name in names if name.endswith("ing") and name not in of_the_field}
+
+
+def test_the_architecture_page_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:bitactor|registry|mesh|tests)/[\w/.]*)`", page))
+    assert named
+    assert not {path for path in named if not (ROOT / path).exists()}
+    rooms = {room.rpartition(".")[2] for rooms in ROOMS.values() for room in rooms if not room.startswith("__")}
+    assert not {room for room in rooms if not re.search(rf"\b{room}\b", page)}

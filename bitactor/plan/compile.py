@@ -8,7 +8,7 @@ from typing import Any
 from bitactor.declare.resource import Resource
 from bitactor.declare.step import Step
 from bitactor.errors import DuplicateName, MissingReturn
-from bitactor.plan.binding import bind_parameters, compile_predicate
+from bitactor.plan.bind import bind_parameters, compile_predicate
 from bitactor.plan.callbacks import nanoseconds
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.dependencies import steps_waited_for

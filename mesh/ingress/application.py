@@ -13,10 +13,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from bitactor.errors import BitActorError
+from mesh.ingress.endpoints import Endpoints
 from mesh.ingress.guard import Guard
 from mesh.ingress.problems import CLIENT_CLOSED_REQUEST, Problem, problem_of
 from mesh.ingress.requests import MAX_BODY_BYTES
-from mesh.ingress.resources import Endpoints
 from mesh.mesh import Mesh
 
 

@@ -16,8 +16,8 @@ import uvicorn
 
 from bitactor.errors import BitActorError, ConfigurationError
 from mesh.ingress.application import application, require_own_loop
+from mesh.ingress.endpoints import Endpoints
 from mesh.ingress.requests import MAX_BODY_BYTES
-from mesh.ingress.resources import Endpoints
 from mesh.mesh import Mesh
 
 logger = logging.getLogger("bitactor.ingress")

@@ -25,7 +25,7 @@ from registry.errors import HolderInUse, InvalidEntry, RegistryError, RegistryFu
 from registry.protocol.entry_cache import EntryCache
 from registry.protocol.own_names import OwnNames
 from registry.protocol.requests import Requests
-from registry.protocol.waiting import Waiting, fail, resolve
+from registry.protocol.waiters import Waiting, fail, resolve
 from registry.support.log_throttle import LogThrottle
 from registry.table import DEFAULT_LEASE_NS
 from registry.wire import (

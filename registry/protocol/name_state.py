@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry.entry import Entry
-from registry.protocol.waiting import Waiting
+from registry.protocol.waiters import Waiting
 
 
 class NameState:

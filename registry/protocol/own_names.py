@@ -14,7 +14,7 @@ from registry.entry import Entry, Loss
 from registry.errors import AlreadyRegistered, InvalidEntry, NotRegistered, RegistryError, RegistryFull
 from registry.protocol.name_state import NameState
 from registry.protocol.requests import Requests
-from registry.protocol.waiting import Waiting, fail, resolve
+from registry.protocol.waiters import Waiting, fail, resolve
 from registry.wire import (
     FULL_FRAME_BYTES,
     GRANTED,
