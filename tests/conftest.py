@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compileall import compile_dir
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ settings.register_profile(
     "long", deadline=None, derandomize=False, database=DirectoryBasedExampleDatabase(FAILURES), print_blob=True
 )
 settings.load_profile("long" if LONG else "quick")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_sessionstart() -> None:
+    """Compile our packages, for the many processes that tests start: some read compiled modules and write none."""
+    for package in ("bitactor", "registry", "mesh"):
+        compile_dir(ROOT / package, quiet=2)
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -98,6 +98,10 @@ class Stage:
 
     async def close(self, timeout: float = 20.0) -> None:
         await self.spawner.close(timeout)
+        await self.leave()
+
+    async def leave(self) -> None:
+        """Close what is not the spawner's, which others go on using."""
         for task in self.executor.compensations:
             task.cancel()
         self.wheel.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import pytest_asyncio
 
 from bitactor.messages.codec import decode_token
 from bitactor.workflow import Workflow
@@ -48,16 +49,38 @@ every_bounded_place = pytest.mark.parametrize("place", BOUNDED, ids=lambda place
 every_async_place = pytest.mark.parametrize("place", ASYNC, ids=lambda place: place.name)
 
 
+one_loop = pytest.mark.asyncio(loop_scope="module")
+"""For what needs no spawner of its own: the worker processes of `warm` live on that loop."""
+
+
 @pytest.fixture
 async def stage(place: Place) -> AsyncIterator[Stage]:
+    """With a spawner of its own, which may be closed and whose workers may be killed."""
     made = Stage(place.make())
     yield made
     await made.close()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def workers() -> AsyncIterator[ProcessSpawner]:
+    made = ProcessSpawner(2)
+    yield made
+    await made.close(20.0)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def warm(place: Place, workers: ProcessSpawner) -> AsyncIterator[Stage]:
+    """With worker processes that other tests have used."""
+    shared = place.name.startswith("process")
+    made = Stage(workers if shared else place.make())
+    yield made
+    await (made.leave() if shared else made.close())
+
+
+@one_loop
 @every_place
 async def test_a_value_comes_back_and_the_actor_begins_and_ends_once(
-    place: Place, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    place: Place, warm: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[BitActor] = []
     begin = BitActor.begin
@@ -68,20 +91,21 @@ async def test_a_value_comes_back_and_the_actor_begins_and_ends_once(
 
     monkeypatch.setattr(BitActor, "begin", counting)
     value = {"text": "grüße", "list": [1, 2.5, None], "bytes": b"\0\1"}
-    hops = [stage.launch(place.workflow, "echo", value) for _ in range(5)]
+    hops = [warm.launch(place.workflow, "echo", value) for _ in range(5)]
     for hop in hops:
         reply = await hop.reply()
         assert (reply.outcome, decode_token(reply.token)) == ("ok", value)
         assert (reply.hop, reply.delivery, reply.epoch) == (hop.signal.hop, 1, 1)
         assert hop.actor.state == ENDED
-    await stage.run(place.workflow, "echo", 1)
+    await warm.run(place.workflow, "echo", 1)
     assert [len(hop.replies) for hop in hops] == [1] * 5
     assert sorted(map(id, begun[:5])) == sorted(id(hop.actor) for hop in hops)
 
 
+@one_loop
 @every_place
-async def test_an_exception_comes_through(place: Place, stage: Stage) -> None:
-    reply = await stage.run(place.workflow, "fail", "bad luck")
+async def test_an_exception_comes_through(place: Place, warm: Stage) -> None:
+    reply = await warm.run(place.workflow, "fail", "bad luck")
     assert reply.outcome == "fail"
     assert reply.fault is not None
     assert (reply.fault.type, reply.fault.message) == ("builtins:ValueError", "bad luck")
@@ -89,6 +113,7 @@ async def test_an_exception_comes_through(place: Place, stage: Stage) -> None:
     assert "mesh" not in reply.fault.traceback
 
 
+@one_loop
 @every_place
 @pytest.mark.parametrize(
     ("step", "kind"),
@@ -98,55 +123,61 @@ async def test_an_exception_comes_through(place: Place, stage: Stage) -> None:
         ("ruin", "tests.e2e.process_steps:Cataclysm"),
     ],
 )
-async def test_what_would_end_a_program_ends_a_hop(place: Place, stage: Stage, step: str, kind: str) -> None:
-    reply = await stage.run(place.workflow, step, "enough")
+async def test_what_would_end_a_program_ends_a_hop(place: Place, warm: Stage, step: str, kind: str) -> None:
+    reply = await warm.run(place.workflow, step, "enough")
     assert reply.outcome == "fail"
     assert reply.fault is not None
     assert (reply.fault.type, reply.fault.message) == (kind, "enough")
-    assert (await stage.run(place.workflow, "echo", "still here")).token == "still here"
+    assert (await warm.run(place.workflow, "echo", "still here")).token == "still here"
 
 
+@one_loop
 @every_place
-async def test_a_value_that_cannot_be_carried_fails_by_name(place: Place, stage: Stage) -> None:
-    reply = await stage.run(place.workflow, "uncarriable", 1)
+async def test_a_value_that_cannot_be_carried_fails_by_name(place: Place, warm: Stage) -> None:
+    reply = await warm.run(place.workflow, "uncarriable", 1)
     assert reply.outcome == "fail"
     assert reply.fault is not None
     assert reply.fault.type == "bitactor.errors:InvalidOutcome"
     assert "builtins.object" in reply.fault.message
 
 
+@one_loop
 @every_place
-async def test_an_exception_whose_text_is_no_utf_8_still_comes_through(place: Place, stage: Stage) -> None:
-    reply = await stage.run(place.workflow, "undecodable", 1)
+async def test_an_exception_whose_text_is_no_utf_8_still_comes_through(place: Place, warm: Stage) -> None:
+    reply = await warm.run(place.workflow, "undecodable", 1)
     assert reply.outcome == "fail"
     assert reply.fault is not None
     assert reply.fault.type == "builtins:OSError"
 
 
+@one_loop
 @every_place
-async def test_compensation_decides_on_the_live_exception(place: Place, stage: Stage) -> None:
-    reply = await stage.run(place.workflow, "recover", "x")
+async def test_compensation_decides_on_the_live_exception(place: Place, warm: Stage) -> None:
+    reply = await warm.run(place.workflow, "recover", "x")
     assert (reply.outcome, reply.token) == ("continue", "recovered from LookupError")
 
 
+@one_loop
 @every_place
-async def test_what_is_emitted_comes_with_the_reply(place: Place, stage: Stage) -> None:
-    reply = await stage.run(place.workflow, "emit_two", 5)
+async def test_what_is_emitted_comes_with_the_reply(place: Place, warm: Stage) -> None:
+    reply = await warm.run(place.workflow, "emit_two", 5)
     assert reply.outcome == "ok"
     assert reply.emits == (("first", 5), ("second", None))
 
 
+@one_loop
 @every_place
-async def test_context_variables_are_each_hops_own(place: Place, stage: Stage) -> None:
+async def test_context_variables_are_each_hops_own(place: Place, warm: Stage) -> None:
     process_steps.CALLS.set(0)
-    replies = [await stage.run(place.workflow, "count_calls", 0) for _ in range(3)]
+    replies = [await warm.run(place.workflow, "count_calls", 0) for _ in range(3)]
     assert [reply.token for reply in replies] == [1, 1, 1]
     assert process_steps.CALLS.get() == 0
 
 
+@one_loop
 @every_async_place
-async def test_the_first_line_already_runs_in_a_task(place: Place, stage: Stage) -> None:
-    reply = await stage.run(place.workflow, "be_a_task", "inner")
+async def test_the_first_line_already_runs_in_a_task(place: Place, warm: Stage) -> None:
+    reply = await warm.run(place.workflow, "be_a_task", "inner")
     assert decode_token(reply.token) == [True, True, "inner"]
 
 

@@ -30,7 +30,7 @@ WITHOUT_PROFILE: Final = frozenset({17, 64})
 BLIP_AT: Final = 33
 """Whoever asks for this user's profile is refused once, and told to come again."""
 MOST_PER_WINDOW: Final = 20
-WINDOW: Final = 0.5
+WINDOW: Final = 0.25
 """Seconds in which `MOST_PER_WINDOW` pages may be asked for."""
 
 Answer = Callable[[Request], Awaitable[Response]]
