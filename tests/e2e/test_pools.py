@@ -21,6 +21,7 @@ from mesh import Mesh
 from mesh.hops.actor import BitActor
 from mesh.limits.pools import PermitSet
 from mesh.runtime.live import LiveTransaction
+from tests.amounts import amount
 from tests.e2e.processes import PATIENCE, town
 from tests.e2e.support import (
     BOUND,
@@ -978,12 +979,13 @@ def chaotic(mesh: Callable[[], Mesh]) -> Workflow:
     return workflow
 
 
-async def test_ten_thousand_runs_leave_every_place_free() -> None:
+async def test_thousands_of_runs_leave_every_place_free() -> None:
+    batches = amount(quick=40, long=100)
     workflow = chaotic(lambda: mesh)
     statuses: Counter[str] = Counter()
     async with Mesh(workflow, pools={"wide": 5, "narrow": 3}) as mesh:
         objects: Counter[str] = Counter()
-        for batch in range(100):
+        for batch in range(batches):
             runs = [await mesh.stimulate(workflow, {"way": number % 6}) for number in range(100)]
             for tx in runs[5::6]:
                 await tx.cancel()
@@ -996,9 +998,9 @@ async def test_ten_thousand_runs_leave_every_place_free() -> None:
         assert all_free(mesh)
         assert not mesh.node.supervisor.transactions and len(mesh.node.wheel) == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        # What the loop's last turns still hold differs by a few; one left behind in a hundred runs would be 90.
+        # What the loop's last turns still hold differs by a few; one left behind in a hundred runs would be 30.
         assert not {kind: count for kind, count in alive().items() if count > objects[kind] + 20}
-    assert sum(statuses.values()) == 10_000 and set(statuses) >= {"completed", "compensated", "cancelled"}
+    assert sum(statuses.values()) == 100 * batches and set(statuses) >= {"completed", "compensated", "cancelled"}
 
 
 def alive() -> Counter[str]:
