@@ -102,6 +102,7 @@ class Endpoints:
     async def _begin(
         self, workflow: Workflow, given: Any, options: StimulusHeaders, begun: list[Transaction]
     ) -> Transaction | None:
+        self._require_open()  # again: the server may have been told to stop while the body was on its way
         transaction = await self.mesh.stimulate(
             workflow,
             given,

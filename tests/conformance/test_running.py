@@ -22,7 +22,7 @@ from mesh.runtime.live import LiveTransaction
 from tests.conformance.claims import claim
 from tests.conformance.hostile import cyclic, deep
 from tests.conformance.support import Meeting, failure_of, ran, resident, result_of
-from tests.e2e.support import BOUND, Peak, audit, chain, finish, pass_time, spawned, turns, undone
+from tests.e2e.support import BOUND, Peak, audit, chain, finish, pass_time, spawned, turns, undone, until
 
 
 @claim(
@@ -159,6 +159,7 @@ async def test_deadline() -> None:
             await pass_time(clock, seconds - 0.1)
             assert transaction.status == "running"
             await pass_time(clock, 0.2)
+            await until(lambda: log, "what was in flight is stopped")
             await pass_time(clock, 1)
             assert await transaction.ended(BOUND) == "compensated"
             assert isinstance((await failure_of(transaction)).__cause__, DeadlineExceeded)
