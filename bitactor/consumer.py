@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.options import (
     named_resources,
@@ -39,6 +41,7 @@ class Consumer:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
+    @override
     def __repr__(self) -> str:
         return f"<Consumer {self.name}>"
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
+from typing_extensions import override
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.options import (
@@ -123,6 +124,7 @@ class Workflow(DeclaresKinds):
                 f"workflow {name!r}: the input field {clash!r} has a reserved name ({', '.join(sorted(RESERVED))})"
             )
 
+    @override
     def __repr__(self) -> str:
         return f"<Workflow {self.name!r} of {len(self.steps)} steps>"
 
@@ -193,6 +195,7 @@ class Workflow(DeclaresKinds):
 
         return declare if function is None else declare(function)
 
+    @override
     def add(
         self,
         function: Callable[P, R],
@@ -234,11 +237,13 @@ class Workflow(DeclaresKinds):
             step.compensate(compensate)
         return step
 
+    @override
     def returns(self, step: str | Step[Any, Any]) -> None:
         """Say which step's result is the workflow's; by default the last declared one's."""
         self.returned = step if isinstance(step, str) else step.name
         self._plan = None
 
+    @override
     def check(self) -> Plan:
         """Validate everything and return the plan; cheap when nothing has changed since.
 
@@ -256,6 +261,7 @@ class Workflow(DeclaresKinds):
             self._plan = self.nested_plan(self.name)
         return self._plan
 
+    @override
     def nested_plan(self, address: str) -> Plan:
         """The plan with its steps addressed below `address`.
 
@@ -275,6 +281,7 @@ class Workflow(DeclaresKinds):
         finally:
             self._compiling = False
 
+    @override
     def validate_input(self, value: Any) -> dict[str, Any]:
         """`value` as the input model's fields, in plain data and models.
 
@@ -334,6 +341,7 @@ class Workflow(DeclaresKinds):
         """
         return mermaid(self.check(), pulses)
 
+    @override
     def _declare(
         self,
         function: Callable[..., Any],

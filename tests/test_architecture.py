@@ -36,8 +36,8 @@ COMMAND = frozenset(("bitactor.launcher", "bitactor.__main__"))
 """What the `bitactor` command runs first; it stands in `bitactor` because a user's `mesh.py` would hide ours."""
 
 MAY_IMPORT = {
-    "bitactor": frozenset(("bitactor", "msgpack", "pydantic")),
-    "registry": frozenset(("registry", "bitactor", "msgpack", "pydantic", "zmq")),
+    "bitactor": frozenset(("bitactor", "msgpack", "pydantic", "typing_extensions")),
+    "registry": frozenset(("registry", "bitactor", "msgpack", "pydantic", "typing_extensions", "zmq")),
 }
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from typing_extensions import override
+
 from bitactor.errors import DefinitionError
 
 DEFAULT_CHECK_EVERY: Final = 30.0
@@ -70,5 +72,6 @@ class Resource:
         self.requires = None if requires is None else tuple(requires)
         """Names of the resources its factory takes; None: its parameters say so."""
 
+    @override
     def __repr__(self) -> str:
         return f"<Resource {self.name!r}>"

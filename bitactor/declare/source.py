@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.errors import DefinitionError
 
 
@@ -32,6 +34,7 @@ class Input(Source):
         object.__setattr__(self, "path", path)
         object.__setattr__(self, "transform", transform)
 
+    @override
     def map(self, function: Callable[[Any], Any]) -> Input:
         """See `Source.map`."""
         return Input(self.name, *self.path, transform=function)
@@ -52,6 +55,7 @@ class Result(Source):
         object.__setattr__(self, "path", path)
         object.__setattr__(self, "transform", transform)
 
+    @override
     def map(self, function: Callable[[Any], Any]) -> Result:
         """See `Source.map`."""
         return Result(self.step, *self.path, transform=function)
@@ -67,6 +71,7 @@ class Value(Source):
         object.__setattr__(self, "value", value)
         object.__setattr__(self, "transform", transform)
 
+    @override
     def map(self, function: Callable[[Any], Any]) -> Value:
         """See `Source.map`."""
         return Value(self.value, transform=function)
@@ -82,6 +87,7 @@ class Element(Source):
         object.__setattr__(self, "path", path)
         object.__setattr__(self, "transform", transform)
 
+    @override
     def map(self, function: Callable[[Any], Any]) -> Element:
         """The same, passed through `function`, where the element is worked on."""
         return Element(*self.path, transform=function)

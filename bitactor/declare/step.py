@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from typing_extensions import override
+
 from bitactor.declare.options import refuse_bad_name, refuse_negative
 from bitactor.declare.then import Planned, planned
 from bitactor.errors import DefinitionError, DuplicateName
@@ -71,6 +73,7 @@ class Step(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
 
+    @override
     def __repr__(self) -> str:
         return f"<Step {self.workflow.name}/{self.name}>"
 

@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
+from typing_extensions import override
+
 from bitactor.declare.context import Context
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome
@@ -69,12 +71,14 @@ class Around(Kind):
             )
         self.function, self.workflow = function, workflow
 
+    @override
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`."""
         return merge_parameters(
             [workflow_parameters(self.workflow), function_parameters(self.function, what, (PROCEED,))]
         )
 
+    @override
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
         return AroundContainer(site, self)
@@ -109,16 +113,19 @@ class AroundContainer(SurroundingContainer):
         )
         self.depth = 1 + nested.depth
 
+    @override
     def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
         function, nested = self.bodies
         own = tuple(arguments.token(name) for name in function.inputs[: self._own])
         return Open([Opening(AROUND, 0, (*own, *nested_inputs(self._declared.workflow, nested, arguments)))])
 
+    @override
     def nested(self, progress: Progress) -> list[Opening]:
         """See the port."""
         return [] if progress.opened > 1 else [Opening("", 1, progress.inputs[self._own :])]
 
+    @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         progress.round_results[_OWN if key == AROUND else _NESTED] = token
@@ -126,10 +133,12 @@ class AroundContainer(SurroundingContainer):
             return WAIT if key == AROUND else ANSWER_FUNCTION_AROUND
         return Close(progress.round_results[_OWN])
 
+    @override
     def attach_proceed(self, transaction: str, path: str, proceed: Callable[[], Awaitable[Any]]) -> None:
         """See the port."""
         self._proceeds[transaction, path] = proceed
 
+    @override
     def release(self, transaction: str) -> None:
         """See the port."""
         for key in [key for key in self._proceeds if key[0] == transaction]:

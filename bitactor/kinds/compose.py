@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.kinds.nested import nested_inputs, require_workflow, workflow_parameters
 from bitactor.plan.callbacks import Parameter
 from bitactor.plan.container import Close, ContainerArguments, NextAction, Open, Opening, Progress
@@ -26,10 +28,12 @@ class Compose(Kind):
         require_workflow(what, workflow)
         self.workflow = workflow
 
+    @override
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`."""
         return workflow_parameters(self.workflow)
 
+    @override
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
         return ComposeContainer(site, self.workflow)
@@ -46,10 +50,12 @@ class ComposeContainer(Container):
         self.bodies = (body,)
         self.depth = body.depth
 
+    @override
     def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
         return Open([Opening("", 0, nested_inputs(self._workflow, self.bodies[0], arguments))])
 
+    @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         return Close(token)

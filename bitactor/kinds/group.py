@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome, suggest
 from bitactor.kinds.nested import (
     function_inputs,
@@ -52,6 +54,7 @@ class Group(Kind):
                 )
         self.workflow, self.before, self.after = workflow, before, after
 
+    @override
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`."""
         lists = [workflow_parameters(self.workflow)]
@@ -61,6 +64,7 @@ class Group(Kind):
             lists.append(function_parameters(self.after, what, ("result",)))
         return merge_parameters(lists)
 
+    @override
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
         return GroupContainer(site, self)
@@ -84,6 +88,7 @@ class GroupContainer(Container):
         self.bodies = tuple(bodies)
         self.depth = sum(body.depth for body in bodies)
 
+    @override
     def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
         if _BEFORE in self._places:
@@ -91,6 +96,7 @@ class GroupContainer(Container):
             return Open([Opening("", number, function_inputs(self.bodies[number], arguments))])
         return Open([Opening("", 0, nested_inputs(self._declared.workflow, self.bodies[0], arguments))])
 
+    @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         progress.rounds += 1
@@ -99,6 +105,7 @@ class GroupContainer(Container):
             return Close(token)
         return CONSULT
 
+    @override
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open:
         """See the port.
 

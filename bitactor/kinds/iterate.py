@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.errors import DefinitionError
 from bitactor.kinds.nested import function_parameters
 from bitactor.kinds.recurse import checked_bound, checked_predicate
@@ -33,6 +35,7 @@ class Iterate(Kind):
         checked_predicate(what, until)
         self.function, self.until, self.at_most = function, until, checked_bound(what, at_most)
 
+    @override
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`.
 
@@ -46,6 +49,7 @@ class Iterate(Kind):
             )
         return [Parameter(START, Any, False), *(parameter for parameter in parameters if parameter.name != STATE)]
 
+    @override
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
         return IterateContainer(site, self)
@@ -62,10 +66,12 @@ class IterateContainer(Container):
         self.bodies = (site.function_body(declared.function, "", site.address, special={STATE: START}),)
         self.depth = self.max_rounds = declared.at_most
 
+    @override
     def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
         return Open([Opening("1", 0, tuple(arguments.token(name) for name in self.bodies[0].inputs))])
 
+    @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         progress.rounds += 1
@@ -74,6 +80,7 @@ class IterateContainer(Container):
             return Close(token)
         return self._another(progress) if self._declared.until is None else CONSULT
 
+    @override
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
         """See the port."""
         until = self._declared.until

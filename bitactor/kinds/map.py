@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from typing_extensions import override
+
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.source import Element
 from bitactor.errors import BitActorError, DefinitionError, SignalTooLarge, suggest
@@ -108,6 +110,7 @@ class Map(Kind):
         self.elements = dict(elements)
         self.factory: Callable[..., Any] | None = over if callable(over) else None
 
+    @override
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`."""
         source = (
@@ -133,6 +136,7 @@ class Map(Kind):
             self.function, what, ("elements", "index") if self.whole else (*ELEMENTS, *self.elements)
         )
 
+    @override
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
         return (
@@ -155,6 +159,7 @@ class MapContainer(Container):
         self.depth = 1
         self.batch = declared.batch
 
+    @override
     def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
         fields = self.bodies[0].inputs[:-2]
@@ -245,6 +250,7 @@ class FunctionMapContainer(MapContainer):
                 {"ctx": "ctx", "result": "result"}, ("tokens",), retries=step.undo.retries,
             )  # fmt: skip
 
+    @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         batch = BatchResult(*decode_token(token))
@@ -254,6 +260,7 @@ class FunctionMapContainer(MapContainer):
             progress.size += len(batch.results)
         return self._next(progress)
 
+    @override
     def release(self, transaction: str) -> None:
         """See the port."""
         self._runner.release(transaction)
@@ -279,6 +286,7 @@ class WorkflowMapContainer(MapContainer):
             )
         self.depth = max(self.depth, nested.depth)  # a batch and its elements are side by side
 
+    @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         if key.startswith(_BATCH):
@@ -305,6 +313,7 @@ class WorkflowMapContainer(MapContainer):
         round_results.clear()
         return self._next(progress)
 
+    @override
     def after_failed_scope(self, progress: Progress, key: str, fault: Fault) -> NextAction:
         """See the port."""
         index = int(key)
@@ -313,6 +322,7 @@ class WorkflowMapContainer(MapContainer):
         self._record_errors(progress, pack([{"index": index, "element": element, "error": fault.summary()}]))
         return self._settled(progress)
 
+    @override
     def release(self, transaction: str) -> None:
         """See the port."""
         self._runner.release(transaction)

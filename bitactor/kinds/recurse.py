@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.errors import DefinitionError, InvalidOutcome
 from bitactor.kinds.nested import nested_inputs, require_workflow, workflow_parameters
@@ -45,10 +47,12 @@ class Recurse(Kind):
         checked_predicate(what, until)
         self.workflow, self.until, self.at_most = workflow, until, checked_bound(what, at_most)
 
+    @override
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`."""
         return workflow_parameters(self.workflow)
 
+    @override
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
         return RecurseContainer(site, self)
@@ -68,16 +72,19 @@ class RecurseContainer(Container):
         self.depth = body.depth * declared.at_most
         self.max_rounds = declared.at_most
 
+    @override
     def open(self, arguments: ContainerArguments) -> Open:
         """See the port."""
         return Open([Opening("1", 0, nested_inputs(self._declared.workflow, self.bodies[0], arguments))])
 
+    @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         progress.rounds += 1
         progress.token = token
         return CONSULT if progress.rounds < self._declared.at_most else Close(token)
 
+    @override
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
         """See the port.
 

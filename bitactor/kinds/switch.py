@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from typing_extensions import override
+
 from bitactor.errors import DefinitionError, StepFailed
 from bitactor.kinds.nested import function_inputs, merge_parameters, nested_inputs, target_parameters
 from bitactor.plan.callbacks import Parameter
@@ -61,6 +63,7 @@ class Switch(Kind):
         name = getattr(test, "__name__", "<>")
         return repr(test) if not callable(test) else f"condition {number + 1}" if name.startswith("<") else name
 
+    @override
     def parameters(self, what: str) -> list[Parameter]:
         """See `Kind`."""
         return [
@@ -68,6 +71,7 @@ class Switch(Kind):
             *merge_parameters([target_parameters(target, what) for target in self.targets]),
         ]
 
+    @override
     def compile(self, site: Site) -> Container:
         """See `Kind`."""
         return SwitchContainer(site, self)
@@ -93,6 +97,7 @@ class SwitchContainer(Container):
         self.depth = max(body.depth for body in bodies)
         self.cases = tuple(declared.case(number) for number in range(len(bodies)))
 
+    @override
     def open(self, arguments: ContainerArguments) -> Open | Skip | Close:
         """See the port.
 
@@ -109,6 +114,7 @@ class SwitchContainer(Container):
             inputs = function_inputs(body, arguments)
         return Open([Opening("", chosen, inputs)])
 
+    @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """See the port."""
         return Close(token)

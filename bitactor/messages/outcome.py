@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import override
+
 
 class Outcome(Exception):
     """Base of the outcomes that may be returned *or* raised."""
@@ -24,6 +26,7 @@ class Retry(Outcome):
         self.after = after
         self.reason = reason
 
+    @override
     def __repr__(self) -> str:
         return f"Retry(after={self.after!r}, reason={self.reason!r})"
 
@@ -35,6 +38,7 @@ class Fail(Outcome):
         super().__init__(reason)
         self.reason = reason
 
+    @override
     def __repr__(self) -> str:
         return f"Fail({self.reason!r})"
 
@@ -46,6 +50,7 @@ class Halt(Outcome):
         super().__init__(reason)
         self.reason = reason
 
+    @override
     def __repr__(self) -> str:
         return f"Halt({self.reason!r})"
 

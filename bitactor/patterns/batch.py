@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple
 
+from typing_extensions import override
+
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.messages.outcome import Ok
@@ -71,6 +73,7 @@ class Batching(Policy):
                 "give an `async def` over a list of items; a plain function would stop the loop while it works",
             )
 
+    @override
     def open(self, clock: Clock) -> BatchingState:
         """See the port."""
         return BatchingState(self, clock)
@@ -93,6 +96,7 @@ class BatchingState(PolicyState):
         self._closing = self._closed = False
         self._calls = self._flushed = self._handled = self._failed = self._withdrawn = 0
 
+    @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """See the port.
 
@@ -114,6 +118,7 @@ class BatchingState(PolicyState):
             self._withdraw(waiter)
         return task_result.get()
 
+    @override
     def about(self) -> Mapping[str, Any]:
         """See the port."""
         return {
@@ -126,11 +131,13 @@ class BatchingState(PolicyState):
             "withdrawn": self._withdrawn,
         }
 
+    @override
     def drain(self) -> None:
         """Hand over what is gathered, and from now on every item at once."""
         self._closing = True
         self._flush()
 
+    @override
     async def close(self, timeout: float) -> None:
         """Hand over what is gathered and wait for it; what is not done in time fails, and is logged."""
         # The time to close in is real time, as for everything that closes: with a clock that stands still it must end

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.errors import BulkheadFull
 from bitactor.patterns.options import check_count, check_name, check_seconds, nanoseconds, refuse
@@ -46,6 +48,7 @@ class Bulkhead(Policy):
         if self.max_wait is not None and not self.queue:
             raise refuse(self, "max_wait", "nobody waits with queue=0; give queue= too")
 
+    @override
     def open(self, clock: Clock) -> BulkheadState:
         """See the port."""
         return BulkheadState(self, clock)
@@ -60,6 +63,7 @@ class BulkheadState(PolicyState):
         self._queue = WaitQueue()
         self._running = self._calls = self._waited = self._rejected = 0
 
+    @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """See the port.
 
@@ -79,6 +83,7 @@ class BulkheadState(PolicyState):
             self._running -= 1
             self._wake_first()
 
+    @override
     def about(self) -> Mapping[str, Any]:
         """See the port."""
         return {

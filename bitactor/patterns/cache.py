@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
+from typing_extensions import override
+
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.messages.codec import decode_token, encode_token
@@ -82,10 +84,12 @@ class Cache(Policy):
         else:
             raise DefinitionError(f"{what}; give a template such as 'user:{{user_id}}', or a function of arguments")
 
+    @override
     def check(self, takes: Sequence[str]) -> None:
         """See the port."""
         self.key_of.check(takes)
 
+    @override
     def open(self, clock: Clock) -> CacheState:
         """See the port."""
         return CacheState(self, clock)
@@ -182,6 +186,7 @@ class CacheState(PolicyState):
         self._loading: dict[Hashable, asyncio.Future[_SharedResult]] = {}
         self._hits = self._misses = self._coalesced = self._expired = self._evicted = self._waiting = 0
 
+    @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """See the port.
 
@@ -208,6 +213,7 @@ class CacheState(PolicyState):
                     raise shared.error
                 return decode_token(shared.token)
 
+    @override
     def about(self) -> Mapping[str, Any]:
         """See the port."""
         return {

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from typing_extensions import override
+
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.messages.outcome import Halt, Outcome
 from bitactor.patterns.errors import CircuitOpen, Refused
@@ -97,6 +99,7 @@ class CircuitBreaker(Policy):
         fix_exceptions(self, "counts", without=Halt)
         fix_exceptions(self, "ignores", without=Halt, empty=True)
 
+    @override
     def open(self, clock: Clock) -> CircuitBreakerState:
         """See the port."""
         return CircuitBreakerState(self, clock)
@@ -124,6 +127,7 @@ class CircuitBreakerState(PolicyState):
         self._calls = self._rejected = self._failed = self._opened = 0
         self._last_error = ""
 
+    @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """See the port.
 
@@ -144,6 +148,7 @@ class CircuitBreakerState(PolicyState):
         self._leave(generation, self._failure(value) if isinstance(value, Outcome) else False, repr(value))
         return value
 
+    @override
     def about(self) -> Mapping[str, Any]:
         """See the port."""
         now_ns = self._clock.monotonic_ns()

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
+from typing_extensions import override
+
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.errors import suggest
 from bitactor.messages.outcome import Outcome
@@ -76,11 +78,13 @@ class ErrorHandler(Policy):
         value = None if self.handle == IGNORE else self.value
         return Constant(value, f"{what}: value={value!r}")
 
+    @override
     def check(self, takes: Sequence[str]) -> None:
         """See the port."""
         if self.substitute is not None:
             self.substitute.check(takes)
 
+    @override
     def open(self, clock: Clock) -> ErrorHandlerState:
         """See the port."""
         return ErrorHandlerState(self)
@@ -94,6 +98,7 @@ class ErrorHandlerState(PolicyState):
         self._calls = self._handled = 0
         self._last_error = ""
 
+    @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """See the port."""
         self._calls += 1
@@ -110,6 +115,7 @@ class ErrorHandlerState(PolicyState):
                 raise
             return await policy.substitute(call.arguments, error=error)
 
+    @override
     def about(self) -> Mapping[str, Any]:
         """See the port."""
         return {"calls": self._calls, "handled": self._handled, "last_error": self._last_error}

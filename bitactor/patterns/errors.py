@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.errors import RunError
 
 
@@ -32,6 +34,7 @@ class Refused(RunError):
         self.message = message
         self.retry_after = retry_after
 
+    @override
     def __str__(self) -> str:
         return self.message
 

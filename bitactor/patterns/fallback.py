@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.messages.outcome import Outcome
 from bitactor.patterns.options import Exceptions, check_name, fix_exceptions
@@ -48,10 +50,12 @@ class Fallback(Policy):
             self, "substitute", substitute(self.fallback, f"Fallback({self.name!r}): fallback={self.fallback!r}")
         )
 
+    @override
     def check(self, takes: Sequence[str]) -> None:
         """See the port."""
         self.substitute.check(takes)
 
+    @override
     def open(self, clock: Clock) -> FallbackState:
         """See the port."""
         return FallbackState(self)
@@ -65,6 +69,7 @@ class FallbackState(PolicyState):
         self._calls = self._fell_back = 0
         self._last_error = ""
 
+    @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """See the port."""
         self._calls += 1
@@ -77,6 +82,7 @@ class FallbackState(PolicyState):
             self._last_error = repr(error)[:200]
             return await self._policy.substitute(call.arguments, error=error)
 
+    @override
     def about(self) -> Mapping[str, Any]:
         """See the port."""
         return {"calls": self._calls, "fell_back": self._fell_back, "last_error": self._last_error}

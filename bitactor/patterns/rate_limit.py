@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.errors import RateLimited
 from bitactor.patterns.options import (
@@ -75,6 +77,7 @@ class RateLimit(Policy):
         exact = (self.per or 1.0) * 1e9 / calls
         return math.ceil(exact) if exact >= 1 else 0
 
+    @override
     def open(self, clock: Clock) -> RateLimitState:
         """See the port."""
         return RateLimitState(self, clock)
@@ -94,6 +97,7 @@ class RateLimitState(PolicyState):
         self._timer: TimerHandle | None = None
         self._calls = self._started = self._waited = self._rejected = 0
 
+    @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """See the port.
 
@@ -107,6 +111,7 @@ class RateLimitState(PolicyState):
             self._start_call()
         return await proceed()
 
+    @override
     def about(self) -> Mapping[str, Any]:
         """See the port."""
         missing = max(0, self._full_at_ns - self._clock.monotonic_ns())

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Final
 
+from typing_extensions import override
+
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.messages.outcome import Outcome
@@ -63,6 +65,7 @@ class RetryPolicy(Policy):
         fix_exceptions(self, "on")
         check_seconds(self, "max_wait", zero=True)
 
+    @override
     def open(self, clock: Clock) -> RetryState:
         """See the port."""
         return RetryState(self, clock)
@@ -76,6 +79,7 @@ class RetryState(PolicyState):
         self._clock = clock
         self._calls = self._retried = self._recovered = self._exhausted = self._waiting = 0
 
+    @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """See the port."""
         self._calls += 1
@@ -97,6 +101,7 @@ class RetryState(PolicyState):
             await self._wait(until_ns)
             self._retried += 1
 
+    @override
     def about(self) -> Mapping[str, Any]:
         """See the port."""
         return {

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
+from typing_extensions import override
+
 from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
 from bitactor.messages.codec import decode_token, encode_token
 
@@ -13,6 +15,7 @@ from bitactor.messages.codec import decode_token, encode_token
 class Missing:
     """The class of `MISSING`."""
 
+    @override
     def __repr__(self) -> str:
         return "MISSING"
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.patterns.errors import TimedOut
 from bitactor.patterns.options import check_name, check_seconds, nanoseconds
@@ -52,11 +54,13 @@ class Timeout(Policy):
         what = f"Timeout({self.name!r}): fallback={self.fallback!r}"
         object.__setattr__(self, "substitute", None if self.fallback is MISSING else substitute(self.fallback, what))
 
+    @override
     def check(self, takes: Sequence[str]) -> None:
         """See the port."""
         if self.substitute is not None:
             self.substitute.check(takes)
 
+    @override
     def open(self, clock: Clock) -> TimeoutState:
         """See the port."""
         return TimeoutState(self, clock)
@@ -73,6 +77,7 @@ class TimeoutState(PolicyState):
         self._zombies: set[asyncio.Task[TaskResult]] = set()
         self._calls = self._timed_out = self._fell_back = 0
 
+    @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """See the port.
 
@@ -96,6 +101,7 @@ class TimeoutState(PolicyState):
             return result_of(task).get()
         return await self._late(call, result_of(task).error if task.done() else None)
 
+    @override
     def about(self) -> Mapping[str, Any]:
         """See the port."""
         return {
@@ -105,6 +111,7 @@ class TimeoutState(PolicyState):
             "zombies": len(self._zombies),
         }
 
+    @override
     async def close(self, timeout: float) -> None:
         """Wait for those that were cancelled, at most `timeout` seconds."""
         if self._zombies:

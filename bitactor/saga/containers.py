@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.messages.codec import token_bytes
 from bitactor.messages.pulse import COMPLETED, RUNNING, SKIPPED, SPAWNED
 from bitactor.plan.container import AnswerFunctionAround, Close, Consult, FailContainer
@@ -23,6 +25,7 @@ class Containers(Forward):
 
     __slots__ = ()
 
+    @override
     def _request_evaluation(self, index: int) -> None:
         """Have it decided on, once: user code is called for that."""
         if index not in self.being_evaluated:
@@ -72,6 +75,7 @@ class Containers(Forward):
             self._record_step(index, SPAWNED, now_ns, data={"opening": opening_data(event.opening or ())})
             self._start_pending(now_ns)
 
+    @override
     def _start_pending(self, now_ns: int) -> None:
         """Start what was planned in this turn, and see to containers whose scopes are settled; or leave it for when we
         are resumed."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
+from typing_extensions import override
+
 from bitactor.errors import StoreError
 from bitactor.messages.codec import decode_token, encode_token, token_from_bytes
 from bitactor.messages.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
@@ -187,6 +189,7 @@ class SagaState(Scopes):
     # Looking
 
     @property
+    @override
     def stopping(self) -> bool:
         """Whether something failed, and nothing new begins any more."""
         return self.phase in (FAILING, UNDOING, ENDED)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import zmq
+from typing_extensions import override
 from zmq.utils import z85
 
 from bitactor.errors import ConfigurationError
@@ -30,6 +31,7 @@ class Curve(NamedTuple):
     public: bytes
     secret: bytes
 
+    @override
     def __repr__(self) -> str:
         return f"Curve(public={self.public!r})"
 
