@@ -73,14 +73,13 @@ class Around(Kind):
 
     @override
     def parameters(self, what: str) -> list[Parameter]:
-        """See `Kind`."""
+        """The inputs of the nested workflow, and the parameters of the function except `proceed`."""
         return merge_parameters(
             [workflow_parameters(self.workflow), function_parameters(self.function, what, (PROCEED,))]
         )
 
     @override
     def compile(self, site: Site) -> Container:
-        """See `Kind`."""
         return AroundContainer(site, self)
 
 
@@ -115,19 +114,21 @@ class AroundContainer(SurroundingContainer):
 
     @override
     def open(self, arguments: ContainerArguments) -> Open:
-        """See the port."""
+        """The function's scope is opened, its inputs followed by those of the nested workflow, which are validated
+        here."""
         function, nested = self.bodies
         own = tuple(arguments.token(name) for name in function.inputs[: self._own])
         return Open([Opening(AROUND, 0, (*own, *nested_inputs(self._declared.workflow, nested, arguments)))])
 
     @override
     def nested(self, progress: Progress) -> list[Opening]:
-        """See the port."""
+        """The scope of the nested workflow, with the inputs that `open` validated; none if it was opened before."""
         return [] if progress.opened > 1 else [Opening("", 1, progress.inputs[self._own :])]
 
     @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """See the port."""
+        """The function is answered once the nested scope has settled; the container closes, with the function's result,
+        once both have."""
         progress.round_results[_OWN if key == AROUND else _NESTED] = token
         if progress.open:
             return WAIT if key == AROUND else ANSWER_FUNCTION_AROUND
@@ -135,17 +136,16 @@ class AroundContainer(SurroundingContainer):
 
     @override
     def attach_proceed(self, transaction: str, path: str, proceed: Callable[[], Awaitable[Any]]) -> None:
-        """See the port."""
+        """`proceed` is kept until a run of the function takes it, or until `release`."""
         self._proceeds[transaction, path] = proceed
 
     @override
     def release(self, transaction: str) -> None:
-        """See the port."""
         for key in [key for key in self._proceeds if key[0] == transaction]:
             del self._proceeds[key]
 
     def _runner(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its `proceed` given by whoever runs the transaction."""
+        """A step's function that calls the user's with the `proceed` attached for its transaction and step."""
         signature = inspect.signature(function)
         takes_context = "ctx" in signature.parameters
 

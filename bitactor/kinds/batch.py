@@ -1,4 +1,5 @@
-"""The hop of a map: takes the next elements from the source, works on them, and answers with what came of it."""
+"""The hop of a map: takes the next elements from the source, calls the function for each (or makes the inputs of the
+nested workflow), and answers with a `BatchResult`."""
 
 from __future__ import annotations
 
@@ -26,30 +27,30 @@ ElementError = dict[str, Any]
 
 
 class BatchResult(NamedTuple):
-    """What a batch answers with."""
+    """The result of one batch of a map, as the reply of its hop carries it."""
 
     taken: int
-    """Elements taken from the source."""
+    """Number of elements taken from the source."""
     more: bool
-    """Whether the source may have more."""
+    """True: the source may have more elements."""
     results: bytes
-    """A packed list: results; over a workflow, index and inputs of each element."""
+    """Packed list of results; over a workflow, of `[index, inputs]` for each element."""
     errors: bytes
-    """A packed list of `index`, `element`, `error`; empty if there were none."""
+    """Packed list of mappings with `index`, `element` and `error`; empty bytes if no element failed."""
     accumulated: bytes
-    """What `reduce` has made so far, packed."""
+    """The value that `reduce` has returned so far, as token bytes."""
     elements: bytes
-    """A packed list of the elements, where an undo will ask for them."""
+    """Packed list of the elements, where an undo or a report of errors will ask for them; else empty bytes."""
 
 
 class DeclaredMap(Protocol):
-    """What a batch has to know of the map it is of; see `Workflow.map` for what each means."""
+    """The options of a declared map that its batches use; see `Workflow.map` for their meaning."""
 
     function: Callable[..., Any] | None
     workflow: Declaration | None
     factory: Callable[..., Any] | None
     elements: dict[str, Element]
-    """Parameter → what of the element it takes, where `bind` says so."""
+    """Parameter → the part of the element that `bind` gives it."""
     batch: int
     ordered: bool
     on_error: str
@@ -59,14 +60,14 @@ class DeclaredMap(Protocol):
 
 
 class ElementHandler:
-    """What is done with each element."""
+    """Arguments, nested inputs and error notes for each element of one map."""
 
     def __init__(self, declared: DeclaredMap, what: str, converters: Mapping[str, Callable[[Any], Any] | None]) -> None:
         self.declared = declared
         self.what = what
         self.converters = converters
         self.inputs: tuple[str, ...] = ()
-        """Over a workflow: its inputs, in order."""
+        """Input names of the nested workflow, in order; empty over a function."""
         function = declared.function
         self.takes = tuple(inspect.signature(function).parameters) if function is not None else ()
         self.factory_takes = (
@@ -76,7 +77,7 @@ class ElementHandler:
         self.keeps_elements = False
 
     def arguments(self, element: Any, index: int) -> dict[str, Any]:
-        """What of the function's arguments depends on the element.
+        """The function's arguments that depend on the element, as their annotations ask.
 
         Raises:
             InvalidInput: the element is not what an annotation asks for, or a path leads nowhere.
@@ -100,7 +101,7 @@ class ElementHandler:
         return found
 
     def nested_inputs(self, element: Any, index: int, outer: Mapping[str, Any]) -> list[bytes]:
-        """The inputs of a nested workflow for this element, validated by its model.
+        """The nested workflow's inputs for one element, as token bytes, validated by its model.
 
         Raises:
             InvalidInput: they do not fit.
@@ -118,14 +119,14 @@ class ElementHandler:
         return [bytes(token_bytes(encode_token(valid[name]))) for name in self.inputs]
 
     def with_note(self, error: BaseException, index: int) -> BaseException:
-        """The error, with a word on where it came from."""
+        """The same error, with a note that names the element and the map; an `Outcome` gets none."""
         if not isinstance(error, Outcome):
             error.add_note(f"element {index} of {self.what}")
         return error
 
 
 class BatchRunner:
-    """Runs batches; holds the sources that are open here."""
+    """Runs the batches of one map, and holds the sources that are open in this process."""
 
     def __init__(self, handler: ElementHandler, *, is_async: bool) -> None:
         factory = handler.declared.factory
@@ -138,7 +139,7 @@ class BatchRunner:
     # As a hop
 
     def run(self, tokens: RawArguments, ctx: Context, **resources: Any) -> list[Any]:
-        """One batch of plain calls."""
+        """One batch of plain calls; answers with the fields of a `BatchResult`."""
         outer, position = self._read_arguments(tokens, ctx, resources)
         cursor = self._cursor(ctx, position)
         if cursor is None:
@@ -159,7 +160,7 @@ class BatchRunner:
         return self._call_each(function, elements, position, outer)
 
     async def run_async(self, tokens: RawArguments, ctx: Context, **resources: Any) -> list[Any]:
-        """One batch of calls side by side, from any source."""
+        """One batch of calls side by side, from a synchronous or asynchronous source; answers as `run` does."""
         outer, position = self._read_arguments(tokens, ctx, resources)
         cursor = self._cursor(ctx, position)
         if cursor is None:
@@ -188,7 +189,7 @@ class BatchRunner:
         return function(**outer, **where, elements=elements)
 
     def release(self, transaction: str) -> None:
-        """Close what is open for a transaction that has settled."""
+        """Close the sources that are open for a transaction that has settled."""
         for key in [key for key in self._cursors if key[0] == transaction]:
             self._cursors.pop(key).close()
 
@@ -197,7 +198,7 @@ class BatchRunner:
     def _read_arguments(
         self, tokens: RawArguments, ctx: Context, resources: Mapping[str, Any]
     ) -> tuple[dict[str, Any], int]:
-        """What the function is given beside the element, and where this batch begins."""
+        """The arguments that are the same for every element, and the position at which this batch begins."""
         handler = self._handler
         if handler.declared.workflow is not None:
             names: Sequence[str] = [name for name in handler.inputs if name not in handler.declared.elements]
@@ -221,7 +222,8 @@ class BatchRunner:
         return cursor
 
     def _close_at_end(self, ctx: Context, cursor: Cursor, answer: Sequence[Any]) -> None:
-        """A map nested in another's elements is not to wait for the end of the transaction with its source open."""
+        """Close the source after its last batch; a map nested in the elements of another would else keep it open until
+        the transaction ends."""
         key = (ctx.transaction, ctx.step.rpartition("/")[0])
         if not BatchResult(*answer).more and self._cursors.get(key) is cursor:
             self._cursors.pop(key).close()
@@ -257,7 +259,7 @@ class BatchRunner:
         return handler.declared.factory(**given)
 
     def _elements_to_skip(self, position: int) -> int:
-        """Elements to be read past in a source that was just opened."""
+        """The number of elements to read past in a source that was just opened."""
         return 0 if "start" in self._handler.factory_takes else position
 
     # Elements
@@ -354,8 +356,7 @@ class BatchRunner:
         ]  # fmt: skip
 
     def _pack_elements(self, elements: Sequence[Any]) -> bytes:
-        """The elements, for an undo, which needs them as they were, or for the report of errors, which only shows
-        them."""
+        """The elements, packed: as they were for an undo, in a form that can be shown for a report of errors."""
         if self._handler.declared.workflow is None:
             return pack(list(elements))
         return pack([_shown(element) for element in elements])
@@ -373,7 +374,8 @@ class BatchRunner:
 
 
 class BatchUndo:
-    """Takes back a batch, element by element, the last first."""
+    """The undo of a batch: the function is called for each element that succeeded, the last first; with `whole`,
+    once."""
 
     def __init__(self, handler: ElementHandler, undo: Callback) -> None:
         self._handler = handler
@@ -381,12 +383,12 @@ class BatchUndo:
         handler.keeps_elements = True
 
     def run(self, tokens: RawArguments, ctx: Context, result: Any) -> None:
-        """With a plain function."""
+        """Undo with a plain function."""
         for arguments in self._calls(tokens, ctx, result):
             self._undo.function(**arguments)
 
     async def run_async(self, tokens: RawArguments, ctx: Context, result: Any) -> None:
-        """With one that awaits."""
+        """Undo with a function that awaits."""
         for arguments in self._calls(tokens, ctx, result):
             await self._undo.function(**arguments)
 
@@ -415,7 +417,7 @@ class BatchUndo:
 
 
 def _is_verdict(error: BaseException) -> bool:
-    """Whether it is meant for the saga (Retry, Halt), and so for the whole batch."""
+    """Whether an error is a verdict for the saga (`Retry`, `Halt`), and so about the whole batch."""
     return isinstance(error, Outcome) and type(error).__name__ != "Fail"
 
 
@@ -425,7 +427,7 @@ def _failed(index: int, element: Any, error: BaseException) -> ElementError:
 
 
 def _shown(element: Any) -> Any:
-    """The element itself, if it can be carried."""
+    """The element itself if it can be carried, else its `repr`, cut at 1,000 characters."""
     try:
         pack(element)
     except InvalidOutcome:

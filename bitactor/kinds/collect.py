@@ -9,7 +9,7 @@ from bitactor.kinds.signatures import with_parameters
 
 
 def collect_function(names: Sequence[str] | Any, transform: Callable[..., Any] | None) -> Callable[..., Any]:
-    """A function of these names that answers with a mapping of them, or with what `transform` makes of that mapping."""
+    """A function with these parameters that returns a mapping of them, or what `transform` makes of that mapping."""
 
     def collected(**arguments: Any) -> Any:
         return arguments if transform is None else transform(arguments)

@@ -30,17 +30,15 @@ class Compose(Kind):
 
     @override
     def parameters(self, what: str) -> list[Parameter]:
-        """See `Kind`."""
         return workflow_parameters(self.workflow)
 
     @override
     def compile(self, site: Site) -> Container:
-        """See `Kind`."""
         return ComposeContainer(site, self.workflow)
 
 
 class ComposeContainer(Container):
-    """A nested workflow, compiled: one scope, whose result is its own."""
+    """A nested workflow, compiled: one scope, whose result is the container's."""
 
     kind = "compose"
 
@@ -52,10 +50,10 @@ class ComposeContainer(Container):
 
     @override
     def open(self, arguments: ContainerArguments) -> Open:
-        """See the port."""
+        """The one scope is opened, with its inputs validated."""
         return Open([Opening("", 0, nested_inputs(self._workflow, self.bodies[0], arguments))])
 
     @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """See the port."""
+        """The result of the scope closes the container."""
         return Close(token)

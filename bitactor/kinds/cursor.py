@@ -1,4 +1,4 @@
-"""A cursor: a source of elements that is open, and how far it was read."""
+"""A cursor: an open source of elements, and how far it was read."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ _SKIPPED_AT_ONCE: Final = 1_000
 
 
 class Cursor:
-    """A source that is open, and how far it was read."""
+    """An open source of elements, and how far it was read."""
 
     __slots__ = ("iterator", "pending", "position", "taking")
 
     def __init__(self, iterator: Iterator[Any] | AsyncIterator[Any], position: int) -> None:
         self.iterator = iterator
         self.position = position
-        """Elements that are done with."""
+        """Number of elements at the beginning of the source whose batches are done."""
         self.pending: list[Any] = []
-        """Elements taken for the batch that begins at `position`; a second try of it gets the same."""
+        """Elements taken for the batch that begins at `position`; a second attempt at that batch gets the same."""
         self.taking = True
-        """Whether it is being read, or reading it was broken off: nobody knows then what it has given, and it has to be
-        opened again."""
+        """True: the source is being read, or reading was broken off; then nobody knows how many elements it has given,
+        and it has to be opened again."""
 
     def advance_to(self, position: int) -> bool:
-        """Let go of what lies before `position`; whether the cursor can serve what lies behind."""
+        """Drop the elements before `position`; whether the cursor can serve those from there on."""
         if position == self.position:
             return True
         if position == self.position + len(self.pending):
@@ -48,7 +48,7 @@ class Cursor:
         return self.pending
 
     async def take_async(self, skipped: int, count: int) -> list[Any]:
-        """`take`, from any source."""
+        """As `take`, from a synchronous or asynchronous source."""
         if self.taking:
             await self._skip(skipped)
         if not self.pending:
@@ -58,7 +58,7 @@ class Cursor:
         return self.pending
 
     def close(self) -> None:
-        """A generator is told that nobody wants more; an async one is closed by its loop when it is let go of."""
+        """Close the source if it is a generator; an asynchronous one is closed by its loop once nobody refers to it."""
         close = getattr(self.iterator, "close", None)
         if callable(close):
             try:

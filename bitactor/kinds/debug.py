@@ -14,7 +14,8 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def debug_function(names: Sequence[str], level: str) -> Callable[..., Any]:
-    """A function of these names that logs them, to `bitactor.step.<workflow>.<step>`."""
+    """A function with these parameters that logs them to `bitactor.step.<workflow>.<step>`, and returns a mapping of
+    them."""
     if level not in LEVELS:
         raise DefinitionError(f"debug: level={level!r}.{suggest(str(level), LEVELS)}")
     number = logging.getLevelNamesMapping()[level.upper()]

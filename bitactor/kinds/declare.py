@@ -1,4 +1,4 @@
-"""How kinds are declared on a workflow: a method for each, as decorators where a function is part of it."""
+"""The methods of a workflow that declare kinds, one for each; a decorator where a function is part of the kind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NESTED_OPTIONS = ("name", "bind", "after", "when", "guard")
 
 
 class DeclaresKinds(Declaration):
-    """The part of a workflow that declares what is made of other steps, and the small kinds."""
+    """The part of a workflow that declares steps made of other steps, and the small ready-made kinds."""
 
     @abstractmethod
     def add(self, function: Callable[P, R], /, *, deferred: bool = False, **options: Any) -> Step[P, R]:
@@ -45,7 +45,7 @@ class DeclaresKinds(Declaration):
 
     @abstractmethod
     def returns(self, step: str | Step[Any, Any]) -> None:
-        """Say which step's result is the workflow's."""
+        """Say which step's result is the workflow's result."""
 
     @abstractmethod
     def _declare(
@@ -144,8 +144,8 @@ class DeclaresKinds(Declaration):
         Args:
             on: what is looked at: a step or input field, `Input`, `Result` or `Value`.
             cases: value or predicate → branch: a workflow, or a function that makes a step.
-            default: the branch when none fits; without one that is an error,
-            optional: or, if True, the switch is skipped.
+            default: the branch when none fits.
+            optional: without a default, True: the switch is skipped when no case fits; False: that is an error.
             options: bind, after, when, guard.
         """
         options["bind"] = {**(options.get("bind") or {}), "(on)": self._source(on)}
@@ -259,7 +259,7 @@ class DeclaresKinds(Declaration):
         return given if isinstance(given, Source) else self._named(given)
 
     def _named(self, given: Any) -> Source:
-        """A step or an input field, by its name or itself."""
+        """The source that a step or input field, or the name of one, stands for."""
         if isinstance(given, Step):
             return Result(given.name)
         if not isinstance(given, str):

@@ -11,7 +11,7 @@ from bitactor.messages.outcome import Fail
 
 
 def flunk_function(text: str) -> Callable[..., Any]:
-    """A function that fails with this text."""
+    """A function that fails, with this text filled in by its arguments."""
     template = TextTemplate(text)
 
     def flunked(**arguments: Any) -> NoReturn:

@@ -56,7 +56,6 @@ class Group(Kind):
 
     @override
     def parameters(self, what: str) -> list[Parameter]:
-        """See `Kind`."""
         lists = [workflow_parameters(self.workflow)]
         if self.before is not None:
             lists.append(function_parameters(self.before, what))
@@ -66,7 +65,6 @@ class Group(Kind):
 
     @override
     def compile(self, site: Site) -> Container:
-        """See `Kind`."""
         return GroupContainer(site, self)
 
 
@@ -90,7 +88,7 @@ class GroupContainer(Container):
 
     @override
     def open(self, arguments: ContainerArguments) -> Open:
-        """See the port."""
+        """`before_all` is opened first; without one, the nested workflow."""
         if _BEFORE in self._places:
             number = self._places[_BEFORE]
             return Open([Opening("", number, function_inputs(self.bodies[number], arguments))])
@@ -98,7 +96,7 @@ class GroupContainer(Container):
 
     @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """See the port."""
+        """The last scope's result closes the container; after another, what follows is asked."""
         progress.rounds += 1
         progress.token = token
         if progress.rounds == len(self.bodies):
@@ -107,7 +105,7 @@ class GroupContainer(Container):
 
     @override
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open:
-        """See the port.
+        """The nested workflow, with the mapping that `before_all` answered over its inputs; then `after_all`.
 
         Raises:
             InvalidOutcome: `before` answered with what is no input.

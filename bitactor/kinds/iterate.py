@@ -37,7 +37,7 @@ class Iterate(Kind):
 
     @override
     def parameters(self, what: str) -> list[Parameter]:
-        """See `Kind`.
+        """The function's parameters, with `start` in place of `state`.
 
         Raises:
             DefinitionError: the function does not take the state.
@@ -51,7 +51,6 @@ class Iterate(Kind):
 
     @override
     def compile(self, site: Site) -> Container:
-        """See `Kind`."""
         return IterateContainer(site, self)
 
 
@@ -68,12 +67,13 @@ class IterateContainer(Container):
 
     @override
     def open(self, arguments: ContainerArguments) -> Open:
-        """See the port."""
+        """Round 1 is opened."""
         return Open([Opening("1", 0, tuple(arguments.token(name) for name in self.bodies[0].inputs))])
 
     @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """See the port."""
+        """The result closes the container after `at_most` rounds; before, it is the next round's `state`, unless
+        `until` has to be asked."""
         progress.rounds += 1
         progress.token = token
         if progress.rounds == self._declared.at_most:
@@ -82,7 +82,7 @@ class IterateContainer(Container):
 
     @override
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
-        """See the port."""
+        """The result closes the container if `until` is satisfied by it; else the next round is opened."""
         until = self._declared.until
         if until is not None and until(decode_token(progress.token)):
             return Close(progress.token)

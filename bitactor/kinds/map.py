@@ -53,7 +53,7 @@ from bitactor.plan.steps import function_step, single_step_plan
 ON_ERROR: Final = ("fail", "collect")
 _BATCH: Final = "batch-"
 _LIST_OF_ONE: Final = b"\x91"
-"""How msgpack begins a list of one."""
+"""The msgpack header of a list of one."""
 
 
 class Map(Kind):
@@ -112,7 +112,6 @@ class Map(Kind):
 
     @override
     def parameters(self, what: str) -> list[Parameter]:
-        """See `Kind`."""
         source = (
             [Parameter(OVER, Any, False)]
             if self.factory is None
@@ -121,7 +120,7 @@ class Map(Kind):
         return merge_parameters([source, self._outer(what)])
 
     def _outer(self, what: str) -> list[Parameter]:
-        """What comes from outside for each element; the element itself does not."""
+        """The parameters that are the same for every element."""
         if self.workflow is not None:
             fields = workflow_parameters(self.workflow)
             if not self.elements and all(field.name not in ELEMENTS for field in fields):
@@ -138,7 +137,6 @@ class Map(Kind):
 
     @override
     def compile(self, site: Site) -> Container:
-        """See `Kind`."""
         return (
             FunctionMapContainer(site, self)
             if self.workflow is None
@@ -153,7 +151,7 @@ class MapContainer(Container):
 
     def __init__(self, site: Site, declared: Map, batch: Plan) -> None:
         self.declared = declared
-        """What the user wrote."""
+        """The map as declared."""
         self._what = site.what
         self.bodies = (batch,)
         self.depth = 1
@@ -161,7 +159,7 @@ class MapContainer(Container):
 
     @override
     def open(self, arguments: ContainerArguments) -> Open:
-        """See the port."""
+        """The first batch is opened, at position 0."""
         fields = self.bodies[0].inputs[:-2]
         return Open(
             [
@@ -185,7 +183,7 @@ class MapContainer(Container):
         progress.size += len(errors)
 
     def _next(self, progress: Progress) -> NextAction:
-        """The next batch, or the end."""
+        """Open the next batch; with none left, close with the result, or fail if that is too large."""
         position, more, accumulated = progress.token
         if progress.size > MAX_TOKEN_BYTES:
             return self._too_large()
@@ -223,7 +221,7 @@ class MapContainer(Container):
 
 
 class FunctionMapContainer(MapContainer):
-    """A map over a function: its batches are all there is."""
+    """A map over a function, compiled: its scopes are the batches."""
 
     def __init__(self, site: Site, declared: Map) -> None:
         function = declared.function
@@ -252,7 +250,7 @@ class FunctionMapContainer(MapContainer):
 
     @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """See the port."""
+        """The batch's results are kept, and the next batch is opened, or the container closed."""
         batch = BatchResult(*decode_token(token))
         self._batch_done(progress, batch)
         if self.declared.keep and self.declared.reduce is None:
@@ -262,12 +260,11 @@ class FunctionMapContainer(MapContainer):
 
     @override
     def release(self, transaction: str) -> None:
-        """See the port."""
         self._runner.release(transaction)
 
 
 class WorkflowMapContainer(MapContainer):
-    """A map over a workflow: each batch is followed by a scope for each of its elements."""
+    """A map over a workflow, compiled: each batch is followed by a scope for each of its elements."""
 
     def __init__(self, site: Site, declared: Map, workflow: Declaration) -> None:
         handler = ElementHandler(declared, site.what, {})
@@ -288,7 +285,7 @@ class WorkflowMapContainer(MapContainer):
 
     @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """See the port."""
+        """After a batch, a scope is opened for each of its elements; after the last of these, the next batch."""
         if key.startswith(_BATCH):
             batch = BatchResult(*decode_token(token))
             self._batch_done(progress, batch)
@@ -301,7 +298,7 @@ class WorkflowMapContainer(MapContainer):
         return self._settled(progress)
 
     def _settled(self, progress: Progress) -> NextAction:
-        """One more element is: wait for the others, or take the next batch."""
+        """The next action after one more element has settled: wait for the others, or what `_next` says."""
         if progress.open:
             return WAIT
         round_results = progress.round_results
@@ -315,7 +312,7 @@ class WorkflowMapContainer(MapContainer):
 
     @override
     def after_failed_scope(self, progress: Progress, key: str, fault: Fault) -> NextAction:
-        """See the port."""
+        """The element's error is kept for the report, and the map goes on; called with `on_error="collect"` only."""
         index = int(key)
         taken: int = progress.token[0]
         element = progress.batch[index - (taken - len(progress.batch))]
@@ -324,12 +321,11 @@ class WorkflowMapContainer(MapContainer):
 
     @override
     def release(self, transaction: str) -> None:
-        """See the port."""
         self._runner.release(transaction)
 
 
 def batch_plan(site: Site, declared: Map, step: PlanStep, runner: BatchRunner) -> Plan:
-    """The body of a batch: one step, which reads its arguments itself."""
+    """The body of a batch: one step, whose function decodes its arguments itself."""
     fields = [argument.name for argument in site.arguments]
     inputs = (*fields, POSITION, ACCUMULATED)
     functions = [function for function in (declared.function, declared.factory) if function is not None]
@@ -366,7 +362,8 @@ def batch_plan(site: Site, declared: Map, step: PlanStep, runner: BatchRunner) -
 
 
 def element_converters(declared: Map, what: str, takes: list[str]) -> dict[str, Callable[[Any], Any] | None]:
-    """Parameter → what makes the element what its annotation asks for, for each that takes it."""
+    """Parameter → the converter to its annotation, for each parameter that takes the element; None where nothing is to
+    be converted."""
     assert declared.function is not None
     found = {}
     for parameter in function_parameters(declared.function, what):
@@ -385,8 +382,8 @@ def element_converters(declared: Map, what: str, takes: list[str]) -> dict[str, 
 
 
 def _with_undo(site: Site, *, whole: bool) -> PlanStep:
-    """The step, its undo compiled against what an undo of a map may take: the element and its result, and what comes
-    from outside."""
+    """The step with its undo compiled; an undo of a map may take the element and its result, and the arguments that are
+    the same for every element."""
     takes = tuple(argument.name for argument in site.arguments if argument.name != OVER)
     assert site.step.undo_function is not None
     if site.step.undo_in_doubt:
@@ -404,4 +401,4 @@ def _with_undo(site: Site, *, whole: bool) -> PlanStep:
 
 
 def _takes_elements() -> None:
-    """Stands where a map over a workflow has no function."""
+    """The function of a map over a workflow, which has none of its own."""

@@ -1,4 +1,4 @@
-"""What kinds that nest workflows or functions share: their parameters, and the inputs of what is nested."""
+"""Parameters and inputs of nested workflows and functions, for the kinds that nest them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def workflow_parameters(workflow: Declaration) -> list[Parameter]:
 
 
 def function_parameters(function: Callable[..., Any], what: str, special: Sequence[str] = ()) -> list[Parameter]:
-    """A nested function's parameters, those left out that it is given otherwise."""
+    """A nested function's parameters, except the `special` ones, which the kind supplies."""
     return [parameter for parameter in parameters_of(function, what) if parameter.name not in special]
 
 
@@ -30,7 +30,7 @@ def target_parameters(target: Any, what: str, special: Sequence[str] = ()) -> li
 
 
 def merge_parameters(lists: Sequence[Sequence[Parameter]]) -> list[Parameter]:
-    """Parameters of several targets, each name once; one that any of them needs is needed."""
+    """The parameters of several targets, each name once; required if any target requires it."""
     found: dict[str, Parameter] = {}
     for parameters in lists:
         for parameter in parameters:
@@ -41,13 +41,13 @@ def merge_parameters(lists: Sequence[Sequence[Parameter]]) -> list[Parameter]:
 
 
 def require_workflow(what: str, workflow: Any) -> None:
-    """Raises `DefinitionError` unless it is a workflow."""
+    """Raises `DefinitionError` unless `workflow` is a workflow."""
     if not isinstance(workflow, Declaration):
         raise DefinitionError(f"{what}: workflow={workflow!r}; give a Workflow")
 
 
 def nested_inputs(workflow: Declaration, body: Plan, arguments: ContainerArguments) -> tuple[Any, ...]:
-    """The inputs of a nested workflow, validated by its model, in the order of the body's.
+    """The inputs of a nested workflow, validated by its model, in the order of the body's inputs.
 
     Raises:
         InvalidInput: they do not fit.
@@ -58,5 +58,5 @@ def nested_inputs(workflow: Declaration, body: Plan, arguments: ContainerArgumen
 
 
 def function_inputs(body: Plan, arguments: ContainerArguments) -> tuple[Any, ...]:
-    """The inputs of a nested function, in the order of the body's."""
+    """The inputs of a nested function, in the order of the body's inputs."""
     return tuple(arguments.token(name) for name in body.inputs)

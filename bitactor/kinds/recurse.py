@@ -23,14 +23,14 @@ from bitactor.plan.plan import Container
 
 
 def checked_bound(what: str, at_most: Any) -> int:
-    """Raises `DefinitionError` unless it is a whole number, at least 1."""
+    """The bound; raises `DefinitionError` unless it is a whole number, at least 1."""
     if isinstance(at_most, bool) or not isinstance(at_most, int) or at_most < 1:
         raise DefinitionError(f"{what}: at_most={at_most!r}; a bound is obligatory: a whole number, at least 1")
     return at_most
 
 
 def checked_predicate(what: str, until: Any) -> None:
-    """Raises `DefinitionError` unless it is a plain function or None."""
+    """Raises `DefinitionError` unless `until` is a plain function or None."""
     if until is not None and (not callable(until) or is_coroutine_function(until)):
         raise DefinitionError(
             f"{what}: until={until!r}; give a plain function of the result, which says whether that is enough"
@@ -49,12 +49,10 @@ class Recurse(Kind):
 
     @override
     def parameters(self, what: str) -> list[Parameter]:
-        """See `Kind`."""
         return workflow_parameters(self.workflow)
 
     @override
     def compile(self, site: Site) -> Container:
-        """See `Kind`."""
         return RecurseContainer(site, self)
 
 
@@ -74,19 +72,20 @@ class RecurseContainer(Container):
 
     @override
     def open(self, arguments: ContainerArguments) -> Open:
-        """See the port."""
+        """Round 1 is opened, with its inputs validated."""
         return Open([Opening("1", 0, nested_inputs(self._declared.workflow, self.bodies[0], arguments))])
 
     @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """See the port."""
+        """The result closes the container after `at_most` rounds; before, what follows is asked."""
         progress.rounds += 1
         progress.token = token
         return CONSULT if progress.rounds < self._declared.at_most else Close(token)
 
     @override
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
-        """See the port.
+        """The result closes the container if `until` is satisfied by it; else it feeds the next round's inputs, which
+        are validated.
 
         Raises:
             InvalidOutcome: the result is no input for the next round.
@@ -103,7 +102,8 @@ class RecurseContainer(Container):
         )
 
     def _next(self, arguments: ContainerArguments, result: Any) -> dict[str, Any]:
-        """The result feeds the next input: a mapping by its names, anything else if there is just one field."""
+        """The next round's input: the names of a mapping override the container's arguments; any other result is the
+        one input field."""
         fields = self._declared.workflow.input_model.model_fields
         outer = {name: arguments.value(name) for name in fields if arguments.has(name)}
         if isinstance(result, dict) and any(name in fields for name in result):

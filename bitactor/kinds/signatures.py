@@ -19,7 +19,7 @@ def with_parameters(
     made_from: Mapping[str, Any],
     context: bool = False,
 ) -> Callable[..., Any]:
-    """The function, which takes keywords, with a signature that says which; with `context`, it also takes `ctx`.
+    """`function`, which takes keywords, with a signature of these names; with `context`, it also takes `ctx`.
 
     Args:
         made_from: the options it was declared with, beside where its arguments come from; so that they can be written

@@ -27,7 +27,7 @@ class Switch(Kind):
         cases: pairs of what to compare with (a value, or a predicate) and the branch: a workflow, or a function that
             makes a step.
         default: the branch when no case fits.
-        optional: without a default, whether it is skipped when no case fits; otherwise that is an error.
+        optional: without a default, True: the step is skipped when no case fits; False: that is an error.
     """
 
     label = "switch"
@@ -56,7 +56,7 @@ class Switch(Kind):
         self.optional = optional
 
     def case(self, number: int) -> str:
-        """What people call the case of the branch with that number."""
+        """The name of branch `number` in pictures and descriptions: its value, its predicate, or `otherwise`."""
         if number == len(self.tests):
             return "otherwise"
         test = self.tests[number]
@@ -65,7 +65,7 @@ class Switch(Kind):
 
     @override
     def parameters(self, what: str) -> list[Parameter]:
-        """See `Kind`."""
+        """The value that is compared, and the parameters of all branches."""
         return [
             Parameter(ON, Any, False),
             *merge_parameters([target_parameters(target, what) for target in self.targets]),
@@ -73,12 +73,11 @@ class Switch(Kind):
 
     @override
     def compile(self, site: Site) -> Container:
-        """See `Kind`."""
         return SwitchContainer(site, self)
 
 
 class SwitchContainer(Container):
-    """Ordered cases, compiled: one scope, of the body that was chosen."""
+    """Ordered cases, compiled: one scope, an instance of the body that was chosen."""
 
     kind = "switch"
 
@@ -99,7 +98,7 @@ class SwitchContainer(Container):
 
     @override
     def open(self, arguments: ContainerArguments) -> Open | Skip | Close:
-        """See the port.
+        """The branch of the first case that fits is opened; no case and no default: the step is skipped.
 
         Raises:
             StepFailed: no case fits.
@@ -116,7 +115,7 @@ class SwitchContainer(Container):
 
     @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """See the port."""
+        """The result of the branch closes the container."""
         return Close(token)
 
     def _choose(self, value: Any) -> int | None:
@@ -135,7 +134,7 @@ class SwitchContainer(Container):
 
 
 def _body(site: Site, target: Target, address: str) -> Plan:
-    """A branch, its steps addressed below `address`."""
+    """The body of a branch, its steps addressed below `address`."""
     if isinstance(target, Declaration):
         return site.body(target, address)
     name = getattr(target, "__name__", "branch").strip("<>")

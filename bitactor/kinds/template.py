@@ -13,7 +13,7 @@ from bitactor.plan.arguments import value_at
 
 
 class TextTemplate:
-    """A text with fields.
+    """A text with fields, each an argument and a path into it.
 
     Raises:
         DefinitionError: it is no text, or its braces do not match.
@@ -27,14 +27,14 @@ class TextTemplate:
         except ValueError as error:
             raise DefinitionError(f"the template {text!r} cannot be read: {error}") from None
         self.fields: dict[str, tuple[str, tuple[str | int, ...]]] = {}
-        """Field as written → argument, and path into it."""
+        """Field as written → its argument, and the path into that."""
         for _, field, _, _ in self._parts:
             if field is not None:
                 self.fields[field] = _parsed(text, field)
 
     @property
     def arguments(self) -> list[str]:
-        """The arguments it takes, each once."""
+        """The arguments that the fields name, each once."""
         return list(dict.fromkeys(argument for argument, _ in self.fields.values()))
 
     def filled(self, values: Mapping[str, Any]) -> str:
@@ -59,7 +59,7 @@ class TextTemplate:
 
 
 def template_function(text: str) -> Callable[..., Any]:
-    """A function that fills in a text."""
+    """A function with the arguments of a template as parameters, which returns the text filled in."""
     template = TextTemplate(text)
 
     def filled(**arguments: Any) -> str:
