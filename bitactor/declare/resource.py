@@ -38,7 +38,7 @@ class Resource:
         provides: the class of what it is; a parameter annotated with that class takes it, whatever its name.
 
     Raises:
-        DefinitionError: the name is no identifier or reserved, or one of the functions is none.
+        DefinitionError: the name is no identifier or reserved, or one of the functions is not one.
     """
 
     __slots__ = ("check", "check_every", "close", "factory", "name", "provides", "requires")

@@ -92,7 +92,7 @@ class Step(Generic[P, R]):
         """This step, to be planned by a `Then`: under another name, with other sources for some of its arguments.
 
         Raises:
-            DefinitionError: the name is none, or a source.
+            DefinitionError: the name, or a source, is invalid.
         """
         return planned(self.name, name, bind, after)
 

@@ -73,7 +73,7 @@ def planned(declared: str, name: str | None, bind: Mapping[str, Any] | None, aft
     """A `Planned` from what a caller gives.
 
     Raises:
-        DefinitionError: the name or a source is none.
+        DefinitionError: the name, or a source, is invalid.
     """
     name = declared if name is None else name
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= 200 or "/" in name or "#" in name:

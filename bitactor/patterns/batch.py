@@ -26,7 +26,7 @@ Handler = Callable[[list[Any]], Awaitable[Sequence[Any]]]
 error."""
 
 CLEANUP_SECONDS: Final = 0.5
-"""Seconds that a batch cancelled at the end may take to clean up."""
+"""Seconds that a batch which is cancelled as the mesh closes may take to clean up."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Batching(Policy):
         handler: an `async def` over a list of items; several batches may be under way at once.
 
     Raises:
-        DefinitionError: an option is none.
+        DefinitionError: an option is invalid.
     """
 
     pattern: ClassVar[str] = "batching"
@@ -75,7 +75,6 @@ class Batching(Policy):
 
     @override
     def open(self, clock: Clock) -> BatchingState:
-        """See the port."""
         return BatchingState(self, clock)
 
 
@@ -85,7 +84,7 @@ class _Batch(NamedTuple):
 
 
 class BatchingState(PolicyState):
-    """What is being gathered, and the batches under way."""
+    """The items being gathered, and the batches under way."""
 
     def __init__(self, policy: Batching, clock: Clock) -> None:
         self._policy = policy
@@ -98,7 +97,8 @@ class BatchingState(PolicyState):
 
     @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
-        """See the port.
+        """The step's value is an item, which is gathered; the answer is the handler's result for it.  Verdicts pass
+        through.
 
         Raises:
             BatchFailed: there is no result for this item.
@@ -120,7 +120,6 @@ class BatchingState(PolicyState):
 
     @override
     def about(self) -> Mapping[str, Any]:
-        """See the port."""
         return {
             "calls": self._calls,
             "waiting": len(self._waiting),
@@ -133,13 +132,14 @@ class BatchingState(PolicyState):
 
     @override
     def drain(self) -> None:
-        """Hand over what is gathered, and from now on every item at once."""
+        """Hand over the gathered items, and from now on every item at once."""
         self._closing = True
         self._flush()
 
     @override
     async def close(self, timeout: float) -> None:
-        """Hand over what is gathered and wait for it; what is not done in time fails, and is logged."""
+        """Hand over the gathered items and wait for all batches; a batch not done in time is logged, and its items
+        fail."""
         # The time to close in is real time, as for everything that closes: with a clock that stands still it must end
         # too.
         until = asyncio.get_running_loop().time() + timeout
@@ -159,7 +159,7 @@ class BatchingState(PolicyState):
             await asyncio.sleep(0)  # those who waited go on, perhaps with a further item
 
     def _fail_rest(self, why: str) -> list[asyncio.Task[None]]:
-        """Answer for what is still under way, and cancel it."""
+        """Fail the items of all batches under way, and cancel these; answers with their tasks."""
         tasks = list(self._under_way)
         for batch in self._under_way.values():
             _log.error("batch %r with %d items %s; they fail", self._policy.name, len(batch.items), why)
@@ -215,7 +215,7 @@ class BatchingState(PolicyState):
             self._resolve(batch, self._task_results(task_result, len(batch.items)))
 
     def _task_results(self, task_result: TaskResult, count: int) -> list[TaskResult]:
-        """One for each item."""
+        """One result or error for each of `count` items, from how the handler ended."""
         name = self._policy.name
         error, results = task_result.error, task_result.value
         if isinstance(error, asyncio.CancelledError):

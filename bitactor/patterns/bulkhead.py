@@ -1,4 +1,4 @@
-"""Bulkhead: at most so many calls at once, so that one slow neighbour does not take all there is."""
+"""Bulkhead: a limit on concurrent calls, so that one slow neighbour does not take all capacity."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Bulkhead(Policy):
             last.
 
     Raises:
-        DefinitionError: an option is none.
+        DefinitionError: an option is invalid.
     """
 
     pattern: ClassVar[str] = "bulkhead"
@@ -50,12 +50,11 @@ class Bulkhead(Policy):
 
     @override
     def open(self, clock: Clock) -> BulkheadState:
-        """See the port."""
         return BulkheadState(self, clock)
 
 
 class BulkheadState(PolicyState):
-    """The places, and who waits for one."""
+    """The calls under way, and those that wait for a place."""
 
     def __init__(self, policy: Bulkhead, clock: Clock) -> None:
         self._policy = policy
@@ -65,7 +64,7 @@ class BulkheadState(PolicyState):
 
     @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
-        """See the port.
+        """Calls start in the order in which they came, each once a place is free.
 
         Raises:
             BulkheadFull: no place, and none in the queue.
@@ -85,7 +84,6 @@ class BulkheadState(PolicyState):
 
     @override
     def about(self) -> Mapping[str, Any]:
-        """See the port."""
         return {
             "calls": self._calls,
             "running": self._running,

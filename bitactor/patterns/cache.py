@@ -1,4 +1,4 @@
-"""Cache aside: what was answered is answered again, for a while."""
+"""Cache aside: the value of a call is kept for a while, and answers later calls with the same key."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Cache(Policy):
             too; if it is cancelled or decides otherwise, the next asks.
 
     Raises:
-        DefinitionError: an option is none, or the template is.
+        DefinitionError: an option, or the template, is invalid.
     """
 
     pattern: ClassVar[str] = "cache"
@@ -86,17 +86,15 @@ class Cache(Policy):
 
     @override
     def check(self, takes: Sequence[str]) -> None:
-        """See the port."""
         self.key_of.check(takes)
 
     @override
     def open(self, clock: Clock) -> CacheState:
-        """See the port."""
         return CacheState(self, clock)
 
 
 class KeyTemplate:
-    """A key made of arguments as text.
+    """The key of a call as a template over its arguments, formatted as by `str.format`.
 
     Raises:
         DefinitionError: it is no template, or a field has no name.
@@ -120,7 +118,7 @@ class KeyTemplate:
             raise DefinitionError(f"{what}: every field names an argument, as '{{user_id}}' does")
 
     def check(self, takes: Sequence[str] | Mapping[str, Any]) -> None:
-        """Refuse a field that is no argument.
+        """Refuse a field that names no argument.
 
         Raises:
             UnknownArgument: with the field's name and the likely one.
@@ -142,7 +140,7 @@ class KeyTemplate:
 
 
 class KeyFunction:
-    """A key made by a user's function, which must not be `async`."""
+    """The key of a call as a user's function of its arguments makes it; the function must not be `async`."""
 
     def __init__(self, function: Callable[..., Hashable], what: str) -> None:
         self._what = what
@@ -167,16 +165,16 @@ class _Entry(NamedTuple):
 
 
 class _SharedResult(NamedTuple):
-    """What a call that others waited for came to."""
+    """How a call ended for which other calls waited."""
 
     known: bool
-    """Whether it is for them too; else the next of them asks."""
+    """True: `token`, or `error`, is also the outcome of the calls that waited; False: the next of them asks."""
     token: Any = None
     error: Exception | None = None
 
 
 class CacheState(PolicyState):
-    """The values, those asked for last at the end."""
+    """The kept values, in the order in which they were last asked for."""
 
     def __init__(self, policy: Cache, clock: Clock) -> None:
         self._policy = policy
@@ -188,7 +186,7 @@ class CacheState(PolicyState):
 
     @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
-        """See the port.
+        """The kept value of the key, decoded afresh, if it has not expired; else what `proceed` answers, which is kept.
 
         Raises:
             UnknownArgument: the key names an argument that the step does not take.
@@ -215,7 +213,6 @@ class CacheState(PolicyState):
 
     @override
     def about(self) -> Mapping[str, Any]:
-        """See the port."""
         return {
             "entries": len(self._entries),
             "hits": self._hits,

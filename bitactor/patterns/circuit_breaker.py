@@ -1,4 +1,4 @@
-"""Circuit breaker: what keeps failing is left alone for a while, and then tried with care."""
+"""Circuit breaker: calls that keep failing are refused for a while, and then let through a few at a time."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ HALF_OPEN: Final = "half-open"
 DEFAULT_FAILURES: Final = 5
 DEFAULT_MINIMUM: Final = 10
 PROBE_WAIT: Final = 1.0
-"""Seconds after which to ask again while others probe; nobody knows how long a probe takes."""
+"""`retry_after`, in seconds, of a call refused while others probe; nobody knows how long a probe takes."""
 
 
 @dataclass(frozen=True)
 class CircuitBreaker(Policy):
-    """Closed → open → half-open → closed.
+    """A circuit that is closed, opens on failures, and closes again by way of half-open.
 
         CircuitBreaker("partner-api", failures=5, open_for=30.0)
         CircuitBreaker("search", failure_rate=0.5, window=60.0, minimum=20, counts=(ConnectionError, TimeoutError))
@@ -62,7 +62,7 @@ class CircuitBreaker(Policy):
             was over is a failure.
 
     Raises:
-        DefinitionError: an option is none, or two exclude each other.
+        DefinitionError: an option is invalid, or two exclude each other.
     """
 
     pattern: ClassVar[str] = "circuit breaker"
@@ -101,11 +101,10 @@ class CircuitBreaker(Policy):
 
     @override
     def open(self, clock: Clock) -> CircuitBreakerState:
-        """See the port."""
         return CircuitBreakerState(self, clock)
 
     def tally(self) -> Tally:
-        """What counts its failures."""
+        """A fresh counter of failures, in a row or by rate, as the options say."""
         if self.failure_rate is None:
             return ConsecutiveFailures(self.failures or DEFAULT_FAILURES)
         assert self.window is not None
@@ -113,7 +112,7 @@ class CircuitBreaker(Policy):
 
 
 class CircuitBreakerState(PolicyState):
-    """The circuit."""
+    """The circuit's state, and the tally of its calls."""
 
     def __init__(self, policy: CircuitBreaker, clock: Clock) -> None:
         self._policy = policy
@@ -121,7 +120,7 @@ class CircuitBreakerState(PolicyState):
         self._tally = policy.tally()
         self._state = CLOSED
         self._generation = 0
-        """Counts changes of state; what began in another one does not count."""
+        """Number of state changes so far; the outcome of a call that began in an earlier state does not count."""
         self._until_ns = 0
         self._probing = self._successes = 0
         self._calls = self._rejected = self._failed = self._opened = 0
@@ -129,7 +128,7 @@ class CircuitBreakerState(PolicyState):
 
     @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
-        """See the port.
+        """The outcome of each call that was let through is counted, unless the state has changed since it began.
 
         Raises:
             CircuitOpen: it is open, or half-open with all its probes under way.
@@ -150,7 +149,6 @@ class CircuitBreakerState(PolicyState):
 
     @override
     def about(self) -> Mapping[str, Any]:
-        """See the port."""
         now_ns = self._clock.monotonic_ns()
         counted, failures = self._tally.counted(now_ns)
         state = HALF_OPEN if self._state == OPEN and now_ns >= self._until_ns else self._state
@@ -186,7 +184,7 @@ class CircuitBreakerState(PolicyState):
         return CircuitOpen(f"circuit {self._policy.name!r} {how}; try again in {seconds:.3g} s{last}", seconds)
 
     def _failure(self, error: BaseException) -> bool | None:
-        """Whether this is a failure; None if it says nothing."""
+        """Whether an error, or a verdict, is a failure; None: it says nothing."""
         if not isinstance(error, Exception) or isinstance(error, (Halt, self._policy.ignores)):
             return None
         return isinstance(error, self._policy.counts)

@@ -1,4 +1,4 @@
-"""Error handler: what becomes of an error, said in one word, or by a function."""
+"""Error handler: an error is logged, ignored, replaced by a value, or given to a function."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ErrorHandler(Policy):
         on: errors it handles; others pass, and so do `Retry`, `Fail` and `Halt`.
 
     Raises:
-        DefinitionError: an option is none, or does not belong to what `handle` says.
+        DefinitionError: an option is invalid, or does not belong to what `handle` says.
     """
 
     pattern: ClassVar[str] = "error handler"
@@ -55,7 +55,7 @@ class ErrorHandler(Policy):
     level: str | None = None
     on: Exceptions = Exception
     substitute: Substitute | None = field(init=False, repr=False, compare=False)
-    """What stands in for the error; None if it is only logged."""
+    """The value or function that stands in for the error; None: errors are only logged."""
 
     def __post_init__(self) -> None:
         check_name(self)
@@ -80,18 +80,16 @@ class ErrorHandler(Policy):
 
     @override
     def check(self, takes: Sequence[str]) -> None:
-        """See the port."""
         if self.substitute is not None:
             self.substitute.check(takes)
 
     @override
     def open(self, clock: Clock) -> ErrorHandlerState:
-        """See the port."""
         return ErrorHandlerState(self)
 
 
 class ErrorHandlerState(PolicyState):
-    """What it has handled."""
+    """Counts of calls and handled errors, and the last of these."""
 
     def __init__(self, policy: ErrorHandler) -> None:
         self._policy = policy
@@ -100,7 +98,7 @@ class ErrorHandlerState(PolicyState):
 
     @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
-        """See the port."""
+        """An error that `on` names is logged and raised, or the answer is what stands in for it; other errors pass."""
         self._calls += 1
         policy = self._policy
         try:
@@ -117,7 +115,6 @@ class ErrorHandlerState(PolicyState):
 
     @override
     def about(self) -> Mapping[str, Any]:
-        """See the port."""
         return {"calls": self._calls, "handled": self._handled, "last_error": self._last_error}
 
     def _log(self, call: Call, error: Exception) -> None:

@@ -1,16 +1,16 @@
-"""What the patterns raise, below `bitactor.errors.RunError`.
+"""The errors that patterns raise, below `bitactor.errors.RunError`.
 
 RunError
 ├── Refused                the call was not made; `retry_after` says when it may be
 │   ├── RateLimited        the turn would come too late
 │   ├── CircuitOpen        the breaker lets nobody through
 │   └── BulkheadFull       no place, and none in the queue
-├── TimedOut               a `TimeoutError`: it took longer than it may
+├── TimedOut               a `TimeoutError`: the call took longer than it may
 ├── BatchFailed            the batch this item was in has no result for it
-└── TooFewAnswers          what `scatter_gather` asked for did not come
+└── TooFewAnswers          fewer targets of `scatter_gather` answered than it needs
 
-They are made of plain arguments, so that a workflow that declares them (`errors=[CircuitOpen]`) gets them back over the
-wire.
+These errors are made of plain arguments, so that a workflow that declares them (`errors=[CircuitOpen]`) gets them back
+over the wire.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class BulkheadFull(Refused):
 
 
 class TimedOut(RunError, TimeoutError):
-    """It took longer than it may, and was cancelled."""
+    """A call took longer than it may, and was cancelled."""
 
 
 class BatchFailed(RunError):

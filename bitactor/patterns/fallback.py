@@ -1,4 +1,4 @@
-"""Fallback: something else instead of an error."""
+"""Fallback: a value, or a function, in place of an error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Fallback(Policy):
         on: errors it stands in for.
 
     Raises:
-        DefinitionError: an option is none.
+        DefinitionError: an option is invalid.
     """
 
     pattern: ClassVar[str] = "fallback"
@@ -41,7 +41,7 @@ class Fallback(Policy):
     fallback: Any = field(hash=False)
     on: Exceptions = Exception
     substitute: Substitute = field(init=False, repr=False, compare=False)
-    """The fallback, as it is given."""
+    """The fallback, as a value or a function to call."""
 
     def __post_init__(self) -> None:
         check_name(self)
@@ -52,17 +52,15 @@ class Fallback(Policy):
 
     @override
     def check(self, takes: Sequence[str]) -> None:
-        """See the port."""
         self.substitute.check(takes)
 
     @override
     def open(self, clock: Clock) -> FallbackState:
-        """See the port."""
         return FallbackState(self)
 
 
 class FallbackState(PolicyState):
-    """How often it was needed, and for what last."""
+    """Counts of calls and fallbacks, and the last error."""
 
     def __init__(self, policy: Fallback) -> None:
         self._policy = policy
@@ -71,7 +69,7 @@ class FallbackState(PolicyState):
 
     @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
-        """See the port."""
+        """An error that `on` names is replaced by the fallback; other errors pass."""
         self._calls += 1
         try:
             return await proceed()
@@ -84,5 +82,4 @@ class FallbackState(PolicyState):
 
     @override
     def about(self) -> Mapping[str, Any]:
-        """See the port."""
         return {"calls": self._calls, "fell_back": self._fell_back, "last_error": self._last_error}

@@ -1,4 +1,4 @@
-"""Options of a policy, checked when it is declared: each is understood or refused by name."""
+"""The checks of the options of policies, made when a policy is declared; an error names the policy and the option."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ Exceptions = type[Exception] | tuple[type[Exception], ...]
 """One exception class, or several."""
 
 LONGEST: Final = 1e9
-"""Seconds; some thirty years, and still a number of nanoseconds that timers take."""
+"""The longest time an option may say, in seconds: some thirty years, whose nanoseconds timers still take."""
 MAX_NAME: Final = 200
 
 
 def nanoseconds(seconds: float) -> int:
-    """The same time as clocks have it."""
+    """`seconds` as the nanoseconds of a `Clock`."""
     return round(seconds * 1e9)
 
 
 def refuse(policy: Policy, option: str, why: str) -> DefinitionError:
-    """The error for an option that cannot be as it is."""
+    """A `DefinitionError` that names the policy, the option and its value, and says `why` it is refused."""
     return DefinitionError(f"{_of(policy)}: {option}={getattr(policy, option)!r}; {why}")
 
 
 def refuse_together(policy: Policy, why: str) -> DefinitionError:
-    """The error for options that do not fit each other."""
+    """A `DefinitionError` for options that are each valid, and not together."""
     return DefinitionError(f"{_of(policy)}: {why}")
 
 
@@ -37,7 +37,7 @@ def _of(policy: Policy) -> str:
 
 
 def check_name(policy: Policy) -> None:
-    """The name that its state goes by."""
+    """Raises `DefinitionError` unless the policy's name is a printable string of 1 to 200 characters."""
     name = policy.name
     if not isinstance(name, str) or not name or not name.isprintable() or len(name) > MAX_NAME:
         raise DefinitionError(
@@ -46,7 +46,8 @@ def check_name(policy: Policy) -> None:
 
 
 def check_seconds(policy: Policy, option: str, *, zero: bool = False, optional: bool = False) -> None:
-    """A number of seconds, more than 0 (or 0 too)."""
+    """Raises `DefinitionError` unless the option is a number of seconds, more than 0 (with `zero`, 0 too; with
+    `optional`, None too)."""
     value = getattr(policy, option)
     if value is None and optional:
         return
@@ -56,7 +57,7 @@ def check_seconds(policy: Policy, option: str, *, zero: bool = False, optional: 
 
 
 def check_count(policy: Policy, option: str, *, least: int = 1, optional: bool = False) -> None:
-    """A whole number."""
+    """Raises `DefinitionError` unless the option is a whole number, `least` or more (with `optional`, None too)."""
     value = getattr(policy, option)
     if value is None and optional:
         return
@@ -65,7 +66,7 @@ def check_count(policy: Policy, option: str, *, least: int = 1, optional: bool =
 
 
 def check_flag(policy: Policy, option: str) -> None:
-    """True or False."""
+    """Raises `DefinitionError` unless the option is True or False."""
     if not isinstance(getattr(policy, option), bool):
         raise refuse(policy, option, "it is True or False")
 
@@ -73,8 +74,12 @@ def check_flag(policy: Policy, option: str) -> None:
 def fix_exceptions(
     policy: Policy, option: str, *, without: type[Outcome] | None = Outcome, empty: bool = False
 ) -> None:
-    """Exception classes, one or several, from now on a tuple; none below `without`, which passes through whatever is
-    said here."""
+    """Make the option, one exception class or several, a tuple.
+
+    Raises:
+        DefinitionError: the option has something else, none at all without `empty`, or a class below `without`, which
+            passes through every pattern.
+    """
     value = getattr(policy, option)
     classes = tuple(value) if isinstance(value, tuple | list | set | frozenset) else (value,)
     if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in classes) or not (classes or empty):
@@ -88,5 +93,5 @@ def fix_exceptions(
 
 
 def is_number(value: Any) -> bool:
-    """A finite int or float that is no bool."""
+    """Whether `value` is a finite int or float, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Many at once within one step: over the elements of something, or of operations that have names.
+"""Concurrent calls within one step: over the elements of an iterable, or over named operations.
 
 Nothing that is started here outlives the call: what is not wanted any more is cancelled and awaited, also when the step
 itself is cancelled. (An operation that swallows its cancellation is therefore waited for.)
@@ -28,7 +28,7 @@ COLLECT: Final = "collect"
 
 @dataclass(frozen=True, slots=True)
 class FailedItem(Generic[Item]):
-    """An element for which the function failed."""
+    """An element for which the function failed, with its index and error."""
 
     index: int
     item: Item
@@ -36,7 +36,8 @@ class FailedItem(Generic[Item]):
 
 
 class Mapped(NamedTuple, Generic[Item, Value]):
-    """What `parallel_map(..., on_error="collect")` came to; both in the order of the elements."""
+    """The answer of `parallel_map(…, on_error="collect")`: results and failed elements, both in the order of the
+    elements."""
 
     successful: list[Value]
     failed: list[FailedItem[Item]]
@@ -92,7 +93,7 @@ async def parallel_map(
         clock: for tests; the loop's own time if None.
 
     Raises:
-        ConfigurationError: an option is none.
+        ConfigurationError: an option is invalid.
         Exception: what `function` raised, with `on_error="raise"`; what `items` raised.
     """
     if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
@@ -109,7 +110,7 @@ async def parallel_map(
 
 
 class _Stop(Exception):
-    """All workers are to stop."""
+    """Raised in a worker: all workers are to stop."""
 
 
 class _Map(Generic[Item, Value]):
@@ -134,7 +135,7 @@ class _Map(Generic[Item, Value]):
         self._first_error: BaseException | None = None
 
     async def run(self, concurrency: int) -> None:
-        """All of them."""
+        """Run `concurrency` workers until the elements are used up; raises the first error if that is to stop them."""
         workers: list[asyncio.Task[None]] = []
         loop = asyncio.get_running_loop()
         try:
@@ -184,7 +185,7 @@ class _Map(Generic[Item, Value]):
 
 
 def _retrieve(workers: Iterable[asyncio.Task[None]]) -> None:
-    """Look at every worker's error, so that none is reported as never looked at."""
+    """Retrieve every worker's error, so that asyncio reports none as never retrieved."""
     for task in workers:
         if not task.cancelled():
             task.exception()
@@ -212,7 +213,7 @@ async def parallel_fetch(
         clock: for tests; the loop's own time if None.
 
     Raises:
-        ConfigurationError: an option is none, or an operation is no function.
+        ConfigurationError: an option is invalid, or an operation is no function.
     """
     for name, operation in operations.items():
         if not callable(operation):

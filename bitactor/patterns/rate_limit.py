@@ -1,4 +1,4 @@
-"""Rate limit: at most so many calls in so much time, the rest waits its turn."""
+"""Rate limit: a limit on calls per time; calls above it wait for their turn."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RateLimit(Policy):
             time has not begun).
 
     Raises:
-        DefinitionError: an option is none.
+        DefinitionError: an option is invalid.
     """
 
     pattern: ClassVar[str] = "rate limit"
@@ -70,8 +70,8 @@ class RateLimit(Policy):
 
     @property
     def interval_ns(self) -> int:
-        """Nanoseconds from one call to the next, rounded up, so that the rate is never exceeded; 0 if that is no
-        time."""
+        """Nanoseconds between two calls at the given rate, rounded up, so that the rate is never exceeded; 0 above a
+        billion calls a second."""
         calls = self.per_second if self.rate is None else self.rate
         assert calls is not None
         exact = (self.per or 1.0) * 1e9 / calls
@@ -79,12 +79,12 @@ class RateLimit(Policy):
 
     @override
     def open(self, clock: Clock) -> RateLimitState:
-        """See the port."""
         return RateLimitState(self, clock)
 
 
 class RateLimitState(PolicyState):
-    """The bucket, kept as one moment: when it will be full again (the "generic cell rate algorithm")."""
+    """The bucket, as the one time at which it will be full again: the generic cell rate algorithm (GCRA, ITU-T
+    I.371)."""
 
     def __init__(self, policy: RateLimit, clock: Clock) -> None:
         self._policy = policy
@@ -99,7 +99,7 @@ class RateLimitState(PolicyState):
 
     @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
-        """See the port.
+        """Calls start in the order in which they came.
 
         Raises:
             RateLimited: the turn would come too late.
@@ -113,7 +113,6 @@ class RateLimitState(PolicyState):
 
     @override
     def about(self) -> Mapping[str, Any]:
-        """See the port."""
         missing = max(0, self._full_at_ns - self._clock.monotonic_ns())
         return {
             "calls": self._calls,
@@ -125,7 +124,7 @@ class RateLimitState(PolicyState):
         }
 
     def _next_start_ns(self) -> int:
-        """When the next call may start."""
+        """Monotonic time from which the next call may start."""
         return self._full_at_ns - self._slack_ns
 
     def _start_call(self) -> None:

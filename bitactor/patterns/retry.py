@@ -1,4 +1,4 @@
-"""Retry within the attempt: for errors that are cheap and soon over."""
+"""Retry within one attempt of a step, for errors that are cheap and soon over."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RetryPolicy(Policy):
             outlast the attempt.
 
     Raises:
-        DefinitionError: an option is none.
+        DefinitionError: an option is invalid.
     """
 
     pattern: ClassVar[str] = "retry"
@@ -67,12 +67,11 @@ class RetryPolicy(Policy):
 
     @override
     def open(self, clock: Clock) -> RetryState:
-        """See the port."""
         return RetryState(self, clock)
 
 
 class RetryState(PolicyState):
-    """What was tried again so far."""
+    """Counts of calls and tries, and how many calls wait for their next try."""
 
     def __init__(self, policy: RetryPolicy, clock: Clock) -> None:
         self._policy = policy
@@ -81,7 +80,7 @@ class RetryState(PolicyState):
 
     @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
-        """See the port."""
+        """The error of the last try is raised once tries, or the time for another pause, are used up."""
         self._calls += 1
         tries = 0
         while True:
@@ -103,7 +102,6 @@ class RetryState(PolicyState):
 
     @override
     def about(self) -> Mapping[str, Any]:
-        """See the port."""
         return {
             "calls": self._calls,
             "retried": self._retried,
@@ -113,7 +111,7 @@ class RetryState(PolicyState):
         }
 
     def _pause(self, call: Call, tries: int, error: Exception) -> int | None:
-        """Until when to wait before the next call; None if there is to be none."""
+        """Monotonic time at which the next try is due; None: there is to be none."""
         if tries >= self._policy.attempts:
             return None
         pause_ns = self._policy.backoff.delay_ns(tries, _fraction(call, tries))
@@ -135,6 +133,6 @@ class RetryState(PolicyState):
 
 
 def _fraction(call: Call, tries: int) -> float:
-    """Jitter between 0 and 1: different for each hop, the same when it is run again."""
+    """Jitter between 0 and 1: different for each hop, the same when the hop is run again."""
     named = f"{call.transaction}/{call.step}/{call.attempt}/{tries}".encode()
     return int.from_bytes(blake2b(named, digest_size=4).digest()) / 0xFFFF_FFFF

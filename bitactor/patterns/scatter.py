@@ -1,4 +1,4 @@
-"""Scatter and gather: one question to many, and the answers of enough of them."""
+"""Scatter-gather: one question to many targets, and the answers of enough of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def scatter_gather(
         clock: for tests; the loop's own time if None.
 
     Raises:
-        ConfigurationError: an option is none.
+        ConfigurationError: an option is invalid.
         TooFewAnswers: fewer answered; it has what came in `successful` and `failed`.
     """
     asked = list(targets)
@@ -82,7 +82,7 @@ def _needed(asked: list[Any], at_least: int | None) -> int:
 async def _gather(
     tasks: Iterable[asyncio.Task[TaskResult]], needed: int, timers: Timers, timeout: float | None
 ) -> None:
-    """Until all have ended, or time is up, or `needed` cannot be reached."""
+    """Wait until all tasks have ended, `timeout` is over, or `needed` successes cannot be reached any more."""
     pending = set(tasks)
     reachable = len(pending)
     alarm = None

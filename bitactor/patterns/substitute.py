@@ -1,4 +1,4 @@
-"""What takes a result's place: a value, or a function of the error and the step's arguments."""
+"""Values that take a result's place: a constant, or a function of the error and the step's arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MISSING: Final = Missing()
 
 
 class UserFunction:
-    """A user's function that takes some of what is there, by name.
+    """A user's function, called with those of the available arguments that it has parameters for.
 
     Args:
         function: `def` or `async def`; a `def` runs on the mesh's loop and must not block.
@@ -72,12 +72,12 @@ class UserFunction:
                 )
 
     async def __call__(self, arguments: Mapping[str, Any], **always: Any) -> Any:
-        """Its answer, for a step called with `arguments`."""
+        """The function's value, awaited if need be, for a step called with `arguments`."""
         value = self.call(arguments, **always)
         return await value if inspect.isawaitable(value) else value
 
     def call(self, arguments: Mapping[str, Any], **always: Any) -> Any:
-        """What it returns; for an `async def` something to await."""
+        """What the function returns; an awaitable for an `async def`."""
         self.check(arguments)
         there = {**arguments, **always}
         wanted = (
@@ -89,7 +89,7 @@ class UserFunction:
 
 
 class Constant:
-    """A value that is a fresh one each time.
+    """A constant, decoded afresh at each call.
 
     Raises:
         DefinitionError: it cannot be carried.
@@ -104,10 +104,10 @@ class Constant:
             raise DefinitionError(f"{what}: {error}") from None
 
     def check(self, takes: Sequence[str]) -> None:
-        """Needs nothing."""
+        """Accepts any step: a constant takes no arguments."""
 
     async def __call__(self, arguments: Mapping[str, Any], **always: Any) -> Any:
-        """The value."""
+        """The constant."""
         return decode_token(self._token)
 
 
@@ -115,7 +115,7 @@ Substitute = UserFunction | Constant
 
 
 def substitute(given: Any, what: str) -> Substitute:
-    """`given` is a function of `error` and of the step's arguments, or else the value itself.
+    """`given` as something to call: a `UserFunction` if it is a function, else a `Constant`.
 
     Raises:
         DefinitionError: it can be neither.

@@ -1,4 +1,5 @@
-"""Waiting: until a clock says so, or for what runs beside; everything started here is awaited by who started it."""
+"""Timers and tasks: waiting until a time, or for other tasks; every task started here is awaited by whoever started
+it."""
 
 from __future__ import annotations
 
@@ -8,31 +9,34 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from typing_extensions import override
+
 from bitactor.ports import TimerHandle
 
 
 class Timers(Protocol):
-    """What waiting needs of a `Clock`."""
+    """The part of a `Clock` that waiting needs."""
 
     def monotonic_ns(self) -> int:
-        """See `Clock`."""
+        """Nanoseconds of a clock that never goes back."""
 
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
-        """See `Clock`."""
+        """Call `callback` once `monotonic_ns()` has reached `when_ns`."""
 
 
-class LoopTimers:
-    """The timers of the running loop."""
+class LoopTimers(Timers):
+    """The clock and timers of the running loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
 
+    @override
     def monotonic_ns(self) -> int:
         """The loop's own time."""
         return int(self._loop.time() * 1e9)
 
+    @override
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
-        """See the port."""
         return self._loop.call_at(when_ns / 1e9, callback)
 
 
@@ -54,15 +58,15 @@ class TaskResult(NamedTuple):
     error: BaseException | None
 
     def get(self) -> Any:
-        """The value; raises the error."""
+        """The value; raises `error` if there is one."""
         if self.error is not None:
             raise self.error
         return self.value
 
 
 async def capture(function: Callable[[], Awaitable[Any]]) -> TaskResult:
-    """Await what `function` returns; whatever it raises, `SystemExit` included, which in a task of its own would end
-    the loop."""
+    """How what `function` returns ended; no error is raised, not even `SystemExit`, which would end the loop if a task
+    raised it."""
     try:
         awaitable = function()
         if not inspect.isawaitable(awaitable):
@@ -75,18 +79,17 @@ async def capture(function: Callable[[], Awaitable[Any]]) -> TaskResult:
 
 
 def start(function: Callable[[], Awaitable[Any]]) -> asyncio.Task[TaskResult]:
-    """A task for it."""
+    """A task that runs `function`; its result is how that ended."""
     return asyncio.get_running_loop().create_task(capture(function))
 
 
 def result_of(task: asyncio.Task[TaskResult]) -> TaskResult:
-    """How a task of `start` that is done has ended."""
+    """How the function of a task that `start` made, and that is done, has ended."""
     return TaskResult(None, asyncio.CancelledError()) if task.cancelled() else task.result()
 
 
 async def wait_for_end(task: asyncio.Task[Any], timers: Timers, when_ns: int) -> bool:
-    """Wait for the task's end or for `when_ns`, whichever is first; whether it has ended.  The task is left as it
-    is."""
+    """Wait until the task has ended or `when_ns` has come; True: it has ended.  The task is not cancelled."""
     while not task.done() and timers.monotonic_ns() < when_ns:
         woken = asyncio.get_running_loop().create_future()
         wake = partial(_wake, woken)
@@ -101,8 +104,8 @@ async def wait_for_end(task: asyncio.Task[Any], timers: Timers, when_ns: int) ->
 
 
 async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel those that still run, and wait until all have ended, also if cancelled meanwhile; that is then passed
-    on."""
+    """Cancel the tasks that still run, and wait until all have ended; a cancellation that comes meanwhile is raised
+    after that."""
     left = [task for task in tasks if not task.done()]
     for task in left:
         task.cancel()
@@ -120,8 +123,8 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
 async def with_timeout(
     function: Callable[[], Awaitable[Any]], timers: Timers, seconds: float | None
 ) -> tuple[bool, TaskResult]:
-    """Await what `function` returns for at most `seconds`, then cancel it and wait for its end; whether it was in time,
-    and the ending.
+    """Await what `function` returns for at most `seconds`, then cancel it and wait for its end; answers (True if it was
+    in time, how it ended).
 
     A value counts, also one that came of being cancelled.
     """

@@ -1,4 +1,4 @@
-"""Timeout: what takes too long is cancelled, and perhaps something else put in its place."""
+"""Timeout: a call that takes too long is cancelled, and may be answered by a fallback."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Timeout(Policy):
             it is then counted as a `zombie` until it ends.
 
     Raises:
-        DefinitionError: an option is none.
+        DefinitionError: an option is invalid.
     """
 
     pattern: ClassVar[str] = "timeout"
@@ -45,7 +45,7 @@ class Timeout(Policy):
     fallback: Any = field(default=MISSING, hash=False)
     grace: float = 1.0
     substitute: Substitute | None = field(init=False, repr=False, compare=False)
-    """The fallback, as it is given."""
+    """The fallback, as a value or a function to call; None: there is none."""
 
     def __post_init__(self) -> None:
         check_name(self)
@@ -56,18 +56,16 @@ class Timeout(Policy):
 
     @override
     def check(self, takes: Sequence[str]) -> None:
-        """See the port."""
         if self.substitute is not None:
             self.substitute.check(takes)
 
     @override
     def open(self, clock: Clock) -> TimeoutState:
-        """See the port."""
         return TimeoutState(self, clock)
 
 
 class TimeoutState(PolicyState):
-    """How many were late, and those that have not noticed yet."""
+    """Counts of calls and timeouts, and the cancelled calls that have not ended yet."""
 
     def __init__(self, policy: Timeout, clock: Clock) -> None:
         self._policy = policy
@@ -79,7 +77,7 @@ class TimeoutState(PolicyState):
 
     @override
     async def around(self, call: Call, proceed: Proceed) -> Any:
-        """See the port.
+        """A call that has not ended after `seconds` is cancelled, and given `grace` to end.
 
         Raises:
             TimedOut: it took longer, and there is no fallback.
@@ -103,7 +101,6 @@ class TimeoutState(PolicyState):
 
     @override
     def about(self) -> Mapping[str, Any]:
-        """See the port."""
         return {
             "calls": self._calls,
             "timed_out": self._timed_out,
@@ -113,7 +110,7 @@ class TimeoutState(PolicyState):
 
     @override
     async def close(self, timeout: float) -> None:
-        """Wait for those that were cancelled, at most `timeout` seconds."""
+        """Wait for cancelled calls that have not ended, at most `timeout` seconds."""
         if self._zombies:
             await asyncio.wait(self._zombies, timeout=timeout)
 

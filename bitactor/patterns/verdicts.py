@@ -1,4 +1,5 @@
-"""What a step decides (`Retry`, `Fail`, `Halt`, further steps) is no value and no error: patterns pass it through."""
+"""Verdicts: what a step decides (`Retry`, `Fail`, `Halt`, further steps) is no value and no error, and passes through
+patterns."""
 
 from __future__ import annotations
 
@@ -11,5 +12,5 @@ _VERDICTS: Final = (Outcome, Continue, Then)
 
 
 def is_verdict(value: Any) -> bool:
-    """Whether this is for the supervisor to judge, not a value to keep or to hand on."""
+    """Whether `value` is for the supervisor to judge, and not to be kept or handed on."""
     return isinstance(value, _VERDICTS)

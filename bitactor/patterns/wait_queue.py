@@ -1,4 +1,4 @@
-"""A waiting line: first come, first served; who is cancelled leaves, and the next takes its turn."""
+"""A first-come, first-served queue of waiting tasks; a task that is cancelled leaves, and the next one is woken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 
 class WaitQueue:
-    """Those who wait, in order.
+    """Waiting tasks, in order of arrival.
 
     Only the first is woken, and only whoever was woken takes what there is, in its own task and just before using it:
     so nothing is ever taken for somebody who is not there any more.
@@ -22,16 +22,17 @@ class WaitQueue:
         return len(self._waiting)
 
     def join(self) -> asyncio.Future[bool]:
-        """Stand at the end.  True: it is your turn; False: you have waited long enough.  Whoever joins must `leave`."""
+        """Join at the end.  The future is True: it is this task's turn; False: it has waited too long.  Whoever joins
+        must `leave`."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting[waiter] = None
         return waiter
 
     def leave(self, waiter: asyncio.Future[bool]) -> None:
-        """Make room for those behind."""
+        """Remove a waiter that has joined."""
         del self._waiting[waiter]
 
     def first(self) -> asyncio.Future[bool] | None:
-        """Who is next, if it has not been woken yet."""
+        """The first waiter, if it has not been woken yet; else None."""
         waiter = next(iter(self._waiting), None)
         return None if waiter is None or waiter.done() else waiter
