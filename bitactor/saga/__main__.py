@@ -4,7 +4,7 @@ from bitactor.saga import STEP_EVOLUTION, STEP_STATES, TRANSITIONS
 
 
 def main() -> None:
-    """Transactions first, then steps."""
+    """Print the tables: of transactions first, then of steps."""
     print(f"{'In these phases':<58} {'this event':<16} means")
     for row in TRANSITIONS:
         print(f"{', '.join(row.phases):<58} {row.event.__name__:<16} {row.meaning}")

@@ -1,4 +1,4 @@
-"""What the saga orders, to be obeyed once the pulses that came with it are kept."""
+"""The commands of the saga, to be obeyed once the pulses that came with them are kept."""
 
 from __future__ import annotations
 
@@ -19,61 +19,63 @@ class Emission(NamedTuple):
 
 
 class Evaluate(NamedTuple):
-    """Evaluate this step's transforms, predicate and guard; ask a container what to open, or what follows; and say
-    `Evaluated`."""
+    """Evaluate a step: its transforms, predicate and guard; of a container, what to open or what follows.  Answered
+    with `Evaluated`."""
 
     step: int
 
 
 class Dispatch(NamedTuple):
-    """Run this hop."""
+    """Run a hop of a step, in one direction."""
 
     step: int
     direction: str
     fault: Fault | None = None
-    """Set: do not run the step, ask its compensation what this fault means."""
+    """Set: the step itself is not run; its compensation is asked what this fault means."""
 
 
 class ArmRetry(NamedTuple):
-    """Say `RetryDue` at this wall time."""
+    """Feed `RetryDue` at wall time `due_ns`."""
 
     step: int
     due_ns: int
 
 
 class ArmGrace(NamedTuple):
-    """Say `GraceExpired` after this long."""
+    """Feed `GraceExpired` after `after_ns` nanoseconds."""
 
     after_ns: int
 
 
 class ArmDeadline(NamedTuple):
-    """Say `DeadlineExpired` at this wall time; replaces the one armed before; None: only disarm."""
+    """Feed `DeadlineExpired` at wall time `due_ns`, instead of the deadline armed before; None: only disarm that
+    one."""
 
     due_ns: int | None
 
 
 class CancelHop(NamedTuple):
-    """Stop this hop if that is possible; its reply is wanted if it comes."""
+    """Stop the hop of a step, if that is possible; its reply, if one comes, is still wanted."""
 
     step: int
 
 
 class Deliver(NamedTuple):
-    """Bring this emitted signal to its consumers."""
+    """Bring an emitted signal to its consumers."""
 
     emission: Emission
 
 
 class AnswerProceed(NamedTuple):
-    """Tell the function around nested steps, which waits, what they came to."""
+    """Answer the `proceed()` of a function around nested steps with their result."""
 
     step: int
     token: Any
 
 
 class Settle(NamedTuple):
-    """Nothing more will happen by itself: completed, compensated, cancelled, halted or stuck."""
+    """The transaction has settled: nothing more happens by itself, whether completed, compensated, cancelled, halted or
+    stuck."""
 
     status: str
 

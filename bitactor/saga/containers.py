@@ -1,4 +1,4 @@
-"""Containers: steps that user code decides on, and the scopes they open, go on and close with.
+"""How containers open, go on and close, and how user code is asked about steps.
 
 What user code decides (a predicate, a choice, what a round comes to) is asked of the supervisor with `Evaluate` and
 answered with `Evaluated`; a function around nested steps asks for them with `Proceeded` and gets `AnswerProceed`.
@@ -21,13 +21,12 @@ from bitactor.saga.scopes import opening_data
 
 
 class Containers(Forward):
-    """Deciding on steps, and seeing to containers."""
+    """The part of the saga that has user code asked, and opens, advances and closes containers."""
 
     __slots__ = ()
 
     @override
     def _request_evaluation(self, index: int) -> None:
-        """Have it decided on, once: user code is called for that."""
         if index not in self.being_evaluated:
             self.being_evaluated = self.being_evaluated or set()
             self.being_evaluated.add(index)
@@ -61,7 +60,7 @@ class Containers(Forward):
                 self._spawn(index, now_ns, {"decided": arguments})
 
     def _apply_consultation(self, event: Evaluated, now_ns: int) -> None:
-        """What user code says to a container whose round is over."""
+        """Apply the answer of user code to a container whose round is over."""
         index = event.step
         progress = self.progress[index]
         if type(progress.next_action) is not Consult:
@@ -77,8 +76,7 @@ class Containers(Forward):
 
     @override
     def _start_pending(self, now_ns: int) -> None:
-        """Start what was planned in this turn, and see to containers whose scopes are settled; or leave it for when we
-        are resumed."""
+        """While the transaction is not running, what is pending is dropped: a resume looks for it in the state."""
         ready_candidates, pending_containers = self.ready_candidates, self.pending_containers
         while self.phase is RUNNING and (ready_candidates or pending_containers):
             if ready_candidates:
@@ -109,7 +107,7 @@ class Containers(Forward):
         self._record_step(index, COMPLETED, now_ns, elapsed_ns=now_ns - self.spawned_at_ns[index], token_out=token)
 
     def _answer_proceed(self, index: int) -> None:
-        """Tell the function around nested steps what they came to, if it waits."""
+        """Answer the `proceed()` of the function around nested steps with their result, if that function waits."""
         around = self._function_around(index)
         if around is not None and self.states[around] == RUNNING and self.progress[index].proceeding:
             self.commands.append(AnswerProceed(around, self.progress[index].round_results[0]))
@@ -128,8 +126,8 @@ class Containers(Forward):
         )
 
     def _proceeded(self, event: Proceeded, now_ns: int) -> None:
-        """The function around nested steps has called `proceed()`: run them, or, if it was interrupted before, let them
-        go on."""
+        """The function around nested steps has called `proceed()`: open their scope, or, after an interruption, let its
+        steps go on."""
         index, delivery = event
         step = self.steps[index]
         if (

@@ -1,5 +1,5 @@
-"""What is decided about a step before it can be spawned: transforms, predicate, guard; what a container opens, and what
-follows a round of it.
+"""Evaluation of a step before it can be spawned: transforms, predicate, guard; of a container, what to open, and what
+follows a round.
 
 User code runs here, once; the saga records what came of it, and nothing is evaluated again.
 """

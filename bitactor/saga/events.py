@@ -1,4 +1,4 @@
-"""What can happen to a transaction: the facts that come into the saga."""
+"""The events that come into the saga: facts about one transaction."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from bitactor.plan.container import Opening
 
 
 class Accept(NamedTuple):
-    """Begin: the first stimulus of every transaction."""
+    """The first stimulus of a transaction, with which it begins."""
 
     input: Any
-    """The whole input as one token."""
+    """The whole input, as one token."""
     inputs: tuple[Any, ...]
-    """The same, a token for each of the plan's input fields."""
+    """The input as a token for each of the plan's input fields."""
     ttl: int
     deadline_ns: int | None
-    """Wall time."""
+    """Wall time; None: no deadline."""
     data: Mapping[str, Any] | None = None
-    """Kept with the `accepted` pulse: key, metadata, traceparent, …"""
+    """Data of the `accepted` pulse: key, metadata, traceparent, …"""
 
 
 class Evaluated(NamedTuple):
@@ -53,7 +53,7 @@ class Lost(NamedTuple):
 
 
 class Unrouted(NamedTuple):
-    """Nobody could be found to run the hop, for as long as we were willing to look."""
+    """No host was found for a hop in the time allowed to look for one."""
 
     step: int
     delivery: int
@@ -61,7 +61,7 @@ class Unrouted(NamedTuple):
 
 
 class HopExpired(NamedTuple):
-    """This attempt's timeout is over."""
+    """The timeout of one attempt is over."""
 
     step: int
     delivery: int
@@ -69,23 +69,23 @@ class HopExpired(NamedTuple):
 
 
 class RetryDue(NamedTuple):
-    """The wait before another try is over."""
+    """The wait before the next attempt of a step is over."""
 
     step: int
 
 
 class GraceExpired(NamedTuple):
-    """We have waited long enough for hops in flight."""
+    """The grace period for hops in flight is over."""
 
 
 class DeadlineExpired(NamedTuple):
-    """The transaction's time is up; or, while undoing, the time for undo."""
+    """The transaction's deadline is over; or, while undoing, the time for undo."""
 
     fault: Fault
 
 
 class CancelRequested(NamedTuple):
-    """Somebody wants the transaction cancelled."""
+    """Cancelling the transaction was requested."""
 
     fault: Fault
 
@@ -98,13 +98,13 @@ class Proceeded(NamedTuple):
 
 
 class UndoRequested(NamedTuple):
-    """Somebody wants a completed transaction taken back."""
+    """Undoing a completed transaction was requested."""
 
     fault: Fault
 
 
 class ResumeRequested(NamedTuple):
-    """Somebody wants a halted or stuck transaction to go on."""
+    """Resuming a halted or stuck transaction was requested."""
 
     deadline_ns: int | None
 
@@ -124,7 +124,7 @@ class EmissionAccepted(NamedTuple):
 
 
 class EmissionUnrouted(NamedTuple):
-    """The emitted signal found nobody until its deadline."""
+    """The emitted signal found no consumer until its deadline."""
 
     emit: str
     reason: str

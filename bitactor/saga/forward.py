@@ -1,4 +1,4 @@
-"""The way forward: what a settled hop makes ready, and what can go wrong with one in flight."""
+"""The way forward: what a settled hop makes ready, and what follows the failure, timeout or loss of one in flight."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _new = tuple.__new__
 
 
 class Forward(Rollback):
-    """Going forward, and failing."""
+    """The part of the saga that goes forward: spawning, replies, retries, timeouts, losses."""
 
     __slots__ = ()
 
@@ -100,14 +100,15 @@ class Forward(Rollback):
             self._late_reply(index, reply, now_ns)
 
     def returns_early(self, index: int, reply: Reply) -> bool:
-        """Whether a function around nested steps answers while some of them are begun and not done."""
+        """Whether a function around nested steps returns while some of them have begun and are not done."""
         scope = self.steps[index].scope
         if reply.outcome not in ("ok", "continue") or scope is None or not self.goes_forward(index):
             return False
         return self.progress[scope.container].open > 1
 
     def _complete(self, index: int, reply: Reply, now_ns: int) -> None:
-        """The ordinary end of an ordinary hop; what `_record_step` would do, without the questions it asks."""
+        """Complete an ordinary hop: what `_record_step` and `_continue_after` would do, without asking what an ordinary
+        hop rules out."""
         step = self.steps[index]
         pulse: Pulse = _new(
             Pulse,
@@ -131,7 +132,7 @@ class Forward(Rollback):
             self._continue_stopping(now_ns)
 
     def _complete_with_emissions_or_steps(self, index: int, reply: Reply, now_ns: int) -> None:
-        """It has emitted signals, or planned steps."""
+        """Complete a hop that has emitted signals or planned steps; steps that cannot be planned fail it."""
         data = emits_data(reply)
         if reply.planned is not None and self.goes_forward(index):
             try:
@@ -162,7 +163,7 @@ class Forward(Rollback):
         self._continue_after(index, now_ns)
 
     def _continue_after(self, index: int, now_ns: int) -> None:
-        """Something is settled: start what waited for it, or see whether that was all."""
+        """Start what waited for a step that has settled; finish if nothing is left."""
         if self.phase is not RUNNING:
             self._continue_stopping(now_ns)
             return
@@ -186,7 +187,7 @@ class Forward(Rollback):
                     self._spawn(index, now_ns)
 
     def _spawn(self, index: int, now_ns: int, data: Mapping[str, Any] | None = None) -> None:
-        """The first attempt, or another one; the one place where TTL falls."""
+        """Spawn the first attempt of a step, or a further one; the one place where TTL falls."""
         step = self.steps[index]
         ttl = self.ttl_of_causes(step)
         if ttl <= 0:
@@ -231,7 +232,8 @@ class Forward(Rollback):
     def _fail(
         self, index: int, fault: Fault, now_ns: int, *, elapsed_ns: int | None = None, in_doubt: bool = False
     ) -> None:
-        """A step failed for good: stop everything else, then undo; unless it is not required, then go on without it."""
+        """A step failed for good: cancel what is in flight, then undo; without it the transaction goes on if the step
+        is not required, or a container catches the failure."""
         if not self.steps[index].required and self.phase in (RUNNING, HALTING):
             tolerated = {"in_doubt": True, "tolerated": True} if in_doubt else {"tolerated": True}
             self._record_step(index, FAILED, now_ns, elapsed_ns=elapsed_ns, error=fault, data=tolerated)
@@ -326,7 +328,7 @@ class Forward(Rollback):
         self._after_doubt(index, fault, now_ns, compensate=compensate, retry=False)
 
     def _after_doubt(self, index: int, fault: Fault, now_ns: int, *, compensate: bool, retry: bool) -> None:
-        """An attempt ended without anybody knowing what it did: ask its compensation, try again, or fail."""
+        """An attempt ended, and nobody knows what it did: ask its compensation, try again, or fail."""
         self.commands.append(CancelHop(index))
         if self.phase is FAILING:
             self._continue_stopping(now_ns)
@@ -366,11 +368,11 @@ class Forward(Rollback):
     # Left to `Containers`
 
     def _request_evaluation(self, index: int) -> None:
-        """Have it decided on, once: user code is called for that."""
+        """Order the evaluation of a step, unless it is ordered and unanswered already."""
         raise NotImplementedError
 
     def _start_pending(self, now_ns: int) -> None:
-        """Start what was planned in this turn, and see to containers whose scopes are settled."""
+        """Start the steps planned in this turn, and take the next actions of containers whose scopes have settled."""
         raise NotImplementedError
 
 

@@ -85,7 +85,7 @@ class Saga(Containers):
     __slots__ = ()
 
     def react(self, event: Event, now_ns: int) -> tuple[list[Pulse], list[Command]]:
-        """What follows from `event` at wall time `now_ns`.
+        """The pulses and commands that follow from `event` at wall time `now_ns`.
 
         The pulses have already changed the state; the commands may be obeyed only once the pulses are kept.  A stimulus
         that means nothing in this phase (it came late, twice, or after the end) gives two empty lists.
@@ -110,7 +110,7 @@ class Saga(Containers):
             self._continue_undo(now_ns)
 
     def _undo_requested(self, event: UndoRequested, now_ns: int) -> None:
-        """A completed transaction is taken back, once."""
+        """Undo a completed transaction, once."""
         if self.status != COMPLETED:
             return
         self._record(FAILED, now_ns, error=event.fault, data={"undo": True})
@@ -126,7 +126,7 @@ class Saga(Containers):
             self._finish(COMPLETED, now_ns)
 
     def _recovered(self, event: Recovered, now_ns: int) -> None:
-        """Take up what a dead owner left: what was in flight is lost with it, what waits is waited for again."""
+        """Go on where a dead owner stopped: hops in flight are lost with its process, timers are armed again."""
         self._record(RESUMED, now_ns, data={"owner": event.owner, "epoch": event.epoch})
         self.commands.extend(Deliver(emission) for emission in self.emissions.values())
         if self.phase in (HALTED, ENDED):
@@ -178,7 +178,7 @@ class Saga(Containers):
             self._record(TOMBSTONE, now_ns, hop=emission.hop, reason=UNROUTABLE, data=data, ttl=emission.ttl)
 
     def _ignore(self, event: Any, now_ns: int) -> None:
-        """It came late, twice, or after the end."""
+        """Do nothing: the event came late, twice, or after the end."""
 
 
 class Transition(NamedTuple):
@@ -227,7 +227,8 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition(_LIVE, EmissionAccepted, Saga._emission_accepted, "record it; the emitted signal is off our hands"),
     Transition(_LIVE, EmissionUnrouted, Saga._emission_unrouted, "bury the emitted signal as unroutable"),
 )
-"""Whatever is not listed means nothing in that phase and is ignored: it came late, twice, or after the end."""
+"""The rows of the table; an event that is not listed for a phase is ignored in it: it came late, twice, or after the
+end."""
 
 HANDLERS: Final[Mapping[tuple[str, type], Any]] = {
     **{(phase, event): Saga._ignore for phase in PHASES for event in EVENTS},

@@ -23,15 +23,15 @@ PHASES: Final = (NEW, RUNNING, HALTING, HALTED, FAILING, UNDOING, ENDED)
 # SKIPPED: or failed without being required.  FAILED: known not to have happened; nothing to undo.
 
 WAITING: Final = "waiting"
-"""For its dependencies, or for the supervisor's evaluation."""
+"""The step waits for its dependencies, or for the supervisor to evaluate it."""
 BACKING_OFF: Final = "backing off"
 COMPENSATING: Final = "compensating"
-"""Lost or timed out; its compensation or backoff is being asked."""
+"""The attempt was lost or timed out; its compensation or backoff is being asked."""
 IN_DOUBT: Final = "in doubt"
 UNDO_RUNNING: Final = "undo running"
 UNDO_BACKING_OFF: Final = "undo backing off"
 OPEN: Final = "open"
-"""A container whose scopes are at work."""
+"""The container has scopes that are not settled, or its next action is to be taken."""
 
 STEP_STATES: Final = (
     WAITING, RUNNING, BACKING_OFF, COMPENSATING, COMPLETED, SKIPPED, FAILED, IN_DOUBT, UNDO_RUNNING, UNDO_BACKING_OFF,

@@ -1,4 +1,4 @@
-"""How the saga says what has happened: each pulse is made here, and taken into the state at once."""
+"""Pulses of the saga: each is made here, and taken into the state at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _new = tuple.__new__
 
 
 class Recorder(SagaState):
-    """A state that can say things about itself."""
+    """A saga state that makes its own pulses."""
 
     __slots__ = ("awaiting_redelivery", "being_evaluated", "commands", "pulses")
 
@@ -34,9 +34,9 @@ class Recorder(SagaState):
         self.pulses: list[Pulse] = []
         self.commands: list[Command] = []
         self.being_evaluated: set[int] = NO_STEPS
-        """Steps that the supervisor was asked to decide on and has not."""
+        """Steps whose evaluation was ordered and is not answered."""
         self.awaiting_redelivery: set[int] = NO_STEPS
-        """Hops that were lost, and are not delivered again before what is around them proceeds."""
+        """Hops that were lost, and are delivered again only once the function around them proceeds."""
 
     def _finish(self, status: str, now_ns: int) -> None:
         error = self.errors[0][1] if status != COMPLETED and self.errors else None
@@ -57,7 +57,7 @@ class Recorder(SagaState):
         elapsed_ns: int | None = None,
         ttl: int | None = None,
     ) -> None:
-        """A pulse of the transaction itself."""
+        """Make a pulse of the transaction itself."""
         if error is not None:
             data = {**(data or {}), "fault": list(error)}
             reason = error.summary()
@@ -82,7 +82,7 @@ class Recorder(SagaState):
         direction: str = FORWARD,
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        """A pulse of one step."""
+        """Make a pulse of one step."""
         step = self.steps[index]
         if error is not None:
             data = {**(data or {}), "fault": list(error)}
@@ -126,5 +126,5 @@ def emits_data(reply: Reply) -> dict[str, Any] | None:
 
 
 def jitter_fraction(hop: str) -> float:
-    """A number in 0 … 1 that is this hop's own: jitter without randomness, so that a replay waits as long."""
+    """Jitter in 0 … 1, derived from the hop id and not random, so that a replay waits as long."""
     return int(hop[:8], 16) / 0xFFFFFFFF

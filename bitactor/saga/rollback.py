@@ -1,4 +1,4 @@
-"""What follows once something has failed: wait for what is in flight, then take back what happened, last first."""
+"""Rollback: wait for the hops in flight once something has failed, then undo what happened, last first."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ from bitactor.saga.phases import COMPENSATING, FAILING, HALTING, IN_DOUBT, IN_FL
 from bitactor.saga.record import Recorder, emits_data, jitter_fraction
 
 _OUT_OF_DOUBT: Final = frozenset((COMPLETED, UNDO_RUNNING, UNDO_BACKING_OFF, UNDONE))
-"""States in which a late word about the step's own run changes nothing any more."""
+"""States in which a late reply about the step's own run changes nothing any more."""
 
 
 class Rollback(Recorder):
-    """Stopping and undoing."""
+    """The part of the saga that stops and undoes."""
 
     __slots__ = ()
 
     def _stop(self, now_ns: int) -> None:
-        """Something failed: cancel what is in flight, and undo once it has answered or the grace period is over."""
+        """Stop after a failure: cancel the hops in flight; undo begins once they have answered or the grace period is
+        over."""
         self.commands.append(ArmDeadline(now_ns + self.plan.grace_ns + self.plan.undo_timeout_ns))
         if not self._awaits_replies():
             self._continue_undo(now_ns)
@@ -55,7 +56,7 @@ class Rollback(Recorder):
         self.commands.append(ArmGrace(self.plan.grace_ns))
 
     def _awaits_replies(self) -> bool:
-        """Whether something is in flight, or has timed out but may still answer, and that would change what is
+        """Whether undo has to wait: a hop is in flight, or a timed-out run may still answer and change what is
         undone."""
         return self.in_flight > 0 or any(self.steps[index].undo is not None for index in self.awaited_runs.values())
 
@@ -72,7 +73,7 @@ class Rollback(Recorder):
                 self.commands.append(CancelHop(index))
 
     def _continue_stopping(self, now_ns: int) -> None:
-        """Once nothing is in flight any more: halted, or on to undo."""
+        """Become halted, or begin to undo, once no hop is in flight."""
         if self.phase is HALTING and self.in_flight and self.progress:
             self._pause_functions_around(now_ns)
         if self.in_flight:
@@ -86,8 +87,8 @@ class Rollback(Recorder):
             self._continue_undo(now_ns)
 
     def _pause_functions_around(self, now_ns: int) -> None:
-        """Functions around nested steps wait for what will not come before we are resumed: once nothing else is in
-        flight, stop them."""
+        """Stop the functions around nested steps once nothing else is in flight: what they wait for comes only after a
+        resume."""
         flying = [index for index, state in enumerate(self.states) if state in IN_FLIGHT]
         if not all(index in self.awaiting_redelivery or self._awaits_nested(index) for index in flying):
             return
@@ -99,7 +100,7 @@ class Rollback(Recorder):
                 self._pause_function_around(index, now_ns)
 
     def _awaits_nested(self, index: int) -> bool:
-        """Whether it is a function that waits for the steps it is around."""
+        """Whether a step is a function around nested steps that waits for them."""
         step = self.steps[index]
         progress = None if step.scope is None else self.progress.get(step.scope.container)
         return step.around_container is not None and progress is not None and progress.proceeding
@@ -109,7 +110,7 @@ class Rollback(Recorder):
         self.commands.append(CancelHop(index))
 
     def _continue_undo(self, now_ns: int) -> None:
-        """The next undo, last first; or the end."""
+        """Begin the next undo, last first, or finish."""
         for index in reversed(self.completion_order):
             step = self.steps[index]
             if step.undo is None or self.states[index] not in (COMPLETED, IN_DOUBT):
@@ -195,13 +196,13 @@ class Rollback(Recorder):
             self._fail_undo(index, fault, now_ns)
 
     def _fail_undo(self, index: int, fault: Fault, now_ns: int, elapsed_ns: int | None = None) -> None:
-        """This undo failed: collected, and the rollback goes on."""
+        """Record that an undo failed, and go on with the next one."""
         self._record_step(index, UNDO_FAILED, now_ns, elapsed_ns=elapsed_ns, error=fault, direction=UNDO)
         self.commands.append(CancelHop(index))
         self._continue_undo(now_ns)
 
     def _undo_deadline_expired(self, event: DeadlineExpired, now_ns: int) -> None:
-        """What is not undone by now is reported as such."""
+        """Record as failed each undo that is not done when the time for undo is over."""
         undo_until = self.stopping_since_ns + self.plan.undo_timeout_ns
         if now_ns < undo_until:
             # The transaction's own deadline, which was over in the same moment as something failed.
@@ -218,7 +219,7 @@ class Rollback(Recorder):
         self._continue_undo(now_ns)
 
     def _late_reply(self, index: int, reply: Reply, now_ns: int) -> None:
-        """A reply nobody waits for any more: recorded once, and used if undo has not yet passed by."""
+        """Record a reply that is not waited for any more, once; undo uses it if it has not yet passed the step."""
         run = (reply.hop, reply.delivery)
         if run not in self.unanswered_runs or (
             reply.outcome in ("cancelled", "timed_out") and not self._is_awaited(run)
@@ -249,7 +250,7 @@ class Rollback(Recorder):
             self._continue_stopping(now_ns)
 
     def _is_awaited(self, run: tuple[str, int]) -> bool:
-        """Whether undo waits for this; then even an answer that says nothing is of use."""
+        """Whether undo waits for the reply of this run; then a reply that does not end the doubt counts too."""
         return self.phase is FAILING and run in self.awaited_runs
 
     def _replied_after_end(self, event: Replied, now_ns: int) -> None:
@@ -264,7 +265,7 @@ class Rollback(Recorder):
         )
 
     def _redeliver(self, index: int, direction: str, holder: str, now_ns: int) -> None:
-        """The same hop once more, to somebody else: same id, same key, next delivery number."""
+        """Dispatch the same hop again, to another worker: same id, same key, next delivery number."""
         data: dict[str, Any] = {"delivery": self.deliveries[index] + 1, "lost": holder}
         fault = self.compensating[index] if self.states[index] == COMPENSATING else None
         if fault is not None:

@@ -21,8 +21,8 @@ from bitactor.saga.phases import BACKING_OFF, IN_DOUBT, IN_FLIGHT, OPEN, WAITING
 from bitactor.saga.then import is_settled, resolve
 
 EMPTY: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
-"""Stands for every mapping that most transactions never need; a parked one would carry half a kilobyte of empty
-ones."""
+"""A read-only empty mapping, in place of each mapping that most transactions never need; fresh ones would take half a
+kilobyte of each parked transaction."""
 
 
 def writable(mapping: dict[Any, Any]) -> dict[Any, Any]:
@@ -31,7 +31,7 @@ def writable(mapping: dict[Any, Any]) -> dict[Any, Any]:
 
 
 class Scopes:
-    """The part of the state that can get longer; `SagaState` has the rest."""
+    """The part of the state that grows while a transaction runs; `SagaState` has the rest."""
 
     __slots__ = (
         "by_name",
@@ -76,13 +76,13 @@ class Scopes:
 
     @property
     def stopping(self) -> bool:
-        """Whether something failed, and nothing new begins any more."""
+        """Whether something has failed, or the transaction has ended, so that nothing new begins."""
         raise NotImplementedError
 
     # Containers
 
     def _opened_container(self, index: int, opening: Sequence[Sequence[Any]]) -> None:
-        """A container begins: it is no hop, so nothing is in flight and nothing was spent."""
+        """Open a container: it is no hop, so none is in flight and none was spent."""
         self.states[index] = OPEN
         self.in_flight -= 1
         self.hops_spent -= 1
@@ -123,7 +123,7 @@ class Scopes:
             self.ready_candidates.extend(scope.base + initial for initial in scope.body.initial)
 
     def _scope_for(self, index: int, opening: Opening) -> Scope:
-        """A settled scope of that kind to be used again, or a new one."""
+        """A settled scope of the same body, opened again, or a new one."""
         container = self.steps[index]
         assert container.container is not None
         body = container.container.bodies[opening.body]
@@ -173,8 +173,8 @@ class Scopes:
     # Scopes whose failure is caught
 
     def catching_scope(self, index: int) -> Scope | None:
-        """The innermost scope around a step whose failure is its container's own affair, if that container is still at
-        work."""
+        """The innermost scope around a step whose failure its container handles, if that container is open; else
+        None."""
         scope = self.steps[index].scope
         while scope is not None:
             container = self.steps[scope.container].container
@@ -185,7 +185,7 @@ class Scopes:
         return None
 
     def steps_within(self, scope: Scope) -> list[int]:
-        """The steps of a scope, on all levels, as far as they are not settled."""
+        """The steps of a scope, and of those scopes within it that have not settled."""
         found = [*scope.indices, *scope.planned]
         for child in scope.children.values():
             found += self.steps_within(child)
@@ -197,8 +197,8 @@ class Scopes:
         return scope is not None and scope.base in self.progress[scope.container].failed_scopes
 
     def _fail_scope(self, index: int, fault: Fault) -> None:
-        """A step failed in a scope that catches that: nothing more of it begins, and once nothing runs, its container
-        goes on."""
+        """Fail the scope that catches the failure of a step: nothing more of it begins, and once nothing of it runs,
+        its container goes on."""
         scope = self.catching_scope(index)
         assert scope is not None
         self.progress[scope.container].failed_scopes.setdefault(scope.base, fault)
@@ -247,7 +247,8 @@ class Scopes:
         self._apply_next_action(index, next_action)
 
     def _recycle(self, scope: Scope) -> None:
-        """Use its places again, if nothing can be asked of it any more; or a long map would fill the memory."""
+        """Keep the scope's places for another scope, if nothing can be asked of it any more; a long map would else fill
+        the memory."""
         for child in list(scope.children.values()):
             self._recycle(child)
         above = self.steps[scope.container].scope
@@ -287,7 +288,7 @@ class Scopes:
         self._append_empty_slots(inputs)
 
     def _append_empty_slots(self, count: int) -> None:
-        """Places without steps, beside the tokens of inputs."""
+        """Append places that have no step, such as those of input tokens."""
         cast("list[Any]", self.steps).extend([None] * count)
         self._extend_lists(count)
 
@@ -303,7 +304,7 @@ class Scopes:
         self.causes.extend([()] * count)
 
     def _interrupt_proceed(self, index: int) -> None:
-        """The function around nested steps has been interrupted: they wait until it proceeds again."""
+        """The function around nested steps was interrupted: those steps wait until it proceeds again."""
         scope = self.steps[index].scope
         progress = self.progress.get(scope.container) if scope is not None else None
         if progress is not None:
@@ -354,11 +355,11 @@ class Scopes:
     # Then
 
     def goes_forward(self, index: int) -> bool:
-        """Whether the step, or anything in the scope it is in, still goes forward."""
+        """Whether a step still goes forward: neither the transaction nor a scope around the step has failed."""
         return not self.stopping and (index < self.plan_size or not self.is_in_failed_scope(index))
 
     def _add_planned_steps(self, index: int, planned: Sequence[Sequence[Any]]) -> bool:
-        """Plan what the step asked for; the answer is whether one of the new steps replaces it."""
+        """Add the steps that a step has planned; True: one of them replaces it."""
         resolved = resolve(self, index, planned)
         scope = self.steps[index].scope
         self._copy_plan_steps()
@@ -391,7 +392,8 @@ class Scopes:
         return replaced
 
     def _keep_own_result(self, index: int) -> None:
-        """What a step that is replaced came to itself; its own place is for what the last one comes to."""
+        """Copy the result of a step that is replaced to a place of its own; the step's place is for the last
+        replacement's result."""
         kept = len(self.tokens)
         self.own_result_slots = writable(self.own_result_slots)
         self.own_result_slots[index] = kept
@@ -412,7 +414,7 @@ def _opening_of_data(given: Sequence[Any]) -> Opening:
 
 
 def opening_data(openings: Iterable[Opening]) -> list[list[Any]]:
-    """Openings as a pulse keeps them."""
+    """Openings as plain data, for a pulse."""
     return [
         [key, body, [token.place if type(token) is Slot else bytes(token_bytes(token)) for token in inputs]]
         for key, body, inputs in openings

@@ -60,7 +60,7 @@ from bitactor.saga.scopes import EMPTY, Scopes, writable
 
 
 class SagaState(Scopes):
-    """Everything that is known of one transaction; lists are indexed by step."""
+    """The state of one transaction; lists are indexed by step."""
 
     __slots__ = (
         "accepted_at_ns", "attempts", "awaited_runs", "cancelling", "causes", "compensating", "completion_order",
@@ -85,10 +85,10 @@ class SagaState(Scopes):
         zeros = [0] * count
         self.plan = plan
         self.steps: Sequence[PlanStep] = plan.steps
-        """The plan's, and after them those planned since; a list once there are such."""
+        """The plan's steps, followed by those planned since; a list once there are such."""
         self.by_name: Mapping[str, int] = plan.by_name
         self.plan_size = count
-        """Where the steps end that the plan had from the beginning."""
+        """Number of steps of the plan itself; those from this index on were planned since."""
         self.transaction = transaction
         self.root = root or transaction
         self.parent = parent
@@ -102,11 +102,11 @@ class SagaState(Scopes):
         self.seq = 0
         self.ttl = 0
         self.deadline_ns: int | None = None
-        """Wall time."""
+        """Wall time; None: no deadline."""
         self.accepted_at_ns = 0
         self.metadata: Mapping[str, Any] | None = None
         self.tokens: list[Any] = [None] * count
-        """Results by step, then the input's fields."""
+        """Results by step, followed by the input fields."""
         self.states = [WAITING] * count
         self.unmet_dependencies = list(plan.dependency_counts)
         self.unsettled_count = count
@@ -120,44 +120,46 @@ class SagaState(Scopes):
         self.spawned_at_ns = zeros[:]
         self.due_ns: dict[int, int] = EMPTY
         self.evaluated: dict[int, Mapping[str, Any]] = EMPTY
-        """Step → tokens of transformed arguments, once the supervisor has evaluated them."""
+        """Step → tokens of its transformed arguments, once they are evaluated."""
         self.compensating: dict[int, Fault] = EMPTY
         self.steps_in_doubt: frozenset[int] = frozenset()
         """Steps with an attempt of which nobody knows whether it happened."""
         self.runs_in_doubt: dict[tuple[str, int], int] = EMPTY
-        """(hop, delivery) that make the doubts: runs of a step's own function whose outcome nobody knows."""
+        """(hop, delivery) of runs of a step's own function whose outcome nobody knows → step."""
         self.awaited_runs: dict[tuple[str, int], int] = EMPTY
-        """Those of them that timed out and may still be running; undo gives them the grace period to answer."""
+        """(hop, delivery) of timed-out runs that may still be running → step; undo waits the grace period for their
+        replies."""
         self.completion_order: list[int] = []
         """Steps that happened or may have, in order of completion."""
         self.in_flight = 0
         self.unanswered_runs: dict[tuple[str, int], int] = EMPTY
-        """(hop, delivery) of which a late reply may still come."""
+        """(hop, delivery) of runs that may still send a late reply → step."""
         self.errors: list[tuple[str, Fault]] = []
         self.cancelling = False
         self.stopping_since_ns = 0
-        """Wall time from which the time for undo counts."""
+        """Wall time at which stopping began; the time for undo counts from then."""
         self.undo_failed = False
         self.undoing = -1
-        """The step whose undo is under way; there is one at a time."""
+        """The step whose undo is under way, one at a time; -1: none."""
         self.emissions: dict[str, Emission] = EMPTY
         self.hops_spent = 0
         self.progress: dict[int, Progress] = EMPTY
-        """How far each container is, once it is open."""
+        """Container that is open → its progress."""
         self.free_scopes: dict[int, list[Scope]] = EMPTY
-        """Settled scopes that nothing will be asked of any more, by the identity of their body: to be used again."""
+        """`id` of a body → its settled scopes that can be opened again."""
         self.replacements: dict[int, int] = EMPTY
-        """Step → the latest one that replaces it."""
+        """Step that was replaced → its latest replacement."""
         self.own_result_slots: dict[int, int] = EMPTY
-        """Step that was replaced → where its own result is; its own place is for the last one's."""
+        """Step that was replaced → the place of its own result; its own place is for the latest replacement's
+        result."""
         self.ready_candidates: list[int] = []
-        """Steps just planned that may be ready."""
+        """Steps planned in this turn that may be ready."""
         self.pending_containers: list[int] = []
-        """Containers of which something is to be done."""
+        """Containers whose next action is to be taken in this turn."""
 
     @classmethod
     def fold(cls, plan: Plan, pulses: Sequence[Pulse]) -> Self:
-        """The state that a journal says; the same as the live one was after its last pulse.
+        """The state that follows from a journal; equal to the live state after its last pulse.
 
         Raises:
             StoreError: the journal is empty, has a gap, or does not fit the plan.
@@ -191,16 +193,16 @@ class SagaState(Scopes):
     @property
     @override
     def stopping(self) -> bool:
-        """Whether something failed, and nothing new begins any more."""
         return self.phase in (FAILING, UNDOING, ENDED)
 
     def own_result(self, index: int) -> Any:
-        """The token a step itself returned, also where another one replaced it since."""
+        """The token that a step itself returned, even if it was replaced since."""
         return self.tokens[self.own_result_slots.get(index, index)]
 
     @property
     def open(self) -> bool:
-        """Whether something is left to do without being asked to."""
+        """Whether the transaction has something to do by itself: it is not settled, or emitted signals are not yet
+        taken."""
         return bool(self.emissions) or self.phase not in (HALTED, ENDED)
 
     @property
@@ -215,7 +217,7 @@ class SagaState(Scopes):
         return join_hop_id(self.salt, self.steps[index].code(UNDO, max(1, self.undo_attempts[index])))
 
     def ttl_of_causes(self, step: PlanStep) -> int:
-        """The least that any cause of `step` carries; for the first steps, what the stimulus carried."""
+        """The least hop budget that any cause of `step` carries; for the first steps, what the stimulus carried."""
         dependencies = step.dependencies
         if not dependencies:
             if step.scope is None:
@@ -259,11 +261,11 @@ class SagaState(Scopes):
         return chain[::-1]
 
     def result(self) -> Any:
-        """The workflow's result as a token."""
+        """The token of the workflow's result."""
         return self.tokens[self.plan.returns]
 
     def results(self) -> dict[str, Any]:
-        """Step → token of everything that happened (None for what was skipped)."""
+        """Step → token of its result, for each step that happened; None for a skipped step."""
         return {
             step.name: self.tokens[step.index]
             for step in self.steps
@@ -397,7 +399,7 @@ class SagaState(Scopes):
                 self._opened_container(index, pulse.data["opening"])
 
     def _spawned_again(self, pulse: Pulse, index: int) -> None:
-        """A redelivery, or a compensation being asked."""
+        """Take in a redelivery, or the dispatch that asks a compensation."""
         data = pulse.data or {}
         if self.steps[index].around_container is not None:
             self._interrupt_proceed(index)
@@ -438,8 +440,8 @@ class SagaState(Scopes):
             self._planned_step_settled(index)
 
     def _completed_without_run(self, pulse: Pulse, index: int) -> None:
-        """A guard has answered, or a container closed before it had opened anything: done, without anything having been
-        done."""
+        """Complete a step whose guard has answered, or whose container closed before it opened anything: no hop was
+        spent."""
         step = self.steps[index]
         self.states[index] = COMPLETED
         self.unsettled_count -= 1
@@ -486,7 +488,7 @@ class SagaState(Scopes):
         self._begin_failing(pulse)
 
     def _tolerated(self, pulse: Pulse, index: int, data: Mapping[str, Any]) -> None:
-        """It was not required: None instead of its result.  If nobody knows whether it happened, undo asks it like any
+        """Settle a step that failed and is not required: its result is None.  If it is in doubt, undo asks it like any
         other."""
         if data.get("in_doubt"):
             self._put_in_doubt(pulse, index)
@@ -516,7 +518,7 @@ class SagaState(Scopes):
         self._put_in_doubt(pulse, index)
 
     def _expect_late(self, hop: str, index: int) -> None:
-        """A delivery that is not waited for any more may still be answered."""
+        """Expect a late reply to the step's delivery, which is not waited for any more."""
         self.unanswered_runs = writable(self.unanswered_runs)
         self.unanswered_runs[hop, self.deliveries[index]] = index
         scope = self.steps[index].scope
@@ -540,7 +542,7 @@ class SagaState(Scopes):
         self.completion_order.append(index)
 
     def _clear_doubt(self, index: int) -> None:
-        """There is no doubt about this step any more."""
+        """Take a step out of those in doubt."""
         self.steps_in_doubt -= {index}
         self.completion_order.remove(index)
         self.runs_in_doubt = {run: other for run, other in self.runs_in_doubt.items() if other != index}
@@ -623,7 +625,7 @@ class SagaState(Scopes):
         self.phase = UNDOING
 
     def _undo_tombstoned(self, pulse: Pulse, index: int) -> None:
-        """An `undo_failed` follows, which says it all."""
+        """Change nothing: an `undo_failed` pulse follows, which says everything."""
 
     def _accepted(self, pulse: Pulse) -> None:
         data = pulse.data or {}

@@ -1,4 +1,4 @@
-"""What a `Then` asks for, resolved: names become places, in the scope of the step that asks.
+"""The resolution of a `Then`: names become places, in the scope of the step that asks.
 
 A planned step always waits for the one that asked for it, and so carries less hop budget than that one: a chain of
 steps that plan each other ends.
@@ -20,7 +20,7 @@ from bitactor.saga.phases import IN_DOUBT, SETTLED
 
 
 class StepsSoFar(Protocol):
-    """What has to be known of a transaction's state to resolve a `Then`; see `bitactor.saga.scopes`."""
+    """The part of a transaction's state that resolving a `Then` needs; see `bitactor.saga.scopes`."""
 
     plan: Plan
     steps: Sequence[PlanStep]
@@ -46,8 +46,8 @@ def resolve(state: StepsSoFar, index: int, planned: Sequence[Sequence[Any]]) -> 
     Raises:
         UnknownArgument: a step of that name is not declared, or an argument names nothing.
         DuplicateName: there is such a step, or such an input, already.
-        CycleError: they would wait for each other.
-        LookupError, TypeError, ValueError, AttributeError: it is not of that form.
+        CycleError: some of the new steps would wait for each other.
+        LookupError, TypeError, ValueError, AttributeError: `planned` is not of that form.
     """
     resolution = _Resolution(state, index, planned)
     found = [resolution.instance(number) for number in range(len(planned))]
@@ -56,13 +56,13 @@ def resolve(state: StepsSoFar, index: int, planned: Sequence[Sequence[Any]]) -> 
 
 
 def is_settled(state: StepsSoFar, index: int) -> bool:
-    """Whether nobody has to wait for a step any more, while the transaction goes forward; nor for what replaces it."""
+    """Whether a step, or the one that replaces it, has settled, given that the transaction goes forward."""
     now = state.states[state.replacements.get(index, index)]
     return now in SETTLED or now == IN_DOUBT  # one in doubt was not required, or nothing would go forward
 
 
 class _Resolution:
-    """One `Then`."""
+    """The resolution of one `Then`."""
 
     def __init__(self, state: StepsSoFar, index: int, planned: Sequence[Sequence[Any]]) -> None:
         self.state, self.index, self.planned = state, index, planned
@@ -71,7 +71,7 @@ class _Resolution:
         self.body: Plan = state.plan if scope is None else scope.body
         self.base = 0 if scope is None else scope.base
         self.at = max(len(state.tokens), len(state.steps))
-        """Where the new steps will be."""
+        """The place of the first new step."""
         self.prefix = emitter.name.rpartition("/")[0] + "/" if scope is not None and "/" in emitter.name else ""
         self.own = emitter.name.removeprefix(self.prefix).partition("#")[0]
         self.names = [str(name) for _, name, _, _ in planned]
@@ -79,14 +79,15 @@ class _Resolution:
         replaced = self.own in self.names
         self.replacement = self.at + self.names.index(self.own) if replaced else -1
         self.own_slot = self.at + len(planned) if replaced and self.head == index else index
-        """Where the emitter's own result is: its place is for the last one's if it is replaced."""
+        """The place of the emitter's own result: a new one if the emitter is replaced, its place being for the last
+        replacement's result."""
         self.inputs = {name: self.base + len(self.body.steps) + number for number, name in enumerate(self.body.inputs)}
         self.steps = {name: self.base + place for name, place in self.body.by_name.items() if name}
         self._add_names()
         self.step_slots = set(self.steps.values())
 
     def _add_names(self) -> None:
-        """The names of the new steps, and of those planned earlier that are mentioned."""
+        """Add the names of the new steps, and those of earlier planned steps that are mentioned."""
         times = Counter(self.names)
         for name in self.names:
             if times[name] > 1 or (name != self.own and self._is_taken(name)):
@@ -105,7 +106,7 @@ class _Resolution:
         self.steps[self.own] = self.own_slot
 
     def _is_taken(self, name: str) -> bool:
-        """Whether there is a step of that path, or another scope of the same container will have one."""
+        """Whether a step has that path, or another scope of the same container will have one."""
         if self.prefix + name in self.state.by_name:
             return True
         scope = self.emitter.scope
@@ -121,7 +122,7 @@ class _Resolution:
             yield from after
 
     def instance(self, number: int) -> PlanStep:
-        """One of the new steps."""
+        """The new step at position `number` of the `Then`."""
         declared, _, bind, after = self.planned[number]
         name, template = self.names[number], self._template(declared)
         step = copy(template)
@@ -189,7 +190,7 @@ class _Resolution:
         return argument._replace(slot=places[given], path=tuple(path), transform=None, reference=reference)
 
     def _only_ordered(self, template: PlanStep) -> Iterable[int]:
-        """What a declared step waits for without taking its result."""
+        """Places of the steps that a declared step waits for without taking their results."""
         taken = {argument.slot for argument in (*template.arguments, *template.when_arguments)}
         return (self.base + index for index in template.dependencies if index not in taken)
 
@@ -198,7 +199,7 @@ class _Resolution:
         return int(number) if "#" in self.emitter.name and number.isdigit() else 1
 
     def unmet_dependencies(self, step: PlanStep) -> int:
-        """How many of its dependencies it has to wait for."""
+        """Number of dependencies of `step` that have not settled."""
         return sum(1 for other in step.dependencies if not self._is_settled(other))
 
     def _is_settled(self, place: int) -> bool:
@@ -209,7 +210,7 @@ class _Resolution:
         return place < len(self.state.states) and is_settled(self.state, place)
 
     def refuse_cycles(self, steps: Sequence[PlanStep]) -> None:
-        """Raises `CycleError` if some of what is waited for waits for one of `steps`."""
+        """Raises `CycleError` if one of `steps` would wait for itself, directly or through others."""
         new = {step.index: step for step in steps}
         waits: dict[str, list[str]] = {}
         left = list(new)
