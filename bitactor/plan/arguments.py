@@ -1,4 +1,4 @@
-"""Where a step's arguments come from, and how a token becomes what a parameter's annotation asks for."""
+"""Where a step's arguments come from, and how tokens become the types that parameters are annotated with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitactor.messages.codec import Packed, decode_token, encode_token
 
 
 class Argument(NamedTuple):
-    """One bound parameter, compiled: which slot its token is in, and what happens on the way."""
+    """A parameter with the source of its value, compiled: the slot of a token, and what is done with that token."""
 
     name: str
     slot: int
@@ -30,7 +30,7 @@ class Argument(NamedTuple):
 def argument_values(
     arguments: Sequence[Argument], tokens: Sequence[Any], owner: str, evaluated: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The arguments as values, each freshly decoded, not yet as their annotations ask.
+    """The arguments as values, each freshly decoded, not yet converted to their annotations.
 
     Transformed ones come from `evaluated`, tokens that were recorded when the transforms were evaluated.
 
@@ -49,7 +49,7 @@ def argument_values(
 
 
 class BoundArguments(NamedTuple):
-    """The arguments of one step of one transaction, made anew at each call: no two calls share a mutable value."""
+    """The arguments of one step of one transaction, decoded at each call: no two calls share a mutable value."""
 
     arguments: Sequence[Argument]
     tokens: Sequence[Any]
@@ -57,11 +57,11 @@ class BoundArguments(NamedTuple):
     evaluated: Mapping[str, Any] | None = None
 
     def raw(self) -> dict[str, Any]:
-        """Not yet as their annotations ask; what can be carried."""
+        """The arguments not yet converted to their annotations: values that can be carried."""
         return argument_values(*self)
 
     def __call__(self) -> dict[str, Any]:
-        """As their annotations ask: what the step's function is called with."""
+        """The arguments converted to their annotations: what the step's function is called with."""
         arguments, tokens, owner, _ = self
         values: dict[str, Any] = {}
         for name, slot, path, transform, convert, _, _ in arguments:
@@ -79,7 +79,7 @@ class BoundArguments(NamedTuple):
 
 
 class RawArguments(NamedTuple):
-    """Arguments for a function that reads them itself: it is given this as `tokens`."""
+    """The arguments of a function that decodes them itself: its one argument, `tokens`, is this object."""
 
     arguments: Sequence[Argument]
     tokens: Sequence[Any]
@@ -87,19 +87,19 @@ class RawArguments(NamedTuple):
     evaluated: Mapping[str, Any] | None = None
 
     def raw(self) -> dict[str, Any]:
-        """See `BoundArguments.raw`."""
+        """As `BoundArguments.raw`."""
         return argument_values(*self)
 
     def __call__(self) -> dict[str, Any]:
-        """See `BoundArguments.__call__`."""
+        """The one argument `tokens`."""
         return {"tokens": self}
 
     def token(self, name: str) -> Any:
-        """One argument, undecoded."""
+        """The token of one argument."""
         return next(self.tokens[argument.slot] for argument in self.arguments if argument.name == name)
 
     def values(self, names: Sequence[str]) -> dict[str, Any]:
-        """Some of the arguments, decoded and as their annotations ask.
+        """Some of the arguments, decoded and converted to their annotations.
 
         Raises:
             InvalidInput: one of them does not fit.
@@ -109,14 +109,14 @@ class RawArguments(NamedTuple):
 
 
 class RemoteArguments(NamedTuple):
-    """The same where the arguments came from another process, as the token of a mapping."""
+    """The arguments of a step whose transaction is in another process, as the token of a mapping."""
 
     arguments: Sequence[Argument]
     token: Any
     owner: str
 
     def raw(self) -> dict[str, Any]:
-        """See `BoundArguments.raw`.
+        """As `BoundArguments.raw`.
 
         Raises:
             InvalidInput: the token is no mapping of all the arguments.
@@ -127,7 +127,7 @@ class RemoteArguments(NamedTuple):
         return values
 
     def __call__(self) -> dict[str, Any]:
-        """See `BoundArguments.__call__`."""
+        """As `BoundArguments.__call__`."""
         return convert_arguments(self.arguments, self.raw(), self.owner)
 
 
@@ -149,7 +149,7 @@ def transform_arguments(arguments: Sequence[Argument], tokens: Sequence[Any], ow
 
 
 def convert_arguments(arguments: Sequence[Argument], values: dict[str, Any], owner: str) -> dict[str, Any]:
-    """`values` in place, each as its parameter's annotation asks for.
+    """`values`, each converted in place to the annotation of its parameter.
 
     Raises:
         InvalidInput: a value does not fit; names the parameter, what was there and what was asked for.
@@ -174,7 +174,7 @@ def convert_arguments(arguments: Sequence[Argument], values: dict[str, Any], own
 
 
 def value_at(value: Any, path: Sequence[str | int], what: str) -> Any:
-    """`value` at `path`; a miss is an error naming the path and what was there."""
+    """`value` at `path`; where the path leads nowhere, an `InvalidInput` names the path and what was there."""
     here = value
     for at, part in enumerate(path):
         try:
@@ -202,8 +202,8 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
 
 
 def converter(annotation: Any, owner: str) -> Callable[[Any], Any] | None:
-    """What turns a decoded token into `annotation`: nothing for Any and no annotation, a type check for plain builtins,
-    else pydantic.
+    """The function that converts a decoded token to `annotation`: None for Any and no annotation, a type check for
+    plain builtins, else pydantic.
 
     Raises:
         DefinitionError: pydantic has no way to make that type from plain data.

@@ -20,7 +20,7 @@ from bitactor.plan.plan import Callback
 def bind_parameters(
     workflow: Declaration, step: Step[Any, Any], slots: Mapping[str, int], what: str, parameters: Iterable[Parameter]
 ) -> tuple[tuple[Argument, ...], dict[str, str]]:
-    """The step's arguments, and what its function is given beside them.
+    """The compiled arguments of a step, and parameter → what its function is given beside them.
 
     Raises:
         DefinitionError: or one of its kinds: a parameter's value comes from nowhere, or `bind` names none.
@@ -60,7 +60,7 @@ def bind_parameters(
 
 
 def _unbound(parameter: Parameter, what: str) -> Argument:
-    """A parameter of a deferred step that whoever plans it has to bind; None if nobody does."""
+    """The argument for a parameter of a deferred step that whoever plans the step may bind; None if nobody does."""
     return Argument(parameter.name, -1, (), None, converter(parameter.annotation, what), None, "unbound")
 
 
@@ -92,7 +92,8 @@ def compile_predicate(
     dependencies: Sequence[int],
     what: str,
 ) -> tuple[Callback, tuple[Argument, ...]]:
-    """`when` or `guard`: it may take the step's arguments, input fields, and the results of what the step waits for."""
+    """`when` or `guard`, compiled; it may take the arguments of the step, input fields, and results of what the step
+    waits for."""
     if not callable(function):
         raise DefinitionError(f"{what}: {role}={function!r}; give a function")
     if is_coroutine_function(function):

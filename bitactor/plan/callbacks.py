@@ -1,4 +1,4 @@
-"""Users' functions as plans call them: what each parameter is given, and what a callback may ask for in its role."""
+"""Users' functions as plans call them: what each parameter is given, and what a callback may take in its role."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _hint(function: Any, name: str, kind: Any) -> dict[str, Any]:
-    """One annotation by itself, for where another one cannot be resolved; left out if it cannot either."""
+    """One annotation, resolved by itself, because another one of the function cannot be; empty if this one cannot
+    either."""
     if kind in ("Context", "bitactor.Context"):
         return {name: Context}
     alone = types.SimpleNamespace(__annotations__={name: kind})
@@ -81,7 +82,8 @@ def _hint(function: Any, name: str, kind: Any) -> dict[str, Any]:
 
 
 def injected_as(workflow: Declaration, parameter: Parameter) -> str | None:
-    """What a parameter is given that is neither input nor result: `ctx`, `attempt`, or `resource:name`."""
+    """The thing that a parameter is given if it is neither input nor result: `ctx`, `attempt`, `resource:name`; else
+    None."""
     if parameter.annotation is Context:
         return "ctx"
     if parameter.name in ("ctx", "attempt"):
@@ -91,7 +93,8 @@ def injected_as(workflow: Declaration, parameter: Parameter) -> str | None:
 
 
 def resource_for(owner: str, resources: Mapping[str, Resource], parameter: Parameter) -> str | None:
-    """The resource a parameter asks for, by its name or else by its annotation.
+    """The name of the resource that a parameter asks for, by its name or else by its annotation; None if it asks for
+    none.
 
     Raises:
         DefinitionError: several resources are what its annotation says.

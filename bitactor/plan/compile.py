@@ -18,7 +18,7 @@ from bitactor.plan.plan import Callback, Plan, PlanStep, plan_digest
 from bitactor.plan.steps import function_step, has_no_undo
 
 NO_FUNCTION = Callback(print, False, {}, ())
-"""Stands where a container has no function of its own."""
+"""The callback of a container that has no function of its own."""
 
 
 def compile_workflow(workflow: Declaration, address: str | None = None) -> Plan:
@@ -93,7 +93,7 @@ def _merged_resources(owner: str, workflow: Declaration, bodies: Iterable[Plan])
 
 
 def _compile_deferred(workflow: Declaration, step: Step[Any, Any], slots: Mapping[str, int], address: str) -> PlanStep:
-    """A step that has no place in the plan until a `Then` gives it one."""
+    """A deferred step, compiled; it has no place in the plan until a `Then` gives it one."""
     return _compile_step(workflow, step, {**slots, step.name: -1}, steps_waited_for(workflow, step), address)
 
 

@@ -1,4 +1,4 @@
-"""From a consumer's declaration to a plan."""
+"""The compilation of a consumer's declaration to a plan."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def compile_consumer(consumer: ConsumerDeclaration) -> Plan:
 
 
 def _bind_signal(consumer: ConsumerDeclaration, what: str) -> tuple[dict[str, str], str]:
-    """What the function is given beside the signal, and the parameter that takes the signal."""
+    """Parameter → what the function is given beside the signal; and the parameter that takes the signal."""
     injected: dict[str, str] = {}
     takes = None
     for parameter in parameters_of(consumer.function, what):

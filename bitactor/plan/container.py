@@ -1,5 +1,5 @@
-"""What is said between the saga and a container, a step whose work is done by other steps, planned under its path when
-it opens; the port itself is `bitactor.plan.plan.Container`.
+"""The messages between the saga and a container, a step whose work is done by other steps, planned under its path when
+it opens; the port of containers is `bitactor.plan.plan.Container`.
 
     orders                    the container: opened once what it waits for is done
     orders/17/charge          a step in the scope for element 17
@@ -21,36 +21,37 @@ from bitactor.plan.arguments import Argument, argument_values
 
 
 class Slot(NamedTuple):
-    """A scope's input that is another token of the transaction, by its place: nothing is copied."""
+    """An input of a scope that is another token of the transaction, given by the place of that token: nothing is
+    copied."""
 
     place: int
 
 
 class Opening(NamedTuple):
-    """Plan a scope."""
+    """A scope to be planned."""
 
     key: str
-    """Its path segment: the scope's steps are called `container/key/step`; empty: `container/step`."""
+    """The scope's path segment: its steps are called `container/key/step`; empty: `container/step`."""
     body: int
-    """Which of the container's bodies."""
+    """Index of the scope's body among the container's."""
     inputs: tuple[Any, ...]
     """A token, or a `Slot`, for each of the body's inputs."""
 
 
 class Open(NamedTuple):
-    """Go on with these scopes."""
+    """The container goes on with these scopes."""
 
     scopes: Sequence[Opening]
 
 
 class Close(NamedTuple):
-    """The container is done, with this token as its result."""
+    """The container is done; its result is `token`."""
 
     token: Any
 
 
 class FailContainer(NamedTuple):
-    """The container fails."""
+    """The container fails with `fault`."""
 
     fault: Fault
 
@@ -60,15 +61,16 @@ class Skip(NamedTuple):
 
 
 class Consult(NamedTuple):
-    """User code must be asked: `Container.consult`, once, by the supervisor; what it says is recorded."""
+    """User code must be asked what follows: the supervisor calls `Container.consult` once, and the answer is
+    recorded."""
 
 
 class AnswerFunctionAround(NamedTuple):
-    """The function around the scope is to be told of its result."""
+    """The nested scope's result is to be given to the function around it."""
 
 
 class Wait(NamedTuple):
-    """Other scopes are still open."""
+    """The container waits for scopes that are still open."""
 
 
 WAIT: Final = Wait()
@@ -79,7 +81,7 @@ NextAction = Open | Close | FailContainer | Consult | AnswerFunctionAround | Wai
 
 
 class Progress:
-    """How far a container is.  Changed by pulses alone, and so the same live and folded."""
+    """How far an open container is.  Changed by pulses alone, and so the same live and folded."""
 
     __slots__ = (
         "batch", "errors", "failed_scopes", "inputs", "next_action", "open", "opened", "proceeding", "results",
@@ -88,52 +90,52 @@ class Progress:
 
     def __init__(self, ttl: int) -> None:
         self.ttl = ttl
-        """What its scopes' first hops take from."""
+        """Hop budget that the container's next scopes begin with."""
         self.ttl_left = ttl
-        """What it passes on: the least that any of its scopes has left."""
+        """Hop budget that the container passes on: the least that any of its scopes has left."""
         self.inputs: tuple[Any, ...] = ()
-        """What the first scope was opened with."""
+        """Inputs that the first scope was opened with."""
         self.open = 0
-        """Scopes that are not settled."""
+        """Number of scopes that are not settled."""
         self.rounds = 0
-        """Rounds so far; what a round is, the kind says."""
+        """Number of rounds so far; the kind says what a round is."""
         self.token: Any = None
-        """The latest result."""
+        """The latest result; of a map, its position, whether there is more, and what was accumulated."""
         self.results: list[bytes] = []
-        """Packed lists, one for each round."""
+        """Packed lists of results, one for each round."""
         self.round_results: dict[int, Any] = {}
-        """Results of the scopes of this round, by their key."""
+        """Results of this round's scopes, by key."""
         self.errors: list[bytes] = []
-        """Packed lists, as `results`."""
+        """Packed lists of errors, as `results`."""
         self.size = 0
-        """Bytes of results held."""
+        """Bytes of results and errors held."""
         self.opened = 0
-        """Scopes opened so far."""
+        """Number of scopes opened so far."""
         self.failed_scopes: dict[int, Fault] = {}
-        """Scopes that have failed, by their place, and are not yet quiet."""
+        """Place of a failed scope of which something still runs → its fault."""
         self.batch: list[Any] = []
-        """What the scopes of this round are about, where a failure has to tell of it."""
+        """Elements of this round's scopes, kept where failures are collected."""
         self.proceeding = False
-        """Whether the function around the nested steps waits for them."""
+        """True: the function around the nested steps waits for them."""
         self.next_action: Close | FailContainer | Consult | AnswerFunctionAround | None = None
-        """What is to be done about it, once there is time."""
+        """The container's next action (close, fail, consult, answer), taken at the end of this turn."""
 
 
 class ContainerArguments(NamedTuple):
-    """A container's arguments."""
+    """A container's arguments, decoded or handed on."""
 
     arguments: Sequence[Argument]
     tokens: Sequence[Any]
     owner: str
     evaluated: Mapping[str, Any]
-    """Tokens of transformed ones."""
+    """Tokens of transformed arguments, by name."""
 
     def has(self, name: str) -> bool:
-        """Whether there is such an argument."""
+        """Whether the container has an argument of that name."""
         return any(argument.name == name for argument in self.arguments)
 
     def value(self, name: str) -> Any:
-        """One argument, a fresh copy.
+        """The value of one argument, a fresh copy.
 
         Raises:
             InvalidInput: a path leads nowhere.
@@ -142,7 +144,7 @@ class ContainerArguments(NamedTuple):
         return argument_values(wanted, self.tokens, self.owner, self.evaluated)[name]
 
     def token(self, name: str) -> Any:
-        """One argument to be handed on: a `Slot` where it is another token as it stands.
+        """One argument as the input of a scope: a `Slot` where it is another token as it stands, else a token.
 
         Raises:
             InvalidInput: a path leads nowhere.
@@ -153,7 +155,7 @@ class ContainerArguments(NamedTuple):
         return encode_token(self.value(name))
 
     def pass_on(self, name: str, value: Any) -> Any:
-        """`value` to be handed on; a `Slot` if it is what that argument is already."""
+        """`value` as the input of a scope: a `Slot` if it is what that argument already is, else a token."""
         token = encode_token(value)
         if self.has(name):
             known = self.token(name)

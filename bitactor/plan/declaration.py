@@ -1,4 +1,4 @@
-"""What a plan is made from: the shape of a declared workflow, and of a declared consumer."""
+"""The declarations that plans are compiled from: of a workflow, and of a consumer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitactor.plan.plan import Plan
 
 
 class Declaration(ABC):
-    """A declared workflow, as whoever compiles it, nests it or writes it down sees it; see `bitactor.Workflow`."""
+    """A declared workflow, as those see it that compile, nest or export it; see `bitactor.Workflow`."""
 
     name: str
     input_model: type[BaseModel]
@@ -29,11 +29,11 @@ class Declaration(ABC):
     max_hops: int | None
     steps: dict[str, Step[Any, Any]]
     returned: str | None
-    """The step whose result is the workflow's; None: the last declared one that is not deferred."""
+    """The step whose result is the workflow's; None: the last declared step that is not deferred."""
 
     @abstractmethod
     def check(self) -> Plan:
-        """Its plan.
+        """The workflow's plan.
 
         Raises:
             DefinitionError: or one of its kinds: it cannot work as declared.
@@ -41,7 +41,7 @@ class Declaration(ABC):
 
     @abstractmethod
     def nested_plan(self, address: str) -> Plan:
-        """Its plan with the steps addressed below `address`.
+        """The workflow's plan, its steps addressed below `address`.
 
         Raises:
             CycleError: it is nested in itself, directly or through others.
@@ -58,13 +58,13 @@ class Declaration(ABC):
 
 
 class ConsumerDeclaration(Protocol):
-    """A declared consumer, as whoever compiles it sees it; see `bitactor.consumer`."""
+    """A declared consumer, as its compiler sees it; see `bitactor.consumer`."""
 
     name: str
     __name__: str
-    """Its function's."""
+    """The name of the consumer's function."""
     listens: str
-    """The signal name it listens to."""
+    """The name of the signals that the consumer takes."""
     group: str
     broadcast: bool
     function: Callable[..., Any]

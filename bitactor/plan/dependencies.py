@@ -1,4 +1,4 @@
-"""What a declared step waits for."""
+"""The dependencies of declared steps: which steps each one waits for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bitactor.plan.kind import parameters_of_step
 
 
 def known_dependencies(workflow: Declaration) -> dict[str, list[str]]:
-    """Each step's dependencies as far as they are declared by now, in order of declaration."""
+    """Step → the steps it waits for, as far as they are declared by now, in order of declaration."""
     return {name: _dependency_names(workflow, step) for name, step in workflow.steps.items()}
 
 
 def forward_references(workflow: Declaration, step: Step[Any, Any]) -> set[str]:
-    """The names a step refers to that are not declared by now; steps of that name may still come."""
+    """The names that `step` refers to and that are not declared by now; steps of that name may still come."""
     bind = step.options.get("bind") or {}
     named = {name for name in step.takes or () if bind.get(name) is None}
     named |= {source.step for source in bind.values() if isinstance(source, Result)}
@@ -28,13 +28,13 @@ def forward_references(workflow: Declaration, step: Step[Any, Any]) -> set[str]:
 
 
 def dependencies_of(workflow: Declaration, step: Step[Any, Any]) -> list[str]:
-    """The declared steps that one waits for."""
+    """The steps that `step` waits for, as far as they are declared by now."""
     return _dependency_names(workflow, step)
 
 
 def _dependency_names(workflow: Declaration, step: Step[Any, Any], *, strict: bool = False) -> list[str]:
-    """The steps this one waits for; unknown names raise when `strict`, and are passed over otherwise (they may come
-    later)."""
+    """The steps that `step` waits for; unknown names raise when `strict`, and are else passed over, since they may
+    still be declared."""
     what = f"step {step.name!r} of {workflow.name!r}"
     found: dict[str, None] = {}
     bind = step.options.get("bind") or {}
@@ -72,7 +72,7 @@ def _dependency_names(workflow: Declaration, step: Step[Any, Any], *, strict: bo
 
 
 def steps_waited_for(workflow: Declaration, step: Step[Any, Any]) -> list[str]:
-    """The declared steps that one waits for.
+    """The steps that `step` waits for.
 
     Raises:
         DefinitionError: one of them is deferred; what a deferred step leaves for others to bind may be called like one.

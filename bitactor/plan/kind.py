@@ -1,4 +1,4 @@
-"""What a kind is when it is declared: which arguments it needs, and how it is compiled."""
+"""The port of a kind as declared: which arguments it needs, and how it is compiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitactor.plan.steps import function_step, single_step_plan
 
 
 class Site(NamedTuple):
-    """Where a kind is compiled."""
+    """The place where a kind is compiled: its workflow, step, address and arguments."""
 
     workflow: Declaration
     step: Step[Any, Any]
@@ -25,7 +25,7 @@ class Site(NamedTuple):
     arguments: tuple[Argument, ...]
 
     def body(self, nested: Declaration, address: str) -> Plan:
-        """A workflow as a body: its steps are addressed below `address`.
+        """The plan of a nested workflow, to be a body; its steps are addressed below `address`.
 
         Raises:
             CycleError: it is nested in itself.
@@ -76,11 +76,11 @@ class Kind(ABC):
 
     @abstractmethod
     def parameters(self, what: str) -> list[Parameter]:
-        """The arguments it needs; each is found by its name, or by `bind`."""
+        """The arguments that the container needs; each is found by its name, or by `bind`."""
 
     @abstractmethod
     def compile(self, site: Site) -> Container:
-        """Its compiled form.
+        """The compiled form of the kind.
 
         Raises:
             DefinitionError: it cannot work.
@@ -88,7 +88,7 @@ class Kind(ABC):
 
 
 def kind_of(step: Step[Any, Any]) -> Kind | None:
-    """What a step is made of, where that is other steps."""
+    """The kind of a step that is made of other steps; None for any other step."""
     kind = step.kind
     assert kind is None or isinstance(kind, Kind), kind
     return kind

@@ -1,4 +1,4 @@
-"""The order in which steps can run, and how many hops that takes in a row."""
+"""The order of steps by their dependencies, and the number of hops on the longest path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bitactor.errors import CycleError, WorkflowTooDeep
 
 
 def topological_order(dependencies: Mapping[str, Sequence[str]], owner: str) -> list[str]:
-    """The names so that each comes after those it depends on; declaration order otherwise.
+    """The names in an order in which each comes after those it depends on; declaration order otherwise.
 
     Raises:
         CycleError: names the circle.

@@ -24,18 +24,18 @@ from bitactor.plan.container import Close, ContainerArguments, NextAction, Open,
 
 @dataclass(slots=True)
 class Callback:
-    """A user's function with what it asks for beside the step's arguments."""
+    """A user's function, with what it is given."""
 
     function: Callable[..., Any]
     is_async: bool
     injected: Mapping[str, str]
-    """Parameter name → what goes there: `ctx`, `result`, `error`, `attempt`, or `resource:name`."""
+    """Parameter → what it is given: `ctx`, `result`, `error`, `attempt`, or `resource:name`."""
     takes: tuple[str, ...]
-    """Which of the step's arguments it takes."""
+    """The step's arguments that the function takes."""
     in_doubt: bool = False
     retries: int = 0
     convert_result: Callable[[Any], Any] | None = None
-    """For an undo that takes `result`: what makes it what the parameter's annotation asks for."""
+    """Of an undo that takes `result`: the converter of the result to the annotation of that parameter."""
     resources: tuple[str, ...] = ()
     """Names of the resources among `injected`."""
 
@@ -46,9 +46,9 @@ class PlanStep:
 
     index: int
     name: str
-    """Its path within the transaction; in a scope, with all that lies above it."""
+    """The step's path within the transaction; in a scope, with all that lies above it."""
     address: str
-    """`workflow/step`: what a signal for it is addressed to, and the name its hosts register; the same for all
+    """`workflow/step`: the address of signals for the step, and the name that its hosts register; the same for all
     instances."""
     run: Callback
     spawn: str
@@ -61,44 +61,44 @@ class PlanStep:
     timeout_ns: int | None = None
     when: Callback | None = None
     when_arguments: tuple[Argument, ...] = ()
-    """What `when` and `guard` ask for beside the step's own arguments."""
+    """The arguments of `when` and `guard` beside the step's own."""
     guard: Callback | None = None
-    """May answer instead of the step."""
+    """A function that may answer instead of the step."""
     required: bool = True
-    """Whether its failure fails the transaction; otherwise it leaves None and a pulse."""
+    """True: the step's failure fails the transaction; False: its result is then None, and the transaction goes on."""
     priority: int = 0
-    """Among hops that wait for a place, the highest goes first."""
+    """Rank among hops that wait for a place of a pool; the highest goes first."""
     limit: str | None = None
-    """The named pool that bounds how many such hops run at once."""
+    """The named pool that bounds how many hops of such steps run at once."""
     policies: tuple[Policy, ...] = ()
     """Resilience patterns around each attempt, the outermost first."""
     compensate: Callback | None = None
     undo: Callback | None = None
     needs_evaluation: bool = False
-    """Whether the supervisor has something to evaluate before the step can be spawned (`when`, transforms)."""
+    """True: the supervisor has something to evaluate before the step can be spawned (`when`, transforms, …)."""
     container: Container | None = None
-    """Set: it is no hop, but opens scopes."""
+    """Set: the step is no hop, but opens scopes."""
     kind: str = "step"
-    """What people call it."""
+    """The kind as it is printed: `step`, `map`, …"""
     takes_raw_arguments: bool = False
-    """Whether its function is given its arguments undecoded, as `tokens`."""
+    """True: the step's function is given its arguments undecoded, as `tokens`."""
     around_container: SurroundingContainer | None = None
-    """Set: it is the function around nested steps, and asks this container to proceed."""
+    """Set: the step is the function around nested steps, and asks this container to proceed."""
     deferred: bool = False
-    """Whether it is planned only where a `Then` asks for it."""
+    """True: the step is planned only where a `Then` asks for it."""
     scope: Scope | None = None
-    """The scope it was planned in; None for those of the plan itself."""
+    """The scope that the step was planned in; None for the steps of the plan itself."""
     replaces: int = -1
-    """The step it replaces; what waits for that one waits for this one."""
+    """Index of the step that this one replaces, -1 for none; what waits for that one waits for this one."""
     takes_signal: str | None = None
-    """For a consumer: the parameter that takes the signal itself."""
+    """Of a consumer: the parameter that takes the signal itself."""
     token_in: tuple[str, ...] = ()
     forward_code: int = 0
     """`path_code` of the first forward attempt."""
     _codes: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def code(self, direction: str, attempt: int) -> int:
-        """This step's half of a hop id; see `bitactor.messages.ids`."""
+        """The step's half of a hop id; see `bitactor.messages.ids`."""
         key = (direction, attempt)
         code = self._codes.get(key)
         if code is None:
@@ -108,8 +108,8 @@ class PlanStep:
         return code
 
     def instance(self, scope: Scope, path: str) -> PlanStep:
-        """This step of a body as a step of the transaction: named by its whole path, its places moved to the scope's
-        block."""
+        """A copy of this step of a body as a step of the transaction: named by its whole path, with indices moved to
+        the scope's block."""
         base = scope.base
         made = copy(self)
         made.index = base + self.index
@@ -125,14 +125,14 @@ class PlanStep:
         return made
 
     def rename(self, path: str) -> None:
-        """Give an instance another path."""
+        """Give the step, an instance in a scope, another path."""
         self.name = path
         self._codes = {}
         self.forward_code = self.code("forward", 1)
 
     @property
     def is_local_only(self) -> bool:
-        """Whether it can only run where its transaction is."""
+        """Whether the step can run only in the process that owns its transaction."""
         return self.takes_raw_arguments or self.around_container is not None
 
     @property
@@ -157,34 +157,34 @@ class Plan:
     by_name: Mapping[str, int]
     inputs: tuple[str, ...]
     initial: tuple[int, ...]
-    """Steps that wait for nobody."""
+    """Indices of the steps that wait for no other."""
     dependency_counts: tuple[int, ...]
-    """For each step, how many it waits for."""
+    """For each step, the number of steps it waits for."""
     returns: int
     errors: Mapping[str, type[BaseException]]
     """Exceptions that travel as themselves, by `module:QualName`."""
     resources: Mapping[str, Resource] = field(default_factory=dict)
-    """What its steps may ask for, by name."""
+    """The resources that steps may take, by name."""
     max_concurrency: int | None = None
-    """How many hops of one transaction run at once; None: as many as are ready."""
+    """Most hops of one transaction that run at once; None: no limit."""
     max_hops: int | None = None
-    """How many hops one transaction may take, undo not counted; None: no limit."""
+    """Most hops that one transaction may take, undo not counted; None: no limit."""
     deferred: Mapping[str, PlanStep] = field(default_factory=dict)
-    """Steps that a `Then` may plan, by name; their places are those of this plan."""
+    """Steps that a `Then` may plan, by name; their indices are those of this plan."""
     depth: int = 0
-    """Hops on its longest path."""
+    """Number of hops on the longest path."""
     has_no_undo: bool = False
-    """Whether none of its steps, nor of their bodies', has an undo: a settled scope of it need not be kept."""
+    """True: no step of the plan, nor of the bodies in it, has an undo; a settled scope of the plan need not be kept."""
 
     @property
     def containers(self) -> tuple[PlanStep, ...]:
-        """Its steps, on all levels, that are made of other steps."""
+        """The plan's steps, on all levels, that are made of other steps."""
         if self._containers is None:
             self._containers = tuple(step for step in self.all_steps() if step.container is not None)
         return self._containers
 
     def all_steps(self) -> Iterator[PlanStep]:
-        """Its steps, those it may plan later, and those of its containers' bodies; an address appears once."""
+        """The plan's steps, its deferred ones, and those of its containers' bodies; an address appears once."""
         for step in (*self.steps, *self.deferred.values()):
             yield step
             if step.container is not None:
@@ -192,7 +192,7 @@ class Plan:
                     yield from body.all_steps()
 
     def at_address(self, address: str) -> PlanStep | None:
-        """The step a signal is addressed to."""
+        """The step that signals with this address are for; None if there is none."""
         if not self._addresses:
             self._addresses.update((step.address, step) for step in self.all_steps())
         return self._addresses.get(address)
@@ -200,7 +200,7 @@ class Plan:
     _addresses: dict[str, PlanStep] = field(default_factory=dict)
     _containers: tuple[PlanStep, ...] | None = None
     listens: str = ""
-    """For a consumer: the signal name it listens to."""
+    """Of a consumer: the name of the signals it takes."""
     group: str = ""
     broadcast: bool = False
     concurrency: int | None = None
@@ -210,43 +210,43 @@ class Container(ABC):
     """The compiled form of a kind that is made of other steps."""
 
     kind: ClassVar[str]
-    """What people call it: `compose`, `map`, …"""
+    """The kind as it is printed: `compose`, `map`, …"""
     bodies: tuple[Plan, ...] = ()
     depth: int = 0
-    """Hops on its longest path."""
+    """Number of hops on the container's longest path."""
     catches: bool = False
-    """Whether a failure in one of its scopes is its own affair (`after_failed_scope`), and no failure of the
-    transaction."""
+    """True: the container handles failures in its scopes (`after_failed_scope`); they do not fail the transaction."""
     max_rounds: int | None = None
-    """Rounds at most, where it goes through its body again and again."""
+    """Most rounds of a container that opens its body again and again; else None."""
     batch: int | None = None
-    """Elements in memory at once, where it is over many."""
+    """Elements in memory at once of a container over many; else None."""
     cases: tuple[str, ...] = ()
-    """What each body is for, where one of them is chosen."""
+    """Names of the bodies of a container that chooses one of them."""
     surrounds: ClassVar[bool] = False
-    """Whether its first scope is a function in which the others run; it then is a `SurroundingContainer`."""
+    """True: the container's first scope is a function in which the others run; it is a `SurroundingContainer`."""
     chained: ClassVar[bool] = False
-    """Whether each round begins where the one before ended: it then spends the hop budget that one has left."""
+    """True: each round begins where the one before ended, and spends the hop budget that one has left."""
 
     @abstractmethod
     def open(self, arguments: ContainerArguments) -> Open | Skip | Close:
-        """What to begin with, by the container's arguments.  User code may run here: the supervisor asks once and
-        records the answer."""
+        """The scopes that the container begins with, by its arguments.  User code may run here: the supervisor asks
+        once, and records the answer."""
 
     @abstractmethod
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """A scope is settled and its result is `token`: what follows.  Pure, for the fold asks it too."""
+        """The next action once scope `key` has settled with result `token`.  Pure apart from `progress`, for the fold
+        asks too."""
 
     def after_failed_scope(self, progress: Progress, key: str, fault: Fault) -> NextAction:
-        """A scope failed, and nothing of it runs any more: what follows.  Pure, as `after_scope` is."""
+        """The next action once scope `key` has failed and nothing of it runs any more.  Pure, as `after_scope` is."""
         raise NotImplementedError
 
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
-        """Asked after `after_scope` said `Consult`; user code may run here."""
+        """The next action after `after_scope` said `Consult`.  User code may run here, as in `open`."""
         raise NotImplementedError
 
     def release(self, transaction: str) -> None:  # noqa: B027 - most hold nothing
-        """The transaction has settled: let go of what was held for it here."""
+        """Drop what is held in this process for a transaction, which has settled."""
 
 
 class SurroundingContainer(Container):
@@ -257,16 +257,16 @@ class SurroundingContainer(Container):
 
     @abstractmethod
     def nested(self, progress: Progress) -> list[Opening]:
-        """What to open when the function proceeds; nothing if it has done so before."""
+        """The scopes to open when the function calls `proceed()`; none if it has done so before."""
 
     @abstractmethod
     def attach_proceed(self, transaction: str, path: str, proceed: Callable[[], Awaitable[Any]]) -> None:
-        """The function of this transaction is about to run here: that is what its `proceed()` does."""
+        """Give the function of a transaction, which is about to run in this process, its `proceed`."""
 
 
 class Scope:
-    """One instance of a container's body within a transaction: where the body's steps and inputs lie among the
-    transaction's, as one block, steps first, then inputs."""
+    """One instance of a container's body within a transaction: a block of places among the transaction's, first the
+    body's steps, then its inputs."""
 
     __slots__ = ("base", "body", "children", "container", "key", "pinned", "planned", "ttl_left", "unsettled_count")
 
@@ -274,35 +274,35 @@ class Scope:
         self.body = body
         self.base = base
         self.planned: list[int] = []
-        """Steps that a `Then` has planned into it, elsewhere."""
+        """Steps that a `Then` has planned into the scope, at places outside its block."""
         self.pinned = False
-        """Whether something may still come for one of its steps: a late reply, a timer, a decision."""
+        """True: something may still come for one of the scope's steps: a late reply, a timer, a decision."""
         self.open(container, key)
 
     def open(self, container: int, key: str) -> None:
-        """Begin, or begin again for another container or key."""
+        """Begin, for the first time or again, for a container and a key."""
         self.container = container
         self.key = key
         self.unsettled_count = len(self.body.steps)
         self.ttl_left = MAX_TTL
-        """The least hop budget that any of its settled steps has left."""
+        """The least hop budget that any settled step of the scope has left."""
         self.children: dict[int, Scope] = {}
-        """Scopes within it that are not settled, by their place."""
+        """Scopes within this one that are not settled, by place."""
 
     @property
     def indices(self) -> range:
-        """Its steps."""
+        """Places of the scope's steps."""
         return range(self.base, self.base + len(self.body.steps))
 
     @property
     def returns(self) -> int:
-        """The step whose result is the scope's."""
+        """Place of the step whose result is the scope's."""
         return self.base + self.body.returns
 
 
 def plan_digest(workflow: str, ttl: int, returns: str, inputs: Sequence[str], steps: Iterable[PlanStep]) -> str:
-    """64 bits over the graph's shape: names, where arguments come from, order, and who can undo.  Code and timings do
-    not count."""
+    """Digest, 64 bits of BLAKE2b, of the graph's shape: names, where arguments come from, order, and who can undo.
+    Code and timings do not count."""
     said = [workflow, str(ttl), returns, *inputs]
     for step in steps:
         said += [

@@ -1,4 +1,4 @@
-"""Steps that call a function, compiled; and plans of one such step."""
+"""The compilation of steps that call a function, and of plans of one such step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def function_step(
     function: Callable[..., Any] | None = None,
     undo: bool = True,
 ) -> PlanStep:
-    """A step that calls a function, with the options of its declaration; its name and places are still to be filled in.
+    """A step that calls a function, compiled with the options of its declaration; its name and places are filled in by
+    the caller.
 
     Args:
         function: instead of the declared one.
@@ -71,7 +72,7 @@ def function_step(
 
 
 def with_function(step: PlanStep, function: Callable[..., Any]) -> PlanStep:
-    """The same step with another function in its place; it may take any of the step's arguments, `ctx` and `attempt`.
+    """A copy of the step with another function, which may take any of the step's arguments, `ctx` and `attempt`.
 
     Raises:
         DefinitionError: it is no function, or asks for something else.
@@ -81,7 +82,7 @@ def with_function(step: PlanStep, function: Callable[..., Any]) -> PlanStep:
 
 
 def single_step_plan(workflow: Declaration, step: PlanStep, inputs: tuple[str, ...]) -> Plan:
-    """A body of one step."""
+    """A plan of one step, to be a body."""
     return Plan(
         workflow=workflow.name,
         digest=plan_digest(step.address, 0, step.name, inputs, (step,)),
@@ -104,7 +105,7 @@ def single_step_plan(workflow: Declaration, step: PlanStep, inputs: tuple[str, .
 
 
 def has_no_undo(steps: Iterable[PlanStep]) -> bool:
-    """Whether none of these has an undo, on whatever level."""
+    """Whether none of these steps, nor of the bodies in them, has an undo."""
     return all(
         step.undo is None and (step.container is None or all(body.has_no_undo for body in step.container.bodies))
         for step in steps
