@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
+from typing_extensions import override
+
 from bitactor.errors import InvalidInput, StoreError, WorkflowFailed
 from bitactor.export.display import readable_pulses
 from bitactor.messages.codec import decode_token
@@ -28,6 +30,7 @@ class Transaction:
         self._node = node
         self._live = live
 
+    @override
     def __repr__(self) -> str:
         return f"<Transaction {self.id} of {self.workflow!r}: {self.status}>"
 
@@ -251,6 +254,7 @@ class BlockingTransaction:
         self._node = node
         self._transaction = transaction
 
+    @override
     def __repr__(self) -> str:
         return repr(self._transaction)
 

@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from mesh.sinks.plain import plain
 
@@ -33,6 +34,7 @@ STATUS_STYLES: Final = {
 class PipedConsole(Console):
     """A console whose reader may go away: that ends the command, it is not answered for here."""
 
+    @override
     def on_broken_pipe(self) -> NoReturn:
         """Leave it to `main`."""
         raise BrokenPipeError

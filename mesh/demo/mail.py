@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Final, Self
 from zlib import crc32
 
+from typing_extensions import override
+
 FULL_MAILBOX: Final = 24
 """One address in so many has a full mailbox: it is refused each time."""
 GREYLISTED: Final = 11
@@ -71,6 +73,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
         self.mail = mail
 
+    @override
     def handle_error(self, request: object, client_address: object) -> None:
         """A worker that was killed hangs up in the middle; that is the point."""
 
@@ -88,5 +91,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    @override
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 import pykka
+from typing_extensions import override
 
 from bitactor.declare.context import Context
 from bitactor.declare.then import Then
@@ -391,20 +392,24 @@ class BitActor(pykka.Actor):
     # Being a pykka actor to whoever looks
 
     @property
+    @override
     def actor_urn(self) -> str:  # type: ignore[override]
         """`urn:bitactor:<transaction>:<hop>:<delivery>`."""
         return f"urn:bitactor:{self.signal.transaction}:{self.signal.hop}:{self.signal.delivery}"
 
     @property
+    @override
     def actor_ref(self) -> BitActorRef[BitActor]:
         """A pykka reference to this actor, made when asked for."""
         return BitActorRef(self, BitActor)
 
     @property
+    @override
     def actor_inbox(self) -> NoReturn:  # type: ignore[override]
         """A BitActor has no inbox: its one signal is given to it when it is made."""
         raise AttributeError("a BitActor has no inbox; it takes one signal, when it is spawned")
 
+    @override
     def on_receive(self, message: Any) -> Any:
         """The one message: its signal.  Starts the actor where its step says."""
         if message is not self.signal:
@@ -413,21 +418,26 @@ class BitActor(pykka.Actor):
             )
         self.spawner.start(self)
 
+    @override
     def _start_actor_loop(self) -> None:
         self.on_receive(self.signal)
 
+    @override
     def _stop(self) -> None:
         self.abandon()
 
+    @override
     def stop(self) -> None:
         """Ask it to stop; see `abandon`."""
         self.executor.call_threadsafe(self.abandon)
 
     @staticmethod
+    @override
     def _create_actor_inbox() -> NoReturn:
         raise BitActorError("a BitActor has no inbox; it takes one signal, when it is spawned")
 
     @staticmethod
+    @override
     def _create_future() -> pykka.Future[Any]:
         return pykka.ThreadingFuture()
 

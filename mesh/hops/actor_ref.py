@@ -6,6 +6,7 @@ import threading
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import pykka
+from typing_extensions import override
 
 from bitactor.errors import BitActorError
 from mesh.hops.ports import ENDED
@@ -37,10 +38,12 @@ class BitActorRef(pykka.ActorRef[A]):
         self.actor_urn = actor.actor_urn
         self.actor_stopped = _StoppedFlag(actor)
 
+    @override
     def is_alive(self) -> bool:
         """Whether the user's function may still be running."""
         return self._actor.state != ENDED
 
+    @override
     def tell(self, message: Any) -> NoReturn:
         """Refused: a hop takes one signal in its life."""
         if not self.is_alive():
@@ -49,10 +52,12 @@ class BitActorRef(pykka.ActorRef[A]):
             f"{self} takes one signal in its life; emit a signal, or stimulate a workflow, to start more work"
         )
 
+    @override
     def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> NoReturn:
         """Refused, as `tell` is."""
         self.tell(message)
 
+    @override
     def stop(self, *, block: bool = True, timeout: float | None = None) -> Any:
         """Ask the hop to stop; True if it was alive.  Never waits: what became of it is in the transaction's pulses."""
         alive = self.is_alive()
@@ -71,5 +76,6 @@ class _StoppedFlag(threading.Event):
         super().__init__()
         self._actor = actor
 
+    @override
     def is_set(self) -> bool:
         return self._actor.state == ENDED

@@ -16,6 +16,7 @@ from typing import Any
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
+from typing_extensions import override
 
 from bitactor.declare.context import Context
 from bitactor.errors import InvalidOutcome, SignalTooLarge
@@ -29,7 +30,7 @@ from mesh.hops.eager_task import EagerTaskStarter
 from mesh.hops.faults import error_of, fault_of, with_beside
 from mesh.hops.middleware import CallEvent, Middleware
 from mesh.hops.policies import Policies
-from mesh.hops.ports import ENDED, Actor, ActorPermits, Arguments, Done, Spawner
+from mesh.hops.ports import ENDED, Actor, ActorExecutor, ActorPermits, Arguments, Done, Spawner
 from mesh.hops.prepare import Preparation
 from mesh.hops.resources import ResourceManager, ResourceView
 from mesh.limits.lend import LENDER, PermitLender
@@ -41,7 +42,7 @@ logger = logging.getLogger("bitactor.host")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
-class Executor:
+class Executor(ActorExecutor):
     """Runs hops on one event loop.
 
     Args:
@@ -126,6 +127,7 @@ class Executor:
         spawner.start(actor)
         return actor
 
+    @override
     async def resources_of(self, callback: Callback) -> dict[str, Any]:
         """The resources a function asks for.
 
@@ -140,6 +142,7 @@ class Executor:
     def _ready_resources(self, callback: Callback) -> dict[str, Any] | None:
         return self.resources.get_ready(callback.resources) if self.resources is not None else {}
 
+    @override
     def kwargs_of(self, actor: Actor, callback: Callback, resources: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of one call of a hop's function, with its resources; fresh each time."""
         return self._kwargs(actor, callback, actor.arguments(), actor.result, resources=resources)
@@ -181,10 +184,12 @@ class Executor:
 
         return callback, ended
 
+    @override
     def call_threadsafe(self, callback: Callable[[], None]) -> None:
         """Call something on the loop's thread, from any thread."""
         self.loop.call_soon_threadsafe(callback)
 
+    @override
     def contextvars_for(self, actor: Actor) -> contextvars.Context:
         """The context variables a hop starts with: its own copy, with its span current when somebody traces."""
         context = self._copy_context()
@@ -196,6 +201,7 @@ class Executor:
             context.run(LENDER.set, lender)
         return context
 
+    @override
     def compensate(self, actor: Actor, error: BaseException, fault: Fault | None = None) -> None:
         """A function raised, or an attempt was lost: what its compensation, or else its retry policy, makes of that."""
         fault = fault or fault_of(error)
@@ -218,6 +224,7 @@ class Executor:
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
 
+    @override
     def ask_backoff(self, actor: Actor, verdict: Retry) -> None:
         """A step has asked for another try, and its backoff function says when; it is given the `Retry` as its
         error."""
@@ -348,6 +355,7 @@ class Executor:
                 kwargs[name] = actor.signal.attempt
         return kwargs
 
+    @override
     def make_context(self, actor: Actor) -> Context:
         """What a function that asks for it is told about its hop; a fresh one."""
         view = ResourceView(self.resources, actor.plan.resources, self.loop)

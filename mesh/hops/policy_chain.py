@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.declare.policy import Call
 from bitactor.errors import Cancelled, WorkerLost
 from bitactor.messages.signal import Fault, Reply
@@ -162,6 +164,7 @@ class FunctionRun(BitActor):
         self.ended: asyncio.Future[Any] = outer.executor.loop.create_future()
         self.ended.add_done_callback(lambda future: future.cancelled() or future.exception())
 
+    @override
     def begin(self) -> None:
         """The function starts; so does the time of the hop, if this is the first run."""
         self.state = STARTED
@@ -169,10 +172,12 @@ class FunctionRun(BitActor):
         if self.chain.actor.state == QUEUED:
             self.chain.actor.begin()
 
+    @override
     def ends_ns(self) -> int | None:
         """See `BitActor`."""
         return self.chain.actor.ends_ns()
 
+    @override
     def heartbeat(self, data: Any) -> None:
         """See `BitActor`."""
         if self.state == STARTED:
@@ -185,6 +190,7 @@ class FunctionRun(BitActor):
         if self.context is not None:
             self.context.deadline_ns = self.ends_ns()
 
+    @override
     def finish(self, value: Any, error: BaseException | None) -> None:
         """The function returned or raised."""
         if self.state == ENDED:
@@ -209,15 +215,18 @@ class FunctionRun(BitActor):
                 RuntimeError(f"it raised {error!r}") if isinstance(error, StopIteration) else error
             )
 
+    @override
     def resolve_failure(self, verdict: Any, error: BaseException, fault: Fault) -> None:
         """It could not be handed over."""
         self.finish(None, error)
 
+    @override
     def worker_lost(self) -> None:
         """See `BitActor`."""
         self.finish(None, WorkerLost(f"the process that ran {self.signal.name!r} is gone"))
         self.chain.in_doubt.add(self)
 
+    @override
     def abandon(self) -> None:
         """Ask it to stop: what is cancelled is still to end, and so is what runs in a thread."""
         if self.state == QUEUED:
@@ -227,6 +236,7 @@ class FunctionRun(BitActor):
         elif self.state != ENDED:
             self._stop_once()
 
+    @override
     def fence(self) -> None:
         """Nobody waits for it any more, and its thread is free for others."""
         if self.state == STARTED:

@@ -11,6 +11,8 @@ import contextvars
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol
 
+from typing_extensions import override
+
 from bitactor.declare.context import Context
 from bitactor.messages.outcome import Retry
 from bitactor.messages.signal import Fault, Reply, Signal
@@ -77,6 +79,7 @@ class Actor(Protocol):
     compensating: Compensation | None
     """Set while its compensation or backoff is being asked."""
 
+    @override
     def __hash__(self) -> int: ...
 
     @property

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import asyncio
 
+from typing_extensions import override
+
 from bitactor.messages.signal import UNDO
 from mesh.hops.faults import fault_of
 from mesh.hops.policy_chain import PolicyChain, start_queued
 from mesh.hops.ports import ENDED, QUEUED, Actor, ActorExecutor, Spawner
 
 
-class Preparation:
+class Preparation(Spawner):
     """Stands in a spawner's place until a hop's function can be given to the real one.
 
     Waiting for resources does not count towards the step's timeout.  What policies do is in `mesh.hops.policy_chain`.
@@ -22,6 +24,7 @@ class Preparation:
         self._tasks: dict[Actor, asyncio.Task[None]] = {}
         self._chains: dict[Actor, PolicyChain] = {}
 
+    @override
     def start(self, actor: Actor) -> None:
         """Prepare the actor, which is queued; then its own spawner has it."""
         spawner, actor.spawner = actor.spawner, self
@@ -39,6 +42,7 @@ class Preparation:
         self._tasks[actor] = task
         task.add_done_callback(lambda _: self._forget(actor))
 
+    @override
     def abandon(self, actor: Actor) -> None:
         """See the spawners' port."""
         task, chain = self._tasks.get(actor), self._chains.get(actor)
@@ -48,6 +52,7 @@ class Preparation:
         if task is not None and first:
             task.cancel()
 
+    @override
     async def close(self, timeout: float) -> None:
         """Cancel what runs and wait for it."""
         tasks = list(self._tasks.values())

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import uvicorn
+from typing_extensions import override
 
 from bitactor.errors import BitActorError, ConfigurationError
 from mesh.ingress.application import application, require_own_loop
@@ -182,15 +183,18 @@ class _Server(uvicorn.Server):
         self._on_stopping = on_stopping
 
     @contextmanager
+    @override
     def capture_signals(self) -> Iterator[None]:
         """Take none: `serve` does."""
         yield
 
+    @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to take requests."""
         await super().startup(sockets=sockets)
         self.on_started()
 
+    @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, and let those that are there end."""
         self._on_stopping()

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Final
 
+from typing_extensions import override
+
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.plan.plan import Plan
 from mesh.limits.priority_queue import PriorityQueue, Rank
@@ -53,6 +55,7 @@ class Pool:
         theirs."""
         return {"places": self.permits, "taken": self.in_use, "waiting": len(self.queue), "lent": self.lent}
 
+    @override
     def __repr__(self) -> str:
         return f"<Pool {self.name!r}: {self.in_use} of {self.permits} taken, {len(self.queue)} waiting>"
 

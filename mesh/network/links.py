@@ -12,6 +12,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, Final
 
+from typing_extensions import override
+
 from bitactor.errors import BitActorError, ProtocolError
 from bitactor.messages.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
 from bitactor.messages.wire import decode_message, encode_message
@@ -21,6 +23,7 @@ from mesh.network.router import HopRouter
 from mesh.network.transports import open_transport
 from mesh.runtime.names import node_name, step_name, workflow_name
 from mesh.runtime.node import Node
+from mesh.runtime.ports import Network
 from registry import Curve, Entry, Notice, RegistryClient
 
 logger = logging.getLogger("bitactor.links")
@@ -31,7 +34,7 @@ EARLY_FLUSH: Final = 16
 LOG_EVERY: Final = 10.0
 
 
-class Links:
+class Links(Network):
     """A node's connections, on the node's loop."""
 
     def __init__(self, node: Node) -> None:
@@ -51,10 +54,12 @@ class Links:
         self._handlers: dict[type, Callable[[Any], None]] = {}
 
     @property
+    @override
     def endpoint(self) -> str:
         """Where other nodes reach us."""
         return self.transport.endpoint
 
+    @override
     async def open(self) -> RegistryClient:
         """Bind, and connect to the registry."""
         node = self._node
@@ -85,6 +90,7 @@ class Links:
         }
         return self.registry
 
+    @override
     async def announce(self) -> None:
         """Register what we do."""
         node = self._node
@@ -108,6 +114,7 @@ class Links:
             await asyncio.to_thread(self.registry.register, name, value)
         self._announced = list(entries)
 
+    @override
     async def withdraw(self) -> None:
         """Take no more work from others; what we have, we finish."""
         for name in getattr(self, "_announced", ()):
@@ -119,6 +126,7 @@ class Links:
                 logger.info("could not unregister %s: %s", name, error)
                 return
 
+    @override
     def send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
         """Bring an emitted signal to another node."""
         try:
@@ -126,6 +134,7 @@ class Links:
         except BitActorError as error:
             self._node.emissions.on_receipt(Receipt(stimulus.id, "", str(error)))
 
+    @override
     def about(self) -> dict[str, Any]:
         """What came and went, as plain data."""
         return {
@@ -134,6 +143,7 @@ class Links:
             "repeated": self.remote_hops.repeated if hasattr(self, "remote_hops") else 0,
         }
 
+    @override
     def on_notice(self, notice: Notice) -> None:
         """The registry has changed."""
         entry = notice.entry
@@ -144,6 +154,7 @@ class Links:
             self._node.emissions.disappeared(entry.holder)
             self.transport.forget(entry.value["endpoint"])
 
+    @override
     async def close(self) -> None:
         """Leave at once for everyone, and release the sockets."""
         if hasattr(self, "remote_hops"):

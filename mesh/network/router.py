@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cachetools import LRUCache
+from typing_extensions import override
 
 from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
 from bitactor.messages.codec import encode_token, token_bytes
@@ -24,6 +25,7 @@ from mesh.hops.faults import fault_of
 from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import step_name
+from mesh.runtime.ports import Router
 from mesh.runtime.supervisor import Supervisor
 from registry import Entry, Registry
 
@@ -68,7 +70,7 @@ class RemoteDelivery:
             self.timer = None
 
 
-class HopRouter:
+class HopRouter(Router):
     """All hops of one supervisor that run elsewhere."""
 
     def __init__(
@@ -95,6 +97,7 @@ class HopRouter:
         """Deliveries we stopped waiting for, of which a late reply may come."""
         self._round_robin = 0
 
+    @override
     def dispatch(
         self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
     ) -> None:
@@ -111,6 +114,7 @@ class HopRouter:
         if step.address in self._waiting or not self._assign(remote):
             self._wait(remote)
 
+    @override
     def abandon(self, live: LiveTransaction, index: int) -> None:
         """See `mesh.runtime.ports.Router`."""
         saga = live.saga

@@ -14,6 +14,8 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from typing_extensions import override
+
 from bitactor.errors import RunError
 
 EXCERPT: Final = 500
@@ -33,6 +35,7 @@ class HttpError(RunError):
         self.body = body
         """The beginning of it."""
 
+    @override
     def __str__(self) -> str:
         return f"{self.method} {self.url} was answered with {self.status}{f': {self.body}' if self.body else ''}"
 
@@ -50,6 +53,7 @@ class HttpUnreachable(RunError):
         self.url = url
         self.reason = reason
 
+    @override
     def __str__(self) -> str:
         return f"{self.method} {self.url} got no answer: {self.reason}"
 

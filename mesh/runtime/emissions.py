@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from typing_extensions import override
+
 from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.ports import Clock
 from bitactor.saga import Emission, EmissionAccepted, EmissionUnrouted
 from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import consumer_name
+from mesh.runtime.ports import EmissionDelivery
 from mesh.runtime.supervisor import Supervisor
 from registry import Entry, Registry
 
@@ -30,7 +33,7 @@ TRAIL_LENGTH: Final = 32
 Send = Callable[[Entry, Stimulus], None]
 
 
-class Emissions:
+class Emissions(EmissionDelivery):
     """All emitted signals of one node that have not been taken by every group yet."""
 
     def __init__(
@@ -60,6 +63,7 @@ class Emissions:
             self._groups(parcel.emission.name).keys() - parcel.accepted_by.keys() for parcel in self._parcels.values()
         )
 
+    @override
     def deliver(self, live: LiveTransaction, emission: Emission) -> None:
         """See `mesh.runtime.ports.EmissionDelivery`."""
         if emission.id not in self._parcels:

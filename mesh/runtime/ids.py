@@ -5,14 +5,17 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Any
 
+from typing_extensions import override
 from uuid_utils import uuid7
 
 from bitactor.messages.codec import token_bytes
+from bitactor.ports import Ids
 
 
-class TimeOrderedIds:
+class TimeOrderedIds(Ids):
     """The `Ids` port with version 7 UUIDs (RFC 9562): time-ordered, 74 bits of randomness."""
 
+    @override
     def transaction(self) -> str:
         """See the port."""
         return uuid7().hex

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.messages.signal import FORWARD
 from bitactor.plan.plan import Plan, PlanStep, Scope
 from bitactor.saga import Dispatch, Saga
@@ -116,6 +118,7 @@ class HopPermits(ActorPermits):
         """Whether it is a consumer's transaction permit, so that its hop may have more to wait for."""
         return self.live.limits is not None and self.live.limits.transaction_permit is self
 
+    @override
     def on_acquired(self) -> None:
         """See `PermitSet.on_acquired`."""
         self._launch(self)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from mesh.hops.ports import Actor
+from typing_extensions import override
+
+from mesh.hops.ports import Actor, Spawner
 
 
-class InlineSpawner:
+class InlineSpawner(Spawner):
     """Calls the function at once.  The cheapest place; a slow function here stops everything else."""
 
+    @override
     def start(self, actor: Actor) -> None:
         """See the port."""
         actor.begin()
@@ -19,8 +22,10 @@ class InlineSpawner:
         else:
             actor.finish(value, None)
 
+    @override
     def abandon(self, actor: Actor) -> None:
         """Nothing to stop: it has ended before anybody could ask."""
 
+    @override
     async def close(self, timeout: float) -> None:
         """Nothing to release."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
-from mesh.hops.ports import Actor
+from typing_extensions import override
+
+from mesh.hops.ports import Actor, Spawner
 
 
-class LoopSpawner:
+class LoopSpawner(Spawner):
     """One task per hop; its first step runs at once."""
 
     def __init__(self) -> None:
         self._running: set[Actor] = set()
 
+    @override
     def start(self, actor: Actor) -> None:
         """See the port."""
         actor.begin()
@@ -22,11 +25,13 @@ class LoopSpawner:
             actor.task = task
             self._running.add(actor)
 
+    @override
     def abandon(self, actor: Actor) -> None:
         """Cancel the task; a function that swallows that goes on as a zombie."""
         if actor.task is not None:
             actor.task.cancel()
 
+    @override
     async def close(self, timeout: float) -> None:
         """Cancel what runs and wait for it."""
         tasks = []

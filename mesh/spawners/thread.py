@@ -10,7 +10,9 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from mesh.hops.ports import REPLIED, Actor
+from typing_extensions import override
+
+from mesh.hops.ports import REPLIED, Actor, Spawner
 from mesh.limits.lend import LENDER, PermitLender
 from mesh.limits.pools import DEFAULT_THREADS, PermitSet, Pool
 
@@ -36,12 +38,13 @@ class ThreadPermit(PermitSet):
         self._actor = actor
         self._start = start
 
+    @override
     def on_acquired(self) -> None:
         """See `PermitSet.on_acquired`."""
         self._start(self._actor)
 
 
-class ThreadSpawner:
+class ThreadSpawner(Spawner):
     """A pool of daemon threads, started when first needed.
 
     A thread cannot be stopped from outside.  A function that outlives its attempt is *fenced*: its actor has answered
@@ -68,6 +71,7 @@ class ThreadSpawner:
         """Threads that have not been told to end: at least one for each function that runs."""
         self._finished: deque[tuple[Actor, Any, BaseException | None]] = deque()
 
+    @override
     def start(self, actor: Actor) -> None:
         """See the port; waits for a free thread, and its time does not count meanwhile."""
         pool = self._depth_pool(0 if actor.permits is None else actor.permits.depth)
@@ -75,6 +79,7 @@ class ThreadSpawner:
         if permit.acquire():
             self._begin(actor)
 
+    @override
     def abandon(self, actor: Actor) -> None:
         """Forget it if it waits; if it has had to answer already, its thread does not count any more."""
         permit = self._permits.get(actor)
@@ -87,6 +92,7 @@ class ThreadSpawner:
             self._fenced.add(actor)
             permit.release()
 
+    @override
     async def close(self, timeout: float) -> None:
         """Let idle threads end; wait for running functions as long as there is time.  Threads that are stuck die with
         the process."""

@@ -7,9 +7,11 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from heapq import nlargest
 from typing import Final
 
+from typing_extensions import override
+
 from bitactor.errors import ConfigurationError, DuplicateTransaction, StaleOwner, StoreError
 from bitactor.messages.pulse import FINAL_STATUSES, Pulse
-from bitactor.ports import Claim, Refusal, TransactionRow, Write
+from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
 
 RETAINED: Final = 10_000
 
@@ -26,7 +28,7 @@ class _Entry:
         self.updated_ns = write.pulses[-1].at_ns
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """The `Store` port in memory.
 
     Keeps every open transaction, and of those with nothing left to do the last `retained` that ended and the last
@@ -45,6 +47,7 @@ class MemoryStore:
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._resumable: OrderedDict[str, None] = OrderedDict()
 
+    @override
     def open(self, owner: str) -> None:
         """Take part as `owner`."""
         if self._owner:
@@ -53,6 +56,7 @@ class MemoryStore:
             raise StoreError("an owner needs a name")
         self._owner = owner
 
+    @override
     def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
         """Keep `writes`, then call `done(refusals, None)` before returning."""
         if self._closed or not self._owner:
@@ -80,28 +84,34 @@ class MemoryStore:
             entry.epoch = epoch
         done([Refusal(index, error) for index, _, error in refused] if refused else (), None)
 
+    @override
     def pulses(self, transaction: str) -> list[Pulse]:
         """All pulses of a transaction, in order of `seq`; empty if it is unknown."""
         entry = self._entries.get(transaction)
         return list(entry.pulses) if entry else []
 
+    @override
     def find(self, workflow: str, key: str) -> str | None:
         """The transaction that has this idempotency key."""
         return self._keys.get((workflow, key))
 
+    @override
     def get(self, transaction: str) -> TransactionRow | None:
         """What is known of one transaction."""
         entry = self._entries.get(transaction)
         return self._row(transaction, entry) if entry else None
 
+    @override
     def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
         """Nothing: what another process left in its memory is gone with it."""
         return []
 
+    @override
     def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
         """Nothing: all that is here is ours."""
         return []
 
+    @override
     def reclaim(self, held: Container[str]) -> list[Claim]:
         """Our open transactions that are not in `held`, each with its next epoch."""
         if self._closed or not self._owner:
@@ -113,10 +123,12 @@ class MemoryStore:
                 claims.append(Claim(transaction, entry.epoch))
         return sorted(claims)
 
+    @override
     def close(self) -> None:
         """Take no more appends; what is kept can still be read.  Twice is once."""
         self._closed = True
 
+    @override
     def list(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[TransactionRow]:

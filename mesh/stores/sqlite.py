@@ -18,8 +18,10 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from typing_extensions import override
+
 from bitactor.errors import ConfigurationError, StoreError, suggest
-from bitactor.ports import Claim, Refusal, TransactionRow, Write
+from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
 from mesh.stores.checkpoints import CHECKPOINT_PAGES, CheckpointThread
 from mesh.stores.commit_thread import Append, CommitThread, Done
 from mesh.stores.database import connect, is_busy, prepare, retry_while_busy, store_error
@@ -35,7 +37,7 @@ _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL", "none": "OFF"}
 _CLOSING_PATIENCE: Final = 5.0
 
 
-class SqliteStore(SqliteQueries):
+class SqliteStore(SqliteQueries, Store):
     """The `Store` port on an SQLite file.  Queries see what is committed, not what waits for the commit thread.
 
     `notify` runs a function on the thread that calls this store, soon (`loop.call_soon_threadsafe`).  After `lease`
@@ -79,6 +81,7 @@ class SqliteStore(SqliteQueries):
         self._checkpoint_thread: CheckpointThread
         self._lease_thread: LeaseThread
 
+    @override
     def open(self, owner: str) -> None:
         """Create the file if need be and take part as `owner`.
 
@@ -108,6 +111,7 @@ class SqliteStore(SqliteQueries):
         self._opened = True
         self._start_threads()
 
+    @override
     def append(self, writes: Sequence[Write], done: Done) -> None:
         """Keep `writes` in one commit, then call `done`: before this returns, or later on the loop's thread."""
         connection = self._connection
@@ -134,6 +138,7 @@ class SqliteStore(SqliteQueries):
             return
         done((), failure)
 
+    @override
     def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
         """Take over every open transaction (that began in one of `shapes`) whose owner is gone.
 
@@ -144,10 +149,12 @@ class SqliteStore(SqliteQueries):
         """
         return self._read(lambda connection: claim(connection, self._owner, self._identity, self._wall_ns(), shapes))
 
+    @override
     def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
         """Open transactions of these workflows that began in another shape and that nobody owns."""
         return self._read(lambda connection: unclaimed(connection, self._owner, shapes, limit))
 
+    @override
     def reclaim(self, held: Container[str]) -> list[Claim]:
         """Our own open transactions that are not in `held`, each with its next epoch.
 
@@ -158,6 +165,7 @@ class SqliteStore(SqliteQueries):
         """
         return self._read(lambda connection: reclaim(connection, self._owner, held, self._writer.invalidate))
 
+    @override
     def close(self) -> None:
         """Commit what waits (its `done`s are called), give the lease back, release files and threads.  Twice is once.
 

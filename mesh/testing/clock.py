@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeVar
 
+from typing_extensions import override
+
 from bitactor.testing import FakeClock
 from mesh.runtime.node import Node
 from mesh.testing.activity import QUIESCENT, WORKING, activity, has_unfinished, steps_in_threads
@@ -42,6 +44,7 @@ class MeshClock(FakeClock):
         """This one lives by it."""
         self._nodes.append(node)
 
+    @override
     def advance(self, seconds: float, *, wait: bool = True) -> None:
         """See `FakeClock.advance`; in a test that is no coroutine it is `pass_time`, and blocks."""
         if in_a_loop():

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from typing_extensions import override
+
 from bitactor.consumer import Consumer
 from bitactor.errors import BitActorError
 from bitactor.plan.plan import Plan
@@ -74,25 +76,30 @@ class FixtureMesh(Mesh):
 
     # On the loop of a test
 
+    @override
     async def __aenter__(self) -> Self:
         await self._open()
         return self
 
+    @override
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._bench.end([self], failed=error is not None)
 
+    @override
     async def stimulate(self, workflow: str | Workflow, input: Any = None, **options: Any) -> Transaction:
         """See `Mesh.stimulate`."""
         await self._open()
         return await super().stimulate(workflow, input, **options)
 
+    @override
     async def transaction(self, transaction: str) -> Transaction:
         """See `Mesh.transaction`."""
         await self._open()
         return await super().transaction(transaction)
 
+    @override
     async def transactions(self, **options: Any) -> list[TransactionRow]:
         """See `Mesh.transactions`."""
         await self._open()
@@ -110,20 +117,24 @@ class FixtureMesh(Mesh):
 
     # From a thread
 
+    @override
     def __enter__(self) -> Self:
         self._open_in_thread()
         return self
 
+    @override
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bench.portal().call(self._bench.end, [self], failed=error is not None)
 
+    @override
     def submit(self, workflow: str | Workflow, input: Any = None, **options: Any) -> BlockingTransaction:
         """See `Mesh.submit`."""
         self._open_in_thread()
         return super().submit(workflow, input, **options)
 
+    @override
     def run(self, workflow: str | Workflow, input: Any = None, *, timeout: float | None = None, **options: Any) -> Any:
         """See `Mesh.run`; the mesh stays open."""
         return self.submit(workflow, input, **options).result(timeout)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.export.display import readable_pulses
 from bitactor.messages.pulse import Pulse
 from bitactor.plan.plan import Plan
@@ -48,6 +50,7 @@ class Pulses(RecordingSink):
         criteria = [(name, value) for name, value in wanted.items() if value is not None]
         return [pulse for pulse in self._readable() if all(getattr(pulse, name) == value for name, value in criteria)]
 
+    @override
     def kinds(self, transaction: Any = None) -> list[str]:
         """The kinds of the pulses so far, of one transaction (by its id or itself) or of all."""
         return super().kinds(transaction_id_of(transaction))

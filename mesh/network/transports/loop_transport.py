@@ -10,7 +10,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
+from typing_extensions import override
+
 from bitactor.errors import ConfigurationError
+from bitactor.ports import Transport
 from mesh.network.transports.counters import Counters, ThrottledWarning
 from mesh.network.transports.send_queue import SendQueue
 
@@ -28,7 +31,7 @@ Receive = Callable[[list[bytes]], None]
 Queue = TypeVar("Queue", bound=SendQueue)
 
 
-class LoopBoundTransport(Generic[Queue]):
+class LoopBoundTransport(Transport, Generic[Queue]):
     """Collects messages per endpoint and flushes each endpoint once a turn.
 
     Everything here runs on the thread of `loop`.
@@ -58,6 +61,7 @@ class LoopBoundTransport(Generic[Queue]):
         self._early_flush = 0
 
     @property
+    @override
     def endpoint(self) -> str:
         """Where others reach this node; known after `open`."""
         if not self._endpoint:
@@ -68,6 +72,7 @@ class LoopBoundTransport(Generic[Queue]):
         """Totals since `open`, see `Counters`; and `connections`, the endpoints in touch with now."""
         return {**self._counters.as_dict(), "connections": len(self._queues)}
 
+    @override
     def send(self, endpoint: str, message: bytes) -> None:
         """Queue a message; frames are flushed at the end of the loop's turn.
 

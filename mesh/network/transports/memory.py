@@ -12,6 +12,8 @@ import threading
 from collections import deque
 from typing import Final
 
+from typing_extensions import override
+
 from bitactor.errors import ConfigurationError, Unroutable
 from mesh.network.transports.loop_transport import (
     CONNECTIONS,
@@ -84,6 +86,7 @@ class MemoryTransport(LoopBoundTransport[SendQueue]):
         self._drain_is_due = False
         self._accepting = False
 
+    @override
     def open(self, receive: Receive) -> None:
         """Take the name, and call `receive` on the loop's thread with the messages of each batch that comes.
 
@@ -100,6 +103,7 @@ class MemoryTransport(LoopBoundTransport[SendQueue]):
             raise
         self._endpoint = endpoint
 
+    @override
     def forget(self, endpoint: str) -> None:
         """Drop what is queued for that endpoint and not yet handed over."""
         if threading.get_ident() != self._thread:
@@ -110,6 +114,7 @@ class MemoryTransport(LoopBoundTransport[SendQueue]):
         if queue is not None:
             self._discard(queue, f"{endpoint} was forgotten")
 
+    @override
     def close(self, timeout: float = 0.5) -> None:
         """Hand over what is queued, give up the name, drop what came and was not taken.  Twice is once; never waits."""
         if not self._stop():
@@ -126,6 +131,7 @@ class MemoryTransport(LoopBoundTransport[SendQueue]):
         self._queues.clear()
         self._dirty.clear()
 
+    @override
     def _connect(self, endpoint: str) -> SendQueue:
         if not endpoint.startswith(SCHEME):
             raise Unroutable(f"{endpoint!r} cannot be reached from {self._endpoint}: this mesh is memory:// only")
@@ -141,6 +147,7 @@ class MemoryTransport(LoopBoundTransport[SendQueue]):
         for queue in unreachable:
             del self._queues[queue.endpoint]
 
+    @override
     def _flush_queue(self, queue: SendQueue) -> bool:
         receiver = self._hub.find(queue.endpoint)
         if receiver is None:

@@ -21,6 +21,7 @@ import time
 from typing import Any, Final
 
 import zmq
+from typing_extensions import override
 
 from bitactor.errors import ConfigurationError, Overloaded, ProtocolError, SignalTooLarge, Unroutable
 from bitactor.messages.wire import MAX_FRAME_BYTES, join_frame, split_frame
@@ -129,6 +130,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         self._inbox_fd = -1
         self._drain_is_due = False
 
+    @override
     def open(self, receive: Receive) -> None:
         """Bind, and call `receive` on the loop's thread with the messages of each frame that comes.
 
@@ -143,6 +145,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             raise
         self._loop.add_reader(self._inbox_fd, self._drain)
 
+    @override
     def forget(self, endpoint: str) -> None:
         """The peer is gone: drop what is queued for it and close the connection.  Forgetting a stranger does
         nothing."""
@@ -154,6 +157,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         if connection is not None:
             self._disconnect(connection, 0, f"{endpoint} was forgotten")
 
+    @override
     def close(self, timeout: float = 0.5) -> None:
         """Send what is queued, for at most `timeout` seconds, and release all sockets.  Twice is once; blocks that
         long."""
@@ -201,6 +205,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
 
     # Sending
 
+    @override
     def _connect(self, endpoint: str) -> Connection:
         check_peer(endpoint, secured=self._curve is not None)
         if len(self._queues) >= self._connections:
@@ -256,6 +261,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         connection.frame = None
         connection.socket.close(linger_ms)
 
+    @override
     def _flush_queue(self, connection: Connection) -> bool:
         if connection.blocked or connection.socket.closed:
             return False

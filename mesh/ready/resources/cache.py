@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from cachetools import TLRUCache
+from typing_extensions import override
 
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError
@@ -45,6 +46,7 @@ class _Maker:
 class _Missing:
     """Its own type, so that it is no value anybody keeps."""
 
+    @override
     def __repr__(self) -> str:
         return "MISSING"
 

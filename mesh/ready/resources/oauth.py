@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote_plus
 
+from typing_extensions import override
+
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import http_error, shown_url
 from mesh.ready.redact import redact
@@ -62,6 +64,7 @@ class TokenAuth(httpx2.Auth):
         self._expires_at = 0.0
         self._fetching = asyncio.Lock()
 
+    @override
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """See `httpx2.Auth`: each request that is yielded is sent, and its response sent back."""
         if self._origin is not None and _origin(request.url) != self._origin:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from typing_extensions import override
+
 from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError, InvalidInput
 from mesh.ready.declare import set_parameters
@@ -91,10 +93,12 @@ class Write(Change):
     encoding: str = "utf-8"
     _content: Structure = field(init=False, repr=False, compare=False)
 
+    @override
     def __post_init__(self) -> None:
         object.__setattr__(self, "_content", Structure(self.content))
         super().__post_init__()
 
+    @override
     def _templates(self) -> list[Template]:
         return [*super()._templates(), *self._content.templates]
 
@@ -121,10 +125,12 @@ class Copy(Change):
     source: str
     _source: Template = field(init=False, repr=False, compare=False)
 
+    @override
     def __post_init__(self) -> None:
         object.__setattr__(self, "_source", Template(self.source))
         super().__post_init__()
 
+    @override
     def _templates(self) -> list[Template]:
         return [self._source, *super()._templates()]
 
@@ -146,10 +152,12 @@ class Move(Change):
     source: str
     _source: Template = field(init=False, repr=False, compare=False)
 
+    @override
     def __post_init__(self) -> None:
         object.__setattr__(self, "_source", Template(self.source))
         super().__post_init__()
 
+    @override
     def _templates(self) -> list[Template]:
         return [self._source, *super()._templates()]
 

@@ -9,6 +9,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from typing_extensions import override
+
 from mesh.ready.steps.process_leftovers import end_leftovers, kill_leftovers
 
 _DRAIN_WITHIN: Final = 1.0
@@ -45,10 +47,12 @@ class _Capture(asyncio.Protocol):
         self._tail = tail
         self._transport: asyncio.BaseTransport | None = None
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport = transport
 
+    @override
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         self.data += data
@@ -59,6 +63,7 @@ class _Capture(asyncio.Protocol):
                 self.full.set()
                 self.close()
 
+    @override
     def connection_lost(self, error: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self.ended.set()

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Unpack
 
+from typing_extensions import override
+
 from bitactor.declare.context import Context
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome, RunError
@@ -57,6 +59,7 @@ class ProcessFailed(RunError):
         self.stderr = stderr
         """The end of it."""
 
+    @override
     def __str__(self) -> str:
         how = f"was killed by signal {-self.returncode}" if self.returncode < 0 else f"ended with {self.returncode}"
         return f"{self.command!r} {how}{f': {self.stderr}' if self.stderr else ''}"

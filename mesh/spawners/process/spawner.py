@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from typing_extensions import override
+
 from bitactor.errors import BitActorError, ProtocolError, StepFailed
 from bitactor.messages.codec import encode_token
 from bitactor.messages.signal import Answer, Message, Question, Reply
 from bitactor.messages.wire import decode_message, encode_message
 from mesh.hops.faults import fault_of
-from mesh.hops.ports import QUEUED, Actor
+from mesh.hops.ports import QUEUED, Actor, Spawner
 from mesh.limits.priority_queue import PriorityQueue
 from mesh.network.transports.zmq import ZmqTransport
 from mesh.spawners.process.child import WorkerProcess
@@ -35,7 +37,7 @@ PATIENCE: Final = 120.0
 """Seconds a worker may take to start, or to import a workflow's modules."""
 
 
-class ProcessSpawner:
+class ProcessSpawner(Spawner):
     """Up to `processes` workers, started afresh when first needed and kept warm; each runs one hop at a time.
 
     Who waits for one is served by rank (undo, then the highest priority), and in order of arrival among equals.
@@ -68,6 +70,7 @@ class ProcessSpawner:
 
     # The port
 
+    @override
     def start(self, actor: Actor) -> None:
         """See the port; waits for a free worker, and its time does not count meanwhile."""
         if self._closed:
@@ -82,6 +85,7 @@ class ProcessSpawner:
         self._waiting.add(actor, actor.rank)
         self._pump()
 
+    @override
     def abandon(self, actor: Actor) -> None:
         """Forget it if it waits; kill its worker if it runs, after which it settles as cancelled."""
         if self._waiting.discard(actor):
@@ -98,6 +102,7 @@ class ProcessSpawner:
         """Start nothing more, and lose nothing that waits: whoever owns us is about to close us."""
         self._frozen = True
 
+    @override
     async def close(self, timeout: float) -> None:
         """Let workers end, kill those that have not after half of `timeout`, and leave nothing behind.  Twice is
         once."""

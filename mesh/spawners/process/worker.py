@@ -14,6 +14,8 @@ import threading
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
+from typing_extensions import override
+
 from bitactor.errors import BitActorError, Unroutable
 from bitactor.messages.codec import decode_token
 from bitactor.messages.signal import Answer, Fault, Question, Reply, Signal
@@ -22,7 +24,7 @@ from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan
 from mesh.hops.executor import Executor
 from mesh.hops.faults import fault_of
-from mesh.hops.ports import Actor
+from mesh.hops.ports import Actor, Spawner
 from mesh.hops.resources import ResourceManager
 from mesh.limits.clock import SystemClock
 from mesh.limits.timing_wheel import TimingWheel
@@ -44,26 +46,30 @@ still."""
 class BackstopWheel(TimingWheel):
     """Arms every timer a little later than asked for."""
 
+    @override
     def arm(self, timer: Any, when_ns: int) -> int:
         """See `TimingWheel.arm`."""
         return super().arm(timer, when_ns + BACKSTOP_NS)
 
 
-class WorkerSpawner:
+class WorkerSpawner(Spawner):
     """`async def` on the worker's loop, `def` right in its main thread, which has nothing else to do."""
 
     def __init__(self) -> None:
         self._inline = InlineSpawner()
         self._loop = LoopSpawner()
 
+    @override
     def start(self, actor: Actor) -> None:
         """See the port."""
         (self._loop if actor.callback.is_async else self._inline).start(actor)
 
+    @override
     def abandon(self, actor: Actor) -> None:
         """See the port."""
         self._loop.abandon(actor)
 
+    @override
     async def close(self, timeout: float) -> None:
         """Nothing to release: the worker ends by being killed."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from typing_extensions import override
+
 from mesh.hops.ports import Actor
 from mesh.spawners.process.child import WorkerProcess
 
@@ -49,6 +51,7 @@ class WorkerHandle:
         self.error: BaseException | None = None
         """Set when we end it: how its actor ends."""
 
+    @override
     def __repr__(self) -> str:
         return f"worker process {self.process.pid}"
 
