@@ -1,4 +1,4 @@
-"""The BitActor: one signal, one outcome, gone.
+"""The BitActor: a pykka actor that runs one hop and replies once.
 
 A `pykka.Actor` whose inbox, loop and registration are ours: it lives on the node's event loop, takes its one signal
 when it is made, runs the user's function where its spawner says, replies, and is forgotten.  The stock `ThreadingActor`
@@ -39,13 +39,13 @@ from mesh.hops.ports import (
 from mesh.limits.priority_queue import Rank, rank_of
 
 LONGEST_DELAY: Final = 1e9
-"""Seconds; some thirty years, and still a number of nanoseconds that a journal can hold."""
+"""The longest retry delay, in seconds: some thirty years, and still a number of nanoseconds that a journal can hold."""
 
 _VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt, Then))
 
 
 class BitActor(pykka.Actor):
-    """One delivery of one signal.
+    """The actor of one delivery of one signal: the `Actor` port on a pykka actor.
 
     `done(actor, reply, error)` is called on the loop's thread, once; a second time only if the user's function ends
     after the actor had to answer for it, with what it did in the end.
@@ -57,11 +57,10 @@ class BitActor(pykka.Actor):
     )  # fmt: skip
 
     permits: ActorPermits | None = None
-    """What its supervisor has acquired for it; None for a hop without a limit, as most are."""
     progress: Any = None
-    """What its latest heartbeat said."""
+    """The data of the function's latest heartbeat."""
     renewed_ns: int | None = None
-    """When that came."""
+    """When the latest heartbeat that renewed the timeout came, by the monotonic clock."""
 
     def __init__(
         self,
@@ -84,7 +83,6 @@ class BitActor(pykka.Actor):
         self.spawner = spawner
         self.done = done
         self.result: Any = None
-        """For an undo: the token of what it takes back."""
         self.kwargs: dict[str, Any] = {}
         self.state = QUEUED
         self.started_ns = 0
@@ -92,14 +90,12 @@ class BitActor(pykka.Actor):
         self.context: Context | None = None
         self.task: Any = None
         self.stop_requested = False
-        """It has been asked to stop; a cancellation that comes after that is ours."""
         self.compensating: Compensation | None = None
-        """Set while its compensation or backoff is being asked."""
 
     # Living
 
     def begin(self) -> None:
-        """The user's function starts now: its time counts from here."""
+        """Note that the user's function starts now, and arm its timeout."""
         self.state = STARTED
         executor = self.executor
         self.started_ns = now = executor.monotonic_ns()
@@ -108,10 +104,10 @@ class BitActor(pykka.Actor):
             self.timer_tick = executor.wheel.arm(self, now + budget)
 
     def heartbeat(self, data: Any) -> None:
-        """The user's function says that it goes on; from any thread.
+        """Note that the user's function goes on, with `data` as its progress, and renew its timeout; from any thread.
 
         Raises:
-            BitActorError: somebody else keeps its time.
+            BitActorError: another process keeps the timeout (a worker's parent, another node).
         """
         if self.signal.reply_to or not self.executor.enforces_timeouts:
             raise BitActorError(
@@ -134,7 +130,7 @@ class BitActor(pykka.Actor):
                 self.context.deadline_ns = self.ends_ns()
 
     def ends_ns(self) -> int | None:
-        """When the attempt is over, by the monotonic clock, if it starts now or has started; None: never.
+        """When the attempt's time is over, by the monotonic clock, if it starts now or has started; None: never.
 
         If less time is left to its transaction than the step may take, a heartbeat does not put that off.
         """
@@ -146,7 +142,6 @@ class BitActor(pykka.Actor):
         return budget + (self.executor.monotonic_ns() if self.state == QUEUED else self.started_ns)
 
     def finish(self, value: Any, error: BaseException | None) -> None:
-        """The user's function returned or raised.  Called on the loop's thread."""
         if error is None:
             if type(value) in _VERDICTS:
                 self._apply_verdict(value)
@@ -178,7 +173,7 @@ class BitActor(pykka.Actor):
             self.executor.compensate(self, error)
 
     def expire(self) -> None:
-        """The attempt's time is over: answer for it, and stop it if that is possible."""
+        """Reply `timed_out`, for the attempt's time is over, and ask the function to stop if that is possible."""
         if self.state != STARTED:
             return
         seconds = (self.signal.budget_ns or 0) / 1e9
@@ -192,7 +187,7 @@ class BitActor(pykka.Actor):
         self._stop_once()
 
     def abandon(self) -> None:
-        """Its outcome is not wanted any more, or only to know what happened: stop it if that is possible."""
+        """Ask the hop to stop if that is possible; one that has not started replies `fail` at once."""
         if self.state == QUEUED:
             self.spawner.abandon(self)
             error = Cancelled(f"{self.signal.name!r} was stopped before it had started")
@@ -203,7 +198,7 @@ class BitActor(pykka.Actor):
             self._stop_once()
 
     def fence(self) -> None:
-        """Nobody waits for it any more: what it still answers is late, and its permits are free for others."""
+        """Stop waiting for the function: what it still answers is late, and its permits are free for others."""
         if self.state == STARTED and self.compensating is None:
             if self.timer_tick is not None:
                 self.executor.wheel.disarm(self, self.timer_tick)
@@ -218,13 +213,14 @@ class BitActor(pykka.Actor):
         self.executor.zombies.add(self)
 
     def _stop_once(self) -> None:
-        """A second cancellation would interrupt the user's cleaning up after the first."""
+        """Ask the spawner once: a second cancellation would interrupt the user's cleaning up after the first."""
         if not self.stop_requested:
             self.stop_requested = True
             self.spawner.abandon(self)
 
     def _end_compensation(self, why: str) -> None:
-        """The step is known to have failed; only its compensation has no answer."""
+        """Reply `fail` without the compensation's answer (`why`: what became of it); the step is known to have
+        failed."""
         assert self.compensating is not None
         task, error, fault = self.compensating
         task.cancel()
@@ -232,11 +228,9 @@ class BitActor(pykka.Actor):
         self.resolve_failure(None, error, fault._replace(message=f"{fault.message} (and its {what} {why})"))
 
     def worker_lost(self) -> None:
-        """Its worker is gone."""
         self._reply("lost")
 
     def relay_reply(self, reply: Reply, error: BaseException | None = None) -> None:
-        """A worker process has answered for the function it ran."""
         self._reply(
             reply.outcome,
             reply.token,
@@ -249,7 +243,7 @@ class BitActor(pykka.Actor):
         )
 
     def resolve_failure(self, verdict: Any, error: BaseException, fault: Fault) -> None:
-        """End the attempt that failed with `error` as its compensation says; a `verdict` of None: it failed."""
+        """End the attempt that failed with `error` as `verdict`, its compensation's answer, says; None: it failed."""
         if verdict is None:
             self._reply("fail", error=error, fault=fault)
         elif isinstance(verdict, Continue):
@@ -275,11 +269,10 @@ class BitActor(pykka.Actor):
             self._reply("fail", error=wrong, fault=fault_of(wrong))
 
     def retry(self, error: BaseException, fault: Fault, after_ns: int | None) -> None:
-        """End the attempt that failed with `error` with another try, after `after_ns` or as the step's backoff says."""
         self._reply("retry", error=error, fault=fault, after_ns=after_ns)
 
     def _apply_verdict(self, verdict: Any) -> None:
-        """End the attempt as the step or undo itself said."""
+        """End the attempt as the verdict that the step or undo itself returned or raised says."""
         if self.signal.direction == UNDO and not isinstance(verdict, Ok | Retry | Fail):
             self._refuse(verdict, "an undo may return None or Retry(…)")
         elif isinstance(verdict, Ok):
@@ -321,7 +314,7 @@ class BitActor(pykka.Actor):
         self._reply("fail", error=error, fault=fault_of(error))
 
     def _reply_ok(self, token: Any) -> None:
-        """`_reply` for the ordinary case."""
+        """Reply `ok`: `_reply` for the ordinary case."""
         if self.state != STARTED:
             self._reply("ok", token)
             return
@@ -384,7 +377,6 @@ class BitActor(pykka.Actor):
 
     @property
     def rank(self) -> Rank:
-        """Its order among those that wait for a thread or a process."""
         if self.permits is not None:
             return self.permits.rank
         return rank_of(self.signal.direction, self.step.priority)
@@ -411,7 +403,7 @@ class BitActor(pykka.Actor):
 
     @override
     def on_receive(self, message: Any) -> Any:
-        """The one message: its signal.  Starts the actor where its step says."""
+        """Start the actor where its step says; the one message it takes is its signal."""
         if message is not self.signal:
             raise BitActorError(
                 "a BitActor takes one signal in its life; emit a signal, or stimulate a workflow, to start more work"
@@ -428,7 +420,6 @@ class BitActor(pykka.Actor):
 
     @override
     def stop(self) -> None:
-        """Ask it to stop; see `abandon`."""
         self.executor.call_threadsafe(self.abandon)
 
     @staticmethod

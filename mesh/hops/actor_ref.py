@@ -1,4 +1,4 @@
-"""A reference to a hop's actor, for those who hold pykka's."""
+"""A pykka reference to a hop's actor, for code that works with pykka."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from mesh.hops.ports import ENDED
 
 
 class Referable(Protocol):
-    """The actor as its reference sees it."""
+    """What a reference needs of its actor."""
 
     state: int
 
     @property
     def actor_urn(self) -> str:
-        """Its name among all actors."""
+        """The actor's name, unique among all actors."""
 
     def stop(self) -> None:
-        """Ask it to stop, from any thread."""
+        """Ask the actor to stop, from any thread."""
 
 
 A = TypeVar("A", bound=pykka.Actor)
 
 
 class BitActorRef(pykka.ActorRef[A]):
-    """A reference to a hop: it can be looked at and stopped, but takes no messages."""
+    """A reference to a hop's actor: it can be looked at and stopped, but takes no messages."""
 
     def __init__(self, actor: Referable, actor_class: type[A]) -> None:
         # A strong reference: pykka's is weak and relies on its registry to keep the actor.

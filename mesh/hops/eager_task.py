@@ -1,10 +1,9 @@
 """A task whose first step runs at once.
 
 Most hops never suspend, or suspend late; waiting a turn of the loop to begin costs more than the rest of the hop.  Yet
-the user's code must
-see what it sees in any task, from its first line on: `current_task()`, `timeout()`, `TaskGroup`, context variables,
-cancellation.  So it is a real task.  Python 3.12 starts tasks eagerly on request; before, a task asks its loop's
-`call_soon` to run its first step, and this module catches that one call.
+the user's code must see what it sees in any task, from its first line on: `current_task()`, `timeout()`, `TaskGroup`,
+context variables, cancellation.  So it is a real task.  Python 3.12 starts tasks eagerly on request; before, a task
+asks its loop's `call_soon` to run its first step, and this module catches that one call.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class EagerTaskStarter:
         self._intercepted: list[Callable[[], None]] = []
         self.start: Callable[[Coroutine[Any, Any, None], str, contextvars.Context], asyncio.Task[None]]
         self.start = self._start_natively if sys.version_info >= (3, 12) else self._start_intercepted
-        """Make a task of a coroutine and run its first step before returning."""
+        """Makes a task of a coroutine and runs its first step before returning."""
 
     def _start_natively(
         self, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context

@@ -68,7 +68,7 @@ class Executor(ActorExecutor):
         self.start_task = EagerTaskStarter(loop).start
         self.traced = traced
         self.zombies: set[Actor] = set()
-        """Actors that had to answer for a function which still runs."""
+        """Actors that have replied for a function which still runs."""
         self.compensations: set[asyncio.Task[None]] = set()
         self._copy_context = contextvars.copy_context().copy
         self.resources: ResourceManager | None = None
@@ -76,7 +76,7 @@ class Executor(ActorExecutor):
         self.middleware: Middleware | None = None
         self.preparation = Preparation(self)
         self.enforces_timeouts = True
-        """Whether attempts' timeouts are kept here, and nowhere else."""
+        """Whether this executor keeps attempts' timeouts; False in a worker process, whose parent does."""
         self.out_of_process: frozenset[str] = frozenset()
         """Spawners that run hops in another process, where their resources are made and their arguments prepared."""
 
@@ -93,7 +93,7 @@ class Executor(ActorExecutor):
         """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an
         undo takes back.
 
-        `permits` is what it holds meanwhile, and may lend.  `done` may be called before this returns.
+        `permits` are held by the actor meanwhile, and may be lent.  `done` may be called before this returns.
         """
         undoing = signal.direction == UNDO
         callback = step.undo if undoing and step.undo is not None else step.run
@@ -129,11 +129,6 @@ class Executor(ActorExecutor):
 
     @override
     async def resources_of(self, callback: Callback) -> dict[str, Any]:
-        """The resources a function asks for.
-
-        Raises:
-            ResourceUnavailable: one could not be made.
-        """
         if not callback.resources or self.resources is None:
             return {}
         ready = self._ready_resources(callback)
@@ -144,7 +139,6 @@ class Executor(ActorExecutor):
 
     @override
     def kwargs_of(self, actor: Actor, callback: Callback, resources: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of one call of a hop's function, with its resources; fresh each time."""
         return self._kwargs(actor, callback, actor.arguments(), actor.result, resources=resources)
 
     def _with_middleware(
@@ -156,7 +150,7 @@ class Executor(ActorExecutor):
         spawn: str,
         arguments: Arguments,
     ) -> tuple[Callback, Done]:
-        """The function, or, where it runs elsewhere, the whole trip, with middleware around it."""
+        """The callback with middleware around it and `done`; for another process, `done` is wrapped instead."""
         assert self.middleware is not None
         role = "undo" if signal.direction == UNDO else "run"
         path = signal.path or signal.name.removeprefix(f"{plan.workflow}/")
@@ -186,12 +180,11 @@ class Executor(ActorExecutor):
 
     @override
     def call_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Call something on the loop's thread, from any thread."""
         self.loop.call_soon_threadsafe(callback)
 
     @override
     def contextvars_for(self, actor: Actor) -> contextvars.Context:
-        """The context variables a hop starts with: its own copy, with its span current when somebody traces."""
+        """A copy of the executor's context variables, with the hop's span current when somebody traces."""
         context = self._copy_context()
         if self.traced or trace._TRACER_PROVIDER is not None:
             context.run(_enter_span, actor.signal.root, actor.signal.hop)
@@ -203,7 +196,6 @@ class Executor(ActorExecutor):
 
     @override
     def compensate(self, actor: Actor, error: BaseException, fault: Fault | None = None) -> None:
-        """A function raised, or an attempt was lost: what its compensation, or else its retry policy, makes of that."""
         fault = fault or fault_of(error)
         step = actor.step
         if actor.signal.direction == UNDO or (step.compensate is None and not isinstance(step.backoff, Callback)):
@@ -216,7 +208,7 @@ class Executor(ActorExecutor):
         task.add_done_callback(self.compensations.discard)
 
     async def close(self) -> None:
-        """Stop asking compensations."""
+        """Cancel the compensations and backoffs that are being asked."""
         await self.preparation.close(1.0)
         tasks = list(self.compensations)
         for task in tasks:
@@ -226,8 +218,7 @@ class Executor(ActorExecutor):
 
     @override
     def ask_backoff(self, actor: Actor, verdict: Retry) -> None:
-        """A step has asked for another try, and its backoff function says when; it is given the `Retry` as its
-        error."""
+        """The backoff function is given `verdict`, the `Retry`, as its error."""
         fault = Fault("bitactor.outcome:Retry", str(verdict.reason) or "asked for another try")
         asking = self._ask_backoff(actor, verdict, fault)
         task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.contextvars_for(actor))
@@ -275,17 +266,17 @@ class Executor(ActorExecutor):
             actor.resolve_failure(None, error, with_beside(fault, what, error, broken))
 
     async def _compensate(self, actor: Actor, compensate: Callback, error: BaseException) -> Any:
-        """What the compensation says, returned or raised."""
+        """What the compensation function answers, returned or raised."""
         try:
             return await self._call_failure_callback(actor, compensate, error)
         except Outcome as verdict:
             return verdict
 
     async def _backoff_delay(self, actor: Actor, backoff: Callback, error: BaseException) -> float:
-        """Seconds, as a backoff function says.
+        """The delay in seconds that a backoff function answers.
 
         Raises:
-            InvalidOutcome: what it says is no delay.
+            InvalidOutcome: the answer is no delay.
         """
         seconds = await self._call_failure_callback(actor, backoff, error)
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
@@ -357,7 +348,6 @@ class Executor(ActorExecutor):
 
     @override
     def make_context(self, actor: Actor) -> Context:
-        """What a function that asks for it is told about its hop; a fresh one."""
         view = ResourceView(self.resources, actor.plan.resources, self.loop)
         return Context(
             actor.signal,
@@ -371,8 +361,7 @@ class Executor(ActorExecutor):
 
 
 def _spawn_of_undo(step: PlanStep, callback: Callback) -> str:
-    """Where an undo runs: with its step if the step has a process of its own, else as its own `def` or `async def`
-    asks."""
+    """The spawner of an undo: its step's if the step has a process of its own, else by its own `def` or `async def`."""
     if step.spawn == "process":
         return "process"
     if callback.is_async:
@@ -381,7 +370,8 @@ def _spawn_of_undo(step: PlanStep, callback: Callback) -> str:
 
 
 def _without_stop_iteration(function: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-    """A future refuses a `StopIteration`, and who awaits it would wait for ever."""
+    """Call `function`; a `StopIteration` becomes a `RuntimeError`, for a future refuses it and its waiter would
+    hang."""
     try:
         return function(**kwargs)
     except StopIteration as error:

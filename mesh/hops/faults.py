@@ -1,4 +1,4 @@
-"""Errors into faults that can be carried and kept, and back."""
+"""Exceptions into faults that can be carried and kept, and back."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MAX_TRACEBACK = 20_000
 MAX_ARGUMENTS = 64 * 1024
 
 _FRAMEWORK = tuple(f"{HOME / name}/" for name in PACKAGES)
-"""Where our own frames come from."""
+"""Directories of our own packages, to tell our frames in a traceback from the user's."""
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What can be carried of an exception: its type, message, the user's part of its traceback, and its arguments if
-    they are plain."""
+    """The fault of an exception: its type, message, the user's part of its traceback, and its arguments if they are
+    plain."""
     kind = type(error)
     try:
         message = str(error)
@@ -62,7 +62,7 @@ def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseE
 
 
 def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseException) -> Fault:
-    """The fault of `error`, with what `what` (compensate, backoff) raised while it was dealt with.
+    """The fault of `error`, with `broken`, which `what` (compensate, backoff) raised while it was dealt with.
 
     The live exception is kept at the live one, for a caller in this process.
     """
@@ -74,7 +74,7 @@ def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseExcep
 
 
 def beside(fault: Fault, live: BaseException, declared: Mapping[str, type[BaseException]]) -> list[BaseException]:
-    """What was raised beside a fault: the live exception if there is one."""
+    """Exceptions raised beside a fault, by compensate or backoff: the live one if there is one."""
     if fault.beside is None:
         return []
     found = getattr(live, _BESIDE, None)

@@ -1,4 +1,4 @@
-"""One resource from its making to its end."""
+"""The life of one resource, from its making to its end, in one task."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ logger = logging.getLogger("bitactor.resources")
 CLOSE_WITHIN: Final = 2.0
 """Seconds that one resource may take to close."""
 CANCEL_WITHIN: Final = 0.5
-"""Seconds that one which was too slow may take to be cancelled."""
+"""Seconds that a resource which was too slow to close may take to be cancelled."""
 SLOW_AFTER: Final = 10.0
-"""Seconds after which a making that is not done is told of in the log."""
+"""Seconds after which the log says that a resource is still being made."""
 
 
 class ResourceLifecycle:
@@ -32,7 +32,7 @@ class ResourceLifecycle:
 
     Args:
         needed: what the factory is called with.
-        context: of its task.
+        context: the context variables of its task.
         gone: called when the task has ended, perhaps by itself.
     """
 
@@ -46,7 +46,7 @@ class ResourceLifecycle:
         loop = asyncio.get_running_loop()
         self.resource = resource
         self.ready: asyncio.Future[Any] = loop.create_future()
-        """The resource; fails with `ResourceUnavailable`."""
+        """Resolved with the resource; fails with `ResourceUnavailable`."""
         self.checked_ns = 0
         self._end_requested = asyncio.Event()
         self._task = loop.create_task(self._run(needed), name=f"resource {resource.name}", context=context)
@@ -61,11 +61,11 @@ class ResourceLifecycle:
         return self.ready.result()
 
     def end(self) -> None:
-        """End it, as soon as it is made if it is not; does not wait."""
+        """End the resource, as soon as it is made if it is not; does not wait."""
         self._end_requested.set()
 
     async def close(self) -> None:
-        """End it, and wait for that as long as it may take.  Twice is once."""
+        """End the resource and wait, for at most `CLOSE_WITHIN` and `CANCEL_WITHIN` seconds.  Twice is once."""
         self._end_requested.set()
         if not (await asyncio.wait([self._task], timeout=CLOSE_WITHIN))[0]:
             logger.warning("resource %r did not close within %g s", self.resource.name, CLOSE_WITHIN)
@@ -95,7 +95,7 @@ class ResourceLifecycle:
 
 
 async def call_user_function(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """What a user's function answers with: an `async def` is awaited here, any other runs in a thread."""
+    """The answer of a user's function: an `async def` is awaited here, any other runs in a thread."""
     if is_coroutine_function(function):
         return await function(*arguments, **named)
     made = await asyncio.to_thread(_without_stop_iteration, function, arguments, named)
@@ -103,7 +103,7 @@ async def call_user_function(function: Callable[..., Any], *arguments: Any, **na
 
 
 async def _make(resource: Resource, needed: Mapping[str, Any], stack: contextlib.AsyncExitStack) -> Any:
-    """The resource; what ends it is on the stack."""
+    """The resource that the factory makes; what ends it is pushed on `stack`."""
     factory = resource.factory
     made = factory(**needed) if _makes_context(factory) else await call_user_function(factory, **needed)
     if isinstance(made, contextlib._AsyncGeneratorContextManager):
@@ -122,13 +122,14 @@ async def _make(resource: Resource, needed: Mapping[str, Any], stack: contextlib
 
 
 def _makes_context(function: Callable[..., Any]) -> bool:
-    """Whether it is made by `@contextmanager` or `@asynccontextmanager`: calling it does nothing yet."""
+    """Whether `function` was made by `@contextmanager` or `@asynccontextmanager`: calling it does nothing yet."""
     inner = inspect.unwrap(function)
     return inner is not function and (inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner))
 
 
 def _without_stop_iteration(function: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    """A future refuses a `StopIteration`, and who awaits it would wait for ever."""
+    """Call `function`; a `StopIteration` becomes a `RuntimeError`, for a future refuses it and its waiter would
+    hang."""
     try:
         return function(*arguments, **named)
     except StopIteration as error:

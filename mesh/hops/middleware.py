@@ -1,4 +1,4 @@
-"""Middleware: what is told before and after each call of a user's function, and may not break the run."""
+"""Middleware: objects that are told before and after each call of a user's function, and cannot break the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CallEvent(NamedTuple):
     """One call of a user's function."""
 
     callback: str
-    """`run`, `compensate`, `backoff` or `undo`."""
+    """Which function of the step: `run`, `compensate`, `backoff` or `undo`."""
     workflow: str
     step: str
     """Path of the step."""
@@ -35,9 +35,9 @@ class CallEvent(NamedTuple):
     arguments: Mapping[str, Any]
     """What the function is called with; not to be changed."""
     value: Any = None
-    """After: what it returned."""
+    """In `after`: the value that the function returned."""
     error: BaseException | None = None
-    """After: what it raised."""
+    """In `after`: the exception that the function raised."""
     elapsed_ns: int = 0
 
 
@@ -55,7 +55,7 @@ class Middleware:
     def __init__(self, given: Sequence[Any]) -> None:
         self._members = tuple(given)
         self._disabled: set[int] = set()
-        """Ids of those that have raised."""
+        """`id()` of each middleware that has raised; it is not called any more."""
         self._lock = threading.Lock()
         self.disabled: list[str] = []
         for member in given:
@@ -65,7 +65,7 @@ class Middleware:
         return len(self._members)
 
     def wrap(self, callback: Callback, role: str, workflow: str, signal: Signal, step: str) -> Callback:
-        """The same callback, with everybody told before and after each call."""
+        """The same callback, with all middleware told before and after each call."""
 
         def event(arguments: Mapping[str, Any]) -> CallEvent:
             shown = MappingProxyType(dict(arguments))
@@ -101,13 +101,13 @@ class Middleware:
         return replace(callback, function=function)
 
     def before(self, event: CallEvent) -> CallEvent:
-        """Tell everybody; the answer is the event."""
+        """Tell all middleware of a call that begins, the first one first; the answer is the event."""
         for member in self._members:
             self._notify(member, "before", event)
         return event
 
     def after(self, event: CallEvent) -> None:
-        """Tell everybody, the first one last."""
+        """Tell all middleware of a call that has ended, the first one last."""
         for member in reversed(self._members):
             self._notify(member, "after", event)
 

@@ -1,4 +1,4 @@
-"""The resilience patterns of a mesh: their states, and running an attempt inside them."""
+"""The resilience policies of a mesh: their states, and running an attempt inside them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bitactor.ports import Clock
 logger = logging.getLogger("bitactor.policies")
 
 CANCEL_WITHIN: Final = 0.5
-"""Seconds that a state which was too slow to close may take to be cancelled."""
+"""Seconds that a policy's state which was too slow to close may take to be cancelled."""
 
 
 class Policies:
     """The states of all policies of one mesh, each opened when first needed, and kept over all runs.
 
     Raises:
-        ConfigurationError: a step in a worker process has one, or two of one pattern and name are not the same.
+        ConfigurationError: a step in a worker process has a policy, or two policies of one pattern and name differ.
     """
 
     def __init__(self, plans: Iterable[Plan], clock: Callable[[], Clock]) -> None:
@@ -40,25 +40,25 @@ class Policies:
         return len(self._declared)
 
     async def run(self, policies: Sequence[Policy], call: Call, proceed: Proceed) -> Any:
-        """One attempt: the first policy is the outermost."""
+        """Run one attempt inside `policies`, the first of which is the outermost; `proceed` runs the function once."""
         states = [self._state(policy) for policy in policies]
         return await _nested(states, call, proceed)
 
     def about(self) -> list[dict[str, Any]]:
-        """How each stands, as plain data."""
+        """How each policy's state stands, as plain data."""
         return [
             {"pattern": pattern, "name": name, **self._about(pattern, name)} for pattern, name in sorted(self._declared)
         ]
 
     def drain(self) -> None:
-        """The mesh begins to close: from now on nothing is held back, so that nobody who waits for what is held back
-        keeps it from closing."""
+        """Hold nothing back from now on: the mesh begins to close, and nobody who waits for what is held back keeps it
+        from closing."""
         self._draining = True
         for key, state in self._states.items():
             _drain_one(key, state)
 
     async def close(self, timeout: float) -> None:
-        """Flush what is held back; an error is logged.  Twice is once."""
+        """Flush what policies hold back, within `timeout` seconds; an error is logged.  Twice is once."""
         states, self._states = self._states, {}
         closing = [asyncio.ensure_future(self._close_one(key, state, timeout)) for key, state in states.items()]
         if closing:

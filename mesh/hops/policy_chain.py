@@ -19,7 +19,7 @@ from mesh.hops.ports import ENDED, QUEUED, REPLIED, STARTED, Actor, ActorExecuto
 
 
 class PolicyChain:
-    """One attempt inside its policies, the outermost first.
+    """Runs one attempt inside its policies, the outermost first.
 
     Time that passes before the function first starts is no time of the step: the step's timeout counts from that start,
     over all runs and over what policies take between and after them.  When it is over the attempt is, as without
@@ -27,28 +27,28 @@ class PolicyChain:
 
     Whoever is cancelled inside `proceed()` waits until the function has ended, as it would where it awaited the
     function itself, and gets the value if it ends with one after all; a thread cannot be cancelled, and is waited for.
-    Cancelled a second time, or when the outermost policy has ended, nobody
-    waits: a coroutine is cancelled, a thread fenced.  Verdicts (`Retry`, `Fail`, `Halt`, `Then`) pass through as the
-    function gave them, returned or raised.  What a run emitted is sent if that run and the attempt ended well.
+    Cancelled a second time, or when the outermost policy has ended, nobody waits: a coroutine is cancelled, a thread
+    fenced.  Verdicts (`Retry`, `Fail`, `Halt`, `Then`) pass through as the function gave them, returned or raised.
+    What a run emitted is sent if that run and the attempt ended well.
     """
 
     def __init__(self, executor: ActorExecutor, actor: Actor, spawner: Spawner) -> None:
         self.actor = actor
         self.stop_requested = False
-        """Whether the attempt was asked to stop; no run begins then."""
+        """Whether the attempt was asked to stop; no run begins after that."""
         self.in_doubt: set[FunctionRun] = set()
         """Runs that have happened, or may have."""
         self.value_after_stop: tuple[Any] | None = None
-        """What a run came to that was asked to stop."""
+        """The value of a run that ended well after it was asked to stop, as a 1-tuple."""
         self.emitted: list[tuple[str, Any]] = []
         self.runs: dict[FunctionRun, None] = {}
-        """Those that have not ended."""
+        """Runs that have not ended, oldest first (a dictionary as an ordered set)."""
         self._executor = executor
         self._spawner = spawner
         self._ended = False
 
     async def execute(self) -> None:
-        """The whole attempt."""
+        """Run the whole attempt and finish its actor."""
         actor, policies = self.actor, self._executor.policies
         assert policies is not None
         try:
@@ -70,7 +70,7 @@ class PolicyChain:
         self._end(value, error)
 
     def stop(self) -> None:
-        """Its actor was asked to stop, or has had to answer."""
+        """Stop the runs: the attempt's actor was asked to stop, or has replied (then they are fenced)."""
         self.stop_requested = True
         for run in list(self.runs):
             if self.actor.state == REPLIED:
@@ -127,7 +127,7 @@ class PolicyChain:
                 raise
 
     def _end(self, value: Any, error: BaseException | None) -> None:
-        """The outermost policy has ended: what it came to is what the attempt came to."""
+        """Finish the actor with what the outermost policy returned or raised."""
         actor = self.actor
         if actor.state == ENDED:
             return
@@ -149,7 +149,7 @@ class PolicyChain:
 
 
 class FunctionRun(BitActor):
-    """One run of a hop's function inside its policies, which say what becomes of it."""
+    """One run of a hop's function inside its policies, which decide what its outcome means."""
 
     __slots__ = ("chain", "ended")
 
@@ -166,7 +166,7 @@ class FunctionRun(BitActor):
 
     @override
     def begin(self) -> None:
-        """The function starts; so does the time of the hop, if this is the first run."""
+        """Start this run, and the hop's time if it is the first run."""
         self.state = STARTED
         self.started_ns = self.executor.monotonic_ns()
         if self.chain.actor.state == QUEUED:
@@ -174,25 +174,25 @@ class FunctionRun(BitActor):
 
     @override
     def ends_ns(self) -> int | None:
-        """See `BitActor`."""
+        """The end of the whole attempt, which all its runs share."""
         return self.chain.actor.ends_ns()
 
     @override
     def heartbeat(self, data: Any) -> None:
-        """See `BitActor`."""
+        """Passed on to the hop's actor; this run's context gets the renewed deadline."""
         if self.state == STARTED:
             self.chain.actor.heartbeat(data)
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self.executor.call_threadsafe(self._refresh_deadline)
 
     def _refresh_deadline(self) -> None:
-        """The end of the attempt may have been put off."""
+        """Show the function the attempt's deadline, which a heartbeat may have put off."""
         if self.context is not None:
             self.context.deadline_ns = self.ends_ns()
 
     @override
     def finish(self, value: Any, error: BaseException | None) -> None:
-        """The function returned or raised."""
+        """Hand the function's value or exception to the policy that awaits this run."""
         if self.state == ENDED:
             return
         chain = self.chain
@@ -217,18 +217,18 @@ class FunctionRun(BitActor):
 
     @override
     def resolve_failure(self, verdict: Any, error: BaseException, fault: Fault) -> None:
-        """It could not be handed over."""
+        """Raise `error` in the policy that awaits this run, which the spawner could not start; no verdict applies."""
         self.finish(None, error)
 
     @override
     def worker_lost(self) -> None:
-        """See `BitActor`."""
+        """Raise `WorkerLost` in the policy that awaits this run; it stays in doubt."""
         self.finish(None, WorkerLost(f"the process that ran {self.signal.name!r} is gone"))
         self.chain.in_doubt.add(self)
 
     @override
     def abandon(self) -> None:
-        """Ask it to stop: what is cancelled is still to end, and so is what runs in a thread."""
+        """Ask this run to stop; a run that has started ends later, in a thread when its function returns."""
         if self.state == QUEUED:
             self.spawner.abandon(self)
             self._mark_ended()
@@ -238,7 +238,7 @@ class FunctionRun(BitActor):
 
     @override
     def fence(self) -> None:
-        """Nobody waits for it any more, and its thread is free for others."""
+        """Stop waiting for this run; its thread is free for others."""
         if self.state == STARTED:
             self.chain.in_doubt.add(self)
             self.stop_requested = True
@@ -255,7 +255,7 @@ class FunctionRun(BitActor):
 
 
 def start_queued(actor: Actor, spawner: Spawner) -> None:
-    """Outside of any task, where a task of its own can be begun at once."""
+    """Start an actor that is still queued; called outside of any task, where a task of its own can be begun at once."""
     if actor.state != QUEUED:
         return
     actor.spawner = spawner
@@ -266,4 +266,4 @@ def start_queued(actor: Actor, spawner: Spawner) -> None:
 
 
 def _no_reply(actor: Actor, reply: Reply, error: BaseException | None) -> None:
-    """A run answers to its policies."""
+    """Ignore the reply of a run: it answers to its policies, by `ended`."""

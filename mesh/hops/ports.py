@@ -26,26 +26,26 @@ from mesh.limits.timing_wheel import TimingWheel
 QUEUED: Final = 0
 STARTED: Final = 1
 REPLIED: Final = 2
-"""It has answered for itself (timed out), but the user's function still runs: a zombie."""
+"""State of an actor that has replied (timed out) while the user's function still runs: a zombie."""
 ENDED: Final = 3
 
 Arguments = BoundArguments | RemoteArguments | RawArguments
 """Makes the keyword arguments of a step's function, fresh at each call."""
 Compensation = tuple["asyncio.Task[None]", BaseException, Fault]
-"""The task that asks a compensation or backoff function, and what that is asked about."""
+"""The task that asks a compensation or backoff function, and the exception and fault it is asked about."""
 Done = Callable[["Actor", Reply, BaseException | None], None]
-"""Told what an actor replied, and the exception behind it if that was raised in this process."""
+"""Called with an actor, its reply, and the exception behind it if that was raised in this process."""
 
 
 class ActorPermits(PermitSet):
-    """The permits that an actor holds while its function runs, and lends while that waits for other hops."""
+    """The permits that an actor holds while its function runs, and lends while that function waits for other hops."""
 
     __slots__ = ("depth",)
 
     def __init__(self, lendable: tuple[Pool, ...], retained: tuple[Pool, ...], rank: Rank, depth: int) -> None:
         super().__init__(lendable, retained, rank)
         self.depth = depth
-        """See `PermitLender.depth`."""
+        """How many hops wait for another above the transaction that this hop is of."""
 
 
 class Actor(Protocol):
@@ -64,95 +64,96 @@ class Actor(Protocol):
     kwargs: dict[str, Any]
     """What the function is called with; set before a spawner starts the actor."""
     result: Any
-    """For an undo: the token of what it takes back."""
+    """For an undo, the token of the result that it takes back."""
     permits: ActorPermits | None
-    """What is held for it; None for a hop without a limit, as most are."""
+    """The permits held for this actor; None for a hop without a limit, as most are."""
     spawner: Spawner
     state: int
     """`QUEUED | STARTED | REPLIED | ENDED`."""
     context: Context | None
-    """What the function is told about its hop, if it has asked."""
+    """The context that the function was given about its hop; None if it has not asked for one."""
     task: Any
-    """The asyncio task that its function, or its preparation, runs in; None if there is none."""
+    """The asyncio task that the actor's function, or its preparation, runs in; None if there is none."""
     stop_requested: bool
-    """It has been asked to stop; a cancellation that comes after that is ours."""
+    """Whether this actor was asked to stop; a `CancelledError` that comes after that is ours."""
     compensating: Compensation | None
-    """Set while its compensation or backoff is being asked."""
+    """Set while the actor's compensation or backoff is being asked."""
 
     @override
     def __hash__(self) -> int: ...
 
     @property
     def rank(self) -> Rank:
-        """Its order among those that wait for a thread or a process."""
+        """The actor's order among those that wait for a thread or a process."""
 
     def begin(self) -> None:
-        """The user's function starts now: its time counts from here."""
+        """Note that the user's function starts now: its time counts from here."""
 
     def finish(self, value: Any, error: BaseException | None) -> None:
-        """The user's function returned or raised."""
+        """Take what the user's function returned (`error` is None) or raised."""
 
     def relay_reply(self, reply: Reply, error: BaseException | None = None) -> None:
-        """A worker process has answered for the function it ran."""
+        """Reply as a worker process has answered for the function it ran."""
 
     def worker_lost(self) -> None:
-        """Its worker is gone."""
+        """Reply that the worker process which ran the function is gone."""
 
     def resolve_failure(self, verdict: Any, error: BaseException, fault: Fault) -> None:
-        """End the attempt that failed with `error` as its compensation says; a `verdict` of None: it failed."""
+        """End the attempt that failed with `error` as `verdict`, its compensation's answer, says; None: it failed."""
 
     def retry(self, error: BaseException, fault: Fault, after_ns: int | None) -> None:
         """End the attempt that failed with `error` with another try, after `after_ns` or as the step's backoff says."""
 
     def ends_ns(self) -> int | None:
-        """When the attempt is over, by the monotonic clock; None: never."""
+        """When the attempt's time is over, by the monotonic clock; None: never."""
 
     def heartbeat(self, data: Any) -> None:
-        """The user's function says that it goes on; from any thread."""
+        """Note that the user's function goes on, with `data` as its progress; from any thread."""
 
 
 class ActorExecutor(Protocol):
-    """The executor as actors, their spawners, and what stands between the two see it."""
+    """An executor as actors, spawners, and what stands between the two see it."""
 
     loop: asyncio.AbstractEventLoop
     monotonic_ns: Callable[[], int]
     wheel: TimingWheel
     enforces_timeouts: bool
-    """Whether attempts' timeouts are kept here, and nowhere else."""
+    """Whether this executor keeps attempts' timeouts; False in a worker process, whose parent does."""
     zombies: set[Actor]
-    """Actors that had to answer for a function which still runs."""
+    """Actors that have replied for a function which still runs."""
     policies: Policies | None
     start_task: Callable[[Coroutine[Any, Any, None], str, contextvars.Context], asyncio.Task[None]]
-    """Make a task of a coroutine and run its first step before returning."""
+    """Makes a task of a coroutine and runs its first step before returning."""
 
     def call_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Call something on the loop's thread, from any thread."""
+        """Call `callback` on the loop's thread, from any thread."""
 
     def contextvars_for(self, actor: Actor) -> contextvars.Context:
         """The context variables a hop starts with: its own copy."""
 
     def compensate(self, actor: Actor, error: BaseException, fault: Fault | None = None) -> None:
-        """A function raised, or an attempt was lost: what its compensation, or else its retry policy, makes of that."""
+        """Ask the compensation, or else the retry policy, of a hop whose function raised or whose attempt was lost, and
+        end the attempt as it says."""
 
     def ask_backoff(self, actor: Actor, verdict: Retry) -> None:
-        """A step has asked for another try, and its backoff function says when."""
+        """Ask the backoff function when a step that returned `Retry` is to be tried again, and end the attempt so."""
 
     async def resources_of(self, callback: Callback) -> dict[str, Any]:
-        """The resources a function asks for.
+        """The resources that a function asks for, by name.
 
         Raises:
-            ResourceUnavailable: one could not be made.
+            ResourceUnavailable: a resource could not be made.
         """
 
     def kwargs_of(self, actor: Actor, callback: Callback, resources: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of one call of a hop's function, with its resources; fresh each time."""
 
     def make_context(self, actor: Actor) -> Context:
-        """What a function that asks for it is told about its hop; a fresh one."""
+        """A fresh `Context`: what a function that asks for it is told about its hop."""
 
 
 class Spawner(Protocol):
-    """Runs actors' functions somewhere.  All methods are called on the loop's thread.
+    """A place where actors' functions run.  All methods are called on the loop's thread.
 
     For each actor started it calls `actor.begin()` when the function starts and `actor.finish(value, error)` (or
     `relay_reply`, or `worker_lost`) when it has ended, on the loop's thread, whatever the function raises: `SystemExit`
@@ -160,10 +161,11 @@ class Spawner(Protocol):
     """
 
     def start(self, actor: Actor) -> None:
-        """Run it, now or when there is a free place.  It may finish before this returns."""
+        """Run the actor's function, now or when there is a free place.  The actor may finish before this returns."""
 
     def abandon(self, actor: Actor) -> None:
-        """Stop it if that is possible here; if it is only queued, forget it.  Nothing happens if it is not here."""
+        """Stop the actor's function if that is possible here; forget an actor that is queued.  Nothing happens to one
+        that is not here."""
 
     async def close(self, timeout: float) -> None:
-        """Stop everything and release threads or processes, within `timeout` seconds.  Twice is once."""
+        """Stop all functions and release threads or processes, within `timeout` seconds.  Twice is once."""

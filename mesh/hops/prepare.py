@@ -1,5 +1,4 @@
-"""What stands between a hop and its function: resources that have to be made first, and policies around each
-attempt."""
+"""Preparation of a hop before its function runs: making its resources, and entering its policies."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from mesh.hops.ports import ENDED, QUEUED, Actor, ActorExecutor, Spawner
 
 
 class Preparation(Spawner):
-    """Stands in a spawner's place until a hop's function can be given to the real one.
+    """A spawner that prepares hops and passes each on to the real one.
 
     Waiting for resources does not count towards the step's timeout.  What policies do is in `mesh.hops.policy_chain`.
     """
@@ -26,7 +25,7 @@ class Preparation(Spawner):
 
     @override
     def start(self, actor: Actor) -> None:
-        """Prepare the actor, which is queued; then its own spawner has it."""
+        """Prepare the actor, which is queued, in a task; then its own spawner has it."""
         spawner, actor.spawner = actor.spawner, self
         executor = self._executor
         if actor.step.policies and actor.signal.direction != UNDO and executor.policies is not None:
@@ -44,7 +43,7 @@ class Preparation(Spawner):
 
     @override
     def abandon(self, actor: Actor) -> None:
-        """See the spawners' port."""
+        """Cancels the wait for resources; a policy chain that runs is asked to stop."""
         task, chain = self._tasks.get(actor), self._chains.get(actor)
         first = chain is None or not chain.stop_requested
         if chain is not None:
@@ -54,7 +53,7 @@ class Preparation(Spawner):
 
     @override
     async def close(self, timeout: float) -> None:
-        """Cancel what runs and wait for it."""
+        """Cancels the preparations and policy chains that run, and waits for them."""
         tasks = list(self._tasks.values())
         for actor, task in list(self._tasks.items()):
             actor.stop_requested = True
@@ -65,12 +64,12 @@ class Preparation(Spawner):
             await asyncio.wait(tasks, timeout=timeout)
 
     def runs(self, actor: Actor) -> list[Actor]:
-        """Runs of the function of a hop inside its policies that have not ended."""
+        """The runs of a hop's function inside its policies that have not ended."""
         chain = self._chains.get(actor)
         return [] if chain is None else list(chain.runs)
 
     async def _provide_resources(self, actor: Actor, spawner: Spawner) -> None:
-        """Resources first, then the function."""
+        """Wait for the hop's resources, then start its function."""
         executor, callback = self._executor, actor.callback
         try:
             resources = await executor.resources_of(callback)

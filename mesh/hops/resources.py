@@ -50,7 +50,7 @@ class ResourceManager:
         self._clock = clock
         self._replaced = dict(replaced)
         self.replaced_in_parent: frozenset[str] = frozenset()
-        """Names that were replaced in the process that started this one: not to be had here."""
+        """Names of resources replaced in the parent process, which this worker process cannot provide."""
         plans = list(plans)
         for plan in plans:
             self._declare(plan)
@@ -58,7 +58,7 @@ class ResourceManager:
         self._refuse_replaced(plans)
         self._made: dict[str, ResourceLifecycle] = {}
         self._lifecycles: dict[ResourceLifecycle, None] = {}
-        """All that are not closed yet, in the order of their making."""
+        """All resources that are not closed yet, in the order of their making."""
         self._in_making: dict[str, asyncio.Task[Any]] = {}
         self._context = contextvars.copy_context()
         self._closed = False
@@ -70,21 +70,21 @@ class ResourceManager:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that are declared."""
+        """The names of all declared resources."""
         return tuple(self._declared)
 
     @property
     def replaced(self) -> tuple[str, ...]:
-        """Those in whose place something else is given out."""
+        """The names of resources in whose place something else is given out."""
         return tuple(self._replaced)
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to close."""
+        """Whether there is no resource to close."""
         return not self._lifecycles
 
     def get_ready(self, names: Iterable[str]) -> dict[str, Any] | None:
-        """Those resources, if all of them are made and no check is due; otherwise None."""
+        """The resources of these names, if all are made and no check is due; otherwise None."""
         found: dict[str, Any] = {}
         for name in names:
             if name in self._replaced:
@@ -96,7 +96,7 @@ class ResourceManager:
         return found
 
     async def get_many(self, names: Iterable[str]) -> dict[str, Any]:
-        """Those resources, made or checked if need be.
+        """The resources of these names, made or checked if need be.
 
         Raises:
             ResourceUnavailable: one could not be made; the next one who needs it tries again.
@@ -126,7 +126,7 @@ class ResourceManager:
         return await asyncio.shield(making)
 
     async def close(self) -> None:
-        """Close what was made, the last first; errors are logged.  Twice is once."""
+        """Close all resources, the last made first; errors are logged.  Twice is once."""
         self._closed = True
         for task in list(self._in_making.values()):
             task.cancel()
@@ -135,7 +135,7 @@ class ResourceManager:
             await lifecycle.close()
 
     def about(self) -> dict[str, str]:
-        """Each resource, and how it stands."""
+        """Resource name → `replaced`, `made` or `not made`."""
         return {
             name: "replaced" if name in self._replaced else "made" if name in self._made else "not made"
             for name in self._declared
@@ -149,9 +149,9 @@ class ResourceManager:
             task.exception()  # also if nobody waits for it any longer
 
     async def _make_or_check(self, name: str) -> Any:
-        """The value; runs in a task that all who need it share.
+        """The resource of that name; runs in a task that all who need it share.
 
-        What it needs comes first: a check of that which fails takes this one with it.
+        What it needs comes first: when the check of one of those fails, this one is closed with it.
         """
         needed = await self.get_many(self._dependencies[name])
         lifecycle = self._made.get(name)
@@ -204,7 +204,7 @@ class ResourceManager:
         return True
 
     async def _close_with_dependents(self, lifecycle: ResourceLifecycle) -> None:
-        """Close it, and before it what was made of it."""
+        """Close a resource, and before it the resources that were made of it."""
         name = lifecycle.resource.name
         for other, needs in self._dependencies.items():
             if name in needs and other in self._made:
@@ -214,7 +214,7 @@ class ResourceManager:
         await lifecycle.close()
 
     def _ended(self, lifecycle: ResourceLifecycle) -> None:
-        """It has ended, perhaps by itself."""
+        """Forget a resource that has ended, perhaps by itself."""
         self._lifecycles.pop(lifecycle, None)
         if self._made.get(lifecycle.resource.name) is lifecycle:
             del self._made[lifecycle.resource.name]
@@ -261,7 +261,7 @@ class ResourceManager:
                     )
 
     def _replaced_for(self, step: PlanStep) -> str | None:
-        """What is replaced of all that the functions of a step need."""
+        """The name of a replaced resource that a function of the step needs; None if there is none."""
         for callback in (step.run, step.undo, step.compensate, step.backoff):
             if isinstance(callback, Callback):
                 for name in self._with_dependencies(callback.resources):
@@ -314,7 +314,7 @@ class ResourceView:
 
 
 def _parameters(resource: Resource) -> tuple[list[str], list[str]]:
-    """The names that a factory may take, and those of them that it must be given."""
+    """The names of the parameters that a factory may take, and of those that it must be given."""
     if resource.requires is not None:
         return list(resource.requires), list(resource.requires)
     try:

@@ -1,4 +1,4 @@
-"""Time as the operating system tells it."""
+"""The `Clock` port on the operating system's clocks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class SystemClock:
         self.monotonic_ns = time.monotonic_ns
 
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
-        """See the port."""
+        """Run `callback` by the loop's `call_later`, to the loop's resolution; a moment that has passed: in the loop's
+        next turn."""
         delay = (when_ns - time.monotonic_ns()) / 1e9
         return self._loop.call_later(max(0.0, delay), callback)

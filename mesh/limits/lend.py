@@ -1,4 +1,4 @@
-"""What a hop lends while it waits for other hops."""
+"""Lending a hop's permits while it waits for other hops."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class PermitLender:
         self._reacquired: asyncio.Event | None = None
 
     def add(self, permit_set: PermitSet) -> None:
-        """One more to lend.  They are reacquired in the order in which they were added, which is the order in which
-        every hop acquires them."""
+        """Lend `permit_set` as well.  Permit sets are reacquired in the order in which they were added, which is the
+        order in which every hop acquires them."""
         self._permit_sets.append(permit_set)
 
     async def __aenter__(self) -> None:
@@ -58,6 +58,6 @@ LENDER: ContextVar[PermitLender | None] = ContextVar("bitactor_permit_lender", d
 
 
 def lend_permits(loop: asyncio.AbstractEventLoop) -> AbstractAsyncContextManager[None]:
-    """Around a wait on `loop` for other hops: if it is a hop that waits there, its permits are lent meanwhile."""
+    """A context manager for a wait on `loop` for other hops: if a hop waits there, its permits are lent meanwhile."""
     lender = LENDER.get()
     return nullcontext() if lender is None or lender.loop is not loop else lender

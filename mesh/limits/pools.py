@@ -1,4 +1,4 @@
-"""Pools of permits: how many may be at something at once.
+"""Pools of permits: how many hops may hold one at once.
 
 A `PermitSet` takes one permit from each of some pools.  It acquires all of them in one moment, or waits and holds none
 of them: nobody ever holds one permit while waiting for another, so no circle of waits can close.  Whoever waits does so
@@ -24,14 +24,14 @@ from bitactor.plan.plan import Plan
 from mesh.limits.priority_queue import PriorityQueue, Rank
 
 DEFAULT_THREADS: Final = min(32, (os.cpu_count() or 1) + 4)
-"""Permits of the pool of threads, where nobody says another number."""
+"""Permits of the pool of threads by default."""
 
 NEW: Final = "new"
 WAITING: Final = "waiting"
 HELD: Final = "held"
 LENT: Final = "lent"
 REACQUIRING: Final = "reacquiring"
-"""Waiting to acquire again what was lent."""
+"""State of a permit set that waits to acquire again what it lent."""
 RELEASED: Final = "released"
 
 _arrivals = count()
@@ -51,8 +51,8 @@ class Pool:
         self.queue: PriorityQueue[PermitSet] = PriorityQueue()
 
     def about(self) -> dict[str, int]:
-        """Its permits (`places`), and how many permit sets have one (`taken`), are `waiting` for one, or have `lent`
-        theirs."""
+        """The pool's permits (`places`), and how many permit sets have one (`taken`), are `waiting` for one, or have
+        `lent` theirs."""
         return {"places": self.permits, "taken": self.in_use, "waiting": len(self.queue), "lent": self.lent}
 
     @override
@@ -66,7 +66,7 @@ class PermitSet:
     Args:
         lendable: pools whose permit is lent while its holder waits for a transaction.
         retained: pools whose permit is held until the end.
-        rank: its order among those that wait.
+        rank: the permit set's order among those that wait.
     """
 
     __slots__ = ("_lendable", "_queue", "_retained", "arrival", "on_reacquired", "rank", "state")
@@ -75,24 +75,23 @@ class PermitSet:
         self.rank = rank
         self.state = NEW
         self.on_reacquired: Callable[[], None] | None = None
-        """Called when what was lent is held again, or will never be."""
+        """Called when the lent permits are held again, or never will be."""
         self.arrival = next(_arrivals)
-        """Its order among those of the same rank: the smaller number goes first."""
+        """The order among permit sets of the same rank: the smaller number goes first."""
         self._lendable = lendable
         self._retained = retained
         self._queue: PriorityQueue[PermitSet] | None = None
 
     def on_acquired(self) -> None:
-        """The wait that `acquire` began is over.  Called while others are served: only note it."""
+        """Called when the wait that `acquire` began is over, while others are served: only note it."""
 
     def acquire(self) -> bool:
-        """Take every permit now, or wait until `on_acquired` is called; whether it has them."""
+        """Take every permit now, or wait until `on_acquired` is called; True: all are held now."""
         self.state = WAITING
         return self._try_acquire()
 
     def lend(self) -> None:
-        """Its holder waits: others may have the lendable permits meanwhile.  Without effect on one that holds
-        nothing."""
+        """Let others have the lendable permits while the holder waits.  Without effect on a set that holds nothing."""
         if self.state == HELD and self._lendable:
             self.state = LENT
             for pool in self._lendable:
@@ -103,7 +102,7 @@ class PermitSet:
             self.state = LENT
 
     def reacquire(self) -> bool:
-        """Take what was lent, or wait until `on_reacquired` is called; whether there is nothing to wait for."""
+        """Take the lent permits, or wait until `on_reacquired` is called; True: there is nothing to wait for."""
         if self.state == LENT:
             self.state = REACQUIRING
             self.arrival = next(_arrivals)
@@ -111,7 +110,7 @@ class PermitSet:
         return self.state != REACQUIRING
 
     def release(self) -> None:
-        """Give everything back, and wait for nothing.  Twice is once."""
+        """Give all permits back, and wait for none.  Twice is once."""
         state, self.state = self.state, RELEASED
         self._leave_queue()
         on_reacquired, self.on_reacquired = self.on_reacquired, None
@@ -125,7 +124,7 @@ class PermitSet:
                 on_reacquired()
 
     def _try_acquire(self) -> bool:
-        """All permits, or none and an entry in the queue of a pool that is exhausted."""
+        """Take all permits and return True, or none and enter the queue of a pool that is exhausted."""
         reacquiring = self.state == REACQUIRING
         pools = self._lendable if reacquiring else self._lendable + self._retained
         for pool in pools:
@@ -147,7 +146,7 @@ class PermitSet:
 
 
 def _release_permits(pools: tuple[Pool, ...]) -> None:
-    """Give one permit back to each pool, and serve those that wait for them."""
+    """Give one permit back to each pool, and serve the permit sets that wait for them."""
     for pool in pools:
         pool.in_use -= 1
     served: list[tuple[PermitSet, bool]] = []
@@ -169,10 +168,10 @@ class Pools:
     def __init__(self, permits: Mapping[str, int]) -> None:
         self._pools = {name: Pool(name, number) for name, number in permits.items()}
         self.with_nested_limits: set[str] = set()
-        """Workflows that are made of others of which some have a `max_concurrency` of their own."""
+        """Names of workflows that nest others of which some have a `max_concurrency` of their own."""
 
     def find(self, name: str, who: str) -> Pool:
-        """The pool that `who` is limited by.
+        """The pool named `name`, by which `who` is limited.
 
         Raises:
             ConfigurationError: this mesh has no such pool.
@@ -186,7 +185,7 @@ class Pools:
         return pool
 
     def declare(self, plan: Plan) -> None:
-        """A workflow or consumer that will run here.
+        """Check the pools of a workflow or consumer that will run here, and note its nested limits.
 
         Raises:
             ConfigurationError: one of its steps is limited by a pool that is not there.

@@ -1,4 +1,4 @@
-"""Who waits for a permit: the lowest rank first, and in order of arrival among equals."""
+"""A priority queue: the lowest rank first, in order of arrival among equals."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from bitactor.messages.signal import UNDO
 T = TypeVar("T", bound=Hashable)
 
 Rank = tuple[int, int, int]
-"""Smaller goes first."""
+"""The order among those that wait; the smaller tuple goes first."""
 
 _COMPACT_AT: Final = 64
-"""Entries of those that waited in vain which are kept before they are cleared away."""
+"""Stale entries (of items that were discarded) that are kept before they are cleared away."""
 
 
 def rank_of(direction: str, priority: int, *, depth: int = 0, compensating: bool = False) -> Rank:
-    """How a hop stands among those that wait.
+    """The rank of a hop among those that wait.
 
-    What takes back or mends goes ahead of what begins: it is what lets a transaction end.  Then the highest priority.
+    An undo or compensation goes ahead of what begins: it is what lets a transaction end.  Then the highest priority.
     Within one, the hops of a transaction that another hop waits for go first, or everything would be begun before
     anything ends.
     """
@@ -29,15 +29,15 @@ def rank_of(direction: str, priority: int, *, depth: int = 0, compensating: bool
 
 
 class PriorityQueue(Generic[T]):
-    """A queue from which everybody can step out again.  Each waits at most once; adding, popping and discarding cost
-    log n."""
+    """A queue of items by rank, from which any item can be discarded.  Each item waits at most once; adding, popping
+    and discarding cost log n."""
 
     __slots__ = ("_entries", "_serial", "_waiting")
 
     def __init__(self) -> None:
         self._entries: list[tuple[Rank, int, int, T]] = []
         self._waiting: dict[T, int] = {}
-        """Who waits, and the serial number of their entry; an entry with another one is of somebody who has left."""
+        """Waiting item → serial number of its entry; an entry with another number is stale."""
         self._serial = count()
 
     def __len__(self) -> int:
@@ -50,13 +50,13 @@ class PriorityQueue(Generic[T]):
         return iter(self._waiting)
 
     def add(self, item: T, rank: Rank, arrival: int | None = None) -> None:
-        """Wait; `arrival` decides among equals, and is by default the order of calls."""
+        """Enter `item`; `arrival` decides among equals, and is by default the order of calls."""
         serial = next(self._serial)
         self._waiting[item] = serial
         heappush(self._entries, (rank, serial if arrival is None else arrival, serial, item))
 
     def head(self) -> tuple[Rank, int]:
-        """Rank and arrival of the first.
+        """Rank and arrival of the first item.
 
         Raises:
             IndexError: nobody waits.
@@ -66,7 +66,7 @@ class PriorityQueue(Generic[T]):
         return self._entries[0][:2]
 
     def pop(self) -> T:
-        """The first; it waits no more.
+        """Remove and return the first item.
 
         Raises:
             IndexError: nobody waits.
@@ -77,7 +77,7 @@ class PriorityQueue(Generic[T]):
         return item
 
     def discard(self, item: T) -> bool:
-        """Wait no more; whether it had."""
+        """Remove `item`; True: it was waiting."""
         if self._waiting.pop(item, None) is None:
             return False
         if len(self._entries) > 2 * len(self._waiting) + _COMPACT_AT:
@@ -86,6 +86,6 @@ class PriorityQueue(Generic[T]):
         return True
 
     def clear(self) -> None:
-        """Nobody waits any more."""
+        """Remove all items."""
         self._waiting.clear()
         self._entries.clear()

@@ -13,15 +13,15 @@ from bitactor.ports import Clock, TimerHandle
 
 TICK_NS = 4_000_000
 COMPACT_AT = 1_024
-"""Ticks before those without timers are dropped; disarming leaves an empty bucket behind, which is likely to be used
-again."""
+"""Ticks kept before those without timers are dropped; disarming leaves an empty bucket behind, which is likely to be
+used again."""
 
 
 class Expiring(Protocol):
-    """Something that can be armed: hashable by identity."""
+    """An object that can be armed in a timing wheel: hashable by identity."""
 
     def expire(self) -> None:
-        """Its time has come.  Called on the loop's thread, once."""
+        """Called once on the loop's thread, when the armed time has come."""
 
 
 class TimingWheel:
@@ -37,7 +37,8 @@ class TimingWheel:
         self._wake_tick = 0
 
     def arm(self, timer: Expiring, when_ns: int) -> int:
-        """Call `timer.expire()` once the monotonic clock has reached `when_ns`; the answer is what `disarm` needs."""
+        """Call `timer.expire()` once the monotonic clock has reached `when_ns`; returns the tick that `disarm`
+        needs."""
         tick = -(-when_ns // self._tick_ns)
         bucket = self._buckets.get(tick)
         if bucket is None:
@@ -52,7 +53,7 @@ class TimingWheel:
         return tick
 
     def disarm(self, timer: Expiring, tick: int) -> None:
-        """Forget a timer; forgetting one that has fired does nothing."""
+        """Forget a timer, by the tick that `arm` returned; forgetting one that has fired does nothing."""
         bucket = self._buckets.get(tick)
         if bucket is not None:
             bucket.pop(timer, None)
@@ -66,7 +67,7 @@ class TimingWheel:
         return {"armed": sum(map(len, buckets)), "buckets": len(buckets), "ticks": len(self._ticks)}
 
     def close(self) -> None:
-        """No timer fires any more."""
+        """Forget all timers: none fires any more."""
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
@@ -99,7 +100,7 @@ class TimingWheel:
 
 
 class Timer:
-    """A single armed callback, for what is no hop."""
+    """A single armed callback, for what is no hop; a `TimerHandle`."""
 
     __slots__ = ("_callback", "_tick", "_wheel")
 
@@ -109,9 +110,9 @@ class Timer:
         self._tick = wheel.arm(self, when_ns)
 
     def expire(self) -> None:
-        """Call it."""
+        """Call the callback."""
         self._callback()
 
     def cancel(self) -> None:
-        """Do not call it."""
+        """Disarm the timer: the callback is not called any more."""
         self._wheel.disarm(self, self._tick)

@@ -1,1 +1,1 @@
-"""How a hop gets a place to run: one file per place, all behind `mesh.hops.ports.Spawner`."""
+"""Spawners, the places where a hop's function runs: one file per place, all behind `mesh.hops.ports.Spawner`."""

@@ -1,4 +1,4 @@
-"""On the supervisor's own turn: for functions that only compute, and briefly."""
+"""The inline spawner, on the supervisor's own turn: for functions that only compute, and briefly."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from mesh.hops.ports import Actor, Spawner
 
 
 class InlineSpawner(Spawner):
-    """Calls the function at once.  The cheapest place; a slow function here stops everything else."""
+    """Calls the function at once, before `start` returns.  The cheapest place; a slow function here stops everything
+    else."""
 
     @override
     def start(self, actor: Actor) -> None:
-        """See the port."""
         actor.begin()
         context = actor.executor.contextvars_for(actor)
         try:
@@ -24,8 +24,8 @@ class InlineSpawner(Spawner):
 
     @override
     def abandon(self, actor: Actor) -> None:
-        """Nothing to stop: it has ended before anybody could ask."""
+        """Does nothing: the function has ended before anybody could ask."""
 
     @override
     async def close(self, timeout: float) -> None:
-        """Nothing to release."""
+        """Does nothing: there is nothing to release."""

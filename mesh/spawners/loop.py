@@ -1,4 +1,4 @@
-"""On the event loop, as a task of its own."""
+"""The loop spawner: each function is a task on the event loop."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from mesh.hops.ports import Actor, Spawner
 
 
 class LoopSpawner(Spawner):
-    """One task per hop; its first step runs at once."""
+    """Runs each function as a task of its own, whose first step runs before `start` returns."""
 
     def __init__(self) -> None:
         self._running: set[Actor] = set()
 
     @override
     def start(self, actor: Actor) -> None:
-        """See the port."""
         actor.begin()
         executor = actor.executor
         task = executor.start_task(self._drive(actor), actor.signal.name, executor.contextvars_for(actor))
@@ -27,13 +26,13 @@ class LoopSpawner(Spawner):
 
     @override
     def abandon(self, actor: Actor) -> None:
-        """Cancel the task; a function that swallows that goes on as a zombie."""
+        """Cancels the task; a function that swallows the cancellation goes on as a zombie."""
         if actor.task is not None:
             actor.task.cancel()
 
     @override
     async def close(self, timeout: float) -> None:
-        """Cancel what runs and wait for it."""
+        """Cancels the tasks that run and waits for them."""
         tasks = []
         for actor in self._running:
             actor.stop_requested = True

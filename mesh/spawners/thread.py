@@ -1,4 +1,4 @@
-"""In a pooled thread: for `def` functions that block."""
+"""The thread spawner: pooled threads, for `def` functions that block."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mesh.limits.lend import LENDER, PermitLender
 from mesh.limits.pools import DEFAULT_THREADS, PermitSet, Pool
 
 MAX_ZOMBIES = 256
-"""More threads than this stuck in functions that had to be given up, and no replacements are started for them."""
+"""Threads that may be stuck in fenced functions; beyond that, no replacements are started for them."""
 
 MAX_LENT = 256
-"""More hops than this of one depth whose threads wait for other transactions, and no hop of that depth is started
-beside them."""
+"""Hops of one depth whose threads may wait for other transactions; beyond that, no hop of that depth is started beside
+them."""
 
 _Job = tuple[Actor, contextvars.Context]
 
 
 class ThreadPermit(PermitSet):
-    """A hop's permit for a thread, and for one at its depth."""
+    """A hop's permits for a thread, and for a place at its depth."""
 
     __slots__ = ("_actor", "_start")
 
@@ -40,7 +40,6 @@ class ThreadPermit(PermitSet):
 
     @override
     def on_acquired(self) -> None:
-        """See `PermitSet.on_acquired`."""
         self._start(self._actor)
 
 
@@ -58,13 +57,12 @@ class ThreadSpawner(Spawner):
         self._limit = threads
         self._pool = Pool("threads", threads)
         self._depth_pools: dict[int, Pool] = {}
-        """By depth: each has a limit of its own, so that neither can hops that wait for others take all threads there
-        could be, nor do the
-        others find none."""
+        """Depth → its pool: each has a limit of its own, so that neither can hops that wait for others take all threads
+        there could be, nor do the others find none."""
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._permits: dict[Actor, ThreadPermit] = {}
         self._running: set[Actor] = set()
-        """Whose function has a thread, whether it counts or not."""
+        """Actors whose function has a thread, whether it counts or not."""
         self._fenced: set[Actor] = set()
         self._threads: set[threading.Thread] = set()
         self._thread_count = 0
@@ -73,7 +71,7 @@ class ThreadSpawner(Spawner):
 
     @override
     def start(self, actor: Actor) -> None:
-        """See the port; waits for a free thread, and its time does not count meanwhile."""
+        """The actor waits for a free thread; its time does not count meanwhile."""
         pool = self._depth_pool(0 if actor.permits is None else actor.permits.depth)
         permit = self._permits[actor] = ThreadPermit(actor, ((self._pool,), (pool,)), self._begin)
         if permit.acquire():
@@ -81,7 +79,7 @@ class ThreadSpawner(Spawner):
 
     @override
     def abandon(self, actor: Actor) -> None:
-        """Forget it if it waits; if it has had to answer already, its thread does not count any more."""
+        """Forgets an actor that waits; the thread of one that has replied already does not count any more."""
         permit = self._permits.get(actor)
         if permit is None:
             return
@@ -94,8 +92,8 @@ class ThreadSpawner(Spawner):
 
     @override
     async def close(self, timeout: float) -> None:
-        """Let idle threads end; wait for running functions as long as there is time.  Threads that are stuck die with
-        the process."""
+        """Lets idle threads end, and waits for running functions as long as there is time.  Threads that are stuck die
+        with the process."""
         for actor in [actor for actor in self._permits if actor not in self._running]:
             self.abandon(actor)
         for _ in list(self._threads):
@@ -165,7 +163,7 @@ class ThreadSpawner(Spawner):
 
 
 def _lend_thread(actor: Actor, permit: ThreadPermit) -> None:
-    """In the context of a hop that is about to start: what it lends while it waits includes its thread."""
+    """Have a hop that is about to start lend its thread too while it waits; called in the hop's context."""
     lender = LENDER.get()
     if lender is None:
         lender = PermitLender(actor.executor.loop, 0)

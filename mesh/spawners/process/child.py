@@ -1,4 +1,4 @@
-"""A worker as the operating system knows it: a process started afresh, watched, killed and reaped."""
+"""A worker as an operating system process: started afresh, watched, killed and reaped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _BOOT: Final = (
     "import signal; signal.signal(signal.SIGINT, lambda *_: None); "
     "from mesh.spawners.process.worker import main; main(sys.argv[1:])"
 )
-"""Takes over our import path before it imports anything that is not part of the interpreter's own start.
+"""The program that a worker's interpreter starts with; it takes over our import path before it imports anything that is
+not part of the interpreter's own start.
 
 SIGINT gets a handler that does nothing, for processes started by the user's code would inherit SIG_IGN.
 """
@@ -29,7 +30,7 @@ class WorkerProcess:
     is called once, on the loop's thread, when the process has ended and is reaped.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the process cannot be started.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, arguments: Sequence[str], on_exit: Callable[[], None]) -> None:
@@ -53,16 +54,17 @@ class WorkerProcess:
         self._send_path()
 
     def kill(self) -> None:
-        """SIGKILL to it and its group; `on_exit` is still to come."""
+        """Send SIGKILL to the process and its group; `on_exit` is still to come."""
         self._send_signal(signal.SIGKILL)
         self._kill_group()
 
     def terminate(self) -> None:
-        """SIGTERM; `on_exit` is still to come, if it does not resist."""
+        """Send SIGTERM to the process; `on_exit` is still to come, if it does not resist."""
         self._send_signal(signal.SIGTERM)
 
     def kill_and_wait(self, timeout: float) -> bool:
-        """SIGKILL, and wait; whether it is gone and reaped.  `on_exit` is not called any more."""
+        """Send SIGKILL and wait for `timeout` seconds; True: the process is gone and reaped.  `on_exit` is not called
+        any more."""
         if self._pidfd < 0:
             return True
         self.kill()
@@ -75,7 +77,7 @@ class WorkerProcess:
 
     @property
     def exit_text(self) -> str:
-        """How it ended: `exit status 1` or `SIGSEGV`."""
+        """How the process ended: `exit status 1` or `SIGSEGV`."""
         code = self._process.returncode
         if code is None or code >= 0:
             return f"exit status {code}"
@@ -90,7 +92,8 @@ class WorkerProcess:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def _send_path(self) -> None:
-        """All that ever goes through the pipe; from then on it is there to be closed by our death."""
+        """Send the import path, all that ever goes through the pipe; from then on the pipe is there to be closed by our
+        death."""
         entries = [entry for entry in sys.path if isinstance(entry, str) and "\n" not in entry]
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -103,8 +106,8 @@ class WorkerProcess:
         self._on_exit()
 
     def _kill_group(self) -> None:
-        """End what the user's code has started.  While our child is not reaped, its group's number is not given to
-        others."""
+        """Kill the processes that the user's code has started.  While our child is not reaped, its group's number is
+        not given to others."""
         if self._pidfd < 0:
             return
         with contextlib.suppress(ChildProcessError, ProcessLookupError):

@@ -1,5 +1,5 @@
-"""Functions go to worker processes by name: which modules to import there, and how to find the workflow among what they
-define."""
+"""Finding a workflow's definition in a worker process by name: which modules to import there, and the workflow among
+what they define."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Definition = Workflow | Consumer
 
 
 def modules_of(plan: Plan) -> list[str]:
-    """What a worker has to import to have this plan's definition: where it is to be found, then where its functions
-    are.
+    """The modules that a worker has to import to have this plan's definition: where the definition is to be found
+    first, then where its functions are.
 
     Raises:
-        DefinitionError: it can be found in `__main__` only, which no other process can import.
+        DefinitionError: the definition can be found in `__main__` only, which no other process can import.
     """
     functions = dict.fromkeys(_module_of(function) for function in _functions(plan))
     homes = [name for name in functions if _defines(sys.modules.get(name), plan.workflow)]
@@ -71,7 +71,7 @@ def _functions(plan: Plan) -> Iterator[Callable[..., Any]]:
 
 
 def _is_main(name: str) -> bool:
-    """Whether that is the program itself, by whatever name (`multiprocessing` knows it by a second one)."""
+    """Whether the module of that name is the program itself (`multiprocessing` knows it by a second name)."""
     return name == "__main__" or sys.modules.get(name) is sys.modules.get("__main__")
 
 

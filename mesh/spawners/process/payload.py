@@ -1,4 +1,4 @@
-"""What a worker process needs to run a hop, beside its signal; it travels as the signal's token."""
+"""The payload that a worker process needs to run a hop, beside its signal; it travels as the signal's token."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mesh.hops.ports import Actor
 
 
 class HopPayload(NamedTuple):
-    """Which step of which plan, and with what."""
+    """Which step of which plan to run, and with which arguments."""
 
     workflow: str
     digest: str
     step: str
-    """Its address."""
+    """Address of the step."""
     values: Any
-    """Token of the step's arguments, not yet as their annotations ask."""
+    """Token of the step's arguments, not yet converted as their annotations ask."""
     result: Any
-    """Token of what an undo takes back."""
+    """Token of the result that an undo takes back."""
     metadata: Mapping[str, Any] | None
 
 

@@ -1,5 +1,5 @@
-"""How often something may fail before it is not tried again for a while; the restart intensity of Erlang/OTP's
-supervisors."""
+"""A restart intensity, as of Erlang/OTP's supervisors: how often something may fail before it is not tried again for a
+while."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 
 
 class RestartIntensity:
-    """More than `limit` failures within `seconds` are too many; then nothing is tried for `seconds`.
+    """A bound on failures: after more than `limit` within `seconds`, nothing is tried for `seconds`.
 
     Times are seconds of any monotonic clock.
     """
@@ -19,7 +19,7 @@ class RestartIntensity:
         self._cooldown_until = float("-inf")
 
     def record(self, now: float) -> bool:
-        """Another failure; whether it was the one too many."""
+        """Record a failure; True: it was the one too many."""
         self._failures.append(now)
         if len(self._failures) <= self.limit or now - self._failures[0] > self.seconds or self.cooling_down(now):
             return False

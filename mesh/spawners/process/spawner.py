@@ -1,4 +1,5 @@
-"""In a worker process: for functions that compute for long, crash, or must really stop when their time is up."""
+"""The process spawner: worker processes, for functions that compute for long, crash, or must really stop when their
+time is up."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ from mesh.spawners.process.worker_table import LoadKey, WorkerHandle, WorkerTabl
 logger = logging.getLogger("bitactor.process")
 
 MAX_DEATHS: Final = 5
-"""Workers that may die for no hop's reason within `DEATH_WINDOW`; one more, and none is started for that long."""
+"""Workers that may die without a hop to blame within `DEATH_WINDOW`; after one more, none is started for that long."""
 DEATH_WINDOW: Final = 10.0
 PATIENCE: Final = 120.0
 """Seconds a worker may take to start, or to import a workflow's modules."""
@@ -52,7 +53,7 @@ class ProcessSpawner(Spawner):
     def __init__(self, processes: int, intensity: RestartIntensity | None = None) -> None:
         self.on_collapse: Callable[[str], None] | None = None
         self.replaced: tuple[str, ...] = ()
-        """Resources that a worker must not make, for something of this process is in their place."""
+        """Resources that a worker must not make, for a replacement stands for them in this process."""
         self._limit = processes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: ZmqTransport | None = None
@@ -72,7 +73,7 @@ class ProcessSpawner(Spawner):
 
     @override
     def start(self, actor: Actor) -> None:
-        """See the port; waits for a free worker, and its time does not count meanwhile."""
+        """The actor waits for a free worker; its time does not count meanwhile."""
         if self._closed:
             actor.worker_lost()
             return
@@ -87,7 +88,7 @@ class ProcessSpawner(Spawner):
 
     @override
     def abandon(self, actor: Actor) -> None:
-        """Forget it if it waits; kill its worker if it runs, after which it settles as cancelled."""
+        """Forgets an actor that waits; kills the worker of one that runs, after which it replies as cancelled."""
         if self._waiting.discard(actor):
             return
         worker = self._table.worker_with(actor)
@@ -99,13 +100,12 @@ class ProcessSpawner(Spawner):
             self._kill(worker, asyncio.CancelledError(f"{worker} was killed"))
 
     def freeze(self) -> None:
-        """Start nothing more, and lose nothing that waits: whoever owns us is about to close us."""
+        """Start nothing more, and lose nothing that waits: our owner is about to close us."""
         self._frozen = True
 
     @override
     async def close(self, timeout: float) -> None:
-        """Let workers end, kill those that have not after half of `timeout`, and leave nothing behind.  Twice is
-        once."""
+        """Lets workers end, kills those that have not after half of `timeout`, and leaves no process behind."""
         if not self._closed:
             self._closed = True
             self._waiting.clear()
@@ -127,7 +127,7 @@ class ProcessSpawner(Spawner):
     # Looking
 
     def workers(self) -> list[tuple[int, str | None]]:
-        """Each worker's process id, and the hop it runs if it runs one."""
+        """Process id of each worker, and the hop it runs if it runs one."""
         workers = self._table.workers.values()
         return [(worker.process.pid, None if worker.key is None else worker.key[1]) for worker in workers]
 
@@ -138,7 +138,7 @@ class ProcessSpawner(Spawner):
 
     @property
     def importing(self) -> int:
-        """How many workers import what the hop that they were given needs."""
+        """How many workers import the modules of the hop that they were given."""
         return sum(worker.loading is not None for worker in self._table.workers.values())
 
     # Handing out hops
@@ -230,7 +230,7 @@ class ProcessSpawner(Spawner):
             self._pump()
 
     def _on_loaded(self, answer: Answer) -> None:
-        """A worker has imported a workflow's modules, or could not."""
+        """Run the hop of a worker that has imported a workflow's modules, or fail it if the worker could not."""
         worker = self._table.workers.get(answer.id)
         if worker is None or worker.loading is None or worker.error is not None:
             return
@@ -300,7 +300,8 @@ class ProcessSpawner(Spawner):
         worker.process.kill()
 
     def _on_exit(self, worker: WorkerHandle) -> None:
-        """Its process is gone.  A reply that came in the same turn of the loop is still taken first."""
+        """Take note that a worker's process is gone.  A reply that came in the same turn of the loop is still taken
+        first."""
         assert self._loop is not None
         self._table.retire(worker)
         self._loop.call_soon(self._reap, worker)
@@ -327,7 +328,7 @@ class ProcessSpawner(Spawner):
         self._pump()
 
     def _end_actor(self, actor: Actor, error: BaseException) -> None:
-        """We have ended its worker."""
+        """End the actor of a worker that we have ended, with `error`."""
         if actor.state != QUEUED:
             actor.stop_requested = (
                 True  # nobody knows how far it came, also where it was not the actor that asked for the end
@@ -342,7 +343,7 @@ class ProcessSpawner(Spawner):
         Path(worker.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
     def _count_failure(self, what: str) -> None:
-        """A worker failed and no hop's function can be blamed."""
+        """Count the failure of a worker for which no hop's function can be blamed; one too many is a collapse."""
         if self._closed or not self._intensity.record(self._now()):
             return
         assert self._loop is not None

@@ -39,21 +39,20 @@ logger = logging.getLogger("bitactor.worker")
 RESOURCES_WITHIN: Final = 60.0
 """Seconds that resources may take to be made before the hop that asks for them is taken; then its time counts."""
 BACKSTOP_NS: Final = 1_000_000_000
-"""How long after its time an attempt is ended here; by then the parent has long killed us, unless its loop stands
-still."""
+"""Nanoseconds after its time that an attempt is ended here; by then the parent has long killed us, unless its loop
+stands still."""
 
 
 class BackstopWheel(TimingWheel):
-    """Arms every timer a little later than asked for."""
+    """A timing wheel that arms every timer `BACKSTOP_NS` later than asked for."""
 
     @override
     def arm(self, timer: Any, when_ns: int) -> int:
-        """See `TimingWheel.arm`."""
         return super().arm(timer, when_ns + BACKSTOP_NS)
 
 
 class WorkerSpawner(Spawner):
-    """`async def` on the worker's loop, `def` right in its main thread, which has nothing else to do."""
+    """Runs `async def` on the worker's loop, `def` right in its main thread, which has nothing else to do."""
 
     def __init__(self) -> None:
         self._inline = InlineSpawner()
@@ -61,21 +60,19 @@ class WorkerSpawner(Spawner):
 
     @override
     def start(self, actor: Actor) -> None:
-        """See the port."""
         (self._loop if actor.callback.is_async else self._inline).start(actor)
 
     @override
     def abandon(self, actor: Actor) -> None:
-        """See the port."""
         self._loop.abandon(actor)
 
     @override
     async def close(self, timeout: float) -> None:
-        """Nothing to release: the worker ends by being killed."""
+        """Does nothing: the worker ends by being killed."""
 
 
 class Worker:
-    """Answers the parent's messages: `load` this workflow, run that hop.
+    """A worker process: answers the parent's messages, `load` this workflow and run that hop.
 
     It has resources of its own, made when a hop first needs them, before its time counts.  They are closed when the
     parent asks the worker to end; not when it is killed, as it is with a hop whose time is up, or when the parent dies.
@@ -93,7 +90,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, number: str) -> None:
-        """Be reachable, and say so."""
+        """Bind our endpoint, and tell the parent that this worker is ready."""
         self._transport.open(self._receive)
         self._send(encode_message(Question(number, "ready", None, self._transport.endpoint)))
 
@@ -129,14 +126,15 @@ class Worker:
             self._send(encode_message(Answer(question.id, None, _utf8_safe(error), "DefinitionError" if error else "")))
 
     async def _make_resources(self, resources: Sequence[str], question: Question) -> None:
-        """What cannot be made now is the affair of the hop that asks for it."""
+        """Make resources before the hop that needs them comes; a resource that cannot be made now is left to that
+        hop."""
         with contextlib.suppress(BitActorError, TimeoutError):
             async with asyncio.timeout(RESOURCES_WITHIN):
                 await self._resources.get_many(resources)
         self._send(encode_message(Answer(question.id)))
 
     async def _shut_down(self) -> None:
-        """The parent wants us to end: close what we have, as far as it gives us time."""
+        """Close the resources, as far as the parent, which wants us to end, gives us time."""
         try:
             await self._resources.close()
             sys.stdout.flush()
@@ -181,7 +179,8 @@ class Worker:
 
 
 def _reduced(reply: Reply, problem: str) -> Reply:
-    """What is left of a reply that the wire does not take."""
+    """The part of a reply that the wire takes, for one that it refused with `problem`: its fault, without token and
+    emitted signals."""
     if reply.fault is None:
         fault = Fault("bitactor.errors:InvalidOutcome", _utf8_safe(problem))
         return reply._replace(outcome="fail", token=None, emits=(), fault=fault, reason="")
@@ -191,7 +190,7 @@ def _reduced(reply: Reply, problem: str) -> Reply:
 
 
 def _utf8_safe(text: str) -> str:
-    """Without what UTF-8 has no way to say, such as the undecodable bytes of a file name."""
+    """`text` without what UTF-8 cannot encode, such as the undecodable bytes of a file name."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -225,7 +224,8 @@ def _watch(pipe: int, parent: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """What `mesh.spawners.process.child` starts: `<number> <parent's pid> <parent's endpoint> <own endpoint>`."""
+    """Run a worker as `mesh.spawners.process.child` starts it: `<number> <parent's pid> <parent's endpoint> <own
+    endpoint>`."""
     number, parent_pid, parent, endpoint = arguments
     die_with(int(parent_pid))
     loop = asyncio.new_event_loop()

@@ -1,4 +1,4 @@
-"""Which worker process has which hop."""
+"""A table of worker processes and the hops they have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DeliveryKey = tuple[str, str, int, int]
 
 
 def load_key_of(actor: Actor) -> LoadKey:
-    """What has to be there for an actor's hop."""
+    """The load key of an actor's hop: what a worker has to have loaded for it."""
     return actor.plan.workflow, actor.plan.digest, *actor.callback.resources
 
 
@@ -45,24 +45,24 @@ class WorkerHandle:
         self.loading: LoadKey | None = None
         self.patience_timer: asyncio.TimerHandle | None = None
         self.actor: Actor | None = None
-        """Whose hop it has, or will have once the modules are imported."""
+        """The actor whose hop this worker has, or will have once the modules are imported."""
         self.key: DeliveryKey | None = None
-        """Of the hop that runs."""
+        """The delivery that this worker runs."""
         self.error: BaseException | None = None
-        """Set when we end it: how its actor ends."""
+        """The error that its actor ends with; set when we end the worker."""
 
     @override
     def __repr__(self) -> str:
         return f"worker process {self.process.pid}"
 
     def disarm(self) -> None:
-        """It has done what we were waiting for."""
+        """Cancel the patience timer: the worker has done what we were waiting for."""
         if self.patience_timer is not None:
             self.patience_timer.cancel()
             self.patience_timer = None
 
     def doing(self) -> str:
-        """What to call it in a message."""
+        """What the worker is doing, for a message."""
         if self.key is not None and self.actor is not None:
             return f"running {self.actor.signal.name!r}"
         if self.loading is not None:
@@ -84,12 +84,12 @@ class WorkerTable:
 
     @property
     def has_idle(self) -> bool:
-        """Whether somebody is free."""
+        """Whether a worker is free."""
         return bool(self._idle)
 
     @property
     def starting(self) -> int:
-        """How many will be free soon."""
+        """How many workers will be free soon."""
         return sum(not worker.ready for worker in self.workers.values())
 
     @property
@@ -98,16 +98,16 @@ class WorkerTable:
         return len(self._running)
 
     def add(self, worker: WorkerHandle) -> None:
-        """A process has been started."""
+        """Add a worker whose process has been started."""
         self.workers[worker.number] = worker
 
     def remove(self, worker: WorkerHandle) -> bool:
-        """A process is gone; false if that is known."""
+        """Remove a worker whose process is gone; False: it was removed before."""
         self._idle.pop(worker, None)
         return self.workers.pop(worker.number, None) is not None
 
     def assign(self, actor: Actor) -> WorkerHandle:
-        """A free one that has the actor's workflow imported already, else the one used last."""
+        """Give the actor's hop to a free worker: one that has the workflow imported already, else the one used last."""
         load_key = load_key_of(actor)
         found = next((idle for idle in reversed(self._idle) if load_key in idle.loaded), None) or next(
             reversed(self._idle)
@@ -118,7 +118,8 @@ class WorkerTable:
         return found
 
     def run(self, worker: WorkerHandle, key: DeliveryKey) -> bool:
-        """Its hop starts; false if the same delivery runs already, for their replies could not be told apart."""
+        """Note that a worker starts its hop; False if the same delivery runs already, for their replies could not be
+        told apart."""
         if key in self._running:
             return False
         worker.key = key
@@ -126,15 +127,15 @@ class WorkerTable:
         return True
 
     def worker_with(self, actor: Actor) -> WorkerHandle | None:
-        """Who has the hop of this actor."""
+        """The worker that has the hop of this actor; None if there is none."""
         return self._assigned.get(actor)
 
     def worker_running(self, key: DeliveryKey) -> WorkerHandle | None:
-        """Who runs this hop."""
+        """The worker that runs this delivery; None if there is none."""
         return self._running.get(key)
 
     def detach(self, worker: WorkerHandle) -> Actor | None:
-        """It has nobody's hop any more; answers whose it had."""
+        """Take a worker's hop away; returns the actor whose hop it was."""
         actor, worker.actor = worker.actor, None
         if actor is not None:
             del self._assigned[actor]
@@ -144,12 +145,12 @@ class WorkerTable:
         return actor
 
     def release(self, worker: WorkerHandle) -> Actor | None:
-        """`detach`, and it is free for the next hop, unless its end is near."""
+        """`detach` a worker and make it free for the next hop, unless its end is near."""
         actor = self.detach(worker)
         if worker.error is None:
             self._idle[worker] = None
         return actor
 
     def retire(self, worker: WorkerHandle) -> None:
-        """It gets no more hops."""
+        """Give a worker no more hops."""
         self._idle.pop(worker, None)
