@@ -21,6 +21,7 @@ from typing import Final
 import zmq
 
 from bitactor.errors import BitActorError, ConfigurationError
+from bitactor.messages.duration import nanoseconds
 from registry.protocol.server import ServerProtocol, Statistics
 from registry.support.bind import Binding, BootEpoch, check_endpoint
 from registry.support.curve import Curve, Gatekeeper, secure_server
@@ -28,7 +29,6 @@ from registry.support.wakeup import Wakeup
 from registry.table import DEFAULT_LEASE_NS, Table
 from registry.wire import MAX_FRAME_BYTES
 
-_SECOND: Final = 1_000_000_000
 _FRAMES_PER_TURN: Final = 512
 _RECEIVE_QUEUE: Final = 256
 _SEND_QUEUE: Final = 4_096
@@ -48,7 +48,7 @@ class RegistryServer:
         state_path: Path | None = None,
         curve: Curve | None = None,
         *,
-        lease: float = DEFAULT_LEASE_NS / _SECOND,
+        lease: float = DEFAULT_LEASE_NS / 1e9,
         heartbeat: float = 0.3,
         max_clients: int = 4_096,
         max_entries: int = 500_000,
@@ -67,8 +67,8 @@ class RegistryServer:
         self._endpoint = endpoint
         self._state_path = state_path
         self._curve = curve
-        self._lease_ns = int(lease * _SECOND)
-        self._heartbeat_ns = int(heartbeat * _SECOND)
+        self._lease_ns = nanoseconds(lease)
+        self._heartbeat_ns = nanoseconds(heartbeat)
         self._max_clients = max_clients
         self._max_entries = max_entries
         self._max_bytes = max_bytes

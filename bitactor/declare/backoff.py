@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bitactor.messages.duration import nanoseconds
+
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
@@ -32,7 +34,7 @@ class Backoff:
             full = min(self.cap, self.initial * self.factor ** (failures - 1))
         except OverflowError:
             full = self.cap
-        return int(full * (1 - self.jitter * fraction) * 1e9)
+        return nanoseconds(full * (1 - self.jitter * fraction))
 
 
 DEFAULT_BACKOFF = Backoff()

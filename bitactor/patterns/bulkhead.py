@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
+from bitactor.messages.duration import nanoseconds
 from bitactor.patterns.errors import BulkheadFull
-from bitactor.patterns.options import check_count, check_name, check_seconds, nanoseconds, refuse
+from bitactor.patterns.options import check_count, check_name, check_seconds, refuse
 from bitactor.patterns.wait_queue import WaitQueue
 from bitactor.ports import Clock
 

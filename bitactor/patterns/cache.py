@@ -14,8 +14,9 @@ from typing_extensions import override
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Ok, Outcome
-from bitactor.patterns.options import check_count, check_flag, check_name, check_seconds, nanoseconds
+from bitactor.patterns.options import check_count, check_flag, check_name, check_seconds
 from bitactor.patterns.substitute import UserFunction
 from bitactor.patterns.verdicts import is_verdict
 from bitactor.ports import Clock

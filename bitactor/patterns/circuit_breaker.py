@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 from typing_extensions import override
 
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
+from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Halt, Outcome
 from bitactor.patterns.errors import CircuitOpen, Refused
 from bitactor.patterns.options import (
@@ -19,7 +20,6 @@ from bitactor.patterns.options import (
     check_seconds,
     fix_exceptions,
     is_number,
-    nanoseconds,
     refuse,
     refuse_together,
 )

@@ -7,19 +7,13 @@ from typing import Any, Final
 
 from bitactor.declare.policy import Policy
 from bitactor.errors import DefinitionError
+from bitactor.messages.duration import LONGEST
 from bitactor.messages.outcome import Outcome
 
 Exceptions = type[Exception] | tuple[type[Exception], ...]
 """One exception class, or several."""
 
-LONGEST: Final = 1e9
-"""The longest time an option may say, in seconds: some thirty years, whose nanoseconds timers still take."""
 MAX_NAME: Final = 200
-
-
-def nanoseconds(seconds: float) -> int:
-    """`seconds` as the nanoseconds of a `Clock`."""
-    return round(seconds * 1e9)
 
 
 def refuse(policy: Policy, option: str, why: str) -> DefinitionError:

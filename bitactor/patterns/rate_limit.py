@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
+from bitactor.messages.duration import nanoseconds
 from bitactor.patterns.errors import RateLimited
 from bitactor.patterns.options import (
     check_count,
     check_name,
     check_seconds,
     is_number,
-    nanoseconds,
     refuse,
     refuse_together,
 )

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
+from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Outcome
 from bitactor.patterns.options import (
     Exceptions,
@@ -19,7 +20,6 @@ from bitactor.patterns.options import (
     check_seconds,
     fix_exceptions,
     is_number,
-    nanoseconds,
     refuse,
 )
 from bitactor.patterns.tasks import sleep_until

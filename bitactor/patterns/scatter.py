@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from bitactor.errors import ConfigurationError
+from bitactor.messages.duration import nanoseconds
 from bitactor.patterns.errors import TimedOut, TooFewAnswers
 from bitactor.patterns.options import is_number
 from bitactor.patterns.parallel import Fetched
@@ -88,7 +89,7 @@ async def _gather(
     alarm = None
     if timeout is not None:
         alarm = asyncio.get_running_loop().create_task(
-            sleep_until(timers, timers.monotonic_ns() + round(timeout * 1e9))
+            sleep_until(timers, timers.monotonic_ns() + nanoseconds(timeout))
         )
     try:
         while pending and reachable >= needed and not (alarm is not None and alarm.done()):

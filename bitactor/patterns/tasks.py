@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from typing_extensions import override
 
+from bitactor.messages.duration import nanoseconds
 from bitactor.ports import TimerHandle
 
 
@@ -33,7 +34,7 @@ class LoopTimers(Timers):
     @override
     def monotonic_ns(self) -> int:
         """The loop's own time."""
-        return int(self._loop.time() * 1e9)
+        return nanoseconds(self._loop.time())
 
     @override
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
@@ -132,7 +133,7 @@ async def with_timeout(
         return True, await capture(function)
     task = start(function)
     try:
-        in_time = await wait_for_end(task, timers, timers.monotonic_ns() + round(seconds * 1e9))
+        in_time = await wait_for_end(task, timers, timers.monotonic_ns() + nanoseconds(seconds))
     except asyncio.CancelledError:
         await cancel_and_wait([task])
         raise

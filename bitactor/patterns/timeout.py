@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
+from bitactor.messages.duration import nanoseconds
 from bitactor.patterns.errors import TimedOut
-from bitactor.patterns.options import check_name, check_seconds, nanoseconds
+from bitactor.patterns.options import check_name, check_seconds
 from bitactor.patterns.substitute import MISSING, Substitute, substitute
 from bitactor.patterns.tasks import TaskResult, cancel_and_wait, result_of, start, wait_for_end
 from bitactor.ports import Clock

@@ -163,7 +163,3 @@ def exception_types(retry_on: Any, what: str) -> tuple[type[BaseException], ...]
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise DefinitionError(f"{what}: retry_on={retry_on!r}; give an exception class or several")
     return kinds
-
-
-def nanoseconds(seconds: float | None) -> int | None:
-    return None if seconds is None else int(seconds * 1e9)

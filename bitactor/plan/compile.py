@@ -8,8 +8,8 @@ from typing import Any
 from bitactor.declare.resource import Resource
 from bitactor.declare.step import Step
 from bitactor.errors import DuplicateName, MissingReturn
+from bitactor.messages.duration import nanoseconds, nanoseconds_or_none
 from bitactor.plan.bind import bind_parameters, compile_predicate
-from bitactor.plan.callbacks import nanoseconds
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.dependencies import steps_waited_for
 from bitactor.plan.kind import Site, kind_of, parameters_of_step
@@ -54,9 +54,9 @@ def compile_workflow(workflow: Declaration, address: str | None = None) -> Plan:
         workflow=workflow.name,
         digest=plan_digest(workflow.name, workflow.ttl, returned, inputs, [*steps, *deferred.values()]),
         ttl=workflow.ttl,
-        deadline_ns=nanoseconds(workflow.deadline),
-        undo_timeout_ns=int(workflow.undo_timeout * 1e9),
-        grace_ns=int(workflow.grace * 1e9),
+        deadline_ns=nanoseconds_or_none(workflow.deadline),
+        undo_timeout_ns=nanoseconds(workflow.undo_timeout),
+        grace_ns=nanoseconds(workflow.grace),
         redeliveries=workflow.redeliveries,
         steps=steps,
         by_name={step.name: step.index for step in steps},

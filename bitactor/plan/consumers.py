@@ -5,9 +5,10 @@ from __future__ import annotations
 from bitactor.declare.context import Context
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.errors import DefinitionError
+from bitactor.messages.duration import nanoseconds_or_none
 from bitactor.messages.signal import DEFAULT_TTL
 from bitactor.plan.arguments import Argument
-from bitactor.plan.callbacks import compile_backoff, nanoseconds, parameters_of, resource_for, resources_among
+from bitactor.plan.callbacks import compile_backoff, parameters_of, resource_for, resources_among
 from bitactor.plan.declaration import ConsumerDeclaration
 from bitactor.plan.plan import Callback, Plan, PlanStep, plan_digest
 
@@ -31,7 +32,7 @@ def compile_consumer(consumer: ConsumerDeclaration) -> Plan:
         dependencies=(),
         retries=options["retries"],
         backoff=compile_backoff(options["backoff"], what, ()),
-        timeout_ns=nanoseconds(options["timeout"]),
+        timeout_ns=nanoseconds_or_none(options["timeout"]),
         takes_signal=takes,
         token_in=("input.signal",),
     )
@@ -42,7 +43,7 @@ def compile_consumer(consumer: ConsumerDeclaration) -> Plan:
         workflow=consumer.name,
         digest=plan_digest(consumer.name, DEFAULT_TTL, step.name, ("signal",), (step,)),
         ttl=DEFAULT_TTL,
-        deadline_ns=nanoseconds(options["deadline"]),
+        deadline_ns=nanoseconds_or_none(options["deadline"]),
         undo_timeout_ns=60_000_000_000,
         grace_ns=2_000_000_000,
         redeliveries=3,

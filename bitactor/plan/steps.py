@@ -9,8 +9,9 @@ from typing import Any
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError
+from bitactor.messages.duration import nanoseconds, nanoseconds_or_none
 from bitactor.plan.arguments import Argument
-from bitactor.plan.callbacks import compile_backoff, compile_callback, exception_types, nanoseconds, resources_among
+from bitactor.plan.callbacks import compile_backoff, compile_callback, exception_types, resources_among
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Callback, Plan, PlanStep, plan_digest
 
@@ -51,7 +52,7 @@ def function_step(
         retries=options.get("retries", 0),
         backoff=compile_backoff(options.get("backoff"), what, takes, workflow),
         retry_on=exception_types(options.get("retry_on", Exception), what),
-        timeout_ns=nanoseconds(options.get("timeout")),
+        timeout_ns=nanoseconds_or_none(options.get("timeout")),
         kind=step.label,
         token_in=tuple(argument.reference for argument in arguments),
     )
@@ -88,8 +89,8 @@ def single_step_plan(workflow: Declaration, step: PlanStep, inputs: tuple[str, .
         digest=plan_digest(step.address, 0, step.name, inputs, (step,)),
         ttl=workflow.ttl,
         deadline_ns=None,
-        undo_timeout_ns=int(workflow.undo_timeout * 1e9),
-        grace_ns=int(workflow.grace * 1e9),
+        undo_timeout_ns=nanoseconds(workflow.undo_timeout),
+        grace_ns=nanoseconds(workflow.grace),
         redeliveries=workflow.redeliveries,
         steps=(step,),
         by_name={step.name: 0},

@@ -6,6 +6,8 @@ import heapq
 from collections.abc import Callable
 from typing import Final
 
+from bitactor.messages.duration import nanoseconds
+
 START_NS: Final = 1_750_000_000_000_000_000
 """Where the wall clock of a fresh `FakeClock` stands: in June 2025."""
 
@@ -67,7 +69,7 @@ class FakeClock:
         """
         if not seconds >= 0:
             raise ValueError(f"advance({seconds!r}): time does not go back")
-        self.advance_to(self._elapsed_ns + round(seconds * 1e9))
+        self.advance_to(self._elapsed_ns + nanoseconds(seconds))
 
     def advance_to(self, monotonic_ns: int) -> None:
         """`advance`, until `monotonic_ns()` is this."""

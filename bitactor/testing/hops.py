@@ -11,6 +11,7 @@ from bitactor.declare.context import Context
 from bitactor.declare.then import Then
 from bitactor.errors import BitActorError, ConfigurationError, InvalidOutcome, RemoteError
 from bitactor.messages.codec import decode_token, encode_token, pack
+from bitactor.messages.duration import nanoseconds, nanoseconds_or_none
 from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
 from bitactor.messages.signal import UNDO, Fault, Reply, Signal
 from bitactor.plan.arguments import convert_arguments
@@ -78,7 +79,7 @@ class Hop:
                 and self.signal.retries_left > 0
             ):
                 after = self._seconds(self._call(self.step.backoff, value))
-            return self._reply("retry", after_ns=_nanoseconds(after), reason=value.reason)
+            return self._reply("retry", after_ns=nanoseconds_or_none(after), reason=value.reason)
         if isinstance(value, Halt):
             return self._reply("halt", reason=value.reason)
         if isinstance(value, Fail):
@@ -111,7 +112,7 @@ class Hop:
                     verdict = Retry(self._seconds(self._call(step.backoff, error)), verdict.reason)
                 return self._judge(verdict, error, fault)
             if isinstance(step.backoff, Callback):
-                after_ns = _nanoseconds(self._seconds(self._call(step.backoff, error)))
+                after_ns = nanoseconds(self._seconds(self._call(step.backoff, error)))
         except (KeyboardInterrupt, NeedsMesh):
             raise
         except Outcome as verdict:
@@ -135,7 +136,7 @@ class Hop:
                 self.error = problem
                 return self._reply("fail", fault=fault_of(problem))
         if isinstance(verdict, Retry):
-            return self._reply("retry", fault=fault, after_ns=_nanoseconds(verdict.after), reason=verdict.reason)
+            return self._reply("retry", fault=fault, after_ns=nanoseconds_or_none(verdict.after), reason=verdict.reason)
         if isinstance(verdict, Halt):
             return self._reply("halt", reason=verdict.reason)
         if isinstance(verdict, Fail):
@@ -259,7 +260,3 @@ def error_of(fault: Fault) -> BaseException:
         except TypeError:
             pass
     return RemoteError(name, fault.message, fault.traceback)
-
-
-def _nanoseconds(seconds: float | None) -> int | None:
-    return None if seconds is None else int(seconds * 1e9)

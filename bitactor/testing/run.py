@@ -10,6 +10,7 @@ from typing import Any
 from bitactor.consumer import Consumer
 from bitactor.errors import ConfigurationError, InvalidInput, suggest
 from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.duration import nanoseconds
 from bitactor.messages.ids import hop_id
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD, MAX_TTL, UNDO, Fault, Reply, Signal
@@ -99,7 +100,7 @@ def run_workflow(
     running.begin(
         encode_token(values),
         plan.ttl if ttl is None else ttl,
-        plan.deadline_ns if deadline is None else int(deadline * 1e9),
+        plan.deadline_ns if deadline is None else nanoseconds(deadline),
         metadata,
     )
     running.run_until_settled()

@@ -19,6 +19,7 @@ from bitactor.declare.context import Context
 from bitactor.declare.then import Then
 from bitactor.errors import BitActorError, Cancelled, InvalidOutcome, StepTimeout
 from bitactor.messages.codec import encode_token, pack
+from bitactor.messages.duration import LONGEST, nanoseconds
 from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
 from bitactor.messages.signal import UNDO, Fault, Reply, Signal
 from bitactor.plan.plan import Callback, Plan, PlanStep
@@ -37,9 +38,6 @@ from mesh.hops.ports import (
     Spawner,
 )
 from mesh.limits.priority_queue import Rank, rank_of
-
-LONGEST_DELAY: Final = 1e9
-"""The longest retry delay, in seconds: some thirty years, and still a number of nanoseconds that a journal can hold."""
 
 _VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt, Then))
 
@@ -254,9 +252,7 @@ class BitActor(pykka.Actor):
             else:
                 self._reply("continue", token, error=error, fault=fault)
         elif isinstance(verdict, Retry):
-            self._reply(
-                "retry", error=error, fault=fault, after_ns=_nanoseconds(verdict.after), reason=_reason(verdict)
-            )
+            self._reply("retry", error=error, fault=fault, after_ns=_delay_ns(verdict), reason=_reason(verdict))
         elif isinstance(verdict, Halt):
             self._reply("halt", error=error, reason=_reason(verdict))
         elif isinstance(verdict, Fail):
@@ -288,7 +284,7 @@ class BitActor(pykka.Actor):
             ):
                 self.executor.ask_backoff(self, verdict)
             else:
-                self._reply("retry", after_ns=_nanoseconds(verdict.after), reason=_reason(verdict))
+                self._reply("retry", after_ns=_delay_ns(verdict), reason=_reason(verdict))
         elif isinstance(verdict, Halt):
             self._reply("halt", reason=_reason(verdict))
         elif isinstance(verdict, Fail):
@@ -441,5 +437,5 @@ def _reason(verdict: Retry | Fail | Halt) -> str:
     return utf8_safe(str(verdict.reason)[:MAX_MESSAGE]) if verdict.reason else ""
 
 
-def _nanoseconds(seconds: float | None) -> int | None:
-    return None if seconds is None else int(min(seconds, LONGEST_DELAY) * 1e9)
+def _delay_ns(verdict: Retry) -> int | None:
+    return None if verdict.after is None else nanoseconds(min(verdict.after, LONGEST))

@@ -21,11 +21,12 @@ from typing_extensions import override
 from bitactor.declare.context import Context
 from bitactor.errors import InvalidOutcome, SignalTooLarge
 from bitactor.messages.codec import decode_token
+from bitactor.messages.duration import LONGEST, nanoseconds
 from bitactor.messages.outcome import Outcome, Retry
 from bitactor.messages.signal import UNDO, Fault, Reply, Signal
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
-from mesh.hops.actor import LONGEST_DELAY, BitActor
+from mesh.hops.actor import BitActor
 from mesh.hops.eager_task import EagerTaskStarter
 from mesh.hops.faults import error_of, fault_of, with_beside
 from mesh.hops.middleware import CallEvent, Middleware
@@ -249,7 +250,7 @@ class Executor(ActorExecutor):
                 actor.resolve_failure(verdict, error, fault)
             elif isinstance(step.backoff, Callback):
                 self._apply_retry_policy(
-                    actor, error, fault, int(await self._backoff_delay(actor, step.backoff, error) * 1e9)
+                    actor, error, fault, nanoseconds(await self._backoff_delay(actor, step.backoff, error))
                 )
         except Outcome as verdict:
             actor.resolve_failure(verdict, error, fault)
@@ -283,7 +284,7 @@ class Executor(ActorExecutor):
             raise InvalidOutcome(
                 f"backoff of {actor.signal.name!r} returned {seconds!r}; it returns seconds, zero or more"
             )
-        return min(seconds, LONGEST_DELAY)
+        return min(seconds, LONGEST)
 
     async def _call_failure_callback(self, actor: Actor, callback: Callback, error: BaseException) -> Any:
         resources = await self.resources_of(callback) if actor.step.spawn not in self.out_of_process else {}

@@ -15,6 +15,7 @@ from typing import Any, Final
 from typing_extensions import override
 
 from bitactor.errors import BitActorError, ProtocolError
+from bitactor.messages.duration import nanoseconds
 from bitactor.messages.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
 from bitactor.messages.wire import decode_message, encode_message
 from mesh.network.control import Control
@@ -72,7 +73,7 @@ class Links(Network):
             node.wheel,
             self.transport.send,
             self.endpoint,
-            int(node.settings.patience * 1e9),
+            nanoseconds(node.settings.patience),
         )
         node.supervisor.router = self.router
         if not node.settings.hosts:

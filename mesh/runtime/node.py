@@ -26,13 +26,13 @@ from bitactor.errors import (
     suggest,
 )
 from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.duration import LONGEST, nanoseconds
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import MAX_TTL, Fault, Receipt, Stimulus
 from bitactor.plan.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, Store, TransactionRow
 from bitactor.saga import Accept, CancelRequested, ResumeRequested, Saga, UndoRequested
 from bitactor.workflow import Workflow
-from mesh.hops.actor import LONGEST_DELAY
 from mesh.hops.executor import Executor
 from mesh.hops.middleware import Middleware
 from mesh.hops.policies import Policies
@@ -691,11 +691,11 @@ class Node:
 
 
 def _nanoseconds(given: float) -> int:
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST_DELAY:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST:
         raise InvalidInput(
-            f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST_DELAY:,.0f}"
+            f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST:,.0f}"
         )
-    return int(given * 1e9)
+    return nanoseconds(given)
 
 
 def _limits_given(max_concurrency: object, priority: object) -> dict[str, int]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from bitactor.errors import StaleOwner, StoreError
+from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import connect
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
@@ -279,7 +280,7 @@ class LeaseThread:
                 connection.close()
 
     def _renew(self, connection: sqlite3.Connection) -> bool:
-        expires_ns = self._wall_ns() + int(self._lease * 1e9)
+        expires_ns = self._wall_ns() + nanoseconds(self._lease)
         renewed = connection.execute(
             "UPDATE owners SET expires_ns = ? WHERE owner = ? AND fenced = ''", (expires_ns, self._owner)
         )

@@ -21,6 +21,7 @@ from typing import Final, Literal, get_args
 from typing_extensions import override
 
 from bitactor.errors import ConfigurationError, StoreError, suggest
+from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
 from mesh.stores.checkpoints import CHECKPOINT_PAGES, CheckpointThread
 from mesh.stores.commit_thread import Append, CommitThread, Done
@@ -99,7 +100,7 @@ class SqliteStore(SqliteQueries, Store):
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         try:
-            expires_ns = self._wall_ns() + int(self._lease * 1e9)
+            expires_ns = self._wall_ns() + nanoseconds(self._lease)
             retry_while_busy(lambda: register(connection, owner, self._identity, expires_ns), self._patience)
         except BaseException as error:
             connection.close()

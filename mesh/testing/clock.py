@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from typing_extensions import override
 
+from bitactor.messages.duration import nanoseconds
 from bitactor.testing import FakeClock
 from mesh.runtime.node import Node
 from mesh.testing.activity import QUIESCENT, WORKING, activity, has_unfinished, steps_in_threads
@@ -68,7 +69,7 @@ class MeshClock(FakeClock):
         """
         if not seconds >= 0:
             raise ValueError(f"pass_time({seconds!r}): time does not go back")
-        until = self.monotonic_ns() + round(seconds * 1e9)
+        until = self.monotonic_ns() + nanoseconds(seconds)
         deadline = asyncio.get_running_loop().time() + within
         while True:
             while not await self._quiesce(wait, idle):
