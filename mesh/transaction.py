@@ -313,3 +313,20 @@ class BlockingTransaction:
 
 async def _call(call: Any) -> Any:
     return call()
+
+
+def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
+    """How a transaction stands, with its result or its errors as they were recorded: the same whether it is looked at
+    live or from the store."""
+    about: dict[str, Any] = {
+        "transaction": transaction.id,
+        "root": transaction.root,
+        "workflow": transaction.workflow,
+        "status": transaction.status,
+    }
+    if transaction.status == "completed":
+        about["result"] = transaction.value()
+    faults = transaction.faults()
+    if faults:
+        about["errors"] = [{"type": fault.type.rpartition(":")[2], "message": fault.message} for fault in faults]
+    return about

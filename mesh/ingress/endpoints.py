@@ -22,11 +22,11 @@ from bitactor.workflow import Workflow
 from mesh.hops.faults import fault_of
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import Problem, invalid_input, logger, problem_of
-from mesh.ingress.render import as_json, pulses_as_plain, respond, row_as_plain, transaction_as_plain
+from mesh.ingress.render import as_json, pulses_as_plain, respond, row_as_plain
 from mesh.ingress.requests import Preferences, StimulusHeaders, preferences, read_json, read_stimulus_headers
 from mesh.ingress.wait import ServerStopping, run_while_connected, wait_for_end
 from mesh.mesh import Mesh
-from mesh.transaction import Transaction
+from mesh.transaction import Transaction, transaction_as_plain
 from registry.support.log_throttle import LogThrottle
 
 MAX_PAGE: Final = 1_000

@@ -13,12 +13,9 @@ from typing import Any, Final
 from pydantic_core import PydanticSerializationError, to_json
 from starlette.responses import Response
 
-from bitactor.errors import RemoteError
 from bitactor.messages.codec import decode_token, token_from_bytes
 from bitactor.messages.pulse import Pulse
 from bitactor.ports import TransactionRow
-from mesh.hops.faults import fault_of
-from mesh.transaction import Transaction
 
 _LEFT_OUT: Final = frozenset(("decided", "input_digest"))
 """Parts of a pulse's `data` that say in another way what `token_in` says, or nothing to people."""
@@ -51,30 +48,6 @@ def _without_surrogates(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_without_surrogates(item) for item in value]
     return value
-
-
-def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
-    """How a transaction stands, with its result or its errors; the same whether it is looked at live or from the
-    store."""
-    about: dict[str, Any] = {
-        "transaction": transaction.id,
-        "root": transaction.root,
-        "workflow": transaction.workflow,
-        "status": transaction.status,
-    }
-    if transaction.status == "completed":
-        about["result"] = transaction.value()
-    errors = [_error(error) for error in transaction.errors()]
-    if errors:
-        about["errors"] = errors
-    return about
-
-
-def _error(error: BaseException) -> dict[str, str]:
-    if isinstance(error, RemoteError):
-        return {"type": error.type_name, "message": error.message}
-    fault = fault_of(error)
-    return {"type": fault.type.rpartition(":")[2], "message": fault.message}
 
 
 def row_as_plain(row: TransactionRow) -> dict[str, Any]:

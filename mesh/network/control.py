@@ -12,7 +12,7 @@ from bitactor.messages.signal import Answer, Question
 from bitactor.messages.wire import encode_message, encode_pulse
 from mesh.hops.faults import fault_of
 from mesh.runtime.node import Node
-from mesh.transaction import Transaction
+from mesh.transaction import Transaction, transaction_as_plain
 
 Send = Callable[[str, bytes], None]
 
@@ -74,12 +74,12 @@ class Control:
         return Transaction(self._node, self._node.load(argument["transaction"]))
 
     async def _status(self, argument: Mapping[str, Any]) -> Any:
-        return transaction_as_dict(self._transaction(argument))
+        return transaction_as_plain(self._transaction(argument))
 
     async def _result(self, argument: Mapping[str, Any]) -> Any:
         transaction = self._transaction(argument)
         await transaction.ended(argument.get("timeout"))
-        return transaction_as_dict(transaction)
+        return transaction_as_plain(transaction)
 
     async def _pulses(self, argument: Mapping[str, Any]) -> Any:
         return [
@@ -90,17 +90,17 @@ class Control:
     async def _cancel(self, argument: Mapping[str, Any]) -> Any:
         transaction = self._transaction(argument)
         await transaction.cancel(argument.get("reason", ""))
-        return transaction_as_dict(transaction)
+        return transaction_as_plain(transaction)
 
     async def _undo(self, argument: Mapping[str, Any]) -> Any:
         transaction = self._transaction(argument)
         await transaction.undo(argument.get("reason", ""))
-        return transaction_as_dict(transaction)
+        return transaction_as_plain(transaction)
 
     async def _resume(self, argument: Mapping[str, Any]) -> Any:
         transaction = self._transaction(argument)
         await transaction.resume()
-        return transaction_as_dict(transaction)
+        return transaction_as_plain(transaction)
 
     async def _list(self, argument: Mapping[str, Any]) -> Any:
         rows = self._node.store.list(
@@ -116,15 +116,3 @@ class Control:
 
     async def _patterns(self, argument: Mapping[str, Any]) -> Any:
         return self._node.policies.about()
-
-
-def transaction_as_dict(transaction: Transaction) -> dict[str, Any]:
-    """A transaction as plain data: id, workflow, status, and its result or its errors."""
-    about: dict[str, Any] = {"transaction": transaction.id, "root": transaction.root, "workflow": transaction.workflow}
-    about["status"] = transaction.status
-    if transaction.status == "completed":
-        about["result"] = transaction.value()
-    errors = transaction.faults()
-    if errors:
-        about["errors"] = [{"type": fault.type.rpartition(":")[2], "message": fault.message} for fault in errors]
-    return about

@@ -104,9 +104,7 @@ class HopRouter(Router):
         """See `mesh.runtime.ports.Router`."""
         try:
             token = encode_token([bytes(token_bytes(encode_token(dict(values)))), bytes(token_bytes(result))])
-            message = encode_message(
-                signal._replace(token=token, reply_to=self._endpoint, metadata=_plain(signal.metadata))
-            )
+            message = encode_message(signal._replace(token=token, reply_to=self._endpoint))
         except (BitActorError, ValueError, TypeError) as error:
             self._supervisor.enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error)))
             return
@@ -284,7 +282,3 @@ class HopRouter(Router):
         self._sent.pop(remote.key, None)
         if remote.holder is not None:
             self._by_holder.get(remote.holder.holder, {}).pop(remote.key, None)
-
-
-def _plain(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return dict(metadata) if metadata else None

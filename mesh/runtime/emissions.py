@@ -9,7 +9,7 @@ second one is not a second transaction.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from typing_extensions import override
 
@@ -177,7 +177,7 @@ class Parcel:
         trail = (*saga.trail, self._emitter)[-TRAIL_LENGTH:]
         return Stimulus(
             delivery, self.emission.name, group, self.emission.token, self.emission.ttl, budget, "", saga.root,
-            saga.transaction, self.emission.hop, trail, _plain(saga.metadata), delivery,
+            saga.transaction, self.emission.hop, trail, dict(saga.metadata) if saga.metadata else None, delivery,
         )  # fmt: skip
 
     def next_delay(self) -> int:
@@ -211,7 +211,3 @@ def _emitter(live: LiveTransaction, emission: Emission) -> tuple[str, bool]:
         if saga.undo_hop(step.index) == emission.hop:
             return step.address, True
     return saga.plan.workflow, False
-
-
-def _plain(metadata: Any) -> dict[str, Any] | None:
-    return dict(metadata) if metadata else None
