@@ -28,7 +28,7 @@ from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
 from mesh.hops.actor import BitActor
 from mesh.hops.eager_task import EagerTaskStarter
-from mesh.hops.faults import error_of, fault_of, with_beside
+from mesh.hops.faults import error_of, fault_of, with_beside, without_stop_iteration
 from mesh.hops.middleware import CallEvent, Middleware
 from mesh.hops.policies import Policies
 from mesh.hops.ports import ENDED, Actor, ActorExecutor, ActorPermits, Arguments, Done, Spawner
@@ -297,7 +297,7 @@ class Executor(ActorExecutor):
             return await callback.function(**kwargs)
         if actor.step.spawn == "inline":
             return callback.function(**kwargs)
-        return await asyncio.to_thread(_without_stop_iteration, callback.function, kwargs)
+        return await asyncio.to_thread(without_stop_iteration, "compensate or backoff", callback.function, **kwargs)
 
     def _apply_retry_policy(self, actor: Actor, error: BaseException, fault: Fault, after_ns: int | None) -> None:
         step = actor.step
@@ -368,15 +368,6 @@ def _spawn_of_undo(step: PlanStep, callback: Callback) -> str:
     if callback.is_async:
         return "loop"
     return "inline" if step.spawn == "inline" else "thread"
-
-
-def _without_stop_iteration(function: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-    """Call `function`; a `StopIteration` becomes a `RuntimeError`, for a future refuses it and its waiter would
-    hang."""
-    try:
-        return function(**kwargs)
-    except StopIteration as error:
-        raise RuntimeError("compensate or backoff raised StopIteration") from error
 
 
 def _is_permanent(error: BaseException) -> bool:

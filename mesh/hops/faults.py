@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from bitactor import errors
 from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError
@@ -36,6 +37,18 @@ def fault_of(error: BaseException) -> Fault:
         utf8_safe(_users_traceback(error)),
         _arguments(error),
     )
+
+
+def without_stop_iteration(who: object, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
+    """What `function` answers with.  A future refuses a `StopIteration`, and who awaits it would wait for ever.
+
+    Raises:
+        RuntimeError: `who` raised a StopIteration.
+    """
+    try:
+        return function(*arguments, **named)
+    except StopIteration as error:
+        raise RuntimeError(f"{who} raised StopIteration") from error
 
 
 def utf8_safe(text: str) -> str:

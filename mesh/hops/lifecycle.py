@@ -13,6 +13,7 @@ from typing import Any, Final
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.resource import Resource
 from bitactor.errors import ResourceUnavailable
+from mesh.hops.faults import without_stop_iteration
 
 logger = logging.getLogger("bitactor.resources")
 
@@ -98,7 +99,7 @@ async def call_user_function(function: Callable[..., Any], *arguments: Any, **na
     """The answer of a user's function: an `async def` is awaited here, any other runs in a thread."""
     if is_coroutine_function(function):
         return await function(*arguments, **named)
-    made = await asyncio.to_thread(_without_stop_iteration, function, arguments, named)
+    made = await asyncio.to_thread(without_stop_iteration, function, function, *arguments, **named)
     return await made if inspect.isawaitable(made) else made
 
 
@@ -125,12 +126,3 @@ def _makes_context(function: Callable[..., Any]) -> bool:
     """Whether `function` was made by `@contextmanager` or `@asynccontextmanager`: calling it does nothing yet."""
     inner = inspect.unwrap(function)
     return inner is not function and (inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner))
-
-
-def _without_stop_iteration(function: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    """Call `function`; a `StopIteration` becomes a `RuntimeError`, for a future refuses it and its waiter would
-    hang."""
-    try:
-        return function(*arguments, **named)
-    except StopIteration as error:
-        raise RuntimeError(f"{function!r} raised StopIteration") from error
