@@ -14,7 +14,7 @@ from bitactor.messages.codec import decode_token
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
 from bitactor.plan.plan import Plan
-from mesh.hops.faults import beside, fault_of
+from mesh.hops.faults import beside, fault_of, faults_beside
 from mesh.limits.lend import LENDER, lend_permits
 from mesh.runtime.live import LiveTransaction, TransactionLimits
 from mesh.runtime.node import Node
@@ -326,7 +326,7 @@ def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
     }
     if transaction.status == "completed":
         about["result"] = transaction.value()
-    faults = transaction.faults()
+    faults = [one for fault in transaction.faults() for one in (fault, *faults_beside(fault))]
     if faults:
         about["errors"] = [{"type": fault.type.rpartition(":")[2], "message": fault.message} for fault in faults]
     return about

@@ -88,10 +88,13 @@ def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseExcep
 
 def beside(fault: Fault, live: BaseException, declared: Mapping[str, type[BaseException]]) -> list[BaseException]:
     """Exceptions raised beside a fault, by compensate or backoff: the live one if there is one."""
-    if fault.beside is None:
-        return []
     found = getattr(live, _BESIDE, None)
-    return [found if found is not None else error_of(Fault(*unpack(fault.beside)), declared)]
+    return [found if found is not None else error_of(second, declared) for second in faults_beside(fault)]
+
+
+def faults_beside(fault: Fault) -> list[Fault]:
+    """The faults of what `compensate` or `backoff` raised while `fault` was dealt with: one, or none."""
+    return [] if fault.beside is None else [Fault(*unpack(fault.beside))]
 
 
 def _remote(fault: Fault) -> RemoteError:

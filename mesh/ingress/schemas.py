@@ -33,7 +33,7 @@ _TRANSACTION: Final = _object(
         "workflow": {"type": "string"},
         "status": {"enum": list(STATUSES)},
         "result": {"description": "The value of the workflow's returning step; only when it is completed"},
-        "errors": {**_list_of(_ERROR), "description": "The original error first, then those of undo"},
+        "errors": {**_list_of(_ERROR), "description": "The original error first, then those of compensation and undo"},
     },
     optional=("result", "errors"),
 )
