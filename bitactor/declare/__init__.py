@@ -1,2 +1,1 @@
-"""What users write down: steps, their options, resources and backoff, and what a step may ask and answer while it
-runs."""
+"""Declarations: steps, their options, resources and backoff; and what a step may ask and answer while it runs."""

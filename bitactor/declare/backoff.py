@@ -1,4 +1,4 @@
-"""How long to wait before trying again."""
+"""Backoff: the wait between two attempts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Backoff:
             raise ValueError(f"{self}: jitter is a share between 0 and 1")
 
     def delay_ns(self, failures: int, fraction: float) -> int:
-        """Nanoseconds to wait after the n-th failure; `fraction` (0 … 1) places it within the jittered part."""
+        """Nanoseconds to wait after failure number `failures`, from 1; `fraction` (0 … 1) places the wait within the
+        jittered part."""
         try:
             full = min(self.cap, self.initial * self.factor ** (failures - 1))
         except OverflowError:

@@ -1,4 +1,4 @@
-"""What a step may ask about its own hop."""
+"""The context of a running step: what the step may ask about its own hop, and emit."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Context:
 
     @property
     def causes(self) -> tuple[str, ...]:
-        """The hops this one follows from."""
+        """Ids of the hops that this one follows from."""
         return self.signal.causes
 
     @property
@@ -75,22 +75,22 @@ class Context:
 
     @property
     def attempt(self) -> int:
-        """1 for the first try."""
+        """Number of this attempt; 1 for the first."""
         return self.signal.attempt
 
     @property
     def ttl(self) -> int:
-        """Hops that may still follow."""
+        """Number of hops that may still follow."""
         return self.signal.ttl
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the caller of the stimulus attached."""
+        """The metadata that the caller attached to the stimulus."""
         return self.signal.metadata or {}
 
     @property
     def in_doubt(self) -> bool:
-        """In an undo: nobody knows whether the step happened."""
+        """True: this is an undo, and nobody knows whether the step happened."""
         return self.signal.in_doubt
 
     @property
@@ -102,23 +102,23 @@ class Context:
 
     @property
     def idempotency_key(self) -> str:
-        """The same over all attempts and deliveries of this step in this direction; give it to whoever should act
-        once."""
+        """A key that is the same over all attempts and deliveries of this step in this direction; give it to whoever
+        should act once."""
         return idempotency_key(self.signal.transaction, self.step, self.signal.direction)
 
     @property
     def forward_key(self) -> str:
-        """The idempotency key that the forward run of this step had; for an undo to find what it did."""
+        """The idempotency key of the step's forward run, by which an undo finds what that did."""
         return idempotency_key(self.signal.transaction, self.step, FORWARD)
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger that knows workflow, step and transaction."""
+        """A logger whose records have workflow, step and transaction."""
         extra = {"workflow": self.workflow, "step": self.step, "transaction": self.transaction, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"bitactor.step.{self.workflow}.{self.step}"), extra)
 
     def heartbeat(self, data: Any = None) -> None:
-        """Say that the work goes on: the step's timeout counts from here again.  The transaction's deadline stays.
+        """Say that the work goes on: the step's timeout counts from now again.  The transaction's deadline stays.
 
         Args:
             data: how far it is, for `transaction.progress()`; not kept.
@@ -137,7 +137,7 @@ class Context:
         self.emit_later(name, value)
 
     def emit_later(self, name: str, value: Any = None) -> None:
-        """See `emit`."""
+        """As `emit`, without `await`."""
         if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 200:
             shown = name if not isinstance(name, str) or len(name) <= 200 else name[:200] + "…"
             raise BitActorError(f"emit({shown!r}): a signal's name is a string of 1 to 200 printable characters")
@@ -146,9 +146,10 @@ class Context:
         self._emits.append((name, encode_token(value)))
 
     def adopt(self, emitted: Iterable[tuple[str, Any]]) -> None:
-        """Send these too, as (name, token): what runs of the same attempt emitted that had a context of their own."""
+        """Emit these too, as (name, token): the emissions of other runs within the same attempt, which had contexts of
+        their own."""
         self._emits = [*self.emitted(), *emitted]
 
     def emitted(self) -> tuple[tuple[str, Any], ...]:
-        """What was emitted so far, in order, as (name, token)."""
+        """The signals emitted so far, in order, as (name, token)."""
         return tuple(self._emits) if self._emits else ()

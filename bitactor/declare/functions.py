@@ -1,4 +1,4 @@
-"""Looking at users' functions."""
+"""Inspection of users' functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives a coroutine; sees through partials and callable objects."""
+    """Whether a call of `function` returns a coroutine; looks through partials and callable objects."""
     if inspect.iscoroutinefunction(function):
         return True  # also when it wraps a plain `def`
     inner = inspect.unwrap(function)

@@ -1,4 +1,4 @@
-"""Options of workflows, steps and consumers: what is wrong with them is said when they are given."""
+"""Checks of the options of workflows, steps and consumers, made when the options are given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitactor.errors import DefinitionError, DuplicateName, suggest
 SPAWNS = ("inline", "loop", "thread", "process")
 
 RESERVED = frozenset(("ctx", "result", "error", "attempt"))
-"""Names that a parameter, a step and an input field cannot have: they mean something else."""
+"""Names that parameters, steps and input fields cannot have, because they have a meaning of their own."""
 
 STEP_OPTIONS = (
     "name", "bind", "after", "when", "guard", "retries", "backoff", "retry_on", "timeout", "spawn", "required",
@@ -55,7 +55,7 @@ def refuse_bad_spawn(what: str, function: Callable[..., Any], spawn: str | None)
 
 
 def refuse_without_effect(what: str, options: Mapping[str, Any]) -> None:
-    """An option that could never do anything is a mistake, and is said to be one."""
+    """Raises `DefinitionError` for an option that could never have an effect."""
     if options.get("spawn") == "inline" and options.get("timeout") is not None:
         raise DefinitionError(
             f"{what}: timeout={options['timeout']!r}, but nothing can interrupt spawn='inline'; use 'thread' or 'loop'"

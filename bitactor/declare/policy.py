@@ -1,4 +1,4 @@
-"""What a resilience pattern is: a policy declared at a step, and its state, which lives in the mesh across runs.
+"""The port of a resilience pattern: a policy declared at a step, and its state, which lives in the mesh across runs.
 
     limiter = RateLimit("partner-api", per_second=10, burst=5)
 
@@ -19,8 +19,8 @@ from typing import Any, ClassVar, NamedTuple
 from bitactor.ports import Clock
 
 Proceed = Callable[[], Awaitable[Any]]
-"""Runs what is inside (the next policy, in the end the step's function, where its step says); may be called several
-times."""
+"""Runs what is inside a policy: the next policy, in the end the step's function where the step's `spawn` says; may be
+called several times."""
 
 
 class Call(NamedTuple):
@@ -28,11 +28,11 @@ class Call(NamedTuple):
 
     workflow: str
     step: str
-    """Path of the step."""
+    """The path of the step."""
     transaction: str
     attempt: int
     arguments: Mapping[str, Any]
-    """As the step's function gets them, without `ctx` and resources."""
+    """The arguments of the step's function, without `ctx` and resources."""
     deadline: Callable[[], int | None] = lambda: None
     """Monotonic time, in nanoseconds and as things stand, at which the mesh ends this attempt and cancels what still
     runs; None if nothing does.
@@ -43,32 +43,31 @@ class Call(NamedTuple):
 
 
 class PolicyState(ABC):
-    """The living part of a policy: one for each mesh and name.  Used on the mesh's loop only."""
+    """A policy's state: one for each mesh and name.  Used on the mesh's loop only."""
 
     @abstractmethod
     async def around(self, call: Call, proceed: Proceed) -> Any:
-        """Run `proceed` as the pattern has it; the answer is the step's value, what it raises is the step's error.
+        """Run `proceed` as the pattern demands; the value is the step's value, an error the step's error.
 
         Cancellation passes through, and leaves the state as if the call had never been, or as failed, never in between.
         """
 
     @abstractmethod
     def about(self) -> Mapping[str, Any]:
-        """How it stands, in plain data, for people."""
+        """The state in plain data, for people."""
 
     def drain(self) -> None:  # noqa: B027 - most hold nothing back
-        """The mesh begins to close: hold nothing back any more, for calls that are there and for those that still
-        come."""
+        """Hold nothing back any more, for present and future calls, because the mesh begins to close."""
 
     async def close(self, timeout: float) -> None:  # noqa: B027 - most have nothing to flush
         """Flush what is held back, within `timeout` seconds; nothing may be lost silently."""
 
 
 class Policy(ABC):
-    """The declared part: a frozen description that can be compared, named uniquely within its class."""
+    """A policy as declared: a frozen description that can be compared, named uniquely within its class."""
 
     pattern: ClassVar[str]
-    """What people call it: `rate limit`, `circuit breaker`, …"""
+    """The pattern as it is printed: `rate limit`, `circuit breaker`, …"""
     name: str
 
     @abstractmethod
@@ -76,7 +75,7 @@ class Policy(ABC):
         """A fresh state for one mesh."""
 
     def check(self, takes: Sequence[str]) -> None:  # noqa: B027 - most need nothing of the step
-        """Called when the step is compiled, with the names of its arguments.
+        """Check the policy against the names of the step's arguments; called when the step is compiled.
 
         Raises:
             DefinitionError: the policy refers to one that is not there.
@@ -84,5 +83,5 @@ class Policy(ABC):
 
     @property
     def key(self) -> tuple[str, str]:
-        """What its state goes by in a mesh."""
+        """The key of the policy's state in a mesh: pattern and name."""
         return self.pattern, self.name

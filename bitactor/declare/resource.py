@@ -1,4 +1,4 @@
-"""Resources: things with a life of their own that steps use, such as a client, a pool, a cache.
+"""Resources: objects with a lifecycle that steps use, such as a client, a pool, a cache.
 
     database = Resource("database", open_database, close=close_database, check=ping, provides=AsyncEngine)
     orders = Workflow("orders", input={...}, resources=[database])
@@ -70,7 +70,7 @@ class Resource:
         self.check_every = check_every
         self.provides = provides
         self.requires = None if requires is None else tuple(requires)
-        """Names of the resources its factory takes; None: its parameters say so."""
+        """Names of the resources that the factory takes; None: its parameters are those names."""
 
     @override
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Where a user says that an argument comes from."""
+"""Sources: what a user names as the origin of an argument."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ class Input(Source):
 
     @override
     def map(self, function: Callable[[Any], Any]) -> Input:
-        """See `Source.map`."""
         return Input(self.name, *self.path, transform=function)
 
 
@@ -57,7 +56,6 @@ class Result(Source):
 
     @override
     def map(self, function: Callable[[Any], Any]) -> Result:
-        """See `Source.map`."""
         return Result(self.step, *self.path, transform=function)
 
 
@@ -73,13 +71,12 @@ class Value(Source):
 
     @override
     def map(self, function: Callable[[Any], Any]) -> Value:
-        """See `Source.map`."""
         return Value(self.value, transform=function)
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Element(Source):
-    """Inside a map: the element at hand, and a path into it."""
+    """The current element of a map, and a path into it."""
 
     path: tuple[str | int, ...] = ()
 
@@ -89,5 +86,5 @@ class Element(Source):
 
     @override
     def map(self, function: Callable[[Any], Any]) -> Element:
-        """The same, passed through `function`, where the element is worked on."""
+        """The same element, passed through `function` in the hop that works on it; not recorded."""
         return Element(*self.path, transform=function)

@@ -1,4 +1,4 @@
-"""A declared step."""
+"""A declared step, and the decorators that add its undo and compensation."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ DEFAULT_UNDO_RETRIES = 3
 
 
 class StepOwner(Protocol):
-    """What a step is declared on, as the step sees it."""
+    """The workflow or consumer that a step is declared on, as the step sees it."""
 
     name: str
 
     def _changed(self, step: Step[Any, Any]) -> None:
-        """One of its steps is declared otherwise than it was."""
+        """Called when one of the steps was declared otherwise than before."""
 
 
 class StepKind(Protocol):
-    """What a step is made of, where that is other steps, as the step sees it; see `bitactor.plan.kind`."""
+    """The kind of a step that is made of other steps, as the step sees it; see `bitactor.plan.kind`."""
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """The kind as it is printed: `map`, `switch`, …"""
 
 
 class Step(Generic[P, R]):
@@ -54,16 +54,17 @@ class Step(Generic[P, R]):
         self.function = function
         self.options = options
         self.kind = kind
-        """Set: it is made of other steps."""
+        """Set: the step is made of other steps."""
         self.label = label if kind is None else kind.label
-        """What people call its kind."""
+        """The kind as it is printed: `step`, `map`, `template`, …"""
         self.deferred = deferred
         self.undo_function: Callable[..., Any] | None = None
         self.undo_in_doubt = False
         self.undo_retries = DEFAULT_UNDO_RETRIES
         self.compensate_function: Callable[..., Any] | None = None
         self.takes: tuple[str, ...] | None = None
-        """The names of its parameters, once they were looked at; what they are annotated with may be declared later."""
+        """The names of the parameters, once they were read; later than the declaration, because annotations may refer
+        to what is declared after the step."""
         self.__wrapped__ = function
         self.__name__ = getattr(function, "__name__", name)
         self.__qualname__ = getattr(function, "__qualname__", name)
@@ -79,7 +80,7 @@ class Step(Generic[P, R]):
 
     @property
     def noun(self) -> str:
-        """What its parameters are parameters of."""
+        """The owner of the step's parameters in error messages: its function, or its kind."""
         return "the function" if self.kind is None else f"the {self.label}"
 
     def planned(
@@ -145,7 +146,7 @@ class Step(Generic[P, R]):
 
 
 def no_function() -> None:
-    """Stands where a step is a workflow."""
+    """The function of a step that is a workflow and has none."""
     raise DefinitionError("this step is a workflow; run it in a mesh, or with bitactor.testing.run_workflow")
 
 
@@ -154,7 +155,7 @@ def _called(function: Callable[..., Any]) -> str:
 
 
 def frozen_options(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as they are now: an iterator is read once, and what the caller changes later changes nothing."""
+    """A copy of the options: an iterator is read once, and later changes by the caller change nothing."""
     frozen_options = dict(options)
     if options.get("name") is not None:
         refuse_bad_name(f"a step of {workflow!r}", options["name"])

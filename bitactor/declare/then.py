@@ -34,7 +34,7 @@ class Planned:
     after: tuple[str, ...]
 
     def data(self) -> list[Any]:
-        """As a pulse keeps it: `[declared, name, {parameter: source}, [after…]]`.
+        """Plain data for a pulse: `[declared, name, {parameter: source}, [after…]]`.
 
         Raises:
             DefinitionError: a source has a transform, which is a function.
@@ -50,7 +50,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Then:
-    """Done, with this value; and these steps are planned."""
+    """The value of a step that is done, and further steps to be planned."""
 
     value: Any = None
     steps: Sequence[Planned] = ()
@@ -65,12 +65,12 @@ class Then:
             raise DuplicateName(f"Then(steps=…) has two steps {twice!r}; give one of them another name")
 
     def data(self) -> list[Any]:
-        """See `Planned.data`."""
+        """Plain data for a pulse: a list of what `Planned.data` gives."""
         return [step.data() for step in self.steps]
 
 
 def planned(declared: str, name: str | None, bind: Mapping[str, Any] | None, after: Iterable[Any]) -> Planned:
-    """A `Planned` from what a caller gives.
+    """A `Planned` of a declared step, made from the arguments of `Step.planned`.
 
     Raises:
         DefinitionError: the name, or a source, is invalid.

@@ -1,1 +1,1 @@
-"""What is sent and what is kept, and their bytes: ids, signals, outcomes, pulses."""
+"""Messages and pulses, and their bytes: ids, signals, outcomes, pulses."""

@@ -90,7 +90,7 @@ def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
 
 
 def decode_token(token: Any) -> Any:
-    """The value of a token, a fresh one each time, so that no two readers share a mutable object."""
+    """The value of a token, a fresh one at each call, so that no two readers share a mutable object."""
     return unpack(token) if type(token) is Packed else token
 
 
@@ -120,7 +120,7 @@ def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES) -> Any:
 
 
 def join_packed_lists(parts: Iterable[bytes]) -> Packed:
-    """Many packed lists as one, without looking into them."""
+    """One packed list of the items of many, which are not decoded."""
     count, bodies = 0, []
     for part in parts:
         unpacker = msgpack.Unpacker(max_buffer_size=len(part))
@@ -219,7 +219,8 @@ def _decode_set(data: bytes, levels: int) -> set[Any]:
 
 
 def _hashable(value: Any) -> Any:
-    """What stands in a set, or as a key of a mapping: tuples and frozensets, which were packed as arrays and sets."""
+    """A decoded value as the member of a set or the key of a mapping: a tuple or frozenset in place of a list or
+    set."""
     if type(value) is list:
         return tuple(_hashable(inner) for inner in value)
     return frozenset(value) if type(value) is set else value

@@ -16,7 +16,7 @@ HopId = NewType("HopId", str)
 """64 bits as 16 lower-case hex digits."""
 
 NO_HOP = HopId("0" * 16)
-"""Stands where a pulse concerns no hop at all."""
+"""The hop id in a pulse that concerns no hop."""
 
 _LOW_64 = (1 << 64) - 1
 
@@ -33,7 +33,7 @@ def path_code(path: str, direction: str, attempt: int) -> int:
 
 
 def hop_id(transaction: str, path: str, direction: str = "forward", attempt: int = 1) -> HopId:
-    """The id of one attempt at one step: the two halves above, xor-ed.
+    """The id of one attempt at one step: `hop_salt` and `path_code`, xor-ed.
 
     Two hops of one transaction collide only if BLAKE2b does; an all-zero id, which OpenTelemetry forbids, becomes 1.
     """
@@ -56,5 +56,5 @@ def transaction_span_id(transaction: str) -> HopId:
 
 
 def idempotency_key(transaction: str, path: str, direction: str = "forward") -> str:
-    """The same over all attempts and deliveries of one step in one direction: 128 bits, hex."""
+    """A key that is the same over all attempts and deliveries of one step in one direction: 128 bits, hex."""
     return blake2b(f"{transaction}\x00{path}\x00{direction}".encode(), digest_size=16).hexdigest()

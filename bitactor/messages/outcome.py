@@ -1,4 +1,4 @@
-"""What a step, a compensation or an undo can answer.
+"""The outcomes that a step, a compensation or an undo can answer with.
 
 A step returns a value (that is `Ok`), or returns or raises one of `Retry`, `Fail`, `Halt`.  A compensation returns
 `None` (fail and undo), `Retry`, `Continue` or `Halt`.  An undo returns `None` or `Retry`.
@@ -17,7 +17,8 @@ class Outcome(Exception):
 
 
 class Retry(Outcome):
-    """Try again, without compensation, while retries are left; `after` in seconds (default: the step's backoff)."""
+    """Try the step again, without compensation, while retries are left; `after` in seconds (default: the step's
+    backoff)."""
 
     def __init__(self, after: float | None = None, reason: str = "") -> None:
         if after is not None and not after >= 0:
@@ -32,7 +33,7 @@ class Retry(Outcome):
 
 
 class Fail(Outcome):
-    """Fail now, without further tries or compensation; the transaction undoes."""
+    """Fail the step now, without further tries or compensation; the transaction undoes."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
@@ -44,7 +45,7 @@ class Fail(Outcome):
 
 
 class Halt(Outcome):
-    """Stop here and keep what is done; the transaction can be resumed."""
+    """Halt the transaction and keep what is done; it can be resumed."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
@@ -57,13 +58,14 @@ class Halt(Outcome):
 
 @dataclass(frozen=True, slots=True)
 class Ok:
-    """Done, with this value.  Returning a bare value means the same."""
+    """The step is done, with this value.  Returning a bare value means the same."""
 
     value: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Continue:
-    """From a compensation: the step counts as done with this value, and can be undone like any other."""
+    """The answer of a compensation by which the step counts as done with this value, and can be undone like any
+    other."""
 
     value: Any = None

@@ -1,4 +1,4 @@
-"""Pulses: the facts a transaction leaves behind.
+"""Pulses: the recorded facts of a transaction.
 
 The pulse log is the journal that recovery folds, the trace that people look at, and the record that replay runs from.
 """
@@ -50,37 +50,38 @@ class Pulse(NamedTuple):
     """One state transition of one transaction, or of one hop in it."""
 
     transaction: str
-    """32 hex digits."""
+    """The transaction id, 32 hex digits."""
     root: str
-    """The root transaction, which is the trace id."""
+    """The id of the root transaction, which is the trace id."""
     workflow: str
     seq: int
-    """0, 1, 2, … within the transaction, without gaps."""
+    """Number of the pulse within the transaction: 0, 1, 2, … without gaps."""
     hop: str
-    """16 hex digits, the span id; for pulses of the transaction itself, its own span id."""
+    """The hop id, 16 hex digits, which is the span id; for pulses of the transaction itself, its own span id."""
     causes: tuple[str, ...]
-    """Hops this one follows from."""
+    """Ids of the hops that this one follows from."""
     kind: str
     step: str
-    """Path of the step; empty for the transaction itself."""
+    """The path of the step; empty for the transaction itself."""
     spawn: str
     """Where the hop runs: `inline | loop | thread | process`; empty for the transaction itself."""
     direction: str
     """`forward` or `undo`."""
     attempt: int
     ttl: int
-    """Hop budget this hop carries."""
+    """Hop budget that the hop carries."""
     at_ns: int
     """Wall time, nanoseconds since 1970."""
     elapsed_ns: int | None
-    """How long the attempt took, where that is known."""
+    """Nanoseconds that the attempt took; None where that is not known."""
     token_in: Any
-    """In the journal: references to outputs, a tuple of strings. Shown to people as the values themselves."""
+    """References to the sources of the arguments, a tuple of strings; in pulses shown to people, the arguments
+    themselves."""
     token_out: Any
-    """The output: an immutable scalar as it is, anything else packed."""
+    """The output, as a token: an immutable scalar as it is, anything else packed."""
     error: str | None
-    """`Name: message`, or a tombstone's reason."""
+    """`Name: message` of an error, or the reason of a tombstone."""
     data: Mapping[str, Any] | None
-    """What the fold needs for this kind: due times, decisions, faults, emits, input, limits."""
+    """The data that the fold needs for this kind of pulse: due times, decisions, faults, emits, input, limits."""
     digest: str
-    """Digest of the workflow's plan, to notice a changed definition."""
+    """Digest of the workflow's plan, by which a changed definition is noticed."""

@@ -1,7 +1,6 @@
 """The messages that cross between actors, supervisors and processes.
 
-All are named tuples: frozen, slotted, and cheap enough to make one a hop.  How they look on the wire is `wire`'s
-affair.
+All are named tuples: frozen, slotted, and cheap enough to make one a hop.  `wire` turns them into bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ MAX_TTL = 1_000
 
 
 class Fault(NamedTuple):
-    """An error as it is carried between processes and kept in the journal; never a pickle."""
+    """An error in the form in which it is carried between processes and kept in the journal; never a pickle."""
 
     type: str
     """`module:QualName` of the exception's class."""
@@ -26,7 +25,7 @@ class Fault(NamedTuple):
     arguments: bytes | None = None
     """The exception's `args`, packed, when all of them can be carried."""
     beside: bytes | None = None
-    """What was raised while that was dealt with, by `compensate` or `backoff`: another fault's fields, packed."""
+    """The error raised by `compensate` or `backoff` while this one was dealt with: another fault's fields, packed."""
 
     def summary(self) -> str:
         """`Name: message`, as a pulse shows it."""
@@ -35,48 +34,48 @@ class Fault(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """The one message a hop's actor gets: what to do, and how many hops and how much time are left."""
+    """The message that a hop's actor gets: what to do, and how many hops and how much time are left."""
 
     name: str
-    """What it is addressed to: `workflow/step path`, or the name a consumer listens to."""
+    """The address: `workflow/step path`, or the name that a consumer listens to."""
     transaction: str
     root: str
     hop: str
     causes: tuple[str, ...]
-    """The hops whose completion made this one ready; empty for the first ones."""
+    """Ids of the hops whose completion made this one ready; empty for the first ones."""
     direction: str
     """`forward` or `undo`."""
     attempt: int
-    """1 for the first try; retries count up."""
+    """Number of the attempt: 1 for the first, and one more for each retry."""
     delivery: int
-    """1 for the first delivery of this attempt; redeliveries after a lost worker count up."""
+    """Number of the delivery of this attempt: 1 for the first, and one more for each redelivery after a lost worker."""
     epoch: int
     """The owner's fencing epoch; a reply to an older one is not taken."""
     ttl: int
-    """What this hop carries: its causes' least, minus one."""
+    """Hop budget that this hop carries: the least of its causes', minus one."""
     budget_ns: int | None
-    """Time left until the deadline of this attempt, in nanoseconds; relative, because clocks differ."""
+    """Nanoseconds left until this attempt's deadline; relative, because clocks differ."""
     token: Any
     """The payload: on the wire packed bytes, in an actor a mapping of arguments (for a consumer: the emitted value)."""
     reply_to: str = ""
-    """The endpoint of the supervisor that owns the transaction; empty when it is this process."""
+    """The endpoint of the supervisor that owns the transaction; empty when that is in this process."""
     fault: Fault | None = None
-    """Set when the hop was lost or timed out and its compensation is to decide; the step itself is not run."""
+    """Set: the hop was lost or timed out, and its compensation is to decide; the step itself is not run."""
     parent: str = ""
     """The transaction that emitted the signal this transaction came from, if any."""
     metadata: Mapping[str, Any] | None = None
     in_doubt: bool = False
-    """For an undo: nobody knows whether the step happened."""
+    """True, in an undo: nobody knows whether the step happened."""
     retries_left: int = 0
     trail: tuple[str, ...] = ()
-    """Names this work came through across transactions, oldest first (the last 32)."""
+    """Names that this work came through across transactions, oldest first (the last 32)."""
     path: str = ""
     """The step's path within the transaction, where that is more than `name` says: in a scope, or a later
     generation."""
 
 
 class Reply(NamedTuple):
-    """What became of one delivery of one signal."""
+    """The outcome of one delivery of one signal."""
 
     transaction: str
     hop: str
@@ -87,17 +86,17 @@ class Reply(NamedTuple):
     token: Any = None
     fault: Fault | None = None
     after_ns: int | None = None
-    """For `retry`: how long to wait, when the step or its backoff said so."""
+    """Of a `retry`: nanoseconds to wait, when the step or its backoff said so."""
     emits: tuple[tuple[str, Any], ...] = ()
-    """(name, token) in the order they were emitted."""
+    """Emitted signals, as (name, token), in order."""
     elapsed_ns: int = 0
     reason: str = ""
     planned: bytes | None = None
-    """The steps that a `Then` plans, packed."""
+    """The data of the steps that a `Then` plans, packed."""
 
 
 class Cancel(NamedTuple):
-    """Stop working on this delivery; its reply is not wanted any more, or only to know what happened."""
+    """A request to stop working on a delivery; its reply is not wanted any more, or only to know what happened."""
 
     transaction: str
     hop: str
@@ -106,13 +105,13 @@ class Cancel(NamedTuple):
 
 
 class Stimulus(NamedTuple):
-    """Asks the receiver to accept a transaction of its own: an emitted signal, or a call from another process."""
+    """A request to accept a transaction of the receiver's own: an emitted signal, or a call from another process."""
 
     id: str
-    """The same over all deliveries; the receiver accepts it once."""
+    """An id that is the same over all deliveries; the receiver accepts it once."""
     name: str
     group: str
-    """The consumer group addressed, or empty for a workflow."""
+    """The consumer group addressed; empty for a workflow."""
     token: Any
     ttl: int
     budget_ns: int | None
@@ -120,7 +119,7 @@ class Stimulus(NamedTuple):
     root: str = ""
     parent: str = ""
     hop: str = ""
-    """The emitting hop."""
+    """The id of the hop that emitted the signal."""
     trail: tuple[str, ...] = ()
     metadata: Mapping[str, Any] | None = None
     key: str = ""
@@ -135,7 +134,7 @@ class Receipt(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A control call: ask a node about something (`status`, `pulses`, `result`, `cancel`, `list`, `nodes`, …)."""
+    """A control call: asks a node about something (`status`, `pulses`, `result`, `cancel`, `list`, `nodes`, …)."""
 
     id: str
     verb: str

@@ -1,4 +1,4 @@
-"""Messages, frames and pulses as bytes, and back, within limits: what goes over a wire or into a file.
+"""The bytes of messages, frames and pulses, encoded and decoded within limits, for a wire or a file.
 
 A message is one msgpack array `[version, type, field, …]` whose payload fields are opaque bytes, so that routing never
 decodes what it only passes on.  A frame is one msgpack array of such messages.  A pulse is one array
@@ -23,7 +23,7 @@ WIRE_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 MAX_MESSAGES_PER_FRAME: Final = 4_096
 LARGE_MESSAGE_BYTES: Final = 256 * 1024
-"""Above this, a message's fields are looked at one by one before anything is made of them."""
+"""Size above which the fields of a message are checked one by one before it is decoded."""
 
 # Messages
 
@@ -67,7 +67,7 @@ _SHAPES: Final[tuple[TypeAdapter[Any], ...]] = tuple(
 
 
 def encode_message(message: Message) -> bytes:
-    """One wire message as bytes.
+    """One message as bytes.
 
     The payload field must be a token (`encode_token`'s answer); a Signal's `token` is packed by whoever made its
     arguments.
@@ -88,7 +88,7 @@ def encode_message(message: Message) -> bytes:
 
 
 def encode_messages(messages: Iterable[Message]) -> list[bytes]:
-    """`encode_message` over many."""
+    """Many messages, each as `encode_message` gives it."""
     return [encode_message(message) for message in messages]
 
 
@@ -133,7 +133,7 @@ def decode_message(data: bytes) -> Message:
 
 
 def _refuse_large_fields(data: bytes) -> None:
-    """Large messages are large because of their payloads, which are binary; anything else that large is hostile."""
+    """Raises `MalformedSignal` if a field of a large message is large and is no payload; payloads are binary."""
     unpacker = msgpack.Unpacker(max_buffer_size=len(data))
     try:
         unpacker.feed(data)
@@ -177,7 +177,7 @@ def _skip_emits(unpacker: msgpack.Unpacker, data: bytes) -> None:
 
 
 def join_frame(messages: Sequence[bytes]) -> bytes:
-    """Many encoded messages as one frame."""
+    """One frame of many encoded messages."""
     data: bytes = msgpack.packb(messages)
     return data
 
@@ -222,14 +222,14 @@ _PULSE_TYPES: Final = tuple(
 
 
 def encode_pulse(pulse: Pulse) -> bytes:
-    """A pulse as bytes, payload kept packed."""
+    """A pulse as bytes, its payload kept packed."""
     fields: list[Any] = list(pulse)
     fields[_PULSE_TOKEN_OUT] = token_bytes(pulse.token_out)
     return pack([WIRE_VERSION, *fields], MAX_FRAME_BYTES)
 
 
 def decode_pulse(data: bytes) -> Pulse:
-    """The pulse `encode_pulse` was given, field for field.
+    """The pulse that `encode_pulse` was given, field for field.
 
     Raises:
         ProtocolError: the bytes are no pulse of this version.
