@@ -1,4 +1,5 @@
-"""BitActor: what runs.  Workflows, signals, the saga state machine, pulses; pure, without sockets, threads or clocks.
+"""BitActor, the part that says *what* runs: workflows, signals, the saga state machine, pulses; pure, without sockets,
+threads or clocks.
 
 A domain module imports only this package; a service's entry imports `mesh`.
 """

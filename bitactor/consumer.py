@@ -1,4 +1,4 @@
-"""Consumers of signals."""
+"""Consumers: functions that take signals by name."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Consumer:
         return f"<Consumer {self.name}>"
 
     def check(self) -> Plan:
-        """The consumer's plan: one step; see `Workflow.check`."""
+        """The consumer's plan, of one step."""
         if self._plan is None:
             self._plan = compile_consumer(self)
         return self._plan

@@ -1,4 +1,5 @@
-"""Whether what is imported is ours: a user's own `mesh.py` or `registry.py` may hide our packages.
+"""The `bitactor` command, and the check that our packages are found: a user's own `mesh.py` or `registry.py` may hide
+them.
 
 The `bitactor` command begins here: it looks before it imports `mesh`, since a user's `mesh.py` would hide everything
 that is in our `mesh`, a check of this included.  `mesh` itself looks when it is imported, for programs that do without
@@ -15,15 +16,15 @@ from pathlib import Path
 from typing import Final
 
 HOME: Final = Path(__file__).resolve().parents[1]
-"""The directory that our three packages lie in, side by side."""
+"""The directory that has our three packages, side by side."""
 PACKAGES: Final = ("bitactor", "registry", "mesh")
 _USAGE: Final = 2
 _INTERRUPTED: Final = 130
 
 
 def stranger(name: str) -> str | None:
-    """What `import name` would find instead of our package of that name: a path, `""` for nothing at all; None if it is
-    ours."""
+    """The path that `import name` would find instead of our package of that name, `""` for nothing at all; None if it
+    would find ours."""
     try:
         spec = find_spec(name)
     except (ImportError, ValueError):
@@ -35,7 +36,7 @@ def stranger(name: str) -> str | None:
 
 
 def complaint(name: str, found: str) -> str:
-    """What to tell the user about what `stranger` found."""
+    """The error text for a user whose file `found` hides our package `name`."""
     if not found:
         advice = "reinstall it with 'pip install --force-reinstall bitactor'"
         return f"BitActor's package {name!r} is missing from {HOME}: {advice}"
@@ -47,11 +48,11 @@ def complaint(name: str, found: str) -> str:
 
 
 class HiddenPackage(ImportError):
-    """A file of the user's has the name of one of our packages; `path` is that file."""
+    """A file of the user hides one of our packages; `path` is that file."""
 
 
 def require_own_packages() -> None:
-    """Called first of all when `mesh` is imported.
+    """Refuse to go on if one of our packages is hidden; called first of all when `mesh` is imported.
 
     Raises:
         HiddenPackage: names the file and says what to do.
@@ -62,7 +63,7 @@ def require_own_packages() -> None:
 
 
 def namesake(directory: Path) -> Path | None:
-    """A module or package in `directory` that has the name of one of ours and is not ours, if there is one."""
+    """A module or package in `directory` that has the name of one of ours and is not ours; None if there is none."""
     if directory.resolve() == HOME:
         return None
     for name in PACKAGES:
@@ -73,7 +74,7 @@ def namesake(directory: Path) -> Path | None:
 
 
 def main() -> int:
-    """The `bitactor` command; its exit code."""
+    """Run the `bitactor` command; the value is its exit code."""
     for name in ("registry", "mesh"):
         found = stranger(name)
         if found is not None:

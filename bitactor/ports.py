@@ -1,4 +1,4 @@
-"""What the core needs from the world, as protocols; `mesh` has the adapters, `bitactor.testing` the fakes.
+"""The ports of the core, as protocols; `mesh` has the adapters, `bitactor.testing` the fakes.
 
 Every adapter of a port passes the port's contract suite in `tests/contract`.
 """
@@ -12,46 +12,46 @@ from bitactor.messages.pulse import Pulse
 
 
 class TimerHandle(Protocol):
-    """A timer that was asked for."""
+    """A timer armed by `Clock.call_at`."""
 
     def cancel(self) -> None:
-        """The callback is not called any more; cancelling twice, or too late, does nothing."""
+        """Disarm the timer: its callback is not called any more.  Cancelling twice, or too late, does nothing."""
 
 
 class Clock(Protocol):
-    """Time.  Two clocks: the wall's for records, a monotonic one for waiting."""
+    """Two clocks: wall time for records, monotonic time for waiting."""
 
     def wall_ns(self) -> int:
-        """Nanoseconds since 1970, UTC."""
+        """Wall time: nanoseconds since 1970, UTC."""
 
     def monotonic_ns(self) -> int:
-        """Nanoseconds since some fixed moment; never goes back."""
+        """Monotonic time: nanoseconds since some fixed moment; never goes back."""
 
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
         """Call `callback` on the owner's thread once `monotonic_ns()` has reached `when_ns`."""
 
 
 class Ids(Protocol):
-    """Where fresh transaction ids come from."""
+    """A source of fresh transaction ids."""
 
     def transaction(self) -> str:
-        """32 lower-case hex digits, time-ordered, never given twice."""
+        """A fresh id: 32 lower-case hex digits, time-ordered, never given twice."""
 
 
 class Write(NamedTuple):
-    """What one stimulus did to one transaction: pulses that are kept all or none."""
+    """The pulses that one stimulus added to one transaction; they are kept all or none."""
 
     transaction: str
     epoch: int
     """The writer's epoch for this transaction; 0 in the write that creates it."""
     pulses: Sequence[Pulse]
-    """In order; the first write of a transaction starts with its `accepted` pulse, seq 0."""
+    """The pulses in order; the first write of a transaction starts with its `accepted` pulse, seq 0."""
     status: str
     """The transaction's status after these pulses."""
     open: bool
-    """Whether something is left to do (running, or emitted signals not yet taken); recovery looks at these."""
+    """True: something is left to do (running, or emitted signals not yet taken); recovery looks for these."""
     key: str = ""
-    """Idempotency key; given only in the first write.  Unique together with the workflow's name."""
+    """Idempotency key, given only in the first write; unique together with the workflow's name."""
 
 
 class Refusal(NamedTuple):
@@ -63,7 +63,7 @@ class Refusal(NamedTuple):
 
 
 class TransactionRow(NamedTuple):
-    """What a store knows of a transaction without reading its pulses."""
+    """The state of a transaction as a store knows it without reading the pulses."""
 
     transaction: str
     root: str
@@ -91,7 +91,7 @@ _Claims = list[Claim]
 
 
 class Store(Protocol):
-    """Where pulses are kept.  All calls come from one thread, the one that called `open`.
+    """The keeper of pulses.  All calls come from one thread, the one that called `open`.
 
     `append` is the write-ahead rule: nothing is dispatched before `done` was called for it.
     """
@@ -100,8 +100,8 @@ class Store(Protocol):
         """Take part as `owner` (a name used once, by one process)."""
 
     def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
-        """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in order of
-        the calls.
+        """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in the order
+        of the calls.
 
         If nothing could be written, `done((), error)`.  A process that lost its lease gets `StaleOwner` as that error.
         """
@@ -110,18 +110,18 @@ class Store(Protocol):
         """All pulses of a transaction, in order of `seq`; empty if it is unknown."""
 
     def find(self, workflow: str, key: str) -> str | None:
-        """The transaction that has this idempotency key."""
+        """The id of the transaction that has this idempotency key; None if there is none."""
 
     def get(self, transaction: str) -> TransactionRow | None:
-        """What is known of one transaction."""
+        """The row of one transaction; None if it is unknown."""
 
     def list(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
     ) -> _Rows:
-        """Newest first, at most `limit`; `before` is the last id of the page before."""
+        """Rows of transactions, newest first, at most `limit`; `before` is the last id of the page before."""
 
     def claim(self, shapes: Mapping[str, str] | None = None) -> _Claims:
-        """Take over every open transaction whose owner is gone; they are ours from now on.
+        """Take over every open transaction whose owner is gone; the claimed ones are ours from now on.
 
         With `shapes` (workflow → digest of its plan) only those that began in one of them.  The others stay without an
         owner, for somebody who can carry them on.
@@ -135,36 +135,37 @@ class Store(Protocol):
         """
 
     def reclaim(self, held: Container[str]) -> _Claims:
-        """Our own open transactions that are not in `held`, each with its next epoch: those given up when they could
-        not be written.
+        """Claim our own open transactions that are not in `held`, each with its next epoch: those given up when they
+        could not be written.
 
         Raises:
             StoreError: nothing can be written now either, or our lease was taken from us.
         """
 
     def close(self) -> None:
-        """Finish what was appended (its `done`s are called), give up our lease, release files.  Twice is once."""
+        """Finish what was appended (its `done`s are called), give up our lease, release files.  A second call does
+        nothing."""
 
 
 class Sink(Protocol):
-    """Who is told about pulses, after they are kept, best effort.
+    """A receiver of pulses, which are told to it after they are kept, best effort.
 
     A sink that raises is disabled and logged by the caller; it cannot break a run.
     """
 
     def receive(self, pulses: Sequence[Pulse]) -> None:
-        """Take note; must not block.  Called on the loop's thread."""
+        """Take pulses that were just kept; must not block.  Called on the loop's thread."""
 
     def close(self, timeout: float) -> None:
         """Flush within `timeout` seconds, then release everything.  Called off the loop's thread."""
 
 
 class Transport(Protocol):
-    """How messages cross to another node.  One frame holds many messages; order is kept per receiver."""
+    """The carrier of messages to other nodes.  One frame holds many messages; order is kept per receiver."""
 
     @property
     def endpoint(self) -> str:
-        """Where others reach this node; known after `open`."""
+        """The endpoint at which others reach this node; known after `open`."""
 
     def open(self, receive: Callable[[list[bytes]], None]) -> None:
         """Bind, and call `receive` on the loop's thread with the messages of each frame that came."""
@@ -177,7 +178,7 @@ class Transport(Protocol):
         """
 
     def forget(self, endpoint: str) -> None:
-        """The peer is gone: drop what is queued for it and close the connection."""
+        """Drop what is queued for a peer that is gone, and close the connection to it."""
 
     def close(self, timeout: float = 0.5) -> None:
-        """Flush for at most `timeout` seconds and release all sockets.  Twice is once."""
+        """Flush for at most `timeout` seconds and release all sockets.  A second call does nothing."""

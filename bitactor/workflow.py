@@ -1,4 +1,4 @@
-"""What a user declares: workflows of steps, and consumers of signals.
+"""The declaration of workflows.
 
     signup = Workflow("users.signup", input=SignUp, ttl=8, deadline=30.0)
 
@@ -239,13 +239,13 @@ class Workflow(DeclaresKinds):
 
     @override
     def returns(self, step: str | Step[Any, Any]) -> None:
-        """Say which step's result is the workflow's; by default the last declared one's."""
+        """Say which step's result is the workflow's result; by default that of the last declared step."""
         self.returned = step if isinstance(step, str) else step.name
         self._plan = None
 
     @override
     def check(self) -> Plan:
-        """Validate everything and return the plan; cheap when nothing has changed since.
+        """Validate the workflow and return its plan; cheap when nothing has changed since.
 
         Raises:
             DefinitionError: or one of its kinds.
@@ -324,7 +324,7 @@ class Workflow(DeclaresKinds):
         return from_dict(cls, data)
 
     def describe(self) -> dict[str, Any]:
-        """What it takes, does and answers, as plain data, with JSON Schemas of input and result; see
+        """The input, the steps and the result as plain data, with JSON Schemas of input and result; see
         `bitactor.export.describe`.
 
         Raises:
@@ -392,8 +392,8 @@ class Workflow(DeclaresKinds):
         return step
 
     def _refuse_cycles_and_depth(self, step: Step[Any, Any]) -> None:
-        """With the new step alone where that is enough; with the whole graph where an earlier step had named it, or it
-        is too deep."""
+        """Check a new step for cycles and depth: alone where that is enough, with the whole graph where an earlier step
+        had named it or it is too deep."""
         own = dependencies_of(self, step)
         depth = 1 + max((self._depths.get(name, 0) for name in own), default=0)
         if step.name in self._forward_references or step.name in own or depth > self.ttl:

@@ -1,4 +1,4 @@
-"""Time that stands still until it is told to pass."""
+"""A clock that stands still until a test advances it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from bitactor.messages.duration import nanoseconds
 
 START_NS: Final = 1_750_000_000_000_000_000
-"""Where the wall clock of a fresh `FakeClock` stands: in June 2025."""
+"""Wall time of a fresh `FakeClock`: in June 2025."""
 
 
 class FakeTimer:
@@ -22,7 +22,7 @@ class FakeTimer:
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
-        """See the port."""
+        """Disarm the timer; twice, or too late, does nothing."""
         self.callback = None
 
 
@@ -40,15 +40,15 @@ class FakeClock:
         self._timers: list[tuple[int, int, FakeTimer]] = []
 
     def wall_ns(self) -> int:
-        """See the port."""
+        """Wall time: `START_NS`, or the time given to the constructor, plus what was advanced."""
         return self._start_ns + self._elapsed_ns
 
     def monotonic_ns(self) -> int:
-        """See the port; begins at zero."""
+        """Monotonic time: the nanoseconds advanced so far."""
         return self._elapsed_ns
 
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> FakeTimer:
-        """See the port; what is due already is called by the next `advance`, also by `advance(0)`."""
+        """Arm a timer; what is due already is called by the next `advance`, also by `advance(0)`."""
         timer = FakeTimer(when_ns, callback)
         self._armed += 1
         heapq.heappush(self._timers, (when_ns, self._armed, timer))
@@ -61,7 +61,7 @@ class FakeClock:
         return self._timers[0][0] if self._timers else None
 
     def advance(self, seconds: float) -> None:
-        """Let time pass.  What comes due is called in order, each at its own time, also what callbacks arm meanwhile.
+        """Let time pass; what comes due is called in order, each at its own time, also what callbacks arm meanwhile.
 
         Raises:
             ValueError: time does not go back.
@@ -72,7 +72,7 @@ class FakeClock:
         self.advance_to(self._elapsed_ns + nanoseconds(seconds))
 
     def advance_to(self, monotonic_ns: int) -> None:
-        """`advance`, until `monotonic_ns()` is this."""
+        """Let time pass, as `advance` does, until `monotonic_ns()` is this."""
         while (due_ns := self.next_timer_ns()) is not None and due_ns <= monotonic_ns:
             timer = heapq.heappop(self._timers)[2]
             self._elapsed_ns = max(self._elapsed_ns, due_ns)

@@ -1,4 +1,4 @@
-"""Fakes of small ports."""
+"""Fakes of the `Ids` and `Sink` ports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SequentialIds:
         self._next = first
 
     def transaction(self) -> str:
-        """See the port."""
+        """The next id, in order."""
         number, self._next = self._next, self._next + 1
         # The low half is what hop ids are made from; spread so that hops of neighbouring transactions look unlike.
         return f"{number:016x}{(number * 0x9E3779B97F4A7C15) & (2**64 - 1):016x}"
@@ -34,14 +34,14 @@ class RecordingSink:
         self._raises = raises
 
     def receive(self, pulses: Sequence[Pulse]) -> None:
-        """See the port."""
+        """Keep the pulses, and count the call in `batches`; with `raises`, raise that instead."""
         if self._raises is not None:
             raise self._raises
         self.batches += 1
         self.pulses.extend(pulses)
 
     def close(self, timeout: float) -> None:
-        """See the port."""
+        """Set `closed`."""
         self.closed = True
 
     def kinds(self, transaction: str | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""What can be made to happen to a step in a test."""
+"""Faults that a test can inject into a step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Faults = Mapping[str, InjectedFault | Sequence[InjectedFault | None]]
 
 
 class FaultPlan:
-    """Which fault meets which delivery."""
+    """The faults of a test: which fault meets which delivery."""
 
     def __init__(self, plan: Plan, faults: Faults | None) -> None:
         known = [step.name for step in plan.steps]
@@ -57,6 +57,6 @@ class FaultPlan:
                 self._next[name] = several
 
     def next_fault(self, name: str) -> InjectedFault | None:
-        """What happens to the next delivery of this step, or of `step.undo`."""
+        """The fault of the next delivery of this step, or of `step.undo`; None if it runs as usual."""
         following = self._next.get(name)
         return following.pop(0) if following else self._always.get(name)

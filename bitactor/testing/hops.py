@@ -1,4 +1,5 @@
-"""One hop, run here and now: the user's function called, its answer made a reply, by the rules that hosts follow."""
+"""One hop, run on the spot: the user's function is called, and its answer made a reply, by the rules that hosts
+follow."""
 
 from __future__ import annotations
 
@@ -21,8 +22,7 @@ MAX_YIELDS: Final = 10_000
 
 
 class NeedsMesh(ConfigurationError):
-    """A step waits for something outside (a timer, a socket, another task), which only a mesh's event loop can
-    bring."""
+    """A step waits for something outside (a timer, a socket, another task) that only a mesh's event loop can bring."""
 
 
 class Hop:
@@ -97,7 +97,7 @@ class Hop:
         return self._judge_error(error, fault_of(error))
 
     def _judge_error(self, error: BaseException, fault: Fault) -> Reply:
-        """It failed: what its compensation, or else its retry policy, makes of that."""
+        """The reply for a failed run: what its compensation, or else its retry policy, makes of the error."""
         self.error = error
         step = self.step
         after_ns = None
@@ -218,7 +218,7 @@ class Hop:
 
 
 def drive(coroutine: Coroutine[Any, Any, Any], what: str) -> Any:
-    """Run a coroutine that waits for nothing outside to its end.
+    """Run a coroutine to its end, provided that it waits for nothing outside.
 
     Raises:
         NeedsMesh: it does wait.
@@ -240,7 +240,7 @@ def drive(coroutine: Coroutine[Any, Any, Any], what: str) -> Any:
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What the journal keeps of an exception."""
+    """The fault that the journal keeps of an exception."""
     kind = type(error)
     shown = "".join(traceback.format_exception(error))[-20_000:]
     try:
@@ -251,7 +251,7 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def error_of(fault: Fault) -> BaseException:
-    """An exception for a fault that none was raised for here."""
+    """An exception for a fault that was raised elsewhere, or never."""
     name = fault.type.rpartition(":")[2]
     kind = getattr(bitactor.errors, name, None) if fault.type.startswith("bitactor.errors:") else None
     if isinstance(kind, type) and issubclass(kind, BitActorError):

@@ -1,4 +1,4 @@
-"""A workflow run to its end on the spot: a supervisor in miniature, without loop, threads or store."""
+"""`run_workflow`: a workflow run to its end on the spot, by a small supervisor without loop, threads or store."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class _Runner:
         self.events.append(ResumeRequested(None if left is None else self.clock.wall_ns() + left))
 
     def run_until_settled(self) -> None:
-        """Go on until nothing more happens by itself."""
+        """Feed stimuli until nothing more happens by itself."""
         while True:
             while self.events:
                 pulses, commands = self.saga.react(self.events.popleft(), self.clock.wall_ns())
@@ -287,7 +287,7 @@ class _Runner:
         self.hop_timers[step.index] = self._arm(self.clock.wall_ns() + budget_ns, lambda: self.events.append(late))
 
     def _cancel_hop(self, index: int) -> None:
-        """A coroutine that hangs can be cancelled; a plain function cannot."""
+        """Cancel a hop that hangs, if its function is a coroutine; a plain function cannot be cancelled."""
         signal = self.hanging.pop(index, None)
         timer = self.hop_timers.pop(index, None)
         if timer is not None:
@@ -296,7 +296,7 @@ class _Runner:
             self.events.append(Replied(index, self._reply(signal, "cancelled")))
 
     def _crash(self) -> None:
-        """Nothing survives but the journal, which goes through bytes as it would through a store."""
+        """Lose everything but the journal, which goes through bytes as it would through a store."""
         for timer in (*self.timers, *self.hop_timers.values()):
             timer.cancel()
         self.timers.clear()

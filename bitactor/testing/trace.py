@@ -1,4 +1,4 @@
-"""What became of a workflow that ran in a test."""
+"""The trace of a workflow that ran in a test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Emitted(NamedTuple):
     name: str
     value: Any
     ttl: int
-    """The hop budget it carries to its consumers."""
+    """Hop budget that the signal carries to its consumers."""
     step: str
 
 
@@ -25,27 +25,27 @@ class Trace:
 
     transaction: str
     status: str
-    """`completed | compensated | cancelled | halted | stuck`."""
+    """The status: `completed | compensated | cancelled | halted | stuck`."""
     result: Any
-    """The workflow's value; None unless it completed."""
+    """The workflow's result; None unless the workflow completed."""
     results: Mapping[str, Any]
-    """Step → value of everything that was done, None for what was skipped."""
+    """Step → value of each step that was done, None for a skipped one."""
     errors: Sequence[BaseException]
-    """The original error first, then those of compensation and undo, as the live exceptions."""
+    """Errors as live exceptions: the original one first, then those of compensation and undo."""
     pulses: Sequence[Pulse] = field(repr=False)
     """The journal, as a store would have it."""
     emitted: Sequence[Emitted] = ()
-    """Signals in the order they were sent."""
+    """Emitted signals in the order they were sent."""
 
     @property
     def undone(self) -> list[str]:
-        """Steps that were undone, in the order that happened."""
+        """Names of the steps that were undone, in the order in which that happened."""
         return [pulse.step for pulse in self.pulses if pulse.kind == UNDONE]
 
     @property
     def kinds(self) -> list[str]:
-        """`kind step` for each pulse, `kind` alone where it is of the whole transaction: short enough to compare in a
-        test."""
+        """`kind step` for each pulse, and `kind` alone for those of the transaction itself: short enough to compare in
+        a test."""
         return [f"{pulse.kind} {pulse.step}".strip() for pulse in self.pulses]
 
     def of(self, step: str) -> list[Pulse]:
