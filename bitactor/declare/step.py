@@ -146,7 +146,7 @@ class Step(Generic[P, R]):
 
 
 def no_function() -> None:
-    """The function of a step that is a workflow and has none."""
+    """Stands where a step is a workflow."""  # a step takes its function's docstring, and the HTTP API shows it
     raise DefinitionError("this step is a workflow; run it in a mesh, or with bitactor.testing.run_workflow")
 
 
