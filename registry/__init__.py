@@ -1,4 +1,4 @@
-"""Who is where: names, their holders, leases and watches; in one process, or served over ZeroMQ to a whole mesh."""
+"""The registry: names, their holders, leases and watches; in one process, or served over ZeroMQ to a whole mesh."""
 
 from registry.client import RegistryClient
 from registry.entry import APPEARED, CHANGED, DISAPPEARED, Entry, Loss, Notice

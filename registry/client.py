@@ -1,4 +1,4 @@
-"""A registry that is served elsewhere, with everything it knows kept at hand.
+"""A client of a registry that is served elsewhere, with a cache of all that it knows.
 
 One daemon thread owns the DEALER socket, beats the heart, and keeps the cache right; callers hand it work and wait.
 """
@@ -72,12 +72,12 @@ class RegistryClient:
 
     @property
     def endpoint(self) -> str:
-        """Where the server is looked for."""
+        """The endpoint at which the server is looked for."""
         return self._endpoint
 
     @property
     def holder(self) -> str:
-        """Whose registrations these are."""
+        """The id of the holder whose registrations these are."""
         return self._protocol.holder
 
     @property
@@ -86,7 +86,7 @@ class RegistryClient:
         return self._protocol.connected
 
     def start(self, timeout: float = 5.0) -> None:
-        """Take part; returns once all that is registered is known.  After a failure, make another client.
+        """Connect to the server; returns once the whole table is known.  After a failure, make another client.
 
         Raises:
             RegistryTimeout: the server did not answer in `timeout` seconds.
@@ -113,8 +113,8 @@ class RegistryClient:
             ) from None
 
     def close(self, leave: bool = True) -> None:
-        """Take part no more, within seconds; with `leave`, all our names are gone at once for everybody.  Twice is
-        once."""
+        """Disconnect, within seconds; with `leave`, all names of the holder are gone at once for everybody.  A second
+        call does nothing."""
         with self._lock:
             self._open = False
             closed, self._closed = self._closed, True
@@ -152,7 +152,7 @@ class RegistryClient:
     def register(
         self, name: str, value: Mapping[str, Any] | None = None, *, unique: bool = False, timeout: float = 5.0
     ) -> Entry:
-        """Hold `name`.  Raises `AlreadyRegistered`, `InvalidEntry`, `RegistryFull`, `RegistryTimeout`,
+        """Hold `name`, with `value`.  Raises `AlreadyRegistered`, `InvalidEntry`, `RegistryFull`, `RegistryTimeout`,
         `RegistryClosed`."""
         check_name(name)
         normal, _ = normal_value(value)
@@ -166,13 +166,13 @@ class RegistryClient:
             raise
 
     def unregister(self, name: str, *, timeout: float = 5.0) -> None:
-        """Hold `name` no more.  Raises `RegistryTimeout` when the registry is away; the name goes all the same."""
+        """Give `name` up.  Raises `RegistryTimeout` when the registry is away; the name goes all the same."""
         waiting: Future[None] = Future()
         self._submit(lambda: self._protocol.unregister(name, waiting))
         self._wait_for(waiting, timeout, f"unregister {name!r}")
 
     def update(self, name: str, value: Mapping[str, Any] | None, *, timeout: float = 5.0) -> Entry:
-        """Change the value of a name we hold.  Raises `NotRegistered`, `InvalidEntry`, `RegistryFull`,
+        """Change the value of a name that the holder has.  Raises `NotRegistered`, `InvalidEntry`, `RegistryFull`,
         `RegistryTimeout`."""
         normal, _ = normal_value(value)
         waiting: Future[Entry] = Future()
@@ -184,16 +184,16 @@ class RegistryClient:
         return self._cache.lookup(name)
 
     def get(self, name: str) -> Entry | None:
-        """The entry of a unique name, from the cache."""
+        """The entry of a unique name, from the cache; None if nobody holds it."""
         entries = self._cache.lookup(name)
         return entries[0] if entries and entries[0].unique else None
 
     def keys(self, holder: str | None = None) -> tuple[str, ...]:
-        """The names a holder has; by default ours."""
+        """The names that `holder` has; by default, those of this holder."""
         return self._cache.keys(self.holder if holder is None else holder)
 
     def count(self) -> int:
-        """How many entries there are, of all holders."""
+        """The number of entries, of all holders."""
         return self._cache.count()
 
     def match(self, pattern: str = "*") -> tuple[Entry, ...]:
@@ -207,7 +207,7 @@ class RegistryClient:
         return wait_for_name(self.when_name(name), name, timeout)
 
     def when_name(self, name: str) -> Future[tuple[Entry, ...]]:
-        """The same as a future, completed on the client's thread; cancelled when the client closes."""
+        """A future of what `await_name` gives, completed on the client's thread; cancelled when the client closes."""
         waiting: Future[tuple[Entry, ...]] = Future()
         entries = self._cache.lookup(name)
         if entries:
@@ -225,17 +225,17 @@ class RegistryClient:
         return watch
 
     def on_lost(self, callback: Callable[[tuple[Loss, ...]], None]) -> Watch:
-        """Call back when unique names we held are not ours any more."""
+        """Call back when unique names are lost, that is, not held by this holder any more."""
         watch = Watch(callback, self._cancelled)
         self._submit(lambda: self._watches.add_loss(watch))
         return watch
 
     def is_current(self, entry: Entry) -> bool:
-        """Whether this registration of ours holds this moment, by our own clock."""
+        """Whether this entry of the holder is still valid, by this process's clock."""
         return self._protocol.is_current(entry, time.monotonic_ns())
 
     def ping(self, timeout: float = 5.0) -> float:
-        """Seconds to the server and back.  Raises `RegistryTimeout`."""
+        """Seconds that a message takes to the server and back.  Raises `RegistryTimeout`."""
         waiting: Future[None] = Future()
         began = time.monotonic_ns()
         self._submit(lambda: self._protocol.ping(waiting))

@@ -1,4 +1,4 @@
-"""The nouns of the registry: an entry, a notice that one came, went or changed, and the loss of a grant."""
+"""The values of the registry: an entry, a notice that one came, went or changed, and the loss of a grant."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ CHANGED: Final = "changed"
 
 
 class Entry(NamedTuple):
-    """One holder's claim on one name."""
+    """One holder's claim to one name."""
 
     name: str
     holder: str
-    """The id of the node that holds it."""
+    """The id of the holder, the node that holds the name."""
     value: Mapping[str, Any]
     """Read-only metadata, such as an endpoint."""
     unique: bool
-    """Whether nobody else can hold the name at the same time."""
+    """True: nobody else can hold the name at the same time."""
     epoch: int
     """Fencing epoch: each grant of a unique name has a higher one than every grant before it.  0 for a duplicate
     name."""
 
 
 class Notice(NamedTuple):
-    """Something changed in the registry."""
+    """A change in the registry."""
 
     kind: str
-    """`appeared | disappeared | changed`."""
+    """The change: `appeared | disappeared | changed`."""
     entry: Entry
-    """As it is now; for `disappeared`, as it was."""
+    """The entry as it is now; for `disappeared`, as it was."""
     revision: int = 0
-    """Counts every change of the table, 1, 2, 3, …; 0 when the entry was there before the watch began."""
+    """Number of the change of the table, 1, 2, 3, …; 0 when the entry was there before the watch began."""
 
 
 class Loss(NamedTuple):
-    """A unique name we held is not ours any more."""
+    """A unique name that the holder has lost."""
 
     entry: Entry
     """The grant that is void; whatever was begun under its epoch must not go on."""
     taken_by: Entry | None
-    """Who holds the name now.  None: our lease lapsed, and we try to get the name again, under a new epoch."""
+    """The entry of the new holder.  None: the holder's lease lapsed, and the name is asked for again, under a new
+    epoch."""

@@ -1,4 +1,4 @@
-"""What can go wrong with the registry.
+"""The errors of the registry.
 
 BitActorError
 ├── RegistryError

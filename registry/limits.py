@@ -1,4 +1,4 @@
-"""What the registry accepts: names, holder ids and values, and the patterns that select names."""
+"""The limits of names, holder ids and values, and the patterns that select names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from registry.errors import InvalidEntry
 
 MAX_NAME_CHARACTERS: Final = 255
 MAX_VALUE_BYTES: Final = 64 * 1024
-"""Largest value, packed."""
+"""Largest value, in bytes once packed."""
 MAX_NAMES_PER_HOLDER: Final = 100_000
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -55,7 +55,7 @@ def normal_value(value: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], in
 
 
 def name_filter(pattern: str) -> Callable[[str], bool]:
-    """Whether a name matches `pattern` as `fnmatch.fnmatchcase` would have it.
+    """A function that says whether a name matches `pattern` as `fnmatch.fnmatchcase` would have it.
 
     `*` is any run of characters (dots and slashes too), `?` any one, `[ab]` and `[!ab]` one of, or none of, a set; case
     counts; everything else stands for itself, and `[*]`, `[?]`, `[[]` for the special characters.

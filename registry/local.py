@@ -1,4 +1,4 @@
-"""The registry inside one process: the same table, no socket, no time."""
+"""The registry inside one process: the table of the served one, without sockets and leases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from registry.watches import Watch, Watches, wait_for_name
 
 
 class _SharedTable:
-    """A table, and who is told about it.
+    """A table, and the queue of deliveries to those who watch it.
 
     Deliveries queue up in the order of the changes and are made outside the lock by one thread at a time, so a callback
     may register.
@@ -36,19 +36,19 @@ class _SharedTable:
         return self._delivering is threading.current_thread()
 
     def announce(self, *notices: Notice | None) -> None:
-        """Queue notices; with the lock held."""
+        """Queue notices for all participants; call with the lock held."""
         news = [notice for notice in notices if notice is not None]
         if news:
             for watches in self.participants.values():
                 self.queue(lambda watches=watches: watches.tell(news))  # type: ignore[misc]
 
     def queue(self, delivery: Callable[[], None]) -> None:
-        """Queue a delivery; with the lock held."""
+        """Queue a delivery; call with the lock held."""
         self._deliveries.append(delivery)
 
     def deliver(self) -> None:
-        """Make the queued deliveries; without the lock.  If another thread, or a callback's caller, is at it, it makes
-        ours too."""
+        """Make the queued deliveries; call without the lock.  While another thread, or a callback's caller, is
+        delivering, it makes these too."""
         while True:
             with self.lock:
                 if self._delivering or not self._deliveries:
@@ -85,7 +85,7 @@ class LocalRegistry:
 
     @property
     def holder(self) -> str:
-        """Whose registrations these are."""
+        """The id of the holder whose registrations these are."""
         return self._holder
 
     @property
@@ -94,7 +94,7 @@ class LocalRegistry:
         return self._open
 
     def start(self, timeout: float = 5.0) -> None:
-        """Take part.  Raises `HolderInUse`, `RegistryClosed`."""
+        """Begin to take part in the registry.  Raises `HolderInUse`, `RegistryClosed`."""
         with self._shared.lock:
             if self._closed:
                 raise RegistryClosed(f"the registry of {self._holder!r} is closed; make another one")
@@ -106,7 +106,7 @@ class LocalRegistry:
             self._open = True
 
     def close(self, leave: bool = True) -> None:
-        """Take part no more.  There are no leases here, so our names go at once in any case."""
+        """Take part no more.  There are no leases here, so the names of the holder go at once in any case."""
         with self._shared.lock:
             if self._open:
                 self._open = False
@@ -136,13 +136,13 @@ class LocalRegistry:
         return notice.entry
 
     def unregister(self, name: str, *, timeout: float = 5.0) -> None:
-        """Hold `name` no more.  Nothing happens if we do not."""
+        """Give `name` up.  Nothing happens if the holder does not have it."""
         with self._locked() as shared:
             shared.announce(shared.table.unregister(name, self._holder))
         shared.deliver()
 
     def update(self, name: str, value: Mapping[str, Any] | None, *, timeout: float = 5.0) -> Entry:
-        """Change the value of a name we hold.  Raises `NotRegistered`, `InvalidEntry`, `RegistryFull`."""
+        """Change the value of a name that the holder has.  Raises `NotRegistered`, `InvalidEntry`, `RegistryFull`."""
         with self._locked() as shared:
             shared.announce(shared.table.update(name, self._holder, value))
             entry = next(entry for entry in shared.table.lookup(name) if entry.holder == self._holder)
@@ -155,17 +155,17 @@ class LocalRegistry:
             return self._shared.table.lookup(name)
 
     def get(self, name: str) -> Entry | None:
-        """The entry of a unique name."""
+        """The entry of a unique name; None if nobody holds it."""
         entries = self.lookup(name)
         return entries[0] if entries and entries[0].unique else None
 
     def keys(self, holder: str | None = None) -> tuple[str, ...]:
-        """The names a holder has; by default ours."""
+        """The names that `holder` has; by default, those of this holder."""
         with self._shared.lock:
             return self._shared.table.keys(self._holder if holder is None else holder)
 
     def count(self) -> int:
-        """How many entries there are, of all holders."""
+        """The number of entries, of all holders."""
         return self._shared.table.count()
 
     def match(self, pattern: str = "*") -> tuple[Entry, ...]:
@@ -180,7 +180,7 @@ class LocalRegistry:
         return wait_for_name(self.when_name(name), name, timeout)
 
     def when_name(self, name: str) -> Future[tuple[Entry, ...]]:
-        """The same as a future; cancelled when the registry closes."""
+        """A future of what `await_name` gives; cancelled when the registry closes."""
         waiting: Future[tuple[Entry, ...]] = Future()
         with self._locked() as shared:
             entries = shared.table.lookup(name)
@@ -202,18 +202,18 @@ class LocalRegistry:
         return watch
 
     def on_lost(self, callback: Callable[[tuple[Loss, ...]], None]) -> Watch:
-        """Never called: inside one process no lease lapses."""
+        """Register a callback that is never called: inside one process no lease lapses."""
         return Watch(callback, lambda watch: None)
 
     def is_current(self, entry: Entry) -> bool:
-        """Whether this registration of ours holds this moment."""
+        """Whether this entry of the holder is still valid."""
         return entry.holder == self._holder and any(
             held.holder == entry.holder and held.epoch == entry.epoch and held.unique == entry.unique
             for held in self.lookup(entry.name)
         )
 
     def ping(self, timeout: float = 5.0) -> float:
-        """0 seconds.  Raises `RegistryClosed`."""
+        """Always 0.0 seconds.  Raises `RegistryClosed`."""
         with self._locked():
             return 0.0
 
@@ -230,7 +230,7 @@ class LocalRegistry:
 
 
 class _LockedTable:
-    """The shared table with its lock held, for a party that takes part."""
+    """A context manager: the shared table, locked; raises `RegistryClosed` unless the registry takes part."""
 
     __slots__ = ("_registry",)
 

@@ -1,4 +1,4 @@
-"""The port: what a node asks of a registry, whether it is in this process or served to many.
+"""The port of a registry: what a node asks of it, whether it is in this process or served to many.
 
 Both adapters, `LocalRegistry` and `RegistryClient`, pass one contract suite.  All methods are safe on any thread.
 Callbacks come one at a time, in the order of the changes, on a thread of the registry's choice; they must be quick and
@@ -16,7 +16,7 @@ from registry.watches import Watch
 
 
 class Registry(Protocol):
-    """Names to holders.
+    """Names and their holders, as one holder sees them.
 
     A unique name has one holder; a duplicate name any number, each once.  All names of a holder go when it closes, or
     when it is not heard from for a lease time.
@@ -24,14 +24,14 @@ class Registry(Protocol):
 
     @property
     def holder(self) -> str:
-        """Whose registrations these are."""
+        """The id of the holder whose registrations these are."""
 
     @property
     def connected(self) -> bool:
-        """Whether answers are current; else they are the last that were known."""
+        """True: answers are current; False: they are the last that were known."""
 
     def start(self, timeout: float = 5.0) -> None:
-        """Take part; returns once all that is registered is known.
+        """Begin to take part; returns once the whole table is known.
 
         Raises:
             RegistryTimeout: nothing heard from the registry in `timeout` seconds.
@@ -40,7 +40,8 @@ class Registry(Protocol):
         """
 
     def close(self, leave: bool = True) -> None:
-        """Take part no more; with `leave`, all our names are gone at once, else when the lease ends.  Twice is once."""
+        """Take part no more; with `leave`, all names of the holder are gone at once, else when its lease ends.  A
+        second call does nothing."""
 
     def register(
         self, name: str, value: Mapping[str, Any] | None = None, *, unique: bool = False, timeout: float = 5.0
@@ -54,14 +55,14 @@ class Registry(Protocol):
         """
 
     def unregister(self, name: str, *, timeout: float = 5.0) -> None:
-        """Hold `name` no more.  Nothing happens if we do not.
+        """Give `name` up.  Nothing happens if the holder does not have it.
 
         Raises:
             RegistryTimeout: the registry is away; the name goes as soon as it is back, or with our lease.
         """
 
     def update(self, name: str, value: Mapping[str, Any] | None, *, timeout: float = 5.0) -> Entry:
-        """Change the value of a name we hold.
+        """Change the value of a name that the holder has.
 
         Raises:
             NotRegistered, InvalidEntry, RegistryFull
@@ -72,13 +73,13 @@ class Registry(Protocol):
         """All entries of a name."""
 
     def get(self, name: str) -> Entry | None:
-        """The entry of a unique name."""
+        """The entry of a unique name; None if nobody holds it."""
 
     def keys(self, holder: str | None = None) -> tuple[str, ...]:
-        """The names a holder has; by default ours."""
+        """The names that `holder` has; by default, those of this holder."""
 
     def count(self) -> int:
-        """How many entries there are, of all holders."""
+        """The number of entries, of all holders."""
 
     def match(self, pattern: str = "*") -> tuple[Entry, ...]:
         """The entries whose name matches a glob (see `limits.name_filter`)."""
@@ -87,20 +88,20 @@ class Registry(Protocol):
         """The entries of `name`, as soon as there are any; raises `RegistryTimeout` after `timeout` seconds."""
 
     def when_name(self, name: str) -> Future[tuple[Entry, ...]]:
-        """The same as a future; cancelled when the registry closes."""
+        """A future of what `await_name` gives; cancelled when the registry closes."""
 
     def watch(self, callback: Callable[[Notice], None], pattern: str = "*") -> Watch:
         """Call back for each change of matching names, first with `appeared` for each entry that is there already."""
 
     def on_lost(self, callback: Callable[[tuple[Loss, ...]], None]) -> Watch:
-        """Call back when unique names we held are not ours any more."""
+        """Call back when unique names are lost, that is, not held by this holder any more."""
 
     def is_current(self, entry: Entry) -> bool:
-        """Whether this registration of ours holds this moment.
+        """Whether this entry of the holder is still valid.
 
         Judged by our own clock: False once a lease time has passed since the last heartbeat that was acknowledged was
         sent.
         """
 
     def ping(self, timeout: float = 5.0) -> float:
-        """Seconds to the registry and back; raises `RegistryTimeout`."""
+        """Seconds that a message takes to the registry and back; raises `RegistryTimeout`."""

@@ -34,7 +34,7 @@ _RECEIVE_QUEUE: Final = 256
 _SEND_QUEUE: Final = 4_096
 _STOP_TIMEOUT: Final = 5.0
 _STATELESS_ERA: Final = 1_577_836_800
-"""2020, so that seconds since then fit the 31 bits of a boot epoch."""
+"""Wall time in seconds, at 2020, from which stateless boot epochs count, so that they fit 31 bits."""
 
 _log = logging.getLogger("bitactor.registry")
 
@@ -84,7 +84,7 @@ class RegistryServer:
 
     @property
     def endpoint(self) -> str:
-        """Where clients connect; once bound, with the port that was found for `tcp://host:*`."""
+        """The endpoint that clients connect to; once bound, with the port that was found for `tcp://host:*`."""
         return self._bound_endpoint
 
     def start(self) -> None:
@@ -111,7 +111,8 @@ class RegistryServer:
             raise failure
 
     def stop(self) -> None:
-        """Stop serving; after `start`, returns once socket, files and thread are released.  Twice is once."""
+        """Stop serving; after `start`, returns once socket, files and thread are released.  A second call does
+        nothing."""
         self._stopping.set()
         wakeup = self._wakeup
         if wakeup is not None:
@@ -121,7 +122,7 @@ class RegistryServer:
             thread.join(_STOP_TIMEOUT)
 
     def statistics(self) -> Statistics:
-        """Counts since the start; all zero before it."""
+        """The counts since the start; all zero before it."""
         protocol = self._protocol
         return protocol.statistics() if protocol is not None else Statistics(*([0] * len(Statistics._fields)))
 

@@ -26,11 +26,11 @@ DEFAULT_LEASE_NS: Final = 1_500_000_000
 BUCKETS: Final = 256
 _EPOCH_BITS: Final = 32
 _ENTRY_OVERHEAD: Final = 512
-"""Bytes an entry is taken to need besides its name and value."""
+"""Bytes that an entry is counted with beside its name and value."""
 
 
 class Claimed(NamedTuple):
-    """What became of a claim: the entry now held, or None while the table is settling; and what changed."""
+    """The result of a claim: the entry now held, or None while the table is settling; and the notices."""
 
     entry: Entry | None
     notices: tuple[Notice, ...]
@@ -45,7 +45,7 @@ class _Lease:
 
 
 class Table:
-    """See the module's docstring.  Not thread-safe."""
+    """The table of names; see the docstring of the module.  Not thread-safe."""
 
     def __init__(
         self,
@@ -88,7 +88,8 @@ class Table:
         return True
 
     def expire(self, now_ns: int) -> tuple[list[str], list[Notice]]:
-        """End every lease that ran out before or at `now_ns`: its holders, and what disappeared with them."""
+        """End every lease that ran out before or at `now_ns`; the holders of these, and the notices of the names that
+        disappeared."""
         gone = [holder for holder, lease in self._leases.items() if lease.until_ns <= now_ns]
         notices: list[Notice] = []
         for holder in gone:
@@ -96,14 +97,14 @@ class Table:
         return gone, notices
 
     def leave(self, holder: str) -> list[Notice]:
-        """End the holder's lease; all its entries are gone.  Unknown holders are fine."""
+        """End the holder's lease; the notices of its names, none for an unknown holder."""
         lease = self._leases.pop(holder, None)
         if lease is None:
             return []
         return [self._remove(name, holder, size) for name, size in lease.names.items()]
 
     def holders(self) -> tuple[str, ...]:
-        """Everybody with a lease."""
+        """All holders with a lease."""
         return tuple(self._leases)
 
     # Changes
@@ -188,17 +189,17 @@ class Table:
     # Questions
 
     def lookup(self, name: str) -> tuple[Entry, ...]:
-        """All entries of a name, in the order they came."""
+        """All entries of a name, in the order in which they came."""
         held = self._bucket(name).get(name)
         return tuple(held.values()) if held else ()
 
     def keys(self, holder: str) -> tuple[str, ...]:
-        """The names a holder has, in the order they came."""
+        """The names that a holder has, in the order in which they came."""
         lease = self._leases.get(holder)
         return tuple(lease.names) if lease else ()
 
     def count(self) -> int:
-        """How many entries there are."""
+        """The number of entries."""
         return self._count
 
     def size(self) -> int:

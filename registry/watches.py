@@ -1,4 +1,4 @@
-"""Telling callbacks and futures about notices.  For one thread at a time, the one that delivers."""
+"""Watches: callbacks and futures that are told of notices.  For one thread at a time, the one that delivers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger("bitactor.registry")
 
 
 class Watch:
-    """A callback that is told, until cancelled."""
+    """A callback that is told of notices or losses, until cancelled."""
 
     def __init__(self, callback: Callable[[Any], None], removed: Callable[[Watch], None]) -> None:
         self.active = True
@@ -25,7 +25,8 @@ class Watch:
         self._removed = removed
 
     def cancel(self) -> None:
-        """No call begins after this returned, except one that is under way.  Twice is once; safe on any thread."""
+        """Cancel the watch: no call begins after this returned, except one that is under way.  Safe on any thread.  A
+        second call does nothing."""
         if self.active:
             self.active = False
             self._removed(self)
@@ -44,7 +45,7 @@ class Watch:
 
 
 class Watches:
-    """Who wants to be told of what."""
+    """The watches and waiting futures of one holder."""
 
     def __init__(self, lookup: Callable[[str], tuple[Entry, ...]]) -> None:
         self._lookup = lookup
@@ -53,7 +54,8 @@ class Watches:
         self._names: dict[str, list[Future[tuple[Entry, ...]]]] = {}
 
     def add(self, watch: Watch, pattern: str, present: Iterable[Entry]) -> None:
-        """Tell `watch` that what is `present` appeared, then of every change of matching names."""
+        """Tell `watch` that the matching entries of `present` appeared, and from now on of every change of matching
+        names."""
         matches = name_filter(pattern)
         if watch.active:
             self._watches[watch] = matches
@@ -62,12 +64,12 @@ class Watches:
                 watch.tell(Notice(APPEARED, entry))
 
     def add_loss(self, watch: Watch) -> None:
-        """Tell `watch` of losses."""
+        """Tell `watch` of losses from now on."""
         if watch.active:
             self._loss_watches[watch] = None
 
     def remove(self, watch: Watch) -> None:
-        """Forget `watch`."""
+        """Tell `watch` of nothing any more."""
         self._watches.pop(watch, None)
         self._loss_watches.pop(watch, None)
 
@@ -80,7 +82,7 @@ class Watches:
             self._names.setdefault(name, []).append(waiting)
 
     def remove_name(self, name: str, waiting: Future[tuple[Entry, ...]]) -> None:
-        """Forget `waiting`."""
+        """Remove a future that `add_name` added."""
         others = self._names.get(name)
         if others is not None and waiting in others:
             others.remove(waiting)
@@ -88,7 +90,7 @@ class Watches:
                 del self._names[name]
 
     def tell(self, notices: Iterable[Notice]) -> None:
-        """Tell everybody concerned, in order."""
+        """Tell all watches and futures concerned of these notices, in order."""
         for notice in notices:
             name = notice.entry.name
             for watch, matches in list(self._watches.items()) if self._watches else ():
@@ -99,12 +101,12 @@ class Watches:
                     _resolve(waiting, self._lookup(name) or (notice.entry,))
 
     def tell_losses(self, losses: tuple[Loss, ...]) -> None:
-        """Tell everybody who watches for losses."""
+        """Tell all watches of losses."""
         for watch in list(self._loss_watches):
             watch.tell(losses)
 
     def close(self) -> None:
-        """Tell nobody any more; futures are cancelled."""
+        """Cancel all watches and futures."""
         for watch in [*self._watches, *self._loss_watches]:
             watch.active = False
         waiting = [future for futures in self._names.values() for future in futures]
@@ -116,7 +118,7 @@ class Watches:
 
 
 def wait_for_name(waiting: Future[tuple[Entry, ...]], name: str, timeout: float) -> tuple[Entry, ...]:
-    """What `waiting` (see `Watches.add_name`) brings within `timeout` seconds.  Raises `RegistryTimeout`,
+    """The entries that `waiting` (see `Watches.add_name`) gets within `timeout` seconds.  Raises `RegistryTimeout`,
     `RegistryClosed`."""
     try:
         return waiting.result(timeout)

@@ -1,4 +1,4 @@
-"""What the registry's server and its clients say to each other.
+"""The messages between the registry's server and its clients, and their bytes.
 
 A frame is one message: a msgpack array `[version, type, field, …]` whose shape is checked before anything looks at it.
 Entries and registrations travel inside as packed rows, encoded once however many receive them; many rows share a frame.
@@ -19,22 +19,22 @@ from registry.limits import MAX_NAME_CHARACTERS, MAX_VALUE_BYTES
 
 WIRE_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 512 * 1024
-"""Largest frame taken; senders begin another one at `FULL_FRAME_BYTES`."""
+"""Largest frame that is taken, in bytes; senders begin another one at `FULL_FRAME_BYTES`."""
 FULL_FRAME_BYTES: Final = 128 * 1024
 MAX_ROWS: Final = 2_048
 MAX_ROW_BYTES: Final = MAX_VALUE_BYTES + 8 * MAX_NAME_CHARACTERS + 64
 
 # Verdicts on the rows of a `Register`
 GRANTED: Final = 0
-"""The row's detail is the entry, packed."""
+"""Verdict: granted; the detail is the entry, packed."""
 TAKEN: Final = 1
-"""The detail is the entry of who holds the name, packed."""
+"""Verdict: somebody else holds the name; the detail is their entry, packed."""
 SETTLING: Final = 2
-"""Ask again; the detail is how many nanoseconds from now, packed."""
+"""Verdict: ask again; the detail is in how many nanoseconds, packed."""
 INVALID: Final = 3
-"""The detail is why, packed."""
+"""Verdict: the name or value breaks the limits; the detail is the reason, packed."""
 FULL: Final = 4
-"""The detail is why, packed."""
+"""Verdict: the registry is full; the detail is the reason, packed."""
 
 # Reasons of a `Refused`
 REFUSED_HOLDER_IN_USE: Final = 1
@@ -43,28 +43,28 @@ REFUSED_INVALID: Final = 3
 
 
 class Hello(NamedTuple):
-    """Client: this is me; lease me, or go on with my lease."""
+    """Client to server: asks for a lease, or to go on with the one it has."""
 
     sequence: int
     holder: str
     instance: bytes
-    """Drawn once per client, so that another process with the same holder id is told apart."""
+    """Random bytes of this client, by which another process with the same holder id is told apart."""
 
 
 class Welcome(NamedTuple):
-    """Server: you have a lease from when you sent the `Hello` of that sequence."""
+    """Server to client: grants a lease that runs from when the `Hello` of that sequence was sent."""
 
     sequence: int
     incarnation: bytes
-    """Drawn once per start of the server."""
+    """Random bytes of this start of the server."""
     lease_ns: int
     heartbeat_ns: int
     fresh: bool
-    """The lease began just now and has no names."""
+    """True: the lease began just now, and has no names."""
 
 
 class Refused(NamedTuple):
-    """Server: no lease for you."""
+    """Server to client: refuses a lease."""
 
     sequence: int
     reason: int
@@ -72,33 +72,35 @@ class Refused(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """Client: I am here, and have seen all notices up to `revision`."""
+    """Client to server: renews the lease; all notices up to `revision` were seen."""
 
     sequence: int
     revision: int
 
 
 class Acknowledged(NamedTuple):
-    """Server: your lease runs from when you sent the `Heartbeat` of that sequence; the table is at `revision`."""
+    """Server to client: the lease runs from when the `Heartbeat` of that sequence was sent; the table is at
+    `revision`."""
 
     sequence: int
     revision: int
 
 
 class Unknown(NamedTuple):
-    """Server: I do not know you (any more); say hello."""
+    """Server to client: there is no lease (any more); the client must send `Hello`."""
 
 
 class Register(NamedTuple):
-    """Client: register these names (`encode_registration` rows); also to change a value, and to claim names again."""
+    """Client to server: registers names (`encode_registration` rows); also to change a value, and to claim names
+    again."""
 
     request: int
     registrations: tuple[bytes, ...]
 
 
 class Registered(NamedTuple):
-    """Server: the verdicts, one (`GRANTED` …) and one packed detail each for the registrations from number `first` on,
-    in their order."""
+    """Server to client: a verdict (`GRANTED` …) and a packed detail for each of the registrations from number `first`
+    on, in their order."""
 
     request: int
     first: int
@@ -107,33 +109,33 @@ class Registered(NamedTuple):
 
 
 class Unregister(NamedTuple):
-    """Client: unregister these names."""
+    """Client to server: unregisters names."""
 
     request: int
     names: tuple[str, ...]
 
 
 class Leave(NamedTuple):
-    """Client: end my lease, with all its names."""
+    """Client to server: ends the lease, with all its names."""
 
     request: int
 
 
 class Done(NamedTuple):
-    """Server: it is so."""
+    """Server to client: an `Unregister` or `Leave` is done."""
 
     request: int
 
 
 class Sync(NamedTuple):
-    """Client: send me part `cursor` of the table; with part 0, notices begin."""
+    """Client to server: asks for part `cursor` of the table; with part 0, notices begin."""
 
     request: int
     cursor: int
 
 
 class Part(NamedTuple):
-    """Server: entries of the table (`encode_entry` rows) as of `revision`.
+    """Server to client: entries of the table (`encode_entry` rows) as of `revision`.
 
     `more`: further frames answer the same request.  Else `cursor` is the next part to ask for, 0 when this was the
     last.
@@ -147,7 +149,7 @@ class Part(NamedTuple):
 
 
 class Notices(NamedTuple):
-    """Server: changes `revision`, `revision + 1`, …: a kind (index in `KINDS`) and an entry each."""
+    """Server to client: changes `revision`, `revision + 1`, …: a kind (index in `KINDS`) and an entry each."""
 
     revision: int
     kinds: bytes
@@ -155,19 +157,19 @@ class Notices(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """Anybody: are you there?"""
+    """To the server, from anybody, with a lease or not: asks for a `Pong`."""
 
     request: int
 
 
 class Pong(NamedTuple):
-    """Server: yes."""
+    """Server to client: answers a `Ping`."""
 
     request: int
 
 
 class Registration(NamedTuple):
-    """One name that a client registers, with its value; `former` is the epoch it held it under before (see
+    """A name that a client registers, with its value; `former` is the epoch under which the client holds it (see
     `Table.claim`)."""
 
     name: str
@@ -285,12 +287,12 @@ def decode_registration(row: bytes) -> Registration:
 
 
 def encode_detail(detail: int | str) -> bytes:
-    """The detail of a verdict that is not an entry."""
+    """A verdict's detail that is no entry, packed; a text is cut at 512 characters."""
     return pack(detail[:512] if isinstance(detail, str) else detail, MAX_ROW_BYTES)
 
 
 def decode_detail(row: bytes) -> int | str:
-    """The detail of a verdict that is not an entry; raises `MalformedSignal`."""
+    """A verdict's detail that is no entry; raises `MalformedSignal`."""
     detail = unpack(row, MAX_ROW_BYTES)
     if type(detail) is int or type(detail) is str:
         return detail
@@ -298,7 +300,7 @@ def decode_detail(row: bytes) -> int | str:
 
 
 def kind_code(kind: str) -> int:
-    """The number of a notice's kind on the wire."""
+    """The number on the wire of a notice's kind."""
     return _KIND_CODES[kind]
 
 

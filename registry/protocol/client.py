@@ -75,13 +75,13 @@ class ClientProtocol:
         self.losses: list[Loss] = []
         self.connected = False
         self.blocked = False
-        """To be set while `outgoing` cannot be sent."""
+        """Set by the owner while `outgoing` cannot be sent."""
         self.synced: Waiting = Future()
-        """Done when the whole table has been seen for the first time."""
+        """A future, done when the whole table has been seen for the first time."""
         self.refusal: RegistryError | None = None
         self.malformed = 0
         self.last_received_ns = now_ns
-        """When the server was last heard."""
+        """Monotonic time at which a frame of the server last came."""
         self.lease_ns = DEFAULT_LEASE_NS
         self.next_tick_ns = now_ns
         self._instance = instance
@@ -113,15 +113,15 @@ class ClientProtocol:
 
     @property
     def incarnation(self) -> bytes | None:
-        """Which life of the server welcomed us last; None before the first welcome."""
+        """The incarnation of the server that welcomed this client last; None before the first welcome."""
         return self._incarnation
 
     def granted(self, name: str) -> Entry | None:
-        """What we were granted of `name`; `is_current` says whether it holds."""
+        """The entry that was granted of `name`; `is_current` says whether it is valid."""
         return self._names.entry(name)
 
     def registrations(self) -> dict[str, Entry | None]:
-        """Each registered name, and what we were granted of it."""
+        """Registered name → the entry that was granted of it, or None."""
         return self._names.entries()
 
     # Registrations
@@ -132,19 +132,19 @@ class ClientProtocol:
         self._names.register(name, value, unique, waiting)
 
     def withdraw(self, name: str, waiting: Waiting) -> None:
-        """The caller of `register` or `update` gave up: a name that was registered for its sake is unregistered."""
+        """Take back a `register` or `update` whose caller gave up: a name registered for its sake is unregistered."""
         self._names.withdraw(name, waiting)
 
     def update(self, name: str, value: Mapping[str, Any], waiting: Waiting) -> None:
-        """Give a name we hold another value; `waiting` gets the changed entry."""
+        """Give a registered name another value; `waiting` gets the changed entry."""
         self._names.update(name, value, waiting)
 
     def unregister(self, name: str, waiting: Waiting) -> None:
-        """Hold `name` no more; `waiting` is done when the server has agreed, at once if we had not registered it."""
+        """Give `name` up; `waiting` is done when the server has agreed, at once if the name was not registered."""
         self._names.unregister(name, waiting)
 
     def leave(self, waiting: Waiting) -> None:
-        """End our lease; `waiting` is done when the server has, at once if it is away."""
+        """End the lease; `waiting` is done when the server has, at once if it is away."""
         if not self._welcomed:
             resolve(waiting, None)
             return
@@ -152,14 +152,14 @@ class ClientProtocol:
         self._requests.send(Leave(self._leaving[0]))
 
     def ping(self, waiting: Waiting) -> None:
-        """`waiting` is done when the server answered; nothing is sent again."""
+        """Ask the server for an answer; `waiting` is done when it comes.  A ping is not sent again."""
         request = self._requests.next_number()
         self._pings = {number: other for number, other in self._pings.items() if not other.done()}
         self._pings[request] = waiting
         self._requests.send(Ping(request))
 
     def is_current(self, entry: Entry, now_ns: int) -> bool:
-        """Whether this grant of ours holds at `now_ns`."""
+        """Whether this granted entry is valid at `now_ns`."""
         # Read before the grant: a lease is prolonged only after grants that it does not cover were marked.
         until_ns = self._lease_until_ns
         grant = self._names.grant(entry.name)
@@ -171,7 +171,7 @@ class ClientProtocol:
         return held.epoch == entry.epoch and held.unique == entry.unique and now_ns < until_ns
 
     def fail_all(self, error: RegistryError) -> None:
-        """Nobody is answered any more: everyone who waits gets `error`."""
+        """Give `error` to everyone who waits; nobody is answered any more."""
         waiting = [self.synced, *self._pings.values(), *self._names.waiting()]
         if self._leaving is not None:
             waiting.append(self._leaving[1])
@@ -197,7 +197,7 @@ class ClientProtocol:
         self._send_heartbeat(now_ns)
 
     def next_wake_ns(self) -> int:
-        """When `tick` is next needed."""
+        """Monotonic time at which `tick` is next needed."""
         times = [self.next_tick_ns, *self._names.retry_times()]
         if self._lease_valid:
             times.append(self._lease_until_ns)
@@ -208,13 +208,13 @@ class ClientProtocol:
         return min(times)
 
     def on_reconnect(self, now_ns: int) -> None:
-        """The connection was made anew; nothing on its way will arrive."""
+        """Begin again after the connection was made anew; nothing that was on its way will arrive."""
         self.last_received_ns = now_ns
         self._disconnect()
         self.next_tick_ns = now_ns
 
     def flush(self, now_ns: int) -> None:
-        """Tell the server what it has not been told."""
+        """Send the server what it has not been told."""
         if self._welcomed and self._names.has_unsent:
             self._start_answer_timer(now_ns)
             self._names.flush()
@@ -222,7 +222,7 @@ class ClientProtocol:
     # Frames
 
     def receive(self, frame: bytes, now_ns: int) -> None:
-        """Take one frame of the server; what is none is counted and dropped."""
+        """Handle one frame of the server; bytes that are no message are counted and dropped."""
         try:
             message = decode(frame)
             handler = self._handlers.get(type(message))

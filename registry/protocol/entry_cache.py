@@ -1,4 +1,4 @@
-"""The entries of the table that a client knows.  Written by one thread; `lookup` may be called from any.
+"""A client's cache of the table's entries.  Written by one thread; `lookup` may be called from any.
 
 Between a restart of the server and its peers' return, entries that the fresh table does not have yet are *unconfirmed*:
 still answered, and dropped only when they have not come back in time.
@@ -27,7 +27,7 @@ class EntryCache:
         self._confirming = False
         self._extensions = 0
         self.grace_until_ns: int | None = None
-        """When unconfirmed entries are to be dropped, if there are any."""
+        """Monotonic time at which unconfirmed entries are dropped; None if there are none."""
 
     # Questions; safe on any thread
 
@@ -36,21 +36,21 @@ class EntryCache:
         return self._names.get(name, ())
 
     def count(self) -> int:
-        """How many entries there are."""
+        """The number of entries."""
         return self._count
 
     def keys(self, holder: str) -> tuple[str, ...]:
-        """The names a holder has."""
+        """The names that a holder has."""
         return tuple((self._holders.get(holder) or {}).copy())
 
     def names(self) -> dict[str, tuple[Entry, ...]]:
-        """A copy of everything, by name."""
+        """All entries by name, in a copy."""
         return self._names.copy()
 
     # Changes; on the owning thread
 
     def put(self, entry: Entry, revision: int = 0) -> list[Notice]:
-        """Know an entry; the notices of what that changes.  Nobody else can have a unique name, whatever was known."""
+        """Add or change an entry; the notices of that.  A unique name displaces every other entry of the name."""
         key = (entry.name, entry.holder)
         self._not_synced.discard(key)
         if key in self._unconfirmed:
@@ -79,7 +79,7 @@ class EntryCache:
         return notices
 
     def remove(self, name: str, holder: str, revision: int = 0) -> list[Notice]:
-        """Forget an entry, if it is known."""
+        """Remove an entry; the notices of that, none if it was not known."""
         known = self._names.get(name, ())
         for entry in known:
             if entry.holder == holder:
@@ -93,12 +93,12 @@ class EntryCache:
         return []
 
     def begin_sync(self) -> None:
-        """The whole table is about to be `put`; what will not be is missing."""
+        """Mark all entries as missing until they are `put` again: the whole table follows."""
         self._not_synced = {(entry.name, entry.holder) for entry in self._all()}
 
     def end_sync(self, grace_until_ns: int | None) -> list[Notice]:
-        """All was put.  What is missing is dropped, or, with a grace (the table was restarted), unconfirmed until
-        then."""
+        """Drop the entries that were not put since `begin_sync`, or, with a grace (the table was restarted), make them
+        unconfirmed until then; the notices of that."""
         missing, self._not_synced = self._not_synced, set()
         if grace_until_ns is not None:
             self._unconfirmed |= missing
@@ -109,7 +109,7 @@ class EntryCache:
         return self._drop(missing - self._unconfirmed)
 
     def end_grace(self, now_ns: int, extension_ns: int) -> list[Notice]:
-        """Drop what was not confirmed, if it is time; while entries keep coming back, the others get `extension_ns`
+        """Drop the unconfirmed entries, if it is time; while entries keep coming back, the others get `extension_ns`
         more."""
         if self.grace_until_ns is None or now_ns < self.grace_until_ns:
             return []

@@ -10,7 +10,7 @@ from registry.protocol.waiters import Waiting
 
 
 class NameState:
-    """The state of one name that we registered: its value, who waits for the verdict, and the grant."""
+    """A name that a client registered: its value, who waits for the verdict, and the grant."""
 
     __slots__ = (
         "first",
@@ -31,16 +31,16 @@ class NameState:
         self.unique = unique
         self.origin = origin
         self.first = self.version = version
-        """Verdicts on versions before `first` are on a registration that was withdrawn; versions of all registrations
-        rise together."""
+        """The version that the registration began with; verdicts on lower ones are on a withdrawn registration.
+        Versions of all names rise together."""
         self.waiting: list[tuple[int, Waiting]] = [(version, origin)]
         self.grant: tuple[Entry, int | None] | None = None
-        """What we hold; with a time when it is to be confirmed by a restarted server before that time."""
+        """The granted entry, and None or the time until which a restarted server must confirm it."""
         self.lost_entry: Entry | None = None
         self.void_epoch = -1
-        """Grants up to this epoch are void."""
+        """The highest epoch whose grant is void; lower ones are void too."""
 
     @property
     def entry(self) -> Entry | None:
-        """What we hold."""
+        """The granted entry, or None."""
         return self.grant[0] if self.grant is not None else None

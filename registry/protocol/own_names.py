@@ -1,6 +1,5 @@
-"""The names that a client registered: their values, who waits for a verdict, what is granted, and what of it the server
-has yet to be told.
-"""
+"""The names that a client registered: values, grants, who waits for a verdict, and what the server has yet to be
+told."""
 
 from __future__ import annotations
 
@@ -34,13 +33,14 @@ from registry.wire import (
 _MILLISECOND: Final = 1_000_000
 _FULL_RETRY_NS: Final = 1_000 * _MILLISECOND
 _REGISTRATIONS_PER_FRAME: Final = 128
-"""One such frame is on its way at a time: heartbeats must not queue behind a long repopulation."""
+"""Most registrations in a frame, of which one is on its way at a time: heartbeats must not queue behind a long
+repopulation."""
 
 _log = logging.getLogger("bitactor.registry")
 
 
 class OwnNames:
-    """Our names.  For one thread, but `grant`, `entry` and `entries` are for any."""
+    """The registered names of one client.  For one thread, but `grant`, `entry` and `entries` are for any."""
 
     def __init__(
         self, holder: str, requests: Requests, on_granted: Callable[[Entry], None], on_lost: Callable[[Loss], None]
@@ -48,7 +48,7 @@ class OwnNames:
         self.holder = holder
         self._requests = requests
         self._on_granted = on_granted
-        """Called before those who wait for the grant are answered."""
+        """Called with a granted entry, before those who wait for it are answered."""
         self._on_lost = on_lost
         self._names: dict[str, NameState] = {}
         self._version = 0
@@ -68,21 +68,21 @@ class OwnNames:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether there is something the server has not been told."""
+        """Whether the server has yet to be told something."""
         return bool(self._unsent or self._unsent_unregisters)
 
     def entry(self, name: str) -> Entry | None:
-        """What we were granted of `name`."""
+        """The granted entry of `name`, or None."""
         state = self._names.get(name)
         return None if state is None else state.entry
 
     def grant(self, name: str) -> tuple[Entry, int | None] | None:
-        """The grant of `name`, and until when it is to be confirmed."""
+        """The granted entry of `name`, and until when it must be confirmed; None if there is none."""
         state = self._names.get(name)
         return None if state is None else state.grant
 
     def entries(self) -> dict[str, Entry | None]:
-        """Each registered name, and what we were granted of it."""
+        """Registered name → its granted entry, or None."""
         return {name: state.entry for name, state in self._names.items()}
 
     def waiting(self) -> list[Waiting]:
@@ -91,7 +91,7 @@ class OwnNames:
         return waiting + [other for others in self._unregistering.values() for other in others]
 
     def retry_times(self) -> Iterable[int]:
-        """When `retry_due` is needed."""
+        """The times at which `retry_due` is needed."""
         return self._retries.values()
 
     # Registrations
@@ -109,7 +109,7 @@ class OwnNames:
         self._unsent[name] = None
 
     def withdraw(self, name: str, waiting: Waiting) -> None:
-        """The caller of `register` or `update` gave up: a name that was registered for its sake is unregistered."""
+        """Take back a `register` or `update` whose caller gave up: a name registered for its sake is unregistered."""
         state = self._names.get(name)
         if state is None:
             return
@@ -119,7 +119,7 @@ class OwnNames:
             state.waiting = [item for item in state.waiting if item[1] is not waiting]
 
     def update(self, name: str, value: Mapping[str, Any], waiting: Waiting) -> None:
-        """Give a name we hold another value; `waiting` gets the changed entry."""
+        """Give a registered name another value; `waiting` gets the changed entry."""
         state = self._names.get(name)
         if state is None:
             fail(waiting, NotRegistered(f"{self.holder!r} does not hold {name!r}"))
@@ -131,7 +131,7 @@ class OwnNames:
         self._unsent[name] = None
 
     def unregister(self, name: str, waiting: Waiting) -> None:
-        """Hold `name` no more; `waiting` is done when the server has agreed, at once if we had not registered it."""
+        """Give `name` up; `waiting` is done when the server has agreed, at once if the name was not registered."""
         state = self._names.pop(name, None)
         if state is None:
             if name in self._unregistering:
@@ -147,7 +147,7 @@ class OwnNames:
         self._unsent_unregisters[name] = None
 
     def give_back(self, name: str) -> None:
-        """The table has a name as ours that we do not hold."""
+        """Unregister a name that the table has as this client's and that is not registered."""
         if name not in self._names and name not in self._unregistering:
             self._unregistering[name] = []
             self._unsent_unregisters[name] = None
@@ -155,14 +155,14 @@ class OwnNames:
     # Sending
 
     def retry_due(self, now_ns: int) -> None:
-        """Ask again for what is due by now."""
+        """Ask again for the names whose retry is due by now."""
         for name in [name for name, at in self._retries.items() if at <= now_ns]:
             del self._retries[name]
             if name in self._names:
                 self._unsent[name] = None
 
     def begin_again(self) -> None:
-        """The server welcomed us: everything is to be sent to it."""
+        """Mark everything as yet to be sent: the server has welcomed this client."""
         self._registering = None
         self._unregister_requests.clear()
         self._retries.clear()
@@ -171,7 +171,7 @@ class OwnNames:
         self._unsent_unregisters = dict.fromkeys(self._unregistering)
 
     def flush(self) -> None:
-        """Tell the server what it has not been told."""
+        """Send the server what it has not been told."""
         if self._unsent_unregisters:
             names = list(self._unsent_unregisters)
             self._unsent_unregisters.clear()
@@ -202,7 +202,7 @@ class OwnNames:
     # Verdicts
 
     def take_verdicts(self, message: Registered, now_ns: int) -> None:
-        """The server's verdicts on what was registered."""
+        """Take in the server's verdicts on registrations."""
         if self._registering is None or self._registering[0] != message.request:
             return
         request, asked, left = self._registering
@@ -225,7 +225,7 @@ class OwnNames:
                 self._denied(state, version, kind(str(decode_detail(detail))), now_ns)
 
     def take_done(self, request: int) -> None:
-        """The server has agreed that we hold some names no more."""
+        """Take in the answer to a request to unregister."""
         for name in self._unregister_requests.pop(request, ()):
             for waiting in self._unregistering.pop(name, ()):
                 resolve(waiting, None)
@@ -275,7 +275,7 @@ class OwnNames:
     # Grants
 
     def displaced(self, entry: Entry) -> None:
-        """The table has an entry of ours no more: ask for it again, if it is the one we hold."""
+        """Ask again for a name whose granted entry is not in the table any more."""
         state = self._names.get(entry.name)
         held = state.entry if state is not None else None
         if state is None or held is None or held.epoch != entry.epoch:
@@ -285,13 +285,13 @@ class OwnNames:
         self._unsent[entry.name] = None
 
     def freeze_grants(self, until_ns: int) -> None:
-        """The server was restarted: unique grants hold until then, unless it confirms them."""
+        """Let unique grants end at `until_ns` unless the restarted server confirms them."""
         for state in self._names.values():
             if state.unique and state.grant is not None and state.grant[1] is None:
                 state.grant = (state.grant[0], until_ns)
 
     def void_grants(self, which: Callable[[NameState], bool]) -> None:
-        """Unique grants that hold no more: they are lost, and asked for again."""
+        """Void the unique grants of these names: they are lost, and asked for again."""
         for state in self._names.values():
             held = state.entry
             if state.unique and held is not None and which(state):

@@ -1,4 +1,4 @@
-"""What a client sends: frames that wait to be sent, the numbers of requests, and since when an answer is awaited."""
+"""A client's requests: frames to be sent, their numbers, and since when an answer is awaited."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Requests:
     def __init__(self, now_ns: int) -> None:
         self.outgoing: deque[bytes] = deque()
         self.progress_ns = now_ns
-        """When an answer came last, or the first of those that are awaited was asked for."""
+        """Monotonic time at which an answer came last, or the first of the awaited ones was asked for."""
         self._request = 0
 
     def next_number(self) -> int:
@@ -22,5 +22,5 @@ class Requests:
         return self._request
 
     def send(self, message: RegistryMessage) -> None:
-        """Put a message behind what waits to be sent."""
+        """Queue a message behind those to be sent."""
         self.outgoing.append(encode(message))

@@ -57,17 +57,17 @@ from registry.wire import (
 )
 
 MAX_UNREAD_BYTES: Final = 16 * 1024 * 1024
-"""What may be on its way to one client before it is taken for one that does not read."""
+"""Bytes that may be on their way to one client before it counts as one that does not read."""
 FULL_OUTGOING_BYTES: Final = 4 * 1024 * 1024
 _SMALL_FRAME_BYTES: Final = 256
-"""Frames up to this size (acknowledgements, by which a client learns that it missed something) are bounded by the
+"""Size up to which frames (acknowledgements, by which a client learns that it missed something) are bounded by the
 socket alone."""
 
 _log = logging.getLogger("bitactor.registry")
 
 
 class Statistics(NamedTuple):
-    """What a server has seen since it started; counts only rise, except `clients` and `entries`."""
+    """A server's counts since it started; they only rise, except `clients` and `entries`."""
 
     boot: int
     revision: int
@@ -76,7 +76,7 @@ class Statistics(NamedTuple):
     received: int
     sent: int
     malformed: int
-    """Frames that were no message, or none a client may send."""
+    """Frames that were no message, or no message that a client may send."""
     strangers: int
     """Messages of connections that had not said hello, or whose lease had ended."""
     refused: int
@@ -84,7 +84,7 @@ class Statistics(NamedTuple):
     dropped: int
     """Times a client was taken out of the broadcast because it did not read."""
     failed: int
-    """Frames whose handling raised what it should not have; each is a defect of ours."""
+    """Frames whose handling raised an unexpected error; each is a defect of ours."""
 
 
 class _Session:
@@ -181,12 +181,12 @@ class ServerProtocol:
 
     @property
     def full(self) -> bool:
-        """So much is to be sent that it should be before more is received."""
+        """True: so much waits to be sent that it should be before more is received."""
         return self._outgoing_bytes >= FULL_OUTGOING_BYTES
 
     def take_outgoing(self) -> deque[tuple[bytes, bytes]]:
-        """What is to be sent, as (routing id, frame): changes first, so that who reads an answer has read what led to
-        it."""
+        """The frames to be sent, as (routing id, frame): changes first, so that who reads an answer has read what led
+        to it."""
         self._publish()
         for routing, frame in self._replies:
             self._send(routing, frame)
@@ -197,7 +197,7 @@ class ServerProtocol:
         return outgoing
 
     def undeliverable(self, routing: bytes) -> None:
-        """A frame could not be sent: its receiver is gone, or does not read."""
+        """Take the receiver of a frame that could not be sent out of the broadcast: it is gone, or does not read."""
         session = self._sessions.get(routing)
         if session is not None and session.synced:
             session.synced = False

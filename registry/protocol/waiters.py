@@ -1,4 +1,5 @@
-"""Who waits for an answer of the server: a future, answered once; who gave up meanwhile is not told."""
+"""Futures of those who wait for an answer of the server: each is answered once; one whose caller gave up is left
+alone."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ Waiting = Future[Any]
 
 
 def resolve(waiting: Waiting, value: object) -> None:
-    """Answer with a value."""
+    """Answer `waiting` with a value."""
     with suppress(InvalidStateError):
         waiting.set_result(value)
 
 
 def fail(waiting: Waiting, error: BaseException) -> None:
-    """Answer with an error."""
+    """Answer `waiting` with an error."""
     with suppress(InvalidStateError):
         waiting.set_exception(error)

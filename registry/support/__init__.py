@@ -1,1 +1,1 @@
-"""What servers and clients stand on: where one binds, keys, waking a thread, a log that strangers cannot fill."""
+"""Support of servers and clients: binding, keys, waking a thread, a throttle for the log."""

@@ -1,5 +1,5 @@
-"""Where a server listens, and the boot epoch it keeps there: one server per endpoint and per state file, whatever died
-before.
+"""Exclusive binding of a server to its endpoint, and the boot epoch in its state file: one server per endpoint and per
+file, whatever died before.
 
 Exclusion is by `flock` on a file beside the socket or the state: the kernel lets go of it with the process, so what a
 killed server leaves behind is known to be stale.
@@ -43,14 +43,14 @@ class FileLock:
             raise EndpointInUse(f"{what} is in use by another server (it holds {path})") from error
 
     def release(self) -> None:
-        """Let go.  Twice is once."""
+        """Release the lock.  A second call does nothing."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
 
 
 def check_endpoint(endpoint: str, curve: Curve | None) -> None:
-    """Raise `ConfigurationError` unless it is an `ipc://` path, or `tcp://` with keys."""
+    """Raise `ConfigurationError` unless `endpoint` is an `ipc://` path, or `tcp://` with keys."""
     if endpoint.startswith(TCP):
         if curve is None:
             raise ConfigurationError(
@@ -104,7 +104,7 @@ class Binding:
         self.endpoint: str = listener.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def release(self) -> None:
-        """Remove the socket file and let others bind.  Twice is once."""
+        """Remove the socket file and let others bind.  A second call does nothing."""
         lock, self._lock = self._lock, None
         if lock is not None and self._path is not None:
             with contextlib.suppress(OSError):
@@ -155,7 +155,7 @@ def _is_listening(path: Path) -> bool:
 
 
 class BootEpoch:
-    """A number in a file that rises with every start; the file is locked until `release`."""
+    """A number in a file that rises with every start of a server; the file is locked until `release`."""
 
     def __init__(self, path: Path) -> None:
         """Raise the number, on disk before this returns.
@@ -180,7 +180,7 @@ class BootEpoch:
             raise
 
     def release(self) -> None:
-        """Let another server use the file.  Twice is once."""
+        """Let another server use the file.  A second call does nothing."""
         self._lock.release()
 
 

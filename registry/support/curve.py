@@ -37,13 +37,13 @@ class Curve(NamedTuple):
 
     @classmethod
     def generate(cls) -> Curve:
-        """A fresh pair."""
+        """A fresh key pair."""
         public, secret = zmq.curve_keypair()
         return cls(public, secret)
 
     @classmethod
     def load(cls, path: str | Path) -> Curve:
-        """The pair `save` wrote.
+        """The key pair that `save` wrote.
 
         Raises:
             ConfigurationError: no such file, others than its owner may read or write it, or it holds no key pair.
@@ -66,7 +66,7 @@ class Curve(NamedTuple):
         return cls(lines[0], lines[1])
 
     def save(self, path: str | Path) -> None:
-        """Write the pair to `path`, mode 0600, replacing what was there in one step."""
+        """Write the key pair to `path`, mode 0600, replacing what was there in one step."""
         file = Path(path)
         draft = file.with_name(f".{file.name}.{os.getpid()}")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -121,7 +121,7 @@ class Gatekeeper:
         self.refused = 0
 
     def start(self) -> None:
-        """Answer from now on.  Raises `ConfigurationError` when this context has a gatekeeper already."""
+        """Begin to answer requests.  Raises `ConfigurationError` when this context has a gatekeeper already."""
         with self._lock:
             if self._thread is not None:
                 return
@@ -144,7 +144,7 @@ class Gatekeeper:
             self._thread.start()
 
     def stop(self) -> None:
-        """Answer no more and release the sockets.  Twice is once."""
+        """Stop answering, and release the sockets.  A second call does nothing."""
         with self._lock:
             thread, stopping = self._thread, self._stopping
             self._thread = self._stopping = None

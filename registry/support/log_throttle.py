@@ -18,7 +18,7 @@ class LogThrottle:
         self._suppressed = 0
 
     def warn(self, now_ns: int, message: str, *arguments: object) -> None:
-        """Log now, or count as left out."""
+        """Log the warning, or count it as left out."""
         if self._next_ns is not None and now_ns < self._next_ns:
             self._suppressed += 1
             return

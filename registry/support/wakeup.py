@@ -19,7 +19,7 @@ class Wakeup:
         self._closed = False
 
     def fileno(self) -> int:
-        """What to poll for reading."""
+        """The file descriptor to poll for reading."""
         return self._reader
 
     def set(self) -> None:
@@ -31,7 +31,7 @@ class Wakeup:
             os.write(self._writer, b"\0")
 
     def clear(self) -> None:
-        """Forget the call; look for work after this, not before."""
+        """Make the descriptor unreadable again; look for work after this, not before."""
         with self._lock:
             if self._is_set and not self._closed:
                 self._is_set = False
@@ -39,7 +39,7 @@ class Wakeup:
                     os.read(self._reader, 16)
 
     def close(self) -> None:
-        """Release the descriptors.  Twice is once."""
+        """Release the descriptors.  A second call does nothing."""
         with self._lock:
             if not self._closed:
                 self._closed = True
