@@ -1,9 +1,8 @@
-"""The pytest plugin: the fixtures `mesh`, `pulses` and `fake_clock`, and the journal beside a test that fails.
+"""The pytest plugin: the fixtures `mesh`, `pulses` and `fake_clock`, and the journal in the report of a failed test.
 
 Every run of pytest in an environment with BitActor in it loads this, whether its tests know of BitActor or not.  So it
-imports nothing of
-ours before a fixture is asked for, and it is in none of the three packages: a `mesh.py` of the user's would hide
-everything in ours, and `bitactor` alone takes a tenth of a second to import.
+imports nothing of ours before a fixture is asked for, and it is in none of the three packages: a `mesh.py` of the
+user's would hide everything in ours, and `bitactor` alone takes a tenth of a second to import.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def mesh(_bitactor_bench: Any, request: pytest.FixtureRequest) -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that fails is reported with what its transactions did."""
+    """Add to the report of a failed test what its transactions did."""
     report = yield
     bench = item.stash.get(_BENCH, None)
     if report.failed and report.when == "call" and bench is not None and (journal := bench.pulses.report()):

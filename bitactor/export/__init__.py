@@ -1,2 +1,1 @@
-"""A plan, and what happened to it, as something else: plain data, a description, a picture, counts, pulses for
-people."""
+"""Export of a plan, and of what happened to it: as plain data, description, picture, counts, and pulses for people."""

@@ -1,4 +1,4 @@
-"""A workflow told in plain data: what it takes, what it does, what it answers.
+"""The description of a workflow in plain data: its input, its steps, its result.
 
     {"name": "shop.order", "ttl": 8, "deadline": 30.0, "depth": 3, "digest": "…",
      "input": {JSON Schema}, "result": {JSON Schema}, "returns": "report",
@@ -34,7 +34,7 @@ from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Plan, PlanStep
 
 _NO_VALUE: Final = (Outcome, Ok, Continue, Then)
-"""What a function may be annotated to answer with that is not its value, or does not say of what type that is."""
+"""Annotations of a return type that are not the type of the value, or do not say it."""
 
 
 class FailedElement(BaseModel):
@@ -46,7 +46,7 @@ class FailedElement(BaseModel):
 
 
 def describe(workflow: Declaration) -> dict[str, Any]:
-    """See the module.
+    """The description of a workflow, of the form that the docstring of the module shows.
 
     Raises:
         DefinitionError: the workflow cannot work as declared.
@@ -76,13 +76,13 @@ def schema_of(kind: Any, *, mode: typing.Literal["validation", "serialization"] 
 
 
 def result_type(workflow: Declaration) -> Any:
-    """The type of a workflow's result; Any if nobody says."""
+    """The type of a workflow's result; Any if no annotation says it."""
     name = workflow.returned or next(name for name in reversed(workflow.steps) if not workflow.steps[name].deferred)
     return step_type(workflow.steps[name])
 
 
 def step_type(step: Step[Any, Any]) -> Any:
-    """The type of a step's result; with None, if it can be skipped or may fail."""
+    """The type of a step's result, or None if the step can be skipped or may fail."""
     kind = _kind_type(step.kind) if step.kind is not None else _own_type(step)
     left_out = step.options.get("when") is not None or step.options.get("required") is False
     return _either(kind, None) if left_out else kind
@@ -134,14 +134,14 @@ def _target_type(target: Any) -> Any:
 
 
 def _mapping(name: str, fields: Mapping[str, Any]) -> Any:
-    """A mapping of just these keys, as something that pydantic knows."""
+    """The type of a mapping of exactly these keys, as a pydantic model."""
     given: dict[str, Any] = {key: (kind, ...) for key, kind in fields.items()}
     model: Any = create_model(name, __config__=ConfigDict(protected_namespaces=()), **given)
     return model
 
 
 def answer_type(function: Callable[..., Any]) -> Any:
-    """The type of what a function answers with as its value; Any if it does not say."""
+    """The type of the value that a function returns; Any if no annotation says it."""
     try:
         hints = typing.get_type_hints(inspect.unwrap(function), include_extras=True)
     except Exception:  # a name that is nowhere to be found, or whatever evaluating it raises
@@ -159,7 +159,7 @@ def _value_type(annotation: Any) -> Any:
 
 
 def _may_be_any(members: tuple[Any, ...]) -> bool:
-    """`Then`, `Ok` and `Continue` carry a value of whatever type."""
+    """Whether the members of a union have `Then`, `Ok` or `Continue`, which carry a value of any type."""
     return any(isinstance(member, type) and issubclass(member, (Then, Ok, Continue)) for member in members)
 
 
@@ -197,13 +197,13 @@ def _step(step: Step[Any, Any], planned: PlanStep, plan: Plan) -> dict[str, Any]
 
 
 def _evaluated(planned: PlanStep) -> dict[str, Any]:
-    """What is decided about it beforehand."""
+    """`deferred`, `when` and `guard`: True for each that the step has."""
     said = {"deferred": planned.deferred, "when": planned.when is not None, "guard": planned.guard is not None}
     return {name: True for name, is_so in said.items() if is_so}
 
 
 def _hop(planned: PlanStep) -> dict[str, Any]:
-    """Where its function runs, and what differs from an ordinary step."""
+    """Where the function of the step runs, and the options that differ from those of an ordinary step."""
     said = {
         "retries": planned.retries or None,
         "timeout": None if planned.timeout_ns is None else planned.timeout_ns / 1e9,
@@ -218,7 +218,7 @@ def _hop(planned: PlanStep) -> dict[str, Any]:
 
 
 def _within(kind: StepKind, planned: PlanStep) -> dict[str, Any]:
-    """The steps of what is nested."""
+    """The description of the steps nested in a container."""
     container = planned.container
     assert container is not None
     told: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Pulses as people read them: tokens as values, references as what they refer to."""
+"""Pulses as people read them: tokens as values, references as the values they refer to."""
 
 from __future__ import annotations
 

@@ -39,11 +39,11 @@ _STYLES: Final = {
     "skipped": "fill:#eeeeee,stroke:#999999,color:#555",
 }
 _STYLED_AS: Final = {"undo failed": "failed", "in doubt": "failed", "stopped": "skipped"}
-"""States that look like another one."""
+"""State → the state whose style it has."""
 _LIST_MARK: Final = re.compile(r"([-+]|\d+[.)])(?=\s|$)")
-"""What would make a list of a label."""
+"""The beginning of a label that Mermaid would make a list of."""
 _ENDED: Final = {"completed": "done", "halted": "halted", RUNNING: "running"}
-"""Status of a transaction → how its result looks; anything else: failed."""
+"""Status of a transaction → the style of its result; any other: failed."""
 
 
 def mermaid(plan: Plan, pulses: Iterable[Pulse] = ()) -> str:
@@ -64,7 +64,7 @@ class _Drawing:
         self._classes: dict[str, list[str]] = {}
 
     def text(self) -> str:
-        """All of it."""
+        """The whole source of the flowchart."""
         plan = self._plan
         self._body(plan, "", 1)
         for step in plan.steps:
@@ -92,7 +92,7 @@ class _Drawing:
     # Boxes and frames
 
     def _body(self, plan: Plan, at: str, depth: int) -> None:
-        """The steps of a plan, and the arrows between them."""
+        """Draw the steps of a plan, and the arrows between them."""
         for step in plan.steps:
             self._step(step, f"{at}s{step.index}", depth)
         for number, step in enumerate(plan.deferred.values()):
@@ -147,7 +147,7 @@ class _Drawing:
         self._boxes.append(f"{indent}end")
 
     def _within(self, step: PlanStep, container: Container, place: str, depth: int) -> None:
-        """What stands in a frame; a map's own hop, which takes the elements, does not."""
+        """Draw the steps in a container's frame; the hop of a map that takes the elements is not drawn."""
         if container.cases:
             self._switch(step, container, place, depth)
             return
@@ -215,7 +215,8 @@ class _Drawing:
             members.append(place)
 
     def _from_input(self, step: PlanStep) -> None:
-        """Arrows from the stimulus; within frames, where arguments come from is said at the frame."""
+        """Draw the arrows from the stimulus to a step; within frames there are none, because the frame says where
+        arguments come from."""
         taken = _taken(self._plan, step).get(-1)
         if taken:
             self._arrows.append(f"input -->|{_quoted(', '.join(taken))}| s{step.index}")
@@ -269,7 +270,7 @@ def _bound(container: Container) -> str:
 
 
 def _states(counts: Counter[str]) -> str:
-    """`done`, or, where there are several, how many are what: `3 done, 1 failed`."""
+    """The state of a box, or, where several are added up, their counts: `3 done, 1 failed`."""
     if counts.total() == 1:
         return next(state for state, number in counts.items() if number)
     return ", ".join(f"{counts[state]:,} {state}" for state in reversed(STATES) if counts[state])
@@ -285,7 +286,7 @@ def _counted(statuses: Counter[str]) -> str:
 
 
 def _arrows(plan: Plan, step: PlanStep, at: str) -> Iterator[str]:
-    """Those from other steps of its plan."""
+    """The arrows to a step from other steps of its plan."""
     drawn: set[int] = set()
     for source, names in _taken(plan, step).items():
         if source >= 0:
@@ -302,7 +303,7 @@ def _arrows(plan: Plan, step: PlanStep, at: str) -> Iterator[str]:
 
 
 def _taken(plan: Plan, step: PlanStep) -> dict[int, list[str]]:
-    """Step index, or -1 for the input → what the step takes from there; nothing to say of a whole result under its own
+    """Step index, or -1 for the input → labels of what the step takes from there; none for a whole result under its own
     name."""
     taken: dict[int, list[str]] = {}
     for argument in step.arguments:
@@ -319,7 +320,7 @@ def _taken(plan: Plan, step: PlanStep) -> dict[int, list[str]]:
 
 
 def _last(body: Plan) -> list[int]:
-    """Steps that nobody waits for."""
+    """Indices of the steps that no other step waits for."""
     return [step.index for step in body.steps if not step.dependents]
 
 
@@ -339,7 +340,7 @@ def _cropped(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """`text` so that Mermaid shows it as it is: no HTML, no markdown, no formula, no entity of its own."""
+    """`text` escaped so that Mermaid shows it as it is: no HTML, no markdown, no formula, no entity of its own."""
     listed = _LIST_MARK.match(text)
     marker = listed.end() - 1 if listed is not None else -1
     return "".join(

@@ -1,4 +1,4 @@
-"""What happened to each step of a plan, folded from pulses: how many hops are done, failed, undone, …
+"""Counts of what happened to each step of a plan, folded from pulses: how many hops are done, failed, undone, …
 
 A map, an iterate, a recurse are one place in a plan and many hops in a transaction; so a place has a count for each
 state.
@@ -23,10 +23,10 @@ from bitactor.saga.phases import IN_DOUBT
 DONE: Final = "done"
 UNDO_FAILED: Final = "undo failed"
 STOPPED: Final = "stopped"
-"""In flight when something else failed, and cancelled."""
+"""State of a hop that was in flight when something else failed, and was cancelled."""
 
 STATES: Final = (FAILED, UNDO_FAILED, IN_DOUBT, HALTED, RUNNING, UNDONE, DONE, SKIPPED, STOPPED)
-"""The gravest first."""
+"""States of hops, the gravest first."""
 
 _FORWARD: Final = {
     kinds.SPAWNED: RUNNING, kinds.COMPLETED: DONE, kinds.COMPENSATED: DONE, SKIPPED: SKIPPED, FAILED: FAILED,
@@ -38,23 +38,23 @@ _UNDO: Final = {kinds.SPAWNED: RUNNING, UNDONE: UNDONE, kinds.UNDO_FAILED: UNDO_
 
 Place = str
 """A step's place in a plan, as an identifier: `s2`, below a container `s2_0_1` (its body and the step there), `d0` for
-a deferred one."""
+a deferred step."""
 
 
 class StepCounts:
-    """What some pulses tell about a plan."""
+    """Counts by place of what happened in some transactions of a plan."""
 
     def __init__(self) -> None:
         self.by_place: dict[Place, Counter[str]] = {}
-        """State → how many, for each place anything happened at."""
+        """Place → state → number of hops, for each place at which anything happened."""
         self.planned: dict[tuple[Place, Place], None] = {}
-        """Who asked for which deferred step by a `Then`."""
+        """(place of a step, place of a deferred step that its `Then` asked for), in order."""
         self.statuses: list[str] = []
-        """How the transactions stand."""
+        """The statuses of the transactions."""
 
 
 def step_counts(plan: Plan, pulses: Iterable[Pulse]) -> StepCounts:
-    """Fold the pulses of transactions of this plan; those of others are passed over.
+    """The counts over the transactions of this plan; pulses of other plans are passed over.
 
     Raises:
         InvalidInput: there are pulses, and none of them is of this plan.
@@ -75,14 +75,14 @@ def step_counts(plan: Plan, pulses: Iterable[Pulse]) -> StepCounts:
 
 
 class _Fold:
-    """One transaction."""
+    """The fold of the pulses of one transaction."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._status = RUNNING
         self._states: dict[str, Counter[str]] = {}
         self._batches: dict[str, Counter[str]] = {}
-        """How the elements of a batch went, which count one by one."""
+        """Path of a batch → counts of its elements, which count one by one."""
         self._places: dict[str, tuple[Place, PlanStep, bool] | None] = {}
         self._chosen: dict[str, int] = {}
         self._declared: dict[str, str] = {}
@@ -124,7 +124,7 @@ class _Fold:
             self._planned[here[0], there[0]] = None
 
     def add_to(self, found: StepCounts) -> None:
-        """Add this transaction to what is found."""
+        """Add the counts of this transaction to `found`."""
         over = self._status not in (RUNNING, HALTED)
         within = self._states_within() if over else {}
         for path, counts in self._states.items():
@@ -139,7 +139,7 @@ class _Fold:
         found.statuses.append(self._status)
 
     def _states_within(self) -> dict[str, set[str]]:
-        """Path of a container → what became of anything in it."""
+        """Path of a container → states of everything in it."""
         within: dict[str, set[str]] = {}
         for path, counts in self._states.items():
             above = path
@@ -149,7 +149,8 @@ class _Fold:
         return within
 
     def _final_counts(self, counts: Counter[str], step: PlanStep, within: frozenset[str] | set[str]) -> Counter[str]:
-        """When all is over nothing runs any more; and a container is what its steps are."""
+        """The counts of a step in a transaction that is over: nothing is running any more, and the state of a container
+        is that of its steps."""
         if step.container is None:
             return Counter({IN_DOUBT if state == RUNNING else state: number for state, number in counts.items()})
         if within & {UNDO_FAILED, UNDONE} and counts[DONE]:
@@ -168,7 +169,8 @@ class _Fold:
         return self._places[path]
 
     def _locate(self, plan: Plan, at: Place, rest: list[str], walked: str) -> tuple[Place, PlanStep, bool] | None:
-        """Where in the plan a path leads, the step there, and whether it is a batch of a map over a function."""
+        """The place in the plan that a path leads to, the step there, and whether that is a batch of a map over a
+        function; None: there is none."""
         name = rest[0].partition("#")[0]
         path = walked + rest[0]
         found = _named(plan, name) or _named(plan, self._declared.get(walked + name, ""))
@@ -200,7 +202,7 @@ class _Fold:
 
 
 def _named(plan: Plan, name: str) -> tuple[str, PlanStep] | None:
-    """A step of a plan by name, and its place within."""
+    """The place within a plan, and the step, of that name; None if there is none."""
     if name in plan.by_name:
         return f"s{plan.by_name[name]}", plan.steps[plan.by_name[name]]
     if name in plan.deferred:
@@ -209,7 +211,7 @@ def _named(plan: Plan, name: str) -> tuple[str, PlanStep] | None:
 
 
 def _state(pulse: Pulse, data: Mapping[str, Any]) -> str | None:
-    """What a pulse makes of its step; None if that stays as it is."""
+    """The state in which a pulse puts its step; None if the pulse changes none."""
     if pulse.direction == UNDO:
         return UNDO_FAILED if pulse.kind == kinds.TOMBSTONE else _UNDO.get(pulse.kind)
     if pulse.kind == kinds.LATE:
@@ -221,7 +223,7 @@ def _state(pulse: Pulse, data: Mapping[str, Any]) -> str | None:
 
 
 def _elements(pulse: Pulse) -> Counter[str]:
-    """How many elements of a batch are done, and how many failed."""
+    """Counts of the elements of a batch that are done, and that failed."""
     try:
         batch = BatchResult(*decode_token(pulse.token_out))
         failed = len(unpack(batch.errors)) if batch.errors else 0

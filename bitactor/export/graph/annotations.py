@@ -20,7 +20,7 @@ _KNOWN: Final[Mapping[str, Any]] = {
 
 
 def type_text(annotation: Any, what: str) -> str:
-    """The type as text.
+    """The text of a type annotation.
 
     Raises:
         DefinitionError: it has no such text.
@@ -30,7 +30,7 @@ def type_text(annotation: Any, what: str) -> str:
 
 
 def type_of(text: str, what: str) -> Any:
-    """The type that a text says.
+    """The type that a text stands for.
 
     Raises:
         DefinitionError: it says none.

@@ -1,4 +1,4 @@
-"""Import paths, `module:name`: what a function or class is called in a graph that is plain data, and back.
+"""Import paths, `module:name`: the names of functions and classes in a graph that is plain data.
 
 Reading a path imports its module, which runs that module's code: the data of a graph is to be trusted as code is.
 """
@@ -45,7 +45,7 @@ def path_of(thing: Any, what: str) -> str:
 
 
 def at_path(path: str, what: str) -> Any:
-    """What is at an import path; for a step that is declared there, its function.
+    """The object at an import path; for a step that is declared there, its function.
 
     Raises:
         DefinitionError: there is nothing, or its module cannot be imported.
@@ -68,7 +68,7 @@ def at_path(path: str, what: str) -> Any:
 
 
 def function_at(path: str, what: str) -> Callable[..., Any]:
-    """The same where it has to be a function.
+    """The function at an import path.
 
     Raises:
         DefinitionError: it is none; and see `at_path`.
@@ -81,7 +81,7 @@ def function_at(path: str, what: str) -> Callable[..., Any]:
 
 
 def class_at(path: str, what: str, base: type[Any] = object) -> type[Any]:
-    """The same where it has to be a class, below `base`.
+    """The class, below `base`, at an import path.
 
     Raises:
         DefinitionError: it is none; and see `at_path`.
@@ -94,7 +94,8 @@ def class_at(path: str, what: str, base: type[Any] = object) -> type[Any]:
 
 
 def undecorated(found: Any) -> Any:
-    """A declared step's function, for its decorator put the step in the function's place; anything else as it is."""
+    """The function of a declared step, for its decorator put the step in the function's place; anything else as it
+    is."""
     return found.function if hasattr(found, "undo_function") and hasattr(found, "workflow") else found
 
 

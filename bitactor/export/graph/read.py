@@ -1,4 +1,4 @@
-"""From plain data to a workflow: the same methods are called that one would have called by hand."""
+"""Reading a graph: from plain data to a workflow, by the same methods that one would call by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def from_dict(make: Callable[..., W], data: Mapping[str, Any]) -> W:
 
 
 class _Reader(Generic[W]):
-    """Makes workflows, each once."""
+    """Makes the workflows of one graph, each once."""
 
     def __init__(self, make: Callable[..., W], form: GraphForm) -> None:
         self._make = make
@@ -101,7 +101,7 @@ class _Reader(Generic[W]):
         return self.made[name]
 
     def _resource(self, given: str | forms.ResourceForm, what: str) -> Resource:
-        """The same for the same data, so that nested workflows share it."""
+        """The resource that the data describe; one object for equal data, so that nested workflows share it."""
         if isinstance(given, str):
             found = at_path(given, f"{what}: resources")
             if not isinstance(found, Resource):

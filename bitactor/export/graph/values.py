@@ -30,11 +30,11 @@ _TAGS: Final = (
 )
 
 _FIELD_NAMES: Final[Mapping[type[Any], Mapping[str, str]]] = {Cache: {"key": "keyed_by"}}
-"""Parameters of a class that its fields have by another name."""
+"""Class → parameter → the field that keeps it, where that has another name."""
 
 
 def constant(value: Any, what: str) -> Any:
-    """A constant as steps get it, if that is plain JSON.
+    """`value` as a constant that steps get, provided that it is plain JSON.
 
     Raises:
         DefinitionError: it is not.
@@ -53,7 +53,7 @@ def constant(value: Any, what: str) -> Any:
 
 
 def _unplain(value: Any) -> Any:
-    """What in it JSON has no word for; None if there is nothing."""
+    """The first thing in `value` that JSON cannot hold; None if there is none."""
     if value is None or isinstance(value, bool | int | str):
         return None
     if isinstance(value, float):
@@ -67,7 +67,7 @@ def _unplain(value: Any) -> Any:
 
 
 def data_of(value: Any, what: str) -> Any:
-    """A value as plain data that `value_of` makes it from.
+    """A value as plain data, from which `value_of` makes it again.
 
     Raises:
         DefinitionError: it, or something in it, cannot be written so.
@@ -109,12 +109,12 @@ def value_of(data: Any, what: str) -> Any:
 
 
 def values_of(data: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """A mapping's values, each read."""
+    """Name → value of each entry of a mapping of data."""
     return {key: value_of(item, what) for key, item in data.items()}
 
 
 def reference(thing: Any, what: str) -> Any:
-    """A function: its import path, or how to make it if it is an object that can be called.
+    """A function as plain data: its import path, or how to make it if it is an object that can be called.
 
     Raises:
         DefinitionError: neither can be said.
@@ -127,7 +127,7 @@ def reference(thing: Any, what: str) -> Any:
 
 
 def callable_of(data: Any, what: str) -> Callable[..., Any]:
-    """What `reference` wrote.
+    """The function that `reference` wrote.
 
     Raises:
         DefinitionError: there is nothing, or it cannot be called.

@@ -1,4 +1,4 @@
-"""From a workflow to plain data."""
+"""Writing a graph: from a workflow to plain data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveri
 
 
 def to_dict(workflow: Declaration) -> dict[str, Any]:
-    """The workflow and all that is nested in it.
+    """The graph of a workflow, with all workflows that are nested in it, as plain data.
 
     Raises:
         DefinitionError: it does not work as it is declared; or something in it has no import path, naming step, option
@@ -68,7 +68,7 @@ def _workflow(workflow: Declaration, nested: dict[str, Declaration]) -> dict[str
 
 
 def _is_ours(workflow: Declaration) -> bool:
-    """Whether its input model was made from a mapping of names to types."""
+    """Whether the workflow's input model was made from a mapping of names to types."""
     return workflow.input_model.__name__ == f"{workflow.name} input"
 
 
@@ -96,8 +96,8 @@ def _input(workflow: Declaration, what: str) -> Any:
 
 
 def _resource(resource: Resource, what: str) -> Any:
-    """Its import path if it stands at the top level of a module, its factory's first: then all who read that share
-    it."""
+    """The import path of a resource that stands at the top level of a module, the module of its factory first, so that
+    all readers share it; else its data."""
     factorys = getattr(resource.factory, "__module__", "")
     for module in (factorys, *sorted(sys.modules)):
         for name, value in list(vars(sys.modules.get(module, object)).items()) if module != "__main__" else ():
@@ -190,7 +190,7 @@ def _switch(kind: Switch, bind: Mapping[str, Source], what: str, nested: dict[st
 
 
 def _ready_made(step: Step[Any, Any], bind: Mapping[str, Source], what: str) -> dict[str, Any]:
-    """What `collect`, `template`, `debug` and `flunk` were declared with."""
+    """The options that `collect`, `template`, `debug` or `flunk` was declared with."""
     made_from: Mapping[str, Any] = step.function.made_from  # type: ignore[attr-defined]
     data = {name: value for name, value in made_from.items() if value is not None and not callable(value)}
     if step.label == "collect":
