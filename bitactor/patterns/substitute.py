@@ -21,7 +21,7 @@ class Missing:
 
 
 MISSING: Final = Missing()
-"""Stands for an option that was not given, where None is a value."""
+"""The value of an option that was not given, where None is a value."""
 
 
 class UserFunction:

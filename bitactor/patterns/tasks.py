@@ -66,8 +66,8 @@ class TaskResult(NamedTuple):
 
 
 async def capture(function: Callable[[], Awaitable[Any]]) -> TaskResult:
-    """How what `function` returns ended; no error is raised, not even `SystemExit`, which would end the loop if a task
-    raised it."""
+    """Await what `function` returns, and answer with how that ended; no error is raised, not even `SystemExit`, which
+    would end the loop if a task raised it."""
     try:
         awaitable = function()
         if not inspect.isawaitable(awaitable):

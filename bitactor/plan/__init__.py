@@ -1,1 +1,1 @@
-"""What a workflow compiles to: a validated, indexed graph of steps, and the port of a container."""
+"""The compilation of workflows to plans, validated and indexed graphs of steps; and the port of a container."""

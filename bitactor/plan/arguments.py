@@ -1,4 +1,5 @@
-"""Where a step's arguments come from, and how tokens become the types that parameters are annotated with."""
+"""Arguments: the sources of their values, and the conversion of tokens to the types that parameters are annotated
+with."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class Argument(NamedTuple):
     convert: Callable[[Any], Any] | None
     constant: Any
     reference: str
-    """How the journal names the source: `input.name`, a step's path, `step.field`, or `value`."""
+    """The source's name in the journal: `input.name`, a step's path, `step.field`, or `value`."""
 
 
 def argument_values(

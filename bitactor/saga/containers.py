@@ -1,4 +1,4 @@
-"""How containers open, go on and close, and how user code is asked about steps.
+"""Containers: how they open, go on and close, and how user code is asked about steps.
 
 What user code decides (a predicate, a choice, what a round comes to) is asked of the supervisor with `Evaluate` and
 answered with `Evaluated`; a function around nested steps asks for them with `Proceeded` and gets `AnswerProceed`.

@@ -21,7 +21,7 @@ class Emitted(NamedTuple):
 
 @dataclass(frozen=True)
 class Trace:
-    """How a transaction ended, and everything on the way there."""
+    """The end of a transaction, and everything on the way there."""
 
     transaction: str
     status: str

@@ -1,5 +1,4 @@
-"""The dict form of workflows: what it may say, held by pydantic models; the keys are the options of the methods that
-declare."""
+"""The dict form of workflows, as pydantic models; the keys are the options of the methods that declare."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ VERSION: Final = 1
 
 
 class Form(BaseModel):
-    """A mapping with these keys and no others."""
+    """A mapping with the keys of the model and no others."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
@@ -29,7 +28,7 @@ class Form(BaseModel):
         return data
 
     def given(self, *names: str) -> dict[str, Any]:
-        """What was said of these, and only that."""
+        """Those of the named keys that the data have, with their values."""
         return {name: getattr(self, name) for name in names if name in self.model_fields_set}
 
 
@@ -50,7 +49,7 @@ class Backing(Form):
 
 
 class Origin(Form):
-    """Where an argument comes from: one of `input`, `result`, `value`, `element`."""
+    """The origin of an argument: one of `input`, `result`, `value`, `element`."""
 
     input: str | None = None
     result: str | None = None
@@ -71,7 +70,7 @@ class Origin(Form):
 
 
 class Factory(Form):
-    """What makes the elements of a map."""
+    """The factory of the elements of a map."""
 
     factory: str
 
@@ -90,7 +89,7 @@ class Branch(Form):
 
 
 class Case(Branch):
-    """A case of a switch: what fits (`value`), or who says so (`test`), and the branch."""
+    """A case of a switch: a value or a predicate (`test`), and the branch."""
 
     value: Any = None
     test: str | None = None
@@ -103,7 +102,7 @@ class Case(Branch):
 
 
 class NamedStepForm(Form):
-    """What every step has."""
+    """The keys of every step."""
 
     name: str
     bind: dict[str, Origin] = {}
@@ -121,7 +120,7 @@ Called: TypeAlias = Annotated[Annotated[str, Tag("text")] | Annotated[Made, Tag(
 
 
 class Undo(Form):
-    """How a step is taken back."""
+    """A step's undo."""
 
     function: Called
     in_doubt: bool = False
@@ -129,7 +128,7 @@ class Undo(Form):
 
 
 class FunctionStepForm(NamedStepForm):
-    """What steps have that run a function."""
+    """The keys of every step that runs a function."""
 
     retries: int | None = None
     backoff: (
@@ -354,7 +353,7 @@ def validate(data: Any) -> GraphForm:
 
 
 def _place(loc: tuple[str | int, ...], data: Any) -> str:
-    """Where that is; a step by its name, so that nobody has to count."""
+    """The place of an error in the data; steps are named and not counted."""
     said = list(_walk(loc, data))
     return f"{'.'.join(said)}: " if said else ""
 
