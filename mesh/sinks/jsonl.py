@@ -11,10 +11,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple, TextIO
 
-from typing_extensions import override
-
 from bitactor.messages.pulse import Pulse
-from bitactor.ports import Sink
 from mesh.sinks.buffer import PulseBuffer
 from mesh.sinks.plain import plain_pulse
 
@@ -34,7 +31,7 @@ class JsonlStatistics(NamedTuple):
     """The file could not be written."""
 
 
-class JsonlSink(Sink):
+class JsonlSink:
     """Appends every pulse as a line of JSON, values decoded (see `mesh.sinks.plain`).
 
     `receive` only queues; a thread writes and flushes.  At most `limit` pulses wait; what does not fit is dropped and
@@ -54,7 +51,6 @@ class JsonlSink(Sink):
         self._thread = Thread(target=self._run, name="bitactor-jsonl", daemon=True)
         self._thread.start()
 
-    @override
     def receive(self, pulses: Sequence[Pulse]) -> None:
         """Queue them; never blocks."""
         self._buffer.put(pulses)
@@ -63,7 +59,6 @@ class JsonlSink(Sink):
         """The counts so far."""
         return JsonlStatistics(self._written, self._buffer.dropped, self._lost)
 
-    @override
     def close(self, timeout: float) -> None:
         """Write what is queued within `timeout` seconds, flush and close the file.  Twice is once."""
         self._buffer.close()

@@ -9,10 +9,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from types import TracebackType
 
-from typing_extensions import override
-
 from bitactor.messages.pulse import Pulse
-from bitactor.ports import Sink
 
 _log = logging.getLogger("bitactor.sinks")
 
@@ -110,7 +107,7 @@ def _wake_reader(changed: asyncio.Future[None]) -> None:
         changed.set_result(None)
 
 
-class LiveSink(Sink):
+class LiveSink:
     """Hands pulses to whoever in this process subscribed; nobody who reads slowly, or not at all, is waited for."""
 
     def __init__(self) -> None:
@@ -133,7 +130,6 @@ class LiveSink(Sink):
         subscription.close()
         return subscription
 
-    @override
     def receive(self, pulses: Sequence[Pulse]) -> None:
         """Hand them out; never blocks."""
         for subscription in self._subscriptions:
@@ -143,7 +139,6 @@ class LiveSink(Sink):
                 _log.exception("the filter of a subscriber raised; the subscription is closed")
                 subscription.close()
 
-    @override
     def close(self, timeout: float) -> None:
         """End all subscriptions; readers get what waits, then the end.  Twice is once."""
         with self._lock:

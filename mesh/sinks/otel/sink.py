@@ -16,10 +16,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter
-from typing_extensions import override
 
 from bitactor.messages.pulse import Pulse
-from bitactor.ports import Sink
 from mesh.sinks.buffer import PulseBuffer
 from mesh.sinks.otel.collector import Collector, ExportFailed, collector_settings
 from mesh.sinks.otel.exporter import ExporterTarget
@@ -93,7 +91,7 @@ class OtelStatistics(NamedTuple):
     """Open transactions forgotten to make room."""
 
 
-class OtelSink(Sink):
+class OtelSink:
     """Sends a span per transaction and per attempt (see `mesh.sinks.otel.spans` for their shape).
 
     `receive` queues, well below 0.5 µs a pulse; one daemon thread folds, encodes and posts.  At most `max_pulses`
@@ -151,7 +149,6 @@ class OtelSink(Sink):
         self._thread = Thread(target=self._run, name="bitactor-otel", daemon=True)
         self._thread.start()
 
-    @override
     def receive(self, pulses: Sequence[Pulse]) -> None:
         """Queue them; never blocks."""
         self._buffer.put(pulses)
@@ -170,7 +167,6 @@ class OtelSink(Sink):
             evicted=assembled.evicted,
         )
 
-    @override
     def close(self, timeout: float) -> None:
         """Send what is left within `timeout` seconds (at most 2, if the collector cannot be reached), then stop.
 
