@@ -1,1 +1,2 @@
-"""A node and its transactions: accepted, supervised, admitted, recovered, and what they emit."""
+"""A node and its transactions: accepting, supervising, admitting and recovering them, and delivering their emitted
+signals."""

@@ -22,7 +22,7 @@ from mesh.runtime.live import HopPermits, LiveTransaction, TransactionLimits
 
 DeliveryEnd = Replied | Lost | HopExpired | Unrouted
 DELIVERY_ENDS: Final = frozenset((Replied, Lost, HopExpired, Unrouted))
-"""Stimuli that say that a delivery is over."""
+"""Events which say that a delivery is over."""
 
 
 class Admission:
@@ -40,17 +40,17 @@ class Admission:
         self._pools = pools
         self._launch = launch
         self._consumer_pools: dict[str, Pool] = {}
-        """By consumer."""
+        """Consumer → pool of its transactions' permits."""
         self._acquired: list[HopPermits] = []
 
     def register(self, live: LiveTransaction) -> None:
-        """A transaction begins here, or goes on."""
+        """Note the limits of a transaction that begins here, or goes on."""
         if live.plan.workflow in self._pools.with_nested_limits:
             live.limits = live.limits or TransactionLimits()
             live.limits.every_hop = True
 
     def acquire(self, live: LiveTransaction, step: PlanStep, command: Dispatch) -> HopPermits | None:
-        """The permits of a hop, from now until `release`; None if it has to wait for them, or for its transaction's.
+        """The permits of a hop, held until `release`; None if the hop has to wait for them, or for its transaction's.
 
         Raises:
             ConfigurationError: its step is limited by a pool that is not there.
@@ -71,17 +71,18 @@ class Admission:
         return permits
 
     def release(self, permits: HopPermits) -> None:
-        """This delivery is over.  Twice is once."""
+        """Release the permits of a delivery that is over.  Twice is once."""
         self._detach(permits)
         self._release(permits)
 
     def release_soon(self, permits: HopPermits) -> None:
-        """This delivery is over, but its function may still run: if it obeys at once, it has the time to."""
+        """Release, in the loop's next turn, the permits of a delivery that is over but whose function may still run: if
+        it obeys at once, it has the time to."""
         self._detach(permits)
         self._loop.call_soon(self._release, permits)
 
     def delivery_ended(self, live: LiveTransaction, end: DeliveryEnd) -> None:
-        """Word of a delivery that ran elsewhere, or could not even begin."""
+        """Release the permits of a delivery that ran elsewhere, or could not even begin, and is over."""
         permits = live.limits.hop_permits.get(end.step) if live.limits is not None else None
         if permits is None or permits.command is not None:
             return
@@ -89,7 +90,7 @@ class Admission:
             self.release(permits)
 
     def withdraw(self, live: LiveTransaction, index: int) -> Dispatch | None:
-        """A hop is not wanted any more: if it still waits, what it waited to do, and it waits no more."""
+        """Let a hop wait no more; returns the command that it waited to do, None if it was not waiting."""
         limits = live.limits
         if limits is None:
             return None
@@ -103,19 +104,19 @@ class Admission:
         return None
 
     def release_lent(self, live: LiveTransaction, index: int) -> None:
-        """A hop was told to stop: if it has lent its permits, it ends without."""
+        """Release the permits of a hop that was told to stop, if they are lent: it ends without reacquiring them."""
         permits = live.limits.hop_permits.get(index) if live.limits is not None else None
         if permits is not None and permits.state in (LENT, REACQUIRING):
             permits.release()
 
     def release_hop(self, live: LiveTransaction, index: int) -> None:
-        """Nobody waits for this hop any more, whatever its function still does."""
+        """Release the permits of a hop that nobody waits for any more, whatever its function still does."""
         permits = live.limits.hop_permits.get(index) if live.limits is not None else None
         if permits is not None:
             self.release(permits)
 
     def release_all(self, live: LiveTransaction) -> None:
-        """A transaction has settled, or is relinquished here: it holds nothing and waits for nothing."""
+        """Release everything that a transaction holds or waits for; it has settled, or is relinquished here."""
         limits = live.limits
         if limits is None:
             return

@@ -1,4 +1,4 @@
-"""Emitted signals on their way: one of each consumer group gets each, at least once, and accepts it once.
+"""Delivery of emitted signals: one consumer of each group gets each signal, at least once, and accepts it once.
 
 Who listens is looked up for each try, so a consumer that appears later still gets what nobody had taken.  A receiver
 acknowledges when its own `accepted` pulse is durable; without that in time, or when it disappears, the signal is sent
@@ -27,7 +27,7 @@ FIRST_WAIT_NS: Final = 50_000_000
 LONGEST_WAIT_NS: Final = 1_000_000_000
 RECEIPT_WITHIN_NS: Final = 2_000_000_000
 DEFAULT_LIFETIME_NS: Final = 30_000_000_000
-"""How long a signal without a deadline of its own is offered."""
+"""Nanoseconds that a signal without a deadline of its own is offered."""
 TRAIL_LENGTH: Final = 32
 
 Send = Callable[[Entry, Stimulus], None]
@@ -57,7 +57,7 @@ class Emissions(EmissionDelivery):
         return len(self._deliveries)
 
     def delivering(self) -> bool:
-        """Whether something is being delivered to somebody who is there; what nobody listens to is no reason to
+        """Whether a signal is being delivered to a consumer that is there; what nobody listens to is no reason to
         wait."""
         return any(
             self._groups(parcel.emission.name).keys() - parcel.accepted_by.keys() for parcel in self._parcels.values()
@@ -65,13 +65,14 @@ class Emissions(EmissionDelivery):
 
     @override
     def deliver(self, live: LiveTransaction, emission: Emission) -> None:
-        """See `mesh.runtime.ports.EmissionDelivery`."""
+        """An emission whose id is under way already is not sent again."""
         if emission.id not in self._parcels:
             parcel = self._parcels[emission.id] = Parcel(self, live, emission)
             self.offer(parcel)
 
     def offer(self, parcel: Parcel) -> None:
-        """Send to one of each group that has not taken it; try again later if somebody is missing."""
+        """Send the parcel to one consumer of each group that has not taken it; try again later if a group is
+        missing."""
         now_ns = self.clock.wall_ns()
         if now_ns >= parcel.expires_ns:
             self._expire(parcel)
@@ -90,7 +91,7 @@ class Emissions(EmissionDelivery):
             parcel.retry_in(min(parcel.expires_ns - now_ns, RECEIPT_WITHIN_NS if groups else parcel.next_delay()))
 
     def on_receipt(self, receipt: Receipt) -> None:
-        """A receiver has answered."""
+        """Take a receiver's receipt: its group has accepted the signal, or could not."""
         parcel, group = self._deliveries.pop(receipt.id, (None, ""))
         if parcel is None or group in parcel.accepted_by:
             return
@@ -102,13 +103,13 @@ class Emissions(EmissionDelivery):
             self._complete(parcel)
 
     def appeared(self, name: str) -> None:
-        """Somebody begins to listen: offer at once what waits for that name."""
+        """Offer at once the parcels that wait for a consumer of the name that has appeared."""
         for parcel in list(self._parcels.values()):
             if consumer_name(parcel.emission.name) == name:
                 self.offer(parcel)
 
     def disappeared(self, holder: str) -> None:
-        """A node is gone: what it had not acknowledged goes to another."""
+        """Offer to others the parcels that a node which is gone had not acknowledged."""
         for parcel in list(self._parcels.values()):
             if any(
                 entry.holder == holder for group, entry in parcel.sent_to.items() if group not in parcel.accepted_by
@@ -116,7 +117,7 @@ class Emissions(EmissionDelivery):
                 self.offer(parcel)
 
     def close(self) -> None:
-        """Forget everything; what was not taken is still in the journal."""
+        """Forget all parcels; what was not taken is still in the journal."""
         for parcel in self._parcels.values():
             parcel.stop()
         self._parcels.clear()
@@ -152,7 +153,7 @@ class Emissions(EmissionDelivery):
 
 
 class Parcel:
-    """One emitted signal and who has taken it."""
+    """One emitted signal, and which groups were asked and have accepted."""
 
     def __init__(self, emissions: Emissions, live: LiveTransaction, emission: Emission) -> None:
         self.live = live
@@ -171,7 +172,7 @@ class Parcel:
         self._delay_ns = FIRST_WAIT_NS
 
     def stimulus(self, delivery: str, group: str, now_ns: int) -> Stimulus:
-        """What is sent to a receiver."""
+        """The stimulus that is sent to a receiver."""
         saga = self.live.saga
         budget = None if self._budget_ends_ns is None else max(0, self._budget_ends_ns - now_ns)
         trail = (*saga.trail, self._emitter)[-TRAIL_LENGTH:]
@@ -181,27 +182,27 @@ class Parcel:
         )  # fmt: skip
 
     def next_delay(self) -> int:
-        """Nanoseconds until the next try; longer each time."""
+        """Nanoseconds until the next try; longer each time it is asked."""
         delay = self._delay_ns
         self._delay_ns = min(LONGEST_WAIT_NS, delay * 2)
         return delay
 
     def retry_in(self, delay_ns: int) -> None:
-        """Offer it again after this long."""
+        """Offer the parcel again after `delay_ns`."""
         self.stop()
         self._timer = Timer(
             self._emissions.wheel, self._emissions.clock.monotonic_ns() + delay_ns, lambda: self._emissions.offer(self)
         )
 
     def stop(self) -> None:
-        """No more tries."""
+        """Cancel the next try."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 def _emitter(live: LiveTransaction, emission: Emission) -> tuple[str, bool]:
-    """The address of the step that emitted it, and whether its undo did."""
+    """The address of the step that emitted the signal, and whether its undo did."""
     saga = live.saga
     for step in saga.steps:
         if step is None:

@@ -17,10 +17,9 @@ class TimeOrderedIds(Ids):
 
     @override
     def transaction(self) -> str:
-        """See the port."""
         return uuid7().hex
 
 
 def fingerprint(token: Any) -> str:
-    """128 bits of a token, to tell whether two inputs are the same."""
+    """A 128-bit digest of a token, in hex, to tell whether two inputs are the same."""
     return blake2b(token_bytes(token), digest_size=16).hexdigest()

@@ -19,8 +19,7 @@ from mesh.limits.timing_wheel import Timer
 
 
 class TransactionLimits:
-    """How much of a transaction may run at once, where that is limited; and what its hops hold of that.  See
-    `mesh.runtime.admission`."""
+    """The limits of one transaction's hops, and the permits they hold; see `mesh.runtime.admission`."""
 
     __slots__ = (
         "depth",
@@ -34,19 +33,19 @@ class TransactionLimits:
 
     def __init__(self) -> None:
         self.every_hop = False
-        """Whether each of its hops needs permits, and not only those whose step has a limit."""
+        """Whether each hop of the transaction needs permits, and not only those whose step has a limit."""
         self.max_concurrency: int | None = None
         self.priority = 0
-        """Added to those of its steps."""
+        """The transaction's priority, added to its steps'."""
         self.depth = 0
-        """How many hops wait for another above it, as far as this process knows."""
+        """How many hops wait for another above the transaction, as far as this process knows."""
         self.hop_permits: dict[int, HopPermits] = {}
-        """Step → what its hop holds, or waits for."""
+        """Step → the permits that its hop holds, or waits for."""
         self.transaction_permit: HopPermits | None = None
-        """Of a consumer's transaction: held from its first hop to its end."""
+        """The permit of a consumer's transaction, held from its first hop to its end."""
         self.scope_pools: dict[Scope | None, Pool] = {}
-        """Where only so many hops may run at once: a pool for those of the transaction (None), and for those of its
-        scopes that have a limit."""
+        """Scope → the pool that bounds the hops in it, for scopes that have a limit; None stands for the whole
+        transaction."""
 
 
 class LiveTransaction:
@@ -72,12 +71,12 @@ class LiveTransaction:
         self.grace_timer: Timer | None = None
         self.retry_timers: dict[int, Timer] = {}
         self.proceed_waiters: dict[int, asyncio.Future[Any]] | None = None
-        """Functions around nested steps that wait for them."""
+        """Step (a function around nested steps) → the future that its `proceed()` waits for."""
         self.limits = _limits_of(plan, data, depth)
-        """None for most, which have no limit."""
+        """The transaction's limits; None for most, which have none."""
         self.done: Done | None = None
         self.settled = saga.status != "running"
-        """Nothing more happens by itself, and the journal says so."""
+        """Whether nothing more happens to the transaction by itself, and the journal says so."""
 
 
 class HopPermits(ActorPermits):
@@ -105,27 +104,27 @@ class HopPermits(ActorPermits):
         super().__init__(*limits, rank, own.depth)
         self._launch = launch
         self.scopes: tuple[Scope | None, ...] = ()
-        """Keys of its pools in `TransactionLimits.scope_pools`."""
+        """Keys of these permits' pools in `TransactionLimits.scope_pools`."""
         self.live = live
         self.command: Dispatch | None = command
-        """What it waits to do; None once that has begun, or is not wanted any more."""
+        """The command that waits for these permits; None once it has begun, or is not wanted any more."""
         self.index = index
         self.hop = live.saga.hops[index] if direction is FORWARD else live.saga.undo_hop(index)
         self.delivery = live.saga.deliveries[index]
 
     @property
     def is_transaction_permit(self) -> bool:
-        """Whether it is a consumer's transaction permit, so that its hop may have more to wait for."""
+        """Whether this is a consumer's transaction permit, so that its hop may have more to wait for."""
         return self.live.limits is not None and self.live.limits.transaction_permit is self
 
     @override
     def on_acquired(self) -> None:
-        """See `PermitSet.on_acquired`."""
         self._launch(self)
 
 
 def _limits_of(plan: Plan, data: Mapping[str, Any] | None, depth: int) -> TransactionLimits | None:
-    """What its workflow says, and what whoever began it said instead, which is kept with its `accepted` pulse."""
+    """The limits that the workflow declares, and in their place those given with the stimulus, which are kept with its
+    `accepted` pulse."""
     max_concurrency, priority = plan.max_concurrency, 0
     if data:
         max_concurrency, priority = data.get("max_concurrency", max_concurrency), data.get("priority", 0)

@@ -1,4 +1,4 @@
-"""How things are called in the registry."""
+"""The names under which nodes, workflows, steps and consumers are registered."""
 
 from __future__ import annotations
 

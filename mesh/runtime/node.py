@@ -64,20 +64,20 @@ logger = logging.getLogger("bitactor.node")
 T = TypeVar("T")
 MAX_WAITING_FOR_ADMISSION = 10_000
 MAX_GIVEN = 1_000_000_000
-"""For the priority and limit given with a stimulus, so that a journal can hold them."""
+"""The largest priority and limit that can be given with a stimulus, so that a journal can hold them."""
 COLLAPSE_DRAIN = 1.0
-"""Seconds that what runs is given when the worker processes have collapsed."""
+"""Seconds that running transactions are given when the worker processes have collapsed."""
 FLUSH_WITHIN = 5.0
-"""Seconds that policies may take to hand on what they hold back."""
+"""Seconds that policies may take to flush what they hold back."""
 SINKS_WITHIN = 5.0
-"""Seconds sinks may flush at the end; one that cannot be reached gives up sooner by itself."""
+"""Seconds that sinks may take to flush at the end; one that cannot be reached gives up sooner by itself."""
 
 
 class Node:
     """One process's part of the mesh; lives on one event loop.
 
     Args:
-        network: makes what connects it to other nodes, when it opens; None: it is alone.
+        network: makes the network that connects the node to others, when the node opens; None: it is alone.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class Node:
         self.state = "new"
         """`new | open | draining | closed`."""
         self.collapsed = ""
-        """What made this node end by itself; empty if nothing did."""
+        """Why this node ended by itself; empty if it did not."""
         self.collapse = asyncio.Event()
-        """Set when it does."""
+        """Set when the node ends by itself."""
         self._ending: asyncio.Task[None] | None = None
         self._capacity = asyncio.Condition()
         self._skip_drain = asyncio.Event()
@@ -142,7 +142,7 @@ class Node:
     # Opening and closing
 
     async def open(self) -> None:
-        """Start everything; on failure what was started is taken down again."""
+        """Start all parts; on failure those that were started are taken down again."""
         if self.state != "new":
             raise BitActorError(f"this mesh is {self.state}; make a new one")
         self.state = "open"
@@ -197,7 +197,7 @@ class Node:
         self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
 
     async def _join_registry(self) -> None:
-        """Take our place among the names."""
+        """Join the registry, or make a local one, and register what this node does."""
         if self._make_network is not None:
             self._network = self._make_network(self)
             self.registry: Registry = await self._network.open()
@@ -214,7 +214,7 @@ class Node:
                 self.registry.register(name, value)
 
     def consumer_entries(self) -> dict[str, dict[str, Any]]:
-        """What to register for our consumers: name → value."""
+        """Registrations of our consumers: name → value."""
         entries: dict[str, dict[str, Any]] = {}
         for plan in self.consumers.values():
             entry = entries.setdefault(consumer_name(plan.listens), {"groups": [], "endpoint": self.endpoint})
@@ -223,11 +223,11 @@ class Node:
 
     @property
     def endpoint(self) -> str:
-        """Where other nodes reach us; empty when we are alone."""
+        """Where other nodes reach this one; empty when it is alone."""
         return self._network.endpoint if self._network is not None else ""
 
     def _collapse(self, why: str) -> None:
-        """Worker processes keep failing: end, so that whoever started this process starts it afresh.
+        """End the node, for its worker processes keep failing, so that whoever started this process starts it afresh.
 
         What runs stays in the journal.
         """
@@ -403,7 +403,7 @@ class Node:
         """The transaction that a key began before.
 
         Raises:
-            DuplicateTransaction: it began with another input.
+            DuplicateTransaction: that transaction began with another input.
         """
         found = self.supervisor.find(workflow, key)
         if found is None:
@@ -440,7 +440,8 @@ class Node:
             self._capacity.notify_all()
 
     def receive_stimulus(self, stimulus: Stimulus, answer: Callable[[Receipt], None]) -> None:
-        """An emitted signal has come for a consumer of ours: accept it once, and acknowledge when that is durable."""
+        """Accept an emitted signal that has come for a consumer of ours, once, and acknowledge it when that is
+        durable."""
         plan = self.consumers.get((stimulus.name, stimulus.group))
         if plan is None or not (self.state == "open" or (self.state == "draining" and not stimulus.reply_to)):
             answer(Receipt(stimulus.id, "", f"no consumer of {stimulus.name!r} in group {stimulus.group!r} here"))
@@ -479,7 +480,7 @@ class Node:
             self._network.send_stimulus(entry, stimulus)
 
     def _on_notice(self, notice: Notice) -> None:
-        """The registry says that a name appeared or disappeared; called on the registry's thread."""
+        """Take a notice that a name appeared or disappeared; called on the registry's thread."""
         try:
             self.loop.call_soon_threadsafe(self._apply_notice, notice)
         except RuntimeError:
@@ -501,7 +502,7 @@ class Node:
         """A transaction of ours, or, read only, one from the store.
 
         Raises:
-            UnknownTransaction: it is not there, or its workflow is not declared here.
+            UnknownTransaction: there is none, or its workflow is not declared here.
             StoreError: its pulses make no sense, or not to the workflow as it is declared here.
         """
         live = self.supervisor.transactions.get(transaction)
@@ -526,13 +527,13 @@ class Node:
             ) from error
 
     def rows(self, *, status: str | None, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
-        """See `Mesh.transactions`."""
+        """The store's rows of transactions; see `Mesh.transactions`."""
         if self.state == "new":
             self._require_open()
         return self.store.list(status=status, workflow=workflow, limit=limit, before=before)
 
     def cancel(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
-        """Enqueue a cancellation; the answer is the live transaction that goes on.
+        """Enqueue a cancellation; returns the live transaction that goes on.
 
         Raises:
             Unroutable: another process runs it, or only another release can undo it.
@@ -549,10 +550,11 @@ class Node:
         return live
 
     def resume(self, live: LiveTransaction) -> LiveTransaction:
-        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  The answer is the live one.
+        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  Returns the live
+        transaction.
 
         Raises:
-            InvalidInput: it is neither.
+            InvalidInput: the transaction is neither halted nor stuck.
             Unroutable: it began in another shape of its workflow, so only the release that declares that one can carry
                 it on.
         """
@@ -565,10 +567,10 @@ class Node:
         return live
 
     def undo(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
-        """Take back what a completed transaction did.  The answer is the live one.
+        """Take back what a completed transaction did.  Returns the live transaction.
 
         Raises:
-            InvalidInput: it did not complete, or was undone already.
+            InvalidInput: the transaction did not complete, or was undone already.
             Unroutable: it began in another shape of its workflow, so only the release that declares that one can undo
                 it.
         """
@@ -577,8 +579,8 @@ class Node:
         return live
 
     def _reopen(self, live: LiveTransaction, statuses: Sequence[str], only: str) -> LiveTransaction:
-        """Take up a transaction that has settled.  It may have gone on since `live` was made, through another handle or
-        in another process."""
+        """Take up a transaction that has settled.  The transaction may have gone on since `live` was made, through
+        another handle or in another process."""
         self._require_open()
         transaction = live.saga.transaction
         found = self.supervisor.transactions.get(transaction)
@@ -601,7 +603,7 @@ class Node:
     def blocking(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
         """Await `call(*arguments, **options)` on the mesh's loop, from another thread.
 
-        The coroutine is made over there, where no Ctrl-C can come between making and starting it.
+        The coroutine is made on the loop's thread, where no Ctrl-C can come between making and starting it.
 
         Raises:
             BitActorError: called on the loop's own thread, where waiting would be a deadlock; or the mesh is closed.
@@ -632,7 +634,7 @@ class Node:
             raise
 
     def _cancel_threadsafe(self, task: asyncio.Task[Any]) -> None:
-        """The caller waits no more; without effect on a task that has ended."""
+        """Cancel the task of a caller that waits no more; without effect on a task that has ended."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
             self.loop.call_soon_threadsafe(task.cancel)
 
@@ -649,7 +651,7 @@ class Node:
         task.add_done_callback(self._tasks.discard)
 
     def about(self) -> dict[str, Any]:
-        """This node as plain data."""
+        """This node's state and counters, as plain data."""
         return {
             "node": self.id,
             "state": self.state,
@@ -699,7 +701,7 @@ def _nanoseconds(given: float) -> int:
 
 
 def _limits_given(max_concurrency: object, priority: object) -> dict[str, int]:
-    """What is kept of the limit and priority given with a stimulus: only what was given."""
+    """The limit and priority given with a stimulus, as they are kept: only those that were given."""
     limits: dict[str, int] = {}
     if max_concurrency is not None:
         if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
@@ -717,7 +719,7 @@ def _limits_given(max_concurrency: object, priority: object) -> dict[str, int]:
 
 
 def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
-    """What the relay counts, and what the sink itself does, if it says so."""
+    """The relay's counters for a sink, and the sink's own statistics if it has any."""
     about: dict[str, Any] = {"name": type(sink).__name__, **relay.statistics()._asdict()}
     statistics = getattr(sink, "statistics", None)
     own: Any = statistics() if callable(statistics) else None
@@ -741,7 +743,7 @@ def _failure_text(future: asyncio.Future[None]) -> str:
 
 
 def _transfer_result(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
-    """What became of the task, to the thread that waits for it, unless it has given up."""
+    """Give the task's result or exception to the thread that waits for it, unless it has given up."""
     with contextlib.suppress(concurrent.futures.InvalidStateError):
         if task.cancelled():
             future.cancel()

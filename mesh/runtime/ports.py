@@ -1,4 +1,4 @@
-"""The shapes that the runtime needs of others: a network, a router of hops, a delivery of emitted signals."""
+"""The ports of the runtime: a network, a router of hops, a delivery of emitted signals."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from registry import Entry, Notice, Registry
 
 
 class Network(Protocol):
-    """What connects a node to others.  On the node's loop, and opened once the node has made its own parts."""
+    """What connects a node to others.  Used on the node's loop, and opened once the node has made its own parts."""
 
     @property
     def endpoint(self) -> str:
-        """Where other nodes reach us."""
+        """Where other nodes reach this one."""
 
     async def open(self) -> Registry:
-        """Bind, and connect to the registry."""
+        """Bind the endpoint, and connect to the registry, which is returned."""
 
     async def announce(self) -> None:
-        """Register what the node does."""
+        """Register the workflows, steps and consumers that the node has."""
 
     async def withdraw(self) -> None:
-        """Take no more work from others; what we have, we finish."""
+        """Take no more work from others; the work that is here is finished."""
 
     def send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
-        """Bring an emitted signal to another node."""
+        """Send an emitted signal to the node that `entry` names."""
 
     def on_notice(self, notice: Notice) -> None:
-        """The registry has changed."""
+        """Take a change of the registry."""
 
     def about(self) -> dict[str, Any]:
-        """What came and went, as plain data."""
+        """Counters of messages, as plain data."""
 
     async def close(self) -> None:
-        """Leave at once for everyone, and release the sockets."""
+        """Leave the registry at once, and release the sockets."""
 
 
 class Router(Protocol):
-    """Takes hops whose steps run elsewhere."""
+    """Sends hops whose steps run elsewhere to nodes that run them."""
 
     def dispatch(
         self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
     ) -> None:
-        """Bring it to a holder; what becomes of it comes back by `Supervisor.enqueue`."""
+        """Send the hop to a holder of its step; its outcome comes back by `Supervisor.enqueue`."""
 
     def abandon(self, live: LiveTransaction, index: int) -> None:
-        """Tell the holder to stop."""
+        """Tell the holder of this step's hop to stop it."""
 
 
 class EmissionDelivery(Protocol):
-    """Takes emitted signals."""
+    """Delivers emitted signals to consumers."""
 
     def deliver(self, live: LiveTransaction, emission: Emission) -> None:
-        """Bring it to one of each group; who has taken it comes back by `Supervisor.enqueue`."""
+        """Bring the signal to one consumer of each group; who has accepted it comes back by `Supervisor.enqueue`."""

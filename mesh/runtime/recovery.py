@@ -1,4 +1,4 @@
-"""Carrying on with what nobody works at: transactions of dead owners, and our own that had to be given up."""
+"""Recovery: carrying on with transactions of dead owners, and with our own that had to be given up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FINISH_IT: Final = "finish it with the release that began it, or declare that s
 
 
 class Recovery:
-    """Looks into the store when the node opens, and every half a lease from then on.
+    """Looks in the store for transactions that nobody runs, when the node opens and every half a lease from then on.
 
     Args:
         owner: the node's name in the store.
@@ -39,7 +39,7 @@ class Recovery:
         lease: float,
     ) -> None:
         self.parked: dict[str, str] = {}
-        """Transactions that cannot be carried on with here, and why."""
+        """Transaction that cannot be carried on with here → why."""
         self._loop = loop
         self._store = store
         self._supervisor = supervisor
@@ -54,7 +54,7 @@ class Recovery:
         self._stopped = False
 
     def start(self, *, polling: bool) -> None:
-        """Take over now what is there; with `polling`, look now and then.
+        """Take over now the transactions that nobody runs; with `polling`, look again every half a lease.
 
         Raises:
             StoreError: the store could not be asked.
@@ -71,7 +71,7 @@ class Recovery:
             self._next = None
 
     def poll(self) -> None:
-        """Once; and again later."""
+        """Look once, and schedule the next look."""
         if self._stopped:
             return
         wait = self._lease / 2
@@ -84,13 +84,13 @@ class Recovery:
         self._next = self._loop.call_later(wait, self.poll)
 
     def _claim_orphans(self) -> None:
-        """What dead owners left."""
+        """Take over the transactions of dead owners."""
         for claim in self._store.claim(self._shapes):
             self._recover(claim.transaction, claim.epoch)
         self._note_unclaimed()
 
     def _reclaim(self) -> None:
-        """The journal could not be written, and transactions of ours were given up: carry on with them if it can be
+        """Carry on with transactions of ours that were given up because the journal could not be written, if it can be
         now.
 
         Their next epoch keeps what their former life still answers from counting.  Each time costs their hops a
@@ -124,7 +124,7 @@ class Recovery:
             logger.info("took over transaction %s of %s", transaction, pulses[0].workflow)
 
     def _note_unclaimed(self) -> None:
-        """Say which transactions of our workflows we leave to another release: each once, however often we look."""
+        """Log which transactions of our workflows we leave to another release: each once, however often we look."""
         rows = self._store.unclaimed(self._shapes)
         found = {row.transaction: row.workflow for row in rows}
         for transaction in self._unclaimed - found.keys():

@@ -1,4 +1,4 @@
-"""What a node can be told, from code or from the environment (`BITACTOR_…`)."""
+"""The options of a node, from code or from the environment (`BITACTOR_…`)."""
 
 from __future__ import annotations
 

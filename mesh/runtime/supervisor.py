@@ -67,14 +67,14 @@ from mesh.runtime.ports import EmissionDelivery, Router
 logger = logging.getLogger("bitactor.supervisor")
 
 _new = tuple.__new__
-"""Builds a named tuple in half the time of calling its class; for what every hop needs."""
+"""Builds a named tuple in half the time of calling its class; for the tuples that every hop needs."""
 
 TURN_BUDGET_NS = 5_000_000
-"""A turn gives the loop back after this long, so that sockets and timers are served."""
+"""Nanoseconds after which a turn gives the loop back, so that sockets and timers are served."""
 
 
 class Supervisor:
-    """All transactions that this process owns."""
+    """The owner of all transactions of this process."""
 
     def __init__(
         self,
@@ -94,13 +94,13 @@ class Supervisor:
         self.store = store
         self.executor = executor
         self.synchronous_store = synchronous_store
-        """Whether an append costs next to nothing, so that waiting to share a commit is not worth it."""
+        """Whether an append is done when the call returns, so that waiting to share a commit is not worth it."""
         self.on_pulses = on_pulses
         self.router: Router | None = None
         self.runs_here: Callable[[PlanStep], bool] = lambda step: True
         self.emissions: EmissionDelivery | None = None
         self.transactions: dict[str, LiveTransaction] = {}
-        """Open transactions; emitted signals may still be on their way after the rest has settled."""
+        """Id → open transaction; emitted signals may still be on their way after the rest has settled."""
         self.running_count = 0
         self.on_settled: list[Callable[[LiveTransaction], None]] = []
         self.healthy = True
@@ -114,7 +114,7 @@ class Supervisor:
 
     @property
     def keyed(self) -> int:
-        """How many open transactions are found by an idempotency key."""
+        """How many open transactions have an idempotency key."""
         return len(self._keys)
 
     # Coming in
@@ -128,7 +128,7 @@ class Supervisor:
         return None if transaction is None else self.transactions.get(transaction, transaction)
 
     def accept(self, live: LiveTransaction, event: Accept) -> None:
-        """Begin a transaction; `live.accepted`, if there is one, is resolved once that is durable."""
+        """Begin a transaction; `live.accepted`, if there is one, is resolved once its `accepted` pulse is durable."""
         self.transactions[live.saga.transaction] = live
         self.running_count += 1
         if self.pools.with_nested_limits:
@@ -152,7 +152,7 @@ class Supervisor:
         return live
 
     def enqueue(self, live: LiveTransaction, event: Any, *, first: bool = False) -> None:
-        """Something happened to a transaction; `first`: ahead of what else has come in.  On the loop's thread only."""
+        """Take an event of a transaction; `first`: ahead of what else has come in.  On the loop's thread only."""
         if live.limits is not None and type(event) in DELIVERY_ENDS:
             self.admission.delivery_ended(live, event)
         if first:
@@ -211,7 +211,7 @@ class Supervisor:
                 self.loop.call_soon(self._turn)
 
     def _react_synchronously(self) -> None:
-        """For a store that keeps at once: no commit to share, so nothing to collect first."""
+        """Take a turn with a store that keeps at once: no commit to share, so nothing to collect first."""
         events, store, wall_ns = self._events, self.store, self.clock.wall_ns
         until = wall_ns() + TURN_BUDGET_NS
         while events:
@@ -244,7 +244,7 @@ class Supervisor:
             self._refusals = (refusals, error)
 
     def _react_in_batch(self) -> None:
-        """Collect what follows from everything that has come in, keep it in one commit, then obey."""
+        """Take a turn: collect the pulses that follow from all events, keep them in one commit, then obey."""
         events = self._events
         now_ns = self.clock.wall_ns()
         writes: list[Write] = []
@@ -271,7 +271,8 @@ class Supervisor:
             self._appended(orders, (), None)
 
     def _accept_synchronously(self, live: LiveTransaction, event: Accept) -> None:
-        """Accept without waiting for the next turn; the commands are still obeyed there, outside of any task."""
+        """Accept a transaction without waiting for the next turn; its commands are still obeyed there, outside of any
+        task."""
         saga = live.saga
         pulses, commands = saga.react(event, self.clock.wall_ns())
         write = Write(saga.transaction, saga.epoch, pulses, saga.status, saga.open, live.key)
@@ -291,7 +292,7 @@ class Supervisor:
             self._turn()
 
     def _appended(self, orders: Any, refusals: Sequence[Refusal], error: BaseException | None) -> None:
-        """The pulses are durable (or were refused): obey."""
+        """Obey the orders whose pulses are durable, and deal with the refused ones."""
         if error is not None:
             self._append_failed(orders, error)
             return
@@ -332,7 +333,7 @@ class Supervisor:
             self._relinquish(live, error)
 
     def _relinquish(self, live: LiveTransaction, error: BaseException) -> None:
-        """This process can say nothing more about the transaction; its journal is what holds."""
+        """Give up a transaction that this process can say nothing more about; its journal is what holds."""
         if live.failure is not None:
             return
         if not isinstance(error, DuplicateTransaction | StaleOwner):
@@ -431,7 +432,7 @@ class Supervisor:
     def _fail_unstarted(
         self, live: LiveTransaction, index: int, direction: str, error: BaseException, fault: Fault | None = None
     ) -> None:
-        """A hop that cannot even begin; `fault`: what its compensation was to be asked about."""
+        """Fail a hop that cannot even begin; `fault` is what its compensation was to be asked about."""
         saga = live.saga
         hop = saga.undo_hop(index) if direction is UNDO else saga.hops[index]
         live.errors[hop] = error
@@ -465,7 +466,7 @@ class Supervisor:
             self._turn()
 
     def _evaluate(self, live: LiveTransaction, command: Evaluate) -> None:
-        """Ask user code, once; what comes of it is recorded."""
+        """Ask the step's user code, once, and enqueue its answer, which is recorded."""
         saga = live.saga
         step = saga.steps[command.step]
         try:
@@ -503,8 +504,8 @@ class Supervisor:
             live.deadline_timer = self._timer(command.due_ns, lambda: self._deadline_expired(live, forward))
 
     def _deadline_expired(self, live: LiveTransaction, forward: bool) -> None:
-        """Ahead of what else has come in: a hop that ran into this deadline is told of in the same moment, and is not
-        the reason."""
+        """Enqueue the expiry ahead of all other events: a hop that ran into this deadline is told of in the same
+        moment, and is not the reason."""
         live.deadline_timer = None
         saga = live.saga
         if forward and saga.phase in ("failing", "undoing"):
@@ -541,7 +542,7 @@ class Supervisor:
             self.admission.release_hop(live, index)
 
     def _attach(self, live: LiveTransaction, step: PlanStep, signal: Signal) -> None:
-        """A function around nested steps is about to run: this is what its `proceed()` does."""
+        """Give a function around nested steps, which is about to run, its `proceed()`."""
         assert step.around_container is not None
 
         async def proceed() -> Any:
@@ -585,7 +586,7 @@ class Supervisor:
         live.retry_timers.clear()
 
     def _notify_settled(self, live: LiveTransaction) -> None:
-        """The transaction has settled, or is relinquished: tell who waits, and let others have its permits."""
+        """Wake who waits for a transaction that has settled or is relinquished, and release its permits."""
         self.running_count -= 1
         for waiter in live.waiters:
             if not waiter.done():
@@ -596,7 +597,7 @@ class Supervisor:
         self.admission.release_all(live)
 
     def close(self) -> None:
-        """Stop everything that runs here; what has not settled is still in the journal, and its waiters are told."""
+        """Stop all hops that run here; what has not settled is still in the journal, and its waiters are told."""
         for live in self.transactions.values():
             for actor in list(live.actors.values()):
                 if actor.state == QUEUED:
@@ -619,7 +620,7 @@ class Supervisor:
         return error_of(fault, live.plan.errors)
 
     def reopen(self, live: LiveTransaction) -> None:
-        """A halted or stuck transaction goes on."""
+        """Let a halted or stuck transaction go on."""
         if live.settled:
             live.settled = False
             self.transactions[live.saga.transaction] = live

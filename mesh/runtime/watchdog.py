@@ -1,4 +1,4 @@
-"""A watchdog of the event loop: it notices when the loop stands still, and says whose code has stopped it."""
+"""A watchdog of the event loop: it notices when the loop stands still, and logs whose code has stopped it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mesh.spawners.loop import LoopSpawner
 logger = logging.getLogger("bitactor.watchdog")
 
 SLICES: Final = 4
-"""Looks in a row that a loop has to miss: it stood still while this process had the processor, and was not stopped as a
-whole."""
+"""Looks in a row that a loop has to miss to count as blocked: so it stood still while this process had the processor,
+and was not stopped as a whole."""
 MOST_FRAMES: Final = 40
 STOP_WITHIN: Final = 1.0
-"""Seconds that the thread may take to end."""
+"""Seconds that the watchdog's thread may take to end."""
 
 _CALLERS: Final = {
     LoopSpawner._drive.__code__: "",
     InlineSpawner.start.__code__: "",
     Executor._ask_compensation.__code__: "compensation or backoff of ",
 }
-"""What calls users' functions on the loop, each with the hop as its local `actor`."""
+"""Code that calls users' functions on the loop, with the hop as its local `actor` → what it calls of the hop."""
 
 
 class Blockages(NamedTuple):
@@ -38,7 +38,7 @@ class Blockages(NamedTuple):
 
     times: int
     longest: float
-    """Seconds; while it stands still, so far."""
+    """The longest standstill in seconds; one that goes on counts with its length so far."""
 
 
 class Watchdog:
@@ -59,19 +59,19 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="bitactor-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin; on the loop's thread."""
+        """Start the watching thread; called on the loop's thread."""
         self._watched = threading.get_ident()
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread.  Twice is once."""
+        """Stop the watching thread.  Twice is once."""
         self._stopped.set()
         self._loop_turned.set()
         if self._thread.is_alive():
             self._thread.join(STOP_WITHIN)
 
     def about(self) -> Blockages:
-        """What was seen so far."""
+        """The blockages seen so far."""
         return Blockages(self._count, round(self._longest, 3))
 
     def _watch(self) -> None:
@@ -124,7 +124,7 @@ class Watchdog:
 
 
 def _stack_of(frame: FrameType | None) -> list[FrameType]:
-    """The outermost first."""
+    """The frames of a stack, the outermost first."""
     stack: list[FrameType] = []
     while frame is not None:
         stack.append(frame)
@@ -133,7 +133,8 @@ def _stack_of(frame: FrameType | None) -> list[FrameType]:
 
 
 def _hop_in(stack: list[FrameType]) -> tuple[int, str, BitActor] | None:
-    """Where in the stack a user's function is called, as what, and for which hop; the innermost."""
+    """The innermost call of a user's function in the stack: its position, what it is of the hop, and the hop's
+    actor."""
     for position in reversed(range(len(stack))):
         role = _CALLERS.get(stack[position].f_code)
         if role is not None:

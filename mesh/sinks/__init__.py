@@ -1,4 +1,5 @@
-"""Who is told about pulses, after they are kept, best effort.  One file per sink; `open_sink` knows them by URL."""
+"""Sinks, which are told about pulses after these are kept, best effort.  One file per sink; `open_sink` knows them by
+URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pulses on their way from the loop's thread to one worker thread, bounded and without a lock."""
+"""A bounded buffer, without a lock, for pulses on their way from the loop's thread to one worker thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bitactor.messages.pulse import Pulse
 
 
 class PulseBuffer:
-    """At most `limit` pulses; what does not fit is dropped and counted, newest first.
+    """A buffer of at most `limit` pulses; what does not fit is dropped and counted, newest first.
 
     One thread calls `put`, one calls `wait` and `take`; each counter has one writer, so none needs a lock.  A `put`
     costs one append; the worker is woken only when it said that it sleeps.
@@ -28,17 +28,17 @@ class PulseBuffer:
 
     @property
     def accepted(self) -> int:
-        """Pulses that found room."""
+        """How many pulses found room."""
         return self._accepted
 
     @property
     def dropped(self) -> int:
-        """Pulses that did not, and those offered after `close`."""
+        """How many pulses found no room, or came after `close`."""
         return self._dropped
 
     @property
     def waiting(self) -> int:
-        """Pulses put and not yet taken."""
+        """How many pulses were put and are not yet taken."""
         return self._accepted - self._taken
 
     @property
@@ -47,7 +47,7 @@ class PulseBuffer:
         return self._closing.is_set()
 
     def put(self, pulses: Sequence[Pulse]) -> None:
-        """Keep them if there is room; never blocks, never raises."""
+        """Keep `pulses` if there is room; never blocks, never raises."""
         count = len(pulses)
         free_space = 0 if self._closing.is_set() else self._limit - self._accepted + self._taken
         if count > free_space:
@@ -70,7 +70,7 @@ class PulseBuffer:
         return taken
 
     def wait(self) -> None:
-        """Sleep until there is something to take, or the buffer is closing."""
+        """Sleep until there is a pulse to take, or the buffer is closing."""
         self._wake.clear()
         self._asleep = True
         # Only now look: a `put` before this line left its batch, one after it sees that we sleep.
@@ -88,6 +88,6 @@ class PulseBuffer:
         self._closing.wait(seconds)
 
     def close(self) -> None:
-        """Take no more, and wake whoever waits.  Twice is once."""
+        """Take no more pulses, and wake whoever waits.  Twice is once."""
         self._closing.set()
         self._wake.set()

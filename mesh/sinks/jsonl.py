@@ -1,4 +1,4 @@
-"""One JSON object per pulse per line, to a file or to standard output."""
+"""A sink that writes one line of JSON per pulse, to a file or to standard output."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class JsonlStatistics(NamedTuple):
 
     written: int
     dropped: int
-    """There was no room in the buffer, or the sink was closed."""
+    """Pulses for which there was no room in the buffer, or which came after the sink was closed."""
     lost: int
-    """The file could not be written."""
+    """Pulses that could not be written to the file."""
 
 
 class JsonlSink:
-    """Appends every pulse as a line of JSON, values decoded (see `mesh.sinks.plain`).
+    """A sink that appends every pulse as a line of JSON, values decoded (see `mesh.sinks.plain`).
 
     `receive` only queues; a thread writes and flushes.  At most `limit` pulses wait; what does not fit is dropped and
-    counted.  When the file cannot be written any more (disk full, reader of the pipe gone) that is logged once and
-    the rest is counted as lost.
+    counted.  When the file cannot be written any more (disk full, reader of the pipe gone) that is logged once and the
+    rest is counted as lost.
     """
 
     def __init__(self, path: str | Path = "-", *, limit: int = 200_000) -> None:
@@ -52,11 +52,11 @@ class JsonlSink:
         self._thread.start()
 
     def receive(self, pulses: Sequence[Pulse]) -> None:
-        """Queue them; never blocks."""
+        """Queue `pulses`; never blocks."""
         self._buffer.put(pulses)
 
     def statistics(self) -> JsonlStatistics:
-        """The counts so far."""
+        """The sink's counts so far."""
         return JsonlStatistics(self._written, self._buffer.dropped, self._lost)
 
     def close(self, timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""Subscribers in this process: tests, and a view of what is going on now."""
+"""A sink for subscribers in this process: tests, and a view of what is going on now."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Subscription:
 
     @property
     def dropped(self) -> int:
-        """Pulses thrown away because the subscriber did not keep up."""
+        """How many pulses were thrown away because the subscriber did not keep up."""
         return self._dropped
 
     def drain(self) -> list[Pulse]:
-        """All that waits, without waiting."""
+        """All pulses that wait, without waiting for more."""
         drained: list[Pulse] = []
         while self._pulses:
             drained.append(self._pulses.popleft())
         return drained
 
     def close(self) -> None:
-        """Receive no more; what waits can still be read.  Twice is once."""
+        """Receive no more pulses; those that wait can still be read.  Twice is once."""
         if not self._closed:
             self._closed = True
             self._leave(self)
@@ -108,7 +108,8 @@ def _wake_reader(changed: asyncio.Future[None]) -> None:
 
 
 class LiveSink:
-    """Hands pulses to whoever in this process subscribed; nobody who reads slowly, or not at all, is waited for."""
+    """A sink that hands pulses to subscribers in this process; one that reads slowly, or not at all, is not waited
+    for."""
 
     def __init__(self) -> None:
         self._subscriptions: tuple[Subscription, ...] = ()
@@ -116,7 +117,8 @@ class LiveSink:
         self._closed = False
 
     def subscribe(self, accepts: PulseFilter | None = None, *, limit: int = 10_000) -> Subscription:
-        """The pulses from now on for which `accepts` is true (all, without one); at most `limit` wait to be read.
+        """A subscription to the pulses from now on for which `accepts` is true (all, without one); at most `limit` wait
+        to be read.
 
         A filter that raises ends its own subscription, nobody else's.
         """
@@ -131,7 +133,7 @@ class LiveSink:
         return subscription
 
     def receive(self, pulses: Sequence[Pulse]) -> None:
-        """Hand them out; never blocks."""
+        """Hand `pulses` out to the subscribers; never blocks."""
         for subscription in self._subscriptions:
             try:
                 subscription._push(pulses)

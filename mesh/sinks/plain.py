@@ -1,4 +1,4 @@
-"""Pulses as what JSON can say."""
+"""Pulses as plain data that JSON can carry."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _JSON_SCALARS = (bool, int, type(None))
 
 
 def plain(value: Any) -> Any:
-    """`value` with nothing in it that JSON lacks.
+    """`value` as data that JSON can carry.
 
-    Packed tokens are decoded (one that cannot be: `{"undecodable": base64}`), bytes become base64, datetimes, dates
-    and times ISO 8601, durations seconds, sets and tuples lists, NaN and infinities text, anything else its `str`.
+    Packed tokens are decoded (one that cannot be: `{"undecodable": base64}`), bytes become base64, datetimes, dates and
+    times ISO 8601, durations seconds, sets and tuples lists, NaN and infinities text, anything else its `str`.
     """
     if isinstance(value, str):
         return value

@@ -1,4 +1,4 @@
-"""What a node calls to tell a sink: whatever the sink does, the run goes on."""
+"""A relay between a node and a sink: whatever the sink does, the run goes on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SinkRelay:
     """Guards a run against one sink: a sink that raises is disabled for good, logged once, and what it misses is
     counted.
 
-    It adds a call and two counters a batch.  It cannot stop a sink that blocks: that a `receive` does not is the
+    The relay adds a call and two counters a batch.  It cannot stop a sink that blocks: that a `receive` does not is the
     port's promise.
     """
 
@@ -45,7 +45,7 @@ class SinkRelay:
         return self._closed or bool(self._error)
 
     def offer(self, pulses: Sequence[Pulse]) -> None:
-        """Tell the sink; called on the loop's thread, after the pulses are kept.  Never raises."""
+        """Tell the sink of `pulses`; called on the loop's thread, after the pulses are kept.  Never raises."""
         self._offered += len(pulses)
         if self._closed or self._error:
             self._lost += len(pulses)
@@ -62,7 +62,7 @@ class SinkRelay:
             _log.exception("sink %s raised and is disabled; the run goes on without it", self._name)
 
     def statistics(self) -> RelayStatistics:
-        """The counts so far."""
+        """The relay's counts so far."""
         return RelayStatistics(self._offered, self._lost, self._error)
 
     def close(self, timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""Where pulses are kept: `memory` for as long as the process lives, `sqlite` for as long as the file does.
+"""Stores, where pulses are kept: `memory` for as long as the process lives, `sqlite` for as long as the file does.
 
 A store is named by a URL: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`.  What follows the third slash
 is the path as it stands; nothing in it is decoded or expanded.
@@ -43,7 +43,7 @@ def open_store(
 
 
 def open_reader(url: str) -> SqliteReader:
-    """The journal that `url` names, to look at while others write it; nothing is created.
+    """A reader of the journal that `url` names, while others write it; nothing is created.
 
     Raises:
         ConfigurationError: the URL names nothing that can be read from another process.

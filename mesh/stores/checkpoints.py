@@ -23,8 +23,8 @@ _WARN_INTERVAL: Final = 10.0
 
 
 class CheckpointThread:
-    """Keeps the log short: a checkpoint every second, and after `pages` of log at once.  Writers and readers go on
-    meanwhile.
+    """Keeps the write-ahead log short: a checkpoint every second, and after `pages` of log at once.  Writers and
+    readers go on meanwhile.
 
     A log twice as long is closed and begun afresh, for which writers are kept out for the time of one fsync or two.
     """
@@ -34,7 +34,8 @@ class CheckpointThread:
         self._synchronous = synchronous
         self._pages_a_checkpoint = pages
         self._pages = 0
-        """An estimate; a thread that overwrites another's count makes a checkpoint come early or late, no more."""
+        """Pages of log since the last checkpoint, estimated; a thread that overwrites another's count makes a
+        checkpoint come early or late, no more."""
         self._dirty = threading.Event()
         self._full = threading.Event()
         self._closing = False
@@ -42,11 +43,11 @@ class CheckpointThread:
         self._thread = threading.Thread(target=self._run, name="bitactor-store-checkpoint", daemon=True)
 
     def start(self) -> None:
-        """Checkpoint whenever something was written, from now on."""
+        """Start the thread: from now on it makes checkpoints whenever something was written."""
         self._thread.start()
 
     def count_commit(self, writes: int) -> None:
-        """A commit of that many writes was made.  Cheap: called after each, on whichever thread made it."""
+        """Count a commit of `writes` writes.  Cheap: called after each, on whichever thread made it."""
         self._pages += _PAGES_A_COMMIT + writes
         if not self._dirty.is_set():
             self._dirty.set()
@@ -54,7 +55,7 @@ class CheckpointThread:
             self._full.set()
 
     def close(self) -> None:
-        """Stop; waits for a checkpoint under way.  Twice is once."""
+        """Stop the thread; waits for a checkpoint under way.  Twice is once."""
         self._closing = True
         self._dirty.set()
         self._full.set()

@@ -26,14 +26,14 @@ _GROUP_WRITES: Final = 4_096
 
 
 class Append(NamedTuple):
-    """What one call of `append` asked for."""
+    """The writes of one call of `append`, and its `done`."""
 
     items: Sequence[PreparedWrite]
     done: Done
 
 
 class Completion(NamedTuple):
-    """What became of an append; to be told on the loop's thread."""
+    """The outcome of an append, to be told on the loop's thread."""
 
     done: Done
     refusals: Sequence[Refusal]
@@ -70,14 +70,16 @@ class CommitThread:
         self.completions: deque[Completion] = deque()
 
     def submit(self, append: Append) -> None:
-        """Commit this after everything submitted before.  Started at the first call; called on the loop's thread."""
+        """Commit `append` after everything submitted before.  Called on the loop's thread; the first call starts the
+        thread."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="bitactor-store-commit", daemon=True)
             self._thread.start()
         self._queue.put(append)
 
     def close(self) -> None:
-        """Commit what waits, then stop; `completions` holds what was not delivered.  Twice is once."""
+        """Commit the appends that wait, then stop; `completions` holds those that were not delivered.  Twice is
+        once."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._queue.put(None)
@@ -97,7 +99,8 @@ class CommitThread:
                 self._connection.close()
 
     def _next_group(self) -> list[Append]:
-        """At least one append, and what has come by now; empty when closing and none is left."""
+        """The appends of the next commit: at least one, and what has come by now; empty when closing and none is
+        left."""
         first = self._queue.get()
         if first is None:
             return []
@@ -146,7 +149,7 @@ class CommitThread:
 
 
 def _split(group: Sequence[Append], refusals: Sequence[Refusal]) -> list[Completion]:
-    """To each append its own refusals, with indexes into its own writes."""
+    """The completions of the appends in a group: to each its own refusals, with indexes into its own writes."""
     if not refusals:
         return [Completion(append.done, (), None) for append in group]
     completions: list[Completion] = []

@@ -1,4 +1,4 @@
-"""SQLite files that are journals: opening, schema, and what their errors mean."""
+"""Journals as SQLite files: opening them, their schema, and the meaning of SQLite's errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from bitactor.errors import StoreError
 
 APPLICATION_ID: Final = 0x42697441
-"""`BitA`, in the header of every journal; a file without it is somebody else's."""
+"""SQLite's application id of a journal, `BitA`, in the file's header; a file without it is somebody else's."""
 
 _SCHEMA: Final = Path(__file__).parent / "schema"
 _OPENING_PATIENCE: Final = 30.0
@@ -34,7 +34,7 @@ def connect(path: Path, *, synchronous: str, timeout: float) -> sqlite3.Connecti
 
 
 def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
-    """A connection that neither writes nor creates the file.
+    """A connection to a journal that neither writes nor creates the file.
 
     Raises:
         StoreError: there is no such file, or it is no journal of this version.
@@ -60,7 +60,7 @@ def prepare(path: Path) -> None:
     """Make sure `path` is a journal of this version, creating it if it does not exist.
 
     Raises:
-        StoreError: it cannot be created or written, belongs to another program, or to a later version.
+        StoreError: the file cannot be created or written, belongs to another program, or to a later version.
     """
     _check_path(path)
     try:
@@ -70,7 +70,8 @@ def prepare(path: Path) -> None:
 
 
 def retry_while_busy(action: Callable[[], Value], patience: float) -> Value:
-    """`action()`, again while another connection is in the way, for `patience` seconds of sleeping on this thread."""
+    """The value of `action()`, tried again while another connection is in the way, for `patience` seconds of sleeping
+    on this thread."""
     for pause in busy_pauses(patience):
         try:
             return action()
@@ -82,7 +83,7 @@ def retry_while_busy(action: Callable[[], Value], patience: float) -> Value:
 
 
 def busy_pauses(patience: float) -> Iterator[float]:
-    """How long to sleep between tries, from 0.5 to 20 ms, until `patience` seconds have passed."""
+    """Seconds to sleep between tries, from 0.5 to 20 ms, until `patience` seconds have passed."""
     until = time.monotonic() + patience
     pause = 0.0005
     while time.monotonic() < until:
@@ -91,12 +92,12 @@ def busy_pauses(patience: float) -> Iterator[float]:
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Whether another connection is in the way and a later try can succeed."""
+    """Whether `error` says that another connection is in the way, so that a later try can succeed."""
     return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def store_error(error: sqlite3.Error, path: Path) -> StoreError:
-    """What `error` means for whoever runs this process, and what to do."""
+    """A `StoreError` which says what `error` means for whoever runs this process, and what to do."""
     advice = {
         sqlite3.SQLITE_BUSY: "another process kept it locked; look for who holds it (`fuser` names the process)",
         sqlite3.SQLITE_LOCKED: "another connection kept it locked",
@@ -139,7 +140,7 @@ def _prepare(path: Path) -> None:
 
 
 def _journal_version(connection: sqlite3.Connection, path: Path) -> int:
-    """The schema's version; 0 if the file is empty."""
+    """The version of the journal's schema; 0 if the file is empty."""
     application, version, tables = connection.execute(
         "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id, "
         "pragma_user_version"

@@ -1,9 +1,9 @@
-"""Who owns what: an owner's row with a lease on it, kept alive from a thread, and the claim on what dead owners left.
+"""Owners of transactions: an owner's row with a lease on it, kept alive from a thread, and the claim on what dead
+owners left.
 
 An owner is dead when it gave its lease back, when its process on this machine is gone, or when it cannot be seen from
 here (another pid namespace, an earlier boot) and its lease has run out.  A process that can be seen running is never
-declared dead, however long
-its lease is over: it may have been suspended.
+declared dead, however long its lease is over: it may have been suspended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WARN_INTERVAL: Final = 10.0
 
 
 class Identity(NamedTuple):
-    """What tells this process from every other, as far as other processes can check it."""
+    """The identity of this process, as far as other processes can check it."""
 
     pid: int
     boot_id: str
@@ -40,7 +40,7 @@ class Identity(NamedTuple):
 
 
 def identify() -> Identity:
-    """This process."""
+    """The identity of this process."""
     pid = os.getpid()
     return Identity(pid, _boot_id(), process_started(pid) or 0)
 
@@ -59,10 +59,10 @@ def process_started(pid: int) -> int | None:
 
 
 def register(connection: sqlite3.Connection, owner: str, identity: Identity, expires_ns: int) -> None:
-    """Take the name `owner`.
+    """Take the name `owner`, with a lease until `expires_ns`.
 
     Raises:
-        StoreError: it is taken.
+        StoreError: the name is taken.
     """
     try:
         connection.execute(
@@ -87,10 +87,10 @@ def release(connection: sqlite3.Connection, owner: str) -> None:
 
 
 def require_lease(connection: sqlite3.Connection, owner: str) -> None:
-    """Inside a database transaction that writes: make sure that nobody has taken over from `owner`.
+    """Make sure, inside a database transaction that writes, that nobody has taken over from `owner`.
 
     Raises:
-        StaleOwner: somebody has.
+        StaleOwner: another owner has taken over.
     """
     row = connection.execute("SELECT fenced FROM owners WHERE owner = ?", (owner,)).fetchone()
     if row is None or row[0]:
@@ -176,7 +176,7 @@ def reclaim(
     Always writes, so that it succeeds only if the file can be written.
 
     Raises:
-        StaleOwner: they are another's by now.
+        StaleOwner: these transactions are another owner's by now.
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -233,7 +233,7 @@ def _orphaned_owners(connection: sqlite3.Connection, owner: str) -> list[str]:
 
 
 def _boot_id() -> str:
-    """This boot of this machine and the namespace our pid is a number in; empty where that cannot be known."""
+    """The boot of this machine and the namespace our pid is a number in; empty where that cannot be known."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -254,11 +254,11 @@ class LeaseThread:
         self._thread = threading.Thread(target=self._run, name="bitactor-store-lease", daemon=True)
 
     def start(self) -> None:
-        """Renew every third of the lease from now on."""
+        """Start the thread, which renews the lease every third of it from now on."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; takes at most a third of the lease.  Twice is once."""
+        """Stop the thread; takes at most a third of the lease.  Twice is once."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()

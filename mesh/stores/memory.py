@@ -1,4 +1,4 @@
-"""A journal that lives and dies with its process, at the price of a list."""
+"""A journal in memory, which lives and dies with its process, at the price of a list."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ class MemoryStore(Store):
 
     @override
     def open(self, owner: str) -> None:
-        """Take part as `owner`."""
+        """No lease is taken: `owner` is only remembered.
+
+        Raises:
+            StoreError: the store was opened before, or `owner` is empty.
+        """
         if self._owner:
             raise StoreError("a store is opened once; make another one")
         if not owner:
@@ -58,7 +62,7 @@ class MemoryStore(Store):
 
     @override
     def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
-        """Keep `writes`, then call `done(refusals, None)` before returning."""
+        """`done` is called before this returns; with an error only if the store is closed or not open."""
         if self._closed or not self._owner:
             done((), StoreError(f"the store is {'closed' if self._closed else 'not open'}"))
             return
@@ -86,34 +90,30 @@ class MemoryStore(Store):
 
     @override
     def pulses(self, transaction: str) -> list[Pulse]:
-        """All pulses of a transaction, in order of `seq`; empty if it is unknown."""
         entry = self._entries.get(transaction)
         return list(entry.pulses) if entry else []
 
     @override
     def find(self, workflow: str, key: str) -> str | None:
-        """The transaction that has this idempotency key."""
         return self._keys.get((workflow, key))
 
     @override
     def get(self, transaction: str) -> TransactionRow | None:
-        """What is known of one transaction."""
         entry = self._entries.get(transaction)
         return self._row(transaction, entry) if entry else None
 
     @override
     def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
-        """Nothing: what another process left in its memory is gone with it."""
+        """The answer is empty: what another process left in its memory is gone with it."""
         return []
 
     @override
     def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
-        """Nothing: all that is here is ours."""
+        """The answer is empty: all transactions here are ours."""
         return []
 
     @override
     def reclaim(self, held: Container[str]) -> list[Claim]:
-        """Our open transactions that are not in `held`, each with its next epoch."""
         if self._closed or not self._owner:
             raise StoreError(f"the store is {'closed' if self._closed else 'not open'}")
         claims = []
@@ -125,14 +125,13 @@ class MemoryStore(Store):
 
     @override
     def close(self) -> None:
-        """Take no more appends; what is kept can still be read.  Twice is once."""
+        """What is kept can still be read afterwards."""
         self._closed = True
 
     @override
     def list(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[TransactionRow]:
-        """Newest first, at most `limit`; `before` is the last id of the page before."""
         names = nlargest(
             limit,
             (
@@ -146,7 +145,7 @@ class MemoryStore(Store):
         return [self._row(name, self._entries[name]) for name in names]
 
     def _create(self, write: Write, entry: _Entry | None) -> Exception | None:
-        """Make the entry of a transaction's first write; or why this write cannot be made, if it cannot."""
+        """Make the entry of a transaction's first write; returns why this write cannot be made, None if it was."""
         transaction, epoch, pulses = write.transaction, write.epoch, write.pulses
         seq = pulses[0].seq if pulses else -1
         if entry is None:
@@ -175,7 +174,7 @@ class MemoryStore(Store):
         return None
 
     def _index_status(self, transaction: str, status: str, is_open: bool) -> None:
-        """Put a transaction where its status belongs, and forget the oldest there if they are too many."""
+        """Put a transaction where its status belongs, and forget the oldest transactions there if they are too many."""
         self._ended.pop(transaction, None)
         self._resumable.pop(transaction, None)
         if is_open:

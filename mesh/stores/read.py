@@ -1,4 +1,4 @@
-"""Queries of a journal, on whatever connection."""
+"""The queries of an SQLite journal, on whatever connection."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from mesh.stores.rows import PULSE_COLUMNS, TRANSACTION_COLUMNS, pulse_from_row,
 Value = TypeVar("Value")
 
 _PATIENCE: Final = 5.0
-"""SQLite keeps readers out only while a crashed writer's log is being recovered: milliseconds."""
+"""Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
+recovered, for milliseconds."""
 
 
 class SqliteQueries:
-    """The queries of a store.  They see what is committed, by whichever process."""
+    """The queries of the `Store` port on an SQLite journal.  They see what is committed, by whichever process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -32,17 +33,17 @@ class SqliteQueries:
         return self._read(lambda connection: _pulses(connection, transaction))
 
     def find(self, workflow: str, key: str) -> str | None:
-        """The transaction that has this idempotency key."""
+        """The transaction that has this idempotency key; None if there is none."""
         return self._read(lambda connection: _find(connection, workflow, key))
 
     def get(self, transaction: str) -> TransactionRow | None:
-        """What is known of one transaction."""
+        """The row of one transaction; None if it is unknown."""
         return self._read(lambda connection: _get(connection, transaction))
 
     def list(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[TransactionRow]:
-        """Newest first, at most `limit`; `before` is the last id of the page before."""
+        """Rows of transactions, newest first, at most `limit`; `before` is the last id of the page before."""
         return self._read(lambda connection: _list(connection, status, workflow, limit, before))
 
     def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
@@ -58,7 +59,7 @@ class SqliteQueries:
 
 
 class SqliteReader(SqliteQueries):
-    """A journal to look at, from any process, while others write it.  Belongs to the thread that made it.
+    """A reader of a journal, in any process, while others write it.  Belongs to the thread that made it.
 
     Raises:
         StoreError: there is no such file, or it is no journal of this version.

@@ -1,4 +1,4 @@
-"""How a pulse lies in a table: what people ask for as columns, the rest packed into one `body`."""
+"""Pulses as rows of a table: what people ask for as columns, the rest packed into one `body`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ AT_NS: Final = 7
 BODY: Final = 10
 
 _EXT_PACKED: Final = 16
-"""A `Packed` inside `data`: a token, which must not come back as plain bytes."""
+"""MessagePack extension code of a `Packed` inside `data`: a token, which must not come back as plain bytes."""
 _EXT_VALUE: Final = 17
-"""A value only the codec knows how to carry, as the codec packs it."""
+"""MessagePack extension code of a value only the codec knows how to carry, as the codec packs it."""
 
 
 def pulse_rows(pulses: Iterable[Pulse]) -> list[PulseRow]:
@@ -73,7 +73,7 @@ def pulse_from_row(root: str, workflow: str, row: PulseRow) -> Pulse:
 
 
 def transaction_from_row(row: tuple[Any, ...]) -> TransactionRow:
-    """What `TRANSACTION_COLUMNS` holds."""
+    """The `TransactionRow` of a row of `TRANSACTION_COLUMNS`."""
     transaction, root, parent, workflow, key, status, is_open, owner, epoch, created_ns, updated_ns = row
     return TransactionRow(
         transaction, root, parent, workflow, key, status, bool(is_open), owner, epoch, created_ns, updated_ns
@@ -81,7 +81,8 @@ def transaction_from_row(row: tuple[Any, ...]) -> TransactionRow:
 
 
 def _storable(error: str) -> str | bytes:
-    """Text with lone surrogates (from undecodable file names, say) is no UTF-8; SQLite takes it as bytes."""
+    """`error` as SQLite takes it: as bytes if it has lone surrogates (from undecodable file names, say), which are no
+    UTF-8."""
     try:
         error.encode()
     except UnicodeEncodeError:

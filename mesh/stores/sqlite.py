@@ -75,8 +75,8 @@ class SqliteStore(SqliteQueries, Store):
         self._opened = False
         self._closing = False
         self._in_flight = 0
-        """Appends submitted to the commit thread and not delivered; only while there are none may this thread
-        commit."""
+        """Appends submitted to the commit thread and not delivered; this thread may commit only while there are
+        none."""
         self._writer: Writer
         self._commit_thread: CommitThread
         self._checkpoint_thread: CheckpointThread
@@ -84,11 +84,11 @@ class SqliteStore(SqliteQueries, Store):
 
     @override
     def open(self, owner: str) -> None:
-        """Create the file if need be and take part as `owner`.
+        """Creates the file if need be.
 
         Raises:
-            StoreError: the file cannot be used (the message says why and what to do), the name is taken, or this was
-                opened before.
+            StoreError: the file cannot be used (the message says why and what to do), the name is taken, or this store
+                was opened before.
         """
         if self._opened:
             raise StoreError(f"{self._path}: a store is opened once; make another one")
@@ -114,7 +114,7 @@ class SqliteStore(SqliteQueries, Store):
 
     @override
     def append(self, writes: Sequence[Write], done: Done) -> None:
-        """Keep `writes` in one commit, then call `done`: before this returns, or later on the loop's thread."""
+        """`done` is called before this returns, or later on the loop's thread."""
         connection = self._connection
         if connection is None or self._closing:
             done((), StoreError(f"{self._path} is {'closed' if self._opened else 'not open'}"))
@@ -141,9 +141,7 @@ class SqliteStore(SqliteQueries, Store):
 
     @override
     def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
-        """Take over every open transaction (that began in one of `shapes`) whose owner is gone.
-
-        Waits up to 5 s for the file's lock if there is one to take over.
+        """Waits up to 5 s for the file's lock if there is a transaction to take over.
 
         Raises:
             StoreError: the file cannot be written.
@@ -152,12 +150,11 @@ class SqliteStore(SqliteQueries, Store):
 
     @override
     def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
-        """Open transactions of these workflows that began in another shape and that nobody owns."""
         return self._read(lambda connection: unclaimed(connection, self._owner, shapes, limit))
 
     @override
     def reclaim(self, held: Container[str]) -> list[Claim]:
-        """Our own open transactions that are not in `held`, each with its next epoch.
+        """Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock.
 
         Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock.
 
@@ -168,7 +165,8 @@ class SqliteStore(SqliteQueries, Store):
 
     @override
     def close(self) -> None:
-        """Commit what waits (its `done`s are called), give the lease back, release files and threads.  Twice is once.
+        """Takes tens of milliseconds (the log goes into the file, the file to the disk); up to `patience` seconds when
+        another process keeps the file locked.
 
         Takes tens of milliseconds (the log goes into the file, the file to the disk); up to `patience` seconds when
         another process keeps the file locked.
@@ -213,7 +211,7 @@ class SqliteStore(SqliteQueries, Store):
         self._commit_thread.submit(append)
 
     def _deliver(self) -> None:
-        """Tell what the commit thread did; on the loop's thread."""
+        """Call the `done`s of what the commit thread did; on the loop's thread."""
         completions = self._commit_thread.completions
         while completions:
             done, refusals, error = completions.popleft()

@@ -1,9 +1,8 @@
-"""What one commit does to a journal: which writes are taken, which refused, and the few statements that make it so.
+"""Commits to a journal: which writes are taken, which refused, and the few statements that make it so.
 
 Every commit is one database transaction that begins by looking at our own row in `owners`.  As long as that row stands
 and is not fenced, nobody else can have touched the open transactions we hold, so what the last commit knew of them is
-still true and need not
-be read again: an ordinary hop costs its pulse rows and nothing else.
+still true and need not be read again: an ordinary hop costs its pulse rows and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from mesh.stores.rows import AT_NS, SEQ, PulseRow, pulse_rows
 
 
 class PreparedWrite(NamedTuple):
-    """A write and its rows, or why it has none."""
+    """A write and its rows, or the error for which it has none."""
 
     write: Write
     rows: Sequence[PulseRow]
@@ -27,14 +26,14 @@ class PreparedWrite(NamedTuple):
 
 
 class JournalState(NamedTuple):
-    """The state of a transaction in the journal, as far as the next write of it must know."""
+    """The state of a transaction in the journal, as far as its next write must know it."""
 
     epoch: int
     status: str
     open: bool
     next_seq: int
     other_owner: str = ""
-    """The owner, if it is open and not ours."""
+    """The transaction's owner, if it is open and not ours; else empty."""
 
 
 _ROW_ERRORS: Final = (
@@ -64,12 +63,12 @@ def prepare_writes(writes: Iterable[Write]) -> list[PreparedWrite]:
 
 
 class Writer:
-    """Commits of one owner.  Used by one thread at a time, on whichever connection belongs to that thread."""
+    """Makes the commits of one owner.  Used by one thread at a time, on whichever connection belongs to that thread."""
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
         self._states: dict[str, JournalState] = {}
-        """The open transactions that we hold and have written to."""
+        """Cached journal states of the open transactions that we hold and have written to."""
 
     def commit(self, connection: sqlite3.Connection, items: Sequence[PreparedWrite]) -> list[Refusal]:
         """Keep `items` in one database transaction; those that are refused leave no trace.
@@ -98,7 +97,7 @@ class Writer:
         return batch.refusals
 
     def invalidate(self, transactions: Iterable[str]) -> None:
-        """Drop the cached states of these; the next write of each reads its state from the journal."""
+        """Drop the cached states of `transactions`; the next write of each reads its state from the journal."""
         for transaction in transactions:
             self._states.pop(transaction, None)
 
@@ -124,12 +123,12 @@ class _Batch:
         self._connection = connection
         self._refused: dict[str, Exception] = {}
         self.changes: dict[str, JournalState] = {}
-        """What becomes known once this is committed."""
+        """Journal states that become true once this batch is committed."""
         self.refusals: list[Refusal] = []
 
     def write(self, items: Iterable[PreparedWrite], first: int = 0) -> None:
-        """All in one go; raises one of `_ROW_ERRORS` if that will not do.  `first` is the index of the first
-        item."""
+        """Write all items in one go; raises one of `_ROW_ERRORS` if that will not do.  `first` is the index of the
+        first item."""
         connection, states, changes = self._connection, self._states, self.changes
         created: list[tuple[str | int, ...]] = []
         updated: list[tuple[str | int, ...]] = []
@@ -161,7 +160,7 @@ class _Batch:
             connection.executemany(_UPDATE_TRANSACTION, updated)
 
     def write_one_by_one(self, items: Iterable[PreparedWrite]) -> None:
-        """The same, refusing each write that cannot be stored and taking the others."""
+        """Write the items one by one, refusing each that cannot be stored and taking the others."""
         connection = self._connection
         for index, item in enumerate(items):
             transaction = item.write.transaction

@@ -1,1 +1,1 @@
-"""Pulses as OpenTelemetry spans: folded, encoded, sent."""
+"""Pulses as OpenTelemetry spans: folding, encoding and sending them."""

@@ -1,4 +1,4 @@
-"""Posts spans to an OTLP/HTTP collector, over one kept-alive connection."""
+"""A client of an OTLP/HTTP collector, over one kept-alive connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_RETRY_AFTER_SECONDS: Final = 60.0
 
 
 class ExportFailed(Exception):
-    """A batch was not taken."""
+    """A batch of spans was not taken."""
 
     def __init__(
         self,
@@ -40,17 +40,17 @@ class ExportFailed(Exception):
     ) -> None:
         super().__init__(reason)
         self.retryable = retryable
-        """Worth trying again."""
+        """Whether the same batch is worth trying again."""
         self.reached = reached
-        """The collector answered, or at least let us connect."""
+        """Whether the collector answered, or at least let us connect."""
         self.retry_after = retry_after
-        """Seconds the collector asked us to wait."""
+        """Seconds that the collector asked us to wait; None: it did not."""
         self.limit_tries = limit_tries
-        """The fault may lie with this very batch: try it a few times only."""
+        """Whether the fault may lie with this very batch, so that it is tried a few times only."""
 
 
 class CollectorSettings(NamedTuple):
-    """Where spans go and how."""
+    """Where spans are sent, and how."""
 
     url: str
     headers: Mapping[str, str]
@@ -61,7 +61,8 @@ class CollectorSettings(NamedTuple):
 def collector_settings(
     endpoint: str | None = None, headers: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None
 ) -> CollectorSettings:
-    """What was asked for, completed by OpenTelemetry's environment variables, those for traces before the general ones.
+    """Collector settings from the arguments, completed by OpenTelemetry's environment variables, those for traces
+    before the general ones.
 
     `endpoint` is a base to which `/v1/traces` is added (unless it ends so), as is OTEL_EXPORTER_OTLP_ENDPOINT;
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is taken as it stands.  Also honoured: ..._HEADERS, ..._COMPRESSION (gzip |
@@ -117,7 +118,7 @@ def _traces_url(endpoint: str | None, variables: Mapping[str, str]) -> str:
 
 
 class Collector:
-    """One collector.
+    """The client's connection to one collector.
 
     `post` and `close` belong to one thread; `abort` may come from another and ends a `post` under way.
     """
@@ -136,10 +137,10 @@ class Collector:
         self._aborted = False
 
     def post(self, body: bytes, connect_timeout: float) -> tuple[int, str]:
-        """Deliver one export request; answers with how many of its spans the collector rejected, and why.
+        """Deliver one export request; returns how many of its spans the collector rejected, and why.
 
         Raises:
-            ExportFailed: it was not taken.
+            ExportFailed: the request was not taken.
         """
         if self._settings.compress:
             body = gzip.compress(body, compresslevel=1)
@@ -224,7 +225,8 @@ def _export_failed(response: HTTPResponse, answer: bytes) -> ExportFailed:
 
 
 def _retry_after(header: str | None) -> float | None:
-    """The delay a collector asks for in seconds, within reason; the form with a date is left to our own backoff."""
+    """The delay in seconds that a collector asks for, within reason; the form with a date is left to our own
+    backoff."""
     if header is None or not header.strip().isdecimal():
         return None
     return min(float(header), _MAX_RETRY_AFTER_SECONDS)

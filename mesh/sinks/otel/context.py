@@ -1,4 +1,4 @@
-"""Makes a user's own spans children of the hop they run in."""
+"""The OpenTelemetry context that makes a user's own spans children of the hop they run in."""
 
 from __future__ import annotations
 

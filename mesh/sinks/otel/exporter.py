@@ -1,4 +1,4 @@
-"""Span records handed to an exporter of the OpenTelemetry SDK."""
+"""A span target that is an exporter of the OpenTelemetry SDK."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNSET: Final = Status(StatusCode.UNSET)
 
 
 class ExporterTarget:
-    """Any `SpanExporter`.  Retrying is the exporter's affair; a batch it fails on is lost."""
+    """A span target over any `SpanExporter`.  Retrying is the exporter's affair; a batch it fails on is lost."""
 
     def __init__(self, exporter: SpanExporter, resource: Resource, scope: str, scope_version: str) -> None:
         self._exporter = exporter
@@ -32,7 +32,7 @@ class ExporterTarget:
         self._shut = False
 
     def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
-        """Export them as `ReadableSpan`s; raises `ExportFailed`."""
+        """Export `records` as `ReadableSpan`s; raises `ExportFailed`."""
         try:
             result = self._exporter.export([self._readable(record) for record in records])
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What a pulse says about an error, for attributes and for people."""
+"""The error that a pulse carries, for span attributes and for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_TEXT: Final = 16_384
 
 
 def error_name(summary: str) -> str:
-    """`Name` of `Name: message`; a tombstone's reason is its own name."""
+    """`Name` of a summary `Name: message`; a tombstone's reason is its own name."""
     return short(summary.partition(":")[0], 256)
 
 

@@ -1,4 +1,4 @@
-"""Spans that have not ended: what is kept of a transaction and its attempts until their outcome is known."""
+"""Spans that have not ended: the state kept of a transaction and its attempts until their outcome is known."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from bitactor.messages.pulse import Pulse
 from mesh.sinks.otel.record import INTERNAL, Attributes, SpanEvent
 
 MAX_EVENTS: Final = 128
-"""Events of one span; more are counted as dropped.  OpenTelemetry's own limit."""
+"""The most events of one span; more are counted as dropped.  OpenTelemetry's own limit."""
 
 
 class BoundedEvents:
-    """The events of one span, bounded."""
+    """The events of one span, at most `MAX_EVENTS`."""
 
     __slots__ = ("dropped", "kept")
 
@@ -22,7 +22,7 @@ class BoundedEvents:
         self.dropped = 0
 
     def add(self, event: SpanEvent) -> None:
-        """One more event of the span."""
+        """Add an event to the span."""
         if len(self.kept) < MAX_EVENTS:
             self.kept.append(event)
         else:
@@ -30,7 +30,7 @@ class BoundedEvents:
 
 
 class OpenHop:
-    """An attempt that has no outcome yet."""
+    """The span of an attempt that has no outcome yet."""
 
     __slots__ = ("deliveries", "events", "provisional", "reason", "spawned")
 
@@ -41,17 +41,17 @@ class OpenHop:
         self.provisional: Pulse | None = None
         """The `timed_out` pulse, while something may still follow it."""
         self.reason = ""
-        """Of a tombstone it got."""
+        """The reason of a tombstone that the hop got; empty without one."""
 
     def add(self, event: SpanEvent) -> None:
-        """One more event of the span."""
+        """Add an event to the span."""
         if self.events is None:
             self.events = BoundedEvents()
         self.events.add(event)
 
 
 class OpenTransaction:
-    """A transaction that has not finished; keeps no payloads."""
+    """The span of a transaction that has not finished; keeps no payloads."""
 
     __slots__ = (
         "adopted", "attributes", "events", "gapless", "halted_ns", "hops", "is_resumption", "kind", "links", "name",
@@ -79,10 +79,11 @@ class OpenTransaction:
         self.adopted = False
         self.is_resumption = False
         self.gapless = True
-        """Every pulse since `accepted` was seen, so an outcome without a `spawned` is a repetition, not a gap."""
+        """Whether every pulse since `accepted` was seen, so that an outcome without a `spawned` is a repetition, not a
+        gap."""
 
     def add(self, event: SpanEvent) -> None:
-        """One more event of the span."""
+        """Add an event to the span."""
         if self.events is None:
             self.events = BoundedEvents()
         self.events.add(event)

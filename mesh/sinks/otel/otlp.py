@@ -14,7 +14,7 @@ from mesh.sinks.otel.record import CONSUMER, INTERNAL, SpanRecord
 
 _KINDS: Final = {INTERNAL: Span.SPAN_KIND_INTERNAL, CONSUMER: Span.SPAN_KIND_CONSUMER}
 _FLAGS: Final = 0x01 | SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
-"""Sampled, parent not remote: which process made the parent is not known here, and nobody loses by it."""
+"""Span flags: sampled, parent not remote; which process made the parent is not known here, and nobody loses by it."""
 
 _UNIQUE: Final = frozenset(("bitactor.hop", "bitactor.transaction", "bitactor.parent", "bitactor.error"))
 _CACHED: Final = frozenset((str, int, bool))
@@ -122,5 +122,5 @@ def _value(value: Any) -> AnyValue:
 
 
 def _text(text: str) -> str:
-    """Protobuf refuses lone surrogates, which a message made from file names can hold."""
+    """`text` without lone surrogates, which protobuf refuses and a message made from file names can hold."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

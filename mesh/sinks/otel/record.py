@@ -1,4 +1,4 @@
-"""What a finished span is, whoever exports it."""
+"""A finished span as a record, whoever exports it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Attributes = dict[str, Any]
 
 
 class SpanEvent(NamedTuple):
-    """Something that happened at one moment within a span."""
+    """An event at one moment within a span."""
 
     name: str
     at_ns: int
@@ -24,7 +24,7 @@ class SpanRecord(NamedTuple):
     trace_id: str
     span_id: str
     parent_id: str
-    """Empty for the root of a trace."""
+    """Span id of the parent; empty for the root of a trace."""
     name: str
     kind: str
     """`internal` or `consumer`."""
@@ -34,9 +34,9 @@ class SpanRecord(NamedTuple):
     """Values are str, int or bool."""
     events: tuple[SpanEvent, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
-    """(trace id, span id)."""
+    """Linked spans as (trace id, span id)."""
     failed: bool = False
-    """Status ERROR; otherwise UNSET."""
+    """Whether the span's status is ERROR; otherwise it is UNSET."""
     description: str = ""
     dropped_events: int = 0
     dropped_links: int = 0

@@ -1,4 +1,4 @@
-"""Pulses as OpenTelemetry spans, sent by OTLP over HTTP or through any SDK exporter, off the hot path."""
+"""A sink that sends pulses as OpenTelemetry spans, by OTLP over HTTP or through any SDK exporter, off the hot path."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _log = logging.getLogger("bitactor.sinks")
 
 SCOPE: Final = "bitactor"
 CONNECT_SECONDS: Final = 2.0
-"""How long a connection may take to come about."""
+"""Seconds that a connection may take to come about."""
 UNREACHABLE_GRACE_SECONDS: Final = 1.0
-"""How long closing keeps trying a collector that cannot be reached, whatever its timeout."""
+"""Seconds that closing keeps trying a collector that cannot be reached, whatever its timeout."""
 
 _FOLD_CHUNK: Final = 64
 _YIELD_SECONDS: Final = 0.000_05
@@ -45,17 +45,17 @@ class SpanTarget(Protocol):
     """Where finished spans go.  `send` and `close` are called on the sink's thread, `abort` on the closing one."""
 
     def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
-        """Deliver; answers with how many were rejected and why; raises `ExportFailed`."""
+        """Deliver `records`; returns how many were rejected and why; raises `ExportFailed`."""
 
     def abort(self) -> None:
         """Make a `send` under way return soon."""
 
     def close(self) -> None:
-        """Release everything."""
+        """Release the target's connections."""
 
 
 class OtlpTarget:
-    """A collector, spoken to in OTLP/HTTP."""
+    """A span target that is a collector, spoken to in OTLP/HTTP."""
 
     def __init__(self, encoder: SpanEncoder, collector: Collector) -> None:
         self._encoder = encoder
@@ -64,7 +64,7 @@ class OtlpTarget:
         self.close = collector.close
 
     def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
-        """One request."""
+        """Encode and post `records` in one request."""
         body, left_out = self._encoder.encode(records, _yield_gil)
         rejected, reason = self._collector.post(body, connect_timeout)
         return rejected + left_out, reason or (f"{left_out} cannot be said in OTLP" if left_out else "")
@@ -76,13 +76,13 @@ class OtelStatistics(NamedTuple):
     received: int
     """Pulses that found room."""
     dropped: int
-    """Pulses that did not."""
+    """Pulses that found no room."""
     spans: int
     """Spans built."""
     exported: int
     """Spans the target took."""
     lost: int
-    """Spans it did not take: rejected, given up, or left over when the sink was closed."""
+    """Spans the target did not take: rejected, given up, or left over when the sink was closed."""
     broken: int
     """Pulses that could not be folded."""
     adopted: int
@@ -92,7 +92,7 @@ class OtelStatistics(NamedTuple):
 
 
 class OtelSink:
-    """Sends a span per transaction and per attempt (see `mesh.sinks.otel.spans` for their shape).
+    """A sink that sends a span per transaction and per attempt (see `mesh.sinks.otel.spans` for their shape).
 
     `receive` queues, well below 0.5 µs a pulse; one daemon thread folds, encodes and posts.  At most `max_pulses`
     pulses and `max_spans` spans wait; what does not fit is dropped at `receive`, and counted.  While the collector
@@ -150,11 +150,11 @@ class OtelSink:
         self._thread.start()
 
     def receive(self, pulses: Sequence[Pulse]) -> None:
-        """Queue them; never blocks."""
+        """Queue `pulses`; never blocks."""
         self._buffer.put(pulses)
 
     def statistics(self) -> OtelStatistics:
-        """The counts so far."""
+        """The sink's counts so far."""
         assembled = self._assembler.statistics()
         return OtelStatistics(
             received=self._buffer.accepted,
@@ -168,7 +168,8 @@ class OtelSink:
         )
 
     def close(self, timeout: float) -> None:
-        """Send what is left within `timeout` seconds (at most 2, if the collector cannot be reached), then stop.
+        """Send the spans that are left within `timeout` seconds (at most 2, if the collector cannot be reached), then
+        stop.
 
         Twice is once.
         """
@@ -214,7 +215,7 @@ class OtelSink:
         self._done.set()
 
     def _fold(self) -> None:
-        """Pulses into spans, until there are no more pulses or no more room."""
+        """Fold pulses into spans, until there are no more pulses or no more room."""
         closing = self._buffer.closing
         while len(self._pending) < self._max_pending:
             pulses = self._buffer.take(_FOLD_CHUNK)
@@ -236,7 +237,7 @@ class OtelSink:
         self._pending.extend(records)
 
     def _export(self) -> None:
-        """One attempt at the oldest spans, or a wait until it is time for one."""
+        """Try once to send the oldest spans, or wait until it is time for a try."""
         now = time.monotonic()
         if now < self._retry_at:
             self._pause(self._retry_at - now)
@@ -300,7 +301,8 @@ def _yield_gil() -> None:
 
 
 def make_resource(service_name: str | None, resource: Resource | Mapping[str, Any] | None) -> Resource:
-    """Who sends the spans: OpenTelemetry's environment, then what is given here; host and instance are filled in."""
+    """The OpenTelemetry resource that sends the spans: from its environment, then what is given here; host and instance
+    are filled in."""
     given = dict((resource.attributes if isinstance(resource, Resource) else resource) or {})
     if service_name:
         given["service.name"] = service_name

@@ -36,14 +36,14 @@ from mesh.sinks.otel.record import CONSUMER, INTERNAL, Attributes, SpanEvent, Sp
 from mesh.sinks.otel.traceparent import parse_traceparent
 
 MAX_LINKS: Final = 128
-"""Links of one span; more are counted as dropped.  OpenTelemetry's own limit."""
+"""The most links of one span; more are counted as dropped.  OpenTelemetry's own limit."""
 
 
 class AssemblerStatistics(NamedTuple):
     """What an assembler has seen so far."""
 
     open: int
-    """Transactions it keeps state for now."""
+    """Transactions that the assembler keeps state for now."""
     adopted: int
     """Transactions first seen in the middle."""
     evicted: int
@@ -53,7 +53,7 @@ class AssemblerStatistics(NamedTuple):
 
 
 class SpanAssembler:
-    """Pulses in, finished spans out; pure.
+    """Folds pulses into finished spans; pure.
 
     Pulses of one transaction come in order of `seq`; those of different transactions mix freely.  Keeps state for at
     most `max_transactions` open transactions; the one opened first is evicted for the next.
@@ -80,7 +80,7 @@ class SpanAssembler:
         }
 
     def feed(self, pulses: Iterable[Pulse]) -> list[SpanRecord]:
-        """Fold `pulses`; answers with the spans they ended."""
+        """Fold `pulses`; returns the spans that they ended."""
         for pulse in pulses:
             state = self._open.get(pulse.transaction) or self._begin(pulse)
             if state is None:
@@ -98,7 +98,7 @@ class SpanAssembler:
         return ended
 
     def close(self) -> list[SpanRecord]:
-        """Forget everything; answers with the spans of transactions that are halted."""
+        """Forget all transactions; returns the spans of those that are halted."""
         for state in self._open.values():
             if state.halted_ns:
                 self._end_transaction(state, state.halted_ns, "halted", False, "")
@@ -107,7 +107,7 @@ class SpanAssembler:
         return ended
 
     def statistics(self) -> AssemblerStatistics:
-        """The counts so far."""
+        """The assembler's counts so far."""
         return AssemblerStatistics(len(self._open), self._adopted, self._evicted, self._repeated)
 
     def _begin(self, pulse: Pulse) -> OpenTransaction | None:
@@ -214,7 +214,7 @@ class SpanAssembler:
         (state.hops.get(pulse.hop) or state).add(SpanEvent(pulse.kind, pulse.at_ns, attributes))
 
     def _on_halted(self, state: OpenTransaction, pulse: Pulse) -> None:
-        """A step that asked for it, or the transaction as a whole."""
+        """Add the event of a halt: of the step that asked for it, or of the transaction as a whole."""
         if pulse.step:
             self._on_outcome(state, pulse)
         else:
@@ -233,7 +233,7 @@ class SpanAssembler:
     # Ends
 
     def _end_hop(self, state: OpenTransaction, hop: OpenHop, pulse: Pulse) -> None:
-        """`pulse` is the attempt's outcome, its timeout, or its transaction's end."""
+        """End a hop's span with `pulse`: the attempt's outcome, its timeout, or its transaction's end."""
         spawned, timeout = hop.spawned, hop.provisional
         attributes = _hop_attributes(spawned, hop.deliveries)
         outcome, failed, error = _outcome(hop, pulse)
@@ -295,7 +295,7 @@ _FAILURES: Final = frozenset((kinds.FAILED, kinds.RETRIED, kinds.TIMED_OUT, kind
 
 
 def _begin_resumption(state: OpenTransaction, pulse: Pulse) -> None:
-    """The transaction's own span has ended before: what follows is a span below it."""
+    """Begin a span below the transaction's own, which has ended before, for what follows."""
     state.is_resumption = True
     state.parent_id = transaction_span_id(TransactionId(pulse.transaction))
     state.span_id = hop_id(TransactionId(pulse.transaction), "", "transaction", pulse.seq)
@@ -335,7 +335,7 @@ def _hop_attributes(pulse: Pulse, deliveries: int) -> Attributes:
 
 
 def _details(pulse: Pulse) -> Attributes:
-    """What an event says of the pulse it came from."""
+    """The attributes of the event that a pulse becomes."""
     details: Attributes = {}
     if pulse.step:
         details |= {"bitactor.step": pulse.step, "bitactor.hop": pulse.hop, "bitactor.ttl": pulse.ttl}
@@ -358,7 +358,7 @@ def _messaging(operation: str, destination: str) -> Attributes:
 
 
 def _instant_span(pulse: Pulse) -> SpanRecord:
-    """A span without duration for what came after the transaction's end."""
+    """A span without duration for a pulse that came after the transaction's end."""
     transaction = TransactionId(pulse.transaction)
     failed = pulse.kind == kinds.TOMBSTONE
     attributes = {"bitactor.workflow": pulse.workflow, "bitactor.transaction": pulse.transaction, **_details(pulse)}
@@ -380,7 +380,7 @@ def _instant_span(pulse: Pulse) -> SpanRecord:
 
 
 def _inferred_spawn(pulse: Pulse) -> Pulse:
-    """Stands in for a `spawned` pulse that was missed."""
+    """A `spawned` pulse in place of one that was missed."""
     return pulse._replace(at_ns=pulse.at_ns - (pulse.elapsed_ns or 0), token_out=None, data=None)
 
 
