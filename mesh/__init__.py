@@ -1,4 +1,4 @@
-"""BitActor: where and when things run.  `Mesh` is the face; the rest is for those who look inside."""
+"""BitActor's runtime: where and when things run.  `Mesh` is the face; the rest is for those who look inside."""
 
 from bitactor.launcher import require_own_packages
 

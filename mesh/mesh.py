@@ -1,4 +1,4 @@
-"""The face: what a user of BitActor holds in their hands."""
+"""`Mesh`, the face of BitActor: what its users make and call."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ class Mesh:
 
 
 async def _cancel_others() -> None:
-    """Whoever still waits for something on this loop is told that it ends."""
+    """Cancel all other tasks on this loop, which ends."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()

@@ -1,4 +1,4 @@
-"""A transaction as its caller sees it."""
+"""`Transaction` and `BlockingTransaction`: a transaction as its caller sees it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POLL_SECONDS: Final = 0.25
 
 
 class Transaction:
-    """A stimulus that was accepted.  Safe to use on the mesh's loop; `BlockingTransaction` is for other threads."""
+    """A transaction that was accepted.  Safe to use on the mesh's loop; `BlockingTransaction` is for other threads."""
 
     def __init__(self, node: Node, live: LiveTransaction) -> None:
         self._node = node
@@ -36,7 +36,7 @@ class Transaction:
 
     @property
     def id(self) -> str:
-        """32 hex digits; for a root transaction the trace id in Jaeger."""
+        """The transaction's id, 32 hex digits; for a root transaction the trace id in Jaeger."""
         return self._live.saga.transaction
 
     @property
@@ -51,7 +51,7 @@ class Transaction:
 
     @property
     def status(self) -> str:
-        """`running | completed | compensated | cancelled | halted | stuck`."""
+        """The transaction's status: `running | completed | compensated | cancelled | halted | stuck`."""
         live = self._live
         return live.saga.status if live.settled else "running"
 
@@ -77,7 +77,7 @@ class Transaction:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """The state that this process has of it, for comparing with what its pulses say: `Saga.fold(tx.plan,
+        """The transaction's state in this process, for comparing with what its pulses say: `Saga.fold(tx.plan,
         tx.raw_pulses()).snapshot()`."""
         return self._live.saga.snapshot()
 
@@ -85,7 +85,8 @@ class Transaction:
         """The value of the workflow's returning step, once the transaction has ended.
 
         Raises:
-            WorkflowFailed: it ended in another way than `completed`; `errors` has the original error first.
+            WorkflowFailed: the transaction ended in another way than `completed`; `errors` has the original error
+                first.
             TimeoutError: it has not ended within `timeout` seconds; it goes on.
             StoreError: its journal could not be written, or another process has taken it over.
         """
@@ -157,16 +158,16 @@ class Transaction:
         return decode_token(self._live.saga.result())
 
     def results(self) -> dict[str, Any]:
-        """Step → value of everything that is done, also when the transaction fails; None for skipped steps."""
+        """Step → value of every step that is done, also when the transaction fails; None for skipped steps."""
         return {name: decode_token(token) for name, token in self._live.saga.results().items()}
 
     def progress(self) -> dict[str, Any]:
-        """Step → what its latest heartbeat said, for those that run here now."""
+        """Step → data of its latest heartbeat, for the steps that run here now."""
         actors = list(self._live.actors.values())
         return {actor.step.name: actor.progress for actor in actors if actor.progress is not None}
 
     def errors(self) -> list[BaseException]:
-        """What went wrong so far: the original error first, then those of compensation and undo."""
+        """The errors so far: the original one first, then those of compensation and undo."""
         live = self._live
         found: list[BaseException] = []
         for hop, fault in live.saga.errors:
@@ -175,7 +176,7 @@ class Transaction:
         return found
 
     def faults(self) -> list[Fault]:
-        """The same as they were recorded."""
+        """The errors so far, in the order of `errors`, as they were recorded."""
         return [fault for _, fault in self._live.saga.errors]
 
     def pulses(self) -> list[Pulse]:
@@ -187,10 +188,12 @@ class Transaction:
         return self._node.store.pulses(self.id)
 
     async def cancel(self, reason: str = "") -> str:
-        """Stop it, undo what was done, and return the status it ended with.  Without effect if it has ended.
+        """Stop the transaction, undo what was done, and return the status it ended with.  Without effect if it has
+        ended.
 
         Raises:
-            Unroutable: another process runs it; or it is halted, and only the release that began it can undo it.
+            Unroutable: another process runs the transaction; or it is halted, and only the release that began it can
+                undo it.
         """
         fault = Fault("bitactor.errors:Cancelled", reason or "cancelled on request")
         self._live = self._node.cancel(self._live, fault)
@@ -200,7 +203,7 @@ class Transaction:
         """Let a halted or stuck transaction go on.
 
         Raises:
-            InvalidInput: it is neither.
+            InvalidInput: the transaction is neither halted nor stuck.
             Unroutable: it began in another shape of its workflow, and only the release that declares that one can carry
                 it on.
         """
@@ -215,7 +218,7 @@ class Transaction:
         Its undo time begins afresh, and its deadline does not count.
 
         Raises:
-            InvalidInput: it did not complete, or was undone already.
+            InvalidInput: the transaction did not complete, or was undone already.
             Unroutable: it began in another shape of its workflow, and only the release that declares that one can undo
                 it.
         """
@@ -248,7 +251,7 @@ class Transaction:
 
 
 class BlockingTransaction:
-    """The same from a thread that is not the mesh's."""
+    """A `Transaction` for a thread that is not the mesh's."""
 
     def __init__(self, node: Node, transaction: Transaction) -> None:
         self._node = node
@@ -299,15 +302,15 @@ class BlockingTransaction:
         return self._node.blocking(_call, self._transaction.pulses)
 
     def undo(self, reason: str = "") -> str:
-        """See `Transaction.undo`; blocks until it has ended."""
+        """See `Transaction.undo`; blocks until the undo has ended."""
         return self._node.blocking(self._transaction.undo, reason)
 
     def cancel(self, reason: str = "") -> str:
-        """See `Transaction.cancel`; blocks until it has ended."""
+        """See `Transaction.cancel`; blocks until the transaction has ended."""
         return self._node.blocking(self._transaction.cancel, reason)
 
     def resume(self) -> None:
-        """See `Transaction.resume`; does not wait for what comes of it."""
+        """See `Transaction.resume`; does not wait for the transaction's end."""
         self._node.blocking(self._transaction.resume)
 
 

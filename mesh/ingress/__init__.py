@@ -1,1 +1,1 @@
-"""How stimuli come in from outside."""
+"""Ingress: stimuli that come in from outside."""

@@ -1,4 +1,4 @@
-"""The ASGI application over a mesh: its endpoints, its guard, and what becomes of errors."""
+"""The ASGI application over a mesh: its endpoints, its guard, and its answers to errors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def application(
 
 
 def require_own_loop(mesh: Mesh) -> None:
-    """Raises `BitActorError` if the mesh was opened on another event loop."""
+    """Raise `BitActorError` if the mesh was opened on another event loop."""
     if mesh.node.state == "open" and mesh.node.loop is not asyncio.get_running_loop():
         raise BitActorError("the mesh lives on another event loop; open it on the one that serves HTTP")
 
@@ -80,7 +80,7 @@ async def _client_gone(request: Request, error: Exception) -> Response:
 
 
 async def _router_refusal(request: Request, error: Exception) -> Response:
-    """What the router refuses: unknown paths and methods."""
+    """The problem response to a request that the router refuses: an unknown path or method."""
     assert isinstance(error, HTTPException)
     if error.status_code != 405:
         return Problem("not-found", "there is nothing at this path; /openapi.json says what there is").response()

@@ -1,4 +1,4 @@
-"""What can be asked over HTTP: stimuli, transactions, and the server itself."""
+"""The HTTP endpoints: stimuli, transactions, and the server itself."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Endpoints:
         self.draining = False
         """Whether new stimuli are refused, although the mesh itself may be open."""
         self.stopped = asyncio.Event()
-        """Set when those who still wait are told that the server stops."""
+        """Set when the server stops; who still waits for a transaction's end is then told so."""
         self._log_throttle = LogThrottle(logger)
         self._description = as_json(describe_api(mesh.node.workflows.values(), max_body_bytes))
 
@@ -153,7 +153,7 @@ class Endpoints:
 
     @property
     def state(self) -> str:
-        """`new | opening | open | draining | closed`."""
+        """The state of the mesh's node: `new | opening | open | draining | closed`."""
         node = self.mesh.node
         if node.state != "open":
             return node.state
@@ -186,14 +186,14 @@ class Endpoints:
     # Transactions
 
     async def transaction(self, request: Request) -> Response:
-        """How a transaction stands."""
+        """Answer how a transaction stands."""
         found = await self._find(request)
         if isinstance(found, TransactionRow):
             return respond(_describe_row(found), headers={"BitActor-Transaction": found.transaction})
         return respond(transaction_as_plain(found), headers=_transaction_header(found))
 
     async def pulses(self, request: Request) -> Response:
-        """What a transaction left behind so far."""
+        """Answer with a transaction's pulses so far."""
         found = await self._find(request)
         if isinstance(found, TransactionRow):
             name, pulses = found.transaction, readable_pulses(None, self.mesh.node.store.pulses(found.transaction))
@@ -203,7 +203,7 @@ class Endpoints:
         return respond({**about, "pulses": pulses_as_plain(pulses)}, headers={"BitActor-Transaction": name})
 
     async def cancel(self, request: Request) -> Response:
-        """Cancel a transaction; answers when everything is undone, or earlier if the client prefers."""
+        """Cancel a transaction; answer when everything is undone, or earlier if the client prefers."""
         prefer = preferences(request)
         found = await self._find(request)
         asked = _parse(CancelRequest, await read_json(request, self.max_body_bytes))
@@ -237,7 +237,7 @@ class Endpoints:
         )
 
     async def transactions(self, request: Request) -> Response:
-        """Transactions, newest first."""
+        """Answer with rows of transactions, newest first."""
         given = request.query_params.multi_items()
         repeated = [
             (name, "given more than once") for name in dict(given) if len(request.query_params.getlist(name)) > 1
@@ -276,15 +276,15 @@ class Endpoints:
     # About the server
 
     async def openapi(self, request: Request) -> Response:
-        """The description of this API."""
+        """Answer with the description of this API."""
         return Response(self._description, media_type="application/json")
 
     async def alive(self, request: Request) -> Response:
-        """The process is up, whatever else may be wrong."""
+        """Answer 200: the process is up, whatever else may be wrong."""
         return respond({"status": "alive"})
 
     async def ready(self, request: Request) -> Response:
-        """Whether a stimulus would be taken now."""
+        """Answer whether a stimulus would be taken now."""
         node = self.mesh.node
         reasons = []
         if self.state != "open":
@@ -299,7 +299,7 @@ class Endpoints:
 
 
 def _parse(model: type[BaseModel], text: str) -> Any:
-    """A model from JSON, by the rules for JSON: strict models take dates as strings.  `null` and nothing are no
+    """A model parsed from JSON, by the rules for JSON: strict models take dates as strings.  `null` and nothing are no
     input."""
     try:
         return model.model_validate_json(text if text.strip() not in ("", "null") else "{}")

@@ -1,4 +1,5 @@
-"""What every request passes: no calls from other sites' pages, no foreign host names; answers stay out of caches.
+"""A guard that every request passes: no calls from other sites' pages, no foreign host names; answers stay out of
+caches.
 
 A browser lets any page send requests to a server on its user's machine.  It says so in `Origin`, and it cannot send
 JSON across origins without asking first; a page that has rebound its own name to our address still gives that name in
@@ -20,7 +21,7 @@ _SAFE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 
 
 class Guard:
-    """ASGI middleware."""
+    """The guard as ASGI middleware."""
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str] | None = None) -> None:
         self._app = app
@@ -53,7 +54,7 @@ class Guard:
 
 
 def _without_port(host: str) -> str:
-    """`Host` without its port."""
+    """The value of `Host` without its port."""
     if host.startswith("["):
         return host.partition("]")[0].lower() + "]"
     return host.rpartition(":")[0].lower() if ":" in host else host.lower()

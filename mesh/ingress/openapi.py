@@ -22,7 +22,7 @@ logger = logging.getLogger("bitactor.ingress")
 
 _REFERENCE: Final = "#/components/schemas/{model}"
 _ANY_REQUEST: Final = (400, 421)
-"""What the guard and the server's parser can say to anything."""
+"""HTTP statuses that the guard and the server's parser can answer to any request."""
 
 
 def describe_api(workflows: Iterable[Workflow], max_body_bytes: int) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _stimulus(workflow: Workflow, schema: Mapping[str, Any], max_body_bytes: int
 
 
 def _about(workflow: Workflow) -> str:
-    """The docstrings of the input model and of the steps."""
+    """The description of a workflow: docstring of its input model, and first lines of its steps' docstrings."""
     lines = []
     about = (workflow.input_model.__doc__ or "").strip()
     if about:

@@ -1,4 +1,4 @@
-"""What went wrong, as RFC 9457 problem details, sorted by whose fault it is.
+"""Errors as RFC 9457 problem details, sorted by whose fault they are.
 
 A problem says what the caller needs to mend the call.  What only the operator can use (paths, tracebacks, causes) goes
 to the log.
@@ -52,7 +52,7 @@ TITLES: Final[Mapping[str, tuple[int, str]]] = {
 """Problem → HTTP status and title; its type is `urn:bitactor:problem:<name>`."""
 
 CLIENT_CLOSED_REQUEST: Final = 499
-"""Never seen by anybody: the client has gone."""
+"""HTTP status for a client that has gone; never seen by anybody."""
 
 
 class Problem(Exception):
@@ -81,7 +81,7 @@ class Problem(Exception):
 
 
 def invalid_input(fields: Sequence[tuple[str, str]]) -> Problem:
-    """`invalid-input`, naming each offending field."""
+    """An `invalid-input` problem that names each offending field."""
     shown = "; ".join(f"{path or 'input'}: {message}" for path, message in fields[:5])
     errors = [{"field": path or "input", "message": message} for path, message in fields]
     return Problem("invalid-input", shown, errors=errors)

@@ -51,7 +51,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def row_as_plain(row: TransactionRow) -> dict[str, Any]:
-    """What a store knows of a transaction without reading its pulses."""
+    """A store's row of a transaction, without what only its pulses say."""
     return {
         "transaction": row.transaction,
         "root": row.root,
@@ -64,7 +64,7 @@ def row_as_plain(row: TransactionRow) -> dict[str, Any]:
 
 
 def pulses_as_plain(pulses: Sequence[Pulse]) -> list[dict[str, Any]]:
-    """Pulses with tokens as values (`bitactor.export.display.readable_pulses`); tracebacks stay here."""
+    """Pulses with tokens as values (`bitactor.export.display.readable_pulses`), without tracebacks."""
     return [
         {
             "seq": pulse.seq,

@@ -14,7 +14,7 @@ from mesh.ingress.problems import Problem, invalid_input
 from mesh.sinks.otel.traceparent import parse_traceparent
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
-"""As much as a token may have."""
+"""The largest body in bytes: as much as a token may have."""
 BODY_TIMEOUT: Final = 30.0
 """Seconds a request's body may take to arrive."""
 MAX_KEY: Final = 255
@@ -32,14 +32,14 @@ _TRACEPARENT_LENGTH: Final = 55
 
 
 class Preferences(NamedTuple):
-    """What a `Prefer` header asks for (RFC 7240)."""
+    """The preferences of a `Prefer` header (RFC 7240)."""
 
     respond_async: bool = False
     wait: int | None = None
 
     @property
     def seconds(self) -> float | None:
-        """How long to wait for the end; None: until it comes."""
+        """Seconds to wait for the transaction's end; None: until it comes."""
         return 0 if self.respond_async and self.wait is None else self.wait
 
     def applied(self) -> dict[str, str]:
@@ -51,7 +51,7 @@ class Preferences(NamedTuple):
 
 
 class StimulusHeaders(NamedTuple):
-    """What the headers of a stimulus say."""
+    """The options that the headers of a stimulus give."""
 
     key: str | None
     ttl: int | None
@@ -64,7 +64,7 @@ def read_stimulus_headers(request: Request) -> StimulusHeaders:
     """The options that a request's headers give.
 
     Raises:
-        Problem: one cannot be obeyed; all offending ones are named.
+        Problem: a header cannot be obeyed; all offending ones are named.
     """
     wrong: list[tuple[str, str]] = []
     key = _idempotency_key(_single(request, "Idempotency-Key"), wrong)
@@ -76,7 +76,7 @@ def read_stimulus_headers(request: Request) -> StimulusHeaders:
 
 
 def preferences(request: Request) -> Preferences:
-    """What the request prefers; preferences that are unknown or malformed are ignored, as RFC 7240 wants."""
+    """The preferences of a request; those that are unknown or malformed are ignored, as RFC 7240 wants."""
     respond_async, wait = False, None
     for preference in ",".join(request.headers.getlist("prefer")).split(","):
         name, _, value = preference.partition(";")[0].partition("=")
@@ -185,7 +185,8 @@ def _finite(digits: str) -> float:
 
 
 def _idempotency_key(value: str | None, wrong: list[tuple[str, str]]) -> str | None:
-    """Bare as most clients send it, or a quoted string as the IETF draft has it; both mean the same key."""
+    """The idempotency key, bare as most clients send it, or a quoted string as the IETF draft has it; both mean the
+    same key."""
     if value is None:
         return None
     key = value.strip()

@@ -1,4 +1,4 @@
-"""What answers look like, as JSON Schema for the API's description."""
+"""JSON Schemas of the answers, for the API's description."""
 
 from __future__ import annotations
 

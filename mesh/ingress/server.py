@@ -1,4 +1,4 @@
-"""A mesh behind a port: bind, serve, stop in order."""
+"""An HTTP server of a mesh: bind, serve, stop in order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEFAULT_PORT: Final = 8000
 MAX_CONNECTIONS: Final = 10_000
 KEEP_ALIVE_SECONDS: Final = 5
 FLUSH_SECONDS: Final = 2
-"""How long answers may take to leave once there is nothing to wait for."""
+"""Seconds that answers may take to leave once there is nothing to wait for."""
 
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -76,7 +76,7 @@ class HttpServer:
         self.started = asyncio.Event()
         """Set once requests are taken; `url` is known then."""
         self.url = ""
-        """Where it is reached."""
+        """The URL under which the server is reached; empty until it has started."""
 
     @property
     def answering(self) -> int:
@@ -104,7 +104,8 @@ class HttpServer:
             await self._finish_closing()
 
     def stop(self) -> None:
-        """Once: take no new work and drain.  Twice: now.  On the loop's thread."""
+        """Stop the server: the first call takes no new work and drains, the second ends it now.  On the loop's
+        thread."""
         self._stop_calls += 1
         if self._stop_calls == 1:
             logger.info("stopping: no new work is taken; what runs has %g s; stop again to stop now", self._drain)
@@ -154,7 +155,7 @@ class HttpServer:
             self._closing.cancel()
 
     async def _close(self) -> None:
-        """Drain: close our own mesh, or give the requests that wait for somebody else's their time."""
+        """Close our own mesh, which drains it, or give the requests that wait for somebody else's their time."""
         try:
             if self._owns_mesh:
                 await self._mesh.close(drain=self._drain)
@@ -164,7 +165,7 @@ class HttpServer:
             self._endpoints.stopped.set()
 
     async def _finish_closing(self) -> None:
-        """Our own mesh is closed when this returns, drained if there was time for it."""
+        """Wait until our own mesh is closed, drained if there was time for it."""
         closing = self._closing
         if closing is not None:
             if not self._owns_mesh or self._stop_calls > 1:
@@ -175,7 +176,7 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, with signals and the draining left to its owner."""
+    """A uvicorn server that leaves signals and draining to its owner."""
 
     def __init__(self, config: uvicorn.Config, on_stopping: Callable[[], None]) -> None:
         super().__init__(config)
@@ -185,18 +186,18 @@ class _Server(uvicorn.Server):
     @contextmanager
     @override
     def capture_signals(self) -> Iterator[None]:
-        """Take none: `serve` does."""
+        """Captures none: `serve` handles signals."""
         yield
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to take requests."""
+        """Begins to take requests, then calls `on_started`."""
         await super().startup(sockets=sockets)
         self.on_started()
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, and let those that are there end."""
+        """Takes no more connections, and lets those that are there end."""
         self._on_stopping()
         await super().shutdown(sockets=sockets)
 
@@ -261,7 +262,7 @@ def _is_loopback(host: str) -> bool:
 
 @contextmanager
 def _signal_handlers(stop: Callable[[], None], enabled: bool) -> Iterator[None]:
-    """Signals call `stop` while this is open; afterwards they do what they did before."""
+    """Have signals call `stop` while this context is open; afterwards they do what they did before."""
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -18,15 +18,15 @@ from mesh.transaction import Transaction
 T = TypeVar("T")
 
 POLL_SECONDS: Final = 0.25
-"""How often the store is asked about a transaction that another process runs."""
+"""Seconds between two looks in the store for a transaction that another process runs."""
 
 
 class ServerStopping(Exception):
-    """The server stops before what was waited for has come."""
+    """The server stops before the transaction's end has come."""
 
 
 async def run_while_connected(receive: Receive, stopped: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives, as long as somebody wants to know; otherwise it is cancelled.
+    """The value of `work`, which is cancelled when the client has gone or the server stops.
 
     Raises:
         ClientDisconnect: the client went away.
@@ -55,7 +55,7 @@ async def _disconnected(receive: Receive) -> None:
 async def wait_for_end(mesh: Mesh, transaction: Transaction, seconds: float | None) -> Transaction | None:
     """The transaction once nothing more happens to it by itself; None if that takes longer than `seconds`.
 
-    Also one that another process on the same store runs.
+    The transaction may be one that another process on the same store runs.
 
     Raises:
         StoreError: nobody here can say any more what becomes of it.

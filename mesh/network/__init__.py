@@ -1,1 +1,1 @@
-"""What crosses between processes: hops, answers, questions, and the transports they travel by."""
+"""Messages between processes: hops, answers, questions, and the transports they travel by."""

@@ -42,13 +42,13 @@ from registry import Curve, Entry, RegistryClient
 DEFAULT_PATIENCE: Final = 5.0
 """Seconds to wait for a node's answer."""
 _RESULT_SLICE: Final = 5.0
-"""`result` asks again after this long, so that a node that died meanwhile is noticed."""
+"""Seconds after which `result` asks again, so that a node that died meanwhile is noticed."""
 _NODES: Final = node_name("*")
 _WORKFLOWS: Final = workflow_name("")
 
 
 class NoAnswer(BitActorError, TimeoutError):
-    """Nobody answered in the time allowed: the registry is not there, or no node is, or the node that was asked."""
+    """Nobody answered in the time allowed: no registry is there, or no node, or the node that was asked was silent."""
 
 
 class Client:
@@ -73,9 +73,9 @@ class Client:
         self._directory: Path | None = None
         self._pending: dict[str, asyncio.Future[Answer]] = {}
         self._nodes: dict[str, Entry] = {}
-        """Transaction → the node that began it for us."""
+        """Transaction → the node that began it for this client."""
         self.refused = 0
-        """Messages that were no answers."""
+        """How many messages came that were no answers."""
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -90,7 +90,7 @@ class Client:
         """Connect to the registry.
 
         Raises:
-            NoAnswer: it is not there.
+            NoAnswer: the registry is not there.
         """
         endpoint = self._endpoint
         if not endpoint:
@@ -131,14 +131,14 @@ class Client:
         metadata: Mapping[str, Any] | None = None,
         traceparent: str | None = None,
     ) -> dict[str, Any]:
-        """Begin a transaction at a node that takes this workflow; see `Mesh.stimulate`.  Answers `transaction` and
+        """Begin a transaction at a node that takes this workflow; see `Mesh.stimulate`.  Returns `transaction` and
         `status`.
 
         One key goes to the same node as long as the same nodes are there; without a store in common, others do not know
         it.
 
         Raises:
-            UnknownWorkflow: no node takes it.
+            UnknownWorkflow: no node takes the workflow.
             NoAnswer: the node that was asked did not answer; whether it began is not known, ask again with the same
                 `key`.
         """
@@ -156,7 +156,7 @@ class Client:
         return began
 
     async def status(self, transaction: str) -> dict[str, Any]:
-        """How it stands: `transaction`, `root`, `workflow`, `status`, and its `result` or `errors`.
+        """How a transaction stands: `transaction`, `root`, `workflow`, `status`, and its `result` or `errors`.
 
         Raises:
             UnknownTransaction, NoAnswer
@@ -167,10 +167,10 @@ class Client:
         return summary
 
     async def ended(self, transaction: str, timeout: float | None = None) -> dict[str, Any]:
-        """`status`, once it has ended.
+        """How a transaction stands, as `status` says, once it has ended.
 
         Raises:
-            TimeoutError: it has not within `timeout` seconds; it goes on.
+            TimeoutError: the transaction has not ended within `timeout` seconds; it goes on.
             UnknownTransaction, NoAnswer
         """
         loop = asyncio.get_running_loop()
@@ -190,7 +190,8 @@ class Client:
             self._nodes.pop(transaction, None)
 
     async def result(self, transaction: str, timeout: float | None = None) -> Any:
-        """The value it ended with; raises as `Transaction.result` does, with `RemoteError`s as its errors."""
+        """The value a transaction ended with; raises as `Transaction.result` does, with `RemoteError`s as its
+        errors."""
         summary = await self.ended(transaction, timeout)
         if summary["status"] == "completed":
             return summary.get("result")
@@ -201,7 +202,7 @@ class Client:
         )
 
     async def pulses(self, transaction: str) -> list[Pulse]:
-        """Its pulses so far, with tokens as values.
+        """The pulses of a transaction so far, with tokens as values.
 
         Raises:
             UnknownTransaction, NoAnswer
@@ -211,7 +212,7 @@ class Client:
         return [pulse._replace(token_out=decode_token(pulse.token_out)) for pulse in pulses]
 
     async def cancel(self, transaction: str, reason: str = "", timeout: float = 60.0) -> dict[str, Any]:
-        """Stop it, undo what was done, and answer how it ended; `timeout` seconds for all that."""
+        """Stop a transaction, undo what was done, and return how it ended; `timeout` seconds for all that."""
         argument = {"transaction": transaction, "reason": reason}
         summary: dict[str, Any] = await self._ask(
             await self._node_of(transaction), "cancel", argument, patience=timeout
@@ -219,10 +220,10 @@ class Client:
         return summary
 
     async def undo(self, transaction: str, reason: str = "", timeout: float = 60.0) -> dict[str, Any]:
-        """Take back what a completed transaction did, and answer how that ended; `timeout` seconds for all that.
+        """Take back what a completed transaction did, and return how that ended; `timeout` seconds for all that.
 
         Raises:
-            InvalidInput: it did not complete, or was undone already.
+            InvalidInput: the transaction did not complete, or was undone already.
         """
         argument = {"transaction": transaction, "reason": reason}
         summary: dict[str, Any] = await self._ask(await self._node_of(transaction), "undo", argument, patience=timeout)
@@ -232,7 +233,7 @@ class Client:
         """Let a halted or stuck transaction go on.
 
         Raises:
-            InvalidInput: it is neither.
+            InvalidInput: the transaction is neither halted nor stuck.
         """
         summary: dict[str, Any] = await self._ask(
             await self._node_of(transaction), "resume", {"transaction": transaction}
@@ -274,7 +275,7 @@ class Client:
         return sorted(found, key=lambda pattern: (pattern["pattern"], pattern["name"], pattern["node"]))
 
     def entries(self, pattern: str = "*") -> Sequence[Entry]:
-        """What the registry knows, of names that match a glob."""
+        """The registry's entries whose names match a glob."""
         return sorted(self._registry.match(pattern), key=lambda entry: (entry.name, entry.holder))
 
     async def ping(self) -> float:
@@ -319,7 +320,7 @@ class Client:
         return good
 
     async def _ask(self, entry: Entry, verb: str, argument: Mapping[str, Any], *, patience: float | None = None) -> Any:
-        """One question to one node."""
+        """Ask one node one question; returns its answer, or raises it if it is an error."""
         question = Question(self._ids.transaction(), verb, encode_token(dict(argument)), self._transport.endpoint)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[question.id] = future

@@ -1,4 +1,4 @@
-"""Answering other processes' questions: begin a transaction, say how it stands, cancel it, list them."""
+"""Answers to other processes' questions: begin a transaction, say how it stands, cancel it, list them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Send = Callable[[str, bytes], None]
 
 
 class Control:
-    """The questions a node answers; one task for each that is being answered."""
+    """Answers the questions that come to a node; one task for each that is being answered."""
 
     def __init__(self, node: Node, send: Send) -> None:
         self._node = node
@@ -37,7 +37,7 @@ class Control:
         }
 
     def on_question(self, question: Question) -> None:
-        """Answer a question that came in, in a task of its own."""
+        """Answer a question in a task of its own."""
         task = self._node.loop.create_task(self._answer(question), name=f"answer {question.verb}")
         self._node.add_task(task)
 

@@ -1,4 +1,4 @@
-"""What connects a node to others: its endpoint, its place in the registry, and the messages between."""
+"""A node's links to others: its endpoint, its place in the registry, and the messages between."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LOG_EVERY: Final = 10.0
 
 
 class Links(Network):
-    """A node's connections, on the node's loop."""
+    """The links of a node, on the node's loop: one transport, one registry client, and the handlers of messages."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -50,19 +50,18 @@ class Links(Network):
         self.transport = open_transport(endpoint, loop=node.loop, curve=self._curve, early_flush=EARLY_FLUSH)
         self.registry = RegistryClient(settings.registry, node.id, curve=self._curve)
         self.refused: Counter[str] = Counter()
-        """Messages that were no messages, by kind of error."""
+        """Kind of error → how many messages were refused as no messages of ours."""
         self._logged_at = 0.0
         self._handlers: dict[type, Callable[[Any], None]] = {}
 
     @property
     @override
     def endpoint(self) -> str:
-        """Where other nodes reach us."""
         return self.transport.endpoint
 
     @override
     async def open(self) -> RegistryClient:
-        """Bind, and connect to the registry."""
+        """Waits at most `JOIN_WITHIN` seconds for the registry."""
         node = self._node
         self.transport.open(self._receive)
         await asyncio.to_thread(self.registry.start, JOIN_WITHIN)
@@ -93,7 +92,7 @@ class Links(Network):
 
     @override
     async def announce(self) -> None:
-        """Register what we do."""
+        """Steps and consumers are registered only if the node hosts; workflows always."""
         node = self._node
         entries: dict[str, dict[str, Any]] = {}
         if node.settings.hosts:
@@ -117,7 +116,8 @@ class Links(Network):
 
     @override
     async def withdraw(self) -> None:
-        """Take no more work from others; what we have, we finish."""
+        """Unregisters each name; stops at the first that the registry does not confirm, for our lease ends by
+        itself."""
         for name in getattr(self, "_announced", ()):
             if not self.registry.connected:
                 return  # nobody can be told; our lease ends by itself
@@ -129,7 +129,7 @@ class Links(Network):
 
     @override
     def send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
-        """Bring an emitted signal to another node."""
+        """A stimulus that cannot be sent is answered with a receipt that says so."""
         try:
             self.transport.send(entry.value["endpoint"], encode_message(stimulus._replace(reply_to=self.endpoint)))
         except BitActorError as error:
@@ -137,7 +137,7 @@ class Links(Network):
 
     @override
     def about(self) -> dict[str, Any]:
-        """What came and went, as plain data."""
+        """Keys: `transport` (its statistics), `refused`, `repeated`."""
         return {
             "transport": self.transport.statistics(),
             "refused": dict(self.refused),
@@ -146,7 +146,6 @@ class Links(Network):
 
     @override
     def on_notice(self, notice: Notice) -> None:
-        """The registry has changed."""
         entry = notice.entry
         if notice.kind == "appeared":
             self.router.appeared(entry)
@@ -157,7 +156,6 @@ class Links(Network):
 
     @override
     async def close(self) -> None:
-        """Leave at once for everyone, and release the sockets."""
         if hasattr(self, "remote_hops"):
             self.remote_hops.close()
             self.router.close()

@@ -1,4 +1,4 @@
-"""Running hops that other nodes supervise."""
+"""Remote hops: running hops that other nodes supervise."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mesh.hops.faults import fault_of
 from mesh.hops.ports import ENDED
 
 WINDOW: Final = 1_024
-"""Unanswered hops we take from one supervisor."""
+"""The most unanswered hops that this node takes from one supervisor."""
 MAX_RUNNING: Final = 16_384
-"""Hops of all supervisors together; beyond that they are told that we are busy."""
+"""The most hops that run here for all supervisors together; beyond that they are answered `busy`."""
 REMEMBERED_REPLIES: Final = 10_000
 
 Send = Callable[[str, bytes], None]
@@ -40,13 +40,13 @@ class RemoteHops:
         self._replies: LRUCache[Key, bytes] = LRUCache(REMEMBERED_REPLIES)
         self._closed = False
         self.repeated = 0
-        """Signals that came a second time, counted; the first answer is sent again if there is one."""
+        """How many signals came a second time; the first answer is sent again if there is one."""
 
     def __len__(self) -> int:
         return len(self._running)
 
     def receive(self, signal: Signal) -> None:
-        """Run it, once, and answer whoever sent it."""
+        """Run a hop, once, and answer whoever sent it."""
         key = (signal.hop, signal.delivery, signal.epoch)
         replied = self._replies.get(key)
         if replied is not None or key in self._running:
@@ -75,7 +75,7 @@ class RemoteHops:
             self._running[key] = actor
 
     def _step_at(self, address: str) -> tuple[Plan, PlanStep] | None:
-        """The workflow whose name is the longest beginning of the address, and its step."""
+        """The step at an address, and its plan: of the workflow whose name is the longest beginning of the address."""
         workflow = address
         while "/" in workflow:
             workflow = workflow.rpartition("/")[0]
@@ -86,13 +86,13 @@ class RemoteHops:
         return None
 
     def cancel(self, cancel: Cancel) -> None:
-        """Stop it, if it runs here."""
+        """Stop the hop that `cancel` names, if it runs here."""
         actor = self._running.get((cancel.hop, cancel.delivery, cancel.epoch))
         if actor is not None:
             actor.abandon()
 
     def close(self) -> None:
-        """Stop everything; nobody is told, the owners learn it from the registry."""
+        """Stop all hops; nobody is told, the owners learn it from the registry."""
         self._closed = True
         for actor in list(self._running.values()):
             actor.abandon()
@@ -123,7 +123,7 @@ class RemoteHops:
 
 
 def _unpack(token: Any) -> tuple[Any, Any]:
-    """The token of the arguments and the token of what an undo takes back."""
+    """The token of the arguments and the token of the result that an undo takes back."""
     parts = decode_token(token)
     if type(parts) is not list or len(parts) != 2 or not all(type(part) is bytes for part in parts):
         raise MalformedSignal("a signal's token is its arguments and a result, each packed")

@@ -1,4 +1,4 @@
-"""Hops on their way to other nodes: who gets which, how many at once, and what if nobody answers.
+"""Routing of hops to other nodes: who gets which, how many at once, and what if nobody answers.
 
 A holder is sent at most as many unanswered hops as it said it takes (its window), so a slow one slows its senders
 instead of drowning; what finds no room waits here, and what waits too long fails with `Overloaded`.  A holder that
@@ -31,7 +31,8 @@ from registry import Entry, Registry
 
 BACKSTOP_NS: Final = 2_000_000_000
 QUEUED_BACKSTOP_NS: Final = 60_000_000_000
-"""How much longer than the attempt's own timeout we wait for its holder, which keeps it, to tell that it is over.
+"""How much longer than the attempt's own timeout we wait for its holder, which keeps the timeout, to tell that the
+attempt is over.
 
 An attempt's time counts from its start, and a hop for a thread or a process may wait for a free one, or for a resource
 to be made.  A holder that is gone we learn of from the registry; this is for one that is there and has stopped
@@ -60,18 +61,18 @@ class RemoteDelivery:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Identifies the delivery."""
+        """The hop's id and the delivery's number, which identify the delivery."""
         return self.signal.hop, self.signal.delivery
 
     def disarm(self) -> None:
-        """Disarm its timer."""
+        """Disarm the delivery's timer."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
 class HopRouter(Router):
-    """All hops of one supervisor that run elsewhere."""
+    """The router of one supervisor: all its hops that run elsewhere."""
 
     def __init__(
         self,
@@ -94,14 +95,14 @@ class HopRouter(Router):
         self._by_holder: dict[str, dict[tuple[str, int], RemoteDelivery]] = {}
         self._waiting: dict[str, deque[RemoteDelivery]] = {}
         self._late: LRUCache[tuple[str, int], RemoteDelivery] = LRUCache(REMEMBERED_DELIVERIES)
-        """Deliveries we stopped waiting for, of which a late reply may come."""
+        """Deliveries that are not waited for any more, of which a late reply may come."""
         self._round_robin = 0
 
     @override
     def dispatch(
         self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
     ) -> None:
-        """See `mesh.runtime.ports.Router`."""
+        """A hop for which no holder has room waits here, for at most the node's `patience`."""
         try:
             token = encode_token([bytes(token_bytes(encode_token(dict(values)))), bytes(token_bytes(result))])
             message = encode_message(signal._replace(token=token, reply_to=self._endpoint))
@@ -114,7 +115,7 @@ class HopRouter(Router):
 
     @override
     def abandon(self, live: LiveTransaction, index: int) -> None:
-        """See `mesh.runtime.ports.Router`."""
+        """A hop that has not been sent is failed as cancelled at once."""
         saga = live.saga
         hops = (saga.hops[index], saga.undo_hop(index))
         for remote in self._waiting.get(live.saga.steps[index].address, ()):
@@ -131,7 +132,7 @@ class HopRouter(Router):
                 self._post(found.holder, encode_message(cancel))
 
     def on_reply(self, reply: Reply) -> None:
-        """A holder has answered; one that comes twice, or to nothing we sent, is passed over."""
+        """Take a holder's reply; one that comes twice, or to nothing we sent, is passed over."""
         key = (reply.hop, reply.delivery)
         remote = self._sent.get(key)
         if remote is None:
@@ -153,13 +154,13 @@ class HopRouter(Router):
             self._assign_waiting(address)
 
     def appeared(self, entry: Entry) -> None:
-        """Somebody offers to run steps."""
+        """Send waiting hops of a step that a node has begun to offer."""
         for address in list(self._waiting):
             if step_name(address) == entry.name:
                 self._assign_waiting(address)
 
     def disappeared(self, holder: str) -> None:
-        """A node is gone, and what it had not answered with it."""
+        """Report as lost the hops that a node which is gone had not answered."""
         for remote in list(self._by_holder.pop(holder, {}).values()):
             remote.disarm()
             self._sent.pop(remote.key, None)
@@ -169,7 +170,7 @@ class HopRouter(Router):
                 del self._late[key]
 
     def close(self) -> None:
-        """Wait for nothing any more."""
+        """Forget all deliveries: none is waited for any more."""
         for remote in [*self._sent.values(), *(remote for queue in self._waiting.values() for remote in queue)]:
             remote.disarm()
         self._sent.clear()
@@ -177,7 +178,7 @@ class HopRouter(Router):
         self._waiting.clear()
 
     def _assign(self, remote: RemoteDelivery) -> bool:
-        """Send it to a holder with room, in turn; whether there was one."""
+        """Send a delivery to a holder with room, in turn; True: there was one."""
         entries = self._registry.lookup(step_name(remote.step.address))
         self._round_robin += 1
         for offset in range(len(entries)):
@@ -265,7 +266,7 @@ class HopRouter(Router):
         self._supervisor.enqueue(remote.live, Unrouted(remote.index, remote.signal.delivery, fault_of(error)))
 
     def _expired(self, remote: RemoteDelivery) -> None:
-        """Its holder should have told by now: stop waiting, and tell it to stop."""
+        """Stop waiting for a holder that should have replied by now, and tell it to stop."""
         remote.timer = None
         self._remove(remote)
         self._late[remote.key] = remote

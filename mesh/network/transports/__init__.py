@@ -1,4 +1,4 @@
-"""How a message crosses from one node to another: one file per transport."""
+"""Transports, by which a message crosses from one node to another: one file per transport."""
 
 from __future__ import annotations
 

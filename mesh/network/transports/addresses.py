@@ -1,4 +1,4 @@
-"""Which addresses a node may bind and reach, checked before ZeroMQ sees them."""
+"""Addresses that a node may bind and reach, checked before ZeroMQ sees them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _check_tcp(url: str, rest: str, *, secured: bool, advertise: str) -> None:
 
 
 def prepare_ipc(url: str) -> str:
-    """Make the directory (0700) if it is not there, remove a dead socket file, and answer the absolute address.
+    """Make the directory (0700) if it is not there, remove a dead socket file, and return the absolute address.
 
     Raises:
         ConfigurationError: the directory is open to others, or the file is in use, or is no socket.
@@ -92,7 +92,8 @@ def prepare_ipc(url: str) -> str:
 
 
 def _remove_stale(path: Path) -> None:
-    """ZeroMQ would remove whatever has this name, a living node's socket or a file of the user's included."""
+    """Remove the socket file of a dead node; ZeroMQ would remove whatever has this name, a living node's socket or a
+    file of the user's included."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -115,7 +116,7 @@ def remove_ipc(url: str) -> None:
 
 
 def reachable_endpoint(bound: str, advertise: str) -> str:
-    """What others are told: the bound address, or what is advertised, completed with the bound port."""
+    """The endpoint that others are told: the bound address, or what is advertised, completed with the bound port."""
     if not advertise or advertise.startswith("tcp://"):
         return advertise or bound
     return f"tcp://{advertise}:{bound.rpartition(':')[2]}"
@@ -134,7 +135,7 @@ def check_peer(endpoint: str, *, secured: bool) -> None:
 
 
 def is_peer_address(endpoint: str) -> bool:
-    """Whether this is an address one could connect to."""
+    """Whether `endpoint` is an address that could be connected to."""
     scheme, _, rest = endpoint.partition("://")
     if not rest.isprintable():
         return False

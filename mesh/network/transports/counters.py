@@ -1,4 +1,4 @@
-"""What a transport counts, and how it complains without flooding the log."""
+"""Counters of a transport, and warnings that do not flood the log."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ WARN_EVERY: Final = 10.0
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since `open`."""
+    """Totals of a transport since `open`."""
 
     frames_in: int = 0
     frames_out: int = 0
     messages_in: int = 0
     messages_out: int = 0
     bytes_in: int = 0
-    """Of frames, as they came."""
+    """Bytes of frames, as they came."""
     bytes_out: int = 0
     malformed: int = 0
-    """Frames that were no frames."""
+    """Frames that could not be read as frames."""
     too_large: int = 0
-    """Frames above the limit.  ZeroMQ cuts off who sends such; those it does not tell us about."""
+    """Frames above the limit.  ZeroMQ cuts off who sends such; it does not tell us about those."""
     dropped: int = 0
     """Messages to a peer that was forgotten, is unknown, or did not take them before `close`."""
     receive_failures: int = 0
     """Times the receive callback raised."""
 
     def as_dict(self) -> dict[str, int]:
-        """A copy, name to total."""
+        """A copy of the totals, name to total."""
         return asdict(self)
 
 
 class ThrottledWarning:
-    """One kind of trouble: logged when it starts, then at most every `WARN_EVERY` seconds, with how often it
-    was."""
+    """A warning about one kind of trouble: logged when it starts, then at most every `WARN_EVERY` seconds, with how
+    often it was."""
 
     __slots__ = ("_log", "_next", "_suppressed")
 

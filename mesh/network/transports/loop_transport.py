@@ -1,5 +1,4 @@
-"""What every transport has in common: one loop, one thread, one flush a turn, and a receive callback that cannot
-hurt."""
+"""The base of all transports: one loop, one thread, one flush a turn, and a receive callback that cannot hurt."""
 
 from __future__ import annotations
 
@@ -18,11 +17,11 @@ from mesh.network.transports.counters import Counters, ThrottledWarning
 from mesh.network.transports.send_queue import SendQueue
 
 FRAMES_PER_TURN: Final = 64
-"""Frames taken in, or sent to one peer, before the loop's other callbacks get their turn."""
+"""The most frames taken in, or sent to one peer, before the loop's other callbacks get their turn."""
 MESSAGES_PER_TURN: Final = 4_096
 """The same bound in messages, because a frame may hold many."""
 CONNECTIONS: Final = 1_024
-"""Endpoints a node keeps in touch with; those unused longest make room."""
+"""The most endpoints a node keeps in touch with; those unused longest make room."""
 
 _NO_THREAD: Final = 0
 _log = logging.getLogger("bitactor.transport")
@@ -32,9 +31,9 @@ Queue = TypeVar("Queue", bound=SendQueue)
 
 
 class LoopBoundTransport(Transport, Generic[Queue]):
-    """Collects messages per endpoint and flushes each endpoint once a turn.
+    """A transport that collects messages per endpoint and flushes each endpoint once a turn.
 
-    Everything here runs on the thread of `loop`.
+    All its methods run on the thread of `loop`.
     """
 
     def __init__(
@@ -63,18 +62,18 @@ class LoopBoundTransport(Transport, Generic[Queue]):
     @property
     @override
     def endpoint(self) -> str:
-        """Where others reach this node; known after `open`."""
+        """Raises `RuntimeError` before `open`."""
         if not self._endpoint:
             raise RuntimeError("the endpoint is known after open()")
         return self._endpoint
 
     def statistics(self) -> dict[str, int]:
-        """Totals since `open`, see `Counters`; and `connections`, the endpoints in touch with now."""
+        """The transport's totals since `open`, see `Counters`; and `connections`, the endpoints in touch with now."""
         return {**self._counters.as_dict(), "connections": len(self._queues)}
 
     @override
     def send(self, endpoint: str, message: bytes) -> None:
-        """Queue a message; frames are flushed at the end of the loop's turn.
+        """Frames are flushed at the end of the loop's turn, or earlier with `early_flush`.
 
         Raises:
             Overloaded: the queue towards that endpoint is full, or there are too many endpoints with a queue.
@@ -94,11 +93,11 @@ class LoopBoundTransport(Transport, Generic[Queue]):
             self._flush_queue(queue)
 
     def _connect(self, endpoint: str) -> Queue:
-        """Make the box for an endpoint that has none."""
+        """Make the send queue for an endpoint that has none."""
         raise NotImplementedError
 
     def _flush_queue(self, queue: Queue) -> bool:
-        """Pass on what is in the box, within the budget; answer whether more could go right away."""
+        """Pass on the messages of `queue`, within the budget; True: more could go right away."""
         raise NotImplementedError
 
     def _start(self, receive: Receive) -> None:
@@ -112,7 +111,7 @@ class LoopBoundTransport(Transport, Generic[Queue]):
         self._receive = receive
 
     def _stop(self) -> bool:
-        """Take no more calls; answer whether there is anything to release."""
+        """Take no more calls; True: there is something to release."""
         if self._closed:
             return False
         if self._thread not in (_NO_THREAD, threading.get_ident()) and self._loop_runs_on_another_thread():
@@ -124,8 +123,7 @@ class LoopBoundTransport(Transport, Generic[Queue]):
         return opened
 
     def _loop_runs_on_another_thread(self) -> bool:
-        """Whether the loop runs now, on another thread; a loop that stands still has handed its things to whoever
-        calls."""
+        """Whether the loop runs now, on another thread; a loop that stands still has handed over to whoever calls."""
         if not self._loop.is_running():
             return False
         try:
@@ -177,4 +175,4 @@ class LoopBoundTransport(Transport, Generic[Queue]):
 
 
 def _ignore(messages: list[bytes]) -> None:
-    """Stands where no callback is set."""
+    """Drop messages; the receive callback where none is set."""

@@ -1,4 +1,4 @@
-"""Messages between nodes of one process, which may live on different loops and threads.
+"""A transport between nodes of one process, which may live on different loops and threads.
 
 An endpoint is `memory://<name>` within a `MemoryHub`.  The receiver gets the very bytes that were sent, in the same
 batches as frames would hold, on its own loop.  Messages to a name nobody has are dropped and counted, as if the peer
@@ -28,32 +28,32 @@ SCHEME: Final = "memory://"
 
 
 class MemoryHub:
-    """The names of one little world; nodes of different hubs never meet.  May be used from any thread."""
+    """A namespace of memory endpoints; nodes of different hubs never meet.  May be used from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._nodes: dict[str, MemoryTransport] = {}
 
     def find(self, endpoint: str) -> MemoryTransport | None:
-        """Who has that endpoint now."""
+        """The transport that has this endpoint now; None if there is none."""
         return self._nodes.get(endpoint)
 
     def bind(self, endpoint: str, node: MemoryTransport) -> None:
-        """Take an endpoint; raises `ConfigurationError` if somebody has it."""
+        """Give an endpoint to a transport; raises `ConfigurationError` if another has it."""
         with self._lock:
             if endpoint in self._nodes:
                 raise ConfigurationError(f"{endpoint} is in use by another node; give each node a name of its own")
             self._nodes[endpoint] = node
 
     def unbind(self, endpoint: str, node: MemoryTransport) -> None:
-        """Give the endpoint back, if it is still this node's."""
+        """Take an endpoint back from a transport, if it still has it."""
         with self._lock:
             if self._nodes.get(endpoint) is node:
                 del self._nodes[endpoint]
 
 
 PROCESS_HUB: Final = MemoryHub()
-"""The hub of whoever names none."""
+"""The hub of transports that are given none."""
 
 
 class MemoryTransport(LoopBoundTransport[SendQueue]):
@@ -88,7 +88,7 @@ class MemoryTransport(LoopBoundTransport[SendQueue]):
 
     @override
     def open(self, receive: Receive) -> None:
-        """Take the name, and call `receive` on the loop's thread with the messages of each batch that comes.
+        """Takes the name in the hub.
 
         Raises:
             ConfigurationError: the name is taken.
@@ -105,7 +105,6 @@ class MemoryTransport(LoopBoundTransport[SendQueue]):
 
     @override
     def forget(self, endpoint: str) -> None:
-        """Drop what is queued for that endpoint and not yet handed over."""
         if threading.get_ident() != self._thread:
             if self._closed:
                 return
@@ -116,7 +115,7 @@ class MemoryTransport(LoopBoundTransport[SendQueue]):
 
     @override
     def close(self, timeout: float = 0.5) -> None:
-        """Hand over what is queued, give up the name, drop what came and was not taken.  Twice is once; never waits."""
+        """Hands over what is queued, gives up the name, drops what came and was not taken; never waits."""
         if not self._stop():
             return
         self._hub.unbind(self._endpoint, self)
@@ -174,7 +173,7 @@ class MemoryTransport(LoopBoundTransport[SendQueue]):
         self._drop(count, why)
 
     def accept(self, queue: SendQueue, messages: list[bytes], size: int) -> bool:
-        """Take a batch from another node, on that node's thread; false when this one is closed."""
+        """Take a batch from another node, on that node's thread; False: this transport is closed."""
         with self._inbox_lock:
             if not self._accepting:
                 return False

@@ -1,4 +1,4 @@
-"""What waits to cross to one endpoint: bounded, in order, cut into frames."""
+"""A queue of messages to one endpoint: bounded, in order, cut into frames."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ QUEUE_MESSAGES: Final = 10_000
 QUEUE_BYTES: Final = 64 * 1024 * 1024
 """Bytes that may wait for one endpoint."""
 FRAME_BYTES: Final = 256 * 1024
-"""A frame is closed before it grows past this, unless it holds one message only."""
+"""Bytes past which a frame does not grow, unless it holds one message only."""
 
 
 class SendQueue:
-    """Messages for one endpoint.
+    """The messages that wait for one endpoint.
 
     A message counts as waiting from `add` until `release`.  Each counter has one writer (`add` and `next_batch`: the
     sender's thread; `release`: whoever passes the messages on), so the two may be different threads without a lock.
@@ -38,7 +38,7 @@ class SendQueue:
     def __init__(self, endpoint: str, limit: int, byte_limit: int) -> None:
         self.endpoint = endpoint
         self.scheduled = False
-        """Whether somebody will flush it anyway: at the end of the turn, or once the peer takes more."""
+        """Whether the queue will be flushed anyway: at the end of the turn, or once the peer takes more."""
         self._limit = limit
         self._byte_limit = byte_limit
         self._queued: list[bytes] = []
@@ -50,12 +50,12 @@ class SendQueue:
 
     @property
     def waiting(self) -> int:
-        """Messages that are not passed on yet."""
+        """How many messages are not passed on yet."""
         return self._added - self._released
 
     @property
     def queued(self) -> int:
-        """Messages that are not even taken yet."""
+        """How many messages are not even taken from the queue yet."""
         return len(self._queued)
 
     def add(self, message: bytes) -> None:
@@ -101,6 +101,6 @@ class SendQueue:
         return batch, size
 
     def release(self, count: int, size: int) -> None:
-        """`count` messages of `size` bytes are out of our hands."""
+        """Note that `count` messages of `size` bytes are passed on."""
         self._released += count
         self._released_bytes += size

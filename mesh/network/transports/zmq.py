@@ -1,13 +1,12 @@
-"""Messages between processes, over ZeroMQ.
+"""A transport between processes, over ZeroMQ.
 
 Each node has one bound PULL socket, its inbox, and one PUSH socket per peer, made at the first send.  PULL and not
-ROUTER,
-because nothing goes back over a connection: messages name their reply endpoint, so identities would only be one more
-part to every frame, and PULL lets in nobody but PUSH.  And since the inbox never sends and the others never receive, no
-send can swallow the edge that the inbox' reader waits for.
+ROUTER, because nothing goes back over a connection: messages name their reply endpoint, so identities would only be one
+more part to every frame, and PULL lets in nobody but PUSH.  And since the inbox never sends and the others never
+receive, no send can swallow the edge that the inbox' reader waits for.
 
 What ZeroMQ is not trusted with: telling us that a peer died (leases and acknowledgements of the mesh do), and bounding
-memory (the outbox does; its own queues are kept short, so that a slow peer's frames grow fuller instead of more).
+memory (the send queue does; its own queues are kept short, so that a slow peer's frames grow fuller instead of more).
 What it cannot bound: somebody inside (same user on ipc, same key on tcp) who sends one message of endlessly many parts.
 """
 
@@ -39,9 +38,9 @@ from registry.support.curve import Curve, Gatekeeper, secure_client, secure_serv
 FRAMES_IN_FLIGHT: Final = 32
 """High-water mark of each socket, in frames: 8 MiB of full ones, more only where single messages are larger."""
 _FRAME_LIMIT: Final = MAX_FRAME_BYTES + 16 + 64
-"""What `split_frame` takes, and what CURVE adds to it on the wire."""
+"""Bytes that a PULL socket takes: the most that `split_frame` does, and what CURVE adds to it on the wire."""
 _ANSWER_LIMIT: Final = 64 * 1024
-"""A PUSH socket gets nothing but handshakes; more than that is an attack on our memory."""
+"""Bytes that a PUSH socket takes: it gets nothing but handshakes; more than that is an attack on our memory."""
 _LINGER_MS: Final = 500
 _HANDSHAKE_MS: Final = 10_000
 _RECONNECT_MS: Final = 20
@@ -52,7 +51,7 @@ _Socket = zmq.Socket[bytes]
 
 
 class Connection(SendQueue):
-    """An outbox with the socket it goes out by, and the frame that the socket had no room for."""
+    """A send queue with the socket it goes out by, and the frame that the socket had no room for."""
 
     __slots__ = ("blocked", "fd", "frame", "frame_bytes", "frame_messages", "socket")
 
@@ -61,13 +60,13 @@ class Connection(SendQueue):
         self.socket = socket
         self.fd = socket.fileno()
         self.blocked = False
-        """Whether we watch `fd` for room."""
+        """Whether `fd` is watched for room."""
         self.frame: bytes | None = None
         self.frame_messages = 0
         self.frame_bytes = 0
 
     def next_frame(self) -> bytes | None:
-        """The next frame to go out, or nothing."""
+        """The next frame to go out; None if there is none."""
         if self.frame is None and self.queued:
             messages, self.frame_bytes = self.next_batch()
             self.frame_messages = len(messages)
@@ -75,7 +74,7 @@ class Connection(SendQueue):
         return self.frame
 
     def frame_sent(self) -> None:
-        """The socket took the frame."""
+        """Note that the socket took the frame."""
         self.release(self.frame_messages, self.frame_bytes)
         self.frame = None
 
@@ -132,7 +131,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
 
     @override
     def open(self, receive: Receive) -> None:
-        """Bind, and call `receive` on the loop's thread with the messages of each frame that comes.
+        """Binds the socket.
 
         Raises:
             ConfigurationError: the address is in use, or its directory is open to others.
@@ -147,8 +146,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
 
     @override
     def forget(self, endpoint: str) -> None:
-        """The peer is gone: drop what is queued for it and close the connection.  Forgetting a stranger does
-        nothing."""
+        """Forgetting a peer that is not known does nothing."""
         if threading.get_ident() != self._thread:
             if self._closed:
                 return
@@ -159,8 +157,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
 
     @override
     def close(self, timeout: float = 0.5) -> None:
-        """Send what is queued, for at most `timeout` seconds, and release all sockets.  Twice is once; blocks that
-        long."""
+        """Blocks until what is queued is sent, for at most `timeout` seconds."""
         if not self._stop():
             return
         deadline = time.monotonic() + timeout
@@ -241,7 +238,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         return socket
 
     def _evict_idle(self, endpoint: str) -> None:
-        """Close the connection unused longest that has nothing waiting."""
+        """Close the connection unused longest of those that have nothing waiting."""
         for connection in self._queues.values():
             if not connection.waiting:
                 del self._queues[connection.endpoint]
@@ -273,7 +270,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         return False
 
     def _push_frames(self, connection: Connection) -> bool:
-        """Send frames within the budget; false when the socket has no room."""
+        """Send frames within the budget; False: the socket has no room."""
         counters = self._counters
         for _ in range(FRAMES_PER_TURN):
             frame = connection.next_frame()
@@ -290,8 +287,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         return True
 
     def _on_writable(self, connection: Connection) -> None:
-        """The socket may have room.  `_is_ready` must ask before: a send alone may not even look at what the FD
-        announced."""
+        """Flush a connection whose socket may have room.  `_is_ready` must ask before: a send alone may not even look
+        at what the FD announced."""
         if not _is_ready(connection.socket, zmq.POLLOUT) or not self._push_frames(connection):
             return
         self._unwatch(connection.fd)
@@ -344,7 +341,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
                 self._flush()
 
     def _receive_frames(self) -> bool:
-        """Whether nothing is left."""
+        """Take frames within the budget; True: none is left."""
         inbox = self._inbox
         assert inbox is not None
         count = 0
@@ -380,7 +377,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         return len(messages)
 
     def _skip_parts(self, inbox: _Socket) -> None:
-        """A message of many parts is no frame of ours.  ZeroMQ hands it over complete, so this cannot block."""
+        """Skip the rest of a message of many parts, which is no frame of ours.  ZeroMQ hands it over complete, so this
+        cannot block."""
         count = 1
         while inbox.recv(zmq.NOBLOCK, copy=False).more:
             count += 1
@@ -389,13 +387,14 @@ class ZmqTransport(LoopBoundTransport[Connection]):
 
 
 def _is_ready(socket: _Socket, event: int) -> bool:
-    """Whether one could receive (POLLIN) or send (POLLOUT) now; asking also clears the edge of the socket's FD."""
+    """Whether the socket could receive (POLLIN) or send (POLLOUT) now; asking also clears the edge of the socket's
+    FD."""
     events: Any = socket.get(zmq.EVENTS)
     return bool(events & event)
 
 
 def _set_up_tcp(socket: _Socket, address: str) -> None:
-    """Notice a connection that died silently; and speak IPv6 where the address does."""
+    """Have a socket notice a connection that died silently, and speak IPv6 where the address does."""
     if not address.startswith("tcp://"):
         return
     options: dict[Any, int] = {zmq.HEARTBEAT_IVL: _HEARTBEAT_MS, zmq.TCP_KEEPALIVE: 1}
@@ -406,6 +405,7 @@ def _set_up_tcp(socket: _Socket, address: str) -> None:
 
 
 def _affordable_connections() -> int:
-    """Each connection takes two file descriptors, and the process needs some for other things."""
+    """How many connections a process may keep: each takes two file descriptors, and the process needs some for other
+    things."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, soft // 4))
