@@ -62,7 +62,7 @@ app.command(registry_app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; answers its exit code.  Arguments are the program's own unless given."""
+    """Run one command and return its exit code.  Arguments are the program's own unless given."""
     logging.getLogger().addHandler(logging.NullHandler())
     try:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
@@ -105,12 +105,13 @@ def _call(arguments: list[str]) -> Any:
 
 
 def _verbs(arguments: Sequence[str]) -> list[str]:
-    """The verb among the arguments, for a hint."""
+    """The verb at the beginning of the arguments, with its subcommand, for a hint; empty if there is none."""
     found = [argument for argument in arguments[:1] if argument in app]
     return found if found != ["registry"] or arguments[1:2] != ["serve"] else ["registry", "serve"]
 
 
 def _silence(stream: Any) -> None:
-    """What is still buffered must not be complained about when Python exits."""
+    """Point a stream whose reader is gone to the null device, so that Python, when it exits, does not complain of what
+    is still buffered."""
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())

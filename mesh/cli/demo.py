@@ -60,7 +60,7 @@ async def demo(
 
 
 async def _interruptible(walkthrough: Walkthrough) -> Outcome:
-    """SIGTERM ends it as Ctrl-C does: in order."""
+    """Run the walkthrough so that SIGTERM ends it as Ctrl-C does: in order."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     loop.add_signal_handler(signal.SIGTERM, task.cancel)

@@ -50,13 +50,13 @@ _SYMBOLS: Final = {"ok": ("âœ“", "green"), "warn": ("!", "yellow"), "fail": ("âœ
 
 
 class Check(NamedTuple):
-    """One thing that was looked at."""
+    """A finding of `doctor`: one thing that was looked at."""
 
     name: str
     verdict: Literal["ok", "warn", "fail"]
     found: str
     todo: str = ""
-    """What to do about it."""
+    """What to do about the finding; empty if nothing is to be done."""
 
 
 async def doctor(
@@ -152,7 +152,7 @@ def _system() -> Iterator[Check]:
 
 
 def _directories(registry: str) -> Iterator[Check]:
-    """Sockets belong in directories that nobody else can enter, with short names."""
+    """Check the directories of sockets: nobody else may enter them, and their names must be short."""
     place = tempfile.gettempdir()
     longest = len(os.fsencode(place)) + _NAME_LENGTH
     if longest > MAX_IPC_PATH:

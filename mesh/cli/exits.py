@@ -1,4 +1,4 @@
-"""Exit codes, and which error means which."""
+"""Exit codes, and which error leads to which."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bitactor.errors import (
 
 OK: Final = 0
 FAILED: Final = 1
-"""The workflow failed, was not found, or a check did not pass."""
+"""Exit code 1: the workflow failed, was not found, or a check did not pass."""
 USAGE: Final = 2
-"""What was typed cannot be done: an option, an input, a definition."""
+"""Exit code 2: what was typed cannot be done: an option, an input, a definition."""
 UNREACHABLE: Final = 3
-"""Nobody answered, or not in time."""
+"""Exit code 3: nobody answered, or not in time."""
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 
@@ -34,7 +34,7 @@ NO_COLOR turns colours off.
 
 
 class CommandError(Exception):
-    """Ends a command: one line for people, an exit code for programs, and perhaps what to do about it."""
+    """An error that ends a command: one line for people, an exit code for programs, and perhaps what to do about it."""
 
     def __init__(self, message: str, code: int = FAILED, hint: str = "", details: str = "") -> None:
         super().__init__(message)

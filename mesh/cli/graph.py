@@ -86,10 +86,10 @@ def _pulses(wanted: str, store: str, registry: str, curve: Path | None) -> Seque
 
 
 def _of_transaction(plans: Plans, pulse: Pulse, place: str) -> Plans:
-    """The one among them that the transaction is of; a word on stderr if it has changed since.
+    """The plan that the transaction is of, alone; a word on stderr if it has changed since.
 
     Raises:
-        UsageError: it is of another one.
+        UsageError: the transaction is of another workflow.
     """
     if pulse.workflow not in plans:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Asking a node's HTTP ingress, with what the standard library has."""
+"""A client of a node's HTTP ingress, with what the standard library has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class HttpResponse(NamedTuple):
 
     status: int
     content: Any
-    """The JSON document."""
+    """The value of the response's JSON document."""
 
 
 def post_stimulus(

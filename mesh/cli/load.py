@@ -1,4 +1,4 @@
-"""Finding what the user means by MODULE:OBJECT."""
+"""Loading the object that the user names by MODULE:OBJECT."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load(place: str) -> Any:
     """The object that MODULE:OBJECT names; modules are looked for in the working directory first.
 
     Raises:
-        UsageError: there is no such thing, or importing it fails; then with the user's part of the traceback.
+        UsageError: there is no such object, or importing it fails; then with the user's part of the traceback.
     """
     module_name, separator, path = place.partition(":")
     if not separator or not path or not module_name:
@@ -47,10 +47,10 @@ def load(place: str) -> Any:
 
 
 def definitions(found: Any, place: str) -> Sequence[Definition]:
-    """The workflows and consumers in what was loaded: one, several in a list, or those of a mesh.
+    """The workflows and consumers in a loaded object: one, several in a list, or those of a mesh.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the object is none of these.
     """
     if isinstance(found, Workflow | Consumer):
         return (found,)
@@ -94,7 +94,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _users_traceback(error: BaseException) -> str:
-    """The frames that are the user's, without the importing machinery's and ours."""
+    """The frames of a traceback that are the user's, without the importing machinery's and ours."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     lines = traceback.StackSummary.from_list(frames).format() if frames else []
     if isinstance(error, SyntaxError):

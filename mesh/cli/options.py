@@ -1,4 +1,4 @@
-"""Options that several verbs share, and the client they are asked through."""
+"""Options that several verbs share, and questions to the nodes by a client."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _FULL_ID = 32
 
 
 def transaction_id(given: str) -> str:
-    """What the user typed as an id.
+    """The transaction id that the user typed.
 
     Raises:
-        UsageError: it cannot be one.
+        UsageError: it cannot be an id.
     """
     wanted = given.strip().lower()
     if len(wanted) != _FULL_ID or any(digit not in "0123456789abcdef" for digit in wanted):
@@ -46,7 +46,7 @@ def transaction_id(given: str) -> str:
 
 
 def require_source(store: str, registry: str) -> None:
-    """Raises `UsageError` unless we are told where to look."""
+    """Raise `UsageError` unless a store or a registry is given."""
     if not store and not registry:
         raise UsageError(
             "where is the mesh? neither --store nor --registry was given",
@@ -55,18 +55,18 @@ def require_source(store: str, registry: str) -> None:
 
 
 def require_registry(registry: str) -> None:
-    """Raises `UsageError` unless we are told where the registry is."""
+    """Raise `UsageError` unless a registry is given."""
     if not registry:
         raise UsageError("where is the mesh? --registry was not given", "give it, or set BITACTOR_REGISTRY")
 
 
 async def ask(registry: str, curve: Path | None, question: Callable[[Client], Awaitable[T]]) -> T:
-    """Ask the nodes, with a client that is open for that."""
+    """The answer to a question, asked with a client that is open for that time."""
     require_registry(registry)
     async with Client(registry, curve=curve) as client:
         return await question(client)
 
 
 def parse_row(fields: dict[str, object]) -> TransactionRow:
-    """A row that came over the wire; fields of a later version are left out."""
+    """The transaction row in a mapping that came over the wire; fields of a later version are left out."""
     return TransactionRow(**{name: fields[name] for name in TransactionRow._fields})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How commands speak: results on stdout, everything else on stderr; in colour only where somebody looks."""
+"""Output of commands: results on stdout, everything else on stderr; in colour only on a terminal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing_extensions import override
 from mesh.sinks.plain import plain
 
 PIPED_WIDTH: Final = 200
-"""Columns when nobody looks at a terminal: a script wants whole values."""
+"""Columns where the output is no terminal: a script wants whole values."""
 WATERFALL_WIDTH: Final = 110
-"""The same for a waterfall, which is never cropped."""
+"""Columns of a waterfall where the output is no terminal; a waterfall is never cropped."""
 
 STATUS_STYLES: Final = {
     "running": "blue",
@@ -32,16 +32,16 @@ STATUS_STYLES: Final = {
 
 
 class PipedConsole(Console):
-    """A console whose reader may go away: that ends the command, it is not answered for here."""
+    """A console whose reader may go away, which ends the command."""
 
     @override
     def on_broken_pipe(self) -> NoReturn:
-        """Leave it to `main`."""
+        """Raises `BrokenPipeError`, for `main` to handle."""
         raise BrokenPipeError
 
 
 def out(piped_width: int = PIPED_WIDTH) -> Console:
-    """Where results go; `piped_width` is how wide, where no terminal and no COLUMNS says so."""
+    """The console for results; `piped_width` is its width, where no terminal and no COLUMNS says so."""
     given = sys.stdout.isatty() or "COLUMNS" in os.environ
     return PipedConsole(
         file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if given else piped_width
@@ -49,23 +49,23 @@ def out(piped_width: int = PIPED_WIDTH) -> Console:
 
 
 def err() -> Console:
-    """Where everything else goes."""
+    """The console for everything but results."""
     return PipedConsole(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_document(value: Any) -> None:
-    """One JSON document."""
+    """Print one value as a JSON document."""
     print(json.dumps(plain(value), ensure_ascii=False, indent=2))
 
 
 def print_lines(values: Iterable[Any]) -> None:
-    """JSON lines."""
+    """Print values as JSON lines."""
     for value in values:
         print(json.dumps(plain(value), ensure_ascii=False), flush=True)
 
 
 def print_error(message: str, hint: str = "", details: str = "") -> None:
-    """`error: …` on stderr, in one line, with what to do below it."""
+    """Print `error: …` on stderr, in one line, with what to do below it."""
     console = err()
     if details:
         console.print(Text(details.rstrip()))
@@ -77,7 +77,7 @@ def print_error(message: str, hint: str = "", details: str = "") -> None:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, fold: str = "", right: Sequence[str] = ()
 ) -> None:
-    """A plain table; the column `fold` gives way when the terminal is narrow."""
+    """Print a plain table; the column `fold` gives way when the terminal is narrow."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0), show_edge=False)
     for column in columns:
         table.add_column(
@@ -97,7 +97,7 @@ def status_text(status: str) -> Text:
 
 
 def moment(at_ns: int) -> str:
-    """Local time to the second; with the date, if that is not today's, to the minute."""
+    """`at_ns` in local time to the second; with the date, if that is not today's, to the minute."""
     at = dt.datetime.fromtimestamp(at_ns / 1e9).astimezone()
     today = dt.datetime.now().astimezone().date()
     return at.strftime("%H:%M:%S" if at.date() == today else "%Y-%m-%d %H:%M")

@@ -20,7 +20,7 @@ from mesh.ingress.server import DEFAULT_HOST, HttpServer
 from mesh.mesh import Mesh
 
 FLUSH_WITHIN: Final = 4.0
-"""Seconds that leaving the mesh and flushing may take, after draining; then it is now."""
+"""Seconds that leaving the mesh and flushing may take, after draining; then the process is ended."""
 
 
 Verbose = Annotated[
@@ -29,7 +29,7 @@ Verbose = Annotated[
 
 
 class Server(Protocol):
-    """Something that runs until it is stopped: once politely, twice at once."""
+    """A server that runs until it is stopped: the first `stop` drains, the second ends it at once."""
 
     started: asyncio.Event
     url: str
@@ -176,7 +176,7 @@ def _print_ready(server: Server, mesh: Mesh, *, machine: bool) -> None:
 
 
 class NodeServer:
-    """A mesh without an ingress."""
+    """A server of a mesh without an ingress."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
@@ -186,7 +186,7 @@ class NodeServer:
         self.url = ""
 
     async def run(self) -> None:
-        """Open, wait for `stop`, drain, close."""
+        """Open the mesh, wait for `stop`, drain, close."""
         async with self._mesh:
             self.started.set()
             await self._stop_requested.wait()
@@ -196,7 +196,7 @@ class NodeServer:
                 self._draining.result()
 
     def stop(self) -> None:
-        """Once: drain.  Twice: now."""
+        """Stop the server: the first call drains, the second ends it now."""
         if self._stop_requested.is_set() and self._draining is not None:
             self._draining.cancel()
         self._stop_requested.set()

@@ -1,4 +1,4 @@
-"""Ending a long-running command: SIGTERM and SIGINT ask once politely, the second one means now."""
+"""Signals that end a long-running command: the first SIGTERM or SIGINT drains, the second ends it now."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StopSignals:
         self.requested = asyncio.Event()
         self.forced = asyncio.Event()
         self.code = OK
-        """Exit code: 0, or 128 + signal after a second one."""
+        """The command's exit code: 0, or 128 + signal after a second one."""
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> Self:
@@ -45,11 +45,11 @@ class StopSignals:
             self._loop.remove_signal_handler(number)
 
     def request(self) -> None:
-        """The same as a first signal; safe on any thread."""
+        """Ask the command to end, as a first signal does; safe on any thread."""
         self._loop.call_soon_threadsafe(self.requested.set)
 
     def force(self) -> None:
-        """Now: whatever has not ended within a second is ended with the process."""
+        """End the command now: whatever has not ended within a second is ended with the process."""
         if not self.forced.is_set():
             self.forced.set()
             last = threading.Timer(_FORCE_DELAY, os._exit, (self.code,))
@@ -65,7 +65,7 @@ class StopSignals:
 
 @contextmanager
 def end_of_stdin(call: Callable[[], None], *, enabled: bool) -> Iterator[None]:
-    """Call back, on another thread, when standard input ends: whoever held its other end is gone."""
+    """Have `call` called, on another thread, when standard input ends: whoever held its other end is gone."""
     if enabled:
 
         def watch() -> None:

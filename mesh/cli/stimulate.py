@@ -118,7 +118,7 @@ def _headers(key: str | None, ttl: int | None, deadline: float | None, *, respon
 
 
 def _summary_from(response: HttpResponse) -> dict[str, Any]:
-    """What the ingress answered, as `mesh.transaction.transaction_as_plain` would say it."""
+    """The ingress' answer, as `mesh.transaction.transaction_as_plain` would say it."""
     content = response.content if isinstance(response.content, dict) else {}
     if "transaction" in content and "status" in content and isinstance(content["status"], str):
         return content

@@ -18,7 +18,7 @@ from mesh.network.client import Client
 from mesh.stores import open_reader
 
 MAX_TREE: Final = 200
-"""Transactions of one causal tree that are shown."""
+"""The most transactions of one causal tree that are shown."""
 
 Pulses = Callable[[str], Awaitable[list[Pulse]]]
 

@@ -1,4 +1,4 @@
-"""What the demo's journal says: how each transaction ended and why, and whether all the numbers add up."""
+"""Findings in the demo's journal: how each transaction ended and why, and whether all the numbers add up."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PAGE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """One transaction of the journal."""
+    """How one transaction of the journal ended."""
 
     row: TransactionRow
     how: str
@@ -53,33 +53,33 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What came of it all."""
+    """The findings of one demo."""
 
     endings: Mapping[str, int]
     """How the sign-ups ended → how many, in the order of `WHY`."""
     signups: int
     hops: int
     redelivered: int
-    """Hops that a second worker got, because the first was gone."""
+    """Hops that were delivered to a second worker, because the first was gone."""
     redelivered_in: int
-    """Transactions those were in."""
+    """Transactions that had redelivered hops."""
     retried: int
     undone: int
     expired: Sequence[Ending]
     compensated: Ending | None
-    """One worth looking at."""
+    """A compensated transaction worth looking at; None if there is none."""
     slow: Ending | None
-    """The one whose hop timed out."""
+    """The transaction whose hop timed out; None if there is none."""
     echo_hops: int
     transactions: int
     problems: Sequence[str]
-    """What does not add up; empty if all is well."""
+    """Numbers that do not add up, as sentences; empty if all is well."""
 
 
 def read_findings(
     reader: SqliteReader, posted: Sequence[PostResult], expected: int, users: int, letters: int
 ) -> Findings:
-    """Read the whole journal, and hold it against what the senders were told, the users table and the mail server."""
+    """Read the whole journal, and compare it with what the senders were told, the users table and the mail server."""
     rows = (row for row in _rows(reader) if row.workflow != warm_up.name)
     endings = [_ending(row, reader.pulses(row.transaction)) for row in rows]
     ours = [ending for ending in endings if ending.row.workflow == signup.name]

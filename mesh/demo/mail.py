@@ -1,4 +1,4 @@
-"""The mail server: a real HTTP server in the demo's own process, with the moods of a real one."""
+"""The demo's mail server: a real HTTP server in the demo's own process, with the moods of a real one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from zlib import crc32
 from typing_extensions import override
 
 FULL_MAILBOX: Final = 24
-"""One address in so many has a full mailbox: it is refused each time."""
+"""One address in so many has a full mailbox: a letter to it is refused each time."""
 GREYLISTED: Final = 11
-"""One address in so many is told to come again, the first time."""
+"""One address in so many is greylisted: its first letter is told to come again."""
 
 
 class MailServer:
-    """Takes letters at `POST /letters`; a letter that comes again with the key it had is the same letter."""
+    """A mail server that takes letters at `POST /letters`; a letter that comes again with the key it had is the same
+    letter."""
 
     def __init__(self) -> None:
         self.delivered: set[str] = set()
-        """Idempotency keys of the letters taken."""
+        """Idempotency keys of the letters that were taken."""
         self.refused = 0
         self.repeated = 0
         self._tries: Counter[str] = Counter()
@@ -35,7 +36,7 @@ class MailServer:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The URL on which the server listens."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
@@ -50,7 +51,7 @@ class MailServer:
         self._server.server_close()
 
     def take(self, to: str, key: str) -> tuple[int, str]:
-        """HTTP status and text for one letter."""
+        """Take one letter; returns HTTP status and text."""
         mood = crc32(to.encode())
         with self._lock:
             self._tries[key] += 1
@@ -75,7 +76,7 @@ class _Server(ThreadingHTTPServer):
 
     @override
     def handle_error(self, request: object, client_address: object) -> None:
-        """A worker that was killed hangs up in the middle; that is the point."""
+        """Ignores errors: a worker that was killed hangs up in the middle; that is the point."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -93,4 +94,4 @@ class _Handler(BaseHTTPRequestHandler):
 
     @override
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""

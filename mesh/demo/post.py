@@ -17,12 +17,12 @@ class PostResult(NamedTuple):
 
     row: int
     status: int
-    """HTTP's."""
+    """The response's HTTP status."""
     content: Mapping[str, Any]
 
 
 async def post(url: str, path: str, given: object, key: str) -> tuple[int, Mapping[str, Any]]:
-    """One stimulus on a connection of its own."""
+    """Post one stimulus on a connection of its own; returns HTTP status and JSON document."""
     connection = await _Connection.open(url)
     try:
         return await connection.post(path, given, key)
@@ -33,7 +33,7 @@ async def post(url: str, path: str, given: object, key: str) -> tuple[int, Mappi
 async def post_all(
     url: str, path: str, rows: Sequence[object], *, connections: int, key: str, answered: Callable[[PostResult], None]
 ) -> list[PostResult]:
-    """Post every row, each with an idempotency key of its own, and answer what came back, in order of the rows.
+    """Post every row, each with an idempotency key of its own; returns the results in order of the rows.
 
     Raises:
         BitActorError: the ingress is gone.

@@ -29,11 +29,11 @@ class DemoProcess(NamedTuple):
     name: str
     process: asyncio.subprocess.Process
     ready: Mapping[str, Any]
-    """What it said."""
+    """The line that the process printed when it was ready."""
 
 
 class DemoProcesses:
-    """All processes of one demo; as a context manager, none is left at the end."""
+    """The processes of one demo; as a context manager, none is left at the end."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         self._logs = logs
@@ -71,11 +71,11 @@ class DemoProcesses:
             raise BitActorError(f"the demo's {name} did not come up: {self._last_log_line(name)}") from None
 
     def kill(self, child: DemoProcess) -> None:
-        """SIGKILL: no last words, no leave taken."""
+        """Kill a process with SIGKILL, so that it takes no leave."""
         child.process.kill()
 
     async def close(self) -> None:
-        """Ask all to stop, and kill with their groups those that have not in time; twice is once."""
+        """Ask all processes to stop, and kill with their groups those that have not in time; twice is once."""
         running = [process for process in reversed(self._running.values()) if process.returncode is None]
         self._running.clear()
         for process in running:

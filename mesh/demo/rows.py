@@ -16,7 +16,7 @@ UNLUCKY: Final = {
     "email": "hubert@example.org",
     "country": "US",
 }
-"""The demo's own row: a name that the screening step never gets through."""
+"""The demo's own row, with a name that the screening step never gets through."""
 
 
 def read_rows(file: Path, limit: int | None = None) -> list[Mapping[str, str | None]]:

@@ -22,9 +22,9 @@ from bitactor import Backoff, Context, Result, Signal, Workflow, consumer
 from mesh.demo.users import EmailTaken, Users
 
 USERS: Final = "DEMO_USERS"
-"""Environment variable: the file of the users table."""
+"""Name of the environment variable with the file of the users table."""
 MAIL: Final = "DEMO_MAIL"
-"""Environment variable: the mail server's address."""
+"""Name of the environment variable with the mail server's address."""
 SCREENING_TIMEOUT: Final = 2.5
 
 
@@ -33,7 +33,7 @@ class MailRefused(Exception):
 
 
 class NotAName(Exception):
-    """Digits or brackets."""
+    """The name has digits or brackets."""
 
 
 class SignUp(BaseModel):

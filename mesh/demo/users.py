@@ -1,4 +1,4 @@
-"""The users table: a real one, shared by all workers."""
+"""The demo's users table: a real one, shared by all workers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _SCHEMA = """
 
 
 class EmailTaken(Exception):
-    """Somebody has signed up with this address."""
+    """Another user has signed up with this address."""
 
 
 class Users:
-    """The table in a SQLite file; each call has a connection of its own, so any thread of any process may make it."""
+    """The users table in a SQLite file; each call has a connection of its own, so any thread of any process may make
+    it."""
 
     def __init__(self, file: str) -> None:
         self._file = file
@@ -34,13 +35,13 @@ class Users:
             connection.execute(_SCHEMA)
 
     def refuse_taken(self, email: str) -> None:
-        """Raises `EmailTaken` if somebody has it."""
+        """Raise `EmailTaken` if a user has this address."""
         with self._connection() as connection:
             if connection.execute("SELECT 1 FROM users WHERE email = ?", (email,)).fetchone():
                 raise EmailTaken(f"{email} has signed up before")
 
     def insert(self, key: str, user: Mapping[str, str]) -> int:
-        """Add a user, once per `key`, and answer its id; raises `EmailTaken`."""
+        """Add a user, once per `key`, and return its id; raises `EmailTaken`."""
         with self._connection() as connection:
             try:
                 connection.execute(
@@ -53,12 +54,12 @@ class Users:
             return row
 
     def delete(self, key: str) -> None:
-        """Remove whoever was added with `key`; nothing happens if nobody was."""
+        """Remove the user who was added with `key`; nothing happens if none was."""
         with self._connection() as connection:
             connection.execute("DELETE FROM users WHERE key = ?", (key,))
 
     def count(self) -> int:
-        """How many there are."""
+        """How many users there are."""
         with self._connection() as connection:
             found: int = connection.execute("SELECT count(*) FROM users").fetchone()[0]
             return found

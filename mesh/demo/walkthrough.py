@@ -1,5 +1,5 @@
-"""The demo from start to end: four processes, a few hundred sign-ups, one murder, and what the journal says about
-it."""
+"""The demo from start to end: four processes, a few hundred sign-ups, one killed worker, and what the journal says
+about it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from mesh.stores import open_reader
 
 CONNECTIONS: Final = 24
 PROCESSES: Final = 2
-"""Worker processes of each worker."""
+"""Worker processes of each worker node."""
 WARM_UPS: Final = 8
-"""Twice as many as there are worker processes."""
+"""Warm-up transactions: twice as many as there are worker processes."""
 SERVICE: Final = "mesh.demo.signup:service"
 JOURNAL: Final = "pulses.db"
 TABLE: Final = "users.db"
@@ -36,19 +36,19 @@ _SHORT: Final = 40
 WORKERS: Final = ("worker-1", "worker-2")
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Progress: what happens now, how many sign-ups are answered, of how many."""
+"""Called with what happens now, how many sign-ups are answered, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the demo leaves behind."""
+    """The outcome of one demo."""
 
     directory: Path
     findings: Findings
     pulses: Sequence[Pulse]
-    """Of the compensated transaction to look at."""
+    """Pulses of the compensated transaction to look at."""
     seconds: float
-    """Everything, start to end."""
+    """Seconds that the demo took, start to end."""
     posting_seconds: float
     rate_before_kill: float
     """Sign-ups a second, from the first that was completed until the kill."""
@@ -89,7 +89,7 @@ class Walkthrough:
         self._halfway = asyncio.Event()
 
     async def run(self) -> Outcome:
-        """Run it; whatever happens, no process is left.
+        """Run the demo; whatever happens, no process is left.
 
         Raises:
             BitActorError: a process did not come up, or the service went away.
@@ -133,7 +133,7 @@ class Walkthrough:
         return Outcome(directory, findings, pulses, time.monotonic() - began, posting_seconds, rate_before_kill)
 
     async def _start(self, processes: DemoProcesses, directory: Path, sockets: Path) -> tuple[str, DemoProcess]:
-        """The ingress' address, and the worker that is to be killed."""
+        """Start all processes; returns the ingress' address, and the worker that is to be killed."""
         endpoint = f"ipc://{sockets}/registry"
         joined = [
             "--registry",
@@ -153,7 +153,7 @@ class Walkthrough:
         """Have the worker processes started, which takes longer than a hop may, before anything is timed.
 
         Raises:
-            BitActorError: that does not work.
+            BitActorError: a warm-up transaction does not complete.
         """
         woken = await asyncio.gather(*(post(url, "/stimuli/demo.warm_up", {}, f"warm-{n}") for n in range(WARM_UPS)))
         for status, content in woken:
@@ -177,7 +177,7 @@ class Walkthrough:
         return posted, rate
 
     async def _kill_halfway(self, processes: DemoProcesses, victim: DemoProcess) -> float:
-        """The answer is how many sign-ups a second there were until then."""
+        """Kill `victim` half-way; returns how many sign-ups a second were answered until then."""
         await self._halfway.wait()
         processes.kill(victim)
         self._report(f"killed {victim.name}, its hops move")
@@ -198,8 +198,8 @@ class Walkthrough:
 
 
 def _socket_directory() -> Path:
-    """With a short name, because those of sockets are limited to some hundred bytes, and every process makes its own
-    below it."""
+    """A directory for sockets with a short name, because those of sockets are limited to some hundred bytes, and every
+    process makes its own below it."""
     made = Path(tempfile.mkdtemp(prefix="ba-"))
     if len(str(made)) <= _SHORT:
         return made

@@ -1,4 +1,4 @@
-"""How a ready-made step is declared: a callable whose parameters are the fields of its templates.
+"""Declaring ready-made steps: a callable whose parameters are the fields of its templates.
 
 What a step does is a frozen dataclass that can be called; the workflow takes it as it takes a user's function, and
 `to_dict` writes it down by its fields.
@@ -24,7 +24,7 @@ from mesh.ready.templates import Template, lift_sources
 
 
 class StepOptions(TypedDict, total=False):
-    """What every ready-made step takes; see `Workflow.step`."""
+    """The options that every ready-made step takes; see `Workflow.step`."""
 
     bind: Mapping[str, Any]
     after: Iterable[str | Step[Any, Any]]
@@ -123,7 +123,7 @@ def declare(
 
 
 def refuse_unknown(what: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Raises `DefinitionError` for an option that is none, with the one that was probably meant."""
+    """Raise `DefinitionError` for an option that does not exist, with the one that was probably meant."""
     known = list(known)
     for option in options:
         if option not in known:

@@ -1,4 +1,4 @@
-"""Libraries that not everybody needs are extras; without one, importing what needs it says how to get it."""
+"""Extras: libraries that not everybody needs; without one, importing what needs it says how to get it."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ class MissingExtra(ConfigurationError, ImportError):
 
 
 def missing_extra(extra: str, what: str, error: ModuleNotFoundError) -> MissingExtra:
-    """What to raise, `from None`, when a library of `extra` cannot be imported."""
+    """The error to raise, `from None`, when a library of `extra` cannot be imported."""
     return MissingExtra(f"{what} needs {error.name!r}, which is not installed; run: pip install 'bitactor[{extra}]'")

@@ -19,9 +19,9 @@ from typing_extensions import override
 from bitactor.errors import RunError
 
 EXCERPT: Final = 500
-"""Characters of a body that an error shows."""
+"""Characters of a response's body that an error shows."""
 WORTH_ANOTHER_TRY: Final = frozenset((408, 425, 429))
-"""Client errors that say nothing against the request itself."""
+"""HTTP statuses of client errors that say nothing against the request itself."""
 
 
 class HttpError(RunError):
@@ -33,7 +33,7 @@ class HttpError(RunError):
         self.url = url
         self.status = status
         self.body = body
-        """The beginning of it."""
+        """The beginning of the response's body, as text."""
 
     @override
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class HttpError(RunError):
 
 
 class HttpBusy(HttpError):
-    """An answer that may be another one later."""
+    """The server's answer is none of those expected, and may be another one later."""
 
 
 class HttpUnreachable(RunError):
@@ -67,7 +67,7 @@ class HttpResponseInvalid(RunError):
 
 
 def http_error(method: str, url: str, status: int, body: str) -> HttpError:
-    """The error for an unexpected status."""
+    """The error for an unexpected status: `HttpBusy` if another try may succeed, else `HttpError`."""
     again = status in WORTH_ANOTHER_TRY or 500 <= status <= 599
     excerpt = body if len(body) <= EXCERPT else f"{body[:EXCERPT]}…"
     return (HttpBusy if again else HttpError)(method, url, status, " ".join(excerpt.split()))

@@ -19,24 +19,24 @@ from bitactor.kinds.template import TextTemplate
 from bitactor.plan.arguments import value_at
 
 FieldFilter = Callable[[str, str, str], str]
-"""What becomes of a field's text: called with the field, its text, and the text before it."""
+"""Called with a field, its text, and the text before it; returns the text to write."""
 
 
 class Template(TextTemplate):
     """A text with fields.
 
     Raises:
-        DefinitionError: it is no text, or its braces do not match.
+        DefinitionError: the template is no text, or its braces do not match.
     """
 
     @property
     def is_field(self) -> bool:
-        """Whether it is one field and nothing else, without a format."""
+        """Whether the template is one field and nothing else, without a format."""
         literal, field, form, conversion = self._parts[0] if len(self._parts) == 1 else ("", None, None, None)
         return field is not None and not (literal or form or conversion)
 
     def value(self, values: Mapping[str, Any]) -> Any:
-        """The field's own value if there is nothing else, or else the text.
+        """The field's own value if the template is one field, or else the text.
 
         Raises:
             InvalidInput: a path leads nowhere, or a value has no text.
@@ -82,11 +82,11 @@ class Structure:
 
     @property
     def templates(self) -> list[Template]:
-        """All texts in it."""
+        """All texts in the structure."""
         return [*_templates(self._compiled)]
 
     def value(self, values: Mapping[str, Any]) -> Any:
-        """The value with all fields filled in.
+        """The structure with all fields filled in.
 
         Raises:
             InvalidInput: a path leads nowhere, or a value has no text.
@@ -95,10 +95,10 @@ class Structure:
 
 
 def text_of(value: Any, field: str) -> str:
-    """A value as people write it: `true` and `false`, moments as ISO 8601.
+    """`value` as people write it: `true` and `false`, moments as ISO 8601.
 
     Raises:
-        InvalidInput: it is nothing, a list, a mapping or bytes, for which there is no one way to write it.
+        InvalidInput: the value is nothing, a list, a mapping or bytes, for which there is no one way to write it.
     """
     if isinstance(value, bool):
         return "true" if value else "false"

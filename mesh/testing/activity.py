@@ -11,11 +11,11 @@ from mesh.runtime.live import LiveTransaction
 from mesh.runtime.node import Node
 
 QUIESCENT: Final = 0
-"""Whatever runs waits for time to pass."""
+"""Activity in which whatever runs waits for time to pass."""
 MAYBE_WORKING: Final = 1
-"""Something may be waiting for the world outside: a coroutine that is suspended, a commit."""
+"""Activity in which something may be waiting for the world outside: a coroutine that is suspended, a commit."""
 WORKING: Final = 2
-"""A function runs in a thread or a process, and will say when it has ended."""
+"""Activity in which a function runs in a thread or a process, and will say when it has ended."""
 
 
 def activity(nodes: Iterable[Node]) -> int:
@@ -55,7 +55,7 @@ def steps_in_threads(nodes: Iterable[Node]) -> list[str]:
 
 
 def describe_unfinished(node: Node) -> Iterator[str]:
-    """A line for each transaction that has not settled: what it waits for."""
+    """A line for each transaction that has not settled, which says what it waits for."""
     for live in unsettled_runs(node):
         waits = [_actor_waits(actor) for actor in live.actors.values()]
         waits += [

@@ -1,4 +1,4 @@
-"""What the fixtures of one test share, and how it ends."""
+"""The meshes and fixtures of one test, and how they end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mesh.testing.replace import Replacements
 
 
 class MeshFactory:
-    """The `mesh` fixture."""
+    """The `mesh` fixture: makes meshes that close with the test."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -76,7 +76,7 @@ class Bench:
         self._meshes: list[FixtureMesh] = []
         self._portal: Portal | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        """Those that were there before our meshes."""
+        """Tasks that were there before our meshes."""
         self._unwrap: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
@@ -110,7 +110,7 @@ class Bench:
     def make(
         self, *definitions: Workflow | Consumer, clock: Clock | None, ids: Ids | None, **options: Any
     ) -> FixtureMesh:
-        """See `MeshFactory`."""
+        """A mesh of this test; see `MeshFactory`."""
         if ids is None and str(options.get("store", "memory://")).startswith("memory:"):
             ids = self._ids  # a store that outlives the test needs ids that nobody has had
         mesh = FixtureMesh(self, *definitions, clock=clock or self._clock, ids=ids, **options)
@@ -121,13 +121,13 @@ class Bench:
         return mesh
 
     def use_fake_clock(self) -> MeshClock:
-        """From now on meshes live by this one."""
+        """The fake clock, by which meshes live from now on."""
         if self._clock is None:
             self._clock = MeshClock(self.portal, lambda: len(self.pulses))
         return self._clock
 
     def portal(self) -> Portal:
-        """The loop of a test that is no coroutine."""
+        """The event loop of a test that is no coroutine."""
         if self._portal is None:
             self._portal = Portal()
         return self._portal
@@ -135,12 +135,12 @@ class Bench:
     # Beginning and ending, on the loop of the meshes
 
     def begin(self) -> None:
-        """A mesh is about to open."""
+        """Note that a mesh is about to open."""
         if not any(mesh.node.state == "open" for mesh in self._meshes):
             self._tasks = asyncio.all_tasks()
 
     async def end(self, meshes: Sequence[FixtureMesh] | None = None, *, failed: bool) -> None:
-        """Close these, or all that live on this loop.
+        """Close `meshes`, or all that live on this loop.
 
         Args:
             failed: the test has failed already; nothing is said about what is left over.

@@ -1,4 +1,4 @@
-"""Time for the meshes of a test."""
+"""The fake clock of the meshes of a test."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mesh.testing.portal import Portal, in_a_loop
 T = TypeVar("T")
 
 IDLE: Final = 0.02
-"""Real seconds."""
+"""Real seconds that a suspended coroutine is given by default before time jumps."""
 WITHIN: Final = 10.0
 _TURNS: Final = 20
-"""Of the loop: enough for everything that waits for nobody else."""
+"""Turns of the loop that are enough for everything that waits for nobody else."""
 _POLL_SECONDS: Final = 0.001
 """Real seconds between two looks at a function that runs in a thread."""
 
@@ -38,16 +38,16 @@ class MeshClock(FakeClock):
         super().__init__()
         self._portal = portal
         self._progress = progress
-        """A number that changes when anything happens in one of the meshes."""
+        """Returns a number that changes when anything happens in one of the meshes."""
         self._nodes: list[Node] = []
 
     def watch(self, node: Node) -> None:
-        """This one lives by it."""
+        """Take note of a node that lives by this clock."""
         self._nodes.append(node)
 
     @override
     def advance(self, seconds: float, *, wait: bool = True) -> None:
-        """See `FakeClock.advance`; in a test that is no coroutine it is `pass_time`, and blocks."""
+        """In a test that is no coroutine this is `pass_time`, and blocks."""
         if in_a_loop():
             super().advance(seconds)
         else:
@@ -83,7 +83,7 @@ class MeshClock(FakeClock):
             self.advance_to(until)
 
     async def _quiesce(self, wait: bool, idle: float) -> bool:
-        """Let happen what takes no time; whether that was all."""
+        """Let everything happen that takes no time; True: nothing else is left to happen."""
         before = self._progress()
         await _turns()
         level = activity(self._nodes)

@@ -92,7 +92,7 @@ def _matches(text: str, pulse: Pulse) -> bool:
 
 
 class _Match:
-    """A search that remembers where it came furthest: with most of the expected lines found."""
+    """A search for the expected lines that remembers where it came furthest: with most of them found."""
 
     def __init__(self, pulses: Sequence[Pulse], items: Sequence[Expected]) -> None:
         self._pulses = pulses
@@ -103,7 +103,7 @@ class _Match:
         self._best_lines = -1
         self._best_position = 0
         self._anywhere = False
-        """What is missing was looked for from there on, not only there."""
+        """Whether the missing line was looked for from the furthest position on, not only there."""
         self._missing: list[str] = []
 
     def found(self) -> bool:
@@ -130,7 +130,7 @@ class _Match:
         return found
 
     def _match_interleaved(self, at: int, item: int, branches: list[tuple[str, ...]], since: int | None) -> bool:
-        """Whether these interleave from `at` on, and the rest follows."""
+        """Whether `branches` interleave from `at` on, and the rest follows."""
         left = [branch for branch in branches if branch]
         if not left:
             return self._match_from(at, item + 1, since)
@@ -150,7 +150,7 @@ class _Match:
         return (at < len(self._pulses) and _matches(text, self._pulses[at])) or self._note_miss(at, text, lines, since)
 
     def _note_miss(self, at: int, text: str, lines: int, since: int | None) -> bool:
-        """Note what was looked for in vain, when `lines` lines had been found."""
+        """Note a line that was looked for in vain, when `lines` lines had been found."""
         position = at if since is None else since
         if (lines, position) > (self._best_lines, self._best_position):
             self._best_lines, self._best_position, self._missing = lines, position, []
@@ -160,7 +160,7 @@ class _Match:
         return False
 
     def explanation(self) -> str:
-        """The whole trace, and in it where it left the way."""
+        """The whole trace as text, and in it where it left the expected way."""
         pulses, position = self._pulses, self._best_position
         whose = f"{pulses[0].workflow!r} {pulses[0].transaction}" if pulses else "the transaction"
         lines = [f"  {format_pulse(pulse, error=True)}" for pulse in pulses]

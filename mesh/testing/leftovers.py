@@ -1,4 +1,4 @@
-"""What is still there when a test has ended."""
+"""Leftovers of a test: what is still there when it has ended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Leftovers:
         """Let transactions end that do so by themselves, then note those that do not.
 
         Args:
-            standing: time stands, so nothing that waits for time to pass will ever end.
+            clock_frozen: time stands, so nothing that waits for time to pass will ever end.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
@@ -46,7 +46,7 @@ class Leftovers:
         self._running = [line for node in self._nodes for line in describe_unfinished(node)]
 
     async def failure_message(self) -> str:
-        """What to tell the user, once the nodes are closed; empty if nothing is left."""
+        """The text that tells the user what is left, once the nodes are closed; empty if nothing is."""
         for _ in range(_TURNS):
             await asyncio.sleep(0)
         said = []

@@ -9,8 +9,8 @@ from bitactor.messages.signal import UNDO
 
 
 def format_pulse(pulse: Pulse, *, error: bool = False) -> str:
-    """`kind step`; `kind step.undo` for what an undo goes through on its way to `undone step`; `kind` alone where there
-    is no step."""
+    """A pulse as text: `kind step`; `kind step.undo` for what an undo goes through on its way to `undone step`; `kind`
+    alone where there is no step."""
     step = pulse.step
     if step and pulse.direction == UNDO and pulse.kind not in (UNDONE, UNDO_FAILED):
         step = f"{step}.undo"

@@ -23,20 +23,20 @@ from mesh.transaction import BlockingTransaction, Transaction
 
 
 class MeshBench(Protocol):
-    """What the meshes of one test share."""
+    """The bench that the meshes of one test share."""
 
     @property
     def pulses(self) -> Pulses:
-        """Told of the pulses of all of them."""
+        """The recording of the pulses of all meshes."""
 
     def begin(self) -> None:
-        """A mesh is about to open."""
+        """Note that a mesh is about to open."""
 
     def portal(self) -> Portal:
-        """The loop of a test that is no coroutine."""
+        """The event loop of a test that is no coroutine."""
 
     async def end(self, meshes: Sequence[FixtureMesh], *, failed: bool) -> None:
-        """Close these.
+        """Close `meshes`.
 
         Args:
             failed: the test has failed already; nothing is said about what is left over.
@@ -89,19 +89,19 @@ class FixtureMesh(Mesh):
 
     @override
     async def stimulate(self, workflow: str | Workflow, input: Any = None, **options: Any) -> Transaction:
-        """See `Mesh.stimulate`."""
+        """Opens the mesh first if need be; see `Mesh.stimulate`."""
         await self._open()
         return await super().stimulate(workflow, input, **options)
 
     @override
     async def transaction(self, transaction: str) -> Transaction:
-        """See `Mesh.transaction`."""
+        """Opens the mesh first if need be; see `Mesh.transaction`."""
         await self._open()
         return await super().transaction(transaction)
 
     @override
     async def transactions(self, **options: Any) -> list[TransactionRow]:
-        """See `Mesh.transactions`."""
+        """Opens the mesh first if need be; see `Mesh.transactions`."""
         await self._open()
         return await super().transactions(**options)
 
@@ -130,13 +130,13 @@ class FixtureMesh(Mesh):
 
     @override
     def submit(self, workflow: str | Workflow, input: Any = None, **options: Any) -> BlockingTransaction:
-        """See `Mesh.submit`."""
+        """Opens the mesh first if need be; see `Mesh.submit`."""
         self._open_in_thread()
         return super().submit(workflow, input, **options)
 
     @override
     def run(self, workflow: str | Workflow, input: Any = None, *, timeout: float | None = None, **options: Any) -> Any:
-        """See `Mesh.run`; the mesh stays open."""
+        """The mesh stays open afterwards; see `Mesh.run`."""
         return self.submit(workflow, input, **options).result(timeout)
 
     def _open_in_thread(self) -> None:
@@ -149,6 +149,6 @@ class FixtureMesh(Mesh):
 
 
 def _hermetic(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, without what the environment would add."""
+    """`options` completed so that the environment adds nothing."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in Settings.model_fields.items()}
     return {name: value for name, value in defaults.items() if value is not None} | options

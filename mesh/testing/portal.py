@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 class Portal:
-    """Runs coroutines for a thread that has no loop.  All meshes of such a test share it, and with it one fake
-    clock."""
+    """A loop in a thread that runs coroutines for a thread without one.  All meshes of such a test share it, and with
+    it one fake clock."""
 
     def __init__(self) -> None:
         started = threading.Event()
@@ -32,15 +32,15 @@ class Portal:
         await self._closing.wait()
 
     def call(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
-        """Await `function(*arguments, **options)` over there, and return what it returns."""
+        """Await `function(*arguments, **options)` on the portal's loop, and return what it returns."""
         return self.start(function(*arguments, **options)).result()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Begin something over there."""
+        """Begin a coroutine on the portal's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def close(self) -> None:
-        """End the loop; what still runs on it is cancelled."""
+        """End the portal's loop; what still runs on it is cancelled."""
         self.loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 

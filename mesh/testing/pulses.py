@@ -1,4 +1,4 @@
-"""The pulses of a test."""
+"""The recorded pulses of a test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pulses(RecordingSink):
         self._plans: dict[str, Plan] = {}
 
     def know(self, plans: Mapping[str, Plan]) -> None:
-        """Show arguments of these workflows as values."""
+        """Take the plans of workflows, whose arguments are shown as values from now on."""
         self._plans.update(plans)
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Pulses(RecordingSink):
     def of(
         self, step: str | None = None, kind: str | None = None, *, workflow: str | None = None, transaction: Any = None
     ) -> list[Pulse]:
-        """Those that fit, in order.
+        """The pulses that fit, in order.
 
         Args:
             step: of the step with this path; `""`: of the transaction itself.
@@ -56,7 +56,8 @@ class Pulses(RecordingSink):
         return super().kinds(transaction_id_of(transaction))
 
     def lines(self, transaction: Any = None) -> list[str]:
-        """The same as `assert_trace` reads them: `completed create_user`, `spawned create_user.undo`, `finished`, …"""
+        """The pulses as `assert_trace` reads them: `completed create_user`, `spawned create_user.undo`, `finished`,
+        …"""
         wanted = transaction_id_of(transaction)
         return [format_pulse(pulse) for pulse in list(self.pulses) if wanted is None or pulse.transaction == wanted]
 
@@ -66,7 +67,7 @@ class Pulses(RecordingSink):
         return list(dict.fromkeys(pulse.transaction for pulse in begun))
 
     def report(self) -> str:
-        """Everything, transaction by transaction, for people."""
+        """All pulses as text, transaction by transaction, for people."""
         found = []
         for transaction in self.transactions():
             own = [pulse for pulse in list(self.pulses) if pulse.transaction == transaction]

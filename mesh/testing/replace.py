@@ -1,4 +1,4 @@
-"""Replacements of the functions of steps, for one mesh."""
+"""Replacing the functions of steps, for one mesh."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class CallbackSlot(NamedTuple):
     step: PlanStep
     role: str
     workflow: Workflow | None
-    """None: the step is a consumer's."""
+    """The workflow of the step; None: the step is a consumer's."""
 
     @property
     def name(self) -> str:
-        """`step`, `step.undo` or `step.compensate`."""
+        """The slot's short name: `step`, `step.undo` or `step.compensate`."""
         return self.step.name if self.role == "run" else f"{self.step.name}.{self.role}"
 
     @property
     def path(self) -> str:
-        """The same with the workflow, and with everything the step is nested in."""
+        """The slot's full name: with the workflow, and with everything the step is nested in."""
         if self.workflow is None:
             return self.name
         return self.step.address if self.role == "run" else f"{self.step.address}.{self.role}"
@@ -126,15 +126,15 @@ def _signal_parameter(function: Callable[..., Any], what: str) -> str:
 
 
 def _spawn(step: PlanStep, callback: Callback) -> str:
-    """As its own `def` or `async def` asks; never in another process, which would not know the function."""
+    """The spawner of a replaced function: by its own `def` or `async def`; never a process, which would not know it."""
     if callback.is_async:
         return "loop"
     return "inline" if step.spawn == "inline" else "thread"
 
 
 def _takes_anything(function: Callable[..., Any]) -> bool:
-    """Whether it has no parameters to go by: a mock, for example; it is given what the function in whose place it
-    stands takes."""
+    """Whether a function has no parameters to go by: a mock, for example; it is given what the function in whose place
+    it stands takes."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -143,8 +143,8 @@ def _takes_anything(function: Callable[..., Any]) -> bool:
 
 
 def _is_coroutine_function(function: Callable[..., Any]) -> bool:
-    """Also of mocks, those with the signature of something else among them; a mock seems to be a `partial`, too,
-    without end."""
+    """Whether a function is awaited, mocks with the signature of something else included; a mock seems to be a
+    `partial`, too, without end."""
     mock = getattr(function, "mock", function)
     return inspect.iscoroutinefunction(mock) or (
         not isinstance(mock, NonCallableMock) and is_coroutine_function(function)
@@ -152,8 +152,8 @@ def _is_coroutine_function(function: Callable[..., Any]) -> bool:
 
 
 def _wrap(function: Callable[..., Any], is_async: bool, names: Sequence[str]) -> Callable[..., Any]:
-    """It is given these of the arguments alone: a step is called with all of its own, and another function may take
-    fewer.
+    """`function` behind a function that gives it only the arguments in `names`: a step is called with all of its own,
+    and another function may take fewer.
 
     A mock, too, is better kept behind a function: it has every attribute that anybody looks for, and would be taken for
     anything.

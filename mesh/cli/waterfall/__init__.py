@@ -1,1 +1,1 @@
-"""A transaction as a waterfall in a terminal: what its rows are, and how they look."""
+"""A transaction as a waterfall in a terminal: its rows, and how they look."""

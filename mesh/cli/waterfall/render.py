@@ -61,17 +61,18 @@ _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 
 
 class Layout(NamedTuple):
-    """How wide, and whether only ASCII can be shown."""
+    """The layout of a waterfall: its width, and whether only ASCII can be shown."""
 
     width: int
     ascii_only: bool
 
     def symbol(self, pair: tuple[str, str]) -> str:
-        """The one of (Unicode, ASCII) that can be shown."""
+        """The symbol of the pair (Unicode, ASCII) that can be shown."""
         return pair[self.ascii_only]
 
     def clean(self, text: str) -> str:
-        """One line without control characters (a step's error may hold escape sequences), in what can be shown."""
+        """`text` in one line without control characters (a step's error may hold escape sequences), in what can be
+        shown."""
         line = " ".join(text.split())
         line = "".join(character if character.isprintable() else "?" for character in line)
         return line.encode("ascii", "backslashreplace").decode() if self.ascii_only else line
@@ -91,7 +92,7 @@ class Layout(NamedTuple):
 
 
 class _Columns(NamedTuple):
-    """Widths in cells; 0 leaves a column out."""
+    """Widths of the columns in cells; 0 leaves a column out."""
 
     name: int
     bar: int
@@ -125,7 +126,7 @@ def render(pulses: Sequence[Pulse], width: int = 100, *, ascii_only: bool = Fals
 
 
 def to_json(pulses: Sequence[Pulse]) -> str:
-    """What the waterfall shows, and the pulses it was made from, as JSON; `null` without pulses.
+    """The waterfall's rows, and the pulses they were made from, as JSON; `null` without pulses.
 
     Times are nanoseconds since 1970, durations nanoseconds.
     """

@@ -1,4 +1,4 @@
-"""What a waterfall shows: the rows of each transaction among some pulses, folded without knowing how they will look."""
+"""The rows of a waterfall: those of each transaction among some pulses, folded without knowing how they will look."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _OUTCOMES = frozenset(
 
 
 class Row(NamedTuple):
-    """One line: an attempt (`hop`), a moment (`mark`: skipped, tombstone, halted, …), or a child `transaction`."""
+    """One line of a waterfall: an attempt (`hop`), a moment (`mark`: skipped, tombstone, halted, …), or a child
+    `transaction`."""
 
     kind: str
     name: str
@@ -30,11 +31,12 @@ class Row(NamedTuple):
     ttl: int | None
     start_ns: int
     end_ns: int
-    """For what still runs, the time of the last pulse there is."""
+    """When the row ended; for one that still runs, the time of the last pulse there is."""
     took_ns: int
-    """How long the attempt itself took, where that is known; otherwise from `start_ns` to `end_ns`."""
+    """Nanoseconds that the attempt itself took, where that is known; otherwise from `start_ns` to `end_ns`."""
     outcome: str
-    """The kind of the pulse that ended it; `running` if none did, `unknown` if its transaction is over nevertheless."""
+    """The kind of the pulse that ended the row; `running` if none did, `unknown` if its transaction is over
+    nevertheless."""
     notes: tuple[str, ...]
     """Errors, retry times, redeliveries, late replies, emitted names, in the order they happened."""
 
@@ -50,9 +52,9 @@ class Timeline(NamedTuple):
     status: str
     error: str
     ttl: int | None
-    """What its stimulus carried; None if its beginning is not among the pulses."""
+    """The TTL that the transaction's stimulus carried; None if its beginning is not among the pulses."""
     ttl_left: int | None
-    """The least that any of its hops carried."""
+    """The least TTL that any of the transaction's hops carried."""
     start_ns: int
     end_ns: int
     rows: tuple[Row, ...]
@@ -78,7 +80,7 @@ class _Attempt:
         self.last: Pulse | None = None
         self.notes: list[str] = []
         self.has_tombstone = False
-        """A tombstone was put on it."""
+        """Whether a tombstone was put on this attempt."""
 
     def end(self, pulse: Pulse) -> None:
         # A timed-out attempt may get a verdict later; what happened to it first is what the row is about.
@@ -178,7 +180,7 @@ def _fold(pulse: Pulse, attempts: dict[str, _Attempt], marks: list[tuple[int, Ro
 
 
 def _end_unspawned(pulse: Pulse, marks: list[tuple[int, Row]]) -> None:
-    """What never ran has failed: said below its tombstone if it has one, else by a mark of its own."""
+    """Note the failure of a hop that never ran: below its tombstone if it has one, else by a mark of its own."""
     if marks and pulse.step and marks[-1][1].hop == pulse.hop and marks[-1][1].outcome == kinds.TOMBSTONE:
         seq, tombstone = marks[-1]
         marks[-1] = (seq, tombstone._replace(notes=(*tombstone.notes, pulse.error or pulse.kind)))

@@ -34,7 +34,7 @@ class _Entry(NamedTuple):
 
 
 class _Maker:
-    """Whose turn it is to make a value."""
+    """The turns of those who want to make one value."""
 
     __slots__ = ("lock", "waiters")
 
@@ -44,7 +44,7 @@ class _Maker:
 
 
 class _Missing:
-    """Its own type, so that it is no value anybody keeps."""
+    """The type of `MISSING`, so that it is no value anybody keeps."""
 
     @override
     def __repr__(self) -> str:
@@ -52,12 +52,13 @@ class _Missing:
 
 
 MISSING: Final = _Missing()
-"""`await cache.get(key, MISSING) is MISSING`: there is no such entry, also where None is a value."""
+"""The default for `get` that is no value: `await cache.get(key, MISSING) is MISSING` if there is no such entry, also
+where None is a value."""
 
 
 class Cache:
-    """At most `max_entries` values, each for `ttl` seconds unless set with another.  Used on the mesh's loop, by steps
-    that are `async def`.
+    """A cache of at most `max_entries` values, each kept for `ttl` seconds unless set with another.  Used on the mesh's
+    loop, by steps that are `async def`.
 
     A value is handed out as it was put in: whoever changes it changes it for all.
     """
@@ -79,7 +80,7 @@ class Cache:
         return len(self._making)
 
     async def get(self, key: Hashable, default: Any = None) -> Any:
-        """The value, or `default` if there is none or its time is over."""
+        """The value of `key`, or `default` if there is none or its time is over."""
         entry = self._entries.get(key)
         if entry is None:
             self.misses += 1
@@ -92,15 +93,15 @@ class Cache:
         self._entries[key] = _Entry(value, self._ttl if ttl is None else ttl)
 
     async def delete(self, key: Hashable) -> bool:
-        """Forget a value; whether there was one."""
+        """Forget the value of `key`; True: there was one."""
         return self._entries.pop(key, None) is not None
 
     async def clear(self) -> None:
-        """Forget everything."""
+        """Forget all values."""
         self._entries.clear()
 
     async def get_or_make(self, key: Hashable, make: Callable[[], Awaitable[Any]], ttl: float | None = None) -> Any:
-        """The value, made and kept if there is none.
+        """The value of `key`, made by `make` and kept if there is none.
 
         Of several who ask at once one makes it and the others wait; if that one fails or is cancelled, the next of them
         tries.  What `make` raises is not kept.

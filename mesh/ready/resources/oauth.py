@@ -27,7 +27,7 @@ LEEWAY: Final = 30.0
 
 @dataclass(frozen=True)
 class ClientCredentials:
-    """How a client gets its tokens (RFC 6749, 4.4).
+    """The credentials with which a client gets its tokens (RFC 6749, 4.4).
 
     Args:
         token_url: absolute, or below the client's `base_url`.
@@ -66,7 +66,8 @@ class TokenAuth(httpx2.Auth):
 
     @override
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
-        """See `httpx2.Auth`: each request that is yielded is sent, and its response sent back."""
+        """Sends a request to the client's own origin with a token, and once more with a new one after a 401; others
+        without."""
         if self._origin is not None and _origin(request.url) != self._origin:
             yield request
             return

@@ -1,4 +1,4 @@
-"""When a file step changes something: in one short moment, and not at all once nobody waits for it any more.
+"""The moment in which a file step changes something: a short one, and never once nobody waits for the step any more.
 
 A function in a thread cannot be stopped.  One that has timed out, or whose step is being undone, may still be about to
 act; so who acts does it in turn, and looks first whether it still may.
@@ -22,7 +22,8 @@ _fenced: OrderedDict[str, None] = OrderedDict()
 
 @contextmanager
 def guarded_change(ctx: Context) -> Iterator[None]:
-    """Around what changes something in a step: one attempt or undo at a time, and none that is fenced.
+    """A context manager around what changes something in a step: one attempt or undo at a time, and none that is
+    fenced.
 
     Raises:
         StepTimeout: the attempt's time is over, or the step has been taken back meanwhile.
@@ -35,7 +36,8 @@ def guarded_change(ctx: Context) -> Iterator[None]:
 
 @contextmanager
 def fenced_undo(ctx: Context) -> Iterator[None]:
-    """Around what takes a step back: its attempts in this process are fenced, and change nothing from here on."""
+    """A context manager around what takes a step back: its attempts in this process are fenced, and change nothing from
+    here on."""
     with _lock_of(ctx):
         _fenced[ctx.forward_key] = None
         while len(_fenced) > _MAX_FENCED:

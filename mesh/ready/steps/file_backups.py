@@ -29,7 +29,7 @@ from mesh.ready.steps.file_paths import HELD, Identity, identity, is_one_of, ope
 SUFFIX: Final = ".bitactor"
 _OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.(note|kept|[0-9a-f]{16}-\d+\.\w+)\.bitactor(\.new)?")
 _LONGEST_NAME: Final = 160
-"""Bytes of a file's name that fit beside key and suffix into what a file system takes."""
+"""Bytes of a file's name that fit beside key and suffix into the longest name a file system takes."""
 _NO_LINKS: Final = frozenset((errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS))
 
 
@@ -38,16 +38,16 @@ class ChangedByOthers(BitActorError):
 
 
 class Note(TypedDict):
-    """What a step is about to change."""
+    """A note of what a step is about to change in one place."""
 
     had: bool
-    """Whether there was anything."""
+    """Whether there was anything in the place."""
     was: list[Identity]
-    """What there was, or has been put back."""
+    """Identities of what was in the place, or has been put back."""
     put: list[Identity]
-    """What was put in its place; several, after several attempts."""
+    """Identities of what was put in its place; several, after several attempts."""
     source: list[Identity]
-    """For a move: what stood, or was put back, where it came from."""
+    """For a move, identities of what stood, or was put back, where the file came from."""
 
 
 class Backup:
@@ -80,7 +80,7 @@ class Backup:
         return self.place.parent / f"{self._beside}.{hop}-{delivery}.{purpose}{SUFFIX}"
 
     def read(self) -> Note | None:
-        """The note, if the step has got so far."""
+        """The note, or None if the step has not got so far."""
         try:
             note: Note = json.loads(self.note.read_bytes())
         except FileNotFoundError:
@@ -97,8 +97,8 @@ class Backup:
             sync(self.note.parent)
 
     def save(self, put: Identity, source: Identity | None = None) -> None:
-        """Keep what is in the place, before `put` replaces it.  An earlier attempt's note stands: what is there now may
-        be its doing."""
+        """Keep what is in the place, before `put` replaces it.  An earlier attempt's note stands: what is in the place
+        now may be its doing."""
         note = self.read()
         if note is None:
             self.kept.unlink(missing_ok=True)
@@ -116,7 +116,7 @@ class Backup:
         """Move what is in the place away, into what is kept; once, however often it is called.
 
         Raises:
-            OSError: there is nothing, or it cannot be moved.
+            OSError: nothing is in the place, or it cannot be moved.
         """
         note, was = self.read(), identity(self.place)
         if note is None:
@@ -147,10 +147,10 @@ class Backup:
         self.place.unlink()
 
     def restore(self) -> None:
-        """Have the place as it was; nothing if nothing was changed, or all is put back already.
+        """Put the place back as it was; nothing happens if nothing was changed, or all is put back already.
 
         Raises:
-            ChangedByOthers: what is there is neither.
+            ChangedByOthers: what is in the place is neither what was there nor what the step put there.
         """
         note = self.read()
         if note is not None:
@@ -165,7 +165,7 @@ class Backup:
         self.forget()
 
     def changed_by_others(self, place: Path) -> ChangedByOthers:
-        """What to raise when somebody else has been at a place."""
+        """The error to raise when somebody else has changed a place."""
         kept = f"; what was there before is kept in {str(self.kept)!r}" if os.path.lexists(self.kept) else ""
         return ChangedByOthers(
             f"{str(place)!r} was changed by somebody else since{kept}: put things right by hand, remove "
@@ -173,7 +173,7 @@ class Backup:
         )
 
     def forget(self) -> None:
-        """Remove what is kept, and what interrupted attempts have left."""
+        """Remove the note and the old content, and what interrupted attempts have left."""
         for path in (self.kept, self.note):
             path.unlink(missing_ok=True)
             _new(path).unlink(missing_ok=True)
@@ -192,7 +192,7 @@ class Backup:
         return True
 
     def _copy_content(self) -> None:
-        """For where there are no links: another file system, say."""
+        """Keep a copy of the file, where it cannot be linked: on another file system, say."""
         temporary = _new(self.kept)
         temporary.unlink(missing_ok=True)
         copy_file(self.place, temporary, self.durable)
@@ -217,8 +217,8 @@ class Backup:
 
 
 def forget(transaction: Any) -> int:
-    """Remove what the file steps of a transaction keep for its undo; it cannot be undone any more.  How many steps kept
-    something.
+    """Remove what the file steps of a transaction keep for its undo; it cannot be undone any more.  Returns how many
+    steps kept something.
 
     `transaction` is one that has completed, as `Mesh.stimulate` or `Mesh.transaction` gives it.
     """
@@ -235,8 +235,8 @@ def forget(transaction: Any) -> int:
 
 
 def sweep(directory: str | Path, older_than: float) -> int:
-    """Remove what file steps have kept in a directory and below it for longer than so many seconds.  How many files
-    that were.
+    """Remove what file steps have kept in a directory and below it for longer than `older_than` seconds.  Returns how
+    many files that were.
 
     Transactions that old cannot be undone any more; let it be longer than any of yours takes.
     """
@@ -252,12 +252,13 @@ def sweep(directory: str | Path, older_than: float) -> int:
 
 
 def find_backups(directory: Path) -> Iterator[Path]:
-    """What file steps keep there, and what interrupted ones have left."""
+    """The files in `directory` that file steps keep, and that interrupted ones have left."""
     return (path for path in directory.rglob(f".*{SUFFIX}*") if _OURS.fullmatch(path.name))
 
 
 def copy_file(source: Path, target: Path, durable: bool) -> Identity:
-    """Copy a regular file or a symbolic link, with times and rights, to where nothing is; the copy's identity."""
+    """Copy a regular file or a symbolic link, with times and rights, to where nothing is; returns the copy's
+    identity."""
     if source.is_symlink():
         target.symlink_to(source.readlink())
     else:

@@ -24,7 +24,7 @@ from mesh.ready.templates import Structure, Template
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What steps that change a file have in common: where it is, and what is kept of it."""
+    """The base of steps that change a file: where it is, and what is kept of it."""
 
     path: str
     within: str = ""
@@ -69,7 +69,8 @@ class Change:
         return {"path": str(place), "size": size, "kept": str(backup.note) if self.undoable else None}
 
     def _replace(self, backup: Backup, by: Path, made: Identity, source: Identity | None = None) -> None:
-        """What is kept is noted first; if the step fails here, nothing has happened, and nothing is kept."""
+        """Put `by` in the place, after a note of what is kept; if the step fails here, nothing has happened, and
+        nothing is kept."""
         if backup.place.is_dir() and not backup.place.is_symlink():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(backup.place))
         fresh = self.undoable and backup.read() is None
@@ -266,7 +267,7 @@ def _write(file: BinaryIO, content: bytes) -> None:
 
 
 def _is_again(ctx: Context) -> bool:
-    """Whether the same may have been done before."""
+    """Whether an earlier attempt or delivery may have done the same before."""
     return ctx.attempt > 1 or ctx.signal.delivery > 1
 
 

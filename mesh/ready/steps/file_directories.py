@@ -77,7 +77,7 @@ class Make:
 
 
 def _missing(place: Path) -> list[Path]:
-    """The directories that are not there, the highest first."""
+    """The directories of a path that do not exist, the highest first."""
     return [path for path in reversed((place, *place.parents)) if not path.exists()]
 
 
@@ -86,7 +86,7 @@ def _note(directory: Path, place: Path, ctx: Context) -> Path:
 
 
 def _notes(place: Path, ctx: Context) -> Iterator[Path]:
-    """What the step has noted: in the directory that was there already, whichever that was."""
+    """The notes that the step has made: in the directory that was there already, whichever that was."""
     return (note for directory in place.parents if (note := _note(directory, place, ctx)).is_file())
 
 

@@ -12,18 +12,17 @@ from bitactor.errors import InvalidInput
 from mesh.ready.templates import Template
 
 Identity = list[int]
-"""Device and inode: the same file, whatever it is called.  Where nothing holds on to the file, its number may go to
-another one; then size and time of the
-last change stand behind."""
+"""The identity of a file, whatever it is called: device and inode.  Where nothing holds on to the file, its number may
+go to another one; then size and time of the last change stand behind."""
 HELD = 2
-"""How much of an identity is enough for a file that is still there, under whatever name."""
+"""How many numbers of an identity are enough for a file that is still there, under whatever name."""
 
 
 def path_of(template: Template, given: Mapping[str, Any], within: str, *, follow: bool = True) -> Path:
-    """The path that a template gives; with `follow`, of what a symbolic link at its end leads to.
+    """The path that a template gives; with `follow`, of the target of a symbolic link at its end.
 
     Raises:
-        InvalidInput: it is empty, or not below `within`.
+        InvalidInput: the path is empty, or not below `within`.
     """
     text = template.text(given)
     if not text or "\0" in text:
@@ -36,7 +35,7 @@ def path_of(template: Template, given: Mapping[str, Any], within: str, *, follow
 
 
 def identity(path: Path) -> Identity | None:
-    """What is there, a symbolic link itself; None if nothing is."""
+    """The identity of what is at `path`, a symbolic link itself; None if nothing is."""
     try:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -45,15 +44,15 @@ def identity(path: Path) -> Identity | None:
 
 
 def is_one_of(there: Identity | None, known: Iterable[Identity]) -> bool:
-    """Whether what is there is one of those known."""
+    """Whether the identity `there` is one of `known`."""
     return there is not None and any(there[: len(one)] == one for one in known)
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A file opened for reading; nothing else, for a pipe would block and a device never end.
+    """A regular file opened for reading; a pipe would block and a device never end.
 
     Raises:
-        OSError: there is none, or it is something else.
+        OSError: there is no file, or it is not a regular one.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -63,7 +62,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def sync(path: Path) -> None:
-    """Have a directory's entries on the disk."""
+    """Write a directory's entries to the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -72,10 +71,10 @@ def sync(path: Path) -> None:
 
 
 def write_whole(path: Path, fill: Callable[[BinaryIO], None], durable: bool) -> Identity:
-    """A new file, written to its end; its identity.  On failure it is gone again.
+    """Write a new file to its end; returns its identity.  On failure the file is gone again.
 
     Raises:
-        OSError: it exists already, or cannot be written.
+        OSError: the file exists already, or cannot be written.
     """
     with path.open("xb") as file:
         try:

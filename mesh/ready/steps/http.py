@@ -54,14 +54,14 @@ __all__ = [
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 METHODS_WITH_KEY: Final = frozenset(("POST", "PATCH"))
-"""Methods that may not be repeated as they are: these requests say `Idempotency-Key`."""
+"""HTTP methods that may not be repeated as they are: these requests carry `Idempotency-Key`."""
 DEFAULT_RETRY_ON: Final = (HttpBusy, HttpUnreachable, StepTimeout)
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
 DEFAULT_LONGEST_WAIT: Final = 60.0
 
 
 class RequestOptions(StepOptions, total=False):
-    """What the steps here take beside method and URL."""
+    """The options of a request step beside method and URL."""
 
     params: Mapping[str, Any]
     headers: Mapping[str, Any]
@@ -83,7 +83,7 @@ class Request:
     params: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
-    """One of `json`, `form`, `content`, and its template."""
+    """Template of the body, under one of `json`, `form`, `content`."""
     expect: int | Collection[int] = ()
     client: str = "http"
     max_bytes: int = DEFAULT_MAX_BYTES
@@ -129,7 +129,7 @@ class Request:
             raise HttpUnreachable(self.method, url, redact(reason, secrets)) from None
 
     async def _result_or_retry(self, response: httpx2.Response, ctx: Context, secrets: set[str]) -> Any:
-        """The result; or another try, when the server said when."""
+        """The step's result; or `Retry`, when the server said when to try again."""
         url, status = shown_url(str(response.url)), response.status_code
         if status in self._expected if self._expected else response.is_success:
             return await http_answer.result_of(response, self.max_bytes, f"{self.method} {url}")
@@ -216,32 +216,32 @@ def request(workflow: Workflow, name: str, method: str, url: str, **options: Unp
 
 
 def get(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
-    """See `request`."""
+    """Declare a step that sends a GET request; see `request`."""
     return request(workflow, name, "GET", url, **options)
 
 
 def head(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
-    """See `request`."""
+    """Declare a step that sends a HEAD request; see `request`."""
     return request(workflow, name, "HEAD", url, **options)
 
 
 def post(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
-    """See `request`."""
+    """Declare a step that sends a POST request; see `request`."""
     return request(workflow, name, "POST", url, **options)
 
 
 def put(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
-    """See `request`."""
+    """Declare a step that sends a PUT request; see `request`."""
     return request(workflow, name, "PUT", url, **options)
 
 
 def patch(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
-    """See `request`."""
+    """Declare a step that sends a PATCH request; see `request`."""
     return request(workflow, name, "PATCH", url, **options)
 
 
 def delete(workflow: Workflow, name: str, url: str, **options: Unpack[RequestOptions]) -> Step[..., Any]:
-    """See `request`."""
+    """Declare a step that sends a DELETE request; see `request`."""
     return request(workflow, name, "DELETE", url, **options)
 
 

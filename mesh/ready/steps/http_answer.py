@@ -1,4 +1,4 @@
-"""What a step makes of an answer: plain data within a bound."""
+"""The result that a step makes of an HTTP response: plain data within a bound."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mesh.ready.http_errors import EXCERPT, HttpResponseInvalid
 _EXCERPT_BYTES: Final = 4 * EXCERPT
 _TEXTS: Final = ("application/xml", "application/javascript", "application/x-www-form-urlencoded", "application/yaml")
 _WAITING: Final = frozenset((429, 503))
-"""Statuses whose `Retry-After` says when the same request may succeed."""
+"""HTTP statuses whose `Retry-After` says when the same request may succeed."""
 
 
 async def result_of(response: httpx2.Response, max_bytes: int, what: str) -> dict[str, Any]:
-    """`status`, `url`, `headers`, and `json`, `text` or `content` if there is a body.
+    """The result of a response: `status`, `url`, `headers`, and `json`, `text` or `content` if there is a body.
 
     Raises:
         HttpResponseInvalid: the body is larger than `max_bytes`, or is not the JSON that it says it is.
@@ -49,7 +49,7 @@ async def result_of(response: httpx2.Response, max_bytes: int, what: str) -> dic
 
 
 async def excerpt_of(response: httpx2.Response) -> str:
-    """The beginning of the body, as text."""
+    """The beginning of a response's body, as text."""
     return _text(response, await _body(response, _EXCERPT_BYTES))
 
 
@@ -68,7 +68,7 @@ def retry_after(response: httpx2.Response) -> float | None:
 
 
 async def _body(response: httpx2.Response, at_most: int) -> bytes:
-    """The body, or as much of it as the bound allows: the rest is not even received."""
+    """The body, or as much of it as `at_most` allows: the rest is not even received."""
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk

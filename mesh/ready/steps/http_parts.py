@@ -1,4 +1,4 @@
-"""What a request is made of, from values that may be anything: nothing that is put in leaves its place."""
+"""The parts of a request, made from values that may be anything: nothing that is put in leaves its place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NO_SECRETS: Final = frozenset(
 
 
 def url(template: Template, given: Mapping[str, Any], params: Mapping[str, Any]) -> str:
-    """The URL, each field quoted, and the query.
+    """The URL of a request, each field quoted, and the query.
 
     Raises:
         InvalidInput: a field is empty where the path needs it, or the path would lead elsewhere.
@@ -58,10 +58,10 @@ def headers(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def body(given: Mapping[str, Any]) -> tuple[bytes | None, str]:
-    """The body and its media type.
+    """The body of a request and its media type.
 
     Raises:
-        InvalidInput: it cannot be written as what it is declared to be.
+        InvalidInput: the value cannot be written as what it is declared to be.
     """
     if "json" in given:
         try:
@@ -82,7 +82,7 @@ def body(given: Mapping[str, Any]) -> tuple[bytes | None, str]:
 
 
 def secrets(request: httpx2.Request) -> set[str]:
-    """What no error may show of a request: what its headers carry, but for those that everybody sends, and a
+    """The texts of a request that no error may show: what its headers carry, but for those that everybody sends, and a
     password."""
     found = {value for name, value in request.headers.items() if name not in _NO_SECRETS}
     found |= {part for value in found for part in value.split()}

@@ -16,17 +16,17 @@ from typing import Final
 from bitactor.declare.context import Context
 
 KEY_VARIABLE: Final = "BITACTOR_IDEMPOTENCY_KEY"
-"""What a program finds its step's idempotency key in: the mark of all attempts and deliveries."""
+"""Environment variable with the step's idempotency key: the mark of all its attempts and deliveries."""
 ATTEMPT_VARIABLE: Final = "BITACTOR_ATTEMPT"
-"""The mark of one delivery of one attempt."""
+"""Environment variable with the mark of one delivery of one attempt."""
 _POLL_SECONDS: Final = 0.02
 _KILL_TIMEOUT: Final = 5.0
 """Seconds that the kernel may take to end what was killed; one that hangs in a device cannot be waited for."""
 
 
 async def end_leftovers(mark: str, grace: float, group: int | None = None) -> int:
-    """Terminate all processes with that mark, `VARIABLE=value`, kill what is still there after `grace` seconds, and
-    wait.  How many there were.
+    """Terminate all processes with that mark, `VARIABLE=value`, kill those that are still there after `grace` seconds,
+    and wait.  Returns how many there were.
 
     `group`: only those of that process group.
     """
@@ -37,22 +37,23 @@ async def end_leftovers(mark: str, grace: float, group: int | None = None) -> in
 
 
 def hop_environment(ctx: Context) -> dict[str, str]:
-    """What the processes of a hop are given."""
+    """The environment variables that the processes of a hop are given."""
     return {KEY_VARIABLE: ctx.idempotency_key, ATTEMPT_VARIABLE: f"{ctx.hop}-{ctx.signal.delivery}"}
 
 
 def format_mark(variable: str, value: str) -> str:
-    """As it stands in an environment."""
+    """A mark as it stands in an environment."""
     return f"{variable}={value}"
 
 
 def kill_leftovers(mark: str) -> None:
-    """Kill them and do not wait: for when nothing can be awaited any more."""
+    """Kill all processes with that mark and do not wait: for when nothing can be awaited any more."""
     _send_signal(mark, None, signal.SIGKILL)
 
 
 async def _wait_until_gone(mark: str, group: int | None, within: float, which: signal.Signals | None) -> bool:
-    """Whether they are gone in time; `which` goes to all that are not, again and again, for there may be new ones."""
+    """Wait until the processes with that mark are gone; True: they are in time.  `which` goes to all that are not,
+    again and again, for there may be new ones."""
     until = asyncio.get_running_loop().time() + within
     while any(_marked_pids(mark, group)):
         if asyncio.get_running_loop().time() >= until:
@@ -99,7 +100,7 @@ def _group_of(pid: int) -> int | None:
 
 
 def _has_mark(pid: int, mark: str) -> bool:
-    """Whether that process runs with the mark; one that has ended and is only not yet reaped does not."""
+    """Whether the process runs with the mark; one that has ended and is only not yet reaped does not."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:

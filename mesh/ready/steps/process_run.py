@@ -1,4 +1,4 @@
-"""One program run to its end, or ended: it leads a process group of its own, and nothing of that group outlives it."""
+"""Running one program to its end: it leads a process group of its own, and nothing of that group outlives it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from typing_extensions import override
 from mesh.ready.steps.process_leftovers import end_leftovers, kill_leftovers
 
 _DRAIN_WITHIN: Final = 1.0
-"""Seconds for the output's end, once everything that belongs to the program is gone; somebody else may hold the
+"""Seconds to wait for the output's end, once everything that belongs to the program is gone; somebody else may hold the
 pipe."""
 
 
 _REAP_WITHIN: Final = 5.0
-"""Seconds for the kernel to hand over what was killed; one that hangs in a device cannot be waited for."""
+"""Seconds for the kernel to hand over a process that was killed; one that hangs in a device cannot be waited for."""
 
 
 class ProgramResult(NamedTuple):
     """How a program ended."""
 
     returncode: int
-    """Negative: the signal that killed it."""
+    """The program's exit code; negative: the signal that killed it."""
     stdout: bytes
     stderr: bytes
-    """The last of it."""
+    """The last bytes that the program wrote to its standard error."""
 
 
 class OutputTooLarge(Exception):
-    """More than was allowed came out of it; it has been ended."""
+    """The program's output was larger than allowed; the program has been ended."""
 
 
 class _Capture(asyncio.Protocol):
-    """What comes out of one pipe, up to a bound: then either the beginning is dropped, or somebody is told."""
+    """The output that comes through one pipe, up to a bound: beyond it either the beginning is dropped, or a callback
+    told."""
 
     def __init__(self, max_bytes: int, *, tail: bool) -> None:
         self.data = bytearray()
@@ -49,12 +50,10 @@ class _Capture(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
         self._transport = transport
 
     @override
     def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
         self.data += data
         if len(self.data) > self._max_bytes:
             if self._tail:
@@ -65,11 +64,10 @@ class _Capture(asyncio.Protocol):
 
     @override
     def connection_lost(self, error: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
         self.ended.set()
 
     def close(self) -> None:
-        """Read no more."""
+        """Read no more from the pipe."""
         if self._transport is not None:
             self._transport.close()
 
@@ -84,15 +82,15 @@ async def run_program(
     grace: float,
     max_bytes: int,
 ) -> ProgramResult:
-    """Run it to its end.  Whoever cancels this waits until nothing of it is left: `SIGTERM`, and after `grace` seconds
-    `SIGKILL`.
+    """Run a program to its end.  Whoever cancels this waits until nothing of the program is left: `SIGTERM`, and after
+    `grace` seconds `SIGKILL`.
 
     Args:
         mark: a variable of its environment and the value, by which all its processes are found; see
             `process_leftovers`.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the program cannot be started.
         OutputTooLarge: its output has more than `max_bytes` bytes.
     """
     out, err = _Capture(max_bytes, tail=False), _Capture(max_bytes, tail=True)
@@ -141,7 +139,7 @@ async def _start(
 
 
 async def _pipe(stack: contextlib.ExitStack, ends: contextlib.ExitStack, capture: _Capture) -> int:
-    """A pipe whose one end is captured; the other is for the program."""
+    """A pipe whose one end is captured; returns the other, for the program."""
     reading, writing = os.pipe()
     ends.callback(os.close, writing)
     stack.callback(capture.close)
@@ -150,7 +148,7 @@ async def _pipe(stack: contextlib.ExitStack, ends: contextlib.ExitStack, capture
 
 
 def _source(ends: contextlib.ExitStack, given: bytes) -> int:
-    """What the program reads: a file in memory, so that nobody has to feed it."""
+    """A file in memory from which the program reads `given`, so that nobody has to feed it."""
     handle = os.memfd_create("bitactor-input", os.MFD_CLOEXEC)
     ends.callback(os.close, handle)
     view = memoryview(given)
@@ -161,7 +159,8 @@ def _source(ends: contextlib.ExitStack, given: bytes) -> int:
 
 
 async def _end(group: int, leader: asyncio.Future[int], mark: str, grace: float) -> None:
-    """Nothing of it is left when this returns; whoever cancels it in the meantime has everything killed at once."""
+    """End all processes of the program and wait until none is left; whoever cancels this in the meantime has them
+    killed at once."""
     try:
         await end_leftovers(mark, grace)
     finally:
@@ -190,7 +189,7 @@ async def _drain(*captures: _Capture) -> None:
 
 
 def _signal_group(group: int, which: int) -> bool:
-    """Whether there is such a group."""
+    """Send a signal to a process group; True: there is such a group."""
     try:
         os.killpg(group, which)
     except (ProcessLookupError, PermissionError):

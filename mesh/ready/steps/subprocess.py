@@ -44,7 +44,7 @@ __all__ = ["ProcessFailed", "Program", "run"]
 DEFAULT_GRACE: Final = 5.0
 DEFAULT_MAX_OUTPUT: Final = 1024 * 1024
 EXCERPT: Final = 1_000
-"""Characters of what a program complained of that an error shows."""
+"""Characters of a program's standard error that an error shows."""
 
 
 class ProcessFailed(RunError):
@@ -53,11 +53,11 @@ class ProcessFailed(RunError):
     def __init__(self, command: str, returncode: int, stderr: str = "") -> None:
         super().__init__(command, returncode, stderr)
         self.command = command
-        """As declared, for arguments may hold secrets."""
+        """The command as declared, for arguments may hold secrets."""
         self.returncode = returncode
-        """Negative: the signal that killed it."""
+        """The program's exit code; negative: the signal that killed it."""
         self.stderr = stderr
-        """The end of it."""
+        """The end of the program's standard error."""
 
     @override
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class Program:
         return {"returncode": result.returncode, "stdout": stdout, "stderr": stderr}
 
     async def take_back(self, *, ctx: Context, **given: Any) -> None:
-        """End what still runs, if that is not known; then run the command that undoes."""
+        """End the processes of the step that may still run; then run the command that undoes."""
         if ctx.in_doubt:
             await end_leftovers(format_mark(KEY_VARIABLE, ctx.forward_key), self.grace)
         if self.undo:
