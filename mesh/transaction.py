@@ -20,7 +20,7 @@ from mesh.runtime.live import LiveTransaction, TransactionLimits
 from mesh.runtime.node import Node
 
 POLL_SECONDS: Final = 0.25
-"""How often the store is asked about a transaction that another process runs."""
+"""Seconds between two looks in the store for a transaction that another process runs."""
 
 
 class Transaction:

@@ -1,2 +1,2 @@
-"""One hop, from its signal to its reply: the actor, resources and policies before and around the function,
+"""Running one hop, from its signal to its reply: the actor, resources and policies before and around the function,
 compensation."""

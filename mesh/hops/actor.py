@@ -382,7 +382,7 @@ class BitActor(pykka.Actor):
     @property
     @override
     def actor_urn(self) -> str:  # type: ignore[override]
-        """`urn:bitactor:<transaction>:<hop>:<delivery>`."""
+        """The actor's name, `urn:bitactor:<transaction>:<hop>:<delivery>`."""
         return f"urn:bitactor:{self.signal.transaction}:{self.signal.hop}:{self.signal.delivery}"
 
     @property

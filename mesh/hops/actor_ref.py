@@ -13,7 +13,7 @@ from mesh.hops.ports import ENDED
 
 
 class Referable(Protocol):
-    """What a reference needs of its actor."""
+    """An object that can be referred to: what a reference needs of its actor."""
 
     state: int
 

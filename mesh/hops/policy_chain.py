@@ -97,7 +97,7 @@ class PolicyChain:
         )
 
     async def _proceed(self) -> Any:
-        """One run of the function."""
+        """Run the function once, for the innermost policy; returns its value or raises its exception."""
         executor, callback = self._executor, self.actor.callback
         resources = {} if self._ended or self.stop_requested else await executor.resources_of(callback)
         if self._ended or self.stop_requested:  # perhaps meanwhile, if the policy has left us behind

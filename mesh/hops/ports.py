@@ -49,9 +49,10 @@ class ActorPermits(PermitSet):
 
 
 class Actor(Protocol):
-    """One delivery of one signal, or one run of its function inside policies, as its executor and its spawner see it.
+    """The actor of one delivery of one signal, or of one run of its function inside policies, as its executor and its
+    spawner see it.
 
-    Lives on the loop's thread, except where a method says otherwise.
+    An actor lives on the loop's thread, except where a method says otherwise.
     """
 
     executor: ActorExecutor
@@ -62,14 +63,14 @@ class Actor(Protocol):
     """The function to call: `run` or `undo` of the step, perhaps with middleware around it."""
     arguments: Arguments
     kwargs: dict[str, Any]
-    """What the function is called with; set before a spawner starts the actor."""
+    """The keyword arguments that the function is called with; set before a spawner starts the actor."""
     result: Any
     """For an undo, the token of the result that it takes back."""
     permits: ActorPermits | None
     """The permits held for this actor; None for a hop without a limit, as most are."""
     spawner: Spawner
     state: int
-    """`QUEUED | STARTED | REPLIED | ENDED`."""
+    """The actor's state: `QUEUED | STARTED | REPLIED | ENDED`."""
     context: Context | None
     """The context that the function was given about its hop; None if it has not asked for one."""
     task: Any

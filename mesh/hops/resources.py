@@ -104,7 +104,7 @@ class ResourceManager:
         return {name: await self.get(name) for name in names}
 
     async def get(self, name: str) -> Any:
-        """One resource; see `get_many`."""
+        """The resource of that name; see `get_many`."""
         if name not in self._declared:
             raise ResourceUnavailable(f"no resource {name!r} is declared.{suggest(name, self._declared)}")
         if name in self.replaced_in_parent:
@@ -301,7 +301,7 @@ class ResourceView:
         return len(self._allowed)
 
     async def get(self, name: str) -> Any:
-        """One resource of the step's workflow.
+        """The resource of that name, of the step's workflow.
 
         Raises:
             ResourceUnavailable: the workflow has none of that name, or it could not be made.

@@ -1,1 +1,1 @@
-"""How many at once, who is next, and when: pools of permits, queues, timers."""
+"""Limits and timers: how many hops at once, who is next, and when."""

@@ -25,7 +25,7 @@ class Expiring(Protocol):
 
 
 class TimingWheel:
-    """All timers of one node."""
+    """The timing wheel with all timers of one node."""
 
     def __init__(self, clock: Clock, tick_ns: int = TICK_NS) -> None:
         self._clock = clock

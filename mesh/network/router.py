@@ -31,8 +31,8 @@ from registry import Entry, Registry
 
 BACKSTOP_NS: Final = 2_000_000_000
 QUEUED_BACKSTOP_NS: Final = 60_000_000_000
-"""How much longer than the attempt's own timeout we wait for its holder, which keeps the timeout, to tell that the
-attempt is over.
+"""Nanoseconds beyond the attempt's own timeout that we wait for its holder, which keeps the timeout, to tell that the
+attempt is over; `QUEUED_…` for a hop that may have to queue there.
 
 An attempt's time counts from its start, and a hop for a thread or a process may wait for a free one, or for a resource
 to be made.  A holder that is gone we learn of from the registry; this is for one that is there and has stopped

@@ -34,7 +34,7 @@ Send = Callable[[Entry, Stimulus], None]
 
 
 class Emissions(EmissionDelivery):
-    """All emitted signals of one node that have not been taken by every group yet."""
+    """The emission delivery of one node: all emitted signals that have not been taken by every group yet."""
 
     def __init__(
         self, supervisor: Supervisor, registry: Registry, clock: Clock, wheel: TimingWheel, send: Send

@@ -1,4 +1,4 @@
-"""One transaction in this process, and the permits of its hops."""
+"""Live transactions: one transaction in this process, and the permits of its hops."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TransactionLimits:
 
 
 class LiveTransaction:
-    """One transaction in this process: its saga, and what is armed and running for it."""
+    """A transaction in this process: its saga, and the timers, actors and waiters it has."""
 
     __slots__ = (
         "accepted", "actors", "deadline_timer", "done", "errors", "failure", "grace_timer", "key", "limits", "plan",

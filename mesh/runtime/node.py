@@ -107,7 +107,7 @@ class Node:
         self.ids = ids or TimeOrderedIds()
         self.id = f"n{self.ids.transaction()[-12:]}"
         self.state = "new"
-        """`new | open | draining | closed`."""
+        """The node's state: `new | open | draining | closed`."""
         self.collapsed = ""
         """Why this node ended by itself; empty if it did not."""
         self.collapse = asyncio.Event()

@@ -20,7 +20,7 @@ class RelayStatistics(NamedTuple):
     lost: int
     """Pulses the sink did not take, because it raised on them or was disabled by then."""
     error: str
-    """`Name: message` of what disabled the sink; empty while it works."""
+    """The error that disabled the sink, as `Name: message`; empty while the sink works."""
 
 
 class SinkRelay:

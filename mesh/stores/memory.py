@@ -125,7 +125,7 @@ class MemoryStore(Store):
 
     @override
     def close(self) -> None:
-        """What is kept can still be read afterwards."""
+        """The store can still be read afterwards; appends fail."""
         self._closed = True
 
     @override

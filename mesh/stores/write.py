@@ -40,7 +40,7 @@ _ROW_ERRORS: Final = (
     sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError,
     OverflowError,
 )  # fmt: skip
-"""What SQLite or its binding raises for one row that it will not take; the rows of others are not at fault."""
+"""Errors that SQLite or its binding raises for one row that it will not take; the rows of others are not at fault."""
 
 _INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_PULSE: Final = "INSERT INTO pulses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -115,7 +115,7 @@ class Writer:
 
 
 class _Batch:
-    """One database transaction in the making."""
+    """A database transaction in the making, with the writes of one commit."""
 
     def __init__(self, owner: str, states: Mapping[str, JournalState], connection: sqlite3.Connection) -> None:
         self._owner = owner

@@ -19,7 +19,7 @@ class SpanEvent(NamedTuple):
 
 
 class SpanRecord(NamedTuple):
-    """One finished span, ids in hex as pulses have them."""
+    """A finished span, ids in hex as pulses have them."""
 
     trace_id: str
     span_id: str
@@ -27,7 +27,7 @@ class SpanRecord(NamedTuple):
     """Span id of the parent; empty for the root of a trace."""
     name: str
     kind: str
-    """`internal` or `consumer`."""
+    """The span's kind: `internal` or `consumer`."""
     start_ns: int
     end_ns: int
     attributes: Attributes

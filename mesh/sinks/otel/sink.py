@@ -42,7 +42,7 @@ _WARN_INTERVAL_SECONDS: Final = 60.0
 
 
 class SpanTarget(Protocol):
-    """Where finished spans go.  `send` and `close` are called on the sink's thread, `abort` on the closing one."""
+    """A target of finished spans.  `send` and `close` are called on the sink's thread, `abort` on the closing one."""
 
     def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
         """Deliver `records`; returns how many were rejected and why; raises `ExportFailed`."""

@@ -39,10 +39,11 @@ PATIENCE: Final = 120.0
 
 
 class ProcessSpawner(Spawner):
-    """Up to `processes` workers, started afresh when first needed and kept warm; each runs one hop at a time.
+    """A spawner with up to `processes` worker processes, started afresh when first needed and kept warm; each runs one
+    hop at a time.
 
-    Who waits for one is served by rank (undo, then the highest priority), and in order of arrival among equals.
-    A hop's time counts from when a worker that is ready gets it.  A hop whose time is up, or that is abandoned, is
+    Who waits for a worker is served by rank (undo, then the highest priority), and in order of arrival among equals.  A
+    hop's time counts from when a worker that is ready gets it.  A hop whose time is up, or that is abandoned, is
     stopped by SIGKILL to its worker and to what the function has started there.  A worker that dies with a hop loses it
     (`actor.worker_lost()`).  Workers that die otherwise (starting, importing, idle) more than `MAX_DEATHS` times in
     `DEATH_WINDOW` seconds are a collapse: `on_collapse` is called with what to tell people, no worker is started for

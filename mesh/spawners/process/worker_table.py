@@ -21,7 +21,7 @@ def load_key_of(actor: Actor) -> LoadKey:
 
 
 class WorkerHandle:
-    """One worker process and what it is doing: starting, importing a workflow's modules, running a hop, or nothing."""
+    """A worker process and what it is doing: starting, importing a workflow's modules, running a hop, or nothing."""
 
     __slots__ = (
         "actor",
@@ -71,7 +71,7 @@ class WorkerHandle:
 
 
 class WorkerTable:
-    """All worker processes of one spawner."""
+    """The worker processes of one spawner, and which of them has which hop."""
 
     def __init__(self) -> None:
         self.workers: dict[str, WorkerHandle] = {}
