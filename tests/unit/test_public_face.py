@@ -27,7 +27,6 @@ ADDED = {
     "names/mesh.ready.resources.cache/Cache/members/making",
     "names/mesh.testing/FixtureMesh/members/about",
     "names/registry/Table/members/size",
-    *(f"names/mesh.sinks/{sink}/bases: [] became ['Sink']" for sink in ("JsonlSink", "LiveSink", "OtelSink")),
 }
 
 
