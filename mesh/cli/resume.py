@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from rich.text import Text
-
-from mesh.cli.options import Curve, Json, Registry, ask, transaction_id
-from mesh.cli.output import out, print_document, status_text
+from mesh.cli.options import Curve, Json, Registry, change
 
 
 async def resume(transaction: str, /, *, registry: Registry = "", curve: Curve = None, json: Json = False) -> None:
@@ -20,9 +17,4 @@ async def resume(transaction: str, /, *, registry: Registry = "", curve: Curve =
     transaction
         Its id.
     """
-    wanted = transaction_id(transaction)
-    summary = await ask(registry, curve, lambda client: client.resume(wanted))
-    if json:
-        print_document(summary)
-    else:
-        out().print(Text.assemble(f"{wanted} ", status_text(summary["status"])))
+    await change(transaction, registry, curve, lambda client, wanted: client.resume(wanted), machine=json)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-from rich.text import Text
-
-from mesh.cli.options import Curve, Json, Registry, ask, transaction_id
-from mesh.cli.output import out, print_document, status_text
+from mesh.cli.options import Curve, Json, Reason, Registry, change
 
 
 async def undo(
@@ -16,7 +10,7 @@ async def undo(
     /,
     *,
     registry: Registry = "",
-    reason: Annotated[str, Parameter(help="Kept in the journal.")] = "",
+    reason: Reason = "",
     curve: Curve = None,
     json: Json = False,
 ) -> None:
@@ -31,9 +25,4 @@ async def undo(
     transaction
         Its id.
     """
-    wanted = transaction_id(transaction)
-    summary = await ask(registry, curve, lambda client: client.undo(wanted, reason))
-    if json:
-        print_document(summary)
-    else:
-        out().print(Text.assemble(f"{wanted} ", status_text(summary["status"])))
+    await change(transaction, registry, curve, lambda client, wanted: client.undo(wanted, reason), machine=json)
