@@ -108,7 +108,7 @@ class Binding:
         lock, self._lock = self._lock, None
         if lock is not None and self._path is not None:
             with contextlib.suppress(OSError):
-                if stat.S_ISSOCK(self._path.lstat().st_mode) and not _is_listening(self._path):
+                if stat.S_ISSOCK(self._path.lstat().st_mode) and not is_listening(self._path):
                     self._path.unlink()
             lock.release()
 
@@ -135,14 +135,15 @@ def _remove_stale(path: Path, endpoint: str) -> None:
     # We hold the lock, so none of ours is bound there; but a socket that was just closed answers until its context has
     # got round to it.
     until = time.monotonic() + _CLOSING_TIMEOUT
-    while _is_listening(path):
+    while is_listening(path):
         if time.monotonic() > until:
             raise EndpointInUse(f"{endpoint} is in use by another server")
         time.sleep(0.01)
     path.unlink(missing_ok=True)
 
 
-def _is_listening(path: Path) -> bool:
+def is_listening(path: Path) -> bool:
+    """Whether a living process listens at a socket file, or may: only a refusal tells that it is dead."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_TIMEOUT)
         try:

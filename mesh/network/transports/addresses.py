@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 import stat
 from pathlib import Path
 from typing import Final
 
 from bitactor.errors import ConfigurationError, Unroutable
+from registry.support.bind import is_listening
 
 MAX_IPC_PATH: Final = 107
 """Bytes of a Unix socket's path on Linux, without the closing zero."""
@@ -100,12 +99,9 @@ def _remove_stale(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise ConfigurationError(f"{path} exists and is no socket; use another name")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        if probe.connect_ex(str(path)) in (errno.ECONNREFUSED, errno.ENOENT):
-            path.unlink(missing_ok=True)
-            return
-    raise ConfigurationError(f"{path} is in use by another node; give each node a name of its own")
+    if is_listening(path):
+        raise ConfigurationError(f"{path} is in use by another node; give each node a name of its own")
+    path.unlink(missing_ok=True)
 
 
 def remove_ipc(url: str) -> None:
