@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mesh.stores.database import connect
+from registry.support.log_throttle import LogThrottle
 
 _log = logging.getLogger("bitactor.store")
 
@@ -19,7 +20,6 @@ CHECKPOINT_PAGES: Final = 4_096
 _INTERVAL: Final = 1.0
 """Seconds between checkpoints of a journal that is written to slowly."""
 _PAGES_A_COMMIT: Final = 4
-_WARN_INTERVAL: Final = 10.0
 
 
 class CheckpointThread:
@@ -39,7 +39,7 @@ class CheckpointThread:
         self._dirty = threading.Event()
         self._full = threading.Event()
         self._closing = False
-        self._warned_at = -_WARN_INTERVAL
+        self._log_throttle = LogThrottle(_log)
         self._thread = threading.Thread(target=self._run, name="bitactor-store-checkpoint", daemon=True)
 
     def start(self) -> None:
@@ -92,7 +92,5 @@ class CheckpointThread:
             connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
     def _warn(self, error: sqlite3.Error) -> None:
-        now = time.monotonic()
-        if now - self._warned_at >= _WARN_INTERVAL:
-            self._warned_at = now
+        if self._log_throttle.is_due(time.monotonic_ns()):
             _log.warning("%s: checkpoint failed, the log keeps growing: %s", self._path, error)

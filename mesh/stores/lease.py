@@ -23,12 +23,12 @@ from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import connect
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
+from registry.support.log_throttle import LogThrottle
 
 _log = logging.getLogger("bitactor.store")
 
 _RELEASED: Final = 0
 _FENCED_RETENTION_NS: Final = 24 * 3600 * 10**9
-_WARN_INTERVAL: Final = 10.0
 
 
 class Identity(NamedTuple):
@@ -250,7 +250,7 @@ class LeaseThread:
         self._lease = lease
         self._wall_ns = wall_ns
         self._closing = threading.Event()
-        self._warned_at = -_WARN_INTERVAL
+        self._log_throttle = LogThrottle(_log)
         self._thread = threading.Thread(target=self._run, name="bitactor-store-lease", daemon=True)
 
     def start(self) -> None:
@@ -290,7 +290,5 @@ class LeaseThread:
         return False
 
     def _warn(self, error: sqlite3.Error) -> None:
-        now = time.monotonic()
-        if now - self._warned_at >= _WARN_INTERVAL:
-            self._warned_at = now
+        if self._log_throttle.is_due(time.monotonic_ns()):
             _log.warning("%s: the lease of owner %r could not be renewed: %s", self._path, self._owner, error)

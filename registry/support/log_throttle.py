@@ -19,9 +19,14 @@ class LogThrottle:
 
     def warn(self, now_ns: int, message: str, *arguments: object) -> None:
         """Log the warning, or count it as left out."""
+        if self.is_due(now_ns):
+            self._logger.warning(message + " (and %d like it before)", *arguments, self._suppressed)
+            self._suppressed = 0
+
+    def is_due(self, now_ns: int) -> bool:
+        """Whether a warning may be logged now; the interval then begins.  If not, it is counted as left out."""
         if self._next_ns is not None and now_ns < self._next_ns:
             self._suppressed += 1
-            return
-        self._logger.warning(message + " (and %d like it before)", *arguments, self._suppressed)
+            return False
         self._next_ns = now_ns + self._interval_ns
-        self._suppressed = 0
+        return True

@@ -24,6 +24,7 @@ from mesh.sinks.otel.exporter import ExporterTarget
 from mesh.sinks.otel.otlp import SpanEncoder
 from mesh.sinks.otel.record import SpanRecord
 from mesh.sinks.otel.spans import SpanAssembler
+from registry.support.log_throttle import LogThrottle
 
 _log = logging.getLogger("bitactor.sinks")
 
@@ -38,7 +39,7 @@ _YIELD_SECONDS: Final = 0.000_05
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 5.0
 _MAX_LIMITED_TRIES: Final = 5
-_WARN_INTERVAL_SECONDS: Final = 60.0
+_WARN_INTERVAL_NS: Final = 60_000_000_000
 
 
 class SpanTarget(Protocol):
@@ -142,7 +143,7 @@ class OtelSink:
         self._retry_at = 0.0
         self._unreachable = False
         self._hurried = False
-        self._warned_at = float("-inf")
+        self._log_throttle = LogThrottle(_log, _WARN_INTERVAL_NS)
         self._close_deadline = self._unreachable_deadline = float("inf")
         self._closing = Lock()
         self._done = Event()
@@ -288,9 +289,7 @@ class OtelSink:
             self._pending.popleft()
 
     def _warn(self, message: str, *details: object, trace: bool = False) -> None:
-        now = time.monotonic()
-        if now - self._warned_at >= _WARN_INTERVAL_SECONDS:
-            self._warned_at = now
+        if self._log_throttle.is_due(time.monotonic_ns()):
             _log.warning(message, *details, exc_info=trace)
 
 
