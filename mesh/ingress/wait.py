@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from bitactor.errors import StaleOwner, UnknownTransaction
+from bitactor.errors import StaleOwner
 from bitactor.messages.pulse import RUNNING
 from mesh.mesh import Mesh
 from mesh.transaction import Transaction
 
 T = TypeVar("T")
-
-POLL_SECONDS: Final = 0.25
-"""Seconds between two looks in the store for a transaction that another process runs."""
 
 
 class ServerStopping(Exception):
@@ -62,26 +59,12 @@ async def wait_for_end(mesh: Mesh, transaction: Transaction, seconds: float | No
     """
     try:
         async with asyncio.timeout(seconds):
-            while transaction.status == RUNNING:
-                transaction = await _poll(mesh, transaction)
+            while await transaction.ended() == RUNNING:  # this process has given it up
+                try:
+                    with suppress(TimeoutError):
+                        await transaction.result(timeout=0)  # raises why
+                except StaleOwner:  # another process has taken it over, and writes on in the same store
+                    transaction = await mesh.transaction(transaction.id)
     except TimeoutError:
         return None
     return transaction
-
-
-async def _poll(mesh: Mesh, transaction: Transaction) -> Transaction:
-    node = mesh.node
-    try:
-        if transaction.id in node.supervisor.transactions:
-            await transaction.ended()
-            if transaction.status != RUNNING:
-                return transaction
-        with suppress(TimeoutError):
-            await transaction.result(timeout=0)  # raises why this process has given it up
-    except StaleOwner:
-        pass  # another process has taken it over, and writes on in the same store
-    await asyncio.sleep(POLL_SECONDS)
-    row = node.store.get(transaction.id)
-    if row is None:
-        raise UnknownTransaction(transaction.id)
-    return transaction if row.status == RUNNING else await mesh.transaction(transaction.id)
