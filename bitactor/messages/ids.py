@@ -18,8 +18,6 @@ HopId = NewType("HopId", str)
 NO_HOP = HopId("0" * 16)
 """The hop id in a pulse that concerns no hop."""
 
-_LOW_64 = (1 << 64) - 1
-
 
 def hop_salt(transaction: str) -> int:
     """The part of every hop id of one transaction that comes from the transaction (its low 64 bits, mostly random)."""

@@ -36,8 +36,6 @@ UNROUTABLE: Final = "unroutable"
 REJECTED: Final = "rejected"
 POISON: Final = "poison"
 
-TOMBSTONE_REASONS: Final = (TTL_EXPIRED, DEADLINE_EXCEEDED, UNROUTABLE, REJECTED, POISON)
-
 RUNNING: Final = "running"
 CANCELLED: Final = "cancelled"
 STUCK: Final = "stuck"

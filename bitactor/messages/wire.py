@@ -7,7 +7,7 @@ decodes what it only passes on.  A frame is one msgpack array of such messages. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -85,11 +85,6 @@ def encode_message(message: Message) -> bytes:
             f"a {type(message).__name__} of {len(data):,} bytes, the limit of a frame is {MAX_FRAME_BYTES:,}"
         )
     return data
-
-
-def encode_messages(messages: Iterable[Message]) -> list[bytes]:
-    """Many messages, each as `encode_message` gives it."""
-    return [encode_message(message) for message in messages]
 
 
 def decode_message(data: bytes) -> Message:
@@ -254,5 +249,5 @@ def decode_pulse(data: bytes) -> Pulse:
 
 __all__ = [
     "MAX_FRAME_BYTES", "MAX_MESSAGES_PER_FRAME", "WIRE_VERSION", "decode_message", "decode_pulse", "encode_message",
-    "encode_messages", "encode_pulse", "join_frame", "split_frame",
+    "encode_pulse", "join_frame", "split_frame",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple
 
 from typing_extensions import override
 
@@ -23,8 +23,6 @@ from bitactor.ports import Clock
 
 DEFAULT_TTL: Final = 300.0
 DEFAULT_MAX_ENTRIES: Final = 1_000
-
-_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True, init=False)

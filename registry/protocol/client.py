@@ -116,10 +116,6 @@ class ClientProtocol:
         """The incarnation of the server that welcomed this client last; None before the first welcome."""
         return self._incarnation
 
-    def granted(self, name: str) -> Entry | None:
-        """The entry that was granted of `name`; `is_current` says whether it is valid."""
-        return self._names.entry(name)
-
     def registrations(self) -> dict[str, Entry | None]:
         """Registered name → the entry that was granted of it, or None."""
         return self._names.entries()

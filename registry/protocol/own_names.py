@@ -71,11 +71,6 @@ class OwnNames:
         """Whether the server has yet to be told something."""
         return bool(self._unsent or self._unsent_unregisters)
 
-    def entry(self, name: str) -> Entry | None:
-        """The granted entry of `name`, or None."""
-        state = self._names.get(name)
-        return None if state is None else state.entry
-
     def grant(self, name: str) -> tuple[Entry, int | None] | None:
         """The granted entry of `name`, and until when it must be confirmed; None if there is none."""
         state = self._names.get(name)

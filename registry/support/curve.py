@@ -106,7 +106,7 @@ def secure_client(socket: zmq.Socket[bytes], curve: Curve) -> None:
 
 
 class Gatekeeper:
-    """Answers ZAP requests of one context: the mesh's own key is let in, anything else is turned away and counted.
+    """Answers ZAP requests of one context: the mesh's own key is let in, anything else is turned away.
 
     One per context, started before the sockets of the context bind and stopped after they are closed.
     """
@@ -117,8 +117,6 @@ class Gatekeeper:
         self._stopping: zmq.Socket[bytes] | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self.admitted = 0
-        self.refused = 0
 
     def start(self) -> None:
         """Begin to answer requests.  Raises `ConfigurationError` when this context has a gatekeeper already."""
@@ -187,7 +185,5 @@ class Gatekeeper:
             and z85.encode(request[6]) == self._public
         )
         if admitted:
-            self.admitted += 1
             return [_ZAP_VERSION, identifier, b"200", b"OK", b"mesh", b""]
-        self.refused += 1
         return [_ZAP_VERSION, identifier, b"400", b"not a key of this mesh", b"", b""]

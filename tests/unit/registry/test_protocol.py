@@ -44,7 +44,7 @@ class Peer:
 
     def current(self, name: str) -> Entry | None:
         """Our grant of `name`, if it holds this moment."""
-        entry = self.protocol.granted(name)
+        entry = self.protocol.registrations().get(name)
         return entry if entry is not None and self.protocol.is_current(entry, self.world.now) else None
 
     def turn(self) -> None:
