@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from compileall import compile_dir
 from pathlib import Path
 
@@ -24,7 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_sessionstart() -> None:
-    """Compile our packages, for the many processes that tests start: some read compiled modules and write none."""
+    """Make the processes that tests start the same wherever the suite is run.
+
+    Packages are compiled, since some processes read compiled modules and write none; and a suite that a shell runs in
+    the background ignores Ctrl-C, which its processes would inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for package in ("bitactor", "registry", "mesh"):
         compile_dir(ROOT / package, quiet=2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -39,15 +38,14 @@ _NESTED_OPTIONS = ("name", "bind", "after", "when", "guard")
 class DeclaresKinds(Declaration):
     """The part of a workflow that declares steps made of other steps, and the small ready-made kinds."""
 
-    @abstractmethod
     def add(self, function: Callable[P, R], /, *, deferred: bool = False, **options: Any) -> Step[P, R]:
         """Declare a function as a step in one call."""
+        raise NotImplementedError
 
-    @abstractmethod
     def returns(self, step: str | Step[Any, Any]) -> None:
         """Say which step's result is the workflow's result."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _declare(
         self,
         function: Callable[..., Any],
@@ -58,6 +56,7 @@ class DeclaresKinds(Declaration):
         deferred: bool = False,
     ) -> Step[..., Any]:
         """Declare a function, or what `make_kind` makes of the step's description, as a step."""
+        raise NotImplementedError
 
     def map(self, function: Any = None, /, **options: Any) -> Any:
         """Declare a function, or a nested workflow, over the elements of something that can be iterated; see

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ from bitactor.declare.step import Step
 from bitactor.plan.plan import Plan
 
 
-class Declaration(ABC):
+class Declaration:
     """A declared workflow, as those see it that compile, nest or export it; see `bitactor.Workflow`."""
 
     name: str
@@ -31,15 +30,14 @@ class Declaration(ABC):
     returned: str | None
     """The step whose result is the workflow's; None: the last declared step that is not deferred."""
 
-    @abstractmethod
     def check(self) -> Plan:
         """The workflow's plan.
 
         Raises:
             DefinitionError: or one of its kinds: it cannot work as declared.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def nested_plan(self, address: str) -> Plan:
         """The workflow's plan, its steps addressed below `address`.
 
@@ -47,14 +45,15 @@ class Declaration(ABC):
             CycleError: it is nested in itself, directly or through others.
             DefinitionError: or another of its kinds.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def validate_input(self, value: Any) -> dict[str, Any]:
         """`value` as the input model's fields, in plain data and models.
 
         Raises:
             InvalidInput: with `fields` naming each offending one.
         """
+        raise NotImplementedError
 
 
 class ConsumerDeclaration(Protocol):

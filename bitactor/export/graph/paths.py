@@ -15,6 +15,13 @@ from bitactor.errors import DefinitionError, suggest
 
 PATH: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
+WRITTEN_AS: Final = {
+    "bitactor.patterns.batch": "bitactor.patterns.batching",
+    "mesh.ready.declare": "mesh.ready.declaring",
+}
+"""Module of ours → the name that it had when it was first written into data, and is written by ever since."""
+_IS_NOW: Final = {written: module for module, written in WRITTEN_AS.items()}
+
 
 def path_of(thing: Any, what: str) -> str:
     """The import path of a function or class.
@@ -41,7 +48,7 @@ def path_of(thing: Any, what: str) -> str:
         ) from None
     if found is not thing and not (isinstance(thing, types.MethodType) and found == thing):
         raise DefinitionError(f"{shown}: at {path!r} there is {_shown(found)}; give the two different names")
-    return path
+    return f"{WRITTEN_AS.get(module, module)}:{name}"
 
 
 def at_path(path: str, what: str) -> Any:
@@ -54,7 +61,7 @@ def at_path(path: str, what: str) -> Any:
         raise DefinitionError(f"{what}: {path!r} is no import path; write module:name, for example shop.orders:charge")
     module_name, _, name = path.partition(":")
     try:
-        found = module = resolve_name(f"{module_name}:")
+        found = module = resolve_name(f"{_IS_NOW.get(module_name, module_name)}:")
     except (Exception, SystemExit) as error:  # a module may do anything while it is imported
         raise DefinitionError(f"{what}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
     for part in name.split("."):

@@ -27,9 +27,11 @@ from bitactor import (
     Value,
     Workflow,
 )
-from bitactor.patterns import Cache, CircuitBreaker, Fallback, RateLimit, RetryPolicy, Timeout
+from bitactor.export.graph.paths import at_path, path_of
+from bitactor.patterns import Batching, Cache, CircuitBreaker, Fallback, RateLimit, RetryPolicy, Timeout
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.testing import run_workflow
+from mesh.ready.declare import TakeBack, TakeBackOnLoop
 from tests.amounts import examples
 
 
@@ -523,6 +525,18 @@ def test_an_object_that_cannot_be_made_again_is_refused(function: Any, said: str
     workflow.add(function, name="called")
     with pytest.raises(DefinitionError, match=said):
         workflow.to_dict()
+
+
+def test_our_own_modules_are_written_as_ever() -> None:
+    """Data that was written before they were renamed is read, and is written as it was."""
+    for path, thing in (
+        ("bitactor.patterns.batching:Batching", Batching),
+        ("mesh.ready.declaring:TakeBack", TakeBack),
+        ("mesh.ready.declaring:TakeBackOnLoop", TakeBackOnLoop),
+    ):
+        assert (path_of(thing, "it"), at_path(path, "it")) == (path, thing)
+        module = sys.modules[thing.__module__]
+        assert at_path(f"{module.__name__}:{thing.__name__}", "it") is thing
 
 
 def test_what_has_no_import_path_is_refused_with_its_place() -> None:
