@@ -79,17 +79,10 @@ class BoundArguments(NamedTuple):
         return values
 
 
-class RawArguments(NamedTuple):
+class RawArguments(BoundArguments):
     """The arguments of a function that decodes them itself: its one argument, `tokens`, is this object."""
 
-    arguments: Sequence[Argument]
-    tokens: Sequence[Any]
-    owner: str
-    evaluated: Mapping[str, Any] | None = None
-
-    def raw(self) -> dict[str, Any]:
-        """As `BoundArguments.raw`."""
-        return argument_values(*self)
+    __slots__ = ()
 
     def __call__(self) -> dict[str, Any]:
         """The one argument `tokens`."""

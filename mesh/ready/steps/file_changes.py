@@ -42,6 +42,10 @@ class Change:
     def _templates(self) -> list[Template]:
         return [self._path]
 
+    def take_back(self, *, ctx: Context, **given: Any) -> None:
+        with fenced_undo(ctx):
+            self._backup(path_of(self._path, given, self.within), ctx).restore()
+
     def _backup(self, place: Path, ctx: Context) -> Backup:
         directory = Path(self.keep).absolute() if self.keep else None
         if directory is not None:
@@ -114,14 +118,10 @@ class Write(Change):
             )
         return self._put(path_of(self._path, given, self.within), ctx, lambda file: _write(file, content))
 
-    def take_back(self, *, ctx: Context, **given: Any) -> None:
-        with fenced_undo(ctx):
-            self._backup(path_of(self._path, given, self.within), ctx).restore()
-
 
 @dataclass(frozen=True, kw_only=True)
-class Copy(Change):
-    """A file is copied, with its times and rights, over an old one or where there was none."""
+class FromSource(Change):
+    """What steps have in common that bring a file from another place."""
 
     source: str
     _source: Template = field(init=False, repr=False, compare=False)
@@ -134,6 +134,11 @@ class Copy(Change):
     @override
     def _templates(self) -> list[Template]:
         return [self._source, *super()._templates()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(FromSource):
+    """A file is copied, with its times and rights, over an old one or where there was none."""
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
         source, place = path_of(self._source, given, self.within), path_of(self._path, given, self.within)
@@ -141,26 +146,10 @@ class Copy(Change):
         with open_regular(source) as content:
             return self._put(place, ctx, lambda file: shutil.copyfileobj(content, file), like=source)
 
-    def take_back(self, *, ctx: Context, **given: Any) -> None:
-        with fenced_undo(ctx):
-            self._backup(path_of(self._path, given, self.within), ctx).restore()
-
 
 @dataclass(frozen=True, kw_only=True)
-class Move(Change):
+class Move(FromSource):
     """A file is moved, also to another file system; an old one in its new place is kept."""
-
-    source: str
-    _source: Template = field(init=False, repr=False, compare=False)
-
-    @override
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_source", Template(self.source))
-        super().__post_init__()
-
-    @override
-    def _templates(self) -> list[Template]:
-        return [self._source, *super()._templates()]
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
         source, place = self._paths(given)

@@ -695,3 +695,28 @@ def test_a_model_without_a_schema_takes_any_object(caplog: pytest.LogCaptureFixt
     body = api["paths"]["/stimuli/odd"]["post"]["requestBody"]
     assert body["content"]["application/json"]["schema"] == {"type": "object"}
     assert "odd cannot be described" in caplog.text
+
+
+async def test_what_a_compensation_raised_stands_behind_the_error_that_it_was_asked_about() -> None:
+    """The same while the transaction is live and from the journal."""
+    asked = Workflow("asked")
+
+    @asked.step(spawn="inline")
+    def pay() -> None:
+        raise PermissionError("no money")
+
+    @pay.compensate
+    def ask() -> None:
+        raise LookupError("nobody to ask")
+
+    async with Mesh(asked) as mesh, client(mesh) as http:
+        about = (await http.post("/stimuli/asked")).json()
+        looked = (await http.get(f"/transactions/{about['transaction']}")).json()
+    assert (
+        about["errors"]
+        == looked["errors"]
+        == [
+            {"type": "PermissionError", "message": "no money (and its compensate raised LookupError: nobody to ask)"},
+            {"type": "LookupError", "message": "nobody to ask"},
+        ]
+    )
