@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from typing_extensions import override
 
 from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.messages.codec import Packed, decode_token, encode_token
@@ -84,6 +85,7 @@ class RawArguments(BoundArguments):
 
     __slots__ = ()
 
+    @override
     def __call__(self) -> dict[str, Any]:
         """The one argument `tokens`."""
         return {"tokens": self}

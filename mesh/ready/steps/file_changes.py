@@ -174,6 +174,7 @@ class Move(FromSource):
             temporary.unlink(missing_ok=True)
         return {"path": str(place), "from": str(source), "kept": str(backup.note) if self.undoable else None}
 
+    @override
     def take_back(self, *, ctx: Context, **given: Any) -> None:
         source, place = self._paths(given)
         backup = self._backup(place, ctx)
@@ -246,6 +247,7 @@ class Remove(Change):
                 place.unlink(missing_ok=self.missing_ok or _is_again(ctx))
         return {"path": str(place), "removed": True, "kept": str(backup.note) if self.undoable else None}
 
+    @override
     def take_back(self, *, ctx: Context, **given: Any) -> None:
         with fenced_undo(ctx):
             self._backup(path_of(self._path, given, self.within, follow=False), ctx).restore()
