@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from bitactor.errors import BitActorError
 
-READY_WITHIN: Final = 30.0
+READY_WITHIN: Final = 60.0
 STOP_WITHIN: Final = 3.0
 
 
