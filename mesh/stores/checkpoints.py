@@ -17,6 +17,10 @@ _log = logging.getLogger("bitactor.store")
 CHECKPOINT_PAGES: Final = 4_096
 """Pages (of 4 KiB) of log after which a checkpoint is made without waiting for the interval."""
 
+LONGEST_LOG: Final = 8
+"""So many times as much log, and the commit that finds it makes the checkpoint itself: the thread does not get in
+between, as under a writer that never pauses on a busy machine."""
+
 _INTERVAL: Final = 1.0
 """Seconds between checkpoints of a journal that is written to slowly."""
 _PAGES_A_COMMIT: Final = 4
@@ -38,7 +42,7 @@ class CheckpointThread:
         checkpoint come early or late, no more."""
         self._dirty = threading.Event()
         self._full = threading.Event()
-        self._closing = False
+        self._closed = threading.Event()
         self._log_throttle = LogThrottle(_log)
         self._thread = threading.Thread(target=self._run, name="bitactor-store-checkpoint", daemon=True)
 
@@ -56,7 +60,7 @@ class CheckpointThread:
 
     def close(self) -> None:
         """Stop the thread; waits for a checkpoint under way.  Twice is once."""
-        self._closing = True
+        self._closed.set()
         self._dirty.set()
         self._full.set()
         if self._thread.is_alive():
@@ -68,7 +72,7 @@ class CheckpointThread:
             while True:
                 self._dirty.wait()
                 self._full.wait(_INTERVAL)
-                if self._closing:
+                if self._closed.is_set():
                     return
                 # In this order: a commit that comes in between wakes us once too often, never once too seldom.
                 self._dirty.clear()
@@ -77,19 +81,23 @@ class CheckpointThread:
                 try:
                     if connection is None:
                         connection = connect(self._path, synchronous=self._synchronous, timeout=0)
-                    self._checkpoint(connection)
+                    if not self._checkpoint(connection):
+                        self._closed.wait(_INTERVAL)  # while a checkpoint is under way here, no commit could make one
                 except sqlite3.Error as error:
                     self._warn(error)
         finally:
             if connection is not None:
                 connection.close()
 
-    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+    def _checkpoint(self, connection: sqlite3.Connection) -> bool:
+        """Make a checkpoint; False if the log is too long and the writer could not be kept out to begin it afresh."""
         _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if pages > 2 * self._pages_a_checkpoint:
             # Under a writer that never pauses, a passive checkpoint never reaches the log's end, and only then can it
             # be reused.
-            connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            return not busy
+        return True
 
     def _warn(self, error: sqlite3.Error) -> None:
         if self._log_throttle.is_due(time.monotonic_ns()):

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from bitactor.errors import StoreError
 from bitactor.ports import Refusal
-from mesh.stores.database import busy_pauses, connect, is_busy, store_error
+from mesh.stores.database import busy_pauses, is_busy, store_error
 from mesh.stores.write import PreparedWrite, Writer
 
 _log = logging.getLogger("bitactor.store")
@@ -51,7 +51,7 @@ class CommitThread:
         path: Path,
         writer: Writer,
         *,
-        synchronous: str,
+        connect: Callable[[], sqlite3.Connection],
         patience: float,
         notify: Callable[[Callable[[], None]], None],
         deliver: Callable[[], None],
@@ -59,7 +59,7 @@ class CommitThread:
     ) -> None:
         self._path = path
         self._writer = writer
-        self._synchronous = synchronous
+        self._connect = connect
         self._patience = patience
         self._notify = notify
         self._deliver = deliver
@@ -135,16 +135,16 @@ class CommitThread:
     def _commit_items(self, items: Sequence[PreparedWrite]) -> list[Refusal]:
         for pause in busy_pauses(self._patience):
             try:
-                return self._writer.commit(self._connect(), items)
+                return self._writer.commit(self._open_connection(), items)
             except sqlite3.OperationalError as error:
                 if not is_busy(error):
                     raise
                 time.sleep(pause)
-        return self._writer.commit(self._connect(), items)
+        return self._writer.commit(self._open_connection(), items)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _open_connection(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = connect(self._path, synchronous=self._synchronous, timeout=0)
+            self._connection = self._connect()
         return self._connection
 
 

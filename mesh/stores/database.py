@@ -20,13 +20,13 @@ _OPENING_PATIENCE: Final = 30.0
 Value = TypeVar("Value")
 
 
-def connect(path: Path, *, synchronous: str, timeout: float) -> sqlite3.Connection:
+def connect(path: Path, *, synchronous: str, timeout: float, checkpoint_pages: int = 0) -> sqlite3.Connection:
     """A connection to a journal that exists, for the calling thread; `timeout` in seconds is how long SQLite itself
-    waits."""
+    waits, `checkpoint_pages` the length of log at which a commit of this connection makes a checkpoint (0: at none)."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=timeout)
     try:
         connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
     except BaseException:
         connection.close()
         raise

@@ -23,7 +23,7 @@ from typing_extensions import override
 from bitactor.errors import ConfigurationError, StoreError, suggest
 from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
-from mesh.stores.checkpoints import CHECKPOINT_PAGES, CheckpointThread
+from mesh.stores.checkpoints import CHECKPOINT_PAGES, LONGEST_LOG, CheckpointThread
 from mesh.stores.commit_thread import Append, CommitThread, Done
 from mesh.stores.database import connect, is_busy, prepare, retry_while_busy, store_error
 from mesh.stores.lease import LeaseThread, claim, identify, reclaim, register, release, unclaimed
@@ -96,7 +96,7 @@ class SqliteStore(SqliteQueries, Store):
             raise StoreError(f"{self._path}: an owner needs a name")
         prepare(self._path)
         try:
-            connection = connect(self._path, synchronous=self._synchronous, timeout=0)
+            connection = self._connect()
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         try:
@@ -189,6 +189,14 @@ class SqliteStore(SqliteQueries, Store):
             self._connection = None
             connection.close()
 
+    def _connect(self) -> sqlite3.Connection:
+        """A connection that writes, for the calling thread.
+
+        Its own commits make a checkpoint where the thread for that cannot get in between: the log stays bounded.
+        """
+        pages = LONGEST_LOG * self._checkpoint_pages
+        return connect(self._path, synchronous=self._synchronous, timeout=0, checkpoint_pages=pages)
+
     def _start_threads(self) -> None:
         self._writer = Writer(self._owner)
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
@@ -197,7 +205,7 @@ class SqliteStore(SqliteQueries, Store):
         self._commit_thread = CommitThread(
             self._path,
             self._writer,
-            synchronous=self._synchronous,
+            connect=self._connect,
             patience=self._patience,
             notify=self._notify,
             deliver=self._deliver,

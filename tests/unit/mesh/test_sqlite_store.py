@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def opened(path: Path, loop: Loop, wall: Wall) -> Iterator[Opener]:
     stores: list[SqliteStore] = []
 
     def open_one(
-        owner: str = "owner-1", lease: float = 3_600.0, patience: float = BOUND, **options: int
+        owner: str = "owner-1", lease: float = 3_600.0, patience: float = BOUND, **options: Any
     ) -> SqliteStore:
         store = SqliteStore(path, notify=loop.notify, lease=lease, patience=patience, wall_ns=wall, **options)
         store.open(owner)
@@ -536,7 +537,7 @@ def test_an_error_message_need_not_be_unicode(opened: Opener, loop: Loop) -> Non
 def test_the_write_ahead_log_stays_short_under_a_writer_that_never_pauses(
     path: Path, opened: Opener, loop: Loop
 ) -> None:
-    store, told = opened(checkpoint_pages=100), Told()
+    store, told = opened(checkpoint_pages=100, durability="none"), Told()  # whatever the disk is busy with
     longest = 0
     for _ in range(4_000):
         transaction = fresh()
@@ -545,7 +546,7 @@ def test_the_write_ahead_log_stays_short_under_a_writer_that_never_pauses(
             loop.run_one()
         longest = max(longest, Path(f"{path}-wal").stat().st_size)
     assert not any(refusals or error for _, refusals, error in told.outcomes)
-    assert longest < 50_000_000, "all of it together is 4,000 commits of some 20 kB"
+    assert longest < 20_000_000, "all of it together is 4,000 commits of some 20 kB"
 
 
 # Names of stores
