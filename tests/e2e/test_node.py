@@ -241,8 +241,8 @@ def test_bitactor_run_ends_with_an_error_when_its_workers_keep_dying(tmp_path: P
         if "mesh.cli.run" not in sys.modules:
             os._exit(9)
 
-        from mesh.spawners import process
-        process.DEATH_WINDOW = 600.0  # however slow this machine is
+        from mesh.spawners.process import spawner
+        spawner.DEATH_WINDOW = 600.0  # however slow this machine is
 
         deadly = Workflow("deadly")
 
@@ -280,7 +280,8 @@ def test_bitactor_run_ends_with_an_error_when_its_workers_keep_dying(tmp_path: P
         _, errors = child.communicate(timeout=BOUND * (process.MAX_DEATHS + 1))
     finally:
         child.kill()
-        child.wait()
+        with child:  # closes its pipes
+            pass
     assert child.returncode == 1, errors
     assert "error: the node has ended: worker processes keep failing" in errors
 
