@@ -11,10 +11,10 @@ from typing_extensions import override
 from bitactor.errors import InvalidInput, StoreError, WorkflowFailed
 from bitactor.export.display import readable_pulses
 from bitactor.messages.codec import decode_token
+from bitactor.messages.faults import beside, fault_of, faults_beside
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
 from bitactor.plan.plan import Plan
-from mesh.hops.faults import beside, fault_of, faults_beside
 from mesh.limits.lend import LENDER, lend_permits
 from mesh.runtime.live import LiveTransaction, TransactionLimits
 from mesh.runtime.node import Node

@@ -11,6 +11,7 @@ from bitactor.consumer import Consumer
 from bitactor.errors import ConfigurationError, InvalidInput, suggest
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.duration import nanoseconds
+from bitactor.messages.faults import error_of, fault_of
 from bitactor.messages.ids import hop_id
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD, MAX_TTL, UNDO, Fault, Reply, Signal
@@ -44,7 +45,7 @@ from bitactor.saga.evaluate import evaluate
 from bitactor.testing.clock import FakeClock, FakeTimer
 from bitactor.testing.fakes import SequentialIds
 from bitactor.testing.faults import Crash, FaultPlan, Faults, Lose
-from bitactor.testing.hops import Hop, NeedsMesh, error_of, fault_of
+from bitactor.testing.hops import Hop, NeedsMesh
 from bitactor.testing.trace import Emitted, Trace
 from bitactor.workflow import Workflow
 
@@ -180,7 +181,7 @@ class _Runner:
             status=saga.status,
             result=decode_token(saga.result()) if saga.status == "completed" else None,
             results={name: decode_token(token) for name, token in saga.results().items()},
-            errors=[self.errors.get(hop) or error_of(fault) for hop, fault in saga.errors],
+            errors=[self.errors.get(hop) or error_of(fault, self.plan.errors) for hop, fault in saga.errors],
             pulses=self.journal,
             emitted=self.emitted,
         )

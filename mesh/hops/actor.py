@@ -10,21 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import pykka
 from typing_extensions import override
 
 from bitactor.declare.context import Context
-from bitactor.declare.then import Then
-from bitactor.errors import BitActorError, Cancelled, InvalidOutcome, StepTimeout
-from bitactor.messages.codec import encode_token, pack
-from bitactor.messages.duration import LONGEST, nanoseconds
-from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
-from bitactor.messages.signal import UNDO, Fault, Reply, Signal
+from bitactor.errors import BitActorError, Cancelled, StepTimeout
+from bitactor.messages.codec import encode_token
+from bitactor.messages.faults import fault_of
+from bitactor.messages.outcome import Outcome
+from bitactor.messages.signal import Fault, Reply, Signal
 from bitactor.plan.plan import Callback, Plan, PlanStep
+from bitactor.saga.verdict import VERDICTS, Judgement, judge, judge_failure, unanswered
 from mesh.hops.actor_ref import BitActorRef
-from mesh.hops.faults import MAX_MESSAGE, fault_of, utf8_safe
 from mesh.hops.ports import (
     ENDED,
     QUEUED,
@@ -38,8 +37,6 @@ from mesh.hops.ports import (
     Spawner,
 )
 from mesh.limits.priority_queue import Rank, rank_of
-
-_VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt, Then))
 
 
 class BitActor(pykka.Actor):
@@ -140,35 +137,24 @@ class BitActor(pykka.Actor):
         return budget + (self.executor.monotonic_ns() if self.state == QUEUED else self.started_ns)
 
     def finish(self, value: Any, error: BaseException | None) -> None:
-        if error is None:
-            if type(value) in _VERDICTS:
-                self._apply_verdict(value)
-                return
+        """Reply as `value` or `error` says; on the loop's thread."""
+        if error is None and type(value) not in VERDICTS:
             try:
                 token = encode_token(value)
-            except BitActorError as problem:
-                if isinstance(value, Outcome):
-                    self._apply_verdict(value)
-                else:
-                    self._failed(_named(problem, self))
-            except Exception as problem:  # what a model's own serializer raises
-                self._failed(InvalidOutcome(f"the result of {self.signal.name!r}: {problem!r}"))
+            except Exception:
+                pass  # judged below
             else:
                 self._reply_ok(token)
-        elif isinstance(error, Outcome):
-            self._apply_verdict(error)
-        elif isinstance(error, asyncio.CancelledError) and self.stop_requested:
+                return
+        if isinstance(error, asyncio.CancelledError) and self.stop_requested:
             self._reply("cancelled", error=error)
+            return
+        late = self.state == REPLIED
+        if error is None or isinstance(error, Outcome):
+            judging = judge(self.step, self.signal, value if error is None else error, late=late)
         else:
-            self._failed(error)
-
-    def _failed(self, error: BaseException) -> None:
-        if self.state == REPLIED:
-            self.resolve_failure(
-                None, error, fault_of(error)
-            )  # the attempt was dealt with; only what it did is still to be told
-        else:
-            self.executor.compensate(self, error)
+            judging = judge_failure(self.step, self.signal, error, late=late)
+        self.executor.judge(self, judging)
 
     def expire(self) -> None:
         """Reply `timed_out`, for the attempt's time is over, and ask the function to stop if that is possible."""
@@ -220,10 +206,9 @@ class BitActor(pykka.Actor):
         """Reply `fail` without the compensation's answer (`why`: what became of it); the step is known to have
         failed."""
         assert self.compensating is not None
-        task, error, fault = self.compensating
+        task, ask = self.compensating
         task.cancel()
-        what = "backoff" if self.step.compensate is None else "compensate"
-        self.resolve_failure(None, error, fault._replace(message=f"{fault.message} (and its {what} {why})"))
+        self.fail(ask.error, unanswered(ask, why))
 
     def worker_lost(self) -> None:
         self._reply("lost")
@@ -240,74 +225,12 @@ class BitActor(pykka.Actor):
             planned=reply.planned,
         )
 
-    def resolve_failure(self, verdict: Any, error: BaseException, fault: Fault) -> None:
-        """End the attempt that failed with `error` as `verdict`, its compensation's answer, says; None: it failed."""
-        if verdict is None:
-            self._reply("fail", error=error, fault=fault)
-        elif isinstance(verdict, Continue):
-            try:
-                token = encode_token(verdict.value)
-            except BitActorError as problem:
-                self._reply("fail", error=_named(problem, self), fault=fault_of(_named(problem, self)))
-            else:
-                self._reply("continue", token, error=error, fault=fault)
-        elif isinstance(verdict, Retry):
-            self._reply("retry", error=error, fault=fault, after_ns=_delay_ns(verdict), reason=_reason(verdict))
-        elif isinstance(verdict, Halt):
-            self._reply("halt", error=error, reason=_reason(verdict))
-        elif isinstance(verdict, Fail):
-            self._reply("fail", error=error, fault=fault, reason=_reason(verdict))
-        else:
-            wrong = InvalidOutcome(
-                f"compensate of {self.signal.name!r} returned {verdict!r}; it may return None, Retry(…), "
-                "Continue(value) or Halt(…)"
-            )
-            self._reply("fail", error=wrong, fault=fault_of(wrong))
+    def fail(self, error: BaseException, fault: Fault | None = None) -> None:
+        self._reply("fail", error=error, fault=fault or fault_of(error))
 
-    def retry(self, error: BaseException, fault: Fault, after_ns: int | None) -> None:
-        self._reply("retry", error=error, fault=fault, after_ns=after_ns)
-
-    def _apply_verdict(self, verdict: Any) -> None:
-        """End the attempt as the verdict that the step or undo itself returned or raised says."""
-        if self.signal.direction == UNDO and not isinstance(verdict, Ok | Retry | Fail):
-            self._refuse(verdict, "an undo may return None or Retry(…)")
-        elif isinstance(verdict, Ok):
-            self.finish(verdict.value, None)
-        elif isinstance(verdict, Then):
-            self._plan_more(verdict)
-        elif isinstance(verdict, Retry):
-            if (
-                verdict.after is None
-                and isinstance(self.step.backoff, Callback)
-                and self.state == STARTED
-                and self._may_retry()
-            ):
-                self.executor.ask_backoff(self, verdict)
-            else:
-                self._reply("retry", after_ns=_delay_ns(verdict), reason=_reason(verdict))
-        elif isinstance(verdict, Halt):
-            self._reply("halt", reason=_reason(verdict))
-        elif isinstance(verdict, Fail):
-            self._reply("fail", fault=Fault("bitactor.errors:StepFailed", _reason(verdict) or "the step said so"))
-        else:
-            self._refuse(
-                verdict, "a step may return a value, Then(…), Retry(…), Fail(…) or Halt(…); Continue is for compensate"
-            )
-
-    def _may_retry(self) -> bool:
-        return self.signal.direction != UNDO and self.signal.retries_left > 0
-
-    def _plan_more(self, verdict: Then) -> None:
-        try:
-            token, planned = encode_token(verdict.value), pack(verdict.data())
-        except BitActorError as problem:
-            self._failed(_named(problem, self))
-        else:
-            self._reply("ok", token, planned=planned)
-
-    def _refuse(self, verdict: Any, allowed: str) -> None:
-        error = InvalidOutcome(f"{self.signal.name!r} ({self.signal.direction}) returned {verdict!r}; {allowed}")
-        self._reply("fail", error=error, fault=fault_of(error))
+    def answer(self, judgement: Judgement) -> None:
+        outcome, token, error, fault, after_ns, reason, planned, _ = judgement
+        self._reply(outcome, token, error=error, fault=fault, after_ns=after_ns, reason=reason, planned=planned)
 
     def _reply_ok(self, token: Any) -> None:
         """Reply `ok`: `_reply` for the ordinary case."""
@@ -427,15 +350,3 @@ class BitActor(pykka.Actor):
     @override
     def _create_future() -> pykka.Future[Any]:
         return pykka.ThreadingFuture()
-
-
-def _named(problem: BitActorError, actor: BitActor) -> BitActorError:
-    return type(problem)(f"the result of {actor.signal.name!r}: {problem}")
-
-
-def _reason(verdict: Retry | Fail | Halt) -> str:
-    return utf8_safe(str(verdict.reason)[:MAX_MESSAGE]) if verdict.reason else ""
-
-
-def _delay_ns(verdict: Retry) -> int | None:
-    return None if verdict.after is None else nanoseconds(min(verdict.after, LONGEST))

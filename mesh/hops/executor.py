@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -19,16 +20,15 @@ from opentelemetry import trace
 from typing_extensions import override
 
 from bitactor.declare.context import Context
-from bitactor.errors import InvalidOutcome, SignalTooLarge
 from bitactor.messages.codec import decode_token
-from bitactor.messages.duration import LONGEST, nanoseconds
-from bitactor.messages.outcome import Outcome, Retry
-from bitactor.messages.signal import UNDO, Fault, Reply, Signal
+from bitactor.messages.faults import error_of, fault_of
+from bitactor.messages.signal import UNDO, Reply, Signal
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
+from bitactor.saga.verdict import Ask, Judgement, Judging, judge_failure
 from mesh.hops.actor import BitActor
 from mesh.hops.eager_task import EagerTaskStarter
-from mesh.hops.faults import error_of, fault_of, with_beside, without_stop_iteration
+from mesh.hops.lifecycle import without_stop_iteration
 from mesh.hops.middleware import CallEvent, Middleware
 from mesh.hops.policies import Policies
 from mesh.hops.ports import ENDED, Actor, ActorExecutor, ActorPermits, Arguments, Done, Spawner
@@ -109,7 +109,7 @@ class Executor(ActorExecutor):
         if signal.fault is not None:
             actor.begin()
             error = error_of(signal.fault, plan.errors)
-            self.compensate(actor, error, signal.fault)
+            self.judge(actor, judge_failure(step, signal, error, signal.fault))
             return actor
         resources: Mapping[str, Any] = _EMPTY
         if (callback.resources or (step.policies and not undoing)) and spawn not in self.out_of_process:
@@ -123,7 +123,7 @@ class Executor(ActorExecutor):
             if callback.injected or callback is not step.run or step.takes_signal is not None:
                 actor.kwargs = self._kwargs(actor, callback, kwargs, result, resources=resources)
         except Exception as error:  # a user's model may raise anything
-            actor.resolve_failure(None, error, fault_of(error))
+            actor.fail(error)
             return actor
         spawner.start(actor)
         return actor
@@ -196,15 +196,16 @@ class Executor(ActorExecutor):
         return context
 
     @override
-    def compensate(self, actor: Actor, error: BaseException, fault: Fault | None = None) -> None:
-        fault = fault or fault_of(error)
-        step = actor.step
-        if actor.signal.direction == UNDO or (step.compensate is None and not isinstance(step.backoff, Callback)):
-            self._apply_retry_policy(actor, error, fault, None)
+    def judge(self, actor: Actor, judging: Judging) -> None:
+        """End an attempt as its judging says, after asking the step's `compensate` and `backoff` if that wants it."""
+        try:
+            ask = next(judging)
+        except StopIteration as judged:
+            actor.answer(judged.value)
             return
-        asking = self._ask_compensation(actor, error, fault)
-        task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.contextvars_for(actor))
-        actor.compensating = (task, error, fault)
+        name = f"assess {actor.signal.name}"
+        task = self.loop.create_task(self._judge(actor, judging, ask), name=name, context=self.contextvars_for(actor))
+        actor.compensating = (task, ask)
         self.compensations.add(task)
         task.add_done_callback(self.compensations.discard)
 
@@ -217,74 +218,23 @@ class Executor(ActorExecutor):
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
 
-    @override
-    def ask_backoff(self, actor: Actor, verdict: Retry) -> None:
-        """The backoff function is given `verdict`, the `Retry`, as its error."""
-        fault = Fault("bitactor.outcome:Retry", str(verdict.reason) or "asked for another try")
-        asking = self._ask_backoff(actor, verdict, fault)
-        task = self.loop.create_task(asking, name=f"assess {actor.signal.name}", context=self.contextvars_for(actor))
-        actor.compensating = (task, verdict, fault)
-        self.compensations.add(task)
-        task.add_done_callback(self.compensations.discard)
-
-    async def _ask_backoff(self, actor: Actor, verdict: Retry, fault: Fault) -> None:
-        backoff = actor.step.backoff
-        assert isinstance(backoff, Callback)
-        try:
-            actor.resolve_failure(
-                Retry(await self._backoff_delay(actor, backoff, verdict), verdict.reason), verdict, fault
-            )
-        except BaseException as broken:
-            if actor.state != ENDED:
-                actor.resolve_failure(None, broken, fault_of(broken))
-
-    async def _ask_compensation(self, actor: Actor, error: BaseException, fault: Fault) -> None:
-        step = actor.step
-        what = "backoff" if step.compensate is None else "compensate"
-        try:
-            if step.compensate is not None:
-                verdict = await self._compensate(actor, step.compensate, error)
-                if isinstance(verdict, Retry) and verdict.after is None and isinstance(step.backoff, Callback):
-                    what = "backoff"
-                    verdict = Retry(await self._backoff_delay(actor, step.backoff, error), verdict.reason)
-                actor.resolve_failure(verdict, error, fault)
-            elif isinstance(step.backoff, Callback):
-                self._apply_retry_policy(
-                    actor, error, fault, nanoseconds(await self._backoff_delay(actor, step.backoff, error))
-                )
-        except Outcome as verdict:
-            actor.resolve_failure(verdict, error, fault)
-        except BaseException as broken:
-            if actor.state == ENDED:
-                return  # we were not waited for any longer
-            logger.warning(
-                "%s of %s raised %s while handling %s",
-                what,
-                actor.signal.name,
-                fault_of(broken).summary(),
-                fault.summary(),
-            )
-            actor.resolve_failure(None, error, with_beside(fault, what, error, broken))
-
-    async def _compensate(self, actor: Actor, compensate: Callback, error: BaseException) -> Any:
-        """What the compensation function answers, returned or raised."""
-        try:
-            return await self._call_failure_callback(actor, compensate, error)
-        except Outcome as verdict:
-            return verdict
-
-    async def _backoff_delay(self, actor: Actor, backoff: Callback, error: BaseException) -> float:
-        """The delay in seconds that a backoff function answers.
-
-        Raises:
-            InvalidOutcome: the answer is no delay.
-        """
-        seconds = await self._call_failure_callback(actor, backoff, error)
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-            raise InvalidOutcome(
-                f"backoff of {actor.signal.name!r} returned {seconds!r}; it returns seconds, zero or more"
-            )
-        return min(seconds, LONGEST)
+    async def _judge(self, actor: Actor, judging: Judging, ask: Ask) -> None:
+        while True:
+            try:
+                proceed = partial(judging.send, await self._call_failure_callback(actor, ask.callback, ask.error))
+            except BaseException as raised:
+                if actor.state == ENDED:
+                    return  # nobody waits for this answer any longer
+                proceed = partial(judging.throw, raised)
+            try:
+                ask = proceed()
+            except StopIteration as judged:
+                judgement: Judgement = judged.value
+                break
+        if judgement.broken is not None:
+            raised_text, handled = fault_of(judgement.broken).summary(), ask.fault.summary()
+            logger.warning("%s of %s raised %s while handling %s", ask.what, actor.signal.name, raised_text, handled)
+        actor.answer(judgement)
 
     async def _call_failure_callback(self, actor: Actor, callback: Callback, error: BaseException) -> Any:
         resources = await self.resources_of(callback) if actor.step.spawn not in self.out_of_process else {}
@@ -298,19 +248,6 @@ class Executor(ActorExecutor):
         if actor.step.spawn == "inline":
             return callback.function(**kwargs)
         return await asyncio.to_thread(without_stop_iteration, "compensate or backoff", callback.function, **kwargs)
-
-    def _apply_retry_policy(self, actor: Actor, error: BaseException, fault: Fault, after_ns: int | None) -> None:
-        step = actor.step
-        again = (
-            actor.signal.direction != UNDO
-            and actor.signal.retries_left > 0
-            and isinstance(error, step.retry_on)
-            and not _is_permanent(error)
-        )
-        if not again:
-            actor.resolve_failure(None, error, fault)
-        else:
-            actor.retry(error, fault, after_ns)
 
     def _kwargs(
         self,
@@ -368,10 +305,6 @@ def _spawn_of_undo(step: PlanStep, callback: Callback) -> str:
     if callback.is_async:
         return "loop"
     return "inline" if step.spawn == "inline" else "thread"
-
-
-def _is_permanent(error: BaseException) -> bool:
-    return isinstance(error, InvalidOutcome | SignalTooLarge)
 
 
 def _enter_span(root: str, hop: str) -> None:

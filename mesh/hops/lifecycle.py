@@ -13,7 +13,6 @@ from typing import Any, Final
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.resource import Resource
 from bitactor.errors import ResourceUnavailable
-from mesh.hops.faults import without_stop_iteration
 
 logger = logging.getLogger("bitactor.resources")
 
@@ -126,3 +125,15 @@ def _makes_context(function: Callable[..., Any]) -> bool:
     """Whether `function` was made by `@contextmanager` or `@asynccontextmanager`: calling it does nothing yet."""
     inner = inspect.unwrap(function)
     return inner is not function and (inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner))
+
+
+def without_stop_iteration(who: object, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
+    """What `function` answers with.  A future refuses a `StopIteration`, and who awaits it would wait for ever.
+
+    Raises:
+        RuntimeError: `who` raised a StopIteration.
+    """
+    try:
+        return function(*arguments, **named)
+    except StopIteration as error:
+        raise RuntimeError(f"{who} raised StopIteration") from error

@@ -14,7 +14,6 @@ from bitactor.declare.policy import Call
 from bitactor.errors import Cancelled, WorkerLost
 from bitactor.messages.signal import Fault, Reply
 from mesh.hops.actor import BitActor
-from mesh.hops.faults import fault_of
 from mesh.hops.ports import ENDED, QUEUED, REPLIED, STARTED, Actor, ActorExecutor, Spawner
 
 
@@ -54,7 +53,7 @@ class PolicyChain:
         try:
             call = self._make_call()
         except Exception as unfit:  # a user's model may raise anything
-            actor.resolve_failure(None, unfit, fault_of(unfit))
+            actor.fail(unfit)
             return
         value: Any = None
         error: BaseException | None = None
@@ -140,7 +139,7 @@ class PolicyChain:
                 stopped = Cancelled(
                     f"{actor.signal.name!r} was stopped while none of its runs was under way, and all had failed"
                 )
-                actor.resolve_failure(None, stopped, fault_of(stopped))
+                actor.fail(stopped)
                 return
         if error is None and self.emitted:
             actor.context = self._executor.make_context(actor)
@@ -216,8 +215,8 @@ class FunctionRun(BitActor):
             )
 
     @override
-    def resolve_failure(self, verdict: Any, error: BaseException, fault: Fault) -> None:
-        """Raise `error` in the policy that awaits this run, which the spawner could not start; no verdict applies."""
+    def fail(self, error: BaseException, fault: Fault | None = None) -> None:
+        """Raise `error` in the policy that awaits this run, which the spawner could not start."""
         self.finish(None, error)
 
     @override
@@ -262,7 +261,7 @@ def start_queued(actor: Actor, spawner: Spawner) -> None:
     try:
         spawner.start(actor)
     except Exception as error:
-        actor.resolve_failure(None, error, fault_of(error))
+        actor.fail(error)
 
 
 def _no_reply(actor: Actor, reply: Reply, error: BaseException | None) -> None:

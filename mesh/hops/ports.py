@@ -14,10 +14,10 @@ from typing import Any, Final, Protocol
 from typing_extensions import override
 
 from bitactor.declare.context import Context
-from bitactor.messages.outcome import Retry
 from bitactor.messages.signal import Fault, Reply, Signal
 from bitactor.plan.arguments import BoundArguments, RawArguments, RemoteArguments
 from bitactor.plan.plan import Callback, Plan, PlanStep
+from bitactor.saga.verdict import Ask, Judgement, Judging
 from mesh.hops.policies import Policies
 from mesh.limits.pools import PermitSet, Pool
 from mesh.limits.priority_queue import Rank
@@ -31,8 +31,8 @@ ENDED: Final = 3
 
 Arguments = BoundArguments | RemoteArguments | RawArguments
 """Makes the keyword arguments of a step's function, fresh at each call."""
-Compensation = tuple["asyncio.Task[None]", BaseException, Fault]
-"""The task that asks a compensation or backoff function, and the exception and fault it is asked about."""
+Compensation = tuple["asyncio.Task[None]", Ask]
+"""The task that asks a compensation or backoff function, and what it began with."""
 Done = Callable[["Actor", Reply, BaseException | None], None]
 """Called with an actor, its reply, and the exception behind it if that was raised in this process."""
 
@@ -99,11 +99,11 @@ class Actor(Protocol):
     def worker_lost(self) -> None:
         """Reply that the worker process which ran the function is gone."""
 
-    def resolve_failure(self, verdict: Any, error: BaseException, fault: Fault) -> None:
-        """End the attempt that failed with `error` as `verdict`, its compensation's answer, says; None: it failed."""
+    def fail(self, error: BaseException, fault: Fault | None = None) -> None:
+        """End the attempt as failed with `error` for good, without asking its compensation."""
 
-    def retry(self, error: BaseException, fault: Fault, after_ns: int | None) -> None:
-        """End the attempt that failed with `error` with another try, after `after_ns` or as the step's backoff says."""
+    def answer(self, judgement: Judgement) -> None:
+        """End the attempt as judged."""
 
     def ends_ns(self) -> int | None:
         """When the attempt's time is over, by the monotonic clock; None: never."""
@@ -132,12 +132,8 @@ class ActorExecutor(Protocol):
     def contextvars_for(self, actor: Actor) -> contextvars.Context:
         """The context variables a hop starts with: its own copy."""
 
-    def compensate(self, actor: Actor, error: BaseException, fault: Fault | None = None) -> None:
-        """Ask the compensation, or else the retry policy, of a hop whose function raised or whose attempt was lost, and
-        end the attempt as it says."""
-
-    def ask_backoff(self, actor: Actor, verdict: Retry) -> None:
-        """Ask the backoff function when a step that returned `Retry` is to be tried again, and end the attempt so."""
+    def judge(self, actor: Actor, judging: Judging) -> None:
+        """End an attempt as its judging says, after asking the step's `compensate` and `backoff` if that wants it."""
 
     async def resources_of(self, callback: Callback) -> dict[str, Any]:
         """The resources that a function asks for, by name.

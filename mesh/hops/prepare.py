@@ -7,7 +7,6 @@ import asyncio
 from typing_extensions import override
 
 from bitactor.messages.signal import UNDO
-from mesh.hops.faults import fault_of
 from mesh.hops.policy_chain import PolicyChain, start_queued
 from mesh.hops.ports import ENDED, QUEUED, Actor, ActorExecutor, Spawner
 
@@ -83,7 +82,7 @@ class Preparation(Spawner):
         try:
             actor.kwargs = executor.kwargs_of(actor, callback, resources)
         except Exception as error:  # a user's model may raise anything
-            actor.resolve_failure(None, error, fault_of(error))
+            actor.fail(error)
         else:
             actor.task = None
             executor.loop.call_soon(start_queued, actor, spawner)

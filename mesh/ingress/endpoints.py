@@ -15,11 +15,11 @@ from starlette.routing import Route
 
 from bitactor.errors import StoreError, UnknownTransaction, UnknownWorkflow, suggest
 from bitactor.export.display import readable_pulses
+from bitactor.messages.faults import fault_of
 from bitactor.messages.pulse import RUNNING, STATUSES
 from bitactor.messages.signal import Fault
 from bitactor.ports import Store, TransactionRow
 from bitactor.workflow import Workflow
-from mesh.hops.faults import fault_of
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import Problem, invalid_input, logger, problem_of
 from mesh.ingress.render import as_json, pulses_as_plain, respond, row_as_plain

@@ -30,10 +30,10 @@ from bitactor.errors import (
     suggest,
 )
 from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.faults import error_of
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Fault, Question
 from bitactor.messages.wire import decode_message, decode_pulse, encode_message
-from mesh.hops.faults import error_of
 from mesh.network.transports import open_transport
 from mesh.runtime.ids import TimeOrderedIds
 from mesh.runtime.names import node_name, workflow_name

@@ -8,9 +8,9 @@ from typing import Any
 
 from bitactor.errors import BitActorError, InvalidInput, ProtocolError
 from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import Answer, Question
 from bitactor.messages.wire import encode_message, encode_pulse
-from mesh.hops.faults import fault_of
 from mesh.runtime.node import Node
 from mesh.transaction import Transaction, transaction_as_plain
 

@@ -10,13 +10,13 @@ from cachetools import LRUCache
 
 from bitactor.errors import BitActorError, MalformedSignal, Unroutable
 from bitactor.messages.codec import decode_token, token_from_bytes
+from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import Cancel, Reply, Signal
 from bitactor.messages.wire import encode_message
 from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan, PlanStep
 from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
-from mesh.hops.faults import fault_of
 from mesh.hops.ports import ENDED
 
 WINDOW: Final = 1_024

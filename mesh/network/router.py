@@ -16,12 +16,12 @@ from typing_extensions import override
 
 from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
 from bitactor.messages.codec import encode_token, token_bytes
+from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import Cancel, Reply, Signal
 from bitactor.messages.wire import encode_message
 from bitactor.plan.plan import PlanStep
 from bitactor.ports import Clock
 from bitactor.saga import HopExpired, Lost, Replied, Unrouted
-from mesh.hops.faults import fault_of
 from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import step_name

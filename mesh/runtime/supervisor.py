@@ -24,6 +24,7 @@ from bitactor.errors import (
     StoreError,
 )
 from bitactor.messages.codec import decode_token
+from bitactor.messages.faults import error_of, fault_of
 from bitactor.messages.ids import join_hop_id
 from bitactor.messages.pulse import RUNNING, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
@@ -55,7 +56,6 @@ from bitactor.saga import (
 from bitactor.saga.evaluate import evaluate
 from bitactor.saga.phases import COMPENSATING, UNDO_RUNNING
 from mesh.hops.executor import Executor
-from mesh.hops.faults import error_of, fault_of
 from mesh.hops.ports import ENDED, QUEUED, Actor
 from mesh.limits.lend import lend_permits
 from mesh.limits.pools import Pools

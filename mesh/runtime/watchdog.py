@@ -28,7 +28,7 @@ STOP_WITHIN: Final = 1.0
 _CALLERS: Final = {
     LoopSpawner._drive.__code__: "",
     InlineSpawner.start.__code__: "",
-    Executor._ask_compensation.__code__: "compensation or backoff of ",
+    Executor._judge.__code__: "compensation or backoff of ",
 }
 """Code that calls users' functions on the loop, with the hop as its local `actor` → what it calls of the hop."""
 

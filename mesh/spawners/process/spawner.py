@@ -19,7 +19,6 @@ from bitactor.errors import BitActorError, ProtocolError, StepFailed
 from bitactor.messages.codec import encode_token
 from bitactor.messages.signal import Answer, Message, Question, Reply
 from bitactor.messages.wire import decode_message, encode_message
-from mesh.hops.faults import fault_of
 from mesh.hops.ports import QUEUED, Actor, Spawner
 from mesh.limits.priority_queue import PriorityQueue
 from mesh.network.transports.zmq import ZmqTransport
@@ -82,7 +81,7 @@ class ProcessSpawner(Spawner):
             self._open(actor.executor.loop)
             self._modules_for(actor)
         except (BitActorError, OSError) as error:
-            actor.resolve_failure(None, error, fault_of(error))
+            actor.fail(error)
             return
         self._waiting.add(actor, actor.rank)
         self._pump()
@@ -180,7 +179,7 @@ class ProcessSpawner(Spawner):
             message = encode_message(signal._replace(token=pack_payload(actor), metadata=None))
         except (BitActorError, ValueError, TypeError) as error:
             self._table.release(worker)
-            actor.resolve_failure(None, error, fault_of(error))
+            actor.fail(error)
             return
         if not self._table.run(worker, (signal.transaction, signal.hop, signal.delivery, signal.epoch)):
             self._table.release(worker)
@@ -246,7 +245,7 @@ class ProcessSpawner(Spawner):
             self._table.release(worker)
         if actor is not None and answer.error:
             error = StepFailed(f"{actor.signal.name!r}: {answer.error}")
-            actor.resolve_failure(None, error, fault_of(error))
+            actor.fail(error)
         self._pump()
 
     def _on_reply(self, reply: Reply) -> None:
@@ -336,7 +335,7 @@ class ProcessSpawner(Spawner):
             )
             actor.finish(None, error)
         elif not self._closed:
-            actor.resolve_failure(None, error, fault_of(error))
+            actor.fail(error)
 
     def _disconnect(self, worker: WorkerHandle) -> None:
         if self._transport is not None:

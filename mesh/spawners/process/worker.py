@@ -18,12 +18,12 @@ from typing_extensions import override
 
 from bitactor.errors import BitActorError, Unroutable
 from bitactor.messages.codec import decode_token
+from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import Answer, Fault, Question, Reply, Signal
 from bitactor.messages.wire import decode_message, encode_message
 from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan
 from mesh.hops.executor import Executor
-from mesh.hops.faults import fault_of
 from mesh.hops.ports import Actor, Spawner
 from mesh.hops.resources import ResourceManager
 from mesh.limits.clock import SystemClock

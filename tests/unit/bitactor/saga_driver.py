@@ -7,6 +7,7 @@ from typing import Any
 
 from bitactor import Workflow
 from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.faults import fault_of
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
 from bitactor.plan.arguments import RawArguments, argument_values
@@ -27,7 +28,7 @@ from bitactor.saga import (
 from bitactor.saga.evaluate import evaluate
 from bitactor.saga.events import CancelRequested, UndoRequested
 from bitactor.saga.phases import IN_FLIGHT, UNDO_RUNNING
-from bitactor.testing.hops import Hop, fault_of
+from bitactor.testing.hops import Hop
 
 TRANSACTION = "0190" * 4 + "a" * 16
 FAULT = Fault("builtins:ValueError", "boom")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Final
 
 from bitactor import errors
 from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError
-from bitactor.launcher import HOME, PACKAGES
 from bitactor.messages.codec import pack, unpack
 from bitactor.messages.signal import Fault
 
-_BESIDE = "_bitactor_beside"
+MAX_MESSAGE: Final = 10_000
+MAX_TRACEBACK: Final = 20_000
+MAX_ARGUMENTS: Final = 64 * 1024
 
-MAX_MESSAGE = 10_000
-MAX_TRACEBACK = 20_000
-MAX_ARGUMENTS = 64 * 1024
-
-_FRAMEWORK = tuple(f"{HOME / name}/" for name in PACKAGES)
+_BESIDE: Final = "_bitactor_beside"
+_HOME: Final = __file__.rsplit("/", 3)[0]
+_FRAMEWORK: Final = tuple(f"{_HOME}/{package}/" for package in ("bitactor", "registry", "mesh"))
 """Directories of our own packages, to tell our frames in a traceback from the user's."""
 
 
@@ -37,18 +36,6 @@ def fault_of(error: BaseException) -> Fault:
         utf8_safe(_users_traceback(error)),
         _arguments(error),
     )
-
-
-def without_stop_iteration(who: object, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-    """What `function` answers with.  A future refuses a `StopIteration`, and who awaits it would wait for ever.
-
-    Raises:
-        RuntimeError: `who` raised a StopIteration.
-    """
-    try:
-        return function(*arguments, **named)
-    except StopIteration as error:
-        raise RuntimeError(f"{who} raised StopIteration") from error
 
 
 def utf8_safe(text: str) -> str:

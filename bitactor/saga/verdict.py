@@ -1,0 +1,199 @@
+"""What the end of an attempt means: the outcome of its reply, from the value, verdict or exception of the user's
+function, and from what the step's `compensate` and `backoff` say about a failure.
+
+Sans-IO: `judge` and `judge_failure` are generators that yield each question for user code (`Ask`).  Who runs the hop
+calls that function where the hop runs, sends its answer in or throws what it raised, and gets the `Judgement` when the
+generator returns.  Every runner of hops follows these rules: actors on all spawners, and `bitactor.testing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Final, NamedTuple
+
+from bitactor.declare.then import Then
+from bitactor.errors import BitActorError, InvalidOutcome, SignalTooLarge
+from bitactor.messages.codec import encode_token, pack
+from bitactor.messages.duration import LONGEST, nanoseconds
+from bitactor.messages.faults import MAX_MESSAGE, fault_of, utf8_safe, with_beside
+from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
+from bitactor.messages.signal import UNDO, Fault, Signal
+from bitactor.plan.plan import Callback, PlanStep
+
+VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt, Then))
+"""The classes whose instances are verdicts; a value of any other exact class that can be encoded means `ok`."""
+
+_PERMANENT: Final = (InvalidOutcome, SignalTooLarge)
+"""Failures that another try would only repeat."""
+
+
+class Ask(NamedTuple):
+    """A question for user code: call `callback` about `error`."""
+
+    what: str
+    """`compensate | backoff`."""
+    callback: Callback
+    error: BaseException
+    fault: Fault
+    """The fault of `error`, which the attempt ends with if no answer comes."""
+
+
+class Judgement(NamedTuple):
+    """The end of an attempt: the parts of its `Reply`, and live exceptions for the process that it is in."""
+
+    outcome: str
+    """`ok | continue | retry | fail | halt`."""
+    token: Any = None
+    error: BaseException | None = None
+    """The exception behind the outcome."""
+    fault: Fault | None = None
+    after_ns: int | None = None
+    """For `retry`: how long to wait; None: as the step's `Backoff` says."""
+    reason: str = ""
+    planned: bytes | None = None
+    """The steps that a `Then` plans, packed."""
+    broken: BaseException | None = None
+    """What `compensate` or `backoff` raised in place of an answer."""
+
+
+Judging = Generator[Ask, Any, Judgement]
+
+
+def judge(step: PlanStep, signal: Signal, value: Any, *, late: bool = False) -> Judging:
+    """The end of an attempt, or undo, that returned `value`, or raised it as a verdict.
+
+    `late`: the attempt was answered for already, and only what happened is still to be told; user code is not asked.
+    """
+    while isinstance(value, Ok):
+        value = value.value
+    undoing = signal.direction == UNDO
+    if isinstance(value, Retry):
+        return (yield from _judge_retry(step, signal, value, late))
+    if isinstance(value, Fail):
+        return Judgement("fail", fault=Fault("bitactor.errors:StepFailed", _reason(value) or "the step said so"))
+    if undoing and isinstance(value, (Outcome, Continue, Then)):
+        return _refused(signal, value, "an undo may return None or Retry(…)")
+    if isinstance(value, Halt):
+        return Judgement("halt", reason=_reason(value))
+    if isinstance(value, (Outcome, Continue)):
+        allowed = "a step may return a value, Then(…), Retry(…), Fail(…) or Halt(…); Continue is for compensate"
+        return _refused(signal, value, allowed)
+    try:
+        if isinstance(value, Then):
+            return Judgement("ok", encode_token(value.value), planned=pack(value.data()))
+        return Judgement("ok", encode_token(value))
+    except Exception as problem:
+        unfit = _unfit(problem, signal)
+    return (yield from judge_failure(step, signal, unfit, late=late))
+
+
+def judge_failure(
+    step: PlanStep, signal: Signal, error: BaseException, fault: Fault | None = None, *, late: bool = False
+) -> Judging:
+    """The end of an attempt, or undo, that failed with `error`, or was lost or timed out: as the step's `compensate`
+    says, else as its `backoff` and `retry_on` say.
+
+    `late`: as for `judge`.
+    """
+    fault = fault or fault_of(error)
+    if late or signal.direction == UNDO:
+        return Judgement("fail", error=error, fault=fault)
+    backoff = step.backoff if isinstance(step.backoff, Callback) else None
+    what = "backoff" if step.compensate is None else "compensate"
+    after_ns = None
+    try:
+        if step.compensate is not None:
+            verdict = yield from _answer_or_verdict(Ask(what, step.compensate, error, fault))
+            if isinstance(verdict, Retry) and verdict.after is None and backoff is not None:
+                what = "backoff"
+                verdict = Retry(_delay((yield Ask(what, backoff, error, fault)), signal), verdict.reason)
+            return _judge_compensation(signal, verdict, error, fault)
+        if backoff is not None:
+            after_ns = nanoseconds(_delay((yield Ask(what, backoff, error, fault)), signal))
+    except Outcome as verdict:
+        return _judge_compensation(signal, verdict, error, fault)
+    except BaseException as broken:
+        return Judgement("fail", error=error, fault=with_beside(fault, what, error, broken), broken=broken)
+    if signal.retries_left > 0 and isinstance(error, step.retry_on) and not isinstance(error, _PERMANENT):
+        return Judgement("retry", error=error, fault=fault, after_ns=after_ns)
+    return Judgement("fail", error=error, fault=fault)
+
+
+def unanswered(ask: Ask, why: str) -> Fault:
+    """The fault of an attempt whose `compensate` or `backoff` gave no answer in time, and `why`."""
+    return ask.fault._replace(message=f"{ask.fault.message} (and its {ask.what} {why})")
+
+
+def _judge_retry(step: PlanStep, signal: Signal, verdict: Retry, late: bool) -> Judging:
+    """A step, or undo, asks for another try; if it does not say when, its backoff function does."""
+    asks = verdict.after is None and isinstance(step.backoff, Callback)
+    if not asks or late or signal.direction == UNDO or signal.retries_left <= 0:
+        return Judgement("retry", after_ns=_delay_ns(verdict), reason=_reason(verdict))
+    assert isinstance(step.backoff, Callback)
+    fault = Fault("bitactor.outcome:Retry", _reason(verdict) or "asked for another try")
+    try:
+        after_ns = nanoseconds(_delay((yield Ask("backoff", step.backoff, verdict, fault)), signal))
+    except BaseException as broken:
+        return Judgement("fail", error=broken, fault=fault_of(broken))
+    return Judgement("retry", error=verdict, fault=fault, after_ns=after_ns, reason=_reason(verdict))
+
+
+def _judge_compensation(signal: Signal, verdict: Any, error: BaseException, fault: Fault) -> Judgement:
+    """The end of an attempt that failed with `error`, as its compensation's answer says."""
+    if verdict is None:
+        return Judgement("fail", error=error, fault=fault)
+    if isinstance(verdict, Continue):
+        try:
+            return Judgement("continue", encode_token(verdict.value), error, fault)
+        except Exception as problem:
+            unfit = _unfit(problem, signal)
+            return Judgement("fail", error=unfit, fault=fault_of(unfit))
+    if isinstance(verdict, Retry):
+        return Judgement("retry", error=error, fault=fault, after_ns=_delay_ns(verdict), reason=_reason(verdict))
+    if isinstance(verdict, Halt):
+        return Judgement("halt", error=error, reason=_reason(verdict))
+    if isinstance(verdict, Fail):
+        return Judgement("fail", error=error, fault=fault, reason=_reason(verdict))
+    wrong = InvalidOutcome(
+        f"compensate of {signal.name!r} returned {verdict!r}; it may return None, Retry(…), Continue(value) or Halt(…)"
+    )
+    return Judgement("fail", error=wrong, fault=fault_of(wrong))
+
+
+def _answer_or_verdict(ask: Ask) -> Generator[Ask, Any, Any]:
+    """What user code answered, returned or, if it is a verdict, raised."""
+    try:
+        return (yield ask)
+    except Outcome as verdict:
+        return verdict
+
+
+def _unfit(problem: Exception, signal: Signal) -> BitActorError:
+    """The error of a result that cannot be carried, naming the step; `problem` may come from a model's serializer."""
+    if isinstance(problem, BitActorError):
+        return type(problem)(f"the result of {signal.name!r}: {problem}")
+    return InvalidOutcome(f"the result of {signal.name!r}: {problem!r}")
+
+
+def _delay(answer: Any, signal: Signal) -> float:
+    """Seconds, as a backoff function says.
+
+    Raises:
+        InvalidOutcome: its answer is no delay.
+    """
+    if isinstance(answer, bool) or not isinstance(answer, int | float) or not answer >= 0:
+        raise InvalidOutcome(f"backoff of {signal.name!r} returned {answer!r}; it returns seconds, zero or more")
+    return min(answer, LONGEST)
+
+
+def _delay_ns(verdict: Retry) -> int | None:
+    return None if verdict.after is None else nanoseconds(min(verdict.after, LONGEST))
+
+
+def _reason(verdict: Retry | Fail | Halt) -> str:
+    return utf8_safe(str(verdict.reason)[:MAX_MESSAGE]) if verdict.reason else ""
+
+
+def _refused(signal: Signal, verdict: Any, allowed: str) -> Judgement:
+    wrong = InvalidOutcome(f"{signal.name!r} ({signal.direction}) returned {verdict!r}; {allowed}")
+    return Judgement("fail", error=wrong, fault=fault_of(wrong))
