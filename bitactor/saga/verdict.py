@@ -83,6 +83,8 @@ def judge(step: PlanStep, signal: Signal, value: Any, *, late: bool = False) -> 
             return Judgement("ok", encode_token(value.value), planned=pack(value.data()))
         return Judgement("ok", encode_token(value))
     except Exception as problem:
+        if undoing:  # nobody keeps what an undo returns
+            return Judgement("ok", encode_token(None))
         unfit = _unfit(problem, signal)
     return (yield from judge_failure(step, signal, unfit, late=late))
 
