@@ -1,4 +1,4 @@
-"""What the end of an attempt means is the same wherever the hop runs: one table of cases, six ways, one expected column."""
+"""What the end of an attempt means is the same wherever the hop runs: one table, six ways, one expected column."""
 
 from __future__ import annotations
 
