@@ -298,7 +298,6 @@ LIKE_THINGS = ("bitactor/kinds", "bitactor/patterns", "mesh/cli", "mesh/ready/st
 MOST_ENTRIES, MOST_LINES, MOST_FUNCTION_LINES = 14, 450, 60
 
 LONG_FILES = {
-    "bitactor/saga/state.py": "the state and all rules of its evolution; the saga is to be composed of parts",
     "mesh/runtime/node.py": "assembly, intake and the settled ones; the node is to be split into these parts",
     "mesh/runtime/supervisor.py": "one turn in three forms; they are to become one",
 }

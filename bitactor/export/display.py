@@ -11,7 +11,7 @@ from bitactor.messages.pulse import SPAWNED, Pulse
 from bitactor.messages.signal import FORWARD
 from bitactor.plan.arguments import argument_values
 from bitactor.plan.plan import Plan
-from bitactor.saga import Saga
+from bitactor.saga import SagaState, evolve
 
 
 def readable_pulses(plan: Plan | None, pulses: Sequence[Pulse]) -> list[Pulse]:
@@ -19,19 +19,19 @@ def readable_pulses(plan: Plan | None, pulses: Sequence[Pulse]) -> list[Pulse]:
 
     Without the plan (the workflow is not declared here) references stay references.
     """
-    saga = Saga(plan, pulses[0].transaction) if plan is not None and pulses else None
+    saga = SagaState(plan, pulses[0].transaction) if plan is not None and pulses else None
     readable = []
     for pulse in pulses:
         token_in = pulse.token_in
         if saga is not None and plan is not None:
-            saga.evolve(pulse)
+            evolve(saga, pulse)
             if pulse.kind == SPAWNED and pulse.direction == FORWARD:
                 token_in = _arguments(saga, pulse)
         readable.append(pulse._replace(token_in=token_in, token_out=decode_token(pulse.token_out)))
     return readable
 
 
-def _arguments(saga: Saga, pulse: Pulse) -> Any:
+def _arguments(saga: SagaState, pulse: Pulse) -> Any:
     step = saga.steps[saga.by_name[pulse.step]]
     try:
         return argument_values(step.arguments, saga.tokens, step.address, saga.evaluated.get(step.index))

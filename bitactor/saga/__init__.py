@@ -33,9 +33,10 @@ from bitactor.saga.events import (
     UndoRequested,
     Unrouted,
 )
+from bitactor.saga.evolve import STEP_EVOLUTION, evolve
 from bitactor.saga.machine import HANDLERS, TRANSITIONS, Saga, Transition
 from bitactor.saga.phases import PHASES, STEP_STATES
-from bitactor.saga.state import STEP_EVOLUTION, SagaState, input_tokens
+from bitactor.saga.state import SagaState, input_tokens
 
 __all__ = [
     "EVENTS",
@@ -75,5 +76,6 @@ __all__ = [
     "Transition",
     "UndoRequested",
     "Unrouted",
+    "evolve",
     "input_tokens",
 ]

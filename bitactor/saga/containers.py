@@ -17,7 +17,7 @@ from bitactor.saga.commands import AnswerProceed, CancelHop, Evaluate
 from bitactor.saga.events import Evaluated, Lost, Proceeded
 from bitactor.saga.forward import Forward
 from bitactor.saga.phases import HALTING, IN_FLIGHT, OPEN, WAITING
-from bitactor.saga.scopes import opening_data
+from bitactor.saga.rules.scopes import opening_data
 
 
 class Containers(Forward):

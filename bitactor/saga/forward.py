@@ -48,6 +48,7 @@ from bitactor.saga.events import (
 from bitactor.saga.phases import BACKING_OFF, FAILING, HALTING, IN_FLIGHT, UNDOING, WAITING
 from bitactor.saga.record import emits_data, jitter_fraction
 from bitactor.saga.rollback import Rollback
+from bitactor.saga.rules.steps import completed, spawned
 from bitactor.saga.then import resolve
 
 _new = tuple.__new__
@@ -119,7 +120,7 @@ class Forward(Rollback):
             ),
         )  # fmt: skip
         self.pulses.append(pulse)
-        self._completed(pulse, index)
+        completed(self, pulse, index)
         self.seq += 1
         if self.phase is RUNNING:
             if step.dependents:
@@ -207,7 +208,7 @@ class Forward(Rollback):
             ),
         )  # fmt: skip
         self.pulses.append(pulse)
-        self._spawned(pulse, index)
+        spawned(self, pulse, index)
         self.seq += 1
         self.commands.append(_new(Dispatch, (index, FORWARD, None)))
 
@@ -275,7 +276,7 @@ class Forward(Rollback):
         if (
             self.phase not in (RUNNING, HALTING)
             or failures > step.retries
-            or (index >= self.plan_size and self.is_in_failed_scope(index))
+            or (index >= self.plan_size and self.failed_scope(index) is not None)
         ):
             self._fail(index, fault, now_ns, elapsed_ns=elapsed_ns)
             return

@@ -1,7 +1,7 @@
 """The saga: one transaction as a sans-IO state machine.
 
 Theory of operation.  A *stimulus* comes in (a hop replied, timed out, a cancel was asked for); out come *pulses*, facts
-to be kept, and *commands*, orders to be obeyed once the pulses are kept.  `react` decides, `evolve` (see `state`)
+to be kept, and *commands*, orders to be obeyed once the pulses are kept.  `react` decides, `evolve` (see `evolve`)
 changes the state, by pulses alone. Recovery is a fold followed by `Recovered`.  The machine needs no clock, no thread
 and no socket: time arrives as a number.
 
@@ -21,10 +21,12 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, Self
 
+from bitactor.errors import StoreError
 from bitactor.messages.pulse import (
+    ACCEPTED,
     COMPLETED,
     EMITTED,
     FAILED,
@@ -36,6 +38,7 @@ from bitactor.messages.pulse import (
     UNROUTABLE,
     Pulse,
 )
+from bitactor.plan.plan import Plan
 from bitactor.saga.commands import (
     ArmDeadline,
     ArmRetry,
@@ -64,6 +67,7 @@ from bitactor.saga.events import (
     UndoRequested,
     Unrouted,
 )
+from bitactor.saga.evolve import fold
 from bitactor.saga.phases import (
     BACKING_OFF,
     ENDED,
@@ -83,6 +87,22 @@ class Saga(Containers):
     `Recovered`."""
 
     __slots__ = ()
+
+    @classmethod
+    def fold(cls, plan: Plan, pulses: Sequence[Pulse]) -> Self:
+        """The saga whose state follows from a journal; equal to the live one after its last pulse.
+
+        Raises:
+            StoreError: the journal is empty, has a gap, or does not fit the plan.
+        """
+        if not pulses or pulses[0].kind != ACCEPTED:
+            raise StoreError("a journal begins with an accepted pulse; this one is empty or has lost its beginning")
+        first = pulses[0]
+        data = first.data or {}
+        parent, trail = data.get("parent", ""), tuple(data.get("trail") or ())
+        saga = cls(plan, first.transaction, root=first.root, parent=parent, trail=trail)
+        fold(saga, pulses)
+        return saga
 
     def react(self, event: Event, now_ns: int) -> tuple[list[Pulse], list[Command]]:
         """The pulses and commands that follow from `event` at wall time `now_ns`.

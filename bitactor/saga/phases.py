@@ -41,3 +41,5 @@ STEP_STATES: Final = (
 IN_FLIGHT: Final = frozenset((RUNNING, COMPENSATING))
 HAS_RESULT: Final = frozenset((COMPLETED, SKIPPED, UNDO_RUNNING, UNDO_BACKING_OFF, UNDONE, UNDO_FAILED))
 SETTLED: Final = frozenset((COMPLETED, SKIPPED))
+UNDOABLE: Final = (COMPLETED, IN_DOUBT, UNDO_RUNNING, UNDO_BACKING_OFF)
+"""A step that has an undo is undone from these."""

@@ -10,13 +10,9 @@ from bitactor.messages.ids import join_hop_id
 from bitactor.messages.pulse import COMPLETED, FINISHED, SPAWNED, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply
 from bitactor.plan.plan import Plan
-from bitactor.saga.commands import (
-    Command,
-    Settle,
-)  # fmt: skip
-from bitactor.saga.state import (
-    SagaState,
-)  # fmt: skip
+from bitactor.saga.commands import Command, Settle
+from bitactor.saga.evolve import evolve
+from bitactor.saga.state import SagaState
 
 NO_STEPS: Final[set[int]] = set()
 
@@ -66,7 +62,7 @@ class Recorder(SagaState):
             1, self.ttl if ttl is None else ttl, now_ns, elapsed_ns, None, token_out, reason, data, self.digest,
         )  # fmt: skip
         self.pulses.append(pulse)
-        self.evolve(pulse)
+        evolve(self, pulse)
 
     def _record_step(
         self,
@@ -108,7 +104,7 @@ class Recorder(SagaState):
             ),
         )  # fmt: skip
         self.pulses.append(pulse)
-        self.evolve(pulse)
+        evolve(self, pulse)
 
     def _undo_identity(self, index: int, kind: str, data: Mapping[str, Any] | None) -> tuple[int, str, tuple[str, ...]]:
         """Attempt, hop id and causes of a pulse about an undo; a fresh spawn begins the next attempt."""

@@ -20,7 +20,7 @@ from bitactor.saga.phases import IN_DOUBT, SETTLED
 
 
 class StepsSoFar(Protocol):
-    """The part of a transaction's state that resolving a `Then` needs; see `bitactor.saga.scopes`."""
+    """The part of a transaction's state that resolving a `Then` needs; see `bitactor.saga.state`."""
 
     plan: Plan
     steps: Sequence[PlanStep]

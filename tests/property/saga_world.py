@@ -47,6 +47,7 @@ from bitactor.saga import (
     SagaState,
     Settle,
     Unrouted,
+    evolve,
 )
 from bitactor.saga.commands import AnswerProceed
 from bitactor.saga.evaluate import evaluate
@@ -146,7 +147,7 @@ class World:
             copy = decode_pulse(encode_pulse(pulse))
             assert copy == pulse
             step = self._step_of(pulse)
-            self.mirror.evolve(copy)
+            evolve(self.mirror, copy)
             self.journal.append(copy)
             self._note(pulse, step)
         assert self.mirror.snapshot() == self.saga.snapshot()
@@ -215,7 +216,7 @@ class World:
                 index, step.name, FORWARD, saga.hops[index], saga.deliveries[index], saga.epoch, fault is not None
             )
             if not (
-                step.scope is not None and saga.is_in_failed_scope(index)
+                step.scope is not None and saga.failed_scope(index) is not None
             ):  # else it is abandoned in the same breath
                 self.model.check_causes(saga, index)
             self.answered.discard(step.name)

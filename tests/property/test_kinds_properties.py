@@ -11,7 +11,7 @@ from saga_plans import Random, nested_plans, planner
 from saga_world import TRANSACTION, World
 
 from bitactor.errors import StoreError
-from bitactor.saga import Recovered, Saga
+from bitactor.saga import Recovered, Saga, evolve
 from tests.amounts import examples
 
 MANY = examples(quick=100, long=4_000, suppress_health_check=list(HealthCheck))
@@ -46,7 +46,7 @@ def test_every_prefix_of_a_nested_journal_folds_to_the_live_state_and_can_be_tak
     world.run(tape)
     live = Saga(random.plan, TRANSACTION)
     for length, pulse in enumerate(world.journal, 1):
-        live.evolve(pulse)
+        evolve(live, pulse)
         saga = Saga.fold(random.plan, world.journal[:length])
         assert saga.snapshot() == live.snapshot()
         saga.react(Recovered("n2", saga.epoch + 1), world.now_ns)

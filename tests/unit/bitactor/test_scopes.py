@@ -12,7 +12,7 @@ from saga_driver import FAULT, Driver
 from bitactor import Halt, Result, Value, Workflow
 from bitactor.declare.source import Element
 from bitactor.errors import StoreError, TooManyHops, TtlExpired
-from bitactor.saga import Evaluated, Recovered, Replied, RetryDue, Saga
+from bitactor.saga import Evaluated, Recovered, Replied, RetryDue, Saga, evolve
 from bitactor.saga.events import Proceeded
 from bitactor.testing import Crash, run_workflow
 
@@ -550,7 +550,7 @@ def test_every_prefix_of_a_journal_folds_to_what_the_live_state_was_and_can_be_t
     driver = eventful()
     live = Saga(driver.plan, driver.saga.transaction)
     for length, pulse in enumerate(driver.journal, 1):
-        live.evolve(pulse)
+        evolve(live, pulse)
         folded = Saga.fold(driver.plan, driver.journal[:length])
         assert folded.snapshot() == live.snapshot()
         folded.react(Recovered("another", folded.epoch + 1), driver.now_ns)
