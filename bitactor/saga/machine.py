@@ -28,6 +28,7 @@ from bitactor.errors import StoreError
 from bitactor.messages.pulse import (
     ACCEPTED,
     COMPLETED,
+    DEADLINE_EXCEEDED,
     EMITTED,
     FAILED,
     HALTED,
@@ -39,6 +40,7 @@ from bitactor.messages.pulse import (
     Pulse,
 )
 from bitactor.plan.plan import Plan
+from bitactor.saga import containers, forward, rollback
 from bitactor.saga.commands import (
     ArmDeadline,
     ArmRetry,
@@ -46,7 +48,6 @@ from bitactor.saga.commands import (
     Deliver,
     Settle,
 )  # fmt: skip
-from bitactor.saga.containers import Containers
 from bitactor.saga.events import (
     EVENTS,
     Accept,
@@ -80,9 +81,188 @@ from bitactor.saga.phases import (
     UNDO_RUNNING,
     UNDOING,
 )
+from bitactor.saga.state import SagaState
+from bitactor.saga.turn import Turn
 
 
-class Saga(Containers):
+def accept(turn: Turn, event: Accept) -> None:
+    state = turn.state
+    data: dict[str, Any] = {"ttl": event.ttl, "deadline_ns": event.deadline_ns}
+    if state.parent:
+        data["parent"] = state.parent
+    if state.trail:
+        data["trail"] = list(state.trail)
+    if event.data:
+        data.update(event.data)
+    state.tokens += event.inputs
+    state.ttl = event.ttl
+    turn.record(ACCEPTED, token_out=event.input, data=data)
+    if event.deadline_ns is not None:
+        turn.commands.append(ArmDeadline(event.deadline_ns))
+    forward.spawn_ready(turn, state.plan.initial)
+
+
+def deadline_expired(turn: Turn, event: DeadlineExpired) -> None:
+    turn.record(TOMBSTONE, reason=DEADLINE_EXCEEDED)
+    turn.record(FAILED, error=event.fault)
+    rollback.stop(turn)
+
+
+def cancel_requested(turn: Turn, event: CancelRequested) -> None:
+    turn.record(FAILED, error=event.fault, data={"cancel": True})
+    rollback.stop(turn)
+
+
+def resume_requested(turn: Turn, event: ResumeRequested) -> None:
+    state = turn.state
+    if state.phase is ENDED and state.status != STUCK:
+        return
+    turn.record(RESUMED, data={"deadline_ns": event.deadline_ns})
+    if state.phase is RUNNING:
+        turn.commands.append(ArmDeadline(event.deadline_ns))
+        state.being_evaluated = set()  # what was decided while it halted was not heard
+        _continue_after_stop(turn)
+    else:
+        turn.commands.append(ArmDeadline(turn.now_ns + state.plan.undo_timeout_ns))
+        rollback.continue_undo(turn)
+
+
+def undo_requested(turn: Turn, event: UndoRequested) -> None:
+    """Undo a completed transaction, once."""
+    if turn.state.status != COMPLETED:
+        return
+    turn.record(FAILED, error=event.fault, data={"undo": True})
+    rollback.stop(turn)
+
+
+def _continue_after_stop(turn: Turn) -> None:
+    state = turn.state
+    forward.spawn_ready(turn, range(len(state.states)))
+    state.pending_containers.extend(
+        index for index, progress in state.progress.items() if progress.next_action is not None
+    )
+    forward.start_pending(turn)
+    if not state.unsettled_count and state.phase is RUNNING:
+        turn.finish(COMPLETED)
+
+
+def recovered(turn: Turn, event: Recovered) -> None:
+    """Go on where a dead owner stopped: hops in flight are lost with its process, timers are armed again."""
+    state = turn.state
+    turn.record(RESUMED, data={"owner": event.owner, "epoch": event.epoch})
+    turn.commands.extend(Deliver(emission) for emission in state.emissions.values())
+    if state.phase in (HALTED, ENDED):
+        turn.commands.append(Settle(state.status))
+        return
+    undo_until = turn.now_ns + state.plan.undo_timeout_ns
+    turn.commands.append(ArmDeadline(state.deadline_ns if state.phase in (RUNNING, HALTING) else undo_until))
+    was_failing = state.phase is FAILING
+    if was_failing:
+        rollback.leave_all_in_doubt(turn)
+    order = sorted(
+        range(len(state.states)),
+        key=lambda index: state.steps[index] is None or state.steps[index].around_container is None,
+    )
+    before = tuple(state.states)
+    for index in order:
+        now = before[index]
+        if now in IN_FLIGHT and index >= state.plan_size and state.awaits_proceed(index):
+            state.awaiting_redelivery = state.awaiting_redelivery | {index}
+            continue  # it is delivered again once what is around it proceeds again
+        if now != state.states[index]:
+            continue  # the loss of another has just changed it
+        if now in IN_FLIGHT:
+            forward.lost(turn, Lost(index, state.deliveries[index], "its process ended"))
+        elif now == UNDO_RUNNING:
+            rollback.undo_lost(turn, Lost(index, state.deliveries[index], "its process ended"))
+        elif now in (BACKING_OFF, UNDO_BACKING_OFF):
+            turn.commands.append(ArmRetry(index, state.due_ns[index]))
+    if state.phase is RUNNING:
+        _continue_after_stop(turn)
+    elif state.phase is UNDOING:
+        if not any(now in (UNDO_RUNNING, UNDO_BACKING_OFF) for now in state.states):
+            rollback.continue_undo(turn)
+    elif was_failing:
+        rollback.continue_undo(turn)
+    else:
+        rollback.continue_stopping(turn)
+
+
+def emission_accepted(turn: Turn, event: EmissionAccepted) -> None:
+    emission = turn.state.emissions.get(event.emit)
+    if emission is not None:
+        data = {"emit": emission.id, "name": emission.name, "receivers": list(event.receivers)}
+        turn.record(EMITTED, hop=emission.hop, data=data, ttl=emission.ttl)
+
+
+def emission_unrouted(turn: Turn, event: EmissionUnrouted) -> None:
+    emission = turn.state.emissions.get(event.emit)
+    if emission is not None:
+        data = {"emit": emission.id, "name": emission.name, "why": event.reason}
+        turn.record(TOMBSTONE, hop=emission.hop, reason=UNROUTABLE, data=data, ttl=emission.ttl)
+
+
+def ignore(turn: Turn, event: Any) -> None:
+    """Do nothing: the event came late, twice, or after the end."""
+
+
+class Transition(NamedTuple):
+    """One row of the table: in any of `phases`, `event` is handled by `handler`."""
+
+    phases: tuple[str, ...]
+    event: type
+    handler: Any
+    meaning: str
+
+
+_FORWARD: Final = (RUNNING, HALTING)
+_LIVE: Final = (RUNNING, HALTING, HALTED, FAILING, UNDOING, ENDED)
+
+TRANSITIONS: Final[tuple[Transition, ...]] = (
+    Transition((NEW,), Accept, accept, "record the input, start the first steps"),
+    Transition((RUNNING,), Evaluated, containers.evaluated, "spawn or skip the step, or fail if its predicate raised"),
+    Transition((*_FORWARD, FAILING), Replied, forward.replied, "settle the hop; go on, retry, fail or halt as it says"),
+    Transition((UNDOING,), Replied, rollback.undo_replied, "settle the undo; go on with the one before"),
+    Transition((HALTED, ENDED), Replied, rollback.replied_after_end, "record it as late, once"),
+    Transition((*_FORWARD, FAILING), Lost, forward.lost, "deliver again, or bury the hop as poison"),
+    Transition((UNDOING,), Lost, rollback.undo_lost, "deliver the undo again, or give it up as poison"),
+    Transition((*_FORWARD, FAILING), Unrouted, forward.unrouted, "fail: nobody to run it"),
+    Transition((UNDOING,), Unrouted, rollback.undo_unrouted, "the undo failed: nobody to run it"),
+    Transition(
+        (*_FORWARD, FAILING),
+        HopExpired,
+        forward.hop_expired,
+        "the attempt is in doubt; ask compensation, retry or fail",
+    ),
+    Transition((UNDOING,), HopExpired, rollback.undo_expired, "the undo failed"),
+    Transition(_FORWARD, Proceeded, containers.proceeded, "run the steps nested in a function, or let them go on"),
+    Transition((RUNNING,), RetryDue, forward.retry_due, "the next attempt"),
+    Transition((UNDOING,), RetryDue, rollback.undo_retry_due, "the next attempt at undo"),
+    Transition((FAILING,), GraceExpired, rollback.grace_expired, "what has not answered is in doubt; begin undo"),
+    Transition(_FORWARD, DeadlineExpired, deadline_expired, "stop everything, then undo"),
+    Transition(
+        (FAILING, UNDOING),
+        DeadlineExpired,
+        rollback.undo_deadline_expired,
+        "what is not undone by now has failed to be; end as stuck",
+    ),
+    Transition((*_FORWARD, HALTED), CancelRequested, cancel_requested, "stop everything, then undo"),
+    Transition((ENDED,), UndoRequested, undo_requested, "take back what a completed transaction did"),
+    Transition((HALTED, ENDED), ResumeRequested, resume_requested, "go on: forward if halted, with undo if stuck"),
+    Transition(_LIVE, Recovered, recovered, "redeliver what was in flight, wait again for what was waited for"),
+    Transition(_LIVE, EmissionAccepted, emission_accepted, "record it; the emitted signal is off our hands"),
+    Transition(_LIVE, EmissionUnrouted, emission_unrouted, "bury the emitted signal as unroutable"),
+)
+"""The rows of the table; an event that is not listed for a phase is ignored in it: it came late, twice, or after the
+end."""
+
+HANDLERS: Final[Mapping[tuple[str, type], Any]] = {
+    **{(phase, event): ignore for phase in PHASES for event in EVENTS},
+    **{(phase, row.event): row.handler for row in TRANSITIONS for phase in row.phases},
+}
+
+
+class Saga(SagaState):
     """One transaction.  Make one with `Saga(plan, id)` and feed it `Accept`, or with `Saga.fold` and feed it
     `Recovered`."""
 
@@ -110,147 +290,6 @@ class Saga(Containers):
         The pulses have already changed the state; the commands may be obeyed only once the pulses are kept.  A stimulus
         that means nothing in this phase (it came late, twice, or after the end) gives two empty lists.
         """
-        pulses: list[Pulse] = []
-        commands: list[Command] = []
-        self.pulses = pulses
-        self.commands = commands
-        HANDLERS[self.phase, type(event)](self, event, now_ns)
-        return pulses, commands
-
-    def _resume_requested(self, event: ResumeRequested, now_ns: int) -> None:
-        if self.phase is ENDED and self.status != STUCK:
-            return
-        self._record(RESUMED, now_ns, data={"deadline_ns": event.deadline_ns})
-        if self.phase is RUNNING:
-            self.commands.append(ArmDeadline(event.deadline_ns))
-            self.being_evaluated = set()  # what was decided while it halted was not heard
-            self._continue_after_stop(now_ns)
-        else:
-            self.commands.append(ArmDeadline(now_ns + self.plan.undo_timeout_ns))
-            self._continue_undo(now_ns)
-
-    def _undo_requested(self, event: UndoRequested, now_ns: int) -> None:
-        """Undo a completed transaction, once."""
-        if self.status != COMPLETED:
-            return
-        self._record(FAILED, now_ns, error=event.fault, data={"undo": True})
-        self._stop(now_ns)
-
-    def _continue_after_stop(self, now_ns: int) -> None:
-        self._spawn_ready(range(len(self.states)), now_ns)
-        self.pending_containers.extend(
-            index for index, progress in self.progress.items() if progress.next_action is not None
-        )
-        self._start_pending(now_ns)
-        if not self.unsettled_count and self.phase is RUNNING:
-            self._finish(COMPLETED, now_ns)
-
-    def _recovered(self, event: Recovered, now_ns: int) -> None:
-        """Go on where a dead owner stopped: hops in flight are lost with its process, timers are armed again."""
-        self._record(RESUMED, now_ns, data={"owner": event.owner, "epoch": event.epoch})
-        self.commands.extend(Deliver(emission) for emission in self.emissions.values())
-        if self.phase in (HALTED, ENDED):
-            self.commands.append(Settle(self.status))
-            return
-        undo_until = now_ns + self.plan.undo_timeout_ns
-        self.commands.append(ArmDeadline(self.deadline_ns if self.phase in (RUNNING, HALTING) else undo_until))
-        was_failing = self.phase is FAILING
-        if was_failing:
-            self._leave_all_in_doubt(now_ns)
-        order = sorted(
-            range(len(self.states)),
-            key=lambda index: self.steps[index] is None or self.steps[index].around_container is None,
-        )
-        before = tuple(self.states)
-        for index in order:
-            state = before[index]
-            if state in IN_FLIGHT and index >= self.plan_size and self.awaits_proceed(index):
-                self.awaiting_redelivery = self.awaiting_redelivery | {index}
-                continue  # it is delivered again once what is around it proceeds again
-            if state != self.states[index]:
-                continue  # the loss of another has just changed it
-            if state in IN_FLIGHT:
-                self._lost(Lost(index, self.deliveries[index], "its process ended"), now_ns)
-            elif state == UNDO_RUNNING:
-                self._undo_lost(Lost(index, self.deliveries[index], "its process ended"), now_ns)
-            elif state in (BACKING_OFF, UNDO_BACKING_OFF):
-                self.commands.append(ArmRetry(index, self.due_ns[index]))
-        if self.phase is RUNNING:
-            self._continue_after_stop(now_ns)
-        elif self.phase is UNDOING:
-            if not any(state in (UNDO_RUNNING, UNDO_BACKING_OFF) for state in self.states):
-                self._continue_undo(now_ns)
-        elif was_failing:
-            self._continue_undo(now_ns)
-        else:
-            self._continue_stopping(now_ns)
-
-    def _emission_accepted(self, event: EmissionAccepted, now_ns: int) -> None:
-        emission = self.emissions.get(event.emit)
-        if emission is not None:
-            data = {"emit": emission.id, "name": emission.name, "receivers": list(event.receivers)}
-            self._record(EMITTED, now_ns, hop=emission.hop, data=data, ttl=emission.ttl)
-
-    def _emission_unrouted(self, event: EmissionUnrouted, now_ns: int) -> None:
-        emission = self.emissions.get(event.emit)
-        if emission is not None:
-            data = {"emit": emission.id, "name": emission.name, "why": event.reason}
-            self._record(TOMBSTONE, now_ns, hop=emission.hop, reason=UNROUTABLE, data=data, ttl=emission.ttl)
-
-    def _ignore(self, event: Any, now_ns: int) -> None:
-        """Do nothing: the event came late, twice, or after the end."""
-
-
-class Transition(NamedTuple):
-    """One row of the table: in any of `phases`, `event` is handled by `handler`."""
-
-    phases: tuple[str, ...]
-    event: type
-    handler: Any
-    meaning: str
-
-
-_FORWARD: Final = (RUNNING, HALTING)
-_LIVE: Final = (RUNNING, HALTING, HALTED, FAILING, UNDOING, ENDED)
-
-TRANSITIONS: Final[tuple[Transition, ...]] = (
-    Transition((NEW,), Accept, Saga._accept, "record the input, start the first steps"),
-    Transition((RUNNING,), Evaluated, Saga._evaluated, "spawn or skip the step, or fail if its predicate raised"),
-    Transition((*_FORWARD, FAILING), Replied, Saga._replied, "settle the hop; go on, retry, fail or halt as it says"),
-    Transition((UNDOING,), Replied, Saga._undo_replied, "settle the undo; go on with the one before"),
-    Transition((HALTED, ENDED), Replied, Saga._replied_after_end, "record it as late, once"),
-    Transition((*_FORWARD, FAILING), Lost, Saga._lost, "deliver again, or bury the hop as poison"),
-    Transition((UNDOING,), Lost, Saga._undo_lost, "deliver the undo again, or give it up as poison"),
-    Transition((*_FORWARD, FAILING), Unrouted, Saga._unrouted, "fail: nobody to run it"),
-    Transition((UNDOING,), Unrouted, Saga._undo_unrouted, "the undo failed: nobody to run it"),
-    Transition(
-        (*_FORWARD, FAILING), HopExpired, Saga._hop_expired, "the attempt is in doubt; ask compensation, retry or fail"
-    ),
-    Transition((UNDOING,), HopExpired, Saga._undo_expired, "the undo failed"),
-    Transition(_FORWARD, Proceeded, Saga._proceeded, "run the steps nested in a function, or let them go on"),
-    Transition((RUNNING,), RetryDue, Saga._retry_due, "the next attempt"),
-    Transition((UNDOING,), RetryDue, Saga._undo_retry_due, "the next attempt at undo"),
-    Transition((FAILING,), GraceExpired, Saga._grace_expired, "what has not answered is in doubt; begin undo"),
-    Transition(_FORWARD, DeadlineExpired, Saga._deadline_expired, "stop everything, then undo"),
-    Transition(
-        (FAILING, UNDOING),
-        DeadlineExpired,
-        Saga._undo_deadline_expired,
-        "what is not undone by now has failed to be; end as stuck",
-    ),
-    Transition((*_FORWARD, HALTED), CancelRequested, Saga._cancel_requested, "stop everything, then undo"),
-    Transition((ENDED,), UndoRequested, Saga._undo_requested, "take back what a completed transaction did"),
-    Transition(
-        (HALTED, ENDED), ResumeRequested, Saga._resume_requested, "go on: forward if halted, with undo if stuck"
-    ),
-    Transition(_LIVE, Recovered, Saga._recovered, "redeliver what was in flight, wait again for what was waited for"),
-    Transition(_LIVE, EmissionAccepted, Saga._emission_accepted, "record it; the emitted signal is off our hands"),
-    Transition(_LIVE, EmissionUnrouted, Saga._emission_unrouted, "bury the emitted signal as unroutable"),
-)
-"""The rows of the table; an event that is not listed for a phase is ignored in it: it came late, twice, or after the
-end."""
-
-HANDLERS: Final[Mapping[tuple[str, type], Any]] = {
-    **{(phase, event): Saga._ignore for phase in PHASES for event in EVENTS},
-    **{(phase, row.event): row.handler for row in TRANSITIONS for phase in row.phases},
-}
+        turn = Turn(self, now_ns)
+        HANDLERS[self.phase, type(event)](turn, event)
+        return turn.pulses, turn.commands

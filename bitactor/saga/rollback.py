@@ -33,245 +33,276 @@ from bitactor.saga.commands import (
     Settle,
 )  # fmt: skip
 from bitactor.saga.events import DeadlineExpired, GraceExpired, HopExpired, Lost, Replied, RetryDue, Unrouted
-from bitactor.saga.phases import COMPENSATING, FAILING, HALTING, IN_DOUBT, IN_FLIGHT, UNDO_BACKING_OFF, UNDO_RUNNING
-from bitactor.saga.record import Recorder, emits_data, jitter_fraction
+from bitactor.saga.phases import (
+    COMPENSATING,
+    FAILING,
+    HALTING,
+    IN_DOUBT,
+    IN_FLIGHT,
+    UNDO_BACKING_OFF,
+    UNDO_RUNNING,
+    UNDOABLE,
+)
+from bitactor.saga.state import SagaState
+from bitactor.saga.turn import Turn, emits_data, jitter_fraction
 
 _OUT_OF_DOUBT: Final = frozenset((COMPLETED, UNDO_RUNNING, UNDO_BACKING_OFF, UNDONE))
 """States in which a late reply about the step's own run changes nothing any more."""
 
 
-class Rollback(Recorder):
-    """The part of the saga that stops and undoes."""
+def stop(turn: Turn) -> None:
+    """Stop after a failure: cancel the hops in flight; undo begins once they have answered or the grace period is
+    over."""
+    state = turn.state
+    turn.commands.append(ArmDeadline(turn.now_ns + state.plan.grace_ns + state.plan.undo_timeout_ns))
+    if not _awaits_replies(state):
+        continue_undo(turn)
+        return
+    turn.commands.extend(CancelHop(index) for index, now in enumerate(state.states) if now in IN_FLIGHT)
+    turn.commands.append(ArmGrace(state.plan.grace_ns))
 
-    __slots__ = ()
 
-    def _stop(self, now_ns: int) -> None:
-        """Stop after a failure: cancel the hops in flight; undo begins once they have answered or the grace period is
-        over."""
-        self.commands.append(ArmDeadline(now_ns + self.plan.grace_ns + self.plan.undo_timeout_ns))
-        if not self._awaits_replies():
-            self._continue_undo(now_ns)
-            return
-        self.commands.extend(CancelHop(index) for index, state in enumerate(self.states) if state in IN_FLIGHT)
-        self.commands.append(ArmGrace(self.plan.grace_ns))
+def _awaits_replies(state: SagaState) -> bool:
+    """Whether undo has to wait: a hop is in flight, or a timed-out run may still answer and change what is
+    undone."""
+    return state.in_flight > 0 or any(state.steps[index].undo is not None for index in state.awaited_runs.values())
 
-    def _awaits_replies(self) -> bool:
-        """Whether undo has to wait: a hop is in flight, or a timed-out run may still answer and change what is
-        undone."""
-        return self.in_flight > 0 or any(self.steps[index].undo is not None for index in self.awaited_runs.values())
 
-    def _grace_expired(self, event: GraceExpired, now_ns: int) -> None:
-        self._leave_all_in_doubt(now_ns)
-        self._continue_undo(now_ns)
+def grace_expired(turn: Turn, event: GraceExpired) -> None:
+    leave_all_in_doubt(turn)
+    continue_undo(turn)
 
-    def _leave_all_in_doubt(self, now_ns: int) -> None:
-        for index, state in enumerate(self.states):
-            if state in IN_FLIGHT:
-                address = self.steps[index].address
-                fault = Fault("bitactor.errors:StepTimeout", f"{address!r} did not answer before undo had to begin")
-                self._record_step(index, TIMED_OUT, now_ns, elapsed_ns=now_ns - self.spawned_at_ns[index], error=fault)
-                self.commands.append(CancelHop(index))
 
-    def _continue_stopping(self, now_ns: int) -> None:
-        """Become halted, or begin to undo, once no hop is in flight."""
-        if self.phase is HALTING and self.in_flight and self.progress:
-            self._pause_functions_around(now_ns)
-        if self.in_flight:
-            return
-        if self.phase is HALTING:
-            left = None if self.deadline_ns is None else max(0, self.deadline_ns - now_ns)
-            self._record(HALTED, now_ns, data={"status": HALTED, "left_ns": left})
-            self.commands.append(ArmDeadline(None))
-            self.commands.append(Settle(HALTED))
-        elif self.phase is FAILING and not self._awaits_replies():
-            self._continue_undo(now_ns)
+def leave_all_in_doubt(turn: Turn) -> None:
+    state = turn.state
+    for index, now in enumerate(state.states):
+        if now in IN_FLIGHT:
+            address = state.steps[index].address
+            fault = Fault("bitactor.errors:StepTimeout", f"{address!r} did not answer before undo had to begin")
+            turn.record_step(index, TIMED_OUT, elapsed_ns=turn.now_ns - state.spawned_at_ns[index], error=fault)
+            turn.commands.append(CancelHop(index))
 
-    def _pause_functions_around(self, now_ns: int) -> None:
-        """Stop the functions around nested steps once nothing else is in flight: what they wait for comes only after a
-        resume."""
-        flying = [index for index, state in enumerate(self.states) if state in IN_FLIGHT]
-        if not all(index in self.awaiting_redelivery or self._awaits_nested(index) for index in flying):
-            return
-        for index in flying:
-            if index in self.awaiting_redelivery:
-                self.awaiting_redelivery.discard(index)
-                self._record_step(index, HALTED, now_ns, data={"reason": "", "lost": "its process ended"})
-            else:
-                self._pause_function_around(index, now_ns)
 
-    def _awaits_nested(self, index: int) -> bool:
-        """Whether a step is a function around nested steps that waits for them."""
-        step = self.steps[index]
-        progress = None if step.scope is None else self.progress.get(step.scope.container)
-        return step.around_container is not None and progress is not None and progress.proceeding
+def continue_stopping(turn: Turn) -> None:
+    """Become halted, or begin to undo, once no hop is in flight."""
+    state = turn.state
+    if state.phase is HALTING and state.in_flight and state.progress:
+        _pause_functions_around(turn)
+    if state.in_flight:
+        return
+    if state.phase is HALTING:
+        left = None if state.deadline_ns is None else max(0, state.deadline_ns - turn.now_ns)
+        turn.record(HALTED, data={"status": HALTED, "left_ns": left})
+        turn.commands.append(ArmDeadline(None))
+        turn.commands.append(Settle(HALTED))
+    elif state.phase is FAILING and not _awaits_replies(state):
+        continue_undo(turn)
 
-    def _pause_function_around(self, index: int, now_ns: int) -> None:
-        self._record_step(index, HALTED, now_ns, data={"reason": ""})
-        self.commands.append(CancelHop(index))
 
-    def _continue_undo(self, now_ns: int) -> None:
-        """Begin the next undo, last first, or finish."""
-        for index in reversed(self.completion_order):
-            step = self.steps[index]
-            if step.undo is None or self.states[index] not in (COMPLETED, IN_DOUBT):
-                continue
-            if index in self.steps_in_doubt and not step.undo.in_doubt:
-                fault = Fault(
-                    "bitactor.errors:UndoFailed",
-                    f"nobody knows whether {step.address!r} happened, and its undo does not take doubt; look, mend by "
-                    "hand, or "
-                    "declare undo(in_doubt=True)",
-                )
-                self._record_step(index, UNDO_FAILED, now_ns, error=fault, direction=UNDO)
-                continue
-            self._spawn_undo(index, now_ns)
-            return
-        status = STUCK if self.undo_failed else CANCELLED if self.cancelling else COMPENSATED
-        self._finish(status, now_ns)
+def _pause_functions_around(turn: Turn) -> None:
+    """Stop the functions around nested steps once nothing else is in flight: what they wait for comes only after a
+    resume."""
+    state = turn.state
+    flying = [index for index, now in enumerate(state.states) if now in IN_FLIGHT]
+    if not all(index in state.awaiting_redelivery or _awaits_nested(state, index) for index in flying):
+        return
+    for index in flying:
+        if index in state.awaiting_redelivery:
+            state.awaiting_redelivery.discard(index)
+            turn.record_step(index, HALTED, data={"reason": "", "lost": "its process ended"})
+        else:
+            pause_function_around(turn, index)
 
-    def _spawn_undo(self, index: int, now_ns: int) -> None:
-        data = {"in_doubt": True} if index in self.steps_in_doubt else None
-        self._record_step(index, SPAWNED, now_ns, direction=UNDO, data=data)
-        self.commands.append(Dispatch(index, UNDO))
 
-    def _undo_replied(self, event: Replied, now_ns: int) -> None:
-        index, reply = event
-        if (
-            self.states[index] != UNDO_RUNNING
-            or reply.hop != self.undo_hop(index)
-            or reply.delivery != self.deliveries[index]
-            or reply.epoch != self.epoch
-        ):
-            self._late_reply(index, reply, now_ns)
-        elif reply.outcome == "ok":
-            self._record_step(
-                index, UNDONE, now_ns, elapsed_ns=reply.elapsed_ns, direction=UNDO, data=emits_data(reply)
+def _awaits_nested(state: SagaState, index: int) -> bool:
+    """Whether a step is a function around nested steps that waits for them."""
+    step = state.steps[index]
+    progress = None if step.scope is None else state.progress.get(step.scope.container)
+    return step.around_container is not None and progress is not None and progress.proceeding
+
+
+def pause_function_around(turn: Turn, index: int) -> None:
+    turn.record_step(index, HALTED, data={"reason": ""})
+    turn.commands.append(CancelHop(index))
+
+
+def continue_undo(turn: Turn) -> None:
+    """Begin the next undo, last first, or finish."""
+    state = turn.state
+    for index in reversed(state.completion_order):
+        step = state.steps[index]
+        if step.undo is None or state.states[index] not in (COMPLETED, IN_DOUBT):
+            continue
+        if index in state.steps_in_doubt and not step.undo.in_doubt:
+            fault = Fault(
+                "bitactor.errors:UndoFailed",
+                f"nobody knows whether {step.address!r} happened, and its undo does not take doubt; look, mend by "
+                "hand, or declare undo(in_doubt=True)",
             )
-            self._deliver_emissions(self.undo_hop(index))
-            self._continue_undo(now_ns)
-        elif reply.outcome == "retry":
-            self._retry_undo(index, reply, now_ns)
-        else:
-            fault = reply.fault or Fault("bitactor.errors:UndoFailed", reply.reason or reply.outcome)
-            self._fail_undo(index, fault, now_ns, reply.elapsed_ns)
+            turn.record_step(index, UNDO_FAILED, error=fault, direction=UNDO)
+            continue
+        _spawn_undo(turn, index)
+        return
+    status = STUCK if state.undo_failed else CANCELLED if state.cancelling else COMPENSATED
+    turn.finish(status)
 
-    def _retry_undo(self, index: int, reply: Reply, now_ns: int) -> None:
-        undo = self.steps[index].undo
-        attempt = self.undo_attempts[index]
-        fault = reply.fault or Fault("bitactor.outcome:Retry", reply.reason or "asked for another try")
-        if undo is None or attempt > undo.retries:
-            self._fail_undo(index, fault, now_ns, reply.elapsed_ns)
-            return
-        after_ns = reply.after_ns
-        if after_ns is None:
-            after_ns = DEFAULT_BACKOFF.delay_ns(attempt, jitter_fraction(self.undo_hop(index)))
-        data = {"due_ns": now_ns + after_ns, "after_ns": after_ns}
-        self._record_step(index, RETRIED, now_ns, elapsed_ns=reply.elapsed_ns, error=fault, direction=UNDO, data=data)
-        self.commands.append(ArmRetry(index, now_ns + after_ns))
 
-    def _undo_retry_due(self, event: RetryDue, now_ns: int) -> None:
-        if self.states[event.step] == UNDO_BACKING_OFF:
-            self._spawn_undo(event.step, now_ns)
+def _spawn_undo(turn: Turn, index: int) -> None:
+    data = {"in_doubt": True} if index in turn.state.steps_in_doubt else None
+    turn.record_step(index, SPAWNED, direction=UNDO, data=data)
+    turn.commands.append(Dispatch(index, UNDO))
 
-    def _undo_expired(self, event: HopExpired, now_ns: int) -> None:
-        index, delivery, fault = event
-        if self.states[index] == UNDO_RUNNING and delivery == self.deliveries[index]:
-            self._fail_undo(index, fault, now_ns)
 
-    def _undo_lost(self, event: Lost, now_ns: int) -> None:
-        index, delivery, holder = event
-        if self.states[index] != UNDO_RUNNING or delivery != self.deliveries[index]:
-            return
-        if delivery <= self.plan.redeliveries:
-            self._redeliver(index, UNDO, holder, now_ns)
-        else:
-            fault = self._lost_fault(index, holder)
-            self._record_step(index, TOMBSTONE, now_ns, reason=POISON, direction=UNDO, data={"holder": holder})
-            self._fail_undo(index, fault, now_ns)
+def undo_replied(turn: Turn, event: Replied) -> None:
+    state = turn.state
+    index, reply = event
+    if (
+        state.states[index] != UNDO_RUNNING
+        or reply.hop != state.undo_hop(index)
+        or reply.delivery != state.deliveries[index]
+        or reply.epoch != state.epoch
+    ):
+        late_reply(turn, index, reply)
+    elif reply.outcome == "ok":
+        turn.record_step(index, UNDONE, elapsed_ns=reply.elapsed_ns, direction=UNDO, data=emits_data(reply))
+        deliver_emissions(turn, state.undo_hop(index))
+        continue_undo(turn)
+    elif reply.outcome == "retry":
+        _retry_undo(turn, index, reply)
+    else:
+        fault = reply.fault or Fault("bitactor.errors:UndoFailed", reply.reason or reply.outcome)
+        _fail_undo(turn, index, fault, reply.elapsed_ns)
 
-    def _undo_unrouted(self, event: Unrouted, now_ns: int) -> None:
-        index, delivery, fault = event
-        if self.states[index] == UNDO_RUNNING and delivery == self.deliveries[index]:
-            self._record_step(index, TOMBSTONE, now_ns, reason=UNROUTABLE, direction=UNDO)
-            self._fail_undo(index, fault, now_ns)
 
-    def _fail_undo(self, index: int, fault: Fault, now_ns: int, elapsed_ns: int | None = None) -> None:
-        """Record that an undo failed, and go on with the next one."""
-        self._record_step(index, UNDO_FAILED, now_ns, elapsed_ns=elapsed_ns, error=fault, direction=UNDO)
-        self.commands.append(CancelHop(index))
-        self._continue_undo(now_ns)
+def _retry_undo(turn: Turn, index: int, reply: Reply) -> None:
+    state = turn.state
+    undo = state.steps[index].undo
+    attempt = state.undo_attempts[index]
+    fault = reply.fault or Fault("bitactor.outcome:Retry", reply.reason or "asked for another try")
+    if undo is None or attempt > undo.retries:
+        _fail_undo(turn, index, fault, reply.elapsed_ns)
+        return
+    after_ns = reply.after_ns
+    if after_ns is None:
+        after_ns = DEFAULT_BACKOFF.delay_ns(attempt, jitter_fraction(state.undo_hop(index)))
+    data = {"due_ns": turn.now_ns + after_ns, "after_ns": after_ns}
+    turn.record_step(index, RETRIED, elapsed_ns=reply.elapsed_ns, error=fault, direction=UNDO, data=data)
+    turn.commands.append(ArmRetry(index, turn.now_ns + after_ns))
 
-    def _undo_deadline_expired(self, event: DeadlineExpired, now_ns: int) -> None:
-        """Record as failed each undo that is not done when the time for undo is over."""
-        undo_until = self.stopping_since_ns + self.plan.undo_timeout_ns
-        if now_ns < undo_until:
-            # The transaction's own deadline, which was over in the same moment as something failed.
-            self.commands.append(ArmDeadline(undo_until))
-            return
-        self._leave_all_in_doubt(now_ns)
-        self._record(TOMBSTONE, now_ns, reason=DEADLINE_EXCEEDED, direction=UNDO)
-        for index in self.completion_order[::-1]:
-            state = self.states[index]
-            if self.steps[index].undo is not None and state in (COMPLETED, IN_DOUBT, UNDO_RUNNING, UNDO_BACKING_OFF):
-                self._record_step(index, UNDO_FAILED, now_ns, error=event.fault, direction=UNDO)
-                if state == UNDO_RUNNING:
-                    self.commands.append(CancelHop(index))
-        self._continue_undo(now_ns)
 
-    def _late_reply(self, index: int, reply: Reply, now_ns: int) -> None:
-        """Record a reply that is not waited for any more, once; undo uses it if it has not yet passed the step."""
-        run = (reply.hop, reply.delivery)
-        if run not in self.unanswered_runs or (
-            reply.outcome in ("cancelled", "timed_out") and not self._is_awaited(run)
-        ):
-            return
-        happened = None
-        state = self.states[index]
-        if (reply.hop, reply.delivery) in self.runs_in_doubt and state not in _OUT_OF_DOUBT:
-            if reply.outcome in ("fail", "retry", "halt"):
-                happened = False
-            elif (
-                reply.outcome in ("ok", "continue")
-                and state in (IN_DOUBT, UNDO_FAILED)
-                and reply.hop == self.hops[index]
-            ):
-                happened = True
-        self._record_step(
-            index,
-            LATE,
-            now_ns,
-            hop=reply.hop,
-            elapsed_ns=reply.elapsed_ns,
-            token_out=reply.token if happened else None,
-            error=reply.fault,
-            data={"delivery": reply.delivery, "outcome": reply.outcome, "happened": happened},
-        )
-        if self.phase is FAILING:
-            self._continue_stopping(now_ns)
+def undo_retry_due(turn: Turn, event: RetryDue) -> None:
+    if turn.state.states[event.step] == UNDO_BACKING_OFF:
+        _spawn_undo(turn, event.step)
 
-    def _is_awaited(self, run: tuple[str, int]) -> bool:
-        """Whether undo waits for the reply of this run; then a reply that does not end the doubt counts too."""
-        return self.phase is FAILING and run in self.awaited_runs
 
-    def _replied_after_end(self, event: Replied, now_ns: int) -> None:
-        self._late_reply(event.step, event.reply, now_ns)
+def undo_expired(turn: Turn, event: HopExpired) -> None:
+    state = turn.state
+    index, delivery, fault = event
+    if state.states[index] == UNDO_RUNNING and delivery == state.deliveries[index]:
+        _fail_undo(turn, index, fault)
 
-    def _lost_fault(self, index: int, holder: str) -> Fault:
-        delivery = self.deliveries[index]
-        return Fault(
-            "bitactor.errors:WorkerLost",
-            f"{self.steps[index].address!r} lost its worker ({holder}) on delivery {delivery} of "
-            f"{self.plan.redeliveries + 1}",
-        )
 
-    def _redeliver(self, index: int, direction: str, holder: str, now_ns: int) -> None:
-        """Dispatch the same hop again, to another worker: same id, same key, next delivery number."""
-        data: dict[str, Any] = {"delivery": self.deliveries[index] + 1, "lost": holder}
-        fault = self.compensating[index] if self.states[index] == COMPENSATING else None
-        if fault is not None:
-            data["assess"] = list(fault)
-        self._record_step(index, SPAWNED, now_ns, direction=direction, data=data)
-        self.commands.append(Dispatch(index, direction, fault))
+def undo_lost(turn: Turn, event: Lost) -> None:
+    state = turn.state
+    index, delivery, holder = event
+    if state.states[index] != UNDO_RUNNING or delivery != state.deliveries[index]:
+        return
+    if delivery <= state.plan.redeliveries:
+        redeliver(turn, index, UNDO, holder)
+    else:
+        fault = lost_fault(state, index, holder)
+        turn.record_step(index, TOMBSTONE, reason=POISON, direction=UNDO, data={"holder": holder})
+        _fail_undo(turn, index, fault)
 
-    def _deliver_emissions(self, hop: str) -> None:
-        self.commands.extend(Deliver(emission) for emission in self.emissions.values() if emission.hop == hop)
+
+def undo_unrouted(turn: Turn, event: Unrouted) -> None:
+    state = turn.state
+    index, delivery, fault = event
+    if state.states[index] == UNDO_RUNNING and delivery == state.deliveries[index]:
+        turn.record_step(index, TOMBSTONE, reason=UNROUTABLE, direction=UNDO)
+        _fail_undo(turn, index, fault)
+
+
+def _fail_undo(turn: Turn, index: int, fault: Fault, elapsed_ns: int | None = None) -> None:
+    """Record that an undo failed, and go on with the next one."""
+    turn.record_step(index, UNDO_FAILED, elapsed_ns=elapsed_ns, error=fault, direction=UNDO)
+    turn.commands.append(CancelHop(index))
+    continue_undo(turn)
+
+
+def undo_deadline_expired(turn: Turn, event: DeadlineExpired) -> None:
+    """Record as failed each undo that is not done when the time for undo is over."""
+    state = turn.state
+    undo_until = state.stopping_since_ns + state.plan.undo_timeout_ns
+    if turn.now_ns < undo_until:
+        # The transaction's own deadline, which was over in the same moment as something failed.
+        turn.commands.append(ArmDeadline(undo_until))
+        return
+    leave_all_in_doubt(turn)
+    turn.record(TOMBSTONE, reason=DEADLINE_EXCEEDED, direction=UNDO)
+    for index in state.completion_order[::-1]:
+        now = state.states[index]
+        if state.steps[index].undo is not None and now in UNDOABLE:
+            turn.record_step(index, UNDO_FAILED, error=event.fault, direction=UNDO)
+            if now == UNDO_RUNNING:
+                turn.commands.append(CancelHop(index))
+    continue_undo(turn)
+
+
+def late_reply(turn: Turn, index: int, reply: Reply) -> None:
+    """Record a reply that is not waited for any more, once; undo uses it if it has not yet passed the step."""
+    state = turn.state
+    run = (reply.hop, reply.delivery)
+    if run not in state.unanswered_runs or (reply.outcome in ("cancelled", "timed_out") and not is_awaited(state, run)):
+        return
+    happened = None
+    now = state.states[index]
+    if (reply.hop, reply.delivery) in state.runs_in_doubt and now not in _OUT_OF_DOUBT:
+        if reply.outcome in ("fail", "retry", "halt"):
+            happened = False
+        elif reply.outcome in ("ok", "continue") and now in (IN_DOUBT, UNDO_FAILED) and reply.hop == state.hops[index]:
+            happened = True
+    turn.record_step(
+        index,
+        LATE,
+        hop=reply.hop,
+        elapsed_ns=reply.elapsed_ns,
+        token_out=reply.token if happened else None,
+        error=reply.fault,
+        data={"delivery": reply.delivery, "outcome": reply.outcome, "happened": happened},
+    )
+    if state.phase is FAILING:
+        continue_stopping(turn)
+
+
+def is_awaited(state: SagaState, run: tuple[str, int]) -> bool:
+    """Whether undo waits for the reply of this run; then a reply that does not end the doubt counts too."""
+    return state.phase is FAILING and run in state.awaited_runs
+
+
+def replied_after_end(turn: Turn, event: Replied) -> None:
+    late_reply(turn, event.step, event.reply)
+
+
+def lost_fault(state: SagaState, index: int, holder: str) -> Fault:
+    delivery = state.deliveries[index]
+    return Fault(
+        "bitactor.errors:WorkerLost",
+        f"{state.steps[index].address!r} lost its worker ({holder}) on delivery {delivery} of "
+        f"{state.plan.redeliveries + 1}",
+    )
+
+
+def redeliver(turn: Turn, index: int, direction: str, holder: str) -> None:
+    """Dispatch the same hop again, to another worker: same id, same key, next delivery number."""
+    state = turn.state
+    data: dict[str, Any] = {"delivery": state.deliveries[index] + 1, "lost": holder}
+    fault = state.compensating[index] if state.states[index] == COMPENSATING else None
+    if fault is not None:
+        data["assess"] = list(fault)
+    turn.record_step(index, SPAWNED, direction=direction, data=data)
+    turn.commands.append(Dispatch(index, direction, fault))
+
+
+def deliver_emissions(turn: Turn, hop: str) -> None:
+    turn.commands.extend(Deliver(emission) for emission in turn.state.emissions.values() if emission.hop == hop)

@@ -21,18 +21,20 @@ EMPTY: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
 """A read-only empty mapping, in place of each mapping that most transactions never need; fresh ones would take half a
 kilobyte of each parked transaction."""
 
+NO_STEPS: Final[set[int]] = set()
+
 
 class SagaState:
     """The state of one transaction; lists are indexed by step."""
 
     __slots__ = (
-        "accepted_at_ns", "attempts", "awaited_runs", "by_name", "cancelling", "causes", "compensating",
-        "completion_order", "deadline_ns", "deliveries", "digest", "due_ns", "emissions", "epoch", "errors",
-        "evaluated", "failures", "free_scopes", "hops", "hops_spent", "in_flight", "metadata", "own_result_slots",
-        "parent", "pending_containers", "phase", "plan", "plan_size", "progress", "ready_candidates", "replacements",
-        "root", "runs_in_doubt", "salt", "seq", "span", "spawned_at_ns", "states", "status", "steps", "steps_in_doubt",
-        "stopping_since_ns", "tokens", "trail", "transaction", "ttl", "ttls", "unanswered_runs", "undo_attempts",
-        "undo_failed", "undoing", "unmet_dependencies", "unsettled_count",
+        "accepted_at_ns", "attempts", "awaited_runs", "awaiting_redelivery", "being_evaluated", "by_name", "cancelling",
+        "causes", "compensating", "completion_order", "deadline_ns", "deliveries", "digest", "due_ns", "emissions",
+        "epoch", "errors", "evaluated", "failures", "free_scopes", "hops", "hops_spent", "in_flight", "metadata",
+        "own_result_slots", "parent", "pending_containers", "phase", "plan", "plan_size", "progress",
+        "ready_candidates", "replacements", "root", "runs_in_doubt", "salt", "seq", "span", "spawned_at_ns", "states",
+        "status", "steps", "steps_in_doubt", "stopping_since_ns", "tokens", "trail", "transaction", "ttl", "ttls",
+        "unanswered_runs", "undo_attempts", "undo_failed", "undoing", "unmet_dependencies", "unsettled_count",
     )  # fmt: skip
 
     def __init__(
@@ -188,8 +190,6 @@ class SagaState:
             "epoch",
             "digest",
             "span",
-            "pulses",
-            "commands",
             "steps",
             "free_scopes",
             "progress",
@@ -273,6 +273,11 @@ class SagaState:
         """Steps planned in this turn that may be ready."""
         self.pending_containers: list[int] = []
         """Containers whose next action is to be taken in this turn."""
+        self.being_evaluated: set[int] = NO_STEPS
+        """Steps whose evaluation was ordered and is not answered; not in the journal."""
+        self.awaiting_redelivery: set[int] = NO_STEPS
+        """Hops that were lost, and are delivered again only once the function around them proceeds; not in the
+        journal."""
         self.progress: dict[int, Progress] = EMPTY
         """Container that is open → its progress."""
         self.free_scopes: dict[int, list[Scope]] = EMPTY

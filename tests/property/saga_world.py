@@ -52,6 +52,7 @@ from bitactor.saga import (
 from bitactor.saga.commands import AnswerProceed
 from bitactor.saga.evaluate import evaluate
 from bitactor.saga.events import Proceeded, UndoRequested
+from bitactor.saga.forward import returns_early
 from bitactor.saga.phases import COMPENSATING, OPEN, UNDO_BACKING_OFF, UNDO_RUNNING
 from bitactor.testing.hops import Hop
 
@@ -349,7 +350,7 @@ class World:
         in_time = current == delivery and delivery.epoch == self.saga.epoch
         refused = nonsense and (reply.outcome != "ok" or self.saga.goes_forward(delivery.step))
         if in_time and self._waits_inside(delivery):
-            refused = refused or self.saga.returns_early(delivery.step, reply)
+            refused = refused or returns_early(self.saga, delivery.step, reply)
         if in_time:
             del self.flights[delivery.path, delivery.direction]
             self.ended.append(delivery)

@@ -1,48 +1,43 @@
-"""Pulses of the saga: each is made here, and taken into the state at once."""
+"""A turn of the saga: what follows from one event.  Its pulses are made here, and taken into the state at once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from bitactor.messages.codec import token_bytes
 from bitactor.messages.ids import join_hop_id
 from bitactor.messages.pulse import COMPLETED, FINISHED, SPAWNED, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply
-from bitactor.plan.plan import Plan
 from bitactor.saga.commands import Command, Settle
 from bitactor.saga.evolve import evolve
 from bitactor.saga.state import SagaState
 
-NO_STEPS: Final[set[int]] = set()
-
 _new = tuple.__new__
-"""Builds a named tuple in half the time of calling its class; for the two pulses and one command of an ordinary hop."""
+"""Builds a named tuple in half the time of calling its class."""
 
 
-class Recorder(SagaState):
-    """A saga state that makes its own pulses."""
+class Turn:
+    """What follows from one event at wall time `now_ns`: pulses, which have changed the state already, and commands."""
 
-    __slots__ = ("awaiting_redelivery", "being_evaluated", "commands", "pulses")
+    __slots__ = ("commands", "now_ns", "pulses", "state")
 
-    def __init__(self, plan: Plan, transaction: str, **given: Any) -> None:
-        super().__init__(plan, transaction, **given)
+    def __init__(self, state: SagaState, now_ns: int) -> None:
+        self.state = state
+        self.now_ns = now_ns
         self.pulses: list[Pulse] = []
         self.commands: list[Command] = []
-        self.being_evaluated: set[int] = NO_STEPS
-        """Steps whose evaluation was ordered and is not answered."""
-        self.awaiting_redelivery: set[int] = NO_STEPS
-        """Hops that were lost, and are delivered again only once the function around them proceeds."""
 
-    def _finish(self, status: str, now_ns: int) -> None:
-        error = self.errors[0][1] if status != COMPLETED and self.errors else None
-        self._record(FINISHED, now_ns, error=error, data={"status": status}, elapsed_ns=now_ns - self.accepted_at_ns)
+    def finish(self, status: str) -> None:
+        """End the transaction."""
+        state = self.state
+        error = state.errors[0][1] if status != COMPLETED and state.errors else None
+        self.record(FINISHED, error=error, data={"status": status}, elapsed_ns=self.now_ns - state.accepted_at_ns)
         self.commands.append(Settle(status))
 
-    def _record(
+    def record(
         self,
         kind: str,
-        now_ns: int,
         *,
         hop: str | None = None,
         error: Fault | None = None,
@@ -54,21 +49,22 @@ class Recorder(SagaState):
         ttl: int | None = None,
     ) -> None:
         """Make a pulse of the transaction itself."""
+        state = self.state
         if error is not None:
             data = {**(data or {}), "fault": list(error)}
             reason = error.summary()
         pulse = Pulse(
-            self.transaction, self.root, self.plan.workflow, self.seq, hop or self.span_id, (), kind, "", "", direction,
-            1, self.ttl if ttl is None else ttl, now_ns, elapsed_ns, None, token_out, reason, data, self.digest,
+            state.transaction, state.root, state.plan.workflow, state.seq, hop or state.span_id, (), kind, "", "",
+            direction, 1, state.ttl if ttl is None else ttl, self.now_ns, elapsed_ns, None, token_out, reason,
+            data, state.digest,
         )  # fmt: skip
         self.pulses.append(pulse)
-        evolve(self, pulse)
+        evolve(state, pulse)
 
-    def _record_step(
+    def record_step(
         self,
         index: int,
         kind: str,
-        now_ns: int,
         *,
         hop: str | None = None,
         elapsed_ns: int | None = None,
@@ -79,40 +75,42 @@ class Recorder(SagaState):
         data: Mapping[str, Any] | None = None,
     ) -> None:
         """Make a pulse of one step."""
-        step = self.steps[index]
+        state = self.state
+        step = state.steps[index]
         if error is not None:
             data = {**(data or {}), "fault": list(error)}
             reason = error.summary()
         causes: tuple[str, ...] = ()
-        ttl = self.ttls[index]
+        ttl = state.ttls[index]
         if direction == UNDO:
             attempt, hop, causes = self._undo_identity(index, kind, data)
         else:
-            attempt = self.attempts[index] or 1
-            hop = hop or self.hops[index]
+            attempt = state.attempts[index] or 1
+            hop = hop or state.hops[index]
             if not hop:
-                hop = join_hop_id(self.salt, step.code(FORWARD, attempt))
-                causes = self.causes_of(step)
-                ttl = self.ttl_of_causes(step)
+                hop = join_hop_id(state.salt, step.code(FORWARD, attempt))
+                causes = state.causes_of(step)
+                ttl = state.ttl_of_causes(step)
             elif kind == SPAWNED:
-                causes = self.causes[index]
+                causes = state.causes[index]
         pulse: Pulse = _new(
             Pulse,
             (
-                self.transaction, self.root, self.plan.workflow, self.seq, hop, causes, kind, step.name, step.spawn,
-                direction, attempt, ttl, now_ns, elapsed_ns, None, token_out, reason, data, self.digest,
+                state.transaction, state.root, state.plan.workflow, state.seq, hop, causes, kind, step.name, step.spawn,
+                direction, attempt, ttl, self.now_ns, elapsed_ns, None, token_out, reason, data, state.digest,
             ),
         )  # fmt: skip
         self.pulses.append(pulse)
-        evolve(self, pulse)
+        evolve(state, pulse)
 
     def _undo_identity(self, index: int, kind: str, data: Mapping[str, Any] | None) -> tuple[int, str, tuple[str, ...]]:
         """Attempt, hop id and causes of a pulse about an undo; a fresh spawn begins the next attempt."""
-        attempt = self.undo_attempts[index]
+        state = self.state
+        attempt = state.undo_attempts[index]
         if kind == SPAWNED and not (data and "delivery" in data):
             attempt += 1
-        hop = join_hop_id(self.salt, self.steps[index].code(UNDO, max(1, attempt)))
-        return max(1, attempt), hop, (self.hops[index],) if kind == SPAWNED else ()
+        hop = join_hop_id(state.salt, state.steps[index].code(UNDO, max(1, attempt)))
+        return max(1, attempt), hop, (state.hops[index],) if kind == SPAWNED else ()
 
 
 def emits_data(reply: Reply) -> dict[str, Any] | None:
