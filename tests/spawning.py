@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from bitactor.declare.spawners import SPAWNERS
 from bitactor.messages.codec import encode_token
 from bitactor.messages.ids import hop_id
 from bitactor.messages.signal import FORWARD, UNDO, Reply, Signal
@@ -58,9 +59,7 @@ class Stage:
         clock = SystemClock(self.loop)
         self.wheel = TimingWheel(clock)
         self.spawner = spawner
-        self.executor = Executor(
-            self.loop, clock, self.wheel, dict.fromkeys(("inline", "loop", "thread", "process"), spawner)
-        )
+        self.executor = Executor(self.loop, clock, self.wheel, dict.fromkeys(SPAWNERS, spawner))
         self.ids = TimeOrderedIds()
 
     def launch(

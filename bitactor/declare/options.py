@@ -8,9 +8,8 @@ from typing import Any
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
+from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import DefinitionError, DuplicateName, suggest
-
-SPAWNS = ("inline", "loop", "thread", "process")
 
 RESERVED = frozenset(("ctx", "result", "error", "attempt"))
 """Names that parameters, steps and input fields cannot have, because they have a meaning of their own."""
@@ -31,34 +30,27 @@ def refuse_bad_spawn(what: str, function: Callable[..., Any], spawn: str | None)
     """Raises `DefinitionError` if `function` cannot run where `spawn` says."""
     if spawn is None:
         return
-    if spawn == "ray":
-        raise DefinitionError(f"{what}: spawn='ray' is not built yet; use one of {', '.join(SPAWNS)}")
-    if spawn not in SPAWNS:
-        raise DefinitionError(f"{what}: spawn={spawn!r}.{suggest(str(spawn), SPAWNS)}")
-    if spawn == "inline" and is_coroutine_function(function):
-        raise DefinitionError(
-            f"{what}: spawn='inline' runs on the supervisor's own turn and cannot await; make it `def` or use 'loop'"
-        )
-    if spawn == "loop" and not is_coroutine_function(function):
-        raise DefinitionError(
-            f"{what}: spawn='loop' needs `async def`; a `def` there would block everything; use 'thread' or 'inline'"
-        )
-    if spawn == "process":
+    traits = SPAWNERS.get(spawn)
+    if traits is None:
+        if spawn == "ray":
+            raise DefinitionError(f"{what}: spawn='ray' is not built yet; use one of {', '.join(SPAWNERS)}")
+        raise DefinitionError(f"{what}: spawn={spawn!r}.{suggest(str(spawn), SPAWNERS)}")
+    problem = traits.refusal(is_coroutine_function(function))
+    if not problem and traits.imports:
         if "<locals>" in getattr(function, "__qualname__", "<locals>"):
-            raise DefinitionError(
-                f"{what}: spawn='process' finds functions by name, and a closure has none; define it at module level"
-            )
-        if function.__module__ == "__main__":
-            raise DefinitionError(
-                f"{what}: spawn='process' cannot import from __main__; move the workflow to a module of its own"
-            )
+            problem = "finds functions by name, and a closure has none; define it at module level"
+        elif function.__module__ == "__main__":
+            problem = "cannot import from __main__; move the workflow to a module of its own"
+    if problem:
+        raise DefinitionError(f"{what}: spawn={spawn!r} {problem}")
 
 
 def refuse_without_effect(what: str, options: Mapping[str, Any]) -> None:
     """Raises `DefinitionError` for an option that could never have an effect."""
-    if options.get("spawn") == "inline" and options.get("timeout") is not None:
+    spawn = options.get("spawn")
+    if spawn is not None and options.get("timeout") is not None and not SPAWNERS[spawn].interruptible:
         raise DefinitionError(
-            f"{what}: timeout={options['timeout']!r}, but nothing can interrupt spawn='inline'; use 'thread' or 'loop'"
+            f"{what}: timeout={options['timeout']!r}, but nothing can interrupt spawn={spawn!r}; use 'thread' or 'loop'"
         )
     if not options.get("retries"):
         for option in ("backoff", "retry_on"):

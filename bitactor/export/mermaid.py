@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from bitactor.declare.spawners import default_spawn
 from bitactor.export.step_counts import STATES, StepCounts, step_counts
 from bitactor.messages.pulse import RUNNING, Pulse
 from bitactor.plan.plan import Container, Plan, PlanStep
@@ -249,7 +250,7 @@ def _each_mark(step: PlanStep) -> Iterator[str]:
         said.append(f"pool {step.limit}")
     if not step.required:
         said.append("not required")
-    if step.spawn in ("inline", "process") and step.container is None and step.kind == "step":
+    if step.spawn != default_spawn(step.run.is_async) and step.container is None and step.kind == "step":
         said.append(step.spawn)
     if step.kind in ("collect", "template", "debug", "flunk"):
         said.insert(0, step.kind)

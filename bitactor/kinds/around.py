@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from bitactor.declare.context import Context
 from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome
 from bitactor.kinds.nested import (
     function_parameters,
@@ -95,7 +96,7 @@ class AroundContainer(SurroundingContainer):
         nested = site.body(declared.workflow, site.address)
         function = site.function_body(self._runner(declared.function), "", f"{site.address}/{AROUND}")
         step = function.steps[0]
-        if step.spawn != "loop":
+        if not SPAWNERS[step.spawn].on_loop:
             raise DefinitionError(
                 f"{site.what}: a function around steps runs on the loop; leave out spawn={step.spawn!r}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bitactor.declare.context import Context
 from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.spawners import default_spawn
 from bitactor.errors import DefinitionError
 from bitactor.messages.duration import nanoseconds_or_none
 from bitactor.messages.signal import DEFAULT_TTL
@@ -27,7 +28,7 @@ def compile_consumer(consumer: ConsumerDeclaration) -> Plan:
         limit=options["limit"],
         priority=options["priority"],
         policies=tuple(options["policies"]),
-        spawn=options["spawn"] or ("loop" if is_coroutine_function(function) else "thread"),
+        spawn=options["spawn"] or default_spawn(is_coroutine_function(function)),
         arguments=(Argument("signal", 1, (), None, None, None, "input.signal"),),
         dependencies=(),
         retries=options["retries"],

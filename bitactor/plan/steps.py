@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.spawners import default_spawn
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError
 from bitactor.messages.duration import nanoseconds, nanoseconds_or_none
@@ -42,7 +43,7 @@ def function_step(
         name="",
         address="",
         run=Callback(function, is_async, injected, takes, resources=resources_among(injected)),
-        spawn=options.get("spawn") or ("loop" if is_async else "thread"),
+        spawn=options.get("spawn") or default_spawn(is_async),
         required=options.get("required", True),
         priority=options.get("priority", 0),
         limit=options.get("limit"),

@@ -20,6 +20,7 @@ from opentelemetry import trace
 from typing_extensions import override
 
 from bitactor.declare.context import Context
+from bitactor.declare.spawners import spawn_beside
 from bitactor.messages.codec import decode_token
 from bitactor.messages.faults import error_of, fault_of
 from bitactor.messages.signal import UNDO, Reply, Signal
@@ -50,7 +51,7 @@ class Executor(ActorExecutor):
         loop: the loop whose thread owns everything here.
         clock: time.
         wheel: where attempts' timeouts are armed.
-        spawners: `inline | loop | thread | process` → who runs such hops.
+        spawners: name of a spawner → who runs such hops.
     """
 
     def __init__(
@@ -78,8 +79,6 @@ class Executor(ActorExecutor):
         self.preparation = Preparation(self)
         self.enforces_timeouts = True
         """Whether this executor keeps attempts' timeouts; False in a worker process, whose parent does."""
-        self.out_of_process: frozenset[str] = frozenset()
-        """Spawners that run hops in another process, where their resources are made and their arguments prepared."""
 
     def launch(
         self,
@@ -98,10 +97,9 @@ class Executor(ActorExecutor):
         """
         undoing = signal.direction == UNDO
         callback = step.undo if undoing and step.undo is not None else step.run
-        spawn = _spawn_of_undo(step, callback) if undoing else step.spawn
-        spawner = self.spawners[spawn]
+        spawner = self.spawners[spawn_beside(step.spawn, callback.is_async) if undoing else step.spawn]
         if self.middleware is not None and signal.fault is None:
-            callback, done = self._with_middleware(plan, callback, signal, done, spawn, arguments)
+            callback, done = self._with_middleware(plan, callback, signal, done, spawner, arguments)
         actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done)
         actor.result = result
         if permits is not None:
@@ -112,7 +110,7 @@ class Executor(ActorExecutor):
             self.judge(actor, judge_failure(step, signal, error, signal.fault))
             return actor
         resources: Mapping[str, Any] = _EMPTY
-        if (callback.resources or (step.policies and not undoing)) and spawn not in self.out_of_process:
+        if (callback.resources or (step.policies and not undoing)) and spawner.traits.carries_objects:
             ready = self._ready_resources(callback) if undoing or not step.policies else None
             if ready is None:
                 self.preparation.start(actor)
@@ -148,14 +146,14 @@ class Executor(ActorExecutor):
         callback: Callback,
         signal: Signal,
         done: Done,
-        spawn: str,
+        spawner: Spawner,
         arguments: Arguments,
     ) -> tuple[Callback, Done]:
         """The callback with middleware around it and `done`; for another process, `done` is wrapped instead."""
         assert self.middleware is not None
         role = "undo" if signal.direction == UNDO else "run"
         path = signal.path or signal.name.removeprefix(f"{plan.workflow}/")
-        if spawn not in self.out_of_process:
+        if spawner.traits.carries_objects:
             return self.middleware.wrap(callback, role, plan.workflow, signal, path), done
         middleware, began = self.middleware, self.monotonic_ns()
         shown: Mapping[str, Any] = _EMPTY
@@ -237,7 +235,8 @@ class Executor(ActorExecutor):
         actor.answer(judgement)
 
     async def _call_failure_callback(self, actor: Actor, callback: Callback, error: BaseException) -> Any:
-        resources = await self.resources_of(callback) if actor.step.spawn not in self.out_of_process else {}
+        traits = self.spawners[actor.step.spawn].traits
+        resources = await self.resources_of(callback) if traits.carries_objects else {}
         kwargs = self._kwargs(actor, callback, actor.arguments(), None, error, resources=resources)
         if self.middleware is not None:
             role = "compensate" if callback is actor.step.compensate else "backoff"
@@ -245,7 +244,7 @@ class Executor(ActorExecutor):
             callback = self.middleware.wrap(callback, role, actor.plan.workflow, actor.signal, path)
         if callback.is_async:
             return await callback.function(**kwargs)
-        if actor.step.spawn == "inline":
+        if not traits.interruptible:
             return callback.function(**kwargs)
         return await asyncio.to_thread(without_stop_iteration, "compensate or backoff", callback.function, **kwargs)
 
@@ -296,15 +295,6 @@ class Executor(ActorExecutor):
             view,
             actor.heartbeat,
         )
-
-
-def _spawn_of_undo(step: PlanStep, callback: Callback) -> str:
-    """The spawner of an undo: its step's if the step has a process of its own, else by its own `def` or `async def`."""
-    if step.spawn == "process":
-        return "process"
-    if callback.is_async:
-        return "loop"
-    return "inline" if step.spawn == "inline" else "thread"
 
 
 def _enter_span(root: str, hop: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
+from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import ConfigurationError
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.plan.plan import Plan
@@ -69,11 +70,10 @@ class Policies:
                 await asyncio.wait(slow, timeout=CANCEL_WITHIN)
 
     def _add(self, policy: Policy, address: str, spawn: str) -> None:
-        if spawn == "process":
+        if not SPAWNERS[spawn].carries_objects:
             raise ConfigurationError(
-                f"step {address!r} has policies, whose state is in this process, and spawn='process'; let a step in a "
-                "thread or on the loop "
-                "carry them"
+                f"step {address!r} has policies, whose state is in this process, and spawn={spawn!r}; let a step in a "
+                "thread or on the loop carry them"
             )
         known = self._declared.setdefault(policy.key, policy)
         if known != policy:

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 from typing_extensions import override
 
 from bitactor.declare.context import Context
+from bitactor.declare.spawners import SpawnerTraits
 from bitactor.messages.signal import Fault, Reply, Signal
 from bitactor.plan.arguments import BoundArguments, RawArguments, RemoteArguments
 from bitactor.plan.plan import Callback, Plan, PlanStep
@@ -156,6 +157,9 @@ class Spawner(Protocol):
     `relay_reply`, or `worker_lost`) when it has ended, on the loop's thread, whatever the function raises: `SystemExit`
     and `KeyboardInterrupt` included.
     """
+
+    traits: SpawnerTraits
+    """What the spawner says of itself."""
 
     def start(self, actor: Actor) -> None:
         """Run the actor's function, now or when there is a free place.  The actor may finish before this returns."""

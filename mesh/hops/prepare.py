@@ -6,6 +6,7 @@ import asyncio
 
 from typing_extensions import override
 
+from bitactor.declare.spawners import SpawnerTraits
 from bitactor.messages.signal import UNDO
 from mesh.hops.policy_chain import PolicyChain, start_queued
 from mesh.hops.ports import ENDED, QUEUED, Actor, ActorExecutor, Spawner
@@ -16,6 +17,8 @@ class Preparation(Spawner):
 
     Waiting for resources does not count towards the step's timeout.  What policies do is in `mesh.hops.policy_chain`.
     """
+
+    traits = SpawnerTraits(on_loop=True)
 
     def __init__(self, executor: ActorExecutor) -> None:
         self._executor = executor

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from bitactor.declare.resource import Resource
+from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import ConfigurationError, CycleError, DefinitionError, DuplicateName, ResourceUnavailable, suggest
 from bitactor.plan.order import topological_order
 from bitactor.plan.plan import Callback, Plan, PlanStep
@@ -253,7 +254,7 @@ class ResourceManager:
                 )
         for plan in plans:
             for step in plan.all_steps():
-                if step.spawn == "process" and (used := self._replaced_for(step)) is not None:
+                if not SPAWNERS[step.spawn].carries_objects and (used := self._replaced_for(step)) is not None:
                     raise ConfigurationError(
                         f"replace names {used!r}, but step {step.address!r} uses it in a worker process, which an "
                         "object cannot reach; "

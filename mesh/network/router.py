@@ -14,6 +14,7 @@ from typing import Any, Final
 from cachetools import LRUCache
 from typing_extensions import override
 
+from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
 from bitactor.messages.codec import encode_token, token_bytes
 from bitactor.messages.faults import fault_of
@@ -198,7 +199,7 @@ class HopRouter(Router):
                 if (
                     budget_ns is not None and not step.policies
                 ):  # which may wait as long as they like before the time begins
-                    starts_at_once = step.spawn in ("loop", "inline") and not step.run.resources
+                    starts_at_once = SPAWNERS[step.spawn].on_loop and not step.run.resources
                     patience_ns = BACKSTOP_NS if starts_at_once else QUEUED_BACKSTOP_NS
                     due_ns = self._clock.monotonic_ns() + budget_ns + patience_ns
                     remote.timer = Timer(self._wheel, due_ns, lambda: self._expired(remote))

@@ -52,6 +52,7 @@ from mesh.runtime.settings import Settings
 from mesh.runtime.supervisor import Supervisor
 from mesh.runtime.watchdog import Blockages, Watchdog
 from mesh.sinks import OtelSink, SinkRelay
+from mesh.spawners import ADDED
 from mesh.spawners.inline import InlineSpawner
 from mesh.spawners.loop import LoopSpawner
 from mesh.spawners.process.spawner import ProcessSpawner
@@ -172,6 +173,7 @@ class Node:
         self.processes.replaced = self.resources.replaced
         self.threads = ThreadSpawner(settings.threads)
         self.spawners: dict[str, Spawner] = {
+            **{name: make() for name, make in ADDED.items()},
             "inline": InlineSpawner(),
             "loop": LoopSpawner(),
             "thread": self.threads,
@@ -180,7 +182,6 @@ class Node:
         self.executor = Executor(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
         self.executor.resources, self.executor.policies = self.resources, self.policies
         self.executor.middleware = self.middleware if len(self.middleware) else None
-        self.executor.out_of_process = frozenset(("process",))
         synchronous_store = settings.store.startswith("memory:")
         on_pulses = self._offer_to_sinks if self._sinks else None
         self.supervisor = Supervisor(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing_extensions import override
 
+from bitactor.declare.spawners import SPAWNERS
 from mesh.hops.ports import Actor, Spawner
 
 
 class InlineSpawner(Spawner):
     """Calls the function at once, before `start` returns.  The cheapest place; a slow function here stops everything
     else."""
+
+    traits = SPAWNERS["inline"]
 
     @override
     def start(self, actor: Actor) -> None:

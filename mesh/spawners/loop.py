@@ -6,11 +6,14 @@ import asyncio
 
 from typing_extensions import override
 
+from bitactor.declare.spawners import SPAWNERS
 from mesh.hops.ports import Actor, Spawner
 
 
 class LoopSpawner(Spawner):
     """Runs each function as a task of its own, whose first step runs before `start` returns."""
+
+    traits = SPAWNERS["loop"]
 
     def __init__(self) -> None:
         self._running: set[Actor] = set()

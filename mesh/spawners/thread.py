@@ -12,6 +12,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from bitactor.declare.spawners import SPAWNERS
 from mesh.hops.ports import REPLIED, Actor, Spawner
 from mesh.limits.lend import LENDER, PermitLender
 from mesh.limits.pools import DEFAULT_THREADS, PermitSet, Pool
@@ -52,6 +53,8 @@ class ThreadSpawner(Spawner):
 
     Who waits is served by rank (undo, then the highest priority), and in order of arrival among equals.
     """
+
+    traits = SPAWNERS["thread"]
 
     def __init__(self, threads: int = DEFAULT_THREADS) -> None:
         self._limit = threads

@@ -73,9 +73,7 @@ def _actor_waits(actor: Actor) -> str:
     what = f"{actor.step.name!r} ({signal.direction}, attempt {signal.attempt})"
     if actor.state == QUEUED:
         return f"{what} waits for a place to run"
-    return (
-        f"{what} runs on the {actor.step.spawn}" if actor.step.spawn == "loop" else f"{what} runs ({actor.step.spawn})"
-    )
+    return f"{what} runs on the loop" if actor.spawner.traits.on_loop else f"{what} runs ({actor.step.spawn})"
 
 
 def _run_activity(live: LiveTransaction, executor: Executor) -> int:
@@ -90,12 +88,13 @@ def _actor_activity(actor: Actor, executor: Executor) -> int:
     runs = executor.preparation.runs(actor)
     if runs:
         return max(_actor_activity(run, executor) for run in runs)
-    spawners = executor.spawners
-    if actor.spawner is spawners.get("thread") or actor.spawner is spawners.get("process"):
+    if not actor.spawner.traits.on_loop:
         return WORKING
     callback = actor.step.compensate or actor.step.backoff
     in_thread = (
-        actor.compensating is not None and not getattr(callback, "is_async", True) and actor.step.spawn != "inline"
+        actor.compensating is not None
+        and not getattr(callback, "is_async", True)
+        and executor.spawners[actor.step.spawn].traits.interruptible
     )
     return WORKING if in_thread else MAYBE_WORKING
 

@@ -10,6 +10,7 @@ from unittest.mock import NonCallableMock
 
 from bitactor.consumer import Consumer
 from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.spawners import SPAWNERS, default_spawn, spawn_beside
 from bitactor.errors import ConfigurationError, DefinitionError, suggest
 from bitactor.plan.callbacks import compile_callback
 from bitactor.plan.consumers import compile_consumer
@@ -112,8 +113,10 @@ def _replace(slot: CallbackSlot, function: Callable[..., Any]) -> None:
     callback.function = _wrap(function, callback.is_async, names)
     callback.in_doubt, callback.retries = original.in_doubt, original.retries
     setattr(step, role, callback)
-    if role == "run" or step.spawn == "process":
-        step.spawn = _spawn(step, callback)
+    if not SPAWNERS[step.spawn].carries_objects:
+        step.spawn = default_spawn(step.run.is_async)  # another process would not know the function
+    elif role == "run":
+        step.spawn = spawn_beside(step.spawn, callback.is_async)
 
 
 def _signal_parameter(function: Callable[..., Any], what: str) -> str:
@@ -123,13 +126,6 @@ def _signal_parameter(function: Callable[..., Any], what: str) -> str:
             f"{what} takes ({', '.join(names)}); a consumer takes the signal and, if it asks, `ctx` and `attempt`"
         )
     return names[0]
-
-
-def _spawn(step: PlanStep, callback: Callback) -> str:
-    """The spawner of a replaced function: by its own `def` or `async def`; never a process, which would not know it."""
-    if callback.is_async:
-        return "loop"
-    return "inline" if step.spawn == "inline" else "thread"
 
 
 def _takes_anything(function: Callable[..., Any]) -> bool:

@@ -15,6 +15,7 @@ from typing import Final
 
 from typing_extensions import override
 
+from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import BitActorError, ProtocolError, StepFailed
 from bitactor.messages.codec import encode_token
 from bitactor.messages.signal import Answer, Message, Question, Reply
@@ -49,6 +50,8 @@ class ProcessSpawner(Spawner):
     `DEATH_WINDOW` seconds, and hops that no worker is left for are lost.  Another `intensity` takes the place of that
     bound.
     """
+
+    traits = SPAWNERS["process"]
 
     def __init__(self, processes: int, intensity: RestartIntensity | None = None) -> None:
         self.on_collapse: Callable[[str], None] | None = None

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from typing_extensions import override
 
+from bitactor.declare.spawners import SpawnerTraits
 from bitactor.errors import BitActorError, Unroutable
 from bitactor.messages.codec import decode_token
 from bitactor.messages.faults import fault_of
@@ -53,6 +54,8 @@ class BackstopWheel(TimingWheel):
 
 class WorkerSpawner(Spawner):
     """Runs `async def` on the worker's loop, `def` right in its main thread, which has nothing else to do."""
+
+    traits = SpawnerTraits()
 
     def __init__(self) -> None:
         self._inline = InlineSpawner()

@@ -141,14 +141,15 @@ def test_wrong_options_are_refused(options: dict[str, Any], expected: type[Excep
         declare()
 
 
-def test_an_async_predicate_and_an_async_inline_step_are_refused() -> None:
+def test_an_async_predicate_and_an_async_step_inline_or_in_a_thread_are_refused() -> None:
     workflow = Workflow("w")
 
     async def run() -> bool:
         return True
 
-    with pytest.raises(DefinitionError, match="cannot await"):
-        workflow.step(spawn="inline")(run)
+    for spawn in ("inline", "thread"):
+        with pytest.raises(DefinitionError, match=f"spawn='{spawn}' .*cannot await"):
+            workflow.step(spawn=spawn)(run)
     workflow.step(when=run)(lambda: 1)
     with pytest.raises(DefinitionError, match="cannot await"):
         workflow.check()
