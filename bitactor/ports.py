@@ -90,21 +90,8 @@ _Rows = list[TransactionRow]
 _Claims = list[Claim]
 
 
-class Store(Protocol):
-    """The keeper of pulses.  All calls come from one thread, the one that called `open`.
-
-    `append` is the write-ahead rule: nothing is dispatched before `done` was called for it.
-    """
-
-    def open(self, owner: str) -> None:
-        """Take part as `owner` (a name used once, by one process)."""
-
-    def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
-        """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in the order
-        of the calls.
-
-        If nothing could be written, `done((), error)`.  A process that lost its lease gets `StaleOwner` as that error.
-        """
+class StoreQueries(Protocol):
+    """What can be asked of a store."""
 
     def pulses(self, transaction: str) -> list[Pulse]:
         """All pulses of a transaction, in order of `seq`; empty if it is unknown."""
@@ -119,6 +106,28 @@ class Store(Protocol):
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
     ) -> _Rows:
         """Rows of transactions, newest first, at most `limit`; `before` is the last id of the page before."""
+
+
+class Store(StoreQueries, Protocol):
+    """The keeper of pulses.  All calls come from one thread, the one that called `open`.
+
+    `append` is the write-ahead rule: nothing is dispatched before `done` was called for it.
+    """
+
+    shared: bool
+    """True: other processes may use the store, and leave transactions behind in it."""
+    synchronous: bool
+    """True: `append` always calls `done` before it returns."""
+
+    def open(self, owner: str) -> None:
+        """Take part as `owner` (a name used once, by one process)."""
+
+    def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
+        """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in the order
+        of the calls.
+
+        If nothing could be written, `done((), error)`.  A process that lost its lease gets `StaleOwner` as that error.
+        """
 
     def claim(self, shapes: Mapping[str, str] | None = None) -> _Claims:
         """Take over every open transaction whose owner is gone; the claimed ones are ours from now on.

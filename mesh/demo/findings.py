@@ -10,10 +10,9 @@ from typing import Any, Final
 from bitactor.messages import pulse as kinds
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import UNDO
-from bitactor.ports import TransactionRow
+from bitactor.ports import StoreQueries, TransactionRow
 from mesh.demo.post import PostResult
 from mesh.demo.signup import SCREENING_TIMEOUT, signup, warm_up
-from mesh.stores import SqliteReader
 
 COMPLETED: Final = "completed"
 DUPLICATE: Final = "duplicate, rejected"
@@ -77,7 +76,7 @@ class Findings:
 
 
 def read_findings(
-    reader: SqliteReader, posted: Sequence[PostResult], expected: int, users: int, letters: int
+    reader: StoreQueries, posted: Sequence[PostResult], expected: int, users: int, letters: int
 ) -> Findings:
     """Read the whole journal, and compare it with what the senders were told, the users table and the mail server."""
     rows = (row for row in _rows(reader) if row.workflow != warm_up.name)
@@ -143,7 +142,7 @@ def _problems(
         yield f"the loop of signals left {len(expired)} ttl_expired tombstones, not one"
 
 
-def _rows(reader: SqliteReader) -> Iterator[TransactionRow]:
+def _rows(reader: StoreQueries) -> Iterator[TransactionRow]:
     before: str | None = None
     while page := reader.list(limit=_PAGE, before=before):
         yield from page

@@ -161,7 +161,7 @@ class Node:
                 self._watchdog = Watchdog(self.loop, self.settings.blocked_after)
                 self._watchdog.start()
             await self._join_registry()
-            self.recovery.start(polling=not self.settings.store.startswith("memory:"))
+            self.recovery.start(polling=self.store.shared)
         except BaseException:
             await self.close(drain=0)
             raise
@@ -182,7 +182,6 @@ class Node:
         self.executor = Executor(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
         self.executor.resources, self.executor.policies = self.resources, self.policies
         self.executor.middleware = self.middleware if len(self.middleware) else None
-        synchronous_store = settings.store.startswith("memory:")
         on_pulses = self._offer_to_sinks if self._sinks else None
         self.supervisor = Supervisor(
             self.loop,
@@ -190,7 +189,6 @@ class Node:
             self.wheel,
             self.store,
             self.executor,
-            synchronous_store=synchronous_store,
             on_pulses=on_pulses,
             pools=self.pools,
         )

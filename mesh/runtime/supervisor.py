@@ -84,7 +84,6 @@ class Supervisor:
         store: Store,
         executor: Executor,
         *,
-        synchronous_store: bool,
         on_pulses: Callable[[Sequence[Pulse]], None] | None = None,
         pools: Pools | None = None,
     ) -> None:
@@ -93,7 +92,7 @@ class Supervisor:
         self.wheel = wheel
         self.store = store
         self.executor = executor
-        self.synchronous_store = synchronous_store
+        self.synchronous_store = store.synchronous
         """Whether an append is done when the call returns, so that waiting to share a commit is not worth it."""
         self.on_pulses = on_pulses
         self.router: Router | None = None

@@ -1,22 +1,42 @@
 """Stores, where pulses are kept: `memory` for as long as the process lives, `sqlite` for as long as the file does.
 
 A store is named by a URL: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`.  What follows the third slash
-is the path as it stands; nothing in it is decoded or expanded.
+is the path as it stands; nothing in it is decoded or expanded.  `register_store` adds a scheme.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from bitactor.errors import ConfigurationError, suggest
-from bitactor.ports import Store
+from bitactor.ports import Store, StoreQueries
 from mesh.stores.memory import MemoryStore
 from mesh.stores.read import SqliteReader
 from mesh.stores.sqlite import Durability, SqliteStore
 
-__all__ = ["Durability", "MemoryStore", "SqliteReader", "SqliteStore", "open_reader", "open_store"]
+__all__ = ["Durability", "MemoryStore", "SqliteReader", "SqliteStore", "open_reader", "open_store", "register_store"]
+
+Reader = AbstractContextManager[StoreQueries]
+
+
+class _Scheme(NamedTuple):
+    example: str
+    open: Callable[..., Store]
+    read: Callable[[str], Reader] | None
+
+
+def register_store(scheme: str, opener: Callable[..., Store], reader: Callable[[str], Reader] | None = None) -> None:
+    """Let URLs of this scheme name a store from now on.
+
+    Args:
+        opener: called with the URL and what `open_store` takes by name.
+        reader: called with the URL, for a store that other processes can read.
+    """
+    _SCHEMES[scheme] = _Scheme(f"{scheme}://", opener, reader)
 
 
 def open_store(
@@ -34,43 +54,44 @@ def open_store(
     Raises:
         ConfigurationError: the URL or the durability names nothing that is built.
     """
-    scheme, rest = _split(url)
-    if scheme == "memory":
-        if durability == "power":
-            raise ConfigurationError('memory:// cannot give durability="power"; use a file, as in sqlite:///pulses.db')
-        return MemoryStore()
-    return SqliteStore(_path(url, rest), notify=notify, durability=durability, lease=lease, wall_ns=wall_ns)
+    return _scheme(url).open(url, notify=notify, durability=durability, lease=lease, wall_ns=wall_ns)
 
 
-def open_reader(url: str) -> SqliteReader:
+def open_reader(url: str) -> Reader:
     """A reader of the journal that `url` names, while others write it; nothing is created.
 
     Raises:
         ConfigurationError: the URL names nothing that can be read from another process.
         StoreError: there is no such file, or it is no journal of this version.
     """
-    scheme, rest = _split(url)
-    if scheme == "memory":
+    scheme = _scheme(url)
+    if scheme.read is None:
         raise ConfigurationError(
-            "memory:// can be read only by the process it is in; name a file, as in sqlite:///pulses.db"
+            f"{scheme.example} can be read only by the process it is in; name a file, as in sqlite:///pulses.db"
         )
-    return SqliteReader(_path(url, rest))
+    return scheme.read(url)
 
 
-def _split(url: str) -> tuple[str, str]:
-    scheme, separator, rest = url.partition("://")
-    if scheme in ("postgresql", "postgres"):
-        raise ConfigurationError(f"a store at {scheme}:// is not built yet; use sqlite:///pulses.db")
-    if not separator or scheme not in ("memory", "sqlite"):
-        raise ConfigurationError(
-            f"store {url!r}: not a store's URL.{suggest(url, ['memory://', 'sqlite:///pulses.db'])}"
-        )
-    if scheme == "memory" and rest:
+def _scheme(url: str) -> _Scheme:
+    name, separator, _ = url.partition("://")
+    if separator and name in _SCHEMES:
+        return _SCHEMES[name]
+    if name in ("postgresql", "postgres"):
+        raise ConfigurationError(f"a store at {name}:// is not built yet; use sqlite:///pulses.db")
+    known = [scheme.example for scheme in _SCHEMES.values()]
+    raise ConfigurationError(f"store {url!r}: not a store's URL.{suggest(url, known)}")
+
+
+def _open_memory(url: str, durability: Durability, **options: Any) -> Store:
+    if url != "memory://":
         raise ConfigurationError(f"store {url!r}: memory:// takes nothing behind it")
-    return scheme, rest
+    if durability == "power":
+        raise ConfigurationError('memory:// cannot give durability="power"; use a file, as in sqlite:///pulses.db')
+    return MemoryStore()
 
 
-def _path(url: str, rest: str) -> Path:
+def _path(url: str) -> Path:
+    rest = url.partition("://")[2]
     path = rest.removeprefix("/")
     if not rest.startswith("/") or not path:
         raise ConfigurationError(
@@ -81,3 +102,13 @@ def _path(url: str, rest: str) -> Path:
     if "?" in path:
         raise ConfigurationError(f"store {url!r}: takes no options; durability and lease are given by name")
     return Path(path)
+
+
+_SCHEMES: Final = {
+    "memory": _Scheme("memory://", _open_memory, None),
+    "sqlite": _Scheme(
+        "sqlite:///pulses.db",
+        lambda url, **options: SqliteStore(_path(url), **options),
+        lambda url: SqliteReader(_path(url)),
+    ),
+}

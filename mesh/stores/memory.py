@@ -36,6 +36,9 @@ class MemoryStore(Store):
     before it returns.
     """
 
+    shared = False
+    synchronous = True
+
     def __init__(self, retained: int = RETAINED) -> None:
         if retained < 1:
             raise ConfigurationError(f"retained={retained}: at least the last finished transaction is kept")

@@ -47,6 +47,9 @@ class SqliteStore(SqliteQueries, Store):
     `checkpoint_pages` of 4 KiB at once.
     """
 
+    shared = True
+    synchronous = False
+
     def __init__(
         self,
         path: str | Path,

@@ -111,7 +111,7 @@ class Bench:
         self, *definitions: Workflow | Consumer, clock: Clock | None, ids: Ids | None, **options: Any
     ) -> FixtureMesh:
         """A mesh of this test; see `MeshFactory`."""
-        if ids is None and str(options.get("store", "memory://")).startswith("memory:"):
+        if ids is None and options.get("store", "memory://") == "memory://":
             ids = self._ids  # a store that outlives the test needs ids that nobody has had
         mesh = FixtureMesh(self, *definitions, clock=clock or self._clock, ids=ids, **options)
         self.pulses.know(mesh.node.plans)

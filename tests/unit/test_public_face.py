@@ -18,6 +18,9 @@ from tests.public_face import LISTING
 ROOT = Path(__file__).parents[2]
 
 ADDED = {
+    # A reader of somebody else's store has the queries of the port.
+    "names/bitactor.ports/Store/bases: ['Protocol'] became ['StoreQueries', 'Protocol']",
+    "names/bitactor.ports/StoreQueries",
     "names/mesh/Mesh/members/about",
     "names/mesh/Transaction/members/about",
     "names/mesh/Transaction/members/plan",
