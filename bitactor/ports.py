@@ -189,5 +189,8 @@ class Transport(Protocol):
     def forget(self, endpoint: str) -> None:
         """Drop what is queued for a peer that is gone, and close the connection to it."""
 
+    def statistics(self) -> Mapping[str, int]:
+        """Totals since `open`, by name."""
+
     def close(self, timeout: float = 0.5) -> None:
         """Flush for at most `timeout` seconds and release all sockets.  A second call does nothing."""

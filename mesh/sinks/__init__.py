@@ -1,5 +1,5 @@
 """Sinks, which are told about pulses after these are kept, best effort.  One file per sink; `open_sink` knows them by
-URL."""
+URL, and `register_sink` adds a scheme."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from mesh.sinks.relay import RelayStatistics, SinkRelay
 
 __all__ = [
     "JsonlSink", "LiveSink", "OtelSink", "RelayStatistics", "SinkRelay", "Subscription", "hop_context", "open_sink",
+    "register_sink",
 ]  # fmt: skip
+
+
+def register_sink(scheme: str, opener: Callable[[SplitResult, Mapping[str, str]], Sink]) -> None:
+    """Let URLs of this scheme name a sink from now on, opened by `opener(parts, options)`: the URL taken apart, and its
+    query."""
+    _OPENERS[scheme] = opener
 
 
 def open_sink(url: str) -> Sink:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import pytest
 
 from bitactor.errors import ConfigurationError, Overloaded, SignalTooLarge, Unroutable
 from bitactor.messages.wire import MAX_FRAME_BYTES
-from mesh.network.transports import MemoryHub, MemoryTransport, ZmqTransport, open_transport
+from bitactor.ports import Transport
+from mesh.network.transports import ZmqTransport, open_transport
 from registry.support.curve import Curve
 
 PATIENCE = 30.0
-Transport = MemoryTransport | ZmqTransport
 
 
 class Inbox:
@@ -76,23 +77,23 @@ class GatedNode:
 
 
 class World:
-    """Makes nodes of one kind of transport and closes them all."""
+    """Makes nodes of one kind of transport and closes them all.
 
-    def __init__(self, kind: str, directory: Path) -> None:
-        self.kind = kind
-        self._directory = directory
-        self._curve = Curve.generate() if kind == "tcp" else None
-        self._hub = MemoryHub() if kind == "memory" else None
+    Args:
+        opener: makes a transport of an address.
+        address: the address of a node by its name, where it is bound.
+        absent: an address that nobody has.
+    """
+
+    def __init__(self, opener: Callable[..., Transport], address: Callable[[str], str], absent: str) -> None:
+        self._opener = opener
+        self.url = address
+        self.absent = absent
         self._made: list[Transport | GatedNode] = []
-
-    def url(self, name: str) -> str:
-        if self.kind == "tcp":
-            return "tcp://127.0.0.1:*"
-        return f"memory://{name}" if self.kind == "memory" else f"ipc://{self._directory}/{name}"
 
     def make(self, url: str, loop: asyncio.AbstractEventLoop | None = None, **options: Any) -> Transport:
         loop = loop or asyncio.get_running_loop()
-        transport = open_transport(url, loop=loop, curve=self._curve, hub=self._hub, **options)
+        transport = self._opener(url, loop=loop, **options)
         if loop is asyncio.get_running_loop():
             self._made.append(transport)
         return transport
@@ -119,9 +120,13 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(params=["memory", "ipc", "tcp"])
+@pytest.fixture(params=["ipc", "tcp"])
 async def world(request: pytest.FixtureRequest, directory: Path) -> Any:
-    made = World(request.param, directory)
+    made = (
+        World(ZmqTransport, lambda name: f"ipc://{directory}/{name}", f"ipc://{directory}/absent")
+        if request.param == "ipc"
+        else World(partial(ZmqTransport, curve=Curve.generate()), lambda name: "tcp://127.0.0.1:*", "tcp://127.0.0.1:1")
+    )
     yield made
     made.close()
 
@@ -411,11 +416,10 @@ async def test_an_endpoint_of_no_use_is_unroutable(world: World, endpoint: str) 
         world.open("a").send(endpoint, b"x")
 
 
-async def test_one_that_nobody_has_is_no_error(world: World, directory: Path) -> None:
-    absent = {"memory": "memory://absent", "ipc": f"ipc://{directory}/absent", "tcp": "tcp://127.0.0.1:1"}[world.kind]
+async def test_one_that_nobody_has_is_no_error(world: World) -> None:
     inbox = Inbox()
     receiver, sender = world.open("b", inbox), world.open("a")
-    sender.send(absent, b"x")
+    sender.send(world.absent, b"x")
     sender.send(receiver.endpoint, b"y")
     assert await inbox.until(1) == [b"y"]
 
@@ -427,30 +431,13 @@ async def test_statistics_have_the_same_names_everywhere(world: World) -> None:
     }  # fmt: skip
 
 
-async def test_memory_drops_and_counts_what_nobody_takes() -> None:
-    node = MemoryTransport("a", loop=asyncio.get_running_loop(), hub=MemoryHub())
-    node.open(lambda messages: None)
-    for index in range(3_000):
-        node.send(f"memory://absent-{index}", b"x")
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert node.statistics()["dropped"] == 3_000
-    assert node.statistics()["connections"] == 0
-    node.close()
+@pytest.mark.parametrize("url", ["sqlite://x", "memory://a", "ipc", "tcp", ""])
+async def test_an_address_of_no_known_scheme_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="an address is ipc:///directory/name or tcp://host:port"):
+        open_transport(url, loop=asyncio.get_running_loop())
 
 
-@pytest.mark.parametrize(
-    ("url", "options"),
-    [
-        ("sqlite://x", {}),
-        ("memory://", {}),
-        ("memory://a", {"curve": Curve.generate()}),
-        ("memory://a", {"advertise": "host"}),
-        ("ipc:///tmp/ba-x/a", {"hub": MemoryHub()}),
-        ("memory://a", {"queue_limit": 0}),
-        ("memory://a", {"queue_bytes": -1}),
-    ],
-)
-async def test_what_cannot_be_is_refused_by_the_factory(url: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"queue_limit": 0}, {"queue_bytes": -1}])
+async def test_a_queue_without_room_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError):
-        open_transport(url, loop=asyncio.get_running_loop(), **options)
+        ZmqTransport("ipc:///tmp/ba-x/a", loop=asyncio.get_running_loop(), **options)

@@ -18,6 +18,10 @@ from tests.public_face import LISTING
 ROOT = Path(__file__).parents[2]
 
 ADDED = {
+    # Adds a sink that is not ours, by its URL's scheme.
+    "names/mesh.sinks/register_sink",
+    # `mesh.about()` asks any transport.
+    "names/bitactor.ports/Transport/members/statistics",
     # A reader of somebody else's store has the queries of the port.
     "names/bitactor.ports/Store/bases: ['Protocol'] became ['StoreQueries', 'Protocol']",
     "names/bitactor.ports/StoreQueries",

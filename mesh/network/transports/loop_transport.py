@@ -1,4 +1,4 @@
-"""The base of all transports: one loop, one thread, one flush a turn, and a receive callback that cannot hurt."""
+"""The base of transports: one loop, one thread, one flush a turn, and a receive callback that cannot hurt."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ class LoopBoundTransport(Transport, Generic[Queue]):
             raise RuntimeError("the endpoint is known after open()")
         return self._endpoint
 
+    @override
     def statistics(self) -> dict[str, int]:
         """The transport's totals since `open`, see `Counters`; and `connections`, the endpoints in touch with now."""
         return {**self._counters.as_dict(), "connections": len(self._queues)}

@@ -1,4 +1,5 @@
-"""A transport between nodes of one process, which may live on different loops and threads.
+"""A transport that is not ours, for tests: between nodes of one process, which may live on different loops and
+threads.
 
 An endpoint is `memory://<name>` within a `MemoryHub`.  The receiver gets the very bytes that were sent, in the same
 batches as frames would hold, on its own loop.  Messages to a name nobody has are dropped and counted, as if the peer
