@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bitactor.consumer import Consumer
+from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import BitActorError, InvalidInput, suggest
 from bitactor.messages.pulse import STATUSES
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
@@ -113,18 +114,8 @@ class Mesh:
             Overloaded: too many transactions are running, and none ended in time.
         """
         name = workflow if isinstance(workflow, str) else workflow.name
-        live = await self.node.stimulate(
-            name,
-            input,
-            key=key,
-            ttl=ttl,
-            deadline=deadline,
-            metadata=metadata,
-            traceparent=traceparent,
-            max_concurrency=max_concurrency,
-            priority=priority,
-        )
-        return Transaction(self.node, live)
+        options = StimulusOptions(key, ttl, deadline, metadata, traceparent, max_concurrency, priority)
+        return Transaction(self.node, await self.node.stimulate(name, input, options))
 
     async def transaction(self, transaction: str) -> Transaction:
         """A transaction by its id, running or from the store.

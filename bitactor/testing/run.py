@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from bitactor.consumer import Consumer
+from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import ConfigurationError, InvalidInput, suggest
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.faults import error_of, fault_of
 from bitactor.messages.ids import hop_id
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.signal import FORWARD, MAX_TTL, UNDO, Fault, Reply, Signal
+from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
 from bitactor.messages.wire import decode_pulse, encode_pulse
 from bitactor.plan.arguments import RawArguments, argument_values
 from bitactor.plan.plan import Plan, PlanStep
@@ -82,15 +83,12 @@ def run_workflow(
 
     Raises:
         DefinitionError: the workflow as declared cannot work.
-        InvalidInput: the input does not fit.
+        InvalidInput: the input does not fit, or `ttl`, `deadline` or `metadata` is wrong.
         ConfigurationError: `steps` or `faults` name what is not there; or the workflow would hang for ever.
         NeedsMesh: a step waits for something only an event loop can bring.
     """
     plan = workflow.check()
-    if ttl is not None and not (isinstance(ttl, int) and 0 <= ttl <= MAX_TTL):
-        raise InvalidInput(f"ttl={ttl!r}; a hop budget is a whole number up to {MAX_TTL:,}")
-    if deadline is not None and not deadline > 0:
-        raise InvalidInput(f"deadline={deadline!r}; a deadline is a number of seconds, more than zero")
+    options = StimulusOptions(ttl=ttl, deadline=deadline, metadata=metadata)
     values = {"signal": input} if isinstance(workflow, Consumer) else workflow.validate_input(input)
     running = _Runner(
         _replaced(plan, steps or {}),
@@ -102,7 +100,7 @@ def run_workflow(
         encode_token(values),
         plan.ttl if ttl is None else ttl,
         plan.deadline_ns if deadline is None else nanoseconds(deadline),
-        metadata,
+        options.record(),
     )
     running.run_until_settled()
     for _ in range(resumes):
@@ -145,8 +143,7 @@ class _Runner:
         self.timers: list[FakeTimer] = []
         self.deadline: FakeTimer | None = None
 
-    def begin(self, token: Any, ttl: int, budget_ns: int | None, metadata: Mapping[str, Any] | None) -> None:
-        data = {"metadata": dict(metadata)} if metadata else {}
+    def begin(self, token: Any, ttl: int, budget_ns: int | None, data: Mapping[str, Any]) -> None:
         deadline_ns = None if budget_ns is None else self.clock.wall_ns() + budget_ns
         self.events.append(Accept(token, tuple(input_tokens(self.plan, token)), ttl, deadline_ns, data))
 

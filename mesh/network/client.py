@@ -19,6 +19,7 @@ from shutil import rmtree
 from types import TracebackType
 from typing import Any, Final, Self
 
+from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import (
     BitActorError,
     ProtocolError,
@@ -43,6 +44,11 @@ DEFAULT_PATIENCE: Final = 5.0
 """Seconds to wait for a node's answer."""
 _RESULT_SLICE: Final = 5.0
 """Seconds after which `result` asks again, so that a node that died meanwhile is noticed."""
+STIMULATE_WITH: Final = "stimulate_with"
+"""The verb for a stimulus with options that not every node knows.  One of an older version would begin it without them;
+this verb it does not know, and says so."""
+_KNOWN_TO_ALL: Final = {"key", "ttl", "deadline", "metadata", "traceparent"}
+"""Options of a stimulus that nodes of every version know."""
 _NODES: Final = node_name("*")
 _WORKFLOWS: Final = workflow_name("")
 
@@ -130,6 +136,8 @@ class Client:
         deadline: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         traceparent: str | None = None,
+        max_concurrency: int | None = None,
+        priority: int = 0,
     ) -> dict[str, Any]:
         """Begin a transaction at a node that takes this workflow; see `Mesh.stimulate`.  Returns `transaction` and
         `status`.
@@ -139,19 +147,18 @@ class Client:
 
         Raises:
             UnknownWorkflow: no node takes the workflow.
+            InvalidInput: the input or an option is wrong, or the node does not know that option.
             NoAnswer: the node that was asked did not answer; whether it began is not known, ask again with the same
                 `key`.
         """
+        options = StimulusOptions(key, ttl, deadline, metadata, traceparent, max_concurrency, priority).given()
         entries = sorted(self._registry.lookup(workflow_name(workflow)), key=lambda entry: entry.holder)
         if not entries:
             known = [entry.name.removeprefix(_WORKFLOWS) for entry in self._registry.match(f"{_WORKFLOWS}*")]
             raise UnknownWorkflow(f"no node takes workflow {workflow!r}.{suggest(workflow, known)}")
-        argument = {
-            "workflow": workflow, "input": input, "key": key, "ttl": ttl, "deadline": deadline,
-            "metadata": metadata, "traceparent": traceparent,
-        }  # fmt: skip
+        verb = "stimulate" if options.keys() <= _KNOWN_TO_ALL else STIMULATE_WITH
         entry = entries[_hashed(key or self._ids.transaction(), len(entries))]
-        began: dict[str, Any] = await self._ask(entry, "stimulate", argument)
+        began: dict[str, Any] = await self._ask(entry, verb, {"workflow": workflow, "input": input, **options})
         self._nodes[began["transaction"]] = entry
         return began
 

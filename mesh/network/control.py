@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import BitActorError, InvalidInput, ProtocolError
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import Answer, Question
 from bitactor.messages.wire import encode_message, encode_pulse
+from mesh.network.client import STIMULATE_WITH
 from mesh.runtime.node import Node
 from mesh.transaction import Transaction, transaction_as_plain
 
@@ -25,6 +27,7 @@ class Control:
         self._send = send
         self._verbs: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Any]]] = {
             "stimulate": self._stimulate,
+            STIMULATE_WITH: self._stimulate,
             "status": self._status,
             "result": self._result,
             "pulses": self._pulses,
@@ -58,15 +61,8 @@ class Control:
             return  # who asked is gone
 
     async def _stimulate(self, argument: Mapping[str, Any]) -> Any:
-        live = await self._node.stimulate(
-            argument["workflow"],
-            argument.get("input"),
-            key=argument.get("key"),
-            ttl=argument.get("ttl"),
-            deadline=argument.get("deadline"),
-            metadata=argument.get("metadata"),
-            traceparent=argument.get("traceparent"),
-        )
+        options = StimulusOptions.of({name: argument[name] for name in argument if name not in ("workflow", "input")})
+        live = await self._node.stimulate(argument["workflow"], argument.get("input"), options)
         transaction = Transaction(self._node, live)
         return {"transaction": transaction.id, "status": transaction.status}
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from bitactor.consumer import Consumer
+from bitactor.declare.stimulus import StimulusOptions, encoded
 from bitactor.errors import (
     BitActorError,
     DefinitionError,
     DuplicateName,
     DuplicateTransaction,
     InvalidInput,
-    InvalidOutcome,
     Overloaded,
     StoreError,
     UnknownTransaction,
@@ -26,9 +26,9 @@ from bitactor.errors import (
     suggest,
 )
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.messages.duration import LONGEST, nanoseconds
+from bitactor.messages.duration import nanoseconds
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.signal import MAX_TTL, Fault, Receipt, Stimulus
+from bitactor.messages.signal import Fault, Receipt, Stimulus
 from bitactor.plan.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, Store, TransactionRow
 from bitactor.saga import Accept, CancelRequested, ResumeRequested, Saga, UndoRequested
@@ -64,8 +64,6 @@ logger = logging.getLogger("bitactor.node")
 
 T = TypeVar("T")
 MAX_WAITING_FOR_ADMISSION = 10_000
-MAX_GIVEN = 1_000_000_000
-"""The largest priority and limit that can be given with a stimulus, so that a journal can hold them."""
 COLLAPSE_DRAIN = 1.0
 """Seconds that running transactions are given when the worker processes have collapsed."""
 FLUSH_WITHIN = 5.0
@@ -317,48 +315,28 @@ class Node:
 
     # Work coming in
 
-    async def stimulate(
-        self,
-        workflow: str,
-        given: Any,
-        *,
-        key: str | None = None,
-        ttl: int | None = None,
-        deadline: float | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        traceparent: str | None = None,
-        max_concurrency: int | None = None,
-        priority: int = 0,
-    ) -> LiveTransaction:
+    async def stimulate(self, workflow: str, given: Any, options: StimulusOptions) -> LiveTransaction:
         """Begin a transaction, or find the one that its key began; see `Mesh.stimulate`."""
         self._require_open()
         declared = self.workflows.get(workflow)
         if declared is None:
             raise UnknownWorkflow(f"no workflow {workflow!r} is declared here.{suggest(workflow, self.workflows)}")
         plan = self.plans[workflow]
-        if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int) or not 0 <= ttl <= MAX_TTL):
-            raise InvalidInput(f"ttl={ttl!r}; a hop budget is a whole number from 0 to {MAX_TTL:,}")
         values = declared.validate_input(given)
-        token = _encoded(f"input of {workflow!r}", values)
+        token = encoded(f"input of {workflow!r}", values)
+        key, ttl, deadline, *_ = options
         data: dict[str, Any] = {}
         if key is not None:
-            if not isinstance(key, str) or not 1 <= len(key) <= 255:
-                raise InvalidInput(f"key={key!r}; an idempotency key is a string of 1 to 255 characters")
             known = await self._find_by_key(workflow, key, token)
             if known is not None:
                 return known
             data = {"key": key, "input_digest": fingerprint(token)}
-        if metadata:
-            data["metadata"] = decode_token(_encoded("metadata", dict(metadata)))
-        if traceparent:
-            data["traceparent"] = traceparent
-        if max_concurrency is not None or priority != 0:
-            data |= _limits_given(max_concurrency, priority)
+        data |= options.record()
         if self.supervisor.running_count >= self.settings.max_in_flight:
             await self._wait_for_capacity()
             if key is not None and (known := await self._find_by_key(workflow, key, token)) is not None:
                 return known
-        budget_ns = plan.deadline_ns if deadline is None else _nanoseconds(deadline)
+        budget_ns = plan.deadline_ns if deadline is None else nanoseconds(deadline)
         inputs = [encode_token(values[name]) for name in plan.inputs]
         lender = LENDER.get()
         depth = lender.depth + 1 if lender is not None and lender.loop is self.loop else 0
@@ -691,32 +669,6 @@ class Node:
         return f"this mesh has ended: {self.collapsed}" if self.collapsed else "this mesh is closed"
 
 
-def _nanoseconds(given: float) -> int:
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST:
-        raise InvalidInput(
-            f"deadline={given!r}; a deadline is a number of seconds, more than zero and at most {LONGEST:,.0f}"
-        )
-    return nanoseconds(given)
-
-
-def _limits_given(max_concurrency: object, priority: object) -> dict[str, int]:
-    """The limit and priority given with a stimulus, as they are kept: only those that were given."""
-    limits: dict[str, int] = {}
-    if max_concurrency is not None:
-        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
-            raise InvalidInput(
-                f"max_concurrency={max_concurrency!r}; how many hops may run at once is a whole number, at least 1"
-            )
-        limits["max_concurrency"] = min(max_concurrency, MAX_GIVEN)
-    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MAX_GIVEN:
-        raise InvalidInput(
-            f"priority={priority!r}; a whole number from -{MAX_GIVEN:,} to {MAX_GIVEN:,}, the highest goes first"
-        )
-    if priority:
-        limits["priority"] = priority
-    return limits
-
-
 def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
     """The relay's counters for a sink, and the sink's own statistics if it has any."""
     about: dict[str, Any] = {"name": type(sink).__name__, **relay.statistics()._asdict()}
@@ -725,13 +677,6 @@ def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
     if hasattr(own, "_asdict"):
         about["own"] = own._asdict()
     return about
-
-
-def _encoded(what: str, value: Any) -> Any:
-    try:
-        return encode_token(value)
-    except InvalidOutcome as error:
-        raise InvalidInput(f"{what}: {error}") from None
 
 
 def _failure_text(future: asyncio.Future[None]) -> str:

@@ -964,7 +964,7 @@ def chaotic(mesh: Callable[[], Mesh]) -> Workflow:
             case 2:
                 await asyncio.Event().wait()
             case 3:
-                await mesh().node.stimulate("chaotic", {"way": 0}, key="shared")
+                await mesh().stimulate("chaotic", {"way": 0}, key="shared")
                 nested = await mesh().stimulate("chaotic", {"way": 1})
                 await nested.ended()
 

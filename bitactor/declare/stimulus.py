@@ -1,0 +1,129 @@
+"""`StimulusOptions`: what a caller may say of a transaction beside its workflow and input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from bitactor.errors import InvalidInput, InvalidOutcome, suggest
+from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.duration import LONGEST
+from bitactor.messages.signal import MAX_TTL
+
+MAX_KEY: Final = 255
+MAX_GIVEN: Final = 1_000_000_000
+"""The largest priority and limit that can be given with a stimulus, so that a journal can hold them."""
+
+
+class _Options(NamedTuple):
+    key: str | None
+    ttl: int | None
+    deadline: float | None
+    metadata: Mapping[str, Any] | None
+    traceparent: str | None
+    max_concurrency: int | None
+    priority: int
+
+
+class StimulusOptions(_Options):
+    """The options of one stimulus, whichever way it came in; `Mesh.stimulate` says what each means.
+
+    Raises:
+        InvalidInput: names the first option that is wrong; `fields` has all of them.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        key: str | None = None,
+        ttl: int | None = None,
+        deadline: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        traceparent: str | None = None,
+        max_concurrency: int | None = None,
+        priority: int = 0,
+    ) -> StimulusOptions:
+        if (key, ttl, deadline, metadata, traceparent, max_concurrency) == _NOTHING[:6] and priority is _ORDINARY:
+            return _NOTHING  # as most say
+        given = _Options(key, ttl, deadline, metadata, traceparent, max_concurrency, priority)
+        wrong = [
+            (name, rule)
+            for (name, (right, rule)), value in zip(_RULES.items(), given, strict=True)
+            if (value is not None or name == "priority") and not right(value)
+        ]
+        if wrong:
+            name, rule = wrong[0]
+            raise InvalidInput(f"{name}={getattr(given, name)!r}; {rule}", wrong)
+        if metadata is not None:
+            given = given._replace(metadata=decode_token(encoded("metadata", dict(metadata), field="metadata")))
+        if max_concurrency is not None:
+            given = given._replace(max_concurrency=min(max_concurrency, MAX_GIVEN))
+        return cls._make(given)
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> StimulusOptions:
+        """Options that another process gives, whatever its version.
+
+        Raises:
+            InvalidInput: an option is wrong, or not known here.
+        """
+        for name in given:
+            if name not in _RULES:
+                raise InvalidInput(f"a stimulus has no option {name!r} here.{suggest(str(name), _RULES)}")
+        return StimulusOptions(**given)
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given, as plain data."""
+        return {
+            name: value for name, value in self._asdict().items() if value is not None and (value or name != "priority")
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What the journal keeps of the options as they are."""
+        if self is _NOTHING:
+            return {}
+        return {name: value for name in _RECORDED if (value := getattr(self, name))}
+
+
+def encoded(what: str, value: Any, *, field: str = "") -> Any:
+    """The token of something a caller gives.
+
+    Raises:
+        InvalidInput: it cannot be carried; `field` is what to call it among `fields`.
+    """
+    try:
+        return encode_token(value)
+    except InvalidOutcome as error:
+        raise InvalidInput(f"{what}: {error}", [(field, str(error))] if field else ()) from None
+
+
+def _is_whole(given: object, least: int, most: float) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool) and least <= given <= most
+
+
+_ORDINARY: Final = 0
+_NOTHING: Final = StimulusOptions._make((None, None, None, None, None, None, _ORDINARY))
+_RECORDED: Final = ("metadata", "traceparent", "max_concurrency", "priority")
+_RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "key": (
+        lambda given: isinstance(given, str) and 1 <= len(given) <= MAX_KEY,
+        f"an idempotency key is a string of 1 to {MAX_KEY} characters",
+    ),
+    "ttl": (lambda given: _is_whole(given, 0, MAX_TTL), f"a hop budget is a whole number from 0 to {MAX_TTL:,}"),
+    "deadline": (
+        lambda given: isinstance(given, int | float) and not isinstance(given, bool) and 0 < given <= LONGEST,
+        f"a deadline is a number of seconds, more than zero and at most {LONGEST:,.0f}",
+    ),
+    "metadata": (lambda given: isinstance(given, Mapping), "metadata are plain data by name"),
+    "traceparent": (lambda given: isinstance(given, str), "a trace context is a string"),
+    "max_concurrency": (
+        lambda given: _is_whole(given, 1, float("inf")),
+        "how many hops may run at once is a whole number, at least 1",
+    ),
+    "priority": (
+        lambda given: _is_whole(given, -MAX_GIVEN, MAX_GIVEN),
+        f"a whole number from -{MAX_GIVEN:,} to {MAX_GIVEN:,}, the highest goes first",
+    ),
+}
+"""Option → whether a value that was given is right, and what it has to be."""
