@@ -8,31 +8,40 @@ from typing import Any
 from typing_extensions import override
 
 from bitactor.declare.backoff import Backoff
-from bitactor.declare.options import (
-    named_resources,
-    refuse_bad_extras,
-    refuse_bad_name,
-    refuse_bad_spawn,
-    refuse_negative,
-    refuse_without_effect,
-)
+from bitactor.declare.context import Context
+from bitactor.declare.options import StepOptions, named_resources, refuse_bad_name, refuse_negative
 from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError
-from bitactor.plan.consumers import compile_consumer
-from bitactor.plan.plan import Plan
+from bitactor.messages.duration import nanoseconds_or_none
+from bitactor.messages.signal import DEFAULT_TTL
+from bitactor.plan.arguments import Argument
+from bitactor.plan.callbacks import parameters_of, resource_for
+from bitactor.plan.plan import Plan, plan_digest
+from bitactor.plan.steps import step_with_options
 
 
 class Consumer:
     """A declared consumer of a signal name.  Calling it calls the function it was made from."""
 
-    def __init__(self, listens: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        listens: str,
+        function: Callable[..., Any],
+        options: StepOptions,
+        *,
+        concurrency: int | None,
+        group: str | None,
+        broadcast: bool,
+        deadline: float | None,
+        resources: Mapping[str, Resource],
+    ) -> None:
         self.listens = listens
         self.function = function
         self.options = options
-        self.group: str = options.get("group") or f"{function.__module__}.{function.__qualname__}"
+        self.concurrency, self.broadcast, self.deadline, self.resources = concurrency, broadcast, deadline, resources
+        self.group = group or f"{function.__module__}.{function.__qualname__}"
         self.name = f"{getattr(function, '__name__', 'consumer')}@{listens}"
-        self.broadcast: bool = options.get("broadcast", False)
         self.__wrapped__ = function
         self.__name__ = getattr(function, "__name__", "consumer")
         self.__doc__ = function.__doc__
@@ -81,28 +90,78 @@ def consumer(
         deadline: seconds from acceptance; the sender's remaining deadline holds as well.
     """
     refuse_bad_name("a consumer's signal", listens)
-    for option, value in (
-        ("concurrency", concurrency),
-        ("retries", retries),
-        ("timeout", timeout),
-        ("deadline", deadline),
-    ):
-        refuse_negative(f"consumer of {listens!r}", option, value)
+    what = f"consumer of {listens!r}"
+    for option, value in (("concurrency", concurrency), ("deadline", deadline)):
+        refuse_negative(what, option, value)
     if concurrency == 0:
-        raise DefinitionError(f"consumer of {listens!r}: concurrency=0 would never take a signal")
-    options = {
-        "concurrency": concurrency, "group": group, "broadcast": broadcast, "retries": retries, "backoff": backoff,
-        "timeout": timeout, "deadline": deadline, "spawn": spawn, "limit": limit, "priority": priority,
-        "policies": policies, "resources": named_resources(f"consumer of {listens!r}", resources),
-    }  # fmt: skip
-
-    refuse_bad_extras(f"consumer of {listens!r}", options)
+        raise DefinitionError(f"{what}: concurrency=0 would never take a signal")
+    named = named_resources(what, resources)
+    given = {"retries": retries, "backoff": backoff, "timeout": timeout, "spawn": spawn, "limit": limit}
+    options = StepOptions.of(what, {**given, "priority": priority, "policies": policies})
 
     def declare(function: Callable[..., Any]) -> Consumer:
-        refuse_bad_spawn(f"consumer of {listens!r}", function, spawn)
-        refuse_without_effect(f"consumer of {listens!r}", options)
-        made = Consumer(listens, function, options)
+        options.refuse_unfit(what, function)
+        made = Consumer(
+            listens, function, options, concurrency=concurrency, group=group, broadcast=broadcast, deadline=deadline,
+            resources=named,
+        )  # fmt: skip
         made.check()
         return made
 
     return declare
+
+
+def compile_consumer(consumer: Consumer) -> Plan:
+    """The plan of a consumer: one step whose input is the signal's token."""
+    what = f"consumer {consumer.name!r}"
+    injected, takes = _bind_signal(consumer, what)
+    signal = Argument("signal", 1, (), None, None, None, "input.signal")
+    step = step_with_options(consumer.options, consumer.function, (signal,), injected, (), what)
+    step.name, step.address, step.takes_signal = consumer.__name__, consumer.listens, takes
+    step.forward_code = step.code("forward", 1)
+    for policy in step.policies:
+        policy.check([takes])
+    return Plan(
+        workflow=consumer.name,
+        digest=plan_digest(consumer.name, DEFAULT_TTL, step.name, ("signal",), (step,)),
+        ttl=DEFAULT_TTL,
+        deadline_ns=nanoseconds_or_none(consumer.deadline),
+        undo_timeout_ns=60_000_000_000,
+        grace_ns=2_000_000_000,
+        redeliveries=3,
+        steps=(step,),
+        by_name={step.name: 0},
+        inputs=("signal",),
+        initial=(0,),
+        dependency_counts=(0,),
+        returns=0,
+        errors={},
+        resources=consumer.resources,
+        listens=consumer.listens,
+        group=consumer.group,
+        broadcast=consumer.broadcast,
+        concurrency=consumer.concurrency,
+    )
+
+
+def _bind_signal(consumer: Consumer, what: str) -> tuple[dict[str, str], str]:
+    """Parameter → what the function is given beside the signal; and the parameter that takes the signal."""
+    injected: dict[str, str] = {}
+    takes = None
+    for parameter in parameters_of(consumer.function, what):
+        resource = resource_for(consumer.name, consumer.resources, parameter)
+        if parameter.name == "ctx" or parameter.annotation is Context:
+            injected[parameter.name] = "ctx"
+        elif parameter.name == "attempt":
+            injected[parameter.name] = "attempt"
+        elif resource is not None:
+            injected[parameter.name] = f"resource:{resource}"
+        elif takes is None:
+            takes = parameter.name
+        elif not parameter.has_default:
+            raise DefinitionError(
+                f"{what} takes the signal and, if it asks, a Context; {parameter.name!r} is one parameter too many"
+            )
+    if takes is None:
+        raise DefinitionError(f"{what} takes no signal; give it a parameter")
+    return injected, takes

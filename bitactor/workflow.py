@@ -12,35 +12,31 @@ and `attempt` are reserved.  Everything that can be found wrong is found wrong w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
 from typing_extensions import override
 
-from bitactor.declare.backoff import Backoff
 from bitactor.declare.options import (
     RESERVED,
+    StepKeywords,
+    StepOptions,
     exception_classes,
     named_resources,
     refuse_bad_name,
-    refuse_bad_spawn,
     refuse_negative,
-    refuse_unknown_options,
-    refuse_without_effect,
 )
-from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
-from bitactor.declare.step import DEFAULT_UNDO_RETRIES, Step, frozen_options
+from bitactor.declare.step import DEFAULT_UNDO_RETRIES, Step
 from bitactor.errors import CycleError, DefinitionError, DuplicateName, InvalidInput, MissingReturn, suggest
 from bitactor.export.describe import describe
 from bitactor.export.graph import from_dict, to_dict
 from bitactor.export.mermaid import mermaid
-from bitactor.kinds.declare import DeclaresKinds
+from bitactor.kinds.declare import DeclaresKinds, MakeKind
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import DEFAULT_TTL, MAX_TTL
 from bitactor.plan.compile import compile_workflow
-from bitactor.plan.dependencies import dependencies_of, forward_references, known_dependencies
-from bitactor.plan.kind import Kind
+from bitactor.plan.dependencies import dependencies_of, forward_references
 from bitactor.plan.order import refuse_too_deep, topological_order
 from bitactor.plan.plan import Plan
 
@@ -92,10 +88,9 @@ class Workflow(DeclaresKinds):
             raise DefinitionError(
                 f"workflow {name!r}: ttl={ttl!r}; a hop budget is a whole number from 1 to {MAX_TTL:,}"
             )
-        for option, seconds in (("deadline", deadline), ("undo_timeout", undo_timeout), ("grace", grace)):
-            refuse_negative(f"workflow {name!r}", option, seconds)
-        refuse_negative(f"workflow {name!r}", "redeliveries", redeliveries)
+        refuse_negative(f"workflow {name!r}", "deadline", deadline)
         for option, given in (("undo_timeout", undo_timeout), ("grace", grace), ("redeliveries", redeliveries)):
+            refuse_negative(f"workflow {name!r}", option, given)
             if given is None:
                 raise DefinitionError(f"workflow {name!r}: {option}=None; it must be a number, zero or more")
         self.name = name
@@ -135,24 +130,10 @@ class Workflow(DeclaresKinds):
     def step(
         self,
         /,
-        *,
-        name: str | None = None,
-        bind: Mapping[str, Any] | None = None,
-        after: Iterable[str | Step[Any, Any]] = (),
-        when: Callable[..., bool] | None = None,
-        guard: Callable[..., Any] | None = None,
-        retries: int = 0,
-        backoff: Backoff | Callable[..., float] | None = None,
-        retry_on: type[BaseException] | Sequence[type[BaseException]] = Exception,
-        timeout: float | None = None,
-        spawn: str | None = None,
-        required: bool = True,
-        priority: int = 0,
-        limit: str | None = None,
-        policies: Sequence[Policy] = (),
+        **options: Unpack[StepKeywords],
     ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
-    def step(self, function: Any = None, /, **options: Any) -> Any:
+    def step(self, function: Any = None, /, **options: Unpack[StepKeywords]) -> Any:
         """Declare a function as a step; bare, or with options.
 
         Options:
@@ -174,26 +155,20 @@ class Workflow(DeclaresKinds):
                 transactions.
             policies: resilience patterns around each attempt, the outermost first; see `bitactor.patterns`.
         """
+        return self._declare_with_function(function, options)
 
-        def declare(function: Callable[..., Any]) -> Step[..., Any]:
-            return self._declare(function, options)
+    @overload
+    def deferred(self, function: Callable[P, R], /) -> Step[P, R]: ...
 
-        refuse_unknown_options(self.name, options)
-        options = frozen_options(self.name, options)
-        return declare if function is None else declare(function)
+    @overload
+    def deferred(self, /, **options: Unpack[StepKeywords]) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
-    def deferred(self, function: Any = None, /, **options: Any) -> Any:
+    def deferred(self, function: Any = None, /, **options: Unpack[StepKeywords]) -> Any:
         """Declare a function as a step that runs only where a `Then` plans it; bare, or with the options of `step`.
 
         A parameter that names neither an input field nor a step is bound by whoever plans it; unbound it is None.
         """
-        refuse_unknown_options(self.name, options)
-        options = frozen_options(self.name, options)
-
-        def declare(function: Callable[..., Any]) -> Step[..., Any]:
-            return self._declare(function, options, deferred=True)
-
-        return declare if function is None else declare(function)
+        return self._declare_with_function(function, options, deferred=True)
 
     @override
     def add(
@@ -206,7 +181,7 @@ class Workflow(DeclaresKinds):
         undo_retries: int = DEFAULT_UNDO_RETRIES,
         compensate: Callable[..., Any] | None = None,
         deferred: bool = False,
-        **options: Any,
+        **options: Unpack[StepKeywords],
     ) -> Step[P, R]:
         """Declare a function as a step in one call: what `step`, `undo` and `compensate` say as decorators.
 
@@ -345,9 +320,9 @@ class Workflow(DeclaresKinds):
     def _declare(
         self,
         function: Callable[..., Any],
-        options: Mapping[str, Any],
+        options: StepOptions,
         *,
-        make_kind: Callable[[str], Kind] | None = None,
+        make_kind: MakeKind | None = None,
         label: str = "step",
         deferred: bool = False,
     ) -> Step[..., Any]:
@@ -355,7 +330,7 @@ class Workflow(DeclaresKinds):
             function = function.function
         if not callable(function):
             raise DefinitionError(f"workflow {self.name!r}: a step is made from a function, not from {function!r}")
-        name = str(options.get("name") or getattr(function, "__name__", ""))
+        name = str(options.name or getattr(function, "__name__", ""))
         refuse_bad_name(f"a step of {self.name!r}", name)
         if "/" in name:
             raise DefinitionError(f"workflow {self.name!r}: step name {name!r}: '/' separates workflow and step")
@@ -375,10 +350,9 @@ class Workflow(DeclaresKinds):
                 f"workflow {self.name!r}: {name!r} is a reserved name ({', '.join(sorted(RESERVED))})"
             )
         what = f"step {name!r} of {self.name!r}"
-        kind = None if make_kind is None else make_kind(what)
+        kind = None if make_kind is None else make_kind(what, function)
         step: Step[..., Any] = Step(self, name, function, options, kind=kind, label=label, deferred=deferred)
-        refuse_bad_spawn(what, function, options.get("spawn"))
-        refuse_without_effect(what, options)
+        options.refuse_unfit(what, function)
         self.steps[name] = step
         if deferred:
             self._plan = None
@@ -397,7 +371,7 @@ class Workflow(DeclaresKinds):
         own = dependencies_of(self, step)
         depth = 1 + max((self._depths.get(name, 0) for name in own), default=0)
         if step.name in self._forward_references or step.name in own or depth > self.ttl:
-            dependencies = known_dependencies(self)
+            dependencies = {name: dependencies_of(self, other) for name, other in self.steps.items()}
             ordered = topological_order(dependencies, f"workflow {self.name!r}")
             refuse_too_deep(f"workflow {self.name!r}", self.ttl, dependencies, ordered)
             for name in ordered:

@@ -250,7 +250,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "saga": "declare errors messages plan",
         "export": "declare errors kinds messages patterns plan saga",
         "workflow": "declare errors export kinds messages plan",
-        "consumer": "declare errors plan",
+        "consumer": "declare errors messages plan",
         "testing": "consumer declare errors messages plan saga workflow",
         "launcher": "",
         "__main__": "launcher",

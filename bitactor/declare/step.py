@@ -7,7 +7,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from typing_extensions import override
 
-from bitactor.declare.options import refuse_bad_name, refuse_negative
+from bitactor.declare.options import StepOptions, refuse_negative
 from bitactor.declare.then import Planned, planned
 from bitactor.errors import DefinitionError, DuplicateName
 
@@ -43,7 +43,7 @@ class Step(Generic[P, R]):
         workflow: StepOwner,
         name: str,
         function: Callable[P, R],
-        options: Mapping[str, Any],
+        options: StepOptions,
         *,
         kind: StepKind | None = None,
         label: str = "step",
@@ -152,23 +152,3 @@ def no_function() -> None:
 
 def _called(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", repr(function))
-
-
-def frozen_options(workflow: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the options: an iterator is read once, and later changes by the caller change nothing."""
-    frozen_options = dict(options)
-    if options.get("name") is not None:
-        refuse_bad_name(f"a step of {workflow!r}", options["name"])
-    bind, after = options.get("bind"), options.get("after")
-    if bind is not None:
-        if not isinstance(bind, Mapping):
-            raise DefinitionError(
-                f"step of {workflow!r}: bind={bind!r}; give a mapping of parameters to Input, Result or Value"
-            )
-        frozen_options["bind"] = dict(bind)
-    if after is not None and not isinstance(after, str):
-        named = tuple(after) if isinstance(after, Iterable) else (after,)
-        if isinstance(after, Step) or not all(isinstance(other, str | Step) for other in named):
-            raise DefinitionError(f"step of {workflow!r}: after={after!r}; give a list of steps")
-        frozen_options["after"] = named
-    return frozen_options

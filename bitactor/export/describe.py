@@ -19,6 +19,7 @@ from typing import Any, Final, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 
+from bitactor.declare.options import STEP_OPTIONS
 from bitactor.declare.step import Step, StepKind
 from bitactor.declare.then import Then
 from bitactor.errors import BitActorError
@@ -84,7 +85,7 @@ def result_type(workflow: Declaration) -> Any:
 def step_type(step: Step[Any, Any]) -> Any:
     """The type of a step's result, or None if the step can be skipped or may fail."""
     kind = _kind_type(step.kind) if step.kind is not None else _own_type(step)
-    left_out = step.options.get("when") is not None or step.options.get("required") is False
+    left_out = step.options.when is not None or not step.options.required
     return _either(kind, None) if left_out else kind
 
 
@@ -92,9 +93,7 @@ def _own_type(step: Step[Any, Any]) -> Any:
     if step.label == "collect":
         transform = step.function.made_from["transform"]  # type: ignore[attr-defined]
         return (
-            _mapping(step.name, dict.fromkeys(step.options["bind"], Any))
-            if transform is None
-            else answer_type(transform)
+            _mapping(step.name, dict.fromkeys(step.options.bind, Any)) if transform is None else answer_type(transform)
         )
     if step.label == "debug":
         return dict[str, Any]
@@ -204,12 +203,13 @@ def _evaluated(planned: PlanStep) -> dict[str, Any]:
 
 def _hop(planned: PlanStep) -> dict[str, Any]:
     """Where the function of the step runs, and the options that differ from those of an ordinary step."""
-    said = {
-        "retries": planned.retries or None,
+    said: dict[str, Any] = {
+        name: value
+        for name, option in STEP_OPTIONS.items()
+        if not option.metadata and (value := getattr(planned.options, name)) != option.default
+    }
+    said |= {
         "timeout": None if planned.timeout_ns is None else planned.timeout_ns / 1e9,
-        "required": None if planned.required else False,
-        "priority": planned.priority or None,
-        "limit": planned.limit,
         "policies": [f"{policy.pattern} {policy.name}" for policy in planned.policies] or None,
         "undo": None if planned.undo is None else "also in doubt" if planned.undo.in_doubt else "when done",
         "compensate": planned.compensate is not None or None,

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
-from bitactor.declare.options import STEP_OPTIONS, refuse_unknown_options
+from bitactor.declare.options import (
+    NESTED_OPTIONS,
+    STEP_OPTIONS,
+    AttemptKeywords,
+    NestedKeywords,
+    StepKeywords,
+    StepOptions,
+)
 from bitactor.declare.source import Element, Input, Result, Source
-from bitactor.declare.step import Step, frozen_options, no_function
+from bitactor.declare.step import Step, no_function
 from bitactor.errors import DefinitionError
 from bitactor.kinds.around import Around
 from bitactor.kinds.collect import collect_function
@@ -27,18 +35,29 @@ from bitactor.plan.kind import Kind
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MAP_OPTIONS: Mapping[str, Any] = {
-    "over": None, "workflow": None, "batch": 100, "ordered": True, "on_error": "fail", "keep": True, "reduce": None,
-    "initial": None, "whole": False,
-}  # fmt: skip
+MakeKind = Callable[[str, Callable[..., Any]], Kind]
+"""Makes a kind of the step's description and function."""
 
-_NESTED_OPTIONS = ("name", "bind", "after", "when", "guard")
+
+class MapKeywords(StepKeywords, total=False):
+    """The options of `map`, but for `workflow`."""
+
+    over: str | Step[Any, Any] | Source | Callable[..., Any]
+    batch: int
+    ordered: bool
+    on_error: str
+    keep: bool
+    reduce: Callable[[Any, list[Any]], Any] | None
+    initial: Any
+    whole: bool
 
 
 class DeclaresKinds(Declaration):
     """The part of a workflow that declares steps made of other steps, and the small ready-made kinds."""
 
-    def add(self, function: Callable[P, R], /, *, deferred: bool = False, **options: Any) -> Step[P, R]:
+    def add(
+        self, function: Callable[P, R], /, *, deferred: bool = False, **options: Unpack[StepKeywords]
+    ) -> Step[P, R]:
         """Declare a function as a step in one call."""
         raise NotImplementedError
 
@@ -49,16 +68,40 @@ class DeclaresKinds(Declaration):
     def _declare(
         self,
         function: Callable[..., Any],
-        options: Mapping[str, Any],
+        options: StepOptions,
         *,
-        make_kind: Callable[[str], Kind] | None = None,
+        make_kind: MakeKind | None = None,
         label: str = "step",
         deferred: bool = False,
     ) -> Step[..., Any]:
         """Declare a function, or what `make_kind` makes of the step's description, as a step."""
         raise NotImplementedError
 
-    def map(self, function: Any = None, /, **options: Any) -> Any:
+    @overload
+    def map(self, function: Callable[P, R], /, **options: Unpack[MapKeywords]) -> Step[P, R]: ...
+
+    @overload
+    def map(self, /, *, workflow: Workflow, **options: Unpack[MapKeywords]) -> Step[..., Any]: ...
+
+    @overload
+    def map(self, /, **options: Unpack[MapKeywords]) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+
+    def map(
+        self,
+        function: Any = None,
+        /,
+        *,
+        over: Any = None,
+        workflow: Workflow | None = None,
+        batch: int = 100,
+        ordered: bool = True,
+        on_error: str = "fail",
+        keep: bool = True,
+        reduce: Callable[[Any, list[Any]], Any] | None = None,
+        initial: Any = None,
+        whole: bool = False,
+        **options: Unpack[StepKeywords],
+    ) -> Any:
         """Declare a function, or a nested workflow, over the elements of something that can be iterated; see
         `bitactor.kinds.map`.
 
@@ -86,25 +129,55 @@ class DeclaresKinds(Declaration):
             whole: the function takes a whole batch as `elements`, and answers once for it.
             retries, timeout, policies, …: of a batch, when it is over a function.
         """
-        own = {name: options.pop(name, default) for name, default in _MAP_OPTIONS.items()}
-        if own["over"] is None:
+        if over is None:
             raise DefinitionError(f"a map of {self.name!r} needs over=: what to iterate")
-        elements = {name: source for name, source in (options.get("bind") or {}).items() if isinstance(source, Element)}
-        options["bind"] = {name: source for name, source in (options.get("bind") or {}).items() if name not in elements}
-        over = own["over"]
+        bind = options.get("bind") or {}
+        elements = {name: source for name, source in bind.items() if isinstance(source, Element)}
+        others = {name: source for name, source in bind.items() if name not in elements}
         if isinstance(over, str | Step):
             over = self._named(over)
-        if isinstance(over, Source):
-            options["bind"]["(over)"] = over
+        options["bind"] = {**others, "(over)": over} if isinstance(over, Source) else others
+        make = partial(
+            Map, over=over, workflow=workflow, batch=batch, ordered=ordered, on_error=on_error, keep=keep,
+            reduce=reduce, initial=initial, whole=whole, elements=elements,
+        )  # fmt: skip
+        if workflow is not None and function is None:
+            return self._declare_nested(options, lambda what, _: make(what, function=None))
+        return self._declare_with_function(function, options, lambda what, function: make(what, function=function))
 
-        def make(what: str, function: Callable[..., Any] | None) -> Kind:
-            return Map(what, function=function, elements=elements, **{**own, "over": over})
+    @overload
+    def iterate(
+        self,
+        function: Callable[P, R],
+        /,
+        *,
+        start: str | Step[Any, Any] | Source,
+        until: Callable[[Any], bool] | None = None,
+        at_most: int,
+        **options: Unpack[StepKeywords],
+    ) -> Step[P, R]: ...
 
-        if own["workflow"] is not None and function is None:
-            return self._declare_nested(options, lambda what: make(what, None))
-        return self._declare_with_function(function, options, make)
+    @overload
+    def iterate(
+        self,
+        /,
+        *,
+        start: str | Step[Any, Any] | Source,
+        until: Callable[[Any], bool] | None = None,
+        at_most: int,
+        **options: Unpack[StepKeywords],
+    ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
-    def iterate(self, function: Any = None, /, **options: Any) -> Any:
+    def iterate(
+        self,
+        function: Any = None,
+        /,
+        *,
+        start: Any = None,
+        until: Callable[[Any], bool] | None = None,
+        at_most: Any = None,
+        **options: Unpack[StepKeywords],
+    ) -> Any:
         """Declare a function that is called again and again on what it answered before; see `bitactor.kinds.iterate`.
 
         Options beside those of `step`:
@@ -112,7 +185,6 @@ class DeclaresKinds(Declaration):
             until: a predicate over the result that says whether that is enough.
             at_most: the bound, in rounds; obligatory.
         """
-        start, until, at_most = options.pop("start", None), options.pop("until", None), options.pop("at_most", None)
         if start is None:
             raise DefinitionError(f"an iterate of {self.name!r} needs start=: what the first round gets as its state")
         options["bind"] = {**(options.get("bind") or {}), "(start)": self._source(start)}
@@ -120,13 +192,13 @@ class DeclaresKinds(Declaration):
             function, options, lambda what, function: Iterate(what, function, until, at_most)
         )
 
-    def compose(self, name: str, workflow: Workflow, **options: Any) -> Step[..., Any]:
+    def compose(self, name: str, workflow: Workflow, **options: Unpack[NestedKeywords]) -> Step[..., Any]:
         """Declare a nested workflow as one step; its inputs are found by name, or by `bind`.  See
         `bitactor.kinds.compose`.
 
         Options: bind, after, when, guard.
         """
-        return self._declare_nested({**options, "name": name}, lambda what: Compose(what, workflow))
+        return self._declare_nested({**options, "name": name}, lambda what, _: Compose(what, workflow))
 
     def switch(
         self,
@@ -136,7 +208,7 @@ class DeclaresKinds(Declaration):
         *,
         default: Workflow | Callable[..., Any] | None = None,
         optional: bool = False,
-        **options: Any,
+        **options: Unpack[NestedKeywords],
     ) -> Step[..., Any]:
         """Declare ordered cases, of which the first that fits `on` is run; see `bitactor.kinds.switch`.
 
@@ -148,7 +220,7 @@ class DeclaresKinds(Declaration):
             options: bind, after, when, guard.
         """
         options["bind"] = {**(options.get("bind") or {}), "(on)": self._source(on)}
-        return self._declare_nested({**options, "name": name}, lambda what: Switch(what, cases, default, optional))
+        return self._declare_nested({**options, "name": name}, lambda what, _: Switch(what, cases, default, optional))
 
     def group(
         self,
@@ -157,14 +229,14 @@ class DeclaresKinds(Declaration):
         *,
         before_all: Callable[..., Any] | None = None,
         after_all: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[NestedKeywords],
     ) -> Step[..., Any]:
         """Declare a nested workflow with a step before and a step after it; see `bitactor.kinds.group`.
 
         Options: bind, after, when, guard.
         """
         return self._declare_nested(
-            {**options, "name": name}, lambda what: Group(what, workflow, before_all, after_all)
+            {**options, "name": name}, lambda what, _: Group(what, workflow, before_all, after_all)
         )
 
     def recurse(
@@ -174,7 +246,7 @@ class DeclaresKinds(Declaration):
         *,
         at_most: int,
         until: Callable[[Any], bool] | None = None,
-        **options: Any,
+        **options: Unpack[NestedKeywords],
     ) -> Step[..., Any]:
         """Declare a nested workflow that is repeated, each round fed with the result of the one before; see
         `bitactor.kinds.recurse`.
@@ -184,7 +256,7 @@ class DeclaresKinds(Declaration):
             until: a predicate over the result that says whether that is enough.
             options: bind, after, when, guard.
         """
-        return self._declare_nested({**options, "name": name}, lambda what: Recurse(what, workflow, until, at_most))
+        return self._declare_nested({**options, "name": name}, lambda what, _: Recurse(what, workflow, until, at_most))
 
     def collect(
         self,
@@ -192,33 +264,53 @@ class DeclaresKinds(Declaration):
         sources: Mapping[str, Any] | Sequence[Any],
         *,
         transform: Callable[..., Any] | None = None,
-        **options: Any,
+        spawn: str | None = "inline",
+        **options: Unpack[AttemptKeywords],
     ) -> Step[..., Any]:
         """Declare a step that gathers results and inputs into a mapping; see `bitactor.kinds.collect`."""
         bind = {key: self._source(source) for key, source in _named_sources(sources).items()}
-        return self._declare(
-            collect_function(bind, transform),
-            {"spawn": "inline", **options, "name": name, "bind": bind},
-            label="collect",
-        )
+        checked = self._checked({**options, "name": name, "bind": bind, "spawn": spawn})
+        return self._declare(collect_function(bind, transform), checked, label="collect")
 
-    def template(self, name: str, text: str, **options: Any) -> Step[..., Any]:
+    def template(
+        self, name: str, text: str, *, spawn: str | None = "inline", **options: Unpack[AttemptKeywords]
+    ) -> Step[..., Any]:
         """Declare a step that fills in a text: `{user.name}` is an argument and a path into it; see
         `bitactor.kinds.template`."""
-        return self._declare(template_function(text), {"spawn": "inline", **options, "name": name}, label="template")
+        checked = self._checked({**options, "name": name, "spawn": spawn})
+        return self._declare(template_function(text), checked, label="template")
 
-    def debug(self, name: str, *sources: str, level: str = "info", **options: Any) -> Step[..., Any]:
+    def debug(
+        self,
+        name: str,
+        *sources: str,
+        level: str = "info",
+        spawn: str | None = "inline",
+        **options: Unpack[AttemptKeywords],
+    ) -> Step[..., Any]:
         """Declare a step that logs its arguments and context, and answers with the arguments; see
         `bitactor.kinds.debug`."""
-        return self._declare(
-            debug_function(sources, level), {"spawn": "inline", **options, "name": name}, label="debug"
-        )
+        checked = self._checked({**options, "name": name, "spawn": spawn})
+        return self._declare(debug_function(sources, level), checked, label="debug")
 
-    def flunk(self, name: str, text: str, **options: Any) -> Step[..., Any]:
+    def flunk(
+        self, name: str, text: str, *, spawn: str | None = "inline", **options: Unpack[AttemptKeywords]
+    ) -> Step[..., Any]:
         """Declare a step that fails, with a text filled in as a `template` is; see `bitactor.kinds.flunk`."""
-        return self._declare(flunk_function(text), {"spawn": "inline", **options, "name": name}, label="flunk")
+        checked = self._checked({**options, "name": name, "spawn": spawn})
+        return self._declare(flunk_function(text), checked, label="flunk")
 
-    def around(self, function: Any = None, /, *, workflow: Workflow, **options: Any) -> Any:
+    @overload
+    def around(
+        self, function: Callable[P, R], /, *, workflow: Workflow, **options: Unpack[StepKeywords]
+    ) -> Step[P, R]: ...
+
+    @overload
+    def around(
+        self, /, *, workflow: Workflow, **options: Unpack[StepKeywords]
+    ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+
+    def around(self, function: Any = None, /, *, workflow: Workflow, **options: Unpack[StepKeywords]) -> Any:
         """Declare a function around a nested workflow, which it runs with `await proceed()`; see
         `bitactor.kinds.around`.
 
@@ -227,32 +319,30 @@ class DeclaresKinds(Declaration):
         """
         return self._declare_with_function(function, options, lambda what, function: Around(what, function, workflow))
 
-    def _declare_nested(self, options: Mapping[str, Any], make: Callable[[str], Kind]) -> Step[..., Any]:
-        unfit = next((option for option in options if option in STEP_OPTIONS and option not in _NESTED_OPTIONS), None)
+    def _declare_nested(self, options: Mapping[str, Any], make: MakeKind) -> Step[..., Any]:
+        unfit = next((option for option in options if option in STEP_OPTIONS and option not in NESTED_OPTIONS), None)
         if unfit is not None:
             raise DefinitionError(
                 f"{options['name']!r} of {self.name!r}: {unfit}= is for the steps within it; say it there"
             )
         if "name" not in options:
             raise DefinitionError(f"a step of {self.name!r} that nests a workflow needs name=")
-        refuse_unknown_options(self.name, options)
-        return self._declare(no_function, frozen_options(self.name, options), make_kind=make)
+        return self._declare(no_function, self._checked(options), make_kind=make)
 
     def _declare_with_function(
-        self, function: Any, options: Mapping[str, Any], make: Callable[[str, Callable[..., Any]], Kind]
+        self, function: Any, options: Mapping[str, Any], make: MakeKind | None = None, *, deferred: bool = False
     ) -> Any:
-        refuse_unknown_options(self.name, options)
-        options = frozen_options(self.name, options)
-        if options.get("required") is False:
+        """The step of the function; without a function, what declares one of the function it is given."""
+        checked = self._checked(options)
+        if make is not None and not checked.required:
             raise DefinitionError(
                 f"a step of {self.name!r}: required=False is for single steps, not for what is made of several"
             )
-
-        def declare(function: Callable[..., Any]) -> Step[..., Any]:
-            inner = function.function if isinstance(function, Step) else function
-            return self._declare(function, options, make_kind=lambda what: make(what, inner))
-
+        declare = partial(self._declare, options=checked, make_kind=make, deferred=deferred)
         return declare if function is None else declare(function)
+
+    def _checked(self, options: Mapping[str, Any]) -> StepOptions:
+        return StepOptions.of(f"step of {self.name!r}", options)
 
     def _source(self, given: Any) -> Source:
         return given if isinstance(given, Source) else self._named(given)

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.source import Element
-from bitactor.declare.spawners import SPAWNERS, default_spawn
+from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import BitActorError, DefinitionError, SignalTooLarge, suggest
 from bitactor.kinds.batch import (
     ACCUMULATED,
@@ -346,7 +346,6 @@ def batch_plan(site: Site, declared: Map, step: PlanStep, runner: BatchRunner) -
         runner.run_async if runner.is_async else runner.run, runner.is_async, {"ctx": "ctx", **resources},
         ("tokens",), resources=resources_among(resources),
     )  # fmt: skip
-    step.spawn = site.step.options.get("spawn") or default_spawn(runner.is_async)
     if not SPAWNERS[step.spawn].carries_objects:
         raise DefinitionError(
             f"{site.what}: a map's source is read where the transaction is; with spawn={step.spawn!r} nothing could be "

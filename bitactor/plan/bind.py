@@ -25,7 +25,7 @@ def bind_parameters(
     Raises:
         DefinitionError: or one of its kinds: a parameter's value comes from nowhere, or `bind` names none.
     """
-    bind = dict(step.options.get("bind") or {})
+    bind = dict(step.options.bind)
     arguments, injected = [], {}
     for parameter in parameters:
         source = bind.pop(parameter.name, None)

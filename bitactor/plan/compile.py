@@ -30,7 +30,6 @@ def compile_workflow(workflow: Declaration, address: str | None = None) -> Plan:
     owner = f"workflow {workflow.name!r}"
     address = address or workflow.name
     names = [name for name, step in workflow.steps.items() if not step.deferred]
-    later = [name for name, step in workflow.steps.items() if step.deferred]
     if not names:
         raise MissingReturn(f"{owner} has only deferred steps; one has to run first to plan them")
     dependencies = {name: steps_waited_for(workflow, workflow.steps[name]) for name in names}
@@ -38,14 +37,18 @@ def compile_workflow(workflow: Declaration, address: str | None = None) -> Plan:
     inputs = tuple(workflow.input_model.model_fields)
     slots = {name: index for index, name in enumerate([*names, *inputs])}
     steps = tuple(_compile_step(workflow, workflow.steps[name], slots, dependencies[name], address) for name in names)
-    deferred = {name: _compile_deferred(workflow, workflow.steps[name], slots, address) for name in later}
+    deferred = {  # without a place in the plan, until a `Then` gives them one
+        name: _compile_step(workflow, step, {**slots, name: -1}, steps_waited_for(workflow, step), address)
+        for name, step in workflow.steps.items()
+        if step.deferred
+    }
     depths = {step.name: step.container.depth for step in steps if step.container is not None}
     depth = refuse_too_deep(owner, workflow.ttl, dependencies, ordered, depths)
     for step in steps:
         for dependency in step.dependencies:
             steps[dependency].dependents += (step.index,)
     returned = workflow.returned or names[-1]
-    if returned in later:
+    if returned in deferred:
         raise MissingReturn(
             f"{owner} returns {returned!r}, which is deferred, and runs only where a Then plans it, if at all"
         )
@@ -92,11 +95,6 @@ def _merged_resources(owner: str, workflow: Declaration, bodies: Iterable[Plan])
     return resources
 
 
-def _compile_deferred(workflow: Declaration, step: Step[Any, Any], slots: Mapping[str, int], address: str) -> PlanStep:
-    """A deferred step, compiled; it has no place in the plan until a `Then` gives it one."""
-    return _compile_step(workflow, step, {**slots, step.name: -1}, steps_waited_for(workflow, step), address)
-
-
 def _compile_step(
     workflow: Declaration, step: Step[Any, Any], slots: Mapping[str, int], waits_for: Iterable[str], address: str
 ) -> PlanStep:
@@ -118,11 +116,12 @@ def _compile_step(
             (),
             container=kind.compile(site),
             kind=kind.label,
+            options=step.options,
         )
     compiled.index, compiled.name, compiled.address = slots[step.name], step.name, f"{address}/{step.name}"
     compiled.dependencies, compiled.deferred = dependencies, step.deferred
     for role in ("when", "guard"):
-        if (function := step.options.get(role)) is not None:
+        if (function := getattr(step.options, role)) is not None:
             callback, extra = compile_predicate(workflow, role, function, arguments, slots, dependencies, what)
             setattr(compiled, role, callback)
             compiled.when_arguments += tuple(argument for argument in extra if argument not in compiled.when_arguments)

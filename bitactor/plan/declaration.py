@@ -1,9 +1,8 @@
-"""The declarations that plans are compiled from: of a workflow, and of a consumer."""
+"""The declaration that a workflow's plan is compiled from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -54,17 +53,3 @@ class Declaration:
             InvalidInput: with `fields` naming each offending one.
         """
         raise NotImplementedError
-
-
-class ConsumerDeclaration(Protocol):
-    """A declared consumer, as its compiler sees it; see `bitactor.consumer`."""
-
-    name: str
-    __name__: str
-    """The name of the consumer's function."""
-    listens: str
-    """The name of the signals that the consumer takes."""
-    group: str
-    broadcast: bool
-    function: Callable[..., Any]
-    options: Mapping[str, Any]

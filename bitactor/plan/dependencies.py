@@ -13,31 +13,21 @@ from bitactor.plan.declaration import Declaration
 from bitactor.plan.kind import parameters_of_step
 
 
-def known_dependencies(workflow: Declaration) -> dict[str, list[str]]:
-    """Step → the steps it waits for, as far as they are declared by now, in order of declaration."""
-    return {name: _dependency_names(workflow, step) for name, step in workflow.steps.items()}
-
-
 def forward_references(workflow: Declaration, step: Step[Any, Any]) -> set[str]:
     """The names that `step` refers to and that are not declared by now; steps of that name may still come."""
-    bind = step.options.get("bind") or {}
+    bind = step.options.bind
     named = {name for name in step.takes or () if bind.get(name) is None}
     named |= {source.step for source in bind.values() if isinstance(source, Result)}
-    named |= {other if isinstance(other, str) else other.name for other in step.options.get("after") or ()}
+    named |= step.options.after_names
     return named - workflow.steps.keys() - workflow.input_model.model_fields.keys()
 
 
-def dependencies_of(workflow: Declaration, step: Step[Any, Any]) -> list[str]:
-    """The steps that `step` waits for, as far as they are declared by now."""
-    return _dependency_names(workflow, step)
-
-
-def _dependency_names(workflow: Declaration, step: Step[Any, Any], *, strict: bool = False) -> list[str]:
+def dependencies_of(workflow: Declaration, step: Step[Any, Any], *, strict: bool = False) -> list[str]:
     """The steps that `step` waits for; unknown names raise when `strict`, and are else passed over, since they may
     still be declared."""
     what = f"step {step.name!r} of {workflow.name!r}"
     found: dict[str, None] = {}
-    bind = step.options.get("bind") or {}
+    bind = step.options.bind
     if step.takes is None:
         step.takes = tuple(parameter.name for parameter in parameters_of_step(step, what))
     for parameter in step.takes:
@@ -61,8 +51,8 @@ def _dependency_names(workflow: Declaration, step: Step[Any, Any], *, strict: bo
                 True,
                 {},
             )
-    after = step.options.get("after") or ()
-    if isinstance(after, str):
+    after = step.options.after
+    if after and isinstance(after, str):
         raise DefinitionError(f"{what}: after={after!r}; give a list of steps")
     for other in after:
         if not isinstance(other, str) and other.workflow is not workflow:
@@ -77,10 +67,9 @@ def steps_waited_for(workflow: Declaration, step: Step[Any, Any]) -> list[str]:
     Raises:
         DefinitionError: one of them is deferred; what a deferred step leaves for others to bind may be called like one.
     """
-    found = _dependency_names(workflow, step, strict=True)
-    sources = (step.options.get("bind") or {}).values()
-    named = {source.step for source in sources if isinstance(source, Result)}
-    named |= {other if isinstance(other, str) else other.name for other in step.options.get("after") or ()}
+    found = dependencies_of(workflow, step, strict=True)
+    named = {source.step for source in step.options.bind.values() if isinstance(source, Result)}
+    named |= step.options.after_names
     wrong = next(
         (other for other in found if workflow.steps[other].deferred and (other in named or not step.deferred)), None
     )

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any, ClassVar
 
 from bitactor.declare.backoff import Backoff
+from bitactor.declare.options import StepOptions
 from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.messages.ids import path_code
@@ -93,6 +94,8 @@ class PlanStep:
     takes_signal: str | None = None
     """Of a consumer: the parameter that takes the signal itself."""
     token_in: tuple[str, ...] = ()
+    options: StepOptions = field(default_factory=StepOptions)
+    """The options as declared; those that hops read often are compiled to fields of the step."""
     forward_code: int = 0
     """`path_code` of the first forward attempt."""
     _codes: dict[tuple[str, int], int] = field(default_factory=dict)

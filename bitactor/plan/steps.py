@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.options import StepOptions
 from bitactor.declare.spawners import default_spawn
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError
@@ -34,29 +35,9 @@ def function_step(
         function: instead of the declared one.
         undo: whether the declared undo is compiled too.
     """
-    function = function or step.function
-    options = step.options
     takes = tuple(argument.name for argument in arguments)
-    is_async = is_coroutine_function(function)
-    compiled = PlanStep(
-        index=0,
-        name="",
-        address="",
-        run=Callback(function, is_async, injected, takes, resources=resources_among(injected)),
-        spawn=options.get("spawn") or default_spawn(is_async),
-        required=options.get("required", True),
-        priority=options.get("priority", 0),
-        limit=options.get("limit"),
-        policies=tuple(options.get("policies") or ()),
-        arguments=arguments,
-        dependencies=(),
-        retries=options.get("retries", 0),
-        backoff=compile_backoff(options.get("backoff"), what, takes, workflow),
-        retry_on=exception_types(options.get("retry_on", Exception), what),
-        timeout_ns=nanoseconds_or_none(options.get("timeout")),
-        kind=step.label,
-        token_in=tuple(argument.reference for argument in arguments),
-    )
+    compiled = step_with_options(step.options, function or step.function, arguments, injected, takes, what, workflow)
+    compiled.kind = step.label
     for policy in compiled.policies:
         policy.check(takes)
     if step.undo_function is not None and undo:
@@ -71,6 +52,43 @@ def function_step(
             "compensate", step.compensate_function, takes, f"compensate of {what}", workflow
         )
     return compiled
+
+
+def step_with_options(
+    options: StepOptions,
+    function: Callable[..., Any],
+    arguments: tuple[Argument, ...],
+    injected: dict[str, str],
+    takes: tuple[str, ...],
+    what: str,
+    workflow: Declaration | None = None,
+) -> PlanStep:
+    """A step that calls a function, with its options compiled; its name, places and kind are filled in by the
+    caller.
+
+    Args:
+        takes: the arguments that the function and the options' functions may take.
+    """
+    is_async = is_coroutine_function(function)
+    return PlanStep(
+        index=0,
+        name="",
+        address="",
+        run=Callback(function, is_async, injected, takes, resources=resources_among(injected)),
+        spawn=options.spawn or default_spawn(is_async),
+        arguments=arguments,
+        dependencies=(),
+        retries=options.retries,
+        backoff=compile_backoff(options.backoff, what, takes, workflow),
+        retry_on=exception_types(options.retry_on, what),
+        timeout_ns=nanoseconds_or_none(options.timeout),
+        required=options.required,
+        priority=options.priority,
+        limit=options.limit,
+        policies=options.policies,
+        token_in=tuple(argument.reference for argument in arguments),
+        options=options,
+    )
 
 
 def with_function(step: PlanStep, function: Callable[..., Any]) -> PlanStep:

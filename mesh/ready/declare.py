@@ -7,37 +7,22 @@ What a step does is a frozen dataclass that can be called; the workflow takes it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from keyword import iskeyword
-from typing import Any, TypedDict
+from typing import Any
 
-from bitactor.declare.backoff import Backoff
 from bitactor.declare.context import Context
-from bitactor.declare.options import RESERVED
-from bitactor.declare.policy import Policy
+from bitactor.declare.options import RESERVED, AttemptKeywords, refuse_unknown
 from bitactor.declare.source import Source
 from bitactor.declare.step import Step
-from bitactor.errors import DefinitionError, suggest
+from bitactor.errors import DefinitionError
 from bitactor.workflow import Workflow
 from mesh.ready.templates import Template, lift_sources
 
 
-class StepOptions(TypedDict, total=False):
+class StepOptions(AttemptKeywords, total=False):
     """The options that every ready-made step takes; see `Workflow.step`."""
-
-    bind: Mapping[str, Any]
-    after: Iterable[str | Step[Any, Any]]
-    when: Callable[..., bool]
-    guard: Callable[..., Any]
-    retries: int
-    backoff: Backoff | Callable[..., float]
-    retry_on: type[BaseException] | Sequence[type[BaseException]]
-    timeout: float
-    required: bool
-    priority: int
-    limit: str
-    policies: Sequence[Policy]
 
 
 def set_parameters(function: object, templates: Iterable[Template], resource: str | None = None) -> None:
@@ -120,11 +105,3 @@ def declare(
     if undo is not None:
         step.undo(in_doubt=True)(undo(function))
     return step
-
-
-def refuse_unknown(what: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Raise `DefinitionError` for an option that does not exist, with the one that was probably meant."""
-    known = list(known)
-    for option in options:
-        if option not in known:
-            raise DefinitionError(f"{what}: unknown option {option!r}.{suggest(option, known)}")

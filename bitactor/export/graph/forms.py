@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
+from bitactor.declare.options import NESTED_OPTIONS, STEP_OPTIONS, StepOptions
 from bitactor.errors import DefinitionError, suggest
 
 VERSION: Final = 1
@@ -101,22 +112,42 @@ class Case(Branch):
         return self
 
 
-class NamedStepForm(Form):
-    """The keys of every step."""
-
-    name: str
-    bind: dict[str, Origin] = {}
-    after: list[str] = []
-    when: str | None = None
-    guard: str | None = None
-
-
 def _is_text(data: Any) -> str:
     return "text" if isinstance(data, str) else "form"
 
 
 Called: TypeAlias = Annotated[Annotated[str, Tag("text")] | Annotated[Made, Tag("form")], Discriminator(_is_text)]
 """A function."""
+
+
+_HINTS: Final = get_type_hints(StepOptions)
+_FORMS: Final[Mapping[str, tuple[Any, Any]]] = {
+    "name": (str, ...),
+    "sources": (dict[str, Origin], {}),
+    "names": (list[str], []),
+    "function": (str | None, None),
+    "backoff": (
+        Annotated[Annotated[str, Tag("text")] | Annotated[Backing, Tag("form")], Discriminator(_is_text)] | None,
+        None,
+    ),
+    "classes": (list[str] | None, None),
+    "objects": (list[Made] | None, None),
+}
+"""Form of an option that is not plain itself (`STEP_OPTIONS`) → type and default of its key."""
+
+
+def _with_options(base: type[Form], *, nested: bool) -> Any:
+    """The form, with keys for the options that every step takes (nested), or for those that take a function."""
+    fields: dict[str, Any] = {
+        name: _FORMS.get(option.metadata.get("form", "plain"), (_HINTS[name] | None, None))
+        for name, option in STEP_OPTIONS.items()
+        if (name in NESTED_OPTIONS) is nested
+    }
+    return create_model("Options", __base__=base, **fields)
+
+
+class NamedStepForm(_with_options(Form, nested=True)):  # type: ignore[misc]
+    """The keys of every step."""
 
 
 class Undo(Form):
@@ -127,20 +158,9 @@ class Undo(Form):
     retries: int | None = None
 
 
-class FunctionStepForm(NamedStepForm):
+class FunctionStepForm(_with_options(NamedStepForm, nested=False)):  # type: ignore[misc]
     """The keys of every step that runs a function."""
 
-    retries: int | None = None
-    backoff: (
-        Annotated[Annotated[str, Tag("text")] | Annotated[Backing, Tag("form")], Discriminator(_is_text)] | None
-    ) = None
-    retry_on: list[str] | None = None
-    timeout: float | None = None
-    spawn: str | None = None
-    required: bool | None = None
-    priority: int | None = None
-    limit: str | None = None
-    policies: list[Made] | None = None
     undo: Undo | None = None
     compensate: str | None = None
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import BaseModel
 
 from bitactor.declare.backoff import Backoff
+from bitactor.declare.options import STEP_OPTIONS
 from bitactor.declare.resource import Resource
 from bitactor.declare.source import Element, Input, Result, Source, Value
 from bitactor.declare.step import Step
@@ -23,7 +24,6 @@ from bitactor.kinds.declare import DeclaresKinds
 W = TypeVar("W", bound=DeclaresKinds)
 
 _OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveries", "max_concurrency", "max_hops")
-_PLAIN_OPTIONS: Final = ("retries", "timeout", "spawn", "required", "priority", "limit")
 
 
 def from_dict(make: Callable[..., W], data: Mapping[str, Any]) -> W:
@@ -138,7 +138,7 @@ class _Reader(Generic[W]):
                 )
             case forms.CollectForm():
                 transform = None if form.transform is None else function_at(form.transform, f"{what}: transform")
-                step = workflow.collect(sources=_sources(form.sources, what), transform=transform, **options)
+                step = workflow.collect(sources=_sources(form.sources, f"{what}: bind"), transform=transform, **options)
             case forms.TemplateForm():
                 step = workflow.template(text=form.text, **options)
             case forms.FlunkForm():
@@ -186,7 +186,8 @@ class _Reader(Generic[W]):
             options["workflow"] = self.nested(form.workflow, what)
         elif form.function is None:
             raise DefinitionError(f"{what}: a map is over a 'function', or a 'workflow'; give one of them")
-        step: Step[..., Any] = workflow.map(None if form.function is None else _called(form.function, what), **options)
+        function: Any = None if form.function is None else _called(form.function, what)
+        step: Step[..., Any] = workflow.map(function, **options)
         return step
 
     def _branch(self, form: forms.Branch, what: str) -> Any:
@@ -210,28 +211,11 @@ def _input(given: str | forms.Fields, what: str) -> Any:
 
 
 def _options(form: NamedStepForm, what: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"name": form.name}
-    if form.bind:
-        options["bind"] = _sources(form.bind, what)
-    if form.after:
-        options["after"] = form.after
-    options |= {
-        role: function_at(path, f"{what}: {role}")
-        for role, path in form.given("when", "guard").items()
-        if path is not None
+    return {
+        name: _READERS[STEP_OPTIONS[name].metadata.get("form", "plain")](value, f"{what}: {name}")
+        for name, value in form.given(*STEP_OPTIONS).items()
+        if value is not None
     }
-    if not isinstance(form, FunctionStepForm):
-        return options
-    options |= {name: value for name, value in form.given(*_PLAIN_OPTIONS).items() if value is not None}
-    if form.backoff is not None:
-        options["backoff"] = _backoff(form.backoff, f"{what}: backoff")
-    if form.retry_on is not None:
-        options["retry_on"] = [class_at(path, f"{what}: retry_on", BaseException) for path in form.retry_on]
-    if form.policies:
-        options["policies"] = [
-            value_of(policy.model_dump(by_alias=True), f"{what}: policies") for policy in form.policies
-        ]
-    return options
 
 
 def _backoff(given: str | forms.Backing, what: str) -> Any:
@@ -258,7 +242,7 @@ def _called(given: str | Made | None, what: str) -> Callable[..., Any]:
 
 
 def _sources(given: Mapping[str, Origin], what: str) -> dict[str, Source]:
-    return {name: _source(origin, f"{what}: bind[{name!r}]") for name, origin in given.items()}
+    return {name: _source(origin, f"{what}[{name!r}]") for name, origin in given.items()}
 
 
 def _source(origin: Origin, what: str) -> Source:
@@ -271,3 +255,14 @@ def _source(origin: Origin, what: str) -> Source:
     if origin.element is not None:
         return Element(*path, transform=transform)
     return Value(origin.value, transform=transform)
+
+
+_READERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {
+    **dict.fromkeys(("name", "names", "plain"), lambda value, what: value),
+    "sources": _sources,
+    "function": function_at,
+    "backoff": _backoff,
+    "classes": lambda paths, what: [class_at(path, what, BaseException) for path in paths],
+    "objects": lambda given, what: [value_of(made.model_dump(by_alias=True), what) for made in given],
+}
+"""What reads an option, by its form in `STEP_OPTIONS`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
 
 from bitactor.declare.backoff import Backoff
+from bitactor.declare.options import STEP_OPTIONS
 from bitactor.declare.resource import DEFAULT_CHECK_EVERY, Resource
 from bitactor.declare.source import Element, Input, Result, Source, Value
 from bitactor.declare.step import Step, StepKind
@@ -27,7 +28,6 @@ from bitactor.kinds.recurse import Recurse
 from bitactor.kinds.switch import ON, Switch
 from bitactor.plan.declaration import Declaration
 
-_PLAIN_OPTIONS: Final = ("retries", "timeout", "spawn", "required", "priority", "limit")
 _OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveries", "max_concurrency", "max_hops")
 
 
@@ -116,7 +116,7 @@ def _resource(resource: Resource, what: str) -> Any:
 def _step(step: Step[Any, Any], nested: dict[str, Declaration]) -> dict[str, Any]:
     what = f"step {step.name!r} of {step.workflow.name!r}"
     data: dict[str, Any] = {"kind": step.label, "name": step.name}
-    bind: Mapping[str, Source] = step.options.get("bind") or {}
+    bind: Mapping[str, Source] = step.options.bind
     if step.kind is not None:
         data |= _kind(step.kind, bind, what, nested)
         bind = {name: source for name, source in bind.items() if name not in (OVER, START, ON)}
@@ -238,22 +238,11 @@ def _source(source: Source, what: str) -> dict[str, Any]:
 
 
 def _options(step: Step[Any, Any], what: str) -> dict[str, Any]:
-    options = step.options
     data: dict[str, Any] = {"deferred": True} if step.deferred else {}
-    after: Iterable[Any] = options.get("after") or ()
-    if after:
-        data["after"] = [other if isinstance(other, str) else other.name for other in after]
-    data |= {name: options[name] for name in _PLAIN_OPTIONS if options.get(name) is not None}
-    for role in ("when", "guard"):
-        if options.get(role) is not None:
-            data[role] = path_of(options[role], f"{what}: {role}=")
-    if (backoff := options.get("backoff")) is not None:
-        data["backoff"] = _backoff(backoff, f"{what}: backoff=")
-    if (retry_on := options.get("retry_on")) is not None:
-        kinds = [retry_on] if isinstance(retry_on, type) else retry_on
-        data["retry_on"] = [path_of(kind, f"{what}: retry_on=") for kind in kinds]
-    if policies := options.get("policies"):
-        data["policies"] = [data_of(policy, f"{what}: policies=") for policy in policies]
+    for name, option in STEP_OPTIONS.items():
+        value, write = getattr(step.options, name), _WRITERS.get(option.metadata.get("form", "plain"))
+        if write is not None and name in step.options.given and not value == () == option.default:
+            data[name] = write(value, f"{what}: {name}=")
     return data
 
 
@@ -261,6 +250,21 @@ def _backoff(backoff: Any, what: str) -> Any:
     if type(backoff) is Backoff:
         return {name: getattr(backoff, name) for name in ("initial", "factor", "cap", "jitter")}
     return path_of(backoff, what)
+
+
+def _classes(kinds: Any, what: str) -> list[str]:
+    return [path_of(kind, what) for kind in ([kinds] if isinstance(kinds, type) else kinds)]
+
+
+_WRITERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {
+    "plain": lambda value, what: value,
+    "names": lambda steps, what: [step if isinstance(step, str) else step.name for step in steps],
+    "function": path_of,
+    "backoff": _backoff,
+    "classes": _classes,
+    "objects": lambda objects, what: [data_of(thing, what) for thing in objects],
+}
+"""What writes an option, by its form in `STEP_OPTIONS`; the name and the sources are written beside them."""
 
 
 def _undo_options(step: Step[Any, Any], what: str) -> dict[str, Any]:

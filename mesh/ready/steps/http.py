@@ -21,12 +21,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Unpack
 
 from bitactor.declare.context import Context
+from bitactor.declare.options import refuse_unknown
 from bitactor.declare.step import Step
 from bitactor.errors import ConfigurationError, DefinitionError, StepTimeout, suggest
 from bitactor.messages.codec import MAX_TOKEN_BYTES
 from bitactor.messages.outcome import Retry
 from bitactor.workflow import Workflow
-from mesh.ready.declare import StepOptions, declare, refuse_unknown, set_parameters
+from mesh.ready.declare import StepOptions, declare, set_parameters
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import (
     HttpBusy,
