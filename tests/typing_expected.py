@@ -1,0 +1,75 @@
+"""Types that a checker is expected to see at the methods that declare; `make lint` checks this file, and nothing runs
+it.
+
+What is wrong here is marked as ignored, and an ignored line without an error is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, assert_type
+
+from bitactor import Backoff, Element, Step, Workflow
+
+line = Workflow("line", input={"amount": int})
+order = Workflow("order", input={"amounts": list[int]})
+
+
+@line.step(retries=3, backoff=Backoff(0.5), retry_on=[OSError], timeout=2.0, spawn="thread", policies=())
+def reserve(amount: int) -> int:
+    return amount
+
+
+@line.step
+async def ship(reserve: int) -> str:
+    return str(reserve)
+
+
+@line.deferred(after=[reserve, "ship"], priority=3, limit="partner", required=False)
+def notify(ship: str) -> None: ...
+
+
+@order.map(over="amounts", batch=10, on_error="collect", timeout=2.0)
+def double(element: int) -> int:
+    return 2 * element
+
+
+@order.iterate(start=double, at_most=3, retries=1)
+def halve(state: list[int]) -> list[int]:
+    return state[::2]
+
+
+@order.around(workflow=line, bind={"amount": Element()})
+async def locked(proceed: Any) -> dict[str, int]:
+    return {}
+
+
+def add(x: int, /) -> str:
+    return str(x)
+
+
+assert_type(reserve(1), int)
+assert_type(ship.planned("again").name, str)
+assert_type(notify("a"), None)
+assert_type(double(1), int)
+assert_type(halve([1]), list[int])
+assert_type(order.add(add, retries=2), Step[[int], str])
+assert_type(order.map(add, over="amounts"), Step[[int], str])
+assert_type(order.map(name="lines", workflow=line, over="amounts"), Step[..., Any])
+assert_type(order.iterate(add, start="amounts", at_most=2), Step[[int], str])
+assert_type(order.compose("once", line, after=[double], when=lambda: True), Step[..., Any])
+assert_type(order.template("text", "{double}", spawn=None), Step[..., Any])
+unnamed: Callable[[Callable[[int], str]], Step[[int], str]] = order.step(name="other")
+
+order.step(retires=3)  # type: ignore[call-overload]
+order.step(retries="3")  # type: ignore[call-overload]
+order.deferred(timeout="2s")  # type: ignore[call-overload]
+order.map(over="amounts", bacth=3)  # type: ignore[call-overload]
+order.iterate(start=3, at_most=2)  # type: ignore[call-overload]
+order.iterate(start="amounts")  # type: ignore[call-overload]
+order.add(add, policies=3)  # type: ignore[arg-type]
+order.compose("c", line, retries=3)  # type: ignore[call-arg]
+order.switch("s", "double", {1: line}, timeout=2.0)  # type: ignore[call-arg]
+order.group("g", line, limit="partner")  # type: ignore[call-arg]
+order.recurse("r", line, at_most=3, spawn="loop")  # type: ignore[call-arg]
+order.template("t", "{double}", after=3)  # type: ignore[arg-type]
