@@ -11,10 +11,12 @@ from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
+from bitactor.declare.stimulus import StimulusOptions
 from mesh.cli.exits import FAILED, OK, UNREACHABLE, USAGE, CommandError, UsageError
 from mesh.cli.http import HttpResponse, post_stimulus
 from mesh.cli.options import Curve, Json, Registry, ask
 from mesh.cli.output import err, out, print_document, short
+from mesh.ingress.headers import headers_of
 from mesh.network.client import Client
 
 _REFUSED: Final = {400: USAGE, 404: FAILED, 409: FAILED, 413: USAGE, 422: USAGE}
@@ -40,6 +42,20 @@ async def stimulate(
     key: Annotated[str | None, Parameter(help="Idempotency key: the same key and input begin one transaction.")] = None,
     ttl: Annotated[int | None, Parameter(help="Hop budget, instead of the workflow's.")] = None,
     deadline: Annotated[float | None, Parameter(help="Seconds it may take, instead of the workflow's.")] = None,
+    max_concurrency: Annotated[
+        int | None, Parameter(help="How many of its hops may run at once, instead of the workflow's.")
+    ] = None,
+    priority: Annotated[int, Parameter(help="Added to the priority of its steps; the highest goes first.")] = 0,
+    metadata: Annotated[
+        list[str] | None,
+        Parameter(
+            negative=(),
+            show_default=False,
+            allow_leading_hyphen=True,
+            help="What its steps see as ctx.metadata, NAME=VALUE; VALUE is JSON, or else text.",
+        ),
+    ] = None,
+    traceparent: Annotated[str | None, Parameter(help="W3C trace context that its span links to.")] = None,
     respond_async: Annotated[
         bool,
         Parameter(
@@ -64,13 +80,22 @@ async def stimulate(
         The workflow's name.
     """
     given = _input(input, field or ())
+    options = StimulusOptions(
+        key,
+        ttl,
+        deadline,
+        _fields("--metadata", metadata or ()) or None,
+        traceparent,
+        max_concurrency,
+        priority,
+    )
     if http:
-        headers = _headers(key, ttl, deadline, respond_async=respond_async)
+        headers = headers_of(options) | ({"Prefer": "respond-async"} if respond_async else {})
         summary = _summary_from(await asyncio.to_thread(post_stimulus, http, workflow, given, headers, timeout))
     else:
 
         async def begin(client: Client) -> dict[str, Any]:
-            began = await client.stimulate(workflow, given, key=key, ttl=ttl, deadline=deadline)
+            began = await client.stimulate(workflow, given, **options.given())
             return began if respond_async else await client.ended(began["transaction"], timeout)
 
         summary = await ask(registry, curve, begin)
@@ -81,7 +106,7 @@ def _input(whole: str | None, fields: Sequence[str]) -> Any:
     if whole is not None and fields:
         raise UsageError("--input and -i were both given", "give the whole input as JSON, or its fields one by one")
     if whole is None:
-        return dict(_field(text) for text in fields)
+        return _fields("-i", fields)
     if whole == "-":
         whole = sys.stdin.read()
     elif whole.startswith("@"):
@@ -97,24 +122,17 @@ def _input(whole: str | None, fields: Sequence[str]) -> Any:
         ) from None
 
 
-def _field(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise UsageError(f"-i {text!r} is not NAME=VALUE", "such as -i name=Ada")
-    try:
-        return name, json_module.loads(value)
-    except ValueError:
-        return name, value
-
-
-def _headers(key: str | None, ttl: int | None, deadline: float | None, *, respond_async: bool) -> dict[str, str]:
-    said = {
-        "Idempotency-Key": key,
-        "BitActor-TTL": ttl,
-        "BitActor-Deadline": deadline,
-        "Prefer": "respond-async" if respond_async else None,
-    }
-    return {name: str(value) for name, value in said.items() if value is not None}
+def _fields(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise UsageError(f"{option} {text!r} is not NAME=VALUE", f"such as {option} name=Ada")
+        try:
+            found[name] = json_module.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _summary_from(response: HttpResponse) -> dict[str, Any]:

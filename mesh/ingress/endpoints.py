@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import StoreError, UnknownTransaction, UnknownWorkflow, suggest
 from bitactor.export.display import readable_pulses
 from bitactor.messages.faults import fault_of
@@ -23,7 +24,7 @@ from bitactor.workflow import Workflow
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import Problem, invalid_input, logger, problem_of
 from mesh.ingress.render import as_json, pulses_as_plain, respond, row_as_plain
-from mesh.ingress.requests import Preferences, StimulusHeaders, preferences, read_json, read_stimulus_headers
+from mesh.ingress.requests import Preferences, preferences, read_json, read_stimulus_headers
 from mesh.ingress.wait import ServerStopping, run_while_connected, wait_for_end
 from mesh.mesh import Mesh
 from mesh.transaction import Transaction, transaction_as_plain
@@ -86,33 +87,26 @@ class Endpoints:
         """Begin a transaction; answer with its end, or, if the client prefers, with where to look for it."""
         self._require_open()
         workflow = self._workflow(request.path_params["workflow"])
-        options = read_stimulus_headers(request)
+        options, prefer = read_stimulus_headers(request), preferences(request)
         given = self._validate(workflow, await read_json(request, self.max_body_bytes))
         begun: list[Transaction] = []
         try:
             ended = await run_while_connected(
-                request.receive, self.stopped, self._begin(workflow, given, options, begun)
+                request.receive, self.stopped, self._begin(workflow, given, options, prefer, begun)
             )
         except ServerStopping:
             raise self._stopping_problem(begun) from None
         except StoreError as error:
             raise self._store_problem(error, begun) from None
-        return self._response(ended or begun[0], options.preferences, ended is not None)
+        return self._response(ended or begun[0], prefer, ended is not None)
 
     async def _begin(
-        self, workflow: Workflow, given: Any, options: StimulusHeaders, begun: list[Transaction]
+        self, workflow: Workflow, given: Any, options: StimulusOptions, prefer: Preferences, begun: list[Transaction]
     ) -> Transaction | None:
         self._require_open()  # again: the server may have been told to stop while the body was on its way
-        transaction = await self.mesh.stimulate(
-            workflow,
-            given,
-            key=options.key,
-            ttl=options.ttl,
-            deadline=options.deadline,
-            traceparent=options.traceparent,
-        )
+        node = self.mesh.node
+        transaction = Transaction(node, await node.stimulate(workflow.name, given, options))
         begun.append(transaction)
-        prefer = options.preferences
         if prefer.respond_async and prefer.seconds == 0:
             return None
         return await wait_for_end(self.mesh, transaction, prefer.seconds)

@@ -11,11 +11,12 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import models_json_schema
 
+from bitactor.declare.stimulus import MAX_GIVEN, MAX_KEY
 from bitactor.messages.pulse import STATUSES
 from bitactor.messages.signal import MAX_TTL
 from bitactor.workflow import Workflow
 from mesh.ingress.problems import TITLES
-from mesh.ingress.requests import MAX_DEADLINE, MAX_KEY, MIN_DEADLINE
+from mesh.ingress.requests import MAX_DEADLINE, MIN_DEADLINE
 from mesh.ingress.schemas import SCHEMAS
 
 logger = logging.getLogger("bitactor.ingress")
@@ -163,6 +164,21 @@ _STIMULUS_HEADERS: Final = [
         "BitActor-Deadline",
         "Seconds the transaction may take, instead of the workflow's",
         {"type": "number", "minimum": MIN_DEADLINE, "maximum": MAX_DEADLINE},
+    ),
+    _header(
+        "BitActor-Max-Concurrency",
+        "How many hops of the transaction may run at once, instead of the workflow's",
+        {"type": "integer", "minimum": 1, "maximum": MAX_GIVEN},
+    ),
+    _header(
+        "BitActor-Priority",
+        "Added to the priority of each step, for whatever its hops wait for; the highest goes first",
+        {"type": "integer", "minimum": -MAX_GIVEN, "maximum": MAX_GIVEN, "default": 0},
+    ),
+    _header(
+        "BitActor-Metadata",
+        "A JSON object in ASCII, which every step sees as `ctx.metadata`",
+        {"type": "string", "contentMediaType": "application/json"},
     ),
     _header(
         "traceparent",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from typing import Final, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, NoReturn
 
 from starlette.requests import Request
 
-from bitactor.messages.signal import MAX_TTL
+from bitactor.declare.stimulus import MAX_KEY, StimulusOptions
+from bitactor.errors import InvalidInput
+from mesh.ingress.headers import HEADERS
 from mesh.ingress.problems import Problem, invalid_input
 from mesh.sinks.otel.traceparent import parse_traceparent
 
@@ -17,13 +20,13 @@ MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 """The largest body in bytes: as much as a token may have."""
 BODY_TIMEOUT: Final = 30.0
 """Seconds a request's body may take to arrive."""
-MAX_KEY: Final = 255
 MIN_DEADLINE: Final = 0.001
 MAX_DEADLINE: Final = 31_536_000
 MAX_WAIT: Final = 86_400
 
 _NUMBER: Final = re.compile(r"\d{1,20}(\.\d{1,20})?([eE][+-]?\d{1,3})?", re.ASCII)
 _WHOLE: Final = re.compile(r"\d{1,9}", re.ASCII)
+_INTEGER: Final = re.compile(r"-?\d{1,20}", re.ASCII)
 _ESCAPED: Final = re.compile(r"\\([\"\\])")
 _PRINTABLE: Final = re.compile(r"[ -~]+")
 _MEDIA_TYPE: Final = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
@@ -50,29 +53,28 @@ class Preferences(NamedTuple):
         return {"Preference-Applied": ", ".join(said)} if said else {}
 
 
-class StimulusHeaders(NamedTuple):
-    """The options that the headers of a stimulus give."""
-
-    key: str | None
-    ttl: int | None
-    deadline: float | None
-    traceparent: str | None
-    preferences: Preferences
-
-
-def read_stimulus_headers(request: Request) -> StimulusHeaders:
+def read_stimulus_headers(request: Request) -> StimulusOptions:
     """The options that a request's headers give.
 
     Raises:
         Problem: a header cannot be obeyed; all offending ones are named.
     """
     wrong: list[tuple[str, str]] = []
-    key = _idempotency_key(_single(request, "Idempotency-Key"), wrong)
-    ttl = _ttl(_single(request, "BitActor-TTL"), wrong)
-    deadline = _deadline(_single(request, "BitActor-Deadline"), wrong)
+    given: dict[str, Any] = {"traceparent": _traceparent(request)}
+    for name, read in _READ.items():
+        text = _single(request, HEADERS[name])
+        if text is not None:
+            try:
+                given[name] = read(text)
+            except ValueError as error:
+                wrong.append((HEADERS[name], str(error)))
+    try:
+        options = StimulusOptions(**given)
+    except InvalidInput as error:
+        wrong += [(HEADERS[name], rule) for name, rule in error.fields]
     if wrong:
         raise invalid_input(wrong)
-    return StimulusHeaders(key, ttl, deadline, _traceparent(request), preferences(request))
+    return options
 
 
 def preferences(request: Request) -> Preferences:
@@ -104,19 +106,9 @@ async def read_json(request: Request, limit: int) -> str:
     except UnicodeDecodeError as error:
         raise Problem("malformed-request", f"the body is not UTF-8 (byte {error.start})") from None
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-        if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise Problem("malformed-request", f"the body is not JSON: {error}") from None
-    except RecursionError:
-        raise Problem("malformed-request", "the body is nested too deep") from None
-    except UnicodeEncodeError:
-        raise Problem(
-            "malformed-request", "the body has a lone surrogate (\\ud800 … \\udfff), which is no character"
-        ) from None
+        _strict_json(text)
     except ValueError as error:
-        raise Problem("malformed-request", f"the body has a number out of range: {error}") from None
+        raise Problem("malformed-request", f"the body {error}") from None
     return text
 
 
@@ -173,6 +165,27 @@ def _single(request: Request, name: str) -> str | None:
     return values[0] if values else None
 
 
+def _strict_json(text: str) -> Any:
+    """The value of a JSON text that is JSON in the strict sense.
+
+    Raises:
+        ValueError: what is wrong, as the end of a sentence.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+    except UnicodeEncodeError:
+        raise ValueError("has a lone surrogate (\\ud800 … \\udfff), which is no character") from None
+    except ValueError as error:
+        raise ValueError(f"has a number out of range: {error}") from None
+    return value
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
@@ -184,38 +197,32 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _idempotency_key(value: str | None, wrong: list[tuple[str, str]]) -> str | None:
+def _key(text: str) -> str:
     """The idempotency key, bare as most clients send it, or a quoted string as the IETF draft has it; both mean the
     same key."""
-    if value is None:
-        return None
-    key = value.strip()
+    key = text.strip()
     if len(key) > 2 and key[0] == key[-1] == '"':
         key = _ESCAPED.sub(r"\1", key[1:-1])
     if not _PRINTABLE.fullmatch(key) or len(key) > MAX_KEY:
-        wrong.append(("Idempotency-Key", f"a key is 1 to {MAX_KEY} printable ASCII characters"))
-        return None
+        raise ValueError(f"a key is 1 to {MAX_KEY} printable ASCII characters")
     return key
 
 
-def _ttl(value: str | None, wrong: list[tuple[str, str]]) -> int | None:
-    if value is None:
-        return None
-    if not _WHOLE.fullmatch(value) or int(value) > MAX_TTL:
-        wrong.append(("BitActor-TTL", f"a hop budget is a whole number from 0 to {MAX_TTL:,}"))
-        return None
-    return int(value)
+def _integer(text: str) -> int | str:
+    """The whole number; a text that is none stays one, and the option's own rule refuses it."""
+    return int(text) if _INTEGER.fullmatch(text) else text
 
 
-def _deadline(value: str | None, wrong: list[tuple[str, str]]) -> float | None:
-    if value is None:
-        return None
-    if not _NUMBER.fullmatch(value) or not MIN_DEADLINE <= float(value) <= MAX_DEADLINE:
-        wrong.append(
-            ("BitActor-Deadline", f"a deadline is a number of seconds from {MIN_DEADLINE:g} to {MAX_DEADLINE:,}")
-        )
-        return None
-    return float(value)
+def _deadline(text: str) -> float:
+    if not _NUMBER.fullmatch(text) or not MIN_DEADLINE <= float(text) <= MAX_DEADLINE:
+        raise ValueError(f"a deadline is a number of seconds from {MIN_DEADLINE:g} to {MAX_DEADLINE:,}")
+    return float(text)
+
+
+def _metadata(text: str) -> Any:
+    if not _PRINTABLE.fullmatch(text):
+        raise ValueError("metadata are a JSON object in ASCII")
+    return _strict_json(text)
 
 
 def _traceparent(request: Request) -> str | None:
@@ -226,3 +233,14 @@ def _traceparent(request: Request) -> str | None:
     if given[0].startswith("00-") and len(given[0]) != _TRACEPARENT_LENGTH:
         return None
     return given[0][:_TRACEPARENT_LENGTH]
+
+
+_READ: Final[Mapping[str, Callable[[str], Any]]] = {
+    "key": _key,
+    "ttl": _integer,
+    "deadline": _deadline,
+    "max_concurrency": _integer,
+    "priority": _integer,
+    "metadata": _metadata,
+}
+"""Option → how the text of its header is read."""

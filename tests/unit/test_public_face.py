@@ -25,6 +25,13 @@ ADDED = {
     # A reader of somebody else's store has the queries of the port.
     "names/bitactor.ports/Store/bases: ['Protocol'] became ['StoreQueries', 'Protocol']",
     "names/bitactor.ports/StoreQueries",
+    "command line/stimulate: --max-concurrency INT How many of its hops may run at once, instead of the workflow's. "
+    "--priority INT Added to the priority of its steps; the highest goes first. [default: 0] "
+    "--metadata STR... What its steps see as ctx.metadata, NAME=VALUE; VALUE is JSON, or else text. "
+    "--traceparent STR W3C trace context that its span links to.",
+    "http/paths//stimuli/example/post/parameters/BitActor-Max-Concurrency",
+    "http/paths//stimuli/example/post/parameters/BitActor-Priority",
+    "http/paths//stimuli/example/post/parameters/BitActor-Metadata",
     "names/mesh/Mesh/members/about",
     "names/mesh/Transaction/members/about",
     "names/mesh/Transaction/members/plan",
@@ -72,11 +79,32 @@ def differences(listed: Any, found: Any, path: str = "") -> Iterator[str]:
                 yield from differences(listed[key], found[key], f"{path}/{key}".strip("/"))
             else:
                 yield f"{path}/{key}" if key in found else f"{path}/{key} is gone"
+    elif is_named(listed) and is_named(found):
+        yield from differences(*({item["name"]: item for item in items} for items in (listed, found)), path)
+    elif isinstance(listed, str) and isinstance(found, str) and (inserted := insertion(listed, found)):
+        yield f"{path}: {inserted}"
     elif listed != found:
         yield f"{path}: {listed!r} became {found!r}"
 
 
+def is_named(items: Any) -> bool:
+    return isinstance(items, list) and all(isinstance(item, dict) and "name" in item for item in items)
+
+
+def insertion(listed: str, found: str) -> str:
+    """The words that stand in `found` in one place, and are all that is different; empty if there is more."""
+    before, after = listed.split(), found.split()
+    start = 0
+    while before[start : start + 1] == after[start : start + 1] != []:
+        start += 1
+    more = len(after) - len(before)
+    return " ".join(after[start : start + more]) if more > 0 and after[start + more :] == before[start:] else ""
+
+
 def test_differences_are_seen() -> None:
+    assert list(differences("a b c", "a b x y c", "p")) == ["p: x y"]
+    assert list(differences("a b c", "a x y c", "p")) == ["p: 'a b c' became 'a x y c'"]
+    assert list(differences([{"name": "a"}], [{"name": "a"}, {"name": "b"}], "p")) == ["p/b"]
     assert set(differences({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 2, "b": {"c": 2, "e": 4}})) == {
         "a: 1 became 2", "b/d is gone", "b/e",
     }  # fmt: skip
