@@ -115,7 +115,8 @@ class Mesh:
         """
         name = workflow if isinstance(workflow, str) else workflow.name
         options = StimulusOptions(key, ttl, deadline, metadata, traceparent, max_concurrency, priority)
-        return Transaction(self.node, await self.node.stimulate(name, input, options))
+        self.node.require_open()
+        return Transaction(self.node, await self.node.intake.stimulate(name, input, options))
 
     async def transaction(self, transaction: str) -> Transaction:
         """A transaction by its id, running or from the store.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bitactor.declare.stimulus import StimulusOptions
-from bitactor.errors import StoreError, UnknownTransaction, UnknownWorkflow, suggest
+from bitactor.errors import StoreError, UnknownTransaction
 from bitactor.export.display import readable_pulses
 from bitactor.messages.faults import fault_of
 from bitactor.messages.pulse import RUNNING, STATUSES
@@ -86,13 +86,13 @@ class Endpoints:
     async def stimulate(self, request: Request) -> Response:
         """Begin a transaction; answer with its end, or, if the client prefers, with where to look for it."""
         self._require_open()
-        workflow = self._workflow(request.path_params["workflow"])
+        workflow = self.mesh.node.intake.workflow(request.path_params["workflow"])
         options, prefer = read_stimulus_headers(request), preferences(request)
         given = self._validate(workflow, await read_json(request, self.max_body_bytes))
         begun: list[Transaction] = []
         try:
             ended = await run_while_connected(
-                request.receive, self.stopped, self._begin(workflow, given, options, prefer, begun)
+                request.receive, self.stopped, self._begin(workflow.name, given, options, prefer, begun)
             )
         except ServerStopping:
             raise self._stopping_problem(begun) from None
@@ -101,11 +101,16 @@ class Endpoints:
         return self._response(ended or begun[0], prefer, ended is not None)
 
     async def _begin(
-        self, workflow: Workflow, given: Any, options: StimulusOptions, prefer: Preferences, begun: list[Transaction]
+        self,
+        workflow: str,
+        given: Mapping[str, Any],
+        options: StimulusOptions,
+        prefer: Preferences,
+        begun: list[Transaction],
     ) -> Transaction | None:
         self._require_open()  # again: the server may have been told to stop while the body was on its way
         node = self.mesh.node
-        transaction = Transaction(node, await node.stimulate(workflow.name, given, options))
+        transaction = Transaction(node, await node.intake.begin(workflow, given, options))
         begun.append(transaction)
         if prefer.respond_async and prefer.seconds == 0:
             return None
@@ -123,15 +128,9 @@ class Endpoints:
         detail = f"{transaction.workflow!r} ended {status}{why}"[:MAX_DETAIL]
         return Problem("workflow-failed", detail, headers, **about, transaction_status=status, errors=errors).response()
 
-    def _workflow(self, name: str) -> Workflow:
-        workflows = self.mesh.node.workflows
-        if name not in workflows:
-            raise UnknownWorkflow(f"no workflow {name[:200]!r} is declared here.{suggest(name[:200], workflows)}")
-        return workflows[name]
-
-    def _validate(self, workflow: Workflow, text: str) -> Any:
+    def _validate(self, workflow: Workflow, text: str) -> dict[str, Any]:
         try:
-            return _parse(workflow.input_model, text)
+            return dict(_parse(workflow.input_model, text).__dict__)
         except Problem:
             raise
         except Exception as error:

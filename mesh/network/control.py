@@ -62,7 +62,7 @@ class Control:
 
     async def _stimulate(self, argument: Mapping[str, Any]) -> Any:
         options = StimulusOptions.of({name: argument[name] for name in argument if name not in ("workflow", "input")})
-        live = await self._node.stimulate(argument["workflow"], argument.get("input"), options)
+        live = await self._node.intake.stimulate(argument["workflow"], argument.get("input"), options)
         transaction = Transaction(self._node, live)
         return {"transaction": transaction.id, "status": transaction.status}
 

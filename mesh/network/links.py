@@ -188,4 +188,4 @@ class Links(Network):
             except BitActorError as error:
                 logger.debug("could not acknowledge %s: %s", receipt.id, error)
 
-        self._node.receive_stimulus(stimulus, answer)
+        self._node.intake.receive(stimulus, answer)

@@ -11,27 +11,20 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from bitactor.consumer import Consumer
-from bitactor.declare.stimulus import StimulusOptions, encoded
 from bitactor.errors import (
     BitActorError,
     DefinitionError,
     DuplicateName,
-    DuplicateTransaction,
     InvalidInput,
-    Overloaded,
     StoreError,
     UnknownTransaction,
-    UnknownWorkflow,
     Unroutable,
-    suggest,
 )
-from bitactor.messages.codec import decode_token, encode_token
-from bitactor.messages.duration import nanoseconds
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.signal import Fault, Receipt, Stimulus
+from bitactor.messages.signal import Fault, Stimulus
 from bitactor.plan.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, Store, TransactionRow
-from bitactor.saga import Accept, CancelRequested, ResumeRequested, Saga, UndoRequested
+from bitactor.saga import CancelRequested, ResumeRequested, Saga, UndoRequested
 from bitactor.workflow import Workflow
 from mesh.hops.executor import Executor
 from mesh.hops.middleware import Middleware
@@ -39,11 +32,11 @@ from mesh.hops.policies import Policies
 from mesh.hops.ports import Spawner
 from mesh.hops.resources import ResourceManager
 from mesh.limits.clock import SystemClock
-from mesh.limits.lend import LENDER
 from mesh.limits.pools import Pools
 from mesh.limits.timing_wheel import TimingWheel
 from mesh.runtime.emissions import Emissions
-from mesh.runtime.ids import TimeOrderedIds, fingerprint
+from mesh.runtime.ids import TimeOrderedIds
+from mesh.runtime.intake import Intake
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import consumer_name
 from mesh.runtime.ports import Network
@@ -63,7 +56,6 @@ from registry import Entry, LocalRegistry, Notice, Registry
 logger = logging.getLogger("bitactor.node")
 
 T = TypeVar("T")
-MAX_WAITING_FOR_ADMISSION = 10_000
 COLLAPSE_DRAIN = 1.0
 """Seconds that running transactions are given when the worker processes have collapsed."""
 FLUSH_WITHIN = 5.0
@@ -112,7 +104,6 @@ class Node:
         self.collapse = asyncio.Event()
         """Set when the node ends by itself."""
         self._ending: asyncio.Task[None] | None = None
-        self._capacity = asyncio.Condition()
         self._skip_drain = asyncio.Event()
         self._released = asyncio.Event()
         self._make_network = network
@@ -190,7 +181,17 @@ class Node:
             on_pulses=on_pulses,
             pools=self.pools,
         )
-        self.supervisor.on_settled.append(self._settled)
+        self.intake = Intake(
+            self.supervisor,
+            self.ids,
+            settings,
+            self.workflows,
+            self.plans,
+            self.consumers,
+            load=self.load,
+            require_open=self.require_open,
+            takes_signals=lambda foreign: self.state == "open" or (self.state == "draining" and not foreign),
+        )
         self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
 
     async def _join_registry(self) -> None:
@@ -268,18 +269,11 @@ class Node:
             await self._network.withdraw()
         deadline = self.loop.time() + seconds
         while self._busy() and not self._skip_drain.is_set() and (left := deadline - self.loop.time()) > 0:
-            await self._wait_for_settlement(min(left, 0.1))
+            await self.intake.wait_for_settlement(min(left, 0.1))
         if self.supervisor.running_count:
             logger.warning(
                 "%d transactions were still running after %g s of draining", self.supervisor.running_count, seconds
             )
-
-    async def _wait_for_settlement(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds), self._capacity:
-                await self._capacity.wait()
-        except TimeoutError:
-            return
 
     def _busy(self) -> bool:
         return self.supervisor.running_count > 0 or (hasattr(self, "emissions") and self.emissions.delivering())
@@ -313,146 +307,9 @@ class Node:
             self._watchdog.stop()
         await asyncio.gather(*(asyncio.to_thread(relay.close, SINKS_WITHIN) for _, relay in self._sinks))
 
-    # Work coming in
-
-    async def stimulate(self, workflow: str, given: Any, options: StimulusOptions) -> LiveTransaction:
-        """Begin a transaction, or find the one that its key began; see `Mesh.stimulate`."""
-        self._require_open()
-        declared = self.workflows.get(workflow)
-        if declared is None:
-            raise UnknownWorkflow(f"no workflow {workflow!r} is declared here.{suggest(workflow, self.workflows)}")
-        plan = self.plans[workflow]
-        values = declared.validate_input(given)
-        token = encoded(f"input of {workflow!r}", values)
-        key, ttl, deadline, *_ = options
-        data: dict[str, Any] = {}
-        if key is not None:
-            known = await self._find_by_key(workflow, key, token)
-            if known is not None:
-                return known
-            data = {"key": key, "input_digest": fingerprint(token)}
-        data |= options.record()
-        if self.supervisor.running_count >= self.settings.max_in_flight:
-            await self._wait_for_capacity()
-            if key is not None and (known := await self._find_by_key(workflow, key, token)) is not None:
-                return known
-        budget_ns = plan.deadline_ns if deadline is None else nanoseconds(deadline)
-        inputs = [encode_token(values[name]) for name in plan.inputs]
-        lender = LENDER.get()
-        depth = lender.depth + 1 if lender is not None and lender.loop is self.loop else 0
-        live = self._start_transaction(
-            plan, token, inputs, plan.ttl if ttl is None else ttl, budget_ns, data, key or "", depth=depth
-        )
-        if live.accepted is not None:
-            try:
-                await asyncio.shield(live.accepted)
-            except DuplicateTransaction:
-                known = await self._find_by_key(workflow, key or "", token)
-                if known is None:
-                    raise
-                return known
-        return live
-
-    def _start_transaction(
-        self,
-        plan: Plan,
-        token: Any,
-        inputs: list[Any],
-        ttl: int,
-        budget_ns: int | None,
-        data: Mapping[str, Any],
-        key: str = "",
-        *,
-        root: str = "",
-        parent: str = "",
-        trail: tuple[str, ...] = (),
-        depth: int = 0,
-    ) -> LiveTransaction:
-        saga = Saga(plan, self.ids.transaction(), root=root, parent=parent, trail=trail)
-        deadline_ns = None if budget_ns is None else self.clock.wall_ns() + budget_ns
-        live = LiveTransaction(saga, key, data, depth)
-        if not self.supervisor.synchronous_store:
-            live.accepted = self.loop.create_future()
-        self.supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data))
-        return live
-
-    async def _find_by_key(self, workflow: str, key: str, token: Any) -> LiveTransaction | None:
-        """The transaction that a key began before.
-
-        Raises:
-            DuplicateTransaction: that transaction began with another input.
-        """
-        found = self.supervisor.find(workflow, key)
-        if found is None:
-            return None
-        if isinstance(found, LiveTransaction) and found.accepted is not None:
-            await asyncio.shield(found.accepted)
-        live = found if isinstance(found, LiveTransaction) else self.load(found)
-        first = self.store.pulses(live.saga.transaction)[0]
-        if (first.data or {}).get("input_digest") != fingerprint(token):
-            raise DuplicateTransaction(
-                f"key {key!r} began transaction {live.saga.transaction} of {workflow!r} with another input; "
-                "use a key of its own for each request"
-            )
-        return live
-
-    async def _wait_for_capacity(self) -> None:
-        patience = self.settings.patience
-        try:
-            async with asyncio.timeout(patience), self._capacity:
-                await self._capacity.wait_for(lambda: self.supervisor.running_count < self.settings.max_in_flight)
-        except TimeoutError:
-            raise Overloaded(
-                f"{self.supervisor.running_count:,} transactions are running and none ended within {patience:g} s; "
-                "try again later, or raise max_in_flight"
-            ) from None
-        self._require_open()
-
-    def _settled(self, live: LiveTransaction) -> None:
-        if self.state == "draining" or self.supervisor.running_count == self.settings.max_in_flight - 1:
-            self.add_task(self.loop.create_task(self._notify_capacity()))
-
-    async def _notify_capacity(self) -> None:
-        async with self._capacity:
-            self._capacity.notify_all()
-
-    def receive_stimulus(self, stimulus: Stimulus, answer: Callable[[Receipt], None]) -> None:
-        """Accept an emitted signal that has come for a consumer of ours, once, and acknowledge it when that is
-        durable."""
-        plan = self.consumers.get((stimulus.name, stimulus.group))
-        if plan is None or not (self.state == "open" or (self.state == "draining" and not stimulus.reply_to)):
-            answer(Receipt(stimulus.id, "", f"no consumer of {stimulus.name!r} in group {stimulus.group!r} here"))
-            return
-        if self.supervisor.admission.waiting(plan.workflow) >= MAX_WAITING_FOR_ADMISSION:
-            answer(Receipt(stimulus.id, "", "busy"))
-            return
-        found = self.supervisor.find(plan.workflow, stimulus.id)
-        if isinstance(found, str):
-            answer(Receipt(stimulus.id, found))
-            return
-        live = found
-        if live is None:
-            data: dict[str, Any] = {"key": stimulus.id, "parent_hop": stimulus.hop}
-            if stimulus.metadata:
-                data["metadata"] = stimulus.metadata
-            budget_ns = stimulus.budget_ns
-            if plan.deadline_ns is not None:
-                budget_ns = plan.deadline_ns if budget_ns is None else min(budget_ns, plan.deadline_ns)
-            live = self._start_transaction(
-                plan, encode_token({"signal": decode_token(stimulus.token)}), [stimulus.token], stimulus.ttl, budget_ns,
-                data, stimulus.id, root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail,
-            )  # fmt: skip
-        if live.accepted is None:
-            answer(Receipt(stimulus.id, live.saga.transaction))
-        else:
-            transaction = live.saga.transaction
-            live.accepted.add_done_callback(
-                lambda future: answer(Receipt(stimulus.id, transaction, _failure_text(future)))
-            )
-
     def _send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
         if entry.holder == self.id:
-            self.receive_stimulus(stimulus, self.emissions.on_receipt)
+            self.intake.receive(stimulus, self.emissions.on_receipt)
         elif self._network is not None:
             self._network.send_stimulus(entry, stimulus)
 
@@ -506,7 +363,7 @@ class Node:
     def rows(self, *, status: str | None, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
         """The store's rows of transactions; see `Mesh.transactions`."""
         if self.state == "new":
-            self._require_open()
+            self.require_open()
         return self.store.list(status=status, workflow=workflow, limit=limit, before=before)
 
     def cancel(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
@@ -558,7 +415,7 @@ class Node:
     def _reopen(self, live: LiveTransaction, statuses: Sequence[str], only: str) -> LiveTransaction:
         """Take up a transaction that has settled.  The transaction may have gone on since `live` was made, through
         another handle or in another process."""
-        self._require_open()
+        self.require_open()
         transaction = live.saga.transaction
         found = self.supervisor.transactions.get(transaction)
         if found is not None:
@@ -657,7 +514,8 @@ class Node:
             "sinks": [_about_sink(sink, relay) for sink, relay in self._sinks],
         }
 
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Raise `BitActorError` unless the node takes work."""
         if self.state == "new":
             raise BitActorError("open the mesh first: `async with Mesh(…)`")
         if self.collapsed:
@@ -677,13 +535,6 @@ def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
     if hasattr(own, "_asdict"):
         about["own"] = own._asdict()
     return about
-
-
-def _failure_text(future: asyncio.Future[None]) -> str:
-    if future.cancelled():
-        return "cancelled"
-    error = future.exception()
-    return "" if error is None or isinstance(error, DuplicateTransaction) else str(error)
 
 
 def _transfer_result(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:

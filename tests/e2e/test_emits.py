@@ -416,14 +416,14 @@ async def test_an_accepted_signal_is_accepted_once(store: str, monkeypatch: pyte
     async with Mesh(workflow, listen, store=store) as mesh:
         node = mesh.node
         sent: list[Any] = []
-        receive = node.receive_stimulus
+        receive = node.intake.receive
 
         def twice(stimulus: Any, answer: Any) -> None:
             sent.append(stimulus)
             receive(stimulus, answer)
             receive(stimulus, answer)
 
-        monkeypatch.setattr(node, "receive_stimulus", twice)
+        monkeypatch.setattr(node.intake, "receive", twice)
         await finish(mesh, workflow)
         await until(lambda: heard)
         await until(lambda: not node.supervisor.running_count)

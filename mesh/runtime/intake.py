@@ -1,0 +1,206 @@
+"""The intake of a node: validates stimuli, looks for their keys, waits for room or refuses, begins transactions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from bitactor.declare.stimulus import StimulusOptions, encoded
+from bitactor.errors import DuplicateTransaction, Overloaded, UnknownWorkflow, suggest
+from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.duration import nanoseconds
+from bitactor.messages.signal import Receipt, Stimulus
+from bitactor.plan.plan import Plan
+from bitactor.ports import Ids
+from bitactor.saga import Accept, Saga
+from bitactor.workflow import Workflow
+from mesh.limits.lend import LENDER
+from mesh.runtime.ids import fingerprint
+from mesh.runtime.live import LiveTransaction
+from mesh.runtime.settings import Settings
+from mesh.runtime.supervisor import Supervisor
+
+MAX_WAITING_FOR_ADMISSION: Final = 10_000
+
+
+class Intake:
+    """Takes stimuli in, from callers and from other transactions.
+
+    Args:
+        supervisor: runs what begins here.
+        load: a transaction by its id, open or from the store.
+        require_open: raises `BitActorError` unless the node takes work.
+        takes_signals: whether the node accepts emitted signals: of other processes (True), or of its own.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        ids: Ids,
+        settings: Settings,
+        workflows: Mapping[str, Workflow],
+        plans: Mapping[str, Plan],
+        consumers: Mapping[tuple[str, str], Plan],
+        *,
+        load: Callable[[str], LiveTransaction],
+        require_open: Callable[[], None],
+        takes_signals: Callable[[bool], bool],
+    ) -> None:
+        self._supervisor = supervisor
+        self._ids = ids
+        self._settings = settings
+        self._workflows = workflows
+        self._plans = plans
+        self._consumers = consumers
+        self._load = load
+        self._require_open = require_open
+        self._takes_signals = takes_signals
+        self._settled = asyncio.Event()
+        supervisor.on_settled.append(lambda live: self._settled.set())
+
+    def workflow(self, name: str) -> Workflow:
+        """The workflow of that name.
+
+        Raises:
+            UnknownWorkflow: none is declared here.
+        """
+        declared = self._workflows.get(name)
+        if declared is None:
+            raise UnknownWorkflow(f"no workflow {name[:200]!r} is declared here.{suggest(name[:200], self._workflows)}")
+        return declared
+
+    async def stimulate(self, workflow: str, given: Any, options: StimulusOptions) -> LiveTransaction:
+        """Begin a transaction, or find the one that its key began; see `Mesh.stimulate`."""
+        self._require_open()
+        declared = self.workflow(workflow)
+        return await self.begin(workflow, declared.validate_input(given), options)
+
+    async def begin(self, workflow: str, values: Mapping[str, Any], options: StimulusOptions) -> LiveTransaction:
+        """Begin a transaction with an input that is valid, or find the one that its key began; the node is open."""
+        plan, supervisor = self._plans[workflow], self._supervisor
+        key, ttl, deadline, *_ = options
+        token = encoded(f"input of {workflow!r}", values)
+        data: dict[str, Any] = {}
+        if key is not None:
+            known = await self._find_by_key(workflow, key, token)
+            if known is not None:
+                return known
+            data = {"key": key, "input_digest": fingerprint(token)}
+        data |= options.record()
+        if supervisor.running_count >= self._settings.max_in_flight:
+            await self._wait_for_capacity()
+            if key is not None and (known := await self._find_by_key(workflow, key, token)) is not None:
+                return known
+        budget_ns = plan.deadline_ns if deadline is None else nanoseconds(deadline)
+        inputs = [encode_token(values[name]) for name in plan.inputs]
+        lender = LENDER.get()
+        depth = lender.depth + 1 if lender is not None and lender.loop is supervisor.loop else 0
+        saga = Saga(plan, self._ids.transaction())
+        live = self._start(saga, token, inputs, plan.ttl if ttl is None else ttl, budget_ns, data, depth)
+        if live.accepted is not None:
+            try:
+                await asyncio.shield(live.accepted)
+            except DuplicateTransaction:
+                known = await self._find_by_key(workflow, key or "", token)
+                if known is None:
+                    raise
+                return known
+        return live
+
+    def receive(self, stimulus: Stimulus, answer: Callable[[Receipt], None]) -> None:
+        """Accept an emitted signal that has come for a consumer of ours, once, and acknowledge it when that is
+        durable."""
+        plan, supervisor = self._consumers.get((stimulus.name, stimulus.group)), self._supervisor
+        if plan is None or not self._takes_signals(bool(stimulus.reply_to)):
+            answer(Receipt(stimulus.id, "", f"no consumer of {stimulus.name!r} in group {stimulus.group!r} here"))
+            return
+        if supervisor.admission.waiting(plan.workflow) >= MAX_WAITING_FOR_ADMISSION:
+            answer(Receipt(stimulus.id, "", "busy"))
+            return
+        live = supervisor.find(plan.workflow, stimulus.id)
+        if isinstance(live, str):
+            answer(Receipt(stimulus.id, live))
+            return
+        if live is None:
+            data: dict[str, Any] = {"key": stimulus.id, "parent_hop": stimulus.hop}
+            if stimulus.metadata:
+                data["metadata"] = stimulus.metadata
+            budgets = [budget for budget in (stimulus.budget_ns, plan.deadline_ns) if budget is not None]
+            token = encode_token({"signal": decode_token(stimulus.token)})
+            saga = Saga(plan, self._ids.transaction(), root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail)
+            live = self._start(saga, token, [stimulus.token], stimulus.ttl, min(budgets, default=None), data)
+        transaction = live.saga.transaction
+        if live.accepted is None:
+            answer(Receipt(stimulus.id, transaction))
+        else:
+            live.accepted.add_done_callback(
+                lambda future: answer(Receipt(stimulus.id, transaction, _failure_text(future)))
+            )
+
+    async def wait_for_settlement(self, seconds: float) -> None:
+        """Wait until a transaction has settled, or `seconds` have passed."""
+        self._settled.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._settled.wait()
+
+    def _start(
+        self,
+        saga: Saga,
+        token: Any,
+        inputs: list[Any],
+        ttl: int,
+        budget_ns: int | None,
+        data: Mapping[str, Any],
+        depth: int = 0,
+    ) -> LiveTransaction:
+        supervisor = self._supervisor
+        deadline_ns = None if budget_ns is None else supervisor.clock.wall_ns() + budget_ns
+        live = LiveTransaction(saga, data.get("key", ""), data, depth)
+        if not supervisor.synchronous_store:
+            live.accepted = supervisor.loop.create_future()
+        supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data))
+        return live
+
+    async def _find_by_key(self, workflow: str, key: str, token: Any) -> LiveTransaction | None:
+        """The transaction that a key began before.
+
+        Raises:
+            DuplicateTransaction: that transaction began with another input.
+        """
+        found = self._supervisor.find(workflow, key)
+        if found is None:
+            return None
+        if isinstance(found, LiveTransaction) and found.accepted is not None:
+            await asyncio.shield(found.accepted)
+        live = found if isinstance(found, LiveTransaction) else self._load(found)
+        first = self._supervisor.store.pulses(live.saga.transaction)[0]
+        if (first.data or {}).get("input_digest") != fingerprint(token):
+            raise DuplicateTransaction(
+                f"key {key!r} began transaction {live.saga.transaction} of {workflow!r} with another input; "
+                "use a key of its own for each request"
+            )
+        return live
+
+    async def _wait_for_capacity(self) -> None:
+        patience = self._settings.patience
+        try:
+            async with asyncio.timeout(patience):
+                while self._supervisor.running_count >= self._settings.max_in_flight:
+                    self._settled.clear()
+                    await self._settled.wait()
+        except TimeoutError:
+            raise Overloaded(
+                f"{self._supervisor.running_count:,} transactions are running and none ended within {patience:g} s; "
+                "try again later, or raise max_in_flight"
+            ) from None
+        self._require_open()
+
+
+def _failure_text(future: asyncio.Future[None]) -> str:
+    if future.cancelled():
+        return "cancelled"
+    error = future.exception()
+    return "" if error is None or isinstance(error, DuplicateTransaction) else str(error)
