@@ -33,7 +33,7 @@ from bitactor.saga.events import (
     UndoRequested,
     Unrouted,
 )
-from bitactor.saga.evolve import STEP_EVOLUTION, evolve
+from bitactor.saga.evolve import STEP_RULES, TRANSACTION_RULES, evolve
 from bitactor.saga.machine import HANDLERS, TRANSITIONS, Saga, Transition
 from bitactor.saga.phases import PHASES, STEP_STATES
 from bitactor.saga.state import SagaState, input_tokens
@@ -42,8 +42,9 @@ __all__ = [
     "EVENTS",
     "HANDLERS",
     "PHASES",
-    "STEP_EVOLUTION",
+    "STEP_RULES",
     "STEP_STATES",
+    "TRANSACTION_RULES",
     "TRANSITIONS",
     "Accept",
     "AnswerProceed",

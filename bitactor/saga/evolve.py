@@ -148,6 +148,8 @@ class StepEvolution(NamedTuple):
     states: tuple[str, ...]
     phases: tuple[str, ...]
     rule: Callable[[SagaState, Pulse, int], None]
+    leads_to: Mapping[str, str] = {}
+    """Phase before the pulse → phase that it may lead to."""
 
 
 class TransactionEvolution(NamedTuple):
@@ -157,6 +159,8 @@ class TransactionEvolution(NamedTuple):
     kind: str
     phases: tuple[str, ...]
     rule: Callable[[SagaState, Pulse], None]
+    leads_to: Mapping[str, str] = {}
+    """As of `StepEvolution`."""
 
 
 _FORWARD: Final = (RUNNING, HALTING)
@@ -164,6 +168,8 @@ _IN_FLIGHT: Final = (RUNNING, HALTING, FAILING)
 _STOPPING: Final = (FAILING, UNDOING)
 _BEGUN: Final = (RUNNING, HALTING, HALTED, FAILING, UNDOING, ENDED)
 _FLYING: Final = (RUNNING, COMPENSATING)
+_FAILABLE: Final = (RUNNING, HALTING, HALTED, ENDED)
+_FINISHABLE: Final = (RUNNING, FAILING, UNDOING)
 
 STEP_RULES: Final = (
     StepEvolution(LATE, FORWARD, STEP_STATES, _BEGUN, steps.late),
@@ -175,16 +181,23 @@ STEP_RULES: Final = (
     StepEvolution(COMPLETED, FORWARD, _FLYING, _IN_FLIGHT, steps.completed),
     StepEvolution(COMPLETED, FORWARD, (OPEN,), _IN_FLIGHT, scopes.closed_container),
     StepEvolution(COMPENSATED, FORWARD, _FLYING, _IN_FLIGHT, steps.completed),
-    StepEvolution(FAILED, FORWARD, (WAITING, *_FLYING, BACKING_OFF, IN_DOUBT, OPEN), _IN_FLIGHT, steps.failed),
+    StepEvolution(
+        FAILED,
+        FORWARD,
+        (WAITING, *_FLYING, BACKING_OFF, IN_DOUBT, OPEN),
+        _IN_FLIGHT,
+        steps.failed,
+        dict.fromkeys(_FORWARD, FAILING),
+    ),
     StepEvolution(RETRIED, FORWARD, (*_FLYING, IN_DOUBT), _FORWARD, steps.retried),
     StepEvolution(TIMED_OUT, FORWARD, _FLYING, _IN_FLIGHT, steps.timed_out),
     StepEvolution(TOMBSTONE, FORWARD, (WAITING, *_FLYING, BACKING_OFF), _IN_FLIGHT, steps.tombstoned),
-    StepEvolution(HALTED, FORWARD, _FLYING, _FORWARD, steps.halted),
-    StepEvolution(SPAWNED, UNDO, UNDOABLE, _STOPPING, steps.undo_spawned),
+    StepEvolution(HALTED, FORWARD, _FLYING, _FORWARD, steps.halted, {RUNNING: HALTING}),
+    StepEvolution(SPAWNED, UNDO, UNDOABLE, _STOPPING, steps.undo_spawned, {FAILING: UNDOING}),
     StepEvolution(UNDONE, UNDO, (UNDO_RUNNING,), (UNDOING,), steps.undone),
     StepEvolution(RETRIED, UNDO, (UNDO_RUNNING,), (UNDOING,), steps.undo_retried),
     StepEvolution(TOMBSTONE, UNDO, (UNDO_RUNNING,), (UNDOING,), steps.undo_tombstoned),
-    StepEvolution(UNDO_FAILED, UNDO, UNDOABLE, _STOPPING, steps.undo_failed),
+    StepEvolution(UNDO_FAILED, UNDO, UNDOABLE, _STOPPING, steps.undo_failed, {FAILING: UNDOING}),
 )
 
 STEP_EVOLUTION: Final[Mapping[tuple[str, str, str], StepEvolution]] = {
@@ -192,16 +205,15 @@ STEP_EVOLUTION: Final[Mapping[tuple[str, str, str], StepEvolution]] = {
 }
 """(state of the step, kind of pulse, direction) → its row; a pulse that is not here cannot follow."""
 
-TRANSACTION_EVOLUTION: Final[Mapping[str, TransactionEvolution]] = {
-    row.kind: row
-    for row in (
-        TransactionEvolution(ACCEPTED, (NEW,), transaction.accepted),
-        TransactionEvolution(FAILED, (RUNNING, HALTING, HALTED, ENDED), transaction.failed),
-        TransactionEvolution(TOMBSTONE, _BEGUN, transaction.tombstoned),
-        TransactionEvolution(EMITTED, _BEGUN, transaction.emitted),
-        TransactionEvolution(HALTED, (HALTING,), transaction.halted),
-        TransactionEvolution(RESUMED, _BEGUN, transaction.resumed),
-        TransactionEvolution(FINISHED, (RUNNING, FAILING, UNDOING), transaction.finished),
-    )
-}
+TRANSACTION_RULES: Final = (
+    TransactionEvolution(ACCEPTED, (NEW,), transaction.accepted, {NEW: RUNNING}),
+    TransactionEvolution(FAILED, _FAILABLE, transaction.failed, dict.fromkeys(_FAILABLE, FAILING)),
+    TransactionEvolution(TOMBSTONE, _BEGUN, transaction.tombstoned),
+    TransactionEvolution(EMITTED, _BEGUN, transaction.emitted),
+    TransactionEvolution(HALTED, (HALTING,), transaction.halted, {HALTING: HALTED}),
+    TransactionEvolution(RESUMED, _BEGUN, transaction.resumed, {HALTED: RUNNING, ENDED: UNDOING}),
+    TransactionEvolution(FINISHED, _FINISHABLE, transaction.finished, dict.fromkeys(_FINISHABLE, ENDED)),
+)
+
+TRANSACTION_EVOLUTION: Final[Mapping[str, TransactionEvolution]] = {row.kind: row for row in TRANSACTION_RULES}
 """Kind of a pulse of the transaction itself → its row."""

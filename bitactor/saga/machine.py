@@ -5,14 +5,8 @@ to be kept, and *commands*, orders to be obeyed once the pulses are kept.  `reac
 changes the state, by pulses alone. Recovery is a fold followed by `Recovered`.  The machine needs no clock, no thread
 and no socket: time arrives as a number.
 
-A transaction goes through phases; `TRANSITIONS` says what each stimulus means in each of them, and `python -m
-bitactor.saga` prints it.
-
-    new ──▶ running ──▶ ended (completed)
-               │  ╲
-               │   ▶ halting ──▶ halted ──▶ running …
-               ▼
-            failing ──▶ undoing ──▶ ended (compensated, cancelled, stuck)
+A transaction goes through phases; `TRANSITIONS` says what each stimulus means in each of them.  `python -m
+bitactor.saga` prints it, with the function of each row; with `--picture` it draws the phases.
 
 While *failing*, nothing new starts: hops in flight are cancelled, and each is waited for until it answers or the grace
 period ends. What answered is known to have happened or not; what did not is *in doubt*.  Undo is then serial, last

@@ -23,6 +23,8 @@ from bitactor.messages.wire import decode_pulse, encode_pulse
 from bitactor.plan.arguments import RawArguments
 from bitactor.plan.plan import Plan, PlanStep
 from bitactor.saga import (
+    STEP_RULES,
+    TRANSACTION_RULES,
     Accept,
     ArmDeadline,
     ArmGrace,
@@ -148,7 +150,9 @@ class World:
             copy = decode_pulse(encode_pulse(pulse))
             assert copy == pulse
             step = self._step_of(pulse)
+            before = self.mirror.phase
             evolve(self.mirror, copy)
+            self._check_phase(copy, before)
             self.journal.append(copy)
             self._note(pulse, step)
         assert self.mirror.snapshot() == self.saga.snapshot()
@@ -173,6 +177,12 @@ class World:
         self._let_go()
         self._check_state()
         return pulses
+
+    def _check_phase(self, pulse: Pulse, before: str) -> None:
+        """The phase changes only as the tables say."""
+        now = self.mirror.phase
+        rows = [row for row in STEP_RULES if row.direction == pulse.direction] if pulse.step else TRANSACTION_RULES
+        assert now == before or any(row.leads_to.get(before) == now for row in rows if row.kind == pulse.kind)
 
     def _obey(self, command: Any) -> None:
         saga = self.saga

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from bitactor.saga import (
     EVENTS,
     HANDLERS,
     PHASES,
-    STEP_EVOLUTION,
+    STEP_RULES,
     STEP_STATES,
+    TRANSACTION_RULES,
     TRANSITIONS,
     Accept,
     ArmDeadline,
@@ -105,18 +107,30 @@ def test_the_tables_are_complete() -> None:
     assert {row.event for row in TRANSITIONS} == set(EVENTS)
     assert all(row.meaning and phase in PHASES for row in TRANSITIONS for phase in row.phases)
     assert all(HANDLERS[phase, row.event] is row.handler for row in TRANSITIONS for phase in row.phases)
-    for state, kind, direction in STEP_EVOLUTION:
-        assert state in STEP_STATES
-        assert kind in KINDS
-        assert direction in ("forward", "undo")
+    cases = [(state, row.kind, row.direction) for row in STEP_RULES for state in row.states]
+    assert len(set(cases)) == len(cases), "two rows for one case"
+    assert set(STEP_STATES) == {state for state, _, _ in cases}
+    for row in (*STEP_RULES, *TRANSACTION_RULES):
+        assert row.kind in KINDS and set(row.leads_to) <= set(row.phases) <= set(PHASES)
 
 
-def test_the_tables_can_be_printed() -> None:
-    printed = subprocess.run(
-        [sys.executable, "-m", "bitactor.saga"], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
-    assert all(row.meaning in printed for row in TRANSITIONS)
+def _printed(*arguments: str) -> str:
+    command = [sys.executable, "-m", "bitactor.saga", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_the_tables_can_be_printed_and_say_where_each_function_is() -> None:
+    printed = _printed()
+    rows = [*((row.handler, row.meaning) for row in TRANSITIONS), *((row.rule, row.kind) for row in STEP_RULES)]
+    for function, text in (*rows, *((row.rule, row.kind) for row in TRANSACTION_RULES)):
+        place = f"{Path(function.__code__.co_filename).name}:{function.__code__.co_firstlineno}"
+        assert any(text in line and place in line for line in printed.splitlines()), text
     assert all(state in printed for state in STEP_STATES)
+
+
+def test_the_picture_of_the_phases_is_the_one_in_the_docs() -> None:
+    page = Path(__file__).parents[3] / "docs" / "architecture.md"
+    assert f"```mermaid\n{_printed('--picture')}```" in page.read_text()
 
 
 def test_what_means_nothing_gives_nothing() -> None:
