@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from typing_extensions import override
 
 from bitactor.errors import ConfigurationError, Unroutable
+from mesh.network.transports import register_transport
 from mesh.network.transports.loop_transport import (
     CONNECTIONS,
     FRAMES_PER_TURN,
@@ -203,3 +204,10 @@ class MemoryTransport(LoopBoundTransport[SendQueue]):
                 self._drain_is_due = bool(self._inbox)
                 if self._drain_is_due:
                     self._loop.call_soon(self._drain)
+
+
+def _open(url: str, *, loop: asyncio.AbstractEventLoop, **options: Any) -> MemoryTransport:
+    return MemoryTransport(url, loop=loop)
+
+
+register_transport("memory", _open)

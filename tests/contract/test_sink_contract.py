@@ -20,6 +20,7 @@ from bitactor.messages.pulse import Pulse
 from bitactor.ports import Sink
 from mesh.sinks import JsonlSink, LiveSink, OtelSink, SinkRelay, open_sink
 from mesh.sinks.jsonl import JsonlStatistics
+from tests import extensions  # noqa: F401  (which adds a sink)
 from tests.otlp_receiver import OtlpReceiver
 from tests.pulse_log import PulseLog, chain, eventful
 
@@ -28,6 +29,7 @@ SINKS: dict[str, Callable[[Path, OtlpReceiver], Sink]] = {
     "otel-exporter": lambda path, receiver: OtelSink(exporter=InMemorySpanExporter(), service_name="contract"),
     "jsonl": lambda path, receiver: JsonlSink(path / "pulses.jsonl"),
     "live": lambda path, receiver: LiveSink(),
+    "tally": lambda path, receiver: open_sink("tally://"),
     "otel-unreachable": lambda path, receiver: OtelSink("http://127.0.0.1:9"),
 }
 

@@ -19,6 +19,7 @@ from mesh.spawners.loop import LoopSpawner
 from mesh.spawners.process.spawner import ProcessSpawner
 from mesh.spawners.thread import ThreadSpawner
 from tests.e2e import process_steps
+from tests.extensions import UnpooledSpawner
 from tests.spawning import Stage, until
 
 
@@ -37,6 +38,7 @@ PLACES = (
     Place("loop", LoopSpawner, process_steps.async_loop, True, False),
     Place("thread", lambda: ThreadSpawner(2), process_steps.def_thread, False, True),
     Place("process-def", lambda: ProcessSpawner(2), process_steps.def_process, True, True),
+    Place("unpooled", UnpooledSpawner, process_steps.def_unpooled, False, False),
     Place("process-async", lambda: ProcessSpawner(2), process_steps.async_process, True, True),
 )
 WAITING = tuple(place for place in PLACES if place.name != "inline")

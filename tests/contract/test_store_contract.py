@@ -14,7 +14,8 @@ from bitactor.errors import DuplicateTransaction, StaleOwner, StoreError
 from bitactor.messages.codec import Packed, encode_token
 from bitactor.messages.pulse import KINDS, STATUSES, Pulse
 from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
-from mesh.stores import MemoryStore, SqliteStore
+from mesh.stores import MemoryStore, SqliteStore, open_store
+from tests import extensions  # noqa: F401  (which adds a store)
 from tests.amounts import examples
 from tests.store_writes import Loop, Told, first, fresh, hop, last, pulse
 
@@ -23,6 +24,7 @@ STORES: dict[str, Callable[[Path, Loop], Store]] = {
     "sqlite": lambda path, loop: SqliteStore(path / "pulses.db", notify=loop.notify),
     "sqlite-power": lambda path, loop: SqliteStore(path / "pulses.db", notify=loop.notify, durability="power"),
     "sqlite-none": lambda path, loop: SqliteStore(path / "pulses.db", notify=loop.notify, durability="none"),
+    "tardy": lambda path, loop: open_store("tardy://", notify=loop.notify),
 }
 
 

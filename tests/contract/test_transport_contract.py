@@ -1,4 +1,5 @@
-"""What every transport promises, over all of them.  See `bitactor.ports.Transport`."""
+"""What every transport promises, over all of them; a new transport is one more line in `WORLDS`.  See
+`bitactor.ports.Transport`."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from bitactor.messages.wire import MAX_FRAME_BYTES
 from bitactor.ports import Transport
 from mesh.network.transports import ZmqTransport, open_transport
 from registry.support.curve import Curve
+from tests.memory_transport import MemoryHub, MemoryTransport
 
 PATIENCE = 30.0
 
@@ -120,13 +122,20 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(params=["ipc", "tcp"])
+WORLDS: dict[str, Callable[[Path], World]] = {
+    "ipc": lambda path: World(ZmqTransport, lambda name: f"ipc://{path}/{name}", f"ipc://{path}/absent"),
+    "tcp": lambda path: World(
+        partial(ZmqTransport, curve=Curve.generate()), lambda name: "tcp://127.0.0.1:*", "tcp://127.0.0.1:1"
+    ),
+    "memory": lambda path: World(
+        partial(MemoryTransport, hub=MemoryHub()), lambda name: f"memory://{name}", "memory://absent"
+    ),
+}
+
+
+@pytest.fixture(params=list(WORLDS))
 async def world(request: pytest.FixtureRequest, directory: Path) -> Any:
-    made = (
-        World(ZmqTransport, lambda name: f"ipc://{directory}/{name}", f"ipc://{directory}/absent")
-        if request.param == "ipc"
-        else World(partial(ZmqTransport, curve=Curve.generate()), lambda name: "tcp://127.0.0.1:*", "tcp://127.0.0.1:1")
-    )
+    made = WORLDS[request.param](directory)
     yield made
     made.close()
 
@@ -431,7 +440,7 @@ async def test_statistics_have_the_same_names_everywhere(world: World) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("url", ["sqlite://x", "memory://a", "ipc", "tcp", ""])
+@pytest.mark.parametrize("url", ["sqlite://x", "inproc://a", "ipc", "tcp", ""])
 async def test_an_address_of_no_known_scheme_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="an address is ipc:///directory/name or tcp://host:port"):
         open_transport(url, loop=asyncio.get_running_loop())

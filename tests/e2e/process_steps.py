@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from pydantic import BaseModel, Field
 
 from bitactor import Context, Continue, Workflow
+from tests import extensions  # noqa: F401  (which adds a spawner)
 
 CALLS: contextvars.ContextVar[int] = contextvars.ContextVar("calls", default=0)
 
@@ -165,6 +166,7 @@ def_thread = _workflow("def.thread", "thread", *_SYNC)
 def_process = _workflow("def.process", "process", *_SYNC)
 async_loop = _workflow("async.loop", "loop", *_ASYNC)
 async_process = _workflow("async.process", "process", *_ASYNC)
+def_unpooled = _workflow("def.unpooled", "unpooled", *_SYNC)
 
 
 # What only makes sense in a process of its own

@@ -1,0 +1,130 @@
+"""A spawner, a store, a transport and a sink from outside the packages, each added by one call, in whole meshes.  That
+they keep their contracts is seen by the suites beside this one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from bitactor import Context, Resource, Workflow
+from bitactor.errors import ConfigurationError, DefinitionError, WorkflowFailed
+from bitactor.patterns import Bulkhead
+from bitactor.ports import StoreQueries
+from mesh import Mesh
+from mesh.network.transports import open_transport
+from mesh.sinks import open_sink
+from mesh.stores import MemoryStore, open_reader, register_store
+from registry import RegistryServer
+from tests.extensions import Tally
+from tests.memory_transport import PROCESS_HUB
+
+BOUND = 30.0
+
+
+async def run(mesh: Mesh, workflow: str, input: object = None) -> object:
+    """The result of a transaction."""
+    return await (await mesh.stimulate(workflow, input)).result(BOUND)
+
+
+def _thread() -> str:
+    return threading.current_thread().name
+
+
+def undone(spawn: str) -> tuple[Workflow, list[str]]:
+    """A workflow that fails in the end, and where its functions have run."""
+    workflow, ran = Workflow("undone", resources=[Resource("where", _thread)]), list[str]()
+
+    @workflow.step(spawn=spawn, timeout=BOUND, policies=[Bulkhead("one", 1)])
+    def first(where: str, ctx: Context) -> str:
+        ran.append(f"{ctx.spawn} {_thread()}")
+        return where
+
+    @first.undo
+    def take_back_first() -> None:
+        ran.append(f"undo {_thread()}")
+
+    @workflow.step(spawn=spawn, after=["first"])
+    def second() -> None:
+        ran.append(f"second {_thread()}")
+
+    @second.undo
+    async def take_back_second() -> None:
+        ran.append(f"undo {_thread()}")
+
+    @workflow.step(spawn=spawn, after=["second"])
+    def fail() -> None:
+        raise ValueError("enough")
+
+    return workflow, ran
+
+
+async def test_an_added_spawner_runs_steps_with_all_that_the_rules_grant_it() -> None:
+    workflow, ran = undone("unpooled")
+    async with Mesh(workflow) as mesh:
+        with pytest.raises(WorkflowFailed, match="enough"):
+            await run(mesh, "undone")
+    assert ran == ["unpooled unpooled", "second unpooled", "undo MainThread", "undo unpooled"]
+    assert "unpooled" in workflow.mermaid()
+
+
+def test_an_added_spawner_is_among_those_that_are_known_and_says_what_it_does_not_take() -> None:
+    async def awaits() -> None: ...
+
+    with pytest.raises(DefinitionError, match="spawn='unpooled' cannot await; make it `def`"):
+        Workflow("w").step(spawn="unpooled")(awaits)
+    with pytest.raises(DefinitionError, match="Did you mean 'unpooled'"):
+        Workflow("w").step(spawn="unpoled")(lambda: None)
+
+
+async def test_an_added_store_keeps_a_meshs_transactions() -> None:
+    workflow = Workflow("stored", input={"by": int})
+    workflow.step(lambda by: by + 1, name="more")
+    async with Mesh(workflow, store="tardy://") as mesh:
+        first, again = [await mesh.stimulate("stored", {"by": 1}, key="one") for _ in range(2)]
+        assert (first.id, await first.result(BOUND)) == (again.id, 2)
+    with pytest.raises(ConfigurationError, match="tardy:// can be read only by the process it is in"):
+        open_reader("tardy://")
+
+
+def test_an_added_store_may_have_a_reader() -> None:
+    kept: StoreQueries = MemoryStore()
+    register_store("tardy-and-read", lambda url, **options: MemoryStore(), lambda url: nullcontext(kept))
+    with open_reader("tardy-and-read://") as reader:
+        assert reader is kept
+    with pytest.raises(ConfigurationError, match="'tardy-and-read://', 'tardy://'"):
+        open_reader("redis://host")
+
+
+async def test_an_added_transport_connects_nodes(tmp_path: Path) -> None:
+    def served() -> Workflow:
+        workflow = Workflow("served", input={"by": int})
+        workflow.step(lambda by: by + 1, name="more")
+        return workflow
+
+    registry = f"ipc://{tmp_path}/registry"
+    with RegistryServer(registry):
+        async with (
+            Mesh(served(), registry=registry, endpoint="memory://host"),
+            Mesh(served(), registry=registry, endpoint="memory://asks", hosts=False, patience=BOUND) as mesh,
+        ):
+            assert await run(mesh, "served", {"by": 1}) == 2
+            there = PROCESS_HUB.find("memory://host")
+            assert there is not None and there.statistics()["messages_out"] == 1
+    with pytest.raises(ConfigurationError, match="tcp://host:port or memory://name"):
+        open_transport("x://a", loop=asyncio.get_running_loop())
+
+
+async def test_an_added_sink_is_told() -> None:
+    workflow = Workflow("told")
+    workflow.step(lambda: 1, name="one")
+    sink = open_sink("tally://")
+    async with Mesh(workflow, sinks=[sink]) as mesh:
+        assert await run(mesh, "told") == 1
+    assert isinstance(sink, Tally)
+    assert sink.kinds == {"accepted": 1, "spawned": 1, "completed": 1, "finished": 1}
+    with pytest.raises(ConfigurationError, match="Did you mean 'tally'"):
+        open_sink("taly://")
