@@ -36,9 +36,7 @@ class Consumer:
         deadline: float | None,
         resources: Mapping[str, Resource],
     ) -> None:
-        self.listens = listens
-        self.function = function
-        self.options = options
+        self.listens, self.function, self.options = listens, function, options
         self.concurrency, self.broadcast, self.deadline, self.resources = concurrency, broadcast, deadline, resources
         self.group = group or f"{function.__module__}.{function.__qualname__}"
         self.name = f"{getattr(function, '__name__', 'consumer')}@{listens}"

@@ -56,23 +56,22 @@ class PlanStep:
     arguments: tuple[Argument, ...]
     dependencies: tuple[int, ...]
     dependents: tuple[int, ...] = ()
+    options: StepOptions = field(default_factory=StepOptions)
+    """The options as declared.  What hops read of them stands in the fields below, compiled; see
+    `bitactor.plan.steps`."""
     retries: int = 0
     backoff: Backoff | Callback | None = None
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     timeout_ns: int | None = None
+    required: bool = True
+    priority: int = 0
+    limit: str | None = None
+    policies: tuple[Policy, ...] = ()
     when: Callback | None = None
     when_arguments: tuple[Argument, ...] = ()
     """The arguments of `when` and `guard` beside the step's own."""
     guard: Callback | None = None
     """A function that may answer instead of the step."""
-    required: bool = True
-    """True: the step's failure fails the transaction; False: its result is then None, and the transaction goes on."""
-    priority: int = 0
-    """Rank among hops that wait for a place of a pool; the highest goes first."""
-    limit: str | None = None
-    """The named pool that bounds how many hops of such steps run at once."""
-    policies: tuple[Policy, ...] = ()
-    """Resilience patterns around each attempt, the outermost first."""
     compensate: Callback | None = None
     undo: Callback | None = None
     needs_evaluation: bool = False
@@ -94,8 +93,6 @@ class PlanStep:
     takes_signal: str | None = None
     """Of a consumer: the parameter that takes the signal itself."""
     token_in: tuple[str, ...] = ()
-    options: StepOptions = field(default_factory=StepOptions)
-    """The options as declared; those that hops read often are compiled to fields of the step."""
     forward_code: int = 0
     """`path_code` of the first forward attempt."""
     _codes: dict[tuple[str, int], int] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from bitactor.declare.options import NESTED_OPTIONS, STEP_OPTIONS, StepOptions
 from bitactor.errors import DefinitionError, suggest
 
 VERSION: Final = 1
+OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveries", "max_concurrency", "max_hops")
 
 
 class Form(BaseModel):

@@ -23,8 +23,6 @@ from bitactor.kinds.declare import DeclaresKinds
 
 W = TypeVar("W", bound=DeclaresKinds)
 
-_OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveries", "max_concurrency", "max_hops")
-
 
 def from_dict(make: Callable[..., W], data: Mapping[str, Any]) -> W:
     """The workflow that the data describe, checked.
@@ -67,7 +65,7 @@ class _Reader(Generic[W]):
         """A workflow with its steps."""
         what = f"workflow {form.name!r}"
         options: dict[str, Any] = {
-            name: value for name, value in form.given(*_OF_A_WORKFLOW).items() if value is not None
+            name: value for name, value in form.given(*forms.OF_A_WORKFLOW).items() if value is not None
         }
         options["deadline"] = form.deadline
         if form.input is not None:

@@ -15,7 +15,7 @@ from bitactor.declare.source import Element, Input, Result, Source, Value
 from bitactor.declare.step import Step, StepKind
 from bitactor.errors import DefinitionError, DuplicateName
 from bitactor.export.graph.annotations import type_text
-from bitactor.export.graph.forms import VERSION
+from bitactor.export.graph.forms import OF_A_WORKFLOW, VERSION
 from bitactor.export.graph.paths import path_of
 from bitactor.export.graph.values import constant, data_of, reference
 from bitactor.kinds.around import Around
@@ -27,8 +27,6 @@ from bitactor.kinds.map import Map
 from bitactor.kinds.recurse import Recurse
 from bitactor.kinds.switch import ON, Switch
 from bitactor.plan.declaration import Declaration
-
-_OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveries", "max_concurrency", "max_hops")
 
 
 def to_dict(workflow: Declaration) -> dict[str, Any]:
@@ -56,7 +54,7 @@ def _workflow(workflow: Declaration, nested: dict[str, Declaration]) -> dict[str
     data: dict[str, Any] = {"name": workflow.name}
     if workflow.input_model.model_fields or not _is_ours(workflow):
         data["input"] = _input(workflow, what)
-    data |= {name: value for name in _OF_A_WORKFLOW if (value := getattr(workflow, name)) is not None}
+    data |= {name: value for name in OF_A_WORKFLOW if (value := getattr(workflow, name)) is not None}
     if workflow.errors:
         data["errors"] = [path_of(kind, f"{what}: errors=") for kind in workflow.errors]
     if workflow.resources:
