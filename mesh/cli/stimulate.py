@@ -22,6 +22,31 @@ from mesh.network.client import Client
 _REFUSED: Final = {400: USAGE, 404: FAILED, 409: FAILED, 413: USAGE, 422: USAGE}
 
 
+_Fields = Annotated[
+    list[str] | None,
+    Parameter(
+        ("-i", "--field"),
+        negative=(),
+        show_default=False,
+        allow_leading_hyphen=True,
+        help="One field, NAME=VALUE; VALUE is JSON, or else text.",
+    ),
+]
+_Metadata = Annotated[
+    list[str] | None,
+    Parameter(
+        negative=(),
+        show_default=False,
+        allow_leading_hyphen=True,
+        help="What its steps see as ctx.metadata, NAME=VALUE; VALUE is JSON, or else text.",
+    ),
+]
+_Async = Annotated[
+    bool,
+    Parameter("--async", negative=(), show_default=False, help="Do not wait for the end, only until it is accepted."),
+]
+
+
 async def stimulate(
     workflow: str,
     /,
@@ -29,16 +54,7 @@ async def stimulate(
     input: Annotated[
         str | None, Parameter(help="The whole input as JSON; @FILE reads a file, - standard input.")
     ] = None,
-    field: Annotated[
-        list[str] | None,
-        Parameter(
-            ("-i", "--field"),
-            negative=(),
-            show_default=False,
-            allow_leading_hyphen=True,
-            help="One field, NAME=VALUE; VALUE is JSON, or else text.",
-        ),
-    ] = None,
+    field: _Fields = None,
     key: Annotated[str | None, Parameter(help="Idempotency key: the same key and input begin one transaction.")] = None,
     ttl: Annotated[int | None, Parameter(help="Hop budget, instead of the workflow's.")] = None,
     deadline: Annotated[float | None, Parameter(help="Seconds it may take, instead of the workflow's.")] = None,
@@ -46,22 +62,9 @@ async def stimulate(
         int | None, Parameter(help="How many of its hops may run at once, instead of the workflow's.")
     ] = None,
     priority: Annotated[int, Parameter(help="Added to the priority of its steps; the highest goes first.")] = 0,
-    metadata: Annotated[
-        list[str] | None,
-        Parameter(
-            negative=(),
-            show_default=False,
-            allow_leading_hyphen=True,
-            help="What its steps see as ctx.metadata, NAME=VALUE; VALUE is JSON, or else text.",
-        ),
-    ] = None,
+    metadata: _Metadata = None,
     traceparent: Annotated[str | None, Parameter(help="W3C trace context that its span links to.")] = None,
-    respond_async: Annotated[
-        bool,
-        Parameter(
-            "--async", negative=(), show_default=False, help="Do not wait for the end, only until it is accepted."
-        ),
-    ] = False,
+    respond_async: _Async = False,
     timeout: Annotated[float | None, Parameter(help="Seconds to wait for the end; by default for ever.")] = None,
     registry: Registry = "",
     http: Annotated[str, Parameter(help="Address of a node's HTTP ingress, instead of a registry.")] = "",
