@@ -48,9 +48,8 @@ def evaluate(saga: SagaState, index: int) -> Evaluated:
 
 
 def _consult(saga: SagaState, step: PlanStep) -> Evaluated:
-    assert step.container is not None
     given = ContainerArguments(step.arguments, saga.tokens, step.address, saga.evaluated.get(step.index, {}))
-    return _evaluated(step.index, step.container.consult(given, saga.progress[step.index]), {})
+    return _evaluated(step.index, saga.container_of(step.index).consult(given, saga.progress[step.index]), {})
 
 
 def _evaluated(index: int, said: Open | Skip | Close, arguments: dict[str, Any]) -> Evaluated:

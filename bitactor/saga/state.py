@@ -13,7 +13,7 @@ from bitactor.messages.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
 from bitactor.messages.pulse import HALTED, RUNNING, SKIPPED, Pulse
 from bitactor.messages.signal import UNDO, Fault
 from bitactor.plan.container import Progress
-from bitactor.plan.plan import Plan, PlanStep, Scope
+from bitactor.plan.plan import Container, Plan, PlanStep, Scope
 from bitactor.saga.commands import Emission
 from bitactor.saga.phases import ENDED, FAILING, HAS_RESULT, IN_DOUBT, NEW, UNDOING, WAITING
 
@@ -207,6 +207,12 @@ class SagaState:
     def goes_forward(self, index: int) -> bool:
         """Whether a step still goes forward: neither the transaction nor a scope around the step has failed."""
         return not self.stopping and (index < self.plan_size or self.failed_scope(index) is None)
+
+    def container_of(self, index: int) -> Container:
+        """The container that a step is."""
+        container = self.steps[index].container
+        assert container is not None
+        return container
 
     def unless_in_doubt(self, index: int, known: str) -> str:
         """The state of a step that is not in flight any more: in doubt if an attempt of it is, else `known`."""

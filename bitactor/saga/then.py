@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from bitactor.errors import DuplicateName, UnknownArgument, suggest
 from bitactor.messages.codec import token_from_bytes
@@ -17,19 +17,7 @@ from bitactor.plan.arguments import Argument
 from bitactor.plan.order import topological_order
 from bitactor.plan.plan import Plan, PlanStep
 from bitactor.saga.phases import IN_DOUBT, SETTLED
-
-
-class StepsSoFar(Protocol):
-    """The part of a transaction's state that resolving a `Then` needs; see `bitactor.saga.state`."""
-
-    plan: Plan
-    steps: Sequence[PlanStep]
-    by_name: Mapping[str, int]
-    """Path of a step → its place."""
-    states: list[str]
-    tokens: list[Any]
-    replacements: dict[int, int]
-    """Place of a step that was replaced → place of the latest one that stands for it."""
+from bitactor.saga.state import SagaState
 
 
 class ResolvedStep(NamedTuple):
@@ -40,7 +28,7 @@ class ResolvedStep(NamedTuple):
     is_replacement: bool
 
 
-def resolve(state: StepsSoFar, index: int, planned: Sequence[Sequence[Any]]) -> list[ResolvedStep]:
+def resolve(state: SagaState, index: int, planned: Sequence[Sequence[Any]]) -> list[ResolvedStep]:
     """The steps that the `Then` of step `index` asks for, `[declared, name, {parameter: source}, [after…]]` each.
 
     Raises:
@@ -55,7 +43,7 @@ def resolve(state: StepsSoFar, index: int, planned: Sequence[Sequence[Any]]) -> 
     return [ResolvedStep(step, resolution.unmet_dependencies(step), step.replaces >= 0) for step in found]
 
 
-def is_settled(state: StepsSoFar, index: int) -> bool:
+def is_settled(state: SagaState, index: int) -> bool:
     """Whether a step, or the one that replaces it, has settled, given that the transaction goes forward."""
     now = state.states[state.replacements.get(index, index)]
     return now in SETTLED or now == IN_DOUBT  # one in doubt was not required, or nothing would go forward
@@ -64,7 +52,7 @@ def is_settled(state: StepsSoFar, index: int) -> bool:
 class _Resolution:
     """The resolution of one `Then`."""
 
-    def __init__(self, state: StepsSoFar, index: int, planned: Sequence[Sequence[Any]]) -> None:
+    def __init__(self, state: SagaState, index: int, planned: Sequence[Sequence[Any]]) -> None:
         self.state, self.index, self.planned = state, index, planned
         self.emitter = emitter = state.steps[index]
         scope = emitter.scope
@@ -112,8 +100,7 @@ class _Resolution:
         scope = self.emitter.scope
         if scope is None or scope.key:
             return False
-        container = self.state.steps[scope.container].container
-        assert container is not None
+        container = self.state.container_of(scope.container)
         return (container.chained or container.surrounds) and any(name in body.by_name for body in container.bodies)
 
     def _mentioned(self) -> Iterator[str]:

@@ -31,8 +31,7 @@ def opened_container(state: SagaState, index: int, opening: Sequence[Sequence[An
 
 def opened_more_scopes(state: SagaState, pulse: Pulse, index: int) -> None:
     progress = state.progress[index]
-    container = state.steps[index].container
-    assert container is not None
+    container = state.container_of(index)
     if container.surrounds:
         progress.proceeding = True
         progress.ttl = state.ttls[index] - 1  # they follow from the function around them, which is a hop
@@ -67,8 +66,7 @@ def _open_scopes(state: SagaState, index: int, openings: Iterable[Opening]) -> N
 def _scope_for(state: SagaState, index: int, opening: Opening) -> Scope:
     """A settled scope of the same body, opened again, or a new one."""
     container = state.steps[index]
-    assert container.container is not None
-    body = container.container.bodies[opening.body]
+    body = state.container_of(index).bodies[opening.body]
     free_scopes = state.free_scopes.get(id(body))
     if free_scopes:
         scope = free_scopes.pop()
@@ -96,8 +94,7 @@ def _scope_settled(state: SagaState, scope: Scope) -> None:
     progress = state.progress.get(index)
     if progress is None or state.states[index] != OPEN or state.stopping:
         return
-    container = state.steps[index].container
-    assert container is not None
+    container = state.container_of(index)
     progress.open -= 1
     progress.ttl_left = min(progress.ttl_left, scope.ttl_left)
     if container.chained:
@@ -155,8 +152,7 @@ def _settle_failed_scope(state: SagaState, scope: Scope) -> None:
         or any(state.states[other] in IN_FLIGHT for other in state.steps_within(scope))
     ):
         return
-    container = state.steps[index].container
-    assert container is not None
+    container = state.container_of(index)
     fault = progress.failed_scopes.pop(scope.base)
     progress.open -= 1
     progress.ttl_left = min(
