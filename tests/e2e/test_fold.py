@@ -167,10 +167,10 @@ async def _live(drawn: dict[str, Any]) -> None:
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(workflows())
 def test_fold_of_every_prefix_is_the_live_state(drawn: dict[str, Any]) -> None:
-    import mesh.runtime.node as node
+    import mesh.runtime.intake as intake
 
-    plain, node.Saga = node.Saga, Recording  # type: ignore[misc]
+    plain, intake.Saga = intake.Saga, Recording  # type: ignore[misc]
     try:
         asyncio.run(_live(drawn))
     finally:
-        node.Saga = plain  # type: ignore[misc]
+        intake.Saga = plain  # type: ignore[misc]
