@@ -175,11 +175,12 @@ _STIMULUS_HEADERS: Final = [
         "Added to the priority of each step, for whatever its hops wait for; the highest goes first",
         {"type": "integer", "minimum": -MAX_GIVEN, "maximum": MAX_GIVEN, "default": 0},
     ),
-    _header(
-        "BitActor-Metadata",
-        "A JSON object in ASCII, which every step sees as `ctx.metadata`",
-        {"type": "string", "contentMediaType": "application/json"},
-    ),
+    {
+        "name": "BitActor-Metadata",
+        "in": "header",
+        "description": "A JSON object in ASCII, which every step sees as `ctx.metadata`",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    },
     _header(
         "traceparent",
         "W3C trace context; the transaction's span links to it.  A malformed one is ignored.",
