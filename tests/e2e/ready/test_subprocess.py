@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bitactor import DefinitionError, Input, InvalidInput, InvalidOutcome, Result, Value, Workflow
+from bitactor.testing import FakeClock
 from mesh import Mesh, Transaction
 from mesh.ready.steps import subprocess
 from tests.e2e.ready.program_child import build
@@ -149,18 +150,18 @@ async def waits_for(directory: Path, count: int) -> list[int]:
 @pytest.mark.parametrize("kind", ["", FORK, LEAVE])
 @pytest.mark.parametrize("how", ["timeout", "cancel", "deadline", "close"])
 async def test_whatever_ends_the_step_ends_all_its_processes(tmp_path: Path, how: str, kind: str) -> None:
-    scans = Workflow("scans", grace=0.1, deadline=1.0 if how == "deadline" else None)
-    subprocess.run(
-        scans, "scan", script(READY + kind + WAIT, str(tmp_path)), **({"timeout": 1.0} if how == "timeout" else {})
-    )
-    async with Mesh(scans, drain=0.1) as mesh:
+    passing = FakeClock() if how in ("timeout", "deadline") else None  # no time passes before the program is ready
+    scans = Workflow("scans", grace=0.1, deadline=5.0 if how == "deadline" else None)
+    bound = {"timeout": 5.0} if how == "timeout" else {}
+    subprocess.run(scans, "scan", script(READY + kind + WAIT, str(tmp_path)), **bound)
+    async with Mesh(scans, drain=0.1, clock=passing) as mesh:
         transaction = await mesh.stimulate(scans)
         pids = await waits_for(tmp_path, 2 if kind else 1)
         assert alive(pids) == pids
         if how == "cancel":
             assert await transaction.cancel() == "cancelled"
-        elif how != "close":
-            assert await transaction.ended(30) == "compensated"
+        elif passing is not None:
+            await until(lambda: passing.advance(0.1) or transaction.status == "compensated")
         if how != "close":
             await until(lambda: not alive(pids))
             assert undone(transaction) == ["scan"]
@@ -209,10 +210,14 @@ async def test_two_attempts_never_run_at_once(tmp_path: Path) -> None:
     scans = Workflow("scans")
     text = READY + "others = [int(x.stem) for x in p.glob('*.ready')]\n"
     text += "if others:\n  print(os.path.exists(f'/proc/{others[0]}')); sys.exit()\n" + STUBBORN + WAIT
-    subprocess.run(scans, "scan", script(text, str(tmp_path)), timeout=1.0, retries=1, grace=0.3)
-    transaction = await run(scans)
-    assert pulse_lines(transaction).count("spawned scan") == 2
-    assert transaction.results()["scan"]["stdout"] == "False\n"
+    subprocess.run(scans, "scan", script(text, str(tmp_path)), timeout=5.0, retries=1, grace=0.3)
+    clock = FakeClock()
+    async with Mesh(scans, clock=clock) as mesh:
+        transaction = await mesh.stimulate(scans)
+        await waits_for(tmp_path, 1)
+        await until(lambda: clock.advance(0.1) or pulse_lines(transaction).count("spawned scan") == 2)
+        assert await transaction.ended(30) == "completed"
+        assert transaction.results()["scan"]["stdout"] == "False\n"
 
 
 async def test_a_worker_that_was_killed_leaves_a_program_that_the_next_one_ends(tmp_path: Path, sqlite: str) -> None:
@@ -267,9 +272,13 @@ async def test_in_doubt_it_is_ended_before_it_is_undone(tmp_path: Path) -> None:
     scans = Workflow("scans", grace=0.05)
     look = "import pathlib, os, sys; p = pathlib.Path(sys.argv[1]); [x] = p.glob('*.ready')\n"
     undo = script(look + "(p / 'seen').write_text(str(os.path.exists('/proc/' + x.stem)))", str(tmp_path))
-    subprocess.run(scans, "scan", script(READY + STUBBORN + WAIT, str(tmp_path)), timeout=1.0, grace=0.3, undo=undo)
-    transaction = await run(scans)
-    assert (transaction.status, undone(transaction)) == ("compensated", ["scan"])
+    subprocess.run(scans, "scan", script(READY + STUBBORN + WAIT, str(tmp_path)), timeout=5.0, grace=0.3, undo=undo)
+    clock = FakeClock()
+    async with Mesh(scans, clock=clock) as mesh:
+        transaction = await mesh.stimulate(scans)
+        await waits_for(tmp_path, 1)
+        await until(lambda: clock.advance(0.05) or "spawned ~scan" in pulse_lines(transaction))
+        assert (await transaction.ended(30), undone(transaction)) == ("compensated", ["scan"])
     assert (tmp_path / "seen").read_text() == "False"
 
 
