@@ -44,7 +44,8 @@ class StimulusOptions(_Options):
         max_concurrency: int | None = None,
         priority: int = 0,
     ) -> StimulusOptions:
-        if (key, ttl, deadline, metadata, traceparent, max_concurrency) == _NOTHING[:6] and priority is _ORDINARY:
+        unbound = key is None and ttl is None and deadline is None and max_concurrency is None
+        if unbound and metadata is None and traceparent is None and priority is _ORDINARY:
             return _NOTHING  # as most say
         given = _Options(key, ttl, deadline, metadata, traceparent, max_concurrency, priority)
         wrong = [

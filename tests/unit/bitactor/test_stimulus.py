@@ -1,0 +1,43 @@
+"""The options of a stimulus: what was given is looked at, and never asked whether it is nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bitactor import InvalidInput
+from bitactor.declare.stimulus import StimulusOptions
+
+
+class EqualsAll:
+    """Says that it equals whatever it is compared with."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class EqualsNothing(dict[str, Any]):
+    """Metadata that cannot be compared."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ArithmeticError("these cannot be compared")
+
+
+@pytest.mark.parametrize("option", ["key", "ttl", "deadline", "metadata", "traceparent", "max_concurrency", "priority"])
+def test_an_option_that_says_it_equals_everything_is_not_dropped(option: str) -> None:
+    with pytest.raises(InvalidInput, match=option):
+        StimulusOptions(**{option: EqualsAll()})
+
+
+def test_metadata_that_cannot_be_compared_are_taken() -> None:
+    assert StimulusOptions(metadata=EqualsNothing(a=1)).metadata == {"a": 1}
+
+
+def test_no_options_are_one_object() -> None:
+    assert StimulusOptions() is StimulusOptions() and StimulusOptions().given() == {}
