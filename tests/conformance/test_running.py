@@ -19,6 +19,7 @@ from mesh.hops.actor import BitActor
 from mesh.limits.pools import PermitSet
 from mesh.limits.timing_wheel import Timer
 from mesh.runtime.live import LiveTransaction
+from tests.amounts import amount
 from tests.conformance.claims import claim
 from tests.conformance.hostile import cyclic, deep
 from tests.conformance.support import Meeting, failure_of, ran, resident, result_of
@@ -356,6 +357,7 @@ async def test_blocking_steps() -> None:
 async def test_ten_thousand_runs(sqlite: str) -> None:
     workflow = Workflow("often", input={"way": int}, ttl=4, max_concurrency=2, deadline=600.0)
     meeting = Meeting(1)
+    counted = amount(quick=2_000, long=9_000)
 
     @workflow.step(limit="shared", timeout=60.0)
     async def first(way: int) -> dict:
@@ -388,16 +390,17 @@ async def test_ten_thousand_runs(sqlite: str) -> None:
 
     async with Mesh(workflow, store=sqlite, pools={"shared": 50}, threads=4) as mesh:
         await some(mesh, 1_000)
-        await some(mesh, 1_000)
         before, first_bytes = held(), resident()
-        await some(mesh, 8_000)
+        await some(mesh, counted)
         after, last_bytes = held(), resident()
         assert mesh.node.about()["pools"]["shared"] == {"places": 50, "taken": 0, "waiting": 0, "lent": 0}
         assert len(mesh.node.wheel) == 0 and not mesh.node.supervisor.transactions
     # The thread that commits may still hold its last group.
     assert not {name: count for name, count in after.items() if count > before[name] + 250}, (before, after)
     # A run that is kept holds 5 KiB and more.
-    assert last_bytes - first_bytes < 20_000_000, f"{(last_bytes - first_bytes) / 8_000:.0f} bytes a run are left"
+    assert last_bytes - first_bytes < 2_500 * counted, (
+        f"{(last_bytes - first_bytes) / counted:.0f} bytes a run are left"
+    )
 
 
 KEPT: tuple[type, ...] = (LiveTransaction, BitActor, Timer, PermitSet, asyncio.Task, asyncio.Handle, threading.Thread)

@@ -18,9 +18,10 @@ from mesh.hops.actor import BitActor
 from mesh.limits.timing_wheel import COMPACT_AT, Timer, TimingWheel
 from mesh.runtime.emissions import Parcel
 from mesh.runtime.live import LiveTransaction
+from tests.amounts import amount
 from tests.e2e.support import BOUND, SPAWNERS, for_spawner, turns, until
 
-THOUSAND = 1_000
+MANY = amount(quick=300, long=1_000)
 TRACKED: tuple[type, ...] = (LiveTransaction, BitActor, Parcel, Timer, asyncio.Task, asyncio.Handle, asyncio.Event)
 
 
@@ -103,7 +104,7 @@ async def test_nothing_is_left(place: str, kind: str, sqlite: str) -> None:
         node = mesh.node
         await run_many(mesh, workflow, 100)
         before, objects = about(mesh), alive()
-        await run_many(mesh, workflow, THOUSAND)
+        await run_many(mesh, workflow, MANY)
         after = about(mesh)
         # A file's own threads open it when they are first needed.
         assert before["files"] <= after["files"] <= before["files"] + (12 if kind == "sqlite" else 0)

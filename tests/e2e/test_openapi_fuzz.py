@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from bitactor import Workflow
 from mesh import Mesh
 from mesh.ingress.http import HttpServer
+from tests.amounts import amount
 from tests.e2e.support import BOUND
 
 MAX_SECONDS = 120
-EXAMPLES = 30
+EXAMPLES = amount(quick=15, long=100)
 SEED = 20_260_101
 NOISE = 400
 

@@ -980,7 +980,7 @@ def chaotic(mesh: Callable[[], Mesh]) -> Workflow:
 
 
 async def test_thousands_of_runs_leave_every_place_free() -> None:
-    batches = amount(quick=40, long=100)
+    batches = amount(quick=20, long=100)
     workflow = chaotic(lambda: mesh)
     statuses: Counter[str] = Counter()
     async with Mesh(workflow, pools={"wide": 5, "narrow": 3}) as mesh:
