@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.request import urlopen
 
 import uvicorn
 from starlette.applications import Starlette
@@ -71,8 +72,9 @@ class StandIns:
         return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
 
     def __enter__(self) -> Self:
-        self._thread.start()  # whoever connects before it serves waits in the socket's queue
-        return self
+        self._thread.start()
+        with urlopen(f"{self.url}/ready"):  # who waits in the socket's queue until it serves arrives with all others
+            return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -95,7 +97,11 @@ class StandIns:
         )
         return Starlette(
             routes=[
-                Route(path, self._counted(service, answer), methods=["GET", "POST"]) for path, service, answer in routes
+                Route("/ready", lambda request: Response()),
+                *(
+                    Route(path, self._counted(service, answer), methods=["GET", "POST"])
+                    for path, service, answer in routes
+                ),
             ]
         )
 
