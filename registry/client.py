@@ -12,14 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import zmq
+from typing_extensions import override
 
 from registry.entry import Entry, Loss, Notice
 from registry.errors import RegistryClosed, RegistryError, RegistryTimeout
 from registry.limits import check_name, name_filter, normal_value
+from registry.port import Adapter
 from registry.protocol.client import ClientProtocol
 from registry.support.bind import check_endpoint
 from registry.support.curve import Curve, secure_client
@@ -39,7 +40,7 @@ _log = logging.getLogger("bitactor.registry")
 _Value = TypeVar("_Value")
 
 
-class RegistryClient:
+class RegistryClient(Adapter):
     """One holder's view of a served registry (the port is `registry.port.Registry`).
 
     While the server is away, questions are answered from what was known last, `connected` is False, and registering
@@ -76,15 +77,17 @@ class RegistryClient:
         return self._endpoint
 
     @property
+    @override
     def holder(self) -> str:
-        """The id of the holder whose registrations these are."""
         return self._protocol.holder
 
     @property
+    @override
     def connected(self) -> bool:
         """Whether the server was heard within the last three heartbeats."""
         return self._protocol.connected
 
+    @override
     def start(self, timeout: float = 5.0) -> None:
         """Connect to the server; returns once the whole table is known.  After a failure, make another client.
 
@@ -112,6 +115,7 @@ class RegistryClient:
                 f"no registry answered at {self._endpoint} within {timeout:g} s; is it running?"
             ) from None
 
+    @override
     def close(self, leave: bool = True) -> None:
         """Disconnect, within seconds; with `leave`, all names of the holder are gone at once for everybody.  A second
         call does nothing."""
@@ -138,76 +142,61 @@ class RegistryClient:
         if not inside:
             thread.join(_JOIN_TIMEOUT)
 
-    def __enter__(self) -> RegistryClient:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     # The port
 
+    @override
     def register(
         self, name: str, value: Mapping[str, Any] | None = None, *, unique: bool = False, timeout: float = 5.0
     ) -> Entry:
-        """Hold `name`, with `value`.  Raises `AlreadyRegistered`, `InvalidEntry`, `RegistryFull`, `RegistryTimeout`,
-        `RegistryClosed`."""
         check_name(name)
         normal, _ = normal_value(value)
         waiting: Future[Entry] = Future()
-        self._submit(lambda: self._protocol.register(name, normal, unique, waiting))
+        self._submit(lambda: self._protocol.names.register(name, normal, unique, waiting))
         try:
             return self._wait_for(waiting, timeout, f"register {name!r}")
         except BaseException:
             # Interrupted as well as too late: who got no entry must not hold the name.
-            self._post(lambda: self._protocol.withdraw(name, waiting))
+            self._post(lambda: self._protocol.names.withdraw(name, waiting))
             raise
 
+    @override
     def unregister(self, name: str, *, timeout: float = 5.0) -> None:
-        """Give `name` up.  Raises `RegistryTimeout` when the registry is away; the name goes all the same."""
         waiting: Future[None] = Future()
-        self._submit(lambda: self._protocol.unregister(name, waiting))
+        self._submit(lambda: self._protocol.names.unregister(name, waiting))
         self._wait_for(waiting, timeout, f"unregister {name!r}")
 
+    @override
     def update(self, name: str, value: Mapping[str, Any] | None, *, timeout: float = 5.0) -> Entry:
-        """Change the value of a name that the holder has.  Raises `NotRegistered`, `InvalidEntry`, `RegistryFull`,
-        `RegistryTimeout`."""
         normal, _ = normal_value(value)
         waiting: Future[Entry] = Future()
-        self._submit(lambda: self._protocol.update(name, normal, waiting))
+        self._submit(lambda: self._protocol.names.update(name, normal, waiting))
         return self._wait_for(waiting, timeout, f"update {name!r}")
 
+    @override
     def lookup(self, name: str) -> tuple[Entry, ...]:
-        """All entries of a name, from the cache."""
         return self._cache.lookup(name)
 
-    def get(self, name: str) -> Entry | None:
-        """The entry of a unique name, from the cache; None if nobody holds it."""
-        entries = self._cache.lookup(name)
-        return entries[0] if entries and entries[0].unique else None
-
+    @override
     def keys(self, holder: str | None = None) -> tuple[str, ...]:
-        """The names that `holder` has; by default, those of this holder."""
         return self._cache.keys(self.holder if holder is None else holder)
 
+    @override
     def count(self) -> int:
-        """The number of entries, of all holders."""
         return self._cache.count()
 
+    @override
     def match(self, pattern: str = "*") -> tuple[Entry, ...]:
-        """The entries whose name matches a glob."""
         matches = name_filter(pattern)
         return tuple(entry for name, entries in self._cache.names().items() if matches(name) for entry in entries)
 
+    @override
     def await_name(self, name: str, timeout: float) -> tuple[Entry, ...]:
-        """The entries of `name`, as soon as there are any.  Raises `RegistryTimeout`, `RegistryClosed`."""
         self._refuse_own_thread()
         return wait_for_name(self.when_name(name), name, timeout)
 
+    @override
     def when_name(self, name: str) -> Future[tuple[Entry, ...]]:
-        """A future of what `await_name` gives, completed on the client's thread; cancelled when the client closes."""
+        """The future is completed on the client's thread."""
         waiting: Future[tuple[Entry, ...]] = Future()
         entries = self._cache.lookup(name)
         if entries:
@@ -217,25 +206,26 @@ class RegistryClient:
         waiting.add_done_callback(lambda done: self._post(lambda: self._watches.remove_name(name, done)))
         return waiting
 
+    @override
     def watch(self, callback: Callable[[Notice], None], pattern: str = "*") -> Watch:
-        """Call back for each change of matching names, first with `appeared` for what is there."""
         name_filter(pattern)
         watch = Watch(callback, self._cancelled)
         self._submit(lambda: self._begin_watch(watch, pattern))
         return watch
 
+    @override
     def on_lost(self, callback: Callable[[tuple[Loss, ...]], None]) -> Watch:
-        """Call back when unique names are lost, that is, not held by this holder any more."""
         watch = Watch(callback, self._cancelled)
         self._submit(lambda: self._watches.add_loss(watch))
         return watch
 
+    @override
     def is_current(self, entry: Entry) -> bool:
         """Whether this entry of the holder is still valid, by this process's clock."""
         return self._protocol.is_current(entry, time.monotonic_ns())
 
+    @override
     def ping(self, timeout: float = 5.0) -> float:
-        """Seconds that a message takes to the server and back.  Raises `RegistryTimeout`."""
         waiting: Future[None] = Future()
         began = time.monotonic_ns()
         self._submit(lambda: self._protocol.ping(waiting))

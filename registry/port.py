@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
+
+from typing_extensions import override
 
 from registry.entry import Entry, Loss, Notice
 from registry.watches import Watch
@@ -105,3 +107,19 @@ class Registry(Protocol):
 
     def ping(self, timeout: float = 5.0) -> float:
         """Seconds that a message takes to the registry and back; raises `RegistryTimeout`."""
+
+
+class Adapter(Registry):
+    """What both adapters do alike."""
+
+    @override
+    def get(self, name: str) -> Entry | None:
+        entries = self.lookup(name)
+        return entries[0] if entries and entries[0].unique else None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,4 +1,7 @@
-"""Watches: callbacks and futures that are told of notices.  For one thread at a time, the one that delivers."""
+"""Watches: callbacks and futures that are told of notices.  For one thread at a time, the one that delivers.
+
+A future of somebody who waits is answered once; one whose caller gave up is left alone.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from registry.errors import RegistryClosed, RegistryTimeout
 from registry.limits import name_filter
 
 _log = logging.getLogger("bitactor.registry")
+
+Waiting = Future[Any]
 
 
 class Watch:
@@ -77,7 +82,7 @@ class Watches:
         """Complete `waiting` with the entries of `name` once there are any."""
         entries = self._lookup(name)
         if entries:
-            _resolve(waiting, entries)
+            resolve(waiting, entries)
         elif not waiting.done():
             self._names.setdefault(name, []).append(waiting)
 
@@ -98,7 +103,7 @@ class Watches:
                     watch.tell(notice)
             if self._names and notice.kind == APPEARED:
                 for waiting in self._names.pop(name, ()):
-                    _resolve(waiting, self._lookup(name) or (notice.entry,))
+                    resolve(waiting, self._lookup(name) or (notice.entry,))
 
     def tell_losses(self, losses: tuple[Loss, ...]) -> None:
         """Tell all watches of losses."""
@@ -129,6 +134,13 @@ def wait_for_name(waiting: Future[tuple[Entry, ...]], name: str, timeout: float)
         raise RegistryClosed("the registry was closed meanwhile") from None
 
 
-def _resolve(waiting: Future[tuple[Entry, ...]], entries: tuple[Entry, ...]) -> None:
+def resolve(waiting: Waiting, value: object) -> None:
+    """Answer `waiting` with a value."""
     with suppress(InvalidStateError):
-        waiting.set_result(entries)
+        waiting.set_result(value)
+
+
+def fail(waiting: Waiting, error: BaseException) -> None:
+    """Answer `waiting` with an error."""
+    with suppress(InvalidStateError):
+        waiting.set_exception(error)

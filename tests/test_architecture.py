@@ -265,10 +265,10 @@ ROOMS: dict[str, dict[str, str]] = {
         "wire": "entry limits",
         "port": "entry watches",
         "support": "errors",
-        "protocol": "entry errors limits support table wire",
+        "protocol": "entry errors support table watches wire",
         "server": "protocol support table wire",
-        "client": "entry errors limits protocol support watches wire",
-        "local": "entry errors limits table watches",
+        "client": "entry errors limits port protocol support watches wire",
+        "local": "entry errors limits port table watches",
         "__init__": "client entry errors local port protocol server support table watches",
     },
     "mesh": {

@@ -15,7 +15,7 @@ names to nobody else meanwhile).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -23,11 +23,10 @@ from bitactor.errors import MalformedSignal, ProtocolError
 from registry.entry import DISAPPEARED, Entry, Loss, Notice
 from registry.errors import HolderInUse, InvalidEntry, RegistryError, RegistryFull
 from registry.protocol.entry_cache import EntryCache
-from registry.protocol.own_names import OwnNames
-from registry.protocol.requests import Requests
-from registry.protocol.waiters import Waiting, fail, resolve
+from registry.protocol.own_names import OwnNames, Requests
 from registry.support.log_throttle import LogThrottle
 from registry.table import DEFAULT_LEASE_NS
+from registry.watches import Waiting, fail, resolve
 from registry.wire import (
     KINDS,
     REFUSED_HOLDER_IN_USE,
@@ -69,19 +68,15 @@ class ClientProtocol:
         self.cache = EntryCache()
         self._requests = Requests(now_ns)
         self.outgoing = self._requests.outgoing
-        """Frames to be sent, in order."""
-        self._names = OwnNames(holder, self._requests, self._on_granted, self._on_lost)
+        self.names = OwnNames(holder, self._requests, self._on_granted, lambda loss: self.losses.append(loss))
         self.notices: list[Notice] = []
         self.losses: list[Loss] = []
         self.connected = False
-        self.blocked = False
-        """Set by the owner while `outgoing` cannot be sent."""
-        self.synced: Waiting = Future()
-        """A future, done when the whole table has been seen for the first time."""
+        self.blocked = False  # set by the owner while `outgoing` cannot be sent
+        self.synced: Waiting = Future()  # done when the whole table has been seen for the first time
         self.refusal: RegistryError | None = None
         self.malformed = 0
         self.last_received_ns = now_ns
-        """Monotonic time at which a frame of the server last came."""
         self.lease_ns = DEFAULT_LEASE_NS
         self.next_tick_ns = now_ns
         self._instance = instance
@@ -89,7 +84,7 @@ class ClientProtocol:
         self._lease_until_ns = now_ns
         self._lease_valid = False
         self._frozen_until_ns: int | None = None
-        self._incarnation: bytes | None = None
+        self.incarnation: bytes | None = None
         self._welcomed = False
         self._sequence = 0
         self._heartbeats: dict[int, int] = {}  # sequence -> when sent
@@ -104,40 +99,14 @@ class ClientProtocol:
             Refused: self._on_refused,
             Acknowledged: self._on_acknowledged,
             Unknown: self._on_unknown,
-            Registered: self._names.take_verdicts,
+            Registered: self.names.take_verdicts,
             Done: self._on_done,
             Part: self._on_part,
             Notices: self._on_notices,
             Pong: self._on_pong,
         }
 
-    @property
-    def incarnation(self) -> bytes | None:
-        """The incarnation of the server that welcomed this client last; None before the first welcome."""
-        return self._incarnation
-
-    def registrations(self) -> dict[str, Entry | None]:
-        """Registered name → the entry that was granted of it, or None."""
-        return self._names.entries()
-
-    # Registrations
-
-    def register(self, name: str, value: Mapping[str, Any], unique: bool, waiting: Waiting) -> None:
-        """Hold `name` from now on; `waiting` gets the entry once it is granted, or `AlreadyRegistered`, `RegistryFull`,
-        …"""
-        self._names.register(name, value, unique, waiting)
-
-    def withdraw(self, name: str, waiting: Waiting) -> None:
-        """Take back a `register` or `update` whose caller gave up: a name registered for its sake is unregistered."""
-        self._names.withdraw(name, waiting)
-
-    def update(self, name: str, value: Mapping[str, Any], waiting: Waiting) -> None:
-        """Give a registered name another value; `waiting` gets the changed entry."""
-        self._names.update(name, value, waiting)
-
-    def unregister(self, name: str, waiting: Waiting) -> None:
-        """Give `name` up; `waiting` is done when the server has agreed, at once if the name was not registered."""
-        self._names.unregister(name, waiting)
+    # Requests
 
     def leave(self, waiting: Waiting) -> None:
         """End the lease; `waiting` is done when the server has, at once if it is away."""
@@ -158,7 +127,7 @@ class ClientProtocol:
         """Whether this granted entry is valid at `now_ns`."""
         # Read before the grant: a lease is prolonged only after grants that it does not cover were marked.
         until_ns = self._lease_until_ns
-        grant = self._names.grant(entry.name)
+        grant = self.names.grant(entry.name)
         if grant is None or entry.holder != self.holder:
             return False
         held, confirm_until_ns = grant
@@ -168,7 +137,7 @@ class ClientProtocol:
 
     def fail_all(self, error: RegistryError) -> None:
         """Give `error` to everyone who waits; nobody is answered any more."""
-        waiting = [self.synced, *self._pings.values(), *self._names.waiting()]
+        waiting = [self.synced, *self._pings.values(), *self.names.waiting()]
         if self._leaving is not None:
             waiting.append(self._leaving[1])
         for other in waiting:
@@ -183,18 +152,18 @@ class ClientProtocol:
         self._check_lease(now_ns)
         if self.connected:
             self.notices += self.cache.end_grace(now_ns, 2 * self._heartbeat_ns)
-        self._names.retry_due(now_ns)
+        self.names.retry_due(now_ns)
         if now_ns < self.next_tick_ns:
             return
         self.connected = self.connected and now_ns - self.last_received_ns < _MISSED_HEARTBEATS * self._heartbeat_ns
-        waits = self._names.awaits_answer or self._syncing is not None
+        waits = self.names.awaits_answer or self._syncing is not None
         if self.blocked or (waits and self.connected and now_ns - self._requests.progress_ns > _OVERDUE_NS):
             self._disconnect()
         self._send_heartbeat(now_ns)
 
     def next_wake_ns(self) -> int:
         """Monotonic time at which `tick` is next needed."""
-        times = [self.next_tick_ns, *self._names.retry_times()]
+        times = [self.next_tick_ns, *self.names.retry_times()]
         if self._lease_valid:
             times.append(self._lease_until_ns)
         if self._frozen_until_ns is not None:
@@ -211,9 +180,9 @@ class ClientProtocol:
 
     def flush(self, now_ns: int) -> None:
         """Send the server what it has not been told."""
-        if self._welcomed and self._names.has_unsent:
+        if self._welcomed and self.names.has_unsent:
             self._start_answer_timer(now_ns)
-            self._names.flush()
+            self.names.flush()
 
     # Frames
 
@@ -236,7 +205,7 @@ class ClientProtocol:
         if sent_ns is None:
             return
         self._check_lease(now_ns)
-        restarted = self._incarnation is not None and message.incarnation != self._incarnation
+        restarted = self.incarnation is not None and message.incarnation != self.incarnation
         if self._welcomed and not restarted and not message.fresh:
             self._extend_lease(sent_ns)
             return
@@ -244,12 +213,12 @@ class ClientProtocol:
             self._freeze_grants()
             self._sync_restarted = True
         elif message.fresh:
-            self._names.void_grants(lambda state: True)
+            self.names.void_grants(lambda state: True)
         self.lease_ns, self._heartbeat_ns = message.lease_ns, max(message.heartbeat_ns, _MILLISECOND)
-        self._incarnation = message.incarnation
+        self.incarnation = message.incarnation
         self._welcomed = self.connected = True
         self.refusal = None
-        self._names.begin_again()
+        self.names.begin_again()
         self._extend_lease(sent_ns)
         self.next_tick_ns = min(self.next_tick_ns, now_ns + self._heartbeat_ns)
         self._begin_sync(now_ns)
@@ -276,7 +245,7 @@ class ClientProtocol:
 
     def _on_done(self, message: Done, now_ns: int) -> None:
         self._requests.progress_ns = now_ns
-        self._names.take_done(message.request)
+        self.names.take_done(message.request)
         if self._leaving is not None and self._leaving[0] == message.request:
             self._welcomed = self.connected = False
             resolve(self._leaving[1], None)
@@ -291,7 +260,7 @@ class ClientProtocol:
             entry = decode_entry(row)
             self.notices += self.cache.put(entry, message.revision)
             if entry.holder == self.holder:
-                self._names.give_back(entry.name)
+                self.names.give_back(entry.name)
         if message.more:
             return
         if message.cursor:
@@ -319,7 +288,7 @@ class ClientProtocol:
             if KINDS[code] == DISAPPEARED:
                 self.notices += self.cache.remove(entry.name, entry.holder, revision)
                 if entry.holder == self.holder:
-                    self._names.displaced(entry)
+                    self.names.displaced(entry)
             else:
                 self.notices += self.cache.put(entry, revision)
 
@@ -334,19 +303,16 @@ class ClientProtocol:
         if self._revision is None:
             self.notices += self.cache.put(entry)
 
-    def _on_lost(self, loss: Loss) -> None:
-        self.losses.append(loss)
-
     # Lease
 
     def _check_lease(self, now_ns: int) -> None:
         if self._lease_valid and now_ns >= self._lease_until_ns:
             self._lease_valid = False
             self._frozen_until_ns = None
-            self._names.void_grants(lambda state: True)
+            self.names.void_grants(lambda state: True)
         if self._frozen_until_ns is not None and now_ns >= self._frozen_until_ns:
             self._frozen_until_ns = None
-            self._names.void_grants(lambda state: state.grant is not None and state.grant[1] is not None)
+            self.names.void_grants(lambda state: state.grant is not None and state.grant[1] is not None)
 
     def _extend_lease(self, sent_ns: int) -> None:
         until_ns = sent_ns + self.lease_ns
@@ -355,7 +321,7 @@ class ClientProtocol:
         self._lease_valid = True
 
     def _freeze_grants(self) -> None:
-        self._names.freeze_grants(self._lease_until_ns)
+        self.names.freeze_grants(self._lease_until_ns)
         if self._frozen_until_ns is None or self._lease_until_ns < self._frozen_until_ns:
             self._frozen_until_ns = self._lease_until_ns
 
@@ -394,5 +360,5 @@ class ClientProtocol:
         self._requests.send(Sync(self._syncing, cursor))
 
     def _start_answer_timer(self, now_ns: int) -> None:
-        if not self._names.awaits_answer and self._syncing is None:
+        if not self.names.awaits_answer and self._syncing is None:
             self._requests.progress_ns = now_ns

@@ -26,8 +26,7 @@ class EntryCache:
         self._unconfirmed: set[_Key] = set()
         self._confirming = False
         self._extensions = 0
-        self.grace_until_ns: int | None = None
-        """Monotonic time at which unconfirmed entries are dropped; None if there are none."""
+        self.grace_until_ns: int | None = None  # when unconfirmed entries are dropped; None if there are none
 
     # Questions; safe on any thread
 

@@ -4,16 +4,16 @@ told."""
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
 from registry.entry import Entry, Loss
 from registry.errors import AlreadyRegistered, InvalidEntry, NotRegistered, RegistryError, RegistryFull
-from registry.protocol.name_state import NameState
-from registry.protocol.requests import Requests
-from registry.protocol.waiters import Waiting, fail, resolve
+from registry.watches import Waiting, fail, resolve
 from registry.wire import (
     FULL_FRAME_BYTES,
     GRANTED,
@@ -23,20 +23,66 @@ from registry.wire import (
     Register,
     Registered,
     Registration,
+    RegistryMessage,
     Unregister,
     decode_detail,
     decode_entry,
+    encode,
     encode_registration,
     in_frames,
 )
 
 _MILLISECOND: Final = 1_000_000
 _FULL_RETRY_NS: Final = 1_000 * _MILLISECOND
+# One frame of them is on its way at a time: heartbeats must not queue behind a long repopulation.
 _REGISTRATIONS_PER_FRAME: Final = 128
-"""Most registrations in a frame, of which one is on its way at a time: heartbeats must not queue behind a long
-repopulation."""
 
 _log = logging.getLogger("bitactor.registry")
+
+
+class Requests:
+    """Frames to the server, in order, and the numbers that its answers repeat."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.outgoing: deque[bytes] = deque()
+        # When an answer came last, or the first of the awaited ones was asked for, by the monotonic clock.
+        self.progress_ns = now_ns
+        self._request = 0
+
+    def next_number(self) -> int:
+        """The number of the next request."""
+        self._request += 1
+        return self._request
+
+    def send(self, message: RegistryMessage) -> None:
+        """Queue a message behind those to be sent."""
+        self.outgoing.append(encode(message))
+
+
+@dataclass(slots=True, eq=False)
+class NameState:
+    """A name that a client registered: its value, who waits for the verdict, and the grant.
+
+    Versions of all names rise together.  The registration began with version `first`; verdicts on lower ones are on a
+    withdrawn registration.  A grant has beside its entry None, or the time until which a restarted server must confirm
+    it.  `void_epoch` is the highest epoch whose grant is void; lower ones are void too.
+    """
+
+    name: str
+    value: Mapping[str, Any]
+    unique: bool
+    first: int
+    version: int
+    origin: Waiting
+    waiting: list[tuple[int, Waiting]]
+    grant: tuple[Entry, int | None] | None = None
+    lost_entry: Entry | None = None
+    void_epoch: int = -1
+
+    @property
+    def entry(self) -> Entry | None:
+        """The granted entry, or None."""
+        return self.grant[0] if self.grant is not None else None
 
 
 class OwnNames:
@@ -47,8 +93,7 @@ class OwnNames:
     ) -> None:
         self.holder = holder
         self._requests = requests
-        self._on_granted = on_granted
-        """Called with a granted entry, before those who wait for it are answered."""
+        self._on_granted = on_granted  # called before those who wait for the entry are answered
         self._on_lost = on_lost
         self._names: dict[str, NameState] = {}
         self._version = 0
@@ -100,7 +145,8 @@ class OwnNames:
             fail(waiting, AlreadyRegistered(own))
             return
         self._version += 1
-        self._names[name] = NameState(name, value, unique, self._version, waiting)
+        version = self._version
+        self._names[name] = NameState(name, value, unique, version, version, waiting, [(version, waiting)])
         self._unsent[name] = None
 
     def withdraw(self, name: str, waiting: Waiting) -> None:

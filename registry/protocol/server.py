@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from bitactor.errors import ProtocolError
 from registry.entry import Notice
 from registry.errors import AlreadyRegistered, InvalidEntry, RegistryFull
-from registry.limits import check_name
 from registry.support.log_throttle import LogThrottle
 from registry.table import BUCKETS, Table
 from registry.wire import (
@@ -59,9 +59,9 @@ from registry.wire import (
 MAX_UNREAD_BYTES: Final = 16 * 1024 * 1024
 """Bytes that may be on their way to one client before it counts as one that does not read."""
 FULL_OUTGOING_BYTES: Final = 4 * 1024 * 1024
+# Frames up to this size (acknowledgements, by which a client learns that it missed something) are bounded by the socket
+# alone.
 _SMALL_FRAME_BYTES: Final = 256
-"""Size up to which frames (acknowledgements, by which a client learns that it missed something) are bounded by the
-socket alone."""
 
 _log = logging.getLogger("bitactor.registry")
 
@@ -87,21 +87,14 @@ class Statistics(NamedTuple):
     """Frames whose handling raised an unexpected error; each is a defect of ours."""
 
 
+@dataclass(slots=True, eq=False)
 class _Session:
-    __slots__ = ("holder", "instance", "routing", "sent_revision", "synced", "unread")
-
-    def __init__(self, holder: str, instance: bytes, routing: bytes) -> None:
-        self.holder = holder
-        self.instance = instance
-        self.routing = routing
-        self.synced = False
-        self.unread = 0
-        self.sent_revision = 0
-
-    def reconnect(self, routing: bytes) -> None:
-        self.routing = routing
-        self.synced = False
-        self.unread = self.sent_revision = 0
+    holder: str
+    instance: bytes
+    routing: bytes
+    synced: bool = False
+    unread: int = 0
+    sent_revision: int = 0
 
 
 class ServerProtocol:
@@ -173,9 +166,7 @@ class ServerProtocol:
         gone, notices = self.table.expire(now_ns)
         self._changes += notices
         for holder in gone:
-            session = self._holders.pop(holder, None)
-            if session is not None:
-                self._sessions.pop(session.routing, None)
+            self._end_session(holder)
 
     # Out
 
@@ -246,26 +237,20 @@ class ServerProtocol:
             self._refuse(routing, message, REFUSED_HOLDER_IN_USE, f"another live process is {message.holder!r}")
         elif here is not None and here is not session:
             self._refuse(routing, message, REFUSED_INVALID, "a connection is for one holder")
-        elif session is not None:
-            self._sessions.pop(session.routing, None)
-            session.reconnect(routing)
-            self._welcome(session, message, now_ns)
-        elif len(self._holders) >= self._max_clients:
+        elif session is None and len(self._holders) >= self._max_clients:
             self._refuse(routing, message, REFUSED_FULL, f"the registry serves {self._max_clients:,} clients at most")
         else:
             try:
-                check_name(message.holder, "a holder id")
+                fresh = self.table.open(message.holder, now_ns)
             except InvalidEntry as error:
                 self._refuse(routing, message, REFUSED_INVALID, str(error))
                 return
-            self._welcome(_Session(message.holder, message.instance, routing), message, now_ns)
-
-    def _welcome(self, session: _Session, message: Hello, now_ns: int) -> None:
-        fresh = self.table.open(session.holder, now_ns)
-        self._holders[session.holder] = session
-        self._sessions[session.routing] = session
-        answer = Welcome(message.sequence, self._incarnation, self.table.lease_ns, self._heartbeat_ns, fresh)
-        self._reply(session.routing, answer)
+            self._end_session(message.holder)
+            self._holders[message.holder] = self._sessions[routing] = _Session(
+                message.holder, message.instance, routing
+            )
+            answer = Welcome(message.sequence, self._incarnation, self.table.lease_ns, self._heartbeat_ns, fresh)
+            self._reply(routing, answer)
 
     def _refuse(self, routing: bytes, message: Hello, reason: int, detail: str) -> None:
         self._refused += 1
@@ -321,7 +306,7 @@ class ServerProtocol:
 
     def _leave(self, session: _Session, message: Leave, now_ns: int) -> None:
         self._changes += self.table.leave(session.holder)
-        self._end_session(session)
+        self._end_session(session.holder)
         self._reply(session.routing, Done(message.request))
 
     def _sync(self, session: _Session, message: Sync, now_ns: int) -> None:
@@ -346,9 +331,10 @@ class ServerProtocol:
 
     # The rest
 
-    def _end_session(self, session: _Session) -> None:
-        self._sessions.pop(session.routing, None)
-        self._holders.pop(session.holder, None)
+    def _end_session(self, holder: str) -> None:
+        session = self._holders.pop(holder, None)
+        if session is not None:
+            self._sessions.pop(session.routing, None)
 
     def _reply(self, routing: bytes, message: RegistryMessage) -> None:
         frame = encode(message)

@@ -39,12 +39,12 @@ class Peer:
 
     def register(self, name: str, *, unique: bool = False, value: dict[str, int] | None = None) -> Future[Entry]:
         waiting: Future[Entry] = Future()
-        self.protocol.register(name, value or {}, unique, waiting)
+        self.protocol.names.register(name, value or {}, unique, waiting)
         return waiting
 
     def current(self, name: str) -> Entry | None:
         """Our grant of `name`, if it holds this moment."""
-        entry = self.protocol.registrations().get(name)
+        entry = self.protocol.names.entries().get(name)
         return entry if entry is not None and self.protocol.is_current(entry, self.world.now) else None
 
     def turn(self) -> None:
@@ -153,11 +153,11 @@ def test_what_one_registers_the_other_sees(world: World) -> None:
     entry = granted.result(0)
     assert a.protocol.cache.lookup("x") == b.protocol.cache.lookup("x") == (entry,)
     changed: Future[Entry] = Future()
-    a.protocol.update("x", {"n": 2}, changed)
+    a.protocol.names.update("x", {"n": 2}, changed)
     world.run(100)
     assert changed.result(0).epoch == entry.epoch
     gone: Future[None] = Future()
-    a.protocol.unregister("x", gone)
+    a.protocol.names.unregister("x", gone)
     world.run(100)
     assert gone.done() and b.protocol.cache.count() == 0
     assert world.told(b.notices) == [("appeared", "x", "a"), ("changed", "x", "a"), ("disappeared", "x", "a")]
@@ -374,7 +374,7 @@ def test_a_client_that_does_not_read_is_not_written_to_for_ever(world: World) ->
     big = {"data": "x" * 60_000}
     for number in range(MAX_UNREAD_BYTES // 60_000 + 20):
         done: Future[Entry] = Future()
-        a.protocol.update("x", {**big, "n": number}, done)
+        a.protocol.names.update("x", {**big, "n": number}, done)
         world.run(80)
         if world.protocol.statistics().dropped or not done.done():
             break
@@ -419,12 +419,12 @@ def test_withdrawing_frees_the_name_even_after_the_grant(world: World) -> None:
     waiting = a.register("x", unique=True)
     world.run(100)
     assert waiting.done()
-    a.protocol.withdraw("x", waiting)
+    a.protocol.names.withdraw("x", waiting)
     again = a.register("x", unique=True)
     world.run(200)
     assert a.current("x") == again.result(0)
     assert again.result(0).epoch > waiting.result(0).epoch
-    a.protocol.withdraw("x", again)
+    a.protocol.names.withdraw("x", again)
     world.run(100)
     assert not b.protocol.cache.lookup("x")
 
@@ -433,7 +433,7 @@ def test_a_verdict_on_a_withdrawn_wish_is_not_taken_for_the_next_one(world: Worl
     a, b = two(world)
     first = a.register("x", unique=True)
     world.step()
-    a.protocol.withdraw("x", first)
+    a.protocol.names.withdraw("x", first)
     second = a.register("x", unique=True)
     world.run(500)
     assert not second.cancelled() and a.current("x") == second.result(0)
@@ -522,7 +522,7 @@ class Turmoil(RuleBasedStateMachine):
     @rule(who=st.integers(0, 2), name=st.sampled_from(["x", "y", "dup"]))
     def unregister(self, who: int, name: str) -> None:
         if not self.peers[who].frozen:
-            self.peers[who].protocol.unregister(name, Future())
+            self.peers[who].protocol.names.unregister(name, Future())
 
     @rule(who=st.integers(0, 2))
     def cut_or_join(self, who: int) -> None:
@@ -575,7 +575,7 @@ class Turmoil(RuleBasedStateMachine):
             cache = peer.protocol.cache
             assert set_of(tuple(entry for entries in cache.names().values() for entry in entries)) == truth
             assert cache.count() == len(truth)
-            state = peer.protocol.registrations()
+            state = peer.protocol.names.entries()
             assert {(name, entry.epoch) for name, entry in state.items() if entry is not None} == {
                 (entry[0], entry[2]) for entry in truth if entry[1] == peer.holder
             }
