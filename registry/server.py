@@ -33,8 +33,8 @@ _FRAMES_PER_TURN: Final = 512
 _RECEIVE_QUEUE: Final = 256
 _SEND_QUEUE: Final = 4_096
 _STOP_TIMEOUT: Final = 5.0
+# Wall time in seconds, at 2020, from which stateless boot epochs count, so that they fit 31 bits
 _STATELESS_ERA: Final = 1_577_836_800
-"""Wall time in seconds, at 2020, from which stateless boot epochs count, so that they fit 31 bits."""
 
 _log = logging.getLogger("bitactor.registry")
 

@@ -25,8 +25,7 @@ from registry.limits import MAX_NAMES_PER_HOLDER, check_name, name_filter, norma
 DEFAULT_LEASE_NS: Final = 1_500_000_000
 BUCKETS: Final = 256
 _EPOCH_BITS: Final = 32
-_ENTRY_OVERHEAD: Final = 512
-"""Bytes that an entry is counted with beside its name and value."""
+_ENTRY_OVERHEAD: Final = 512  # bytes that an entry is counted with beside its name and value
 
 
 class Claimed(NamedTuple):

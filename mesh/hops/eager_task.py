@@ -23,8 +23,8 @@ class EagerTaskStarter:
         self._attributes = loop.__dict__
         self._intercepted: list[Callable[[], None]] = []
         self.start: Callable[[Coroutine[Any, Any, None], str, contextvars.Context], asyncio.Task[None]]
+        # Makes a task of a coroutine and runs its first step before returning
         self.start = self._start_natively if sys.version_info >= (3, 12) else self._start_intercepted
-        """Makes a task of a coroutine and runs its first step before returning."""
 
     def _start_natively(
         self, coroutine: Coroutine[Any, Any, None], name: str, context: contextvars.Context

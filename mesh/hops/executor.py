@@ -69,16 +69,15 @@ class Executor(ActorExecutor):
         self.spawners = spawners
         self.start_task = EagerTaskStarter(loop).start
         self.traced = traced
-        self.zombies: set[Actor] = set()
-        """Actors that have replied for a function which still runs."""
+        self.zombies: set[Actor] = set()  # actors that have replied for a function which still runs
         self.compensations: set[asyncio.Task[None]] = set()
         self._copy_context = contextvars.copy_context().copy
         self.resources: ResourceManager | None = None
         self.policies: Policies | None = None
         self.middleware: Middleware | None = None
         self.preparation = Preparation(self)
+        # Whether this executor keeps attempts' timeouts; False in a worker process, whose parent does
         self.enforces_timeouts = True
-        """Whether this executor keeps attempts' timeouts; False in a worker process, whose parent does."""
 
     def launch(
         self,

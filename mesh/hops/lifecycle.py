@@ -45,8 +45,8 @@ class ResourceLifecycle:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.resource = resource
+        # Resolved with the resource; fails with `ResourceUnavailable`
         self.ready: asyncio.Future[Any] = loop.create_future()
-        """Resolved with the resource; fails with `ResourceUnavailable`."""
         self.checked_ns = 0
         self._end_requested = asyncio.Event()
         self._task = loop.create_task(self._run(needed), name=f"resource {resource.name}", context=context)

@@ -54,8 +54,7 @@ class Middleware:
 
     def __init__(self, given: Sequence[Any]) -> None:
         self._members = tuple(given)
-        self._disabled: set[int] = set()
-        """`id()` of each middleware that has raised; it is not called any more."""
+        self._disabled: set[int] = set()  # `id()` of each middleware that has raised; it is not called any more
         self._lock = threading.Lock()
         self.disabled: list[str] = []
         for member in given:

@@ -33,15 +33,13 @@ class PolicyChain:
 
     def __init__(self, executor: ActorExecutor, actor: Actor, spawner: Spawner) -> None:
         self.actor = actor
-        self.stop_requested = False
-        """Whether the attempt was asked to stop; no run begins after that."""
-        self.in_doubt: set[FunctionRun] = set()
-        """Runs that have happened, or may have."""
+        self.stop_requested = False  # whether the attempt was asked to stop; no run begins after that
+        self.in_doubt: set[FunctionRun] = set()  # runs that have happened, or may have
+        # The value of a run that ended well after it was asked to stop, as a 1-tuple
         self.value_after_stop: tuple[Any] | None = None
-        """The value of a run that ended well after it was asked to stop, as a 1-tuple."""
         self.emitted: list[tuple[str, Any]] = []
+        # Runs that have not ended, oldest first (a dictionary as an ordered set)
         self.runs: dict[FunctionRun, None] = {}
-        """Runs that have not ended, oldest first (a dictionary as an ordered set)."""
         self._executor = executor
         self._spawner = spawner
         self._ended = False

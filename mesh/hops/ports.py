@@ -45,8 +45,7 @@ class ActorPermits(PermitSet):
 
     def __init__(self, lendable: tuple[Pool, ...], retained: tuple[Pool, ...], rank: Rank, depth: int) -> None:
         super().__init__(lendable, retained, rank)
-        self.depth = depth
-        """How many hops wait for another above the transaction that this hop is of."""
+        self.depth = depth  # how many hops wait for another above the transaction that this hop is of
 
 
 class Actor(Protocol):

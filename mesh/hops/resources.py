@@ -50,16 +50,16 @@ class ResourceManager:
         self._dependencies: dict[str, list[str]] = {}
         self._clock = clock
         self._replaced = dict(replaced)
+        # Names of resources replaced in the parent process, which this worker process cannot provide
         self.replaced_in_parent: frozenset[str] = frozenset()
-        """Names of resources replaced in the parent process, which this worker process cannot provide."""
         plans = list(plans)
         for plan in plans:
             self._declare(plan)
         self._resolve_dependencies()
         self._refuse_replaced(plans)
         self._made: dict[str, ResourceLifecycle] = {}
+        # All resources that are not closed yet, in the order of their making
         self._lifecycles: dict[ResourceLifecycle, None] = {}
-        """All resources that are not closed yet, in the order of their making."""
         self._in_making: dict[str, asyncio.Task[Any]] = {}
         self._context = contextvars.copy_context()
         self._closed = False

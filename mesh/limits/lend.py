@@ -21,8 +21,7 @@ class PermitLender:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, depth: int) -> None:
         self.loop = loop
-        self.depth = depth
-        """How many hops wait for another above the transaction that this hop is of."""
+        self.depth = depth  # how many hops wait for another above the transaction that this hop is of
         self._permit_sets: list[PermitSet] = []
         self._waits = 0
         self._reacquired: asyncio.Event | None = None

@@ -46,8 +46,7 @@ class Pool:
         self.name = name
         self.permits = permits
         self.in_use = 0
-        self.lent = 0
-        """Permit sets that have lent their permit here and will want it again; not counted in `in_use`."""
+        self.lent = 0  # permit sets that have lent their permit here and will want it again; not counted in `in_use`
         self.queue: PriorityQueue[PermitSet] = PriorityQueue()
 
     def about(self) -> dict[str, int]:
@@ -74,10 +73,9 @@ class PermitSet:
     def __init__(self, lendable: tuple[Pool, ...], retained: tuple[Pool, ...], rank: Rank) -> None:
         self.rank = rank
         self.state = NEW
+        # Called when the lent permits are held again, or never will be
         self.on_reacquired: Callable[[], None] | None = None
-        """Called when the lent permits are held again, or never will be."""
-        self.arrival = next(_arrivals)
-        """The order among permit sets of the same rank: the smaller number goes first."""
+        self.arrival = next(_arrivals)  # the order among permit sets of the same rank: the smaller number goes first
         self._lendable = lendable
         self._retained = retained
         self._queue: PriorityQueue[PermitSet] | None = None
@@ -167,8 +165,8 @@ class Pools:
 
     def __init__(self, permits: Mapping[str, int]) -> None:
         self._pools = {name: Pool(name, number) for name, number in permits.items()}
+        # Names of workflows that nest others of which some have a `max_concurrency` of their own
         self.with_nested_limits: set[str] = set()
-        """Names of workflows that nest others of which some have a `max_concurrency` of their own."""
 
     def find(self, name: str, who: str) -> Pool:
         """The pool named `name`, by which `who` is limited.

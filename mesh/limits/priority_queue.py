@@ -14,8 +14,7 @@ T = TypeVar("T", bound=Hashable)
 Rank = tuple[int, int, int]
 """The order among those that wait; the smaller tuple goes first."""
 
-_COMPACT_AT: Final = 64
-"""Stale entries (of items that were discarded) that are kept before they are cleared away."""
+_COMPACT_AT: Final = 64  # stale entries (of items that were discarded) that are kept before they are cleared away
 
 
 def rank_of(direction: str, priority: int, *, depth: int = 0, compensating: bool = False) -> Rank:
@@ -36,8 +35,8 @@ class PriorityQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._entries: list[tuple[Rank, int, int, T]] = []
+        # Waiting item → serial number of its entry; an entry with another number is stale
         self._waiting: dict[T, int] = {}
-        """Waiting item → serial number of its entry; an entry with another number is stale."""
         self._serial = count()
 
     def __len__(self) -> int:

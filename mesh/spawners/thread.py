@@ -59,17 +59,15 @@ class ThreadSpawner(Spawner):
     def __init__(self, threads: int = DEFAULT_THREADS) -> None:
         self._limit = threads
         self._pool = Pool("threads", threads)
+        # Depth → its pool: each has a limit of its own, so that neither can hops that wait for others take all threads
+        # there could be, nor do the others find none.
         self._depth_pools: dict[int, Pool] = {}
-        """Depth → its pool: each has a limit of its own, so that neither can hops that wait for others take all threads
-        there could be, nor do the others find none."""
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._permits: dict[Actor, ThreadPermit] = {}
-        self._running: set[Actor] = set()
-        """Actors whose function has a thread, whether it counts or not."""
+        self._running: set[Actor] = set()  # actors whose function has a thread, whether it counts or not
         self._fenced: set[Actor] = set()
         self._threads: set[threading.Thread] = set()
-        self._thread_count = 0
-        """Threads that have not been told to end: at least one for each function that runs."""
+        self._thread_count = 0  # threads that have not been told to end: at least one for each function that runs
         self._finished: deque[tuple[Actor, Any, BaseException | None]] = deque()
 
     @override

@@ -21,8 +21,7 @@ LONGEST_LOG: Final = 8
 """So many times as much log, and the commit that finds it makes the checkpoint itself: the thread does not get in
 between, as under a writer that never pauses on a busy machine."""
 
-_INTERVAL: Final = 1.0
-"""Seconds between checkpoints of a journal that is written to slowly."""
+_INTERVAL: Final = 1.0  # seconds between checkpoints of a journal that is written to slowly
 _PAGES_A_COMMIT: Final = 4
 
 
@@ -37,9 +36,9 @@ class CheckpointThread:
         self._path = path
         self._synchronous = synchronous
         self._pages_a_checkpoint = pages
+        # Pages of log since the last checkpoint, estimated; a thread that overwrites another's count makes a checkpoint
+        # come early or late, no more.
         self._pages = 0
-        """Pages of log since the last checkpoint, estimated; a thread that overwrites another's count makes a
-        checkpoint come early or late, no more."""
         self._dirty = threading.Event()
         self._full = threading.Event()
         self._closed = threading.Event()

@@ -21,8 +21,8 @@ _log = logging.getLogger("bitactor.store")
 
 Done = Callable[[Sequence[Refusal], BaseException | None], None]
 
+# Writes after which a group is closed, so that one commit does not hold memory and the file's lock for too long
 _GROUP_WRITES: Final = 4_096
-"""Writes after which a group is closed, so that one commit does not hold memory and the file's lock for too long."""
 
 
 class Append(NamedTuple):

@@ -16,9 +16,9 @@ from mesh.stores.rows import PULSE_COLUMNS, TRANSACTION_COLUMNS, pulse_from_row,
 
 Value = TypeVar("Value")
 
+# Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
+# recovered, for milliseconds.
 _PATIENCE: Final = 5.0
-"""Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
-recovered, for milliseconds."""
 
 
 class SqliteQueries:

@@ -21,10 +21,9 @@ TRANSACTION_COLUMNS: Final = (
 SEQ: Final = 1
 AT_NS: Final = 7
 
+# MessagePack extension code of a `Packed` inside `data`: a token, which must not come back as plain bytes
 _EXT_PACKED: Final = 16
-"""MessagePack extension code of a `Packed` inside `data`: a token, which must not come back as plain bytes."""
-_EXT_VALUE: Final = 17
-"""MessagePack extension code of a value only the codec knows how to carry, as the codec packs it."""
+_EXT_VALUE: Final = 17  # MessagePack extension code of a value only the codec knows how to carry, as the codec packs it
 
 
 def pulse_rows(pulses: Iterable[Pulse]) -> list[PulseRow]:

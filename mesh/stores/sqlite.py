@@ -77,9 +77,8 @@ class SqliteStore(SqliteQueries, Store):
         self._owner = ""
         self._opened = False
         self._closing = False
+        # Appends submitted to the commit thread and not delivered; this thread may commit only while there are none
         self._in_flight = 0
-        """Appends submitted to the commit thread and not delivered; this thread may commit only while there are
-        none."""
         self._writer: Writer
         self._commit_thread: CommitThread
         self._checkpoint_thread: CheckpointThread

@@ -36,11 +36,11 @@ class JournalState(NamedTuple):
     """The transaction's owner, if it is open and not ours; else empty."""
 
 
+# Errors that SQLite or its binding raises for one row that it will not take; the rows of others are not at fault
 _ROW_ERRORS: Final = (
     sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError,
     OverflowError,
 )  # fmt: skip
-"""Errors that SQLite or its binding raises for one row that it will not take; the rows of others are not at fault."""
 
 _INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_PULSE: Final = "INSERT INTO pulses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -67,8 +67,8 @@ class Writer:
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
+        # Cached journal states of the open transactions that we hold and have written to
         self._states: dict[str, JournalState] = {}
-        """Cached journal states of the open transactions that we hold and have written to."""
 
     def commit(self, connection: sqlite3.Connection, items: Sequence[PreparedWrite]) -> list[Refusal]:
         """Keep `items` in one database transaction; those that are refused leave no trace.
@@ -122,8 +122,7 @@ class _Batch:
         self._states = states
         self._connection = connection
         self._refused: dict[str, Exception] = {}
-        self.changes: dict[str, JournalState] = {}
-        """Journal states that become true once this batch is committed."""
+        self.changes: dict[str, JournalState] = {}  # journal states that become true once this batch is committed
         self.refusals: list[Refusal] = []
 
     def write(self, items: Iterable[PreparedWrite], first: int = 0) -> None:

@@ -39,14 +39,11 @@ class ExportFailed(Exception):
         limit_tries: bool = False,
     ) -> None:
         super().__init__(reason)
-        self.retryable = retryable
-        """Whether the same batch is worth trying again."""
-        self.reached = reached
-        """Whether the collector answered, or at least let us connect."""
-        self.retry_after = retry_after
-        """Seconds that the collector asked us to wait; None: it did not."""
+        self.retryable = retryable  # whether the same batch is worth trying again
+        self.reached = reached  # whether the collector answered, or at least let us connect
+        self.retry_after = retry_after  # seconds that the collector asked us to wait; None: it did not
+        # Whether the fault may lie with this very batch, so that it is tried a few times only
         self.limit_tries = limit_tries
-        """Whether the fault may lie with this very batch, so that it is tried a few times only."""
 
 
 class CollectorSettings(NamedTuple):

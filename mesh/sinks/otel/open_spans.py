@@ -38,10 +38,8 @@ class OpenHop:
         self.spawned = spawned
         self.deliveries = 1
         self.events: BoundedEvents | None = None
-        self.provisional: Pulse | None = None
-        """The `timed_out` pulse, while something may still follow it."""
-        self.reason = ""
-        """The reason of a tombstone that the hop got; empty without one."""
+        self.provisional: Pulse | None = None  # the `timed_out` pulse, while something may still follow it
+        self.reason = ""  # the reason of a tombstone that the hop got; empty without one
 
     def add(self, event: SpanEvent) -> None:
         """Add an event to the span."""
@@ -78,9 +76,9 @@ class OpenTransaction:
         self.reason = ""
         self.adopted = False
         self.is_resumption = False
+        # Whether every pulse since `accepted` was seen, so that an outcome without a `spawned` is a repetition, not a
+        # gap.
         self.gapless = True
-        """Whether every pulse since `accepted` was seen, so that an outcome without a `spawned` is a repetition, not a
-        gap."""
 
     def add(self, event: SpanEvent) -> None:
         """Add an event to the span."""

@@ -13,8 +13,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from mesh.sinks.otel.record import CONSUMER, INTERNAL, SpanRecord
 
 _KINDS: Final = {INTERNAL: Span.SPAN_KIND_INTERNAL, CONSUMER: Span.SPAN_KIND_CONSUMER}
+# Span flags: sampled, parent not remote; which process made the parent is not known here, and nobody loses by it
 _FLAGS: Final = 0x01 | SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
-"""Span flags: sampled, parent not remote; which process made the parent is not known here, and nobody loses by it."""
 
 _UNIQUE: Final = frozenset(("bitactor.hop", "bitactor.transaction", "bitactor.parent", "bitactor.error"))
 _CACHED: Final = frozenset((str, int, bool))

@@ -11,17 +11,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
+# The program that a worker's interpreter starts with; it takes over our import path before it imports anything that is
+# not part of the interpreter's own start.  The garbage collector rests meanwhile, since what modules make stays.
+# SIGINT gets a handler that does nothing, for processes started by the user's code would inherit SIG_IGN.
 _BOOT: Final = (
     "import gc, os, sys; gc.disable(); sys.path[:] = os.fsdecode(sys.stdin.buffer.readline()[:-1]).split('\\0'); "
     "import signal; signal.signal(signal.SIGINT, lambda *_: None); "
     "from mesh.spawners.process.worker import main; gc.freeze(); gc.enable(); main(sys.argv[1:])"
 )
-"""The program that a worker's interpreter starts with; it takes over our import path before it imports anything that is
-not part of the interpreter's own start.
-
-The garbage collector rests meanwhile, since what modules make stays. SIGINT gets a handler that does nothing, for
-processes started by the user's code would inherit SIG_IGN.
-"""
 
 
 class WorkerProcess:

@@ -55,8 +55,8 @@ class ProcessSpawner(Spawner):
 
     def __init__(self, processes: int, intensity: RestartIntensity | None = None) -> None:
         self.on_collapse: Callable[[str], None] | None = None
+        # Resources that a worker must not make, for a replacement stands for them in this process
         self.replaced: tuple[str, ...] = ()
-        """Resources that a worker must not make, for a replacement stands for them in this process."""
         self._limit = processes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: ZmqTransport | None = None

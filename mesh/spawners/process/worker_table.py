@@ -44,12 +44,10 @@ class WorkerHandle:
         self.loaded: set[LoadKey] = set()
         self.loading: LoadKey | None = None
         self.patience_timer: asyncio.TimerHandle | None = None
+        # The actor whose hop this worker has, or will have once the modules are imported
         self.actor: Actor | None = None
-        """The actor whose hop this worker has, or will have once the modules are imported."""
-        self.key: DeliveryKey | None = None
-        """The delivery that this worker runs."""
-        self.error: BaseException | None = None
-        """The error that its actor ends with; set when we end the worker."""
+        self.key: DeliveryKey | None = None  # the delivery that this worker runs
+        self.error: BaseException | None = None  # the error that its actor ends with; set when we end the worker
 
     @override
     def __repr__(self) -> str:
