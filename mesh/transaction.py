@@ -15,7 +15,7 @@ from bitactor.messages.faults import beside, fault_of, faults_beside
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
 from bitactor.plan.plan import Plan
-from mesh.limits.lend import LENDER, lend_permits
+from mesh.limits.pools import LENDER, lend_permits
 from mesh.runtime.live import LiveTransaction, TransactionLimits
 from mesh.runtime.node import Node
 

@@ -15,8 +15,7 @@ from bitactor.workflow import Workflow
 from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
 from mesh.hops.ports import Spawner
-from mesh.limits.clock import SystemClock
-from mesh.limits.timing_wheel import TimingWheel
+from mesh.limits.timing_wheel import SystemClock, TimingWheel
 from mesh.runtime.ids import TimeOrderedIds
 
 PATIENCE = 60.0

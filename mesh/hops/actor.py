@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from functools import partial
 from typing import Any, NoReturn
 
@@ -23,7 +24,6 @@ from bitactor.messages.outcome import Outcome
 from bitactor.messages.signal import Fault, Reply, Signal
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.saga.verdict import VERDICTS, Judgement, judge, judge_failure, unanswered
-from mesh.hops.actor_ref import BitActorRef
 from mesh.hops.ports import (
     ENDED,
     QUEUED,
@@ -310,9 +310,9 @@ class BitActor(pykka.Actor):
 
     @property
     @override
-    def actor_ref(self) -> BitActorRef[BitActor]:
+    def actor_ref(self) -> BitActorRef:
         """A pykka reference to this actor, made when asked for."""
-        return BitActorRef(self, BitActor)
+        return BitActorRef(self)
 
     @property
     @override
@@ -350,3 +350,56 @@ class BitActor(pykka.Actor):
     @override
     def _create_future() -> pykka.Future[Any]:
         return pykka.ThreadingFuture()
+
+
+class BitActorRef(pykka.ActorRef[BitActor]):
+    """A reference to a hop's actor: it can be looked at and stopped, but takes no messages."""
+
+    def __init__(self, actor: BitActor) -> None:
+        # A strong reference: pykka's is weak and relies on its registry to keep the actor.
+        self._actor = actor
+        self.actor_class = BitActor
+        self.actor_urn = actor.actor_urn
+        self.actor_stopped = _StoppedFlag(actor)
+
+    @override
+    def is_alive(self) -> bool:
+        """Whether the user's function may still be running."""
+        return self._actor.state != ENDED
+
+    @override
+    def tell(self, message: Any) -> NoReturn:
+        """Refused: a hop takes one signal in its life."""
+        if not self.is_alive():
+            raise pykka.ActorDeadError(f"{self} has ended")
+        raise BitActorError(
+            f"{self} takes one signal in its life; emit a signal, or stimulate a workflow, to start more work"
+        )
+
+    @override
+    def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> NoReturn:
+        """Refused, as `tell` is."""
+        self.tell(message)
+
+    @override
+    def stop(self, *, block: bool = True, timeout: float | None = None) -> Any:
+        """Ask the hop to stop; True if it was alive.  Never waits: what became of it is in the transaction's pulses."""
+        alive = self.is_alive()
+        self._actor.stop()
+        if block:
+            return alive
+        future: pykka.Future[bool] = pykka.ThreadingFuture()
+        future.set(alive)
+        return future
+
+
+class _StoppedFlag(threading.Event):
+    """pykka's stopped flag, read from the actor's state."""
+
+    def __init__(self, actor: BitActor) -> None:
+        super().__init__()
+        self._actor = actor
+
+    @override
+    def is_set(self) -> bool:
+        return self._actor.state == ENDED

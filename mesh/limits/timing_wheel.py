@@ -1,4 +1,5 @@
-"""A timing wheel: many timers, few wake-ups, and arming or disarming one costs two dictionary operations.
+"""The system's clock, and a timing wheel: many timers, few wake-ups, and arming or disarming one costs two dictionary
+operations.
 
 Timers are kept in buckets one tick wide.  A timer never fires early, and at most one tick late.  After "Hashed and
 Hierarchical Timing Wheels", Varghese and Lauck, 1987; the hierarchy is a heap of the ticks that have a bucket.
@@ -6,7 +7,10 @@ Hierarchical Timing Wheels", Varghese and Lauck, 1987; the hierarchy is a heap o
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from bitactor.ports import Clock, TimerHandle
@@ -15,6 +19,21 @@ TICK_NS = 4_000_000
 COMPACT_AT = 1_024
 """Ticks kept before those without timers are dropped; disarming leaves an empty bucket behind, which is likely to be
 used again."""
+
+
+class SystemClock:
+    """The `Clock` port over an event loop; `loop.time()` is the monotonic clock in seconds."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.wall_ns = time.time_ns
+        self.monotonic_ns = time.monotonic_ns
+
+    def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
+        """Run `callback` by the loop's `call_later`, to the loop's resolution; a moment that has passed: in the loop's
+        next turn."""
+        delay = (when_ns - time.monotonic_ns()) / 1e9
+        return self._loop.call_later(max(0.0, delay), callback)
 
 
 class Expiring(Protocol):

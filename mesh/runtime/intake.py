@@ -16,7 +16,7 @@ from bitactor.plan.plan import Plan
 from bitactor.ports import Ids
 from bitactor.saga import Accept, Saga
 from bitactor.workflow import Workflow
-from mesh.limits.lend import LENDER
+from mesh.limits.pools import LENDER
 from mesh.runtime.ids import fingerprint
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.settings import Settings

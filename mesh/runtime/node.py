@@ -31,9 +31,8 @@ from mesh.hops.middleware import Middleware
 from mesh.hops.policies import Policies
 from mesh.hops.ports import Spawner
 from mesh.hops.resources import ResourceManager
-from mesh.limits.clock import SystemClock
 from mesh.limits.pools import Pools
-from mesh.limits.timing_wheel import TimingWheel
+from mesh.limits.timing_wheel import SystemClock, TimingWheel
 from mesh.runtime.emissions import Emissions
 from mesh.runtime.ids import TimeOrderedIds
 from mesh.runtime.intake import Intake
@@ -46,8 +45,7 @@ from mesh.runtime.supervisor import Supervisor
 from mesh.runtime.watchdog import Blockages, Watchdog
 from mesh.sinks import OtelSink, SinkRelay
 from mesh.spawners import ADDED
-from mesh.spawners.inline import InlineSpawner
-from mesh.spawners.loop import LoopSpawner
+from mesh.spawners.loop import InlineSpawner, LoopSpawner
 from mesh.spawners.process.spawner import ProcessSpawner
 from mesh.spawners.thread import ThreadSpawner
 from mesh.stores import open_store

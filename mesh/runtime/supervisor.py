@@ -57,8 +57,7 @@ from bitactor.saga.evaluate import evaluate
 from bitactor.saga.phases import COMPENSATING, UNDO_RUNNING
 from mesh.hops.executor import Executor
 from mesh.hops.ports import ENDED, QUEUED, Actor
-from mesh.limits.lend import lend_permits
-from mesh.limits.pools import Pools
+from mesh.limits.pools import Pools, lend_permits
 from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.runtime.admission import DELIVERY_ENDS, Admission
 from mesh.runtime.live import HopPermits, LiveTransaction

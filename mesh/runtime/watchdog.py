@@ -13,8 +13,7 @@ from typing import Final, NamedTuple
 
 from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
-from mesh.spawners.inline import InlineSpawner
-from mesh.spawners.loop import LoopSpawner
+from mesh.spawners.loop import InlineSpawner, LoopSpawner
 
 logger = logging.getLogger("bitactor.watchdog")
 

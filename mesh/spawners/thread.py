@@ -14,8 +14,7 @@ from typing_extensions import override
 
 from bitactor.declare.spawners import SPAWNERS
 from mesh.hops.ports import REPLIED, Actor, Spawner
-from mesh.limits.lend import LENDER, PermitLender
-from mesh.limits.pools import DEFAULT_THREADS, PermitSet, Pool
+from mesh.limits.pools import DEFAULT_THREADS, LENDER, PermitLender, PermitSet, Pool
 
 MAX_ZOMBIES = 256
 """Threads that may be stuck in fenced functions; beyond that, no replacements are started for them."""

@@ -14,8 +14,7 @@ from bitactor.messages.codec import decode_token
 from bitactor.workflow import Workflow
 from mesh.hops.actor import BitActor
 from mesh.hops.ports import ENDED, QUEUED, STARTED, Spawner
-from mesh.spawners.inline import InlineSpawner
-from mesh.spawners.loop import LoopSpawner
+from mesh.spawners.loop import InlineSpawner, LoopSpawner
 from mesh.spawners.process.spawner import ProcessSpawner
 from mesh.spawners.thread import ThreadSpawner
 from tests.e2e import process_steps

@@ -1,19 +1,22 @@
-"""Finding a workflow's definition in a worker process by name: which modules to import there, and the workflow among
-what they define."""
+"""What a worker process must know to run a hop: the workflow's definition, found by name (which modules to import
+there, and the workflow among what they define), and the payload, which travels as the signal's token."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from bitactor.consumer import Consumer
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError
+from bitactor.messages.codec import decode_token, encode_token, token_bytes, token_from_bytes
+from bitactor.messages.wire import MAX_FRAME_BYTES
 from bitactor.plan.plan import Callback, Plan
 from bitactor.workflow import Workflow
+from mesh.hops.ports import Actor
 
 Definition = Workflow | Consumer
 
@@ -104,3 +107,36 @@ def _definitions(module: ModuleType | None) -> Iterator[Definition]:
             yield value
         elif kind is Step:
             yield value.workflow
+
+
+class HopPayload(NamedTuple):
+    """Which step of which plan to run, and with which arguments."""
+
+    workflow: str
+    digest: str
+    step: str
+    """Address of the step."""
+    values: Any
+    """Token of the step's arguments, not yet converted as their annotations ask."""
+    result: Any
+    """Token of the result that an undo takes back."""
+    metadata: Mapping[str, Any] | None
+
+
+def pack_payload(actor: Actor) -> Any:
+    """The token for a worker.
+
+    Raises:
+        InvalidOutcome, SignalTooLarge: an argument cannot be carried, or all of them together are too much for a frame.
+    """
+    plan = actor.plan
+    values = bytes(token_bytes(encode_token(actor.arguments.raw(), MAX_FRAME_BYTES)))
+    result = bytes(token_bytes(actor.result))
+    payload = (plan.workflow, plan.digest, actor.step.address, values, result, actor.signal.metadata)
+    return encode_token(list(payload), MAX_FRAME_BYTES)
+
+
+def unpack_payload(token: Any) -> HopPayload:
+    """The payload in a token that our parent made."""
+    workflow, digest, step, values, result, metadata = decode_token(token)
+    return HopPayload(workflow, digest, step, token_from_bytes(values), token_from_bytes(result), metadata)

@@ -24,8 +24,7 @@ from mesh.hops.ports import QUEUED, Actor, Spawner
 from mesh.limits.priority_queue import PriorityQueue
 from mesh.network.transports.zmq import ZmqTransport
 from mesh.spawners.process.child import WorkerProcess
-from mesh.spawners.process.definitions import modules_of
-from mesh.spawners.process.payload import pack_payload
+from mesh.spawners.process.definitions import modules_of, pack_payload
 from mesh.spawners.process.restart_intensity import RestartIntensity
 from mesh.spawners.process.worker_table import LoadKey, WorkerHandle, WorkerTable, load_key_of
 

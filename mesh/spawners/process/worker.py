@@ -27,13 +27,10 @@ from bitactor.plan.plan import Plan
 from mesh.hops.executor import Executor
 from mesh.hops.ports import Actor, Spawner
 from mesh.hops.resources import ResourceManager
-from mesh.limits.clock import SystemClock
-from mesh.limits.timing_wheel import TimingWheel
+from mesh.limits.timing_wheel import SystemClock, TimingWheel
 from mesh.network.transports.zmq import ZmqTransport
-from mesh.spawners.inline import InlineSpawner
-from mesh.spawners.loop import LoopSpawner
-from mesh.spawners.process.definitions import load
-from mesh.spawners.process.payload import unpack_payload
+from mesh.spawners.loop import InlineSpawner, LoopSpawner
+from mesh.spawners.process.definitions import load, unpack_payload
 
 logger = logging.getLogger("bitactor.worker")
 
