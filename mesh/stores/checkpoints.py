@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import threading
-import time
 from pathlib import Path
 from typing import Final
 
-from mesh.stores.database import connect
-from registry.support.log_throttle import LogThrottle
+from typing_extensions import override
 
-_log = logging.getLogger("bitactor.store")
+from mesh.stores.database import ConnectionThread
 
 CHECKPOINT_PAGES: Final = 4_096
 """Pages (of 4 KiB) of log after which a checkpoint is made without waiting for the interval."""
@@ -25,7 +22,7 @@ _INTERVAL: Final = 1.0  # seconds between checkpoints of a journal that is writt
 _PAGES_A_COMMIT: Final = 4
 
 
-class CheckpointThread:
+class CheckpointThread(ConnectionThread):
     """Keeps the write-ahead log short: a checkpoint every second, and after `pages` of log at once.  Writers and
     readers go on meanwhile.
 
@@ -33,21 +30,14 @@ class CheckpointThread:
     """
 
     def __init__(self, path: Path, synchronous: str, pages: int = CHECKPOINT_PAGES) -> None:
-        self._path = path
-        self._synchronous = synchronous
+        complaint = "checkpoint failed, the log keeps growing"
+        super().__init__("bitactor-store-checkpoint", path, complaint, synchronous=synchronous, timeout=0)
         self._pages_a_checkpoint = pages
         # Pages of log since the last checkpoint, estimated; a thread that overwrites another's count makes a checkpoint
         # come early or late, no more.
         self._pages = 0
         self._dirty = threading.Event()
         self._full = threading.Event()
-        self._closed = threading.Event()
-        self._log_throttle = LogThrottle(_log)
-        self._thread = threading.Thread(target=self._run, name="bitactor-store-checkpoint", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread: from now on it makes checkpoints whenever something was written."""
-        self._thread.start()
 
     def count_commit(self, writes: int) -> None:
         """Count a commit of `writes` writes.  Cheap: called after each, on whichever thread made it."""
@@ -57,36 +47,28 @@ class CheckpointThread:
         if self._pages >= self._pages_a_checkpoint and not self._full.is_set():
             self._full.set()
 
+    @override
     def close(self) -> None:
-        """Stop the thread; waits for a checkpoint under way.  Twice is once."""
-        self._closed.set()
+        self._closing.set()
         self._dirty.set()
         self._full.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        super().close()
 
-    def _run(self) -> None:
-        connection: sqlite3.Connection | None = None
-        try:
-            while True:
-                self._dirty.wait()
-                self._full.wait(_INTERVAL)
-                if self._closed.is_set():
-                    return
-                # In this order: a commit that comes in between wakes us once too often, never once too seldom.
-                self._dirty.clear()
-                self._full.clear()
-                self._pages = 0
-                try:
-                    if connection is None:
-                        connection = connect(self._path, synchronous=self._synchronous, timeout=0)
-                    if not self._checkpoint(connection):
-                        self._closed.wait(_INTERVAL)  # while a checkpoint is under way here, no commit could make one
-                except sqlite3.Error as error:
-                    self._warn(error)
-        finally:
-            if connection is not None:
-                connection.close()
+    @override
+    def wait(self) -> bool:
+        self._dirty.wait()
+        self._full.wait(_INTERVAL)
+        # In this order: a commit that comes in between wakes us once too often, never once too seldom.
+        self._dirty.clear()
+        self._full.clear()
+        self._pages = 0
+        return not self._closing.is_set()
+
+    @override
+    def work(self, connection: sqlite3.Connection) -> bool:
+        if not self._checkpoint(connection):
+            self._closing.wait(_INTERVAL)  # while a checkpoint is under way here, no commit could make one
+        return True
 
     def _checkpoint(self, connection: sqlite3.Connection) -> bool:
         """Make a checkpoint; False if the log is too long and the writer could not be kept out to begin it afresh."""
@@ -97,7 +79,3 @@ class CheckpointThread:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
             return not busy
         return True
-
-    def _warn(self, error: sqlite3.Error) -> None:
-        if self._log_throttle.is_due(time.monotonic_ns()):
-            _log.warning("%s: checkpoint failed, the log keeps growing: %s", self._path, error)

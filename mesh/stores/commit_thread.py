@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Final, NamedTuple
 
 from bitactor.errors import StoreError
 from bitactor.ports import Refusal
-from mesh.stores.database import busy_pauses, is_busy, store_error
+from mesh.stores.database import retry_while_busy, store_error
 from mesh.stores.write import PreparedWrite, Writer
 
 _log = logging.getLogger("bitactor.store")
@@ -121,7 +120,7 @@ class CommitThread:
     def _commit(self, group: Sequence[Append]) -> list[Completion]:
         items = group[0].items if len(group) == 1 else [item for append in group for item in append.items]
         try:
-            refusals = self._commit_items(items)
+            refusals = retry_while_busy(lambda: self._writer.commit(self._open_connection(), items), self._patience)
         except sqlite3.Error as error:
             failure = store_error(error, self._path)
             failure.__cause__ = error
@@ -131,16 +130,6 @@ class CommitThread:
             return [Completion(append.done, (), failure) for append in group]
         self._on_commit(len(items))
         return _split(group, refusals)
-
-    def _commit_items(self, items: Sequence[PreparedWrite]) -> list[Refusal]:
-        for pause in busy_pauses(self._patience):
-            try:
-                return self._writer.commit(self._open_connection(), items)
-            except sqlite3.OperationalError as error:
-                if not is_busy(error):
-                    raise
-                time.sleep(pause)
-        return self._writer.commit(self._open_connection(), items)
 
     def _open_connection(self) -> sqlite3.Connection:
         if self._connection is None:

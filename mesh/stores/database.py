@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
 from bitactor.errors import StoreError
+from registry.support.log_throttle import LogThrottle
+
+_log = logging.getLogger("bitactor.store")
 
 APPLICATION_ID: Final = 0x42697441
 """SQLite's application id of a journal, `BitA`, in the file's header; a file without it is somebody else's."""
@@ -72,22 +77,15 @@ def prepare(path: Path) -> None:
 def retry_while_busy(action: Callable[[], Value], patience: float) -> Value:
     """The value of `action()`, tried again while another connection is in the way, for `patience` seconds of sleeping
     on this thread."""
-    for pause in busy_pauses(patience):
+    until = time.monotonic() + patience
+    pause = 0.0005
+    while True:
         try:
             return action()
         except sqlite3.OperationalError as error:
-            if not is_busy(error):
+            if not is_busy(error) or time.monotonic() >= until:
                 raise
-            time.sleep(pause)
-    return action()
-
-
-def busy_pauses(patience: float) -> Iterator[float]:
-    """Seconds to sleep between tries, from 0.5 to 20 ms, until `patience` seconds have passed."""
-    until = time.monotonic() + patience
-    pause = 0.0005
-    while time.monotonic() < until:
-        yield pause
+        time.sleep(pause)
         pause = min(pause * 2, 0.02)
 
 
@@ -184,3 +182,52 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+class ConnectionThread:
+    """A thread with a connection of its own to a journal, that goes on with its work when SQLite fails.
+
+    `complaint` is what the log says then, between the path and the error; `timeout` is SQLite's, in seconds.
+    """
+
+    def __init__(self, name: str, path: Path, complaint: str, *, synchronous: str, timeout: float) -> None:
+        self._path = path
+        self._complaint = complaint
+        self._synchronous = synchronous
+        self._timeout = timeout
+        self._closing = threading.Event()
+        self._log_throttle = LogThrottle(_log)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, which works from now on whenever there is something to do."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the thread; waits for the work under way.  Twice is once."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def wait(self) -> bool:
+        """Wait until there is something to do; False: the thread is closing."""
+        raise NotImplementedError
+
+    def work(self, connection: sqlite3.Connection) -> bool:
+        """Do it; False: there will be nothing more to do."""
+        raise NotImplementedError
+
+    def _run(self) -> None:
+        connection: sqlite3.Connection | None = None
+        try:
+            while self.wait():
+                try:
+                    connection = connection or connect(self._path, synchronous=self._synchronous, timeout=self._timeout)
+                    if not self.work(connection):
+                        return
+                except sqlite3.Error as error:
+                    if self._log_throttle.is_due(time.monotonic_ns()):
+                        _log.warning("%s: %s: %s", self._path, self._complaint, error)
+        finally:
+            if connection is not None:
+                connection.close()

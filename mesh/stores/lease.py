@@ -12,18 +12,17 @@ import json
 import logging
 import os
 import sqlite3
-import threading
-import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from typing_extensions import override
+
 from bitactor.errors import StaleOwner, StoreError
 from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, TransactionRow
-from mesh.stores.database import connect
+from mesh.stores.database import ConnectionThread
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
-from registry.support.log_throttle import LogThrottle
 
 _log = logging.getLogger("bitactor.store")
 
@@ -241,45 +240,23 @@ def _boot_id() -> str:
         return ""
 
 
-class LeaseThread:
-    """The thread that keeps an owner's lease from running out, also while the event loop is blocked."""
+class LeaseThread(ConnectionThread):
+    """The thread that keeps an owner's lease from running out, also while the event loop is blocked: it renews the
+    lease every third of it."""
 
     def __init__(self, path: Path, owner: str, lease: float, wall_ns: Callable[[], int]) -> None:
-        self._path = path
+        what = f"the lease of owner {owner!r} could not be renewed"
+        super().__init__("bitactor-store-lease", path, what, synchronous="NORMAL", timeout=lease / 3)
         self._owner = owner
         self._lease = lease
         self._wall_ns = wall_ns
-        self._closing = threading.Event()
-        self._log_throttle = LogThrottle(_log)
-        self._thread = threading.Thread(target=self._run, name="bitactor-store-lease", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread, which renews the lease every third of it from now on."""
-        self._thread.start()
+    @override
+    def wait(self) -> bool:
+        return not self._closing.wait(self._lease / 3)
 
-    def close(self) -> None:
-        """Stop the thread; takes at most a third of the lease.  Twice is once."""
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        interval = self._lease / 3
-        connection: sqlite3.Connection | None = None
-        try:
-            while not self._closing.wait(interval):
-                try:
-                    if connection is None:
-                        connection = connect(self._path, synchronous="NORMAL", timeout=interval)
-                    if not self._renew(connection):
-                        return
-                except sqlite3.Error as error:
-                    self._warn(error)
-        finally:
-            if connection is not None:
-                connection.close()
-
-    def _renew(self, connection: sqlite3.Connection) -> bool:
+    @override
+    def work(self, connection: sqlite3.Connection) -> bool:
         expires_ns = self._wall_ns() + nanoseconds(self._lease)
         renewed = connection.execute(
             "UPDATE owners SET expires_ns = ? WHERE owner = ? AND fenced = ''", (expires_ns, self._owner)
@@ -288,7 +265,3 @@ class LeaseThread:
             return True
         _log.error("%s: owner %r was fenced; its transactions belong to another process now", self._path, self._owner)
         return False
-
-    def _warn(self, error: sqlite3.Error) -> None:
-        if self._log_throttle.is_due(time.monotonic_ns()):
-            _log.warning("%s: the lease of owner %r could not be renewed: %s", self._path, self._owner, error)

@@ -9,9 +9,10 @@ from typing import Final
 
 from typing_extensions import override
 
-from bitactor.errors import ConfigurationError, DuplicateTransaction, StaleOwner, StoreError
+from bitactor.errors import ConfigurationError, DuplicateTransaction, StoreError
 from bitactor.messages.pulse import FINAL_STATUSES, Pulse
 from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
+from mesh.stores.write import JournalState, conflict
 
 RETAINED: Final = 10_000
 
@@ -149,20 +150,10 @@ class MemoryStore(Store):
 
     def _create(self, write: Write, entry: _Entry | None) -> Exception | None:
         """Make the entry of a transaction's first write; returns why this write cannot be made, None if it was."""
-        transaction, epoch, pulses = write.transaction, write.epoch, write.pulses
-        seq = pulses[0].seq if pulses else -1
-        if entry is None:
-            return self._begin(write) if seq == 0 else StoreError(f"transaction {transaction} is not in the journal")
-        if epoch < entry.epoch:
-            return StaleOwner(f"transaction {transaction} is in epoch {entry.epoch}; this was decided in epoch {epoch}")
-        last = len(entry.pulses) - 1
-        if not pulses or seq == last + 1:
-            return None
-        if seq == 0:
-            return DuplicateTransaction(f"transaction {transaction} is in the journal already")
-        if seq <= last:
-            return StaleOwner(f"transaction {transaction}: pulse {seq} was written before")
-        return StoreError(f"transaction {transaction}: pulse {seq} follows pulse {last}; a write between was lost")
+        state = JournalState(entry.epoch, entry.status, entry.open, len(entry.pulses)) if entry is not None else None
+        creates = bool(write.pulses) and write.pulses[0].seq == 0
+        error = conflict(write, state, creates, others="")
+        return self._begin(write) if entry is None and error is None else error
 
     def _begin(self, write: Write) -> Exception | None:
         transaction, key = write.transaction, write.key

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
@@ -14,6 +13,7 @@ from bitactor.ports import TransactionRow
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
 from mesh.stores.rows import PULSE_COLUMNS, TRANSACTION_COLUMNS, pulse_from_row, transaction_from_row
 
+Rows = list[Any]
 Value = TypeVar("Value")
 
 # Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
@@ -30,21 +30,49 @@ class SqliteQueries:
 
     def pulses(self, transaction: str) -> list[Pulse]:
         """All committed pulses of a transaction, in order of `seq`; empty if it is unknown."""
-        return self._read(lambda connection: _pulses(connection, transaction))
+        found = self._rows("SELECT root, workflow FROM transactions WHERE transaction_id = ?", transaction)
+        if not found:
+            return []
+        root, workflow = found[0]
+        rows = self._rows(f"SELECT {PULSE_COLUMNS} FROM pulses WHERE transaction_id = ? ORDER BY seq", transaction)
+        return [pulse_from_row(root, workflow, row) for row in rows]
 
     def find(self, workflow: str, key: str) -> str | None:
         """The transaction that has this idempotency key; None if there is none."""
-        return self._read(lambda connection: _find(connection, workflow, key))
+        found = self._rows(
+            "SELECT transaction_id FROM transactions WHERE workflow = ? AND key = ? AND key <> ''", workflow, key
+        )
+        return found[0][0] if found else None
 
     def get(self, transaction: str) -> TransactionRow | None:
         """The row of one transaction; None if it is unknown."""
-        return self._read(lambda connection: _get(connection, transaction))
+        found = self._rows(f"SELECT {TRANSACTION_COLUMNS} FROM transactions WHERE transaction_id = ?", transaction)
+        return transaction_from_row(found[0]) if found else None
 
     def list(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[TransactionRow]:
         """Rows of transactions, newest first, at most `limit`; `before` is the last id of the page before."""
-        return self._read(lambda connection: _list(connection, status, workflow, limit, before))
+        conditions: list[str] = []
+        values: list[str | int] = []
+        if status is not None:
+            # Nearly everything is completed; any other status narrows more than the workflow does.  A plus keeps an
+            # index out.
+            conditions.append("+status = ?" if status == "completed" and workflow is not None else "status = ?")
+            values.append(status)
+        if workflow is not None:
+            conditions.append("workflow = ?" if status in (None, "completed") else "+workflow = ?")
+            values.append(workflow)
+        if before is not None:
+            conditions.append("transaction_id < ?")
+            values.append(before)
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        sql = f"SELECT {TRANSACTION_COLUMNS} FROM transactions {where} ORDER BY transaction_id DESC LIMIT ?"
+        rows = self._rows(sql, *values, max(limit, 0))
+        return [transaction_from_row(row) for row in rows]
+
+    def _rows(self, sql: str, *values: str | int) -> Rows:
+        return self._read(lambda connection: connection.execute(sql, values).fetchall())
 
     def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
         connection = self._connection
@@ -78,58 +106,5 @@ class SqliteReader(SqliteQueries):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _pulses(connection: sqlite3.Connection, transaction: str) -> list[Pulse]:
-    found = connection.execute(
-        "SELECT root, workflow FROM transactions WHERE transaction_id = ?", (transaction,)
-    ).fetchone()
-    if found is None:
-        return []
-    root, workflow = found
-    rows = connection.execute(
-        f"SELECT {PULSE_COLUMNS} FROM pulses WHERE transaction_id = ? ORDER BY seq", (transaction,)
-    ).fetchall()
-    return [pulse_from_row(root, workflow, row) for row in rows]
-
-
-def _find(connection: sqlite3.Connection, workflow: str, key: str) -> str | None:
-    found = connection.execute(
-        "SELECT transaction_id FROM transactions WHERE workflow = ? AND key = ? AND key <> ''", (workflow, key)
-    ).fetchone()
-    return found[0] if found else None
-
-
-def _get(connection: sqlite3.Connection, transaction: str) -> TransactionRow | None:
-    row = connection.execute(
-        f"SELECT {TRANSACTION_COLUMNS} FROM transactions WHERE transaction_id = ?", (transaction,)
-    ).fetchone()
-    return transaction_from_row(row) if row else None
-
-
-def _list(
-    connection: sqlite3.Connection, status: str | None, workflow: str | None, limit: int, before: str | None
-) -> list[TransactionRow]:
-    conditions: list[str] = []
-    values: list[str | int] = []
-    if status is not None:
-        # Nearly everything is completed; any other status narrows more than the workflow does.  A plus keeps an index
-        # out.
-        conditions.append("+status = ?" if status == "completed" and workflow is not None else "status = ?")
-        values.append(status)
-    if workflow is not None:
-        conditions.append("workflow = ?" if status in (None, "completed") else "+workflow = ?")
-        values.append(workflow)
-    if before is not None:
-        conditions.append("transaction_id < ?")
-        values.append(before)
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    rows = connection.execute(
-        f"SELECT {TRANSACTION_COLUMNS} FROM transactions {where} ORDER BY transaction_id DESC LIMIT ?",
-        (*values, max(limit, 0)),
-    ).fetchall()
-    return [transaction_from_row(row) for row in rows]

@@ -158,8 +158,6 @@ class SqliteStore(SqliteQueries, Store):
     def reclaim(self, held: Container[str]) -> list[Claim]:
         """Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock.
 
-        Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock.
-
         Raises:
             StoreError: the file cannot be written, or our lease was taken from us.
         """
@@ -168,11 +166,7 @@ class SqliteStore(SqliteQueries, Store):
     @override
     def close(self) -> None:
         """Takes tens of milliseconds (the log goes into the file, the file to the disk); up to `patience` seconds when
-        another process keeps the file locked.
-
-        Takes tens of milliseconds (the log goes into the file, the file to the disk); up to `patience` seconds when
-        another process keeps the file locked.
-        """
+        another process keeps the file locked."""
         connection = self._connection
         if connection is None or self._closing:
             return

@@ -139,7 +139,7 @@ class _Batch:
             state = changes.get(transaction) or states.get(transaction)
             if state is None and not creates:
                 state = self._load_state(transaction)
-            error = error or self._refused.get(transaction) or _conflict(item, state, creates)
+            error = error or self._refused.get(transaction) or conflict(write, state, creates)
             if error is not None:
                 self._refuse(index, transaction, error)
                 continue
@@ -215,24 +215,25 @@ class _Batch:
         return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
 
 
-def _conflict(item: PreparedWrite, state: JournalState | None, creates: bool) -> Exception | None:
-    """Why a write must not be made, from what the journal holds of its transaction."""
-    transaction, epoch = item.write.transaction, item.write.epoch
+def conflict(
+    write: Write, state: JournalState | None, creates: bool, others: str = ", by another process or twice"
+) -> Exception | None:
+    """Why a write must not be made, from what the journal holds of its transaction; `others` says by whom a pulse may
+    have been written before."""
+    transaction, epoch = write.transaction, write.epoch
     if state is None:
         return None if creates else StoreError(f"transaction {transaction} is not in the journal")
     if state.other_owner:
         return StaleOwner(f"transaction {transaction} belongs to {state.other_owner!r}")
     if epoch < state.epoch:
         return StaleOwner(f"transaction {transaction} is in epoch {state.epoch}; this was decided in epoch {epoch}")
-    if not item.rows:
-        return None
-    seq = item.rows[0][SEQ]
+    seq = write.pulses[0].seq if write.pulses else state.next_seq
     if seq == state.next_seq:
         return None
     if creates:
         return DuplicateTransaction(f"transaction {transaction} is in the journal already")
     if seq < state.next_seq:
-        return StaleOwner(f"transaction {transaction}: pulse {seq} was written before, by another process or twice")
+        return StaleOwner(f"transaction {transaction}: pulse {seq} was written before{others}")
     return StoreError(
         f"transaction {transaction}: pulse {seq} follows pulse {state.next_seq - 1}; a write between was lost"
     )
