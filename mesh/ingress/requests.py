@@ -14,7 +14,7 @@ from bitactor.declare.stimulus import MAX_KEY, StimulusOptions
 from bitactor.errors import InvalidInput
 from mesh.ingress.headers import HEADERS
 from mesh.ingress.problems import Problem, invalid_input
-from mesh.sinks.otel.traceparent import parse_traceparent
+from mesh.sinks.otel.context import parse_traceparent
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 """The largest body in bytes: as much as a token may have."""

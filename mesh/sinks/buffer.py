@@ -19,27 +19,17 @@ class PulseBuffer:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._batches: deque[Sequence[Pulse]] = deque()
-        self._accepted = 0
+        self.accepted = 0  # pulses that found room
         self._taken = 0
-        self._dropped = 0
+        self.dropped = 0  # pulses that found no room, or came after `close`
         self._asleep = False
         self._wake = Event()
         self._closing = Event()
 
     @property
-    def accepted(self) -> int:
-        """How many pulses found room."""
-        return self._accepted
-
-    @property
-    def dropped(self) -> int:
-        """How many pulses found no room, or came after `close`."""
-        return self._dropped
-
-    @property
     def waiting(self) -> int:
         """How many pulses were put and are not yet taken."""
-        return self._accepted - self._taken
+        return self.accepted - self._taken
 
     @property
     def closing(self) -> bool:
@@ -49,13 +39,13 @@ class PulseBuffer:
     def put(self, pulses: Sequence[Pulse]) -> None:
         """Keep `pulses` if there is room; never blocks, never raises."""
         count = len(pulses)
-        free_space = 0 if self._closing.is_set() else self._limit - self._accepted + self._taken
+        free_space = 0 if self._closing.is_set() else self._limit - self.accepted + self._taken
         if count > free_space:
-            self._dropped += count - free_space
+            self.dropped += count - free_space
             pulses, count = pulses[:free_space], free_space
         if not count:
             return
-        self._accepted += count
+        self.accepted += count
         self._batches.append(tuple(pulses))
         if self._asleep:
             self._asleep = False

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple, TextIO
@@ -76,11 +76,13 @@ class JsonlSink:
                 while pulses := self._buffer.take(_CHUNK):
                     self._write(pulses)
                     time.sleep(0)
-                self._flush()
+                if not self._broken:
+                    self._attempt(self._file.flush, 0)
                 if closing:
                     return
         finally:
-            self._release()
+            if self._owned:
+                self._attempt(self._file.close, 0)
             self._done.set()
 
     def _write(self, pulses: list[Pulse]) -> None:
@@ -88,12 +90,7 @@ class JsonlSink:
             self._lost += len(pulses)
             return
         lines = [line for pulse in pulses if (line := self._line(pulse))]
-        try:
-            self._file.write("".join(lines))
-        except (OSError, ValueError) as error:  # ValueError: someone closed standard output
-            self._break(error, len(lines))
-        else:
-            self._written += len(lines)
+        self._attempt(lambda: self._file.write("".join(lines)), len(lines))
 
     def _line(self, pulse: Pulse) -> str:
         try:
@@ -103,24 +100,16 @@ class JsonlSink:
             _log.exception("a pulse of transaction %s could not be written as JSON", pulse.transaction)
             return ""
 
-    def _flush(self) -> None:
-        if self._broken:
-            return
+    def _attempt(self, action: Callable[[], object], count: int) -> None:
+        """Do `action` to the file, by which `count` pulses are written; from the first failure on, pulses are lost."""
         try:
-            self._file.flush()
-        except (OSError, ValueError) as error:
-            self._break(error, 0)
-
-    def _break(self, error: Exception, count: int) -> None:
-        self._broken = True
-        self._lost += count
-        _log.error("pulses can no longer be written: %s: %s; they are dropped from now on", type(error).__name__, error)
-
-    def _release(self) -> None:
-        if not self._owned:
-            return
-        try:
-            self._file.close()
-        except OSError as error:
+            action()
+        except (OSError, ValueError) as error:  # ValueError: someone closed standard output
+            self._lost += count
             if not self._broken:
-                self._break(error, 0)
+                self._broken = True
+                _log.error(
+                    "pulses can no longer be written: %s: %s; they are dropped from now on", type(error).__name__, error
+                )
+        else:
+            self._written += count

@@ -1,12 +1,17 @@
-"""The OpenTelemetry context that makes a user's own spans children of the hop they run in."""
+"""Trace contexts: the one of OpenTelemetry that makes a user's own spans children of the hop they run in, and the W3C
+`traceparent` header that a stimulus came with."""
 
 from __future__ import annotations
+
+import re
+from typing import Any, Final
 
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _EMPTY = Context()
+_SHAPE: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 
 
 def hop_context(root: str, hop: str) -> Context:
@@ -17,3 +22,9 @@ def hop_context(root: str, hop: str) -> Context:
     1.2 to 1.7 µs.
     """
     return set_span_in_context(NonRecordingSpan(SpanContext(int(root, 16), int(hop, 16), False, _SAMPLED)), _EMPTY)
+
+
+def parse_traceparent(header: Any) -> tuple[str, str] | None:
+    """(trace id, span id), or None for what is absent or malformed: it comes from a stranger and must not matter."""
+    match = _SHAPE.fullmatch(header) if isinstance(header, str) else None
+    return (match[1], match[2]) if match else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -35,7 +36,6 @@ class SpanEncoder:
             attributes=[KeyValue(key=key, value=_value(value)) for key, value in resource.items()]
         )
         self._scope = InstrumentationScope(name=scope, version=scope_version)
-        self._cache: dict[tuple[str, type, Any], KeyValue] = {}
 
     def encode(self, records: Iterable[SpanRecord], pause: Callable[[], None] = lambda: None) -> tuple[bytes, int]:
         """The body of one export request, and how many records were left out because they cannot be said in OTLP.
@@ -69,11 +69,11 @@ class SpanEncoder:
             end_time_unix_nano=record.end_ns,
             flags=_FLAGS,
         )
-        span.attributes.extend(self._attributes(record.attributes))
+        span.attributes.extend(_attributes(record.attributes))
         for trace_id, span_id in record.links:
             span.links.add(trace_id=bytes.fromhex(trace_id), span_id=bytes.fromhex(span_id))
         for event in record.events:
-            span.events.add(name=event.name, time_unix_nano=event.at_ns, attributes=self._attributes(event.attributes))
+            span.events.add(name=event.name, time_unix_nano=event.at_ns, attributes=_attributes(event.attributes))
         if record.failed:
             span.status.code = Status.STATUS_CODE_ERROR
             span.status.message = _text(record.description)
@@ -82,27 +82,22 @@ class SpanEncoder:
         if record.dropped_links:
             span.dropped_links_count = record.dropped_links
 
-    def _attributes(self, attributes: Mapping[str, Any]) -> list[KeyValue]:
-        cache = self._cache
-        messages = []
-        for key, value in attributes.items():
-            kind = type(value)
-            if key in _UNIQUE or kind not in _CACHED or (kind is str and len(value) > _MAX_CACHED_TEXT):
-                messages.append(KeyValue(key=key, value=_value(value)))
-                continue
-            # The type belongs to the key: True equals 1 and 1 equals 1.0, but they are different attributes.
-            cached = cache.get((key, kind, value))
-            if cached is None:
-                cached = self._remember(key, value)
-            messages.append(cached)
-        return messages
 
-    def _remember(self, key: str, value: Any) -> KeyValue:
-        if len(self._cache) >= _MAX_CACHED:
-            self._cache.clear()
-        message = KeyValue(key=key, value=_value(value))
-        self._cache[key, type(value), value] = message
-        return message
+def _attributes(attributes: Mapping[str, Any]) -> list[KeyValue]:
+    messages = []
+    for key, value in attributes.items():
+        kind = type(value)
+        if key in _UNIQUE or kind not in _CACHED or (kind is str and len(value) > _MAX_CACHED_TEXT):
+            messages.append(KeyValue(key=key, value=_value(value)))
+        else:
+            messages.append(_repeated(key, value))
+    return messages
+
+
+# Typed: True equals 1 and 1 equals 1.0, but they are different attributes.
+@lru_cache(_MAX_CACHED, typed=True)
+def _repeated(key: str, value: Any) -> KeyValue:
+    return KeyValue(key=key, value=_value(value))
 
 
 def _value(value: Any) -> AnyValue:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from threading import Event, Lock, Thread
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter
@@ -42,21 +42,9 @@ _MAX_LIMITED_TRIES: Final = 5
 _WARN_INTERVAL_NS: Final = 60_000_000_000
 
 
-class SpanTarget(Protocol):
-    """A target of finished spans.  `send` and `close` are called on the sink's thread, `abort` on the closing one."""
-
-    def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
-        """Deliver `records`; returns how many were rejected and why; raises `ExportFailed`."""
-
-    def abort(self) -> None:
-        """Make a `send` under way return soon."""
-
-    def close(self) -> None:
-        """Release the target's connections."""
-
-
 class OtlpTarget:
-    """A span target that is a collector, spoken to in OTLP/HTTP."""
+    """A span target that is a collector, spoken to in OTLP/HTTP.  `send` and `close` are called on the sink's thread,
+    `abort`, which makes a `send` under way return soon, on the closing one."""
 
     def __init__(self, encoder: SpanEncoder, collector: Collector) -> None:
         self._encoder = encoder
@@ -65,7 +53,7 @@ class OtlpTarget:
         self.close = collector.close
 
     def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
-        """Encode and post `records` in one request."""
+        """Encode and post `records` in one request; returns how many were rejected and why.  Raises `ExportFailed`."""
         body, left_out = self._encoder.encode(records, _yield_gil)
         rejected, reason = self._collector.post(body, connect_timeout)
         return rejected + left_out, reason or (f"{left_out} cannot be said in OTLP" if left_out else "")
@@ -126,7 +114,7 @@ class OtelSink:
             ConfigurationError: an endpoint or environment variable that cannot be used.
         """
         otel_resource = make_resource(service_name, resource)
-        self._target: SpanTarget
+        self._target: OtlpTarget | ExporterTarget
         if exporter is not None:
             self._target = ExporterTarget(exporter, otel_resource, SCOPE, _version())
         else:
@@ -156,7 +144,6 @@ class OtelSink:
 
     def statistics(self) -> OtelStatistics:
         """The sink's counts so far."""
-        assembled = self._assembler.statistics()
         return OtelStatistics(
             received=self._buffer.accepted,
             dropped=self._buffer.dropped,
@@ -164,8 +151,8 @@ class OtelSink:
             exported=self._exported,
             lost=self._lost,
             broken=self._broken,
-            adopted=assembled.adopted,
-            evicted=assembled.evicted,
+            adopted=self._assembler.adopted,
+            evicted=self._assembler.evicted,
         )
 
     def close(self, timeout: float) -> None:

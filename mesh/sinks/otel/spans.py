@@ -23,40 +23,29 @@ What happens at the edges:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from bitactor.messages import pulse as kinds
 from bitactor.messages.ids import NO_HOP, TransactionId, hop_id, transaction_span_id
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.signal import UNDO
-from mesh.sinks.otel.faults import error_name, exception_attributes, short
-from mesh.sinks.otel.open_spans import OpenHop, OpenTransaction
-from mesh.sinks.otel.record import CONSUMER, INTERNAL, Attributes, SpanEvent, SpanRecord
-from mesh.sinks.otel.traceparent import parse_traceparent
+from bitactor.messages.signal import UNDO, Fault
+from mesh.sinks.otel.context import parse_traceparent
+from mesh.sinks.otel.record import CONSUMER, INTERNAL, Attributes, OpenHop, OpenTransaction, SpanEvent, SpanRecord
 
 MAX_LINKS: Final = 128
 """The most links of one span; more are counted as dropped.  OpenTelemetry's own limit."""
-
-
-class AssemblerStatistics(NamedTuple):
-    """What an assembler has seen so far."""
-
-    open: int
-    """Transactions that the assembler keeps state for now."""
-    adopted: int
-    """Transactions first seen in the middle."""
-    evicted: int
-    """Transactions forgotten to make room; they are adopted when another pulse comes."""
-    repeated: int
-    """Pulses seen before, and ignored."""
+# Longest text kept of a message or traceback, in characters, so that no span outgrows what collectors take
+_MAX_TEXT: Final = 16_384
 
 
 class SpanAssembler:
     """Folds pulses into finished spans; pure.
 
     Pulses of one transaction come in order of `seq`; those of different transactions mix freely.  Keeps state for at
-    most `max_transactions` open transactions; the one opened first is evicted for the next.
+    most `max_transactions` open transactions; the one opened first is evicted for the next.  Counts the transactions
+    first seen in the middle (`adopted`), those forgotten to make room (`evicted`, and adopted when another pulse
+    comes), and pulses seen before, which are ignored (`repeated`); its length is the number of those that are open.
     """
 
     def __init__(self, *, max_transactions: int = 100_000, max_remembered: int = 10_000) -> None:
@@ -65,9 +54,7 @@ class SpanAssembler:
         self._finished: dict[str, int] = {}
         self._max_finished = max_remembered
         self._ended: list[SpanRecord] = []
-        self._adopted = 0
-        self._evicted = 0
-        self._repeated = 0
+        self.adopted = self.evicted = self.repeated = 0
         self._folds: dict[str, Callable[[OpenTransaction, Pulse], None]] = {
             kinds.ACCEPTED: self._on_accepted,
             kinds.SPAWNED: self._on_spawned,
@@ -87,7 +74,7 @@ class SpanAssembler:
                 continue
             if pulse.seq != state.next_seq:
                 if pulse.seq < state.next_seq:
-                    self._repeated += 1
+                    self.repeated += 1
                     continue
                 state.gapless = False
             state.next_seq = pulse.seq + 1
@@ -106,14 +93,13 @@ class SpanAssembler:
         ended, self._ended = self._ended, []
         return ended
 
-    def statistics(self) -> AssemblerStatistics:
-        """The assembler's counts so far."""
-        return AssemblerStatistics(len(self._open), self._adopted, self._evicted, self._repeated)
+    def __len__(self) -> int:
+        return len(self._open)
 
     def _begin(self, pulse: Pulse) -> OpenTransaction | None:
         """The state of a transaction not open here; None if the pulse needs none."""
         if pulse.seq < self._finished.get(pulse.transaction, 0):
-            self._repeated += 1
+            self.repeated += 1
             return None
         if pulse.kind == kinds.EMITTED:
             return None
@@ -129,7 +115,7 @@ class SpanAssembler:
         return state
 
     def _adopt(self, state: OpenTransaction, pulse: Pulse) -> None:
-        self._adopted += 1
+        self.adopted += 1
         state.gapless, state.adopted = False, True
         if pulse.transaction in self._finished:
             _begin_resumption(state, pulse)
@@ -138,7 +124,7 @@ class SpanAssembler:
 
     def _evict(self) -> None:
         state = self._open.pop(next(iter(self._open)))
-        self._evicted += 1
+        self.evicted += 1
         if state.halted_ns:
             self._end_transaction(state, state.halted_ns, "halted", False, "")
             self._remember(state)
@@ -240,10 +226,10 @@ class SpanAssembler:
         attributes["bitactor.outcome"] = outcome
         end_ns = max((timeout if timeout and failed else pulse).at_ns, spawned.at_ns)
         if failed:
-            attributes["error.type"] = error_name(error) or outcome
+            attributes["error.type"] = _error_name(error) or outcome
             if pulse.kind in _OUTCOMES or pulse is timeout:
-                hop.add(SpanEvent("exception", end_ns, exception_attributes(pulse)))
-        events, causes = hop.events, spawned.causes
+                hop.add(SpanEvent("exception", end_ns, _exception_attributes(pulse)))
+        causes = spawned.causes
         name = f"{spawned.workflow}/{spawned.step}"
         self._ended.append(
             SpanRecord(
@@ -255,11 +241,11 @@ class SpanAssembler:
                 spawned.at_ns,
                 end_ns,
                 attributes,
-                tuple(events.kept) if events else (),
+                tuple(hop.events),
                 tuple((state.root, cause) for cause in causes[:MAX_LINKS]),
                 failed,
-                short(error) if failed else "",
-                events.dropped if events else 0,
+                _short(error) if failed else "",
+                hop.dropped,
                 max(0, len(causes) - MAX_LINKS),
             )
         )
@@ -267,8 +253,7 @@ class SpanAssembler:
     def _end_transaction(self, state: OpenTransaction, at_ns: int, status: str, failed: bool, error: str) -> None:
         attributes = state.attributes | {"bitactor.status": status}
         if failed:
-            attributes["error.type"] = error_name(error) or state.reason or status
-        events = state.events
+            attributes["error.type"] = _error_name(error) or state.reason or status
         self._ended.append(
             SpanRecord(
                 state.root,
@@ -279,11 +264,11 @@ class SpanAssembler:
                 state.start_ns,
                 max(at_ns, state.start_ns),
                 attributes,
-                tuple(events.kept) if events else (),
+                tuple(state.events),
                 state.links,
                 failed,
-                short(error or state.reason) if failed else "",
-                events.dropped if events else 0,
+                _short(error or state.reason) if failed else "",
+                state.dropped,
             )
         )
 
@@ -342,9 +327,9 @@ def _details(pulse: Pulse) -> Attributes:
     elif pulse.kind == kinds.EMITTED:
         details["bitactor.hop"] = pulse.hop
     if pulse.data and isinstance(pulse.data.get("reason"), str):
-        details["bitactor.reason"] = short(pulse.data["reason"])
+        details["bitactor.reason"] = _short(pulse.data["reason"])
     if pulse.error:
-        details["bitactor.error"] = short(pulse.error)
+        details["bitactor.error"] = _short(pulse.error)
     return details
 
 
@@ -375,7 +360,7 @@ def _instant_span(pulse: Pulse) -> SpanRecord:
         pulse.at_ns,
         attributes,
         failed=failed,
-        description=short(pulse.error or "") if failed else "",
+        description=_short(pulse.error or "") if failed else "",
     )
 
 
@@ -387,3 +372,48 @@ def _inferred_spawn(pulse: Pulse) -> Pulse:
 def _created_ns(transaction: str) -> int:
     """When a uuid7 was made; 0 if the id is no uuid7."""
     return int(transaction[:12], 16) * 1_000_000 if transaction[12:13] == "7" else 0
+
+
+# The error that a pulse carries, for span attributes and for people
+
+
+def _error_name(summary: str) -> str:
+    """`Name` of a summary `Name: message`; a tombstone's reason is its own name."""
+    return _short(summary.partition(":")[0], 256)
+
+
+def _short(text: str, limit: int = _MAX_TEXT) -> str:
+    """`text`, its end cut off beyond `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _pulse_fault(pulse: Pulse) -> Fault | None:
+    """The fault a pulse carries, if any, whichever way it is written down."""
+    raw: Any = (pulse.data or {}).get("fault")
+    if isinstance(raw, Fault):
+        return raw
+    if isinstance(raw, Mapping):
+        return Fault(str(raw.get("type") or ""), str(raw.get("message") or ""), str(raw.get("traceback") or ""))
+    if isinstance(raw, list | tuple) and len(raw) >= 2:
+        return Fault(str(raw[0]), str(raw[1]), str(raw[2]) if len(raw) > 2 else "")
+    return None
+
+
+def _exception_attributes(pulse: Pulse) -> dict[str, Any]:
+    """OpenTelemetry's `exception.*` attributes of a failure."""
+    fault = _pulse_fault(pulse)
+    if fault is None:
+        name, _, message = (pulse.error or pulse.kind).partition(": ")
+        fault = Fault(name, message)
+    module, _, name = fault.type.rpartition(":")
+    attributes = {"exception.type": name if module in ("", "builtins") else f"{module}.{name}"}
+    if fault.message:
+        attributes["exception.message"] = _short(fault.message)
+    if fault.traceback:
+        attributes["exception.stacktrace"] = _end_of(fault.traceback)
+    return attributes
+
+
+def _end_of(traceback: str) -> str:
+    # The end of a traceback tells more than its beginning.
+    return traceback if len(traceback) <= _MAX_TEXT else "…" + traceback[1 - _MAX_TEXT :]

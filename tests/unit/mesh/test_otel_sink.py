@@ -28,11 +28,10 @@ from bitactor.messages.pulse import Pulse
 from mesh.sinks import OtelSink, hop_context
 from mesh.sinks.buffer import PulseBuffer
 from mesh.sinks.otel.collector import collector_settings
-from mesh.sinks.otel.open_spans import MAX_EVENTS
+from mesh.sinks.otel.context import parse_traceparent
 from mesh.sinks.otel.otlp import SpanEncoder
-from mesh.sinks.otel.record import CONSUMER, INTERNAL, SpanRecord
+from mesh.sinks.otel.record import CONSUMER, INTERNAL, MAX_EVENTS, SpanRecord
 from mesh.sinks.otel.spans import MAX_LINKS, SpanAssembler
-from mesh.sinks.otel.traceparent import parse_traceparent
 from tests.amounts import examples
 from tests.otlp_receiver import OtlpReceiver, wait_until
 from tests.pulse_log import BORN_NS, MS, PulseLog, chain, eventful
@@ -240,7 +239,7 @@ def test_pulses_told_twice_make_no_second_span() -> None:
     first = assembler.feed([pulse for pulse in pulses for _ in range(2)])
     assert len(first) == 4
     assert assembler.feed(pulses) == []
-    assert assembler.statistics().repeated == 2 * len(pulses)
+    assert assembler.repeated == 2 * len(pulses)
 
 
 def test_a_transaction_recovered_elsewhere_is_adopted() -> None:
@@ -251,7 +250,7 @@ def test_a_transaction_recovered_elsewhere_is_adopted() -> None:
     assert transaction.span_id == transaction_span_id(pulses[0].transaction)
     assert (hop0.start_ns, hop0.end_ns) == (pulses[1].at_ns, pulses[2].at_ns)
     assert hop1.attributes["bitactor.step"] == "step1"
-    assert assembler.statistics().adopted == 1
+    assert assembler.adopted == 1
 
 
 def test_a_gap_loses_only_what_was_in_it() -> None:
@@ -264,10 +263,10 @@ def test_the_oldest_open_transaction_makes_room() -> None:
     assembler = SpanAssembler(max_transactions=2)
     logs = [chain(number, 1) for number in range(3)]
     assert assembler.feed(log[0] for log in logs) == []
-    assert assembler.statistics()[:3] == (2, 0, 1)
+    assert (len(assembler), assembler.adopted, assembler.evicted) == (2, 0, 1)
     rest = assembler.feed(pulse for log in logs for pulse in log[1:])
     assert sorted(record.name for record in rest) == ["users.signup"] * 3 + ["users.signup/step0"] * 3
-    assert assembler.statistics().open == 0
+    assert len(assembler) == 0
 
 
 def test_after_the_end_late_and_tombstones_are_moments_and_emitted_is_left_out() -> None:
