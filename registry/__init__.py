@@ -1,12 +1,17 @@
 """The registry: names, their holders, leases and watches; in one process, or served over ZeroMQ to a whole mesh."""
 
 from registry.client import RegistryClient
-from registry.entry import APPEARED, CHANGED, DISAPPEARED, Entry, Loss, Notice
-from registry.errors import (
+from registry.entry import (
+    APPEARED,
+    CHANGED,
+    DISAPPEARED,
     AlreadyRegistered,
     EndpointInUse,
+    Entry,
     HolderInUse,
     InvalidEntry,
+    Loss,
+    Notice,
     NotRegistered,
     RegistryClosed,
     RegistryError,

@@ -17,21 +17,25 @@ from typing import Any, Final, TypeVar
 import zmq
 from typing_extensions import override
 
-from registry.entry import Entry, Loss, Notice
-from registry.errors import RegistryClosed, RegistryError, RegistryTimeout
+from registry.entry import Entry, Loss, Notice, RegistryClosed, RegistryError, RegistryTimeout
 from registry.limits import check_name, name_filter, normal_value
 from registry.port import Adapter
 from registry.protocol.client import ClientProtocol
 from registry.support.bind import check_endpoint
-from registry.support.curve import Curve, secure_client
+from registry.support.curve import Curve, Options, secure_client, set_options
 from registry.support.wakeup import Wakeup
 from registry.watches import Watch, Watches, wait_for_name
 from registry.wire import MAX_FRAME_BYTES
 
 _FRAMES_PER_TURN: Final = 64
-_SEND_QUEUE: Final = 10_000
-_RECEIVE_QUEUE: Final = 4_096
-_RECONNECT_MS: Final = 50
+_OPTIONS: Final[Options] = {
+    zmq.IMMEDIATE: 1,
+    zmq.SNDHWM: 10_000,
+    zmq.RCVHWM: 4_096,
+    zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
+    zmq.RECONNECT_IVL: 50,  # milliseconds
+    zmq.LINGER: 0,
+}
 _SILENT_NS: Final = 3_000_000_000
 _LEAVE_TIMEOUT: Final = 0.5
 _JOIN_TIMEOUT: Final = 2.0
@@ -315,12 +319,7 @@ class RegistryClient(Adapter):
 
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.setsockopt(zmq.SNDHWM, _SEND_QUEUE)
-        socket.setsockopt(zmq.RCVHWM, _RECEIVE_QUEUE)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        socket.setsockopt(zmq.LINGER, 0)
+        set_options(socket, _OPTIONS)
         if self._curve is not None:
             secure_client(socket, self._curve)
         socket.connect(self._endpoint)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from bitactor.errors import InvalidOutcome, SignalTooLarge
 from bitactor.messages.codec import pack, unpack
-from registry.errors import InvalidEntry
+from registry.entry import InvalidEntry
 
 MAX_NAME_CHARACTERS: Final = 255
 MAX_VALUE_BYTES: Final = 64 * 1024

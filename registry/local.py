@@ -11,8 +11,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from registry.entry import Entry, Loss, Notice
-from registry.errors import HolderInUse, RegistryClosed, RegistryError
+from registry.entry import Entry, HolderInUse, Loss, Notice, RegistryClosed, RegistryError
 from registry.limits import check_name
 from registry.port import Adapter
 from registry.table import Table
@@ -30,39 +29,30 @@ class _SharedTable:
         self.table = Table()
         self.lock = threading.RLock()
         self.participants: dict[str, Watches] = {}
-        self._deliveries: deque[Callable[[], None]] = deque()
-        self._delivering: threading.Thread | None = None
-
-    @property
-    def delivering_here(self) -> bool:
-        """Whether this thread is in a callback."""
-        return self._delivering is threading.current_thread()
+        self.deliveries: deque[Callable[[], None]] = deque()  # appended to with the lock held
+        self.delivering: threading.Thread | None = None
 
     def announce(self, *notices: Notice | None) -> None:
         """Queue notices for all participants; call with the lock held."""
         news = [notice for notice in notices if notice is not None]
         if news:
             for watches in self.participants.values():
-                self.queue(lambda watches=watches: watches.tell(news))  # type: ignore[misc]
-
-    def queue(self, delivery: Callable[[], None]) -> None:
-        """Queue a delivery; call with the lock held."""
-        self._deliveries.append(delivery)
+                self.deliveries.append(lambda watches=watches: watches.tell(news))  # type: ignore[misc]
 
     def deliver(self) -> None:
         """Make the queued deliveries; call without the lock.  While another thread, or a callback's caller, is
         delivering, it makes these too."""
         while True:
             with self.lock:
-                if self._delivering or not self._deliveries:
+                if self.delivering or not self.deliveries:
                     return
-                self._delivering = threading.current_thread()
-                delivery = self._deliveries.popleft()
+                self.delivering = threading.current_thread()
+                delivery = self.deliveries.popleft()
             try:
                 delivery()
             finally:
                 with self.lock:
-                    self._delivering = None
+                    self.delivering = None
 
 
 class LocalRegistry(Adapter):
@@ -117,7 +107,7 @@ class LocalRegistry(Adapter):
                 self._open = False
                 del self._shared.participants[self._holder]
                 self._shared.announce(*self._shared.table.leave(self._holder))
-                self._shared.queue(self._watches.close)
+                self._shared.deliveries.append(self._watches.close)
             self._closed = True
         self._shared.deliver()
 
@@ -163,7 +153,7 @@ class LocalRegistry(Adapter):
 
     @override
     def await_name(self, name: str, timeout: float) -> tuple[Entry, ...]:
-        if self._shared.delivering_here:
+        if self._shared.delivering is threading.current_thread():
             raise RegistryError("a registry callback must not wait for the registry: it would wait for itself for ever")
         return wait_for_name(self.when_name(name), name, timeout)
 
@@ -175,7 +165,7 @@ class LocalRegistry(Adapter):
             if entries:
                 waiting.set_result(entries)
                 return waiting
-            shared.queue(lambda: self._watches.add_name(name, waiting))
+            shared.deliveries.append(lambda: self._watches.add_name(name, waiting))
         waiting.add_done_callback(lambda done: self._enqueue(lambda: self._watches.remove_name(name, done)))
         return waiting
 
@@ -184,7 +174,7 @@ class LocalRegistry(Adapter):
         watch = Watch(callback, self._cancelled)
         with self._changing() as shared:
             present = shared.table.match()
-            shared.queue(lambda: self._watches.add(watch, pattern, present))
+            shared.deliveries.append(lambda: self._watches.add(watch, pattern, present))
         return watch
 
     @override
@@ -220,5 +210,5 @@ class LocalRegistry(Adapter):
 
     def _enqueue(self, delivery: Callable[[], None]) -> None:
         with self._shared.lock:
-            self._shared.queue(delivery)
+            self._shared.deliveries.append(delivery)
         self._shared.deliver()

@@ -24,14 +24,20 @@ from bitactor.errors import BitActorError, ConfigurationError
 from bitactor.messages.duration import nanoseconds
 from registry.protocol.server import ServerProtocol, Statistics
 from registry.support.bind import Binding, BootEpoch, check_endpoint
-from registry.support.curve import Curve, Gatekeeper, secure_server
+from registry.support.curve import Curve, Gatekeeper, Options, secure_server, set_options
 from registry.support.wakeup import Wakeup
 from registry.table import DEFAULT_LEASE_NS, Table
 from registry.wire import MAX_FRAME_BYTES
 
 _FRAMES_PER_TURN: Final = 512
-_RECEIVE_QUEUE: Final = 256
-_SEND_QUEUE: Final = 4_096
+_OPTIONS: Final[Options] = {
+    zmq.ROUTER_MANDATORY: 1,
+    zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
+    zmq.RCVHWM: 256,
+    zmq.SNDHWM: 4_096,
+    zmq.LINGER: 0,
+    zmq.BACKLOG: 1_024,
+}
 _STOP_TIMEOUT: Final = 5.0
 # Wall time in seconds, at 2020, from which stateless boot epochs count, so that they fit 31 bits
 _STATELESS_ERA: Final = 1_577_836_800
@@ -173,7 +179,9 @@ class RegistryServer:
                 stack.callback(gatekeeper.stop)
             listener = context.socket(zmq.ROUTER)
             stack.callback(listener.close, 0)
-            self._prepare(listener)
+            set_options(listener, _OPTIONS)
+            if self._curve is not None:
+                secure_server(listener, self._curve)
             binding = Binding(listener, self._endpoint)
             files.callback(binding.release)
             boot, settles = int(time.time()) - _STATELESS_ERA, False
@@ -185,16 +193,6 @@ class RegistryServer:
             protocol = self._protocol = self._make_protocol(boot, settles)
             self._bound.set()
             self._loop(listener, protocol)
-
-    def _prepare(self, listener: zmq.Socket[bytes]) -> None:
-        listener.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        listener.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        listener.setsockopt(zmq.RCVHWM, _RECEIVE_QUEUE)
-        listener.setsockopt(zmq.SNDHWM, _SEND_QUEUE)
-        listener.setsockopt(zmq.LINGER, 0)
-        listener.setsockopt(zmq.BACKLOG, 1_024)
-        if self._curve is not None:
-            secure_server(listener, self._curve)
 
     def _make_protocol(self, boot: int, settles: bool) -> ServerProtocol:
         now_ns = time.monotonic_ns()

@@ -16,10 +16,10 @@ O(holders).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from registry.entry import APPEARED, CHANGED, DISAPPEARED, Entry, Notice
-from registry.errors import AlreadyRegistered, NotRegistered, RegistryFull
+from registry.entry import APPEARED, CHANGED, DISAPPEARED, AlreadyRegistered, Entry, Notice, NotRegistered, RegistryFull
 from registry.limits import MAX_NAMES_PER_HOLDER, check_name, name_filter, normal_value
 
 DEFAULT_LEASE_NS: Final = 1_500_000_000
@@ -35,12 +35,10 @@ class Claimed(NamedTuple):
     notices: tuple[Notice, ...]
 
 
+@dataclass(slots=True)
 class _Lease:
-    __slots__ = ("names", "until_ns")
-
-    def __init__(self, until_ns: int) -> None:
-        self.until_ns = until_ns
-        self.names: dict[str, int] = {}  # name -> bytes it is taken to need
+    until_ns: int
+    names: dict[str, int] = field(default_factory=dict)  # name -> bytes it is taken to need
 
 
 class Table:

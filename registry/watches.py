@@ -12,8 +12,7 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from typing import Any
 
-from registry.entry import APPEARED, Entry, Loss, Notice
-from registry.errors import RegistryClosed, RegistryTimeout
+from registry.entry import APPEARED, Entry, Loss, Notice, RegistryClosed, RegistryTimeout
 from registry.limits import name_filter
 
 _log = logging.getLogger("bitactor.registry")

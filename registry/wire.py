@@ -91,7 +91,7 @@ class Unknown(NamedTuple):
 
 
 class Register(NamedTuple):
-    """Client to server: registers names (`encode_registration` rows); also to change a value, and to claim names
+    """Client to server: registers names (`encode_row`s); also to change a value, and to claim names
     again."""
 
     request: int
@@ -135,7 +135,7 @@ class Sync(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Server to client: entries of the table (`encode_entry` rows) as of `revision`.
+    """Server to client: entries of the table (`encode_row`s) as of `revision`.
 
     `more`: further frames answer the same request.  Else `cursor` is the next part to ask for, 0 when this was the
     last.
@@ -198,7 +198,6 @@ RegistryMessage = (
 )
 
 KINDS: Final = (APPEARED, DISAPPEARED, CHANGED)
-_KIND_CODES: Final = {kind: code for code, kind in enumerate(KINDS)}
 
 _Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
 _Name = Annotated[str, Field(strict=True, max_length=MAX_NAME_CHARACTERS)]
@@ -265,20 +264,15 @@ def decode(frame: bytes) -> RegistryMessage:
     return kind(*_checked(shape, parts[2:], kind.__name__))
 
 
-def encode_entry(entry: Entry) -> bytes:
-    """An entry as a row."""
-    return pack(entry, MAX_ROW_BYTES)
+def encode_row(row: Entry | Registration) -> bytes:
+    """An entry or a registration as a row."""
+    return pack(row, MAX_ROW_BYTES)
 
 
 def decode_entry(row: bytes) -> Entry:
     """The entry in a row that may come from a stranger; raises as `decode`."""
     name, holder, value, unique, epoch = _checked(_ENTRY, unpack(row, MAX_ROW_BYTES), "entry")
     return Entry(name, holder, MappingProxyType(value), unique, epoch)
-
-
-def encode_registration(registration: Registration) -> bytes:
-    """A registration as a row."""
-    return pack(registration, MAX_ROW_BYTES)
 
 
 def decode_registration(row: bytes) -> Registration:
@@ -297,11 +291,6 @@ def decode_detail(row: bytes) -> int | str:
     if type(detail) is int or type(detail) is str:
         return detail
     raise MalformedSignal(f"a verdict's detail is a number or a text, not a {type(detail).__name__}")
-
-
-def kind_code(kind: str) -> int:
-    """The number on the wire of a notice's kind."""
-    return _KIND_CODES[kind]
 
 
 def in_frames(rows: Sequence[bytes | str]) -> Iterator[tuple[int, int]]:

@@ -20,8 +20,7 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from bitactor.errors import MalformedSignal, ProtocolError
-from registry.entry import DISAPPEARED, Entry, Loss, Notice
-from registry.errors import HolderInUse, InvalidEntry, RegistryError, RegistryFull
+from registry.entry import DISAPPEARED, Entry, HolderInUse, InvalidEntry, Loss, Notice, RegistryError, RegistryFull
 from registry.protocol.entry_cache import EntryCache
 from registry.protocol.own_names import OwnNames, Requests
 from registry.support.log_throttle import LogThrottle

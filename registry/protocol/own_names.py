@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-from registry.entry import Entry, Loss
-from registry.errors import AlreadyRegistered, InvalidEntry, NotRegistered, RegistryError, RegistryFull
+from registry.entry import AlreadyRegistered, Entry, InvalidEntry, Loss, NotRegistered, RegistryError, RegistryFull
 from registry.watches import Waiting, fail, resolve
 from registry.wire import (
     FULL_FRAME_BYTES,
@@ -28,7 +27,7 @@ from registry.wire import (
     decode_detail,
     decode_entry,
     encode,
-    encode_registration,
+    encode_row,
     in_frames,
 )
 
@@ -233,7 +232,7 @@ class OwnNames:
             state = self._names[name]
             del self._unsent[name]
             former = state.entry.epoch if state.entry is not None else 0
-            rows.append(encode_registration(Registration(name, dict(state.value), state.unique, former)))
+            rows.append(encode_row(Registration(name, dict(state.value), state.unique, former)))
             size += len(rows[-1])
             asked.append((name, state.version))
         request = self._requests.next_number()

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from bitactor.errors import ProtocolError
-from registry.entry import Notice
-from registry.errors import AlreadyRegistered, InvalidEntry, RegistryFull
+from registry.entry import AlreadyRegistered, InvalidEntry, Notice, RegistryFull
 from registry.support.log_throttle import LogThrottle
 from registry.table import BUCKETS, Table
 from registry.wire import (
@@ -23,6 +22,7 @@ from registry.wire import (
     FULL_FRAME_BYTES,
     GRANTED,
     INVALID,
+    KINDS,
     MAX_ROWS,
     REFUSED_FULL,
     REFUSED_HOLDER_IN_USE,
@@ -51,9 +51,8 @@ from registry.wire import (
     decode_registration,
     encode,
     encode_detail,
-    encode_entry,
+    encode_row,
     in_frames,
-    kind_code,
 )
 
 MAX_UNREAD_BYTES: Final = 16 * 1024 * 1024
@@ -287,7 +286,7 @@ class ServerProtocol:
                 settling=now_ns < self._settle_until_ns,
             )
         except AlreadyRegistered as error:
-            return TAKEN, encode_entry(error.entry)
+            return TAKEN, encode_row(error.entry)
         except InvalidEntry as error:
             return INVALID, encode_detail(str(error))
         except RegistryFull as error:
@@ -295,7 +294,7 @@ class ServerProtocol:
         self._changes += claimed.notices
         if claimed.entry is None:
             return SETTLING, encode_detail(self._settle_until_ns - now_ns)
-        return GRANTED, encode_entry(claimed.entry)
+        return GRANTED, encode_row(claimed.entry)
 
     def _unregister(self, session: _Session, message: Unregister, now_ns: int) -> None:
         for name in message.names:
@@ -321,7 +320,7 @@ class ServerProtocol:
         size = 0
         while cursor < BUCKETS and size < FULL_FRAME_BYTES and len(rows) < MAX_ROWS:
             for entry in self.table.bucket(cursor):
-                rows.append(encode_entry(entry))
+                rows.append(encode_row(entry))
                 size += len(rows[-1])
             cursor += 1
         after = cursor if cursor < BUCKETS else 0
@@ -348,8 +347,8 @@ class ServerProtocol:
         receivers = [session.routing for session in self._sessions.values() if session.synced]
         if not receivers:
             return
-        rows = [encode_entry(change.entry) for change in changes]
-        kinds = bytes(kind_code(change.kind) for change in changes)
+        rows = [encode_row(change.entry) for change in changes]
+        kinds = bytes(KINDS.index(change.kind) for change in changes)
         for begin, end in in_frames(rows):
             frame = encode(Notices(changes[begin].revision, kinds[begin:end], tuple(rows[begin:end])))
             for routing in receivers:

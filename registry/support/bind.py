@@ -20,7 +20,7 @@ from typing import Final
 import zmq
 
 from bitactor.errors import ConfigurationError
-from registry.errors import EndpointInUse
+from registry.entry import EndpointInUse
 from registry.support.curve import Curve
 
 IPC: Final = "ipc://"

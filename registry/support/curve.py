@@ -10,6 +10,7 @@ import contextlib
 import os
 import stat
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,6 +24,8 @@ ZAP_DOMAIN: Final = b"bitactor"
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 _ZAP_VERSION: Final = b"1.0"
 _STOP_TIMEOUT: Final = 2.0
+
+Options = Mapping[int, int | bytes]
 
 
 class Curve(NamedTuple):
@@ -85,24 +88,26 @@ def _is_pair(public: bytes, secret: bytes) -> bool:
         return False
 
 
+def set_options(socket: zmq.Socket[bytes], options: Options) -> None:
+    """Set ZeroMQ options of `socket`, in order."""
+    for option, value in options.items():
+        socket.setsockopt(option, value)
+
+
 def secure_server(socket: zmq.Socket[bytes], curve: Curve) -> None:
     """Make `socket` take only CURVE connections; call before `bind`, with a `Gatekeeper` started on the socket's
     context.
 
     Without a gatekeeper nobody gets in at all, rather than everybody who knows the public key.
     """
-    socket.setsockopt(zmq.CURVE_SERVER, 1)
-    socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
-    socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
-    socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    options: Options = {zmq.CURVE_SERVER: 1, zmq.ZAP_DOMAIN: ZAP_DOMAIN, zmq.ZAP_ENFORCE_DOMAIN: 1}
+    set_options(socket, {**options, zmq.CURVE_PUBLICKEY: curve.public, zmq.CURVE_SECRETKEY: curve.secret})
 
 
 def secure_client(socket: zmq.Socket[bytes], curve: Curve) -> None:
     """Make `socket` speak CURVE and only to a server that has the mesh's secret; call before `connect`."""
-    socket.setsockopt(zmq.CURVE_SERVERKEY, curve.public)
-    socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
-    socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
+    keys: Options = {zmq.CURVE_PUBLICKEY: curve.public, zmq.CURVE_SECRETKEY: curve.secret}
+    set_options(socket, {zmq.CURVE_SERVERKEY: curve.public, **keys})
 
 
 class Gatekeeper:

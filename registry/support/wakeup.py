@@ -11,37 +11,30 @@ class Wakeup:
     """A file descriptor that is readable once `set` was called, until `clear`."""
 
     def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.RLock()  # a signal handler may call `set` while its thread is in here
-        self._is_set = False
         self._closed = False
 
     def fileno(self) -> int:
         """The file descriptor to poll for reading."""
-        return self._reader
+        return self._descriptor
 
     def set(self) -> None:
         """Wake the poller, now or when it next polls.  Nothing happens once closed."""
         with self._lock:
-            if self._is_set or self._closed:
-                return
-            self._is_set = True
-            os.write(self._writer, b"\0")
+            if not self._closed:
+                os.eventfd_write(self._descriptor, 1)
 
     def clear(self) -> None:
         """Make the descriptor unreadable again; look for work after this, not before."""
         with self._lock:
-            if self._is_set and not self._closed:
-                self._is_set = False
+            if not self._closed:
                 with contextlib.suppress(BlockingIOError):
-                    os.read(self._reader, 16)
+                    os.eventfd_read(self._descriptor)
 
     def close(self) -> None:
-        """Release the descriptors.  A second call does nothing."""
+        """Release the descriptor.  A second call does nothing."""
         with self._lock:
             if not self._closed:
                 self._closed = True
-                os.close(self._reader)
-                os.close(self._writer)
+                os.close(self._descriptor)

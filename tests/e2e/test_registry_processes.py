@@ -216,7 +216,7 @@ def test_hostile_frames_are_counted_and_survived(endpoint: str) -> None:
         wire.encode(message)
         for message in (
             wire.Hello(1, "stranger", b"12345678"),
-            wire.Register(1, (wire.encode_registration(wire.Registration("n", {"a": 1}, True, 0)),)),
+            wire.Register(1, (wire.encode_row(wire.Registration("n", {"a": 1}, True, 0)),)),
             wire.Heartbeat(1, 1),
             wire.Sync(1, 0),
             wire.Unregister(1, ("a",)),

@@ -41,9 +41,9 @@ def test_a_message_comes_back_as_it_was(message: wire.RegistryMessage) -> None:
 
 def test_entries_and_wishes_come_back_as_they_were() -> None:
     entry = Entry("n", "h", {"endpoint": "ipc:///x", "deep": [{"a": [1, 2.5, None]}]}, True, (5 << 32) + 1)
-    assert wire.decode_entry(wire.encode_entry(entry)) == entry
+    assert wire.decode_entry(wire.encode_row(entry)) == entry
     registration = wire.Registration("n", {"a": 1}, False, 0)
-    assert wire.decode_registration(wire.encode_registration(registration)) == registration
+    assert wire.decode_registration(wire.encode_row(registration)) == registration
     assert wire.decode_detail(wire.encode_detail("x" * 9_999)) == "x" * 512
     assert wire.decode_detail(wire.encode_detail(7)) == 7
 
