@@ -15,14 +15,17 @@ from threading import Event, Lock, Thread
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace import Event as OtelEvent
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from bitactor.messages.pulse import Pulse
 from mesh.sinks.buffer import PulseBuffer
 from mesh.sinks.otel.collector import Collector, ExportFailed, collector_settings
-from mesh.sinks.otel.exporter import ExporterTarget
 from mesh.sinks.otel.otlp import SpanEncoder
-from mesh.sinks.otel.record import SpanRecord
+from mesh.sinks.otel.record import CONSUMER, INTERNAL, SpanRecord
 from mesh.sinks.otel.spans import SpanAssembler
 from registry.support.log_throttle import LogThrottle
 
@@ -41,6 +44,10 @@ _MAX_BACKOFF_SECONDS: Final = 5.0
 _MAX_LIMITED_TRIES: Final = 5
 _WARN_INTERVAL_NS: Final = 60_000_000_000
 
+_KINDS: Final = {INTERNAL: SpanKind.INTERNAL, CONSUMER: SpanKind.CONSUMER}
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+_UNSET: Final = Status(StatusCode.UNSET)
+
 
 class OtlpTarget:
     """A span target that is a collector, spoken to in OTLP/HTTP.  `send` and `close` are called on the sink's thread,
@@ -57,6 +64,61 @@ class OtlpTarget:
         body, left_out = self._encoder.encode(records, _yield_gil)
         rejected, reason = self._collector.post(body, connect_timeout)
         return rejected + left_out, reason or (f"{left_out} cannot be said in OTLP" if left_out else "")
+
+
+class ExporterTarget:
+    """A span target over any `SpanExporter`.  Retrying is the exporter's affair; a batch it fails on is lost."""
+
+    def __init__(self, exporter: SpanExporter, resource: Resource, scope: str, scope_version: str) -> None:
+        self._exporter = exporter
+        self._resource = resource
+        self._scope = InstrumentationScope(scope, scope_version)
+        self._shut = False
+
+    def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
+        """Export `records` as `ReadableSpan`s; raises `ExportFailed`."""
+        try:
+            result = self._exporter.export([self._readable(record) for record in records])
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ExportFailed(f"the exporter raised {reason}", retryable=False, reached=True) from error
+        if result is not SpanExportResult.SUCCESS:
+            raise ExportFailed("the exporter reported a failure", retryable=False, reached=True)
+        return 0, ""
+
+    def abort(self) -> None:
+        """Shut the exporter down, which ends the waiting of those that retry."""
+        self.close()
+
+    def close(self) -> None:
+        """Shut the exporter down, once."""
+        if self._shut:
+            return
+        self._shut = True
+        try:
+            self._exporter.shutdown()
+        except Exception:
+            _log.exception("the span exporter raised while shutting down")
+
+    def _readable(self, record: SpanRecord) -> ReadableSpan:
+        return ReadableSpan(
+            record.name,
+            context=_context(record.trace_id, record.span_id),
+            parent=_context(record.trace_id, record.parent_id) if record.parent_id else None,
+            resource=self._resource,
+            attributes=record.attributes,
+            events=[OtelEvent(event.name, event.attributes, event.at_ns) for event in record.events],
+            links=[Link(_context(trace_id, span_id)) for trace_id, span_id in record.links],
+            kind=_KINDS[record.kind],
+            status=Status(StatusCode.ERROR, record.description) if record.failed else _UNSET,
+            start_time=record.start_ns,
+            end_time=record.end_ns,
+            instrumentation_scope=self._scope,
+        )
+
+
+def _context(trace_id: str, span_id: str) -> SpanContext:
+    return SpanContext(int(trace_id, 16), int(span_id, 16), False, _SAMPLED)
 
 
 class OtelStatistics(NamedTuple):

@@ -320,7 +320,6 @@ def _hop_attributes(pulse: Pulse, deliveries: int) -> Attributes:
 
 
 def _details(pulse: Pulse) -> Attributes:
-    """The attributes of the event that a pulse becomes."""
     details: Attributes = {}
     if pulse.step:
         details |= {"bitactor.step": pulse.step, "bitactor.hop": pulse.hop, "bitactor.ttl": pulse.ttl}
@@ -365,7 +364,6 @@ def _instant_span(pulse: Pulse) -> SpanRecord:
 
 
 def _inferred_spawn(pulse: Pulse) -> Pulse:
-    """A `spawned` pulse in place of one that was missed."""
     return pulse._replace(at_ns=pulse.at_ns - (pulse.elapsed_ns or 0), token_out=None, data=None)
 
 
@@ -383,7 +381,6 @@ def _error_name(summary: str) -> str:
 
 
 def _short(text: str, limit: int = _MAX_TEXT) -> str:
-    """`text`, its end cut off beyond `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -400,7 +397,6 @@ def _pulse_fault(pulse: Pulse) -> Fault | None:
 
 
 def _exception_attributes(pulse: Pulse) -> dict[str, Any]:
-    """OpenTelemetry's `exception.*` attributes of a failure."""
     fault = _pulse_fault(pulse)
     if fault is None:
         name, _, message = (pulse.error or pulse.kind).partition(": ")
