@@ -29,7 +29,7 @@ from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
 from bitactor.saga.verdict import Ask, Judgement, Judging, judge_failure
 from mesh.hops.actor import BitActor
-from mesh.hops.lifecycle import without_stop_iteration
+from mesh.hops.lifecycle import cancel_all, without_stop_iteration
 from mesh.hops.middleware import CallEvent, Middleware
 from mesh.hops.policies import Policies
 from mesh.hops.ports import ENDED, Actor, ActorExecutor, ActorPermits, Arguments, Done, Spawner
@@ -249,11 +249,7 @@ class Executor(ActorExecutor):
     async def close(self) -> None:
         """Cancel the compensations and backoffs that are being asked."""
         await self.preparation.close(1.0)
-        tasks = list(self.compensations)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
+        await cancel_all(list(self.compensations), 1.0)
 
     async def _judge(self, actor: Actor, judging: Judging, ask: Ask) -> None:
         while True:
@@ -296,7 +292,6 @@ class Executor(ActorExecutor):
         error: BaseException | None = None,
         resources: Mapping[str, Any] = _EMPTY,
     ) -> dict[str, Any]:
-        """The keyword arguments of one call of the user's function."""
         step = actor.step
         running = callback is step.run or (callback is actor.callback and actor.signal.direction != UNDO)
         if step.takes_signal is not None:

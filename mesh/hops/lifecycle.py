@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from bitactor.declare.functions import is_coroutine_function
@@ -92,6 +92,14 @@ class ResourceLifecycle:
             problem.__cause__ = error
             self.ready.set_exception(problem)
             self.ready.exception()  # also if nobody waits for it any longer
+
+
+async def cancel_all(tasks: Collection[asyncio.Future[Any]], timeout: float) -> None:
+    """Cancel `tasks` and wait for them, within `timeout` seconds."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=timeout)
 
 
 async def call_user_function(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:

@@ -13,6 +13,7 @@ from bitactor.errors import ConfigurationError
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.plan.plan import Plan
 from bitactor.ports import Clock
+from mesh.hops.lifecycle import cancel_all
 
 logger = logging.getLogger("bitactor.policies")
 
@@ -64,10 +65,7 @@ class Policies:
         closing = [asyncio.ensure_future(self._close_one(key, state, timeout)) for key, state in states.items()]
         if closing:
             _, slow = await asyncio.wait(closing, timeout=timeout)
-            for task in slow:
-                task.cancel()
-            if slow:
-                await asyncio.wait(slow, timeout=CANCEL_WITHIN)
+            await cancel_all(slow, CANCEL_WITHIN)
 
     def _add(self, policy: Policy, address: str, spawn: str) -> None:
         if not SPAWNERS[spawn].carries_objects:

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from bitactor.declare.spawners import SpawnerTraits
 from bitactor.messages.signal import UNDO
+from mesh.hops.lifecycle import cancel_all
 from mesh.hops.policy_chain import PolicyChain, start_queued
 from mesh.hops.ports import ENDED, QUEUED, Actor, ActorExecutor, Spawner
 
@@ -57,13 +58,11 @@ class Preparation(Spawner):
     async def close(self, timeout: float) -> None:
         """Cancels the preparations and policy chains that run, and waits for them."""
         tasks = list(self._tasks.values())
-        for actor, task in list(self._tasks.items()):
+        for actor in list(self._tasks):
             actor.stop_requested = True
             if actor in self._chains:
                 self._chains[actor].stop()
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout)
+        await cancel_all(tasks, timeout)
 
     def runs(self, actor: Actor) -> list[Actor]:
         """The runs of a hop's function inside its policies that have not ended."""
@@ -71,7 +70,6 @@ class Preparation(Spawner):
         return [] if chain is None else list(chain.runs)
 
     async def _provide_resources(self, actor: Actor, spawner: Spawner) -> None:
-        """Wait for the hop's resources, then start its function."""
         executor, callback = self._executor, actor.callback
         try:
             resources = await executor.resources_of(callback)

@@ -49,7 +49,7 @@ class ResourceManager:
         self._declared: dict[str, Resource] = {}
         self._dependencies: dict[str, list[str]] = {}
         self._clock = clock
-        self._replaced = dict(replaced)
+        self.replaced = dict(replaced)  # resources in whose place something else is given out
         # Names of resources replaced in the parent process, which this worker process cannot provide
         self.replaced_in_parent: frozenset[str] = frozenset()
         plans = list(plans)
@@ -59,7 +59,7 @@ class ResourceManager:
         self._refuse_replaced(plans)
         self._made: dict[str, ResourceLifecycle] = {}
         # All resources that are not closed yet, in the order of their making
-        self._lifecycles: dict[ResourceLifecycle, None] = {}
+        self.lifecycles: dict[ResourceLifecycle, None] = {}
         self._in_making: dict[str, asyncio.Task[Any]] = {}
         self._context = contextvars.copy_context()
         self._closed = False
@@ -69,27 +69,12 @@ class ResourceManager:
         self._declare(plan)
         self._resolve_dependencies()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all declared resources."""
-        return tuple(self._declared)
-
-    @property
-    def replaced(self) -> tuple[str, ...]:
-        """The names of resources in whose place something else is given out."""
-        return tuple(self._replaced)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether there is no resource to close."""
-        return not self._lifecycles
-
     def get_ready(self, names: Iterable[str]) -> dict[str, Any] | None:
         """The resources of these names, if all are made and no check is due; otherwise None."""
         found: dict[str, Any] = {}
         for name in names:
-            if name in self._replaced:
-                found[name] = self._replaced[name]
+            if name in self.replaced:
+                found[name] = self.replaced[name]
             elif self._is_ready(name):
                 found[name] = self._made[name].value
             else:
@@ -132,13 +117,13 @@ class ResourceManager:
         for task in list(self._in_making.values()):
             task.cancel()
         self._made.clear()
-        for lifecycle in reversed(list(self._lifecycles)):
+        for lifecycle in reversed(list(self.lifecycles)):
             await lifecycle.close()
 
     def about(self) -> dict[str, str]:
         """Resource name → `replaced`, `made` or `not made`."""
         return {
-            name: "replaced" if name in self._replaced else "made" if name in self._made else "not made"
+            name: "replaced" if name in self.replaced else "made" if name in self._made else "not made"
             for name in self._declared
         }
 
@@ -161,13 +146,13 @@ class ResourceManager:
                 return lifecycle.value
             await self._close_with_dependents(lifecycle)
         lifecycle = ResourceLifecycle(self._declared[name], needed, self._context.copy(), self._ended)
-        self._lifecycles[lifecycle] = None
+        self.lifecycles[lifecycle] = None
         try:
             value = await asyncio.shield(lifecycle.ready)
         except asyncio.CancelledError:
             lifecycle.end()
             raise
-        if lifecycle not in self._lifecycles:
+        if lifecycle not in self.lifecycles:
             raise ResourceUnavailable(f"resource {name!r} ended by itself as soon as it was made")
         lifecycle.checked_ns = self._clock().monotonic_ns()
         self._made[name] = lifecycle
@@ -177,7 +162,7 @@ class ResourceManager:
         lifecycle = self._made.get(name)
         if lifecycle is None or self._check_is_due(lifecycle):
             return False
-        return all(need in self._replaced or self._is_ready(need) for need in self._dependencies[name])
+        return all(need in self.replaced or self._is_ready(need) for need in self._dependencies[name])
 
     def _check_is_due(self, lifecycle: ResourceLifecycle) -> bool:
         resource = lifecycle.resource
@@ -205,7 +190,6 @@ class ResourceManager:
         return True
 
     async def _close_with_dependents(self, lifecycle: ResourceLifecycle) -> None:
-        """Close a resource, and before it the resources that were made of it."""
         name = lifecycle.resource.name
         for other, needs in self._dependencies.items():
             if name in needs and other in self._made:
@@ -216,7 +200,7 @@ class ResourceManager:
 
     def _ended(self, lifecycle: ResourceLifecycle) -> None:
         """Forget a resource that has ended, perhaps by itself."""
-        self._lifecycles.pop(lifecycle, None)
+        self.lifecycles.pop(lifecycle, None)
         if self._made.get(lifecycle.resource.name) is lifecycle:
             del self._made[lifecycle.resource.name]
 
@@ -247,7 +231,7 @@ class ResourceManager:
         return [name for name in needs if name in self._declared]
 
     def _refuse_replaced(self, plans: Iterable[Plan]) -> None:
-        for name in self._replaced:
+        for name in self.replaced:
             if name not in self._declared:
                 raise ConfigurationError(
                     f"replace names {name!r}, which is no resource of this mesh.{suggest(name, self._declared)}"
@@ -266,7 +250,7 @@ class ResourceManager:
         for callback in (step.run, step.undo, step.compensate, step.backoff):
             if isinstance(callback, Callback):
                 for name in self._with_dependencies(callback.resources):
-                    if name in self._replaced:
+                    if name in self.replaced:
                         return name
         return None
 

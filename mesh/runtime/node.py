@@ -157,7 +157,7 @@ class Node:
         settings = self.settings
         self.processes = ProcessSpawner(settings.processes)
         self.processes.on_collapse = self._collapse
-        self.processes.replaced = self.resources.replaced
+        self.processes.replaced = tuple(self.resources.replaced)
         self.threads = ThreadSpawner(settings.threads)
         self.spawners: dict[str, Spawner] = {
             **{name: make() for name, make in ADDED.items()},

@@ -3,11 +3,10 @@ and briefly; `loop` makes a task of each."""
 
 from __future__ import annotations
 
-import asyncio
-
 from typing_extensions import override
 
 from bitactor.declare.spawners import SPAWNERS
+from mesh.hops.lifecycle import cancel_all
 from mesh.hops.ports import Actor, Spawner
 
 
@@ -63,13 +62,9 @@ class LoopSpawner(Spawner):
     @override
     async def close(self, timeout: float) -> None:
         """Cancels the tasks that run and waits for them."""
-        tasks = []
         for actor in self._running:
             actor.stop_requested = True
-            actor.task.cancel()
-            tasks.append(actor.task)
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout)
+        await cancel_all([actor.task for actor in self._running], timeout)
 
     async def _drive(self, actor: Actor) -> None:
         try:

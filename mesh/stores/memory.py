@@ -199,5 +199,4 @@ class MemoryStore(Store):
 
 
 def _earlier_refusal(refused: Sequence[tuple[int, str, Exception]], transaction: str) -> Exception | None:
-    """The refusal of an earlier write of the same transaction in this batch."""
     return next((error for _, name, error in refused if name == transaction), None)

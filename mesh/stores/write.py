@@ -193,7 +193,6 @@ class _Batch:
         return JournalState(epoch, status, bool(is_open), 0 if last_seq is None else last_seq + 1, other_owner)
 
     def _storage_error(self, write: Write, error: Exception) -> Exception:
-        """Why a write that had no objection against it could not be stored."""
         if not isinstance(error, sqlite3.IntegrityError):
             return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
         taken = None

@@ -345,7 +345,7 @@ async def test_what_is_being_made_when_the_mesh_closes_is_closed_too() -> None:
     mesh = Mesh(workflow, drain=0)
     async with mesh:
         await mesh.stimulate(workflow)
-        await until(lambda: not mesh.node.resources.is_idle)
+        await until(lambda: bool(mesh.node.resources.lifecycles))
         closing = asyncio.create_task(mesh.close())
         await turns()
         go.set()

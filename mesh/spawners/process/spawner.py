@@ -146,7 +146,6 @@ class ProcessSpawner(Spawner):
     # Handing out hops
 
     def _pump(self) -> None:
-        """Give waiting hops to idle workers, and start workers for the rest."""
         if self._pumping:
             return  # called by an actor that ended while we were at it; the loop below goes on
         self._pumping = True
