@@ -167,7 +167,12 @@ class BitActor(pykka.Actor):
         error = StepTimeout(f"{self.signal.name!r}, attempt {self.signal.attempt}, took longer than {seconds:g} s")
         self.timer_tick = None
         self._become_zombie()
-        self.done(self, self._make_reply("timed_out", fault=fault_of(error)), error)
+        signal, elapsed_ns = self.signal, self.executor.monotonic_ns() - self.started_ns
+        reply = Reply(
+            signal.transaction, signal.hop, signal.delivery, signal.epoch, "timed_out", None, fault_of(error),
+            elapsed_ns=elapsed_ns,
+        )  # fmt: skip
+        self.done(self, reply, error)
         self._stop_once()
 
     def abandon(self) -> None:
@@ -286,13 +291,6 @@ class BitActor(pykka.Actor):
             ),
             error,
         )  # fmt: skip
-
-    def _make_reply(self, outcome: str, *, fault: Fault) -> Reply:
-        signal = self.signal
-        elapsed_ns = self.executor.monotonic_ns() - self.started_ns
-        return Reply(
-            signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, None, fault, elapsed_ns=elapsed_ns
-        )
 
     @property
     def rank(self) -> Rank:

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -72,6 +73,19 @@ def prepare(path: Path) -> None:
         retry_while_busy(lambda: _prepare(path), _OPENING_PATIENCE)
     except sqlite3.Error as error:
         raise store_error(error, path) from error
+
+
+@contextmanager
+def write_transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """A database transaction that has the file's lock from its beginning; what fails in it leaves no trace."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def retry_while_busy(action: Callable[[], Value], patience: float) -> Value:
@@ -159,8 +173,7 @@ def _migrations() -> list[Path]:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with write_transaction(connection):
         # Somebody else may have been faster.
         version = _journal_version(connection, path)
         for migration in _migrations()[version:]:
@@ -168,11 +181,6 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(_migrations())}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from typing_extensions import override
 from bitactor.errors import StaleOwner, StoreError
 from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, TransactionRow
-from mesh.stores.database import ConnectionThread
+from mesh.stores.database import ConnectionThread, write_transaction
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 
 _log = logging.getLogger("bitactor.store")
@@ -76,13 +76,14 @@ def register(connection: sqlite3.Connection, owner: str, identity: Identity, exp
 
 def release(connection: sqlite3.Connection, owner: str) -> None:
     """Give the lease back: the row goes, or, while open transactions hang on it, others may claim them at once."""
-    connection.execute("BEGIN IMMEDIATE")
-    left = connection.execute("SELECT 1 FROM transactions WHERE owner = ? AND open = 1 LIMIT 1", (owner,)).fetchone()
-    if left:
-        connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ?", (_RELEASED, owner))
-    else:
-        connection.execute("DELETE FROM owners WHERE owner = ? AND fenced = ''", (owner,))
-    connection.execute("COMMIT")
+    with write_transaction(connection):
+        left = connection.execute(
+            "SELECT 1 FROM transactions WHERE owner = ? AND open = 1 LIMIT 1", (owner,)
+        ).fetchone()
+        if left:
+            connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ?", (_RELEASED, owner))
+        else:
+            connection.execute("DELETE FROM owners WHERE owner = ? AND fenced = ''", (owner,))
 
 
 def require_lease(connection: sqlite3.Connection, owner: str) -> None:
@@ -114,8 +115,7 @@ def claim(
     """
     if not _dead_owners(connection, owner, identity, now_ns) and not _orphaned_owners(connection, owner):
         return []
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with write_transaction(connection):
         require_lease(connection, owner)
         dead = _dead_owners(connection, owner, identity, now_ns)
         claims: list[tuple[str, int]] = []
@@ -141,11 +141,6 @@ def claim(
                 f"UPDATE transactions SET owner = ?, epoch = epoch + 1 WHERE {which}", (owner, name, *known)
             )
         connection.execute("DELETE FROM owners WHERE fenced <> '' AND expires_ns < ?", (now_ns - _FENCED_RETENTION_NS,))
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
     return [Claim(*row) for row in sorted(claims)]
 
 
@@ -177,8 +172,7 @@ def reclaim(
     Raises:
         StaleOwner: these transactions are another owner's by now.
     """
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with write_transaction(connection):
         require_lease(connection, owner)
         connection.execute("UPDATE owners SET expires_ns = expires_ns WHERE owner = ?", (owner,))
         rows = connection.execute(
@@ -188,11 +182,6 @@ def reclaim(
         raised = [(epoch, transaction) for transaction, epoch in claims]
         connection.executemany("UPDATE transactions SET epoch = ? WHERE transaction_id = ?", raised)
         invalidate(transaction for transaction, _ in claims)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
     return sorted(claims)
 
 
