@@ -15,7 +15,7 @@ O(holders).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -206,17 +206,14 @@ class Table:
     def match(self, pattern: str = "*") -> tuple[Entry, ...]:
         """The entries whose name matches a glob (see `limits.name_filter`)."""
         matches = name_filter(pattern)
-        return tuple(entry for held in self._names() if matches(held[0]) for entry in held[1].values())
+        held = (names for bucket in self._buckets for name, names in bucket.items() if matches(name))
+        return tuple(entry for names in held for entry in names.values())
 
     def bucket(self, index: int) -> tuple[Entry, ...]:
         """The entries of one of `BUCKETS` parts of the table; a name stays in its part."""
         return tuple(entry for held in self._buckets[index].values() for entry in held.values())
 
     # The rest
-
-    def _names(self) -> Iterator[tuple[str, dict[str, Entry]]]:
-        for bucket in self._buckets:
-            yield from bucket.items()
 
     def _bucket(self, name: str) -> dict[str, dict[str, Entry]]:
         return self._buckets[hash(name) % BUCKETS]

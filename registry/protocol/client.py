@@ -314,9 +314,7 @@ class ClientProtocol:
             self.names.void_grants(lambda state: state.grant is not None and state.grant[1] is not None)
 
     def _extend_lease(self, sent_ns: int) -> None:
-        until_ns = sent_ns + self.lease_ns
-        if until_ns > self._lease_until_ns:
-            self._lease_until_ns = until_ns
+        self._lease_until_ns = max(self._lease_until_ns, sent_ns + self.lease_ns)
         self._lease_valid = True
 
     def _freeze_grants(self) -> None:

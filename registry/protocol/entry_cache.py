@@ -6,7 +6,7 @@ still answered, and dropped only when they have not come back in time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from registry.entry import APPEARED, CHANGED, DISAPPEARED, Entry, Notice
@@ -93,7 +93,7 @@ class EntryCache:
 
     def begin_sync(self) -> None:
         """Mark all entries as missing until they are `put` again: the whole table follows."""
-        self._not_synced = {(entry.name, entry.holder) for entry in self._all()}
+        self._not_synced = {(entry.name, entry.holder) for entries in self._names.values() for entry in entries}
 
     def end_sync(self, grace_until_ns: int | None) -> list[Notice]:
         """Drop the entries that were not put since `begin_sync`, or, with a grace (the table was restarted), make them
@@ -120,9 +120,6 @@ class EntryCache:
         self.grace_until_ns = None
         unconfirmed, self._unconfirmed = self._unconfirmed, set()
         return self._drop(unconfirmed)
-
-    def _all(self) -> Iterator[Entry]:
-        return (entry for entries in self._names.values() for entry in entries)
 
     def _drop(self, keys: Iterable[_Key]) -> list[Notice]:
         return [notice for name, holder in sorted(keys) for notice in self.remove(name, holder)]

@@ -19,6 +19,7 @@ from typing_extensions import override
 from zmq.utils import z85
 
 from bitactor.errors import ConfigurationError
+from registry.support.wakeup import Wakeup
 
 ZAP_DOMAIN: Final = b"bitactor"
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
@@ -119,7 +120,7 @@ class Gatekeeper:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], curve: Curve) -> None:
         self._context = context
         self._public = curve.public
-        self._stopping: zmq.Socket[bytes] | None = None
+        self._stopping: Wakeup | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -135,14 +136,9 @@ class Gatekeeper:
             except zmq.ZMQError as error:
                 zap_socket.close()
                 raise ConfigurationError(f"this ZeroMQ context has a ZAP handler already: {error}") from error
-            name = f"inproc://gatekeeper-{id(self)}"
-            stopped = self._context.socket(zmq.PAIR)
-            stopped.bind(name)
-            self._stopping = self._context.socket(zmq.PAIR)
-            self._stopping.setsockopt(zmq.LINGER, 0)
-            self._stopping.connect(name)
+            self._stopping = Wakeup()
             self._thread = threading.Thread(
-                target=self._run, args=(zap_socket, stopped), name="mesh-gatekeeper", daemon=True
+                target=self._run, args=(zap_socket, self._stopping.fileno()), name="mesh-gatekeeper", daemon=True
             )
             self._thread.start()
 
@@ -153,12 +149,11 @@ class Gatekeeper:
             self._thread = self._stopping = None
         if thread is None or stopping is None:
             return
-        with contextlib.suppress(zmq.ZMQError):
-            stopping.send(b"", zmq.NOBLOCK)
+        stopping.set()
         thread.join(_STOP_TIMEOUT)
         stopping.close()
 
-    def _run(self, zap_socket: zmq.Socket[bytes], stopped: zmq.Socket[bytes]) -> None:
+    def _run(self, zap_socket: zmq.Socket[bytes], stopped: int) -> None:
         poller = zmq.Poller()
         poller.register(zap_socket, zmq.POLLIN)
         poller.register(stopped, zmq.POLLIN)
@@ -177,7 +172,6 @@ class Gatekeeper:
                     _ZAP_ENDPOINT
                 )  # at once; closing frees the address only when the context gets round to it
             zap_socket.close()
-            stopped.close()
 
     def _reply(self, request: list[bytes]) -> list[bytes]:
         identifier = request[1] if len(request) > 1 else b""
