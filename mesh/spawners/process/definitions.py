@@ -28,7 +28,7 @@ def modules_of(plan: Plan) -> list[str]:
     Raises:
         DefinitionError: the definition can be found in `__main__` only, which no other process can import.
     """
-    functions = dict.fromkeys(_module_of(function) for function in _functions(plan))
+    functions = dict.fromkeys(getattr(function, "__module__", None) or "" for function in _functions(plan))
     homes = [name for name in functions if _defines(sys.modules.get(name), plan.workflow)]
     if not homes:
         homes = [name for name, module in list(sys.modules.items()) if _defines(module, plan.workflow)]
@@ -76,10 +76,6 @@ def _functions(plan: Plan) -> Iterator[Callable[..., Any]]:
 def _is_main(name: str) -> bool:
     """Whether the module of that name is the program itself (`multiprocessing` knows it by a second name)."""
     return name == "__main__" or sys.modules.get(name) is sys.modules.get("__main__")
-
-
-def _module_of(function: Callable[..., Any]) -> str:
-    return getattr(function, "__module__", None) or ""
 
 
 def _import(name: str, workflow: str) -> ModuleType:

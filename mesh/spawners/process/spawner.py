@@ -93,7 +93,7 @@ class ProcessSpawner(Spawner):
         """Forgets an actor that waits; kills the worker of one that runs, after which it replies as cancelled."""
         if self._waiting.discard(actor):
             return
-        worker = self._table.worker_with(actor)
+        worker = self._table.assigned.get(actor)
         if worker is None:
             return
         if worker.key is None:
@@ -136,7 +136,7 @@ class ProcessSpawner(Spawner):
     def statistics(self) -> dict[str, int]:
         """Totals: `starts`, `deaths` (of any kind), `kills` (by us), `collapses`; and what is now: `waiting`,
         `busy`."""
-        return {**self._counts, "waiting": len(self._waiting), "busy": self._table.running}
+        return {**self._counts, "waiting": len(self._waiting), "busy": len(self._table.running)}
 
     @property
     def importing(self) -> int:
@@ -151,7 +151,7 @@ class ProcessSpawner(Spawner):
         self._pumping = True
         try:
             while self._waiting and not self._closed and not self._frozen:
-                if self._table.has_idle:
+                if self._table.idle:
                     self._assign(self._waiting.pop())
                 elif self._wants_worker():
                     self._start_worker()
@@ -250,7 +250,7 @@ class ProcessSpawner(Spawner):
         self._pump()
 
     def _on_reply(self, reply: Reply) -> None:
-        worker = self._table.worker_running((reply.transaction, reply.hop, reply.delivery, reply.epoch))
+        worker = self._table.running.get((reply.transaction, reply.hop, reply.delivery, reply.epoch))
         if worker is None:
             return
         if reply.outcome == "timed_out":
@@ -281,7 +281,7 @@ class ProcessSpawner(Spawner):
             logger.warning("%s", text)
             self._count_failure(text)
             return
-        self._table.add(worker)
+        self._table.workers[number] = worker
         self._arm_patience(worker)
 
     def _arm_patience(self, worker: WorkerHandle) -> None:

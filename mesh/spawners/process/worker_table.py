@@ -73,72 +73,50 @@ class WorkerTable:
 
     def __init__(self) -> None:
         self.workers: dict[str, WorkerHandle] = {}
-        self._idle: dict[WorkerHandle, None] = {}
-        self._assigned: dict[Actor, WorkerHandle] = {}
-        self._running: dict[DeliveryKey, WorkerHandle] = {}
+        self.idle: dict[WorkerHandle, None] = {}
+        self.assigned: dict[Actor, WorkerHandle] = {}
+        self.running: dict[DeliveryKey, WorkerHandle] = {}
 
     def __len__(self) -> int:
         return len(self.workers)
-
-    @property
-    def has_idle(self) -> bool:
-        """Whether a worker is free."""
-        return bool(self._idle)
 
     @property
     def starting(self) -> int:
         """How many workers will be free soon."""
         return sum(not worker.ready for worker in self.workers.values())
 
-    @property
-    def running(self) -> int:
-        """How many hops run."""
-        return len(self._running)
-
-    def add(self, worker: WorkerHandle) -> None:
-        """Add a worker whose process has been started."""
-        self.workers[worker.number] = worker
-
     def remove(self, worker: WorkerHandle) -> bool:
         """Remove a worker whose process is gone; False: it was removed before."""
-        self._idle.pop(worker, None)
+        self.idle.pop(worker, None)
         return self.workers.pop(worker.number, None) is not None
 
     def assign(self, actor: Actor) -> WorkerHandle:
         """Give the actor's hop to a free worker: one that has the workflow imported already, else the one used last."""
         load_key = load_key_of(actor)
-        found = next((idle for idle in reversed(self._idle) if load_key in idle.loaded), None) or next(
-            reversed(self._idle)
+        found = next((idle for idle in reversed(self.idle) if load_key in idle.loaded), None) or next(
+            reversed(self.idle)
         )
-        del self._idle[found]
+        del self.idle[found]
         found.actor = actor
-        self._assigned[actor] = found
+        self.assigned[actor] = found
         return found
 
     def run(self, worker: WorkerHandle, key: DeliveryKey) -> bool:
         """Note that a worker starts its hop; False if the same delivery runs already, for their replies could not be
         told apart."""
-        if key in self._running:
+        if key in self.running:
             return False
         worker.key = key
-        self._running[key] = worker
+        self.running[key] = worker
         return True
-
-    def worker_with(self, actor: Actor) -> WorkerHandle | None:
-        """The worker that has the hop of this actor; None if there is none."""
-        return self._assigned.get(actor)
-
-    def worker_running(self, key: DeliveryKey) -> WorkerHandle | None:
-        """The worker that runs this delivery; None if there is none."""
-        return self._running.get(key)
 
     def detach(self, worker: WorkerHandle) -> Actor | None:
         """Take a worker's hop away; returns the actor whose hop it was."""
         actor, worker.actor = worker.actor, None
         if actor is not None:
-            del self._assigned[actor]
+            del self.assigned[actor]
         if worker.key is not None:
-            del self._running[worker.key]
+            del self.running[worker.key]
             worker.key = None
         return actor
 
@@ -146,9 +124,9 @@ class WorkerTable:
         """`detach` a worker and make it free for the next hop, unless its end is near."""
         actor = self.detach(worker)
         if worker.error is None:
-            self._idle[worker] = None
+            self.idle[worker] = None
         return actor
 
     def retire(self, worker: WorkerHandle) -> None:
         """Give a worker no more hops."""
-        self._idle.pop(worker, None)
+        self.idle.pop(worker, None)
