@@ -12,7 +12,7 @@ from bitactor.errors import ProtocolError
 from bitactor.messages.codec import Packed, decode_token
 from bitactor.messages.pulse import Pulse
 
-_JSON_SCALARS = (bool, int, type(None))
+_JSON_SCALARS = (str, bool, int, type(None))
 
 
 def plain(value: Any) -> Any:
@@ -21,8 +21,6 @@ def plain(value: Any) -> Any:
     Packed tokens are decoded (one that cannot be: `{"undecodable": base64}`), bytes become base64, datetimes, dates and
     times ISO 8601, durations seconds, sets and tuples lists, NaN and infinities text, anything else its `str`.
     """
-    if isinstance(value, str):
-        return value
     if isinstance(value, _JSON_SCALARS):
         return value
     if isinstance(value, float):

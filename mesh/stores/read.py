@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from typing_extensions import override
+
 from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
-from bitactor.ports import TransactionRow
+from bitactor.ports import StoreQueries, TransactionRow
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
 from mesh.stores.rows import PULSE_COLUMNS, TRANSACTION_COLUMNS, pulse_from_row, transaction_from_row
 
@@ -21,15 +23,15 @@ Value = TypeVar("Value")
 _PATIENCE: Final = 5.0
 
 
-class SqliteQueries:
+class SqliteQueries(StoreQueries):
     """The queries of the `Store` port on an SQLite journal.  They see what is committed, by whichever process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
 
+    @override
     def pulses(self, transaction: str) -> list[Pulse]:
-        """All committed pulses of a transaction, in order of `seq`; empty if it is unknown."""
         found = self._rows("SELECT root, workflow FROM transactions WHERE transaction_id = ?", transaction)
         if not found:
             return []
@@ -37,22 +39,22 @@ class SqliteQueries:
         rows = self._rows(f"SELECT {PULSE_COLUMNS} FROM pulses WHERE transaction_id = ? ORDER BY seq", transaction)
         return [pulse_from_row(root, workflow, row) for row in rows]
 
+    @override
     def find(self, workflow: str, key: str) -> str | None:
-        """The transaction that has this idempotency key; None if there is none."""
         found = self._rows(
             "SELECT transaction_id FROM transactions WHERE workflow = ? AND key = ? AND key <> ''", workflow, key
         )
         return found[0][0] if found else None
 
+    @override
     def get(self, transaction: str) -> TransactionRow | None:
-        """The row of one transaction; None if it is unknown."""
         found = self._rows(f"SELECT {TRANSACTION_COLUMNS} FROM transactions WHERE transaction_id = ?", transaction)
         return transaction_from_row(found[0]) if found else None
 
+    @override
     def list(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[TransactionRow]:
-        """Rows of transactions, newest first, at most `limit`; `before` is the last id of the page before."""
         conditions: list[str] = []
         values: list[str | int] = []
         if status is not None:

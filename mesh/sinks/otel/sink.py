@@ -242,7 +242,7 @@ class OtelSink:
                     self._hurried, self._tries, self._retry_at = True, 0, 0.0
                 self._fold()
                 if self._pending:
-                    if closing and self._deadline_passed():
+                    if closing and time.monotonic() >= self._deadline():
                         return
                     self._export()
                 elif closing and not self._buffer.waiting:
@@ -265,7 +265,6 @@ class OtelSink:
         self._done.set()
 
     def _fold(self) -> None:
-        """Fold pulses into spans, until there are no more pulses or no more room."""
         closing = self._buffer.closing
         while len(self._pending) < self._max_pending:
             pulses = self._buffer.take(_FOLD_CHUNK)
@@ -329,9 +328,6 @@ class OtelSink:
 
     def _deadline(self) -> float:
         return self._unreachable_deadline if self._unreachable else self._close_deadline
-
-    def _deadline_passed(self) -> bool:
-        return time.monotonic() >= self._deadline()
 
     def _drop(self, count: int) -> None:
         for _ in range(count):
