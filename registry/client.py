@@ -154,27 +154,25 @@ class RegistryClient(Adapter):
     ) -> Entry:
         check_name(name)
         normal, _ = normal_value(value)
-        waiting: Future[Entry] = Future()
-        self._submit(lambda: self._protocol.names.register(name, normal, unique, waiting))
-        try:
-            return self._wait_for(waiting, timeout, f"register {name!r}")
-        except BaseException:
+        names = self._protocol.names
+        return self._ask(
+            lambda waiting: names.register(name, normal, unique, waiting),
+            timeout,
+            f"register {name!r}",
             # Interrupted as well as too late: who got no entry must not hold the name.
-            self._post(lambda: self._protocol.names.withdraw(name, waiting))
-            raise
+            give_up=lambda waiting: names.withdraw(name, waiting),
+        )
 
     @override
     def unregister(self, name: str, *, timeout: float = 5.0) -> None:
-        waiting: Future[None] = Future()
-        self._submit(lambda: self._protocol.names.unregister(name, waiting))
-        self._wait_for(waiting, timeout, f"unregister {name!r}")
+        self._ask(lambda waiting: self._protocol.names.unregister(name, waiting), timeout, f"unregister {name!r}")
 
     @override
     def update(self, name: str, value: Mapping[str, Any] | None, *, timeout: float = 5.0) -> Entry:
         normal, _ = normal_value(value)
-        waiting: Future[Entry] = Future()
-        self._submit(lambda: self._protocol.names.update(name, normal, waiting))
-        return self._wait_for(waiting, timeout, f"update {name!r}")
+        return self._ask(
+            lambda waiting: self._protocol.names.update(name, normal, waiting), timeout, f"update {name!r}"
+        )
 
     @override
     def lookup(self, name: str) -> tuple[Entry, ...]:
@@ -230,13 +228,8 @@ class RegistryClient(Adapter):
 
     @override
     def ping(self, timeout: float = 5.0) -> float:
-        waiting: Future[None] = Future()
         began = time.monotonic_ns()
-        self._submit(lambda: self._protocol.ping(waiting))
-        try:
-            self._wait_for(waiting, timeout, "answer a ping")
-        finally:
-            waiting.cancel()
+        self._ask(self._protocol.ping, timeout, "answer a ping")
         return (time.monotonic_ns() - began) / 1e9
 
     # From callers to the thread
@@ -253,11 +246,23 @@ class RegistryClient(Adapter):
             self._calls.append(call)
         self._wakeup.set()
 
-    def _wait_for(self, waiting: Future[_Value], timeout: float, what: str) -> _Value:
-        self._refuse_own_thread()
+    def _ask(
+        self,
+        question: Callable[[Future[_Value]], None],
+        timeout: float,
+        what: str,
+        give_up: Callable[[Future[_Value]], object] = Future.cancel,
+    ) -> _Value:
+        """The answer to a question that is asked on the thread; `give_up` is called there if none came."""
+        waiting: Future[_Value] = Future()
+        self._submit(lambda: question(waiting))
         try:
+            self._refuse_own_thread()
             return waiting.result(timeout)
-        except TimeoutError:
+        except BaseException as error:
+            self._post(lambda: give_up(waiting))
+            if not isinstance(error, TimeoutError):
+                raise
             refusal = self._protocol.refusal
             reason = f": {refusal}" if refusal is not None else ""
             raise RegistryTimeout(
