@@ -23,8 +23,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from bitactor.messages.pulse import Pulse
 from mesh.sinks.buffer import PulseBuffer
-from mesh.sinks.otel.collector import Collector, ExportFailed, collector_settings
-from mesh.sinks.otel.otlp import SpanEncoder
+from mesh.sinks.otel.otlp import Collector, ExportFailed, SpanEncoder, collector_settings
 from mesh.sinks.otel.record import CONSUMER, INTERNAL, SpanRecord
 from mesh.sinks.otel.spans import SpanAssembler
 from registry.support.log_throttle import LogThrottle

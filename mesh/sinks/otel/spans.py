@@ -23,7 +23,7 @@ What happens at the edges:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from bitactor.messages import pulse as kinds
@@ -384,21 +384,10 @@ def _short(text: str, limit: int = _MAX_TEXT) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _pulse_fault(pulse: Pulse) -> Fault | None:
-    """The fault a pulse carries, if any, whichever way it is written down."""
-    raw: Any = (pulse.data or {}).get("fault")
-    if isinstance(raw, Fault):
-        return raw
-    if isinstance(raw, Mapping):
-        return Fault(str(raw.get("type") or ""), str(raw.get("message") or ""), str(raw.get("traceback") or ""))
-    if isinstance(raw, list | tuple) and len(raw) >= 2:
-        return Fault(str(raw[0]), str(raw[1]), str(raw[2]) if len(raw) > 2 else "")
-    return None
-
-
 def _exception_attributes(pulse: Pulse) -> dict[str, Any]:
-    fault = _pulse_fault(pulse)
-    if fault is None:
+    if pulse.data and pulse.data.get("fault"):
+        fault = Fault(*pulse.data["fault"])
+    else:
         name, _, message = (pulse.error or pulse.kind).partition(": ")
         fault = Fault(name, message)
     module, _, name = fault.type.rpartition(":")

@@ -27,9 +27,8 @@ from bitactor.messages.ids import hop_id, transaction_span_id
 from bitactor.messages.pulse import Pulse
 from mesh.sinks import OtelSink, hop_context
 from mesh.sinks.buffer import PulseBuffer
-from mesh.sinks.otel.collector import collector_settings
 from mesh.sinks.otel.context import parse_traceparent
-from mesh.sinks.otel.otlp import SpanEncoder
+from mesh.sinks.otel.otlp import SpanEncoder, collector_settings
 from mesh.sinks.otel.record import CONSUMER, INTERNAL, MAX_EVENTS, SpanRecord
 from mesh.sinks.otel.spans import MAX_LINKS, SpanAssembler
 from tests.amounts import examples
