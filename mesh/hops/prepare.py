@@ -1,22 +1,29 @@
-"""Preparation of a hop before its function runs: making its resources, and entering its policies."""
+"""Preparation of a hop before its function runs: making its resources, and running an attempt inside its policies, with
+the runs of the function that they ask for."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from typing_extensions import override
 
+from bitactor.declare.policy import Call
 from bitactor.declare.spawners import SpawnerTraits
-from bitactor.messages.signal import UNDO
+from bitactor.errors import Cancelled, WorkerLost
+from bitactor.messages.signal import UNDO, Fault, Reply
+from mesh.hops.actor import BitActor
 from mesh.hops.lifecycle import cancel_all
-from mesh.hops.policy_chain import PolicyChain, start_queued
-from mesh.hops.ports import ENDED, QUEUED, Actor, ActorExecutor, Spawner
+from mesh.hops.ports import ENDED, QUEUED, REPLIED, STARTED, Actor, ActorExecutor, Spawner
 
 
 class Preparation(Spawner):
     """A spawner that prepares hops and passes each on to the real one.
 
-    Waiting for resources does not count towards the step's timeout.  What policies do is in `mesh.hops.policy_chain`.
+    Waiting for resources does not count towards the step's timeout.
     """
 
     traits = SpawnerTraits(on_loop=True)
@@ -91,3 +98,252 @@ class Preparation(Spawner):
     def _forget(self, actor: Actor) -> None:
         self._tasks.pop(actor, None)
         self._chains.pop(actor, None)
+
+
+class PolicyChain:
+    """Runs one attempt inside its policies, the outermost first.
+
+    Time that passes before the function first starts is no time of the step: the step's timeout counts from that start,
+    over all runs and over what policies take between and after them.  When it is over the attempt is, as without
+    policies: they are cancelled, and the hop is in doubt.
+
+    Whoever is cancelled inside `proceed()` waits until the function has ended, as it would where it awaited the
+    function itself, and gets the value if it ends with one after all; a thread cannot be cancelled, and is waited for.
+    Cancelled a second time, or when the outermost policy has ended, nobody waits: a coroutine is cancelled, a thread
+    fenced.  Verdicts (`Retry`, `Fail`, `Halt`, `Then`) pass through as the function gave them, returned or raised.
+    What a run emitted is sent if that run and the attempt ended well.
+    """
+
+    def __init__(self, executor: ActorExecutor, actor: Actor, spawner: Spawner) -> None:
+        self.actor = actor
+        self.stop_requested = False  # whether the attempt was asked to stop; no run begins after that
+        self.in_doubt: set[FunctionRun] = set()  # runs that have happened, or may have
+        # The value of a run that ended well after it was asked to stop, as a 1-tuple
+        self.value_after_stop: tuple[Any] | None = None
+        self.emitted: list[tuple[str, Any]] = []
+        # Runs that have not ended, oldest first (a dictionary as an ordered set)
+        self.runs: dict[FunctionRun, None] = {}
+        self._executor = executor
+        self._spawner = spawner
+        self._ended = False
+
+    async def execute(self) -> None:
+        """Run the whole attempt and finish its actor."""
+        actor, policies = self.actor, self._executor.policies
+        assert policies is not None
+        try:
+            call = self._make_call()
+        except Exception as unfit:  # a user's model may raise anything
+            actor.fail(unfit)
+            return
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            value = await policies.run(actor.step.policies, call, self._proceed)
+        except BaseException as raised:
+            if isinstance(raised, GeneratorExit) and not self._executor.loop.is_running():
+                raise  # the loop was closed around us; there is nobody left to tell
+            error = raised
+        self._ended = True
+        for run in list(self.runs):
+            run.fence()
+        self._end(value, error)
+
+    def stop(self) -> None:
+        """Stop the runs: the attempt's actor was asked to stop, or has replied (then they are fenced)."""
+        self.stop_requested = True
+        for run in list(self.runs):
+            if self.actor.state == REPLIED:
+                run.fence()
+            elif run.state == QUEUED:
+                run.abandon()  # now: nobody may say of what is about to begin that it never did
+
+    def _make_call(self) -> Call:
+        actor = self.actor
+        signal, step = actor.signal, actor.step
+        path = signal.path or signal.name.removeprefix(f"{actor.plan.workflow}/")
+        arguments: Mapping[str, Any] = actor.arguments()
+        if step.takes_signal is not None:
+            arguments = {step.takes_signal: signal._replace(token=arguments["signal"])}
+        due_ns = None  # before the function first starts, only the transaction's deadline counts
+        if signal.budget_ns is not None and signal.budget_ns != step.timeout_ns:
+            due_ns = self._executor.monotonic_ns() + signal.budget_ns
+
+        def deadline() -> int | None:
+            return due_ns if actor.state == QUEUED else actor.ends_ns()
+
+        return Call(
+            actor.plan.workflow, path, signal.transaction, signal.attempt, MappingProxyType(arguments), deadline
+        )
+
+    async def _proceed(self) -> Any:
+        """Run the function once, for the innermost policy; returns its value or raises its exception."""
+        executor, callback = self._executor, self.actor.callback
+        resources = {} if self._ended or self.stop_requested else await executor.resources_of(callback)
+        if self._ended or self.stop_requested:  # perhaps meanwhile, if the policy has left us behind
+            raise asyncio.CancelledError("the attempt is over")
+        run = FunctionRun(self, self._spawner)
+        run.kwargs = executor.kwargs_of(run, callback, resources)
+        self.runs[run] = None
+        executor.loop.call_soon(start_queued, run, self._spawner)
+        stopped = False
+        while True:
+            try:
+                return await asyncio.shield(run.ended)
+            except asyncio.CancelledError:
+                if run.ended.cancelled():
+                    raise
+                if run.ended.done():  # in the very turn in which we were cancelled: it has ended as it has
+                    value = run.ended.result()
+                    self.value_after_stop = (value,)
+                    return value
+                if stopped:
+                    run.fence()
+                    raise
+                stopped = True
+                run.abandon()
+            except GeneratorExit:
+                run.fence()
+                raise
+
+    def _end(self, value: Any, error: BaseException | None) -> None:
+        """Finish the actor with what the outermost policy returned or raised."""
+        actor = self.actor
+        if actor.state == ENDED:
+            return
+        if actor.state == QUEUED:
+            actor.begin()
+        if self.stop_requested and isinstance(error, asyncio.CancelledError):
+            if self.value_after_stop is not None:
+                value, error = self.value_after_stop[0], None
+            elif not self.in_doubt:
+                stopped = Cancelled(
+                    f"{actor.signal.name!r} was stopped while none of its runs was under way, and all had failed"
+                )
+                actor.fail(stopped)
+                return
+        if error is None and self.emitted:
+            actor.context = self._executor.make_context(actor)
+            actor.context.adopt(self.emitted)
+        actor.finish(value, error)
+
+
+class FunctionRun(BitActor):
+    """One run of a hop's function inside its policies, which decide what its outcome means."""
+
+    __slots__ = ("chain", "ended")
+
+    def __init__(self, chain: PolicyChain, spawner: Spawner) -> None:
+        outer = chain.actor
+        super().__init__(
+            outer.executor, outer.plan, outer.step, outer.signal, outer.callback, outer.arguments, spawner, _no_reply
+        )
+        self.chain = chain
+        if outer.permits is not None:
+            self.permits = outer.permits
+        self.ended: asyncio.Future[Any] = outer.executor.loop.create_future()
+        self.ended.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+    @override
+    def begin(self) -> None:
+        """Start this run, and the hop's time if it is the first run."""
+        self.state = STARTED
+        self.started_ns = self.executor.monotonic_ns()
+        if self.chain.actor.state == QUEUED:
+            self.chain.actor.begin()
+
+    @override
+    def ends_ns(self) -> int | None:
+        """The end of the whole attempt, which all its runs share."""
+        return self.chain.actor.ends_ns()
+
+    @override
+    def heartbeat(self, data: Any) -> None:
+        """Passed on to the hop's actor; this run's context gets the renewed deadline."""
+        if self.state == STARTED:
+            self.chain.actor.heartbeat(data)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.executor.call_threadsafe(self._refresh_deadline)
+
+    def _refresh_deadline(self) -> None:
+        """Show the function the attempt's deadline, which a heartbeat may have put off."""
+        if self.context is not None:
+            self.context.deadline_ns = self.ends_ns()
+
+    @override
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        """Hand the function's value or exception to the policy that awaits this run."""
+        if self.state == ENDED:
+            return
+        chain = self.chain
+        self._mark_ended()
+        if error is None:
+            if self.context is not None:
+                chain.emitted.extend(self.context.emitted())
+            chain.in_doubt.add(self)  # and whether that is all there is to it only its policies know
+            if self.stop_requested:
+                chain.value_after_stop = (value,)
+            if not self.ended.done():
+                self.ended.set_result(value)
+            return
+        if self.stop_requested and isinstance(error, asyncio.CancelledError):
+            chain.in_doubt.add(self)
+        else:
+            chain.in_doubt.discard(self)
+        if not self.ended.done():
+            self.ended.set_exception(
+                RuntimeError(f"it raised {error!r}") if isinstance(error, StopIteration) else error
+            )
+
+    @override
+    def fail(self, error: BaseException, fault: Fault | None = None) -> None:
+        """Raise `error` in the policy that awaits this run, which the spawner could not start."""
+        self.finish(None, error)
+
+    @override
+    def worker_lost(self) -> None:
+        """Raise `WorkerLost` in the policy that awaits this run; it stays in doubt."""
+        self.finish(None, WorkerLost(f"the process that ran {self.signal.name!r} is gone"))
+        self.chain.in_doubt.add(self)
+
+    @override
+    def abandon(self) -> None:
+        """Ask this run to stop; a run that has started ends later, in a thread when its function returns."""
+        if self.state == QUEUED:
+            self.spawner.abandon(self)
+            self._mark_ended()
+            self.ended.cancel()
+        elif self.state != ENDED:
+            self._stop_once()
+
+    @override
+    def fence(self) -> None:
+        """Stop waiting for this run; its thread is free for others."""
+        if self.state == STARTED:
+            self.chain.in_doubt.add(self)
+            self.stop_requested = True
+            self._become_zombie()
+            self.spawner.abandon(self)
+        else:
+            self.abandon()
+
+    def _mark_ended(self) -> None:
+        if self.state == REPLIED:
+            self.executor.zombies.discard(self)
+        self.state = ENDED
+        self.chain.runs.pop(self, None)
+
+
+def start_queued(actor: Actor, spawner: Spawner) -> None:
+    """Start an actor that is still queued; called outside of any task, where a task of its own can be begun at once."""
+    if actor.state != QUEUED:
+        return
+    actor.spawner = spawner
+    try:
+        spawner.start(actor)
+    except Exception as error:
+        actor.fail(error)
+
+
+def _no_reply(actor: Actor, reply: Reply, error: BaseException | None) -> None:
+    """Ignore the reply of a run: it answers to its policies, by `ended`."""

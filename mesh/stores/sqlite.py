@@ -23,11 +23,10 @@ from typing_extensions import override
 from bitactor.errors import ConfigurationError, StoreError, suggest
 from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
-from mesh.stores.checkpoints import CHECKPOINT_PAGES, LONGEST_LOG, CheckpointThread
-from mesh.stores.commit_thread import Append, CommitThread, Done
 from mesh.stores.database import connect, is_busy, prepare, retry_while_busy, store_error
 from mesh.stores.lease import LeaseThread, claim, identify, reclaim, register, release, unclaimed
 from mesh.stores.read import SqliteQueries
+from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
 from mesh.stores.write import Writer, prepare_writes
 
 _log = logging.getLogger("bitactor.store")
