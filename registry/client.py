@@ -306,7 +306,8 @@ class RegistryClient(Adapter):
         try:
             while not self._stopping:
                 self._poll(socket)
-                self._run_calls()
+                for _ in range(len(self._calls)):
+                    self._calls.popleft()()
                 _receive(socket, protocol)
                 now_ns = time.monotonic_ns()
                 protocol.tick(now_ns)
@@ -337,10 +338,6 @@ class RegistryClient(Adapter):
         wait_ms = max(0, self._protocol.next_wake_ns() - time.monotonic_ns() + 999_999) // 1_000_000
         if self._wakeup.fileno() in dict(poller.poll(wait_ms)):
             self._wakeup.clear()
-
-    def _run_calls(self) -> None:
-        for _ in range(len(self._calls)):
-            self._calls.popleft()()
 
     def _deliver(self) -> None:
         protocol = self._protocol

@@ -225,7 +225,7 @@ class Executor(ActorExecutor):
         """A copy of the executor's context variables, with the hop's span current when somebody traces."""
         context = self._copy_context()
         if self.traced or trace._TRACER_PROVIDER is not None:
-            context.run(_enter_span, actor.signal.root, actor.signal.hop)
+            context.run(context_api.attach, hop_context(actor.signal.root, actor.signal.hop))
         if actor.permits is not None:
             lender = PermitLender(self.loop, actor.permits.depth)
             lender.add(actor.permits)
@@ -329,7 +329,3 @@ class Executor(ActorExecutor):
             view,
             actor.heartbeat,
         )
-
-
-def _enter_span(root: str, hop: str) -> None:
-    context_api.attach(hop_context(root, hop))

@@ -14,7 +14,7 @@ from typing_extensions import override
 from bitactor.declare.policy import Call
 from bitactor.declare.spawners import SpawnerTraits
 from bitactor.errors import Cancelled, WorkerLost
-from bitactor.messages.signal import UNDO, Fault, Reply
+from bitactor.messages.signal import UNDO, Fault
 from mesh.hops.actor import BitActor
 from mesh.hops.lifecycle import cancel_all
 from mesh.hops.ports import ENDED, QUEUED, REPLIED, STARTED, Actor, ActorExecutor, Spawner
@@ -236,7 +236,14 @@ class FunctionRun(BitActor):
     def __init__(self, chain: PolicyChain, spawner: Spawner) -> None:
         outer = chain.actor
         super().__init__(
-            outer.executor, outer.plan, outer.step, outer.signal, outer.callback, outer.arguments, spawner, _no_reply
+            outer.executor,
+            outer.plan,
+            outer.step,
+            outer.signal,
+            outer.callback,
+            outer.arguments,
+            spawner,
+            lambda actor, reply, error: None,  # a run answers to its policies, by `ended`
         )
         self.chain = chain
         if outer.permits is not None:
@@ -343,7 +350,3 @@ def start_queued(actor: Actor, spawner: Spawner) -> None:
         spawner.start(actor)
     except Exception as error:
         actor.fail(error)
-
-
-def _no_reply(actor: Actor, reply: Reply, error: BaseException | None) -> None:
-    """Ignore the reply of a run: it answers to its policies, by `ended`."""

@@ -30,7 +30,7 @@ class Subscription:
         self._limit = limit
         self._dropped = 0
         self._closed = False
-        self._reader: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._reader: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     @property
     def dropped(self) -> int:
@@ -70,13 +70,12 @@ class Subscription:
     async def _wait_for_pulses(self) -> None:
         if self._reader is not None:
             raise RuntimeError("somebody else reads this subscription; make one per reader")
-        loop = asyncio.get_running_loop()
-        changed = loop.create_future()
-        self._reader = (loop, changed)
+        changed = asyncio.Event()
+        self._reader = (asyncio.get_running_loop(), changed)
         try:
             # Only now look: what came before this line is in the queue, what comes after it sees the reader.
             if not self._pulses and not self._closed:
-                await changed
+                await changed.wait()
         finally:
             self._reader = None
 
@@ -94,14 +93,9 @@ class Subscription:
             return
         loop, changed = reader
         try:
-            loop.call_soon_threadsafe(_wake_reader, changed)
+            loop.call_soon_threadsafe(changed.set)
         except RuntimeError:  # that loop is closed: nobody is waiting there any more
             self._reader = None
-
-
-def _wake_reader(changed: asyncio.Future[None]) -> None:
-    if not changed.done():
-        changed.set_result(None)
 
 
 class LiveSink:

@@ -76,7 +76,8 @@ class MemoryStore(Store):
             transaction, epoch, pulses, status, is_open, _ = write
             entry = entries.get(transaction)
             if entry is None or refused or epoch < entry.epoch or (pulses and pulses[0].seq != len(entry.pulses)):
-                error = _earlier_refusal(refused, transaction) or self._create(write, entry)
+                earlier = (error for _, name, error in refused if name == transaction)
+                error = next(earlier, None) or self._create(write, entry)
                 if error is not None:
                     refused.append((index, transaction, error))
                     continue
@@ -196,7 +197,3 @@ class MemoryStore(Store):
             created_ns=accepted.at_ns,
             updated_ns=entry.updated_ns,
         )
-
-
-def _earlier_refusal(refused: Sequence[tuple[int, str, Exception]], transaction: str) -> Exception | None:
-    return next((error for _, name, error in refused if name == transaction), None)

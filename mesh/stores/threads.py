@@ -26,7 +26,6 @@ Done = Callable[[Sequence[Refusal], BaseException | None], None]
 # Writes after which a group is closed, so that one commit does not hold memory and the file's lock for too long
 _GROUP_WRITES: Final = 4_096
 
-
 CHECKPOINT_PAGES: Final = 4_096
 """Pages (of 4 KiB) of log after which a checkpoint is made without waiting for the interval."""
 

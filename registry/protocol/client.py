@@ -162,7 +162,7 @@ class ClientProtocol:
 
     def next_wake_ns(self) -> int:
         """Monotonic time at which `tick` is next needed."""
-        times = [self.next_tick_ns, *self.names.retry_times()]
+        times = [self.next_tick_ns, *self.names.retries.values()]
         if self._lease_valid:
             times.append(self._lease_until_ns)
         if self._frozen_until_ns is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
@@ -97,7 +97,7 @@ class OwnNames:
         self._names: dict[str, NameState] = {}
         self._version = 0
         self._unsent: dict[str, None] = {}
-        self._retries: dict[str, int] = {}
+        self.retries: dict[str, int] = {}  # name -> when `retry_due` is needed for it
         self._registering: tuple[int, list[tuple[str, int]], int] | None = None
         self._unregistering: dict[str, list[Waiting]] = {}
         self._unsent_unregisters: dict[str, None] = {}
@@ -128,10 +128,6 @@ class OwnNames:
         """Everyone who waits for an answer."""
         waiting = [other for state in self._names.values() for _, other in state.waiting]
         return waiting + [other for others in self._unregistering.values() for other in others]
-
-    def retry_times(self) -> Iterable[int]:
-        """The times at which `retry_due` is needed."""
-        return self._retries.values()
 
     # Registrations
 
@@ -180,7 +176,7 @@ class OwnNames:
                 resolve(waiting, None)
             return
         self._unsent.pop(name, None)
-        self._retries.pop(name, None)
+        self.retries.pop(name, None)
         for _, other in state.waiting:
             fail(other, NotRegistered(f"{name!r} was unregistered meanwhile"))
         self._unregistering.setdefault(name, []).append(waiting)
@@ -196,8 +192,8 @@ class OwnNames:
 
     def retry_due(self, now_ns: int) -> None:
         """Ask again for the names whose retry is due by now."""
-        for name in [name for name, at in self._retries.items() if at <= now_ns]:
-            del self._retries[name]
+        for name in [name for name, at in self.retries.items() if at <= now_ns]:
+            del self.retries[name]
             if name in self._names:
                 self._unsent[name] = None
 
@@ -205,7 +201,7 @@ class OwnNames:
         """Mark everything as yet to be sent: the server has welcomed this client."""
         self._registering = None
         self._unregister_requests.clear()
-        self._retries.clear()
+        self.retries.clear()
         # Unique names first: their grants may run out.
         self._unsent = dict.fromkeys(sorted(self._names, key=lambda name: not self._names[name].unique))
         self._unsent_unregisters = dict.fromkeys(self._unregistering)
@@ -259,7 +255,7 @@ class OwnNames:
             elif verdict == TAKEN:
                 self._taken(state, decode_entry(detail))
             elif verdict == SETTLING:
-                self._retries[name] = now_ns + int(decode_detail(detail)) + _MILLISECOND
+                self.retries[name] = now_ns + int(decode_detail(detail)) + _MILLISECOND
             else:
                 kind = InvalidEntry if verdict == INVALID else RegistryFull
                 self._denied(state, version, kind(str(decode_detail(detail))), now_ns)
@@ -310,7 +306,7 @@ class OwnNames:
         elif state.version == version and held.value != state.value:
             state.value = held.value
         else:
-            self._retries[state.name] = now_ns + _FULL_RETRY_NS
+            self.retries[state.name] = now_ns + _FULL_RETRY_NS
 
     # Grants
 

@@ -395,10 +395,7 @@ def _exception_attributes(pulse: Pulse) -> dict[str, Any]:
     if fault.message:
         attributes["exception.message"] = _short(fault.message)
     if fault.traceback:
-        attributes["exception.stacktrace"] = _end_of(fault.traceback)
+        # The end of a traceback tells more than its beginning.
+        end = fault.traceback[1 - _MAX_TEXT :]
+        attributes["exception.stacktrace"] = fault.traceback if len(fault.traceback) <= _MAX_TEXT else "…" + end
     return attributes
-
-
-def _end_of(traceback: str) -> str:
-    # The end of a traceback tells more than its beginning.
-    return traceback if len(traceback) <= _MAX_TEXT else "…" + traceback[1 - _MAX_TEXT :]
