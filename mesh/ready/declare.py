@@ -7,10 +7,10 @@ What a step does is a frozen dataclass that can be called; the workflow takes it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from keyword import iskeyword
-from typing import Any
+from typing import Any, ClassVar
 
 from bitactor.declare.context import Context
 from bitactor.declare.options import RESERVED, AttemptKeywords, refuse_unknown
@@ -18,35 +18,62 @@ from bitactor.declare.source import Source
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError
 from bitactor.workflow import Workflow
-from mesh.ready.templates import Template, lift_sources
+from mesh.ready.templates import FieldFilter, Structure, Template, lift_sources
 
 
 class StepOptions(AttemptKeywords, total=False):
     """The options that every ready-made step takes; see `Workflow.step`."""
 
 
-def set_parameters(function: object, templates: Iterable[Template], resource: str | None = None) -> None:
-    """Give a callable object the parameters that its templates ask for, `ctx`, and a resource.
+@dataclass(frozen=True)
+class ReadyStep:
+    """The base of what ready-made steps do: a callable whose parameters are the fields of its templates, `ctx`, and a
+    resource.
 
     Raises:
-        DefinitionError: a field is no name of an argument.
+        DefinitionError: a template cannot be read, or a field is no name of an argument.
     """
-    names = dict.fromkeys(name for template in templates for name in template.arguments)
-    for name in names:
-        if name in RESERVED or iskeyword(name):
-            raise DefinitionError(
-                f"{{{name}}}: a reserved name; give the value another one: bind={{'other': …}} and {{other}}"
-            )
-        if name == resource:
-            raise DefinitionError(
-                f"{{{name}}} is also the name of the resource that the step uses; rename one of them, or bind another "
-                "name"
-            )
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter(name, keyword) for name in (*names, *([resource] if resource else []))]
-    parameters.append(inspect.Parameter("ctx", keyword, annotation=Context))
-    object.__setattr__(function, "__signature__", inspect.Signature(parameters))
-    object.__setattr__(function, "__annotations__", {"ctx": Context})
+
+    _FIELDS: ClassVar[Mapping[str, type[Template] | type[Structure]]]
+    """Field with a template → what it is: a text, or any structure."""
+    _templates: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        templates = {name: kind(getattr(self, name)) for name, kind in self._FIELDS.items()}
+        names = dict.fromkeys(name for template in templates.values() for name in template.arguments)
+        resource = self._resource()
+        for name in names:
+            if name in RESERVED or iskeyword(name):
+                raise DefinitionError(
+                    f"{{{name}}}: a reserved name; give the value another one: bind={{'other': …}} and {{other}}"
+                )
+            if name in resource:
+                raise DefinitionError(
+                    f"{{{name}}} is also the name of the resource that the step uses; rename one of them, or bind "
+                    "another name"
+                )
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter(name, keyword) for name in (*names, *resource)]
+        parameters.append(inspect.Parameter("ctx", keyword, annotation=Context))
+        object.__setattr__(self, "_templates", templates)
+        object.__setattr__(self, "__signature__", inspect.Signature(parameters))
+        object.__setattr__(self, "__annotations__", {"ctx": Context})
+
+    def _text(self, name: str, given: Mapping[str, Any], write: FieldFilter | None = None) -> str:
+        text: str = self._templates[name].text(given, write)
+        return text
+
+    def _value(self, name: str, given: Mapping[str, Any]) -> Any:
+        return self._templates[name].value(given)
+
+    def _resource(self) -> tuple[str, ...]:
+        """The name of the resource that the step uses, if any."""
+        return ()
+
+
+def is_again(ctx: Context) -> bool:
+    """Whether an earlier attempt or delivery may have done the same before."""
+    return ctx.attempt > 1 or ctx.signal.delivery > 1
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,17 @@ import datetime as dt
 import decimal
 import string
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from bitactor.declare.source import Source
 from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.kinds.template import TextTemplate
 from bitactor.plan.arguments import value_at
+
+MIN_SECRET_LENGTH: Final = 4
+"""Characters that a secret must have to be redacted; redacting less would make texts unreadable and hide nothing."""
+REDACTED: Final = "•••"
 
 FieldFilter = Callable[[str, str, str], str]
 """Called with a field, its text, and the text before it; returns the text to write."""
@@ -78,12 +82,13 @@ class Structure:
     """
 
     def __init__(self, shape: Any) -> None:
-        self._compiled = _compiled(shape)
+        self._templates: list[Template] = []
+        self._compiled = _with_leaves(shape, self._compile)
 
     @property
-    def templates(self) -> list[Template]:
-        """All texts in the structure."""
-        return [*_templates(self._compiled)]
+    def arguments(self) -> list[str]:
+        """The arguments that the fields name."""
+        return [argument for template in self._templates for argument in template.arguments]
 
     def value(self, values: Mapping[str, Any]) -> Any:
         """The structure with all fields filled in.
@@ -91,7 +96,18 @@ class Structure:
         Raises:
             InvalidInput: a path leads nowhere, or a value has no text.
         """
-        return _filled(self._compiled, values)
+        return _with_leaves(self._compiled, lambda leaf: leaf.value(values) if isinstance(leaf, Template) else leaf)
+
+    def _compile(self, leaf: Any) -> Any:
+        if isinstance(leaf, str):
+            leaf = Template(leaf)
+            self._templates.append(leaf)
+        elif leaf is not None and not isinstance(leaf, bool | int | float):
+            raise DefinitionError(
+                f"a template holds {leaf!r}; it is made of texts with fields, numbers, lists, mappings, Input, Result "
+                "and Value"
+            )
+        return leaf
 
 
 def text_of(value: Any, field: str) -> str:
@@ -117,48 +133,31 @@ def text_of(value: Any, field: str) -> str:
 def lift_sources(shape: Any, bind: dict[str, Source]) -> Any:
     """`shape` with each `Result`, `Input` and `Value` in it made a field of its own, which `bind` says the source
     of."""
-    if isinstance(shape, Source):
+
+    def lift(leaf: Any) -> Any:
+        if not isinstance(leaf, Source):
+            return leaf
         name = next(name for number in range(1, len(bind) + 2) if (name := f"_{number}") not in bind)
-        bind[name] = shape
+        bind[name] = leaf
         return f"{{{name}}}"
-    if isinstance(shape, Mapping):
-        return {key: lift_sources(value, bind) for key, value in shape.items()}
-    if isinstance(shape, list | tuple):
-        return [lift_sources(value, bind) for value in shape]
-    return shape
+
+    return _with_leaves(shape, lift)
 
 
-def _compiled(shape: Any) -> Any:
-    if isinstance(shape, str):
-        return Template(shape)
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """`text` with all `secrets` redacted, the longest first."""
+    for secret in sorted((secret for secret in secrets if len(secret) >= MIN_SECRET_LENGTH), key=len, reverse=True):
+        text = text.replace(secret, REDACTED)
+    return text
+
+
+def _with_leaves(shape: Any, change: Callable[[Any], Any]) -> Any:
+    """`shape` with all in it that is neither a mapping nor a list changed."""
     if isinstance(shape, Mapping):
         wrong = next((key for key in shape if not isinstance(key, str)), None)
         if wrong is not None:
             raise DefinitionError(f"a template has the key {wrong!r}; keys are texts")
-        return {key: _compiled(value) for key, value in shape.items()}
+        return {key: _with_leaves(value, change) for key, value in shape.items()}
     if isinstance(shape, list | tuple):
-        return [_compiled(value) for value in shape]
-    if shape is None or isinstance(shape, bool | int | float):
-        return shape
-    raise DefinitionError(
-        f"a template holds {shape!r}; it is made of texts with fields, numbers, lists, mappings, Input, Result and "
-        "Value"
-    )
-
-
-def _templates(compiled: Any) -> Iterator[Template]:
-    if isinstance(compiled, Template):
-        yield compiled
-    elif isinstance(compiled, dict | list):
-        for value in compiled.values() if isinstance(compiled, dict) else compiled:
-            yield from _templates(value)
-
-
-def _filled(compiled: Any, values: Mapping[str, Any]) -> Any:
-    if isinstance(compiled, Template):
-        return compiled.value(values)
-    if isinstance(compiled, dict):
-        return {key: _filled(value, values) for key, value in compiled.items()}
-    if isinstance(compiled, list):
-        return [_filled(value, values) for value in compiled]
-    return compiled
+        return [_with_leaves(value, change) for value in shape]
+    return change(shape)

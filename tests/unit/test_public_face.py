@@ -44,6 +44,9 @@ ADDED = {
     # Both adapters say which port they are of, and take its words.
     "names/registry/LocalRegistry/bases: [] became ['Adapter']",
     "names/registry/RegistryClient/bases: [] became ['Adapter']",
+    # Ready-made steps share what fills in their templates.
+    "names/mesh.ready.steps.http/Request/bases: [] became ['ReadyStep']",
+    "names/mesh.ready.steps.subprocess/Program/bases: [] became ['ReadyStep']",
 }
 
 TYPED = {

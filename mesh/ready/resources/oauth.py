@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import http_error, shown_url
-from mesh.ready.redact import redact
+from mesh.ready.templates import redact
 
 try:
     import httpx2

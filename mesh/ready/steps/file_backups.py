@@ -7,6 +7,9 @@
 The key is the hop's idempotency key: a second attempt, a second delivery and the undo find the same note.  What is in a
 place is told by identity: what the note says was put there is ours, what it says was there is untouched or put back,
 anything else is somebody else's and left alone, loudly.
+
+A function in a thread cannot be stopped.  One that has timed out, or whose step is being undone, may still be about to
+change something; so who does that does it in turn, in a short moment, and looks first whether it still may.
 """
 
 from __future__ import annotations
@@ -16,21 +19,37 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypedDict
+from typing import Any, Final, TypedDict
 
-from bitactor.errors import BitActorError
+from bitactor.declare.context import Context
+from bitactor.errors import BitActorError, StepTimeout
 from bitactor.messages.ids import idempotency_key
-from mesh.ready.steps.file_paths import HELD, Identity, identity, is_one_of, open_regular, sync, write_whole
+from mesh.ready.steps.file_paths import (
+    HELD,
+    Identity,
+    identity,
+    is_one_of,
+    keep_json,
+    open_regular,
+    unfinished,
+    write_whole,
+)
 
 SUFFIX: Final = ".bitactor"
 _OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.(note|kept|[0-9a-f]{16}-\d+\.\w+)\.bitactor(\.new)?")
 _LONGEST_NAME: Final = 160
 """Bytes of a file's name that fit beside key and suffix into the longest name a file system takes."""
 _NO_LINKS: Final = frozenset((errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS))
+_LOCKS: Final = tuple(threading.Lock() for _ in range(64))
+_MAX_FENCED: Final = 4_096
+_fenced: OrderedDict[str, None] = OrderedDict()
 
 
 class ChangedByOthers(BitActorError):
@@ -89,12 +108,7 @@ class Backup:
 
     def write(self, note: Note) -> None:
         """Keep a note, whole or not at all."""
-        temporary = _new(self.note)
-        temporary.unlink(missing_ok=True)
-        write_whole(temporary, lambda file: _dump(note, file), self.durable)
-        temporary.replace(self.note)
-        if self.durable:
-            sync(self.note.parent)
+        keep_json(self.note, note, self.durable)
 
     def save(self, put: Identity, source: Identity | None = None) -> None:
         """Keep what is in the place, before `put` replaces it.  An earlier attempt's note stands: what is in the place
@@ -176,7 +190,7 @@ class Backup:
         """Remove the note and the old content, and what interrupted attempts have left."""
         for path in (self.kept, self.note):
             path.unlink(missing_ok=True)
-            _new(path).unlink(missing_ok=True)
+            unfinished(path).unlink(missing_ok=True)
         for stale in self.place.parent.glob(f"{_escaped(self._beside)}.*-*.*{SUFFIX}"):
             stale.unlink(missing_ok=True)
 
@@ -193,7 +207,7 @@ class Backup:
 
     def _copy_content(self) -> None:
         """Keep a copy of the file, where it cannot be linked: on another file system, say."""
-        temporary = _new(self.kept)
+        temporary = unfinished(self.kept)
         temporary.unlink(missing_ok=True)
         copy_file(self.place, temporary, self.durable)
         temporary.replace(self.kept)
@@ -214,6 +228,35 @@ class Backup:
             note["put"] = [one for one in note["put"] if one != note["was"][-1][:HELD]]
             self.write(note)
             temporary.replace(self.place)
+
+
+@contextmanager
+def guarded_change(ctx: Context) -> Iterator[None]:
+    """A context manager around what changes something in a step: one attempt or undo at a time, and none that is
+    fenced.
+
+    Raises:
+        StepTimeout: the attempt's time is over, or the step has been taken back meanwhile.
+    """
+    with _lock_of(ctx):
+        if ctx.forward_key in _fenced or ctx.deadline_left == 0:
+            raise StepTimeout(f"{ctx.workflow}/{ctx.step} was given up before it had changed anything")
+        yield
+
+
+@contextmanager
+def fenced_undo(ctx: Context) -> Iterator[None]:
+    """A context manager around what takes a step back: its attempts in this process are fenced, and change nothing from
+    here on."""
+    with _lock_of(ctx):
+        _fenced[ctx.forward_key] = None
+        while len(_fenced) > _MAX_FENCED:
+            _fenced.popitem(last=False)
+        yield
+
+
+def _lock_of(ctx: Context) -> threading.Lock:
+    return _LOCKS[hash(ctx.forward_key) % len(_LOCKS)]
 
 
 def forget(transaction: Any) -> int:
@@ -266,14 +309,6 @@ def copy_file(source: Path, target: Path, durable: bool) -> Identity:
             write_whole(target, lambda file: shutil.copyfileobj(content, file), durable)
         shutil.copystat(source, target)
     return identity(target) or []
-
-
-def _dump(note: Note, file: BinaryIO) -> None:
-    file.write(json.dumps(note).encode())
-
-
-def _new(path: Path) -> Path:
-    return path.with_name(f"{path.name}.new")
 
 
 def _escaped(name: str) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,36 +15,29 @@ from typing_extensions import override
 
 from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError, InvalidInput
-from mesh.ready.declare import set_parameters
-from mesh.ready.steps.file_action import fenced_undo, guarded_change
-from mesh.ready.steps.file_backups import Backup, copy_file
-from mesh.ready.steps.file_paths import HELD, Identity, identity, is_one_of, open_regular, path_of, sync, write_whole
+from mesh.ready.declare import is_again
+from mesh.ready.steps.file_backups import Backup, copy_file, fenced_undo, guarded_change
+from mesh.ready.steps.file_paths import HELD, FileStep, Identity, identity, is_one_of, open_regular, sync, write_whole
 from mesh.ready.templates import Structure, Template
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """The base of steps that change a file: where it is, and what is kept of it."""
+class Change(FileStep):
+    """The base of steps that change a file: what is kept of it."""
 
-    path: str
-    within: str = ""
     keep: str = ""
     durable: bool = False
     undoable: bool = True
-    _path: Template = field(init=False, repr=False, compare=False)
 
+    @override
     def __post_init__(self) -> None:
         if self.keep and not self.undoable:
             raise DefinitionError("keep= says where to keep what an undo needs, but undoable=False")
-        object.__setattr__(self, "_path", Template(self.path))
-        set_parameters(self, self._templates())
-
-    def _templates(self) -> list[Template]:
-        return [self._path]
+        super().__post_init__()
 
     def take_back(self, *, ctx: Context, **given: Any) -> None:
         with fenced_undo(ctx):
-            self._backup(path_of(self._path, given, self.within), ctx).restore()
+            self._backup(self.place(given), ctx).restore()
 
     def _backup(self, place: Path, ctx: Context) -> Backup:
         directory = Path(self.keep).absolute() if self.keep else None
@@ -53,7 +46,7 @@ class Change:
         return Backup(place, ctx.forward_key, directory, self.durable)
 
     def _put(
-        self, place: Path, ctx: Context, fill: Callable[[BinaryIO], None], like: Path | None = None
+        self, place: Path, ctx: Context, fill: Callable[[BinaryIO], object], like: Path | None = None
     ) -> dict[str, Any]:
         """Write a file beside the place, then put it there in one go."""
         _refuse_no_directory(place)
@@ -94,21 +87,12 @@ class Change:
 class Write(Change):
     """A file is written, over an old one or where there was none."""
 
+    _FIELDS = {"path": Template, "content": Structure}
     content: Any
     encoding: str = "utf-8"
-    _content: Structure = field(init=False, repr=False, compare=False)
-
-    @override
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_content", Structure(self.content))
-        super().__post_init__()
-
-    @override
-    def _templates(self) -> list[Template]:
-        return [*super()._templates(), *self._content.templates]
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
-        content = self._content.value(given)
+        content = self._value("content", given)
         if isinstance(content, str):
             content = content.encode(self.encoding)
         if not isinstance(content, bytes):
@@ -116,24 +100,21 @@ class Write(Change):
                 f"the content of a file is text or bytes, not a {type(content).__name__}; make text of it in a step "
                 "before"
             )
-        return self._put(path_of(self._path, given, self.within), ctx, lambda file: _write(file, content))
+        return self._put(self.place(given), ctx, lambda file: file.write(content))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromSource(Change):
     """What steps have in common that bring a file from another place."""
 
+    _FIELDS = {"source": Template, "path": Template}
     source: str
-    _source: Template = field(init=False, repr=False, compare=False)
 
-    @override
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_source", Template(self.source))
-        super().__post_init__()
-
-    @override
-    def _templates(self) -> list[Template]:
-        return [self._source, *super()._templates()]
+    def _paths(self, given: dict[str, Any]) -> tuple[Path, Path]:
+        source, place = self.place(given, "source"), self.place(given)
+        if identity(source) is not None and identity(source) == identity(place):
+            raise InvalidInput(f"{str(source)!r} and {str(place)!r} are the same file")
+        return source, place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +122,7 @@ class Copy(FromSource):
     """A file is copied, with its times and rights, over an old one or where there was none."""
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
-        source, place = path_of(self._source, given, self.within), path_of(self._path, given, self.within)
-        _refuse_same(source, place)
+        source, place = self._paths(given)
         with open_regular(source) as content:
             return self._put(place, ctx, lambda file: shutil.copyfileobj(content, file), like=source)
 
@@ -150,6 +130,8 @@ class Copy(FromSource):
 @dataclass(frozen=True, kw_only=True)
 class Move(FromSource):
     """A file is moved, also to another file system; an old one in its new place is kept."""
+
+    FOLLOWS = False
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
         source, place = self._paths(given)
@@ -163,10 +145,7 @@ class Move(FromSource):
                     done = is_one_of(identity(place), note["put"]) and not is_one_of(identity(source), note["source"])
                 else:
                     done = (
-                        not self.undoable
-                        and _is_again(ctx)
-                        and identity(source) is None
-                        and identity(place) is not None
+                        not self.undoable and is_again(ctx) and identity(source) is None and identity(place) is not None
                     )
                 if not done:
                     self._move(source, backup, temporary)
@@ -190,12 +169,6 @@ class Move(FromSource):
                 elif not moved and origin is None and not is_one_of(there, note["was"]):
                     raise backup.changed_by_others(place)
             backup.restore()
-
-    def _paths(self, given: dict[str, Any]) -> tuple[Path, Path]:
-        source = path_of(self._source, given, self.within, follow=False)
-        place = path_of(self._path, given, self.within, follow=False)
-        _refuse_same(source, place)
-        return source, place
 
     def _move(self, source: Path, backup: Backup, temporary: Path) -> None:
         there = identity(source)
@@ -230,10 +203,11 @@ class Move(FromSource):
 class Remove(Change):
     """A file is removed."""
 
+    FOLLOWS = False
     missing_ok: bool = False
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
-        place = path_of(self._path, given, self.within, follow=False)
+        place = self.place(given)
         backup = self._backup(place, ctx)
         if place.is_dir() and not place.is_symlink():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
@@ -244,22 +218,8 @@ class Remove(Change):
             if self.undoable:
                 backup.stash()
             else:
-                place.unlink(missing_ok=self.missing_ok or _is_again(ctx))
+                place.unlink(missing_ok=self.missing_ok or is_again(ctx))
         return {"path": str(place), "removed": True, "kept": str(backup.note) if self.undoable else None}
-
-    @override
-    def take_back(self, *, ctx: Context, **given: Any) -> None:
-        with fenced_undo(ctx):
-            self._backup(path_of(self._path, given, self.within, follow=False), ctx).restore()
-
-
-def _write(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
-
-
-def _is_again(ctx: Context) -> bool:
-    """Whether an earlier attempt or delivery may have done the same before."""
-    return ctx.attempt > 1 or ctx.signal.delivery > 1
 
 
 def _refuse_no_directory(place: Path) -> None:
@@ -267,8 +227,3 @@ def _refuse_no_directory(place: Path) -> None:
         raise FileNotFoundError(
             errno.ENOENT, "there is no such directory; a step of files.make makes it", str(place.parent)
         )
-
-
-def _refuse_same(source: Path, place: Path) -> None:
-    if identity(source) is not None and identity(source) == identity(place):
-        raise InvalidInput(f"{str(source)!r} and {str(place)!r} are the same file")

@@ -6,35 +6,25 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bitactor.declare.context import Context
-from mesh.ready.declare import set_parameters
-from mesh.ready.steps.file_action import fenced_undo, guarded_change
-from mesh.ready.steps.file_backups import Backup
-from mesh.ready.steps.file_paths import path_of, write_whole
-from mesh.ready.templates import Template
+from mesh.ready.steps.file_backups import Backup, fenced_undo, guarded_change
+from mesh.ready.steps.file_paths import FileStep, keep_json, unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
-class Make:
+class Make(FileStep):
     """A directory is made, with those above it."""
 
-    path: str
-    within: str = ""
     parents: bool = True
     exist_ok: bool = True
     undoable: bool = True
-    _path: Template = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_path", Template(self.path))
-        set_parameters(self, [self._path])
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
-        place = path_of(self._path, given, self.within)
+        place = self.place(given)
         with guarded_change(ctx):
             note = next(_notes(place, ctx), None) if self.undoable else None
             made = [Path(path) for path in json.loads(note.read_bytes())] if note is not None else _missing(place)
@@ -42,7 +32,7 @@ class Make:
                 self._refuse(place, made)
                 if self.undoable and made:
                     note = _note(made[0].parent, place, ctx)
-                    _write(note, made)
+                    keep_json(note, [str(path) for path in made], durable=False)
             for directory in made:
                 directory.mkdir(exist_ok=True)
         return {
@@ -52,7 +42,7 @@ class Make:
         }
 
     def take_back(self, *, ctx: Context, **given: Any) -> None:
-        place = path_of(self._path, given, self.within)
+        place = self.place(given)
         with fenced_undo(ctx):
             for note in _notes(place, ctx):
                 for path in reversed(json.loads(note.read_bytes())):
@@ -67,7 +57,7 @@ class Make:
                         break
                 note.unlink()
             for directory in place.parents:
-                _new(_note(directory, place, ctx)).unlink(missing_ok=True)
+                unfinished(_note(directory, place, ctx)).unlink(missing_ok=True)
 
     def _refuse(self, place: Path, missing: list[Path]) -> None:
         if not missing and not (self.exist_ok and place.is_dir()):
@@ -88,18 +78,3 @@ def _note(directory: Path, place: Path, ctx: Context) -> Path:
 def _notes(place: Path, ctx: Context) -> Iterator[Path]:
     """The notes that the step has made: in the directory that was there already, whichever that was."""
     return (note for directory in place.parents if (note := _note(directory, place, ctx)).is_file())
-
-
-def _write(note: Path, made: list[Path]) -> None:
-    temporary = _new(note)
-    temporary.unlink(missing_ok=True)
-    write_whole(temporary, lambda file: _dump(file, made), durable=False)
-    temporary.replace(note)
-
-
-def _new(note: Path) -> Path:
-    return note.with_name(f"{note.name}.new")
-
-
-def _dump(file: Any, made: list[Path]) -> None:
-    file.write(json.dumps([str(path) for path in made]).encode())

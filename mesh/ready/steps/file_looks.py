@@ -7,38 +7,37 @@ import glob
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import override
 
 from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome
 from bitactor.messages.codec import MAX_TOKEN_BYTES
-from mesh.ready.declare import set_parameters
+from mesh.ready.declare import ReadyStep
 from mesh.ready.steps.file_backups import SUFFIX
-from mesh.ready.steps.file_paths import open_regular, path_of
+from mesh.ready.steps.file_paths import FileStep, open_regular, path_within
 from mesh.ready.templates import Template
 
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Read:
+class Read(FileStep):
     """A file's content, as text or, without an encoding, as bytes."""
 
-    path: str
-    within: str = ""
     encoding: str | None = "utf-8"
     max_bytes: int = 1024 * 1024
-    _path: Template = field(init=False, repr=False, compare=False)
 
+    @override
     def __post_init__(self) -> None:
         _refuse_bound("max_bytes", self.max_bytes, MAX_TOKEN_BYTES)
-        object.__setattr__(self, "_path", Template(self.path))
-        set_parameters(self, [self._path])
+        super().__post_init__()
 
     def __call__(self, *, ctx: Context, **given: Any) -> str | bytes:
-        path = path_of(self._path, given, self.within)
+        path = self.place(given)
         with open_regular(path) as file:
             content = file.read(self.max_bytes + 1)
         if len(content) > self.max_bytes:
@@ -49,24 +48,22 @@ class Read:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glob:
+class Glob(ReadyStep):
     """The paths that fit a pattern, in order."""
 
+    _FIELDS = {"root": Template, "pattern": Template}
     pattern: str
     root: str = "."
     max_paths: int = 10_000
-    _pattern: Template = field(init=False, repr=False, compare=False)
-    _root: Template = field(init=False, repr=False, compare=False)
 
+    @override
     def __post_init__(self) -> None:
         _refuse_bound("max_paths", self.max_paths, 1_000_000)
-        object.__setattr__(self, "_pattern", Template(self.pattern))
-        object.__setattr__(self, "_root", Template(self.root))
-        set_parameters(self, [self._root, self._pattern])
+        super().__post_init__()
 
     def __call__(self, *, ctx: Context, **given: Any) -> list[str]:
-        root = path_of(self._root, given, "")
-        pattern = self._pattern.text(given, lambda field, filled, before: glob.escape(filled))
+        root = path_within(self._text("root", given), "", follow=True)
+        pattern = self._text("pattern", given, lambda field, filled, before: glob.escape(filled))
         if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
             raise InvalidInput(f"the pattern {pattern!r} leads out of root={str(root)!r}")
         if not root.is_dir():
@@ -83,19 +80,13 @@ class Glob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stat:
+class Stat(FileStep):
     """What is known of a file, without its content."""
 
-    path: str
-    within: str = ""
-    _path: Template = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_path", Template(self.path))
-        set_parameters(self, [self._path])
+    FOLLOWS = False
 
     def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
-        path = path_of(self._path, given, self.within, follow=False)
+        path = self.place(given)
         try:
             found = path.lstat()
         except (FileNotFoundError, NotADirectoryError):

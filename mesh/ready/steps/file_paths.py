@@ -1,14 +1,18 @@
-"""Paths and files as file steps see them: within their directory, regular, and known again by what they are."""
+"""Paths and files as file steps see them: within their directory, regular, and known again by what they are; and what
+all file steps have in common."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from bitactor.errors import InvalidInput
+from mesh.ready.declare import ReadyStep
 from mesh.ready.templates import Template
 
 Identity = list[int]
@@ -18,13 +22,27 @@ HELD = 2
 """How many numbers of an identity are enough for a file that is still there, under whatever name."""
 
 
-def path_of(template: Template, given: Mapping[str, Any], within: str, *, follow: bool = True) -> Path:
-    """The path that a template gives; with `follow`, of the target of a symbolic link at its end.
+@dataclass(frozen=True, kw_only=True)
+class FileStep(ReadyStep):
+    """The base of steps that do something with a file: where it is."""
+
+    _FIELDS = {"path": Template}
+    FOLLOWS: ClassVar[bool] = True
+    """Whether a symbolic link at the end of a path stands for its target."""
+    path: str
+    within: str = ""
+
+    def place(self, given: Mapping[str, Any], field: str = "path") -> Path:
+        """The path that a field gives; see `path_within`."""
+        return path_within(self._text(field, given), self.within, follow=self.FOLLOWS)
+
+
+def path_within(text: str, within: str, *, follow: bool) -> Path:
+    """The path that a text says; with `follow`, of the target of a symbolic link at its end.
 
     Raises:
         InvalidInput: the path is empty, or not below `within`.
     """
-    text = template.text(given)
     if not text or "\0" in text:
         raise InvalidInput(f"{text!r} is no path")
     path = Path(within, text)
@@ -70,7 +88,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, fill: Callable[[BinaryIO], None], durable: bool) -> Identity:
+def write_whole(path: Path, fill: Callable[[BinaryIO], object], durable: bool) -> Identity:
     """Write a new file to its end; returns its identity.  On failure the file is gone again.
 
     Raises:
@@ -87,3 +105,18 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], None], durable: bool) -> 
             raise
         made = os.fstat(file.fileno())
     return [made.st_dev, made.st_ino]
+
+
+def keep_json(path: Path, value: Any, durable: bool) -> None:
+    """Write plain data to a file, over an old one or where there was none, whole or not at all."""
+    temporary = unfinished(path)
+    temporary.unlink(missing_ok=True)
+    write_whole(temporary, lambda file: file.write(json.dumps(value).encode()), durable)
+    temporary.replace(path)
+    if durable:
+        sync(path.parent)
+
+
+def unfinished(path: Path) -> Path:
+    """The name, beside `path`, of what is to be put there."""
+    return path.with_name(f"{path.name}.new")

@@ -20,6 +20,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Unpack
 
+from typing_extensions import override
+
 from bitactor.declare.context import Context
 from bitactor.declare.options import refuse_unknown
 from bitactor.declare.step import Step
@@ -27,7 +29,7 @@ from bitactor.errors import ConfigurationError, DefinitionError, StepTimeout, su
 from bitactor.messages.codec import MAX_TOKEN_BYTES
 from bitactor.messages.outcome import Retry
 from bitactor.workflow import Workflow
-from mesh.ready.declare import StepOptions, declare, set_parameters
+from mesh.ready.declare import ReadyStep, StepOptions, declare
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import (
     HttpBusy,
@@ -38,15 +40,14 @@ from mesh.ready.http_errors import (
     http_error,
     shown_url,
 )
-from mesh.ready.redact import redact
-from mesh.ready.templates import Structure, Template
+from mesh.ready.templates import Structure, Template, redact
 
 try:
     import httpx2
 except ModuleNotFoundError as missing:
     raise missing_extra("http", __name__, missing) from None
 
-from mesh.ready.steps import http_answer, http_parts
+from mesh.ready.steps import http_message
 
 __all__ = [
     "HttpBusy", "HttpError", "HttpRequestInvalid", "HttpResponseInvalid", "HttpUnreachable", "Request", "delete", "get",
@@ -76,9 +77,10 @@ class RequestOptions(StepOptions, total=False):
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(ReadyStep):
     """One request; what is to be called as the step.  See `request` for its fields."""
 
+    _FIELDS = {"url": Template, "params": Structure, "headers": Structure, "body": Structure}
     method: str
     url: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -92,19 +94,13 @@ class Request:
     timed: bool = False
     """Whether the step has a `timeout`."""
     _expected: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    _url: Template = field(init=False, repr=False, compare=False)
-    _parts: Mapping[str, Structure] = field(init=False, repr=False, compare=False)
 
+    @override
     def __post_init__(self) -> None:
         expected = (self.expect,) if isinstance(self.expect, int) else tuple(self.expect)
         _refuse_wrong(self, expected)
         object.__setattr__(self, "_expected", expected)
-        parts = {"params": Structure(self.params), "headers": Structure(self.headers), "body": Structure(self.body)}
-        object.__setattr__(self, "_parts", parts)
-        object.__setattr__(self, "_url", Template(self.url))
-        set_parameters(
-            self, [self._url, *(template for part in parts.values() for template in part.templates)], self.client
-        )
+        super().__post_init__()
 
     async def __call__(self, *, ctx: Context, **given: Any) -> Any:
         client = given.pop(self.client)
@@ -113,11 +109,11 @@ class Request:
                 f"{self.client!r} is a {type(client).__name__}; a step of HTTP needs an httpx2.AsyncClient"
             )
         prepared = self._build_request(client, given, ctx)
-        url, secrets = shown_url(str(prepared.url)), http_parts.secrets(prepared)
+        url, secrets = shown_url(str(prepared.url)), http_message.secrets(prepared)
         try:
             response = await client.send(prepared, stream=True)
             try:
-                secrets |= http_parts.secrets(response.request)
+                secrets |= http_message.secrets(response.request)
                 return await self._result_or_retry(response, ctx, secrets)
             finally:
                 await response.aclose()
@@ -133,17 +129,20 @@ class Request:
         """The step's result; or `Retry`, when the server said when to try again."""
         url, status = shown_url(str(response.url)), response.status_code
         if status in self._expected if self._expected else response.is_success:
-            return await http_answer.result_of(response, self.max_bytes, f"{self.method} {url}")
-        error = http_error(self.method, url, status, redact(await http_answer.excerpt_of(response), secrets))
-        after = http_answer.retry_after(response)
+            return await http_message.result_of(response, self.max_bytes, f"{self.method} {url}")
+        error = http_error(self.method, url, status, redact(await http_message.excerpt_of(response), secrets))
+        after = http_message.retry_after(response)
         if after is not None and ctx.retries_left > 0:
             return Retry(after=min(after, self.longest_wait), reason=str(error))
         raise error
 
+    @override
+    def _resource(self) -> tuple[str, ...]:
+        return (self.client,)
+
     def _build_request(self, client: httpx2.AsyncClient, given: Mapping[str, Any], ctx: Context) -> httpx2.Request:
-        params, wanted, body = (self._parts[part].value(given) for part in ("params", "headers", "body"))
-        headers = http_parts.headers(wanted)
-        content, kind = http_parts.body(body)
+        headers = http_message.headers(self._value("headers", given))
+        content, kind = http_message.body(self._value("body", given))
         if kind:
             headers.setdefault("content-type", kind)
         if self.method in METHODS_WITH_KEY:
@@ -154,7 +153,7 @@ class Request:
         try:
             return client.build_request(
                 self.method,
-                http_parts.url(self._url, given, params),
+                http_message.url(self._text("url", given, http_message.quote_field), self._value("params", given)),
                 headers=headers,
                 content=content,
                 timeout=timeout,
@@ -206,7 +205,7 @@ def request(workflow: Workflow, name: str, method: str, url: str, **options: Unp
         "method": method,
         "url": url,
         "timed": options.get("timeout") is not None,
-        "body": {part: options[part] for part in http_parts.BODIES if part in options},
+        "body": {part: options[part] for part in http_message.BODIES if part in options},
     }
     rest = {option: value for option, value in options.items() if option in StepOptions.__annotations__}
     if rest.get("retries"):

@@ -27,17 +27,18 @@ from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome, RunError
 from bitactor.messages.codec import MAX_TOKEN_BYTES
 from bitactor.workflow import Workflow
-from mesh.ready.declare import StepOptions, TakeBackOnLoop, declare, set_parameters
-from mesh.ready.redact import redact
-from mesh.ready.steps.process_leftovers import (
+from mesh.ready.declare import ReadyStep, StepOptions, TakeBackOnLoop, declare, is_again
+from mesh.ready.steps.process_run import (
     ATTEMPT_VARIABLE,
     KEY_VARIABLE,
+    OutputTooLarge,
+    ProgramResult,
     end_leftovers,
     format_mark,
     hop_environment,
+    run_program,
 )
-from mesh.ready.steps.process_run import OutputTooLarge, ProgramResult, run_program
-from mesh.ready.templates import Structure, Template, text_of
+from mesh.ready.templates import Structure, Template, redact, text_of
 
 __all__ = ["ProcessFailed", "Program", "run"]
 
@@ -66,9 +67,10 @@ class ProcessFailed(RunError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
+class Program(ReadyStep):
     """One program; what is to be called as the step.  See `run` for its fields."""
 
+    _FIELDS = {"command": Structure, "undo": Structure, "cwd": Template, "input": Structure, "env": Structure}
     command: Sequence[str]
     input: Any = None
     env: Mapping[str, Any] = field(default_factory=dict)
@@ -78,23 +80,14 @@ class Program:
     grace: float = DEFAULT_GRACE
     max_output: int = DEFAULT_MAX_OUTPUT
     encoding: str = "utf-8"
-    _command: Sequence[Template] = field(init=False, repr=False, compare=False)
-    _undo: Sequence[Template] = field(init=False, repr=False, compare=False)
-    _cwd: Template = field(init=False, repr=False, compare=False)
-    _given: Structure = field(init=False, repr=False, compare=False)
 
+    @override
     def __post_init__(self) -> None:
         _refuse_wrong(self)
-        made: dict[str, Any] = {"_command": _templates(self.command), "_undo": _templates(self.undo)}
-        made |= {"_cwd": Template(self.cwd), "_given": Structure({"input": self.input, "env": self.env})}
-        for name, value in made.items():
-            object.__setattr__(self, name, value)
-        set_parameters(self, [*self._command, *self._undo, self._cwd, *self._given.templates])
+        super().__post_init__()
 
     async def __call__(self, *, ctx: Context, **given: Any) -> dict[str, Any]:
-        result = await self._run(self._command, self.command, given, ctx)
-        if self.check and result.returncode != 0:
-            raise self._failed(self.command, result, given)
+        result = await self._run("command", given, ctx, self.check)
         stdout, stderr = (output.decode(self.encoding, "replace") for output in (result.stdout, result.stderr))
         return {"returncode": result.returncode, "stdout": stdout, "stderr": stderr}
 
@@ -103,36 +96,33 @@ class Program:
         if ctx.in_doubt:
             await end_leftovers(format_mark(KEY_VARIABLE, ctx.forward_key), self.grace)
         if self.undo:
-            result = await self._run(self._undo, self.undo, given, ctx)
-            if result.returncode != 0:
-                raise self._failed(self.undo, result, given)
+            await self._run("undo", given, ctx, True)
 
-    async def _run(
-        self, templates: Sequence[Template], command: Sequence[str], given: Mapping[str, Any], ctx: Context
-    ) -> ProgramResult:
-        filled, own = self._given.value(given), hop_environment(ctx)
-        if ctx.attempt > 1 or ctx.signal.delivery > 1:
+    async def _run(self, part: str, given: Mapping[str, Any], ctx: Context, check: bool) -> ProgramResult:
+        """Run one of the commands; `check`: raise `ProcessFailed` for another code than 0."""
+        command, env, own = " ".join(getattr(self, part)), self._value("env", given), hop_environment(ctx)
+        if is_again(ctx):
             await end_leftovers(format_mark(KEY_VARIABLE, ctx.idempotency_key), self.grace)
         try:
-            return await run_program(
-                _arguments(templates, given),
-                given=_bytes(filled["input"], self.encoding),
-                environment=_environment(filled["env"]) | own,
-                directory=self._cwd.text(given) or None,
+            result = await run_program(
+                _arguments(self._value(part, given)),
+                given=_bytes(self._value("input", given), self.encoding),
+                environment=_environment(env) | own,
+                directory=self._text("cwd", given) or None,
                 mark=format_mark(ATTEMPT_VARIABLE, own[ATTEMPT_VARIABLE]),
                 grace=self.grace,
                 max_bytes=self.max_output,
             )
         except OutputTooLarge:
             raise InvalidOutcome(
-                f"{_shown(command)!r} wrote more than max_output={self.max_output:,} bytes and was ended; have it "
+                f"{command!r} wrote more than max_output={self.max_output:,} bytes and was ended; have it "
                 "write to a file"
             ) from None
-
-    def _failed(self, command: Sequence[str], result: ProgramResult, given: Mapping[str, Any]) -> ProcessFailed:
-        complaint = result.stderr.decode(self.encoding, "replace").strip()
-        secrets = [str(value) for value in self._given.value(given)["env"].values() if value is not None]
-        return ProcessFailed(_shown(command), result.returncode, redact(complaint, secrets)[-EXCERPT:])
+        if check and result.returncode != 0:
+            complaint = result.stderr.decode(self.encoding, "replace").strip()
+            secrets = [str(value) for value in env.values() if value is not None]
+            raise ProcessFailed(command, result.returncode, redact(complaint, secrets)[-EXCERPT:])
+        return result
 
 
 def run(
@@ -201,15 +191,9 @@ def _refuse_wrong(program: Program) -> None:
         raise DefinitionError(f"grace={grace!r}; give seconds, zero or more")
 
 
-def _templates(command: Sequence[str]) -> list[Template]:
-    return [Template(argument) for argument in command]
-
-
-def _arguments(templates: Sequence[Template], given: Mapping[str, Any]) -> list[str]:
-    made: list[str] = []
-    for template in templates:
-        value = template.value(given)
-        made += [text_of(item, "argument") for item in (value if isinstance(value, list) else [value])]
+def _arguments(command: Sequence[Any]) -> list[str]:
+    lists = (value if isinstance(value, list) else [value] for value in command)
+    made = [text_of(item, "argument") for items in lists for item in items]
     if any("\0" in argument for argument in made):
         raise InvalidInput("an argument holds a NUL character, which no program can be given")
     return made
@@ -224,7 +208,3 @@ def _bytes(given: Any, encoding: str) -> bytes:
     if given is None:
         return b""
     return given if isinstance(given, bytes) else text_of(given, "input").encode(encoding)
-
-
-def _shown(command: Sequence[str]) -> str:
-    return " ".join(command)

@@ -235,7 +235,7 @@ def answered(status: int, headers: dict[str, str]) -> httpx2.Response:
 def test_retry_after_is_read_as_seconds_or_as_a_date(
     status: int, headers: dict[str, str], seconds: float | None
 ) -> None:
-    assert http.http_answer.retry_after(answered(status, headers)) == seconds
+    assert http.http_message.retry_after(answered(status, headers)) == seconds
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 422, 301])
