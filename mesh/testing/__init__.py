@@ -10,10 +10,9 @@ The fixtures come with the plugin (`pytest_bitactor`), which pytest finds by its
 pytest nor a mesh.
 """
 
-from mesh.testing.bench import Bench, MeshFactory
+from mesh.testing.bench import Bench, FixtureMesh, MeshFactory
 from mesh.testing.clock import MeshClock
 from mesh.testing.expect import assert_trace
-from mesh.testing.mesh import FixtureMesh
 from mesh.testing.pulses import Pulses
 
 __all__ = ["Bench", "FixtureMesh", "MeshClock", "MeshFactory", "Pulses", "assert_trace"]

@@ -1,9 +1,11 @@
-"""The activity of a mesh, as far as a test has to know it: whether to wait for something real, or to let time pass."""
+"""The activity of a mesh, as far as a test has to know it: whether to wait for something real, or to let time pass, and
+what is still there at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+import asyncio
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any, Final
 
 from mesh.hops.executor import Executor
 from mesh.hops.ports import QUEUED, STARTED, Actor
@@ -16,6 +18,18 @@ MAYBE_WORKING: Final = 1
 """Activity in which something may be waiting for the world outside: a coroutine that is suspended, a commit."""
 WORKING: Final = 2
 """Activity in which a function runs in a thread or a process, and will say when it has ended."""
+
+LINGER: Final = 2.0
+"""Real seconds that transactions are given to end by themselves."""
+_POLL_SECONDS: Final = 0.002
+_TURNS: Final = 20
+"""Turns of the loop that are enough for everything that waits for nobody else."""
+
+
+async def turns() -> None:
+    """Let everything happen that waits for nobody else."""
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
 
 
 def activity(nodes: Iterable[Node]) -> int:
@@ -54,7 +68,65 @@ def steps_in_threads(nodes: Iterable[Node]) -> list[str]:
     ]
 
 
-def describe_unfinished(node: Node) -> Iterator[str]:
+class Leftovers:
+    """Looks for transactions that go on, functions that were given up and run on, and tasks that steps have begun and
+    left.
+
+    Args:
+        nodes: all live on the loop that this is used on.
+        before: tasks that are none of theirs.
+    """
+
+    def __init__(self, nodes: Sequence[Node], before: Container[asyncio.Task[Any]]) -> None:
+        self._nodes = nodes
+        self._before = before
+        self._running: list[str] = []
+
+    async def linger(self, seconds: float, *, clock_frozen: bool) -> None:
+        """Let transactions end that do so by themselves, then note those that do not.
+
+        Args:
+            clock_frozen: time stands, so nothing that waits for time to pass will ever end.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        await turns()
+        while has_unfinished(self._nodes) and loop.time() < until:
+            if clock_frozen and activity(self._nodes) == QUIESCENT:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        self._running = [line for node in self._nodes for line in _describe_unfinished(node)]
+
+    async def failure_message(self) -> str:
+        """The text that tells the user what is left, once the nodes are closed; empty if nothing is."""
+        await turns()
+        said = []
+        if self._running:
+            said += ["Transactions were still running at the end of the test:", *self._running]
+            said.append(
+                "Wait for each (`await tx.ended()`, with a fake clock inside `fake_clock.run_until(…)`), cancel it, "
+                "or close the mesh yourself (`await mesh.close(0)`) to say that it may be left."
+            )
+        zombies = [actor.signal.name for node in self._nodes for actor in node.executor.zombies]
+        if zombies:
+            said += ["Functions that were given up still run:", *map(repr, zombies)]
+            said.append("Let them end before the test does.")
+        tasks = [task for task in asyncio.all_tasks() if self._is_left(task)]
+        if tasks and not zombies:
+            said += ["Tasks were left behind, by steps or by the test:", *map(_describe_task, tasks)]
+            said.append("Whoever begins a task awaits it, or cancels and awaits it; `asyncio.TaskGroup` does that.")
+        return "\n".join(said)
+
+    def _is_left(self, task: asyncio.Task[Any]) -> bool:
+        return (
+            task not in self._before
+            and task is not asyncio.current_task()
+            and not task.done()
+            and not task.cancelling()
+        )
+
+
+def _describe_unfinished(node: Node) -> Iterator[str]:
     """A line for each transaction that has not settled, which says what it waits for."""
     for live in unsettled_runs(node):
         waits = [_actor_waits(actor) for actor in live.actors.values()]
@@ -101,3 +173,9 @@ def _actor_activity(actor: Actor, executor: Executor) -> int:
 
 def _emissions_delivering(node: Node) -> bool:
     return hasattr(node, "emissions") and node.emissions.delivering()
+
+
+def _describe_task(task: asyncio.Task[Any]) -> str:
+    code = getattr(task.get_coro(), "cr_code", None)
+    where = f", {code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+    return f"{task.get_name()!r}: {getattr(task.get_coro(), '__qualname__', task.get_coro())}{where}"

@@ -10,17 +10,120 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import pytest
+from typing_extensions import override
 
 from bitactor.consumer import Consumer
-from bitactor.ports import Clock, Ids, Sink
+from bitactor.errors import BitActorError
+from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.testing import SequentialIds
 from bitactor.workflow import Workflow
+from mesh.mesh import Mesh
+from mesh.runtime.settings import Settings
+from mesh.testing.activity import LINGER, Leftovers
 from mesh.testing.clock import MeshClock
-from mesh.testing.leftovers import LINGER, Leftovers
-from mesh.testing.mesh import FixtureMesh
-from mesh.testing.portal import Portal
+from mesh.testing.portal import Portal, in_a_loop
 from mesh.testing.pulses import Pulses
-from mesh.testing.replace import Replacements
+from mesh.testing.replace import Replacements, replace_callbacks
+from mesh.transaction import BlockingTransaction, Transaction
+
+
+class FixtureMesh(Mesh):
+    """A `Mesh` that opens by itself when it is first used, and that the fixture closes.
+
+    In a coroutine it lives on the loop of the test; elsewhere on a loop in a thread, which all meshes of the test
+    share.  Closed by yourself, with `close`, nothing is said about what was still running.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        *definitions: Workflow | Consumer,
+        steps: Replacements | None = None,
+        sinks: Sequence[Sink] = (),
+        clock: Clock | None = None,
+        ids: Ids | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*definitions, sinks=[bench.pulses, *sinks], clock=clock, ids=ids, **_hermetic(options))
+        self._bench = bench
+        self._lock = asyncio.Lock()
+        if steps:
+            plans = replace_callbacks(definitions, steps)
+            self.node.plans.update(plans)
+            self.node.consumers.update({key: plans[plan.workflow] for key, plan in self.node.consumers.items()})
+
+    # On the loop of a test
+
+    @override
+    async def __aenter__(self) -> Self:
+        await self._open()
+        return self
+
+    @override
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._bench.end([self], failed=error is not None)
+
+    @override
+    async def stimulate(self, workflow: str | Workflow, input: Any = None, **options: Any) -> Transaction:
+        """Opens the mesh first if need be; see `Mesh.stimulate`."""
+        await self._open()
+        return await super().stimulate(workflow, input, **options)
+
+    @override
+    async def transaction(self, transaction: str) -> Transaction:
+        """Opens the mesh first if need be; see `Mesh.transaction`."""
+        await self._open()
+        return await super().transaction(transaction)
+
+    @override
+    async def transactions(self, **options: Any) -> list[TransactionRow]:
+        """Opens the mesh first if need be; see `Mesh.transactions`."""
+        await self._open()
+        return await super().transactions(**options)
+
+    async def _open(self) -> None:
+        if not in_a_loop():
+            raise BitActorError(
+                'a mesh lives on an asyncio loop; run this test on one (with anyio: `anyio_backend = "asyncio"`)'
+            )
+        async with self._lock:
+            if self.node.state == "new":
+                self._bench.begin()
+                await self.node.open()
+
+    # From a thread
+
+    @override
+    def __enter__(self) -> Self:
+        self._open_in_thread()
+        return self
+
+    @override
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bench.portal().call(self._bench.end, [self], failed=error is not None)
+
+    @override
+    def submit(self, workflow: str | Workflow, input: Any = None, **options: Any) -> BlockingTransaction:
+        """Opens the mesh first if need be; see `Mesh.submit`."""
+        self._open_in_thread()
+        return super().submit(workflow, input, **options)
+
+    @override
+    def run(self, workflow: str | Workflow, input: Any = None, *, timeout: float | None = None, **options: Any) -> Any:
+        """The mesh stays open afterwards; see `Mesh.run`."""
+        return self.submit(workflow, input, **options).result(timeout)
+
+    def _open_in_thread(self) -> None:
+        if in_a_loop():
+            raise BitActorError(
+                "this test is a coroutine: await `stimulate`; `submit` and `run` would block the loop that its mesh "
+                "lives on"
+            )
+        self._bench.portal().call(self._open)
 
 
 class MeshFactory:
@@ -199,3 +302,9 @@ class Bench:
             return result
 
         return test
+
+
+def _hermetic(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` completed so that the environment adds nothing."""
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in Settings.model_fields.items()}
+    return {name: value for name, value in defaults.items() if value is not None} | options

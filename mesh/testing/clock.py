@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from typing import Final, TypeVar
 
 from typing_extensions import override
@@ -12,7 +13,7 @@ from typing_extensions import override
 from bitactor.messages.duration import nanoseconds
 from bitactor.testing import FakeClock
 from mesh.runtime.node import Node
-from mesh.testing.activity import QUIESCENT, WORKING, activity, has_unfinished, steps_in_threads
+from mesh.testing.activity import QUIESCENT, WORKING, activity, has_unfinished, steps_in_threads, turns
 from mesh.testing.portal import Portal, in_a_loop
 
 T = TypeVar("T")
@@ -20,8 +21,6 @@ T = TypeVar("T")
 IDLE: Final = 0.02
 """Real seconds that a suspended coroutine is given by default before time jumps."""
 WITHIN: Final = 10.0
-_TURNS: Final = 20
-"""Turns of the loop that are enough for everything that waits for nobody else."""
 _POLL_SECONDS: Final = 0.001
 """Real seconds between two looks at a function that runs in a thread."""
 
@@ -85,7 +84,7 @@ class MeshClock(FakeClock):
     async def _quiesce(self, wait: bool, idle: float) -> bool:
         """Let everything happen that takes no time; True: nothing else is left to happen."""
         before = self._progress()
-        await _turns()
+        await turns()
         level = activity(self._nodes)
         if level != QUIESCENT and self._progress() == before:
             await asyncio.sleep(_POLL_SECONDS if level == WORKING and wait else idle)
@@ -123,14 +122,11 @@ class MeshClock(FakeClock):
 
         For tests that are no coroutines: `with fake_clock.passing(): tx.result(timeout=10)`.
         """
+        passing: asyncio.Task[None] | Future[None]
         if in_a_loop():
-            task = asyncio.get_running_loop().create_task(self._pass_for_ever(idle), name="passing")
-            try:
-                yield
-            finally:
-                task.cancel()
-            return
-        passing = self._portal().start(self._pass_for_ever(idle))
+            passing = asyncio.get_running_loop().create_task(self._pass_for_ever(idle), name="passing")
+        else:
+            passing = self._portal().start(self._pass_for_ever(idle))
         try:
             yield
         finally:
@@ -148,7 +144,7 @@ class MeshClock(FakeClock):
         """Let everything happen that takes no time, then jump once if there is nothing else to wait for; whether
         `future` is done."""
         before = self._progress()
-        await _turns()
+        await turns()
         if future.done():
             return True
         if self._progress() != before:
@@ -179,8 +175,3 @@ class MeshClock(FakeClock):
             f"after {within:g} s of real time, {passed:,.0f} s by this clock, what was awaited has not come; "
             "time alone does not bring it"
         )
-
-
-async def _turns() -> None:
-    for _ in range(_TURNS):
-        await asyncio.sleep(0)

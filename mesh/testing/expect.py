@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from bitactor.errors import suggest
 from bitactor.messages.pulse import KINDS, Pulse
-from mesh.testing.lines import format_pulse
+from mesh.testing.pulses import format_pulse
 
 Branch = str | tuple[str, ...]
 Expected = str | EllipsisType | AbstractSet[Branch]

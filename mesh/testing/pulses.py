@@ -8,10 +8,20 @@ from typing import Any
 from typing_extensions import override
 
 from bitactor.export.display import readable_pulses
-from bitactor.messages.pulse import Pulse
+from bitactor.messages.pulse import UNDO_FAILED, UNDONE, Pulse
+from bitactor.messages.signal import UNDO
 from bitactor.plan.plan import Plan
 from bitactor.testing import RecordingSink
-from mesh.testing.lines import format_pulse, transaction_id_of
+
+
+def format_pulse(pulse: Pulse, *, error: bool = False) -> str:
+    """A pulse as text: `kind step`; `kind step.undo` for what an undo goes through on its way to `undone step`; `kind`
+    alone where there is no step."""
+    step = pulse.step
+    if step and pulse.direction == UNDO and pulse.kind not in (UNDONE, UNDO_FAILED):
+        step = f"{step}.undo"
+    text = f"{pulse.kind} {step}".rstrip()
+    return f"{text}: {pulse.error}" if error and pulse.error else text
 
 
 class Pulses(RecordingSink):
@@ -46,19 +56,19 @@ class Pulses(RecordingSink):
             workflow: of this workflow or consumer, by its name.
             transaction: of this one, by its id or itself.
         """
-        wanted = {"step": step, "kind": kind, "workflow": workflow, "transaction": transaction_id_of(transaction)}
+        wanted = {"step": step, "kind": kind, "workflow": workflow, "transaction": _id_of(transaction)}
         criteria = [(name, value) for name, value in wanted.items() if value is not None]
         return [pulse for pulse in self._readable() if all(getattr(pulse, name) == value for name, value in criteria)]
 
     @override
     def kinds(self, transaction: Any = None) -> list[str]:
         """The kinds of the pulses so far, of one transaction (by its id or itself) or of all."""
-        return super().kinds(transaction_id_of(transaction))
+        return super().kinds(_id_of(transaction))
 
     def lines(self, transaction: Any = None) -> list[str]:
         """The pulses as `assert_trace` reads them: `completed create_user`, `spawned create_user.undo`, `finished`,
         …"""
-        wanted = transaction_id_of(transaction)
+        wanted = _id_of(transaction)
         return [format_pulse(pulse) for pulse in list(self.pulses) if wanted is None or pulse.transaction == wanted]
 
     def transactions(self, workflow: str | None = None) -> list[str]:
@@ -86,3 +96,8 @@ class Pulses(RecordingSink):
             whole = own[0].seq == 0
             readable[transaction] = iter(readable_pulses(self._plans.get(own[0].workflow) if whole else None, own))
         return [next(readable[pulse.transaction]) for pulse in pulses]
+
+
+def _id_of(given: Any) -> str | None:
+    """The id of a transaction that is given by its id or itself."""
+    return given if given is None or isinstance(given, str) else given.id
