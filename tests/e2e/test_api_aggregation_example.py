@@ -17,7 +17,7 @@ import pytest
 
 from bitactor import WorkflowFailed
 from mesh import Mesh, Transaction
-from mesh.ready.resources.oauth import ClientCredentials, TokenAuth
+from mesh.ready.resources.http import ClientCredentials, TokenAuth
 from mesh.ready.steps.http import HttpError, HttpUnreachable
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "api_aggregation"

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from cachetools import TLRUCache
@@ -124,17 +123,6 @@ class Cache:
                 del self._making[key]
 
 
-@dataclass(frozen=True)
-class _Factory:
-    """Makes the cache."""
-
-    max_entries: int
-    ttl: float | None
-
-    async def __call__(self) -> Cache:
-        return Cache(self.max_entries, self.ttl)
-
-
 def cache(name: str = "cache", *, max_entries: int = DEFAULT_ENTRIES, ttl: float | None = None) -> Resource:
     """A resource that is a `Cache`.
 
@@ -150,7 +138,11 @@ def cache(name: str = "cache", *, max_entries: int = DEFAULT_ENTRIES, ttl: float
         raise DefinitionError(f"resource {name!r}: max_entries={max_entries!r}; a whole number, at least 1")
     if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0):
         raise DefinitionError(f"resource {name!r}: ttl={ttl!r}; give seconds, more than zero, or None")
-    return Resource(name, _Factory(max_entries, ttl), provides=Cache, requires=())
+
+    async def make() -> Cache:
+        return Cache(max_entries, ttl)
+
+    return Resource(name, make, provides=Cache, requires=())
 
 
 def _ends(_: Hashable, entry: _Entry, now: float) -> float:

@@ -13,7 +13,7 @@ The engine is made when it is first needed, checked, and disposed of when the me
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from bitactor.declare.resource import DEFAULT_CHECK_EVERY, Resource
@@ -28,27 +28,6 @@ except ModuleNotFoundError as missing:
     raise missing_extra("database", __name__, missing) from None
 
 _ASYNC_DRIVERS: Final = {"sqlite": "aiosqlite", "postgresql": "asyncpg", "mysql": "aiomysql", "mariadb": "aiomysql"}
-
-
-@dataclass(frozen=True)
-class _Factory:
-    """Makes the engine; it connects when it is first used."""
-
-    name: str
-    url: sqlalchemy.URL
-    options: Mapping[str, Any]
-
-    def __call__(self) -> AsyncEngine:
-        try:
-            return create_async_engine(self.url, **self.options)
-        except (ArgumentError, TypeError) as error:
-            raise ConfigurationError(
-                f"resource {self.name!r}: {self.url.drivername} does not take these options: {error}"
-            ) from None
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                f"resource {self.name!r}: {self.url.drivername} needs the driver {error.name!r}; install it"
-            ) from None
 
 
 def database(
@@ -81,17 +60,34 @@ def database(
     Raises:
         DefinitionError: the name or the URL is wrong.
     """
-    made = _url(name, url)
     options = {
         "pool_size": pool_size, "max_overflow": max_overflow, "pool_timeout": pool_timeout,
         "pool_recycle": pool_recycle, "isolation_level": isolation_level,
         "connect_args": None if connect_args is None else dict(connect_args),
     }  # fmt: skip
     given = {option: value for option, value in options.items() if value is not None}
-    factory = _Factory(name, made, given)
+    factory = partial(_make, name, _url(name, url), given)
     return Resource(
-        name, factory, close=_dispose, check=_is_alive, check_every=check_every, provides=AsyncEngine, requires=()
+        name,
+        factory,
+        close=AsyncEngine.dispose,
+        check=_is_alive,
+        check_every=check_every,
+        provides=AsyncEngine,
+        requires=(),
     )
+
+
+def _make(name: str, url: sqlalchemy.URL, options: Mapping[str, Any]) -> AsyncEngine:
+    """Makes the engine; it connects when it is first used."""
+    try:
+        return create_async_engine(url, **options)
+    except (ArgumentError, TypeError) as error:
+        raise ConfigurationError(f"resource {name!r}: {url.drivername} does not take these options: {error}") from None
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"resource {name!r}: {url.drivername} needs the driver {error.name!r}; install it"
+        ) from None
 
 
 def _url(name: str, url: str) -> sqlalchemy.URL:
@@ -118,7 +114,3 @@ def _url(name: str, url: str) -> sqlalchemy.URL:
 async def _is_alive(engine: AsyncEngine) -> bool:
     async with engine.connect() as connection:
         return (await connection.execute(sqlalchemy.text("SELECT 1"))).scalar() == 1
-
-
-async def _dispose(engine: AsyncEngine) -> None:
-    await engine.dispose()

@@ -126,7 +126,6 @@ class Request(ReadyStep):
             raise HttpUnreachable(self.method, url, redact(reason, secrets)) from None
 
     async def _result_or_retry(self, response: httpx2.Response, ctx: Context, secrets: set[str]) -> Any:
-        """The step's result; or `Retry`, when the server said when to try again."""
         url, status = shown_url(str(response.url)), response.status_code
         if status in self._expected if self._expected else response.is_success:
             return await http_message.result_of(response, self.max_bytes, f"{self.method} {url}")

@@ -76,7 +76,6 @@ class _Capture(asyncio.Protocol):
         self.ended.set()
 
     def close(self) -> None:
-        """Read no more from the pipe."""
         if self._transport is not None:
             self._transport.close()
 
