@@ -50,9 +50,9 @@ _VERBS = {
     "stimulate": "stimulate:stimulate",
     "trace": "trace:trace",
     "list": "list:list_transactions",
-    "cancel": "cancel:cancel",
-    "resume": "resume:resume",
-    "undo": "undo:undo",
+    "cancel": "change:cancel",
+    "resume": "change:resume",
+    "undo": "change:undo",
     "graph": "graph:graph",
     "doctor": "doctor:doctor",
 }

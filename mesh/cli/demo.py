@@ -21,8 +21,7 @@ from mesh.cli.options import Json
 from mesh.cli.output import WATERFALL_WIDTH, err, out, print_document, print_table
 from mesh.cli.waterfall.render import show
 from mesh.demo.findings import WHY
-from mesh.demo.rows import FIELDS, SHIPPED, read_rows
-from mesh.demo.walkthrough import Outcome, ProgressCallback, Walkthrough
+from mesh.demo.walkthrough import FIELDS, SHIPPED, Outcome, ProgressCallback, Walkthrough, read_rows
 
 
 async def demo(

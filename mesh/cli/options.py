@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
-from rich.text import Text
 
 from bitactor.ports import TransactionRow
 from mesh.cli.exits import UsageError
-from mesh.cli.output import out, print_document, status_text
 from mesh.network.client import Client
 
 T = TypeVar("T")
@@ -31,8 +29,6 @@ Curve = Annotated[
     Path | None,
     Parameter("--curve", env_var="BITACTOR_CURVE", help="File with the mesh's key pair; tcp endpoints need it."),
 ]
-Reason = Annotated[str, Parameter("--reason", help="Kept in the journal.")]
-
 _FULL_ID = 32
 
 
@@ -57,34 +53,16 @@ def require_source(store: str, registry: str) -> None:
         )
 
 
-def require_registry(registry: str) -> None:
-    """Raise `UsageError` unless a registry is given."""
+async def ask(registry: str, curve: Path | None, question: Callable[[Client], Awaitable[T]]) -> T:
+    """The answer to a question, asked with a client that is open for that time.
+
+    Raises:
+        UsageError: no registry is given.
+    """
     if not registry:
         raise UsageError("where is the mesh? --registry was not given", "give it, or set BITACTOR_REGISTRY")
-
-
-async def ask(registry: str, curve: Path | None, question: Callable[[Client], Awaitable[T]]) -> T:
-    """The answer to a question, asked with a client that is open for that time."""
-    require_registry(registry)
     async with Client(registry, curve=curve) as client:
         return await question(client)
-
-
-async def change(
-    transaction: str,
-    registry: str,
-    curve: Path | None,
-    verb: Callable[[Client, str], Awaitable[dict[str, Any]]],
-    *,
-    machine: bool,
-) -> None:
-    """Ask for something to be done to a transaction, and show how it stands then."""
-    wanted = transaction_id(transaction)
-    summary = await ask(registry, curve, lambda client: verb(client, wanted))
-    if machine:
-        print_document(summary)
-    else:
-        out().print(Text.assemble(f"{wanted} ", status_text(summary["status"])))
 
 
 def parse_row(fields: dict[str, object]) -> TransactionRow:

@@ -21,14 +21,22 @@ PIPED_WIDTH: Final = 200
 WATERFALL_WIDTH: Final = 110
 """Columns of a waterfall where the output is no terminal; a waterfall is never cropped."""
 
-STATUS_STYLES: Final = {
-    "running": "blue",
+STYLES: Final = {
     "completed": "green",
     "compensated": "yellow",
+    "failed": "red",
+    "retried": "yellow",
+    "timed_out": "magenta",
+    "undone": "cyan",
+    "undo_failed": "bold red",
+    "tombstone": "bold red",
     "cancelled": "magenta",
-    "halted": "blue",
     "stuck": "bold red",
+    "halted": "blue",
+    "resumed": "blue",
+    "running": "blue",
 }
+"""Status of a transaction, or what became of a hop → how it is shown."""
 
 
 class PipedConsole(Console):
@@ -93,7 +101,7 @@ def print_table(
 
 def status_text(status: str) -> Text:
     """A transaction's status in its colour."""
-    return Text(status, style=STATUS_STYLES.get(status, ""))
+    return Text(status, style=STYLES.get(status, ""))
 
 
 def moment(at_ns: int) -> str:

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
@@ -28,15 +28,35 @@ Verbose = Annotated[
 ]
 
 
-class Server(Protocol):
-    """A server that runs until it is stopped: the first `stop` drains, the second ends it at once."""
+class NodeServer:
+    """A server of a mesh without an ingress."""
 
-    started: asyncio.Event
-    url: str
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._stop_requested = asyncio.Event()
+        self._draining: asyncio.Task[None] | None = None
+        self.started = asyncio.Event()
+        self.url = ""
 
-    async def run(self) -> None: ...
+    async def run(self) -> None:
+        """Open the mesh, wait for `stop`, drain, close."""
+        async with self._mesh:
+            self.started.set()
+            await self._stop_requested.wait()
+            self._draining = asyncio.ensure_future(self._mesh.close())
+            await asyncio.wait((self._draining,))
+            if not self._draining.cancelled():
+                self._draining.result()
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Stop the server: the first call drains, the second ends it now."""
+        if self._stop_requested.is_set() and self._draining is not None:
+            self._draining.cancel()
+        self._stop_requested.set()
+
+
+Server = HttpServer | NodeServer
+"""A server that runs until it is stopped: the first `stop` drains, the second ends it at once."""
 
 
 async def run(
@@ -173,30 +193,3 @@ def _print_ready(server: Server, mesh: Mesh, *, machine: bool) -> None:
         about["store"],
     ]
     print("; ".join(part for part in parts if part), flush=True)
-
-
-class NodeServer:
-    """A server of a mesh without an ingress."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-        self._stop_requested = asyncio.Event()
-        self._draining: asyncio.Task[None] | None = None
-        self.started = asyncio.Event()
-        self.url = ""
-
-    async def run(self) -> None:
-        """Open the mesh, wait for `stop`, drain, close."""
-        async with self._mesh:
-            self.started.set()
-            await self._stop_requested.wait()
-            self._draining = asyncio.ensure_future(self._mesh.close())
-            await asyncio.wait((self._draining,))
-            if not self._draining.cancelled():
-                self._draining.result()
-
-    def stop(self) -> None:
-        """Stop the server: the first call drains, the second ends it now."""
-        if self._stop_requested.is_set() and self._draining is not None:
-            self._draining.cancel()
-        self._stop_requested.set()

@@ -6,14 +6,15 @@ import asyncio
 import json as json_module
 import sys
 from collections.abc import Mapping, Sequence
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
+from urllib.parse import quote, urlsplit
 
 from cyclopts import Parameter
 
 from bitactor.declare.stimulus import StimulusOptions
 from mesh.cli.exits import FAILED, OK, UNREACHABLE, USAGE, CommandError, UsageError
-from mesh.cli.http import HttpResponse, post_stimulus
 from mesh.cli.options import Curve, Json, Registry, ask
 from mesh.cli.output import err, out, print_document, short
 from mesh.ingress.headers import headers_of
@@ -45,6 +46,12 @@ _Async = Annotated[
     bool,
     Parameter("--async", negative=(), show_default=False, help="Do not wait for the end, only until it is accepted."),
 ]
+
+
+class _Response(NamedTuple):
+    status: int
+    content: Any
+    """The value of the response's JSON document."""
 
 
 async def stimulate(
@@ -94,7 +101,7 @@ async def stimulate(
     )
     if http:
         headers = headers_of(options) | ({"Prefer": "respond-async"} if respond_async else {})
-        summary = _summary_from(await asyncio.to_thread(post_stimulus, http, workflow, given, headers, timeout))
+        summary = _summary_from(await asyncio.to_thread(_post, http, workflow, given, headers, timeout))
     else:
 
         async def begin(client: Client) -> dict[str, Any]:
@@ -138,7 +145,48 @@ def _fields(option: str, texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _summary_from(response: HttpResponse) -> dict[str, Any]:
+def _post(base: str, workflow: str, given: Any, headers: Mapping[str, str], timeout: float | None) -> _Response:
+    """`POST /stimuli/{workflow}` at the ingress whose address is `base`.
+
+    Raises:
+        UsageError: `base` is no http address.
+        CommandError: nobody answers there, or what answers is no ingress.
+    """
+    connection = _connect(base, timeout)
+    path = f"{urlsplit(base).path.rstrip('/')}/stimuli/{quote(workflow, safe='')}"
+    try:
+        connection.request("POST", path, json_module.dumps(given), {"Content-Type": "application/json", **headers})
+        response = connection.getresponse()
+        return _Response(response.status, json_module.loads(response.read()))
+    except TimeoutError:
+        raise CommandError(
+            f"{base} did not answer within {timeout:g} s; the transaction, if it began, goes on", UNREACHABLE
+        ) from None
+    except ValueError:
+        raise CommandError(
+            f"what answers at {base} is no BitActor ingress: its answer is not JSON", UNREACHABLE
+        ) from None
+    except (OSError, HTTPException) as error:
+        raise CommandError(
+            f"nobody answers at {base}: {error}", UNREACHABLE, "'bitactor run MODULE:OBJECT --http 8000' serves it"
+        ) from None
+    finally:
+        connection.close()
+
+
+def _connect(base: str, timeout: float | None) -> HTTPConnection:
+    url = urlsplit(base)
+    kinds: dict[str, type[HTTPConnection]] = {"http": HTTPConnection, "https": HTTPSConnection}
+    try:
+        port = url.port
+    except ValueError:
+        port = -1
+    if url.scheme not in kinds or not url.hostname or port == -1:
+        raise UsageError(f"--http {base!r} is no address", "such as http://127.0.0.1:8000")
+    return kinds[url.scheme](url.hostname, port, timeout=timeout)
+
+
+def _summary_from(response: _Response) -> dict[str, Any]:
     """The ingress' answer, as `mesh.transaction.transaction_as_plain` would say it."""
     content = response.content if isinstance(response.content, dict) else {}
     if "transaction" in content and "status" in content and isinstance(content["status"], str):

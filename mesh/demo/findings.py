@@ -41,7 +41,6 @@ class Ending:
 
     row: TransactionRow
     how: str
-    error: str
     hops: int
     redelivered: int
     retried: int
@@ -157,7 +156,6 @@ def _ending(row: TransactionRow, pulses: Sequence[Pulse]) -> Ending:
     return Ending(
         row=row,
         how=_how(row, pulses, error),
-        error=error,
         hops=len({pulse.hop for pulse in pulses if pulse.kind == kinds.SPAWNED}),
         redelivered=sum(pulse.kind == kinds.SPAWNED and "lost" in (pulse.data or {}) for pulse in pulses),
         retried=sum(pulse.kind == kinds.RETRIED for pulse in pulses),

@@ -18,37 +18,38 @@ GREYLISTED: Final = 11
 """One address in so many is greylisted: its first letter is told to come again."""
 
 
-class MailServer:
+class MailServer(ThreadingHTTPServer):
     """A mail server that takes letters at `POST /letters`; a letter that comes again with the key it had is the same
     letter."""
 
+    daemon_threads = True
+    request_queue_size = 128
+
     def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.delivered: set[str] = set()
         """Idempotency keys of the letters that were taken."""
-        self.refused = 0
-        self.repeated = 0
         self._tries: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), self)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), name="mail-server", daemon=True
-        )
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="mail-server", daemon=True)
 
     @property
     def address(self) -> str:
         """The URL on which the server listens."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self.server_address[1]}"
 
+    @override
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
+    @override
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.shutdown()
+        self.shutdown()
         self._thread.join()
-        self._server.server_close()
+        self.server_close()
 
     def take(self, to: str, key: str) -> tuple[int, str]:
         """Take one letter; returns HTTP status and text."""
@@ -56,23 +57,11 @@ class MailServer:
         with self._lock:
             self._tries[key] += 1
             if mood % FULL_MAILBOX == 0:
-                self.refused += 1
                 return 503, f"{to}: mailbox full"
             if mood % GREYLISTED == 0 and self._tries[key] == 1:
-                self.refused += 1
                 return 451, f"{to}: greylisted, try again"
-            self.repeated += key in self.delivered
             self.delivered.add(key)
             return 202, f"letter {key[:8]} to {to}"
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], mail: MailServer) -> None:
-        super().__init__(address, _Handler)
-        self.mail = mail
 
     @override
     def handle_error(self, request: object, client_address: object) -> None:
@@ -80,12 +69,12 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: MailServer
     timeout = 5.0
 
     def do_POST(self) -> None:
         letter = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        status, text = self.server.mail.take(letter["to"], self.headers["Idempotency-Key"])
+        status, text = self.server.take(letter["to"], self.headers["Idempotency-Key"])
         body = text.encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from bitactor.errors import BitActorError
 
@@ -33,21 +32,13 @@ class DemoProcess(NamedTuple):
 
 
 class DemoProcesses:
-    """The processes of one demo; as a context manager, none is left at the end."""
+    """The processes of one demo; within `contextlib.aclosing`, none is left at the end."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         self._logs = logs
         ours = {name: value for name, value in os.environ.items() if not name.startswith("BITACTOR_")}
         self._environment = {**ours, **environment}
         self._running: dict[str, asyncio.subprocess.Process] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def start(self, name: str, arguments: Sequence[str]) -> DemoProcess:
         """Start `bitactor ARGUMENTS --json --until-stdin-closes`, and wait until it says that it is ready.
@@ -74,7 +65,7 @@ class DemoProcesses:
         """Kill a process with SIGKILL, so that it takes no leave."""
         child.process.kill()
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Ask all processes to stop, and kill with their groups those that have not in time; twice is once."""
         running = [process for process in reversed(self._running.values()) if process.returncode is None]
         self._running.clear()

@@ -4,11 +4,12 @@ about it."""
 from __future__ import annotations
 
 import asyncio
+import csv
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,6 @@ from mesh.demo.findings import Findings, read_findings
 from mesh.demo.mail import MailServer
 from mesh.demo.post import PostResult, post, post_all
 from mesh.demo.processes import DemoProcess, DemoProcesses
-from mesh.demo.rows import UNLUCKY
 from mesh.demo.signup import MAIL, USERS
 from mesh.demo.users import Users
 from mesh.stores import open_reader
@@ -34,6 +34,15 @@ JOURNAL: Final = "pulses.db"
 TABLE: Final = "users.db"
 _SHORT: Final = 40
 WORKERS: Final = ("worker-1", "worker-2")
+
+SHIPPED: Final = Path(__file__).with_name("signups.csv")
+FIELDS: Final = ("name", "email", "country")
+UNLUCKY: Final = {
+    "name": "Wolfeschlegelsteinhausenbergerdorff (Hubert)",
+    "email": "hubert@example.org",
+    "country": "US",
+}
+"""The demo's own row, with a name that the screening step never gets through."""
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with what happens now, how many sign-ups are answered, and of how many."""
@@ -84,8 +93,8 @@ class Walkthrough:
         self._otlp = otlp
         self._progress = report
         self._answered = 0
+        # When the first sign-up was completed, and how many had been answered then.
         self._first_completed: tuple[float, int] | None = None
-        """When the first sign-up was completed, and how many had been answered then."""
         self._halfway = asyncio.Event()
 
     async def run(self) -> Outcome:
@@ -118,7 +127,7 @@ class Walkthrough:
                 "BITACTOR_DRAIN": "1",
                 "TMPDIR": str(sockets),
             }
-            async with DemoProcesses(sockets, environment) as processes:
+            async with aclosing(DemoProcesses(sockets, environment)) as processes:
                 self._report("starting a registry, a service and two workers")
                 url, victim = await self._start(processes, directory, sockets)
                 await self._warm_up(url)
@@ -195,6 +204,29 @@ class Walkthrough:
     def _report(self, what: str) -> None:
         with suppress(BrokenPipeError):
             self._progress(what, self._answered, len(self._rows))
+
+
+def read_rows(file: Path, limit: int | None = None) -> list[Mapping[str, str | None]]:
+    """The rows as what is posted, whatever is wrong with them; a field that a row lacks is None.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is not UTF-8, or has other columns.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            missing = [field for field in FIELDS if field not in (reader.fieldnames or ())]
+            if missing:
+                raise ConfigurationError(
+                    f"{file} has no column {', '.join(missing)}: its first line is to name {', '.join(FIELDS)}, with "
+                    "commas between"
+                )
+            rows = [{field: row[field] for field in FIELDS} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigurationError(f"cannot read {file} as UTF-8 CSV: {error}") from None
+    if not rows:
+        raise ConfigurationError(f"{file} has no rows below its first line")
+    return list(rows[:limit])
 
 
 def _socket_directory() -> Path:

@@ -16,26 +16,12 @@ from rich.console import Console
 from rich.text import Text
 
 from bitactor.messages.pulse import Pulse
+from mesh.cli.output import STYLES
 from mesh.cli.waterfall.rows import Row, Timeline, timelines
 from mesh.sinks.plain import plain_pulse
 
 MIN_WIDTH: Final = 40
 
-_STYLES: Final = {
-    "completed": "green",
-    "compensated": "yellow",
-    "failed": "red",
-    "retried": "yellow",
-    "timed_out": "magenta",
-    "undone": "cyan",
-    "undo_failed": "bold red",
-    "tombstone": "bold red",
-    "cancelled": "magenta",
-    "stuck": "bold red",
-    "halted": "blue",
-    "resumed": "blue",
-    "running": "blue",
-}
 _SYMBOLS: Final = {
     "completed": ("✓", "+"),
     "compensated": ("↷", "~"),
@@ -174,7 +160,7 @@ def _header(timeline: Timeline, layout: Layout) -> list[Text]:
     verb = "after" if status in ("running", "halted", "stuck") else "in"
     ending = f"  {symbol} {status} {verb} {total}"
     title = Text(layout.crop(layout.clean(timeline.workflow), layout.width - len(ending)), style="bold")
-    title.append(ending, style=_STYLES.get(status, ""))
+    title.append(ending, style=STYLES.get(status, ""))
     started = dt.datetime.fromtimestamp(timeline.start_ns / 1e9, dt.UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"
     budget = f"ttl {timeline.ttl}, {timeline.ttl_left} left" if timeline.ttl is not None else "ttl unknown"
     lines = [title, Text(layout.crop(f"{timeline.transaction}  {budget}  {started}", layout.width), style="dim")]
@@ -184,7 +170,7 @@ def _header(timeline: Timeline, layout: Layout) -> list[Text]:
     if timeline.root != timeline.transaction:
         lines.append(Text(layout.crop(f"in trace {timeline.root}", layout.width), style="dim"))
     if timeline.error and status != "completed":
-        lines.append(Text(layout.crop(layout.clean(timeline.error), layout.width), style=_STYLES.get(status, "")))
+        lines.append(Text(layout.crop(layout.clean(timeline.error), layout.width), style=STYLES.get(status, "")))
     return lines
 
 
@@ -217,7 +203,7 @@ def _titles(columns: _Columns, total: int, layout: Layout) -> Text:
 
 
 def _row_line(row: Row, columns: _Columns, start: int, end: int, layout: Layout, depth: int) -> Text:
-    style = _STYLES.get(row.outcome, "dim")
+    style = STYLES.get(row.outcome, "dim")
     table = _STATUS_SYMBOLS if row.kind == "transaction" else _SYMBOLS
     line = Text(layout.symbol(table.get(row.outcome, ("?", "?"))) + " ", style=style)
     name = layout.pad("  " * depth + layout.clean(row.name), columns.name)
@@ -253,7 +239,7 @@ def _bar(row: Row, width: int, start: int, end: int, layout: Layout) -> str:
 
 def _note_lines(row: Row, layout: Layout, depth: int) -> list[Text]:
     lead = "  " + "  " * depth + layout.symbol(("└ ", "` "))
-    style = _STYLES.get(row.outcome, "") if row.outcome != "completed" else "dim"
+    style = STYLES.get(row.outcome, "") if row.outcome != "completed" else "dim"
     return [Text(layout.crop(lead + layout.clean(note), layout.width), style=style) for note in row.notes]
 
 

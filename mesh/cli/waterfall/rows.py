@@ -72,15 +72,12 @@ def timelines(pulses: Sequence[Pulse]) -> list[Timeline]:
 
 
 class _Attempt:
-    """A row being put together."""
-
     def __init__(self, pulse: Pulse) -> None:
         self.first = pulse
         self.start_ns = pulse.at_ns
         self.last: Pulse | None = None
         self.notes: list[str] = []
         self.has_tombstone = False
-        """Whether a tombstone was put on this attempt."""
 
     def end(self, pulse: Pulse) -> None:
         # A timed-out attempt may get a verdict later; what happened to it first is what the row is about.

@@ -13,7 +13,7 @@ from bitactor import Workflow
 from bitactor.export.mermaid import mermaid
 from bitactor.launcher import HOME, complaint, namesake, stranger
 from mesh.cli import main
-from mesh.demo.rows import FIELDS, SHIPPED, read_rows
+from mesh.demo.walkthrough import FIELDS, SHIPPED, read_rows
 
 
 @pytest.fixture(autouse=True)
