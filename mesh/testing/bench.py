@@ -178,8 +178,7 @@ class Bench:
         self._ids = SequentialIds()
         self._meshes: list[FixtureMesh] = []
         self._portal: Portal | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        """Tasks that were there before our meshes."""
+        self._tasks: set[asyncio.Task[Any]] = set()  # those that were there before our meshes
         self._unwrap: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:

@@ -36,8 +36,7 @@ class MeshClock(FakeClock):
     def __init__(self, portal: Callable[[], Portal], progress: Callable[[], int]) -> None:
         super().__init__()
         self._portal = portal
-        self._progress = progress
-        """Returns a number that changes when anything happens in one of the meshes."""
+        self._progress = progress  # a number that changes when anything happens in one of the meshes
         self._nodes: list[Node] = []
 
     def watch(self, node: Node) -> None:

@@ -97,13 +97,13 @@ class _Match:
     def __init__(self, pulses: Sequence[Pulse], items: Sequence[Expected]) -> None:
         self._pulses = pulses
         self._items = items
+        # For each item, how many lines the items before it have.
         self._before = [0, *accumulate(_lines_in(item) for item in items)]
-        """For each item, how many lines the items before it have."""
         self._refuted: set[Any] = set()
         self._best_lines = -1
         self._best_position = 0
+        # Whether the missing line was looked for from the furthest position on, not only there.
         self._anywhere = False
-        """Whether the missing line was looked for from the furthest position on, not only there."""
         self._missing: list[str] = []
 
     def found(self) -> bool:

@@ -99,5 +99,4 @@ class Pulses(RecordingSink):
 
 
 def _id_of(given: Any) -> str | None:
-    """The id of a transaction that is given by its id or itself."""
     return given if given is None or isinstance(given, str) else given.id
