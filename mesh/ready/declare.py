@@ -76,6 +76,18 @@ def is_again(ctx: Context) -> bool:
     return ctx.attempt > 1 or ctx.signal.delivery > 1
 
 
+def refuse_bound(option: str, bound: Any, highest: int, why: str = "") -> None:
+    """Raise `DefinitionError` unless a bound is a whole number from 1 to `highest`."""
+    if isinstance(bound, bool) or not isinstance(bound, int) or not 1 <= bound <= highest:
+        raise DefinitionError(f"{option}={bound!r}; a whole number from 1 to {highest:,}{why}")
+
+
+def refuse_seconds(option: str, seconds: Any) -> None:
+    """Raise `DefinitionError` unless these are seconds, zero or more."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+        raise DefinitionError(f"{option}={seconds!r}; give seconds, zero or more")
+
+
 @dataclass(frozen=True)
 class _TakenBack:
     """The undo of a ready-made step: takes the same arguments."""

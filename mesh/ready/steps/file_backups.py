@@ -284,7 +284,9 @@ def sweep(directory: str | Path, older_than: float) -> int:
     Transactions that old cannot be undone any more; let it be longer than any of yours takes.
     """
     before, swept = time.time() - older_than, 0
-    for path in find_backups(Path(directory)):
+    for path in Path(directory).rglob(f".*{SUFFIX}*"):
+        if not _OURS.fullmatch(path.name):
+            continue
         try:
             if path.lstat().st_ctime < before:
                 path.unlink()
@@ -292,11 +294,6 @@ def sweep(directory: str | Path, older_than: float) -> int:
         except FileNotFoundError:
             continue
     return swept
-
-
-def find_backups(directory: Path) -> Iterator[Path]:
-    """The files in `directory` that file steps keep, and that interrupted ones have left."""
-    return (path for path in directory.rglob(f".*{SUFFIX}*") if _OURS.fullmatch(path.name))
 
 
 def copy_file(source: Path, target: Path, durable: bool) -> Identity:

@@ -14,9 +14,9 @@ from typing import Any
 from typing_extensions import override
 
 from bitactor.declare.context import Context
-from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome
+from bitactor.errors import InvalidInput, InvalidOutcome
 from bitactor.messages.codec import MAX_TOKEN_BYTES
-from mesh.ready.declare import ReadyStep
+from mesh.ready.declare import ReadyStep, refuse_bound
 from mesh.ready.steps.file_backups import SUFFIX
 from mesh.ready.steps.file_paths import FileStep, open_regular, path_within
 from mesh.ready.templates import Template
@@ -33,7 +33,7 @@ class Read(FileStep):
 
     @override
     def __post_init__(self) -> None:
-        _refuse_bound("max_bytes", self.max_bytes, MAX_TOKEN_BYTES)
+        refuse_bound("max_bytes", self.max_bytes, MAX_TOKEN_BYTES)
         super().__post_init__()
 
     def __call__(self, *, ctx: Context, **given: Any) -> str | bytes:
@@ -58,7 +58,7 @@ class Glob(ReadyStep):
 
     @override
     def __post_init__(self) -> None:
-        _refuse_bound("max_paths", self.max_paths, 1_000_000)
+        refuse_bound("max_paths", self.max_paths, 1_000_000)
         super().__post_init__()
 
     def __call__(self, *, ctx: Context, **given: Any) -> list[str]:
@@ -104,8 +104,3 @@ class Stat(FileStep):
 def _paths(root: Path, pattern: str) -> Iterator[str]:
     found = glob.iglob(pattern, root_dir=root, recursive=True)  # noqa: PTH207 - pathlib takes hidden files for others
     return (path for path in found if path and not os.fspath(path).endswith(SUFFIX))
-
-
-def _refuse_bound(option: str, bound: Any, highest: int) -> None:
-    if isinstance(bound, bool) or not isinstance(bound, int) or not 1 <= bound <= highest:
-        raise DefinitionError(f"{option}={bound!r}; a whole number from 1 to {highest:,}")

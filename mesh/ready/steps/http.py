@@ -29,7 +29,7 @@ from bitactor.errors import ConfigurationError, DefinitionError, StepTimeout, su
 from bitactor.messages.codec import MAX_TOKEN_BYTES
 from bitactor.messages.outcome import Retry
 from bitactor.workflow import Workflow
-from mesh.ready.declare import ReadyStep, StepOptions, declare
+from mesh.ready.declare import ReadyStep, StepOptions, declare, refuse_bound, refuse_seconds
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import (
     HttpBusy,
@@ -256,11 +256,5 @@ def _refuse_wrong(wanted: Request, expected: Collection[int]) -> None:
     ]
     if wrong:
         raise DefinitionError(f"expect={wrong[0]!r} is no status; it is a number from 100 to 599, or several")
-    size, wait = wanted.max_bytes, wanted.longest_wait
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_TOKEN_BYTES:
-        raise DefinitionError(
-            f"max_bytes={size!r}; a whole number from 1 to {MAX_TOKEN_BYTES:,}, which is what a journal carries of a "
-            "step"
-        )
-    if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < float("inf"):
-        raise DefinitionError(f"longest_wait={wait!r}; give seconds, zero or more")
+    refuse_bound("max_bytes", wanted.max_bytes, MAX_TOKEN_BYTES, ", which is what a journal carries of a step")
+    refuse_seconds("longest_wait", wanted.longest_wait)

@@ -222,11 +222,6 @@ def hop_environment(ctx: Context) -> dict[str, str]:
     return {KEY_VARIABLE: ctx.idempotency_key, ATTEMPT_VARIABLE: f"{ctx.hop}-{ctx.signal.delivery}"}
 
 
-def format_mark(variable: str, value: str) -> str:
-    """A mark as it stands in an environment."""
-    return f"{variable}={value}"
-
-
 async def _wait_until_gone(mark: str, group: int | None, within: float, which: signal.Signals | None) -> bool:
     """Wait until the processes with that mark are gone; True: they are in time.  `which` goes to all that are not,
     again and again, for there may be new ones."""

@@ -27,14 +27,21 @@ from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome, RunError
 from bitactor.messages.codec import MAX_TOKEN_BYTES
 from bitactor.workflow import Workflow
-from mesh.ready.declare import ReadyStep, StepOptions, TakeBackOnLoop, declare, is_again
+from mesh.ready.declare import (
+    ReadyStep,
+    StepOptions,
+    TakeBackOnLoop,
+    declare,
+    is_again,
+    refuse_bound,
+    refuse_seconds,
+)
 from mesh.ready.steps.process_run import (
     ATTEMPT_VARIABLE,
     KEY_VARIABLE,
     OutputTooLarge,
     ProgramResult,
     end_leftovers,
-    format_mark,
     hop_environment,
     run_program,
 )
@@ -94,7 +101,7 @@ class Program(ReadyStep):
     async def take_back(self, *, ctx: Context, **given: Any) -> None:
         """End the processes of the step that may still run; then run the command that undoes."""
         if ctx.in_doubt:
-            await end_leftovers(format_mark(KEY_VARIABLE, ctx.forward_key), self.grace)
+            await end_leftovers(f"{KEY_VARIABLE}={ctx.forward_key}", self.grace)
         if self.undo:
             await self._run("undo", given, ctx, True)
 
@@ -102,14 +109,14 @@ class Program(ReadyStep):
         """Run one of the commands; `check`: raise `ProcessFailed` for another code than 0."""
         command, env, own = " ".join(getattr(self, part)), self._value("env", given), hop_environment(ctx)
         if is_again(ctx):
-            await end_leftovers(format_mark(KEY_VARIABLE, ctx.idempotency_key), self.grace)
+            await end_leftovers(f"{KEY_VARIABLE}={ctx.idempotency_key}", self.grace)
         try:
             result = await run_program(
                 _arguments(self._value(part, given)),
                 given=_bytes(self._value("input", given), self.encoding),
                 environment=_environment(env) | own,
                 directory=self._text("cwd", given) or None,
-                mark=format_mark(ATTEMPT_VARIABLE, own[ATTEMPT_VARIABLE]),
+                mark=f"{ATTEMPT_VARIABLE}={own[ATTEMPT_VARIABLE]}",
                 grace=self.grace,
                 max_bytes=self.max_output,
             )
@@ -182,13 +189,8 @@ def _refuse_wrong(program: Program) -> None:
             )
     if not program.command:
         raise DefinitionError("the command is empty")
-    size, grace = program.max_output, program.grace
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_TOKEN_BYTES // 2:
-        raise DefinitionError(
-            f"max_output={size!r}; a whole number from 1 to {MAX_TOKEN_BYTES // 2:,}, for a journal carries it"
-        )
-    if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace < float("inf"):
-        raise DefinitionError(f"grace={grace!r}; give seconds, zero or more")
+    refuse_bound("max_output", program.max_output, MAX_TOKEN_BYTES // 2, ", for a journal carries it")
+    refuse_seconds("grace", program.grace)
 
 
 def _arguments(command: Sequence[Any]) -> list[str]:
