@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from mesh.cli.options import Curve, Json, Registry, ask
 from mesh.cli.output import err, print_lines, print_table, short
-from mesh.cli.signals import StopSignals, end_of_stdin
+from mesh.cli.signals import StopSignals
 from mesh.network.client import Client
 from registry import Curve as KeyPair
 from registry import Entry, RegistryServer
@@ -79,15 +79,14 @@ async def serve(
         ipc:///directory/name, or tcp://host:port with --curve.
     """
     server = RegistryServer(endpoint, state, KeyPair.load(curve) if curve is not None else None)
-    with StopSignals() as stopping:
+    with StopSignals(until_stdin_closes=until_stdin_closes) as stopping:
         await asyncio.to_thread(server.start)
         try:
-            with end_of_stdin(stopping.request, enabled=until_stdin_closes):
-                if json:
-                    print_lines([{"ready": True, "endpoint": server.endpoint}])
-                else:
-                    print(f"registry ready at {server.endpoint}", flush=True)
-                await stopping.requested.wait()
+            if json:
+                print_lines([{"ready": True, "endpoint": server.endpoint}])
+            else:
+                print(f"registry ready at {server.endpoint}", flush=True)
+            await stopping.requested.wait()
         finally:
             await asyncio.to_thread(server.stop)
     return stopping.code

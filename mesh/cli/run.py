@@ -15,7 +15,7 @@ from mesh.cli.exits import CommandError, UsageError
 from mesh.cli.load import definitions, load
 from mesh.cli.options import Json
 from mesh.cli.output import print_lines
-from mesh.cli.signals import StopSignals, end_of_stdin
+from mesh.cli.signals import StopSignals
 from mesh.ingress.server import DEFAULT_HOST, HttpServer
 from mesh.mesh import Mesh
 
@@ -113,7 +113,7 @@ async def run(
         "hosts": False if no_host else None, "drain": drain,
     }  # fmt: skip
     mesh = _mesh(place, {name: value for name, value in options.items() if value is not None})
-    with StopSignals() as stopping, end_of_stdin(stopping.request, enabled=until_stdin_closes):
+    with StopSignals(until_stdin_closes=until_stdin_closes) as stopping:
         await _run(_server(mesh, http), mesh, stopping, machine=json)
     if mesh.node.collapsed:
         hint = "mend what it says; a service manager may start it again"

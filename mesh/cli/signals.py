@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
@@ -22,20 +20,23 @@ class StopSignals:
     """The signals that ask a command to end.  A context manager on the event loop's main thread; afterwards signals are
     as they were.
 
-    `requested` is set by the first signal.  The second one sets `forced`, and a second later ends the process whatever
-    it does.
+    `requested` is set by the first signal, and, with `until_stdin_closes`, when standard input ends: whoever held its
+    other end is gone.  The second signal sets `forced`, and a second later ends the process whatever it does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, until_stdin_closes: bool) -> None:
         self.requested = asyncio.Event()
         self.forced = asyncio.Event()
         self.code = OK
         """The command's exit code: 0, or 128 + signal after a second one."""
         self._loop = asyncio.get_running_loop()
+        self._until_stdin_closes = until_stdin_closes
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal, number)
+        if self._until_stdin_closes:
+            threading.Thread(target=self._watch_stdin, name="end-of-stdin", daemon=True).start()
         return self
 
     def __exit__(
@@ -43,10 +44,6 @@ class StopSignals:
     ) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.remove_signal_handler(number)
-
-    def request(self) -> None:
-        """Ask the command to end, as a first signal does; safe on any thread."""
-        self._loop.call_soon_threadsafe(self.requested.set)
 
     def force(self) -> None:
         """End the command now: whatever has not ended within a second is ended with the process."""
@@ -62,16 +59,7 @@ class StopSignals:
             self.force()
         self.requested.set()
 
-
-@contextmanager
-def end_of_stdin(call: Callable[[], None], *, enabled: bool) -> Iterator[None]:
-    """Have `call` called, on another thread, when standard input ends: whoever held its other end is gone."""
-    if enabled:
-
-        def watch() -> None:
-            while os.read(sys.stdin.fileno(), 4096):
-                pass
-            call()
-
-        threading.Thread(target=watch, name="end-of-stdin", daemon=True).start()
-    yield
+    def _watch_stdin(self) -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        self._loop.call_soon_threadsafe(self.requested.set)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 from urllib.parse import quote, urlsplit
 
 from cyclopts import Parameter
@@ -46,12 +46,6 @@ _Async = Annotated[
     bool,
     Parameter("--async", negative=(), show_default=False, help="Do not wait for the end, only until it is accepted."),
 ]
-
-
-class _Response(NamedTuple):
-    status: int
-    content: Any
-    """The value of the response's JSON document."""
 
 
 async def stimulate(
@@ -101,7 +95,7 @@ async def stimulate(
     )
     if http:
         headers = headers_of(options) | ({"Prefer": "respond-async"} if respond_async else {})
-        summary = _summary_from(await asyncio.to_thread(_post, http, workflow, given, headers, timeout))
+        summary = _summary_from(*await asyncio.to_thread(_post, http, workflow, given, headers, timeout))
     else:
 
         async def begin(client: Client) -> dict[str, Any]:
@@ -145,8 +139,8 @@ def _fields(option: str, texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _post(base: str, workflow: str, given: Any, headers: Mapping[str, str], timeout: float | None) -> _Response:
-    """`POST /stimuli/{workflow}` at the ingress whose address is `base`.
+def _post(base: str, workflow: str, given: Any, headers: Mapping[str, str], timeout: float | None) -> tuple[int, Any]:
+    """`POST /stimuli/{workflow}` at the ingress whose address is `base`; returns HTTP status and JSON document.
 
     Raises:
         UsageError: `base` is no http address.
@@ -157,7 +151,7 @@ def _post(base: str, workflow: str, given: Any, headers: Mapping[str, str], time
     try:
         connection.request("POST", path, json_module.dumps(given), {"Content-Type": "application/json", **headers})
         response = connection.getresponse()
-        return _Response(response.status, json_module.loads(response.read()))
+        return response.status, json_module.loads(response.read())
     except TimeoutError:
         raise CommandError(
             f"{base} did not answer within {timeout:g} s; the transaction, if it began, goes on", UNREACHABLE
@@ -186,16 +180,16 @@ def _connect(base: str, timeout: float | None) -> HTTPConnection:
     return kinds[url.scheme](url.hostname, port, timeout=timeout)
 
 
-def _summary_from(response: _Response) -> dict[str, Any]:
+def _summary_from(status: int, answer: Any) -> dict[str, Any]:
     """The ingress' answer, as `mesh.transaction.transaction_as_plain` would say it."""
-    content = response.content if isinstance(response.content, dict) else {}
+    content = answer if isinstance(answer, dict) else {}
     if "transaction" in content and "status" in content and isinstance(content["status"], str):
         return content
     if "transaction" in content:  # a problem that tells about a transaction
         return {**content, "status": content.get("transaction_status", "failed")}
     raise CommandError(
-        str(content.get("detail") or f"the ingress answered {response.status}"),
-        _REFUSED.get(response.status, UNREACHABLE),
+        str(content.get("detail") or f"the ingress answered {status}"),
+        _REFUSED.get(status, UNREACHABLE),
         str(content.get("title", "")),
     )
 

@@ -105,7 +105,7 @@ def read_findings(
         slow=next((ending for ending in ours if ending.how == TIMED_OUT), None),
         echo_hops=sum(ending.hops for ending in echoes),
         transactions=len(endings),
-        problems=list(_problems(ours, counts, posted, expected, users, letters, expired)),
+        problems=_problems(ours, counts, posted, expected, users, letters, expired),
     )
 
 
@@ -117,28 +117,26 @@ def _problems(
     users: int,
     letters: int,
     expired: Sequence[Ending],
-) -> Iterator[str]:
+) -> list[str]:
     completed = counts[COMPLETED]
-    if len(posted) != expected:
-        yield f"{expected} sign-ups were posted, {len(posted)} were answered"
-    if sum(counts.values()) != expected:
-        yield f"{expected} sign-ups were posted, {sum(counts.values())} endings were found"
-    if counts[UNANSWERED]:
-        yield f"{counts[UNANSWERED]} sign-ups have not ended"
-    if users != completed:
-        yield f"{completed} sign-ups completed, but the table has {users} users"
-    if letters != completed:
-        yield f"{completed} sign-ups completed, but the mail server took {letters} letters"
     answered = sum(answer.status == 200 for answer in posted)
-    if answered != completed:
-        yield f"{completed} sign-ups completed, but {answered} senders were told so"
     strange = sorted({answer.status for answer in posted} - {200, 409, 422})
-    if strange:
-        yield f"the ingress also answered {', '.join(map(str, strange))}"
-    if any(ending.row.status != "completed" and ending.row.status != "compensated" for ending in ours):
-        yield "a sign-up is neither completed nor compensated"
-    if len(expired) != 1:
-        yield f"the loop of signals left {len(expired)} ttl_expired tombstones, not one"
+    statuses = {ending.row.status for ending in ours}
+    doubts = (
+        (len(posted) != expected, f"{expected} sign-ups were posted, {len(posted)} were answered"),
+        (
+            sum(counts.values()) != expected,
+            f"{expected} sign-ups were posted, {sum(counts.values())} endings were found",
+        ),
+        (counts[UNANSWERED], f"{counts[UNANSWERED]} sign-ups have not ended"),
+        (users != completed, f"{completed} sign-ups completed, but the table has {users} users"),
+        (letters != completed, f"{completed} sign-ups completed, but the mail server took {letters} letters"),
+        (answered != completed, f"{completed} sign-ups completed, but {answered} senders were told so"),
+        (strange, f"the ingress also answered {', '.join(map(str, strange))}"),
+        (statuses - {"completed", "compensated"}, "a sign-up is neither completed nor compensated"),
+        (len(expired) != 1, f"the loop of signals left {len(expired)} ttl_expired tombstones, not one"),
+    )
+    return [problem for is_there, problem in doubts if is_there]
 
 
 def _rows(reader: StoreQueries) -> Iterator[TransactionRow]:

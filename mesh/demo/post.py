@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from bitactor.errors import BitActorError
+
+Send = Callable[[str, object, str], Awaitable[tuple[int, Mapping[str, Any]]]]
+"""Posts a stimulus to a path, with an idempotency key; returns HTTP status and JSON document."""
 
 
 class PostResult(NamedTuple):
@@ -23,11 +27,8 @@ class PostResult(NamedTuple):
 
 async def post(url: str, path: str, given: object, key: str) -> tuple[int, Mapping[str, Any]]:
     """Post one stimulus on a connection of its own; returns HTTP status and JSON document."""
-    connection = await _Connection.open(url)
-    try:
-        return await connection.post(path, given, key)
-    finally:
-        connection.close()
+    async with _connection(url) as send:
+        return await send(path, given, key)
 
 
 async def post_all(
@@ -42,15 +43,11 @@ async def post_all(
     posted: list[PostResult] = []
 
     async def work() -> None:
-        connection = await _Connection.open(url)
-        try:
+        async with _connection(url) as send:
             while due:
                 number, row = due.popleft()
-                status, content = await connection.post(path, row, f"{key}-{number}")
-                posted.append(PostResult(number, status, content))
+                posted.append(PostResult(number, *await send(path, row, f"{key}-{number}")))
                 answered(posted[-1])
-        finally:
-            connection.close()
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -61,34 +58,29 @@ async def post_all(
     return sorted(posted)
 
 
-class _Connection:
+@asynccontextmanager
+async def _connection(url: str) -> AsyncIterator[Send]:
     """One keep-alive connection; the ingress always says how long its answers are."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
 
-    def __init__(self, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._host = host
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def open(cls, url: str) -> _Connection:
-        address = urlsplit(url)
-        return cls(address.netloc, *await asyncio.open_connection(address.hostname, address.port))
-
-    async def post(self, path: str, given: object, key: str) -> tuple[int, Mapping[str, Any]]:
+    async def send(path: str, given: object, key: str) -> tuple[int, Mapping[str, Any]]:
         body = json.dumps(given).encode()
         head = (
-            f"POST {path} HTTP/1.1", f"Host: {self._host}", "Content-Type: application/json",
+            f"POST {path} HTTP/1.1", f"Host: {address.netloc}", "Content-Type: application/json",
             f"Idempotency-Key: {key}", f"Content-Length: {len(body)}", "", "",
         )  # fmt: skip
-        self._writer.write("\r\n".join(head).encode() + body)
-        await self._writer.drain()
-        status = int((await self._reader.readuntil(b"\r\n")).split()[1])
+        writer.write("\r\n".join(head).encode() + body)
+        await writer.drain()
+        status = int((await reader.readuntil(b"\r\n")).split()[1])
         length = 0
-        while (line := await self._reader.readuntil(b"\r\n")) != b"\r\n":
+        while (line := await reader.readuntil(b"\r\n")) != b"\r\n":
             name, _, value = line.partition(b":")
             if name.lower() == b"content-length":
                 length = int(value)
-        return status, json.loads(await self._reader.readexactly(length))
+        return status, json.loads(await reader.readexactly(length))
 
-    def close(self) -> None:
-        self._writer.close()
+    try:
+        yield send
+    finally:
+        writer.close()

@@ -61,10 +61,6 @@ class DemoProcesses:
         except (TimeoutError, ValueError):
             raise BitActorError(f"the demo's {name} did not come up: {self._last_log_line(name)}") from None
 
-    def kill(self, child: DemoProcess) -> None:
-        """Kill a process with SIGKILL, so that it takes no leave."""
-        child.process.kill()
-
     async def aclose(self) -> None:
         """Ask all processes to stop, and kill with their groups those that have not in time; twice is once."""
         running = [process for process in reversed(self._running.values()) if process.returncode is None]

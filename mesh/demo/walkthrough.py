@@ -132,7 +132,7 @@ class Walkthrough:
                 url, victim = await self._start(processes, directory, sockets)
                 await self._warm_up(url)
                 posting = time.monotonic()
-                posted, rate_before_kill = await self._post(url, processes, victim)
+                posted, rate_before_kill = await self._post(url, victim)
                 posting_seconds = time.monotonic() - posting
                 self._report("stopping")
             letters = len(mail.delivered)
@@ -169,9 +169,9 @@ class Walkthrough:
             if status != 200:
                 raise BitActorError(f"the worker processes could not be started: {content.get('detail', status)}")
 
-    async def _post(self, url: str, processes: DemoProcesses, victim: DemoProcess) -> tuple[list[PostResult], float]:
+    async def _post(self, url: str, victim: DemoProcess) -> tuple[list[PostResult], float]:
         self._report("signing up")
-        killing = asyncio.create_task(self._kill_halfway(processes, victim))
+        killing = asyncio.create_task(self._kill_halfway(victim))
         try:
             status, echoed = await post(url, "/stimuli/demo.echo", {"text": "hello"}, "echo")
             if status != 200:
@@ -185,10 +185,11 @@ class Walkthrough:
             await asyncio.gather(killing, return_exceptions=True)
         return posted, rate
 
-    async def _kill_halfway(self, processes: DemoProcesses, victim: DemoProcess) -> float:
-        """Kill `victim` half-way; returns how many sign-ups a second were answered until then."""
+    async def _kill_halfway(self, victim: DemoProcess) -> float:
+        """Kill `victim` half-way with SIGKILL, so that it takes no leave; returns how many sign-ups a second were
+        answered until then."""
         await self._halfway.wait()
-        processes.kill(victim)
+        victim.process.kill()
         self._report(f"killed {victim.name}, its hops move")
         since, already = self._first_completed or (0.0, self._answered)
         return (self._answered - already) / max(1e-3, time.monotonic() - since)
