@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from bitactor.ports import TransactionRow
 from mesh.cli.exits import UsageError
-from mesh.cli.options import Curve, Json, Registry, Store, ask, parse_row, require_source
+from mesh.cli.options import Curve, Json, Registry, Store, ask, require_source
 from mesh.cli.output import err, moment, print_lines, print_table, short, status_text
 from mesh.cli.waterfall.render import duration
 from mesh.stores import open_reader
@@ -58,7 +58,8 @@ async def list_transactions(
         found = await ask(
             registry, curve, lambda client: client.transactions(status=status, workflow=workflow, limit=limit)
         )
-        rows = [parse_row(fields) for fields in found]
+        # Fields of a later version are left out.
+        rows = [TransactionRow(**{name: fields[name] for name in TransactionRow._fields}) for fields in found]
     if json:
         print_lines(row._asdict() for row in rows)
     elif rows:

@@ -8,7 +8,6 @@ from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
 
-from bitactor.ports import TransactionRow
 from mesh.cli.exits import UsageError
 from mesh.network.client import Client
 
@@ -63,8 +62,3 @@ async def ask(registry: str, curve: Path | None, question: Callable[[Client], Aw
         raise UsageError("where is the mesh? --registry was not given", "give it, or set BITACTOR_REGISTRY")
     async with Client(registry, curve=curve) as client:
         return await question(client)
-
-
-def parse_row(fields: dict[str, object]) -> TransactionRow:
-    """The transaction row in a mapping that came over the wire; fields of a later version are left out."""
-    return TransactionRow(**{name: fields[name] for name in TransactionRow._fields})  # type: ignore[arg-type]

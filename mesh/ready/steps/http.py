@@ -188,8 +188,7 @@ def request(workflow: Workflow, name: str, method: str, url: str, **options: Unp
         DefinitionError: or one of its kinds.
     """
     what = f"step {name!r} of {workflow.name!r}"
-    known = RequestOptions.__annotations__
-    refuse_unknown(what, options, known)
+    refuse_unknown(what, options, RequestOptions.__annotations__)
     client = options.get("client", "http")
     if client not in workflow.resources:
         hint = (
