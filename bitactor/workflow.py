@@ -32,6 +32,7 @@ from bitactor.errors import CycleError, DefinitionError, DuplicateName, InvalidI
 from bitactor.export.describe import describe
 from bitactor.export.graph import from_dict, to_dict
 from bitactor.export.mermaid import mermaid
+from bitactor.kinds.base import FunctionKind
 from bitactor.kinds.declare import DeclaresKinds, MakeKind
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import DEFAULT_TTL, MAX_TTL
@@ -322,8 +323,7 @@ class Workflow(DeclaresKinds):
         function: Callable[..., Any],
         options: StepOptions,
         *,
-        make_kind: MakeKind | None = None,
-        label: str = "step",
+        make_kind: MakeKind = FunctionKind,
         deferred: bool = False,
     ) -> Step[..., Any]:
         if isinstance(function, Step):
@@ -350,8 +350,8 @@ class Workflow(DeclaresKinds):
                 f"workflow {self.name!r}: {name!r} is a reserved name ({', '.join(sorted(RESERVED))})"
             )
         what = f"step {name!r} of {self.name!r}"
-        kind = None if make_kind is None else make_kind(what, function)
-        step: Step[..., Any] = Step(self, name, function, options, kind=kind, label=label, deferred=deferred)
+        kind = make_kind(what, function)
+        step: Step[..., Any] = Step(self, name, function, options, kind=kind, deferred=deferred)
         options.refuse_unfit(what, function)
         self.steps[name] = step
         if deferred:

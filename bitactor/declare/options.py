@@ -137,7 +137,7 @@ STEP_OPTIONS: Final[Mapping[str, Field[Any]]] = {
     option.name: option for option in fields(StepOptions) if option.name != "given"
 }
 """All options of a step, by name.  The metadata say of which form an option is in a graph that is plain data (see
-`bitactor.export.graph.forms`); without any it is plain itself."""
+`bitactor.forms.keys`); without any it is plain itself."""
 
 NESTED_OPTIONS: Final = ("name", *NestedKeywords.__annotations__)
 """Names of the options that a step made of other steps, without a function of its own, takes too."""

@@ -28,11 +28,15 @@ class StepOwner(Protocol):
 
 
 class StepKind(Protocol):
-    """The kind of a step that is made of other steps, as the step sees it; see `bitactor.plan.kind`."""
+    """The kind of a step, as the step sees it; see `bitactor.plan.kind`."""
 
     @property
     def label(self) -> str:
-        """The kind as it is printed: `map`, `switch`, …"""
+        """The kind as it is printed: `step`, `map`, `template`, …"""
+
+    @property
+    def noun(self) -> str:
+        """The owner of the step's parameters in error messages."""
 
 
 class Step(Generic[P, R]):
@@ -45,8 +49,7 @@ class Step(Generic[P, R]):
         function: Callable[P, R],
         options: StepOptions,
         *,
-        kind: StepKind | None = None,
-        label: str = "step",
+        kind: StepKind,
         deferred: bool = False,
     ) -> None:
         self.workflow = workflow
@@ -54,9 +57,8 @@ class Step(Generic[P, R]):
         self.function = function
         self.options = options
         self.kind = kind
-        """Set: the step is made of other steps."""
-        self.label = label if kind is None else kind.label
-        """The kind as it is printed: `step`, `map`, `template`, …"""
+        self.label = kind.label
+        """The kind as it is printed."""
         self.deferred = deferred
         self.undo_function: Callable[..., Any] | None = None
         self.undo_in_doubt = False
@@ -81,7 +83,7 @@ class Step(Generic[P, R]):
     @property
     def noun(self) -> str:
         """The owner of the step's parameters in error messages: its function, or its kind."""
-        return "the function" if self.kind is None else f"the {self.label}"
+        return self.kind.noun
 
     def planned(
         self,
@@ -141,7 +143,7 @@ class Step(Generic[P, R]):
         return function
 
     def _refuse_for_nested(self, role: str, why: str) -> None:
-        if self.kind is not None and self.function is no_function:
+        if self.function is no_function:
             raise DefinitionError(f"{self.label} {self.name!r} of {self.workflow.name!r} cannot have {role}: {why}")
 
 

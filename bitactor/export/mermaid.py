@@ -25,8 +25,11 @@ from typing import Final
 
 from bitactor.declare.spawners import default_spawn
 from bitactor.export.step_counts import STATES, StepCounts, step_counts
+from bitactor.kinds import KINDS
+from bitactor.kinds.base import FunctionKind
 from bitactor.messages.pulse import RUNNING, Pulse
-from bitactor.plan.plan import Container, Plan, PlanStep
+from bitactor.plan.kind import Kind
+from bitactor.plan.plan import Arrow, Container, Plan, PlanStep
 
 _STYLES: Final = {
     "guarded": "stroke-dasharray: 4 3",
@@ -72,7 +75,7 @@ class _Drawing:
             self._from_input(step)
         if not plan.listens:
             statuses = Counter(self._counts.statuses)
-            self._boxes.append(f"    result([{_label(('result', *([_counted(statuses)] if statuses else ())))}])")
+            self._boxes.append(f"    result([{_label(('result', *_counted(statuses, list(statuses))))}])")
             self._arrows.append(f"s{plan.returns} --> result")
             if statuses:
                 worst = next((status for status in statuses if status not in _ENDED), next(iter(statuses)))
@@ -108,18 +111,12 @@ class _Drawing:
             self._box(step, step.name, _marks(step), place, (place,), depth)
         elif len(container.bodies) == 1 and container.bodies[0].steps[0].name == "":
             inner = container.bodies[0].steps[0]
-            self._box(
-                step,
-                step.name,
-                [*_marks(step), *_kind_marks(container), *_marks(inner)],
-                place,
-                (f"{place}_0_s0", place),
-                depth,
-            )
-            if container.max_rounds is not None:
-                self._arrows.append(f"{place} -.->|{_quoted(_bound(container))}| {place}")
+            marks = [*_marks(step), f"{step.kind}{container.mark}", *_marks(inner)]
+            self._box(step, step.name, marks, place, (f"{place}_0_s0", place), depth)
         else:
             self._frame(step, container, place, depth)
+        if container is not None:
+            self._arrows += map(_drawn_arrow, container.arrows(place))
 
     def _box(
         self, step: PlanStep, name: str, marks: Sequence[str], place: str, places: Sequence[str], depth: int
@@ -127,7 +124,7 @@ class _Drawing:
         counts = next(
             (self._counts.by_place[where] for where in places if where in self._counts.by_place), Counter[str]()
         )
-        label = _label((name, *marks, *([_states(counts)] if counts else ())))
+        label = _label((name, *marks, *_counted(counts)))
         opening, closing = (
             ("{{", "}}") if step.when is not None else ("[[", "]]") if step.container is not None else ("[", "]")
         )
@@ -140,7 +137,12 @@ class _Drawing:
 
     def _frame(self, step: PlanStep, container: Container, place: str, depth: int) -> None:
         counts = self._counts.by_place.get(place, Counter())
-        title = " · ".join((step.name, *_marks(step), *_kind_marks(container), *([_states(counts)] if counts else ())))
+        marks = (
+            *_marks(step),
+            f"{step.kind}{container.mark}",
+            *_counted(counts),
+        )
+        title = " · ".join((step.name, *marks))
         indent = "    " * depth
         self._boxes.append(f"{indent}subgraph {place}[{_quoted(title)}]")
         self._classified(step, place, counts)
@@ -148,47 +150,24 @@ class _Drawing:
         self._boxes.append(f"{indent}end")
 
     def _within(self, step: PlanStep, container: Container, place: str, depth: int) -> None:
-        """Draw the steps in a container's frame; the hop of a map that takes the elements is not drawn."""
+        """Draw the steps in a container's frame."""
         if container.cases:
             self._switch(step, container, place, depth)
             return
-        for number, body in enumerate(container.bodies):
-            if container.batch is None or number > 0:
-                self._hooked(body, container, f"{place}_{number}_", depth)
-        nested = f"{place}_{1 if container.batch is not None or container.surrounds else 0}_"
-        body = container.bodies[int(nested[len(place) + 1 : -1])]
-        for number, other in enumerate(container.bodies):
-            name, hook = other.steps[0].name, f"{place}_{number}_s0"
-            if container.surrounds and number == 0:
-                self._arrows += [f'{hook} -->|"proceeds"| {nested}s{index}' for index in body.initial]
-            elif container.chained and other is not body:
-                before = name == "before"
-                self._arrows += (
-                    [f"{hook} --> {nested}s{index}" for index in body.initial]
-                    if before
-                    else [f"{nested}s{index} --> {hook}" for index in _last(body)]
-                )
-        if container.max_rounds is not None:
-            again = _quoted(_bound(container))
-            self._arrows += [f"{nested}s{body.returns} -.->|{again}| {nested}s{index}" for index in body.initial]
+        for number in range(len(container.bodies))[container.drawn]:
+            self._hooked(container.bodies[number], step.kind, f"{place}_{number}_", depth)
 
-    def _hooked(self, body: Plan, container: Container, at: str, depth: int) -> None:
+    def _hooked(self, body: Plan, kind: str, at: str, depth: int) -> None:
         if body.steps[0].name == "":  # the function around
             inner = body.steps[0]
-            self._box(
-                inner,
-                getattr(inner.run.function, "__name__", container.kind),
-                _marks(inner),
-                f"{at}s0",
-                (f"{at}s0",),
-                depth,
-            )
+            name = getattr(inner.run.function, "__name__", kind)
+            self._box(inner, name, _marks(inner), f"{at}s0", (f"{at}s0",), depth)
         else:
             self._body(body, at, depth)
 
     def _switch(self, step: PlanStep, container: Container, place: str, depth: int) -> None:
         indent = "    " * depth
-        asked = next((argument.reference for argument in step.arguments if argument.name == "(on)"), "?")
+        asked = next((argument.reference for argument in step.arguments if argument.name.startswith("(")), "?")
         self._boxes.append(f"{indent}{place}_on{{{_label((f'{asked}?',))}}}")
         for number, body in enumerate(container.bodies):
             at, case = f"{place}_{number}_", _quoted(_cropped(container.cases[number]))
@@ -252,7 +231,7 @@ def _each_mark(step: PlanStep) -> Iterator[str]:
         said.append("not required")
     if step.spawn != default_spawn(step.run.is_async) and step.container is None and step.kind == "step":
         said.append(step.spawn)
-    if step.kind in ("collect", "template", "debug", "flunk"):
+    if step.kind != "step" and issubclass(KINDS.get(step.kind, Kind), FunctionKind):
         said.insert(0, step.kind)
     if said:
         yield ", ".join(said)
@@ -260,27 +239,12 @@ def _each_mark(step: PlanStep) -> Iterator[str]:
         yield ", ".join(policy.pattern for policy in step.policies)
 
 
-def _kind_marks(container: Container) -> Iterator[str]:
-    batches = f", batches of {container.batch:,}" if container.batch is not None else ""
-    rounds = f", {_bound(container)}" if container.max_rounds is not None else ""
-    yield f"{container.kind}{batches}{rounds}"
-
-
-def _bound(container: Container) -> str:
-    return f"at most {container.max_rounds:,} rounds"
-
-
-def _states(counts: Counter[str]) -> str:
-    """The state of a box, or, where several are added up, their counts: `3 done, 1 failed`."""
-    if counts.total() == 1:
-        return next(state for state, number in counts.items() if number)
-    return ", ".join(f"{counts[state]:,} {state}" for state in reversed(STATES) if counts[state])
-
-
-def _counted(statuses: Counter[str]) -> str:
-    if statuses.total() == 1:
-        return next(iter(statuses))
-    return ", ".join(f"{number:,} {status}" for status, number in statuses.items())
+def _counted(counts: Counter[str], names: Sequence[str] = STATES[::-1]) -> list[str]:
+    """The state of a box, or, where several are added up, their counts: `3 done, 1 failed`; nothing for no state."""
+    found = [name for name in names if counts[name]]
+    if counts.total() <= 1:
+        return found
+    return [", ".join(f"{counts[name]:,} {name}" for name in found)]
 
 
 # Arrows
@@ -320,9 +284,9 @@ def _taken(plan: Plan, step: PlanStep) -> dict[int, list[str]]:
     return taken
 
 
-def _last(body: Plan) -> list[int]:
-    """Indices of the steps that no other step waits for."""
-    return [step.index for step in body.steps if not step.dependents]
+def _drawn_arrow(arrow: Arrow) -> str:
+    label = f"|{_quoted(arrow.label)}|" if arrow.label else ""
+    return f"{arrow.source} {'-.->' if arrow.dotted else '-->'}{label} {arrow.target}"
 
 
 # Text

@@ -11,13 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from bitactor.errors import InvalidInput
-from bitactor.kinds.around import AROUND
-from bitactor.kinds.batch import BatchResult
 from bitactor.messages import pulse as kinds
-from bitactor.messages.codec import decode_token, unpack
 from bitactor.messages.pulse import FAILED, HALTED, RUNNING, SKIPPED, UNDONE, Pulse
 from bitactor.messages.signal import UNDO
-from bitactor.plan.plan import Plan, PlanStep
+from bitactor.plan.plan import Container, Plan, PlanStep
 from bitactor.saga.phases import IN_DOUBT
 
 DONE: Final = "done"
@@ -39,6 +36,10 @@ _UNDO: Final = {kinds.SPAWNED: RUNNING, UNDONE: UNDONE, kinds.UNDO_FAILED: UNDO_
 Place = str
 """A step's place in a plan, as an identifier: `s2`, below a container `s2_0_1` (its body and the step there), `d0` for
 a deferred step."""
+
+
+_Found = tuple[Place, PlanStep, Container | None]
+"""A place in the plan, the step there, and the container whose function it is, if it is one's."""
 
 
 class StepCounts:
@@ -83,7 +84,7 @@ class _Fold:
         self._states: dict[str, Counter[str]] = {}
         self._batches: dict[str, Counter[str]] = {}
         """Path of a batch → counts of its elements, which count one by one."""
-        self._places: dict[str, tuple[Place, PlanStep, bool] | None] = {}
+        self._places: dict[str, _Found | None] = {}
         self._chosen: dict[str, int] = {}
         self._declared: dict[str, str] = {}
         self._planned: dict[tuple[Place, Place], None] = {}
@@ -106,11 +107,10 @@ class _Fold:
 
     def _count(self, pulse: Pulse, state: str) -> None:
         found = self._find(pulse.step)
-        if found is None or not found[2]:
-            self._states[pulse.step] = Counter((state,))
-            return
-        if state == DONE:
-            self._batches[pulse.step] = self._states[pulse.step] = _elements(pulse)
+        container = found[2] if found is not None else None
+        done = container.elements(pulse.token_out) if container is not None and state == DONE else None
+        if done is not None:
+            self._batches[pulse.step] = self._states[pulse.step] = +Counter({DONE: done[0], FAILED: done[1]})
             return
         before = self._batches.get(pulse.step, Counter())
         self._states[pulse.step] = +Counter({state: before[DONE] or 1}) + Counter({FAILED: before[FAILED]})
@@ -163,14 +163,13 @@ class _Fold:
 
     # Places
 
-    def _find(self, path: str) -> tuple[Place, PlanStep, bool] | None:
+    def _find(self, path: str) -> _Found | None:
         if path not in self._places:
             self._places[path] = self._locate(self._plan, "", path.split("/"), "")
         return self._places[path]
 
-    def _locate(self, plan: Plan, at: Place, rest: list[str], walked: str) -> tuple[Place, PlanStep, bool] | None:
-        """The place in the plan that a path leads to, the step there, and whether that is a batch of a map over a
-        function; None: there is none."""
+    def _locate(self, plan: Plan, at: Place, rest: list[str], walked: str) -> _Found | None:
+        """What a path leads to in the plan; None: there is nothing."""
         name = rest[0].partition("#")[0]
         path = walked + rest[0]
         found = _named(plan, name) or _named(plan, self._declared.get(walked + name, ""))
@@ -179,23 +178,22 @@ class _Fold:
         local, step = found
         place = at + local
         if len(rest) == 1:
-            return place, step, False
+            return place, step, None
         if step.container is None:
             return None
         container = step.container
-        keyed = container.batch is not None or container.max_rounds is not None
+        keyed = container.keyed
         chosen = self._chosen.get(path) if container.cases else None
         for number, body in enumerate(container.bodies):
             if chosen not in (None, number):
                 continue
             below = f"{place}_{number}_"
             if body.steps[0].name == "":
-                if len(rest) == 2 and (keyed or rest[1] == AROUND):
-                    return f"{below}s0", body.steps[0], container.batch is not None and len(container.bodies) == 1
+                if len(rest) == 2 and (keyed or rest[1] == container.function_key):
+                    return f"{below}s0", body.steps[0], container
             elif len(rest) > 1 + keyed:
-                deeper = self._locate(
-                    body, below, rest[1 + keyed :], "/".join((walked + rest[0], *rest[1 : 1 + keyed], ""))
-                )
+                walked_on = "/".join((walked + rest[0], *rest[1 : 1 + keyed], ""))
+                deeper = self._locate(body, below, rest[1 + keyed :], walked_on)
                 if deeper is not None:
                     return deeper
         return None
@@ -220,13 +218,3 @@ def _state(pulse: Pulse, data: Mapping[str, Any]) -> str | None:
     if pulse.kind == FAILED and (data.get("fault") or ("",))[0] == _CANCELLED:
         return STOPPED
     return _FORWARD.get(pulse.kind)
-
-
-def _elements(pulse: Pulse) -> Counter[str]:
-    """Counts of the elements of a batch that are done, and that failed."""
-    try:
-        batch = BatchResult(*decode_token(pulse.token_out))
-        failed = len(unpack(batch.errors)) if batch.errors else 0
-    except Exception:  # shown otherwise than as the journal has it
-        return Counter((DONE,))
-    return +Counter({DONE: batch.taken - failed, FAILED: failed})

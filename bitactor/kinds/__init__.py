@@ -1,1 +1,38 @@
-"""Steps made of other steps, and small ready-made ones; one file a kind."""
+"""The kinds of steps, one file each; `KINDS` is the table of them.
+
+A kind from elsewhere is one call, `register_kind(Repeat)`, and is declared with `workflow.declare(Repeat, …)`.
+"""
+
+from typing import Final
+
+from bitactor.kinds.around import Around
+from bitactor.kinds.base import FunctionKind
+from bitactor.kinds.collect import Collect
+from bitactor.kinds.compose import Compose
+from bitactor.kinds.debug import Debug
+from bitactor.kinds.flunk import Flunk
+from bitactor.kinds.group import Group
+from bitactor.kinds.iterate import Iterate
+from bitactor.kinds.map import Map
+from bitactor.kinds.recurse import Recurse
+from bitactor.kinds.switch import Switch
+from bitactor.kinds.template import Template
+from bitactor.plan.kind import Kind
+
+__all__ = [
+    "KINDS", "Around", "Collect", "Compose", "Debug", "Flunk", "FunctionKind", "Group", "Iterate", "Map", "Recurse",
+    "Switch", "Template", "register_kind",
+]  # fmt: skip
+
+KINDS: Final[dict[str, type[Kind]]] = {
+    kind.label: kind
+    for kind in (
+        FunctionKind, Map, Iterate, Around, Compose, Switch, Group, Recurse, Collect, Template, Debug, Flunk,
+    )
+}  # fmt: skip
+"""Name → kind, for all that `from_dict` reads; `register_kind` adds one."""
+
+
+def register_kind(kind: type[Kind]) -> None:
+    """Let `from_dict` read steps of this kind, and pictures know them, from now on."""
+    KINDS[kind.label] = kind

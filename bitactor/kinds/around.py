@@ -15,7 +15,7 @@ afresh; nested steps that are done stay done, and none runs before it has called
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,27 +25,27 @@ from bitactor.declare.context import Context
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome
-from bitactor.kinds.nested import (
-    function_parameters,
-    merge_parameters,
-    nested_inputs,
-    require_workflow,
-    workflow_parameters,
-)
-from bitactor.plan.callbacks import Parameter
-from bitactor.plan.container import (
-    ANSWER_FUNCTION_AROUND,
-    WAIT,
+from bitactor.kinds.base import (
+    CALLED,
+    NESTED,
+    Arrow,
     Close,
     ContainerArguments,
+    ContainerKind,
+    Declaration,
     NextAction,
     Open,
     Opening,
+    Parameter,
     Progress,
+    Site,
+    merge_parameters,
+    nested_inputs,
+    require_workflow,
+    target_parameters,
 )
-from bitactor.plan.declaration import Declaration
-from bitactor.plan.kind import Kind, Site
-from bitactor.plan.plan import Container, SurroundingContainer
+from bitactor.plan.container import ANSWER_FUNCTION_AROUND, WAIT
+from bitactor.plan.plan import SurroundingContainer
 
 PROCEED: Final = "proceed"
 AROUND: Final = "around"
@@ -53,47 +53,17 @@ _NESTED: Final = 0
 _OWN: Final = 1
 
 
-class Around(Kind):
-    """A function around a nested workflow, declared."""
-
-    label = "around"
-
-    def __init__(self, what: str, function: Callable[..., Any], workflow: Declaration) -> None:
-        require_workflow(what, workflow)
-        if not is_coroutine_function(function):
-            raise DefinitionError(f"{what}: a function around steps waits for them; make it `async def`")
-        if PROCEED not in inspect.signature(function).parameters:
-            raise DefinitionError(
-                f"{what}: the function runs the nested steps with `await proceed()`; give it a parameter `proceed`"
-            )
-        if AROUND in workflow.steps:
-            raise DuplicateName(
-                f"{what}: {workflow.name!r} has a step {AROUND!r}, and so has what is around it; rename that one"
-            )
-        self.function, self.workflow = function, workflow
-
-    @override
-    def parameters(self, what: str) -> list[Parameter]:
-        """The inputs of the nested workflow, and the parameters of the function except `proceed`."""
-        return merge_parameters(
-            [workflow_parameters(self.workflow), function_parameters(self.function, what, (PROCEED,))]
-        )
-
-    @override
-    def compile(self, site: Site) -> Container:
-        return AroundContainer(site, self)
-
-
 class AroundContainer(SurroundingContainer):
     """A function around a nested workflow, compiled: a scope of one step for the function, and one for the workflow
     when it proceeds."""
 
-    kind = "around"
+    function_key = AROUND
+    main_body = 1
 
     def __init__(self, site: Site, declared: Around) -> None:
         self._declared = declared
         self._proceeds: dict[tuple[str, str], Callable[[], Awaitable[Any]]] = {}
-        nested = site.body(declared.workflow, site.address)
+        nested = declared.workflow.nested_plan(site.address)
         function = site.function_body(self._runner(declared.function), "", f"{site.address}/{AROUND}")
         step = function.steps[0]
         if not SPAWNERS[step.spawn].on_loop:
@@ -145,6 +115,10 @@ class AroundContainer(SurroundingContainer):
         for key in [key for key in self._proceeds if key[0] == transaction]:
             del self._proceeds[key]
 
+    @override
+    def arrows(self, place: str) -> Iterable[Arrow]:
+        return [Arrow(f"{place}_0_s0", f"{place}_1_s{index}", "proceeds") for index in self.bodies[1].initial]
+
     def _runner(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A step's function that calls the user's with the `proceed` attached for its transaction and step."""
         signature = inspect.signature(function)
@@ -168,3 +142,34 @@ class AroundContainer(SurroundingContainer):
         }
         run.__name__ = getattr(function, "__name__", AROUND)
         return run
+
+
+class Around(ContainerKind):
+    """A function around a nested workflow, declared."""
+
+    label = "around"
+    keys = {"function": CALLED, "workflow": NESTED}
+    takes_attempts = True
+    container = AroundContainer
+    function: Callable[..., Any]
+    workflow: Declaration
+
+    def __init__(self, what: str, function: Callable[..., Any], workflow: Declaration) -> None:
+        require_workflow(what, workflow)
+        if not is_coroutine_function(function):
+            raise DefinitionError(f"{what}: a function around steps waits for them; make it `async def`")
+        if PROCEED not in inspect.signature(function).parameters:
+            raise DefinitionError(
+                f"{what}: the function runs the nested steps with `await proceed()`; give it a parameter `proceed`"
+            )
+        if AROUND in workflow.steps:
+            raise DuplicateName(
+                f"{what}: {workflow.name!r} has a step {AROUND!r}, and so has what is around it; rename that one"
+            )
+        self.function, self.workflow = function, workflow
+
+    @override
+    def parameters(self, what: str) -> list[Parameter]:
+        """The inputs of the nested workflow, and the parameters of the function except `proceed`."""
+        nested = (self.workflow, self.function)
+        return merge_parameters([target_parameters(target, what, (PROCEED,)) for target in nested])

@@ -13,7 +13,7 @@ from bitactor.declare.source import Element
 from bitactor.errors import InvalidInput, InvalidOutcome
 from bitactor.kinds.cursor import Cursor
 from bitactor.messages.codec import decode_token, encode_token, pack, token_bytes, unpack
-from bitactor.messages.outcome import Outcome
+from bitactor.messages.outcome import Fail, Outcome
 from bitactor.plan.arguments import RawArguments, value_at
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Callback
@@ -56,6 +56,7 @@ class DeclaredMap(Protocol):
     on_error: str
     keep: bool
     reduce: Callable[[Any, list[Any]], Any] | None
+    initial: Any
     whole: bool
 
 
@@ -118,11 +119,20 @@ class ElementHandler:
         valid = workflow.validate_input(values)
         return [bytes(token_bytes(encode_token(valid[name]))) for name in self.inputs]
 
-    def with_note(self, error: BaseException, index: int) -> BaseException:
-        """The same error, with a note that names the element and the map; an `Outcome` gets none."""
-        if not isinstance(error, Outcome):
-            error.add_note(f"element {index} of {self.what}")
-        return error
+    def failed(self, index: int, element: Any, error: Exception) -> ElementError:
+        """What is told of an element that failed, where errors are collected.
+
+        Raises:
+            Exception: the error, with a note that names element and map, where they are not; as it is if it is a
+                verdict for the saga (`Retry`, `Halt`), and so about the whole batch.
+        """
+        verdict = self.declared.function is not None and isinstance(error, Outcome) and not isinstance(error, Fail)
+        if self.declared.on_error == "fail" or verdict:
+            if not isinstance(error, Outcome):
+                error.add_note(f"element {index} of {self.what}")
+            raise error from None
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return {"index": index, "element": _shown(element), "error": text}
 
 
 class BatchRunner:
@@ -270,7 +280,6 @@ class BatchRunner:
         handler = self._handler
         results: list[Any] = []
         errors: list[ElementError] = []
-        collect = handler.declared.on_error == "collect"
         convert = handler.converters.get("element")
         plain = handler.plain and not outer and convert is None
         for index, element in enumerate(elements, position):
@@ -279,9 +288,7 @@ class BatchRunner:
                 if isinstance(value, Outcome):
                     raise value
             except Exception as error:
-                if not collect or _is_verdict(error):
-                    raise handler.with_note(error, index) from None
-                errors.append(_failed(index, element, error))
+                errors.append(handler.failed(index, element, error))
             else:
                 results.append(value)
         return results, errors
@@ -292,7 +299,6 @@ class BatchRunner:
         handler = self._handler
         function = handler.declared.function
         assert function is not None
-        collect = handler.declared.on_error == "collect"
         errors: dict[int, ElementError] = {}
         results: dict[int, Any] = {}
 
@@ -302,9 +308,7 @@ class BatchRunner:
                 if isinstance(value, Outcome):
                     raise value
             except Exception as error:
-                if not collect or _is_verdict(error):
-                    raise handler.with_note(error, index) from None
-                errors[index] = _failed(index, element, error)
+                errors[index] = handler.failed(index, element, error)
             else:
                 results[index] = value
 
@@ -328,9 +332,7 @@ class BatchRunner:
             try:
                 results.append([index, handler.nested_inputs(element, index, outer)])
             except Exception as error:
-                if handler.declared.on_error == "fail":
-                    raise handler.with_note(error, index) from None
-                errors.append(_failed(index, element, error))
+                errors.append(handler.failed(index, element, error))
         return results, errors
 
     def _result(
@@ -414,16 +416,6 @@ class BatchUndo:
             own = {"element": element, "index": index}
             call = outer | {name: own[name] for name in undo.takes if name in own}
             yield call | dict.fromkeys(named, value)
-
-
-def _is_verdict(error: BaseException) -> bool:
-    """Whether an error is a verdict for the saga (`Retry`, `Halt`), and so about the whole batch."""
-    return isinstance(error, Outcome) and type(error).__name__ != "Fail"
-
-
-def _failed(index: int, element: Any, error: BaseException) -> ElementError:
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return {"index": index, "element": _shown(element), "error": text}
 
 
 def _shown(element: Any) -> Any:

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from bitactor.kinds.signatures import with_parameters
+from typing_extensions import override
+
+from bitactor.declare.source import Source
+from bitactor.kinds.base import FUNCTION, SOURCES, FunctionKind, with_parameters
+from bitactor.kinds.result_types import answer_type, mapping_type
 
 
-def collect_function(names: Sequence[str] | Any, transform: Callable[..., Any] | None) -> Callable[..., Any]:
-    """A function with these parameters that returns a mapping of them, or what `transform` makes of that mapping."""
+class Collect(FunctionKind):
+    """A mapping of arguments, or what `transform` makes of that mapping; declared."""
 
-    def collected(**arguments: Any) -> Any:
-        return arguments if transform is None else transform(arguments)
+    label = "collect"
+    keys = {"sources": SOURCES, "transform": FUNCTION}
 
-    return with_parameters(collected, names, "collect", made_from={"transform": transform})
+    def __init__(self, what: str, sources: Mapping[str, Source], transform: Callable[..., Any] | None = None) -> None:
+        self.sources, self.transform = sources, transform
+
+        def collected(**arguments: Any) -> Any:
+            return arguments if transform is None else transform(arguments)
+
+        super().__init__(what, with_parameters(collected, sources, self.label))
+
+    @override
+    @classmethod
+    def bind(cls, own: dict[str, Any], given: Mapping[str, Any], source: Callable[[Any], Source]) -> Mapping[str, Any]:
+        """Its sources, called as they are if they have no names here."""
+        sources: Any = own["sources"]
+        if not isinstance(sources, Mapping):
+            sources = {other if isinstance(other, str) else other.name: other for other in sources}
+        own["sources"] = {name: source(given) for name, given in sources.items()}
+        return own["sources"]
+
+    @override
+    def said_bind(self, bind: Mapping[str, Source]) -> Mapping[str, Source]:
+        return {}
+
+    @override
+    def result_type(self, name: str) -> Any:
+        if self.transform is not None:
+            return answer_type(self.transform)
+        return mapping_type(name, dict.fromkeys(self.sources, Any))

@@ -7,44 +7,28 @@ by itself; nested, the outer one's holds.
 
 from __future__ import annotations
 
-from typing import Any
-
 from typing_extensions import override
 
-from bitactor.kinds.nested import nested_inputs, require_workflow, workflow_parameters
-from bitactor.plan.callbacks import Parameter
-from bitactor.plan.container import Close, ContainerArguments, NextAction, Open, Opening, Progress
-from bitactor.plan.declaration import Declaration
-from bitactor.plan.kind import Kind, Site
-from bitactor.plan.plan import Container
-
-
-class Compose(Kind):
-    """A nested workflow, declared."""
-
-    label = "compose"
-
-    def __init__(self, what: str, workflow: Declaration) -> None:
-        require_workflow(what, workflow)
-        self.workflow = workflow
-
-    @override
-    def parameters(self, what: str) -> list[Parameter]:
-        return workflow_parameters(self.workflow)
-
-    @override
-    def compile(self, site: Site) -> Container:
-        return ComposeContainer(site, self.workflow)
+from bitactor.kinds.base import (
+    NESTED,
+    Container,
+    ContainerArguments,
+    ContainerKind,
+    Declaration,
+    Open,
+    Opening,
+    Site,
+    nested_inputs,
+    require_workflow,
+)
 
 
 class ComposeContainer(Container):
     """A nested workflow, compiled: one scope, whose result is the container's."""
 
-    kind = "compose"
-
-    def __init__(self, site: Site, workflow: Declaration) -> None:
-        self._workflow = workflow
-        body = site.body(workflow, site.address)
+    def __init__(self, site: Site, declared: Compose) -> None:
+        self._workflow = declared.workflow
+        body = declared.workflow.nested_plan(site.address)
         self.bodies = (body,)
         self.depth = body.depth
 
@@ -53,7 +37,15 @@ class ComposeContainer(Container):
         """The one scope is opened, with its inputs validated."""
         return Open([Opening("", 0, nested_inputs(self._workflow, self.bodies[0], arguments))])
 
-    @override
-    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """The result of the scope closes the container."""
-        return Close(token)
+
+class Compose(ContainerKind):
+    """A nested workflow, declared."""
+
+    label = "compose"
+    keys = {"workflow": NESTED}
+    container = ComposeContainer
+    workflow: Declaration
+
+    def __init__(self, what: str, workflow: Declaration) -> None:
+        require_workflow(what, workflow)
+        self.workflow = workflow

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
+
+from typing_extensions import override
 
 from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError, suggest
-from bitactor.kinds.signatures import with_parameters
+from bitactor.kinds.base import FunctionKind, Key, with_parameters
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
-def debug_function(names: Sequence[str], level: str) -> Callable[..., Any]:
-    """A function with these parameters that logs them to `bitactor.step.<workflow>.<step>`, and returns a mapping of
-    them."""
-    if level not in LEVELS:
-        raise DefinitionError(f"debug: level={level!r}.{suggest(str(level), LEVELS)}")
-    number = logging.getLevelNamesMapping()[level.upper()]
+class Debug(FunctionKind):
+    """A log record of arguments, in `bitactor.step.<workflow>.<step>`; declared."""
 
-    def looked(ctx: Context, **arguments: Any) -> Any:
-        shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        ctx.logger.log(number, "%s (transaction %s, attempt %d, ttl %d)", shown, ctx.transaction, ctx.attempt, ctx.ttl)
-        return arguments
+    label = "debug"
+    keys = {"sources": Key(list[str], required=True), "level": Key(str)}
 
-    return with_parameters(looked, names, "debug", made_from={"sources": [*names], "level": level}, context=True)
+    def __init__(self, what: str, sources: Iterable[str], level: str = "info") -> None:
+        if level not in LEVELS:
+            raise DefinitionError(f"debug: level={level!r}.{suggest(str(level), LEVELS)}")
+        self.sources, self.level = [*sources], level
+        number = logging.getLevelNamesMapping()[level.upper()]
+
+        def looked(ctx: Context, **arguments: Any) -> Any:
+            shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            where = (ctx.transaction, ctx.attempt, ctx.ttl)
+            ctx.logger.log(number, "%s (transaction %s, attempt %d, ttl %d)", shown, *where)
+            return arguments
+
+        super().__init__(what, with_parameters(looked, self.sources, self.label, context=True))
+
+    @override
+    def result_type(self, name: str) -> Any:
+        return dict[str, Any]

@@ -14,20 +14,23 @@ from bitactor.declare.options import (
     StepKeywords,
     StepOptions,
 )
-from bitactor.declare.source import Element, Input, Result, Source
+from bitactor.declare.source import Input, Result, Source
 from bitactor.declare.step import Step, no_function
 from bitactor.errors import DefinitionError
-from bitactor.kinds.around import Around
-from bitactor.kinds.collect import collect_function
-from bitactor.kinds.compose import Compose
-from bitactor.kinds.debug import debug_function
-from bitactor.kinds.flunk import flunk_function
-from bitactor.kinds.group import Group
-from bitactor.kinds.iterate import Iterate
-from bitactor.kinds.map import Map
-from bitactor.kinds.recurse import Recurse
-from bitactor.kinds.switch import Switch
-from bitactor.kinds.template import template_function
+from bitactor.kinds import (
+    Around,
+    Collect,
+    Compose,
+    Debug,
+    Flunk,
+    FunctionKind,
+    Group,
+    Iterate,
+    Map,
+    Recurse,
+    Switch,
+    Template,
+)
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.declaration import Declaration as Workflow  # what a user nests, and reads in these signatures
 from bitactor.plan.kind import Kind
@@ -55,12 +58,6 @@ class MapKeywords(StepKeywords, total=False):
 class DeclaresKinds(Declaration):
     """The part of a workflow that declares steps made of other steps, and the small ready-made kinds."""
 
-    def add(
-        self, function: Callable[P, R], /, *, deferred: bool = False, **options: Unpack[StepKeywords]
-    ) -> Step[P, R]:
-        """Declare a function as a step in one call."""
-        raise NotImplementedError
-
     def returns(self, step: str | Step[Any, Any]) -> None:
         """Say which step's result is the workflow's result."""
         raise NotImplementedError
@@ -70,12 +67,43 @@ class DeclaresKinds(Declaration):
         function: Callable[..., Any],
         options: StepOptions,
         *,
-        make_kind: MakeKind | None = None,
-        label: str = "step",
+        make_kind: MakeKind = FunctionKind,
         deferred: bool = False,
     ) -> Step[..., Any]:
         """Declare a function, or what `make_kind` makes of the step's description, as a step."""
         raise NotImplementedError
+
+    def declare(self, kind: type[Kind], function: Any = None, /, *, deferred: bool = False, **options: Any) -> Any:
+        """Declare a step of a kind by its class: what each of the other methods does for one kind, and how a kind of
+        one's own is declared, that was added by `bitactor.kinds.register_kind`.  A decorator, if the kind needs a
+        function and there is none.
+
+        Options: those of the kind, beside those of `step`, or, if it has no function, bind, after, when, guard.
+        """
+        own = {name: options.pop(name) for name in kind.keys if name in options}
+        wanted = {name for name, key in kind.keys.items() if key.required}
+        missing = next((name for name in kind.keys if name in wanted - own.keys() - {"function"}), None)
+        if missing is not None:
+            raise DefinitionError(f"a {kind.label} of {self.name!r} needs {missing}=")
+        given = options.get("bind")
+        if given is None or isinstance(given, Mapping):  # anything else is refused together with the other options
+            bind = kind.bind(own, given or {}, self._source)
+            options |= {"bind": bind} if bind or given else {}
+        make: Callable[..., Kind] = kind
+        if not kind.takes_attempts or (function is None and "workflow" in own and "function" not in wanted):
+            return self._declare_nested(options, lambda what, _: make(what, **own))
+        if "function" in kind.keys:
+            return self._declare_with_function(
+                function,
+                options,
+                lambda what, function: make(what, function=function, **own),
+                single=issubclass(kind, FunctionKind),
+                deferred=deferred,
+            )
+        made: Any = make(self.name, **own)
+        return self._declare(
+            made.function, self._checked({"spawn": "inline", **options}), make_kind=lambda what, _: made
+        )
 
     @overload
     def map(self, function: Callable[P, R], /, **options: Unpack[MapKeywords]) -> Step[P, R]: ...
@@ -131,19 +159,11 @@ class DeclaresKinds(Declaration):
         """
         if over is None:
             raise DefinitionError(f"a map of {self.name!r} needs over=: what to iterate")
-        bind = options.get("bind") or {}
-        elements = {name: source for name, source in bind.items() if isinstance(source, Element)}
-        others = {name: source for name, source in bind.items() if name not in elements}
-        if isinstance(over, str | Step):
-            over = self._named(over)
-        options["bind"] = {**others, "(over)": over} if isinstance(over, Source) else others
-        make = partial(
-            Map, over=over, workflow=workflow, batch=batch, ordered=ordered, on_error=on_error, keep=keep,
-            reduce=reduce, initial=initial, whole=whole, elements=elements,
+        own = {} if workflow is None else {"workflow": workflow}
+        return self.declare(
+            Map, function, over=over, batch=batch, ordered=ordered, on_error=on_error, keep=keep, reduce=reduce,
+            initial=initial, whole=whole, **own, **options,
         )  # fmt: skip
-        if workflow is not None and function is None:
-            return self._declare_nested(options, lambda what, _: make(what, function=None))
-        return self._declare_with_function(function, options, lambda what, function: make(what, function=function))
 
     @overload
     def iterate(
@@ -187,10 +207,7 @@ class DeclaresKinds(Declaration):
         """
         if start is None:
             raise DefinitionError(f"an iterate of {self.name!r} needs start=: what the first round gets as its state")
-        options["bind"] = {**(options.get("bind") or {}), "(start)": self._source(start)}
-        return self._declare_with_function(
-            function, options, lambda what, function: Iterate(what, function, until, at_most)
-        )
+        return self.declare(Iterate, function, start=start, until=until, at_most=at_most, **options)
 
     def compose(self, name: str, workflow: Workflow, **options: Unpack[NestedKeywords]) -> Step[..., Any]:
         """Declare a nested workflow as one step; its inputs are found by name, or by `bind`.  See
@@ -198,7 +215,7 @@ class DeclaresKinds(Declaration):
 
         Options: bind, after, when, guard.
         """
-        return self._declare_nested({**options, "name": name}, lambda what, _: Compose(what, workflow))
+        return self._of_kind(Compose, name, workflow=workflow, **options)
 
     def switch(
         self,
@@ -219,8 +236,7 @@ class DeclaresKinds(Declaration):
             optional: without a default, True: the switch is skipped when no case fits; False: that is an error.
             options: bind, after, when, guard.
         """
-        options["bind"] = {**(options.get("bind") or {}), "(on)": self._source(on)}
-        return self._declare_nested({**options, "name": name}, lambda what, _: Switch(what, cases, default, optional))
+        return self._of_kind(Switch, name, on=on, cases=cases, default=default, optional=optional, **options)
 
     def group(
         self,
@@ -235,9 +251,7 @@ class DeclaresKinds(Declaration):
 
         Options: bind, after, when, guard.
         """
-        return self._declare_nested(
-            {**options, "name": name}, lambda what, _: Group(what, workflow, before_all, after_all)
-        )
+        return self._of_kind(Group, name, workflow=workflow, before_all=before_all, after_all=after_all, **options)
 
     def recurse(
         self,
@@ -256,7 +270,7 @@ class DeclaresKinds(Declaration):
             until: a predicate over the result that says whether that is enough.
             options: bind, after, when, guard.
         """
-        return self._declare_nested({**options, "name": name}, lambda what, _: Recurse(what, workflow, until, at_most))
+        return self._of_kind(Recurse, name, workflow=workflow, until=until, at_most=at_most, **options)
 
     def collect(
         self,
@@ -268,17 +282,14 @@ class DeclaresKinds(Declaration):
         **options: Unpack[AttemptKeywords],
     ) -> Step[..., Any]:
         """Declare a step that gathers results and inputs into a mapping; see `bitactor.kinds.collect`."""
-        bind = {key: self._source(source) for key, source in _named_sources(sources).items()}
-        checked = self._checked({**options, "name": name, "bind": bind, "spawn": spawn})
-        return self._declare(collect_function(bind, transform), checked, label="collect")
+        return self._of_kind(Collect, name, sources=sources, transform=transform, spawn=spawn, **options)
 
     def template(
         self, name: str, text: str, *, spawn: str | None = "inline", **options: Unpack[AttemptKeywords]
     ) -> Step[..., Any]:
         """Declare a step that fills in a text: `{user.name}` is an argument and a path into it; see
         `bitactor.kinds.template`."""
-        checked = self._checked({**options, "name": name, "spawn": spawn})
-        return self._declare(template_function(text), checked, label="template")
+        return self._of_kind(Template, name, text=text, spawn=spawn, **options)
 
     def debug(
         self,
@@ -290,15 +301,13 @@ class DeclaresKinds(Declaration):
     ) -> Step[..., Any]:
         """Declare a step that logs its arguments and context, and answers with the arguments; see
         `bitactor.kinds.debug`."""
-        checked = self._checked({**options, "name": name, "spawn": spawn})
-        return self._declare(debug_function(sources, level), checked, label="debug")
+        return self._of_kind(Debug, name, sources=sources, level=level, spawn=spawn, **options)
 
     def flunk(
         self, name: str, text: str, *, spawn: str | None = "inline", **options: Unpack[AttemptKeywords]
     ) -> Step[..., Any]:
         """Declare a step that fails, with a text filled in as a `template` is; see `bitactor.kinds.flunk`."""
-        checked = self._checked({**options, "name": name, "spawn": spawn})
-        return self._declare(flunk_function(text), checked, label="flunk")
+        return self._of_kind(Flunk, name, text=text, spawn=spawn, **options)
 
     @overload
     def around(
@@ -317,7 +326,11 @@ class DeclaresKinds(Declaration):
         Options beside those of `step`:
             workflow: what runs within; its inputs are found by name, or by `bind`.
         """
-        return self._declare_with_function(function, options, lambda what, function: Around(what, function, workflow))
+        return self.declare(Around, function, workflow=workflow, **options)
+
+    def _of_kind(self, kind: type[Kind], name: str, /, **options: Any) -> Step[..., Any]:
+        step: Step[..., Any] = self.declare(kind, **options, name=name)
+        return step
 
     def _declare_nested(self, options: Mapping[str, Any], make: MakeKind) -> Step[..., Any]:
         unfit = next((option for option in options if option in STEP_OPTIONS and option not in NESTED_OPTIONS), None)
@@ -330,11 +343,17 @@ class DeclaresKinds(Declaration):
         return self._declare(no_function, self._checked(options), make_kind=make)
 
     def _declare_with_function(
-        self, function: Any, options: Mapping[str, Any], make: MakeKind | None = None, *, deferred: bool = False
+        self,
+        function: Any,
+        options: Mapping[str, Any],
+        make: MakeKind = FunctionKind,
+        *,
+        single: bool = True,
+        deferred: bool = False,
     ) -> Any:
         """The step of the function; without a function, what declares one of the function it is given."""
         checked = self._checked(options)
-        if make is not None and not checked.required:
+        if not single and not checked.required:
             raise DefinitionError(
                 f"a step of {self.name!r}: required=False is for single steps, not for what is made of several"
             )
@@ -356,9 +375,3 @@ class DeclaresKinds(Declaration):
                 f"workflow {self.name!r}: {given!r} is no step, name or source; use Input(…), Result(…) or Value(…)"
             )
         return Input(given) if given in self.input_model.model_fields else Result(given)
-
-
-def _named_sources(sources: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
-    if isinstance(sources, Mapping):
-        return dict(sources)
-    return {source if isinstance(source, str) else source.name: source for source in sources}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NoReturn
 
-from bitactor.kinds.signatures import with_parameters
-from bitactor.kinds.template import TextTemplate
+from typing_extensions import override
+
+from bitactor.kinds.template import Template
 from bitactor.messages.outcome import Fail
 
 
-def flunk_function(text: str) -> Callable[..., Any]:
-    """A function that fails, with this text filled in by its arguments."""
-    template = TextTemplate(text)
+class Flunk(Template):
+    """A failure with a text filled in with arguments; declared."""
 
-    def flunked(**arguments: Any) -> NoReturn:
-        raise Fail(template.filled(arguments))
+    label = "flunk"
 
-    return with_parameters(flunked, template.arguments, "flunk", made_from={"text": text})
+    @override
+    def answer(self, text: str) -> NoReturn:
+        raise Fail(text)
+
+    @override
+    def result_type(self, name: str) -> Any:
+        return Any

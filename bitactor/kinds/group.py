@@ -7,79 +7,55 @@ result.  Both are hops like any others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from typing_extensions import override
 
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome, suggest
-from bitactor.kinds.nested import (
+from bitactor.kinds.base import (
+    CONSULT,
+    FUNCTION,
+    NESTED,
+    Arrow,
+    Close,
+    Container,
+    ContainerArguments,
+    ContainerKind,
+    Declaration,
+    NextAction,
+    Open,
+    Opening,
+    Parameter,
+    Progress,
+    Site,
     function_inputs,
-    function_parameters,
     merge_parameters,
     nested_inputs,
     require_workflow,
-    workflow_parameters,
+    target_parameters,
 )
+from bitactor.kinds.result_types import target_type
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.plan.callbacks import Parameter
-from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress
-from bitactor.plan.declaration import Declaration
-from bitactor.plan.kind import Kind, Site
-from bitactor.plan.plan import Container
 
 RESULT = "(result)"
 _BEFORE, _BODY, _AFTER = "before", "", "after"
 
 
-class Group(Kind):
-    """A nested workflow with hooks, declared."""
-
-    label = "group"
-
-    def __init__(
-        self, what: str, workflow: Declaration, before: Callable[..., Any] | None, after: Callable[..., Any] | None
-    ) -> None:
-        require_workflow(what, workflow)
-        if before is None and after is None:
-            raise DefinitionError(
-                f"{what}: a group has a function before_all=, after_all=, or both; without any, use compose"
-            )
-        for role, function in ((_BEFORE, before), (_AFTER, after)):
-            if function is not None and not callable(function):
-                raise DefinitionError(f"{what}: {role}_all={function!r}; give a function")
-            if function is not None and role in workflow.steps:
-                raise DuplicateName(
-                    f"{what}: {workflow.name!r} has a step {role!r}, and so has the group; rename that one"
-                )
-        self.workflow, self.before, self.after = workflow, before, after
-
-    @override
-    def parameters(self, what: str) -> list[Parameter]:
-        lists = [workflow_parameters(self.workflow)]
-        if self.before is not None:
-            lists.append(function_parameters(self.before, what))
-        if self.after is not None:
-            lists.append(function_parameters(self.after, what, ("result",)))
-        return merge_parameters(lists)
-
-    @override
-    def compile(self, site: Site) -> Container:
-        return GroupContainer(site, self)
-
-
 class GroupContainer(Container):
     """A nested workflow with hooks, compiled: a scope for each of the three, one after the other."""
 
-    kind = "group"
     chained = True
 
     def __init__(self, site: Site, declared: Group) -> None:
         self._declared = declared
         self._what = site.what
-        bodies = [site.body(declared.workflow, site.address)]
+        bodies = [declared.workflow.nested_plan(site.address)]
         self._places = {_BODY: 0}
-        for role, function, special in ((_BEFORE, declared.before, {}), (_AFTER, declared.after, {"result": RESULT})):
+        for role, function, special in (
+            (_BEFORE, declared.before_all, {}),
+            (_AFTER, declared.after_all, {"result": RESULT}),
+        ):
             if function is not None:
                 self._places[role] = len(bodies)
                 bodies.append(site.function_body(function, role, f"{site.address}/{role}", special=special))
@@ -99,9 +75,7 @@ class GroupContainer(Container):
         """The last scope's result closes the container; after another, what follows is asked."""
         progress.rounds += 1
         progress.token = token
-        if progress.rounds == len(self.bodies):
-            return Close(token)
-        return CONSULT
+        return CONSULT if progress.rounds < len(self.bodies) else Close(token)
 
     @override
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open:
@@ -116,6 +90,16 @@ class GroupContainer(Container):
         body = self.bodies[number]
         inputs = tuple(progress.token if name == RESULT else arguments.token(name) for name in body.inputs)
         return Open([Opening("", number, inputs)])
+
+    @override
+    def arrows(self, place: str) -> Iterable[Arrow]:
+        """From `before_all` to what begins the nested workflow, and from what ends it to `after_all`."""
+        nested, hooks = self.bodies[0], {role: f"{place}_{number}_s0" for role, number in self._places.items()}
+        if _BEFORE in hooks:
+            yield from (Arrow(hooks[_BEFORE], f"{place}_0_s{index}") for index in nested.initial)
+        if _AFTER in hooks:
+            last = (step.index for step in nested.steps if not step.dependents)
+            yield from (Arrow(f"{place}_0_s{index}", hooks[_AFTER]) for index in last)
 
     def _inputs(self, arguments: ContainerArguments, overrides: Any) -> tuple[Any, ...]:
         workflow, body = self._declared.workflow, self.bodies[0]
@@ -134,3 +118,44 @@ class GroupContainer(Container):
         values = {name: arguments.value(name) for name in fields if arguments.has(name)} | overrides
         valid = workflow.validate_input(values)
         return tuple(encode_token(valid[name]) for name in body.inputs)
+
+
+class Group(ContainerKind):
+    """A nested workflow with hooks, declared."""
+
+    label = "group"
+    keys = {"workflow": NESTED, "before_all": FUNCTION, "after_all": FUNCTION}
+    container = GroupContainer
+    workflow: Declaration
+
+    def __init__(
+        self,
+        what: str,
+        workflow: Declaration,
+        before_all: Callable[..., Any] | None = None,
+        after_all: Callable[..., Any] | None = None,
+    ) -> None:
+        require_workflow(what, workflow)
+        if before_all is None and after_all is None:
+            raise DefinitionError(
+                f"{what}: a group has a function before_all=, after_all=, or both; without any, use compose"
+            )
+        for role, function in ((_BEFORE, before_all), (_AFTER, after_all)):
+            if function is not None and not callable(function):
+                raise DefinitionError(f"{what}: {role}_all={function!r}; give a function")
+            if function is not None and role in workflow.steps:
+                raise DuplicateName(
+                    f"{what}: {workflow.name!r} has a step {role!r}, and so has the group; rename that one"
+                )
+        self.workflow, self.before_all, self.after_all = workflow, before_all, after_all
+
+    @override
+    def parameters(self, what: str) -> list[Parameter]:
+        nested = ((self.workflow, ()), (self.before_all, ()), (self.after_all, ("result",)))
+        return merge_parameters(
+            [target_parameters(target, what, special) for target, special in nested if target is not None]
+        )
+
+    @override
+    def result_type(self, name: str) -> Any:
+        return target_type(self.after_all or self.workflow)

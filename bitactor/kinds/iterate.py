@@ -6,31 +6,80 @@ def improve(state: dict) -> dict: ...
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from typing_extensions import override
 
 from bitactor.errors import DefinitionError
-from bitactor.kinds.nested import function_parameters
-from bitactor.kinds.recurse import checked_bound, checked_predicate
-from bitactor.messages.codec import decode_token
-from bitactor.plan.callbacks import Parameter
-from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress
-from bitactor.plan.kind import Kind, Site
-from bitactor.plan.plan import Container
+from bitactor.kinds.base import (
+    CALLED,
+    CONSULT,
+    FUNCTION,
+    SOURCE,
+    Arrow,
+    ContainerArguments,
+    ContainerKind,
+    Key,
+    NextAction,
+    Open,
+    Opening,
+    Parameter,
+    Progress,
+    Site,
+    function_inputs,
+    function_parameters,
+)
+from bitactor.kinds.recurse import RoundsContainer, checked_bound, checked_predicate
 
 START = "(start)"
 STATE = "state"
 
 
-class Iterate(Kind):
+class IterateContainer(RoundsContainer):
+    """A function, repeated; compiled: a scope of one step for each round, `improve/1`, `improve/2`."""
+
+    def __init__(self, site: Site, declared: Iterate) -> None:
+        body = site.function_body(declared.function, "", site.address, special={STATE: START})
+        super().__init__(body, declared.until, declared.at_most)
+
+    @override
+    def open(self, arguments: ContainerArguments) -> Open:
+        """Round 1 is opened."""
+        return Open([Opening("1", 0, function_inputs(self.bodies[0], arguments))])
+
+    @override
+    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
+        """As of any rounds; but without `until` nothing has to be asked."""
+        action = super().after_scope(progress, key, token)
+        return self.another(progress) if action is CONSULT and self._until is None else action
+
+    @override
+    def fed(self, progress: Progress, arguments: ContainerArguments | None) -> tuple[Any, ...]:
+        """The inputs of the first round, with the result as `state`."""
+        inputs = zip(self.bodies[0].inputs, progress.inputs, strict=True)
+        return tuple(progress.token if name == START else token for name, token in inputs)
+
+    @override
+    def arrows(self, place: str) -> Iterable[Arrow]:
+        return [Arrow(place, place, self.bound, dotted=True)]
+
+
+class Iterate(ContainerKind):
     """A function, repeated; declared.  Its parameter `state` takes what the round before answered."""
 
     label = "iterate"
+    keys = {"function": CALLED, "start": SOURCE, "until": FUNCTION, "at_most": Key(int, required=True)}
+    takes_attempts = True
+    container = IterateContainer
+    function: Callable[..., Any]
 
     def __init__(
-        self, what: str, function: Callable[..., Any], until: Callable[[Any], bool] | None, at_most: int
+        self,
+        what: str,
+        function: Callable[..., Any],
+        until: Callable[[Any], bool] | None = None,
+        at_most: int | None = None,
     ) -> None:
         checked_predicate(what, until)
         self.function, self.until, self.at_most = function, until, checked_bound(what, at_most)
@@ -48,47 +97,3 @@ class Iterate(Kind):
                 f"{what}: the function takes what the round before answered as {STATE!r}; give it that parameter"
             )
         return [Parameter(START, Any, False), *(parameter for parameter in parameters if parameter.name != STATE)]
-
-    @override
-    def compile(self, site: Site) -> Container:
-        return IterateContainer(site, self)
-
-
-class IterateContainer(Container):
-    """A function, repeated; compiled: a scope of one step for each round, `improve/1`, `improve/2`."""
-
-    kind = "iterate"
-    chained = True
-
-    def __init__(self, site: Site, declared: Iterate) -> None:
-        self._declared = declared
-        self.bodies = (site.function_body(declared.function, "", site.address, special={STATE: START}),)
-        self.depth = self.max_rounds = declared.at_most
-
-    @override
-    def open(self, arguments: ContainerArguments) -> Open:
-        """Round 1 is opened."""
-        return Open([Opening("1", 0, tuple(arguments.token(name) for name in self.bodies[0].inputs))])
-
-    @override
-    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """The result closes the container after `at_most` rounds; before, it is the next round's `state`, unless
-        `until` has to be asked."""
-        progress.rounds += 1
-        progress.token = token
-        if progress.rounds == self._declared.at_most:
-            return Close(token)
-        return self._another(progress) if self._declared.until is None else CONSULT
-
-    @override
-    def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
-        """The result closes the container if `until` is satisfied by it; else the next round is opened."""
-        until = self._declared.until
-        if until is not None and until(decode_token(progress.token)):
-            return Close(progress.token)
-        return self._another(progress)
-
-    def _another(self, progress: Progress) -> Open:
-        inputs = zip(self.bodies[0].inputs, progress.inputs, strict=True)
-        following = tuple(progress.token if name == START else token for name, token in inputs)
-        return Open([Opening(str(progress.rounds + 1), 0, following)])

@@ -11,72 +11,120 @@ read past them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Annotated, Any, Final
 
+from pydantic import BaseModel, Discriminator, Tag
 from typing_extensions import override
 
 from bitactor.declare.functions import is_coroutine_function
-from bitactor.declare.source import Element
-from bitactor.declare.spawners import SPAWNERS
-from bitactor.errors import BitActorError, DefinitionError, SignalTooLarge, suggest
+from bitactor.declare.source import Element, Source
+from bitactor.declare.step import Step
+from bitactor.errors import BitActorError, DefinitionError, suggest
+from bitactor.kinds.base import (
+    CALLED,
+    CONSTANT,
+    FUNCTION,
+    NESTED,
+    SOURCE,
+    Container,
+    ContainerKind,
+    Declaration,
+    Form,
+    Graph,
+    Key,
+    Origin,
+    Parameter,
+    Site,
+    function_parameters,
+    merge_parameters,
+    target_parameters,
+)
 from bitactor.kinds.batch import (
-    ACCUMULATED,
     ELEMENTS,
     OVER,
-    POSITION,
-    BatchResult,
-    BatchRunner,
-    BatchUndo,
-    ElementHandler,
 )
-from bitactor.kinds.nested import function_parameters, merge_parameters, workflow_parameters
+from bitactor.kinds.map_container import FunctionMapContainer, WorkflowMapContainer
+from bitactor.kinds.result_types import answer_type, mapping_type, target_type
 from bitactor.messages.codec import (
-    MAX_TOKEN_BYTES,
-    Packed,
-    decode_token,
     encode_token,
-    join_packed_lists,
-    pack,
-    token_bytes,
-    token_from_bytes,
-    unpack,
 )
-from bitactor.messages.signal import Fault
-from bitactor.messages.wire import MAX_FRAME_BYTES
-from bitactor.plan.arguments import Argument, converter
-from bitactor.plan.callbacks import Parameter, compile_callback, injected_as, resources_among
-from bitactor.plan.container import WAIT, Close, ContainerArguments, FailContainer, NextAction, Open, Opening, Progress
-from bitactor.plan.declaration import Declaration
-from bitactor.plan.kind import Kind, Site
-from bitactor.plan.plan import Callback, Container, Plan, PlanStep
-from bitactor.plan.steps import function_step, single_step_plan
 
 ON_ERROR: Final = ("fail", "collect")
-_BATCH: Final = "batch-"
-_LIST_OF_ONE: Final = b"\x91"
-"""The msgpack header of a list of one."""
 
 
-class Map(Kind):
+class FailedElement(BaseModel):
+    """What `on_error="collect"` tells of an element."""
+
+    index: int
+    element: Any
+    error: str
+
+
+class Factory(Form):
+    """The factory of the elements."""
+
+    factory: str
+
+
+_Over = Annotated[
+    Annotated[Origin, Tag("origin")] | Annotated[Factory, Tag("factory")],
+    Discriminator(lambda data: "factory" if isinstance(data, Mapping) and "factory" in data else "origin"),
+]
+
+
+def _over_data(over: Any, what: str, name: str, graph: Graph) -> dict[str, Any]:
+    if isinstance(over, Source):
+        return SOURCE.write(over, what, name, graph)  # type: ignore[no-any-return]
+    return {"factory": FUNCTION.write(over, what, name, graph)}
+
+
+def _over_of(data: Factory | Origin, what: str, name: str, graph: Graph) -> Any:
+    if isinstance(data, Factory):
+        return FUNCTION.read(data.factory, what, name, graph)
+    return SOURCE.read(data, what, name, graph)
+
+
+def _container(site: Site, declared: Map) -> Container:
+    if declared.workflow is None:
+        return FunctionMapContainer(site, declared)
+    return WorkflowMapContainer(site, declared, declared.workflow)
+
+
+class Map(ContainerKind):
     """A map, declared; see `Workflow.map`."""
 
     label = "map"
+    keys = {
+        "function": CALLED._replace(required=False),
+        "workflow": NESTED._replace(required=False),
+        "over": Key(_Over, required=True, write=_over_data, read=_over_of),
+        "batch": Key(int),
+        "ordered": Key(bool),
+        "on_error": Key(str),
+        "keep": Key(bool),
+        "reduce": FUNCTION,
+        "initial": CONSTANT,
+        "whole": Key(bool | None, default=False),
+    }
+    takes_attempts = True
+    container = _container
 
     def __init__(
         self,
         what: str,
         *,
         over: Any,
-        function: Callable[..., Any] | None,
-        workflow: Declaration | None,
-        batch: int,
-        ordered: bool,
-        on_error: str,
-        keep: bool,
-        reduce: Callable[[Any, list[Any]], Any] | None,
-        initial: Any,
-        whole: bool,
-        elements: Mapping[str, Element],
+        function: Callable[..., Any] | None = None,
+        workflow: Declaration | None = None,
+        batch: int = 100,
+        ordered: bool = True,
+        on_error: str = "fail",
+        keep: bool = True,
+        reduce: Callable[[Any, list[Any]], Any] | None = None,
+        initial: Any = None,
+        whole: bool = False,
+        elements: Mapping[str, Element] = MappingProxyType({}),
     ) -> None:
         if (function is None) == (workflow is None):
             raise DefinitionError(f"{what}: a map is over a function, or over workflow=, one of them")
@@ -112,6 +160,20 @@ class Map(Kind):
         self.factory: Callable[..., Any] | None = over if callable(over) else None
 
     @override
+    @classmethod
+    def bind(cls, own: dict[str, Any], given: Mapping[str, Any], source: Callable[[Any], Source]) -> Mapping[str, Any]:
+        """What is no element, and `over`, unless that is a factory."""
+        own["elements"] = {name: bound for name, bound in given.items() if isinstance(bound, Element)}
+        others = {name: bound for name, bound in given.items() if name not in own["elements"]}
+        if isinstance(own["over"], str | Step):
+            own["over"] = source(own["over"])
+        return {**others, OVER: own["over"]} if isinstance(own["over"], Source) else others
+
+    @override
+    def said_bind(self, bind: Mapping[str, Source]) -> Mapping[str, Source]:
+        return {**super().said_bind(bind), **self.elements}
+
+    @override
     def parameters(self, what: str) -> list[Parameter]:
         source = (
             [Parameter(OVER, Any, False)]
@@ -123,7 +185,7 @@ class Map(Kind):
     def _outer(self, what: str) -> list[Parameter]:
         """The parameters that are the same for every element."""
         if self.workflow is not None:
-            fields = workflow_parameters(self.workflow)
+            fields = target_parameters(self.workflow, what)
             if not self.elements and all(field.name not in ELEMENTS for field in fields):
                 example = fields[0].name if fields else "name"
                 raise DefinitionError(
@@ -137,267 +199,13 @@ class Map(Kind):
         )
 
     @override
-    def compile(self, site: Site) -> Container:
-        return (
-            FunctionMapContainer(site, self)
-            if self.workflow is None
-            else WorkflowMapContainer(site, self, self.workflow)
-        )
-
-
-class MapContainer(Container):
-    """A map, compiled: a scope of one step for each batch."""
-
-    kind = "map"
-
-    def __init__(self, site: Site, declared: Map, batch: Plan) -> None:
-        self.declared = declared
-        """The map as declared."""
-        self._what = site.what
-        self.bodies = (batch,)
-        self.depth = 1
-        self.batch = declared.batch
-
-    @override
-    def open(self, arguments: ContainerArguments) -> Open:
-        """The first batch is opened, at position 0."""
-        fields = self.bodies[0].inputs[:-2]
-        return Open(
-            [
-                Opening(
-                    f"{_BATCH}0",
-                    0,
-                    (*(arguments.token(name) for name in fields), 0, encode_token(self.declared.initial)),
-                )
-            ]
-        )
-
-    def _batch_done(self, progress: Progress, batch: BatchResult) -> None:
-        position = batch.taken if progress.token is None else progress.token[0] + batch.taken
-        progress.token = (position, batch.more, batch.accumulated)
-        progress.rounds += 1
-        if batch.errors:
-            self._record_errors(progress, batch.errors)
-
-    def _record_errors(self, progress: Progress, errors: bytes) -> None:
-        progress.errors.append(errors)
-        progress.size += len(errors)
-
-    def _next(self, progress: Progress) -> NextAction:
-        """Open the next batch; with none left, close with the result, or fail if that is too large."""
-        position, more, accumulated = progress.token
-        if progress.size > MAX_TOKEN_BYTES:
-            return self._too_large()
-        if not more:
-            try:
-                return Close(self._result(progress))
-            except SignalTooLarge:
-                return self._too_large()
-        inputs = (*progress.inputs[:-2], position, token_from_bytes(accumulated))
-        return Open([Opening(f"{_BATCH}{progress.rounds}", 0, inputs)])
-
-    def _too_large(self) -> FailContainer:
-        text = (
-            f"the results of {self._what} are more than {MAX_TOKEN_BYTES:,} bytes, which is too much for one value; "
-            "use reduce=…, or "
-            "keep=False, and let the function put them where they belong"
-        )
-        return FailContainer(Fault("bitactor.errors:SignalTooLarge", text))
-
-    def _result(self, progress: Progress) -> Any:
-        declared = self.declared
-        if declared.reduce is not None:
-            result, name = token_from_bytes(progress.token[2]), "result"
-        elif declared.keep:
-            result, name = join_packed_lists(progress.results), "results"
+    def result_type(self, name: str) -> Any:
+        if self.reduce is not None:
+            whole, name = answer_type(self.reduce), "result"
+        elif self.keep:
+            whole, name = list[target_type(self.workflow or self.function)], "results"  # type: ignore[misc]
         else:
-            result, name = encode_token({"count": progress.token[0]}), ""
-        if declared.on_error == "fail":
-            return result
-        errors = decode_token(join_packed_lists(progress.errors))
-        errors.sort(key=lambda error: error["index"])
-        if not name:
-            return encode_token({"count": progress.token[0] - len(errors), "errors": errors})
-        return encode_token({name: decode_token(result), "errors": errors})
-
-
-class FunctionMapContainer(MapContainer):
-    """A map over a function, compiled: its scopes are the batches."""
-
-    def __init__(self, site: Site, declared: Map) -> None:
-        function = declared.function
-        assert function is not None
-        if site.step.compensate_function is not None:
-            raise DefinitionError(
-                f"compensate of {site.what}: what failed is an element, and what it would decide about is a batch; use "
-                "on_error='collect', or "
-                "map over a workflow (workflow=…)"
-            )
-        takes = [parameter.name for parameter in function_parameters(function, site.what)]
-        handler = ElementHandler(declared, site.what, element_converters(declared, site.what, takes))
-        step = (
-            function_step(site.workflow, site.step, (), {}, site.what)
-            if site.step.undo_function is None
-            else _with_undo(site, whole=declared.whole)
-        )
-        self._runner = BatchRunner(handler, is_async=is_coroutine_function(function))
-        super().__init__(site, declared, batch_plan(site, declared, step, self._runner))
-        if step.undo is not None:
-            undo = BatchUndo(handler, step.undo)
-            step.undo = Callback(
-                undo.run_async if step.undo.is_async else undo.run, step.undo.is_async,
-                {"ctx": "ctx", "result": "result"}, ("tokens",), retries=step.undo.retries,
-            )  # fmt: skip
-
-    @override
-    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """The batch's results are kept, and the next batch is opened, or the container closed."""
-        batch = BatchResult(*decode_token(token))
-        self._batch_done(progress, batch)
-        if self.declared.keep and self.declared.reduce is None:
-            progress.results.append(batch.results)
-            progress.size += len(batch.results)
-        return self._next(progress)
-
-    @override
-    def release(self, transaction: str) -> None:
-        self._runner.release(transaction)
-
-
-class WorkflowMapContainer(MapContainer):
-    """A map over a workflow, compiled: each batch is followed by a scope for each of its elements."""
-
-    def __init__(self, site: Site, declared: Map, workflow: Declaration) -> None:
-        handler = ElementHandler(declared, site.what, {})
-        step = function_step(site.workflow, site.step, (), {}, site.what, function=_takes_elements)
-        self._runner = BatchRunner(handler, is_async=False)
-        super().__init__(site, declared, batch_plan(site, declared, step, self._runner))
-        nested = site.body(workflow, site.address)
-        handler.inputs = nested.inputs
-        self.bodies += (nested,)
-        self.catches = handler.keeps_elements = declared.on_error == "collect"
-        if self.catches and not nested.has_no_undo:
-            raise DefinitionError(
-                f"{site.what}: on_error='collect' leaves what a failed element did as it is, but {workflow.name!r} has "
-                "steps with an undo; "
-                "take the undo away, or use on_error='fail', which undoes"
-            )
-        self.depth = max(self.depth, nested.depth)  # a batch and its elements are side by side
-
-    @override
-    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """After a batch, a scope is opened for each of its elements; after the last of these, the next batch."""
-        if key.startswith(_BATCH):
-            batch = BatchResult(*decode_token(token))
-            self._batch_done(progress, batch)
-            progress.batch = unpack(batch.elements, MAX_FRAME_BYTES) if self.catches else []
-            elements = decode_token(Packed(batch.results))
-            if not elements:
-                return self._next(progress)
-            return Open([Opening(str(index), 1, tuple(map(token_from_bytes, tokens))) for index, tokens in elements])
-        progress.round_results[int(key)] = token
-        return self._settled(progress)
-
-    def _settled(self, progress: Progress) -> NextAction:
-        """The next action after one more element has settled: wait for the others, or what `_next` says."""
-        if progress.open:
-            return WAIT
-        round_results = progress.round_results
-        if self.declared.keep:
-            order = sorted(round_results) if self.declared.ordered else list(round_results)
-            packed = bytes(join_packed_lists(_LIST_OF_ONE + token_bytes(round_results[index]) for index in order))
-            progress.results.append(packed)
-            progress.size += len(packed)
-        round_results.clear()
-        return self._next(progress)
-
-    @override
-    def after_failed_scope(self, progress: Progress, key: str, fault: Fault) -> NextAction:
-        """The element's error is kept for the report, and the map goes on; called with `on_error="collect"` only."""
-        index = int(key)
-        taken: int = progress.token[0]
-        element = progress.batch[index - (taken - len(progress.batch))]
-        self._record_errors(progress, pack([{"index": index, "element": element, "error": fault.summary()}]))
-        return self._settled(progress)
-
-    @override
-    def release(self, transaction: str) -> None:
-        self._runner.release(transaction)
-
-
-def batch_plan(site: Site, declared: Map, step: PlanStep, runner: BatchRunner) -> Plan:
-    """The body of a batch: one step, whose function decodes its arguments itself."""
-    fields = [argument.name for argument in site.arguments]
-    inputs = (*fields, POSITION, ACCUMULATED)
-    functions = [function for function in (declared.function, declared.factory) if function is not None]
-    parameters = [parameter for function in functions for parameter in function_parameters(function, site.what)]
-    kinds = {
-        parameter.name: converter(parameter.annotation, site.what)
-        for parameter in parameters
-        if parameter.name in fields
-    }
-    injected = {
-        parameter.name: injected_as(site.workflow, parameter)
-        for parameter in parameters
-        if parameter.name not in fields
-    }
-    resources = {name: what for name, what in injected.items() if what is not None and what.startswith("resource:")}
-    step.run = Callback(
-        runner.run_async if runner.is_async else runner.run, runner.is_async, {"ctx": "ctx", **resources},
-        ("tokens",), resources=resources_among(resources),
-    )  # fmt: skip
-    if not SPAWNERS[step.spawn].carries_objects:
-        raise DefinitionError(
-            f"{site.what}: a map's source is read where the transaction is; with spawn={step.spawn!r} nothing could be "
-            f"read there; map over a workflow (workflow=…) whose step has spawn={step.spawn!r}"
-        )
-    step.name, step.address, step.kind, step.takes_raw_arguments = "", site.address, "batch", True
-    step.arguments = tuple(
-        Argument(name, 1 + number, (), None, kinds.get(name), None, f"input.{name}")
-        for number, name in enumerate(inputs)
-    )
-    step.token_in = tuple(argument.reference for argument in step.arguments)
-    return single_step_plan(site.workflow, step, inputs)
-
-
-def element_converters(declared: Map, what: str, takes: list[str]) -> dict[str, Callable[[Any], Any] | None]:
-    """Parameter → the converter to its annotation, for each parameter that takes the element; None where nothing is to
-    be converted."""
-    assert declared.function is not None
-    found = {}
-    for parameter in function_parameters(declared.function, what):
-        if parameter.name == "element" or parameter.name in declared.elements:
-            found[parameter.name] = converter(parameter.annotation, f"{what}, parameter {parameter.name!r}")
-    if not declared.whole and not found:
-        raise DefinitionError(
-            f"{what}: the function takes no element; call a parameter `element`, or bind one: "
-            f"bind={{{(takes or ['name'])[0]!r}: Element()}}"
-        )
-    if declared.whole and "elements" not in takes:
-        raise DefinitionError(
-            f"{what}: with whole=True the function takes the batch as `elements`; give it that parameter"
-        )
-    return found
-
-
-def _with_undo(site: Site, *, whole: bool) -> PlanStep:
-    """The step with its undo compiled; an undo of a map may take the element and its result, and the arguments that are
-    the same for every element."""
-    takes = tuple(argument.name for argument in site.arguments if argument.name != OVER)
-    assert site.step.undo_function is not None
-    if site.step.undo_in_doubt:
-        raise DefinitionError(
-            f"undo of {site.what}: of a batch in doubt nobody knows which elements happened; leave out in_doubt=True, "
-            "or map over a workflow "
-            "(workflow=…), whose elements are hops of their own"
-        )
-    takes += ("elements",) if whole else ()
-    undo = compile_callback("undo", site.step.undo_function, (*takes, *ELEMENTS), f"undo of {site.what}", site.workflow)
-    undo.retries = site.step.undo_retries
-    plain = function_step(site.workflow, site.step, (), {}, site.what, undo=False)
-    plain.undo = undo
-    return plain
-
-
-def _takes_elements() -> None:
-    """The function of a map over a workflow, which has none of its own."""
+            whole, name = int, "count"
+        if self.on_error == "fail":
+            return mapping_type("map", {name: whole}) if name == "count" else whole
+        return mapping_type("map", {name: whole, "errors": list[FailedElement]})

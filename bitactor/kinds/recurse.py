@@ -6,20 +6,35 @@ budget allows is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from typing_extensions import override
 
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.errors import DefinitionError, InvalidOutcome
-from bitactor.kinds.nested import nested_inputs, require_workflow, workflow_parameters
+from bitactor.kinds.base import (
+    CONSULT,
+    FUNCTION,
+    NESTED,
+    Arrow,
+    Close,
+    Container,
+    ContainerArguments,
+    ContainerKind,
+    Declaration,
+    Key,
+    NextAction,
+    Open,
+    Opening,
+    Plan,
+    Progress,
+    Site,
+    nested_inputs,
+    require_workflow,
+)
 from bitactor.messages.codec import decode_token
-from bitactor.plan.callbacks import Parameter
-from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress
-from bitactor.plan.declaration import Declaration
-from bitactor.plan.kind import Kind, Site
-from bitactor.plan.plan import Container
 
 
 def checked_bound(what: str, at_most: Any) -> int:
@@ -37,74 +52,76 @@ def checked_predicate(what: str, until: Any) -> None:
         )
 
 
-class Recurse(Kind):
-    """A nested workflow, repeated; declared."""
+class RoundsContainer(Container):
+    """Something repeated; compiled: a scope for each round, which feeds the next."""
 
-    label = "recurse"
+    chained = keyed = True
 
-    def __init__(self, what: str, workflow: Declaration, until: Callable[[Any], bool] | None, at_most: int) -> None:
-        require_workflow(what, workflow)
-        checked_predicate(what, until)
-        self.workflow, self.until, self.at_most = workflow, until, checked_bound(what, at_most)
-
-    @override
-    def parameters(self, what: str) -> list[Parameter]:
-        return workflow_parameters(self.workflow)
-
-    @override
-    def compile(self, site: Site) -> Container:
-        return RecurseContainer(site, self)
-
-
-class RecurseContainer(Container):
-    """A nested workflow, repeated; compiled: a scope for each round, `descend/1/…`, `descend/2/…`."""
-
-    kind = "recurse"
-    chained = True
-
-    def __init__(self, site: Site, declared: Recurse) -> None:
-        self._declared = declared
-        self._what = site.what
-        body = site.body(declared.workflow, site.address)
+    def __init__(self, body: Plan, until: Callable[[Any], bool] | None, at_most: int) -> None:
+        self._until = until
         self.bodies = (body,)
-        self.depth = body.depth * declared.at_most
-        self.max_rounds = declared.at_most
-
-    @override
-    def open(self, arguments: ContainerArguments) -> Open:
-        """Round 1 is opened, with its inputs validated."""
-        return Open([Opening("1", 0, nested_inputs(self._declared.workflow, self.bodies[0], arguments))])
+        self.depth = body.depth * at_most
+        self.max_rounds: int = at_most
+        self.bound = f"at most {at_most:,} rounds"
+        """The bound as pictures say it."""
+        self.mark = f", {self.bound}"
 
     @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """The result closes the container after `at_most` rounds; before, what follows is asked."""
         progress.rounds += 1
         progress.token = token
-        return CONSULT if progress.rounds < self._declared.at_most else Close(token)
+        return CONSULT if progress.rounds < self.max_rounds else Close(token)
 
     @override
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
-        """The result closes the container if `until` is satisfied by it; else it feeds the next round's inputs, which
-        are validated.
+        """The result closes the container if `until` is satisfied by it; else it feeds the next round."""
+        if self._until is not None and self._until(decode_token(progress.token)):
+            return Close(progress.token)
+        return self.another(progress, arguments)
+
+    def another(self, progress: Progress, arguments: ContainerArguments | None = None) -> Open:
+        """The next round."""
+        return Open([Opening(str(progress.rounds + 1), 0, self.fed(progress, arguments))])
+
+    @abstractmethod
+    def fed(self, progress: Progress, arguments: ContainerArguments | None) -> tuple[Any, ...]:
+        """The inputs of the next round."""
+
+
+class RecurseContainer(RoundsContainer):
+    """A nested workflow, repeated; compiled: a scope for each round, `descend/1/…`, `descend/2/…`."""
+
+    def __init__(self, site: Site, declared: Recurse) -> None:
+        super().__init__(declared.workflow.nested_plan(site.address), declared.until, declared.at_most)
+        self._workflow = declared.workflow
+        self._what = site.what
+
+    @override
+    def open(self, arguments: ContainerArguments) -> Open:
+        """Round 1 is opened, with its inputs validated."""
+        return Open([Opening("1", 0, nested_inputs(self._workflow, self.bodies[0], arguments))])
+
+    @override
+    def fed(self, progress: Progress, arguments: ContainerArguments | None) -> tuple[Any, ...]:
+        """The inputs of the next round, validated.
 
         Raises:
             InvalidOutcome: the result is no input for the next round.
         """
-        until = self._declared.until
-        result = decode_token(progress.token)
-        if until is not None and until(result):
-            return Close(progress.token)
-        values = self._next(arguments, decode_token(progress.token))
-        valid = self._declared.workflow.validate_input(values)
-        body = self.bodies[0]
-        return Open(
-            [Opening(str(progress.rounds + 1), 0, tuple(arguments.pass_on(name, valid[name]) for name in body.inputs))]
-        )
+        assert arguments is not None
+        valid = self._workflow.validate_input(self._next(arguments, decode_token(progress.token)))
+        return tuple(arguments.pass_on(name, valid[name]) for name in self.bodies[0].inputs)
+
+    @override
+    def arrows(self, place: str) -> Iterable[Arrow]:
+        body, at = self.bodies[0], f"{place}_0_s"
+        return [Arrow(f"{at}{body.returns}", f"{at}{index}", self.bound, dotted=True) for index in body.initial]
 
     def _next(self, arguments: ContainerArguments, result: Any) -> dict[str, Any]:
         """The next round's input: the names of a mapping override the container's arguments; any other result is the
         one input field."""
-        fields = self._declared.workflow.input_model.model_fields
+        fields = self._workflow.input_model.model_fields
         outer = {name: arguments.value(name) for name in fields if arguments.has(name)}
         if isinstance(result, dict) and any(name in fields for name in result):
             return outer | {name: value for name, value in result.items() if name in fields}
@@ -114,3 +131,19 @@ class RecurseContainer(Container):
             f"{self._what}: the result {result!r} cannot feed the next round; return a mapping with some of "
             f"{', '.join(fields)}"
         )
+
+
+class Recurse(ContainerKind):
+    """A nested workflow, repeated; declared."""
+
+    label = "recurse"
+    keys = {"workflow": NESTED, "until": FUNCTION, "at_most": Key(int, required=True)}
+    container = RecurseContainer
+    workflow: Declaration
+
+    def __init__(
+        self, what: str, workflow: Declaration, until: Callable[[Any], bool] | None = None, *, at_most: int
+    ) -> None:
+        require_workflow(what, workflow)
+        checked_predicate(what, until)
+        self.workflow, self.until, self.at_most = workflow, until, checked_bound(what, at_most)

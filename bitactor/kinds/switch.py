@@ -5,81 +5,95 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from pydantic import model_validator
 from typing_extensions import override
 
 from bitactor.errors import DefinitionError, StepFailed
-from bitactor.kinds.nested import function_inputs, merge_parameters, nested_inputs, target_parameters
-from bitactor.plan.callbacks import Parameter
-from bitactor.plan.container import Close, ContainerArguments, NextAction, Open, Opening, Progress, Skip
-from bitactor.plan.declaration import Declaration
-from bitactor.plan.kind import Kind, Site
-from bitactor.plan.plan import Container, Plan
+from bitactor.forms.paths import function_at, path_of
+from bitactor.forms.values import constant
+from bitactor.kinds.base import (
+    SOURCE,
+    Close,
+    Container,
+    ContainerArguments,
+    ContainerKind,
+    Declaration,
+    Form,
+    Graph,
+    Key,
+    Open,
+    Opening,
+    Plan,
+    Site,
+    Skip,
+    function_inputs,
+    nested_inputs,
+)
+from bitactor.kinds.result_types import either, target_type
 
 Target: TypeAlias = Declaration | Callable[..., Any]
 
 ON = "(on)"
 
 
-class Switch(Kind):
-    """Ordered cases, declared.
+class Branch(Form):
+    """A branch of a switch: a nested workflow by its name, or a function."""
 
-    Args:
-        cases: pairs of what to compare with (a value, or a predicate) and the branch: a workflow, or a function that
-            makes a step.
-        default: the branch when no case fits.
-        optional: without a default, True: the step is skipped when no case fits; False: that is an error.
-    """
+    workflow: str | None = None
+    function: str | None = None
 
-    label = "switch"
+    @model_validator(mode="after")
+    def _just_one(self) -> Branch:
+        if (self.workflow is None) == (self.function is None):
+            raise ValueError("a branch is a 'workflow' or a 'function', one of them")
+        return self
 
-    def __init__(
-        self,
-        what: str,
-        cases: Mapping[Any, Target] | Sequence[tuple[Any, Target]],
-        default: Target | None,
-        optional: bool,
-    ) -> None:
-        pairs = list(cases.items()) if isinstance(cases, Mapping) else list(cases)
-        if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-            raise DefinitionError(
-                f"{what}: cases={cases!r}; give a mapping of values to branches, or pairs of (value or predicate, "
-                "branch)"
-            )
-        if optional and default is not None:
-            raise DefinitionError(f"{what}: with a default something always fits; leave out optional=True")
-        self.tests = [test for test, _ in pairs]
-        self.targets = [target for _, target in pairs] + ([default] if default is not None else [])
-        for target in self.targets:
-            if not callable(target) and not isinstance(target, Declaration):
-                raise DefinitionError(f"{what}: the branch {target!r} is neither a workflow nor a function")
-        self.has_default = default is not None
-        self.optional = optional
 
-    def case(self, number: int) -> str:
-        """The name of branch `number` in pictures and descriptions: its value, its predicate, or `otherwise`."""
-        if number == len(self.tests):
-            return "otherwise"
-        test = self.tests[number]
-        name = getattr(test, "__name__", "<>")
-        return repr(test) if not callable(test) else f"condition {number + 1}" if name.startswith("<") else name
+class Case(Branch):
+    """A case of a switch: a value or a predicate (`test`), and the branch."""
 
-    @override
-    def parameters(self, what: str) -> list[Parameter]:
-        """The value that is compared, and the parameters of all branches."""
-        return [
-            Parameter(ON, Any, False),
-            *merge_parameters([target_parameters(target, what) for target in self.targets]),
-        ]
+    value: Any = None
+    test: str | None = None
 
-    @override
-    def compile(self, site: Site) -> Container:
-        return SwitchContainer(site, self)
+    @model_validator(mode="after")
+    def _one_test(self) -> Case:
+        if ("value" in self.model_fields_set) == ("test" in self.model_fields_set):
+            raise ValueError("a case has a 'value' to compare with, or a 'test' that says whether it fits")
+        return self
+
+
+def _branch_data(target: Target, what: str, graph: Graph) -> dict[str, Any]:
+    if isinstance(target, Declaration):
+        return {"workflow": graph.nest(target)}
+    return {"function": path_of(getattr(target, "function", target), what)}
+
+
+def _branch_of(form: Branch, what: str, _: str, graph: Graph) -> Any:
+    return function_at(form.function, what) if form.function is not None else graph.nested(str(form.workflow), what)
+
+
+def _cases_data(cases: Sequence[tuple[Any, Target]], what: str, _: str, graph: Graph) -> list[dict[str, Any]]:
+    said = []
+    for number, (test, target) in enumerate(cases, 1):
+        where = f"{what}: case {number}"
+        fits = (
+            {"test": path_of(test, f"{where}: its predicate")}
+            if callable(test)
+            else {"value": constant(test, f"{where}: its value")}
+        )
+        said.append(fits | _branch_data(target, f"{where}: its branch", graph))
+    return said
+
+
+def _cases_of(cases: Sequence[Case], what: str, name: str, graph: Graph) -> list[tuple[Any, Any]]:
+    return [
+        (case.value if case.test is None else function_at(case.test, what), _branch_of(case, what, name, graph))
+        for case in cases
+    ]
 
 
 class SwitchContainer(Container):
     """Ordered cases, compiled: one scope, an instance of the body that was chosen."""
-
-    kind = "switch"
 
     def __init__(self, site: Site, declared: Switch) -> None:
         self._declared = declared
@@ -107,23 +121,16 @@ class SwitchContainer(Container):
         if chosen is None:
             return Skip()
         body, target = self.bodies[chosen], self._declared.targets[chosen]
-        if isinstance(target, Declaration):
-            inputs = nested_inputs(target, body, arguments)
-        else:
-            inputs = function_inputs(body, arguments)
+        nested = isinstance(target, Declaration)
+        inputs = nested_inputs(target, body, arguments) if nested else function_inputs(body, arguments)
         return Open([Opening("", chosen, inputs)])
-
-    @override
-    def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """The result of the branch closes the container."""
-        return Close(token)
 
     def _choose(self, value: Any) -> int | None:
         declared = self._declared
         for number, test in enumerate(declared.tests):
             if test(value) if callable(test) else (test == value and isinstance(test, bool) == isinstance(value, bool)):
                 return number
-        if declared.has_default:
+        if declared.default is not None:
             return len(declared.tests)
         if declared.optional:
             return None
@@ -133,9 +140,68 @@ class SwitchContainer(Container):
         )
 
 
+class Switch(ContainerKind):
+    """Ordered cases, declared.
+
+    Args:
+        cases: pairs of what to compare with (a value, or a predicate) and the branch: a workflow, or a function that
+            makes a step.
+        default: the branch when no case fits.
+        optional: without a default, True: the step is skipped when no case fits; False: that is an error.
+    """
+
+    label = "switch"
+    keys = {
+        "on": SOURCE,
+        "cases": Key(list[Case], required=True, write=_cases_data, read=_cases_of),
+        "default": Key(
+            Branch,
+            write=lambda target, what, _, graph: _branch_data(target, f"{what}: default=", graph),
+            read=_branch_of,
+        ),
+        "optional": Key(bool, default=False),
+    }
+    container = SwitchContainer
+
+    def __init__(
+        self,
+        what: str,
+        cases: Mapping[Any, Target] | Sequence[tuple[Any, Target]],
+        default: Target | None = None,
+        optional: bool = False,
+    ) -> None:
+        pairs = list(cases.items()) if isinstance(cases, Mapping) else list(cases)
+        if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+            raise DefinitionError(
+                f"{what}: cases={cases!r}; give a mapping of values to branches, or pairs of (value or predicate, "
+                "branch)"
+            )
+        if optional and default is not None:
+            raise DefinitionError(f"{what}: with a default something always fits; leave out optional=True")
+        self.cases, self.default = pairs, default
+        self.tests = [test for test, _ in pairs]
+        self.targets = [target for _, target in pairs] + ([default] if default is not None else [])
+        for target in self.targets:
+            if not callable(target) and not isinstance(target, Declaration):
+                raise DefinitionError(f"{what}: the branch {target!r} is neither a workflow nor a function")
+        self.optional = optional
+
+    def case(self, number: int) -> str:
+        """The name of branch `number` in pictures and descriptions: its value, its predicate, or `otherwise`."""
+        if number == len(self.tests):
+            return "otherwise"
+        test = self.tests[number]
+        name = getattr(test, "__name__", "<>")
+        return repr(test) if not callable(test) else f"condition {number + 1}" if name.startswith("<") else name
+
+    @override
+    def result_type(self, name: str) -> Any:
+        return either(*map(target_type, self.targets), *((None,) if self.optional else ()))
+
+
 def _body(site: Site, target: Target, address: str) -> Plan:
     """The body of a branch, its steps addressed below `address`."""
     if isinstance(target, Declaration):
-        return site.body(target, address)
+        return target.nested_plan(address)
     name = getattr(target, "__name__", "branch").strip("<>")
     return site.function_body(target, name, f"{address}/{name}")

@@ -4,11 +4,13 @@ a path into it."""
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.errors import DefinitionError, InvalidInput
-from bitactor.kinds.signatures import with_parameters
+from bitactor.kinds.base import FunctionKind, Key, with_parameters
 from bitactor.plan.arguments import value_at
 
 
@@ -58,14 +60,28 @@ class TextTemplate:
         return "".join(parts)
 
 
-def template_function(text: str) -> Callable[..., Any]:
-    """A function with the arguments of a template as parameters, which returns the text filled in."""
-    template = TextTemplate(text)
+class Template(FunctionKind):
+    """A text filled in with arguments; declared."""
 
-    def filled(**arguments: Any) -> str:
-        return template.filled(arguments)
+    label = "template"
+    keys = {"text": Key(str, required=True)}
 
-    return with_parameters(filled, template.arguments, "template", made_from={"text": text})
+    def __init__(self, what: str, text: str) -> None:
+        self.text = text
+        template = TextTemplate(text)
+
+        def filled(**arguments: Any) -> str:
+            return self.answer(template.filled(arguments))
+
+        super().__init__(what, with_parameters(filled, template.arguments, self.label))
+
+    def answer(self, text: str) -> str:
+        """The step's answer, given the text filled in."""
+        return text
+
+    @override
+    def result_type(self, name: str) -> Any:
+        return str
 
 
 def _parsed(text: str, field: str) -> tuple[str, tuple[str | int, ...]]:

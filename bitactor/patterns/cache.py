@@ -50,6 +50,8 @@ class Cache(Policy):
     """
 
     pattern: ClassVar[str] = "cache"
+    _kept_as: ClassVar[Mapping[str, str]] = {"key": "keyed_by"}
+    """Parameter → the field that keeps it, where that has another name."""
     name: str
     keyed_by: str | Callable[..., Hashable]
     ttl: float

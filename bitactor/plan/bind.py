@@ -43,8 +43,9 @@ def bind_parameters(
             )
         if source is None and slots.get(parameter.name, -1) < 0:
             if parameter.has_default or step.deferred:
-                if step.deferred:
-                    arguments.append(_unbound(parameter, what))
+                if step.deferred:  # whoever plans the step may bind it; it is None if nobody does
+                    convert = converter(parameter.annotation, what)
+                    arguments.append(Argument(parameter.name, -1, (), None, convert, None, "unbound"))
                 continue
             raise UnknownArgument(
                 f"{what}: parameter {parameter.name!r} is neither an input field nor a "
@@ -57,11 +58,6 @@ def bind_parameters(
             f"{what}: bind names {name!r}, which is no parameter of {step.noun}.{suggest(name, taken)}"
         )
     return tuple(arguments), injected
-
-
-def _unbound(parameter: Parameter, what: str) -> Argument:
-    """The argument for a parameter of a deferred step that whoever plans the step may bind; None if nobody does."""
-    return Argument(parameter.name, -1, (), None, converter(parameter.annotation, what), None, "unbound")
 
 
 def _argument(

@@ -12,13 +12,10 @@ from bitactor.messages.duration import nanoseconds, nanoseconds_or_none
 from bitactor.plan.bind import bind_parameters, compile_predicate
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.dependencies import steps_waited_for
-from bitactor.plan.kind import Site, kind_of, parameters_of_step
+from bitactor.plan.kind import Site, kind_of
 from bitactor.plan.order import refuse_too_deep, topological_order
-from bitactor.plan.plan import Callback, Plan, PlanStep, plan_digest
-from bitactor.plan.steps import function_step, has_no_undo
-
-NO_FUNCTION = Callback(print, False, {}, ())
-"""The callback of a container that has no function of its own."""
+from bitactor.plan.plan import Plan, PlanStep, plan_digest
+from bitactor.plan.steps import has_no_undo
 
 
 def compile_workflow(workflow: Declaration, address: str | None = None) -> Plan:
@@ -99,25 +96,10 @@ def _compile_step(
     workflow: Declaration, step: Step[Any, Any], slots: Mapping[str, int], waits_for: Iterable[str], address: str
 ) -> PlanStep:
     what = f"step {step.name!r} of {workflow.name!r}"
-    arguments, injected = bind_parameters(workflow, step, slots, what, parameters_of_step(step, what))
-    dependencies = tuple(slots[other] for other in waits_for)
     kind = kind_of(step)
-    if kind is None:
-        compiled = function_step(workflow, step, arguments, injected, what)
-    else:
-        site = Site(workflow, step, what, f"{address}/{step.name}", arguments)
-        compiled = PlanStep(
-            0,
-            step.name,
-            "",
-            NO_FUNCTION,
-            "inline",
-            arguments,
-            (),
-            container=kind.compile(site),
-            kind=kind.label,
-            options=step.options,
-        )
+    arguments, injected = bind_parameters(workflow, step, slots, what, kind.parameters(what))
+    dependencies = tuple(slots[other] for other in waits_for)
+    compiled = kind.compile(Site(workflow, step, what, f"{address}/{step.name}", arguments, injected))
     compiled.index, compiled.name, compiled.address = slots[step.name], step.name, f"{address}/{step.name}"
     compiled.dependencies, compiled.deferred = dependencies, step.deferred
     for role in ("when", "guard"):

@@ -12,12 +12,12 @@ its steps like any others, and, when all of them are settled, asks the container
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from bitactor.messages.codec import encode_token
 from bitactor.messages.signal import Fault
-from bitactor.plan.arguments import Argument, argument_values
+from bitactor.plan.arguments import BoundArguments
 
 
 class Slot(NamedTuple):
@@ -121,14 +121,10 @@ class Progress:
         """The container's next action (close, fail, consult, answer), taken at the end of this turn."""
 
 
-class ContainerArguments(NamedTuple):
+class ContainerArguments(BoundArguments):
     """A container's arguments, decoded or handed on."""
 
-    arguments: Sequence[Argument]
-    tokens: Sequence[Any]
-    owner: str
-    evaluated: Mapping[str, Any]
-    """Tokens of transformed arguments, by name."""
+    __slots__ = ()
 
     def has(self, name: str) -> bool:
         """Whether the container has an argument of that name."""
@@ -141,7 +137,7 @@ class ContainerArguments(NamedTuple):
             InvalidInput: a path leads nowhere.
         """
         wanted = [argument for argument in self.arguments if argument.name == name]
-        return argument_values(wanted, self.tokens, self.owner, self.evaluated)[name]
+        return self._replace(arguments=wanted).raw()[name]
 
     def token(self, name: str) -> Any:
         """One argument as the input of a scope: a `Slot` where it is another token as it stands, else a token.

@@ -10,7 +10,7 @@ from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.plan.callbacks import RESERVED_FOR_CONTEXT
 from bitactor.plan.declaration import Declaration
-from bitactor.plan.kind import parameters_of_step
+from bitactor.plan.kind import kind_of
 
 
 def forward_references(workflow: Declaration, step: Step[Any, Any]) -> set[str]:
@@ -29,7 +29,7 @@ def dependencies_of(workflow: Declaration, step: Step[Any, Any], *, strict: bool
     found: dict[str, None] = {}
     bind = step.options.bind
     if step.takes is None:
-        step.takes = tuple(parameter.name for parameter in parameters_of_step(step, what))
+        step.takes = tuple(parameter.name for parameter in kind_of(step).parameters(what))
     for parameter in step.takes:
         if bind.get(parameter) is None and parameter in workflow.steps and parameter not in RESERVED_FOR_CONTEXT:
             found[parameter] = None

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.options import StepOptions
@@ -206,11 +206,18 @@ class Plan:
     concurrency: int | None = None
 
 
+class Arrow(NamedTuple):
+    """An arrow in a picture of a plan, from a place to another."""
+
+    source: str
+    target: str
+    label: str = ""
+    dotted: bool = False
+
+
 class Container(ABC):
     """The compiled form of a kind that is made of other steps."""
 
-    kind: ClassVar[str]
-    """The kind as it is printed: `compose`, `map`, …"""
     bodies: tuple[Plan, ...] = ()
     depth: int = 0
     """Number of hops on the container's longest path."""
@@ -226,16 +233,26 @@ class Container(ABC):
     """True: the container's first scope is a function in which the others run; it is a `SurroundingContainer`."""
     chained: ClassVar[bool] = False
     """True: each round begins where the one before ended, and spends the hop budget that one has left."""
+    keyed: ClassVar[bool] = False
+    """True: the key of a scope is a segment of the paths in it."""
+    function_key: ClassVar[str] = ""
+    """The key of the scope of its function, where that is a segment of its path alone."""
+    main_body: ClassVar[int] = 0
+    """Number of the body that is the nested workflow."""
+    drawn: ClassVar[slice] = slice(None)
+    """The bodies that pictures show."""
+    mark: str = ""
+    """What stands in pictures behind the name of the kind."""
 
     @abstractmethod
     def open(self, arguments: ContainerArguments) -> Open | Skip | Close:
         """The scopes that the container begins with, by its arguments.  User code may run here: the supervisor asks
         once, and records the answer."""
 
-    @abstractmethod
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
-        """The next action once scope `key` has settled with result `token`.  Pure apart from `progress`, for the fold
-        asks too."""
+        """The next action once scope `key` has settled with result `token`: closing with it, if nothing else is said.
+        Pure apart from `progress`, for the fold asks too."""
+        return Close(token)
 
     def after_failed_scope(self, progress: Progress, key: str, fault: Fault) -> NextAction:
         """The next action once scope `key` has failed and nothing of it runs any more.  Pure, as `after_scope` is."""
@@ -247,6 +264,14 @@ class Container(ABC):
 
     def release(self, transaction: str) -> None:  # noqa: B027 - most hold nothing
         """Drop what is held in this process for a transaction, which has settled."""
+
+    def arrows(self, place: str) -> Iterable[Arrow]:
+        """The arrows between its bodies in a picture, where step 2 of body 1 is at `{place}_1_s2`."""
+        return ()
+
+    def elements(self, token: Any) -> tuple[int, int] | None:
+        """The elements that a hop with this result has done, and that failed in it; None: the hop counts as one."""
+        return None
 
 
 class SurroundingContainer(Container):

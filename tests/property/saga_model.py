@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from bitactor import Value
-from bitactor.kinds.map import Map
+from bitactor.kinds.batch import DeclaredMap
 from bitactor.messages.codec import decode_token
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD
@@ -175,7 +175,7 @@ class Model:
                 entering = min(entering, self.ttl_of[path])
         return entering
 
-    def check_map(self, pulse: Pulse, declared: Map) -> None:
+    def check_map(self, pulse: Pulse, declared: DeclaredMap) -> None:
         """A map is closed: every element is in its result."""
         value = decode_token(pulse.token_out)
         assert isinstance(declared.over, Value)

@@ -15,7 +15,7 @@ from zlib import crc32
 
 from saga_model import Model
 
-from bitactor.kinds.map import MapContainer
+from bitactor.kinds.map_container import MapContainer
 from bitactor.messages.codec import encode_token
 from bitactor.messages.pulse import RUNNING, UNDONE, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal

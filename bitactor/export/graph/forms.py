@@ -3,298 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal, TypeAlias, get_type_hints
+from functools import cache
+from typing import Annotated, Any, Final, Literal, Union, get_type_hints
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    TypeAdapter,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import Discriminator, ValidationError, create_model
 
-from bitactor.declare.options import NESTED_OPTIONS, STEP_OPTIONS, StepOptions
+from bitactor.declare.options import NESTED_OPTIONS
 from bitactor.errors import DefinitionError, suggest
+from bitactor.forms.keys import FUNCTION, OPTION_KEYS, Form, Key, TextOr, Undo
+from bitactor.kinds import KINDS
+from bitactor.plan.declaration import Declaration
+from bitactor.plan.kind import Kind
 
 VERSION: Final = 1
 OF_A_WORKFLOW: Final = ("ttl", "deadline", "undo_timeout", "grace", "redeliveries", "max_concurrency", "max_hops")
-
-
-class Form(BaseModel):
-    """A mapping with the keys of the model and no others."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = next((key for key in data if key not in known), None) if isinstance(data, Mapping) else None
-        if unknown is not None:
-            hint = suggest(str(unknown), known)
-            raise ValueError(f"unknown key {unknown!r}.{hint}")
-        return data
-
-    def given(self, *names: str) -> dict[str, Any]:
-        """Those of the named keys that the data have, with their values."""
-        return {name: getattr(self, name) for name in names if name in self.model_fields_set}
-
-
-class Made(Form):
-    """An object, made from its fields; see `bitactor.export.graph.values`."""
-
-    make: str
-    fields: dict[str, Any] = Field(default={}, alias="with")
-
-
-class Backing(Form):
-    """A `Backoff`."""
-
-    initial: float | None = None
-    factor: float | None = None
-    cap: float | None = None
-    jitter: float | None = None
-
-
-class Origin(Form):
-    """The origin of an argument: one of `input`, `result`, `value`, `element`."""
-
-    input: str | None = None
-    result: str | None = None
-    value: Any = None
-    element: Literal[True] | None = None
-    path: list[str | int] = []
-    transform: str | None = None
-
-    @model_validator(mode="after")
-    def _just_one(self) -> Origin:
-        said = sorted(self.model_fields_set & {"input", "result", "value", "element"})
-        if len(said) != 1:
-            what = f"not {' and '.join(said)}" if said else "there is none of them"
-            raise ValueError(f"say one of 'input', 'result', 'value', 'element'; {what}")
-        if said == ["value"] and self.path:
-            raise ValueError("a path leads into an input, a result or an element; give the value itself")
-        return self
-
-
-class Factory(Form):
-    """The factory of the elements of a map."""
-
-    factory: str
-
-
-class Branch(Form):
-    """A branch of a switch: a nested workflow by its name, or a function."""
-
-    workflow: str | None = None
-    function: str | None = None
-
-    @model_validator(mode="after")
-    def _just_one(self) -> Branch:
-        if (self.workflow is None) == (self.function is None):
-            raise ValueError("a branch is a 'workflow' or a 'function', one of them")
-        return self
-
-
-class Case(Branch):
-    """A case of a switch: a value or a predicate (`test`), and the branch."""
-
-    value: Any = None
-    test: str | None = None
-
-    @model_validator(mode="after")
-    def _one_test(self) -> Case:
-        if ("value" in self.model_fields_set) == ("test" in self.model_fields_set):
-            raise ValueError("a case has a 'value' to compare with, or a 'test' that says whether it fits")
-        return self
-
-
-def _is_text(data: Any) -> str:
-    return "text" if isinstance(data, str) else "form"
-
-
-Called: TypeAlias = Annotated[Annotated[str, Tag("text")] | Annotated[Made, Tag("form")], Discriminator(_is_text)]
-"""A function."""
-
-
-_HINTS: Final = get_type_hints(StepOptions)
-_FORMS: Final[Mapping[str, tuple[Any, Any]]] = {
-    "name": (str, ...),
-    "sources": (dict[str, Origin], {}),
-    "names": (list[str], []),
-    "function": (str | None, None),
-    "backoff": (
-        Annotated[Annotated[str, Tag("text")] | Annotated[Backing, Tag("form")], Discriminator(_is_text)] | None,
-        None,
-    ),
-    "classes": (list[str] | None, None),
-    "objects": (list[Made] | None, None),
-}
-"""Form of an option that is not plain itself (`STEP_OPTIONS`) → type and default of its key."""
-
-
-def _with_options(base: type[Form], *, nested: bool) -> Any:
-    """The form, with keys for the options that every step takes (nested), or for those that take a function."""
-    fields: dict[str, Any] = {
-        name: _FORMS.get(option.metadata.get("form", "plain"), (_HINTS[name] | None, None))
-        for name, option in STEP_OPTIONS.items()
-        if (name in NESTED_OPTIONS) is nested
-    }
-    return create_model("Options", __base__=base, **fields)
-
-
-class NamedStepForm(_with_options(Form, nested=True)):  # type: ignore[misc]
-    """The keys of every step."""
-
-
-class Undo(Form):
-    """A step's undo."""
-
-    function: Called
-    in_doubt: bool = False
-    retries: int | None = None
-
-
-class FunctionStepForm(_with_options(NamedStepForm, nested=False)):  # type: ignore[misc]
-    """The keys of every step that runs a function."""
-
-    undo: Undo | None = None
-    compensate: str | None = None
-
-
-class StepForm(FunctionStepForm):
-    """`workflow.step`, or `workflow.deferred`."""
-
-    kind: Literal["step"]
-    function: Called
-    deferred: bool = False
-
-
-class MapForm(FunctionStepForm):
-    """`workflow.map`."""
-
-    kind: Literal["map"]
-    function: Called | None = None
-    workflow: str | None = None
-    over: Annotated[
-        Annotated[Origin, Tag("origin")] | Annotated[Factory, Tag("factory")],
-        Discriminator(lambda data: "factory" if isinstance(data, Mapping) and "factory" in data else "origin"),
-    ]
-    batch: int | None = None
-    ordered: bool | None = None
-    on_error: str | None = None
-    keep: bool | None = None
-    reduce: str | None = None
-    initial: Any = None
-    whole: bool | None = None
-
-
-class IterateForm(FunctionStepForm):
-    """`workflow.iterate`."""
-
-    kind: Literal["iterate"]
-    function: Called
-    start: Origin
-    until: str | None = None
-    at_most: int
-
-
-class AroundForm(FunctionStepForm):
-    """`workflow.around`."""
-
-    kind: Literal["around"]
-    function: Called
-    workflow: str
-
-
-class ComposeForm(NamedStepForm):
-    """`workflow.compose`."""
-
-    kind: Literal["compose"]
-    workflow: str
-
-
-class SwitchForm(NamedStepForm):
-    """`workflow.switch`."""
-
-    kind: Literal["switch"]
-    on: Origin
-    cases: list[Case]
-    default: Branch | None = None
-    optional: bool = False
-
-
-class GroupForm(NamedStepForm):
-    """`workflow.group`."""
-
-    kind: Literal["group"]
-    workflow: str
-    before_all: str | None = None
-    after_all: str | None = None
-
-
-class RecurseForm(NamedStepForm):
-    """`workflow.recurse`."""
-
-    kind: Literal["recurse"]
-    workflow: str
-    until: str | None = None
-    at_most: int
-
-
-class CollectForm(FunctionStepForm):
-    """`workflow.collect`."""
-
-    kind: Literal["collect"]
-    sources: dict[str, Origin]
-    transform: str | None = None
-
-
-class TemplateForm(FunctionStepForm):
-    """`workflow.template`."""
-
-    kind: Literal["template"]
-    text: str
-
-
-class DebugForm(FunctionStepForm):
-    """`workflow.debug`."""
-
-    kind: Literal["debug"]
-    sources: list[str]
-    level: str | None = None
-
-
-class FlunkForm(FunctionStepForm):
-    """`workflow.flunk`."""
-
-    kind: Literal["flunk"]
-    text: str
-
-
-AnyStep: TypeAlias = (
-    StepForm | MapForm | IterateForm | AroundForm | ComposeForm | SwitchForm | GroupForm | RecurseForm | CollectForm
-    | TemplateForm | DebugForm | FlunkForm
-)  # fmt: skip
-
-KINDS: Final = (
-    "step",
-    "map",
-    "iterate",
-    "around",
-    "compose",
-    "switch",
-    "group",
-    "recurse",
-    "collect",
-    "template",
-    "debug",
-    "flunk",
-)
+_TAGS: Final = ("text", "form", "origin", "factory")
 
 
 class FieldForm(Form):
@@ -307,9 +30,7 @@ class FieldForm(Form):
 class Fields(Form):
     """An input that is no class of its own: names and types."""
 
-    fields: dict[
-        str, Annotated[Annotated[str, Tag("text")] | Annotated[FieldForm, Tag("form")], Discriminator(_is_text)]
-    ]
+    fields: dict[str, TextOr[FieldForm]]
 
 
 class ResourceForm(Form):
@@ -324,40 +45,35 @@ class ResourceForm(Form):
     requires: list[str] | None = None
 
 
-class WorkflowForm(Form):
-    """A workflow."""
-
-    name: str
-    input: Annotated[Annotated[str, Tag("text")] | Annotated[Fields, Tag("form")], Discriminator(_is_text)] | None = (
-        None
-    )
-    ttl: int | None = None
-    deadline: float | None = None
-    undo_timeout: float | None = None
-    grace: float | None = None
-    redeliveries: int | None = None
-    errors: list[str] = []
-    resources: list[
-        Annotated[Annotated[str, Tag("text")] | Annotated[ResourceForm, Tag("form")], Discriminator(_is_text)]
-    ] = []
-    max_concurrency: int | None = None
-    max_hops: int | None = None
-    steps: list[Annotated[AnyStep, Discriminator("kind")]]
-    returns: str | None = None
+def step_form(kind: type[Kind]) -> type[Form]:
+    """The form of a step of a kind: its own keys, and those of the options that every step takes, or every one that
+    has a function."""
+    keys = {name: key for name, key in OPTION_KEYS.items() if kind.takes_attempts or name in NESTED_OPTIONS}
+    keys |= {"undo": Key(Undo), "compensate": FUNCTION} if kind.takes_attempts else {}
+    fields: dict[str, Any] = {name: key.field for name, key in (keys | {**kind.keys}).items()}
+    return create_model(kind.label, __base__=Form, kind=(Literal[kind.label], ...), **fields)
 
 
-class GraphForm(WorkflowForm):
-    """A workflow with everything that is nested in it."""
+@cache
+def _graph(kinds: tuple[type[Kind], ...]) -> type[Form]:
+    """The form of a workflow, with all that are nested in it, whose steps are of these kinds."""
+    any_step: Any = Annotated[Union[tuple(map(step_form, kinds))], Discriminator("kind")]  # noqa: UP007
+    hints = get_type_hints(Declaration)
+    fields: dict[str, Any] = {
+        "name": (str, ...),
+        "input": (TextOr[Fields] | None, None),
+        **{name: (hints[name] | None, None) for name in OF_A_WORKFLOW},
+        "errors": (list[str], []),
+        "resources": (list[TextOr[ResourceForm]], []),
+        "steps": (list[any_step], ...),
+        "returns": (str | None, None),
+    }
+    workflow = create_model("WorkflowForm", __base__=Form, **fields)
+    nested: Any = (list[workflow], [])  # type: ignore[valid-type]
+    return create_model("GraphForm", __base__=workflow, version=(Literal[1], VERSION), workflows=nested)
 
-    version: Literal[1] = VERSION
-    workflows: list[WorkflowForm] = []
 
-
-_GRAPH: Final = TypeAdapter(GraphForm)
-_TAGS: Final = frozenset((*KINDS, "text", "form", "origin", "factory"))
-
-
-def validate(data: Any) -> GraphForm:
+def validate(data: Any) -> Any:
     """The data as a form.
 
     Raises:
@@ -365,7 +81,7 @@ def validate(data: Any) -> GraphForm:
             probably meant.
     """
     try:
-        return _GRAPH.validate_python(data)
+        return _graph(tuple(KINDS.values())).model_validate(data)
     except ValidationError as error:
         name = data.get("name") if isinstance(data, Mapping) else None
         what = f"the graph of workflow {name!r}" if isinstance(name, str) else "the graph of a workflow"
@@ -387,7 +103,7 @@ def _walk(loc: tuple[str | int, ...], data: Any) -> Iterator[str]:
             here = here[part]
             name = here.get("name") if isinstance(here, Mapping) else None
             yield repr(name) if isinstance(name, str) else str(part)
-        elif inside or part not in _TAGS:
+        elif inside or (part not in KINDS and part not in _TAGS):
             here = here[part] if inside and isinstance(here, Mapping) else None
             yield str(part)
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from bitactor.declare.backoff import Backoff
-from bitactor.declare.options import STEP_OPTIONS
 from bitactor.declare.resource import Resource
-from bitactor.declare.source import Element, Input, Result, Source, Value
 from bitactor.declare.step import Step
 from bitactor.errors import CycleError, DefinitionError, DuplicateName, UnknownArgument, suggest
 from bitactor.export.graph import forms
-from bitactor.export.graph.annotations import type_of
-from bitactor.export.graph.forms import FunctionStepForm, GraphForm, Made, NamedStepForm, Origin, WorkflowForm, validate
-from bitactor.export.graph.paths import at_path, class_at, function_at
-from bitactor.export.graph.values import callable_of, value_of
+from bitactor.export.graph.forms import validate
+from bitactor.forms.annotations import type_of
+from bitactor.forms.keys import OPTION_KEYS, called
+from bitactor.forms.paths import at_path, class_at, function_at
+from bitactor.kinds import KINDS
 from bitactor.kinds.declare import DeclaresKinds
 
 W = TypeVar("W", bound=DeclaresKinds)
@@ -50,9 +48,9 @@ def from_dict(make: Callable[..., W], data: Mapping[str, Any]) -> W:
 class _Reader(Generic[W]):
     """Makes the workflows of one graph, each once."""
 
-    def __init__(self, make: Callable[..., W], form: GraphForm) -> None:
+    def __init__(self, make: Callable[..., W], form: Any) -> None:
         self._make = make
-        self._forms: dict[str, WorkflowForm] = {}
+        self._forms: dict[str, Any] = {}
         for other in form.workflows:
             if other.name in self._forms or other.name == form.name:
                 raise DuplicateName(f"the graph of workflow {form.name!r} has two workflows {other.name!r}; rename one")
@@ -61,7 +59,7 @@ class _Reader(Generic[W]):
         self._making: list[str] = [form.name]
         self._resources: dict[str, Resource] = {}
 
-    def workflow(self, form: WorkflowForm) -> W:
+    def workflow(self, form: Any) -> W:
         """A workflow with its steps."""
         what = f"workflow {form.name!r}"
         options: dict[str, Any] = {
@@ -119,83 +117,21 @@ class _Reader(Generic[W]):
             self._resources[key] = Resource(given.name, function_at(given.factory, where), **options)
         return self._resources[key]
 
-    def _step(self, workflow: W, form: forms.AnyStep, what: str) -> None:
-        options = _options(form, what)
-        match form:
-            case forms.StepForm():
-                step = workflow.add(_called(form.function, what), deferred=form.deferred, **options)
-            case forms.MapForm():
-                step = self._map(workflow, form, options, what)
-            case forms.IterateForm():
-                until = None if form.until is None else function_at(form.until, f"{what}: until")
-                options |= {"start": _source(form.start, f"{what}: start"), "until": until, "at_most": form.at_most}
-                step = workflow.iterate(_called(form.function, what), **options)
-            case forms.AroundForm():
-                step = workflow.around(
-                    _called(form.function, what), workflow=self.nested(form.workflow, what), **options
-                )
-            case forms.CollectForm():
-                transform = None if form.transform is None else function_at(form.transform, f"{what}: transform")
-                step = workflow.collect(sources=_sources(form.sources, f"{what}: bind"), transform=transform, **options)
-            case forms.TemplateForm():
-                step = workflow.template(text=form.text, **options)
-            case forms.FlunkForm():
-                step = workflow.flunk(text=form.text, **options)
-            case forms.DebugForm():
-                name = options.pop("name")
-                step = workflow.debug(name, *form.sources, **form.given("level"), **options)
-            case _:
-                step = self._nesting(workflow, form, options, what)
-        if isinstance(form, FunctionStepForm):
-            _declare_undo(step, form, what)
-
-    def _nesting(
-        self,
-        workflow: W,
-        form: forms.ComposeForm | forms.SwitchForm | forms.GroupForm | forms.RecurseForm,
-        options: dict[str, Any],
-        what: str,
-    ) -> Step[..., Any]:
-        if isinstance(form, forms.SwitchForm):
-            cases = [(self._test(case, what), self._branch(case, what)) for case in form.cases]
-            default = None if form.default is None else self._branch(form.default, what)
-            on = _source(form.on, f"{what}: on")
-            return workflow.switch(on=on, cases=cases, default=default, optional=form.optional, **options)
-        nested = self.nested(form.workflow, what)
-        if isinstance(form, forms.ComposeForm):
-            return workflow.compose(workflow=nested, **options)
-        given = form.given("before_all", "after_all", "until")
-        hooks: dict[str, Any] = {
-            role: function_at(path, f"{what}: {role}") for role, path in given.items() if path is not None
+    def _step(self, workflow: W, form: Any, what: str) -> None:
+        kind = KINDS[form.kind]
+        options = {
+            name: key.read(data, what, name, self)
+            for name, key in OPTION_KEYS.items()
+            if (data := form.given(name).get(name)) is not None
         }
-        if isinstance(form, forms.GroupForm):
-            return workflow.group(workflow=nested, **hooks, **options)
-        return workflow.recurse(workflow=nested, at_most=form.at_most, **hooks, **options)
-
-    def _map(self, workflow: W, form: forms.MapForm, options: dict[str, Any], what: str) -> Step[..., Any]:
-        options |= form.given("batch", "ordered", "on_error", "keep", "whole", "initial")
-        if form.reduce is not None:
-            options["reduce"] = function_at(form.reduce, f"{what}: reduce")
-        if isinstance(form.over, forms.Factory):
-            options["over"] = function_at(form.over.factory, f"{what}: over")
-        else:
-            options["over"] = _source(form.over, f"{what}: over")
-        if form.workflow is not None:
-            options["workflow"] = self.nested(form.workflow, what)
-        elif form.function is None:
-            raise DefinitionError(f"{what}: a map is over a 'function', or a 'workflow'; give one of them")
-        function: Any = None if form.function is None else _called(form.function, what)
-        step: Step[..., Any] = workflow.map(function, **options)
-        return step
-
-    def _branch(self, form: forms.Branch, what: str) -> Any:
-        if form.workflow is not None:
-            return self.nested(form.workflow, what)
-        assert form.function is not None
-        return function_at(form.function, what)
-
-    def _test(self, case: forms.Case, what: str) -> Any:
-        return case.value if case.test is None else function_at(case.test, what)
+        for name, data in form.given(*kind.keys).items():
+            options[name] = None if data is None else kind.keys[name].read(data, what, name, self)
+        function = options.pop("function", None)
+        if "function" in kind.keys and function is None and options.get("workflow") is None:
+            raise DefinitionError(f"{what}: a {kind.label} is over a 'function', or a 'workflow'; give one of them")
+        step = workflow.declare(kind, function, **options)
+        if kind.takes_attempts:
+            _declare_undo(step, form, what)
 
 
 def _input(given: str | forms.Fields, what: str) -> Any:
@@ -208,59 +144,11 @@ def _input(given: str | forms.Fields, what: str) -> Any:
     return fields
 
 
-def _options(form: NamedStepForm, what: str) -> dict[str, Any]:
-    return {
-        name: _READERS[STEP_OPTIONS[name].metadata.get("form", "plain")](value, f"{what}: {name}")
-        for name, value in form.given(*STEP_OPTIONS).items()
-        if value is not None
-    }
-
-
-def _backoff(given: str | forms.Backing, what: str) -> Any:
-    if isinstance(given, str):
-        return function_at(given, what)
-    try:
-        return Backoff(**{name: value for name, value in given.model_dump().items() if value is not None})
-    except ValueError as error:
-        raise DefinitionError(f"{what}: {error}") from None
-
-
-def _declare_undo(step: Step[..., Any], form: FunctionStepForm, what: str) -> None:
+def _declare_undo(step: Step[..., Any], form: Any, what: str) -> None:
     if form.undo is not None:
         given = form.undo.function
-        function = function_at(given, f"{what}: undo") if isinstance(given, str) else _called(given, f"{what}: undo")
+        function = function_at(given, f"{what}: undo") if isinstance(given, str) else called(given, f"{what}: undo")
         retries = {} if form.undo.retries is None else {"retries": form.undo.retries}
         step.undo(in_doubt=form.undo.in_doubt, **retries)(function)
     if form.compensate is not None:
         step.compensate(function_at(form.compensate, f"{what}: compensate"))
-
-
-def _called(given: str | Made | None, what: str) -> Callable[..., Any]:
-    return callable_of(given.model_dump(by_alias=True) if isinstance(given, Made) else given, f"{what}: function")
-
-
-def _sources(given: Mapping[str, Origin], what: str) -> dict[str, Source]:
-    return {name: _source(origin, f"{what}[{name!r}]") for name, origin in given.items()}
-
-
-def _source(origin: Origin, what: str) -> Source:
-    path: Sequence[str | int] = origin.path
-    transform = None if origin.transform is None else function_at(origin.transform, f"{what}: transform")
-    if origin.input is not None:
-        return Input(origin.input, *path, transform=transform)
-    if origin.result is not None:
-        return Result(origin.result, *path, transform=transform)
-    if origin.element is not None:
-        return Element(*path, transform=transform)
-    return Value(origin.value, transform=transform)
-
-
-_READERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {
-    **dict.fromkeys(("name", "names", "plain"), lambda value, what: value),
-    "sources": _sources,
-    "function": function_at,
-    "backoff": _backoff,
-    "classes": lambda paths, what: [class_at(path, what, BaseException) for path in paths],
-    "objects": lambda given, what: [value_of(made.model_dump(by_alias=True), what) for made in given],
-}
-"""What reads an option, by its form in `STEP_OPTIONS`."""

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from pydantic import BaseModel
 
-from bitactor.declare.backoff import Backoff
 from bitactor.declare.options import STEP_OPTIONS
 from bitactor.declare.resource import DEFAULT_CHECK_EVERY, Resource
-from bitactor.declare.source import Element, Input, Result, Source, Value
-from bitactor.declare.step import Step, StepKind
+from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError, DuplicateName
-from bitactor.export.graph.annotations import type_text
 from bitactor.export.graph.forms import OF_A_WORKFLOW, VERSION
-from bitactor.export.graph.paths import path_of
-from bitactor.export.graph.values import constant, data_of, reference
-from bitactor.kinds.around import Around
-from bitactor.kinds.batch import OVER
-from bitactor.kinds.compose import Compose
-from bitactor.kinds.group import Group
-from bitactor.kinds.iterate import START, Iterate
-from bitactor.kinds.map import Map
-from bitactor.kinds.recurse import Recurse
-from bitactor.kinds.switch import ON, Switch
+from bitactor.forms.annotations import type_text
+from bitactor.forms.keys import OPTION_KEYS
+from bitactor.forms.paths import path_of
+from bitactor.forms.values import constant, reference
 from bitactor.plan.declaration import Declaration
+from bitactor.plan.kind import kind_of
 
 
 def to_dict(workflow: Declaration) -> dict[str, Any]:
@@ -37,32 +28,72 @@ def to_dict(workflow: Declaration) -> dict[str, Any]:
             and what to do.
     """
     workflow.check()
-    nested: dict[str, Declaration] = {}
-    own = _workflow(workflow, nested)
-    if workflow.name in nested:
-        raise DuplicateName(f"workflow {workflow.name!r} nests another one of its name; rename one of them")
-    done: dict[str, dict[str, Any]] = {}
-    while len(done) < len(nested):
-        for name, other in list(nested.items()):
-            if name not in done:
-                done[name] = _workflow(other, nested)
-    return {"version": VERSION, **own, **({"workflows": [*done.values()]} if done else {})}
+    return _Writer().graph(workflow)
 
 
-def _workflow(workflow: Declaration, nested: dict[str, Declaration]) -> dict[str, Any]:
-    what = f"workflow {workflow.name!r}"
-    data: dict[str, Any] = {"name": workflow.name}
-    if workflow.input_model.model_fields or not _is_ours(workflow):
-        data["input"] = _input(workflow, what)
-    data |= {name: value for name in OF_A_WORKFLOW if (value := getattr(workflow, name)) is not None}
-    if workflow.errors:
-        data["errors"] = [path_of(kind, f"{what}: errors=") for kind in workflow.errors]
-    if workflow.resources:
-        data["resources"] = [_resource(resource, what) for resource in workflow.resources.values()]
-    data["steps"] = [_step(step, nested) for step in workflow.steps.values()]
-    if workflow.returned is not None:
-        data["returns"] = workflow.returned
-    return data
+class _Writer:
+    """Writes the workflows of one graph, each once."""
+
+    def __init__(self) -> None:
+        self._nested: dict[str, Declaration] = {}
+
+    def graph(self, workflow: Declaration) -> dict[str, Any]:
+        """A workflow, and all that are nested in it."""
+        own = self._workflow(workflow)
+        if workflow.name in self._nested:
+            raise DuplicateName(f"workflow {workflow.name!r} nests another one of its name; rename one of them")
+        done: dict[str, dict[str, Any]] = {}
+        while len(done) < len(self._nested):
+            for name, other in list(self._nested.items()):
+                if name not in done:
+                    done[name] = self._workflow(other)
+        return {"version": VERSION, **own, **({"workflows": [*done.values()]} if done else {})}
+
+    def nest(self, workflow: Declaration) -> str:
+        """The name under which a nested workflow is written.
+
+        Raises:
+            DuplicateName: another has the same.
+        """
+        if self._nested.setdefault(workflow.name, workflow) is not workflow:
+            raise DuplicateName(
+                f"two different nested workflows are called {workflow.name!r}; rename one, for in a dict each goes by "
+                "its name"
+            )
+        return workflow.name
+
+    def _workflow(self, workflow: Declaration) -> dict[str, Any]:
+        what = f"workflow {workflow.name!r}"
+        data: dict[str, Any] = {"name": workflow.name}
+        if workflow.input_model.model_fields or not _is_ours(workflow):
+            data["input"] = _input(workflow, what)
+        data |= {name: value for name in OF_A_WORKFLOW if (value := getattr(workflow, name)) is not None}
+        if workflow.errors:
+            data["errors"] = [path_of(kind, f"{what}: errors=") for kind in workflow.errors]
+        if workflow.resources:
+            data["resources"] = [_resource(resource, what) for resource in workflow.resources.values()]
+        data["steps"] = [self._step(step) for step in workflow.steps.values()]
+        if workflow.returned is not None:
+            data["returns"] = workflow.returned
+        return data
+
+    def _step(self, step: Step[Any, Any]) -> dict[str, Any]:
+        what = f"step {step.name!r} of {step.workflow.name!r}"
+        kind, options = kind_of(step), step.options
+        data: dict[str, Any] = {"kind": step.label, "name": step.name}
+        for name, key in kind.keys.items():
+            value = options.bind.get(f"({name})", getattr(kind, name, None))
+            if value is not None and value != key.default:
+                data[name] = key.write(value, what, name, self)
+        if bind := kind.said_bind(options.bind):
+            data["bind"] = OPTION_KEYS["bind"].write(bind, what, "bind", self)
+        if step.deferred:
+            data["deferred"] = True
+        for name, key in OPTION_KEYS.items():
+            value = getattr(options, name)
+            if name in options.given - data.keys() - {"bind"} and not value == () == STEP_OPTIONS[name].default:
+                data[name] = key.write(value, what, name, self)
+        return data | _undo_options(step, what)
 
 
 def _is_ours(workflow: Declaration) -> bool:
@@ -109,160 +140,6 @@ def _resource(resource: Resource, what: str) -> Any:
     if resource.check_every != DEFAULT_CHECK_EVERY:
         data["check_every"] = resource.check_every
     return data | ({"requires": [*resource.requires]} if resource.requires is not None else {})
-
-
-def _step(step: Step[Any, Any], nested: dict[str, Declaration]) -> dict[str, Any]:
-    what = f"step {step.name!r} of {step.workflow.name!r}"
-    data: dict[str, Any] = {"kind": step.label, "name": step.name}
-    bind: Mapping[str, Source] = step.options.bind
-    if step.kind is not None:
-        data |= _kind(step.kind, bind, what, nested)
-        bind = {name: source for name, source in bind.items() if name not in (OVER, START, ON)}
-        bind |= step.kind.elements if isinstance(step.kind, Map) else {}
-    elif step.label == "step":
-        data["function"] = reference(step.function, f"{what}: its function")
-    else:
-        data |= _ready_made(step, bind, what)
-        bind = {} if step.label == "collect" else bind
-    if bind:
-        data["bind"] = _sources(bind, what)
-    return data | _options(step, what) | _undo_options(step, what)
-
-
-def _kind(kind: StepKind, bind: Mapping[str, Source], what: str, nested: dict[str, Declaration]) -> dict[str, Any]:
-    function: Callable[..., Any] | None = getattr(kind, "function", None)
-    data: dict[str, Any] = {}
-    if function is not None:
-        data["function"] = reference(function, f"{what}: its function")
-    match kind:
-        case Compose() | Around() | Recurse() | Group():
-            data["workflow"] = _nest(kind.workflow, nested)
-        case Map() if kind.workflow is not None:
-            data["workflow"] = _nest(kind.workflow, nested)
-    match kind:
-        case Map():
-            data |= _map(kind, bind, what)
-        case Iterate():
-            data["start"] = _source(bind[START], f"{what}: start=")
-        case Switch():
-            data |= _switch(kind, bind, what, nested)
-        case Group():
-            data |= _paths(kind, {"before_all": kind.before, "after_all": kind.after}, what)
-    if isinstance(kind, Iterate | Recurse):
-        data |= {**_paths(kind, {"until": kind.until}, what), "at_most": kind.at_most}
-    return data
-
-
-def _map(kind: Map, bind: Mapping[str, Source], what: str) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    if kind.factory is not None:
-        data["over"] = {"factory": path_of(kind.factory, f"{what}: over=")}
-    else:
-        data["over"] = _source(bind[OVER], f"{what}: over=")
-    data |= {"batch": kind.batch, "ordered": kind.ordered, "on_error": kind.on_error, "keep": kind.keep}
-    data |= _paths(kind, {"reduce": kind.reduce}, what)
-    if kind.initial is not None:
-        data["initial"] = constant(kind.initial, f"{what}: initial=")
-    return data | ({"whole": True} if kind.whole else {})
-
-
-def _switch(kind: Switch, bind: Mapping[str, Source], what: str, nested: dict[str, Declaration]) -> dict[str, Any]:
-    def branch(target: Any, where: str) -> dict[str, Any]:
-        if isinstance(target, Declaration):
-            return {"workflow": _nest(target, nested)}
-        return {"function": path_of(getattr(target, "function", target), where)}
-
-    cases = []
-    for number, test in enumerate(kind.tests):
-        where = f"{what}: case {number + 1}"
-        fits = (
-            {"test": path_of(test, f"{where}: its predicate")}
-            if callable(test)
-            else {"value": constant(test, f"{where}: its value")}
-        )
-        cases.append(fits | branch(kind.targets[number], f"{where}: its branch"))
-    data: dict[str, Any] = {"on": _source(bind[ON], f"{what}: on="), "cases": cases}
-    if kind.has_default:
-        data["default"] = branch(kind.targets[-1], f"{what}: default=")
-    return data | ({"optional": True} if kind.optional else {})
-
-
-def _ready_made(step: Step[Any, Any], bind: Mapping[str, Source], what: str) -> dict[str, Any]:
-    """The options that `collect`, `template`, `debug` or `flunk` was declared with."""
-    made_from: Mapping[str, Any] = step.function.made_from  # type: ignore[attr-defined]
-    data = {name: value for name, value in made_from.items() if value is not None and not callable(value)}
-    if step.label == "collect":
-        data["sources"] = _sources(bind, what)
-    return data | _paths(None, {name: value for name, value in made_from.items() if callable(value)}, what)
-
-
-def _paths(_: Any, functions: Mapping[str, Callable[..., Any] | None], what: str) -> dict[str, str]:
-    return {
-        option: path_of(function, f"{what}: {option}=")
-        for option, function in functions.items()
-        if function is not None
-    }
-
-
-def _nest(workflow: Declaration, nested: dict[str, Declaration]) -> str:
-    if nested.setdefault(workflow.name, workflow) is not workflow:
-        raise DuplicateName(
-            f"two different nested workflows are called {workflow.name!r}; rename one, for in a dict each goes by its "
-            "name"
-        )
-    return workflow.name
-
-
-def _sources(bind: Mapping[str, Source], what: str) -> dict[str, Any]:
-    return {name: _source(source, f"{what}: bind[{name!r}]") for name, source in bind.items()}
-
-
-def _source(source: Source, what: str) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    match source:
-        case Input(name=name):
-            data["input"] = name
-        case Result(step=name):
-            data["result"] = name
-        case Value(value=value):
-            data["value"] = constant(value, what)
-        case Element():
-            data["element"] = True
-    if path := getattr(source, "path", ()):
-        data["path"] = [*path]
-    if source.transform is not None:
-        data["transform"] = path_of(source.transform, f"{what}: its transform")
-    return data
-
-
-def _options(step: Step[Any, Any], what: str) -> dict[str, Any]:
-    data: dict[str, Any] = {"deferred": True} if step.deferred else {}
-    for name, option in STEP_OPTIONS.items():
-        value, write = getattr(step.options, name), _WRITERS.get(option.metadata.get("form", "plain"))
-        if write is not None and name in step.options.given and not value == () == option.default:
-            data[name] = write(value, f"{what}: {name}=")
-    return data
-
-
-def _backoff(backoff: Any, what: str) -> Any:
-    if type(backoff) is Backoff:
-        return {name: getattr(backoff, name) for name in ("initial", "factor", "cap", "jitter")}
-    return path_of(backoff, what)
-
-
-def _classes(kinds: Any, what: str) -> list[str]:
-    return [path_of(kind, what) for kind in ([kinds] if isinstance(kinds, type) else kinds)]
-
-
-_WRITERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {
-    "plain": lambda value, what: value,
-    "names": lambda steps, what: [step if isinstance(step, str) else step.name for step in steps],
-    "function": path_of,
-    "backoff": _backoff,
-    "classes": _classes,
-    "objects": lambda objects, what: [data_of(thing, what) for thing in objects],
-}
-"""What writes an option, by its form in `STEP_OPTIONS`; the name and the sources are written beside them."""
 
 
 def _undo_options(step: Step[Any, Any], what: str) -> dict[str, Any]:

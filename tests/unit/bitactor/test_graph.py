@@ -27,7 +27,7 @@ from bitactor import (
     Value,
     Workflow,
 )
-from bitactor.export.graph.paths import at_path, path_of
+from bitactor.forms.paths import at_path, path_of
 from bitactor.patterns import Batching, Cache, CircuitBreaker, Fallback, RateLimit, RetryPolicy, Timeout
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.testing import run_workflow
@@ -184,7 +184,7 @@ def shape_of(step: PlanStep) -> Any:
         step.run.function if step.kind == "step" and step.container is None and step.around_container is None else None,
         step.container
         and (
-            step.container.kind,
+            step.kind,
             step.container.max_rounds,
             step.container.batch,
             step.container.cases,
@@ -194,17 +194,19 @@ def shape_of(step: PlanStep) -> Any:
 
 
 def kinds(workflow: Workflow) -> Any:
-    """What each step that is made of others was declared with; nested workflows by name, their plans are compared
-    already."""
+    """What each step was declared with; nested workflows by name, their plans are compared already, and what a
+    ready-made step calls by name."""
     return {
-        name: {option: named(value) for option, value in vars(step.kind).items()} if step.kind is not None else None
+        name: {option: named(value) for option, value in vars(step.kind).items()}
         for name, step in workflow.steps.items()
     }
 
 
 def named(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [named(item) for item in value]
+    if "<locals>" in getattr(value, "__qualname__", ""):
+        return value.__name__
     return value.name if isinstance(value, Workflow) else value
 
 

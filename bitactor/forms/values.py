@@ -17,9 +17,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bitactor.errors import BitActorError, DefinitionError, suggest
-from bitactor.export.graph.paths import at_path, class_at, path_of
+from bitactor.forms.paths import at_path, class_at, path_of
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.patterns.cache import Cache
 
 _TAGS: Final = (
     frozenset(("tuple",)),
@@ -28,9 +27,6 @@ _TAGS: Final = (
     frozenset(("make", "with")),
     frozenset(("dict",)),
 )
-
-_FIELD_NAMES: Final[Mapping[type[Any], Mapping[str, str]]] = {Cache: {"key": "keyed_by"}}
-"""Class → parameter → the field that keeps it, where that has another name."""
 
 
 def constant(value: Any, what: str) -> Any:
@@ -141,7 +137,7 @@ def callable_of(data: Any, what: str) -> Callable[..., Any]:
 
 def _object_data(value: Any, what: str) -> dict[str, Any]:
     kind = type(value)
-    path, kept_as = path_of(kind, f"{what}: the class of {kind.__name__}(…)"), _FIELD_NAMES.get(kind, {})
+    path, kept_as = path_of(kind, f"{what}: the class of {kind.__name__}(…)"), getattr(kind, "_kept_as", {})
     given = {}
     for name, parameter in inspect.signature(kind).parameters.items():
         field = kept_as.get(name, name)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from bitactor.errors import DefinitionError, suggest
-from bitactor.export.graph.paths import PATH, at_path, path_of
+from bitactor.forms.paths import PATH, at_path, path_of
 
 _KNOWN: Final[Mapping[str, Any]] = {
     kind.__name__: kind for kind in (bool, int, float, str, bytes, list, dict, tuple, set, frozenset, object)

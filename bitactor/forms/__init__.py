@@ -1,0 +1,1 @@
+"""How functions, values, types, sources and options are written as plain data, and read again."""
