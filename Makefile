@@ -26,6 +26,7 @@ lint: $(VENV)/develops
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 
 # What is measured beside others (DBOS) needs them too: `.venv/bin/pip install --group peers`.
 benchmark: $(VENV)/develops

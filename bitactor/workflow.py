@@ -11,11 +11,12 @@ and `attempt` are reserved.  Everything that can be found wrong is found wrong w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar, Unpack, overload
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Any, Generic, ParamSpec, Unpack, overload
 
 from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
-from typing_extensions import override
+from typing_extensions import TypeVar, override
 
 from bitactor.declare.options import (
     RESERVED,
@@ -34,6 +35,8 @@ from bitactor.export.graph import from_dict, to_dict
 from bitactor.export.mermaid import mermaid
 from bitactor.kinds.base import FunctionKind
 from bitactor.kinds.declare import DeclaresKinds, MakeKind
+from bitactor.messages.codec import Unchanged
+from bitactor.messages.outcome import Outcome
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import DEFAULT_TTL, MAX_TTL
 from bitactor.plan.compile import compile_workflow
@@ -43,13 +46,15 @@ from bitactor.plan.plan import Plan
 
 P = ParamSpec("P")
 R = TypeVar("R")
+U = TypeVar("U", bound=Unchanged)
+Result_co = TypeVar("Result_co", covariant=True, default=Any)
 
 DEFAULT_REDELIVERIES = 3
 DEFAULT_GRACE = 2.0
 DEFAULT_UNDO_TIMEOUT = 60.0
 
 
-class Workflow(DeclaresKinds):
+class Workflow(DeclaresKinds, Generic[Result_co]):
     """A named DAG of steps with an input, a hop budget and a deadline.
 
     Args:
@@ -213,11 +218,28 @@ class Workflow(DeclaresKinds):
             step.compensate(compensate)
         return step
 
+    @overload
+    def returns(self, step: Step[..., Enum] | Step[..., Coroutine[Any, Any, Enum]]) -> Workflow[Any]: ...
+
+    @overload
+    def returns(self, step: Step[..., Coroutine[Any, Any, U | Outcome]]) -> Workflow[U]: ...
+
+    @overload
+    def returns(self, step: Step[..., U | Outcome]) -> Workflow[U]: ...
+
+    @overload
+    def returns(self, step: str | Step[Any, Any]) -> Workflow[Any]: ...
+
     @override
-    def returns(self, step: str | Step[Any, Any]) -> None:
-        """Say which step's result is the workflow's result; by default that of the last declared step."""
+    def returns(self, step: str | Step[Any, Any]) -> Workflow[Any]:
+        """Say which step's result is the workflow's result; by default that of the last declared step.
+
+        Returns the workflow itself, for a type checker with the type of that result: what the step's function returns,
+        if that is plain data.
+        """
         self.returned = step if isinstance(step, str) else step.name
         self._plan = None
+        return self
 
     @override
     def check(self) -> Plan:

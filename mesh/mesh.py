@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from typing_extensions import TypeVar
+
 from bitactor.consumer import Consumer
 from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import BitActorError, InvalidInput, suggest
@@ -19,6 +21,8 @@ from mesh.runtime.node import Node
 from mesh.runtime.settings import settings
 from mesh.sinks import OtelSink
 from mesh.transaction import BlockingTransaction, Transaction
+
+R = TypeVar("R", default=Any)
 
 
 class Mesh:
@@ -83,7 +87,7 @@ class Mesh:
 
     async def stimulate(
         self,
-        workflow: str | Workflow,
+        workflow: str | Workflow[R],
         input: Any = None,
         *,
         key: str | None = None,
@@ -93,7 +97,7 @@ class Mesh:
         traceparent: str | None = None,
         max_concurrency: int | None = None,
         priority: int = 0,
-    ) -> Transaction:
+    ) -> Transaction[R]:
         """Begin a transaction; returns once it is kept as durably as the store promises.
 
         Args:
@@ -210,7 +214,7 @@ class Mesh:
             self._thread.join()
             self._thread = None
 
-    def submit(self, workflow: str | Workflow, input: Any = None, **options: Any) -> BlockingTransaction:
+    def submit(self, workflow: str | Workflow[R], input: Any = None, **options: Any) -> BlockingTransaction[R]:
         """`stimulate` from a thread that is not the mesh's; blocks until it is accepted.
 
         Raises:
@@ -220,7 +224,7 @@ class Mesh:
             raise BitActorError("open the mesh first: `with Mesh(…) as mesh:`")
         return BlockingTransaction(self.node, self.node.blocking(self.stimulate, workflow, input, **options))
 
-    def run(self, workflow: str | Workflow, input: Any = None, *, timeout: float | None = None, **options: Any) -> Any:
+    def run(self, workflow: str | Workflow[R], input: Any = None, *, timeout: float | None = None, **options: Any) -> R:
         """Begin a transaction and wait for its result: one blocking call, which opens and closes the mesh if nobody
         has.
 

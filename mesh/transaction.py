@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Generic
 
-from typing_extensions import override
+from typing_extensions import TypeVar, override
 
 from bitactor.errors import InvalidInput, StoreError, WorkflowFailed
 from bitactor.export.display import readable_pulses
@@ -22,8 +22,10 @@ from mesh.runtime.node import Node
 POLL_SECONDS: Final = 0.25
 """Seconds between two looks in the store for a transaction that another process runs."""
 
+R_co = TypeVar("R_co", covariant=True, default=Any)
 
-class Transaction:
+
+class Transaction(Generic[R_co]):
     """A transaction that was accepted.  Safe to use on the mesh's loop; `BlockingTransaction` is for other threads."""
 
     def __init__(self, node: Node, live: LiveTransaction) -> None:
@@ -81,7 +83,7 @@ class Transaction:
         tx.raw_pulses()).snapshot()`."""
         return self._live.saga.snapshot()
 
-    async def result(self, timeout: float | None = None) -> Any:
+    async def result(self, timeout: float | None = None) -> R_co:
         """The value of the workflow's returning step, once the transaction has ended.
 
         Raises:
@@ -153,9 +155,10 @@ class Transaction:
                     return live
             await asyncio.sleep(POLL_SECONDS)
 
-    def value(self) -> Any:
+    def value(self) -> R_co:
         """The result of a completed transaction, without waiting."""
-        return decode_token(self._live.saga.result())
+        value: R_co = decode_token(self._live.saga.result())
+        return value
 
     def results(self) -> dict[str, Any]:
         """Step → value of every step that is done, also when the transaction fails; None for skipped steps."""
@@ -250,10 +253,10 @@ class Transaction:
         return str(given[-1]) if given else "a step asked to halt"
 
 
-class BlockingTransaction:
+class BlockingTransaction(Generic[R_co]):
     """A `Transaction` for a thread that is not the mesh's."""
 
-    def __init__(self, node: Node, transaction: Transaction) -> None:
+    def __init__(self, node: Node, transaction: Transaction[R_co]) -> None:
         self._node = node
         self._transaction = transaction
 
@@ -281,7 +284,7 @@ class BlockingTransaction:
         """See `Transaction.status`."""
         return self._transaction.status
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> R_co:
         """See `Transaction.result`; blocks the calling thread."""
         return self._node.blocking(self._transaction.result, timeout)
 

@@ -7,9 +7,16 @@ What is wrong here is marked as ignored, and an ignored line without an error is
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Any, assert_type
 
-from bitactor import Backoff, Element, Step, Workflow
+from pydantic import BaseModel
+
+from bitactor import Backoff, Element, Step, Then, Workflow
+from bitactor.testing import Trace, run_workflow
+from mesh import Mesh
+from mesh.testing import FixtureMesh
+from mesh.transaction import BlockingTransaction, Transaction
 
 line = Workflow("line", input={"amount": int})
 order = Workflow("order", input={"amounts": list[int]})
@@ -73,3 +80,83 @@ order.switch("s", "double", {1: line}, timeout=2.0)  # type: ignore[call-arg]
 order.group("g", line, limit="partner")  # type: ignore[call-arg]
 order.recurse("r", line, at_most=3, spawn="loop")  # type: ignore[call-arg]
 order.template("t", "{double}", after=3)  # type: ignore[arg-type]
+
+
+# Results
+
+
+class Order(BaseModel):
+    lines: int
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+def count(amounts: list[int]) -> dict[str, list[int]] | None:
+    raise NotImplementedError
+
+
+async def orders(amounts: list[int]) -> list[Order]:
+    raise NotImplementedError
+
+
+async def pair(amounts: list[int]) -> tuple[int, str]:
+    raise NotImplementedError
+
+
+def pairs(amounts: list[int]) -> list[tuple[int, str]]:
+    raise NotImplementedError
+
+
+async def colour(amounts: list[int]) -> Colour:
+    raise NotImplementedError
+
+
+def more(amounts: list[int]) -> Then:
+    raise NotImplementedError
+
+
+shipped = line.returns(ship)
+assert_type(line, Workflow[Any])
+assert_type(shipped, Workflow[str])
+assert_type(line.returns(reserve), Workflow[int])
+assert_type(line.returns(notify), Workflow[None])
+assert_type(order.returns(order.add(count)), Workflow[dict[str, list[int]] | None])
+assert_type(Workflow[str]("declared"), Workflow[str])
+declared: Workflow[int] = Workflow("declared")
+wider: Workflow[int | str] = shipped
+assert_type(shipped.returns("reserve"), Workflow[Any])
+assert_type(order.returns(order.template("text", "{double}")), Workflow[Any])
+
+# What comes back as something else than was returned
+assert_type(order.returns(order.add(orders)), Workflow[Any])
+assert_type(order.returns(order.add(pair)), Workflow[Any])
+assert_type(order.returns(order.add(pairs)), Workflow[Any])
+assert_type(order.returns(order.add(colour)), Workflow[Any])
+assert_type(order.returns(order.add(more)), Workflow[Any])
+
+assert_type(run_workflow(shipped, {"amount": 1}), Trace[str])
+assert_type(run_workflow(shipped, {"amount": 1}).result, str)
+assert_type(run_workflow(line).result, Any)
+
+
+def blocking(mesh: Mesh, fixture: FixtureMesh) -> None:
+    assert_type(mesh.run(shipped, {"amount": 1}, timeout=3), str)
+    assert_type(mesh.run(line), Any)
+    assert_type(mesh.run("line"), Any)
+    assert_type(mesh.submit(declared), BlockingTransaction[int])
+    assert_type(mesh.submit(declared).result(), int)
+    assert_type(fixture.run(shipped), str)
+
+
+async def awaiting(mesh: Mesh, fixture: FixtureMesh) -> None:
+    assert_type(await mesh.stimulate(shipped), Transaction[str])
+    assert_type(await (await mesh.stimulate(shipped, key="k")).result(5), str)
+    assert_type(await (await fixture.stimulate(shipped)).result(), str)
+    assert_type(await mesh.stimulate("line"), Transaction[Any])
+    assert_type(await mesh.transaction("id"), Transaction[Any])
+
+
+narrower: Workflow[int] = shipped  # type: ignore[assignment]
+Mesh(shipped).run(shipped).is_integer()  # type: ignore[attr-defined]

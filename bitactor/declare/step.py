@@ -12,7 +12,7 @@ from bitactor.declare.then import Planned, planned
 from bitactor.errors import DefinitionError, DuplicateName
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_UNDO_RETRIES = 3
@@ -39,14 +39,14 @@ class StepKind(Protocol):
         """The owner of the step's parameters in error messages."""
 
 
-class Step(Generic[P, R]):
+class Step(Generic[P, R_co]):
     """A declared step.  Calling it calls the function it was made from."""
 
     def __init__(
         self,
         workflow: StepOwner,
         name: str,
-        function: Callable[P, R],
+        function: Callable[P, R_co],
         options: StepOptions,
         *,
         kind: StepKind,
@@ -73,7 +73,7 @@ class Step(Generic[P, R]):
         self.__module__ = function.__module__
         self.__doc__ = function.__doc__
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         return self.function(*args, **kwargs)
 
     @override

@@ -58,7 +58,7 @@ class MapKeywords(StepKeywords, total=False):
 class DeclaresKinds(Declaration):
     """The part of a workflow that declares steps made of other steps, and the small ready-made kinds."""
 
-    def returns(self, step: str | Step[Any, Any]) -> None:
+    def returns(self, step: str | Step[Any, Any]) -> object:
         """Say which step's result is the workflow's result."""
         raise NotImplementedError
 

@@ -10,8 +10,9 @@ import datetime as dt
 import decimal
 import enum
 import uuid
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, Final, Protocol, TypeVar, Union
 
 import msgpack
 from pydantic import BaseModel
@@ -22,6 +23,24 @@ MAX_TOKEN_BYTES: Final = 4 * 1024 * 1024
 """Largest payload of one step, input or emitted signal."""
 MAX_DEPTH: Final = 64
 """Deepest nesting of lists and mappings in a token."""
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ListOf(Protocol[T_co]):
+    """A list for type checkers: of what it is a list is covariant, and a tuple is none."""
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+    def reverse(self) -> None: ...
+
+
+Unchanged = Union[  # it refers to itself
+    None, bool, int, float, str, bytes, dt.date, dt.time, dt.timedelta, uuid.UUID, decimal.Decimal,
+    "ListOf[Unchanged]", "Mapping[Any, Unchanged]", "AbstractSet[Unchanged]",
+]  # fmt: skip
+"""Types whose values are of the same type once they were carried; a model is a mapping then, a tuple a list."""
 
 
 class Packed(bytes):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from typing_extensions import TypeVar
+
 from bitactor.consumer import Consumer
 from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import ConfigurationError, InvalidInput, suggest
@@ -50,9 +52,11 @@ from bitactor.testing.hops import Hop, NeedsMesh
 from bitactor.testing.trace import Emitted, Trace
 from bitactor.workflow import Workflow
 
+R = TypeVar("R", default=Any)
+
 
 def run_workflow(
-    workflow: Workflow | Consumer,
+    workflow: Workflow[R] | Consumer,
     input: Any = None,
     *,
     ttl: int | None = None,
@@ -63,7 +67,7 @@ def run_workflow(
     metadata: Mapping[str, Any] | None = None,
     clock: FakeClock | None = None,
     ids: SequentialIds | None = None,
-) -> Trace:
+) -> Trace[R]:
     """Run a workflow, or a consumer, to its end, here and now.
 
     The saga is the real one, and so are its pulses: the same kinds, steps, hops and budgets as in a mesh.  Steps run

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
+
+from typing_extensions import TypeVar
 
 from bitactor.messages.pulse import UNDONE, Pulse
+
+R_co = TypeVar("R_co", covariant=True, default=Any)
 
 
 class Emitted(NamedTuple):
@@ -20,13 +24,13 @@ class Emitted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(Generic[R_co]):
     """The end of a transaction, and everything on the way there."""
 
     transaction: str
     status: str
     """The status: `completed | compensated | cancelled | halted | stuck`."""
-    result: Any
+    result: R_co
     """The workflow's result; None unless the workflow completed."""
     results: Mapping[str, Any]
     """Step → value of each step that was done, None for a skipped one."""

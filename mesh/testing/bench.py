@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import pytest
-from typing_extensions import override
+from typing_extensions import TypeVar, override
 
 from bitactor.consumer import Consumer
 from bitactor.errors import BitActorError
@@ -25,6 +25,8 @@ from mesh.testing.portal import Portal, in_a_loop
 from mesh.testing.pulses import Pulses
 from mesh.testing.replace import Replacements, replace_callbacks
 from mesh.transaction import BlockingTransaction, Transaction
+
+R = TypeVar("R", default=Any)
 
 
 class FixtureMesh(Mesh):
@@ -66,7 +68,7 @@ class FixtureMesh(Mesh):
         await self._bench.end([self], failed=error is not None)
 
     @override
-    async def stimulate(self, workflow: str | Workflow, input: Any = None, **options: Any) -> Transaction:
+    async def stimulate(self, workflow: str | Workflow[R], input: Any = None, **options: Any) -> Transaction[R]:
         """Opens the mesh first if need be; see `Mesh.stimulate`."""
         await self._open()
         return await super().stimulate(workflow, input, **options)
@@ -107,13 +109,13 @@ class FixtureMesh(Mesh):
         self._bench.portal().call(self._bench.end, [self], failed=error is not None)
 
     @override
-    def submit(self, workflow: str | Workflow, input: Any = None, **options: Any) -> BlockingTransaction:
+    def submit(self, workflow: str | Workflow[R], input: Any = None, **options: Any) -> BlockingTransaction[R]:
         """Opens the mesh first if need be; see `Mesh.submit`."""
         self._open_in_thread()
         return super().submit(workflow, input, **options)
 
     @override
-    def run(self, workflow: str | Workflow, input: Any = None, *, timeout: float | None = None, **options: Any) -> Any:
+    def run(self, workflow: str | Workflow[R], input: Any = None, *, timeout: float | None = None, **options: Any) -> R:
         """The mesh stays open afterwards; see `Mesh.run`."""
         return self.submit(workflow, input, **options).result(timeout)
 

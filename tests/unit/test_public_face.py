@@ -7,6 +7,7 @@ made again.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,13 @@ ADDED = {
     # Ready-made steps share what fills in their templates.
     "names/mesh.ready.steps.http/Request/bases: [] became ['ReadyStep']",
     "names/mesh.ready.steps.subprocess/Program/bases: [] became ['ReadyStep']",
+    # Typed by their result. At run time nothing is different, but that `returns` answers with the workflow.
+    "names/bitactor/Workflow/bases: ['DeclaresKinds'] became ['DeclaresKinds', 'Generic']",
+    "names/bitactor/Workflow/members/returns: \"(self, step: 'str | Step[Any, Any]') -> 'None'\" became "
+    "\"(self, step: 'str | Step[Any, Any]') -> 'Workflow'\"",
+    "names/bitactor.testing/Trace/bases: [] became ['Generic']",
+    "names/mesh/BlockingTransaction/bases: [] became ['Generic']",
+    "names/mesh/Transaction/bases: [] became ['Generic']",
 }
 
 TYPED = {
@@ -65,17 +73,23 @@ TYPED = {
 """Methods of a workflow → what stands now for their `**options: 'Any'`, for completion and type checkers."""
 
 
+def without_results(listing: str) -> Any:
+    """The listing without the types of results, which only type checkers see; `tests/typing_expected.py` has them."""
+    listing = re.sub(r"\b(Workflow|Transaction|BlockingTransaction|Trace)\[(?:R|Any)\]", r"\1", listing)
+    return json.loads(re.sub(r"'R(?:_co)?'", "'Any'", listing))
+
+
 def test_the_public_face_is_as_it_was_listed(tmp_path: Path) -> None:
     """In a process of its own, so that no other test's imports, warnings or terminal have a part in it."""
     script = "import json, sys, tests.public_face as face; json.dump(face.listing(), open(sys.argv[1], 'w'))"
     environment = {"COLUMNS": "100", "NO_COLOR": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     made = tmp_path / "face.json"
     subprocess.run([sys.executable, "-c", script, str(made)], cwd=ROOT, env=environment, check=True, timeout=120)
-    listed = json.loads(LISTING.read_text())
+    listed = without_results(LISTING.read_text())
     declares = listed["names"]["bitactor"]["Workflow"]["members"]
     for method, options in TYPED.items():
         declares[method] = declares[method].replace("**options: 'Any'", options)
-    assert set(differences(listed, json.loads(made.read_text()))) == ADDED
+    assert set(differences(listed, without_results(made.read_text()))) == ADDED
 
 
 def differences(listed: Any, found: Any, path: str = "") -> Iterator[str]:
