@@ -1,4 +1,5 @@
-"""A spawner, a store and a sink that are not ours, each added by one call; `memory_transport` has a transport."""
+"""A spawner, a store and a sink that are not ours, each added by one call, and a pattern, which is given to a step;
+`memory_transport` has a transport."""
 
 from __future__ import annotations
 
@@ -6,16 +7,19 @@ import asyncio
 import contextvars
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.declare.spawners import SpawnerTraits
+from bitactor.errors import DefinitionError
 from bitactor.messages.pulse import Pulse
-from bitactor.ports import Refusal, Sink, Write
+from bitactor.ports import Clock, Refusal, Sink, Write
 from mesh.hops.ports import Actor, Spawner
 from mesh.sinks import register_sink
 from mesh.spawners import register_spawner
@@ -105,6 +109,46 @@ class Tally(Sink):
     @override
     def close(self, timeout: float) -> None:
         self._closed = True
+
+
+@dataclass(frozen=True)
+class CallCount(Policy):
+    """Counts calls, and those that ended with an error.
+
+    Raises:
+        DefinitionError: the name is empty.
+    """
+
+    pattern: ClassVar[str] = "call count"
+    name: str
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise DefinitionError(f"CallCount: name={self.name!r}; give it one")
+
+    @override
+    def open(self, clock: Clock) -> CallCountState:
+        return CallCountState()
+
+
+class CallCountState(PolicyState):
+    """How many there were."""
+
+    def __init__(self) -> None:
+        self._calls = self._failed = 0
+
+    @override
+    async def around(self, call: Call, proceed: Proceed) -> Any:
+        self._calls += 1
+        try:
+            return await proceed()
+        except Exception:
+            self._failed += 1
+            raise
+
+    @override
+    def about(self) -> Mapping[str, Any]:
+        return {"calls": self._calls, "failed": self._failed}
 
 
 def _open_tardy(url: str, *, notify: Callable[[Callable[[], None]], None], **options: Any) -> TardyStore:

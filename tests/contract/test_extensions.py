@@ -1,5 +1,5 @@
-"""A spawner, a store, a transport and a sink from outside the packages, each added by one call, in whole meshes.  That
-they keep their contracts is seen by the suites beside this one."""
+"""A spawner, a store, a transport and a sink from outside the packages, each added by one call, and a pattern, which is
+given to a step, in whole meshes.  That they keep their contracts is seen by the suites beside this one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mesh.network.transports import open_transport
 from mesh.sinks import open_sink
 from mesh.stores import MemoryStore, open_reader, register_store
 from registry import RegistryServer
-from tests.extensions import Tally
+from tests.extensions import CallCount, Tally
 from tests.memory_transport import PROCESS_HUB
 
 BOUND = 30.0
@@ -128,3 +128,18 @@ async def test_an_added_sink_is_told() -> None:
     assert sink.kinds == {"accepted": 1, "spawned": 1, "completed": 1, "finished": 1}
     with pytest.raises(ConfigurationError, match="Did you mean 'tally'"):
         open_sink("taly://")
+
+
+async def test_an_added_pattern_stands_around_a_steps_attempts() -> None:
+    workflow = Workflow("counted", input={"by": int})
+
+    @workflow.step(policies=[CallCount("calls"), Bulkhead("one", 1)], retries=1, retry_on=OSError)
+    async def more(by: int, ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise OSError("again")
+        return by + 1
+
+    async with Mesh(workflow) as mesh:
+        assert await run(mesh, "counted", {"by": 1}) == 2
+        _, about = mesh.node.about()["patterns"]
+    assert about == {"pattern": "call count", "name": "calls", "calls": 2, "failed": 1}
