@@ -39,12 +39,12 @@ class Transaction(Generic[R_co]):
     @property
     def id(self) -> str:
         """The transaction's id, 32 hex digits; for a root transaction the trace id in Jaeger."""
-        return self._live.saga.transaction
+        return self._live.state.transaction
 
     @property
     def root(self) -> str:
         """The id of the root transaction, which is the trace id of the whole causal tree."""
-        return self._live.saga.root
+        return self._live.state.root
 
     @property
     def workflow(self) -> str:
@@ -55,7 +55,7 @@ class Transaction(Generic[R_co]):
     def status(self) -> str:
         """The transaction's status: `running | completed | compensated | cancelled | halted | stuck`."""
         live = self._live
-        return live.saga.status if live.settled else "running"
+        return live.state.status if live.settled else "running"
 
     @property
     def plan(self) -> Plan:
@@ -81,7 +81,7 @@ class Transaction(Generic[R_co]):
     def snapshot(self) -> dict[str, Any]:
         """The transaction's state in this process, for comparing with what its pulses say: `Saga.fold(tx.plan,
         tx.raw_pulses()).snapshot()`."""
-        return self._live.saga.snapshot()
+        return self._live.state.snapshot()
 
     async def result(self, timeout: float | None = None) -> R_co:
         """The value of the workflow's returning step, once the transaction has ended.
@@ -95,8 +95,8 @@ class Transaction(Generic[R_co]):
         await self.ended(timeout)
         if self._live.failure is not None:
             raise self._live.failure
-        saga = self._live.saga
-        if saga.status == "completed":
+        state = self._live.state
+        if state.status == "completed":
             return self.value()
         raise self._failure()
 
@@ -157,12 +157,12 @@ class Transaction(Generic[R_co]):
 
     def value(self) -> R_co:
         """The result of a completed transaction, without waiting."""
-        value: R_co = decode_token(self._live.saga.result())
+        value: R_co = decode_token(self._live.state.result())
         return value
 
     def results(self) -> dict[str, Any]:
         """Step → value of every step that is done, also when the transaction fails; None for skipped steps."""
-        return {name: decode_token(token) for name, token in self._live.saga.results().items()}
+        return {name: decode_token(token) for name, token in self._live.state.results().items()}
 
     def progress(self) -> dict[str, Any]:
         """Step → data of its latest heartbeat, for the steps that run here now."""
@@ -173,14 +173,14 @@ class Transaction(Generic[R_co]):
         """The errors so far: the original one first, then those of compensation and undo."""
         live = self._live
         found: list[BaseException] = []
-        for hop, fault in live.saga.errors:
+        for hop, fault in live.state.errors:
             error = self._node.supervisor.error_for(live, hop, fault)
             found += [error, *beside(fault, error, live.plan.errors)]
         return found
 
     def faults(self) -> list[Fault]:
         """The errors so far, in the order of `errors`, as they were recorded."""
-        return [fault for _, fault in self._live.saga.errors]
+        return [fault for _, fault in self._live.state.errors]
 
     def pulses(self) -> list[Pulse]:
         """The pulses so far, with tokens as values."""
@@ -232,14 +232,14 @@ class Transaction(Generic[R_co]):
 
     def _failure(self) -> WorkflowFailed:
         errors = self.errors()
-        saga = self._live.saga
+        state = self._live.state
         first = errors[0] if errors else None
         why = fault_of(first).summary() if first is not None else self._halt_reason()
         failure = WorkflowFailed(
-            f"{self.workflow!r} ended {saga.status}: {why} [transaction {self.id}; `bitactor trace {self.id}` shows "
+            f"{self.workflow!r} ended {state.status}: {why} [transaction {self.id}; `bitactor trace {self.id}` shows "
             "what happened]",
             self.id,
-            saga.status,
+            state.status,
             errors,
         )
         failure.__cause__ = first

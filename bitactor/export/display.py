@@ -19,21 +19,21 @@ def readable_pulses(plan: Plan | None, pulses: Sequence[Pulse]) -> list[Pulse]:
 
     Without the plan (the workflow is not declared here) references stay references.
     """
-    saga = SagaState(plan, pulses[0].transaction) if plan is not None and pulses else None
+    state = SagaState(plan, pulses[0].transaction) if plan is not None and pulses else None
     readable = []
     for pulse in pulses:
         token_in = pulse.token_in
-        if saga is not None and plan is not None:
-            evolve(saga, pulse)
+        if state is not None and plan is not None:
+            evolve(state, pulse)
             if pulse.kind == SPAWNED and pulse.direction == FORWARD:
-                token_in = _arguments(saga, pulse)
+                token_in = _arguments(state, pulse)
         readable.append(pulse._replace(token_in=token_in, token_out=decode_token(pulse.token_out)))
     return readable
 
 
-def _arguments(saga: SagaState, pulse: Pulse) -> Any:
-    step = saga.steps[saga.by_name[pulse.step]]
+def _arguments(state: SagaState, pulse: Pulse) -> Any:
+    step = state.steps[state.by_name[pulse.step]]
     try:
-        return argument_values(step.arguments, saga.tokens, step.address, saga.evaluated.get(step.index))
+        return argument_values(step.arguments, state.tokens, step.address, state.evaluated.get(step.index))
     except (BitActorError, KeyError):
         return pulse.token_in

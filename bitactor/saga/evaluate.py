@@ -18,20 +18,20 @@ from bitactor.saga.phases import OPEN
 from bitactor.saga.state import SagaState
 
 
-def evaluate(saga: SagaState, index: int) -> Evaluated:
+def evaluate(state: SagaState, index: int) -> Evaluated:
     """The decision about a step whose dependencies are settled, or about a container whose round is over.
 
     Raises:
         InvalidInput: a path leads nowhere, or a nested workflow's input does not fit.
         BaseException: whatever the user's functions raise.
     """
-    step = saga.steps[index]
-    if saga.states[index] == OPEN:
-        return _consult(saga, step)
-    arguments = transform_arguments(step.arguments, saga.tokens, step.address)
+    step = state.steps[index]
+    if state.states[index] == OPEN:
+        return _consult(state, step)
+    arguments = transform_arguments(step.arguments, state.tokens, step.address)
     if step.when is not None or step.guard is not None:
-        values = BoundArguments(step.arguments, saga.tokens, step.address, arguments)()
-        values |= argument_values(step.when_arguments, saga.tokens, step.address)
+        values = BoundArguments(step.arguments, state.tokens, step.address, arguments)()
+        values |= argument_values(step.when_arguments, state.tokens, step.address)
         if step.when is not None and not step.when.function(**{name: values[name] for name in step.when.takes}):
             return Evaluated(index, False)
         if step.guard is not None:
@@ -43,13 +43,13 @@ def evaluate(saga: SagaState, index: int) -> Evaluated:
     if step.container is None:
         return Evaluated(index, True, arguments)
     return _evaluated(
-        index, step.container.open(ContainerArguments(step.arguments, saga.tokens, step.address, arguments)), arguments
+        index, step.container.open(ContainerArguments(step.arguments, state.tokens, step.address, arguments)), arguments
     )
 
 
-def _consult(saga: SagaState, step: PlanStep) -> Evaluated:
-    given = ContainerArguments(step.arguments, saga.tokens, step.address, saga.evaluated.get(step.index, {}))
-    return _evaluated(step.index, saga.container_of(step.index).consult(given, saga.progress[step.index]), {})
+def _consult(state: SagaState, step: PlanStep) -> Evaluated:
+    given = ContainerArguments(step.arguments, state.tokens, step.address, state.evaluated.get(step.index, {}))
+    return _evaluated(step.index, state.container_of(step.index).consult(given, state.progress[step.index]), {})
 
 
 def _evaluated(index: int, said: Open | Skip | Close, arguments: dict[str, Any]) -> Evaluated:

@@ -256,11 +256,16 @@ HANDLERS: Final[Mapping[tuple[str, type], Any]] = {
 }
 
 
-class Saga(SagaState):
-    """One transaction.  Make one with `Saga(plan, id)` and feed it `Accept`, or with `Saga.fold` and feed it
-    `Recovered`."""
+class Saga:
+    """One transaction: its `state`, and what events make of it.  Make one with `Saga(plan, id)` and feed it `Accept`,
+    or with `Saga.fold` and feed it `Recovered`."""
 
-    __slots__ = ()
+    __slots__ = ("state",)
+
+    def __init__(
+        self, plan: Plan, transaction: str, *, root: str = "", parent: str = "", trail: tuple[str, ...] = ()
+    ) -> None:
+        self.state = SagaState(plan, transaction, root=root, parent=parent, trail=trail)
 
     @classmethod
     def fold(cls, plan: Plan, pulses: Sequence[Pulse]) -> Self:
@@ -275,8 +280,12 @@ class Saga(SagaState):
         data = first.data or {}
         parent, trail = data.get("parent", ""), tuple(data.get("trail") or ())
         saga = cls(plan, first.transaction, root=first.root, parent=parent, trail=trail)
-        fold(saga, pulses)
+        fold(saga.state, pulses)
         return saga
+
+    def snapshot(self) -> dict[str, Any]:
+        """The whole state as plain data, for comparing."""
+        return self.state.snapshot()
 
     def react(self, event: Event, now_ns: int) -> tuple[list[Pulse], list[Command]]:
         """The pulses and commands that follow from `event` at wall time `now_ns`.
@@ -284,6 +293,7 @@ class Saga(SagaState):
         The pulses have already changed the state; the commands may be obeyed only once the pulses are kept.  A stimulus
         that means nothing in this phase (it came late, twice, or after the end) gives two empty lists.
         """
-        turn = Turn(self, now_ns)
-        HANDLERS[self.phase, type(event)](turn, event)
+        state = self.state
+        turn = Turn(state, now_ns)
+        HANDLERS[state.phase, type(event)](turn, event)
         return turn.pulses, turn.commands

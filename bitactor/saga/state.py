@@ -44,7 +44,6 @@ class SagaState:
         *,
         root: str = "",
         parent: str = "",
-        epoch: int = 0,
         trail: tuple[str, ...] = (),
     ) -> None:
         self.plan = plan
@@ -57,7 +56,7 @@ class SagaState:
         self.root = root or transaction
         self.parent = parent
         self.trail = trail
-        self.epoch = epoch
+        self.epoch = 0
         self.digest = plan.digest
         self.salt = hop_salt(self.transaction)
         self.span: HopId | None = None
@@ -183,7 +182,6 @@ class SagaState:
 
     def snapshot(self) -> dict[str, Any]:
         """The whole state as plain data, for comparing."""
-        own = [name for kind in reversed(type(self).__mro__) for name in getattr(kind, "__slots__", ())]
         left_out = {
             "plan",
             "salt",
@@ -198,7 +196,7 @@ class SagaState:
             "awaiting_redelivery",
             "being_evaluated",
         }
-        values = {name: getattr(self, name) for name in own if name not in left_out}
+        values = {name: getattr(self, name) for name in self.__slots__ if name not in left_out}
         values["progress"] = {
             index: [getattr(progress, name) for name in Progress.__slots__] for index, progress in self.progress.items()
         }

@@ -108,7 +108,7 @@ def run_workflow(
     )
     running.run_until_settled()
     for _ in range(resumes):
-        if running.saga.status in ("halted", "stuck"):
+        if running.saga.state.status in ("halted", "stuck"):
             running.resume()
             running.run_until_settled()
     return running.trace()
@@ -165,24 +165,24 @@ class _Runner:
                 for command in commands:
                     if self._obey(command):
                         break
-            if self.saga.status != "running":
+            if self.saga.state.status != "running":
                 break
             due_ns = self.clock.next_timer_ns()
             if due_ns is None:
-                names = ", ".join(repr(self.saga.steps[index].name) for index in self.hanging)
+                names = ", ".join(repr(self.saga.state.steps[index].name) for index in self.hanging)
                 raise ConfigurationError(f"{names} would hang for ever; give it a timeout, or the workflow a deadline")
             self.clock.advance_to(due_ns)
         for timer in (*self.timers, *self.hop_timers.values(), *((self.deadline,) if self.deadline else ())):
             timer.cancel()
 
     def trace(self) -> Trace:
-        saga = self.saga
+        state = self.saga.state
         return Trace(
-            transaction=saga.transaction,
-            status=saga.status,
-            result=decode_token(saga.result()) if saga.status == "completed" else None,
-            results={name: decode_token(token) for name, token in saga.results().items()},
-            errors=[self.errors.get(hop) or error_of(fault, self.plan.errors) for hop, fault in saga.errors],
+            transaction=state.transaction,
+            status=state.status,
+            result=decode_token(state.result()) if state.status == "completed" else None,
+            results={name: decode_token(token) for name, token in state.results().items()},
+            errors=[self.errors.get(hop) or error_of(fault, self.plan.errors) for hop, fault in state.errors],
             pulses=self.journal,
             emitted=self.emitted,
         )
@@ -211,7 +211,8 @@ class _Runner:
 
     def _dispatch(self, command: Dispatch) -> bool:
         index, direction, _ = command
-        saga, step = self.saga, self.saga.steps[index]
+        state = self.saga.state
+        step = state.steps[index]
         if step.around_container is not None:
             raise NeedsMesh(
                 f"{step.name!r} of {self.plan.workflow!r} waits for the steps it is around; run it in a mesh"
@@ -231,12 +232,12 @@ class _Runner:
             self._hang(step, signal)
         else:
             try:
-                evaluated = saga.evaluated.get(index)
+                evaluated = state.evaluated.get(index)
                 if step.takes_raw_arguments:
-                    values = RawArguments(step.arguments, saga.tokens, step.address, evaluated)()
+                    values = RawArguments(step.arguments, state.tokens, step.address, evaluated)()
                 else:
-                    values = argument_values(step.arguments, saga.tokens, step.address, evaluated)
-                result = saga.own_result(index) if direction == UNDO and index not in saga.steps_in_doubt else None
+                    values = argument_values(step.arguments, state.tokens, step.address, evaluated)
+                result = state.own_result(index) if direction == UNDO and index not in state.steps_in_doubt else None
                 hop = Hop(self.plan, step, signal, values, result, self.clock.monotonic_ns)
                 reply, error = hop.run(), hop.error
             except InvalidInput as problem:
@@ -247,30 +248,30 @@ class _Runner:
         return False
 
     def _signal(self, step: PlanStep, command: Dispatch) -> Signal:
-        saga, index = self.saga, step.index
+        state, index = self.saga.state, step.index
         undoing = command.direction == UNDO
         budget_ns = step.timeout_ns
-        if saga.deadline_ns is not None and not undoing:
-            left_ns = max(0, saga.deadline_ns - saga.spawned_at_ns[index])
+        if state.deadline_ns is not None and not undoing:
+            left_ns = max(0, state.deadline_ns - state.spawned_at_ns[index])
             budget_ns = left_ns if budget_ns is None else min(budget_ns, left_ns)
         return Signal(
             name=step.address,
-            transaction=saga.transaction,
-            root=saga.root,
-            hop=saga.undo_hop(index) if undoing else saga.hops[index],
-            causes=(saga.hops[index],) if undoing else saga.causes[index],
+            transaction=state.transaction,
+            root=state.root,
+            hop=state.undo_hop(index) if undoing else state.hops[index],
+            causes=(state.hops[index],) if undoing else state.causes[index],
             direction=command.direction,
-            attempt=saga.undo_attempts[index] if undoing else saga.attempts[index],
-            delivery=saga.deliveries[index],
-            epoch=saga.epoch,
-            ttl=saga.ttls[index],
+            attempt=state.undo_attempts[index] if undoing else state.attempts[index],
+            delivery=state.deliveries[index],
+            epoch=state.epoch,
+            ttl=state.ttls[index],
             budget_ns=budget_ns,
             token=None,
             fault=command.fault,
-            metadata=saga.metadata,
-            in_doubt=undoing and index in saga.steps_in_doubt,
-            retries_left=step.retries - saga.failures[index],
-            path="" if index < saga.plan_size else step.name,
+            metadata=state.metadata,
+            in_doubt=undoing and index in state.steps_in_doubt,
+            retries_left=step.retries - state.failures[index],
+            path="" if index < state.plan_size else step.name,
         )
 
     def _reply(self, signal: Signal, outcome: str, fault: Fault | None = None, elapsed_ns: int = 0) -> Reply:
@@ -294,7 +295,7 @@ class _Runner:
         timer = self.hop_timers.pop(index, None)
         if timer is not None:
             timer.cancel()
-        if signal is not None and self.saga.steps[index].run.is_async:
+        if signal is not None and self.saga.state.steps[index].run.is_async:
             self.events.append(Replied(index, self._reply(signal, "cancelled")))
 
     def _crash(self) -> None:
@@ -306,17 +307,17 @@ class _Runner:
         self.hanging.clear()
         self.events.clear()
         self.errors.clear()
-        epoch = self.saga.epoch + 1
+        epoch = self.saga.state.epoch + 1
         self.saga = Saga.fold(self.plan, [decode_pulse(encode_pulse(pulse)) for pulse in self.journal])
         self.events.append(Recovered("another process", epoch))
 
     def _evaluate(self, index: int) -> None:
-        saga = self.saga
-        step = saga.steps[index]
+        state = self.saga.state
+        step = state.steps[index]
         try:
-            evaluated = evaluate(saga, index)
+            evaluated = evaluate(state, index)
         except Exception as error:
-            self.errors[hop_id(saga.transaction, step.name)] = error
+            self.errors[hop_id(state.transaction, step.name)] = error
             fault = fault_of(error)
             message = f"deciding on {step.address!r}: {fault.message}"
             self.events.append(Evaluated(index, True, None, fault._replace(message=message)))
@@ -331,8 +332,8 @@ class _Runner:
 
     def _deadline_expired(self) -> None:
         self.deadline = None
-        seconds = (self.clock.wall_ns() - self.saga.accepted_at_ns) / 1e9
-        what = "undoing" if self.saga.phase in ("failing", "undoing") else "running"
+        seconds = (self.clock.wall_ns() - self.saga.state.accepted_at_ns) / 1e9
+        what = "undoing" if self.saga.state.phase in ("failing", "undoing") else "running"
         message = f"{self.plan.workflow!r} was still {what} {seconds:.3g} s after it began"
         self.events.append(DeadlineExpired(Fault("bitactor.errors:DeadlineExceeded", message)))
 

@@ -117,14 +117,14 @@ class HopRouter(Router):
     @override
     def abandon(self, live: LiveTransaction, index: int) -> None:
         """A hop that has not been sent is failed as cancelled at once."""
-        saga = live.saga
-        hops = (saga.hops[index], saga.undo_hop(index))
-        for remote in self._waiting.get(live.saga.steps[index].address, ()):
+        state = live.state
+        hops = (state.hops[index], state.undo_hop(index))
+        for remote in self._waiting.get(state.steps[index].address, ()):
             if remote.live is live and remote.signal.hop in hops:
                 self._drop_waiting(remote)
                 self._fail(remote, Cancelled(f"{remote.signal.name!r} was stopped before it was sent"))
                 return
-        delivery = saga.deliveries[index]
+        delivery = state.deliveries[index]
         for hop in hops:
             found = self._sent.get((hop, delivery)) or self._late.get((hop, delivery))
             if found is not None and found.holder is not None:

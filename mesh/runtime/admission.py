@@ -165,7 +165,7 @@ class Admission:
         while scope is not None:
             if scope.body.max_concurrency is not None:
                 limits.append((scope, scope.body.max_concurrency))
-            scope = live.saga.steps[scope.container].scope
+            scope = live.state.steps[scope.container].scope
         return {scope: own.scope_pools.setdefault(scope, Pool(step.address, permits)) for scope, permits in limits}
 
     def _flush(self) -> None:

@@ -163,7 +163,7 @@ class Parcel:
         self.sent_to: dict[str, Entry] = {}
         self._emitter, undoing = _emitter(live, emission)
         deadline_ns = (
-            None if undoing else live.saga.deadline_ns
+            None if undoing else live.state.deadline_ns
         )  # what an undo tells is to be heard, although time was up
         self.expires_ns = emissions.clock.wall_ns() + DEFAULT_LIFETIME_NS if deadline_ns is None else deadline_ns
         self._budget_ends_ns = deadline_ns
@@ -173,12 +173,12 @@ class Parcel:
 
     def stimulus(self, delivery: str, group: str, now_ns: int) -> Stimulus:
         """The stimulus that is sent to a receiver."""
-        saga = self.live.saga
+        state = self.live.state
         budget = None if self._budget_ends_ns is None else max(0, self._budget_ends_ns - now_ns)
-        trail = (*saga.trail, self._emitter)[-TRAIL_LENGTH:]
+        trail = (*state.trail, self._emitter)[-TRAIL_LENGTH:]
         return Stimulus(
-            delivery, self.emission.name, group, self.emission.token, self.emission.ttl, budget, "", saga.root,
-            saga.transaction, self.emission.hop, trail, dict(saga.metadata) if saga.metadata else None, delivery,
+            delivery, self.emission.name, group, self.emission.token, self.emission.ttl, budget, "", state.root,
+            state.transaction, self.emission.hop, trail, dict(state.metadata) if state.metadata else None, delivery,
         )  # fmt: skip
 
     def next_delay(self) -> int:
@@ -203,12 +203,12 @@ class Parcel:
 
 def _emitter(live: LiveTransaction, emission: Emission) -> tuple[str, bool]:
     """The address of the step that emitted the signal, and whether its undo did."""
-    saga = live.saga
-    for step in saga.steps:
+    state = live.state
+    for step in state.steps:
         if step is None:
             continue
-        if saga.hops[step.index] == emission.hop:
+        if state.hops[step.index] == emission.hop:
             return step.address, False
-        if saga.undo_hop(step.index) == emission.hop:
+        if state.undo_hop(step.index) == emission.hop:
             return step.address, True
-    return saga.plan.workflow, False
+    return state.plan.workflow, False

@@ -131,7 +131,7 @@ class Intake:
             token = encode_token({"signal": decode_token(stimulus.token)})
             saga = Saga(plan, self._ids.transaction(), root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail)
             live = self._start(saga, token, [stimulus.token], stimulus.ttl, min(budgets, default=None), data)
-        transaction = live.saga.transaction
+        transaction = live.state.transaction
         if live.accepted is None:
             answer(Receipt(stimulus.id, transaction))
         else:
@@ -176,10 +176,10 @@ class Intake:
         if isinstance(found, LiveTransaction) and found.accepted is not None:
             await asyncio.shield(found.accepted)
         live = found if isinstance(found, LiveTransaction) else self._load(found)
-        first = self._supervisor.store.pulses(live.saga.transaction)[0]
+        first = self._supervisor.store.pulses(live.state.transaction)[0]
         if (first.data or {}).get("input_digest") != fingerprint(token):
             raise DuplicateTransaction(
-                f"key {key!r} began transaction {live.saga.transaction} of {workflow!r} with another input; "
+                f"key {key!r} began transaction {live.state.transaction} of {workflow!r} with another input; "
                 "use a key of its own for each request"
             )
         return live

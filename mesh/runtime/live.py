@@ -53,12 +53,13 @@ class LiveTransaction:
 
     __slots__ = (
         "accepted", "actors", "deadline_timer", "done", "errors", "failure", "grace_timer", "key", "limits", "plan",
-        "proceed_waiters", "retry_timers", "saga", "settled", "waiters",
+        "proceed_waiters", "retry_timers", "saga", "settled", "state", "waiters",
     )  # fmt: skip
 
     def __init__(self, saga: Saga, key: str = "", data: Mapping[str, Any] | None = None, depth: int = 0) -> None:
         self.saga = saga
-        self.plan = plan = saga.plan
+        self.state = state = saga.state
+        self.plan = plan = state.plan
         self.key = key
         self.actors: dict[int, BitActor] = {}
         self.errors: dict[str, BaseException] = {}
@@ -75,7 +76,7 @@ class LiveTransaction:
         self.limits = _limits_of(plan, data, depth)
         """The transaction's limits; None for most, which have none."""
         self.done: Done | None = None
-        self.settled = saga.status != "running"
+        self.settled = state.status != "running"
         """Whether nothing more happens to the transaction by itself, and the journal says so."""
 
 
@@ -109,8 +110,8 @@ class HopPermits(ActorPermits):
         self.command: Dispatch | None = command
         """The command that waits for these permits; None once it has begun, or is not wanted any more."""
         self.index = index
-        self.hop = live.saga.hops[index] if direction is FORWARD else live.saga.undo_hop(index)
-        self.delivery = live.saga.deliveries[index]
+        self.hop = live.state.hops[index] if direction is FORWARD else live.state.undo_hop(index)
+        self.delivery = live.state.deliveries[index]
 
     @property
     def is_transaction_permit(self) -> bool:

@@ -370,13 +370,13 @@ class Node:
         Raises:
             Unroutable: another process runs it, or only another release can undo it.
         """
-        if live.settled and live.saga.status == "halted":
+        if live.settled and live.state.status == "halted":
             live = self._reopen(live, ("halted",), "a halted one can be cancelled")
-        if self.supervisor.transactions.get(live.saga.transaction) is live:
+        if self.supervisor.transactions.get(live.state.transaction) is live:
             self.supervisor.enqueue(live, CancelRequested(fault))
         elif not live.settled:
             raise Unroutable(
-                f"transaction {live.saga.transaction} is run by another process; cancel it there, or with `bitactor "
+                f"transaction {live.state.transaction} is run by another process; cancel it there, or with `bitactor "
                 "cancel`"
             )
         return live
@@ -392,7 +392,7 @@ class Node:
         """
         live = self._reopen(live, ("halted", "stuck"), "a halted or stuck one can be resumed")
         halted = next(
-            (pulse for pulse in reversed(self.store.pulses(live.saga.transaction)) if pulse.kind == "halted"), None
+            (pulse for pulse in reversed(self.store.pulses(live.state.transaction)) if pulse.kind == "halted"), None
         )
         left = (halted.data or {}).get("left_ns") if halted is not None else None
         self.supervisor.enqueue(live, ResumeRequested(None if left is None else self.clock.wall_ns() + left))
@@ -414,7 +414,7 @@ class Node:
         """Take up a transaction that has settled.  The transaction may have gone on since `live` was made, through
         another handle or in another process."""
         self.require_open()
-        transaction = live.saga.transaction
+        transaction = live.state.transaction
         found = self.supervisor.transactions.get(transaction)
         if found is not None:
             live = found
@@ -422,10 +422,10 @@ class Node:
             pulses = self.store.pulses(transaction)
             if pulses and pulses[0].digest != live.plan.digest:
                 raise Unroutable(f"transaction {transaction} cannot go on here: {shape_changed(live.plan.workflow)}")
-            if len(pulses) != live.saga.seq:
+            if len(pulses) != live.state.seq:
                 live = self.load(transaction)
-        if not live.settled or live.saga.status not in statuses:
-            now = live.saga.status if live.settled else "running"
+        if not live.settled or live.state.status not in statuses:
+            now = live.state.status if live.settled else "running"
             raise InvalidInput(f"transaction {transaction} is {now}; only {only}")
         self.supervisor.reopen(live)
         return live

@@ -127,7 +127,7 @@ class Supervisor:
 
     def accept(self, live: LiveTransaction, event: Accept) -> None:
         """Begin a transaction; `live.accepted`, if there is one, is resolved once its `accepted` pulse is durable."""
-        self.transactions[live.saga.transaction] = live
+        self.transactions[live.state.transaction] = live
         self.running_count += 1
         if self.pools.with_nested_limits:
             self.admission.register(live)
@@ -142,7 +142,7 @@ class Supervisor:
         """Take over a transaction from its journal."""
         data = pulses[0].data or {}
         live = LiveTransaction(Saga.fold(plan, pulses), data.get("key", ""), data)
-        self.transactions[live.saga.transaction] = live
+        self.transactions[live.state.transaction] = live
         self.running_count += 1
         self.admission.register(live)
         live.settled = False
@@ -166,7 +166,7 @@ class Supervisor:
         if reply.outcome == "ok":
             self._events.append((live, _new(Replied, (index, reply))))
         elif reply.outcome == "lost":
-            if reply.hop in (live.saga.hops[index], live.saga.undo_hop(index)):
+            if reply.hop in (live.state.hops[index], live.state.undo_hop(index)):
                 self._events.append((live, Lost(index, reply.delivery, reply.reason or "worker")))
         else:
             if error is not None:
@@ -216,10 +216,10 @@ class Supervisor:
             live, event = events.popleft()
             if live.failure is not None:
                 continue
-            saga = live.saga
+            state = live.state
             now_ns = wall_ns()
             try:
-                pulses, commands = saga.react(event, now_ns)
+                pulses, commands = live.saga.react(event, now_ns)
             except Exception as error:
                 self._relinquish(live, error)
                 continue
@@ -227,7 +227,7 @@ class Supervisor:
                 key = live.key if pulses[0].seq == 0 else ""
                 self._refusals = None
                 store.append(
-                    (_new(Write, (saga.transaction, saga.epoch, pulses, saga.status, saga.open, key)),),
+                    (_new(Write, (state.transaction, state.epoch, pulses, state.status, state.open, key)),),
                     self._note_refusals,
                 )
                 if self._refusals is not None:
@@ -251,16 +251,16 @@ class Supervisor:
             live, event = events.popleft()
             if live.failure is not None:
                 continue
-            saga = live.saga
+            state = live.state
             try:
-                pulses, commands = saga.react(event, now_ns)
+                pulses, commands = live.saga.react(event, now_ns)
             except Exception as error:
                 self._relinquish(live, error)
                 continue
             if pulses:
                 orders.append((live, pulses, commands, len(writes)))
                 key = live.key if pulses[0].seq == 0 else ""
-                writes.append(_new(Write, (saga.transaction, saga.epoch, pulses, saga.status, saga.open, key)))
+                writes.append(_new(Write, (state.transaction, state.epoch, pulses, state.status, state.open, key)))
             elif commands:
                 orders.append((live, pulses, commands, -1))
         if writes:
@@ -271,9 +271,9 @@ class Supervisor:
     def _accept_synchronously(self, live: LiveTransaction, event: Accept) -> None:
         """Accept a transaction without waiting for the next turn; its commands are still obeyed there, outside of any
         task."""
-        saga = live.saga
-        pulses, commands = saga.react(event, self.clock.wall_ns())
-        write = Write(saga.transaction, saga.epoch, pulses, saga.status, saga.open, live.key)
+        state = live.state
+        pulses, commands = live.saga.react(event, self.clock.wall_ns())
+        write = Write(state.transaction, state.epoch, pulses, state.status, state.open, live.key)
         orders = [(live, pulses, commands, 0)]
         self.store.append((write,), lambda refusals, error: self._appended_synchronously(orders, refusals, error))
 
@@ -321,7 +321,7 @@ class Supervisor:
                     _OBEY[type(command)](self, live, command)
         except Exception as error:  # ours, not the user's: other transactions must not suffer for it
             self._relinquish(live, error)
-        if not live.saga.open:
+        if not live.state.open:
             self._remove(live)
 
     def _append_failed(self, orders: Any, error: BaseException) -> None:
@@ -337,7 +337,7 @@ class Supervisor:
         if not isinstance(error, DuplicateTransaction | StaleOwner):
             logger.error(
                 "transaction %s of %s is given up here: %s",
-                live.saga.transaction,
+                live.state.transaction,
                 live.plan.workflow,
                 error,
                 exc_info=error,
@@ -345,7 +345,9 @@ class Supervisor:
         was_running = not live.settled
         live.settled = True
         live.failure = (
-            error if isinstance(error, BitActorError) else StoreError(f"transaction {live.saga.transaction}: {error!r}")
+            error
+            if isinstance(error, BitActorError)
+            else StoreError(f"transaction {live.state.transaction}: {error!r}")
         )
         self._disarm(live)
         for actor in list(live.actors.values()):
@@ -359,8 +361,8 @@ class Supervisor:
             self._notify_settled(live)
 
     def _remove(self, live: LiveTransaction) -> None:
-        if self.transactions.get(live.saga.transaction) is live:
-            del self.transactions[live.saga.transaction]
+        if self.transactions.get(live.state.transaction) is live:
+            del self.transactions[live.state.transaction]
         if live.key and self._keys.get((live.plan.workflow, live.key)) is live:
             del self._keys[live.plan.workflow, live.key]
 
@@ -369,16 +371,16 @@ class Supervisor:
     def _dispatch(self, live: LiveTransaction, command: Dispatch, permits: HopPermits | None = None) -> None:
         index, direction, fault = command
         plan = live.plan
-        saga = live.saga
-        step = saga.steps[index]
+        state = live.state
+        step = state.steps[index]
         limits = live.limits
         if (step.limit is not None or (limits is not None and limits.every_hop)) and permits is None:
             permits = self._acquire_permits(live, step, command)
             if permits is None:
                 return
         signal = self._signal(live, step, direction, fault)
-        evaluated = saga.evaluated.get(index) if step.needs_evaluation else None
-        result = saga.own_result(index) if direction is UNDO and index not in saga.steps_in_doubt else None
+        evaluated = state.evaluated.get(index) if step.needs_evaluation else None
+        result = state.own_result(index) if direction is UNDO and index not in state.steps_in_doubt else None
         if self.router is not None and not step.is_local_only and not self.runs_here(step):
             self._dispatch_remotely(live, step, signal, evaluated, result)
             return
@@ -388,7 +390,7 @@ class Supervisor:
             self._attach(live, step, signal)
         arguments: Any = _new(
             RawArguments if step.takes_raw_arguments else BoundArguments,
-            (step.arguments, saga.tokens, step.address, evaluated),
+            (step.arguments, state.tokens, step.address, evaluated),
         )
         done = live.done if permits is None else partial(self._limited_hop_done, live, permits)
         actor = self.executor.launch(plan, step, signal, arguments, result, done, permits)
@@ -400,30 +402,30 @@ class Supervisor:
     ) -> None:
         assert self.router is not None
         try:
-            values = argument_values(step.arguments, live.saga.tokens, step.address, evaluated)
+            values = argument_values(step.arguments, live.state.tokens, step.address, evaluated)
         except InvalidInput as error:
             self._fail_unstarted(live, step.index, signal.direction, error)
         else:
             self.router.dispatch(live, step, signal, values, result)
 
     def _signal(self, live: LiveTransaction, step: PlanStep, direction: str, fault: Fault | None) -> Signal:
-        saga = live.saga
+        state = live.state
         index = step.index
         budget_ns = step.timeout_ns
-        if saga.deadline_ns is not None and direction is FORWARD:
-            left = saga.deadline_ns - saga.spawned_at_ns[index]
+        if state.deadline_ns is not None and direction is FORWARD:
+            left = state.deadline_ns - state.spawned_at_ns[index]
             if budget_ns is None or left < budget_ns:
                 budget_ns = left if left > 0 else 0
         undoing = direction is UNDO
         return _new(
             Signal,
             (
-                step.address, saga.transaction, saga.root, saga.undo_hop(index) if undoing else saga.hops[index],
-                (saga.hops[index],) if undoing else saga.causes[index], direction,
-                saga.undo_attempts[index] if undoing else saga.attempts[index], saga.deliveries[index], saga.epoch,
-                saga.ttls[index], budget_ns, None, "", fault, saga.parent, saga.metadata,
-                undoing and index in saga.steps_in_doubt, step.retries - saga.failures[index], saga.trail,
-                "" if index < saga.plan_size else step.name,
+                step.address, state.transaction, state.root, state.undo_hop(index) if undoing else state.hops[index],
+                (state.hops[index],) if undoing else state.causes[index], direction,
+                state.undo_attempts[index] if undoing else state.attempts[index], state.deliveries[index], state.epoch,
+                state.ttls[index], budget_ns, None, "", fault, state.parent, state.metadata,
+                undoing and index in state.steps_in_doubt, step.retries - state.failures[index], state.trail,
+                "" if index < state.plan_size else step.name,
             ),
         )  # fmt: skip
 
@@ -431,10 +433,12 @@ class Supervisor:
         self, live: LiveTransaction, index: int, direction: str, error: BaseException, fault: Fault | None = None
     ) -> None:
         """Fail a hop that cannot even begin; `fault` is what its compensation was to be asked about."""
-        saga = live.saga
-        hop = saga.undo_hop(index) if direction is UNDO else saga.hops[index]
+        state = live.state
+        hop = state.undo_hop(index) if direction is UNDO else state.hops[index]
         live.errors[hop] = error
-        reply = Reply(saga.transaction, hop, saga.deliveries[index], saga.epoch, "fail", fault=fault or fault_of(error))
+        reply = Reply(
+            state.transaction, hop, state.deliveries[index], state.epoch, "fail", fault=fault or fault_of(error)
+        )
         self.enqueue(live, Replied(index, reply))
 
     def _acquire_permits(self, live: LiveTransaction, step: PlanStep, command: Dispatch) -> HopPermits | None:
@@ -465,12 +469,12 @@ class Supervisor:
 
     def _evaluate(self, live: LiveTransaction, command: Evaluate) -> None:
         """Ask the step's user code, once, and enqueue its answer, which is recorded."""
-        saga = live.saga
-        step = saga.steps[command.step]
+        state = live.state
+        step = state.steps[command.step]
         try:
-            evaluated = evaluate(saga, command.step)
+            evaluated = evaluate(state, command.step)
         except BaseException as error:
-            live.errors[join_hop_id(saga.salt, step.forward_code)] = error
+            live.errors[join_hop_id(state.salt, step.forward_code)] = error
             fault = fault_of(error)
             self.enqueue(
                 live,
@@ -498,18 +502,18 @@ class Supervisor:
             live.deadline_timer.cancel()
             live.deadline_timer = None
         if command.due_ns is not None:
-            forward = command.due_ns == live.saga.deadline_ns
+            forward = command.due_ns == live.state.deadline_ns
             live.deadline_timer = self._timer(command.due_ns, lambda: self._deadline_expired(live, forward))
 
     def _deadline_expired(self, live: LiveTransaction, forward: bool) -> None:
         """Enqueue the expiry ahead of all other events: a hop that ran into this deadline is told of in the same
         moment, and is not the reason."""
         live.deadline_timer = None
-        saga = live.saga
-        if forward and saga.phase in ("failing", "undoing"):
+        state = live.state
+        if forward and state.phase in ("failing", "undoing"):
             return  # that deadline has been replaced by the one for undo, which is about to be armed
-        seconds = (self.clock.wall_ns() - saga.accepted_at_ns) / 1e9
-        what = "undoing" if saga.phase in ("failing", "undoing") else "running"
+        seconds = (self.clock.wall_ns() - state.accepted_at_ns) / 1e9
+        what = "undoing" if state.phase in ("failing", "undoing") else "running"
         fault = Fault(
             "bitactor.errors:DeadlineExceeded",
             f"{live.plan.workflow!r} was still {what} {seconds:.3g} s after it began",
@@ -523,11 +527,11 @@ class Supervisor:
         index = command.step
         waiting = self.admission.withdraw(live, index)
         if waiting is not None:
-            error = Cancelled(f"{live.saga.steps[index].address!r} was stopped before it had started")
+            error = Cancelled(f"{live.state.steps[index].address!r} was stopped before it had started")
             self._fail_unstarted(live, index, waiting.direction, error, waiting.fault)
             return
         actor = live.actors.get(index)
-        reply_awaited = live.saga.states[index] in _REPLY_AWAITED
+        reply_awaited = live.state.states[index] in _REPLY_AWAITED
         if actor is not None and reply_awaited:
             if actor.task is not None:
                 self.admission.release_lent(live, index)
@@ -570,7 +574,7 @@ class Supervisor:
     def _settle(self, live: LiveTransaction, command: Settle) -> None:
         self._disarm(live)
         for step in live.plan.containers:
-            step.container.release(live.saga.transaction)  # type: ignore[union-attr]
+            step.container.release(live.state.transaction)  # type: ignore[union-attr]
         live.done = None  # it refers back to `live`; without it nothing has to wait for the garbage collector
         if not live.settled:
             live.settled = True
@@ -603,7 +607,7 @@ class Supervisor:
         for live in list(self.transactions.values()):
             if not live.settled:
                 self._relinquish(
-                    live, StoreError(f"transaction {live.saga.transaction} was still running when its mesh was closed")
+                    live, StoreError(f"transaction {live.state.transaction} was still running when its mesh was closed")
                 )
         self.transactions.clear()
         self._events.clear()
@@ -621,7 +625,7 @@ class Supervisor:
         """Let a halted or stuck transaction go on."""
         if live.settled:
             live.settled = False
-            self.transactions[live.saga.transaction] = live
+            self.transactions[live.state.transaction] = live
             self.running_count += 1
             self.admission.register(live)
 

@@ -131,13 +131,13 @@ def _describe_unfinished(node: Node) -> Iterator[str]:
     for live in unsettled_runs(node):
         waits = [_actor_waits(actor) for actor in live.actors.values()]
         waits += [
-            f"{live.saga.plan.steps[index].name!r} waits for its retry"
+            f"{live.state.plan.steps[index].name!r} waits for its retry"
             for index in live.retry_timers
             if index < len(live.plan.steps)
         ]
         if live.grace_timer is not None:
             waits.append("its undo waits for a late reply")
-        yield f"{live.plan.workflow!r} {live.saga.transaction}: {', '.join(waits) or 'waits for its turn'}"
+        yield f"{live.plan.workflow!r} {live.state.transaction}: {', '.join(waits) or 'waits for its turn'}"
 
 
 def _actor_waits(actor: Actor) -> str:

@@ -96,7 +96,7 @@ def audit(transaction: Transaction) -> None:
     for length in range(1, len(pulses)):
         Saga.fold(transaction.plan, pulses[:length])
     folded = Saga.fold(transaction.plan, pulses)
-    assert folded.status == transaction.status
+    assert folded.state.status == transaction.status
     live = transaction.snapshot()
     for name, value in folded.snapshot().items():
         assert value == live[name], f"{name}: the journal says {value!r}, the live state {live[name]!r}"

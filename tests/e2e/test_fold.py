@@ -124,17 +124,15 @@ class Recording(Saga):
 
     def react(self, stimulus: Any, now_ns: int) -> Any:
         answer = super().react(stimulus, now_ns)
-        self.live[self.transaction] = self
+        self.live[self.state.transaction] = self
         if not hasattr(self, "noted"):
             self.noted: list[tuple[int, dict[str, Any]]] = []
-        self.noted.append((self.seq, _still(self.snapshot())))
+        self.noted.append((self.state.seq, _still(self.snapshot())))
         return answer
 
 
 def _still(snapshot: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value, list) else value for name, value in snapshot.items() if name != "noted"
-    }
+    return {name: list(value) if isinstance(value, list) else value for name, value in snapshot.items()}
 
 
 async def _live(drawn: dict[str, Any]) -> None:

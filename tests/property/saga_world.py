@@ -143,7 +143,7 @@ class World:
 
     def feed(self, stimulus: Any) -> list[Pulse]:
         """One stimulus, its pulses into the journal, its commands obeyed, everything checked."""
-        was_settled, was = self.saga.status != "running", self.saga.status
+        was_settled, was = self.saga.state.status != "running", self.saga.state.status
         pulses, commands = self.saga.react(stimulus, self.now_ns)
         for pulse in pulses:
             self._check_pulse(pulse)
@@ -160,12 +160,12 @@ class World:
         recovered_settled = isinstance(stimulus, Recovered) and was_settled
         assert len(settles) <= 1
         if settles:
-            assert settles[0] == self.saga.status in SETTLED
+            assert settles[0] == self.saga.state.status in SETTLED
             if not recovered_settled:
                 assert not was_settled or any(pulse.kind in ("resumed", "failed") for pulse in pulses)
                 self.settles.append(settles[0])
         else:
-            assert was_settled or self.saga.status == "running", "settled without a word"
+            assert was_settled or self.saga.state.status == "running", "settled without a word"
         if was_settled and not isinstance(stimulus, ResumeRequested | CancelRequested | UndoRequested):
             assert {pulse.kind for pulse in pulses} <= AFTER_THE_END
         if isinstance(stimulus, UndoRequested) and was != "completed":
@@ -201,7 +201,7 @@ class World:
             if command.emission.id not in self.emissions:
                 self.emissions.append(command.emission.id)
         elif isinstance(command, AnswerProceed):
-            path = saga.steps[command.step].name
+            path = saga.state.steps[command.step].name
             assert self.flights[path, FORWARD] in self.proceeded, "answered what had not asked"
             self.answered.add(path)
         elif isinstance(command, Settle):
@@ -210,26 +210,40 @@ class World:
             self.deadline = None
         else:
             assert isinstance(command, CancelHop)
-            step = saga.steps[command.step]
+            step = saga.state.steps[command.step]
             if step.around_container is not None:
                 self.abandoned.add(step.name)
 
     def _dispatch(self, command: Dispatch) -> None:
         saga, (index, direction, fault) = self.saga, command
-        step = saga.steps[index]
+        step = saga.state.steps[index]
         facts = self.facts[step.name]
         facts.undoable = step.undo is not None
         if direction == UNDO:
-            delivery = Delivery(index, step.name, UNDO, saga.undo_hop(index), saga.deliveries[index], saga.epoch, False)
+            delivery = Delivery(
+                index,
+                step.name,
+                UNDO,
+                saga.state.undo_hop(index),
+                saga.state.deliveries[index],
+                saga.state.epoch,
+                False,
+            )
             self._check_undo(index)
         else:
             delivery = Delivery(
-                index, step.name, FORWARD, saga.hops[index], saga.deliveries[index], saga.epoch, fault is not None
+                index,
+                step.name,
+                FORWARD,
+                saga.state.hops[index],
+                saga.state.deliveries[index],
+                saga.state.epoch,
+                fault is not None,
             )
             if not (
-                step.scope is not None and saga.failed_scope(index) is not None
+                step.scope is not None and saga.state.failed_scope(index) is not None
             ):  # else it is abandoned in the same breath
-                self.model.check_causes(saga, index)
+                self.model.check_causes(saga.state, index)
             self.answered.discard(step.name)
             self.abandoned.discard(step.name)
             if fault is None:
@@ -245,7 +259,7 @@ class World:
     def _decided(self, index: int) -> Evaluated:
         """As the supervisor decides: at once, and heard when its turn comes."""
         try:
-            return evaluate(self.saga, index)
+            return evaluate(self.saga.state, index)
         except Exception as error:
             return Evaluated(index, True, None, Fault("builtins:ValueError", str(error)))
 
@@ -265,7 +279,7 @@ class World:
         found += [lambda e=emit: self.emit_ends(e, calm) for emit in self.emissions]
         if calm:
             return found
-        if self.saga.deadline_ns is not None:
+        if self.saga.state.deadline_ns is not None:
             found.append(self.stale_deadline)
         found += [
             lambda d=delivery, o=outcome: self.reply(d, o)
@@ -274,14 +288,14 @@ class World:
         ]
         found += [lambda r=replayed: self.replay(*r) for replayed in self.replies[-4:]]
         found += [self.crash, self.nothing_due]
-        if self.saga.status in ("halted", "stuck"):
+        if self.saga.state.status in ("halted", "stuck"):
             found += [self.resume] * 3
         if mood == "rough":
             return found
         found.append(self.cancel)
         if self.deadline is not None:
             found.append(self.deadline_over)
-        if self.saga.status == "completed":
+        if self.saga.state.status == "completed":
             found += [self.undo] * 3
         return found
 
@@ -305,7 +319,7 @@ class World:
             yield lambda: self.expire(delivery)
 
     def _waits_inside(self, delivery: Delivery) -> bool:
-        step = self.saga.steps[delivery.step]
+        step = self.saga.state.steps[delivery.step]
         return delivery.direction == FORWARD and not delivery.asks_compensation and step.around_container is not None
 
     def proceed(self, delivery: Delivery) -> None:
@@ -329,10 +343,12 @@ class World:
         self._reply(delivery, made, nonsense)
 
     def _token(self, delivery: Delivery) -> Any:
-        step = self.saga.steps[delivery.step]
-        if self.saga.hops[delivery.step] != delivery.hop or step.kind != "batch":
+        step = self.saga.state.steps[delivery.step]
+        if self.saga.state.hops[delivery.step] != delivery.hop or step.kind != "batch":
             return encode_token(crc32(delivery.path.encode()) % 7)
-        values = RawArguments(step.arguments, self.saga.tokens, step.address, self.saga.evaluated.get(step.index))()
+        values = RawArguments(
+            step.arguments, self.saga.state.tokens, step.address, self.saga.state.evaluated.get(step.index)
+        )()
         hop = Hop(self.plan, step, self._signal(delivery, step.address), values, None, lambda: 0)
         reply = hop.run()
         assert reply.outcome == "ok", reply
@@ -357,10 +373,10 @@ class World:
 
     def _reply(self, delivery: Delivery, reply: Reply, nonsense: bool) -> None:
         current = self.flights.get((delivery.path, delivery.direction))
-        in_time = current == delivery and delivery.epoch == self.saga.epoch
-        refused = nonsense and (reply.outcome != "ok" or self.saga.goes_forward(delivery.step))
+        in_time = current == delivery and delivery.epoch == self.saga.state.epoch
+        refused = nonsense and (reply.outcome != "ok" or self.saga.state.goes_forward(delivery.step))
         if in_time and self._waits_inside(delivery):
-            refused = refused or returns_early(self.saga, delivery.step, reply)
+            refused = refused or returns_early(self.saga.state, delivery.step, reply)
         if in_time:
             del self.flights[delivery.path, delivery.direction]
             self.ended.append(delivery)
@@ -368,7 +384,7 @@ class World:
         run = (delivery.hop, delivery.number)
         if delivery.direction == FORWARD and not delivery.asks_compensation:
             if in_time:
-                assert self.saga.states[delivery.step] == RUNNING
+                assert self.saga.state.states[delivery.step] == RUNNING
             if (reply.outcome in ("fail", "retry", "halt") or refused) and (in_time or not refused):
                 self._learn_not_happened(delivery, in_time)
             elif reply.outcome in ("ok", "continue") and in_time:
@@ -382,8 +398,8 @@ class World:
         run = (delivery.hop, delivery.number)
         facts = self.facts[delivery.path]
         if in_time or (
-            run in self.saga.unanswered_runs
-            and self.saga.states[delivery.step] not in (UNDO_RUNNING, UNDO_BACKING_OFF, UNDONE)
+            run in self.saga.state.unanswered_runs
+            and self.saga.state.states[delivery.step] not in (UNDO_RUNNING, UNDO_BACKING_OFF, UNDONE)
         ):
             facts.unknown.discard(run)
             if not facts.unknown and not facts.done:
@@ -442,7 +458,7 @@ class World:
         """The supervisor is heard; and then once more."""
         evaluated = self.decisions.pop(number)
         self.feed(evaluated)
-        if evaluated.step not in self.saga.being_evaluated:
+        if evaluated.step not in self.saga.state.being_evaluated:
             assert self.feed(evaluated) == []
 
     def retry_due(self, step: int) -> None:
@@ -465,9 +481,9 @@ class World:
 
     def stale_deadline(self) -> None:
         """The deadline of the whole was over in the same turn in which something failed."""
-        if self.saga.phase in ("failing", "undoing"):
+        if self.saga.state.phase in ("failing", "undoing"):
             before = self.saga.snapshot()
-            if self.now_ns < self.saga.stopping_since_ns + self.plan.undo_timeout_ns:
+            if self.now_ns < self.saga.state.stopping_since_ns + self.plan.undo_timeout_ns:
                 assert self.feed(DeadlineExpired(BOOM)) == []
                 assert self.saga.snapshot() == before
 
@@ -487,7 +503,7 @@ class World:
     def undo(self) -> None:
         """Somebody wants a completed transaction taken back; and asks once more."""
         self.feed(UndoRequested(Fault("bitactor.errors:Cancelled", "not wanted after all")))
-        assert self.saga.status != "completed"
+        assert self.saga.state.status != "completed"
         self.feed(UndoRequested(Fault("bitactor.errors:Cancelled", "once more")))
 
     def resume(self) -> None:
@@ -495,11 +511,11 @@ class World:
         self.now_ns += 1_000_000
         while self.decisions:
             assert self.feed(self.decisions.pop()) == [], "a decision was heard although nothing goes forward"
-        self.feed(ResumeRequested(None if self.saga.deadline_ns is None else self.now_ns + 10**10))
+        self.feed(ResumeRequested(None if self.saga.state.deadline_ns is None else self.now_ns + 10**10))
 
     def crash(self) -> None:
         """The process dies; another folds the journal and goes on."""
-        epoch = self.saga.epoch + 1
+        epoch = self.saga.state.epoch + 1
         self.saga = Saga.fold(self.plan, self.journal)
         assert self.saga.snapshot() == self.mirror.snapshot()
         for step in self.plan.containers:
@@ -514,10 +530,10 @@ class World:
 
     def nothing_due(self) -> None:
         """Stimuli that mean nothing now."""
-        for index in range(len(self.saga.steps)):
+        for index in range(len(self.saga.state.steps)):
             if index not in self.retries:
                 assert self.feed(RetryDue(index)) == []
-            if index not in self.saga.being_evaluated:
+            if index not in self.saga.state.being_evaluated:
                 assert self.feed(Evaluated(index, True, {})) == []
                 assert self.feed(Evaluated(index, False)) == []
         assert self.feed(EmissionAccepted("nobody:0", ())) == []
@@ -564,14 +580,14 @@ class World:
             self.model.check_map(pulse, step.container.declared)
 
     def _check_undo(self, index: int) -> None:
-        step = self.saga.steps[index]
+        step = self.saga.state.steps[index]
         facts = self.facts[step.name]
         assert step.undo is not None
         assert facts.ever_ran or facts.done, "undo of what was never run"
         assert facts.undone == 0, "undone twice"
         assert facts.done or facts.unknown, "undo of what is known not to have happened"
         assert facts.done or step.undo.in_doubt, "an undo that takes no doubt was given some"
-        assert (index in self.saga.steps_in_doubt) == (not facts.done)
+        assert (index in self.saga.state.steps_in_doubt) == (not facts.done)
         for later in self.model.after(step.name):
             other = self.facts[later]
             assert not other.undoable or other.broken or other.undone, f"undo of {step.name} before that of {later}"
@@ -579,24 +595,26 @@ class World:
 
     def _check_state(self) -> None:
         saga = self.saga
-        assert saga.in_flight == sum(state in (RUNNING, COMPENSATING) for state in saga.states)
-        assert saga.open == (bool(saga.emissions) or saga.phase not in ("halted", "ended"))
-        assert saga.seq == len(self.journal)
+        assert saga.state.in_flight == sum(state in (RUNNING, COMPENSATING) for state in saga.state.states)
+        assert saga.state.open == (bool(saga.state.emissions) or saga.state.phase not in ("halted", "ended"))
+        assert saga.state.seq == len(self.journal)
         running = {
-            saga.steps[index].name for index, state in enumerate(saga.states) if state in (RUNNING, COMPENSATING)
+            saga.state.steps[index].name
+            for index, state in enumerate(saga.state.states)
+            if state in (RUNNING, COMPENSATING)
         }
         flying = {delivery.path for delivery in self.flights.values() if delivery.direction == FORWARD}
-        awaiting_redelivery = {saga.steps[index].name for index in saga.awaiting_redelivery}
+        awaiting_redelivery = {saga.state.steps[index].name for index in saga.state.awaiting_redelivery}
         assert running - awaiting_redelivery <= flying
         if self.max_places is not None:
-            assert len(saga.steps) <= self.max_places, "places are not used again"
-        if saga.phase in ("failing", "undoing", "new", "ended", "halted"):
+            assert len(saga.state.steps) <= self.max_places, "places are not used again"
+        if saga.state.phase in ("failing", "undoing", "new", "ended", "halted"):
             return
-        for index, state in enumerate(saga.states):
-            if state == 2 and saga.phase == "running":
+        for index, state in enumerate(saga.state.states):
+            if state == 2 and saga.state.phase == "running":
                 assert index in self.retries, "backs off without a timer"
             if state == OPEN:
-                assert index in saga.progress
+                assert index in saga.state.progress
 
     def run(self, tape: Sequence[int], limit: int = 3_000) -> None:
         """Let `tape` choose what happens, then let an obliging world bring it to its end."""
@@ -604,17 +622,17 @@ class World:
             choices = self.choices(MOODS[number % len(MOODS)]) or self.choices("rough")
             choices[number // len(MOODS) % len(choices)]()
         for _ in range(limit):
-            if self.saga.status != "running" and not self.emissions:
+            if self.saga.state.status != "running" and not self.emissions:
                 break
             choices = self.choices("calm")
-            assert choices, f"deadlock in phase {self.saga.phase}, states {self.saga.states}"
+            assert choices, f"deadlock in phase {self.saga.state.phase}, states {self.saga.state.states}"
             choices[0]()
         self.check_end()
 
     def _let_go(self) -> None:
         """What the saga does not wait for any more goes on as a zombie, whose answer may still come."""
         for delivery in list(self.flights.values()):
-            step, state = self.saga.steps[delivery.step], self.saga.states[delivery.step]
+            step, state = self.saga.state.steps[delivery.step], self.saga.state.states[delivery.step]
             wanted = (RUNNING, COMPENSATING) if delivery.direction == FORWARD else (UNDO_RUNNING,)
             if step.name != delivery.path or state not in wanted:
                 self._gone(delivery)
@@ -622,17 +640,17 @@ class World:
     def check_end(self) -> None:
         """What must be true once it has settled."""
         saga = self.saga
-        assert saga.status in SETTLED, f"still {saga.status}"
-        assert not saga.in_flight
-        if saga.status == "completed":
+        assert saga.state.status in SETTLED, f"still {saga.state.status}"
+        assert not saga.state.in_flight
+        if saga.state.status == "completed":
             self.model.check_completed(self.plan)
             assert not any(facts.undo_asked for facts in self.facts.values())
-            assert not saga.progress, "an open container"
-        elif saga.status in ("compensated", "cancelled"):
+            assert not saga.state.progress, "an open container"
+        elif saga.state.status in ("compensated", "cancelled"):
             for path, facts in self.facts.items():
                 needed = facts.undoable and (facts.done or bool(facts.unknown))
                 assert facts.undone == (1 if needed else 0), (path, facts)
-        elif saga.status == "stuck":
+        elif saga.state.status == "stuck":
             for path, facts in self.facts.items():
                 if facts.undoable and (facts.done or facts.unknown):
                     assert facts.undone + bool(facts.broken) >= 1, (path, facts)

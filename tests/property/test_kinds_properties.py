@@ -46,11 +46,11 @@ def test_every_prefix_of_a_nested_journal_folds_to_the_live_state_and_can_be_tak
     world.run(tape)
     live = Saga(random.plan, TRANSACTION)
     for length, pulse in enumerate(world.journal, 1):
-        evolve(live, pulse)
+        evolve(live.state, pulse)
         saga = Saga.fold(random.plan, world.journal[:length])
         assert saga.snapshot() == live.snapshot()
-        _, commands = saga.react(Recovered("n2", saga.epoch + 1), world.now_ns)
-        assert saga.in_flight or not saga.open or commands, "nothing would ever happen again"
+        _, commands = saga.react(Recovered("n2", saga.state.epoch + 1), world.now_ns)
+        assert saga.state.in_flight or not saga.state.open or commands, "nothing would ever happen again"
 
 
 @FEW

@@ -100,6 +100,6 @@ def test_every_prefix_of_a_journal_can_be_taken_over(plan: Plan, tape: list[int]
     world.run(tape)
     for length in range(1, len(world.journal) + 1):
         saga = Saga.fold(plan, world.journal[:length])
-        assert saga.transaction == TRANSACTION
-        _, commands = saga.react(Recovered("n2", saga.epoch + 1), world.now_ns)
-        assert saga.in_flight or not saga.open or commands, "nothing would ever happen again"
+        assert saga.state.transaction == TRANSACTION
+        _, commands = saga.react(Recovered("n2", saga.state.epoch + 1), world.now_ns)
+        assert saga.state.in_flight or not saga.state.open or commands, "nothing would ever happen again"

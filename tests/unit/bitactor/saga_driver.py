@@ -62,7 +62,7 @@ class Driver:
     def decision(self, index: int) -> Evaluated:
         """What a supervisor would say."""
         try:
-            made = evaluate(self.saga, index)
+            made = evaluate(self.saga.state, index)
         except Exception as error:
             made = Evaluated(index, True, None, fault_of(error))
         self.evaluated.append(made)
@@ -75,43 +75,45 @@ class Driver:
             command
             for command in self.commands
             if isinstance(command, Dispatch)
-            and self.saga.states[command.step] in (IN_FLIGHT if command.direction == FORWARD else (UNDO_RUNNING,))
+            and self.saga.state.states[command.step] in (IN_FLIGHT if command.direction == FORWARD else (UNDO_RUNNING,))
         ]
-        return list(dict.fromkeys(self.saga.steps[command.step].name for command in in_flight))
+        return list(dict.fromkeys(self.saga.state.steps[command.step].name for command in in_flight))
 
     @property
     def status(self) -> str:
         """The transaction's."""
-        return self.saga.status
+        return self.saga.state.status
 
     def reply(self, path: str, outcome: str = "ok", value: Any = None, **fields: Any) -> Reply:
         """An answer of the hop that is in flight on this path."""
-        index = self.saga.by_name[path]
-        undoing = self.saga.states[index] == UNDO_RUNNING
-        hop = self.saga.undo_hop(index) if undoing else self.saga.hops[index]
+        index = self.saga.state.by_name[path]
+        undoing = self.saga.state.states[index] == UNDO_RUNNING
+        hop = self.saga.state.undo_hop(index) if undoing else self.saga.state.hops[index]
         token = encode_token(value) if outcome in ("ok", "continue") else None
-        return Reply(TRANSACTION, hop, self.saga.deliveries[index], self.saga.epoch, outcome, token, **fields)
+        return Reply(
+            TRANSACTION, hop, self.saga.state.deliveries[index], self.saga.state.epoch, outcome, token, **fields
+        )
 
     def answer(self, path: str, value: Any = None, outcome: str = "ok", **fields: Any) -> list[Pulse]:
         """The hop on this path answers."""
         if outcome == "fail":
             fields.setdefault("fault", FAULT)
-        return self.feed(Replied(self.saga.by_name[path], self.reply(path, outcome, value, **fields)))
+        return self.feed(Replied(self.saga.state.by_name[path], self.reply(path, outcome, value, **fields)))
 
     def run(self, path: str) -> list[Pulse]:
         """The hop on this path is run for real."""
-        index = self.saga.by_name[path]
-        step, undoing = self.saga.steps[index], self.saga.states[index] == UNDO_RUNNING
-        bound = (step.arguments, self.saga.tokens, step.address, self.saga.evaluated.get(index))
+        index = self.saga.state.by_name[path]
+        step, undoing = self.saga.state.steps[index], self.saga.state.states[index] == UNDO_RUNNING
+        bound = (step.arguments, self.saga.state.tokens, step.address, self.saga.state.evaluated.get(index))
         values = RawArguments(*bound)() if step.takes_raw_arguments else argument_values(*bound)
         known = self.reply(path)
         signal = Signal(
             name=step.address, transaction=TRANSACTION, root=TRANSACTION, hop=known.hop, causes=(),
             direction=UNDO if undoing else FORWARD, attempt=1, delivery=known.delivery, epoch=known.epoch,
-            ttl=self.saga.ttls[index], budget_ns=None, token=None, path=path,
+            ttl=self.saga.state.ttls[index], budget_ns=None, token=None, path=path,
         )  # fmt: skip
         return self.feed(
-            Replied(index, Hop(self.plan, step, signal, values, self.saga.own_result(index), lambda: 0).run())
+            Replied(index, Hop(self.plan, step, signal, values, self.saga.state.own_result(index), lambda: 0).run())
         )
 
     def run_all(self) -> None:
@@ -127,7 +129,7 @@ class Driver:
         self.commands = [
             command
             for command in self.commands
-            if isinstance(command, Dispatch) and self.saga.states[command.step] in in_flight
+            if isinstance(command, Dispatch) and self.saga.state.states[command.step] in in_flight
         ]
 
     def feed_grace(self) -> None:
@@ -136,13 +138,15 @@ class Driver:
 
     def expire(self, path: str) -> list[Pulse]:
         """The hop's time is over."""
-        index = self.saga.by_name[path]
-        return self.feed(HopExpired(index, self.saga.deliveries[index], Fault("bitactor.errors:StepTimeout", "slow")))
+        index = self.saga.state.by_name[path]
+        return self.feed(
+            HopExpired(index, self.saga.state.deliveries[index], Fault("bitactor.errors:StepTimeout", "slow"))
+        )
 
     def lose(self, path: str) -> list[Pulse]:
         """The hop's worker is gone."""
-        index = self.saga.by_name[path]
-        return self.feed(Lost(index, self.saga.deliveries[index], "worker"))
+        index = self.saga.state.by_name[path]
+        return self.feed(Lost(index, self.saga.state.deliveries[index], "worker"))
 
     def crash(self) -> None:
         """Another process folds the journal."""
@@ -153,7 +157,7 @@ class Driver:
         for step in self.plan.containers:
             assert step.container is not None
             step.container.release(TRANSACTION)
-        self.feed(Recovered("another", self.saga.epoch + 1))
+        self.feed(Recovered("another", self.saga.state.epoch + 1))
 
     def resume(self) -> None:
         """Somebody resumes."""
@@ -177,4 +181,4 @@ class Driver:
 
     def result(self) -> Any:
         """The workflow's."""
-        return decode_token(self.saga.result())
+        return decode_token(self.saga.state.result())

@@ -79,13 +79,13 @@ class Driven:
     ) -> list[str]:
         index = self.plan.by_name[step]
         saga = self.saga
-        hop = hop or (saga.undo_hop(index) if undo else saga.hops[index])
+        hop = hop or (saga.state.undo_hop(index) if undo else saga.state.hops[index])
         fault = BOOM if outcome == "fail" else None
         made = Reply(
             TRANSACTION,
             hop,
-            delivery or saga.deliveries[index],
-            saga.epoch if epoch is None else epoch,
+            delivery or saga.state.deliveries[index],
+            saga.state.epoch if epoch is None else epoch,
             outcome,
             1,
             fault,
@@ -171,7 +171,7 @@ def test_a_timeout_before_a_halt_is_undone_when_the_halted_transaction_is_cancel
     assert driven.reply("a", "halt") == ["halted a", "halted"]
     assert driven.feed(CancelRequested(BOOM)) == ["failed"]
     assert driven.feed(GraceExpired()) == ["spawned a"]
-    assert driven.saga.steps_in_doubt == {0}
+    assert driven.saga.state.steps_in_doubt == {0}
 
 
 def test_the_late_word_of_a_compensation_is_not_the_word_of_the_step() -> None:
@@ -187,21 +187,21 @@ def test_the_late_word_of_a_compensation_is_not_the_word_of_the_step() -> None:
     driven.reply("b", "ok")
     assert driven.reply("a", "fail") == ["failed a"]
     assert driven.feed(GraceExpired()) == ["spawned b"]
-    assert driven.saga.steps_in_doubt == {0}, "its run is still in doubt"
+    assert driven.saga.state.steps_in_doubt == {0}, "its run is still in doubt"
 
 
 def test_one_attempt_that_failed_does_not_settle_the_doubt_about_another() -> None:
     driven = Driven(plan(retries=1, backoff=Backoff(0.0), redeliveries=0))
-    first = driven.saga.hops[0]
+    first = driven.saga.state.hops[0]
     driven.feed(HopExpired(0, 1, SLOW))
     driven.feed(RetryDue(0))
-    second = driven.saga.hops[0]
+    second = driven.saga.state.hops[0]
     assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "failed a"]
     assert driven.reply("a", "fail", hop=second, delivery=1) == ["late a"]
-    assert driven.saga.steps_in_doubt == {0}
+    assert driven.saga.state.steps_in_doubt == {0}
     assert driven.reply("a", "fail", hop=second, delivery=1) == []
     assert driven.reply("a", "fail", hop=first, delivery=1) == ["late a"]
-    assert driven.saga.steps_in_doubt == set()
+    assert driven.saga.state.steps_in_doubt == set()
     assert driven.reply("b", "ok") == ["completed b", "spawned b"]
     assert driven.reply("b", "ok", undo=True) == ["undone b", "finished"]
 
@@ -212,20 +212,20 @@ def test_a_late_word_can_free_a_stuck_transaction() -> None:
     driven.feed(HopExpired(0, 1, SLOW))
     assert driven.feed(GraceExpired()) == ["undo_failed a", "spawned b"]
     driven.reply("b", "ok", undo=True)
-    assert driven.saga.status == "stuck"
+    assert driven.saga.state.status == "stuck"
     assert driven.reply("a", "fail") == ["late a"]
     assert driven.feed(ResumeRequested(None)) == ["resumed", "finished"]
-    assert driven.saga.status == "compensated"
+    assert driven.saga.state.status == "compensated"
 
 
 def test_a_late_success_gives_undo_its_result() -> None:
     driven = Driven(plan(undo="known"))
     driven.feed(HopExpired(0, 1, SLOW))
     assert driven.reply("a", "ok") == ["late a"]
-    assert driven.saga.steps_in_doubt == set()
+    assert driven.saga.state.steps_in_doubt == set()
     assert driven.reply("b", "ok") == ["completed b", "spawned b"]
     assert driven.reply("b", "ok", undo=True) == ["undone b", "spawned a"]
-    assert driven.saga.tokens[0] == 1
+    assert driven.saga.state.tokens[0] == 1
 
 
 def test_undo_waits_for_what_timed_out_and_no_longer_than_it_must() -> None:
@@ -233,12 +233,12 @@ def test_undo_waits_for_what_timed_out_and_no_longer_than_it_must() -> None:
     driven.reply("b", "ok")
     assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "failed a"]
     assert driven.reply("a", "ok") == ["late a", "spawned a"]
-    assert driven.saga.tokens[0] == 1
+    assert driven.saga.state.tokens[0] == 1
     driven = Driven(plan())
     driven.reply("b", "ok")
     driven.feed(HopExpired(0, 1, SLOW))
     assert driven.reply("a", "cancelled") == ["late a", "spawned a"]
-    assert driven.saga.steps_in_doubt == {0}
+    assert driven.saga.state.steps_in_doubt == {0}
     driven = Driven(plan())
     driven.reply("b", "ok")
     driven.feed(HopExpired(0, 1, SLOW))
@@ -257,11 +257,11 @@ def test_a_worker_lost_before_a_failure_leaves_a_doubt() -> None:
     driven.reply("b", "ok")
     driven.feed(Lost(0, 1, "w"))
     assert driven.reply("a", "fail") == ["failed a", "spawned a"]
-    assert driven.saga.steps_in_doubt == {0}
+    assert driven.saga.state.steps_in_doubt == {0}
     driven = Driven(plan())
     driven.feed(Lost(0, 1, "w"))
     driven.reply("a", "ok")
-    assert driven.saga.steps_in_doubt == set()
+    assert driven.saga.state.steps_in_doubt == set()
 
 
 def test_a_deadline_in_the_turn_of_a_failure_does_not_end_undo() -> None:
@@ -275,7 +275,7 @@ def test_a_deadline_in_the_turn_of_a_failure_does_not_end_undo() -> None:
     ]
     driven.now += 62_000_000_000
     assert driven.feed(DeadlineExpired(BOOM)) == ["tombstone", "undo_failed a", "finished"]
-    assert driven.saga.status == "stuck"
+    assert driven.saga.state.status == "stuck"
 
 
 def test_a_compensation_is_asked_while_halting_too() -> None:
@@ -297,7 +297,7 @@ def test_siblings_that_were_stopped_are_no_errors() -> None:
     driven = Driven(plan())
     driven.reply("a", "fail")
     driven.reply("b", "cancelled")
-    assert [fault for _, fault in driven.saga.errors] == [BOOM]
+    assert [fault for _, fault in driven.saga.state.errors] == [BOOM]
 
 
 def test_undo_runs_last_first_in_order_of_completion() -> None:

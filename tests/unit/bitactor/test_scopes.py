@@ -57,8 +57,8 @@ def test_a_long_map_over_a_workflow_uses_its_places_again() -> None:
     driver.run_all()
     assert driver.status == "completed"
     assert driver.result() == {"count": 20_000}
-    assert len(driver.saga.steps) < 100
-    assert len(driver.saga.by_name) == 2
+    assert len(driver.saga.state.steps) < 100
+    assert len(driver.saga.state.by_name) == 2
 
 
 def test_so_do_containers_within_it() -> None:
@@ -70,7 +70,7 @@ def test_so_do_containers_within_it() -> None:
     driver = Driver(mapping(outer, 500, keep=False))
     driver.run_all()
     assert driver.status == "completed"
-    assert len(driver.saga.steps) < 500
+    assert len(driver.saga.state.steps) < 500
 
 
 def test_an_element_costs_as_much_in_a_long_map_as_in_a_short_one() -> None:
@@ -88,11 +88,11 @@ def test_a_reply_that_comes_late_to_a_place_used_again_means_nothing_there() -> 
     driver = Driver(mapping(working(), 2, batch=1))
     driver.run("each/batch-0")
     late = driver.reply("each/0/first", value=99)
-    place = driver.saga.by_name["each/0/first"]
+    place = driver.saga.state.by_name["each/0/first"]
     driver.run("each/0/first")
     driver.run("each/0/second")
     driver.run("each/batch-1")
-    assert driver.saga.by_name["each/1/first"] == place, "the place was not used again; this test shows nothing"
+    assert driver.saga.state.by_name["each/1/first"] == place, "the place was not used again; this test shows nothing"
     assert driver.feed(Replied(place, late)) == []
     assert driver.feed(Replied(place, late._replace(outcome="fail", fault=FAULT))) == []
     assert driver.feed(RetryDue(place)) == []
@@ -104,11 +104,11 @@ def test_a_place_of_which_something_may_still_come_is_not_used_again() -> None:
     driver = Driver(mapping(working(timeout=1.0, required=False), 2, batch=1))
     driver.run("each/batch-0")
     late = driver.reply("each/0/first", value=99)
-    place = driver.saga.by_name["each/0/first"]
+    place = driver.saga.state.by_name["each/0/first"]
     driver.expire("each/0/first")
     driver.run("each/0/second")
     driver.run("each/batch-1")
-    assert driver.saga.by_name["each/1/first"] != place
+    assert driver.saga.state.by_name["each/1/first"] != place
     assert [pulse.kind for pulse in driver.feed(Replied(place, late))] == ["late"]
     driver.run_all()
     assert driver.result() == [None, 2]
@@ -194,7 +194,7 @@ def test_what_is_skipped_or_answered_within_a_scope_spends_nothing() -> None:
     driver = Driver(workflow, ttl=10)
     driver.run_all()
     assert driver.ttl("fail") == 9
-    assert driver.saga.errors[0][1].message == "42"
+    assert driver.saga.state.errors[0][1].message == "42"
     assert driver.kinds("undone", "spawned") == ["spawned sub", "spawned fail"]
 
 
@@ -240,7 +240,7 @@ def test_a_step_that_was_not_required_and_turns_out_not_to_have_happened_is_pass
     driver = Driver(mapping(working(timeout=1.0, required=False, undo=True), 1))
     driver.run("each/batch-0")
     late = driver.reply("each/0/first", "fail", fault=FAULT)
-    place = driver.saga.by_name["each/0/first"]
+    place = driver.saga.state.by_name["each/0/first"]
     driver.expire("each/0/first")
     driver.feed(Replied(place, late))
     driver.run_all()
@@ -349,10 +349,10 @@ def test_a_cancel_between_two_rounds_finds_the_question_and_drops_it() -> None:
     driver = Driver(workflow)
     driver.run("climb/1/first")
     pulses, _ = driver.saga.react(
-        Replied(driver.saga.by_name["climb/1/second"], driver.reply("climb/1/second", value=1)), 0
+        Replied(driver.saga.state.by_name["climb/1/second"], driver.reply("climb/1/second", value=1)), 0
     )
     driver.journal += pulses
-    decided = driver.decision(driver.saga.by_name["climb"])
+    decided = driver.decision(driver.saga.state.by_name["climb"])
     driver.cancel()
     assert driver.status == "cancelled"
     assert driver.feed(decided) == []
@@ -465,7 +465,7 @@ def test_failed_elements_leave_no_places_behind() -> None:
         driver.forget_commands()
     assert driver.status == "completed"
     assert len(driver.result()["errors"]) == 300
-    assert len(driver.saga.steps) < 200
+    assert len(driver.saga.state.steps) < 200
 
 
 # Functions around steps
@@ -487,20 +487,21 @@ def test_a_function_that_answers_before_its_steps_are_done_fails_and_does_not_ha
     pulses = driver.answer("hold/around", 1)
     assert "failed hold/around" in [f"{pulse.kind} {pulse.step}" for pulse in pulses]
     assert (
-        "answered before the steps it is around were done; let it `await proceed()`" in driver.saga.errors[0][1].message
+        "answered before the steps it is around were done; let it `await proceed()`"
+        in driver.saga.state.errors[0][1].message
     )
 
 
 def proceed(driver: Driver) -> None:
-    index = driver.saga.by_name["hold/around"]
-    driver.feed(Proceeded(index, driver.saga.deliveries[index]))
+    index = driver.saga.state.by_name["hold/around"]
+    driver.feed(Proceeded(index, driver.saga.state.deliveries[index]))
 
 
 def test_a_retry_of_the_function_spends_nothing() -> None:
     driver = Driver(around())
     proceed(driver)
     driver.answer("hold/around", outcome="retry", after_ns=1)
-    driver.feed(RetryDue(driver.saga.by_name["hold/around"]))
+    driver.feed(RetryDue(driver.saga.state.by_name["hold/around"]))
     assert [pulse.ttl for pulse in driver.journal if pulse.step == "hold/around" and pulse.kind == "spawned"] == [
         29,
         29,
@@ -548,12 +549,12 @@ def eventful() -> Driver:
 
 def test_every_prefix_of_a_journal_folds_to_what_the_live_state_was_and_can_be_taken_over() -> None:
     driver = eventful()
-    live = Saga(driver.plan, driver.saga.transaction)
+    live = Saga(driver.plan, driver.saga.state.transaction)
     for length, pulse in enumerate(driver.journal, 1):
-        evolve(live, pulse)
+        evolve(live.state, pulse)
         folded = Saga.fold(driver.plan, driver.journal[:length])
         assert folded.snapshot() == live.snapshot()
-        folded.react(Recovered("another", folded.epoch + 1), driver.now_ns)
+        folded.react(Recovered("another", folded.state.epoch + 1), driver.now_ns)
 
 
 def test_a_journal_with_a_pulse_too_few_or_twice_is_refused() -> None:
@@ -602,7 +603,7 @@ def test_a_planned_step_in_a_journal_that_the_workflow_does_not_have_is_refused_
 
 def test_decisions_nobody_asked_for_mean_nothing() -> None:
     driver = Driver(mapping(working(), 2))
-    for index in range(len(driver.saga.steps)):
+    for index in range(len(driver.saga.state.steps)):
         assert driver.feed(Evaluated(index, False)) == []
         assert driver.feed(Evaluated(index, True, {}, opening=())) == []
 

@@ -167,16 +167,18 @@ def test_who_waits_for_a_replaced_step_waits_for_the_last_also_if_planned_meanwh
     answer(saga, "chain", 2, [chain.planned(bind={"n": Value(1)})])
     assert answer(saga, "other", 0, [late.planned("late")]) == []
     assert answer(saga, "chain#2", 7) == ["late"]
-    assert saga.tokens[saga.steps[saga.by_name["late"]].arguments[0].slot] == 7
+    assert saga.state.tokens[saga.state.steps[saga.state.by_name["late"]].arguments[0].slot] == 7
 
 
 def answer(saga: Saga, step: str, value: Any, planned: Sequence[Planned] | None = None) -> list[str]:
     """A hop answers; the paths that are dispatched thereupon."""
-    index = saga.by_name[step]
+    index = saga.state.by_name[step]
     more = None if planned is None else pack(Then(value, planned).data())
-    reply = Reply(saga.transaction, saga.hops[index], saga.deliveries[index], 0, "ok", value, planned=more)
+    reply = Reply(
+        saga.state.transaction, saga.state.hops[index], saga.state.deliveries[index], 0, "ok", value, planned=more
+    )
     _, commands = saga.react(Replied(index, reply), 0)
-    return [saga.steps[command.step].name for command in commands if isinstance(command, Dispatch)]
+    return [saga.state.steps[command.step].name for command in commands if isinstance(command, Dispatch)]
 
 
 def test_who_was_not_required_and_is_in_doubt_does_not_hold_up_what_is_planned_after_it() -> None:
@@ -211,7 +213,7 @@ def test_nor_does_one_that_turned_out_not_to_have_happened() -> None:
     driver = Driver(workflow)
     late = driver.reply("perhaps", "fail", fault=FAULT)
     driver.expire("perhaps")
-    driver.feed(Replied(driver.saga.by_name["perhaps"], late))
+    driver.feed(Replied(driver.saga.state.by_name["perhaps"], late))
     driver.answer("go", 1, planned=pack(Then(1, [more.planned("more", after=["perhaps"])]).data()))
     assert driver.flying == ["more"]
 
@@ -364,10 +366,10 @@ def test_bytes_that_are_no_plan_fail_the_step(planned: bytes) -> None:
     saga = Saga(workflow.check(), "0" * 32)
     saga.react(Accept(None, (1,), 20, None), 0)
     answer(saga, "before", 1)
-    index = saga.by_name["go"]
-    saga.react(Replied(index, Reply(saga.transaction, saga.hops[index], 1, 0, "ok", 1, planned=planned)), 0)
-    assert saga.errors[0][1].type == "bitactor.errors:InvalidOutcome"
-    assert saga.phase == "undoing"
+    index = saga.state.by_name["go"]
+    saga.react(Replied(index, Reply(saga.state.transaction, saga.state.hops[index], 1, 0, "ok", 1, planned=planned)), 0)
+    assert saga.state.errors[0][1].type == "bitactor.errors:InvalidOutcome"
+    assert saga.state.phase == "undoing"
 
 
 def test_a_transform_cannot_be_kept_in_a_journal_and_two_steps_cannot_share_a_name() -> None:
