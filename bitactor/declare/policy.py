@@ -16,11 +16,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from bitactor.declare.then import Then
+from bitactor.messages.outcome import Continue, Outcome
 from bitactor.ports import Clock
 
 Proceed = Callable[[], Awaitable[Any]]
 """Runs what is inside a policy: the next policy, in the end the step's function where the step's `spawn` says; may be
 called several times."""
+
+
+def is_verdict(value: Any) -> bool:
+    """Whether `value` is what a step decides (`Retry`, `Fail`, `Halt`, further steps): it is for the supervisor to
+    judge, no value and no error, and passes through patterns."""
+    return isinstance(value, (Outcome, Continue, Then))
 
 
 class Call(NamedTuple):

@@ -20,10 +20,9 @@ from bitactor.patterns.errors import (
     TooFewAnswers,
 )
 from bitactor.patterns.fallback import Fallback
-from bitactor.patterns.parallel import FailedItem, Fetched, Mapped, parallel_fetch, parallel_map
+from bitactor.patterns.parallel import FailedItem, Fetched, Mapped, parallel_fetch, parallel_map, scatter_gather
 from bitactor.patterns.rate_limit import RateLimit
 from bitactor.patterns.retry import RetryPolicy
-from bitactor.patterns.scatter import scatter_gather
 from bitactor.patterns.timeout import Timeout
 
 __all__ = [

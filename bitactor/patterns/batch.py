@@ -13,13 +13,12 @@ from typing import Any, ClassVar, Final, NamedTuple
 from typing_extensions import override
 
 from bitactor.declare.functions import is_coroutine_function
-from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed, is_verdict
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Ok
 from bitactor.patterns.errors import BatchFailed
 from bitactor.patterns.options import check_count, check_name, check_seconds, refuse
 from bitactor.patterns.tasks import TaskResult, capture
-from bitactor.patterns.verdicts import is_verdict
 from bitactor.ports import Clock, TimerHandle
 
 Handler = Callable[[list[Any]], Awaitable[Sequence[Any]]]

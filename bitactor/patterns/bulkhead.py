@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -94,21 +95,15 @@ class BulkheadState(PolicyState):
         }
 
     async def _wait(self) -> None:
-        waiter = self._queue.join()
-        timer = None
-        if self._policy.max_wait is not None:
-            until_ns = self._clock.monotonic_ns() + nanoseconds(self._policy.max_wait)
-            timer = self._clock.call_at(until_ns, lambda: None if waiter.done() else waiter.set_result(False))
-        try:
+        with self._queue.waiter(self._wake_first) as waiter, ExitStack() as armed:
+            if self._policy.max_wait is not None:
+                until_ns = self._clock.monotonic_ns() + nanoseconds(self._policy.max_wait)
+                timer = self._clock.call_at(until_ns, lambda: None if waiter.done() else waiter.set_result(False))
+                armed.callback(timer.cancel)
             if not await waiter:
                 raise self._full(f"no place was free within max_wait={self._policy.max_wait:g} s")
             self._running += 1
             self._waited += 1
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._queue.leave(waiter)
-            self._wake_first()
 
     def _full(self, why: str) -> BulkheadFull:
         self._rejected += 1

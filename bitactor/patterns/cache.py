@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from typing_extensions import override
 
-from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
+from bitactor.declare.policy import Call, Policy, PolicyState, Proceed, is_verdict
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Ok, Outcome
 from bitactor.patterns.options import check_count, check_flag, check_name, check_seconds
 from bitactor.patterns.substitute import UserFunction
-from bitactor.patterns.verdicts import is_verdict
+from bitactor.patterns.tasks import TaskResult
 from bitactor.ports import Clock
 
 DEFAULT_TTL: Final = 300.0
@@ -165,15 +165,6 @@ class _Entry(NamedTuple):
     expires_ns: int
 
 
-class _SharedResult(NamedTuple):
-    """How a call ended for which other calls waited."""
-
-    known: bool
-    """True: `token`, or `error`, is also the outcome of the calls that waited; False: the next of them asks."""
-    token: Any = None
-    error: Exception | None = None
-
-
 class CacheState(PolicyState):
     """The kept values, in the order in which they were last asked for."""
 
@@ -182,7 +173,8 @@ class CacheState(PolicyState):
         self._clock = clock
         self._ttl_ns = nanoseconds(policy.ttl)
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._loading: dict[Hashable, asyncio.Future[_SharedResult]] = {}
+        # The call for a key ended with a token, or by an error, for those that waited too; with None: the next asks.
+        self._loading: dict[Hashable, asyncio.Future[TaskResult | None]] = {}
         self._hits = self._misses = self._coalesced = self._expired = self._evicted = self._waiting = 0
 
     @override
@@ -206,11 +198,9 @@ class CacheState(PolicyState):
                 self._misses += 1
                 return await self._load_shared(key, proceed)
             shared = await self._wait(key)
-            if shared.known:
+            if shared is not None:
                 self._coalesced += 1
-                if shared.error is not None:
-                    raise shared.error
-                return decode_token(shared.token)
+                return decode_token(shared.get())
 
     @override
     def about(self) -> Mapping[str, Any]:
@@ -252,23 +242,23 @@ class CacheState(PolicyState):
 
     async def _load_shared(self, key: Hashable, proceed: Proceed) -> Any:
         loading = self._loading[key] = asyncio.get_running_loop().create_future()
-        shared = _SharedResult(known=False)
+        shared = None
         try:
             value = await self._load(key, proceed)
             entry = self._entries.get(key)
             if entry is not None and not is_verdict(value):
-                shared = _SharedResult(True, entry.token)
+                shared = TaskResult(entry.token, None)
             return value
         except Outcome:
             raise
         except Exception as error:
-            shared = _SharedResult(True, None, error)
+            shared = TaskResult(None, error)
             raise
         finally:
             del self._loading[key]
             loading.set_result(shared)
 
-    async def _wait(self, key: Hashable) -> _SharedResult:
+    async def _wait(self, key: Hashable) -> TaskResult | None:
         self._waiting += 1
         try:
             return await asyncio.shield(self._loading[key])

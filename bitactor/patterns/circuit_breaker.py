@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -23,7 +24,6 @@ from bitactor.patterns.options import (
     refuse,
     refuse_together,
 )
-from bitactor.patterns.window import ConsecutiveFailures, FailureRate, Tally
 from bitactor.ports import Clock
 
 CLOSED: Final = "closed"
@@ -34,6 +34,9 @@ DEFAULT_FAILURES: Final = 5
 DEFAULT_MINIMUM: Final = 10
 PROBE_WAIT: Final = 1.0
 """`retry_after`, in seconds, of a call refused while others probe; nobody knows how long a probe takes."""
+
+SLICES: Final = 10
+"""Number of slices of a window, which are forgotten one after the other."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,62 @@ class CircuitBreaker(Policy):
         return FailureRate(self.failure_rate, nanoseconds(self.window), self.minimum or DEFAULT_MINIMUM)
 
 
+class ConsecutiveFailures:
+    """Opens at `limit` failures without a success between them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._failures = 0
+
+    def record(self, now_ns: int, failed: bool) -> bool:
+        """Count one call at `now_ns`; True: there are enough failures to open the circuit."""
+        self._failures = self._failures + 1 if failed else 0
+        return self._failures >= self._limit
+
+    def counted(self, now_ns: int) -> tuple[int, int]:
+        """(calls, failures among them) that count at `now_ns`."""
+        return self._failures, self._failures
+
+    def reset(self) -> None:
+        """Forget all calls."""
+        self._failures = 0
+
+
+class FailureRate:
+    """Opens when `rate` of the calls in the last `window_ns` failed, once there were `minimum`.
+
+    Counted in ten slices of the window, so memory does not grow with traffic: a call is forgotten after nine to ten
+    tenths of the window.
+    """
+
+    def __init__(self, rate: float, window_ns: int, minimum: int) -> None:
+        self._rate = rate
+        self._slice_ns = max(1, window_ns // SLICES)
+        self._minimum = minimum
+        self._slices: deque[list[int]] = deque()  # [number, calls, failures] of slices in which something was called
+
+    def record(self, now_ns: int, failed: bool) -> bool:
+        number = now_ns // self._slice_ns
+        if not self._slices or self._slices[-1][0] != number:
+            self._slices.append([number, 0, 0])
+        self._slices[-1][1] += 1
+        self._slices[-1][2] += failed
+        calls, failures = self.counted(now_ns)
+        return failed and calls >= self._minimum and failures >= self._rate * calls
+
+    def counted(self, now_ns: int) -> tuple[int, int]:
+        oldest = now_ns // self._slice_ns - SLICES + 1
+        while self._slices and self._slices[0][0] < oldest:
+            self._slices.popleft()
+        return sum(calls for _, calls, _ in self._slices), sum(failures for _, _, failures in self._slices)
+
+    def reset(self) -> None:
+        self._slices.clear()
+
+
+Tally = ConsecutiveFailures | FailureRate
+
+
 class CircuitBreakerState(PolicyState):
     """The circuit's state, and the tally of its calls."""
 
@@ -119,8 +178,8 @@ class CircuitBreakerState(PolicyState):
         self._clock = clock
         self._tally = policy.tally()
         self._state = CLOSED
+        # Number of state changes so far; the outcome of a call that began in an earlier state does not count.
         self._generation = 0
-        """Number of state changes so far; the outcome of a call that began in an earlier state does not count."""
         self._until_ns = 0
         self._probing = self._successes = 0
         self._calls = self._rejected = self._failed = self._opened = 0

@@ -85,14 +85,21 @@ class ErrorHandler(Policy):
 
     @override
     def open(self, clock: Clock) -> ErrorHandlerState:
-        return ErrorHandlerState(self)
+        return ErrorHandlerState(self.on, self.substitute, _LEVELS[self.level or "error"])
 
 
 class ErrorHandlerState(PolicyState):
-    """Counts of calls and handled errors, and the last of these."""
+    """Counts of calls and handled errors, and the last of these.
 
-    def __init__(self, policy: ErrorHandler) -> None:
-        self._policy = policy
+    Args:
+        on: errors that are handled.
+        substitute: what stands in for them; None: they are logged at `level` and raised.
+    """
+
+    counted: ClassVar[str] = "handled"
+
+    def __init__(self, on: Exceptions, substitute: Substitute | None, level: int = logging.ERROR) -> None:
+        self._on, self._substitute, self._level = on, substitute, level
         self._calls = self._handled = 0
         self._last_error = ""
 
@@ -100,26 +107,25 @@ class ErrorHandlerState(PolicyState):
     async def around(self, call: Call, proceed: Proceed) -> Any:
         """An error that `on` names is logged and raised, or the answer is what stands in for it; other errors pass."""
         self._calls += 1
-        policy = self._policy
         try:
             return await proceed()
         except Outcome:
             raise
-        except policy.on as error:
+        except self._on as error:
             self._handled += 1
             self._last_error = repr(error)[:200]
-            if policy.substitute is None:
+            if self._substitute is None:
                 self._log(call, error)
                 raise
-            return await policy.substitute(call.arguments, error=error)
+            return await self._substitute(call.arguments, error=error)
 
     @override
     def about(self) -> Mapping[str, Any]:
-        return {"calls": self._calls, "handled": self._handled, "last_error": self._last_error}
+        return {"calls": self._calls, self.counted: self._handled, "last_error": self._last_error}
 
     def _log(self, call: Call, error: Exception) -> None:
         logging.getLogger(f"bitactor.step.{call.workflow}.{call.step}").log(
-            _LEVELS[self._policy.level or "error"],
+            self._level,
             "%s/%s of %s, attempt %d: %r",
             call.workflow, call.step, call.transaction, call.attempt, error,
             exc_info=error,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
-from bitactor.messages.outcome import Outcome
+from bitactor.declare.policy import Policy
+from bitactor.patterns.error_handler import ErrorHandlerState
 from bitactor.patterns.options import Exceptions, check_name, fix_exceptions
 from bitactor.patterns.substitute import Substitute, substitute
 from bitactor.ports import Clock
@@ -56,30 +56,10 @@ class Fallback(Policy):
 
     @override
     def open(self, clock: Clock) -> FallbackState:
-        return FallbackState(self)
+        return FallbackState(self.on, self.substitute)
 
 
-class FallbackState(PolicyState):
+class FallbackState(ErrorHandlerState):
     """Counts of calls and fallbacks, and the last error."""
 
-    def __init__(self, policy: Fallback) -> None:
-        self._policy = policy
-        self._calls = self._fell_back = 0
-        self._last_error = ""
-
-    @override
-    async def around(self, call: Call, proceed: Proceed) -> Any:
-        """An error that `on` names is replaced by the fallback; other errors pass."""
-        self._calls += 1
-        try:
-            return await proceed()
-        except Outcome:
-            raise
-        except self._policy.on as error:
-            self._fell_back += 1
-            self._last_error = repr(error)[:200]
-            return await self._policy.substitute(call.arguments, error=error)
-
-    @override
-    def about(self) -> Mapping[str, Any]:
-        return {"calls": self._calls, "fell_back": self._fell_back, "last_error": self._last_error}
+    counted = "fell_back"

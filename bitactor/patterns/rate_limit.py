@@ -133,16 +133,12 @@ class RateLimitState(PolicyState):
 
     async def _wait(self, call: Call) -> None:
         self._refuse_if_late(call)
-        waiter = self._queue.join()
-        try:
+        with self._queue.waiter(self._wake_first) as waiter:
             if len(self._queue) == 1:
                 self._wake_first()
             await waiter
             self._start_call()
             self._waited += 1
-        finally:
-            self._queue.leave(waiter)
-            self._wake_first()
 
     def _refuse_if_late(self, call: Call) -> None:
         now_ns = self._clock.monotonic_ns()

@@ -41,17 +41,6 @@ class LoopTimers(Timers):
         return self._loop.call_at(when_ns / 1e9, callback)
 
 
-async def sleep_until(timers: Timers, when_ns: int) -> None:
-    """Return once the monotonic clock has reached `when_ns`."""
-    while timers.monotonic_ns() < when_ns:  # a timer may be early by what was rounded
-        woken = asyncio.get_running_loop().create_future()
-        timer = timers.call_at(when_ns, partial(_wake, woken))
-        try:
-            await woken
-        finally:
-            timer.cancel()
-
-
 class TaskResult(NamedTuple):
     """How an awaitable ended: by `error`, or with `value`."""
 
@@ -89,9 +78,14 @@ def result_of(task: asyncio.Task[TaskResult]) -> TaskResult:
     return TaskResult(None, asyncio.CancelledError()) if task.cancelled() else task.result()
 
 
-async def wait_for_end(task: asyncio.Task[Any], timers: Timers, when_ns: int) -> bool:
+async def sleep_until(timers: Timers, when_ns: int) -> None:
+    """Return once the monotonic clock has reached `when_ns`."""
+    await wait_for_end(asyncio.get_running_loop().create_future(), timers, when_ns)
+
+
+async def wait_for_end(task: asyncio.Future[Any], timers: Timers, when_ns: int) -> bool:
     """Wait until the task has ended or `when_ns` has come; True: it has ended.  The task is not cancelled."""
-    while not task.done() and timers.monotonic_ns() < when_ns:
+    while not task.done() and timers.monotonic_ns() < when_ns:  # a timer may be early by what was rounded
         woken = asyncio.get_running_loop().create_future()
         wake = partial(_wake, woken)
         timer = timers.call_at(when_ns, wake)

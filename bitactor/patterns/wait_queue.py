@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class WaitQueue:
@@ -21,16 +23,17 @@ class WaitQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def join(self) -> asyncio.Future[bool]:
-        """Join at the end.  The future is True: it is this task's turn; False: it has waited too long.  Whoever joins
-        must `leave`."""
+    @contextmanager
+    def waiter(self, wake_first: Callable[[], None]) -> Iterator[asyncio.Future[bool]]:
+        """A waiter at the end, which leaves as the context does; then `wake_first` is called.  The future is True: it
+        is this task's turn; False: it has waited too long."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting[waiter] = None
-        return waiter
-
-    def leave(self, waiter: asyncio.Future[bool]) -> None:
-        """Remove a waiter that has joined."""
-        del self._waiting[waiter]
+        try:
+            yield waiter
+        finally:
+            del self._waiting[waiter]
+            wake_first()
 
     def first(self) -> asyncio.Future[bool] | None:
         """The first waiter, if it has not been woken yet; else None."""
