@@ -306,20 +306,16 @@ class SagaState:
             return
         self.steps = list(self.plan.steps)
         self.by_name = dict(self.plan.by_name)
-        self.append_places(len(self.tokens) - len(self.plan.steps))
+        self.append_places([None] * (len(self.tokens) - len(self.plan.steps)))
 
     def append_steps(self, steps: Sequence[PlanStep], inputs: int) -> None:
-        cast("list[PlanStep]", self.steps).extend(steps)
         self.tokens.extend([None] * (len(steps) + inputs))
-        self._extend_lists(len(steps))
-        self.append_places(inputs)
+        self.append_places([*steps, *[None] * inputs])
 
-    def append_places(self, count: int) -> None:
-        """Append places that have no step, such as those of input tokens."""
-        cast("list[Any]", self.steps).extend([None] * count)
-        self._extend_lists(count)
-
-    def _extend_lists(self, count: int) -> None:
+    def append_places(self, steps: Sequence[PlanStep | None]) -> None:
+        """Append places of steps; None for one that has no step, such as that of an input token."""
+        cast("list[PlanStep | None]", self.steps).extend(steps)
+        count = len(steps)
         zeros = [0] * count
         self.states.extend([SKIPPED] * count)
         for numbers in (

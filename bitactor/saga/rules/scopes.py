@@ -91,24 +91,28 @@ def _scope_for(state: SagaState, index: int, opening: Opening) -> Scope:
 
 def _scope_settled(state: SagaState, scope: Scope) -> None:
     index = scope.container
-    progress = state.progress.get(index)
-    if progress is None or state.states[index] != OPEN or state.stopping:
-        return
-    container = state.container_of(index)
+    if index in state.progress and state.states[index] == OPEN and not state.stopping:
+        _settle_scope(state, scope, scope.ttl_left)
+
+
+def _settle_scope(state: SagaState, scope: Scope, ttl_left: int, fault: Fault | None = None) -> None:
+    """Take the container's next action; `fault` is that of a scope which has failed."""
+    index = scope.container
+    container, progress = state.container_of(index), state.progress[index]
     progress.open -= 1
-    progress.ttl_left = min(progress.ttl_left, scope.ttl_left)
-    if container.chained:
-        progress.ttl = progress.ttl_left
-    next_action = container.after_scope(progress, scope.key, state.tokens[scope.returns])
+    progress.ttl_left = min(progress.ttl_left, ttl_left)
+    next_action: NextAction
+    if fault is not None:
+        next_action = container.after_failed_scope(progress, scope.key, fault)
+    else:
+        if container.chained:
+            progress.ttl = progress.ttl_left
+        next_action = container.after_scope(progress, scope.key, state.tokens[scope.returns])
     _recycle(state, scope)
-    _apply_next_action(state, index, next_action)
-
-
-def _apply_next_action(state: SagaState, index: int, next_action: NextAction) -> None:
     if isinstance(next_action, Open):
         _open_scopes(state, index, next_action.scopes)
     elif not isinstance(next_action, Wait):
-        state.progress[index].next_action = next_action
+        progress.next_action = next_action
         state.pending_containers.append(index)
 
 
@@ -144,23 +148,12 @@ def _drop_progress(state: SagaState, index: int) -> None:
 
 
 def _settle_failed_scope(state: SagaState, scope: Scope) -> None:
-    index = scope.container
-    progress = state.progress.get(index)
-    if (
-        progress is None
-        or state.stopping
-        or any(state.states[other] in IN_FLIGHT for other in state.steps_within(scope))
-    ):
+    progress = state.progress.get(scope.container)
+    steps = state.steps_within(scope)
+    if progress is None or state.stopping or any(state.states[other] in IN_FLIGHT for other in steps):
         return
-    container = state.container_of(index)
     fault = progress.failed_scopes.pop(scope.base)
-    progress.open -= 1
-    progress.ttl_left = min(
-        [progress.ttl_left, *(state.ttls[at] for at in state.steps_within(scope) if state.hops[at])]
-    )
-    next_action = container.after_failed_scope(progress, scope.key, fault)
-    _recycle(state, scope)
-    _apply_next_action(state, index, next_action)
+    _settle_scope(state, scope, min([progress.ttl_left, *(state.ttls[at] for at in steps if state.hops[at])]), fault)
 
 
 def _recycle(state: SagaState, scope: Scope) -> None:
@@ -183,11 +176,10 @@ def _recycle(state: SagaState, scope: Scope) -> None:
 
 
 def interrupt_proceed(state: SagaState, index: int) -> None:
-    """The function around nested steps was interrupted: those steps wait until it proceeds again."""
-    scope = state.steps[index].scope
-    progress = state.progress.get(scope.container) if scope is not None else None
-    if progress is not None:
-        progress.proceeding = False
+    """A step was interrupted; if it is a function around nested steps, those wait until it proceeds again."""
+    step = state.steps[index]
+    if step.around_container is not None and step.scope is not None and step.scope.container in state.progress:
+        state.progress[step.scope.container].proceeding = False
 
 
 def release_dependents(state: SagaState, index: int) -> None:
@@ -257,7 +249,7 @@ def _keep_own_result(state: SagaState, index: int) -> None:
     replacement's result."""
     kept = len(state.tokens)
     writable(state, "own_result_slots")[index] = kept
-    state.append_places(1)
+    state.append_places([None])
     state.tokens.append(state.tokens[index])
     state.ttls[kept], state.hops[kept], state.causes[kept] = state.ttls[index], state.hops[index], state.causes[index]
 

@@ -53,8 +53,7 @@ def spawned(state: SagaState, pulse: Pulse, index: int) -> None:
 def spawned_again(state: SagaState, pulse: Pulse, index: int) -> None:
     """Take in a redelivery, or the dispatch that asks a compensation."""
     data = pulse.data or {}
-    if state.steps[index].around_container is not None:
-        interrupt_proceed(state, index)
+    interrupt_proceed(state, index)
     _expect_late(state, pulse.hop, index)
     if "lost" in data:
         _record_doubt(state, pulse.hop, index)
@@ -144,8 +143,7 @@ def _tolerated(state: SagaState, pulse: Pulse, index: int, data: Mapping[str, An
 
 
 def retried(state: SagaState, pulse: Pulse, index: int) -> None:
-    if state.steps[index].around_container is not None:
-        interrupt_proceed(state, index)
+    interrupt_proceed(state, index)
     if state.states[index] in IN_FLIGHT:
         state.in_flight -= 1
     state.states[index] = BACKING_OFF
@@ -203,8 +201,7 @@ def halted(state: SagaState, pulse: Pulse, index: int) -> None:
     if "lost" in (pulse.data or {}):
         _expect_late(state, pulse.hop, index)
         _record_doubt(state, pulse.hop, index)
-    if state.steps[index].around_container is not None:
-        interrupt_proceed(state, index)
+    interrupt_proceed(state, index)
     state.in_flight -= 1
     state.states[index] = WAITING
     state.phase = HALTING
