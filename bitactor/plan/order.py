@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
+import graphlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from bitactor.errors import CycleError, WorkflowTooDeep
 
 
 def topological_order(dependencies: Mapping[str, Sequence[str]], owner: str) -> list[str]:
-    """The names in an order in which each comes after those it depends on; declaration order otherwise.
+    """The names in an order in which each comes after those it depends on.
 
     Raises:
-        CycleError: names the circle.
+        CycleError: names the circle, from the first of its steps that was declared.
     """
-    placed: dict[str, None] = {}
-    path: list[str] = []
-    for start in dependencies:
-        stack = [(start, iter(dependencies[start]))] if start not in placed else []
-        path[:] = [start]
-        while stack:
-            name, rest = stack[-1]
-            following = next((other for other in rest if other not in placed), None)
-            if following is None:
-                placed[name] = None
-                stack.pop()
-                path.pop()
-            elif following in path:
-                circle = [*path[path.index(following) :], following]
-                raise CycleError(
-                    f"{owner}: steps wait for each other: {' → '.join(reversed(circle))}; remove one of these "
-                    "dependencies"
-                )
-            else:
-                path.append(following)
-                stack.append((following, iter(dependencies[following])))
-    return list(placed)
+    try:
+        return [*graphlib.TopologicalSorter(dependencies).static_order()]
+    except graphlib.CycleError as error:
+        *circle, _ = error.args[1]
+        first = min(range(len(circle)), key=lambda at: list(dependencies).index(circle[at]))
+        shown = " → ".join([*circle[first:], *circle[: first + 1]])
+        raise CycleError(f"{owner}: steps wait for each other: {shown}; remove one of these dependencies") from None
 
 
 def longest_path(
