@@ -47,8 +47,8 @@ class Made(Form):
     fields: dict[str, Any] = Field(default={}, alias="with")
 
 
-_BACKOFF: Final = ("initial", "factor", "cap", "jitter")
-Backing: Any = create_model("Backing", __base__=Form, **dict.fromkeys(_BACKOFF, (float | None, None)))  # type: ignore[call-overload]
+_BACKOFF: Final[Mapping[str, Any]] = dict.fromkeys(("initial", "factor", "cap", "jitter"), (float | None, None))
+Backing: Any = create_model("Backing", __base__=Form, **_BACKOFF)
 """A `Backoff`."""
 
 
@@ -92,14 +92,18 @@ class Undo(Form):
     retries: int | None = None
 
 
-class Graph(Protocol):
-    """A graph that is being written or read."""
+class Writer(Protocol):
+    """A graph that is being written."""
 
     def nest(self, workflow: Any) -> str:
         """The name under which a nested workflow is written."""
 
+
+class Reader(Protocol):
+    """A graph that is being read."""
+
     def nested(self, name: str, what: str) -> Any:
-        """The nested workflow of that name, which is read."""
+        """The nested workflow of that name."""
 
 
 def _same(value: Any, what: str, name: str, graph: Any) -> Any:
@@ -112,8 +116,8 @@ class Key(NamedTuple):
     annotation: Any
     """The type of the data."""
     required: bool = False
-    write: Callable[[Any, str, str, Graph], Any] = _same
-    read: Callable[[Any, str, str, Graph], Any] = _same
+    write: Callable[[Any, str, str, Writer], Any] = _same
+    read: Callable[[Any, str, str, Reader], Any] = _same
     default: Any = None
     """The value of the option that is not written; None is not written either."""
 
@@ -165,13 +169,13 @@ def called(data: str | Made, what: str) -> Callable[..., Any]:
     return callable_of(data.model_dump(by_alias=True) if isinstance(data, Made) else data, f"{what}: function")
 
 
-def _backoff_data(backoff: Any, what: str, name: str, _: Graph) -> Any:
+def _backoff_data(backoff: Any, what: str, name: str, _: Writer) -> Any:
     if type(backoff) is Backoff:
         return {field: getattr(backoff, field) for field in _BACKOFF}
     return path_of(backoff, f"{what}: {name}=")
 
 
-def _backoff_of(data: Any, what: str, name: str, _: Graph) -> Any:
+def _backoff_of(data: Any, what: str, name: str, _: Reader) -> Any:
     if isinstance(data, str):
         return function_at(data, f"{what}: {name}")
     try:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError
-from bitactor.forms.keys import CALLED, CONSTANT, FUNCTION, NESTED, SOURCE, SOURCES, Form, Graph, Key, Origin
+from bitactor.forms.keys import CALLED, CONSTANT, FUNCTION, NESTED, SOURCE, SOURCES, Form, Key, Origin, Reader, Writer
 from bitactor.kinds.result_types import answer_type, target_type
 from bitactor.plan.callbacks import Parameter, parameters_of
 from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress, Skip
@@ -23,9 +23,10 @@ from bitactor.plan.steps import function_step
 
 __all__ = [
     "CALLED", "CONSTANT", "CONSULT", "FUNCTION", "NESTED", "SOURCE", "SOURCES", "Arrow", "Close", "Container",
-    "ContainerArguments", "ContainerKind", "Declaration", "Form", "FunctionKind", "Graph", "Key", "NextAction", "Open",
-    "Opening", "Origin", "Parameter", "Plan", "Progress", "Site", "Skip", "function_inputs", "function_parameters",
-    "merge_parameters", "nested_inputs", "require_workflow", "target_parameters", "with_parameters",
+    "ContainerArguments", "ContainerKind", "Declaration", "Form", "FunctionKind", "Key", "NextAction", "Open",
+    "Opening", "Origin", "Parameter", "Plan", "Progress", "Reader", "Site", "Skip", "Writer", "function_inputs",
+    "function_parameters", "merge_parameters", "nested_inputs", "require_workflow", "target_parameters",
+    "with_parameters",
 ]  # fmt: skip
 
 NO_FUNCTION = Callback(print, False, {}, ())

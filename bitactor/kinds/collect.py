@@ -33,8 +33,9 @@ class Collect(FunctionKind):
         sources: Any = own["sources"]
         if not isinstance(sources, Mapping):
             sources = {other if isinstance(other, str) else other.name: other for other in sources}
-        own["sources"] = {name: source(given) for name, given in sources.items()}
-        return own["sources"]
+        named = {name: source(given) for name, given in sources.items()}
+        own["sources"] = named
+        return named
 
     @override
     def said_bind(self, bind: Mapping[str, Source]) -> Mapping[str, Source]:

@@ -159,7 +159,7 @@ class DeclaresKinds(Declaration):
         """
         if over is None:
             raise DefinitionError(f"a map of {self.name!r} needs over=: what to iterate")
-        own = {} if workflow is None else {"workflow": workflow}
+        own: dict[str, Any] = {} if workflow is None else {"workflow": workflow}
         return self.declare(
             Map, function, over=over, batch=batch, ordered=ordered, on_error=on_error, keep=keep, reduce=reduce,
             initial=initial, whole=whole, **own, **options,

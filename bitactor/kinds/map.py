@@ -31,11 +31,12 @@ from bitactor.kinds.base import (
     ContainerKind,
     Declaration,
     Form,
-    Graph,
     Key,
     Origin,
     Parameter,
+    Reader,
     Site,
+    Writer,
     function_parameters,
     merge_parameters,
     target_parameters,
@@ -73,13 +74,13 @@ _Over = Annotated[
 ]
 
 
-def _over_data(over: Any, what: str, name: str, graph: Graph) -> dict[str, Any]:
+def _over_data(over: Any, what: str, name: str, graph: Writer) -> dict[str, Any]:
     if isinstance(over, Source):
         return SOURCE.write(over, what, name, graph)  # type: ignore[no-any-return]
     return {"factory": FUNCTION.write(over, what, name, graph)}
 
 
-def _over_of(data: Factory | Origin, what: str, name: str, graph: Graph) -> Any:
+def _over_of(data: Factory | Origin, what: str, name: str, graph: Reader) -> Any:
     if isinstance(data, Factory):
         return FUNCTION.read(data.factory, what, name, graph)
     return SOURCE.read(data, what, name, graph)

@@ -19,13 +19,14 @@ from bitactor.kinds.base import (
     ContainerKind,
     Declaration,
     Form,
-    Graph,
     Key,
     Open,
     Opening,
     Plan,
+    Reader,
     Site,
     Skip,
+    Writer,
     function_inputs,
     nested_inputs,
 )
@@ -62,17 +63,17 @@ class Case(Branch):
         return self
 
 
-def _branch_data(target: Target, what: str, graph: Graph) -> dict[str, Any]:
+def _branch_data(target: Target, what: str, graph: Writer) -> dict[str, Any]:
     if isinstance(target, Declaration):
         return {"workflow": graph.nest(target)}
     return {"function": path_of(getattr(target, "function", target), what)}
 
 
-def _branch_of(form: Branch, what: str, _: str, graph: Graph) -> Any:
+def _branch_of(form: Branch, what: str, _: str, graph: Reader) -> Any:
     return function_at(form.function, what) if form.function is not None else graph.nested(str(form.workflow), what)
 
 
-def _cases_data(cases: Sequence[tuple[Any, Target]], what: str, _: str, graph: Graph) -> list[dict[str, Any]]:
+def _cases_data(cases: Sequence[tuple[Any, Target]], what: str, _: str, graph: Writer) -> list[dict[str, Any]]:
     said = []
     for number, (test, target) in enumerate(cases, 1):
         where = f"{what}: case {number}"
@@ -85,7 +86,7 @@ def _cases_data(cases: Sequence[tuple[Any, Target]], what: str, _: str, graph: G
     return said
 
 
-def _cases_of(cases: Sequence[Case], what: str, name: str, graph: Graph) -> list[tuple[Any, Any]]:
+def _cases_of(cases: Sequence[Case], what: str, name: str, graph: Reader) -> list[tuple[Any, Any]]:
     return [
         (case.value if case.test is None else function_at(case.test, what), _branch_of(case, what, name, graph))
         for case in cases

@@ -68,8 +68,8 @@ def _graph(kinds: tuple[type[Kind], ...]) -> type[Form]:
         "steps": (list[any_step], ...),
         "returns": (str | None, None),
     }
-    workflow = create_model("WorkflowForm", __base__=Form, **fields)
-    nested: Any = (list[workflow], [])  # type: ignore[valid-type]
+    workflow: Any = create_model("WorkflowForm", __base__=Form, **fields)
+    nested: Any = (list[workflow], [])
     return create_model("GraphForm", __base__=workflow, version=(Literal[1], VERSION), workflows=nested)
 
 
