@@ -118,8 +118,8 @@ def run_all(driver: Driver, *, crashing: bool = False) -> None:
     proceeded = set()
     while paths := driver.flying:
         for path in [path for path in paths if path != "it/around"] or paths:
-            index = driver.saga.by_name[path]
-            hop = (path, driver.saga.deliveries[index])
+            index = driver.saga.state.by_name[path]
+            hop = (path, driver.saga.state.deliveries[index])
             if path != "it/around":
                 driver.run(path)
             elif hop in proceeded:
@@ -128,7 +128,7 @@ def run_all(driver: Driver, *, crashing: bool = False) -> None:
                 proceeded.add(hop)
                 driver.feed(Proceeded(index, hop[1]))
                 break
-            assert Saga.fold(driver.plan, driver.journal).snapshot() == driver.saga.snapshot()
+            assert Saga.fold(driver.plan, driver.journal).state.snapshot() == driver.saga.state.snapshot()
             if crashing:
                 driver.crash()
                 break
