@@ -45,19 +45,26 @@ class TextTemplate:
         Raises:
             InvalidInput: a path leads nowhere, or a value cannot be formatted as asked.
         """
-        parts = []
+        made = ""
         for literal, field, form, conversion in self._parts:
-            parts.append(literal)
+            made += literal
             if field is not None:
-                argument, path = self.fields[field]
-                value = value_at(values[argument], path, f"{{{field}}}")
+                value = self._at(field, values)
                 if conversion:
                     value = string.Formatter().convert_field(value, conversion)
                 try:
-                    parts.append(format(value, form or ""))
+                    made += self._written(value, form or "", field, made)
                 except (TypeError, ValueError) as error:
                     raise InvalidInput(f"{{{field}:{form}}}: {error}") from None
-        return "".join(parts)
+        return made
+
+    def _at(self, field: str, values: Mapping[str, Any]) -> Any:
+        argument, path = self.fields[field]
+        return value_at(values[argument], path, f"{{{field}}}")
+
+    def _written(self, value: Any, form: str, field: str, before: str) -> str:
+        """The text of a field's value, which follows the text `before`."""
+        return format(value, form)
 
 
 class Template(FunctionKind):

@@ -18,7 +18,7 @@ from bitactor.declare.source import Source
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError
 from bitactor.workflow import Workflow
-from mesh.ready.templates import FieldFilter, Structure, Template, lift_sources
+from mesh.ready.templates import Structure, Template, lift_sources
 
 
 class StepOptions(AttemptKeywords, total=False):
@@ -59,8 +59,8 @@ class ReadyStep:
         object.__setattr__(self, "__signature__", inspect.Signature(parameters))
         object.__setattr__(self, "__annotations__", {"ctx": Context})
 
-    def _text(self, name: str, given: Mapping[str, Any], write: FieldFilter | None = None) -> str:
-        text: str = self._templates[name].text(given, write)
+    def _text(self, name: str, given: Mapping[str, Any]) -> str:
+        text: str = self._templates[name].filled(given)
         return text
 
     def _value(self, name: str, given: Mapping[str, Any]) -> Any:

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
-import string
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from typing_extensions import override
+
 from bitactor.declare.source import Source
 from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.kinds.template import TextTemplate
-from bitactor.plan.arguments import value_at
 
 MIN_SECRET_LENGTH: Final = 4
 """Characters that a secret must have to be redacted; redacting less would make texts unreadable and hide nothing."""
 REDACTED: Final = "•••"
-
-FieldFilter = Callable[[str, str, str], str]
-"""Called with a field, its text, and the text before it; returns the text to write."""
 
 
 class Template(TextTemplate):
@@ -45,32 +42,11 @@ class Template(TextTemplate):
         Raises:
             InvalidInput: a path leads nowhere, or a value has no text.
         """
-        return self._at(str(self._parts[0][1]), values) if self.is_field else self.text(values)
+        return self._at(str(self._parts[0][1]), values) if self.is_field else self.filled(values)
 
-    def text(self, values: Mapping[str, Any], write: FieldFilter | None = None) -> str:
-        """The text with its fields filled in, each passed through `write`.
-
-        Raises:
-            InvalidInput: a path leads nowhere, or a value has no text.
-        """
-        made = ""
-        for literal, field, form, conversion in self._parts:
-            made += literal
-            if field is None:
-                continue
-            value = self._at(field, values)
-            if conversion:
-                value = string.Formatter().convert_field(value, conversion)
-            try:
-                filled = format(value, form) if form else text_of(value, field)
-            except (TypeError, ValueError) as error:
-                raise InvalidInput(f"{{{field}:{form}}}: {error}") from None
-            made += write(field, filled, made) if write is not None else filled
-        return made
-
-    def _at(self, field: str, values: Mapping[str, Any]) -> Any:
-        argument, path = self.fields[field]
-        return value_at(values[argument], path, f"{{{field}}}")
+    @override
+    def _written(self, value: Any, form: str, field: str, before: str) -> str:
+        return format(value, form) if form else text_of(value, field)
 
 
 class Structure:

@@ -24,6 +24,14 @@ from mesh.ready.templates import Template
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
 
 
+class _Pattern(Template):
+    """What a field puts into a pattern stands for itself."""
+
+    @override
+    def _written(self, value: Any, form: str, field: str, before: str) -> str:
+        return glob.escape(super()._written(value, form, field, before))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Read(FileStep):
     """A file's content, as text or, without an encoding, as bytes."""
@@ -51,7 +59,7 @@ class Read(FileStep):
 class Glob(ReadyStep):
     """The paths that fit a pattern, in order."""
 
-    _FIELDS = {"root": Template, "pattern": Template}
+    _FIELDS = {"root": Template, "pattern": _Pattern}
     pattern: str
     root: str = "."
     max_paths: int = 10_000
@@ -63,7 +71,7 @@ class Glob(ReadyStep):
 
     def __call__(self, *, ctx: Context, **given: Any) -> list[str]:
         root = path_within(self._text("root", given), "", follow=True)
-        pattern = self._text("pattern", given, lambda field, filled, before: glob.escape(filled))
+        pattern = self._text("pattern", given)
         if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
             raise InvalidInput(f"the pattern {pattern!r} leads out of root={str(root)!r}")
         if not root.is_dir():

@@ -40,7 +40,7 @@ from mesh.ready.http_errors import (
     http_error,
     shown_url,
 )
-from mesh.ready.templates import Structure, Template, redact
+from mesh.ready.templates import Structure, redact
 
 try:
     import httpx2
@@ -80,7 +80,7 @@ class RequestOptions(StepOptions, total=False):
 class Request(ReadyStep):
     """One request; what is to be called as the step.  See `request` for its fields."""
 
-    _FIELDS = {"url": Template, "params": Structure, "headers": Structure, "body": Structure}
+    _FIELDS = {"url": http_message.UrlTemplate, "params": Structure, "headers": Structure, "body": Structure}
     method: str
     url: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Request(ReadyStep):
         try:
             return client.build_request(
                 self.method,
-                http_message.url(self._text("url", given, http_message.quote_field), self._value("params", given)),
+                http_message.url(self._text("url", given), self._value("params", given)),
                 headers=headers,
                 content=content,
                 timeout=timeout,

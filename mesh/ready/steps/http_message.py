@@ -12,10 +12,11 @@ from urllib.parse import quote, unquote, urldefrag, urlencode
 
 import httpx2
 from pydantic_core import PydanticSerializationError, to_jsonable_python
+from typing_extensions import override
 
 from bitactor.errors import InvalidInput
 from mesh.ready.http_errors import EXCERPT, HttpResponseInvalid
-from mesh.ready.templates import text_of
+from mesh.ready.templates import Template, text_of
 
 BODIES: Final = ("json", "form", "content")
 _NO_SECRETS: Final = frozenset(
@@ -34,6 +35,20 @@ _EXCERPT_BYTES: Final = 4 * EXCERPT
 _TEXTS: Final = ("application/xml", "application/javascript", "application/x-www-form-urlencoded", "application/yaml")
 _WAITING: Final = frozenset((429, 503))
 """HTTP statuses whose `Retry-After` says when the same request may succeed."""
+
+
+class UrlTemplate(Template):
+    """A URL with fields, each quoted, unless the URL begins with it.  One that is empty where the path needs it is
+    refused."""
+
+    @override
+    def _written(self, value: Any, form: str, field: str, before: str) -> str:
+        text = super()._written(value, form, field, before)
+        if not before:
+            return text
+        if not text and "?" not in before:
+            raise InvalidInput(f"{{{field}}} is empty, and the URL would be another one")
+        return quote(text, safe="")
 
 
 def url(filled: str, params: Mapping[str, Any]) -> str:
@@ -94,19 +109,6 @@ def secrets(request: httpx2.Request) -> set[str]:
     found = {value for name, value in request.headers.items() if name not in _NO_SECRETS}
     found |= {part for value in found for part in value.split()}
     return found | ({request.url.password} if request.url.password else set())
-
-
-def quote_field(field: str, filled: str, before: str) -> str:
-    """The text of a field in a URL, quoted unless it begins it.
-
-    Raises:
-        InvalidInput: it is empty where the path needs it.
-    """
-    if not before:
-        return filled
-    if not filled and "?" not in before:
-        raise InvalidInput(f"{{{field}}} is empty, and the URL would be another one")
-    return quote(filled, safe="")
 
 
 async def result_of(response: httpx2.Response, max_bytes: int, what: str) -> dict[str, Any]:
