@@ -249,9 +249,7 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
             DefinitionError: or one of its kinds.
         """
         if self._plan is None:
-            if not self.steps:
-                raise MissingReturn(f"workflow {self.name!r} has no steps; declare one with @workflow.step")
-            if self.returned is not None and self.returned not in self.steps:
+            if self.steps and self.returned is not None and self.returned not in self.steps:
                 raise MissingReturn(
                     f"workflow {self.name!r} returns {self.returned!r}, which is no "
                     f"step.{suggest(self.returned, self.steps)}"
@@ -354,12 +352,9 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
             raise DefinitionError(f"workflow {self.name!r}: a step is made from a function, not from {function!r}")
         name = str(options.name or getattr(function, "__name__", ""))
         refuse_bad_name(f"a step of {self.name!r}", name)
-        if "/" in name:
-            raise DefinitionError(f"workflow {self.name!r}: step name {name!r}: '/' separates workflow and step")
-        if "#" in name:
-            raise DefinitionError(
-                f"workflow {self.name!r}: step name {name!r}: '#' separates a step and its generation"
-            )
+        for sign, parts in (("/", "workflow and step"), ("#", "a step and its generation")):
+            if sign in name:
+                raise DefinitionError(f"workflow {self.name!r}: step name {name!r}: {sign!r} separates {parts}")
         if name in self.steps:
             raise DuplicateName(f"workflow {self.name!r} has a step {name!r} already; give one of them name=…")
         if name in self.input_model.model_fields:

@@ -166,7 +166,6 @@ def refuse_bad_name(what: str, name: object) -> None:
 
 
 def _refuse_bad_spawn(what: str, function: Callable[..., Any], spawn: str | None) -> None:
-    """Raises `DefinitionError` if `function` cannot run where `spawn` says."""
     if spawn is None:
         return
     traits = SPAWNERS.get(spawn)

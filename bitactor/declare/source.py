@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
-
-from typing_extensions import override
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Self
 
 from bitactor.errors import DefinitionError
 
@@ -17,9 +16,12 @@ class Source:
 
     transform: Callable[[Any], Any] | None = None
 
-    def map(self, function: Callable[[Any], Any]) -> Any:
-        """The same source, passed through `function`; evaluated once, by the supervisor, and recorded."""
-        return replace(self, transform=function)
+    def map(self, function: Callable[[Any], Any]) -> Self:
+        """The same source, passed through `function`; evaluated once, by the supervisor, and recorded.  (An `Element`:
+        in the hop that works on it, and not recorded.)"""
+        made = copy(self)
+        object.__setattr__(made, "transform", function)
+        return made
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -33,10 +35,6 @@ class Input(Source):
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "path", path)
         object.__setattr__(self, "transform", transform)
-
-    @override
-    def map(self, function: Callable[[Any], Any]) -> Input:
-        return Input(self.name, *self.path, transform=function)
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -54,10 +52,6 @@ class Result(Source):
         object.__setattr__(self, "path", path)
         object.__setattr__(self, "transform", transform)
 
-    @override
-    def map(self, function: Callable[[Any], Any]) -> Result:
-        return Result(self.step, *self.path, transform=function)
-
 
 @dataclass(frozen=True, slots=True, init=False)
 class Value(Source):
@@ -69,10 +63,6 @@ class Value(Source):
         object.__setattr__(self, "value", value)
         object.__setattr__(self, "transform", transform)
 
-    @override
-    def map(self, function: Callable[[Any], Any]) -> Value:
-        return Value(self.value, transform=function)
-
 
 @dataclass(frozen=True, slots=True, init=False)
 class Element(Source):
@@ -83,8 +73,3 @@ class Element(Source):
     def __init__(self, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
         object.__setattr__(self, "path", path)
         object.__setattr__(self, "transform", transform)
-
-    @override
-    def map(self, function: Callable[[Any], Any]) -> Element:
-        """The same element, passed through `function` in the hop that works on it; not recorded."""
-        return Element(*self.path, transform=function)

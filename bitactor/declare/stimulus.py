@@ -106,6 +106,7 @@ def _is_whole(given: object, least: int, most: float) -> bool:
 _ORDINARY: Final = 0
 _NOTHING: Final = StimulusOptions._make((None, None, None, None, None, None, _ORDINARY))
 _RECORDED: Final = ("metadata", "traceparent", "max_concurrency", "priority")
+# Option → whether a value that was given is right, and what it has to be.
 _RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "key": (
         lambda given: isinstance(given, str) and 1 <= len(given) <= MAX_KEY,
@@ -127,4 +128,3 @@ _RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         f"a whole number from -{MAX_GIVEN:,} to {MAX_GIVEN:,}, the highest goes first",
     ),
 }
-"""Option → whether a value that was given is right, and what it has to be."""

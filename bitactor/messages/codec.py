@@ -10,9 +10,9 @@ import datetime as dt
 import decimal
 import enum
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Final, Protocol, TypeVar, Union
+from typing import Any, Final, Protocol, TypeVar, Union, runtime_checkable
 
 import msgpack
 from pydantic import BaseModel
@@ -49,12 +49,6 @@ class Packed(bytes):
     __slots__ = ()
 
 
-_EXT_DATETIME: Final = 1
-_EXT_DATE: Final = 2
-_EXT_TIME: Final = 3
-_EXT_TIMEDELTA: Final = 4
-_EXT_UUID: Final = 5
-_EXT_DECIMAL: Final = 6
 _EXT_BIG_INT: Final = 7
 _EXT_SET: Final = 8
 _MAX_SETS_IN_SETS: Final = 4
@@ -175,42 +169,18 @@ def _checked_text(value: str, limit: int) -> str:
 
 
 def _encode_extra(value: Any) -> Any:
+    encode = _EXACT.get(type(value))
+    if encode is not None:
+        return encode(value)
     if isinstance(value, BaseModel):
         return value.model_dump(mode="python")
     if isinstance(value, enum.Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple | list):
-        return list(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return _encode_set(value)
-    if isinstance(value, dt.datetime):
-        return msgpack.ExtType(_EXT_DATETIME, value.isoformat().encode())
-    if isinstance(value, dt.date):
-        return msgpack.ExtType(_EXT_DATE, value.isoformat().encode())
-    if isinstance(value, dt.time):
-        return msgpack.ExtType(_EXT_TIME, value.isoformat().encode())
-    if isinstance(value, dt.timedelta):
-        return msgpack.ExtType(_EXT_TIMEDELTA, msgpack.packb([value.days, value.seconds, value.microseconds]))
-    if isinstance(value, uuid.UUID):
-        return msgpack.ExtType(_EXT_UUID, value.bytes)
-    if isinstance(value, decimal.Decimal):
-        return msgpack.ExtType(_EXT_DECIMAL, str(value).encode())
-    if hasattr(value, "__fspath__"):
-        return value.__fspath__()
-    if isinstance(value, bool):
-        return bool(value)
-    if isinstance(value, int):
-        return _encode_int(int(value))
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
+    for kind, encode in _ENCODERS:
+        if isinstance(value, kind):
+            return encode(value)
     raise TypeError(
         f"no way to carry a {type(value).__module__}.{type(value).__qualname__}; return plain data or a model"
     )
@@ -250,24 +220,55 @@ def _with_hashable_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _decode_extra(code: int, data: bytes, levels: int = _MAX_SETS_IN_SETS) -> Any:
-    if code == _EXT_DATETIME:
-        return dt.datetime.fromisoformat(data.decode())
-    if code == _EXT_DATE:
-        return dt.date.fromisoformat(data.decode())
-    if code == _EXT_TIME:
-        return dt.time.fromisoformat(data.decode())
-    if code == _EXT_TIMEDELTA:
-        days, seconds, microseconds = msgpack.unpackb(data)
-        return dt.timedelta(days, seconds, microseconds)
-    if code == _EXT_UUID:
-        return uuid.UUID(bytes=data)
-    if code == _EXT_DECIMAL:
-        return decimal.Decimal(data.decode())
-    if code == _EXT_BIG_INT:
-        return int.from_bytes(data, "big", signed=True)
+    decode = _DECODERS.get(code)
+    if decode is not None:
+        return decode(data)
     if code == _EXT_SET:
         return _decode_set(data, levels)
     raise ValueError(f"unknown extension type {code}")
+
+
+def _timedelta(data: bytes) -> dt.timedelta:
+    days, seconds, microseconds = msgpack.unpackb(data)
+    return dt.timedelta(days, seconds, microseconds)
+
+
+def _extension(code: int, to_bytes: Callable[[Any], bytes]) -> Callable[[Any], msgpack.ExtType]:
+    return lambda value: msgpack.ExtType(code, to_bytes(value))
+
+
+@runtime_checkable
+class _Path(Protocol):
+    def __fspath__(self) -> Any: ...
+
+
+# Type, code, its bytes, and back. The order counts: a datetime is a date.
+_EXTENSIONS: Final[Sequence[tuple[type, int, Callable[[Any], bytes], Callable[[bytes], Any]]]] = (
+    (dt.datetime, 1, lambda value: value.isoformat().encode(), lambda data: dt.datetime.fromisoformat(data.decode())),
+    (dt.date, 2, lambda value: value.isoformat().encode(), lambda data: dt.date.fromisoformat(data.decode())),
+    (dt.time, 3, lambda value: value.isoformat().encode(), lambda data: dt.time.fromisoformat(data.decode())),
+    (dt.timedelta, 4, lambda value: msgpack.packb([value.days, value.seconds, value.microseconds]), _timedelta),
+    (uuid.UUID, 5, lambda value: value.bytes, lambda data: uuid.UUID(bytes=data)),
+    (decimal.Decimal, 6, lambda value: str(value).encode(), lambda data: decimal.Decimal(data.decode())),
+)
+_DECODERS: Final = {
+    **{code: decode for _, code, _, decode in _EXTENSIONS},
+    _EXT_BIG_INT: lambda data: int.from_bytes(data, "big", signed=True),
+}
+_ENCODERS: Final[Sequence[tuple[type, Callable[[Any], Any]]]] = (
+    (tuple, list),
+    (list, list),
+    (Mapping, dict),
+    (set, _encode_set),
+    (frozenset, _encode_set),
+    *((kind, _extension(code, encode)) for kind, code, encode, _ in _EXTENSIONS),
+    (_Path, lambda value: value.__fspath__()),
+    (int, lambda value: _encode_int(int(value))),
+    (str, str.__str__),
+    (float, float),
+    *((kind, bytes) for kind in (bytes, bytearray, memoryview)),
+)
+_EXACT: Final = dict(_ENCODERS)
 
 
 def _may_be_deep(data: bytes) -> bool:

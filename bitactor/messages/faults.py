@@ -18,8 +18,8 @@ MAX_ARGUMENTS: Final = 64 * 1024
 
 _BESIDE: Final = "_bitactor_beside"
 _HOME: Final = __file__.rsplit("/", 3)[0]
+# To tell our frames in a traceback from the user's.
 _FRAMEWORK: Final = tuple(f"{_HOME}/{package}/" for package in ("bitactor", "registry", "mesh"))
-"""Directories of our own packages, to tell our frames in a traceback from the user's."""
 
 
 def fault_of(error: BaseException) -> Fault:
@@ -49,16 +49,12 @@ def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseE
     own = getattr(errors, fault.type.rpartition(":")[2], None) if fault.type.startswith("bitactor.errors:") else None
     kind = declared.get(fault.type)
     if kind is not None and fault.arguments is not None:
-        try:
+        with contextlib.suppress(Exception):
             return kind(*unpack(fault.arguments))
-        except Exception:
-            return _remote(fault)
-    if isinstance(own, type) and issubclass(own, BitActorError) and own is not RemoteError:
-        try:
+    elif isinstance(own, type) and issubclass(own, BitActorError) and own is not RemoteError:
+        with contextlib.suppress(TypeError):
             return own(fault.message)
-        except TypeError:
-            return _remote(fault)
-    return _remote(fault)
+    return RemoteError(fault.type.rpartition(":")[2], fault.message, fault.traceback)
 
 
 def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseException) -> Fault:
@@ -82,10 +78,6 @@ def beside(fault: Fault, live: BaseException, declared: Mapping[str, type[BaseEx
 def faults_beside(fault: Fault) -> list[Fault]:
     """The faults of what `compensate` or `backoff` raised while `fault` was dealt with: one, or none."""
     return [] if fault.beside is None else [Fault(*unpack(fault.beside))]
-
-
-def _remote(fault: Fault) -> RemoteError:
-    return RemoteError(fault.type.rpartition(":")[2], fault.message, fault.traceback)
 
 
 def _arguments(error: BaseException) -> bytes | None:

@@ -38,30 +38,26 @@ _TOKEN_FIELD: Final[tuple[int, ...]] = tuple(
 )
 _EMITS: Final = Reply._fields.index("emits")
 
-_Text = str
-_Count = int
-_Budget = int | None
 _Fault = tuple[str, str, str, bytes | None, bytes | None] | None
 _Metadata = dict[str, Any] | None
-_Strings = tuple[str, ...]
 _SHAPES: Final[tuple[TypeAdapter[Any], ...]] = tuple(
     TypeAdapter(shape)
     for shape in (
         tuple[
-            _Text, _Text, _Text, _Text, _Strings, _Text, _Count, _Count, _Count, _Count, _Budget, bytes,
-            _Text, _Fault, _Text, _Metadata, bool, _Count, _Strings, _Text,
+            str, str, str, str, tuple[str, ...], str, int, int, int, int, int | None, bytes,
+            str, _Fault, str, _Metadata, bool, int, tuple[str, ...], str,
         ],
         tuple[
-            _Text, _Text, _Count, _Count, _Text, bytes, _Fault, _Budget, tuple[tuple[_Text, bytes], ...], _Count, _Text,
+            str, str, int, int, str, bytes, _Fault, int | None, tuple[tuple[str, bytes], ...], int, str,
             bytes | None,
         ],
-        tuple[_Text, _Text, _Count, _Count],
+        tuple[str, str, int, int],
         tuple[
-            _Text, _Text, _Text, bytes, _Count, _Budget, _Text, _Text, _Text, _Text, _Strings, _Metadata, _Text,
+            str, str, str, bytes, int, int | None, str, str, str, str, tuple[str, ...], _Metadata, str,
         ],
-        tuple[_Text, _Text, _Text],
-        tuple[_Text, _Text, bytes, _Text],
-        tuple[_Text, bytes, _Text, _Text],
+        tuple[str, str, str],
+        tuple[str, str, bytes, str],
+        tuple[str, bytes, str, str],
     )
 )  # fmt: skip
 

@@ -57,6 +57,12 @@ ADDED = {
     "names/bitactor.testing/Trace/bases: [] became ['Generic']",
     "names/mesh/BlockingTransaction/bases: [] became ['Generic']",
     "names/mesh/Transaction/bases: [] became ['Generic']",
+    # One `map` for all sources.
+    *(
+        f"names/bitactor/{kind}/members/map: \"(self, function: 'Callable[[Any], Any]') -> '{kind}'\" became "
+        "\"(self, function: 'Callable[[Any], Any]') -> 'Self'\""
+        for kind in ("Element", "Input", "Result", "Value")
+    ),
 }
 
 TYPED = {
