@@ -1,5 +1,5 @@
-"""Evaluation of a step before it can be spawned: transforms, predicate, guard; of a container, what to open, and what
-follows a round.
+"""What is made of a step before it runs: its evaluation (transforms, predicate, guard; of a container, what to open,
+and what follows a round), and the signal that its hop gets.
 
 User code runs here, once; the saga records what came of it, and nothing is evaluated again.
 """
@@ -10,12 +10,15 @@ from typing import Any
 
 from bitactor.messages.codec import encode_token
 from bitactor.messages.outcome import Continue, Ok
+from bitactor.messages.signal import FORWARD, UNDO, Fault, Signal
 from bitactor.plan.arguments import BoundArguments, argument_values, transform_arguments
 from bitactor.plan.container import Close, ContainerArguments, Open, Skip
 from bitactor.plan.plan import PlanStep
 from bitactor.saga.events import Evaluated
 from bitactor.saga.phases import OPEN
 from bitactor.saga.state import SagaState
+
+_new = tuple.__new__
 
 
 def evaluate(state: SagaState, index: int) -> Evaluated:
@@ -58,3 +61,28 @@ def _evaluated(index: int, said: Open | Skip | Close, arguments: dict[str, Any])
     if isinstance(said, Close):
         return Evaluated(index, True, answer=(said.token,))
     return Evaluated(index, False)
+
+
+def signal_of(state: SagaState, step: PlanStep, direction: str, fault: Fault | None) -> Signal:
+    """The signal of a step's latest hop in one direction; whoever carries it adds the arguments.
+
+    Its time is the step's timeout, or what was left of the deadline when the hop was spawned, if that is less.
+    """
+    index = step.index
+    budget_ns = step.timeout_ns
+    if state.deadline_ns is not None and direction is FORWARD:
+        left = state.deadline_ns - state.spawned_at_ns[index]
+        if budget_ns is None or left < budget_ns:
+            budget_ns = left if left > 0 else 0
+    undoing = direction is UNDO
+    return _new(
+        Signal,
+        (
+            step.address, state.transaction, state.root, state.undo_hop(index) if undoing else state.hops[index],
+            (state.hops[index],) if undoing else state.causes[index], direction,
+            state.undo_attempts[index] if undoing else state.attempts[index], state.deliveries[index], state.epoch,
+            state.ttls[index], budget_ns, None, "", fault, state.parent, state.metadata,
+            undoing and index in state.steps_in_doubt, step.retries - state.failures[index], state.trail,
+            "" if index < state.plan_size else step.name,
+        ),
+    )  # fmt: skip

@@ -10,12 +10,10 @@
 Nothing here opens a socket, starts a thread or reads a clock.
 """
 
-from bitactor.testing.clock import FakeClock, FakeTimer
-from bitactor.testing.fakes import RecordingSink, SequentialIds
+from bitactor.testing.fakes import FakeClock, FakeTimer, RecordingSink, SequentialIds
 from bitactor.testing.faults import Crash, Hang, InjectedFault, Lose
 from bitactor.testing.hops import NeedsMesh
-from bitactor.testing.run import run_workflow
-from bitactor.testing.trace import Emitted, Trace
+from bitactor.testing.run import Emitted, Trace, run_workflow
 
 __all__ = [
     "Crash",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, NamedTuple
 
 from typing_extensions import TypeVar
 
@@ -16,7 +16,7 @@ from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.faults import error_of, fault_of
 from bitactor.messages.ids import hop_id
-from bitactor.messages.pulse import Pulse
+from bitactor.messages.pulse import UNDONE, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
 from bitactor.messages.wire import decode_pulse, encode_pulse
 from bitactor.plan.arguments import RawArguments, argument_values
@@ -44,15 +44,58 @@ from bitactor.saga import (
     Saga,
     input_tokens,
 )
-from bitactor.saga.evaluate import evaluate
-from bitactor.testing.clock import FakeClock, FakeTimer
-from bitactor.testing.fakes import SequentialIds
+from bitactor.saga.evaluate import evaluate, signal_of
+from bitactor.testing.fakes import FakeClock, FakeTimer, SequentialIds
 from bitactor.testing.faults import Crash, FaultPlan, Faults, Lose
 from bitactor.testing.hops import Hop, NeedsMesh
-from bitactor.testing.trace import Emitted, Trace
 from bitactor.workflow import Workflow
 
 R = TypeVar("R", default=Any)
+R_co = TypeVar("R_co", covariant=True, default=Any)
+
+
+class Emitted(NamedTuple):
+    """A signal that a step emitted and that was sent."""
+
+    name: str
+    value: Any
+    ttl: int
+    """Hop budget that the signal carries to its consumers."""
+    step: str
+
+
+@dataclass(frozen=True)
+class Trace(Generic[R_co]):
+    """The end of a transaction, and everything on the way there."""
+
+    transaction: str
+    status: str
+    """The status: `completed | compensated | cancelled | halted | stuck`."""
+    result: R_co
+    """The workflow's result; None unless the workflow completed."""
+    results: Mapping[str, Any]
+    """Step → value of each step that was done, None for a skipped one."""
+    errors: Sequence[BaseException]
+    """Errors as live exceptions: the original one first, then those of compensation and undo."""
+    pulses: Sequence[Pulse] = field(repr=False)
+    """The journal, as a store would have it."""
+    emitted: Sequence[Emitted] = ()
+    """Emitted signals in the order they were sent."""
+
+    @property
+    def undone(self) -> list[str]:
+        """Names of the steps that were undone, in the order in which that happened."""
+        return [pulse.step for pulse in self.pulses if pulse.kind == UNDONE]
+
+    @property
+    def kinds(self) -> list[str]:
+        """`kind step` for each pulse, and `kind` alone for those of the transaction itself: short enough to compare in
+        a test."""
+        return [f"{pulse.kind} {pulse.step}".strip() for pulse in self.pulses]
+
+    def of(self, step: str) -> list[Pulse]:
+        """The pulses of one step."""
+        return [pulse for pulse in self.pulses if pulse.step == step]
 
 
 def run_workflow(
@@ -217,7 +260,7 @@ class _Runner:
             raise NeedsMesh(
                 f"{step.name!r} of {self.plan.workflow!r} waits for the steps it is around; run it in a mesh"
             )
-        signal = self._signal(step, command)
+        signal = signal_of(self.saga.state, step, direction, command.fault)
         fault = (
             self.faults.next_fault(step.name if direction == FORWARD else f"{step.name}.undo")
             if command.fault is None
@@ -246,33 +289,6 @@ class _Runner:
                 self.errors[signal.hop] = error
             self.events.append(Replied(index, reply))
         return False
-
-    def _signal(self, step: PlanStep, command: Dispatch) -> Signal:
-        state, index = self.saga.state, step.index
-        undoing = command.direction == UNDO
-        budget_ns = step.timeout_ns
-        if state.deadline_ns is not None and not undoing:
-            left_ns = max(0, state.deadline_ns - state.spawned_at_ns[index])
-            budget_ns = left_ns if budget_ns is None else min(budget_ns, left_ns)
-        return Signal(
-            name=step.address,
-            transaction=state.transaction,
-            root=state.root,
-            hop=state.undo_hop(index) if undoing else state.hops[index],
-            causes=(state.hops[index],) if undoing else state.causes[index],
-            direction=command.direction,
-            attempt=state.undo_attempts[index] if undoing else state.attempts[index],
-            delivery=state.deliveries[index],
-            epoch=state.epoch,
-            ttl=state.ttls[index],
-            budget_ns=budget_ns,
-            token=None,
-            fault=command.fault,
-            metadata=state.metadata,
-            in_doubt=undoing and index in state.steps_in_doubt,
-            retries_left=step.retries - state.failures[index],
-            path="" if index < state.plan_size else step.name,
-        )
 
     def _reply(self, signal: Signal, outcome: str, fault: Fault | None = None, elapsed_ns: int = 0) -> Reply:
         return Reply(

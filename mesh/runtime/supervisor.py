@@ -27,7 +27,7 @@ from bitactor.messages.codec import decode_token
 from bitactor.messages.faults import error_of, fault_of
 from bitactor.messages.ids import join_hop_id
 from bitactor.messages.pulse import RUNNING, Pulse
-from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
+from bitactor.messages.signal import UNDO, Fault, Reply, Signal
 from bitactor.plan.arguments import BoundArguments, RawArguments, argument_values
 from bitactor.plan.plan import Plan, PlanStep
 from bitactor.ports import Clock, Refusal, Store, Write
@@ -53,7 +53,7 @@ from bitactor.saga import (
     Saga,
     Settle,
 )
-from bitactor.saga.evaluate import evaluate
+from bitactor.saga.evaluate import evaluate, signal_of
 from bitactor.saga.phases import COMPENSATING, UNDO_RUNNING
 from mesh.hops.executor import Executor
 from mesh.hops.ports import ENDED, QUEUED, Actor
@@ -378,7 +378,7 @@ class Supervisor:
             permits = self._acquire_permits(live, step, command)
             if permits is None:
                 return
-        signal = self._signal(live, step, direction, fault)
+        signal = signal_of(state, step, direction, fault)
         evaluated = state.evaluated.get(index) if step.needs_evaluation else None
         result = state.own_result(index) if direction is UNDO and index not in state.steps_in_doubt else None
         if self.router is not None and not step.is_local_only and not self.runs_here(step):
@@ -407,27 +407,6 @@ class Supervisor:
             self._fail_unstarted(live, step.index, signal.direction, error)
         else:
             self.router.dispatch(live, step, signal, values, result)
-
-    def _signal(self, live: LiveTransaction, step: PlanStep, direction: str, fault: Fault | None) -> Signal:
-        state = live.state
-        index = step.index
-        budget_ns = step.timeout_ns
-        if state.deadline_ns is not None and direction is FORWARD:
-            left = state.deadline_ns - state.spawned_at_ns[index]
-            if budget_ns is None or left < budget_ns:
-                budget_ns = left if left > 0 else 0
-        undoing = direction is UNDO
-        return _new(
-            Signal,
-            (
-                step.address, state.transaction, state.root, state.undo_hop(index) if undoing else state.hops[index],
-                (state.hops[index],) if undoing else state.causes[index], direction,
-                state.undo_attempts[index] if undoing else state.attempts[index], state.deliveries[index], state.epoch,
-                state.ttls[index], budget_ns, None, "", fault, state.parent, state.metadata,
-                undoing and index in state.steps_in_doubt, step.retries - state.failures[index], state.trail,
-                "" if index < state.plan_size else step.name,
-            ),
-        )  # fmt: skip
 
     def _fail_unstarted(
         self, live: LiveTransaction, index: int, direction: str, error: BaseException, fault: Fault | None = None

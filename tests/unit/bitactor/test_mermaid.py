@@ -12,8 +12,7 @@ import pytest
 from bitactor import Context, Element, Halt, Input, InvalidInput, Result, Retry, Then, Value, Workflow, consumer
 from bitactor.export.mermaid import mermaid
 from bitactor.patterns import RateLimit
-from bitactor.testing import Lose, run_workflow
-from bitactor.testing.trace import Trace
+from bitactor.testing import Lose, Trace, run_workflow
 from mesh import Mesh
 
 
