@@ -260,7 +260,7 @@ class _Runner:
             raise NeedsMesh(
                 f"{step.name!r} of {self.plan.workflow!r} waits for the steps it is around; run it in a mesh"
             )
-        signal = signal_of(self.saga.state, step, direction, command.fault)
+        signal = signal_of(state, step, direction, command.fault)
         fault = (
             self.faults.next_fault(step.name if direction == FORWARD else f"{step.name}.undo")
             if command.fault is None

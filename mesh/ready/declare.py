@@ -21,7 +21,7 @@ from bitactor.workflow import Workflow
 from mesh.ready.templates import Structure, Template, lift_sources
 
 
-class StepOptions(AttemptKeywords, total=False):
+class ReadyKeywords(AttemptKeywords, total=False):
     """The options that every ready-made step takes; see `Workflow.step`."""
 
 
@@ -131,7 +131,7 @@ def declare(
         DefinitionError: or one of its kinds; a template cannot be read, an option is unknown or wrong.
     """
     what = f"step {name!r} of {workflow.name!r}"
-    refuse_unknown(what, options, StepOptions.__annotations__)
+    refuse_unknown(what, options, ReadyKeywords.__annotations__)
     given = options.get("bind") or {}
     if not isinstance(given, Mapping):
         raise DefinitionError(f"{what}: bind={given!r}; give a mapping of fields to Input, Result or Value")

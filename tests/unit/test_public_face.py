@@ -91,7 +91,8 @@ def test_the_public_face_is_as_it_was_listed(tmp_path: Path) -> None:
     environment = {"COLUMNS": "100", "NO_COLOR": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     made = tmp_path / "face.json"
     subprocess.run([sys.executable, "-c", script, str(made)], cwd=ROOT, env=environment, check=True, timeout=120)
-    listed = without_results(LISTING.read_text())
+    text = LISTING.read_text().replace("Unpack[StepOptions]", "Unpack[ReadyKeywords]")  # two classes had one name
+    listed = without_results(text)
     declares = listed["names"]["bitactor"]["Workflow"]["members"]
     for method, options in TYPED.items():
         declares[method] = declares[method].replace("**options: 'Any'", options)

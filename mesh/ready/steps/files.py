@@ -21,7 +21,7 @@ from typing import Any, Unpack
 
 from bitactor.declare.step import Step
 from bitactor.workflow import Workflow
-from mesh.ready.declare import StepOptions, TakeBack, declare
+from mesh.ready.declare import ReadyKeywords, TakeBack, declare
 from mesh.ready.steps.file_backups import ChangedByOthers, forget, sweep
 from mesh.ready.steps.file_changes import Copy, Move, Remove, Write
 from mesh.ready.steps.file_directories import Make
@@ -42,7 +42,7 @@ def read(
     encoding: str | None = "utf-8",
     max_bytes: int = DEFAULT_MAX_BYTES,
     within: Where = "",
-    **options: Unpack[StepOptions],
+    **options: Unpack[ReadyKeywords],
 ) -> Step[..., Any]:
     """Declare a step whose result is a file's content.
 
@@ -68,7 +68,7 @@ def write(
     keep: Where = "",
     durable: bool = False,
     undoable: bool = True,
-    **options: Unpack[StepOptions],
+    **options: Unpack[ReadyKeywords],
 ) -> Step[..., Any]:
     """Declare a step that writes a file; its result has `path`, `size`, and `kept` (where that is noted).
 
@@ -95,7 +95,7 @@ def copy(
     keep: Where = "",
     durable: bool = False,
     undoable: bool = True,
-    **options: Unpack[StepOptions],
+    **options: Unpack[ReadyKeywords],
 ) -> Step[..., Any]:
     """Declare a step that copies a file, with its times and rights, to `path`; otherwise as `write`."""
     shapes = {"source": source, "path": path, **_kept(within, keep, durable, undoable)}
@@ -112,7 +112,7 @@ def move(
     keep: Where = "",
     durable: bool = False,
     undoable: bool = True,
-    **options: Unpack[StepOptions],
+    **options: Unpack[ReadyKeywords],
 ) -> Step[..., Any]:
     """Declare a step that moves a file to `path`, also to another file system; its result has `path`, `from` and
     `kept`; otherwise as `write`."""
@@ -130,7 +130,7 @@ def remove(
     keep: Where = "",
     durable: bool = False,
     undoable: bool = True,
-    **options: Unpack[StepOptions],
+    **options: Unpack[ReadyKeywords],
 ) -> Step[..., Any]:
     """Declare a step that removes a file; its result has `path`, `removed` and `kept`.
 
@@ -151,7 +151,7 @@ def make(
     exist_ok: bool = True,
     within: Where = "",
     undoable: bool = True,
-    **options: Unpack[StepOptions],
+    **options: Unpack[ReadyKeywords],
 ) -> Step[..., Any]:
     """Declare a step that makes a directory; its result has `path`, `made` and `kept`.  Undo removes those it made,
     unless something is in them.
@@ -172,7 +172,7 @@ def glob(
     *,
     root: str = ".",
     max_paths: int = DEFAULT_MAX_PATHS,
-    **options: Unpack[StepOptions],
+    **options: Unpack[ReadyKeywords],
 ) -> Step[..., Any]:
     """Declare a step whose result is the sorted list of the paths below `root` that fit a pattern: `*.csv`, `**/*.csv`.
 
@@ -186,7 +186,7 @@ def glob(
 
 
 def stat(
-    workflow: Workflow, name: str, path: str, *, within: Where = "", **options: Unpack[StepOptions]
+    workflow: Workflow, name: str, path: str, *, within: Where = "", **options: Unpack[ReadyKeywords]
 ) -> Step[..., Any]:
     """Declare a step whose result has `path`, `exists` and, if so, `kind` (file, directory, link, other), `size`,
     `mode`, `modified`."""

@@ -29,7 +29,7 @@ from bitactor.errors import ConfigurationError, DefinitionError, StepTimeout, su
 from bitactor.messages.codec import MAX_TOKEN_BYTES
 from bitactor.messages.outcome import Retry
 from bitactor.workflow import Workflow
-from mesh.ready.declare import ReadyStep, StepOptions, declare, refuse_bound, refuse_seconds
+from mesh.ready.declare import ReadyKeywords, ReadyStep, declare, refuse_bound, refuse_seconds
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import (
     HttpBusy,
@@ -62,7 +62,7 @@ DEFAULT_MAX_BYTES: Final = 1024 * 1024
 DEFAULT_LONGEST_WAIT: Final = 60.0
 
 
-class RequestOptions(StepOptions, total=False):
+class RequestOptions(ReadyKeywords, total=False):
     """The options of a request step beside method and URL."""
 
     params: Mapping[str, Any]
@@ -205,7 +205,7 @@ def request(workflow: Workflow, name: str, method: str, url: str, **options: Unp
         "timed": options.get("timeout") is not None,
         "body": {part: options[part] for part in http_message.BODIES if part in options},
     }
-    rest = {option: value for option, value in options.items() if option in StepOptions.__annotations__}
+    rest = {option: value for option, value in options.items() if option in ReadyKeywords.__annotations__}
     if rest.get("retries"):
         rest.setdefault("retry_on", DEFAULT_RETRY_ON)
     step = declare(workflow, name, Request, shapes, rest)

@@ -28,8 +28,8 @@ from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome, RunEr
 from bitactor.messages.codec import MAX_TOKEN_BYTES
 from bitactor.workflow import Workflow
 from mesh.ready.declare import (
+    ReadyKeywords,
     ReadyStep,
-    StepOptions,
     TakeBackOnLoop,
     declare,
     is_again,
@@ -145,7 +145,7 @@ def run(
     grace: float = DEFAULT_GRACE,
     max_output: int = DEFAULT_MAX_OUTPUT,
     encoding: str = "utf-8",
-    **options: Unpack[StepOptions],
+    **options: Unpack[ReadyKeywords],
 ) -> Step[..., Any]:
     """Declare a step that runs a program; its result has `returncode`, `stdout` and `stderr`.
 

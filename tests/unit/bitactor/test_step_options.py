@@ -10,7 +10,7 @@ from bitactor import DefinitionError, Workflow, consumer
 from bitactor.declare.options import NESTED_OPTIONS, STEP_OPTIONS, StepKeywords, StepOptions
 from bitactor.export.graph.forms import step_form
 from bitactor.kinds import KINDS
-from mesh.ready.declare import StepOptions as ReadyMadeKeywords
+from mesh.ready.declare import ReadyKeywords
 
 
 def one(x: int) -> int:
@@ -27,7 +27,7 @@ def test_fields_and_keywords_are_the_same_options() -> None:
 def test_every_option_has_a_key_in_the_dict_form_and_one_at_ready_made_steps() -> None:
     assert STEP_OPTIONS.keys() <= step_form(KINDS["step"]).model_fields.keys()
     assert {*step_form(KINDS["compose"]).model_fields} & STEP_OPTIONS.keys() == {*NESTED_OPTIONS}
-    assert ReadyMadeKeywords.__annotations__.keys() == STEP_OPTIONS.keys() - {"name", "spawn"}
+    assert ReadyKeywords.__annotations__.keys() == STEP_OPTIONS.keys() - {"name", "spawn"}
 
 
 def test_what_is_declared_carries_its_options() -> None:
