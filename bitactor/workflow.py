@@ -176,7 +176,6 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
         """
         return self._declare_with_function(function, options, deferred=True)
 
-    @override
     def add(
         self,
         function: Callable[P, R],

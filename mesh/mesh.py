@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,16 +14,17 @@ from typing_extensions import TypeVar
 
 from bitactor.consumer import Consumer
 from bitactor.declare.stimulus import StimulusOptions
-from bitactor.errors import BitActorError, InvalidInput, suggest
-from bitactor.messages.pulse import STATUSES
+from bitactor.errors import BitActorError, InvalidInput, UnknownTransaction, suggest
+from bitactor.messages.pulse import STATUSES, Pulse
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
 from mesh.network.links import Links
 from mesh.runtime.node import Node
-from mesh.runtime.settings import settings
+from mesh.runtime.settings import Settings, settings
 from mesh.sinks import OtelSink
 from mesh.transaction import BlockingTransaction, Transaction
 
+T = TypeVar("T")
 R = TypeVar("R", default=Any)
 
 
@@ -85,6 +88,26 @@ class Mesh:
     ) -> None:
         await self.node.close()
 
+    @property
+    def state(self) -> str:
+        """How far the mesh is in its life: `new | opening | open | draining | closed`."""
+        return self.node.state
+
+    @property
+    def settings(self) -> Settings:
+        """The options it was made with, completed from the environment and the defaults."""
+        return self.node.settings
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop it lives on; None before it is opened."""
+        return None if self.state == "new" else self.node.loop
+
+    @property
+    def workflows(self) -> Mapping[str, Workflow]:
+        """Name → workflow, of those declared here; `workflows[name]` raises `UnknownWorkflow`."""
+        return self.node.workflows
+
     async def stimulate(
         self,
         workflow: str | Workflow[R],
@@ -119,8 +142,13 @@ class Mesh:
         """
         name = workflow if isinstance(workflow, str) else workflow.name
         options = StimulusOptions(key, ttl, deadline, metadata, traceparent, max_concurrency, priority)
+        return Transaction(self.node.transactions, await self.node.intake.stimulate(name, input, options))
+
+    async def begin(self, workflow: str, values: Mapping[str, Any], options: StimulusOptions) -> Transaction:
+        """Begin a transaction with an input that has been validated: what `Workflow.validate_input` returns; see
+        `stimulate`.  For an ingress, which validates in a way of its own."""
         self.node.require_open()
-        return Transaction(self.node, await self.node.intake.stimulate(name, input, options))
+        return Transaction(self.node.transactions, await self.node.intake.begin(workflow, values, options))
 
     async def transaction(self, transaction: str) -> Transaction:
         """A transaction by its id, running or from the store.
@@ -128,7 +156,19 @@ class Mesh:
         Raises:
             UnknownTransaction: there is none, or its workflow is not declared here.
         """
-        return Transaction(self.node, self.node.load(transaction))
+        return Transaction(self.node.transactions, self.node.transactions.load(transaction))
+
+    async def journal(self, transaction: str) -> tuple[TransactionRow, Sequence[Pulse]]:
+        """What the store has of a transaction, also of a workflow that is not declared here: its row and its pulses.
+
+        Raises:
+            UnknownTransaction: there is none.
+        """
+        store = self.node.transactions.store
+        row = store.get(transaction)
+        if row is None:
+            raise UnknownTransaction(f"no transaction {transaction!r} in {self.settings.store}")
+        return row, store.pulses(transaction)
 
     async def transactions(
         self,
@@ -153,7 +193,7 @@ class Mesh:
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise InvalidInput(f"limit={limit!r}: a whole number, at least 1")
         name = workflow.name if isinstance(workflow, Workflow) else workflow
-        return self.node.rows(status=status, workflow=name, limit=limit, before=before)
+        return self.node.transactions.store.list(status=status, workflow=name, limit=limit, before=before)
 
     def about(self) -> dict[str, Any]:
         """How this mesh's node stands, as plain data: what runs, waits, is held and was refused; docs/operations.md has
@@ -162,7 +202,7 @@ class Mesh:
         Raises:
             BitActorError: the mesh has not been opened.
         """
-        if self.node.state == "new":
+        if self.state in ("new", "opening"):
             raise BitActorError("open the mesh first: `async with Mesh(…)`")
         return self.node.about()
 
@@ -208,7 +248,7 @@ class Mesh:
         if self._thread is None or self._loop is None:
             return
         try:
-            self.node.blocking(self.node.close)
+            self._blocking(self.node.close)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -220,9 +260,9 @@ class Mesh:
         Raises:
             BitActorError: called on the mesh's own loop, where blocking would be a deadlock.
         """
-        if self.node.state == "new":
+        if self.state == "new":
             raise BitActorError("open the mesh first: `with Mesh(…) as mesh:`")
-        return BlockingTransaction(self.node, self.node.blocking(self.stimulate, workflow, input, **options))
+        return BlockingTransaction(self._blocking, self._blocking(self.stimulate, workflow, input, **options))
 
     def run(self, workflow: str | Workflow[R], input: Any = None, *, timeout: float | None = None, **options: Any) -> R:
         """Begin a transaction and wait for its result: one blocking call, which opens and closes the mesh if nobody
@@ -231,10 +271,61 @@ class Mesh:
         Raises:
             What `stimulate` and `Transaction.result` raise.
         """
-        if self.node.state == "new":
+        if self.state == "new":
             with self:
                 return self.submit(workflow, input, **options).result(timeout)
         return self.submit(workflow, input, **options).result(timeout)
+
+    def _blocking(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
+        """Await `call(*arguments, **options)` on the mesh's loop, from another thread.
+
+        The coroutine is made on the loop's thread, where no Ctrl-C can come between making and starting it.
+
+        Raises:
+            BitActorError: called on the loop's own thread, where waiting would be a deadlock; or the mesh is closed.
+        """
+        loop, collapsed = self.node.loop, self.node.collapsed
+        if self.state == "closed" or loop.is_closed():
+            raise BitActorError(f"this mesh has ended: {collapsed}" if collapsed else "this mesh is closed")
+        if threading.get_ident() == self.node.thread:
+            raise BitActorError(
+                "a blocking call on the mesh's own loop would wait for itself for ever; await the async one instead"
+            )
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def start() -> None:
+            task = loop.create_task(call(*arguments, **options))
+            task.add_done_callback(lambda _: _transfer_result(future, task))
+            future.add_done_callback(lambda _: _cancel_threadsafe(loop, task))
+
+        try:
+            loop.call_soon_threadsafe(start)
+            while not concurrent.futures.wait([future], timeout=1.0).done:
+                if loop.is_closed():
+                    raise BitActorError("this mesh was closed meanwhile")
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise BitActorError("this mesh was closed meanwhile") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _cancel_threadsafe(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    """Cancel the task of a caller that waits no more; without effect on a task that has ended."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
+        loop.call_soon_threadsafe(task.cancel)
+
+
+def _transfer_result(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+    """Give the task's result or exception to the thread that waits for it, unless it has given up."""
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
+        if task.cancelled():
+            future.cancel()
+        elif (error := task.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())
 
 
 async def _cancel_others() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final, Generic
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Generic, Protocol
 
 from typing_extensions import TypeVar, override
 
-from bitactor.errors import InvalidInput, StoreError, WorkflowFailed
+from bitactor.errors import InvalidInput, WorkflowFailed
 from bitactor.export.display import readable_pulses
 from bitactor.messages.codec import decode_token
 from bitactor.messages.faults import beside, fault_of, faults_beside
@@ -17,10 +17,9 @@ from bitactor.messages.signal import Fault
 from bitactor.plan.plan import Plan
 from mesh.limits.pools import LENDER, lend_permits
 from mesh.runtime.live import LiveTransaction, TransactionLimits
-from mesh.runtime.node import Node
+from mesh.runtime.settled import Transactions
 
-POLL_SECONDS: Final = 0.25
-"""Seconds between two looks in the store for a transaction that another process runs."""
+T = TypeVar("T")
 
 R_co = TypeVar("R_co", covariant=True, default=Any)
 
@@ -28,8 +27,8 @@ R_co = TypeVar("R_co", covariant=True, default=Any)
 class Transaction(Generic[R_co]):
     """A transaction that was accepted.  Safe to use on the mesh's loop; `BlockingTransaction` is for other threads."""
 
-    def __init__(self, node: Node, live: LiveTransaction) -> None:
-        self._node = node
+    def __init__(self, transactions: Transactions, live: LiveTransaction) -> None:
+        self._transactions = transactions
         self._live = live
 
     @override
@@ -65,7 +64,7 @@ class Transaction(Generic[R_co]):
     def about(self) -> dict[str, Any]:
         """The transaction's bounds and who waits for it here, as plain data: `priority` and `max_concurrency`; how many
         `scopes` (itself, and nested workflows) are bounded and have a hop that runs or waits; how many callers are
-        `waiting` for its end.
+        `waiting` for its end; whether it runs `here`, in this process.
         """
         limits = self._live.limits or TransactionLimits()
         return {
@@ -76,6 +75,7 @@ class Transaction(Generic[R_co]):
             "max_concurrency": limits.max_concurrency,
             "scopes": len(limits.scope_pools),
             "waiting": len(self._live.waiters),
+            "here": self._transactions.owns(self._live),
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -117,14 +117,14 @@ class Transaction(Generic[R_co]):
             if timeout is None and LENDER.get() is None:
                 await self._wait_settled()
             else:
-                async with lend_permits(self._node.loop), asyncio.timeout(timeout):
+                async with lend_permits(asyncio.get_running_loop()), asyncio.timeout(timeout):
                     await self._wait_settled()
         return self.status
 
     async def _wait_settled(self) -> None:
+        if not self._transactions.owns(self._live):
+            self._live = await self._transactions.wait_elsewhere(self.id)
         live = self._live
-        if self._node.supervisor.transactions.get(self.id) is not live:
-            live = await self._wait_elsewhere()
         if live.settled:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -134,26 +134,6 @@ class Transaction(Generic[R_co]):
         finally:
             if not waiter.done() or waiter.cancelled():
                 live.waiters = [other for other in live.waiters if other is not waiter]
-
-    async def _wait_elsewhere(self) -> LiveTransaction:
-        """The transaction that another process on the same store owns, once it has settled or is ours.
-
-        Raises:
-            StoreError: it cannot go on here, or this mesh is closed.
-        """
-        node = self._node
-        while True:
-            why = node.recovery.parked.get(self.id)
-            if why is not None:
-                raise StoreError(f"transaction {self.id} cannot go on here: {why}")
-            if node.state == "closed":
-                raise StoreError(f"transaction {self.id} had not ended when this mesh was closed")
-            row = node.store.get(self.id)
-            if row is None or row.status != "running" or self.id in node.supervisor.transactions:
-                self._live = live = node.load(self.id)
-                if live.settled or node.supervisor.transactions.get(self.id) is live:
-                    return live
-            await asyncio.sleep(POLL_SECONDS)
 
     def value(self) -> R_co:
         """The result of a completed transaction, without waiting."""
@@ -174,7 +154,7 @@ class Transaction(Generic[R_co]):
         live = self._live
         found: list[BaseException] = []
         for hop, fault in live.state.errors:
-            error = self._node.supervisor.error_for(live, hop, fault)
+            error = live.error_for(hop, fault)
             found += [error, *beside(fault, error, live.plan.errors)]
         return found
 
@@ -188,7 +168,7 @@ class Transaction(Generic[R_co]):
 
     def raw_pulses(self) -> Sequence[Pulse]:
         """The pulses as the journal has them."""
-        return self._node.store.pulses(self.id)
+        return self._transactions.store.pulses(self.id)
 
     async def cancel(self, reason: str = "") -> str:
         """Stop the transaction, undo what was done, and return the status it ended with.  Without effect if it has
@@ -198,9 +178,13 @@ class Transaction(Generic[R_co]):
             Unroutable: another process runs the transaction; or it is halted, and only the release that began it can
                 undo it.
         """
-        fault = Fault("bitactor.errors:Cancelled", reason or "cancelled on request")
-        self._live = self._node.cancel(self._live, fault)
+        self.request_cancel(reason)
         return await self.ended()
+
+    def request_cancel(self, reason: str = "") -> None:
+        """Begin to `cancel` the transaction; does not wait for its end."""
+        fault = Fault("bitactor.errors:Cancelled", reason or "cancelled on request")
+        self._live = self._transactions.cancel(self._live, fault)
 
     async def resume(self) -> None:
         """Let a halted or stuck transaction go on.
@@ -212,7 +196,7 @@ class Transaction(Generic[R_co]):
         """
         if self.status not in ("halted", "stuck"):
             raise InvalidInput(f"transaction {self.id} is {self.status}; only a halted or stuck one can be resumed")
-        self._live = self._node.resume(self._live)
+        self._live = self._transactions.resume(self._live)
 
     async def undo(self, reason: str = "") -> str:
         """Take back what a completed transaction did, last first, once; return the status it ended with: `compensated`,
@@ -227,7 +211,7 @@ class Transaction(Generic[R_co]):
         """
         fault = Fault("bitactor.errors:Cancelled", reason or "undone on request")
         await self.ended()
-        self._live = self._node.undo(self._live, fault)
+        self._live = self._transactions.undo(self._live, fault)
         return await self.ended()
 
     def _failure(self) -> WorkflowFailed:
@@ -253,11 +237,17 @@ class Transaction(Generic[R_co]):
         return str(given[-1]) if given else "a step asked to halt"
 
 
+class Blocking(Protocol):
+    """Awaits `call(*arguments)` on the mesh's loop, from another thread."""
+
+    def __call__(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T: ...
+
+
 class BlockingTransaction(Generic[R_co]):
     """A `Transaction` for a thread that is not the mesh's."""
 
-    def __init__(self, node: Node, transaction: Transaction[R_co]) -> None:
-        self._node = node
+    def __init__(self, blocking: Blocking, transaction: Transaction[R_co]) -> None:
+        self._blocking = blocking
         self._transaction = transaction
 
     @override
@@ -286,38 +276,38 @@ class BlockingTransaction(Generic[R_co]):
 
     def result(self, timeout: float | None = None) -> R_co:
         """See `Transaction.result`; blocks the calling thread."""
-        return self._node.blocking(self._transaction.result, timeout)
+        return self._blocking(self._transaction.result, timeout)
 
     def ended(self, timeout: float | None = None) -> str:
         """See `Transaction.ended`; blocks the calling thread."""
-        return self._node.blocking(self._transaction.ended, timeout)
+        return self._blocking(self._transaction.ended, timeout)
 
     def errors(self) -> list[BaseException]:
         """See `Transaction.errors`."""
-        return self._node.blocking(_call, self._transaction.errors)
+        return self._blocking(_call, self._transaction.errors)
 
     def results(self) -> dict[str, Any]:
         """See `Transaction.results`."""
-        return self._node.blocking(_call, self._transaction.results)
+        return self._blocking(_call, self._transaction.results)
 
     def pulses(self) -> list[Pulse]:
         """See `Transaction.pulses`."""
-        return self._node.blocking(_call, self._transaction.pulses)
+        return self._blocking(_call, self._transaction.pulses)
 
     def undo(self, reason: str = "") -> str:
         """See `Transaction.undo`; blocks until the undo has ended."""
-        return self._node.blocking(self._transaction.undo, reason)
+        return self._blocking(self._transaction.undo, reason)
 
     def cancel(self, reason: str = "") -> str:
         """See `Transaction.cancel`; blocks until the transaction has ended."""
-        return self._node.blocking(self._transaction.cancel, reason)
+        return self._blocking(self._transaction.cancel, reason)
 
     def resume(self) -> None:
         """See `Transaction.resume`; does not wait for the transaction's end."""
-        self._node.blocking(self._transaction.resume)
+        self._blocking(self._transaction.resume)
 
 
-async def _call(call: Any) -> Any:
+async def _call(call: Callable[[], T]) -> T:
     return call()
 
 

@@ -67,7 +67,7 @@ class RegistryClient(Adapter):
         self._cache = self._protocol.cache
         self._watches = Watches(self._cache.lookup)
         self._wakeup = Wakeup()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._open = False
@@ -234,7 +234,7 @@ class RegistryClient(Adapter):
 
     # From callers to the thread
 
-    def _post(self, call: Callable[[], None]) -> None:
+    def _post(self, call: Callable[[], object]) -> None:
         if not self._stopped:
             self._calls.append(call)
             self._wakeup.set()

@@ -230,7 +230,7 @@ _FORMS: Final[Mapping[str, Key]] = {
         default=[],
     ),
     "function": FUNCTION,
-    "backoff": Key(TextOr[Backing], write=_backoff_data, read=_backoff_of),
+    "backoff": Key(TextOr[Backing], write=_backoff_data, read=_backoff_of),  # type: ignore[misc]
     "classes": Key(
         list[str],
         write=lambda kinds, what, name, _: [

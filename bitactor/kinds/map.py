@@ -109,7 +109,7 @@ class Map(ContainerKind):
         "whole": Key(bool | None, default=False),
     }
     takes_attempts = True
-    container = _container
+    container = staticmethod(_container)
 
     def __init__(
         self,

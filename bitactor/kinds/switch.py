@@ -122,8 +122,10 @@ class SwitchContainer(Container):
         if chosen is None:
             return Skip()
         body, target = self.bodies[chosen], self._declared.targets[chosen]
-        nested = isinstance(target, Declaration)
-        inputs = nested_inputs(target, body, arguments) if nested else function_inputs(body, arguments)
+        if isinstance(target, Declaration):
+            inputs = nested_inputs(target, body, arguments)
+        else:
+            inputs = function_inputs(body, arguments)
         return Open([Opening("", chosen, inputs)])
 
     def _choose(self, value: Any) -> int | None:

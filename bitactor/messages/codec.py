@@ -251,7 +251,7 @@ _EXTENSIONS: Final[Sequence[tuple[type, int, Callable[[Any], bytes], Callable[[b
     (uuid.UUID, 5, lambda value: value.bytes, lambda data: uuid.UUID(bytes=data)),
     (decimal.Decimal, 6, lambda value: str(value).encode(), lambda data: decimal.Decimal(data.decode())),
 )
-_DECODERS: Final = {
+_DECODERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
     **{code: decode for _, code, _, decode in _EXTENSIONS},
     _EXT_BIG_INT: lambda data: int.from_bytes(data, "big", signed=True),
 }

@@ -42,7 +42,7 @@ def application(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         require_own_loop(mesh)
-        if not open_mesh or mesh.node.state == "open":
+        if not open_mesh or mesh.state in ("opening", "open"):
             yield
             return
         async with mesh:
@@ -67,7 +67,7 @@ def application(
 
 def require_own_loop(mesh: Mesh) -> None:
     """Raise `BitActorError` if the mesh was opened on another event loop."""
-    if mesh.node.state == "open" and mesh.node.loop is not asyncio.get_running_loop():
+    if mesh.state in ("opening", "open") and mesh.loop is not asyncio.get_running_loop():
         raise BitActorError("the mesh lives on another event loop; open it on the one that serves HTTP")
 
 

@@ -18,8 +18,7 @@ from bitactor.errors import StoreError, UnknownTransaction
 from bitactor.export.display import readable_pulses
 from bitactor.messages.faults import fault_of
 from bitactor.messages.pulse import RUNNING, STATUSES
-from bitactor.messages.signal import Fault
-from bitactor.ports import Store, TransactionRow
+from bitactor.ports import TransactionRow
 from bitactor.workflow import Workflow
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import Problem, invalid_input, logger, problem_of
@@ -66,7 +65,7 @@ class Endpoints:
         self.stopped = asyncio.Event()
         """Set when the server stops; who still waits for a transaction's end is then told so."""
         self._log_throttle = LogThrottle(logger)
-        self._description = as_json(describe_api(mesh.node.workflows.values(), max_body_bytes))
+        self._description = as_json(describe_api(mesh.workflows.values(), max_body_bytes))
 
     def routes(self) -> list[Route]:
         """One route per endpoint."""
@@ -86,7 +85,7 @@ class Endpoints:
     async def stimulate(self, request: Request) -> Response:
         """Begin a transaction; answer with its end, or, if the client prefers, with where to look for it."""
         self._require_open()
-        workflow = self.mesh.node.intake.workflow(request.path_params["workflow"])
+        workflow = self.mesh.workflows[request.path_params["workflow"]]
         options, prefer = read_stimulus_headers(request), preferences(request)
         given = self._validate(workflow, await read_json(request, self.max_body_bytes))
         begun: list[Transaction] = []
@@ -109,8 +108,7 @@ class Endpoints:
         begun: list[Transaction],
     ) -> Transaction | None:
         self._require_open()  # again: the server may have been told to stop while the body was on its way
-        node = self.mesh.node
-        transaction = Transaction(node, await node.intake.begin(workflow, given, options))
+        transaction = await self.mesh.begin(workflow, given, options)
         begun.append(transaction)
         if prefer.respond_async and prefer.seconds == 0:
             return None
@@ -146,13 +144,8 @@ class Endpoints:
 
     @property
     def state(self) -> str:
-        """The state of the mesh's node: `new | opening | open | draining | closed`."""
-        node = self.mesh.node
-        if node.state != "open":
-            return node.state
-        if not hasattr(node, "emissions"):
-            return "opening"
-        return "draining" if self.draining else "open"
+        """The mesh's state, and `draining` also when only this server takes no more."""
+        return "draining" if self.draining and self.mesh.state == "open" else self.mesh.state
 
     def _stopping_problem(self, begun: Sequence[Transaction]) -> Problem:
         if not begun:
@@ -168,7 +161,7 @@ class Endpoints:
         )
 
     def _store_problem(self, error: StoreError, begun: Sequence[Transaction]) -> Problem:
-        if begun and self.mesh.node.state != "open":
+        if begun and self.mesh.state != "open":
             return self._stopping_problem(begun)
         problem = problem_of(error)
         if begun:
@@ -189,7 +182,7 @@ class Endpoints:
         """Answer with a transaction's pulses so far."""
         found = await self._find(request)
         if isinstance(found, TransactionRow):
-            name, pulses = found.transaction, readable_pulses(None, self.mesh.node.store.pulses(found.transaction))
+            name, pulses = found.transaction, readable_pulses(None, (await self.mesh.journal(found.transaction))[1])
         else:
             name, pulses = found.id, found.pulses()
         about = {"transaction": name, "root": pulses[0].root, "workflow": found.workflow, "status": found.status}
@@ -205,28 +198,27 @@ class Endpoints:
                 "owned-elsewhere",
                 f"the workflow {found.workflow!r} is not declared here; ask a server that declares it",
             )
-        if found.status == RUNNING and found.id not in self.mesh.node.supervisor.transactions:
+        found = await self.mesh.transaction(found.id)  # it may have gone on while the body was on its way
+        if found.status == RUNNING and not found.about()["here"]:
             raise Problem(
                 "owned-elsewhere", "another process runs this transaction; ask that one", _transaction_header(found)
             )
         if found.status not in ("running", "halted"):
             return respond(transaction_as_plain(found), headers=_transaction_header(found))
         self._require_open()
-        live = self.mesh.node.load(found.id)
-        self.mesh.node.cancel(live, Fault("bitactor.errors:Cancelled", asked.reason or "cancelled on request"))
-        cancelled = Transaction(self.mesh.node, live)
+        found.request_cancel(asked.reason)
         await asyncio.sleep(0)  # the supervisor's turn, in which a halted transaction becomes a running one
         try:
             ended = await run_while_connected(
-                request.receive, self.stopped, wait_for_end(self.mesh, cancelled, prefer.seconds)
+                request.receive, self.stopped, wait_for_end(self.mesh, found, prefer.seconds)
             )
         except ServerStopping:
-            raise self._stopping_problem([cancelled]) from None
+            raise self._stopping_problem([found]) from None
         except StoreError as error:
-            raise self._store_problem(error, [cancelled]) from None
-        where = _location_headers(cancelled) if ended is None else _transaction_header(cancelled)
+            raise self._store_problem(error, [found]) from None
+        where = _location_headers(found) if ended is None else _transaction_header(found)
         return respond(
-            transaction_as_plain(ended or cancelled), 202 if ended is None else 200, {**where, **prefer.applied()}
+            transaction_as_plain(ended or found), 202 if ended is None else 200, {**where, **prefer.applied()}
         )
 
     async def transactions(self, request: Request) -> Response:
@@ -238,9 +230,8 @@ class Endpoints:
         if repeated:
             raise invalid_input(repeated)
         query = _parse_query(ListQuery, dict(given))
-        rows = self._open_store().list(
-            status=query.status, workflow=query.workflow, limit=query.limit, before=query.before
-        )
+        self._require_readable()
+        rows = await self.mesh.transactions(**dict(query))
         more = len(rows) == query.limit
         return respond(
             {"transactions": [row_as_plain(row) for row in rows], "before": rows[-1].transaction if more else None}
@@ -252,19 +243,15 @@ class Endpoints:
         name = request.path_params["transaction"]
         if not _TRANSACTION.fullmatch(name):
             raise invalid_input([("transaction", "a transaction id is 32 lower-case hex digits")])
-        store = self._open_store()
+        self._require_readable()
         try:
             return await self.mesh.transaction(name)
         except (UnknownTransaction, StoreError, LookupError):
-            row = store.get(name)
-            if row is None:
-                raise UnknownTransaction(name) from None
-            return row
+            return (await self.mesh.journal(name))[0]
 
-    def _open_store(self) -> Store:
+    def _require_readable(self) -> None:
         if self.state not in ("open", "draining"):
             raise Problem("stopping", f"the mesh is {self.state}")
-        return self.mesh.node.store
 
     # About the server
 
@@ -278,14 +265,15 @@ class Endpoints:
 
     async def ready(self, request: Request) -> Response:
         """Answer whether a stimulus would be taken now."""
-        node = self.mesh.node
         reasons = []
         if self.state != "open":
             reasons.append(f"the mesh is {self.state}")
-        elif not node.supervisor.healthy:
-            reasons.append("the journal cannot be written")
-        elif node.supervisor.running_count >= node.settings.max_in_flight:
-            reasons.append("too many transactions are running")
+        else:
+            about = self.mesh.about()
+            if not about["healthy"]:
+                reasons.append("the journal cannot be written")
+            elif about["running"] >= about["max_in_flight"]:
+                reasons.append("too many transactions are running")
         if reasons:
             return Problem("not-ready", "; ".join(reasons), reasons=reasons).response()
         return respond({"status": "ready"})

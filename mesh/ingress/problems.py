@@ -87,6 +87,17 @@ def invalid_input(fields: Sequence[tuple[str, str]]) -> Problem:
     return Problem("invalid-input", shown, errors=errors)
 
 
+_PROBLEMS: Final[Sequence[tuple[type[BitActorError], str, str]]] = (
+    (SignalTooLarge, "payload-too-large", "the input is too large: {}"),
+    (UnknownWorkflow, "unknown-workflow", "{}"),
+    (UnknownTransaction, "unknown-transaction", "no transaction has that id here; it may have been forgotten since"),
+    (DuplicateTransaction, "duplicate-transaction", "{}"),
+    (Overloaded, "overloaded", "too many transactions are running and none ended in time; try again later"),
+    (Unroutable, "owned-elsewhere", "{}"),
+)
+"""Error → its problem, and the detail."""
+
+
 def problem_of(error: BaseException) -> Problem:
     """The problem an error of BitActor's stands for; anything else is `internal-error`, and logged."""
     if isinstance(error, Problem):
@@ -95,18 +106,9 @@ def problem_of(error: BaseException) -> Problem:
         return invalid_input(error.fields or [("", str(error))])
     if isinstance(error, InvalidOutcome):
         return invalid_input([("", f"the input cannot be carried: {error}")])
-    if isinstance(error, SignalTooLarge):
-        return Problem("payload-too-large", f"the input is too large: {error}")
-    if isinstance(error, UnknownWorkflow):
-        return Problem("unknown-workflow", str(error))
-    if isinstance(error, UnknownTransaction):
-        return Problem("unknown-transaction", "no transaction has that id here; it may have been forgotten since")
-    if isinstance(error, DuplicateTransaction):
-        return Problem("duplicate-transaction", str(error))
-    if isinstance(error, Overloaded):
-        return Problem("overloaded", "too many transactions are running and none ended in time; try again later")
-    if isinstance(error, Unroutable):
-        return Problem("owned-elsewhere", str(error))
+    for kind, name, detail in _PROBLEMS:
+        if isinstance(error, kind):
+            return Problem(name, detail.format(error))
     if isinstance(error, StoreError):
         logger.error("a request could not be served: %s", error)
         return Problem(

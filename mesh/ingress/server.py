@@ -57,7 +57,7 @@ class HttpServer:
     ) -> None:
         self._mesh = mesh
         self._ready = ready
-        self._drain = mesh.node.settings.drain if drain is None else drain
+        self._drain = mesh.settings.drain if drain is None else drain
         self._address = (host, port)
         local = _is_loopback(host)
         if allowed_hosts is None and local:
@@ -93,11 +93,11 @@ class HttpServer:
         require_own_loop(self._mesh)
         listener = bind(*self._address)
         try:
-            if self._mesh.node.state == "new":
+            if self._mesh.state == "new":
                 await self._mesh.__aenter__()
                 self._owns_mesh = True
-            elif self._mesh.node.state != "open":
-                raise BitActorError(f"this mesh is {self._mesh.node.state}; make a new one")
+            elif self._mesh.state not in ("opening", "open"):
+                raise BitActorError(f"this mesh is {self._mesh.state}; make a new one")
             await self._serve(listener)
         finally:
             listener.close()

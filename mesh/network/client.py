@@ -14,6 +14,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from shutil import rmtree
 from types import TracebackType
@@ -76,10 +77,9 @@ class Client:
         self._registry = RegistryClient(registry, self._holder, curve=self._curve)
         self._endpoint = endpoint
         self._patience = patience
-        self._directory: Path | None = None
+        self._started = ExitStack()
         self._pending: dict[str, asyncio.Future[Answer]] = {}
-        self._nodes: dict[str, Entry] = {}
-        """Transaction → the node that began it for this client."""
+        self._nodes: dict[str, Entry] = {}  # transaction → the node that began it for this client
         self.refused = 0
         """How many messages came that were no answers."""
 
@@ -98,12 +98,14 @@ class Client:
         Raises:
             NoAnswer: the registry is not there.
         """
-        endpoint = self._endpoint
+        endpoint, started = self._endpoint, self._started
         if not endpoint:
-            self._directory = Path(tempfile.mkdtemp(prefix="bitactor-"))
-            endpoint = f"ipc://{self._directory}/client"
+            directory = tempfile.mkdtemp(prefix="bitactor-")
+            started.callback(rmtree, directory, ignore_errors=True)
+            endpoint = f"ipc://{directory}/client"
         try:
             self._transport = open_transport(endpoint, loop=asyncio.get_running_loop(), curve=self._curve)
+            started.callback(self._transport.close)
             self._transport.open(self._receive)
             await asyncio.to_thread(self._registry.start, self._patience)
         except TimeoutError as error:
@@ -119,10 +121,7 @@ class Client:
             future.cancel()
         self._pending.clear()
         await asyncio.to_thread(self._registry.close)
-        if hasattr(self, "_transport"):
-            self._transport.close()
-        if self._directory is not None:
-            rmtree(self._directory, ignore_errors=True)
+        self._started.close()
 
     # Questions
 
@@ -168,10 +167,7 @@ class Client:
         Raises:
             UnknownTransaction, NoAnswer
         """
-        summary: dict[str, Any] = await self._ask(
-            await self._node_of(transaction), "status", {"transaction": transaction}
-        )
-        return summary
+        return await self._ask_about(transaction, "status")
 
     async def ended(self, transaction: str, timeout: float | None = None) -> dict[str, Any]:
         """How a transaction stands, as `status` says, once it has ended.
@@ -185,9 +181,7 @@ class Client:
         while True:
             left = _RESULT_SLICE if until is None else min(_RESULT_SLICE, max(0.0, until - loop.time()))
             try:
-                entry = await self._node_of(transaction)
-                argument = {"transaction": transaction, "timeout": left}
-                summary: dict[str, Any] = await self._ask(entry, "result", argument, patience=left + self._patience)
+                summary = await self._ask_about(transaction, "result", timeout=left, patience=left + self._patience)
             except TimeoutError:
                 if until is not None and loop.time() >= until:
                     raise TimeoutError(f"transaction {transaction} was still running after {timeout:g} s") from None
@@ -214,17 +208,13 @@ class Client:
         Raises:
             UnknownTransaction, NoAnswer
         """
-        found = await self._ask(await self._node_of(transaction), "pulses", {"transaction": transaction})
-        pulses = (decode_pulse(data) for data in found)
+        answer: Any = await self._ask_about(transaction, "pulses")
+        pulses = map(decode_pulse, answer)
         return [pulse._replace(token_out=decode_token(pulse.token_out)) for pulse in pulses]
 
     async def cancel(self, transaction: str, reason: str = "", timeout: float = 60.0) -> dict[str, Any]:
         """Stop a transaction, undo what was done, and return how it ended; `timeout` seconds for all that."""
-        argument = {"transaction": transaction, "reason": reason}
-        summary: dict[str, Any] = await self._ask(
-            await self._node_of(transaction), "cancel", argument, patience=timeout
-        )
-        return summary
+        return await self._ask_about(transaction, "cancel", reason=reason, patience=timeout)
 
     async def undo(self, transaction: str, reason: str = "", timeout: float = 60.0) -> dict[str, Any]:
         """Take back what a completed transaction did, and return how that ended; `timeout` seconds for all that.
@@ -232,9 +222,7 @@ class Client:
         Raises:
             InvalidInput: the transaction did not complete, or was undone already.
         """
-        argument = {"transaction": transaction, "reason": reason}
-        summary: dict[str, Any] = await self._ask(await self._node_of(transaction), "undo", argument, patience=timeout)
-        return summary
+        return await self._ask_about(transaction, "undo", reason=reason, patience=timeout)
 
     async def resume(self, transaction: str) -> dict[str, Any]:
         """Let a halted or stuck transaction go on.
@@ -242,10 +230,7 @@ class Client:
         Raises:
             InvalidInput: the transaction is neither halted nor stuck.
         """
-        summary: dict[str, Any] = await self._ask(
-            await self._node_of(transaction), "resume", {"transaction": transaction}
-        )
-        return summary
+        return await self._ask_about(transaction, "resume")
 
     async def transactions(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
@@ -311,6 +296,15 @@ class Client:
         owned = next((entry for entry, row in found if row["owner"] == entry.holder), found[0][0])
         self._nodes[transaction] = owned
         return owned
+
+    async def _ask_about(
+        self, transaction: str, verb: str, *, patience: float | None = None, **argument: Any
+    ) -> dict[str, Any]:
+        entry = await self._node_of(transaction)
+        answer: dict[str, Any] = await self._ask(
+            entry, verb, {"transaction": transaction, **argument}, patience=patience
+        )
+        return answer
 
     async def _ask_all(self, verb: str, argument: Mapping[str, Any]) -> Sequence[tuple[Entry, Any]]:
         entries = self._registry.match(_NODES)

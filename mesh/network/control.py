@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from bitactor.declare.stimulus import StimulusOptions
@@ -13,27 +14,42 @@ from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import Answer, Question
 from bitactor.messages.wire import encode_message, encode_pulse
 from mesh.network.client import STIMULATE_WITH
-from mesh.runtime.node import Node
+from mesh.runtime.intake import Intake
+from mesh.runtime.settled import Transactions
 from mesh.transaction import Transaction, transaction_as_plain
 
 Send = Callable[[str, bytes], None]
+Act = Callable[[Transaction, Mapping[str, Any]], Awaitable[Any]]
 
 
 class Control:
     """Answers the questions that come to a node; one task for each that is being answered."""
 
-    def __init__(self, node: Node, send: Send) -> None:
-        self._node = node
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        send: Send,
+        intake: Intake,
+        transactions: Transactions,
+        about: Callable[[], dict[str, Any]],
+        patterns: Callable[[], list[dict[str, Any]]],
+    ) -> None:
+        self._loop = loop
         self._send = send
+        self._intake = intake
+        self._transactions = transactions
+        self._about_node = about
+        self._about_patterns = patterns
+        self._tasks: set[asyncio.Task[None]] = set()
         self._verbs: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Any]]] = {
             "stimulate": self._stimulate,
             STIMULATE_WITH: self._stimulate,
-            "status": self._status,
-            "result": self._result,
+            "status": partial(self._after, None),
+            "result": partial(self._after, lambda found, argument: found.ended(argument.get("timeout"))),
             "pulses": self._pulses,
-            "cancel": self._cancel,
-            "resume": self._resume,
-            "undo": self._undo,
+            "cancel": partial(self._after, lambda found, argument: found.cancel(argument.get("reason", ""))),
+            "resume": partial(self._after, lambda found, argument: found.resume()),
+            "undo": partial(self._after, lambda found, argument: found.undo(argument.get("reason", ""))),
             "list": self._list,
             "node": self._about,
             "patterns": self._patterns,
@@ -41,8 +57,14 @@ class Control:
 
     def on_question(self, question: Question) -> None:
         """Answer a question in a task of its own."""
-        task = self._node.loop.create_task(self._answer(question), name=f"answer {question.verb}")
-        self._node.add_task(task)
+        task = self._loop.create_task(self._answer(question), name=f"answer {question.verb}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """Stop answering; what has been asked and not answered is dropped."""
+        for task in list(self._tasks):
+            task.cancel()
 
     async def _answer(self, question: Question) -> None:
         try:
@@ -62,19 +84,18 @@ class Control:
 
     async def _stimulate(self, argument: Mapping[str, Any]) -> Any:
         options = StimulusOptions.of({name: argument[name] for name in argument if name not in ("workflow", "input")})
-        live = await self._node.intake.stimulate(argument["workflow"], argument.get("input"), options)
-        transaction = Transaction(self._node, live)
+        live = await self._intake.stimulate(argument["workflow"], argument.get("input"), options)
+        transaction = Transaction(self._transactions, live)
         return {"transaction": transaction.id, "status": transaction.status}
 
     def _transaction(self, argument: Mapping[str, Any]) -> Transaction:
-        return Transaction(self._node, self._node.load(argument["transaction"]))
+        return Transaction(self._transactions, self._transactions.load(argument["transaction"]))
 
-    async def _status(self, argument: Mapping[str, Any]) -> Any:
-        return transaction_as_plain(self._transaction(argument))
-
-    async def _result(self, argument: Mapping[str, Any]) -> Any:
+    async def _after(self, act: Act | None, argument: Mapping[str, Any]) -> Any:
+        """How a transaction stands, once `act` has been done to it."""
         transaction = self._transaction(argument)
-        await transaction.ended(argument.get("timeout"))
+        if act is not None:
+            await act(transaction, argument)
         return transaction_as_plain(transaction)
 
     async def _pulses(self, argument: Mapping[str, Any]) -> Any:
@@ -83,23 +104,8 @@ class Control:
             for pulse in self._transaction(argument).pulses()
         ]
 
-    async def _cancel(self, argument: Mapping[str, Any]) -> Any:
-        transaction = self._transaction(argument)
-        await transaction.cancel(argument.get("reason", ""))
-        return transaction_as_plain(transaction)
-
-    async def _undo(self, argument: Mapping[str, Any]) -> Any:
-        transaction = self._transaction(argument)
-        await transaction.undo(argument.get("reason", ""))
-        return transaction_as_plain(transaction)
-
-    async def _resume(self, argument: Mapping[str, Any]) -> Any:
-        transaction = self._transaction(argument)
-        await transaction.resume()
-        return transaction_as_plain(transaction)
-
     async def _list(self, argument: Mapping[str, Any]) -> Any:
-        rows = self._node.store.list(
+        rows = self._transactions.store.list(
             status=argument.get("status"),
             workflow=argument.get("workflow"),
             limit=argument.get("limit", 100),
@@ -108,7 +114,7 @@ class Control:
         return [row._asdict() for row in rows]
 
     async def _about(self, argument: Mapping[str, Any]) -> Any:
-        return self._node.about()
+        return self._about_node()
 
     async def _patterns(self, argument: Mapping[str, Any]) -> Any:
-        return self._node.policies.about()
+        return self._about_patterns()

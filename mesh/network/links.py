@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, Final
@@ -23,22 +23,22 @@ from mesh.network.remote_hops import WINDOW, RemoteHops
 from mesh.network.router import HopRouter
 from mesh.network.transports import open_transport
 from mesh.runtime.names import node_name, step_name, workflow_name
-from mesh.runtime.node import Node
+from mesh.runtime.node import NodeParts
 from mesh.runtime.ports import Network
 from registry import Curve, Entry, Notice, RegistryClient
+from registry.support.log_throttle import INTERVAL_NS, LogThrottle
 
 logger = logging.getLogger("bitactor.links")
 
 JOIN_WITHIN: Final = 10.0
 LEAVE_WITHIN: Final = 0.5
 EARLY_FLUSH: Final = 16
-LOG_EVERY: Final = 10.0
 
 
 class Links(Network):
     """The links of a node, on the node's loop: one transport, one registry client, and the handlers of messages."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: NodeParts) -> None:
         self._node = node
         settings = node.settings
         self._curve = Curve.load(settings.curve) if settings.curve is not None else None
@@ -51,8 +51,30 @@ class Links(Network):
         self.registry = RegistryClient(settings.registry, node.id, curve=self._curve)
         self.refused: Counter[str] = Counter()
         """Kind of error → how many messages were refused as no messages of ours."""
-        self._logged_at = 0.0
-        self._handlers: dict[type, Callable[[Any], None]] = {}
+        self._throttle = LogThrottle(logger)
+        self._announced: list[str] = []
+        send = self.transport.send
+        self._hop_router = HopRouter(
+            node.enqueue,
+            self.registry,
+            node.clock,
+            node.wheel,
+            send,
+            lambda: self.endpoint,
+            nanoseconds(settings.patience),
+        )
+        self.router = None if settings.hosts else self._hop_router
+        self._remote_hops = RemoteHops(node.executor, node.plans, send)
+        self._control = Control(node.loop, send, node.intake, node.transactions, node.about, node.patterns)
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Signal: self._remote_hops.receive,
+            Reply: self._hop_router.on_reply,
+            Cancel: self._remote_hops.cancel,
+            Stimulus: self._on_stimulus,
+            Receipt: node.on_receipt,
+            Question: self._control.on_question,
+            Answer: lambda answer: None,
+        }
 
     @property
     @override
@@ -60,43 +82,18 @@ class Links(Network):
         return self.transport.endpoint
 
     @override
-    async def open(self) -> RegistryClient:
+    async def open(self) -> None:
         """Waits at most `JOIN_WITHIN` seconds for the registry."""
-        node = self._node
         self.transport.open(self._receive)
         await asyncio.to_thread(self.registry.start, JOIN_WITHIN)
-        self.router = HopRouter(
-            node.supervisor,
-            self.registry,
-            node.clock,
-            node.wheel,
-            self.transport.send,
-            self.endpoint,
-            nanoseconds(node.settings.patience),
-        )
-        node.supervisor.router = self.router
-        if not node.settings.hosts:
-            node.supervisor.runs_here = lambda step: False
-        self.remote_hops = RemoteHops(node.executor, node.plans, self.transport.send)
-        self.control = Control(node, self.transport.send)
-        self._handlers = {
-            Signal: self.remote_hops.receive,
-            Reply: self.router.on_reply,
-            Cancel: self.remote_hops.cancel,
-            Stimulus: self._on_stimulus,
-            Receipt: lambda receipt: node.emissions.on_receipt(receipt),
-            Question: self.control.on_question,
-            Answer: lambda answer: None,
-        }
-        return self.registry
 
     @override
-    async def announce(self) -> None:
+    async def announce(self, consumers: Mapping[str, Any]) -> None:
         """Steps and consumers are registered only if the node hosts; workflows always."""
         node = self._node
         entries: dict[str, dict[str, Any]] = {}
         if node.settings.hosts:
-            entries |= node.consumer_entries()
+            entries |= consumers
             for workflow in node.workflows:
                 plan = node.plans[workflow]
                 for step in plan.all_steps():
@@ -118,7 +115,7 @@ class Links(Network):
     async def withdraw(self) -> None:
         """Unregisters each name; stops at the first that the registry does not confirm, for our lease ends by
         itself."""
-        for name in getattr(self, "_announced", ()):
+        for name in self._announced:
             if not self.registry.connected:
                 return  # nobody can be told; our lease ends by itself
             try:
@@ -133,7 +130,7 @@ class Links(Network):
         try:
             self.transport.send(entry.value["endpoint"], encode_message(stimulus._replace(reply_to=self.endpoint)))
         except BitActorError as error:
-            self._node.emissions.on_receipt(Receipt(stimulus.id, "", str(error)))
+            self._node.on_receipt(Receipt(stimulus.id, "", str(error)))
 
     @override
     def about(self) -> dict[str, Any]:
@@ -141,26 +138,25 @@ class Links(Network):
         return {
             "transport": self.transport.statistics(),
             "refused": dict(self.refused),
-            "repeated": self.remote_hops.repeated if hasattr(self, "remote_hops") else 0,
+            "repeated": self._remote_hops.repeated,
         }
 
     @override
     def on_notice(self, notice: Notice) -> None:
         entry = notice.entry
         if notice.kind == "appeared":
-            self.router.appeared(entry)
+            self._hop_router.appeared(entry)
         elif notice.kind == "disappeared" and entry.name == node_name(entry.holder):
-            self.router.disappeared(entry.holder)
-            self._node.emissions.disappeared(entry.holder)
+            self._hop_router.disappeared(entry.holder)
             self.transport.forget(entry.value["endpoint"])
 
     @override
     async def close(self) -> None:
-        if hasattr(self, "remote_hops"):
-            self.remote_hops.close()
-            self.router.close()
+        self._remote_hops.close()
+        self._hop_router.close()
         await asyncio.to_thread(self.registry.close)
         self.transport.close()
+        self._control.close()
         if self._directory is not None:
             rmtree(self._directory, ignore_errors=True)
 
@@ -174,11 +170,10 @@ class Links(Network):
 
     def _refuse(self, error: ProtocolError) -> None:
         self.refused[type(error).__name__] += 1
-        now = time.monotonic()
-        if now - self._logged_at > LOG_EVERY:
-            self._logged_at = now
+        if self._throttle.is_due(time.monotonic_ns()):
+            every = INTERVAL_NS / 1e9
             logger.warning(
-                "dropped a message: %s (%d so far; logged at most every %g s)", error, self.refused.total(), LOG_EVERY
+                "dropped a message: %s (%d so far; logged at most every %g s)", error, self.refused.total(), every
             )
 
     def _on_stimulus(self, stimulus: Stimulus) -> None:

@@ -26,8 +26,7 @@ from bitactor.saga import HopExpired, Lost, Replied, Unrouted
 from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import step_name
-from mesh.runtime.ports import Router
-from mesh.runtime.supervisor import Supervisor
+from mesh.runtime.ports import Enqueue, Router
 from registry import Entry, Registry
 
 BACKSTOP_NS: Final = 2_000_000_000
@@ -77,15 +76,15 @@ class HopRouter(Router):
 
     def __init__(
         self,
-        supervisor: Supervisor,
+        enqueue: Enqueue,
         registry: Registry,
         clock: Clock,
         wheel: TimingWheel,
         send: Send,
-        endpoint: str,
+        endpoint: Callable[[], str],
         patience_ns: int,
     ) -> None:
-        self._supervisor = supervisor
+        self._enqueue = enqueue
         self._registry = registry
         self._clock = clock
         self._wheel = wheel
@@ -96,7 +95,7 @@ class HopRouter(Router):
         self._by_holder: dict[str, dict[tuple[str, int], RemoteDelivery]] = {}
         self._waiting: dict[str, deque[RemoteDelivery]] = {}
         self._late: LRUCache[tuple[str, int], RemoteDelivery] = LRUCache(REMEMBERED_DELIVERIES)
-        """Deliveries that are not waited for any more, of which a late reply may come."""
+        # no longer waited for; a late reply may come
         self._round_robin = 0
 
     @override
@@ -106,9 +105,9 @@ class HopRouter(Router):
         """A hop for which no holder has room waits here, for at most the node's `patience`."""
         try:
             token = encode_token([bytes(token_bytes(encode_token(dict(values)))), bytes(token_bytes(result))])
-            message = encode_message(signal._replace(token=token, reply_to=self._endpoint))
+            message = encode_message(signal._replace(token=token, reply_to=self._endpoint()))
         except (BitActorError, ValueError, TypeError) as error:
-            self._supervisor.enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error)))
+            self._enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error)))
             return
         remote = RemoteDelivery(live, step, signal, message)
         if step.address in self._waiting or not self._assign(remote):
@@ -139,18 +138,18 @@ class HopRouter(Router):
         if remote is None:
             late = self._late.pop(key, None)
             if late is not None:
-                self._supervisor.enqueue(late.live, Replied(late.index, reply))
+                self._enqueue(late.live, Replied(late.index, reply))
             return
         self._remove(remote)
         if reply.outcome == "busy":
             self._wait(remote)
             return
         if reply.outcome == "lost":
-            self._supervisor.enqueue(
+            self._enqueue(
                 remote.live, Lost(remote.index, reply.delivery, f"a worker process of {remote.signal.name!r}")
             )
         else:
-            self._supervisor.enqueue(remote.live, Replied(remote.index, reply))
+            self._enqueue(remote.live, Replied(remote.index, reply))
         for address in list(self._waiting):  # the room that was made is for any step the holder runs
             self._assign_waiting(address)
 
@@ -165,7 +164,7 @@ class HopRouter(Router):
         for remote in list(self._by_holder.pop(holder, {}).values()):
             remote.disarm()
             self._sent.pop(remote.key, None)
-            self._supervisor.enqueue(remote.live, Lost(remote.index, remote.signal.delivery, holder))
+            self._enqueue(remote.live, Lost(remote.index, remote.signal.delivery, holder))
         for key, remote in list(self._late.items()):
             if remote.holder is not None and remote.holder.holder == holder:
                 del self._late[key]
@@ -264,7 +263,7 @@ class HopRouter(Router):
 
     def _fail(self, remote: RemoteDelivery, error: BaseException) -> None:
         remote.live.errors[remote.signal.hop] = error
-        self._supervisor.enqueue(remote.live, Unrouted(remote.index, remote.signal.delivery, fault_of(error)))
+        self._enqueue(remote.live, Unrouted(remote.index, remote.signal.delivery, fault_of(error)))
 
     def _expired(self, remote: RemoteDelivery) -> None:
         """Stop waiting for a holder that should have replied by now, and tell it to stop."""
@@ -277,7 +276,7 @@ class HopRouter(Router):
             "process"
         )
         remote.live.errors[remote.signal.hop] = error
-        self._supervisor.enqueue(remote.live, HopExpired(remote.index, remote.signal.delivery, fault_of(error)))
+        self._enqueue(remote.live, HopExpired(remote.index, remote.signal.delivery, fault_of(error)))
 
     def _remove(self, remote: RemoteDelivery) -> None:
         remote.disarm()

@@ -39,8 +39,7 @@ class Admission:
         self._loop = loop
         self._pools = pools
         self._launch = launch
-        self._consumer_pools: dict[str, Pool] = {}
-        """Consumer → pool of its transactions' permits."""
+        self._consumer_pools: dict[str, Pool] = {}  # consumer → pool of its transactions' permits
         self._acquired: list[HopPermits] = []
 
     def register(self, live: LiveTransaction) -> None:

@@ -11,16 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from typing_extensions import override
-
 from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.ports import Clock
 from bitactor.saga import Emission, EmissionAccepted, EmissionUnrouted
 from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import consumer_name
-from mesh.runtime.ports import EmissionDelivery
-from mesh.runtime.supervisor import Supervisor
+from mesh.runtime.ports import Enqueue
 from registry import Entry, Registry
 
 FIRST_WAIT_NS: Final = 50_000_000
@@ -33,13 +30,11 @@ TRAIL_LENGTH: Final = 32
 Send = Callable[[Entry, Stimulus], None]
 
 
-class Emissions(EmissionDelivery):
+class Emissions:
     """The emission delivery of one node: all emitted signals that have not been taken by every group yet."""
 
-    def __init__(
-        self, supervisor: Supervisor, registry: Registry, clock: Clock, wheel: TimingWheel, send: Send
-    ) -> None:
-        self._supervisor = supervisor
+    def __init__(self, enqueue: Enqueue, registry: Registry, clock: Clock, wheel: TimingWheel, send: Send) -> None:
+        self._enqueue = enqueue
         self._registry = registry
         self.clock = clock
         self.wheel = wheel
@@ -63,9 +58,9 @@ class Emissions(EmissionDelivery):
             self._groups(parcel.emission.name).keys() - parcel.accepted_by.keys() for parcel in self._parcels.values()
         )
 
-    @override
     def deliver(self, live: LiveTransaction, emission: Emission) -> None:
-        """An emission whose id is under way already is not sent again."""
+        """Bring the signal to one consumer of each group; an emission whose id is under way already is not sent
+        again."""
         if emission.id not in self._parcels:
             parcel = self._parcels[emission.id] = Parcel(self, live, emission)
             self.offer(parcel)
@@ -137,13 +132,13 @@ class Emissions(EmissionDelivery):
 
     def _complete(self, parcel: Parcel) -> None:
         self._drop(parcel)
-        self._supervisor.enqueue(parcel.live, EmissionAccepted(parcel.emission.id, tuple(parcel.accepted_by.values())))
+        self._enqueue(parcel.live, EmissionAccepted(parcel.emission.id, tuple(parcel.accepted_by.values())))
 
     def _expire(self, parcel: Parcel) -> None:
         self._drop(parcel)
         missing = sorted(group for group in self._groups(parcel.emission.name) if group not in parcel.accepted_by)
         why = f"not taken by {', '.join(missing)}" if missing else f"nobody consumes {parcel.emission.name!r}"
-        self._supervisor.enqueue(parcel.live, EmissionUnrouted(parcel.emission.id, why))
+        self._enqueue(parcel.live, EmissionUnrouted(parcel.emission.id, why))
 
     def _drop(self, parcel: Parcel) -> None:
         parcel.stop()

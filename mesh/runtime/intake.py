@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from bitactor.declare.stimulus import StimulusOptions, encoded
 from bitactor.errors import DuplicateTransaction, Overloaded, UnknownWorkflow, suggest
@@ -25,6 +25,14 @@ from mesh.runtime.supervisor import Supervisor
 MAX_WAITING_FOR_ADMISSION: Final = 10_000
 
 
+class Workflows(dict[str, Workflow]):
+    """Name → workflow, of those declared here."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        """Raises `UnknownWorkflow`."""
+        raise UnknownWorkflow(f"no workflow {name[:200]!r} is declared here.{suggest(name[:200], self)}")
+
+
 class Intake:
     """Takes stimuli in, from callers and from other transactions.
 
@@ -40,7 +48,7 @@ class Intake:
         supervisor: Supervisor,
         ids: Ids,
         settings: Settings,
-        workflows: Mapping[str, Workflow],
+        workflows: Workflows,
         plans: Mapping[str, Plan],
         consumers: Mapping[tuple[str, str], Plan],
         *,
@@ -60,22 +68,10 @@ class Intake:
         self._settled = asyncio.Event()
         supervisor.on_settled.append(lambda live: self._settled.set())
 
-    def workflow(self, name: str) -> Workflow:
-        """The workflow of that name.
-
-        Raises:
-            UnknownWorkflow: none is declared here.
-        """
-        declared = self._workflows.get(name)
-        if declared is None:
-            raise UnknownWorkflow(f"no workflow {name[:200]!r} is declared here.{suggest(name[:200], self._workflows)}")
-        return declared
-
     async def stimulate(self, workflow: str, given: Any, options: StimulusOptions) -> LiveTransaction:
         """Begin a transaction, or find the one that its key began; see `Mesh.stimulate`."""
         self._require_open()
-        declared = self.workflow(workflow)
-        return await self.begin(workflow, declared.validate_input(given), options)
+        return await self.begin(workflow, self._workflows[workflow].validate_input(given), options)
 
     async def begin(self, workflow: str, values: Mapping[str, Any], options: StimulusOptions) -> LiveTransaction:
         """Begin a transaction with an input that is valid, or find the one that its key began; the node is open."""

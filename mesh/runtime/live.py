@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from typing_extensions import override
 
-from bitactor.messages.signal import FORWARD
+from bitactor.messages.faults import error_of
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import FORWARD, Fault
 from bitactor.plan.plan import Plan, PlanStep, Scope
 from bitactor.saga import Dispatch, Saga
 from mesh.hops.actor import BitActor
@@ -78,6 +80,27 @@ class LiveTransaction:
         self.done: Done | None = None
         self.settled = state.status != "running"
         """Whether nothing more happens to the transaction by itself, and the journal says so."""
+
+    @classmethod
+    def fold(cls, plan: Plan, pulses: Sequence[Pulse]) -> LiveTransaction:
+        """The transaction that a journal tells of."""
+        data = pulses[0].data or {}
+        return cls(Saga.fold(plan, pulses), data.get("key", ""), data)
+
+    def disarm(self) -> None:
+        """Cancel all timers of the transaction."""
+        for timer in (self.deadline_timer, self.grace_timer, *self.retry_timers.values()):
+            if timer is not None:
+                timer.cancel()
+        self.deadline_timer = self.grace_timer = None
+        self.retry_timers.clear()
+
+    def error_for(self, hop: str, fault: Fault) -> BaseException:
+        """The exception behind a recorded fault: the live one if it happened in this process."""
+        raised = self.errors.get(hop)
+        if raised is not None and fault.type == f"{type(raised).__module__}:{type(raised).__qualname__}":
+            return raised
+        return error_of(fault, self.plan.errors)
 
 
 class HopPermits(ActorPermits):

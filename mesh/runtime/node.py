@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from bitactor.consumer import Consumer
-from bitactor.errors import (
-    BitActorError,
-    DefinitionError,
-    DuplicateName,
-    InvalidInput,
-    StoreError,
-    UnknownTransaction,
-    Unroutable,
-)
+from bitactor.errors import BitActorError, DefinitionError, DuplicateName
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.signal import Fault, Stimulus
+from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.plan.plan import Plan
-from bitactor.ports import Clock, Ids, Sink, Store, TransactionRow
-from bitactor.saga import CancelRequested, ResumeRequested, Saga, UndoRequested
+from bitactor.ports import Clock, Ids, Sink, Store
 from bitactor.workflow import Workflow
 from mesh.hops.executor import Executor
 from mesh.hops.middleware import Middleware
@@ -35,14 +25,15 @@ from mesh.limits.pools import Pools
 from mesh.limits.timing_wheel import SystemClock, TimingWheel
 from mesh.runtime.emissions import Emissions
 from mesh.runtime.ids import TimeOrderedIds
-from mesh.runtime.intake import Intake
+from mesh.runtime.intake import Intake, Workflows
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import consumer_name
-from mesh.runtime.ports import Network
-from mesh.runtime.recovery import Recovery, shape_changed
+from mesh.runtime.ports import Enqueue, Network
+from mesh.runtime.recovery import Recovery
 from mesh.runtime.settings import Settings
+from mesh.runtime.settled import Transactions
 from mesh.runtime.supervisor import Supervisor
-from mesh.runtime.watchdog import Blockages, Watchdog
+from mesh.runtime.watchdog import Watchdog
 from mesh.sinks import OtelSink, SinkRelay
 from mesh.spawners import ADDED
 from mesh.spawners.loop import InlineSpawner, LoopSpawner
@@ -53,13 +44,31 @@ from registry import Entry, LocalRegistry, Notice, Registry
 
 logger = logging.getLogger("bitactor.node")
 
-T = TypeVar("T")
 COLLAPSE_DRAIN = 1.0
 """Seconds that running transactions are given when the worker processes have collapsed."""
 FLUSH_WITHIN = 5.0
 """Seconds that policies may take to flush what they hold back."""
 SINKS_WITHIN = 5.0
 """Seconds that sinks may take to flush at the end; one that cannot be reached gives up sooner by itself."""
+
+
+class NodeParts(NamedTuple):
+    """The parts of a node that its network uses."""
+
+    id: str
+    settings: Settings
+    loop: asyncio.AbstractEventLoop
+    clock: Clock
+    wheel: TimingWheel
+    plans: Mapping[str, Plan]
+    workflows: Mapping[str, Workflow]
+    executor: Executor
+    intake: Intake
+    transactions: Transactions
+    enqueue: Enqueue
+    on_receipt: Callable[[Receipt], None]
+    about: Callable[[], dict[str, Any]]
+    patterns: Callable[[], list[dict[str, Any]]]
 
 
 class Node:
@@ -74,7 +83,7 @@ class Node:
         definitions: Iterable[Workflow | Consumer],
         settings: Settings,
         *,
-        network: Callable[[Node], Network] | None = None,
+        network: Callable[[NodeParts], Network] | None = None,
         sinks: Sequence[Sink] = (),
         clock: Clock | None = None,
         ids: Ids | None = None,
@@ -83,7 +92,7 @@ class Node:
     ) -> None:
         self.settings = settings
         self.pools = Pools(settings.pools)
-        self.workflows: dict[str, Workflow] = {}
+        self.workflows = Workflows()
         self.plans: dict[str, Plan] = {}
         self.consumers: dict[tuple[str, str], Plan] = {}
         self._declare(definitions)
@@ -96,7 +105,7 @@ class Node:
         self.ids = ids or TimeOrderedIds()
         self.id = f"n{self.ids.transaction()[-12:]}"
         self.state = "new"
-        """The node's state: `new | open | draining | closed`."""
+        """The node's state: `new | opening | open | draining | closed`."""
         self.collapsed = ""
         """Why this node ended by itself; empty if it did not."""
         self.collapse = asyncio.Event()
@@ -104,10 +113,11 @@ class Node:
         self._ending: asyncio.Task[None] | None = None
         self._skip_drain = asyncio.Event()
         self._released = asyncio.Event()
+        self._drain_within = settings.drain
+        self._started = contextlib.AsyncExitStack()  # closes the parts that have been started, the last first
         self._make_network = network
         self._network: Network | None = None
-        self._watchdog: Watchdog | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._transactions: Transactions | None = None
 
     def _declare(self, definitions: Iterable[Workflow | Consumer]) -> None:
         for definition in definitions:
@@ -127,57 +137,91 @@ class Node:
                     )
                 self.consumers[plan.listens, plan.group] = plan
 
+    @property
+    def transactions(self) -> Transactions:
+        """The transactions that run here or are in the store.
+
+        Raises:
+            BitActorError: the node has not been opened.
+        """
+        if self._transactions is None:
+            raise BitActorError("open the mesh first: `async with Mesh(…)`")
+        return self._transactions
+
     # Opening and closing
 
     async def open(self) -> None:
         """Start all parts; on failure those that were started are taken down again."""
         if self.state != "new":
             raise BitActorError(f"this mesh is {self.state}; make a new one")
-        self.state = "open"
+        self.state = "opening"
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
-        self.clock: Clock = self._clock_given or SystemClock(self.loop)
-        self.wheel = TimingWheel(self.clock)
-        self.store: Store = open_store(
-            self.settings.store, durability=self.settings.durability, lease=self.settings.lease, notify=self._notify
-        )
         try:
-            self.store.open(self.id)
-            self._create_parts()
-            if self.settings.blocked_after:
-                self._watchdog = Watchdog(self.loop, self.settings.blocked_after)
-                self._watchdog.start()
-            await self._join_registry()
+            self._start_parts()
+            self._connect()
+            if self._network is not None:
+                await self._network.open()
+            if self.state != "opening":
+                raise BitActorError(f"this mesh is {self.state}; it takes no more work")
+            self._started.callback(self.registry.watch(self._on_notice).cancel)
+            self._started.push_async_callback(self._drain)
+            self.state = "open"
+            if self._network is not None:
+                await self._network.announce(self._consumer_entries())
+            elif self.settings.hosts:
+                for name, value in self._consumer_entries().items():
+                    self.registry.register(name, value)
+            self.require_open()
             self.recovery.start(polling=self.store.shared)
         except BaseException:
             await self.close(drain=0)
             raise
 
-    def _create_parts(self) -> None:
-        settings = self.settings
+    def _start_parts(self) -> None:
+        """Start what needs no other node; each part says, as it starts, how it is closed."""
+        settings, started = self.settings, self._started
+        started.push_async_callback(self._close_sinks)
+        self._watchdog = Watchdog(self.loop, settings.blocked_after)
+        started.callback(self._watchdog.stop)
+        self.clock: Clock = self._clock_given or SystemClock(self.loop)
+        self.store: Store = open_store(
+            settings.store, durability=settings.durability, lease=settings.lease, notify=self._notify
+        )
+        started.callback(self.store.close)
+        self.store.open(self.id)
+        self.wheel = TimingWheel(self.clock)
+        started.callback(self.wheel.close)
+        started.push_async_callback(self.resources.close)
         self.processes = ProcessSpawner(settings.processes)
         self.processes.on_collapse = self._collapse
         self.processes.replaced = tuple(self.resources.replaced)
         self.threads = ThreadSpawner(settings.threads)
-        self.spawners: dict[str, Spawner] = {
+        spawners: dict[str, Spawner] = {
             **{name: make() for name, make in ADDED.items()},
             "inline": InlineSpawner(),
             "loop": LoopSpawner(),
             "thread": self.threads,
             "process": self.processes,
         }
-        self.executor = Executor(self.loop, self.clock, self.wheel, self.spawners, traced=self._traced)
+        for spawner in reversed(spawners.values()):
+            started.push_async_callback(spawner.close, 2.0)
+        self.executor = Executor(self.loop, self.clock, self.wheel, spawners, traced=self._traced)
         self.executor.resources, self.executor.policies = self.resources, self.policies
         self.executor.middleware = self.middleware if len(self.middleware) else None
+        started.push_async_callback(self.executor.close)
+        self._watchdog.start()
+
+    def _connect(self) -> None:
+        """Make what runs transactions, and the network if there is one."""
+        settings, started = self.settings, self._started
         on_pulses = self._offer_to_sinks if self._sinks else None
         self.supervisor = Supervisor(
-            self.loop,
-            self.clock,
-            self.wheel,
-            self.store,
-            self.executor,
-            on_pulses=on_pulses,
-            pools=self.pools,
+            self.loop, self.clock, self.wheel, self.store, self.executor, self.pools, on_pulses
+        )
+        self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
+        transactions = Transactions(
+            self.supervisor, self.plans, self.recovery.parked, settings.store, self.require_open
         )
         self.intake = Intake(
             self.supervisor,
@@ -186,30 +230,37 @@ class Node:
             self.workflows,
             self.plans,
             self.consumers,
-            load=self.load,
+            load=transactions.load,
             require_open=self.require_open,
             takes_signals=lambda foreign: self.state == "open" or (self.state == "draining" and not foreign),
         )
-        self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
-
-    async def _join_registry(self) -> None:
-        """Join the registry, or make a local one, and register what this node does."""
-        if self._make_network is not None:
-            self._network = self._make_network(self)
-            self.registry: Registry = await self._network.open()
-        else:
-            self.registry = LocalRegistry(self.id)
+        if self._make_network is None:
+            self.registry: Registry = LocalRegistry(self.id)
             self.registry.start()
-        self.emissions = Emissions(self.supervisor, self.registry, self.clock, self.wheel, self._send_stimulus)
-        self.supervisor.emissions = self.emissions
-        self._watch = self.registry.watch(self._on_notice)
-        if self._network is not None:
-            await self._network.announce()
-        elif self.settings.hosts:
-            for name, value in self.consumer_entries().items():
-                self.registry.register(name, value)
+            started.callback(self.registry.close)
+        else:
+            self._network = self._make_network(self._parts(transactions))
+            self.registry = self._network.registry
+            # Before the executor: what is stopped here for others is not told as if it had ended.
+            started.push_async_callback(self._network.close)
+            self.supervisor.commands.router = self._network.router
+        self.emissions = Emissions(self.supervisor.enqueue, self.registry, self.clock, self.wheel, self._send_stimulus)
+        self.supervisor.commands.deliver = self.emissions.deliver
+        self._transactions = transactions
+        started.callback(transactions.close)
+        started.callback(self.supervisor.close)
+        started.push_async_callback(self.policies.close, FLUSH_WITHIN)
+        started.callback(self.recovery.stop)
+        started.callback(self.emissions.close)
 
-    def consumer_entries(self) -> dict[str, dict[str, Any]]:
+    def _parts(self, transactions: Transactions) -> NodeParts:
+        return NodeParts(
+            self.id, self.settings, self.loop, self.clock, self.wheel, self.plans, self.workflows, self.executor,
+            self.intake, transactions, self.supervisor.enqueue, lambda receipt: self.emissions.on_receipt(receipt),
+            self.about, self.policies.about,
+        )  # fmt: skip
+
+    def _consumer_entries(self) -> dict[str, dict[str, Any]]:
         """Registrations of our consumers: name → value."""
         entries: dict[str, dict[str, Any]] = {}
         for plan in self.consumers.values():
@@ -251,58 +302,32 @@ class Node:
             await self._released.wait()
             return
         self.state = "draining"
+        self._drain_within = self.settings.drain if drain is None else drain
         try:
-            if hasattr(self, "supervisor"):
-                await self._drain(self.settings.drain if drain is None else drain)
+            await self._started.aclose()
         finally:
-            try:
-                await self._release()
-            finally:
-                self.state = "closed"
-                self._released.set()
+            self.state = "closed"
+            self._released.set()
 
-    async def _drain(self, seconds: float) -> None:
+    async def _drain(self) -> None:
         self.policies.drain()
         if self._network is not None:
             await self._network.withdraw()
-        deadline = self.loop.time() + seconds
-        while self._busy() and not self._skip_drain.is_set() and (left := deadline - self.loop.time()) > 0:
+        deadline = self.loop.time() + self._drain_within
+        while (
+            (self.supervisor.running_count or self.emissions.delivering())
+            and not self._skip_drain.is_set()
+            and (left := deadline - self.loop.time()) > 0
+        ):
             await self.intake.wait_for_settlement(min(left, 0.1))
         if self.supervisor.running_count:
             logger.warning(
-                "%d transactions were still running after %g s of draining", self.supervisor.running_count, seconds
+                "%d transactions were still running after %g s of draining",
+                self.supervisor.running_count,
+                self._drain_within,
             )
 
-    def _busy(self) -> bool:
-        return self.supervisor.running_count > 0 or (hasattr(self, "emissions") and self.emissions.delivering())
-
-    async def _release(self) -> None:
-        if hasattr(self, "emissions"):
-            self._watch.cancel()
-            self.emissions.close()
-        if hasattr(self, "recovery"):
-            self.recovery.stop()
-        if hasattr(self, "supervisor"):
-            await self.policies.close(FLUSH_WITHIN)
-            self.supervisor.close()
-        if self._network is not None:
-            await self._network.close()
-        elif hasattr(self, "registry"):
-            self.registry.close()
-        if hasattr(self, "executor"):
-            await (
-                self.executor.close()
-            )  # after the network: what is stopped here for others is not told as if it had ended
-        for spawner in getattr(self, "spawners", {}).values():
-            await spawner.close(2.0)
-        await self.resources.close()
-        if hasattr(self, "wheel"):
-            self.wheel.close()
-        self.store.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._watchdog is not None:
-            self._watchdog.stop()
+    async def _close_sinks(self) -> None:
         await asyncio.gather(*(asyncio.to_thread(relay.close, SINKS_WITHIN) for _, relay in self._sinks))
 
     def _send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
@@ -328,148 +353,6 @@ class Node:
         if self._network is not None:
             self._network.on_notice(notice)
 
-    # Transactions
-
-    def load(self, transaction: str) -> LiveTransaction:
-        """A transaction of ours, or, read only, one from the store.
-
-        Raises:
-            UnknownTransaction: there is none, or its workflow is not declared here.
-            StoreError: its pulses make no sense, or not to the workflow as it is declared here.
-        """
-        live = self.supervisor.transactions.get(transaction)
-        if live is not None:
-            return live
-        pulses = self.store.pulses(transaction)
-        if not pulses:
-            raise UnknownTransaction(f"no transaction {transaction!r} in {self.settings.store}")
-        plan = self.plans.get(pulses[0].workflow)
-        if plan is None:
-            raise UnknownTransaction(
-                f"transaction {transaction} is of workflow {pulses[0].workflow!r}, which is not declared here"
-            )
-        try:
-            data = pulses[0].data or {}
-            return LiveTransaction(Saga.fold(plan, pulses), data.get("key", ""), data)
-        except (StoreError, LookupError) as error:
-            if pulses[0].digest == plan.digest:
-                raise
-            raise StoreError(
-                f"transaction {transaction} cannot be read here: {shape_changed(plan.workflow)}"
-            ) from error
-
-    def rows(self, *, status: str | None, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
-        """The store's rows of transactions; see `Mesh.transactions`."""
-        if self.state == "new":
-            self.require_open()
-        return self.store.list(status=status, workflow=workflow, limit=limit, before=before)
-
-    def cancel(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
-        """Enqueue a cancellation; returns the live transaction that goes on.
-
-        Raises:
-            Unroutable: another process runs it, or only another release can undo it.
-        """
-        if live.settled and live.state.status == "halted":
-            live = self._reopen(live, ("halted",), "a halted one can be cancelled")
-        if self.supervisor.transactions.get(live.state.transaction) is live:
-            self.supervisor.enqueue(live, CancelRequested(fault))
-        elif not live.settled:
-            raise Unroutable(
-                f"transaction {live.state.transaction} is run by another process; cancel it there, or with `bitactor "
-                "cancel`"
-            )
-        return live
-
-    def resume(self, live: LiveTransaction) -> LiveTransaction:
-        """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  Returns the live
-        transaction.
-
-        Raises:
-            InvalidInput: the transaction is neither halted nor stuck.
-            Unroutable: it began in another shape of its workflow, so only the release that declares that one can carry
-                it on.
-        """
-        live = self._reopen(live, ("halted", "stuck"), "a halted or stuck one can be resumed")
-        halted = next(
-            (pulse for pulse in reversed(self.store.pulses(live.state.transaction)) if pulse.kind == "halted"), None
-        )
-        left = (halted.data or {}).get("left_ns") if halted is not None else None
-        self.supervisor.enqueue(live, ResumeRequested(None if left is None else self.clock.wall_ns() + left))
-        return live
-
-    def undo(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
-        """Take back what a completed transaction did.  Returns the live transaction.
-
-        Raises:
-            InvalidInput: the transaction did not complete, or was undone already.
-            Unroutable: it began in another shape of its workflow, so only the release that declares that one can undo
-                it.
-        """
-        live = self._reopen(live, ("completed",), "a completed one can be undone, and only once")
-        self.supervisor.enqueue(live, UndoRequested(fault))
-        return live
-
-    def _reopen(self, live: LiveTransaction, statuses: Sequence[str], only: str) -> LiveTransaction:
-        """Take up a transaction that has settled.  The transaction may have gone on since `live` was made, through
-        another handle or in another process."""
-        self.require_open()
-        transaction = live.state.transaction
-        found = self.supervisor.transactions.get(transaction)
-        if found is not None:
-            live = found
-        else:
-            pulses = self.store.pulses(transaction)
-            if pulses and pulses[0].digest != live.plan.digest:
-                raise Unroutable(f"transaction {transaction} cannot go on here: {shape_changed(live.plan.workflow)}")
-            if len(pulses) != live.state.seq:
-                live = self.load(transaction)
-        if not live.settled or live.state.status not in statuses:
-            now = live.state.status if live.settled else "running"
-            raise InvalidInput(f"transaction {transaction} is {now}; only {only}")
-        self.supervisor.reopen(live)
-        return live
-
-    # Threads
-
-    def blocking(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
-        """Await `call(*arguments, **options)` on the mesh's loop, from another thread.
-
-        The coroutine is made on the loop's thread, where no Ctrl-C can come between making and starting it.
-
-        Raises:
-            BitActorError: called on the loop's own thread, where waiting would be a deadlock; or the mesh is closed.
-        """
-        if self.state == "closed" or self.loop.is_closed():
-            raise BitActorError(self._closed())
-        if threading.get_ident() == self.thread:
-            raise BitActorError(
-                "a blocking call on the mesh's own loop would wait for itself for ever; await the async one instead"
-            )
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-        def start() -> None:
-            task = self.loop.create_task(call(*arguments, **options))
-            task.add_done_callback(lambda _: _transfer_result(future, task))
-            future.add_done_callback(lambda _: self._cancel_threadsafe(task))
-
-        try:
-            self.loop.call_soon_threadsafe(start)
-            while not concurrent.futures.wait([future], timeout=1.0).done:
-                if self.loop.is_closed():
-                    raise BitActorError("this mesh was closed meanwhile")
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise BitActorError("this mesh was closed meanwhile") from None
-        except BaseException:
-            future.cancel()
-            raise
-
-    def _cancel_threadsafe(self, task: asyncio.Task[Any]) -> None:
-        """Cancel the task of a caller that waits no more; without effect on a task that has ended."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
-            self.loop.call_soon_threadsafe(task.cancel)
-
     def _notify(self, callback: Callable[[], None]) -> None:
         self.loop.call_soon_threadsafe(callback)
 
@@ -477,10 +360,14 @@ class Node:
         for _, relay in self._sinks:
             relay.offer(pulses)
 
-    def add_task(self, task: asyncio.Task[Any]) -> None:
-        """Hold a task until it is done, and cancel it when the node closes."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def unsettled(self) -> list[LiveTransaction]:
+        """The transactions that run here and have not settled."""
+        running = () if self._transactions is None else self.supervisor.transactions.values()
+        return [live for live in running if not live.settled]
+
+    def delivering(self) -> bool:
+        """Whether an emitted signal is being delivered to a consumer that is there."""
+        return self._transactions is not None and self.emissions.delivering()
 
     def about(self) -> dict[str, Any]:
         """This node's state and counters, as plain data."""
@@ -493,11 +380,13 @@ class Node:
             "hosts": self.settings.hosts,
             "workflows": sorted(self.workflows),
             "consumers": sorted({plan.listens for plan in self.consumers.values()}),
+            "healthy": self.supervisor.healthy,
             "running": self.supervisor.running_count,
+            "max_in_flight": self.settings.max_in_flight,
             "keyed": self.supervisor.keyed,
             "timers": self.wheel.about(),
             "zombies": len(self.executor.zombies),
-            "blocked": (Blockages(0, 0.0) if self._watchdog is None else self._watchdog.about())._asdict(),
+            "blocked": self._watchdog.about(),
             "pools": self.pools.about(),
             "turns": self.supervisor.admission.about(),
             "undelivered": len(self.emissions),
@@ -517,12 +406,9 @@ class Node:
         if self.state == "new":
             raise BitActorError("open the mesh first: `async with Mesh(…)`")
         if self.collapsed:
-            raise BitActorError(self._closed())
+            raise BitActorError(f"this mesh has ended: {self.collapsed}")
         if self.state != "open":
             raise BitActorError(f"this mesh is {self.state}; it takes no more work")
-
-    def _closed(self) -> str:
-        return f"this mesh has ended: {self.collapsed}" if self.collapsed else "this mesh is closed"
 
 
 def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
@@ -533,14 +419,3 @@ def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
     if hasattr(own, "_asdict"):
         about["own"] = own._asdict()
     return about
-
-
-def _transfer_result(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
-    """Give the task's result or exception to the thread that waits for it, unless it has given up."""
-    with contextlib.suppress(concurrent.futures.InvalidStateError):
-        if task.cancelled():
-            future.cancel()
-        elif (error := task.exception()) is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(task.result())

@@ -7,23 +7,45 @@ from typing import Any, Protocol
 
 from bitactor.messages.signal import Signal, Stimulus
 from bitactor.plan.plan import PlanStep
-from bitactor.saga import Emission
 from mesh.runtime.live import LiveTransaction
 from registry import Entry, Notice, Registry
+
+
+class Enqueue(Protocol):
+    """Takes an event of a transaction; `first`: ahead of what else has come in."""
+
+    def __call__(self, live: LiveTransaction, event: Any, *, first: bool = False) -> None: ...
+
+
+class Router(Protocol):
+    """Sends hops whose steps run elsewhere to nodes that run them."""
+
+    def dispatch(
+        self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
+    ) -> None:
+        """Send the hop to a holder of its step; its outcome comes back as an event of the transaction."""
+
+    def abandon(self, live: LiveTransaction, index: int) -> None:
+        """Tell the holder of this step's hop to stop it."""
 
 
 class Network(Protocol):
     """What connects a node to others.  Used on the node's loop, and opened once the node has made its own parts."""
 
+    registry: Registry
+    """The registry that the node shares with others, once the network is open."""
+    router: Router | None
+    """Where hops go whose steps run elsewhere; None: all run here."""
+
     @property
     def endpoint(self) -> str:
         """Where other nodes reach this one."""
 
-    async def open(self) -> Registry:
-        """Bind the endpoint, and connect to the registry, which is returned."""
+    async def open(self) -> None:
+        """Bind the endpoint, and connect to the registry."""
 
-    async def announce(self) -> None:
-        """Register the workflows, steps and consumers that the node has."""
+    async def announce(self, consumers: Mapping[str, Any]) -> None:
+        """Register the workflows and steps that the node has, and its `consumers`: name → value."""
 
     async def withdraw(self) -> None:
         """Take no more work from others; the work that is here is finished."""
@@ -39,22 +61,3 @@ class Network(Protocol):
 
     async def close(self) -> None:
         """Leave the registry at once, and release the sockets."""
-
-
-class Router(Protocol):
-    """Sends hops whose steps run elsewhere to nodes that run them."""
-
-    def dispatch(
-        self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
-    ) -> None:
-        """Send the hop to a holder of its step; its outcome comes back by `Supervisor.enqueue`."""
-
-    def abandon(self, live: LiveTransaction, index: int) -> None:
-        """Tell the holder of this step's hop to stop it."""
-
-
-class EmissionDelivery(Protocol):
-    """Delivers emitted signals to consumers."""
-
-    def deliver(self, live: LiveTransaction, emission: Emission) -> None:
-        """Bring the signal to one consumer of each group; who has accepted it comes back by `Supervisor.enqueue`."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
 
 from bitactor.errors import StoreError
+from bitactor.messages.pulse import Pulse
 from bitactor.plan.plan import Plan
 from bitactor.ports import Store
-from mesh.runtime.supervisor import Supervisor
+from mesh.runtime.live import LiveTransaction
 
 logger = logging.getLogger("bitactor.recovery")
 
@@ -18,6 +19,17 @@ LONGEST_PAUSE: Final = 60.0
 SHOWN_UNCLAIMED: Final = 5
 
 _FINISH_IT: Final = "finish it with the release that began it, or declare that shape again"
+
+
+class Owner(Protocol):
+    """Runs the transactions of this process."""
+
+    healthy: bool
+    """Whether the journal can be written, as far as is known."""
+    transactions: dict[str, LiveTransaction]
+
+    def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int) -> None:
+        """Take over a transaction from its journal."""
 
 
 class Recovery:
@@ -33,7 +45,7 @@ class Recovery:
         self,
         loop: asyncio.AbstractEventLoop,
         store: Store,
-        supervisor: Supervisor,
+        supervisor: Owner,
         owner: str,
         plans: Mapping[str, Plan],
         lease: float,

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from types import FrameType
-from typing import Final, NamedTuple
+from typing import Final
 
 from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
@@ -32,17 +32,9 @@ _CALLERS: Final = {
 """Code that calls users' functions on the loop, with the hop as its local `actor` → what it calls of the hop."""
 
 
-class Blockages(NamedTuple):
-    """How often a loop has stood still, and for how long at most."""
-
-    times: int
-    longest: float
-    """The longest standstill in seconds; one that goes on counts with its length so far."""
-
-
 class Watchdog:
     """Looks at a loop from a thread of its own, and logs a warning, once for each time that the loop has not turned for
-    `blocked_after` seconds.
+    `blocked_after` seconds; 0: it does not look.
 
     Time is real time, whatever clock the mesh has.  It costs the loop an empty callback for each quarter of
     `blocked_after`, and hops nothing.
@@ -60,7 +52,8 @@ class Watchdog:
     def start(self) -> None:
         """Start the watching thread; called on the loop's thread."""
         self._watched = threading.get_ident()
-        self._thread.start()
+        if self._slice:
+            self._thread.start()
 
     def stop(self) -> None:
         """Stop the watching thread.  Twice is once."""
@@ -69,9 +62,9 @@ class Watchdog:
         if self._thread.is_alive():
             self._thread.join(STOP_WITHIN)
 
-    def about(self) -> Blockages:
-        """The blockages seen so far."""
-        return Blockages(self._count, round(self._longest, 3))
+    def about(self) -> dict[str, float]:
+        """How many `times` the loop has stood still, and the seconds of the `longest`, which may be going on."""
+        return {"times": self._count, "longest": round(self._longest, 3)}
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._slice):

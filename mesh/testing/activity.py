@@ -36,25 +36,16 @@ def activity(nodes: Iterable[Node]) -> int:
     """How much of what these nodes do goes on without the fake clock: `QUIESCENT`, `MAYBE_WORKING` or `WORKING`."""
     most = QUIESCENT
     for node in nodes:
-        for live in unsettled_runs(node):
+        for live in node.unsettled():
             most = max(most, _run_activity(live, node.executor))
-        if _emissions_delivering(node):
+        if node.delivering():
             most = max(most, MAYBE_WORKING)
     return most
 
 
 def has_unfinished(nodes: Iterable[Node]) -> bool:
     """Whether transactions run, or emitted signals are on their way to somebody who is there."""
-    return any(unsettled_runs(node) or _emissions_delivering(node) for node in nodes)
-
-
-def unsettled_runs(node: Node) -> list[LiveTransaction]:
-    """Transactions that have not settled."""
-    return (
-        [live for live in node.supervisor.transactions.values() if not live.settled]
-        if hasattr(node, "supervisor")
-        else []
-    )
+    return any(node.unsettled() or node.delivering() for node in nodes)
 
 
 def steps_in_threads(nodes: Iterable[Node]) -> list[str]:
@@ -62,7 +53,7 @@ def steps_in_threads(nodes: Iterable[Node]) -> list[str]:
     return [
         actor.signal.name
         for node in nodes
-        for live in unsettled_runs(node)
+        for live in node.unsettled()
         for actor in live.actors.values()
         if _actor_activity(actor, node.executor) == WORKING
     ]
@@ -128,7 +119,7 @@ class Leftovers:
 
 def _describe_unfinished(node: Node) -> Iterator[str]:
     """A line for each transaction that has not settled, which says what it waits for."""
-    for live in unsettled_runs(node):
+    for live in node.unsettled():
         waits = [_actor_waits(actor) for actor in live.actors.values()]
         waits += [
             f"{live.state.plan.steps[index].name!r} waits for its retry"
@@ -169,10 +160,6 @@ def _actor_activity(actor: Actor, executor: Executor) -> int:
         and executor.spawners[actor.step.spawn].traits.interruptible
     )
     return WORKING if in_thread else MAYBE_WORKING
-
-
-def _emissions_delivering(node: Node) -> bool:
-    return hasattr(node, "emissions") and node.emissions.delivering()
 
 
 def _describe_task(task: asyncio.Task[Any]) -> str:

@@ -240,7 +240,7 @@ class Bench:
 
     def begin(self) -> None:
         """Note that a mesh is about to open."""
-        if not any(mesh.node.state == "open" for mesh in self._meshes):
+        if not any(mesh.state in ("opening", "open") for mesh in self._meshes):
             self._tasks = asyncio.all_tasks()
 
     async def end(self, meshes: Sequence[FixtureMesh] | None = None, *, failed: bool) -> None:

@@ -77,6 +77,7 @@ def sees(registry: Registry, name: str) -> queue.Queue[Notice]:
 def until_gone(registry: Registry, name: str) -> None:
     gone = threading.Event()
     watch = registry.watch(lambda notice: gone.set() if notice.kind == "disappeared" else None, name)
+    registry.ping()  # the watch has begun, so what is still there now is told of when it goes
     if registry.lookup(name):
         assert gone.wait(PATIENCE)
     watch.cancel()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,10 +21,16 @@ from bitactor import Halt, Workflow
 from bitactor.errors import BitActorError, InvalidInput, StoreError, Unroutable, WorkflowFailed
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import Stimulus
+from bitactor.ports import Sink
 from mesh import Mesh
+from mesh.runtime.node import Node
+from mesh.runtime.ports import Network
 from mesh.runtime.recovery import Recovery
+from mesh.runtime.settings import settings
 from mesh.sinks import JsonlSink
 from mesh.spawners.process import spawner as process
+from registry import Entry, LocalRegistry, Notice
 from tests.e2e.process_dying import dying
 from tests.e2e.processes import town
 from tests.e2e.support import BOUND, audit, chain, pulse_lines, until
@@ -286,6 +292,86 @@ def test_bitactor_run_ends_with_an_error_when_its_workers_keep_dying(tmp_path: P
     assert "error: the node has ended: worker processes keep failing" in errors
 
 
+# Opening
+
+
+class SlowNetwork(Network):
+    """A network that opens when it is let, and notes that it is closed."""
+
+    def __init__(self) -> None:
+        self.registry = LocalRegistry("nobody")
+        self.registry.start()
+        self.router = None
+        self.let = asyncio.Event()
+        self.closed = 0
+
+    @property
+    def endpoint(self) -> str:
+        return ""
+
+    async def open(self) -> None:
+        await self.let.wait()
+
+    async def announce(self, consumers: Mapping[str, Any]) -> None:
+        raise AssertionError("it never opens")
+
+    async def withdraw(self) -> None:
+        raise AssertionError("it never opens")
+
+    def send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
+        raise AssertionError("it never opens")
+
+    def on_notice(self, notice: Notice) -> None:
+        raise AssertionError("it never opens")
+
+    def about(self) -> dict[str, Any]:
+        return {}
+
+    async def close(self) -> None:
+        self.closed += 1
+        self.registry.close()
+
+
+@pytest.mark.parametrize("how", ["closed", "cancelled"])
+async def test_a_node_that_is_left_while_it_opens_takes_down_what_it_has_started(how: str) -> None:
+    network, sink = SlowNetwork(), Closable()
+    node = Node([chain("left", 1)], settings(), network=lambda parts: network, sinks=[sink])
+    opening = asyncio.ensure_future(node.open())
+    await until(lambda: node.state == "opening")
+    with pytest.raises(BitActorError, match="opening"):
+        node.require_open()
+    if how == "closed":
+        await node.close()
+        network.let.set()
+        with pytest.raises(BitActorError, match="this mesh is closed"):
+            await opening
+    else:
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    assert (node.state, network.closed, sink.closed) == ("closed", 1, 1)
+
+
+async def test_a_mesh_whose_store_cannot_be_opened_is_closed(tmp_path: Path) -> None:
+    sink = Closable()
+    mesh = Mesh(chain("left", 1), store=f"sqlite:///{tmp_path}", sinks=[sink])
+    with pytest.raises(BitActorError):
+        await mesh.__aenter__()
+    assert (mesh.state, sink.closed) == ("closed", 1)
+
+
+class Closable(Sink):
+    """A sink that counts how often it is closed."""
+
+    closed = 0
+
+    def receive(self, pulses: Sequence[Pulse]) -> None:
+        raise AssertionError("nothing happens")
+
+    def close(self, timeout: float) -> None:
+        self.closed += 1
+
+
 # Looking
 
 
@@ -314,7 +400,7 @@ async def test_a_mesh_says_how_it_stands(store: str) -> None:
         assert decode_token(encode_token(about)) == about, "it can be told to others"
         assert tx.about() == {
             "transaction": tx.id, "workflow": "looked.at", "status": "running", "priority": 2, "max_concurrency": None,
-            "scopes": 0, "waiting": 1,
+            "scopes": 0, "waiting": 1, "here": True,
         }  # fmt: skip
         go.set()
         assert await waiting == "done"

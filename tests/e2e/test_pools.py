@@ -605,7 +605,7 @@ async def test_a_pool_bounds_hops_that_other_nodes_run_and_a_lost_one_gives_its_
             runs = [await start(mesh, workflow, {"who": who}) for who in range(1, 8)]
             await until(lambda: begun == [0, 1] and taken(mesh) == (1, 6, 0))
             assert taken(host) == (0, 0, 0)
-            router: Any = mesh.node.supervisor.router
+            router: Any = mesh.node.supervisor.commands.router
             router.disappeared(host.node.id)
             await until(lambda: begun == [0, 1, 2, 3, 4, 5, 6, 7, 1])
             may.set()

@@ -36,6 +36,13 @@ ADDED = {
     # A kind from outside has no method of its own.
     "names/bitactor/Workflow/members/declare",
     "names/mesh/Mesh/members/about",
+    # What an ingress asks, ours or one of somebody else's, instead of reaching into the node.
+    *(
+        f"names/{face}/members/{name}"
+        for face in ("mesh/Mesh", "mesh.testing/FixtureMesh")
+        for name in ("begin", "journal", "loop", "settings", "state", "workflows")
+    ),
+    "names/mesh/Transaction/members/request_cancel",
     "names/mesh/Transaction/members/about",
     "names/mesh/Transaction/members/plan",
     "names/mesh/Transaction/members/snapshot",

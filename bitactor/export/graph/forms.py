@@ -51,7 +51,8 @@ def step_form(kind: type[Kind]) -> type[Form]:
     keys = {name: key for name, key in OPTION_KEYS.items() if kind.takes_attempts or name in NESTED_OPTIONS}
     keys |= {"undo": Key(Undo), "compensate": FUNCTION} if kind.takes_attempts else {}
     fields: dict[str, Any] = {name: key.field for name, key in (keys | {**kind.keys}).items()}
-    return create_model(kind.label, __base__=Form, kind=(Literal[kind.label], ...), **fields)
+    fields["kind"] = (Literal[kind.label], ...)
+    return create_model(kind.label, __base__=Form, **fields)
 
 
 @cache
@@ -61,7 +62,7 @@ def _graph(kinds: tuple[type[Kind], ...]) -> type[Form]:
     hints = get_type_hints(Declaration)
     fields: dict[str, Any] = {
         "name": (str, ...),
-        "input": (TextOr[Fields] | None, None),
+        "input": (TextOr[Fields] | None, None),  # type: ignore[misc]
         **{name: (hints[name] | None, None) for name in OF_A_WORKFLOW},
         "errors": (list[str], []),
         "resources": (list[TextOr[ResourceForm]], []),

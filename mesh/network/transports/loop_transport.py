@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Final, Generic, TypeVar
 
 from typing_extensions import override
 
 from bitactor.errors import ConfigurationError
 from bitactor.ports import Transport
-from mesh.network.transports.counters import Counters, ThrottledWarning
 from mesh.network.transports.send_queue import SendQueue
+from registry.support.log_throttle import LogThrottle
 
 FRAMES_PER_TURN: Final = 64
 """The most frames taken in, or sent to one peer, before the loop's other callbacks get their turn."""
@@ -28,6 +30,27 @@ _log = logging.getLogger("bitactor.transport")
 
 Receive = Callable[[list[bytes]], None]
 Queue = TypeVar("Queue", bound=SendQueue)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals of a transport since `open`."""
+
+    frames_in: int = 0
+    frames_out: int = 0
+    messages_in: int = 0
+    messages_out: int = 0
+    bytes_in: int = 0
+    """Bytes of frames, as they came."""
+    bytes_out: int = 0
+    malformed: int = 0
+    """Frames that could not be read as frames."""
+    too_large: int = 0
+    """Frames above the limit.  ZeroMQ cuts off who sends such; it does not tell us about those."""
+    dropped: int = 0
+    """Messages to a peer that was forgotten, is unknown, or did not take them before `close`."""
+    receive_failures: int = 0
+    """Times the receive callback raised."""
 
 
 class LoopBoundTransport(Transport, Generic[Queue]):
@@ -53,9 +76,9 @@ class LoopBoundTransport(Transport, Generic[Queue]):
         self._dirty: list[Queue] = []
         self._flush_is_due = False
         self._counters = Counters()
-        self._bad_frames = ThrottledWarning(_log)
-        self._failures = ThrottledWarning(_log)
-        self._drops = ThrottledWarning(_log)
+        self._bad_frames = LogThrottle(_log)
+        self._failures = LogThrottle(_log)
+        self._drops = LogThrottle(_log)
         self._endpoint = ""
         self._early_flush = 0
 
@@ -70,7 +93,7 @@ class LoopBoundTransport(Transport, Generic[Queue]):
     @override
     def statistics(self) -> dict[str, int]:
         """The transport's totals since `open`, see `Counters`; and `connections`, the endpoints in touch with now."""
-        return {**self._counters.as_dict(), "connections": len(self._queues)}
+        return {**asdict(self._counters), "connections": len(self._queues)}
 
     @override
     def send(self, endpoint: str, message: bytes) -> None:
@@ -165,14 +188,18 @@ class LoopBoundTransport(Transport, Generic[Queue]):
             self._receive(messages)
         except Exception as error:
             counters.receive_failures += 1
-            self._failures.warn(
-                f"{self._endpoint}: the receive callback raised; {len(messages)} messages may be lost", error
-            )
+            if self._failures.is_due(time.monotonic_ns()):
+                _log.warning(
+                    "%s: the receive callback raised; %d messages may be lost",
+                    self._endpoint,
+                    len(messages),
+                    exc_info=error,
+                )
 
     def _drop(self, count: int, why: str) -> None:
         if count:
             self._counters.dropped += count
-            self._drops.warn(f"{self._endpoint}: dropped {count:,} messages, {why}")
+            self._drops.warn(time.monotonic_ns(), "%s: dropped %d messages, %s", self._endpoint, count, why)
 
 
 def _ignore(messages: list[bytes]) -> None:

@@ -370,7 +370,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
                 self._counters.too_large += 1
             else:
                 self._counters.malformed += 1
-            self._bad_frames.warn(f"{self._endpoint}: dropped a frame of {len(frame):,} bytes: {error}")
+            said = "%s: dropped a frame of %d bytes: %s"
+            self._bad_frames.warn(time.monotonic_ns(), said, self._endpoint, len(frame), error)
             return 1
         if messages:
             self._deliver(messages, len(frame))
@@ -383,7 +384,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         while inbox.recv(zmq.NOBLOCK, copy=False).more:
             count += 1
         self._counters.malformed += 1
-        self._bad_frames.warn(f"{self._endpoint}: dropped a message of {count + 1:,} parts; frames have one")
+        said = "%s: dropped a message of %d parts; frames have one"
+        self._bad_frames.warn(time.monotonic_ns(), said, self._endpoint, count + 1)
 
 
 def _is_ready(socket: _Socket, event: int) -> bool:
