@@ -90,7 +90,7 @@ class PulseLog:
 
     def fail(self, hop: str, error: str = "ValueError: no", kind: str = kinds.FAILED, **more: Any) -> Pulse:
         name, _, message = error.partition(": ")
-        fault = {"type": f"app.errors:{name}", "message": message, "traceback": f"Traceback …\n{error}"}
+        fault = [f"app.errors:{name}", message, f"Traceback …\n{error}"]
         return self.outcome(kind, hop, error=error, data={"fault": fault, **more.pop("data", {})}, **more)
 
     def finish(self, status: str = "completed", error: str | None = None, after: float = 1) -> list[Pulse]:

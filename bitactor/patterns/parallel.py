@@ -31,6 +31,7 @@ from bitactor.ports import Clock
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
+Target = TypeVar("Target")
 Value = TypeVar("Value")
 
 RAISE: Final = "raise"
@@ -255,13 +256,13 @@ async def parallel_fetch(
 
 
 async def scatter_gather(
-    function: Callable[[Key], Awaitable[Value]],
-    targets: Iterable[Key],
+    function: Callable[[Target], Awaitable[Value]],
+    targets: Iterable[Target],
     *,
     at_least: int | None = None,
     timeout: float | None = None,
     clock: Clock | None = None,
-) -> Fetched[Key, Value]:
+) -> Fetched[Target, Value]:
     """Ask all targets at once and wait for all of them, at most `timeout` seconds; then those that answered are the
     answer.
 
@@ -289,7 +290,7 @@ async def scatter_gather(
         raise
     late = {task for task in tasks.values() if not task.done()}
     await cancel_and_wait(tasks.values())
-    gathered: Fetched[Key, Value] = Fetched({}, {})
+    gathered: Fetched[Target, Value] = Fetched({}, {})
     for target, task in tasks.items():
         task_result = result_of(task)
         if task_result.error is None:
