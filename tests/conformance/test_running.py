@@ -397,10 +397,9 @@ async def test_ten_thousand_runs(sqlite: str) -> None:
         assert len(mesh.node.wheel) == 0 and not mesh.node.supervisor.transactions
     # The thread that commits may still hold its last group.
     assert not {name: count for name, count in after.items() if count > before[name] + 250}, (before, after)
-    # A run that is kept holds 5 KiB and more.
-    assert last_bytes - first_bytes < 2_500 * counted, (
-        f"{(last_bytes - first_bytes) / counted:.0f} bytes a run are left"
-    )
+    # A run that is kept holds 5 KiB and more; the heap itself breathes by some MB.
+    left = (last_bytes - first_bytes) / counted
+    assert left * counted < 3_000_000 + 2_500 * counted, f"{left:.0f} bytes a run are left"
 
 
 KEPT: tuple[type, ...] = (LiveTransaction, BitActor, Timer, PermitSet, asyncio.Task, asyncio.Handle, threading.Thread)
