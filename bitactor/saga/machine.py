@@ -260,12 +260,13 @@ class Saga:
     """One transaction: its `state`, and what events make of it.  Make one with `Saga(plan, id)` and feed it `Accept`,
     or with `Saga.fold` and feed it `Recovered`."""
 
-    __slots__ = ("state",)
+    __slots__ = ("_turn", "state")
 
     def __init__(
         self, plan: Plan, transaction: str, *, root: str = "", parent: str = "", trail: tuple[str, ...] = ()
     ) -> None:
         self.state = SagaState(plan, transaction, root=root, parent=parent, trail=trail)
+        self._turn = Turn(self.state)
 
     @classmethod
     def fold(cls, plan: Plan, pulses: Sequence[Pulse]) -> Self:
@@ -293,7 +294,10 @@ class Saga:
         The pulses have already changed the state; the commands may be obeyed only once the pulses are kept.  A stimulus
         that means nothing in this phase (it came late, twice, or after the end) gives two empty lists.
         """
-        state = self.state
-        turn = Turn(state, now_ns)
-        HANDLERS[state.phase, type(event)](turn, event)
-        return turn.pulses, turn.commands
+        turn = self._turn
+        turn.now_ns = now_ns
+        pulses: list[Pulse] = []
+        commands: list[Command] = []
+        turn.pulses, turn.commands = pulses, commands
+        HANDLERS[self.state.phase, type(event)](turn, event)
+        return pulses, commands

@@ -18,15 +18,19 @@ _new = tuple.__new__
 
 
 class Turn:
-    """What follows from one event at wall time `now_ns`: pulses, which have changed the state already, and commands."""
+    """What follows from one event at wall time `now_ns`: pulses, which have changed the state already, and commands.
+
+    A saga has one, which it gives a time and two fresh lists for each event.
+    """
 
     __slots__ = ("commands", "now_ns", "pulses", "state")
 
-    def __init__(self, state: SagaState, now_ns: int) -> None:
+    now_ns: int
+    pulses: list[Pulse]
+    commands: list[Command]
+
+    def __init__(self, state: SagaState) -> None:
         self.state = state
-        self.now_ns = now_ns
-        self.pulses: list[Pulse] = []
-        self.commands: list[Command] = []
 
     def finish(self, status: str) -> None:
         """End the transaction."""

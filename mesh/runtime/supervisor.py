@@ -195,17 +195,18 @@ class Supervisor:
             except Exception as error:
                 self._relinquish(live, error)
                 continue
+            is_open = state.open
             if pulses:
                 key = live.key if pulses[0].seq == 0 else ""
                 self._refusals = None
                 store.append(
-                    (_new(Write, (state.transaction, state.epoch, pulses, state.status, state.open, key)),),
+                    (_new(Write, (state.transaction, state.epoch, pulses, state.status, is_open, key)),),
                     self._note_refusals,
                 )
                 if self._refusals is not None:
                     self._appended([(live, pulses, commands, 0)], *self._refusals)
                     continue
-            self._obey(live, pulses, commands)
+            self._obey(live, pulses, commands, is_open)
             if now_ns > until:
                 break
 
@@ -271,11 +272,11 @@ class Supervisor:
             if refused is not None and index in refused:
                 self._relinquish(live, refused[index])
             else:
-                self._obey(live, pulses, commands)
+                self._obey(live, pulses, commands, live.state.open)
         if self._events and not self._turning:
             self._schedule()
 
-    def _obey(self, live: LiveTransaction, pulses: list[Pulse], commands: list[Command]) -> None:
+    def _obey(self, live: LiveTransaction, pulses: list[Pulse], commands: list[Command], is_open: bool) -> None:
         if self._on_pulses is not None and pulses:
             self._on_pulses(pulses)
         if live.accepted is not None:
@@ -290,7 +291,7 @@ class Supervisor:
                 obey[type(command)](live, command)
         except Exception as error:  # ours, not the user's: other transactions must not suffer for it
             self._relinquish(live, error)
-        if not live.state.open:
+        if not is_open:
             self._remove(live)
 
     def _relinquish(self, live: LiveTransaction, error: BaseException) -> None:
