@@ -210,7 +210,9 @@ async def test_two_attempts_never_run_at_once(tmp_path: Path) -> None:
     """The first attempt's program does not listen, and its grace is long; the second waits until it is gone."""
     scans = Workflow("scans")
     text = READY + "others = [int(x.stem) for x in p.glob('*.ready')]\n"
-    text += "if others:\n  print(os.path.exists(f'/proc/{others[0]}')); sys.exit()\n" + STUBBORN + WAIT
+    # What is dead, but not yet reaped, is in /proc without an environment.
+    text += "def lives(pid):\n  try: return bool(open(f'/proc/{pid}/environ').read())\n  except OSError: return False\n"
+    text += "if others:\n  print(lives(others[0])); sys.exit()\n" + STUBBORN + WAIT
     subprocess.run(scans, "scan", script(text, str(tmp_path)), timeout=5.0, retries=1, grace=0.3)
     clock = FakeClock()
     async with Mesh(scans, clock=clock) as mesh:
