@@ -30,7 +30,7 @@ WITHOUT_PROFILE: Final = frozenset({17, 64})
 """Users that the profile service knows nothing of."""
 BLIP_AT: Final = 33
 """Whoever asks for this user's profile is refused once, and told to come again."""
-MOST_PER_WINDOW: Final = 20
+MOST_PER_WINDOW: Final = 23
 WINDOW: Final = 0.25
 """Seconds in which `MOST_PER_WINDOW` pages may be asked for."""
 
