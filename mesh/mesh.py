@@ -21,7 +21,7 @@ from bitactor.workflow import Workflow
 from mesh.network.links import Links
 from mesh.runtime.node import Node
 from mesh.runtime.settings import Settings, settings
-from mesh.sinks import OtelSink
+from mesh.sinks import OtelSink, open_sink
 from mesh.transaction import BlockingTransaction, Transaction
 
 T = TypeVar("T")
@@ -41,7 +41,8 @@ class Mesh:
     Args:
         definitions: workflows and consumers; checked here, so that what is wrong with them is said before anything
             runs.
-        sinks: who is told about pulses, beside the collector that `otlp` names.
+        sinks: who is told about pulses, beside the collector that `otlp` names; a text is the URL of one
+            (`mesh.sinks.open_sink`).
         clock, ids: replaceable, for tests.
         replace: resource → object to be given out in its place, for tests.
         middleware: objects with `before(event)` and `after(event)` around each call of a user's function; see
@@ -56,7 +57,7 @@ class Mesh:
     def __init__(
         self,
         *definitions: Workflow | Consumer,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence[Sink | str] = (),
         clock: Clock | None = None,
         ids: Ids | None = None,
         replace: Mapping[str, Any] | None = None,
@@ -70,7 +71,7 @@ class Mesh:
             definitions,
             chosen,
             network=Links if chosen.registry else None,
-            sinks=sinks,
+            sinks=[open_sink(sink) if isinstance(sink, str) else sink for sink in sinks],
             clock=clock,
             ids=ids,
             replace=replace,

@@ -7,13 +7,16 @@ import asyncio
 import threading
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bitactor import Context, Resource, Workflow
 from bitactor.errors import ConfigurationError, DefinitionError, WorkflowFailed
+from bitactor.kinds import KINDS
 from bitactor.patterns import Bulkhead
 from bitactor.ports import StoreQueries
+from bitactor.testing import run_workflow
 from mesh import Mesh
 from mesh.network.transports import open_transport
 from mesh.sinks import open_sink
@@ -21,6 +24,7 @@ from mesh.stores import MemoryStore, open_reader, register_store
 from registry import RegistryServer
 from tests.extensions import CallCount, Tally
 from tests.memory_transport import PROCESS_HUB
+from tests.twice_kind import Twice, TwiceContainer
 
 BOUND = 30.0
 
@@ -126,6 +130,8 @@ async def test_an_added_sink_is_told() -> None:
         assert await run(mesh, "told") == 1
     assert isinstance(sink, Tally)
     assert sink.kinds == {"accepted": 1, "spawned": 1, "completed": 1, "finished": 1}
+    async with Mesh(workflow, sinks=["tally://"]) as mesh:
+        assert await run(mesh, "told") == 1
     with pytest.raises(ConfigurationError, match="Did you mean 'tally'"):
         open_sink("taly://")
 
@@ -143,3 +149,24 @@ async def test_an_added_pattern_stands_around_a_steps_attempts() -> None:
         assert await run(mesh, "counted", {"by": 1}) == 2
         _, about = mesh.node.about()["patterns"]
     assert about == {"pattern": "call count", "name": "calls", "calls": 2, "failed": 1}
+
+
+async def test_an_added_kind_that_raises_fails_and_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bad(TwiceContainer):
+        def after_scope(self, progress: Any, key: str, token: Any) -> Any:
+            raise KeyError("what a kind from outside does wrong")
+
+    class Wrong(Twice):
+        label = "wrong"
+        container = Bad
+
+    monkeypatch.setitem(KINDS, "wrong", Wrong)  # as `register_kind` does, for this test only
+    nested, outer, taken_back = Workflow("nested"), Workflow("outer"), list[str]()
+    nested.step(lambda: 1, name="one").undo(lambda result: taken_back.append("one"))
+    outer.declare(Wrong, name="wrong", workflow=nested)
+    assert run_workflow(outer).status == "compensated" and taken_back == ["one"]
+    async with Mesh(outer) as mesh:
+        with pytest.raises(WorkflowFailed, match="what a kind from outside does wrong"):
+            await run(mesh, "outer")
+        assert mesh.node.about()["healthy"]
+    assert taken_back == ["one", "one"]

@@ -54,6 +54,13 @@ ADDED = {
     # Both adapters say which port they are of, and take its words.
     "names/registry/LocalRegistry/bases: [] became ['Adapter']",
     "names/registry/RegistryClient/bases: [] became ['Adapter']",
+    # A sink may be given by its URL.
+    "names/mesh/Mesh/signature: \"(*definitions: 'Workflow | Consumer', sinks: 'Sequence[Sink]' "
+    "= (), clock: 'Clock | None' = None, ids: 'Ids | None' = None, replace: 'Mapping[str, Any] "
+    "| None' = None, middleware: 'Sequence[Any]' = (), **options: 'Any') -> 'None'\" became \"(*d"
+    "efinitions: 'Workflow | Consumer', sinks: 'Sequence[Sink | str]' = (), clock: 'Clock | Non"
+    "e' = None, ids: 'Ids | None' = None, replace: 'Mapping[str, Any] | None' = None, middlewar"
+    "e: 'Sequence[Any]' = (), **options: 'Any') -> 'None'\"",
     # Ready-made steps share what fills in their templates.
     "names/mesh.ready.steps.http/Request/bases: [] became ['ReadyStep']",
     "names/mesh.ready.steps.subprocess/Program/bases: [] became ['ReadyStep']",

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from bitactor.messages.codec import token_bytes, token_from_bytes
+from bitactor.messages.faults import fault_of
 from bitactor.messages.pulse import COMPLETED, FAILED, Pulse
 from bitactor.messages.signal import Fault
-from bitactor.plan.container import NextAction, Open, Opening, Progress, Slot, Wait
+from bitactor.plan.container import FailContainer, NextAction, Open, Opening, Progress, Slot, Wait
 from bitactor.plan.plan import Scope
 from bitactor.saga.phases import BACKING_OFF, IN_FLIGHT, OPEN, WAITING
 from bitactor.saga.state import SagaState, writable
@@ -102,12 +103,15 @@ def _settle_scope(state: SagaState, scope: Scope, ttl_left: int, fault: Fault | 
     progress.open -= 1
     progress.ttl_left = min(progress.ttl_left, ttl_left)
     next_action: NextAction
-    if fault is not None:
-        next_action = container.after_failed_scope(progress, scope.key, fault)
-    else:
-        if container.chained:
-            progress.ttl = progress.ttl_left
-        next_action = container.after_scope(progress, scope.key, state.tokens[scope.returns])
+    if fault is None and container.chained:
+        progress.ttl = progress.ttl_left
+    try:
+        if fault is not None:
+            next_action = container.after_failed_scope(progress, scope.key, fault)
+        else:
+            next_action = container.after_scope(progress, scope.key, state.tokens[scope.returns])
+    except Exception as error:  # of a kind from outside; without a traceback it is the same when it is folded again
+        next_action = FailContainer(fault_of(error)._replace(traceback=""))
     _recycle(state, scope)
     if isinstance(next_action, Open):
         _open_scopes(state, index, next_action.scopes)
