@@ -5,6 +5,7 @@ A kind from elsewhere is one call, `register_kind(Repeat)`, and is declared with
 
 from typing import Final
 
+from bitactor.errors import ConfigurationError
 from bitactor.kinds.around import Around
 from bitactor.kinds.base import FunctionKind
 from bitactor.kinds.collect import Collect
@@ -34,5 +35,15 @@ KINDS: Final[dict[str, type[Kind]]] = {
 
 
 def register_kind(kind: type[Kind]) -> None:
-    """Let `from_dict` read steps of this kind, and pictures know them, from now on."""
-    KINDS[kind.label] = kind
+    """Let `from_dict` read steps of this kind, and pictures know them, from now on.
+
+    Raises:
+        ConfigurationError: it is no kind, or another one has its label.
+    """
+    label = getattr(kind, "label", "")
+    if not (isinstance(kind, type) and issubclass(kind, Kind) and isinstance(label, str) and label):
+        raise ConfigurationError(f"register_kind takes a class below bitactor.kinds.base.ContainerKind, not {kind!r}")
+    if KINDS.setdefault(label, kind) is not kind:
+        raise ConfigurationError(
+            f"there is a kind {label!r} already, {KINDS[label].__qualname__}; give it another label"
+        )

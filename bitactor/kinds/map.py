@@ -155,8 +155,9 @@ class Map(ContainerKind):
                 "ordered= and on_error= "
                 "have no meaning there"
             )
-        self.over, self.function, self.workflow, self.batch, self.ordered = over, function, workflow, batch, ordered
-        self.on_error, self.keep, self.reduce, self.initial, self.whole = on_error, keep, reduce, initial, whole
+        self.over, self.function, self.workflow, self.batch = over, function, workflow, batch
+        self.on_error, self.reduce, self.initial, self.whole = on_error, reduce, initial, whole
+        self.ordered, self.keep = bool(ordered), bool(keep)  # None is neither given nor the default when it is written
         self.elements = dict(elements)
         self.factory: Callable[..., Any] | None = over if callable(over) else None
 

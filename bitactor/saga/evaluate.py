@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bitactor.errors import InvalidOutcome
 from bitactor.messages.codec import encode_token
 from bitactor.messages.outcome import Continue, Ok
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Signal
@@ -60,7 +61,9 @@ def _evaluated(index: int, said: Open | Skip | Close, arguments: dict[str, Any])
         return Evaluated(index, True, arguments, opening=said.scopes)
     if isinstance(said, Close):
         return Evaluated(index, True, answer=(said.token,))
-    return Evaluated(index, False)
+    if isinstance(said, Skip):
+        return Evaluated(index, False)
+    raise InvalidOutcome(f"a container answered {said!r}; it opens scopes, closes or skips")
 
 
 def signal_of(state: SagaState, step: PlanStep, direction: str, fault: Fault | None) -> Signal:

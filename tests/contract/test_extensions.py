@@ -13,7 +13,7 @@ import pytest
 
 from bitactor import Context, Resource, Workflow
 from bitactor.errors import ConfigurationError, DefinitionError, WorkflowFailed
-from bitactor.kinds import KINDS
+from bitactor.kinds import KINDS, register_kind
 from bitactor.patterns import Bulkhead
 from bitactor.ports import StoreQueries
 from bitactor.testing import run_workflow
@@ -151,10 +151,18 @@ async def test_an_added_pattern_stands_around_a_steps_attempts() -> None:
     assert about == {"pattern": "call count", "name": "calls", "calls": 2, "failed": 1}
 
 
-async def test_an_added_kind_that_raises_fails_and_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+def _raises(*given: Any) -> Any:
+    raise KeyError("what a kind from outside does wrong")
+
+
+def _answers(*given: Any) -> str:
+    return "what a kind from outside does wrong"
+
+
+@pytest.mark.parametrize("wrong", [_raises, _answers])
+async def test_an_added_kind_that_errs_fails_and_is_undone(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Bad(TwiceContainer):
-        def after_scope(self, progress: Any, key: str, token: Any) -> Any:
-            raise KeyError("what a kind from outside does wrong")
+        after_scope = wrong
 
     class Wrong(Twice):
         label = "wrong"
@@ -170,3 +178,15 @@ async def test_an_added_kind_that_raises_fails_and_is_undone(monkeypatch: pytest
             await run(mesh, "outer")
         assert mesh.node.about()["healthy"]
     assert taken_back == ["one", "one"]
+
+
+def test_an_added_kind_is_one_and_has_a_label_of_its_own() -> None:
+    class Again(Twice):
+        label = "map"
+
+    for kind in (None, 3, object, Twice("it", Workflow("w")), type("Unnamed", (Twice,), {"label": ""})):
+        with pytest.raises(ConfigurationError, match="register_kind takes a class"):
+            register_kind(kind)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="there is a kind 'map' already"):
+        register_kind(Again)
+    register_kind(Twice)
