@@ -63,7 +63,7 @@ def _evaluated(index: int, said: Open | Skip | Close, arguments: dict[str, Any])
         return Evaluated(index, True, answer=(said.token,))
     if isinstance(said, Skip):
         return Evaluated(index, False)
-    raise InvalidOutcome(f"a container answered {said!r}; it opens scopes, closes or skips")
+    raise InvalidOutcome(f"a container answered a {type(said).__name__}; it opens scopes, closes or skips")
 
 
 def signal_of(state: SagaState, step: PlanStep, direction: str, fault: Fault | None) -> Signal:

@@ -110,10 +110,12 @@ def _settle_scope(state: SagaState, scope: Scope, ttl_left: int, fault: Fault | 
             next_action = container.after_failed_scope(progress, scope.key, fault)
         else:
             next_action = container.after_scope(progress, scope.key, state.tokens[scope.returns])
-    except Exception as error:  # of a kind from outside; without a traceback it is the same when it is folded again
+    except BaseException as error:  # a kind from outside can do anything
+        # Without a traceback it is the same when it is folded again.
         next_action = FailContainer(fault_of(error)._replace(traceback=""))
     if not isinstance(next_action, NextAction):
-        text = f"the container of {state.steps[index].address!r} answered {next_action!r}; it says what follows"
+        answer = type(next_action).__name__  # its repr may differ when it is folded again
+        text = f"the container of {state.steps[index].address!r} answered a {answer}; it says what follows"
         next_action = FailContainer(Fault("bitactor.errors:InvalidOutcome", text))
     _recycle(state, scope)
     if isinstance(next_action, Open):
