@@ -178,9 +178,7 @@ async def test_an_added_kind_that_errs_fails_and_is_undone(wrong: Any, monkeypat
     outer.declare(Wrong, name="wrong", workflow=nested)
     assert run_workflow(outer).status == "compensated" and taken_back == ["one"]
     async with Mesh(outer) as mesh:
-        with pytest.raises(
-            WorkflowFailed, match=r"what a kind from outside does wrong|answered a str;"
-        ):
+        with pytest.raises(WorkflowFailed, match=r"what a kind from outside does wrong|answered a str;"):
             await run(mesh, "outer")
         assert mesh.node.about()["healthy"]
     assert taken_back == ["one", "one"]
