@@ -167,7 +167,7 @@ def test_a_stopped_process_is_fenced_and_told_so(endpoint: str, directory: Path,
         assert child.ask("current", "x", before) is False
         assert child.ask("lost", "x") == [before, None]
         assert child.ask("lost", "x") == [before, "here"]
-        assert here.is_current(taken)
+        until(lambda: here.is_current(taken))  # on a busy machine a lease may run out for a moment
         assert here.await_name("y", PATIENCE)[0].holder == "there"
 
 
@@ -197,8 +197,9 @@ def test_a_killed_server_is_repopulated_by_its_clients(
         later = here.register("later", unique=True, timeout=PATIENCE)
         until(lambda: again.ask("count") == 5)
         print(f"repopulated and settled {time.monotonic() - began:.3f} s after the server was started again")
+        until(lambda: (entry := here.get("mine")) is not None and here.is_current(entry))
         held = here.get("mine")
-        assert held is not None and here.is_current(held) and held.epoch >= mine.epoch
+        assert held is not None and held.epoch >= mine.epoch
         assert later.epoch > max(mine.epoch, first, held.epoch >> 32 << 32)
         assert later.epoch >> 32 == 2
         until(lambda: there.ask("current", "x", here.lookup("x")[0].epoch) is True)
@@ -254,7 +255,8 @@ def test_hostile_frames_are_counted_and_survived(endpoint: str) -> None:
         stranger.send(b"x" * (wire.MAX_FRAME_BYTES + 1))
         stranger.close(0)
         context.term()
-        assert here.is_current(entry) and here.register("y").name == "y"
+        until(lambda: here.is_current(entry))
+        assert here.register("y").name == "y"
         assert here.ping(PATIENCE) < PATIENCE
         statistics = server.statistics()
         assert statistics.failed == 0
