@@ -84,6 +84,19 @@ def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
     return token_from_bytes(pack(value, limit))
 
 
+def check_token(token: Any) -> None:
+    """Raises `InvalidOutcome` or `SignalTooLarge` unless `token` is what `encode_token` could have made."""
+    kind = type(token)
+    if kind is Packed:
+        if len(token) > MAX_TOKEN_BYTES:
+            raise SignalTooLarge(
+                f"{len(token):,} bytes packed, the limit is {MAX_TOKEN_BYTES:,}; keep large data elsewhere and pass a "
+                "reference"
+            )
+    elif kind not in _SCALARS and not ((kind is str or kind is int) and encode_token(token) is token):
+        raise InvalidOutcome(f"a {kind.__name__} where a token should be; encode_token makes one of a value")
+
+
 def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
     """`value` as msgpack bytes; raises as `encode_token` does."""
     try:
@@ -297,6 +310,6 @@ def _is_deep(value: Any) -> bool:
 
 
 __all__ = [
-    "MAX_DEPTH", "MAX_TOKEN_BYTES", "Packed", "decode_token", "encode_token", "join_packed_lists", "pack",
-    "token_bytes", "token_from_bytes", "unpack",
+    "MAX_DEPTH", "MAX_TOKEN_BYTES", "Packed", "check_token", "decode_token", "encode_token", "join_packed_lists",
+    "pack", "token_bytes", "token_from_bytes", "unpack",
 ]  # fmt: skip

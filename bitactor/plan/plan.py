@@ -256,11 +256,11 @@ class Container(ABC):
 
     def after_failed_scope(self, progress: Progress, key: str, fault: Fault) -> NextAction:
         """The next action once scope `key` has failed and nothing of it runs any more.  Pure, as `after_scope` is."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} catches failures; give it an after_failed_scope()")
 
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
         """The next action after `after_scope` said `Consult`.  User code may run here, as in `open`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} asks to be consulted; give it a consult()")
 
     def release(self, transaction: str) -> None:  # noqa: B027 - most hold nothing
         """Drop what is held in this process for a transaction, which has settled."""

@@ -23,6 +23,7 @@ from bitactor.saga.forward import (
 )
 from bitactor.saga.phases import HALTING, IN_FLIGHT, OPEN, WAITING
 from bitactor.saga.rollback import continue_stopping, pause_function_around
+from bitactor.saga.rules.answers import checked_openings, decision_fault
 from bitactor.saga.rules.scopes import opening_data
 from bitactor.saga.turn import Turn
 
@@ -95,7 +96,12 @@ def proceeded(turn: Turn, event: Proceeded) -> None:
     container = step.scope.container
     progress = state.progress[container]
     if not progress.proceeding:
-        turn.record_step(container, SPAWNED, data={"opening": opening_data(step.around_container.nested(progress))})
+        try:
+            opening = checked_openings(state, container, step.around_container.nested(progress))
+        except BaseException as error:  # of a kind from outside
+            fail(turn, container, decision_fault(state.steps[container], error))
+            return
+        turn.record_step(container, SPAWNED, data={"opening": opening_data(opening)})
         for other in [other for other in state.awaiting_redelivery if not state.awaits_proceed(other)]:
             state.awaiting_redelivery.discard(other)
             if state.states[other] in IN_FLIGHT:

@@ -6,20 +6,33 @@ User code runs here, once; the saga records what came of it, and nothing is eval
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from bitactor.errors import InvalidOutcome
 from bitactor.messages.codec import encode_token
-from bitactor.messages.outcome import Continue, Ok
+from bitactor.messages.outcome import Continue, Ok, Outcome
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Signal
 from bitactor.plan.arguments import BoundArguments, argument_values, transform_arguments
 from bitactor.plan.container import Close, ContainerArguments, Open, Skip
-from bitactor.plan.plan import PlanStep
+from bitactor.plan.plan import Callback, PlanStep
 from bitactor.saga.events import Evaluated
 from bitactor.saga.phases import OPEN
+from bitactor.saga.rules.answers import CONSULTED, INVALID_OUTCOME, OPENED, checked_answer, decision_fault
 from bitactor.saga.state import SagaState
 
 _new = tuple.__new__
+
+
+def decide(state: SagaState, index: int) -> tuple[Evaluated, BaseException | None]:
+    """What `evaluate` says; or that the step fails, and the error it fails with."""
+    try:
+        return evaluate(state, index), None
+    except BaseException as error:
+        fault = decision_fault(state.steps[index], error)
+        if fault.type == INVALID_OUTCOME:  # what it is made of in another process
+            error = InvalidOutcome(fault.message).with_traceback(error.__traceback__)
+        return Evaluated(index, True, None, fault), error
 
 
 def evaluate(state: SagaState, index: int) -> Evaluated:
@@ -36,24 +49,31 @@ def evaluate(state: SagaState, index: int) -> Evaluated:
     if step.when is not None or step.guard is not None:
         values = BoundArguments(step.arguments, state.tokens, step.address, arguments)()
         values |= argument_values(step.when_arguments, state.tokens, step.address)
-        if step.when is not None and not step.when.function(**{name: values[name] for name in step.when.takes}):
+        if step.when is not None and not _asked(step.when, values):
             return Evaluated(index, False)
         if step.guard is not None:
-            answer = step.guard.function(**{name: values[name] for name in step.guard.takes})
+            answer = _asked(step.guard, values)
             if answer is not None:
                 return Evaluated(
                     index, True, answer=(encode_token(answer.value if isinstance(answer, Ok | Continue) else answer),)
                 )
     if step.container is None:
         return Evaluated(index, True, arguments)
-    return _evaluated(
-        index, step.container.open(ContainerArguments(step.arguments, state.tokens, step.address, arguments)), arguments
-    )
+    answer = step.container.open(ContainerArguments(step.arguments, state.tokens, step.address, arguments))
+    return _evaluated(index, checked_answer(state, index, answer, OPENED), arguments)
+
+
+def _asked(callback: Callback, values: Mapping[str, Any]) -> Any:
+    answer = callback.function(**{name: values[name] for name in callback.takes})
+    if isinstance(answer, Outcome):
+        raise answer
+    return answer
 
 
 def _consult(state: SagaState, step: PlanStep) -> Evaluated:
     given = ContainerArguments(step.arguments, state.tokens, step.address, state.evaluated.get(step.index, {}))
-    return _evaluated(step.index, state.container_of(step.index).consult(given, state.progress[step.index]), {})
+    answer = state.container_of(step.index).consult(given, state.progress[step.index])
+    return _evaluated(step.index, checked_answer(state, step.index, answer, CONSULTED), {})
 
 
 def _evaluated(index: int, said: Open | Skip | Close, arguments: dict[str, Any]) -> Evaluated:
@@ -61,9 +81,7 @@ def _evaluated(index: int, said: Open | Skip | Close, arguments: dict[str, Any])
         return Evaluated(index, True, arguments, opening=said.scopes)
     if isinstance(said, Close):
         return Evaluated(index, True, answer=(said.token,))
-    if isinstance(said, Skip):
-        return Evaluated(index, False)
-    raise InvalidOutcome(f"a container answered a {type(said).__name__}; it opens scopes, closes or skips")
+    return Evaluated(index, False)
 
 
 def signal_of(state: SagaState, step: PlanStep, direction: str, fault: Fault | None) -> Signal:

@@ -34,7 +34,6 @@ from bitactor.saga import (
     Dispatch,
     EmissionAccepted,
     Evaluate,
-    Evaluated,
     GraceExpired,
     Lost,
     Recovered,
@@ -44,7 +43,8 @@ from bitactor.saga import (
     Saga,
     input_tokens,
 )
-from bitactor.saga.evaluate import evaluate, signal_of
+from bitactor.saga.evaluate import decide, signal_of
+from bitactor.saga.phases import IN_FLIGHT, OPEN, UNDO_RUNNING
 from bitactor.testing.fakes import FakeClock, FakeTimer, SequentialIds
 from bitactor.testing.faults import Crash, FaultPlan, Faults, Lose
 from bitactor.testing.hops import Hop, NeedsMesh
@@ -212,11 +212,19 @@ class _Runner:
                 break
             due_ns = self.clock.next_timer_ns()
             if due_ns is None:
-                names = ", ".join(repr(self.saga.state.steps[index].name) for index in self.hanging)
-                raise ConfigurationError(f"{names} would hang for ever; give it a timeout, or the workflow a deadline")
+                raise ConfigurationError(
+                    f"{self._waiting_for()} would hang for ever; give it a timeout, or the workflow a deadline"
+                )
             self.clock.advance_to(due_ns)
         for timer in (*self.timers, *self.hop_timers.values(), *((self.deadline,) if self.deadline else ())):
             timer.cancel()
+
+    def _waiting_for(self) -> str:
+        """The steps that never end; the workflow if there are none."""
+        state = self.saga.state
+        running = [index for index, now in enumerate(state.states) if now in (*IN_FLIGHT, OPEN, UNDO_RUNNING)]
+        names = [repr(state.steps[index].name) for index in self.hanging or running]
+        return ", ".join(names) or f"workflow {self.plan.workflow!r}"
 
     def trace(self) -> Trace:
         state = self.saga.state
@@ -329,16 +337,12 @@ class _Runner:
 
     def _evaluate(self, index: int) -> None:
         state = self.saga.state
-        step = state.steps[index]
-        try:
-            evaluated = evaluate(state, index)
-        except Exception as error:
-            self.errors[hop_id(state.transaction, step.name)] = error
-            fault = fault_of(error)
-            message = f"deciding on {step.address!r}: {fault.message}"
-            self.events.append(Evaluated(index, True, None, fault._replace(message=message)))
-        else:
-            self.events.append(evaluated)
+        evaluated, error = decide(state, index)
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        if error is not None:
+            self.errors[hop_id(state.transaction, state.steps[index].name)] = error
+        self.events.append(evaluated)
 
     def _deliver(self, command: Deliver) -> None:
         emission = command.emission

@@ -27,14 +27,13 @@ from bitactor.saga import (
     Dispatch,
     Emission,
     Evaluate,
-    Evaluated,
     GraceExpired,
     Proceeded,
     Replied,
     RetryDue,
     Settle,
 )
-from bitactor.saga.evaluate import evaluate, signal_of
+from bitactor.saga.evaluate import decide, signal_of
 from bitactor.saga.phases import COMPENSATING, UNDO_RUNNING
 from mesh.hops.executor import Executor
 from mesh.hops.ports import ENDED, Actor
@@ -158,20 +157,10 @@ class CommandHandler:
     def _evaluate(self, live: LiveTransaction, command: Evaluate) -> None:
         """Ask the step's user code, once, and enqueue its answer, which is recorded."""
         state = live.state
-        step = state.steps[command.step]
-        try:
-            evaluated = evaluate(state, command.step)
-        except BaseException as error:
-            live.errors[join_hop_id(state.salt, step.forward_code)] = error
-            fault = fault_of(error)
-            self._enqueue(
-                live,
-                Evaluated(
-                    command.step, True, None, fault._replace(message=f"deciding on {step.address!r}: {fault.message}")
-                ),
-            )
-        else:
-            self._enqueue(live, evaluated)
+        evaluated, error = decide(state, command.step)
+        if error is not None:
+            live.errors[join_hop_id(state.salt, state.steps[command.step].forward_code)] = error
+        self._enqueue(live, evaluated)
 
     def _arm_retry(self, live: LiveTransaction, command: ArmRetry) -> None:
         index = command.step

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from bitactor.messages.codec import token_bytes, token_from_bytes
-from bitactor.messages.faults import fault_of
 from bitactor.messages.pulse import COMPLETED, FAILED, Pulse
 from bitactor.messages.signal import Fault
 from bitactor.plan.container import FailContainer, NextAction, Open, Opening, Progress, Slot, Wait
 from bitactor.plan.plan import Scope
 from bitactor.saga.phases import BACKING_OFF, IN_FLIGHT, OPEN, WAITING
+from bitactor.saga.rules.answers import FOLLOWING, checked_answer, decision_fault, scope_paths
 from bitactor.saga.state import SagaState, writable
 from bitactor.saga.then import is_settled, resolve
 
@@ -68,17 +68,18 @@ def _scope_for(state: SagaState, index: int, opening: Opening) -> Scope:
     """A settled scope of the same body, opened again, or a new one."""
     container = state.steps[index]
     body = state.container_of(index).bodies[opening.body]
+    paths = scope_paths(container.name, opening.key, body)
     free_scopes = state.free_scopes.get(id(body))
     if free_scopes:
         scope = free_scopes.pop()
         scope.open(index, opening.key)
         steps = [state.steps[at] for at in scope.indices]
-        for step, local in zip(steps, body.steps, strict=True):
-            step.rename(_path(container.name, opening.key, local.name))
+        for step, path in zip(steps, paths, strict=True):
+            step.rename(path)
     else:
         state.copy_plan_steps()
         scope = Scope(body, len(state.tokens), index, opening.key)
-        steps = [step.instance(scope, _path(container.name, opening.key, step.name)) for step in body.steps]
+        steps = [step.instance(scope, path) for step, path in zip(body.steps, paths, strict=True)]
         state.append_steps(steps, len(body.inputs))
     if container.scope is not None:
         container.scope.children[scope.base] = scope
@@ -107,16 +108,13 @@ def _settle_scope(state: SagaState, scope: Scope, ttl_left: int, fault: Fault | 
         progress.ttl = progress.ttl_left
     try:
         if fault is not None:
-            next_action = container.after_failed_scope(progress, scope.key, fault)
+            answer = container.after_failed_scope(progress, scope.key, fault)
         else:
-            next_action = container.after_scope(progress, scope.key, state.tokens[scope.returns])
+            answer = container.after_scope(progress, scope.key, state.tokens[scope.returns])
+        next_action = checked_answer(state, index, answer, FOLLOWING)
     except BaseException as error:  # a kind from outside can do anything
         # Without a traceback it is the same when it is folded again.
-        next_action = FailContainer(fault_of(error)._replace(traceback=""))
-    if not isinstance(next_action, NextAction):
-        answer = type(next_action).__name__  # its repr may differ when it is folded again
-        text = f"the container of {state.steps[index].address!r} answered a {answer}; it says what follows"
-        next_action = FailContainer(Fault("bitactor.errors:InvalidOutcome", text))
+        next_action = FailContainer(decision_fault(state.steps[index], error)._replace(traceback=""))
     _recycle(state, scope)
     if isinstance(next_action, Open):
         _open_scopes(state, index, next_action.scopes)
@@ -274,7 +272,3 @@ def opening_data(openings: Iterable[Opening]) -> list[list[Any]]:
         [key, body, [token.place if type(token) is Slot else bytes(token_bytes(token)) for token in inputs]]
         for key, body, inputs in openings
     ]
-
-
-def _path(container: str, key: str, step: str) -> str:
-    return "/".join(part for part in (container, key, step) if part)

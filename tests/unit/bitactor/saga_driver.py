@@ -7,7 +7,6 @@ from typing import Any
 
 from bitactor import Workflow
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.messages.faults import fault_of
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
 from bitactor.plan.arguments import RawArguments, argument_values
@@ -25,7 +24,7 @@ from bitactor.saga import (
     ResumeRequested,
     Saga,
 )
-from bitactor.saga.evaluate import evaluate
+from bitactor.saga.evaluate import decide
 from bitactor.saga.events import CancelRequested, UndoRequested
 from bitactor.saga.phases import IN_FLIGHT, UNDO_RUNNING
 from bitactor.testing.hops import Hop
@@ -37,9 +36,17 @@ FAULT = Fault("builtins:ValueError", "boom")
 class Driver:
     """One transaction; hops are named by their path."""
 
-    def __init__(self, workflow: Workflow, input: Mapping[str, Any] | None = None, *, ttl: int | None = None) -> None:
+    def __init__(
+        self,
+        workflow: Workflow,
+        input: Mapping[str, Any] | None = None,
+        *,
+        ttl: int | None = None,
+        transaction: str = TRANSACTION,
+    ) -> None:
         self.plan = workflow.check()
-        self.saga = Saga(self.plan, TRANSACTION)
+        self.transaction = transaction
+        self.saga = Saga(self.plan, transaction)
         self.journal: list[Pulse] = []
         self.commands: list[Command] = []
         self.evaluated: list[Evaluated] = []
@@ -61,10 +68,7 @@ class Driver:
 
     def decision(self, index: int) -> Evaluated:
         """What a supervisor would say."""
-        try:
-            made = evaluate(self.saga.state, index)
-        except Exception as error:
-            made = Evaluated(index, True, None, fault_of(error))
+        made, _ = decide(self.saga.state, index)
         self.evaluated.append(made)
         return made
 
@@ -91,7 +95,7 @@ class Driver:
         hop = self.saga.state.undo_hop(index) if undoing else self.saga.state.hops[index]
         token = encode_token(value) if outcome in ("ok", "continue") else None
         return Reply(
-            TRANSACTION, hop, self.saga.state.deliveries[index], self.saga.state.epoch, outcome, token, **fields
+            self.transaction, hop, self.saga.state.deliveries[index], self.saga.state.epoch, outcome, token, **fields
         )
 
     def answer(self, path: str, value: Any = None, outcome: str = "ok", **fields: Any) -> list[Pulse]:
@@ -108,7 +112,7 @@ class Driver:
         values = RawArguments(*bound)() if step.takes_raw_arguments else argument_values(*bound)
         known = self.reply(path)
         signal = Signal(
-            name=step.address, transaction=TRANSACTION, root=TRANSACTION, hop=known.hop, causes=(),
+            name=step.address, transaction=self.transaction, root=self.transaction, hop=known.hop, causes=(),
             direction=UNDO if undoing else FORWARD, attempt=1, delivery=known.delivery, epoch=known.epoch,
             ttl=self.saga.state.ttls[index], budget_ns=None, token=None, path=path,
         )  # fmt: skip
@@ -156,7 +160,7 @@ class Driver:
         self.commands.clear()
         for step in self.plan.containers:
             assert step.container is not None
-            step.container.release(TRANSACTION)
+            step.container.release(self.transaction)
         self.feed(Recovered("another", self.saga.state.epoch + 1))
 
     def resume(self) -> None:
