@@ -4,16 +4,18 @@ from outside the packages, `tests/twice_kind.py`."""
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from bitactor import Element, Halt, Input, Value, Workflow
 from bitactor.errors import DefinitionError
 from bitactor.kinds import KINDS
+from bitactor.kinds.result_types import step_type
 from bitactor.messages.signal import FORWARD
 from bitactor.saga import Saga
 from bitactor.saga.events import Proceeded
@@ -22,6 +24,7 @@ from bitactor.testing.hops import NeedsMesh
 from mesh import Mesh
 from tests.twice_kind import Twice
 from tests.unit.bitactor.saga_driver import Driver
+from tests.wrong_kinds import WRONG, Thrice
 
 BOUND = 30.0
 
@@ -30,6 +33,10 @@ BOUND = 30.0
 
 def double(x: int) -> int:
     return 2 * x
+
+
+def pair(x: int) -> dict[str, int]:
+    return {"x": 2 * x, "of": x}  # the token of a mapping is not its value
 
 
 def finish(x: int) -> int:
@@ -70,7 +77,7 @@ def enough(x: int) -> bool:
 def nested() -> Workflow:
     workflow = Workflow("nested", input={"x": int}, ttl=60)
     workflow.add(double, name="one", undo=undo, spawn="inline")
-    workflow.add(double, name="two", undo=undo, spawn="inline", bind={"x": Input("x")}, after=["one"])
+    workflow.add(pair, name="two", undo=undo, spawn="inline", bind={"x": Input("x")}, after=["one"])
     return workflow
 
 
@@ -94,8 +101,18 @@ CASES: dict[str, Callable[[Workflow], Any]] = {
 }
 
 
-def made(case: str) -> Workflow:
-    workflow = Workflow(case, input={"x": int}, ttl=60, redeliveries=100)
+class Noting(Workflow):
+    """A workflow that notes the options of the step that was declared last by its kind."""
+
+    noted: Mapping[str, Any] = {}
+
+    def declare(self, kind: Any, function: Any = None, /, **options: Any) -> Any:
+        self.noted = options
+        return super().declare(kind, function, **options)
+
+
+def made(case: str) -> Noting:
+    workflow = Noting(case, input={"x": int}, ttl=60, redeliveries=100)
     workflow.add(double, name="first", undo=undo)
     step = CASES[case](workflow)
     assert workflow.steps["it"].label == case.partition(" ")[0], step
@@ -106,15 +123,33 @@ def made(case: str) -> Workflow:
     return workflow
 
 
-every_case = pytest.mark.parametrize("case", CASES)
+SUITE: list[Callable[[str], None]] = []
+
+
+def every_case(test: Callable[[str], None]) -> Callable[[str], None]:
+    """Let a test be part of the suite: it is run with each case."""
+    SUITE.append(test)
+    return pytest.mark.parametrize("case", CASES)(test)
 
 
 def test_every_kind_is_here() -> None:
     assert {case.partition(" ")[0] for case in CASES} == {*KINDS}
 
 
-def run_all(driver: Driver, *, crashing: bool = False) -> None:
-    """Every hop, until there is none; a function around steps asks for them, and answers once they are done."""
+def crash(driver: Driver, case: str) -> None:
+    """Another process takes up, with a plan of its own."""
+    driver.plan = made(case).check()
+    driver.crash()
+
+
+def run_all(driver: Driver) -> None:
+    """Every hop, until there is none."""
+    for _ in hops(driver):
+        pass
+
+
+def hops(driver: Driver) -> Iterator[None]:
+    """Every hop, one for each `next`; a function around steps asks for them, and answers once they are done."""
     proceeded = set()
     while paths := driver.flying:
         for path in [path for path in paths if path != "it/around"] or paths:
@@ -129,9 +164,10 @@ def run_all(driver: Driver, *, crashing: bool = False) -> None:
                 driver.feed(Proceeded(index, hop[1]))
                 break
             assert Saga.fold(driver.plan, driver.journal).state.snapshot() == driver.saga.state.snapshot()
-            if crashing:
-                driver.crash()
-                break
+            saga = driver.saga
+            yield
+            if saga is not driver.saga:
+                break  # another process has taken up
         driver.forget_commands()
 
 
@@ -152,11 +188,42 @@ def test_it_runs_under_run_workflow(case: str) -> None:
 def test_the_fold_of_its_journal_is_its_state_and_another_process_ends_it_alike(case: str) -> None:
     driver, crashing = Driver(made(case), {"x": 2}), Driver(made(case), {"x": 2})
     run_all(driver)
-    run_all(crashing, crashing=True)
+    for _ in hops(crashing):
+        crash(crashing, case)
     assert driver.status == crashing.status == "completed"
     assert driver.result() == crashing.result()
     done = driver.kinds("completed", "skipped")
     assert sorted(crashing.kinds("completed", "skipped")) == sorted(done)
+
+
+@every_case
+def test_transactions_side_by_side_on_one_plan_do_not_mix(case: str) -> None:
+    workflow = made(case)
+    drivers = [Driver(workflow, {"x": x}, transaction=f"{x:032x}") for x in (2, 3, 5)]
+    running = [hops(driver) for driver in drivers]
+    while running:
+        running = [driver for driver in running if next(driver, "done") != "done"]
+    for x, driver in zip((2, 3, 5), drivers, strict=True):
+        alone = Driver(made(case), {"x": x})
+        run_all(alone)
+        assert (driver.status, driver.kinds(), driver.result()) == ("completed", alone.kinds(), alone.result())
+
+
+@every_case
+def test_its_result_is_plain_data_of_the_type_it_says(case: str) -> None:
+    workflow = made(case)
+    driver = Driver(workflow, {"x": 2})
+    run_all(driver)
+    TypeAdapter(step_type(workflow.steps["it"])).validate_json(json.dumps(driver.result()), strict=True)
+
+
+@every_case
+def test_it_takes_no_more_hops_than_it_says_and_each_is_another(case: str) -> None:
+    driver = Driver(made(case), {"x": 2})
+    run_all(driver)
+    spawned = [pulse for pulse in driver.journal if pulse.kind == "spawned" and "opening" not in (pulse.data or {})]
+    assert len({pulse.hop for pulse in spawned}) == len(spawned)
+    assert driver.plan.ttl - min(pulse.ttl for pulse in spawned) <= driver.plan.depth
 
 
 @every_case
@@ -177,7 +244,7 @@ def test_it_halts_and_is_resumed(case: str) -> None:
     driver.answer(driver.flying[0], outcome="halt", reason="")
     run_all(driver)
     assert driver.status == "halted"
-    driver.crash()
+    crash(driver, case)
     driver.resume()
     run_all(driver)
     run_all(straight)
@@ -209,6 +276,9 @@ def test_its_picture_shows_every_step_and_what_happened(case: str) -> None:
 def test_as_data_and_back_it_makes_an_equal_plan(case: str) -> None:
     workflow = made(case)
     data = workflow.to_dict()
+    own, written = type(workflow.steps["it"].kind).keys, next(step for step in data["steps"] if step["name"] == "it")
+    for name in own.keys() & workflow.noted.keys():
+        assert name in written or name in written.get("bind", {}) or workflow.noted[name] in (None, own[name].default)
     again = Workflow.from_dict(json.loads(json.dumps(data)))
     assert again.check().digest == workflow.check().digest
     assert again.to_dict() == data and again.describe() == workflow.describe()
@@ -229,6 +299,27 @@ async def test_it_runs_and_is_undone_in_a_mesh(durable: bool, tmp_path: Path) ->
             assert (case, await failed[case].ended(BOUND)) == (case, "compensated")
             undone = [pulse.step for pulse in failed[case].raw_pulses() if pulse.kind == "undone"]
             assert undone[-1] == "first" and "done" in workflow.mermaid(runs[case].raw_pulses())
+
+
+# What the contract finds
+
+
+def fails(test: Callable[[str], None], case: str) -> bool:
+    try:
+        test(case)
+    except (Exception, pytest.fail.Exception):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("kind", [Thrice, *WRONG], ids=lambda kind: kind.label)
+def test_a_kind_that_is_wrong_fails(kind: type[Thrice], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, kind.label, kind)  # as `register_kind` does, for this test only
+    monkeypatch.setitem(
+        CASES, kind.label, lambda workflow: workflow.declare(kind, name="it", workflow=nested(), note=enough)
+    )
+    failed = {test.__name__ for test in SUITE if fails(test, kind.label)}
+    assert (WRONG[kind] in failed) if kind in WRONG else not failed, failed
 
 
 # The one from outside
