@@ -30,6 +30,7 @@ from bitactor.kinds import (
     Recurse,
     Switch,
     Template,
+    is_registered,
 )
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.declaration import Declaration as Workflow  # what a user nests, and reads in these signatures
@@ -80,6 +81,10 @@ class DeclaresKinds(Declaration):
 
         Options: those of the kind, beside those of `step`, or, if it has no function, bind, after, when, guard.
         """
+        if not is_registered(kind):
+            raise DefinitionError(
+                f"workflow {self.name!r}: declare takes the class of a kind that register_kind was given, not {kind!r}"
+            )
         own = {name: options.pop(name) for name in kind.keys if name in options}
         wanted = {name for name, key in kind.keys.items() if key.required}
         missing = next((name for name in kind.keys if name in wanted - own.keys() - {"function"}), None)

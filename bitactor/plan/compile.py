@@ -7,14 +7,14 @@ from typing import Any
 
 from bitactor.declare.resource import Resource
 from bitactor.declare.step import Step
-from bitactor.errors import DuplicateName, MissingReturn
+from bitactor.errors import DefinitionError, DuplicateName, MissingReturn
 from bitactor.messages.duration import nanoseconds, nanoseconds_or_none
 from bitactor.plan.bind import bind_parameters, compile_predicate
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.dependencies import steps_waited_for
 from bitactor.plan.kind import Site, kind_of
 from bitactor.plan.order import refuse_too_deep, topological_order
-from bitactor.plan.plan import Plan, PlanStep, plan_digest
+from bitactor.plan.plan import Container, Plan, PlanStep, plan_digest
 from bitactor.plan.steps import has_no_undo
 
 
@@ -100,6 +100,7 @@ def _compile_step(
     arguments, injected = bind_parameters(workflow, step, slots, what, kind.parameters(what))
     dependencies = tuple(slots[other] for other in waits_for)
     compiled = kind.compile(Site(workflow, step, what, f"{address}/{step.name}", arguments, injected))
+    _refuse_miscompiled(what, compiled)
     compiled.index, compiled.name, compiled.address = slots[step.name], step.name, f"{address}/{step.name}"
     compiled.dependencies, compiled.deferred = dependencies, step.deferred
     for role in ("when", "guard"):
@@ -111,3 +112,24 @@ def _compile_step(
     compiled.needs_evaluation = decided or compiled.when is not None or compiled.guard is not None
     compiled.forward_code = compiled.code("forward", 1)
     return compiled
+
+
+def _refuse_miscompiled(what: str, compiled: Any) -> None:
+    """Raises `DefinitionError` unless a step of a kind, which may be from outside, is one that a plan can hold."""
+    if not isinstance(compiled, PlanStep):
+        raise DefinitionError(
+            f"{what} compiles to a {type(compiled).__name__}; the compile() of its kind gives a PlanStep"
+        )
+    container = compiled.container
+    if container is None:
+        return
+    kind = f"{what}: its container, of the kind {compiled.kind!r},"
+    if not isinstance(container, Container):
+        raise DefinitionError(f"{kind} is a {type(container).__name__}; it is one below bitactor.kinds.base.Container")
+    bodies, depth = container.bodies, container.depth
+    if not isinstance(bodies, tuple) or not bodies or not all(isinstance(body, Plan) for body in bodies):
+        raise DefinitionError(
+            f"{kind} has no bodies; give it a tuple of plans, such as (workflow.nested_plan(address),)"
+        )
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise DefinitionError(f"{kind} has depth={depth!r}; it is the number of hops on its longest path, at least 1")

@@ -191,6 +191,68 @@ def test_an_added_kind_is_one_and_has_a_label_of_its_own() -> None:
     for kind in (None, 3, object, Twice("it", Workflow("w")), type("Unnamed", (Twice,), {"label": ""})):
         with pytest.raises(ConfigurationError, match="register_kind takes a class"):
             register_kind(kind)  # type: ignore[arg-type]
+    for lacking, said in (
+        ({"keys": None}, "has no keys: a mapping"),
+        ({"keys": {"workflow": Workflow}}, "has no keys: a mapping"),
+        ({"container": None}, "has no container: its class below"),
+        ({"__abstractmethods__": frozenset(("compile",))}, r"has no compile\(\)$"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"the kind 'lacking', Lacking, {said}"):
+            register_kind(type("Lacking", (Twice,), {"label": "lacking", **lacking}))
     with pytest.raises(ConfigurationError, match="there is a kind 'map' already"):
         register_kind(Again)
     register_kind(Twice)
+
+
+def test_what_is_declared_is_a_kind_that_was_added() -> None:
+    class Unknown(Twice):
+        label = "unknown"
+
+    class Again(Twice):
+        pass
+
+    nested, outer = Workflow("nested"), Workflow("outer")
+    nested.step(lambda: 1, name="one")
+    for kind in (None, 3, int, "map", object(), Unknown, Again, Twice("it", nested)):
+        with pytest.raises(DefinitionError, match="workflow 'outer': declare takes the class of a kind that register_"):
+            outer.declare(kind, name="it", workflow=nested)  # type: ignore[arg-type]
+    assert not outer.steps
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"depth": None}, "has depth=None; it is the number of hops"),
+        ({"depth": True}, "has depth=True"),
+        ({"depth": 0}, "has depth=0"),
+        ({"bodies": ()}, "has no bodies; give it a tuple of plans"),
+        ({"bodies": None}, "has no bodies"),
+        ({"bodies": ("one",)}, "has no bodies"),
+    ],
+)
+def test_a_container_that_cannot_work_is_refused(
+    given: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bad(TwiceContainer):
+        def __init__(self, *made: Any) -> None:
+            super().__init__(*made)
+            vars(self).update(given)
+
+    monkeypatch.setattr(Twice, "container", Bad)
+    nested, outer = Workflow("nested"), Workflow("outer")
+    nested.step(lambda: 1, name="one")
+    outer.declare(Twice, name="it", workflow=nested)
+    with pytest.raises(DefinitionError, match=f"step 'it' of 'outer': its container, of the kind 'twice', {said}"):
+        outer.check()
+
+
+def test_a_kind_whose_compiled_form_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    nested, outer = Workflow("nested"), Workflow("outer")
+    nested.step(lambda: 1, name="one")
+    outer.declare(Twice, name="it", workflow=nested)
+    monkeypatch.setattr(Twice, "container", lambda *given: "none")
+    with pytest.raises(DefinitionError, match="its container, of the kind 'twice', is a str; it is one below"):
+        outer.check()
+    monkeypatch.setattr(Twice, "compile", lambda *given: None)
+    with pytest.raises(DefinitionError, match="step 'it' of 'outer' compiles to a NoneType"):
+        outer.check()
