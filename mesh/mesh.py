@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 
 from bitactor.consumer import Consumer
 from bitactor.declare.stimulus import StimulusOptions
-from bitactor.errors import BitActorError, InvalidInput, UnknownTransaction, suggest
+from bitactor.errors import BitActorError, InvalidInput, UnknownTransaction, UnknownWorkflow, suggest
 from bitactor.messages.pulse import STATUSES, Pulse
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
@@ -141,15 +141,28 @@ class Mesh:
             DuplicateTransaction: the key was used with another input.
             Overloaded: too many transactions are running, and none ended in time.
         """
-        name = workflow if isinstance(workflow, str) else workflow.name
+        name = _name_of(workflow)
         options = StimulusOptions(key, ttl, deadline, metadata, traceparent, max_concurrency, priority)
         return Transaction(self.node.transactions, await self.node.intake.stimulate(name, input, options))
 
-    async def begin(self, workflow: str, values: Mapping[str, Any], options: StimulusOptions) -> Transaction:
-        """Begin a transaction with an input that has been validated: what `Workflow.validate_input` returns; see
-        `stimulate`.  For an ingress, which validates in a way of its own."""
+    async def begin(
+        self, workflow: str | Workflow[R], values: Mapping[str, Any], options: StimulusOptions
+    ) -> Transaction[R]:
+        """Begin a transaction with an input that has been validated: what `Workflow.validate_input` returns.  For an
+        ingress, which validates in a way of its own.
+
+        Raises:
+            UnknownWorkflow, InvalidInput, DuplicateTransaction, Overloaded: as `stimulate`.
+        """
         self.node.require_open()
-        return Transaction(self.node.transactions, await self.node.intake.begin(workflow, values, options))
+        name = _name_of(workflow)
+        fields = self.node.workflows[name].input_model.model_fields
+        if not isinstance(values, Mapping) or not fields.keys() <= values.keys():
+            needed = ", ".join(fields) or "nothing"
+            raise InvalidInput(f"input of {name!r}: begin takes what validate_input returns, a mapping of {needed}")
+        if not isinstance(options, StimulusOptions):
+            raise InvalidInput(f"begin takes StimulusOptions(…), not {options!r:.200}")
+        return Transaction(self.node.transactions, await self.node.intake.begin(name, values, options))
 
     async def transaction(self, transaction: str) -> Transaction:
         """A transaction by its id, running or from the store.
@@ -310,6 +323,14 @@ class Mesh:
         except BaseException:
             future.cancel()
             raise
+
+
+def _name_of(workflow: object) -> str:
+    """The name of a workflow, given by it or as itself; raises `UnknownWorkflow` if it is neither."""
+    name = workflow if isinstance(workflow, str) else getattr(workflow, "name", None)
+    if not isinstance(name, str):
+        raise UnknownWorkflow(f"{workflow!r:.200} is no workflow, nor the name of one")
+    return name
 
 
 def _cancel_threadsafe(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:

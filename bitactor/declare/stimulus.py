@@ -117,7 +117,10 @@ _RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         lambda given: isinstance(given, int | float) and not isinstance(given, bool) and 0 < given <= LONGEST,
         f"a deadline is a number of seconds, more than zero and at most {LONGEST:,.0f}",
     ),
-    "metadata": (lambda given: isinstance(given, Mapping), "metadata are plain data by name"),
+    "metadata": (
+        lambda given: isinstance(given, Mapping) and all(isinstance(name, str) for name in given),
+        "metadata are plain data by name: a mapping whose keys are strings",
+    ),
     "traceparent": (lambda given: isinstance(given, str), "a trace context is a string"),
     "max_concurrency": (
         lambda given: _is_whole(given, 1, float("inf")),

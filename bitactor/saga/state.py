@@ -198,9 +198,10 @@ class SagaState:
         }
         values = {name: getattr(self, name) for name in self.__slots__ if name not in left_out}
         values["progress"] = {
-            index: [getattr(progress, name) for name in Progress.__slots__] for index, progress in self.progress.items()
+            index: [_copied(getattr(progress, name)) for name in Progress.__slots__]
+            for index, progress in self.progress.items()
         }
-        return {name: value.copy() if isinstance(value, dict | list | set) else value for name, value in values.items()}
+        return {name: _copied(value) for name, value in values.items()}
 
     def goes_forward(self, index: int) -> bool:
         """Whether a step still goes forward: neither the transaction nor a scope around the step has failed."""
@@ -331,6 +332,12 @@ class SagaState:
         if dependency < self.plan_size and steps[dependency] is self.plan.steps[dependency]:
             steps[dependency] = copy(steps[dependency])
         steps[dependency].dependents += (dependent,)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.copy() if isinstance(value, list | set) else value
 
 
 def damaged(state: SagaState, pulse: Pulse, why: str) -> StoreError:

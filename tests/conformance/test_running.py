@@ -308,7 +308,7 @@ async def test_what_cannot_be_kept_is_refused_at_the_stimulus(store: str) -> Non
         return x
 
     async with Mesh(workflow, store=store) as mesh:
-        for metadata in ({"x": object()}, {"x": "\ud800"}, {"deep": deep()}):
+        for metadata in ({"x": object()}, {"x": "\ud800"}, {"deep": deep()}, {1: 2}):
             with pytest.raises(InvalidInput, match="metadata"):
                 await mesh.stimulate(workflow, metadata=metadata)
         for value in (object(), "\ud800", deep(), cyclic(), lambda: 1):

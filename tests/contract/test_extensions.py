@@ -15,6 +15,7 @@ from bitactor import Context, Resource, Workflow
 from bitactor.errors import ConfigurationError, DefinitionError, WorkflowFailed
 from bitactor.kinds import KINDS, register_kind
 from bitactor.patterns import Bulkhead
+from bitactor.plan.kind import Kind
 from bitactor.ports import StoreQueries
 from bitactor.testing import run_workflow
 from mesh import Mesh
@@ -191,14 +192,14 @@ def test_an_added_kind_is_one_and_has_a_label_of_its_own() -> None:
     for kind in (None, 3, object, Twice("it", Workflow("w")), type("Unnamed", (Twice,), {"label": ""})):
         with pytest.raises(ConfigurationError, match="register_kind takes a class"):
             register_kind(kind)  # type: ignore[arg-type]
-    for lacking, said in (
-        ({"keys": None}, "has no keys: a mapping"),
-        ({"keys": {"workflow": Workflow}}, "has no keys: a mapping"),
-        ({"container": None}, "has no container: its class below"),
-        ({"__abstractmethods__": frozenset(("compile",))}, r"has no compile\(\)$"),
+    for base, lacking, said in (
+        (Twice, {"keys": None}, "has no keys: a mapping"),
+        (Twice, {"keys": {"workflow": Workflow}}, "has no keys: a mapping"),
+        (Twice, {"container": None}, "has no container: its class below"),
+        (Kind, {"keys": {}}, r"has no compile\(\), parameters\(\), result_type\(\)$"),
     ):
         with pytest.raises(ConfigurationError, match=f"the kind 'lacking', Lacking, {said}"):
-            register_kind(type("Lacking", (Twice,), {"label": "lacking", **lacking}))
+            register_kind(type("Lacking", (base,), {"label": "lacking", **lacking}))
     with pytest.raises(ConfigurationError, match="there is a kind 'map' already"):
         register_kind(Again)
     register_kind(Twice)

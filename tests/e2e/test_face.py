@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from bitactor import Backoff, Context, Continue, Halt, Input, Result, Retry, Workflow, WorkflowFailed, consumer
+from bitactor import Backoff, Context, Continue, Halt, Input, Result, Retry, Value, Workflow, WorkflowFailed, consumer
+from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import DuplicateTransaction, InvalidInput, UnknownTransaction, UnknownWorkflow
 from mesh import Mesh
 from tests.e2e.support import BOUND, audit, pulse_lines, undone, until
@@ -274,3 +275,42 @@ async def test_many_at_once(store: str) -> None:
         await asyncio.gather(*(tx.result(timeout=BOUND) for tx in transactions))
         await until(lambda: len(greeted) == 200)
     assert sorted(signal.token["email"] for signal in greeted) == sorted(f"{n}@x" for n in range(200))
+
+
+async def test_begin_refuses_as_stimulate_does() -> None:
+    workflow = Workflow("begun", input={"by": int})
+    workflow.add(lambda by: by, name="one", spawn="inline")
+    options = StimulusOptions()
+    async with Mesh(workflow) as mesh:
+        for given in (workflow, "begun"):
+            assert await (await mesh.begin(given, {"by": 1}, options)).result(BOUND) == 1
+        for unknown, said in (
+            ("begin", "Did you mean 'begun'"),
+            (None, "None is no workflow"),
+            (3, "3 is no workflow"),
+        ):
+            with pytest.raises(UnknownWorkflow, match=said):
+                await mesh.begin(unknown, {"by": 1}, options)  # type: ignore[arg-type]
+            with pytest.raises(UnknownWorkflow, match=said):
+                await mesh.stimulate(unknown, {"by": 1})  # type: ignore[arg-type]
+        for values in (None, {}, {"bye": 1}, "by"):
+            with pytest.raises(InvalidInput, match="begin takes what validate_input returns, a mapping of by"):
+                await mesh.begin("begun", values, options)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match="begin takes StimulusOptions"):
+            await mesh.begin("begun", {"by": 1}, None)  # type: ignore[arg-type]
+        assert len(await mesh.transactions()) == 2
+
+
+async def test_a_snapshot_is_plain_and_ones_own() -> None:
+    workflow = Workflow("shown", input={"by": int})
+    workflow.map(lambda element: element, over=Value([1, 2, 3]), batch=1, name="each", spawn="inline")
+    workflow.add(lambda: Halt("look"), name="halts", spawn="inline")
+    async with Mesh(workflow) as mesh:
+        transaction = await mesh.stimulate(workflow, {"by": 1})
+        await transaction.ended(BOUND)
+        snapshot, again = transaction.snapshot(), transaction.snapshot()
+        assert all(type(value) is dict for value in snapshot.values() if isinstance(value, Mapping))
+        for value in snapshot.values():
+            if isinstance(value, dict | list | set):
+                value.clear()
+        assert transaction.snapshot() == again

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from bitactor.declare.options import STEP_OPTIONS
 from bitactor.declare.resource import Resource
 from bitactor.declare.step import Step
 from bitactor.errors import CycleError, DefinitionError, DuplicateName, UnknownArgument, suggest
@@ -123,6 +124,7 @@ class _Reader(Generic[W]):
             name: key.read(data, what, name, self)
             for name, key in OPTION_KEYS.items()
             if (data := form.given(name).get(name)) is not None
+            and not (data == [] and STEP_OPTIONS[name].default == ())  # says nothing, whatever the kind takes
         }
         for name, data in form.given(*kind.keys).items():
             options[name] = None if data is None else kind.keys[name].read(data, what, name, self)

@@ -713,6 +713,15 @@ def test_what_is_written_by_hand_can_be_short() -> None:
     assert run_workflow(workflow, {"x": 4}).result == "8"
 
 
+@pytest.mark.parametrize("option", ["policies", "after"])
+def test_an_option_that_is_an_empty_list_says_nothing(option: str) -> None:
+    nested = {"name": "inner", "input": {"fields": {"x": "int"}}, "steps": [STEP]}
+    each = {"kind": "map", "name": "s", "workflow": "inner", "over": {"value": [1]}, "bind": {"x": {"element": True}}}
+    for step, more in ((dict(STEP), {}), (each, {"workflows": [nested]})):
+        plain, empty = (Workflow.from_dict(graph(made, **more)) for made in (step, {**step, option: []}))
+        assert empty.to_dict() == plain.to_dict() and empty.check().digest == plain.check().digest
+
+
 def test_a_subclass_makes_its_own() -> None:
     class Ours(Workflow):
         pass

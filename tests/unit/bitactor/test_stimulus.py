@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from bitactor import InvalidInput
+from bitactor import InvalidInput, Workflow
 from bitactor.declare.stimulus import StimulusOptions
+from bitactor.testing import run_workflow
 
 
 class EqualsAll:
@@ -37,6 +38,20 @@ def test_an_option_that_says_it_equals_everything_is_not_dropped(option: str) ->
 
 def test_metadata_that_cannot_be_compared_are_taken() -> None:
     assert StimulusOptions(metadata=EqualsNothing(a=1)).metadata == {"a": 1}
+
+
+@pytest.mark.parametrize("name", [1, None, b"a", ("a",)])
+def test_names_of_metadata_are_strings_on_every_way_in(name: Any) -> None:
+    workflow = Workflow("w")
+    workflow.step(lambda: None, name="one")
+    said = r"metadata=.*; metadata are plain data by name: a mapping whose keys are strings"
+    for way in (
+        lambda metadata: StimulusOptions(metadata=metadata),
+        lambda metadata: StimulusOptions.of({"metadata": metadata}),
+        lambda metadata: run_workflow(workflow, metadata=metadata),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            way({"a": 1, name: 2})
 
 
 def test_no_options_are_one_object() -> None:
