@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -42,6 +43,8 @@ from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.runtime.admission import Admission
 from mesh.runtime.live import HopPermits, LiveTransaction
 from mesh.runtime.ports import Enqueue, Router
+
+logger = logging.getLogger("bitactor.supervisor")
 
 _new = tuple.__new__
 """Builds a named tuple in half the time of calling its class; for the tuples that every hop needs."""
@@ -250,7 +253,11 @@ class CommandHandler:
     def _settle(self, live: LiveTransaction, command: Settle) -> None:
         live.disarm()
         for step in live.plan.containers:
-            step.container.release(live.state.transaction)  # type: ignore[union-attr]
+            try:
+                step.container.release(live.state.transaction)  # type: ignore[union-attr]
+            except BaseException as error:  # of a kind from outside; who waits for the end waits no longer
+                said = fault_of(error).summary()
+                logger.warning("%r, a %s, raised when a transaction had settled: %s", step.address, step.kind, said)
         live.done = None  # it refers back to `live`; without it nothing has to wait for the garbage collector
         if not live.settled:
             live.settled = True

@@ -185,6 +185,19 @@ async def test_an_added_kind_that_errs_fails_and_is_undone(wrong: Any, monkeypat
     assert taken_back == ["one", "one"]
 
 
+async def test_an_added_kind_that_cannot_let_go_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(TwiceContainer, "release", _exits)
+    nested, outer = Workflow("nested"), Workflow("outer")
+    nested.step(lambda: 1, name="one")
+    outer.declare(Twice, name="it", workflow=nested)
+    async with Mesh(outer) as mesh:
+        assert await run(mesh, "outer") == 1
+        assert mesh.node.about()["healthy"]
+    assert "'outer/it', a twice, raised when a transaction had settled: SystemExit" in caplog.text
+
+
 def test_an_added_kind_is_one_and_has_a_label_of_its_own() -> None:
     class Again(Twice):
         label = "map"

@@ -92,8 +92,8 @@ def checked_openings(state: SagaState, index: int, scopes: Iterable[Any]) -> lis
             problem = f"opens a scope whose key is {said}; a key is a printable text without '/'"
             raise _invalid(state, index, problem)
         if type(number) is not int or not 0 <= number < len(bodies):
-            said = number if type(number) is int else f"a {type(number).__name__}"
-            raise _invalid(state, index, f"opens scope {key!r} of body {said}; it has {len(bodies)}, from 0 on")
+            wrong = number if type(number) is int else f"a {type(number).__name__}"
+            raise _invalid(state, index, f"opens scope {key!r} of body {wrong}; it has {len(bodies)}, from 0 on")
         body = bodies[number]
         for path in scope_paths(container, key, body):
             if path in paths or path in state.by_name:
