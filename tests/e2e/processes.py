@@ -6,8 +6,6 @@ import json
 import os
 import queue
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,7 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import warm
+
 PATIENCE = 30.0
 """Seconds to wait for something that takes milliseconds on an idle machine."""
 
@@ -24,14 +23,8 @@ class Process:
     """A child that talks in lines."""
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        self.child = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | (environment or {}),
-        )
+        given = {"PYTHONPATH": str(warm.ROOT)} | (environment or {})
+        self.child = warm.start(arguments, env=os.environ | given, text=True)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import random
 import shutil
@@ -34,8 +33,8 @@ from registry import (
     RegistryTimeout,
     wire,
 )
+from tests import warm
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
 
 
@@ -43,12 +42,7 @@ class Child:
     """This file as another process, which answers one line per line, and goes when its input ends."""
 
     def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        self.process = warm.start([__file__, *arguments])
         self.hear()
 
     def ask(self, *question: Any) -> Any:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +16,8 @@ import pytest
 
 from bitactor.ports import Claim
 from mesh.stores import SqliteReader, SqliteStore
+from tests import warm
 from tests.store_writes import BOUND, Loop, Told, first, fresh, hop
-
-ROOT = Path(__file__).parents[2]
 
 PRELUDE = """
 import os, sys, resource
@@ -122,13 +118,7 @@ class Child:
     """A process that runs one of the scripts above."""
 
     def __init__(self, script: str, path: Path, owner: str, durability: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + script, str(path), owner, durability],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        self.process = warm.start(["-c", PRELUDE + script, str(path), owner, durability])
         assert self.process.stdin is not None and self.process.stdout is not None
         self.stdin: IO[bytes] = self.process.stdin
         self.stdout: IO[bytes] = self.process.stdout
