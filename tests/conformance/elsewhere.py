@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 from bitactor import Halt, Workflow
 from mesh import Mesh
+from tests import warm
 from tests.e2e.support import BOUND
 
 ROOT: Final = Path(__file__).parents[2]
@@ -156,14 +156,8 @@ SCENARIOS: Final = {made.__name__: made for made in (halting, halting_inside, dy
 
 def begin(scenario: str, url: str, directory: Path) -> str:
     """Have another process begin it, and be gone; the answer is the transaction."""
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.conformance.elsewhere", url, scenario, str(directory)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=BOUND * 6,
-        check=False,
-    )
+    words = ["-m", "tests.conformance.elsewhere", url, scenario, str(directory)]
+    child = warm.run(words, cwd=ROOT, timeout=BOUND * 6)
     assert child.returncode == (0 if scenario.startswith("halting") else DEAD), child.stderr
     return child.stdout.strip()
 

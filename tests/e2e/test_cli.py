@@ -1,4 +1,8 @@
-"""The command line as its users have it: real processes, real files, real sockets."""
+"""The command line as its users have it: real processes, real files, real sockets.
+
+What runs until it is stopped is started afresh, and so is a command whose start is the question; other commands find
+our packages imported (`tests/warm.py`).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import warm
 
 HOME = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
@@ -72,15 +78,8 @@ SHOP = """
 
 
 def bitactor(*arguments: str, cwd: Path, input: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        input=input,
-        env=environ(**environment),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    words = command(*arguments)[1:]
+    return warm.run(words, cwd=cwd, env=environ(**environment), input=input, timeout=PATIENCE)
 
 
 def command(*arguments: str) -> list[str]:
@@ -336,8 +335,8 @@ def test_a_users_file_that_hides_ours_is_named(directory: Path, name: str) -> No
         and "rename" in hidden.stderr
         and "Traceback" not in hidden.stderr
     )
-    refused = bitactor(
-        "run", "shop:order", cwd=directory
+    refused = subprocess.run(
+        command("run", "shop:order"), cwd=directory, env=environ(), capture_output=True, text=True, timeout=PATIENCE
     )  # the installed command does not look here for itself, but the user's module would
     assert refused.returncode == 2 and f"{name}.py" in refused.stderr
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from bitactor import Workflow
 from bitactor.errors import InvalidInput, StoreError, UnknownTransaction
 from mesh import Mesh
+from tests import warm
 from tests.e2e.recovery_child import POINTS, build
 from tests.e2e.support import BOUND, audit, chain, pulse_lines, turns, undone, until
 
@@ -22,14 +21,8 @@ UNDONE = ("failing", "in undo", "between undos", "undo backing off")
 
 def die_at(point: str, url: str, log: Path, durability: str = "process") -> str:
     """Runs the child until it is dead; the answer is its transaction."""
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.recovery_child", url, point, str(log), durability],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=BOUND * 3,
-        check=False,
-    )
+    words = ["-m", "tests.e2e.recovery_child", url, point, str(log), durability]
+    child = warm.run(words, cwd=ROOT, timeout=BOUND * 3)
     assert child.returncode == 9, child.stderr
     return child.stdout.strip()
 
@@ -274,14 +267,7 @@ async def main():
 
 asyncio.run(main())
 """
-    child = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", script, sqlite],
-        cwd=ROOT,
-        timeout=BOUND * 3,
-        check=False,
-        capture_output=True,
-    )
+    child = await asyncio.to_thread(warm.run, ["-c", script, sqlite], cwd=ROOT, timeout=BOUND * 3)
     assert child.returncode == 9, child.stderr
     workflow = chain("many", 4)
     async with Mesh(workflow, store=sqlite) as mesh:

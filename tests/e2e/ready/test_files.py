@@ -6,8 +6,6 @@ import asyncio
 import datetime as dt
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from mesh import Mesh, Transaction
 from mesh.ready.steps import file_changes, files
 from mesh.ready.steps.file_backups import Backup
 from mesh.ready.steps.file_paths import HELD, identity
+from tests import warm
 from tests.e2e.ready.crashing import tree, visible
 from tests.e2e.ready.file_child import build
 from tests.e2e.support import audit, pulse_lines, undone, until
@@ -115,15 +114,8 @@ async def test_everything_is_put_back_when_a_later_step_fails(tmp_path: Path, st
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_step_killed_anywhere_can_run_again_and_be_undone(scenario: str, tmp_path: Path, elsewhere: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "tests.e2e.ready.crashing",
-        scenario,
-        str(tmp_path / "home"),
-        str(elsewhere / "other"),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    words = ["-m", "tests.e2e.ready.crashing", scenario, str(tmp_path / "home"), str(elsewhere / "other")]
+    done = warm.run(words, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 6, "that many points, or nothing was tried"
 
@@ -134,10 +126,8 @@ async def test_the_process_dies_between_putting_and_saying_so(tmp_path: Path, sq
     home.mkdir()
     (home / "report.txt").write_text("old")
     before = tree(home)
-    command = [sys.executable, "-m", "tests.e2e.ready.file_child", sqlite, str(home)]
-    died = await asyncio.to_thread(
-        subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    words = ["-m", "tests.e2e.ready.file_child", sqlite, str(home)]
+    died = await asyncio.to_thread(warm.run, words, cwd=ROOT, timeout=60)
     assert died.returncode == 9, died.stderr
     assert (home / "report.txt").read_text() == "new"
     reports = build(str(home))
