@@ -8,6 +8,8 @@ How a page is read:
 - In a `console` block, `$ ` begins a command, and what follows is its output, if any is shown; `...` stands for
   anything. Commands that run until they are stopped are left running to the end of their section, as in a terminal of
   their own; what a section exports ends with it too.
+- The first program of a page, and those that are left running, are started afresh, as a reader does; the others find
+  our packages imported (`tests/warm.py`), unless they need more of a shell than its words.
 - Ids, times, bars of a waterfall, ports and directories differ from run to run and are not compared.  An id that a page
   showed earlier means, in a command, the one that came there.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -30,6 +33,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from mesh.runtime.settings import Settings
+from tests import warm
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,6 +46,8 @@ _FENCE: Final = re.compile(r"^```(\w*)")
 _FILE: Final = re.compile(r"# ([\w/]+\.py)(, continued)?\s*$")
 _NOT_RUN: Final = re.compile(r"(make|pip|git|docker|ulimit|systemctl|python -m benchmarks|bitactor demo)\b")
 """Set-up of a machine, other programs, and what has tests of its own."""
+_PROGRAM: Final = re.compile(r"(python (?=\w)|bitactor )[^][|&;<>$*?(){}`~#]*")
+"""A command that needs no shell; `python -m` and the like are other programs'."""
 _LASTING: Final = re.compile(r"bitactor (run|registry serve)\b")
 _ID: Final = re.compile(r"\b[0-9a-f]{32}\b")
 _PORT: Final = re.compile(r"(?<![\w.])(8000|8001|7400|7401)\b")
@@ -172,6 +178,7 @@ class Reader:
         self._files: dict[str, int] = {}
         self._used: list[str] = []
         self._exported: dict[str, str] = {}
+        self._begun = False
         not_theirs = ("BITACTOR_", "OTEL_", "PYTEST_", "COLUMNS")
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith(not_theirs)}
         self._environment |= {
@@ -182,6 +189,7 @@ class Reader:
             "PYTHONWARNINGS": "error::ResourceWarning",
             "PYTHONUTF8": "1",
             "NO_COLOR": "1",
+            "PYTEST_ADDOPTS": "-p no:schemathesis",  # a plugin of ours, which takes long to load
         }
 
     def _programs(self) -> Path:
@@ -262,16 +270,26 @@ class Reader:
                 )
 
     def _run(self, line: int, text: str, *, fails: bool = False) -> list[str]:
-        done = subprocess.run(
-            ["bash", "-c", text],
-            cwd=self._home, env=self._environment | self._exported, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=PATIENCE, check=False,
-        )  # fmt: skip
+        done = self._done(text, self._environment | self._exported)
         where = f"{self._page.name}:{line}: {text}"
         assert (done.returncode != 0) == fails, f"{where}: exit code {done.returncode}\n{done.stdout}"
         seen = _ID.findall(done.stdout)
         self._last_id = seen[-1] if seen else self._last_id
         return done.stdout.splitlines()
+
+    def _done(self, text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        program = _PROGRAM.fullmatch(text)
+        if program is not None and self._begun:
+            words = shlex.split(text)[1:]
+            if program[1] == "bitactor ":
+                words = ["-m", "bitactor", *words]
+            return warm.run(words, cwd=self._home, env=environment, together=True, timeout=PATIENCE)
+        self._begun = self._begun or program is not None
+        return subprocess.run(
+            ["bash", "-c", text],
+            cwd=self._home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
 
     def _compare(self, line: int, shown: Sequence[str], came: Sequence[str]) -> None:
         if not any(text.strip() for text in shown):
