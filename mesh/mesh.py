@@ -146,10 +146,11 @@ class Mesh:
         return Transaction(self.node.transactions, await self.node.intake.stimulate(name, input, options))
 
     async def begin(
-        self, workflow: str | Workflow[R], values: Mapping[str, Any], options: StimulusOptions
+        self, workflow: str | Workflow[R], values: Mapping[str, Any], options: StimulusOptions, given: Any = None
     ) -> Transaction[R]:
         """Begin a transaction with an input that has been validated: what `Workflow.validate_input` returns.  For an
-        ingress, which validates in a way of its own.
+        ingress, which validates in a way of its own; `given` is the input as it was sent, by which a key's requests are
+        compared, `values` if left out.
 
         Raises:
             UnknownWorkflow, InvalidInput, DuplicateTransaction, Overloaded: as `stimulate`.
@@ -162,7 +163,10 @@ class Mesh:
             raise InvalidInput(f"input of {name!r}: begin takes what validate_input returns, a mapping of {needed}")
         if not isinstance(options, StimulusOptions):
             raise InvalidInput(f"begin takes StimulusOptions(…), not {options!r:.200}")
-        return Transaction(self.node.transactions, await self.node.intake.begin(name, values, options))
+        return Transaction(
+            self.node.transactions,
+            await self.node.intake.begin(name, values, options, values if given is None else given),
+        )
 
     async def transaction(self, transaction: str) -> Transaction:
         """A transaction by its id, running or from the store.

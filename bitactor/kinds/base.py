@@ -15,6 +15,7 @@ from bitactor.errors import DefinitionError
 from bitactor.forms.keys import CALLED, CONSTANT, FUNCTION, NESTED, SOURCE, SOURCES, Form, Key, Origin, Reader, Writer
 from bitactor.kinds.result_types import answer_type, target_type
 from bitactor.plan.callbacks import Parameter, parameters_of
+from bitactor.plan.classes import AnnotatedClasses
 from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress, Skip
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.kind import Kind, Site
@@ -147,7 +148,8 @@ def nested_inputs(workflow: Declaration, body: Plan, arguments: ContainerArgumen
     Raises:
         InvalidInput: they do not fit.
     """
-    values = {name: arguments.value(name) for name in workflow.input_model.model_fields if arguments.has(name)}
+    fields, classes = workflow.input_model.model_fields, AnnotatedClasses(workflow.input_model)
+    values = {name: arguments.value(name, classes) for name in fields if arguments.has(name)}
     valid = workflow.validate_input(values)
     return tuple(arguments.pass_on(name, valid[name]) for name in body.inputs)
 

@@ -14,7 +14,8 @@ from bitactor.errors import InvalidInput, InvalidOutcome
 from bitactor.kinds.cursor import Cursor
 from bitactor.messages.codec import decode_token, encode_token, pack, token_bytes, unpack
 from bitactor.messages.outcome import Fail, Outcome
-from bitactor.plan.arguments import RawArguments, value_at
+from bitactor.plan.arguments import Converter, RawArguments, value_at
+from bitactor.plan.classes import AnnotatedClasses, first_of
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Callback
 
@@ -63,10 +64,14 @@ class DeclaredMap(Protocol):
 class ElementHandler:
     """Arguments, nested inputs and error notes for each element of one map."""
 
-    def __init__(self, declared: DeclaredMap, what: str, converters: Mapping[str, Callable[[Any], Any] | None]) -> None:
+    def __init__(self, declared: DeclaredMap, what: str, converters: Mapping[str, Converter | None]) -> None:
         self.declared = declared
         self.what = what
         self.converters = converters
+        self.classes = first_of(converter.classes for converter in converters.values() if converter is not None)
+        """Classes of elements that are restored."""
+        if declared.workflow is not None:
+            self.classes = AnnotatedClasses(declared.workflow.input_model)
         self.inputs: tuple[str, ...] = ()
         """Input names of the nested workflow, in order; empty over a function."""
         function = declared.function
@@ -84,15 +89,15 @@ class ElementHandler:
             InvalidInput: the element is not what an annotation asks for, or a path leads nowhere.
         """
         found: dict[str, Any] = {}
-        for name, convert in self.converters.items():
+        for name, converter in self.converters.items():
             value = element
             source = self.declared.elements.get(name)
             if source is not None:
                 value = value_at(value, source.path, f"element {index} of {self.what}") if source.path else value
                 value = source.transform(value) if source.transform is not None else value
-            if convert is not None:
+            if converter is not None:
                 try:
-                    value = convert(value)
+                    value = converter.convert(value)
                 except Exception as error:
                     text = str(error).splitlines()[0] if str(error) else type(error).__name__
                     raise InvalidInput(f"element {index} of {self.what}, parameter {name!r}: {text}") from None
@@ -259,7 +264,7 @@ class BatchRunner:
     def _make_source(self, tokens: RawArguments, position: int, resources: Mapping[str, Any], ctx: Context) -> Any:
         handler = self._handler
         if handler.declared.factory is None:
-            return decode_token(tokens.token(OVER))
+            return decode_token(tokens.token(OVER), handler.classes)
         given = tokens.values(handler.factory_takes)
         given |= {name: resource for name, resource in resources.items() if name in handler.factory_takes}
         if "start" in handler.factory_takes:
@@ -280,8 +285,7 @@ class BatchRunner:
         handler = self._handler
         results: list[Any] = []
         errors: list[ElementError] = []
-        convert = handler.converters.get("element")
-        plain = handler.plain and not outer and convert is None
+        plain = handler.plain and not outer and handler.converters.get("element") is None
         for index, element in enumerate(elements, position):
             try:
                 value = function(element=element) if plain else function(**outer, **handler.arguments(element, index))

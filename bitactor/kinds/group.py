@@ -37,6 +37,7 @@ from bitactor.kinds.base import (
 )
 from bitactor.kinds.result_types import target_type
 from bitactor.messages.codec import decode_token, encode_token
+from bitactor.plan.classes import AnnotatedClasses
 
 RESULT = "(result)"
 _BEFORE, _BODY, _AFTER = "before", "", "after"
@@ -49,6 +50,7 @@ class GroupContainer(Container):
 
     def __init__(self, site: Site, declared: Group) -> None:
         self._declared = declared
+        self._classes = AnnotatedClasses(declared.workflow.input_model)
         self._what = site.what
         bodies = [declared.workflow.nested_plan(site.address)]
         self._places = {_BODY: 0}
@@ -85,7 +87,7 @@ class GroupContainer(Container):
             InvalidOutcome: `before` answered with what is no input.
         """
         if progress.rounds == 1 and _BEFORE in self._places:
-            return Open([Opening("", 0, self._inputs(arguments, decode_token(progress.token)))])
+            return Open([Opening("", 0, self._inputs(arguments, decode_token(progress.token, self._classes)))])
         number = self._places[_AFTER]
         body = self.bodies[number]
         inputs = tuple(progress.token if name == RESULT else arguments.token(name) for name in body.inputs)
@@ -115,7 +117,7 @@ class GroupContainer(Container):
             raise InvalidOutcome(
                 f"before of {self._what} overrides {unknown!r}, which is no input.{suggest(str(unknown), fields)}"
             )
-        values = {name: arguments.value(name) for name in fields if arguments.has(name)} | overrides
+        values = {name: arguments.value(name, self._classes) for name in fields if arguments.has(name)} | overrides
         valid = workflow.validate_input(values)
         return tuple(encode_token(valid[name]) for name in body.inputs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from typing_extensions import override
@@ -47,7 +46,7 @@ from bitactor.messages.codec import (
 )
 from bitactor.messages.signal import Fault
 from bitactor.messages.wire import MAX_FRAME_BYTES
-from bitactor.plan.arguments import Argument, converter
+from bitactor.plan.arguments import Argument, Converter, converter_for
 from bitactor.plan.callbacks import compile_callback, injected_as, resources_among
 from bitactor.plan.container import WAIT, FailContainer
 from bitactor.plan.plan import Callback, PlanStep
@@ -252,7 +251,7 @@ def batch_plan(site: Site, declared: DeclaredMap, step: PlanStep, runner: BatchR
     functions = [function for function in (declared.function, declared.factory) if function is not None]
     parameters = [parameter for function in functions for parameter in function_parameters(function, site.what)]
     kinds = {
-        parameter.name: converter(parameter.annotation, site.what)
+        parameter.name: converter_for(parameter.annotation, site.what)
         for parameter in parameters
         if parameter.name in fields
     }
@@ -280,14 +279,14 @@ def batch_plan(site: Site, declared: DeclaredMap, step: PlanStep, runner: BatchR
     return single_step_plan(site.workflow, step, inputs)
 
 
-def element_converters(declared: DeclaredMap, what: str, takes: list[str]) -> dict[str, Callable[[Any], Any] | None]:
+def element_converters(declared: DeclaredMap, what: str, takes: list[str]) -> dict[str, Converter | None]:
     """Parameter → the converter to its annotation, for each parameter that takes the element; None where nothing is to
     be converted."""
     assert declared.function is not None
     found = {}
     for parameter in function_parameters(declared.function, what):
         if parameter.name == "element" or parameter.name in declared.elements:
-            found[parameter.name] = converter(parameter.annotation, f"{what}, parameter {parameter.name!r}")
+            found[parameter.name] = converter_for(parameter.annotation, f"{what}, parameter {parameter.name!r}")
     if not declared.whole and not found:
         raise DefinitionError(
             f"{what}: the function takes no element; call a parameter `element`, or bind one: "

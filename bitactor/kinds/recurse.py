@@ -35,6 +35,7 @@ from bitactor.kinds.base import (
     require_workflow,
 )
 from bitactor.messages.codec import decode_token
+from bitactor.plan.classes import AnnotatedClasses
 
 
 def checked_bound(what: str, at_most: Any) -> int:
@@ -95,6 +96,7 @@ class RecurseContainer(RoundsContainer):
     def __init__(self, site: Site, declared: Recurse) -> None:
         super().__init__(declared.workflow.nested_plan(site.address), declared.until, declared.at_most)
         self._workflow = declared.workflow
+        self._classes = AnnotatedClasses(declared.workflow.input_model)
         self._what = site.what
 
     @override
@@ -110,7 +112,7 @@ class RecurseContainer(RoundsContainer):
             InvalidOutcome: the result is no input for the next round.
         """
         assert arguments is not None
-        valid = self._workflow.validate_input(self._next(arguments, decode_token(progress.token)))
+        valid = self._workflow.validate_input(self._next(arguments, decode_token(progress.token, self._classes)))
         return tuple(arguments.pass_on(name, valid[name]) for name in self.bodies[0].inputs)
 
     @override
@@ -122,7 +124,7 @@ class RecurseContainer(RoundsContainer):
         """The next round's input: the names of a mapping override the container's arguments; any other result is the
         one input field."""
         fields = self._workflow.input_model.model_fields
-        outer = {name: arguments.value(name) for name in fields if arguments.has(name)}
+        outer = {name: arguments.value(name, self._classes) for name in fields if arguments.has(name)}
         if isinstance(result, dict) and any(name in fields for name in result):
             return outer | {name: value for name, value in result.items() if name in fields}
         if len(fields) == 1:

@@ -5,20 +5,19 @@ A *token* is a value as the journal keeps it: an immutable scalar stands for its
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import decimal
-import enum
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from typing import Any, Final, Protocol, TypeVar, Union, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, Union
 
 import msgpack
-from pydantic import BaseModel
 
 from bitactor.errors import InvalidOutcome, MalformedSignal, SignalTooLarge
+from bitactor.messages.objects import Classes, Reader, encode_object
+from bitactor.messages.values import NeedsObjects, encode_plainly, encode_value, text_of, type_name, unpacked
 
 MAX_TOKEN_BYTES: Final = 4 * 1024 * 1024
 """Largest payload of one step, input or emitted signal."""
@@ -50,10 +49,6 @@ class Packed(bytes):
     __slots__ = ()
 
 
-_EXT_BIG_INT: Final = 7
-_EXT_SET: Final = 8
-_MAX_SETS_IN_SETS: Final = 4
-
 _SCALARS: Final = frozenset((bool, float, type(None)))
 _INT_MIN: Final = -(1 << 63)
 _INT_MAX: Final = (1 << 64) - 1
@@ -63,8 +58,8 @@ _CONTAINER_BYTES: Final = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
 def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
     """The token of `value`: itself if it is a None, bool, int, float or str, else `Packed`.
 
-    Carries what msgpack carries, and datetime, date, time, timedelta, UUID, Decimal, integers of any size, sets, enums
-    (as their value), paths (as text), dataclasses and pydantic models (as mappings).  Tuples come back as lists.
+    Carries what msgpack carries, integers of any size, and the values and objects of `bitactor.messages.objects`.
+    Tuples come back as lists, enums as their value, paths as text, unless they are in an object that is restored.
 
     Raises:
         InvalidOutcome: the value, or something in it, cannot be carried; the message names the type.
@@ -105,27 +100,50 @@ def check_token(token: Any) -> None:
 def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
     """`value` as msgpack bytes; raises as `encode_token` does."""
     try:
-        data: bytes = msgpack.packb(value, default=_encode_extra, strict_types=True)
-    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as error:
-        raise InvalidOutcome(f"a {type(value).__name__} cannot be carried: {error}") from error
+        data, certain = _packed(value)
+    except BaseException as error:  # of the user's objects, which can do anything while they are looked at
+        raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {text_of(error)}") from error
     if len(data) > limit:
         raise SignalTooLarge(
             f"{len(data):,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference"
         )
-    if _may_be_deep(data):
+    if not certain or _may_be_deep(data):
         try:
             unpack(data, limit)
         except MalformedSignal as error:
-            raise InvalidOutcome(f"a {type(value).__name__} cannot be carried: {error}; flatten the value") from None
+            raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {error}; flatten the value") from None
     return data
 
 
-def decode_token(token: Any) -> Any:
-    """The value of a token, a fresh one at each call, so that no two readers share a mutable object."""
-    return unpack(token) if type(token) is Packed else token
+def pack_plainly(value: Any) -> Packed:
+    """`value` as releases of before packed it, objects as plain data.
+
+    Raises:
+        InvalidOutcome: they could not carry it.
+    """
+    try:
+        return Packed(msgpack.packb(value, default=encode_plainly, strict_types=True))
+    except BaseException as error:
+        raise InvalidOutcome(f"a {type_name(value)} could not be carried: {text_of(error)}") from error
 
 
-def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES) -> Any:
+def _packed(value: Any) -> tuple[bytes, bool]:
+    """The bytes, and whether they are known to be decodable by the types in them."""
+    try:
+        return msgpack.packb(value, default=encode_value, strict_types=True), True
+    except NeedsObjects:
+        return msgpack.packb(value, default=encode_object, strict_types=True), False
+
+
+def decode_token(token: Any, classes: Classes | None = None) -> Any:
+    """The value of a token, a fresh one at each call, so that no two readers share a mutable object.
+
+    Objects of `classes` are restored, others are plain data.
+    """
+    return unpack(token, classes=classes) if type(token) is Packed else token
+
+
+def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES, classes: Classes | None = None) -> Any:
     """The value in msgpack bytes that may come from a stranger.
 
     Raises:
@@ -135,15 +153,10 @@ def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES) -> Any:
     if len(data) > limit:
         raise SignalTooLarge(f"{len(data):,} bytes, the limit is {limit:,}")
     try:
-        try:
-            value = msgpack.unpackb(data, ext_hook=_decode_extra, strict_map_key=False)
-        except TypeError:  # a tuple or a set as a key
-            value = msgpack.unpackb(
-                data, ext_hook=_decode_extra, strict_map_key=False, object_pairs_hook=_with_hashable_keys
-            )
+        value = unpacked(data, Reader(classes))
     except RecursionError as error:
         raise MalformedSignal("nested too deep") from error
-    except (ValueError, TypeError, KeyError, OverflowError, ArithmeticError, msgpack.UnpackException) as error:
+    except Exception as error:
         raise MalformedSignal(f"not a packed value: {type(error).__name__}: {error}") from error
     if _may_be_deep(data) and _is_deep(value):
         raise MalformedSignal(f"nested deeper than {MAX_DEPTH} levels")
@@ -159,6 +172,30 @@ def join_packed_lists(parts: Iterable[bytes]) -> Packed:
         count += unpacker.read_array_header()
         bodies.append(part[unpacker.tell() :])
     return Packed(msgpack.Packer().pack_array_header(count) + b"".join(bodies))
+
+
+def pack_tokens(tokens: Mapping[str, Any]) -> Packed:
+    """The packed mapping of names to the values of tokens, which are not decoded."""
+    packer = msgpack.Packer()
+    parts = [packer.pack_map_header(len(tokens))]
+    for name, token in tokens.items():
+        parts += packer.pack(name), token_bytes(token)
+    return Packed(b"".join(parts))
+
+
+def unpack_tokens(token: Any) -> dict[str, Any]:
+    """The tokens of the values of a packed mapping of names, which are not decoded; of no mapping, none."""
+    if type(token) is not Packed:
+        return {}
+    unpacker = msgpack.Unpacker(max_buffer_size=len(token))
+    unpacker.feed(token)
+    found = {}
+    for _ in range(unpacker.read_map_header()):
+        name = unpacker.unpack()
+        begin = unpacker.tell()
+        unpacker.skip()
+        found[name] = token_from_bytes(token[begin : unpacker.tell()])
+    return found
 
 
 def token_bytes(token: Any) -> bytes:
@@ -184,109 +221,6 @@ def _checked_text(value: str, limit: int) -> str:
             f"{size:,} bytes of text, the limit is {limit:,}; keep large data elsewhere and pass a reference"
         )
     return value
-
-
-def _encode_extra(value: Any) -> Any:
-    encode = _EXACT.get(type(value))
-    if encode is not None:
-        return encode(value)
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="python")
-    if isinstance(value, enum.Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    for kind, encode in _ENCODERS:
-        if isinstance(value, kind):
-            return encode(value)
-    raise TypeError(
-        f"no way to carry a {type(value).__module__}.{type(value).__qualname__}; return plain data or a model"
-    )
-
-
-def _encode_set(value: Iterable[Any]) -> msgpack.ExtType:
-    data = pack(list(value))
-    _decode_set(data, _MAX_SETS_IN_SETS)  # what would not come back (a model in a set, say) is refused here and now
-    return msgpack.ExtType(_EXT_SET, data)
-
-
-def _encode_int(value: int) -> Any:
-    if _INT_MIN <= value <= _INT_MAX:
-        return value
-    return msgpack.ExtType(_EXT_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
-
-
-def _decode_set(data: bytes, levels: int) -> set[Any]:
-    if levels == 0:
-        raise ValueError(f"sets within sets, more than {_MAX_SETS_IN_SETS} of them")
-    values = msgpack.unpackb(
-        data, ext_hook=lambda code, inner: _decode_extra(code, inner, levels - 1), strict_map_key=False
-    )
-    return {_hashable(value) for value in values}
-
-
-def _hashable(value: Any) -> Any:
-    """A decoded value as the member of a set or the key of a mapping: a tuple or frozenset in place of a list or
-    set."""
-    if type(value) is list:
-        return tuple(_hashable(inner) for inner in value)
-    return frozenset(value) if type(value) is set else value
-
-
-def _with_hashable_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    return {_hashable(key): value for key, value in pairs}
-
-
-def _decode_extra(code: int, data: bytes, levels: int = _MAX_SETS_IN_SETS) -> Any:
-    decode = _DECODERS.get(code)
-    if decode is not None:
-        return decode(data)
-    if code == _EXT_SET:
-        return _decode_set(data, levels)
-    raise ValueError(f"unknown extension type {code}")
-
-
-def _timedelta(data: bytes) -> dt.timedelta:
-    days, seconds, microseconds = msgpack.unpackb(data)
-    return dt.timedelta(days, seconds, microseconds)
-
-
-def _extension(code: int, to_bytes: Callable[[Any], bytes]) -> Callable[[Any], msgpack.ExtType]:
-    return lambda value: msgpack.ExtType(code, to_bytes(value))
-
-
-@runtime_checkable
-class _Path(Protocol):
-    def __fspath__(self) -> Any: ...
-
-
-# Type, code, its bytes, and back. The order counts: a datetime is a date.
-_EXTENSIONS: Final[Sequence[tuple[type, int, Callable[[Any], bytes], Callable[[bytes], Any]]]] = (
-    (dt.datetime, 1, lambda value: value.isoformat().encode(), lambda data: dt.datetime.fromisoformat(data.decode())),
-    (dt.date, 2, lambda value: value.isoformat().encode(), lambda data: dt.date.fromisoformat(data.decode())),
-    (dt.time, 3, lambda value: value.isoformat().encode(), lambda data: dt.time.fromisoformat(data.decode())),
-    (dt.timedelta, 4, lambda value: msgpack.packb([value.days, value.seconds, value.microseconds]), _timedelta),
-    (uuid.UUID, 5, lambda value: value.bytes, lambda data: uuid.UUID(bytes=data)),
-    (decimal.Decimal, 6, lambda value: str(value).encode(), lambda data: decimal.Decimal(data.decode())),
-)
-_DECODERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
-    **{code: decode for _, code, _, decode in _EXTENSIONS},
-    _EXT_BIG_INT: lambda data: int.from_bytes(data, "big", signed=True),
-}
-_ENCODERS: Final[Sequence[tuple[type, Callable[[Any], Any]]]] = (
-    (tuple, list),
-    (list, list),
-    (Mapping, dict),
-    (set, _encode_set),
-    (frozenset, _encode_set),
-    *((kind, _extension(code, encode)) for kind, code, encode, _ in _EXTENSIONS),
-    (_Path, lambda value: value.__fspath__()),
-    (int, lambda value: _encode_int(int(value))),
-    (str, str.__str__),
-    (float, float),
-    *((kind, bytes) for kind in (bytes, bytearray, memoryview)),
-)
-_EXACT: Final = dict(_ENCODERS)
 
 
 def _may_be_deep(data: bytes) -> bool:
@@ -315,6 +249,7 @@ def _is_deep(value: Any) -> bool:
 
 
 __all__ = [
-    "MAX_DEPTH", "MAX_TOKEN_BYTES", "Packed", "check_token", "decode_token", "encode_token", "join_packed_lists",
-    "pack", "token_bytes", "token_from_bytes", "unpack",
+    "MAX_DEPTH", "MAX_TOKEN_BYTES", "Packed", "check_token", "decode_token", "encode_token", "join_packed_lists", "pack",
+    "pack_plainly", "pack_tokens",
+    "token_bytes", "token_from_bytes", "unpack", "unpack_tokens",
 ]  # fmt: skip

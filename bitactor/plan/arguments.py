@@ -3,16 +3,27 @@ with."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Union, get_args, get_origin
+from typing import Any, Final, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import override
 
 from bitactor.errors import DefinitionError, InvalidInput
-from bitactor.messages.codec import Packed, decode_token, encode_token
+from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tokens, token_bytes
+from bitactor.messages.objects import Classes
+from bitactor.plan.classes import AnnotatedClasses, first_of
+
+
+class Converter(NamedTuple):
+    """What makes a parameter's value of a token, as its annotation asks."""
+
+    convert: Callable[[Any], Any]
+    classes: Classes | None
+    """Classes of objects that are restored before; None: none."""
 
 
 class Argument(NamedTuple):
@@ -23,7 +34,7 @@ class Argument(NamedTuple):
     """Index into the saga's tokens: steps first, then input fields; -1 for a constant."""
     path: tuple[str | int, ...]
     transform: Callable[[Any], Any] | None
-    convert: Callable[[Any], Any] | None
+    converter: Converter | None
     constant: Any
     reference: str
     """The source's name in the journal: `input.name`, a step's path, `step.field`, or `value`."""
@@ -32,7 +43,8 @@ class Argument(NamedTuple):
 def argument_values(
     arguments: Sequence[Argument], tokens: Sequence[Any], owner: str, evaluated: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The arguments as values, each freshly decoded, not yet converted to their annotations.
+    """The arguments as values, each freshly decoded, with the objects of classes that their annotations name, not yet
+    converted to these.
 
     Transformed ones come from `evaluated`, tokens that were recorded when the transforms were evaluated.
 
@@ -40,12 +52,12 @@ def argument_values(
         InvalidInput: a path leads nowhere.
     """
     values: dict[str, Any] = {}
-    for name, slot, path, transform, _, constant, reference in arguments:
+    for name, slot, path, transform, converter, constant, reference in arguments:
+        classes = converter.classes if converter is not None else None
         if transform is not None:
-            values[name] = decode_token((evaluated or {})[name])
+            values[name] = decode_token((evaluated or {})[name], classes)
             continue
-        token = tokens[slot] if slot >= 0 else constant
-        value = decode_token(token) if type(token) is Packed else token
+        value = decode_token(tokens[slot] if slot >= 0 else constant, classes)
         values[name] = value_at(value, path, f"argument {name!r} of {owner}, from {reference}") if path else value
     return values
 
@@ -66,18 +78,36 @@ class BoundArguments(NamedTuple):
         """The arguments converted to their annotations: what the step's function is called with."""
         arguments, tokens, owner, _ = self
         values: dict[str, Any] = {}
-        for name, slot, path, transform, convert, _, _ in arguments:
+        for name, slot, path, transform, converter, _, _ in arguments:
             if slot < 0 or path or transform is not None:
                 return convert_arguments(arguments, self.raw(), owner)
-            token = tokens[slot]
-            value = decode_token(token) if type(token) is Packed else token
-            if convert is not None:
-                try:
-                    value = convert(value)
-                except (ValidationError, _WrongType):
-                    return convert_arguments(arguments, self.raw(), owner)  # which says what is wrong
-            values[name] = value
+            value = tokens[slot]
+            if converter is None:
+                values[name] = decode_token(value) if type(value) is Packed else value
+                continue
+            convert, classes = converter
+            try:
+                values[name] = convert(decode_token(value, classes) if type(value) is Packed else value)
+            except (ValidationError, _WrongType):
+                return convert_arguments(arguments, self.raw(), owner)  # which says what is wrong
         return values
+
+    def packed(self) -> Packed:
+        """The arguments as one mapping of names to values, not yet converted, that a `RemoteArguments` is made of.
+
+        Raises:
+            InvalidInput: a path leads nowhere.
+        """
+        arguments, tokens, owner, evaluated = self
+        found: dict[str, Any] = {}
+        for argument in arguments:
+            if argument.transform is not None:
+                found[argument.name] = (evaluated or {})[argument.name]
+            elif argument.path:
+                found[argument.name] = encode_token(argument_values((argument,), tokens, owner)[argument.name])
+            else:
+                found[argument.name] = tokens[argument.slot] if argument.slot >= 0 else argument.constant
+        return pack_tokens(found)
 
 
 class RawArguments(BoundArguments):
@@ -117,7 +147,8 @@ class RemoteArguments(NamedTuple):
         Raises:
             InvalidInput: the token is no mapping of all the arguments.
         """
-        values = decode_token(self.token)
+        classes = first_of(argument.converter.classes for argument in self.arguments if argument.converter is not None)
+        values = decode_token(self.token, classes)
         if type(values) is not dict or any(argument.name not in values for argument in self.arguments):
             raise InvalidInput(f"a signal for {self.owner} without all of its arguments")
         return values
@@ -125,6 +156,10 @@ class RemoteArguments(NamedTuple):
     def __call__(self) -> dict[str, Any]:
         """As `BoundArguments.__call__`."""
         return convert_arguments(self.arguments, self.raw(), self.owner)
+
+    def packed(self) -> Packed:
+        """The token itself."""
+        return Packed(token_bytes(self.token))
 
 
 def transform_arguments(arguments: Sequence[Argument], tokens: Sequence[Any], owner: str) -> dict[str, Any]:
@@ -137,7 +172,7 @@ def transform_arguments(arguments: Sequence[Argument], tokens: Sequence[Any], ow
     made: dict[str, Any] = {}
     for argument in arguments:
         if argument.transform is not None:
-            plain = argument._replace(transform=None)
+            plain = argument._replace(transform=None, converter=None)
             made[argument.name] = encode_token(
                 argument.transform(argument_values((plain,), tokens, owner)[argument.name])
             )
@@ -151,9 +186,9 @@ def convert_arguments(arguments: Sequence[Argument], values: dict[str, Any], own
         InvalidInput: a value does not fit; names the parameter, what was there and what was asked for.
     """
     for argument in arguments:
-        if argument.convert is not None:
+        if argument.converter is not None:
             try:
-                values[argument.name] = argument.convert(values[argument.name])
+                values[argument.name] = argument.converter.convert(values[argument.name])
             except ValidationError as error:
                 problem = error.errors(include_url=False, include_input=False)[0]
                 at = ".".join(str(part) for part in problem["loc"])
@@ -197,9 +232,9 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def converter(annotation: Any, owner: str) -> Callable[[Any], Any] | None:
-    """The function that converts a decoded token to `annotation`: None for Any and no annotation, a type check for
-    plain builtins, else pydantic.
+def converter_for(annotation: Any, owner: str) -> Converter | None:
+    """What converts a token to `annotation`: None for Any and no annotation, a type check for plain builtins, else
+    pydantic.
 
     Raises:
         DefinitionError: pydantic has no way to make that type from plain data.
@@ -213,14 +248,34 @@ def converter(annotation: Any, owner: str) -> Callable[[Any], Any] | None:
         )
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     if all(member in _PLAIN or (get_origin(member) in (dict, list) and _all_any(member)) for member in members):
-        return _checker(members, annotation)
+        return Converter(_checker(members, annotation), None)
     try:
-        return TypeAdapter(annotation).validate_python
+        return Converter(_validator(TypeAdapter(annotation)), AnnotatedClasses(annotation))
     except (PydanticUserError, NameError) as error:
         raise DefinitionError(
             f"{owner}: no way to make a {annotation!r} from plain data ({str(error).splitlines()[0]}); "
             "annotate with a pydantic model, a dataclass or plain types"
         ) from None
+
+
+_BY_NAME: Final = "by_name" in inspect.signature(TypeAdapter.validate_python).parameters  # since pydantic 2.11
+
+
+def _validator(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
+    """Validates what was carried: a model that is plain data here has the names of its fields, not their aliases."""
+    validate = adapter.validate_python
+    if not _BY_NAME:
+        return validate
+
+    def by_name_too(value: Any) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            with contextlib.suppress(ValidationError):
+                return validate(value, by_alias=True, by_name=True)
+            raise
+
+    return by_name_too
 
 
 def _all_any(member: Any) -> bool:

@@ -11,7 +11,7 @@ from bitactor.declare.source import Input, Result, Value
 from bitactor.declare.step import Step
 from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
 from bitactor.messages.codec import encode_token
-from bitactor.plan.arguments import Argument, converter
+from bitactor.plan.arguments import Argument, converter_for
 from bitactor.plan.callbacks import RESERVED_FOR_CONTEXT, Parameter, injected_as, parameters_of
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Callback
@@ -44,7 +44,7 @@ def bind_parameters(
         if source is None and slots.get(parameter.name, -1) < 0:
             if parameter.has_default or step.deferred:
                 if step.deferred:  # whoever plans the step may bind it; it is None if nobody does
-                    convert = converter(parameter.annotation, what)
+                    convert = converter_for(parameter.annotation, what)
                     arguments.append(Argument(parameter.name, -1, (), None, convert, None, "unbound"))
                 continue
             raise UnknownArgument(
@@ -63,7 +63,7 @@ def bind_parameters(
 def _argument(
     workflow: Declaration, parameter: Parameter, source: Any, slots: Mapping[str, int], what: str
 ) -> Argument:
-    convert = converter(parameter.annotation, f"{what}, parameter {parameter.name!r}")
+    convert = converter_for(parameter.annotation, f"{what}, parameter {parameter.name!r}")
     if source is None:
         source = (
             Input(parameter.name) if parameter.name in workflow.input_model.model_fields else Result(parameter.name)

@@ -13,7 +13,7 @@ from bitactor.declare.context import Context
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
-from bitactor.plan.arguments import converter
+from bitactor.plan.arguments import converter_for
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Callback
 
@@ -143,7 +143,7 @@ def compile_callback(
         elif parameter.name in _INJECTABLE[role]:
             injected[parameter.name] = parameter.name
             if parameter.name == "result":
-                convert_result = converter(parameter.annotation, what)
+                convert_result = converter_for(parameter.annotation, what)
         elif parameter.name in takes:
             taken.append(parameter.name)
         elif resource is not None:

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from bitactor.messages.codec import encode_token
+from bitactor.messages.objects import Classes
 from bitactor.messages.signal import Fault
-from bitactor.plan.arguments import BoundArguments
+from bitactor.plan.arguments import BoundArguments, Converter
 
 
 class Slot(NamedTuple):
@@ -130,13 +131,14 @@ class ContainerArguments(BoundArguments):
         """Whether the container has an argument of that name."""
         return any(argument.name == name for argument in self.arguments)
 
-    def value(self, name: str) -> Any:
-        """The value of one argument, a fresh copy.
+    def value(self, name: str, classes: Classes | None = None) -> Any:
+        """The value of one argument, a fresh copy; objects of `classes` are restored in it.
 
         Raises:
             InvalidInput: a path leads nowhere.
         """
-        wanted = [argument for argument in self.arguments if argument.name == name]
+        converter = None if classes is None else Converter(lambda value: value, classes)
+        wanted = [argument._replace(converter=converter) for argument in self.arguments if argument.name == name]
         return self._replace(arguments=wanted).raw()[name]
 
     def token(self, name: str) -> Any:

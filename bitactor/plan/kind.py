@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from bitactor.declare.source import Source
 from bitactor.declare.step import Step
 from bitactor.forms.keys import SOURCE, Key
-from bitactor.plan.arguments import Argument, converter
+from bitactor.plan.arguments import Argument, converter_for
 from bitactor.plan.callbacks import Parameter, injected_as, parameters_of
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Plan, PlanStep
@@ -54,7 +54,7 @@ class Site(NamedTuple):
                 continue
             if field not in inputs:
                 inputs.append(field)
-            convert = converter(parameter.annotation, f"{self.what}, parameter {parameter.name!r}")
+            convert = converter_for(parameter.annotation, f"{self.what}, parameter {parameter.name!r}")
             arguments.append(
                 Argument(parameter.name, 1 + inputs.index(field), (), None, convert, None, f"input.{field}")
             )

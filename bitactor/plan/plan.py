@@ -19,7 +19,7 @@ from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.messages.ids import path_code
 from bitactor.messages.signal import MAX_TTL, Fault
-from bitactor.plan.arguments import Argument
+from bitactor.plan.arguments import Argument, Converter
 from bitactor.plan.container import Close, ContainerArguments, NextAction, Open, Opening, Progress, Skip
 
 
@@ -35,7 +35,7 @@ class Callback:
     """The step's arguments that the function takes."""
     in_doubt: bool = False
     retries: int = 0
-    convert_result: Callable[[Any], Any] | None = None
+    convert_result: Converter | None = None
     """Of an undo that takes `result`: the converter of the result to the annotation of that parameter."""
     resources: tuple[str, ...] = ()
     """Names of the resources among `injected`."""

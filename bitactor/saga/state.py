@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final, cast
 
 from bitactor.errors import StoreError
-from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.codec import unpack_tokens
 from bitactor.messages.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
 from bitactor.messages.pulse import HALTED, RUNNING, SKIPPED, Pulse
 from bitactor.messages.signal import UNDO, Fault
@@ -360,5 +360,5 @@ def writable(state: SagaState, name: str) -> dict[Any, Any]:
 
 def input_tokens(plan: Plan, token: Any) -> list[Any]:
     """The tokens of a plan's input fields, from the token of the whole input."""
-    values = decode_token(token) or {}
-    return [encode_token(values.get(name)) for name in plan.inputs]
+    tokens = unpack_tokens(token)
+    return [tokens.get(name) for name in plan.inputs]

@@ -121,8 +121,9 @@ class Hop:
             return error
         if what == "attempt":
             return self.signal.attempt
-        value = decode_token(self.result)
-        return callback.convert_result(value) if callback.convert_result is not None and value is not None else value
+        converter = callback.convert_result
+        value = decode_token(self.result, converter.classes if converter is not None else None)
+        return converter.convert(value) if converter is not None and value is not None else value
 
 
 def drive(coroutine: Coroutine[Any, Any, Any], what: str) -> Any:

@@ -306,9 +306,9 @@ class Executor(ActorExecutor):
                     actor.context = self.make_context(actor)
                 kwargs[name] = actor.context
             elif what == "result":
-                value = decode_token(result)
-                convert = callback.convert_result
-                kwargs[name] = convert(value) if convert is not None and value is not None else value
+                converter = callback.convert_result
+                value = decode_token(result, converter.classes if converter is not None else None)
+                kwargs[name] = converter.convert(value) if converter is not None and value is not None else value
             elif what == "error":
                 kwargs[name] = error
             elif what.startswith("resource:"):

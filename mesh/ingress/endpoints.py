@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -87,11 +88,13 @@ class Endpoints:
         self._require_open()
         workflow = self.mesh.workflows[request.path_params["workflow"]]
         options, prefer = read_stimulus_headers(request), preferences(request)
-        given = self._validate(workflow, await read_json(request, self.max_body_bytes))
+        text = await read_json(request, self.max_body_bytes)
+        given = self._validate(workflow, text)
+        sent = json.loads(text) if options.key is not None and text.strip() else None
         begun: list[Transaction] = []
         try:
             ended = await run_while_connected(
-                request.receive, self.stopped, self._begin(workflow.name, given, options, prefer, begun)
+                request.receive, self.stopped, self._begin(workflow.name, given, options, sent, prefer, begun)
             )
         except ServerStopping:
             raise self._stopping_problem(begun) from None
@@ -104,11 +107,12 @@ class Endpoints:
         workflow: str,
         given: Mapping[str, Any],
         options: StimulusOptions,
+        sent: Any,
         prefer: Preferences,
         begun: list[Transaction],
     ) -> Transaction | None:
         self._require_open()  # again: the server may have been told to stop while the body was on its way
-        transaction = await self.mesh.begin(workflow, given, options)
+        transaction = await self.mesh.begin(workflow, given, options, sent)
         begun.append(transaction)
         if prefer.respond_async and prefer.seconds == 0:
             return None

@@ -8,7 +8,7 @@ disappears from the registry has lost what it had not answered.  Answers are nev
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from cachetools import LRUCache
@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
-from bitactor.messages.codec import encode_token, token_bytes
+from bitactor.messages.codec import Packed, encode_token, token_bytes
 from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import Cancel, Reply, Signal
 from bitactor.messages.wire import encode_message
@@ -99,12 +99,10 @@ class HopRouter(Router):
         self._round_robin = 0
 
     @override
-    def dispatch(
-        self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
-    ) -> None:
+    def dispatch(self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Packed, result: Any) -> None:
         """A hop for which no holder has room waits here, for at most the node's `patience`."""
         try:
-            token = encode_token([bytes(token_bytes(encode_token(dict(values)))), bytes(token_bytes(result))])
+            token = encode_token([bytes(values), bytes(token_bytes(result))])
             message = encode_message(signal._replace(token=token, reply_to=self._endpoint()))
         except (BitActorError, ValueError, TypeError) as error:
             self._enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error)))

@@ -8,8 +8,9 @@ from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 from bitactor.declare.stimulus import StimulusOptions, encoded
-from bitactor.errors import DuplicateTransaction, Overloaded, UnknownWorkflow, suggest
-from bitactor.messages.codec import decode_token, encode_token
+from bitactor.errors import DuplicateTransaction, Overloaded, ProtocolError, UnknownWorkflow, suggest
+from bitactor.messages.canonical import request_digest
+from bitactor.messages.codec import decode_token, encode_token, pack_plainly
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.plan.plan import Plan
@@ -71,23 +72,26 @@ class Intake:
     async def stimulate(self, workflow: str, given: Any, options: StimulusOptions) -> LiveTransaction:
         """Begin a transaction, or find the one that its key began; see `Mesh.stimulate`."""
         self._require_open()
-        return await self.begin(workflow, self._workflows[workflow].validate_input(given), options)
+        return await self.begin(workflow, self._workflows[workflow].validate_input(given), options, given)
 
-    async def begin(self, workflow: str, values: Mapping[str, Any], options: StimulusOptions) -> LiveTransaction:
-        """Begin a transaction with an input that is valid, or find the one that its key began; the node is open."""
+    async def begin(
+        self, workflow: str, values: Mapping[str, Any], options: StimulusOptions, given: Any
+    ) -> LiveTransaction:
+        """Begin a transaction with an input that is valid, `given` as it was sent, or find the one that its key began;
+        the node is open."""
         plan, supervisor = self._plans[workflow], self._supervisor
         key, ttl, deadline, *_ = options
         token = encoded(f"input of {workflow!r}", values)
         data: dict[str, Any] = {}
         if key is not None:
-            known = await self._find_by_key(workflow, key, token)
+            data = {"key": key, "input_digest": _plain_digest(values), "request_digest": request_digest(given)}
+            known = await self._find_by_key(workflow, key, data)
             if known is not None:
                 return known
-            data = {"key": key, "input_digest": fingerprint(token)}
         data |= options.record()
         if supervisor.running_count >= self._settings.max_in_flight:
             await self._wait_for_capacity()
-            if key is not None and (known := await self._find_by_key(workflow, key, token)) is not None:
+            if key is not None and (known := await self._find_by_key(workflow, key, data)) is not None:
                 return known
         budget_ns = plan.deadline_ns if deadline is None else nanoseconds(deadline)
         inputs = [encode_token(values[name]) for name in plan.inputs]
@@ -99,7 +103,7 @@ class Intake:
             try:
                 await asyncio.shield(live.accepted)
             except DuplicateTransaction:
-                known = await self._find_by_key(workflow, key or "", token)
+                known = await self._find_by_key(workflow, key or "", data)
                 if known is None:
                     raise
                 return known
@@ -160,7 +164,7 @@ class Intake:
         supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data))
         return live
 
-    async def _find_by_key(self, workflow: str, key: str, token: Any) -> LiveTransaction | None:
+    async def _find_by_key(self, workflow: str, key: str, data: Mapping[str, Any]) -> LiveTransaction | None:
         """The transaction that a key began before.
 
         Raises:
@@ -172,8 +176,9 @@ class Intake:
         if isinstance(found, LiveTransaction) and found.accepted is not None:
             await asyncio.shield(found.accepted)
         live = found if isinstance(found, LiveTransaction) else self._load(found)
-        first = self._supervisor.store.pulses(live.state.transaction)[0]
-        if (first.data or {}).get("input_digest") != fingerprint(token):
+        first = self._supervisor.store.pulses(live.state.transaction)[0].data or {}
+        # The same as it was sent, or the same input however it was written; journals of before know the second only.
+        if not any(data[digest] and data[digest] == first.get(digest) for digest in ("request_digest", "input_digest")):
             raise DuplicateTransaction(
                 f"key {key!r} began transaction {live.state.transaction} of {workflow!r} with another input; "
                 "use a key of its own for each request"
@@ -193,6 +198,15 @@ class Intake:
                 "try again later, or raise max_in_flight"
             ) from None
         self._require_open()
+
+
+def _plain_digest(values: Mapping[str, Any]) -> str:
+    """The digest of a valid input by which releases of before tell whether requests are the same; empty if it has what
+    they cannot carry."""
+    try:
+        return fingerprint(pack_plainly(values))
+    except ProtocolError:
+        return ""
 
 
 def _failure_text(future: asyncio.Future[None]) -> str:

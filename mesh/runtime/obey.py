@@ -14,7 +14,7 @@ from bitactor.messages.faults import fault_of
 from bitactor.messages.ids import join_hop_id
 from bitactor.messages.pulse import RUNNING
 from bitactor.messages.signal import UNDO, Fault, Reply, Signal
-from bitactor.plan.arguments import BoundArguments, RawArguments, argument_values
+from bitactor.plan.arguments import BoundArguments, RawArguments
 from bitactor.plan.plan import PlanStep
 from bitactor.ports import Clock
 from bitactor.saga import (
@@ -117,7 +117,7 @@ class CommandHandler:
         result = state.own_result(index) if direction is UNDO and index not in state.steps_in_doubt else None
         if self.router is not None and not step.is_local_only:
             try:
-                values = argument_values(step.arguments, state.tokens, step.address, evaluated)
+                values = BoundArguments(step.arguments, state.tokens, step.address, evaluated).packed()
             except InvalidInput as error:
                 self._fail_unstarted(live, index, direction, error)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from bitactor.messages.codec import Packed
 from bitactor.messages.signal import Signal, Stimulus
 from bitactor.plan.plan import PlanStep
 from mesh.runtime.live import LiveTransaction
@@ -20,10 +21,9 @@ class Enqueue(Protocol):
 class Router(Protocol):
     """Sends hops whose steps run elsewhere to nodes that run them."""
 
-    def dispatch(
-        self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Mapping[str, Any], result: Any
-    ) -> None:
-        """Send the hop to a holder of its step; its outcome comes back as an event of the transaction."""
+    def dispatch(self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Packed, result: Any) -> None:
+        """Send the hop to a holder of its step, with its arguments as `BoundArguments.packed` gives them; its outcome
+        comes back as an event of the transaction."""
 
     def abandon(self, live: LiveTransaction, index: int) -> None:
         """Tell the holder of this step's hop to stop it."""

@@ -126,7 +126,7 @@ def pack_payload(actor: Actor) -> Any:
         InvalidOutcome, SignalTooLarge: an argument cannot be carried, or all of them together are too much for a frame.
     """
     plan = actor.plan
-    values = bytes(token_bytes(encode_token(actor.arguments.raw(), MAX_FRAME_BYTES)))
+    values = bytes(actor.arguments.packed())
     result = bytes(token_bytes(actor.result))
     payload = (plan.workflow, plan.digest, actor.step.address, values, result, actor.signal.metadata)
     return encode_token(list(payload), MAX_FRAME_BYTES)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from bitactor import DefinitionError, Input, InvalidInput, Result, Value, Workflow
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.plan.arguments import converter, value_at
+from bitactor.plan.arguments import converter_for, value_at
 from bitactor.testing import run_workflow
 
 
@@ -160,9 +160,9 @@ def test_types_that_cannot_be_made_are_refused() -> None:
     class Odd: ...
 
     with pytest.raises(DefinitionError, match="no way to make"):
-        converter(Odd, "here")
+        converter_for(Odd, "here")
     with pytest.raises(DefinitionError, match="names nothing"):
-        converter("Nowhere", "here")
+        converter_for("Nowhere", "here")
 
 
 def test_follow_without_a_path_is_the_value() -> None:

@@ -116,11 +116,9 @@ def test_a_token_is_the_same_before_and_after_a_journal(value: Any) -> None:
         {1: object()},
         [1, {2: {object()}}],
         {Point},
-        1j,
         "\ud800",
         {"\ud800": 1},
         iter([1]),
-        range(3),
         ValueError("x"),
     ],
 )
@@ -136,14 +134,15 @@ def test_a_cycle_is_refused() -> None:
         encode_token(value)
 
 
-def test_a_model_in_a_set_would_not_come_back_and_is_refused() -> None:
+def test_a_model_as_a_key_would_not_come_back_and_is_refused() -> None:
     frozen = dataclasses.make_dataclass("Frozen", ["x"], frozen=True)
-    with pytest.raises(InvalidOutcome, match="unhashable"):
-        encode_token({frozen(1)})
+    with pytest.raises(InvalidOutcome, match="a dict cannot be carried.*unhashable"):
+        encode_token({frozen(1): 2})
+    assert decode_token(encode_token({frozen(1)})) == [{"x": 1}]
     deep: Any = 1
-    for _ in range(6):
+    for _ in range(60):
         deep = frozenset((deep,))
-    with pytest.raises(InvalidOutcome, match="sets within sets"):
+    with pytest.raises(InvalidOutcome, match="objects and sets within each other"):
         encode_token(deep)
 
 

@@ -1,0 +1,221 @@
+"""Values whose type says all: a datetime, a UUID, a Decimal, …; they come back as they were for every reader.
+
+A moment keeps its zone and its fold, as RFC 9557 writes them: `2026-10-25T02:30:00+01:00[Europe/Berlin]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import re
+import uuid
+import zoneinfo
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import msgpack
+from pydantic import BaseModel
+
+_DATETIME: Final = 1
+_DATE: Final = 2
+_TIME: Final = 3
+_TIMEDELTA: Final = 4
+_UUID: Final = 5
+_DECIMAL: Final = 6
+_BIG_INT: Final = 7
+SET: Final = 8
+OBJECT: Final = 9
+_INT_MIN: Final = -(1 << 63)
+_INT_MAX: Final = (1 << 64) - 1
+
+
+Hook = Callable[[Any], Any]
+
+
+class NeedsObjects(Exception):
+    """A value holds what `encode_value` does not know."""
+
+
+def type_name(value: Any) -> str:
+    """The name of a value's type, whatever its metaclass does."""
+    try:
+        return str(type(value).__name__)
+    except BaseException:
+        return "value"
+
+
+def text_of(error: BaseException) -> str:
+    """The message of an exception, whatever its `__str__` does."""
+    try:
+        return str(error) or type_name(error)
+    except BaseException as broken:
+        return f"<its message cannot be made: {type_name(broken)}>"
+
+
+def encode_value(value: Any) -> Any:
+    """What msgpack packs for a value whose type says that it comes back; tuples become lists, enums their scalar
+    value, paths text.
+
+    Raises:
+        NeedsObjects: it is of another type; `encode_object` may know it.
+        TypeError: it cannot be carried.
+    """
+    kind = type(value)
+    encode = _BY_TYPE.get(kind)
+    if encode is not None:
+        return encode(value)
+    if issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
+        raise NeedsObjects
+    if issubclass(kind, enum.Enum):
+        if type(value.value) in _SCALARS:
+            return value.value
+        raise NeedsObjects
+    for base, encode in _BY_BASE:
+        if issubclass(kind, base):
+            return encode(value)
+    raise NeedsObjects
+
+
+def encode_plainly(value: Any) -> Any:
+    """What releases of before packed for any value: for objects plain data."""
+    kind = type(value)
+    if issubclass(kind, BaseModel):
+        return value.model_dump(mode="python")
+    if issubclass(kind, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(kind):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+    if issubclass(kind, dt.datetime | dt.time):
+        return msgpack.ExtType(_DATETIME if issubclass(kind, dt.datetime) else _TIME, value.isoformat().encode())
+    if issubclass(kind, Mapping):
+        return dict(value)
+    if issubclass(kind, set | frozenset):
+        return msgpack.ExtType(SET, msgpack.packb(list(value), default=encode_plainly, strict_types=True))
+    return encode_value(value)
+
+
+def hashable(value: Any) -> Any:
+    """A decoded value as the member of a set or the key of a mapping: a tuple or frozenset in place of a list or
+    set."""
+    if type(value) is list:
+        return tuple(hashable(inner) for inner in value)
+    return frozenset(value) if type(value) is set else value
+
+
+def set_of(items: list[Any]) -> set[Any] | list[Any]:
+    """The set of the items; their list if there are mappings among them, as plain data of objects are."""
+    try:
+        return {hashable(item) for item in items}
+    except TypeError:
+        return items
+
+
+def unpacked(data: bytes, hook: Callable[[int, bytes], Any]) -> Any:
+    """The value in `data`, whose extensions `hook` decodes."""
+    try:
+        return msgpack.unpackb(data, ext_hook=hook, strict_map_key=False)
+    except TypeError:  # a tuple or a set as a key
+        return msgpack.unpackb(data, ext_hook=hook, strict_map_key=False, object_pairs_hook=_with_hashable_keys)
+
+
+def _with_hashable_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {hashable(key): value for key, value in pairs}
+
+
+# Values: their type says all
+
+_SCALARS: Final = frozenset((bool, int, float, str, bytes, type(None)))
+
+
+def _extension(code: int, text: str) -> msgpack.ExtType:
+    return msgpack.ExtType(code, text.encode())
+
+
+def _encode_int(value: int) -> Any:
+    value = int(value)
+    if _INT_MIN <= value <= _INT_MAX:
+        return value
+    return msgpack.ExtType(_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+
+
+def encode_set(value: Iterable[Any], default: Hook) -> msgpack.ExtType:
+    return msgpack.ExtType(SET, msgpack.packb(list(value), default=default, strict_types=True))
+
+
+_NOTE: Final = re.compile(r"\[([^\]]*)\]\Z")
+"""The zone behind a moment as RFC 9557 writes it: `2026-10-25T02:30:00+01:00[Europe/Berlin]`; `[fold]` behind a moment
+of no zone that comes for the second time."""
+
+
+def _encode_moment(value: dt.datetime | dt.time) -> msgpack.ExtType:
+    zone, fold = value.tzinfo, value.fold
+    code, note = (_DATETIME if isinstance(value, dt.datetime) else _TIME), "[fold]" if fold else ""
+    if zone is not None and type(zone) is not dt.timezone:
+        name = zone_name(zone, value)
+        note = f"[{name}]{note}" if name else note
+        if isinstance(value, dt.datetime) and name:
+            value = dt.datetime.combine(value.date(), value.time(), dt.timezone(value.utcoffset() or dt.timedelta()))
+    return _extension(code, value.isoformat() + note)
+
+
+def zone_name(zone: dt.tzinfo, at: dt.datetime | dt.time) -> str:
+    """The zone's name in the IANA database; empty for one whose offset never changes.
+
+    Raises:
+        TypeError: there is no way to name it.
+    """
+    name = getattr(zone, "key", None) or getattr(zone, "zone", None)
+    if isinstance(name, str) and name in zoneinfo.available_timezones():
+        return name
+    year = at.year if isinstance(at, dt.datetime) else 2026
+    offsets = {zone.utcoffset(dt.datetime(year, month, 1, tzinfo=zone)) for month in range(1, 13)}
+    if len(offsets) == 1 and None not in offsets and isinstance(at, dt.datetime):
+        return ""
+    raise TypeError(f"no way to carry the time zone {zone!r}; use zoneinfo.ZoneInfo or datetime.timezone")
+
+
+def _decode_moment(kind: Any, data: bytes) -> Any:
+    text, notes = data.decode(), list[str]()
+    while (note := _NOTE.search(text)) is not None:
+        notes.append(note[1])
+        text = text[: note.start()]
+    value = kind.fromisoformat(text)
+    fold = int("fold" in notes)
+    name = next((note for note in notes if note != "fold"), None)
+    return value.replace(fold=fold, tzinfo=value.tzinfo if name is None else zoneinfo.ZoneInfo(name))
+
+
+def _decode_timedelta(data: bytes) -> dt.timedelta:
+    days, seconds, microseconds = msgpack.unpackb(data)
+    return dt.timedelta(days, seconds, microseconds)
+
+
+VALUES: Final[Mapping[int, Callable[[bytes], Any]]] = {
+    _DATETIME: lambda data: _decode_moment(dt.datetime, data),
+    _DATE: lambda data: dt.date.fromisoformat(data.decode()),
+    _TIME: lambda data: _decode_moment(dt.time, data),
+    _TIMEDELTA: _decode_timedelta,
+    _UUID: lambda data: uuid.UUID(bytes=data),
+    _DECIMAL: lambda data: decimal.Decimal(data.decode()),
+    _BIG_INT: lambda data: int.from_bytes(data, "big", signed=True),
+}
+
+_BY_BASE: Final[tuple[tuple[Any, Hook], ...]] = (
+    ((tuple, list), list),
+    (dt.datetime, _encode_moment),
+    (dt.date, lambda value: _extension(_DATE, value.isoformat())),
+    (dt.time, _encode_moment),
+    (dt.timedelta, lambda v: msgpack.ExtType(_TIMEDELTA, msgpack.packb([v.days, v.seconds, v.microseconds]))),
+    (uuid.UUID, lambda value: msgpack.ExtType(_UUID, value.bytes)),
+    (decimal.Decimal, lambda value: _extension(_DECIMAL, str(value))),
+    (bool, bool),
+    (int, _encode_int),
+    (str, str.__str__),
+    (float, float.__float__),
+    ((bytes, bytearray, memoryview), bytes),
+)
+_BY_TYPE: Final[Mapping[type, Hook]] = {
+    kind: encode for kinds, encode in _BY_BASE for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
+}
