@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from bitactor import errors
 from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError
 from bitactor.messages.codec import pack, unpack
 from bitactor.messages.signal import Fault
+from bitactor.messages.values import type_name
 
 MAX_MESSAGE: Final = 10_000
 MAX_TRACEBACK: Final = 20_000
 MAX_ARGUMENTS: Final = 64 * 1024
+MAX_CHAIN: Final = 32
+"""Most exceptions that one takes along: causes, contexts, members of groups, and theirs."""
+MAX_INNER_TRACEBACK: Final = 4_000
+MAX_NOTES: Final = 16
+MAX_NOTE: Final = 2_000
 
 _BESIDE: Final = "_bitactor_beside"
 _HOME: Final = __file__.rsplit("/", 3)[0]
@@ -23,19 +30,91 @@ _FRAMEWORK: Final = tuple(f"{_HOME}/{package}/" for package in ("bitactor", "reg
 
 
 def fault_of(error: BaseException) -> Fault:
-    """The fault of an exception: its type, message, the user's part of its traceback, and its arguments if they are
-    plain."""
+    """The fault of an exception: its type, message, the user's part of its traceback, its arguments if they are plain,
+    and what came with it: notes, cause or context, the members of a group.
+
+    The exception's own methods may raise anything; as much is kept as can be had.
+    """
+    return _fault_of(error, Budget(MAX_CHAIN), MAX_TRACEBACK)
+
+
+class Budget:
+    """How many exceptions a fault may still take along, and those on the way to the one that is looked at."""
+
+    __slots__ = ("left", "path")
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.path: list[BaseException] = []
+
+    def takes(self, error: BaseException | None) -> bool:
+        """Whether this one may be taken along: it is one, there is room, and it is not what it came with."""
+        return error is not None and self.left > 0 and not any(error is other for other in self.path)
+
+
+def _fault_of(error: BaseException, budget: Budget, longest: int) -> Fault:
+    budget.left -= 1
+    budget.path.append(error)
     kind = type(error)
-    try:
-        message = str(error)
-    except Exception as broken:
-        message = f"<its message cannot be made: {type(broken).__name__}>"
-    return Fault(
-        f"{kind.__module__}:{kind.__qualname__}",
-        utf8_safe(message[:MAX_MESSAGE]),
-        utf8_safe(_users_traceback(error)),
-        _arguments(error),
+    fault = Fault(
+        f"{_name(kind, '__module__')}:{_name(kind, '__qualname__')}",
+        utf8_safe(_message(error)[:MAX_MESSAGE]),
+        utf8_safe(_users_traceback(error))[-longest:],
+        _arguments(error, MAX_ARGUMENTS if longest == MAX_TRACEBACK else longest),
+        None,
+        _chain(error, budget),
     )
+    budget.path.pop()
+    return fault
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as broken:
+        return f"<its message cannot be made: {type_name(broken)}>"
+
+
+def _name(kind: type, attribute: str) -> str:
+    try:
+        return str(getattr(kind, attribute))
+    except BaseException:
+        return "?"
+
+
+def _of(error: BaseException, attribute: str) -> Any:
+    """What `BaseException` has under that name, whatever the exception's class has."""
+    return vars(BaseException)[attribute].__get__(error)
+
+
+def _chain(error: BaseException, budget: Budget) -> bytes | None:
+    found: dict[str, Any] = {}
+    notes = [utf8_safe(note[:MAX_NOTE]) for note in _notes(error)[:MAX_NOTES] if isinstance(note, str)]
+    if notes:
+        found["notes"] = notes
+    cause, context = _of(error, "__cause__"), _of(error, "__context__")
+    if budget.takes(cause):
+        found["cause"] = list(_fault_of(cause, budget, MAX_INNER_TRACEBACK))
+    elif budget.takes(context) and not _of(error, "__suppress_context__"):
+        found["context"] = list(_fault_of(context, budget, MAX_INNER_TRACEBACK))
+    if isinstance(error, BaseExceptionGroup):
+        members = BaseExceptionGroup.exceptions.__get__(error)
+        kept = [list(_fault_of(member, budget, MAX_INNER_TRACEBACK)) for member in members if budget.takes(member)]
+        found["members"] = kept
+        if len(kept) < len(members):
+            found["left_out"] = len(members) - len(kept)
+    try:
+        return pack(found) if found else None
+    except BitActorError:
+        return None
+
+
+def _notes(error: BaseException) -> list[Any]:
+    try:
+        notes = vars(error).get("__notes__", ())
+        return list(notes) if isinstance(notes, list | tuple) else []
+    except BaseException:
+        return []
 
 
 def utf8_safe(text: str) -> str:
@@ -45,16 +124,56 @@ def utf8_safe(text: str) -> str:
 
 
 def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseException:
-    """The exception a fault stands for: our own, one the workflow declares, or a `RemoteError`."""
+    """The exception a fault stands for, with what came with it: our own, one the workflow declares, a group, or a
+    `RemoteError`."""
+    parts = _parts(fault)
+    error = _bare_error(fault, declared, parts)
+    for note in parts.get("notes", ()):
+        error.add_note(note)
+    for name, attribute in (("cause", "__cause__"), ("context", "__context__")):
+        if name in parts:
+            setattr(error, attribute, error_of(Fault(*parts[name]), declared))
+    if parts.get("left_out"):
+        error.add_note(f"(and {parts['left_out']} more)")
+    return error
+
+
+def _bare_error(fault: Fault, declared: Mapping[str, type[BaseException]], parts: Mapping[str, Any]) -> BaseException:
     own = getattr(errors, fault.type.rpartition(":")[2], None) if fault.type.startswith("bitactor.errors:") else None
     kind = declared.get(fault.type)
-    if kind is not None and fault.arguments is not None:
-        with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):
+        if kind is not None and fault.arguments is not None:
             return kind(*unpack(fault.arguments))
-    elif isinstance(own, type) and issubclass(own, BitActorError) and own is not RemoteError:
-        with contextlib.suppress(TypeError):
+        if isinstance(own, type) and issubclass(own, BitActorError) and own is not RemoteError:
             return own(fault.message)
+        if kind is None and parts.get("members"):
+            members = [error_of(Fault(*member), declared) for member in parts["members"]]
+            return BaseExceptionGroup(_group_message(fault.message), members)
     return RemoteError(fault.type.rpartition(":")[2], fault.message, fault.traceback)
+
+
+def _group_message(message: str) -> str:
+    """The message without what every group adds to it: ` (3 sub-exceptions)`."""
+    return re.sub(r" \(\d+ sub-exceptions?\)$", "", message)
+
+
+def _parts(fault: Fault) -> dict[str, Any]:
+    if fault.chain is None:
+        return {}
+    parts: dict[str, Any] = unpack(fault.chain)
+    return parts
+
+
+def chain_of(fault: Fault) -> list[tuple[str, Fault]]:
+    """What came with a fault, one step deep, for people: (`cause | context | member`, fault)."""
+    parts = _parts(fault)
+    found = [(name, Fault(*parts[name])) for name in ("cause", "context") if name in parts]
+    return found + [("member", Fault(*member)) for member in parts.get("members", ())]
+
+
+def notes_of(fault: Fault) -> list[str]:
+    """The notes that were added to the exception."""
+    return list(_parts(fault).get("notes", ()))
 
 
 def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseException) -> Fault:
@@ -80,16 +199,20 @@ def faults_beside(fault: Fault) -> list[Fault]:
     return [] if fault.beside is None else [Fault(*unpack(fault.beside))]
 
 
-def _arguments(error: BaseException) -> bytes | None:
+def _arguments(error: BaseException, limit: int) -> bytes | None:
     try:
-        return pack(list(error.args), MAX_ARGUMENTS)
+        return pack(list(_of(error, "args")), limit)
     except (InvalidOutcome, ProtocolError):
         return None
 
 
 def _users_traceback(error: BaseException) -> str:
     """The traceback without our own frames around the user's function."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = traceback.extract_tb(_of(error, "__traceback__"))
     users = [frame for frame in frames if not frame.filename.startswith(_FRAMEWORK)]
     shown = traceback.StackSummary.from_list(users or frames).format()
-    return "".join([*shown, *traceback.format_exception_only(error)])[-MAX_TRACEBACK:]
+    try:
+        last = traceback.format_exception_only(error)
+    except BaseException:
+        last = [f"{_name(type(error), '__qualname__')}: {_message(error)}\n"]
+    return "".join([*shown, *last])[-MAX_TRACEBACK:]

@@ -26,6 +26,9 @@ class Fault(NamedTuple):
     """The exception's `args`, packed, when all of them can be carried."""
     beside: bytes | None = None
     """The error raised by `compensate` or `backoff` while this one was dealt with: another fault's fields, packed."""
+    chain: bytes | None = None
+    """What came with the exception, packed: `notes`, the fields of the faults of its `cause` or `context`, and of the
+    `members` of a group; see `bitactor.messages.faults`."""
 
     def summary(self) -> str:
         """`Name: message`, as a pulse shows it."""

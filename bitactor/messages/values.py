@@ -46,6 +46,15 @@ def type_name(value: Any) -> str:
         return "value"
 
 
+def shown(value: Any, limit: int = 200) -> str:
+    """The `repr` of a value for a message, cut off beyond `limit` characters, whatever its `__repr__` does."""
+    try:
+        text = repr(value)
+    except BaseException as broken:
+        return f"<a {type_name(value)} whose repr raises {type_name(broken)}>"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def text_of(error: BaseException) -> str:
     """The message of an exception, whatever its `__str__` does."""
     try:

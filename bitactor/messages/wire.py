@@ -38,7 +38,11 @@ _TOKEN_FIELD: Final[tuple[int, ...]] = tuple(
 )
 _EMITS: Final = Reply._fields.index("emits")
 
-_Fault = tuple[str, str, str, bytes | None, bytes | None] | None
+_Fault = (
+    tuple[str, str, str, bytes | None, bytes | None, bytes | None]
+    | tuple[str, str, str, bytes | None, bytes | None]  # of a release of before
+    | None
+)
 _Metadata = dict[str, Any] | None
 _SHAPES: Final[tuple[TypeAdapter[Any], ...]] = tuple(
     TypeAdapter(shape)

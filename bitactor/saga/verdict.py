@@ -18,6 +18,7 @@ from bitactor.messages.duration import LONGEST, nanoseconds
 from bitactor.messages.faults import MAX_MESSAGE, fault_of, utf8_safe, with_beside
 from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
 from bitactor.messages.signal import UNDO, Fault, Signal
+from bitactor.messages.values import shown, type_name
 from bitactor.plan.plan import Callback, PlanStep
 
 VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt, Then))
@@ -148,18 +149,21 @@ def _judge_compensation(signal: Signal, verdict: Any, error: BaseException, faul
         try:
             return Judgement("continue", encode_token(verdict.value), error, fault)
         except Exception as problem:
-            unfit = _unfit(problem, signal)
-            return Judgement("fail", error=unfit, fault=fault_of(unfit))
+            return _wrong_answer(error, fault, _unfit(problem, signal))
     if isinstance(verdict, Retry):
         return Judgement("retry", error=error, fault=fault, after_ns=_delay_ns(verdict), reason=_reason(verdict))
     if isinstance(verdict, Halt):
         return Judgement("halt", error=error, reason=_reason(verdict))
     if isinstance(verdict, Fail):
         return Judgement("fail", error=error, fault=fault, reason=_reason(verdict))
-    wrong = InvalidOutcome(
-        f"compensate of {signal.name!r} returned {verdict!r}; it may return None, Retry(…), Continue(value) or Halt(…)"
-    )
-    return Judgement("fail", error=wrong, fault=fault_of(wrong))
+    allowed = "it may return None, Retry(…), Continue(value) or Halt(…)"
+    wrong = InvalidOutcome(f"compensate of {signal.name!r} returned {shown(verdict)}; {allowed}")
+    return _wrong_answer(error, fault, wrong)
+
+
+def _wrong_answer(error: BaseException, fault: Fault, wrong: BitActorError) -> Judgement:
+    """The attempt fails with its own error, and beside it with what is wrong about the compensation's answer."""
+    return Judgement("fail", error=error, fault=with_beside(fault, "compensate", error, wrong), broken=wrong)
 
 
 def _answer_or_verdict(ask: Ask) -> Generator[Ask, Any, Any]:
@@ -174,7 +178,7 @@ def _unfit(problem: Exception, signal: Signal) -> BitActorError:
     """The error of a result that cannot be carried, naming the step; `problem` may come from a model's serializer."""
     if isinstance(problem, BitActorError):
         return type(problem)(f"the result of {signal.name!r}: {problem}")
-    return InvalidOutcome(f"the result of {signal.name!r}: {problem!r}")
+    return InvalidOutcome(f"the result of {signal.name!r}: {shown(problem)}")
 
 
 def _delay(answer: Any, signal: Signal) -> float:
@@ -184,7 +188,7 @@ def _delay(answer: Any, signal: Signal) -> float:
         InvalidOutcome: its answer is no delay.
     """
     if isinstance(answer, bool) or not isinstance(answer, int | float) or not answer >= 0:
-        raise InvalidOutcome(f"backoff of {signal.name!r} returned {answer!r}; it returns seconds, zero or more")
+        raise InvalidOutcome(f"backoff of {signal.name!r} returned {shown(answer)}; it returns seconds, zero or more")
     return min(answer, LONGEST)
 
 
@@ -193,9 +197,12 @@ def _delay_ns(verdict: Retry) -> int | None:
 
 
 def _reason(verdict: Retry | Fail | Halt) -> str:
-    return utf8_safe(str(verdict.reason)[:MAX_MESSAGE]) if verdict.reason else ""
+    try:
+        return utf8_safe(str(verdict.reason)[:MAX_MESSAGE]) if verdict.reason else ""
+    except BaseException as broken:  # a user's object, which can do anything
+        return f"<its reason cannot be shown: {type_name(broken)}>"
 
 
 def _refused(signal: Signal, verdict: Any, allowed: str) -> Judgement:
-    wrong = InvalidOutcome(f"{signal.name!r} ({signal.direction}) returned {verdict!r}; {allowed}")
+    wrong = InvalidOutcome(f"{signal.name!r} ({signal.direction}) returned {shown(verdict)}; {allowed}")
     return Judgement("fail", error=wrong, fault=fault_of(wrong))

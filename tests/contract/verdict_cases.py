@@ -231,12 +231,12 @@ CASES: Final[Mapping[str, Case]] = {
     "compensate None": Case("compensated | spawned failed | ValueError: boom", "raise ValueError", "None", options=R1),
     "compensate Continue": Case("completed | spawned compensated | ValueError: boom", "raise ValueError", "Continue"),
     "compensate Continue, unencodable": Case(
-        "compensated | spawned failed | InvalidOutcome: the result of 'it': a object cannot be carried: no way to carry a builtins.object; return plain data or a model",
+        "compensated | spawned failed | ValueError: boom (and its compensate raised InvalidOutcome: the result of 'it': a object cannot be carried: no way to carry a builtins.object; return plain data or a model)",
         "raise ValueError",
         "Continue of object",
     ),
     "compensate Continue, a model that breaks": Case(
-        "compensated | spawned failed | InvalidOutcome: the result of 'it': a Unwritable cannot be carried: Error calling function `_write`: OSError: no pen",
+        "compensated | spawned failed | ValueError: boom (and its compensate raised InvalidOutcome: the result of 'it': a Unwritable cannot be carried: Error calling function `_write`: OSError: no pen)",
         "raise ValueError",
         "Continue of unwritable",
     ),
@@ -272,12 +272,12 @@ CASES: Final[Mapping[str, Case]] = {
     "compensate Halt": Case("halted | spawned halted | None", "raise ValueError", "Halt"),
     "compensate Fail": Case("compensated | spawned failed | ValueError: boom", "raise ValueError", "Fail"),
     "compensate a value": Case(
-        "compensated | spawned failed | InvalidOutcome: compensate of 'it' returned 1; it may return None, Retry(…), Continue(value) or Halt(…)",
+        "compensated | spawned failed | ValueError: boom (and its compensate raised InvalidOutcome: compensate of 'it' returned 1; it may return None, Retry(…), Continue(value) or Halt(…))",
         "raise ValueError",
         "1",
     ),
     "compensate Ok": Case(
-        "compensated | spawned failed | InvalidOutcome: compensate of 'it' returned Ok(value=1); it may return None, Retry(…), Continue(value) or Halt(…)",
+        "compensated | spawned failed | ValueError: boom (and its compensate raised InvalidOutcome: compensate of 'it' returned Ok(value=1); it may return None, Retry(…), Continue(value) or Halt(…))",
         "raise ValueError",
         "Ok",
     ),
