@@ -164,11 +164,22 @@ class WorkflowFailed(RunError):
     """A transaction did not complete.
 
     `transaction` is its id, `status` how it ended, `errors` the original error first, then those of compensation and
-    undo in the order they happened.  `__cause__` is the original error.
+    undo in the order they happened.  `__cause__` is the original error; `step` is the address of the step that failed
+    first, `attempt` which try of it that was (from 1); empty and 0 if no step is to blame.
     """
 
-    def __init__(self, message: str, transaction: str, status: str, errors: Iterable[BaseException] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        transaction: str,
+        status: str,
+        errors: Iterable[BaseException] = (),
+        step: str = "",
+        attempt: int = 0,
+    ) -> None:
         super().__init__(message)
+        self.step = step
+        self.attempt = attempt
         self.transaction = transaction
         self.status = status
         self.errors = tuple(errors)

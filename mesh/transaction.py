@@ -219,12 +219,17 @@ class Transaction(Generic[R_co]):
         state = self._live.state
         first = errors[0] if errors else None
         why = fault_of(first).summary() if first is not None else self._halt_reason()
+        place = state.place_of(state.errors[0][0]) if state.errors else None
+        step, attempt = (f"{self.workflow}/{place.path}", place.attempt) if place is not None else ("", 0)
+        blamed = f" at {step!r}, attempt {attempt}" if step else ""
         failure = WorkflowFailed(
-            f"{self.workflow!r} ended {state.status}: {why} [transaction {self.id}; `bitactor trace {self.id}` shows "
-            "what happened]",
+            f"{self.workflow!r} ended {state.status}{blamed}: {why} [transaction {self.id}; `bitactor trace {self.id}` "
+            "shows what happened]",
             self.id,
             state.status,
             errors,
+            step,
+            attempt,
         )
         failure.__cause__ = first
         return failure

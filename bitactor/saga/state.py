@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from bitactor.errors import StoreError
 from bitactor.messages.codec import unpack_tokens
 from bitactor.messages.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
 from bitactor.messages.pulse import HALTED, RUNNING, SKIPPED, Pulse
-from bitactor.messages.signal import UNDO, Fault
+from bitactor.messages.signal import FORWARD, UNDO, Fault
 from bitactor.plan.container import Progress
 from bitactor.plan.plan import Container, Plan, PlanStep, Scope
 from bitactor.saga.commands import Emission
@@ -22,6 +22,18 @@ EMPTY: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
 kilobyte of each parked transaction."""
 
 NO_STEPS: Final[set[int]] = set()
+
+
+class Place(NamedTuple):
+    """The place of a hop in its transaction."""
+
+    address: str
+    """Of its step, the same for all elements of a map."""
+    path: str
+    """Of its step in this transaction: `orders/17/charge`."""
+    direction: str
+    attempt: int
+    """From 1."""
 
 
 class SagaState:
@@ -120,6 +132,17 @@ class SagaState:
     def undo_hop(self, index: int) -> HopId:
         """The id of the latest undo attempt of a step."""
         return join_hop_id(self.salt, self.steps[index].code(UNDO, max(1, self.undo_attempts[index])))
+
+    def place_of(self, hop: str) -> Place | None:
+        """The place of a hop among those of the steps that are planned now; None for one of none of them."""
+        for step in self.steps:
+            if step is None:
+                continue
+            if self.hops[step.index] == hop:
+                return Place(step.address, step.name, FORWARD, self.attempts[step.index])
+            if self.undo_hop(step.index) == hop:
+                return Place(step.address, step.name, UNDO, self.undo_attempts[step.index])
+        return None
 
     def ttl_of_causes(self, step: PlanStep) -> int:
         """The least hop budget that any cause of `step` carries; for the first steps, what the stimulus carried."""

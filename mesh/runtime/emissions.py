@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from bitactor.messages.signal import Receipt, Stimulus
+from bitactor.messages.signal import UNDO, Receipt, Stimulus
 from bitactor.ports import Clock
 from bitactor.saga import Emission, EmissionAccepted, EmissionUnrouted
 from mesh.limits.timing_wheel import Timer, TimingWheel
@@ -198,12 +198,5 @@ class Parcel:
 
 def _emitter(live: LiveTransaction, emission: Emission) -> tuple[str, bool]:
     """The address of the step that emitted the signal, and whether its undo did."""
-    state = live.state
-    for step in state.steps:
-        if step is None:
-            continue
-        if state.hops[step.index] == emission.hop:
-            return step.address, False
-        if state.undo_hop(step.index) == emission.hop:
-            return step.address, True
-    return state.plan.workflow, False
+    place = live.state.place_of(emission.hop)
+    return (live.plan.workflow, False) if place is None else (place.address, place.direction == UNDO)

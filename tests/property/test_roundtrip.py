@@ -131,14 +131,16 @@ ZONES = st.sampled_from(["Europe/Berlin", "America/New_York", "UTC", "Asia/Kolka
 )
 OFFSETS = st.integers(-1439, 1439).map(lambda minutes: dt.timezone(dt.timedelta(minutes=minutes)))
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
-MOMENTS = st.datetimes(
-    min_value=dt.datetime(1900, 1, 1), max_value=dt.datetime(2100, 1, 1), timezones=st.none() | ZONES | OFFSETS
-).flatmap(lambda moment: st.sampled_from([moment, moment.replace(fold=1)]))
+FIRST, LAST = (dt.datetime(year, 1, 1) for year in (1900, 2100))  # noqa: DTZ001
+MOMENTS = st.datetimes(min_value=FIRST, max_value=LAST, timezones=st.none() | ZONES | OFFSETS).flatmap(
+    lambda moment: st.sampled_from([moment, moment.replace(fold=1)])
+)
 TIMES = st.times(timezones=st.none() | ZONES | OFFSETS).flatmap(lambda t: st.sampled_from([t, t.replace(fold=1)]))
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False), TEXTS,
     st.binary(max_size=8), MOMENTS, TIMES, st.dates(), st.timedeltas(), st.uuids(),
-    st.decimals(allow_nan=False), st.fractions(), st.complex_numbers(allow_nan=False), st.ip_addresses(), ZONES, OFFSETS,
+    st.decimals(allow_nan=False), st.fractions(), st.complex_numbers(allow_nan=False), st.ip_addresses(),
+    ZONES, OFFSETS,
     st.sampled_from([re.compile("a+", re.I), re.compile(b"x"), ipaddress.ip_network("10.0.0.0/8"), range(1, 9, 2)]),
     st.sampled_from([HttpUrl("http://a.b/c?d#e"), AnyUrl("x://y"), pydantic.PostgresDsn("postgres://u:p@h/d")]),
 )  # fmt: skip
