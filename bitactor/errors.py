@@ -17,6 +17,7 @@ BitActorError
 ├── RunError                   a step or a worker went wrong while running
 │   ├── StepFailed             the step said so, or its retries are used up
 │   ├── StepTimeout            one attempt took longer than its timeout
+│   ├── StepExited             a task that the step made raised SystemExit or KeyboardInterrupt
 │   ├── DeadlineExceeded       the transaction's time is up
 │   ├── TtlExpired             the hop budget is used up
 │   ├── TooManyHops            more hops than the workflow's `max_hops`
@@ -115,6 +116,11 @@ class StepFailed(RunError):
 
 class StepTimeout(RunError):
     """One attempt of a step took longer than its timeout."""
+
+
+class StepExited(RunError):
+    """A task that a step made raised `SystemExit` or `KeyboardInterrupt`, which is its `__cause__`; asyncio would let
+    that end the node."""
 
 
 class DeadlineExceeded(RunError):

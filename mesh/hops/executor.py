@@ -29,6 +29,7 @@ from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
 from bitactor.saga.verdict import Ask, Judgement, Judging, judge_failure
 from mesh.hops.actor import BitActor
+from mesh.hops.exits import IN_STEP
 from mesh.hops.lifecycle import cancel_all, without_stop_iteration
 from mesh.hops.middleware import CallEvent, Middleware
 from mesh.hops.policies import Policies
@@ -111,7 +112,9 @@ class Executor(ActorExecutor):
         self.traced = traced
         self.zombies: set[Actor] = set()  # actors that have replied for a function which still runs
         self.compensations: set[asyncio.Task[None]] = set()
-        self._copy_context = contextvars.copy_context().copy
+        context = contextvars.copy_context()
+        context.run(IN_STEP.set, True)
+        self._copy_context = context.copy
         self.resources: ResourceManager | None = None
         self.policies: Policies | None = None
         self.middleware: Middleware | None = None

@@ -17,6 +17,7 @@ from bitactor.plan.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, Store
 from bitactor.workflow import Workflow
 from mesh.hops.executor import Executor
+from mesh.hops.exits import contain_exits
 from mesh.hops.middleware import Middleware
 from mesh.hops.policies import Policies
 from mesh.hops.ports import Spawner
@@ -210,6 +211,7 @@ class Node:
         self.executor.resources, self.executor.policies = self.resources, self.policies
         self.executor.middleware = self.middleware if len(self.middleware) else None
         started.push_async_callback(self.executor.close)
+        started.callback(contain_exits(self.loop))
         self._watchdog.start()
 
     def _connect(self) -> None:

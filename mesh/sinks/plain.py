@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from base64 import b64encode
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def plain(value: Any) -> Any:
         return {key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return plain(value._asdict())
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset | deque | range):
         return [plain(item) for item in value]
     if isinstance(value, dt.datetime | dt.date | dt.time):
         return value.isoformat()
