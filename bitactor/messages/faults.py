@@ -94,12 +94,12 @@ def _chain(error: BaseException, budget: Budget) -> bytes | None:
         found["notes"] = notes
     cause, context = _of(error, "__cause__"), _of(error, "__context__")
     if budget.takes(cause):
-        found["cause"] = list(_fault_of(cause, budget, MAX_INNER_TRACEBACK))
+        found["cause"] = _fault_of(cause, budget, MAX_INNER_TRACEBACK).fields()
     elif budget.takes(context) and not _of(error, "__suppress_context__"):
-        found["context"] = list(_fault_of(context, budget, MAX_INNER_TRACEBACK))
+        found["context"] = _fault_of(context, budget, MAX_INNER_TRACEBACK).fields()
     if isinstance(error, BaseExceptionGroup):
         members = BaseExceptionGroup.exceptions.__get__(error)
-        kept = [list(_fault_of(member, budget, MAX_INNER_TRACEBACK)) for member in members if budget.takes(member)]
+        kept = [_fault_of(member, budget, MAX_INNER_TRACEBACK).fields() for member in members if budget.takes(member)]
         found["members"] = kept
         if len(kept) < len(members):
             found["left_out"] = len(members) - len(kept)
@@ -185,7 +185,7 @@ def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseExcep
     with contextlib.suppress(AttributeError):  # an exception with slots
         error.__dict__[_BESIDE] = broken
     message = f"{fault.message} (and its {what} raised {second.summary()})"
-    return fault._replace(message=message, beside=pack(list(second)))
+    return fault._replace(message=message, beside=pack(second.fields()))
 
 
 def beside(fault: Fault, live: BaseException, declared: Mapping[str, type[BaseException]]) -> list[BaseException]:

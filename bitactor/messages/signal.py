@@ -30,6 +30,10 @@ class Fault(NamedTuple):
     """What came with the exception, packed: `notes`, the fields of the faults of its `cause` or `context`, and of the
     `members` of a group; see `bitactor.messages.faults`."""
 
+    def fields(self) -> list[Any]:
+        """The fault as a journal and a wire have it: without a chain as releases of before wrote it."""
+        return list(self[:-1] if self.chain is None else self)
+
     def summary(self) -> str:
         """`Name: message`, as a pulse shows it."""
         name = self.type.rpartition(":")[2].rpartition(".")[2]

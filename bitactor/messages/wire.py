@@ -36,6 +36,9 @@ _TOKEN_FIELD: Final[tuple[int, ...]] = tuple(
     else -1
     for kind in _TYPES
 )
+_FAULT_FIELD: Final[tuple[int, ...]] = tuple(
+    kind._fields.index("fault") if "fault" in kind._fields else -1 for kind in _TYPES
+)
 _EMITS: Final = Reply._fields.index("emits")
 
 _Fault = (
@@ -77,6 +80,9 @@ def encode_message(message: Message) -> bytes:
     at = _TOKEN_FIELD[code]
     if at >= 0:
         fields[at] = token_bytes(fields[at])
+    fault = _FAULT_FIELD[code]
+    if fault >= 0 and fields[fault] is not None:
+        fields[fault] = fields[fault].fields()
     if code == 1 and fields[_EMITS]:
         fields[_EMITS] = [(name, token_bytes(token)) for name, token in fields[_EMITS]]
     data: bytes = msgpack.packb([WIRE_VERSION, code, *fields])

@@ -323,7 +323,7 @@ def lost(turn: Turn, event: Lost) -> None:
         state.goes_forward(index) and state.states[index] == RUNNING and state.steps[index].compensate is not None
     )
     fault = lost_fault(state, index, holder)
-    turn.record_step(index, TOMBSTONE, reason=POISON, data={"holder": holder, "fault": list(fault)})
+    turn.record_step(index, TOMBSTONE, reason=POISON, data={"holder": holder, "fault": fault.fields()})
     _after_doubt(turn, index, fault, compensate=compensate, retry=False)
 
 
@@ -334,7 +334,7 @@ def _after_doubt(turn: Turn, index: int, fault: Fault, *, compensate: bool, retr
     if state.phase is FAILING:
         continue_stopping(turn)
     elif compensate:
-        data = {"assess": list(fault), "delivery": state.deliveries[index] + 1}
+        data = {"assess": fault.fields(), "delivery": state.deliveries[index] + 1}
         turn.record_step(index, SPAWNED, data=data)
         turn.commands.append(Dispatch(index, FORWARD, fault))
     elif retry:
@@ -353,7 +353,7 @@ def unrouted(turn: Turn, event: Unrouted) -> None:
     state = turn.state
     index, delivery, fault = event
     if state.states[index] in IN_FLIGHT and delivery == state.deliveries[index]:
-        turn.record_step(index, TOMBSTONE, reason=UNROUTABLE, data={"fault": list(fault)})
+        turn.record_step(index, TOMBSTONE, reason=UNROUTABLE, data={"fault": fault.fields()})
         fail(turn, index, fault)
 
 

@@ -299,7 +299,7 @@ def redeliver(turn: Turn, index: int, direction: str, holder: str) -> None:
     data: dict[str, Any] = {"delivery": state.deliveries[index] + 1, "lost": holder}
     fault = state.compensating[index] if state.states[index] == COMPENSATING else None
     if fault is not None:
-        data["assess"] = list(fault)
+        data["assess"] = fault.fields()
     turn.record_step(index, SPAWNED, direction=direction, data=data)
     turn.commands.append(Dispatch(index, direction, fault))
 

@@ -55,7 +55,7 @@ class Turn:
         """Make a pulse of the transaction itself."""
         state = self.state
         if error is not None:
-            data = {**(data or {}), "fault": list(error)}
+            data = {**(data or {}), "fault": error.fields()}
             reason = error.summary()
         pulse = Pulse(
             state.transaction, state.root, state.plan.workflow, state.seq, hop or state.span_id, (), kind, "", "",
@@ -82,7 +82,7 @@ class Turn:
         state = self.state
         step = state.steps[index]
         if error is not None:
-            data = {**(data or {}), "fault": list(error)}
+            data = {**(data or {}), "fault": error.fields()}
             reason = error.summary()
         causes: tuple[str, ...] = ()
         ttl = state.ttls[index]

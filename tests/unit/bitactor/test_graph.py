@@ -177,7 +177,7 @@ def shape_of(step: PlanStep) -> Any:
         step.policies,
         step.deferred,
         function_of(step.compensate),
-        [argument._replace(convert=None) for argument in (*step.arguments, *step.when_arguments)],
+        [argument._replace(converter=None) for argument in (*step.arguments, *step.when_arguments)],
         None
         if step.undo is None
         else (step.undo.in_doubt, step.undo.retries, step.kind == "batch" or step.undo.function),
