@@ -219,9 +219,10 @@ async def _run() -> Mapping[str, Any]:
 
 def _without_traceback(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Where this file lies is not of interest."""
-    if data is None or "fault" not in data:
-        return None if data is None else dict(data)
-    return {**data, "fault": Fault(*data["fault"])._replace(traceback="")}
+    if data is None:
+        return data
+    said = {name: item for name, item in data.items() if name != "request_digest"}  # which is new since
+    return {**said, "fault": [*said["fault"][:2], "", *said["fault"][3:]]} if "fault" in said else said
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import ConfigurationError, InvalidInput, suggest
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.duration import nanoseconds
-from bitactor.messages.faults import error_of, fault_of
+from bitactor.messages.faults import beside, error_of, fault_of
 from bitactor.messages.ids import hop_id
 from bitactor.messages.pulse import UNDONE, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
@@ -233,7 +233,7 @@ class _Runner:
             status=state.status,
             result=decode_token(state.result()) if state.status == "completed" else None,
             results={name: decode_token(token) for name, token in state.results().items()},
-            errors=[self.errors.get(hop) or error_of(fault, self.plan.errors) for hop, fault in state.errors],
+            errors=[error for hop, fault in state.errors for error in self._errors_of(hop, fault)],
             pulses=self.journal,
             emitted=self.emitted,
         )
@@ -259,6 +259,10 @@ class _Runner:
         elif isinstance(command, Deliver):
             self._deliver(command)
         return False
+
+    def _errors_of(self, hop: str, fault: Fault) -> list[BaseException]:
+        error = self.errors.get(hop) or error_of(fault, self.plan.errors)
+        return [error, *beside(fault, error, self.plan.errors)]
 
     def _dispatch(self, command: Dispatch) -> bool:
         index, direction, _ = command
