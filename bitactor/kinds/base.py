@@ -14,8 +14,8 @@ from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError
 from bitactor.forms.keys import CALLED, CONSTANT, FUNCTION, NESTED, SOURCE, SOURCES, Form, Key, Origin, Reader, Writer
 from bitactor.kinds.result_types import answer_type, target_type
+from bitactor.messages.classes import AnnotatedClasses
 from bitactor.plan.callbacks import Parameter, parameters_of
-from bitactor.plan.classes import AnnotatedClasses
 from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress, Skip
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.kind import Kind, Site

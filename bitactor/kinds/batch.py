@@ -12,10 +12,11 @@ from bitactor.declare.context import Context
 from bitactor.declare.source import Element
 from bitactor.errors import InvalidInput, InvalidOutcome
 from bitactor.kinds.cursor import Cursor
+from bitactor.kinds.result_types import answer_type
+from bitactor.messages.classes import AnnotatedClasses, first_of
 from bitactor.messages.codec import decode_token, encode_token, pack, token_bytes, unpack
 from bitactor.messages.outcome import Fail, Outcome
 from bitactor.plan.arguments import Converter, RawArguments, value_at
-from bitactor.plan.classes import AnnotatedClasses, first_of
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Callback
 
@@ -72,6 +73,9 @@ class ElementHandler:
         """Classes of elements that are restored."""
         if declared.workflow is not None:
             self.classes = AnnotatedClasses(declared.workflow.input_model)
+        reduce = declared.reduce
+        self.reduced = reduce and AnnotatedClasses([answer_type(reduce), type(declared.initial)])
+        """Classes of what `reduce` made that are restored for its next call."""
         self.inputs: tuple[str, ...] = ()
         """Input names of the nested workflow, in order; empty over a function."""
         function = declared.function
@@ -105,6 +109,11 @@ class ElementHandler:
         if "index" in self.takes:
             found["index"] = index
         return found
+
+    def as_called(self, element: Any) -> Any:
+        """The element as the function was called with it."""
+        converter = None if "element" in self.declared.elements else self.converters.get("element")
+        return element if converter is None else converter.convert(element)
 
     def nested_inputs(self, element: Any, index: int, outer: Mapping[str, Any]) -> list[bytes]:
         """The nested workflow's inputs for one element, as token bytes, validated by its model.
@@ -350,7 +359,7 @@ class BatchRunner:
         declared = self._handler.declared
         accumulated = tokens.token(ACCUMULATED)
         if declared.reduce is not None and results:
-            accumulated = encode_token(declared.reduce(decode_token(accumulated), results))
+            accumulated = encode_token(declared.reduce(decode_token(accumulated, self._handler.reduced), results))
         keeps = (
             (declared.keep and declared.reduce is None) or declared.workflow is not None or self._handler.keeps_elements
         )
@@ -404,20 +413,21 @@ class BatchUndo:
         outer |= {name: ctx for name, what in undo.injected.items() if what == "ctx"}
         named = [name for name, what in undo.injected.items() if what == "result"]
         batch = BatchResult(*result)
-        elements, results = unpack(batch.elements), unpack(batch.results)
+        handler, convert_result = self._handler, undo.convert_result
+        elements = unpack(batch.elements, classes=handler.classes)
+        results = unpack(batch.results, classes=convert_result.classes if convert_result is not None else None)
+        if convert_result is not None:
+            results = [value if value is None else convert_result.convert(value) for value in results]
         failed = {error["index"] for error in unpack(batch.errors)} if batch.errors else set()
         position: int = decode_token(tokens.token(POSITION))
-        if self._handler.declared.whole:
+        if handler.declared.whole:
             own = {"elements": elements, "index": position}
-            yield (
-                outer
-                | {name: own[name] for name in undo.takes if name in own}
-                | dict.fromkeys(named, results[0] if results else None)
-            )
+            call = outer | {name: own[name] for name in undo.takes if name in own}
+            yield call | dict.fromkeys(named, results[0] if results else None)
             return
         done = [(index, element) for index, element in enumerate(elements, position) if index not in failed]
         for (index, element), value in reversed(list(zip(done, results, strict=True))):
-            own = {"element": element, "index": index}
+            own = {"element": handler.as_called(element), "index": index}
             call = outer | {name: own[name] for name in undo.takes if name in own}
             yield call | dict.fromkeys(named, value)
 

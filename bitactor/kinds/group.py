@@ -36,8 +36,8 @@ from bitactor.kinds.base import (
     target_parameters,
 )
 from bitactor.kinds.result_types import target_type
+from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.plan.classes import AnnotatedClasses
 
 RESULT = "(result)"
 _BEFORE, _BODY, _AFTER = "before", "", "after"

@@ -40,6 +40,7 @@ from bitactor.messages.codec import (
     encode_token,
     join_packed_lists,
     pack,
+    pack_tokens,
     token_bytes,
     token_from_bytes,
     unpack,
@@ -135,7 +136,10 @@ class MapContainer(Container):
         errors.sort(key=lambda error: error["index"])
         if not name:
             return encode_token({"count": progress.token[0] - len(errors), "errors": errors})
-        return encode_token({name: decode_token(result), "errors": errors})
+        token = pack_tokens({name: result, "errors": encode_token(errors)})
+        if len(token) > MAX_TOKEN_BYTES:
+            raise SignalTooLarge(f"{len(token):,} bytes packed, the limit is {MAX_TOKEN_BYTES:,}")
+        return token
 
 
 class FunctionMapContainer(MapContainer):

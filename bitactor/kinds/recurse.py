@@ -34,8 +34,8 @@ from bitactor.kinds.base import (
     nested_inputs,
     require_workflow,
 )
+from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import decode_token
-from bitactor.plan.classes import AnnotatedClasses
 
 
 def checked_bound(what: str, at_most: Any) -> int:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed, is_verdict
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
-from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.classes import Kept
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Ok, Outcome
 from bitactor.patterns.options import check_count, check_flag, check_name, check_seconds
@@ -161,7 +161,7 @@ class KeyFunction:
 
 
 class _Entry(NamedTuple):
-    token: Any
+    value: Kept
     expires_ns: int
 
 
@@ -173,7 +173,7 @@ class CacheState(PolicyState):
         self._clock = clock
         self._ttl_ns = nanoseconds(policy.ttl)
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        # The call for a key ended with a token, or by an error, for those that waited too; with None: the next asks.
+        # The call for a key ended with a value, or by an error, for those that waited too; with None: the next asks.
         self._loading: dict[Hashable, asyncio.Future[TaskResult | None]] = {}
         self._hits = self._misses = self._coalesced = self._expired = self._evicted = self._waiting = 0
 
@@ -190,7 +190,7 @@ class CacheState(PolicyState):
             entry = self._find(key)
             if entry is not None:
                 self._hits += 1
-                return decode_token(entry.token)
+                return entry.value()
             if not self._policy.coalesce:
                 self._misses += 1
                 return await self._load(key, proceed)
@@ -200,7 +200,7 @@ class CacheState(PolicyState):
             shared = await self._wait(key)
             if shared is not None:
                 self._coalesced += 1
-                return decode_token(shared.get())
+                return shared.get()()
 
     @override
     def about(self) -> Mapping[str, Any]:
@@ -230,11 +230,11 @@ class CacheState(PolicyState):
         if isinstance(value, Ok):
             value = value.value
         if not is_verdict(value):
-            self._store(key, encode_token(value))
+            self._store(key, Kept(value))
         return value
 
-    def _store(self, key: Hashable, token: Any) -> None:
-        self._entries[key] = _Entry(token, self._clock.monotonic_ns() + self._ttl_ns)
+    def _store(self, key: Hashable, value: Kept) -> None:
+        self._entries[key] = _Entry(value, self._clock.monotonic_ns() + self._ttl_ns)
         self._entries.move_to_end(key)
         if len(self._entries) > self._policy.max_entries:
             self._entries.popitem(last=False)
@@ -247,7 +247,7 @@ class CacheState(PolicyState):
             value = await self._load(key, proceed)
             entry = self._entries.get(key)
             if entry is not None and not is_verdict(value):
-                shared = TaskResult(entry.token, None)
+                shared = TaskResult(entry.value, None)
             return value
         except Outcome:
             raise

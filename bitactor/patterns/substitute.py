@@ -9,7 +9,7 @@ from typing import Any, Final
 from typing_extensions import override
 
 from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
-from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.classes import Kept
 
 
 class Missing:
@@ -95,11 +95,11 @@ class Constant:
         DefinitionError: it cannot be carried.
     """
 
-    __slots__ = ("_token",)
+    __slots__ = ("_value",)
 
     def __init__(self, value: Any, what: str) -> None:
         try:
-            self._token = encode_token(value)
+            self._value = Kept(value)
         except BitActorError as error:
             raise DefinitionError(f"{what}: {error}") from None
 
@@ -108,7 +108,7 @@ class Constant:
 
     async def __call__(self, arguments: Mapping[str, Any], **always: Any) -> Any:
         """The constant."""
-        return decode_token(self._token)
+        return self._value()
 
 
 Substitute = UserFunction | Constant

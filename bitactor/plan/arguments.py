@@ -13,9 +13,9 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import override
 
 from bitactor.errors import DefinitionError, InvalidInput
+from bitactor.messages.classes import AnnotatedClasses, first_of
 from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tokens, token_bytes
 from bitactor.messages.objects import Classes
-from bitactor.plan.classes import AnnotatedClasses, first_of
 
 
 class Converter(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 from bitactor.declare.stimulus import StimulusOptions, encoded
 from bitactor.errors import DuplicateTransaction, Overloaded, ProtocolError, UnknownWorkflow, suggest
 from bitactor.messages.canonical import request_digest
-from bitactor.messages.codec import decode_token, encode_token, pack_plainly
+from bitactor.messages.codec import encode_token, pack_plainly, pack_tokens
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.plan.plan import Plan
@@ -128,7 +128,7 @@ class Intake:
             if stimulus.metadata:
                 data["metadata"] = stimulus.metadata
             budgets = [budget for budget in (stimulus.budget_ns, plan.deadline_ns) if budget is not None]
-            token = encode_token({"signal": decode_token(stimulus.token)})
+            token = pack_tokens({"signal": stimulus.token})
             saga = Saga(plan, self._ids.transaction(), root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail)
             live = self._start(saga, token, [stimulus.token], stimulus.ttl, min(budgets, default=None), data)
         transaction = live.state.transaction

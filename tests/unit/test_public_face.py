@@ -23,9 +23,9 @@ ADDED = {
     "names/bitactor/StepExited",
     "names/bitactor.errors/StepExited",
     *(
-        f"names/{module}/WorkflowFailed/signature: \"(message: 'str', transaction: 'str', status: 'str', errors: "
-        "'Iterable[BaseException]' = ()) -> 'None'\" became \"(message: 'str', transaction: 'str', status: 'str', errors: "
-        "'Iterable[BaseException]' = (), step: 'str' = '', attempt: 'int' = 0) -> 'None'\""
+        f"names/{module}/WorkflowFailed/signature: \"(message: 'str', transaction: 'str', status: 'str', "
+        "errors: 'Iterable[BaseException]' = ()) -> 'None'\" became \"(message: 'str', transaction: 'str', "
+        "status: 'str', errors: 'Iterable[BaseException]' = (), step: 'str' = '', attempt: 'int' = 0) -> 'None'\""
         for module in ("bitactor", "bitactor.errors")
     ),
     # Adds a sink that is not ours, by its URL's scheme.

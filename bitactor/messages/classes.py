@@ -10,6 +10,7 @@ from typing import Any, Final, ForwardRef, TypeVar, get_args, get_origin, get_ty
 from pydantic import BaseModel
 from typing_extensions import TypeAliasType
 
+from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.objects import Classes, class_key
 
 
@@ -39,12 +40,45 @@ class AnnotatedClasses:
         return known
 
 
+class Kept:
+    """A value that is given out again and again, each time a fresh one with its objects restored.
+
+    Raises:
+        InvalidOutcome, SignalTooLarge: it cannot be carried.
+    """
+
+    __slots__ = ("_classes", "_token")
+
+    def __init__(self, value: Any) -> None:
+        self._token = encode_token(value)
+        self._classes = AnnotatedClasses(list(_types_in(value)))
+
+    def __call__(self) -> Any:
+        """The value."""
+        return decode_token(self._token, self._classes)
+
+
 def first_of(several: Iterable[Classes | None]) -> Classes | None:
     """The classes of several readers, as one reader's; None if none of them knows any."""
     known = [classes for classes in several if classes is not None]
     if len(known) < 2:
         return known[0] if known else None
     return lambda key: next((kind for classes in known if (kind := classes(key)) is not None), None)
+
+
+def _types_in(value: Any) -> set[type]:
+    """The types of the objects in a value's lists, tuples, sets and mappings."""
+    found: set[type] = set()
+    waiting = [value]
+    while waiting:
+        here = waiting.pop()
+        if type(here) in (list, tuple, set, frozenset):
+            waiting += here
+        elif type(here) is dict:
+            waiting += [*here, *here.values()]
+        else:
+            found.add(type(here))
+    return found
 
 
 def _reachable(annotation: Any) -> Iterator[type]:
@@ -76,7 +110,7 @@ def _subclasses(kind: type) -> list[Any]:
 def _parts(annotation: Any) -> list[Any]:
     if isinstance(annotation, str | ForwardRef):
         return []
-    parts = list(get_args(annotation))
+    parts = list(annotation if isinstance(annotation, list) else get_args(annotation))
     origin = get_origin(annotation)
     if origin is not None:
         parts.append(origin)
