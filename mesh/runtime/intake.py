@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 from bitactor.declare.stimulus import StimulusOptions, encoded
-from bitactor.errors import DuplicateTransaction, Overloaded, ProtocolError, UnknownWorkflow, suggest
+from bitactor.errors import DuplicateTransaction, InvalidInput, Overloaded, ProtocolError, UnknownWorkflow, suggest
 from bitactor.messages.canonical import request_digest
 from bitactor.messages.codec import encode_token, pack_plainly, pack_tokens
 from bitactor.messages.duration import nanoseconds
@@ -84,7 +84,7 @@ class Intake:
         token = encoded(f"input of {workflow!r}", values)
         data: dict[str, Any] = {}
         if key is not None:
-            data = {"key": key, "input_digest": _plain_digest(values), "request_digest": request_digest(given)}
+            data = {"key": key, "input_digest": _plain_digest(values), "request_digest": _digest_as_sent(given, values)}
             known = await self._find_by_key(workflow, key, data)
             if known is not None:
                 return known
@@ -198,6 +198,14 @@ class Intake:
                 "try again later, or raise max_in_flight"
             ) from None
         self._require_open()
+
+
+def _digest_as_sent(given: Any, values: Mapping[str, Any]) -> str:
+    """The digest of a request; of its valid input where it was sent as what can be read but once, or not be carried."""
+    try:
+        return request_digest(given)
+    except InvalidInput:
+        return request_digest(values)
 
 
 def _plain_digest(values: Mapping[str, Any]) -> str:

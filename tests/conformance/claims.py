@@ -19,6 +19,7 @@ HERE: Final = Path(__file__).parent
 
 SECTIONS: Final = (
     "Arguments",
+    "Values",
     "Outcomes of a step",
     "Compensation and undo",
     "Halting and cancelling",
