@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar, Union
 
 import msgpack
+from pydantic import BaseModel
 
 from bitactor.errors import InvalidOutcome, MalformedSignal, SignalTooLarge
 from bitactor.messages.objects import Classes, Reader, encode_object
@@ -49,6 +50,7 @@ class Packed(bytes):
     __slots__ = ()
 
 
+_PLAIN: Final = Reader()
 _SCALARS: Final = frozenset((bool, float, type(None)))
 _INT_MIN: Final = -(1 << 63)
 _INT_MAX: Final = (1 << 64) - 1
@@ -129,6 +131,8 @@ def pack_plainly(value: Any) -> Packed:
 
 def _packed(value: Any) -> tuple[bytes, bool]:
     """The bytes, and whether they are known to be decodable by the types in them."""
+    if isinstance(value, BaseModel):
+        return msgpack.packb(value, default=encode_object, strict_types=True), False
     try:
         return msgpack.packb(value, default=encode_value, strict_types=True), True
     except NeedsObjects:
@@ -153,7 +157,7 @@ def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES, classes: Classes | None = 
     if len(data) > limit:
         raise SignalTooLarge(f"{len(data):,} bytes, the limit is {limit:,}")
     try:
-        value = unpacked(data, Reader(classes))
+        value = unpacked(data, _PLAIN if classes is None else Reader(classes))
     except RecursionError as error:
         raise MalformedSignal("nested too deep") from error
     except Exception as error:

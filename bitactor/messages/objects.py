@@ -17,16 +17,18 @@ import re
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import msgpack
 import pydantic
 from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer, networks
+from pydantic_core import PydanticUndefined
 
 from bitactor.messages.values import (
+    BY_TYPE,
     OBJECT,
     SET,
     VALUES,
@@ -42,6 +44,8 @@ from bitactor.messages.values import (
 MAX_LEVELS: Final = 48
 """Deepest nesting of extensions (objects, sets) in each other; each level takes 40 KB of the C stack to decode."""
 MAX_PATTERN: Final = 10_000
+MANY: Final = 2_000
+"""Classes about which something is remembered."""
 
 
 Classes = Callable[[str], "type | None"]
@@ -54,6 +58,8 @@ def encode_object(value: Any) -> Any:
     Raises:
         TypeError: it cannot be carried.
     """
+    if isinstance(value, BaseModel):
+        return _encode_model(value, False)
     try:
         return encode_value(value)
     except NeedsObjects:
@@ -104,17 +110,12 @@ class Reader:
         return found if found is not None and issubclass(found, kind) else None
 
 
+@lru_cache(MANY)
 def class_key(kind: type) -> str:
     """The key of a class: its name, and a digest of its fields and their types, so that a class that was changed since
     is another one."""
-    known = _KEYS.get(kind)
-    if known is None:
-        said = re.sub(r" at 0x[0-9a-f]+", "", repr(sorted(_field_types(kind).items())))
-        known = _KEYS[kind] = f"{kind.__qualname__}:{blake2b(said.encode(), digest_size=4).hexdigest()}"
-    return known
-
-
-_KEYS: Final[WeakKeyDictionary[type, str]] = WeakKeyDictionary()
+    said = re.sub(r" at 0x[0-9a-f]+", "", repr(sorted(_field_types(kind).items())))
+    return f"{kind.__qualname__}:{blake2b(said.encode(), digest_size=4).hexdigest()}"
 
 
 def _field_types(kind: type) -> dict[str, Any]:
@@ -198,12 +199,16 @@ def _encode_model(value: BaseModel, exactly: bool) -> msgpack.ExtType:
 
 
 def _model_state(value: BaseModel) -> list[Any]:
-    state = BaseModel.__getstate__(value)
-    fields = {name: state["__dict__"][name] for name in type(value).model_fields}
-    names = sorted(state["__pydantic_fields_set__"])
-    return [fields, names, state["__pydantic_extra__"], state["__pydantic_private__"]]
+    names, private = type(value).model_fields, value.__pydantic_private__
+    fields = value.__dict__  # and what is cached there
+    if fields.keys() != names.keys():
+        fields = {name: fields[name] for name in names}
+    if private is not None:
+        private = {name: item for name, item in private.items() if item is not PydanticUndefined}
+    return [fields, sorted(value.__pydantic_fields_set__), value.__pydantic_extra__, private]
 
 
+@lru_cache(MANY)
 def _is_customised(kind: type[BaseModel]) -> bool:
     """Whether plain data of the model are something else than its fields."""
     decorators = kind.__pydantic_decorators__
@@ -377,12 +382,25 @@ _VALUE_OBJECTS: Final[tuple[tuple[Any, Hook], ...]] = (
     (zoneinfo.ZoneInfo, lambda value: _object("zone", zone_name(value, dt.time()))),
     (dt.timezone, lambda value: _object("offset", _pack_plainly(value.utcoffset(None)))),
 )
+_OBJECTS: Final[tuple[tuple[Any, Hook], ...]] = (
+    (deque, lambda value: _object("deque", _pack_plainly(list(value)), value.maxlen)),
+    ((pydantic.SecretStr, pydantic.SecretBytes, pydantic.Secret), _encode_secret),
+    (tuple(set(_ADDRESSES.values())), lambda value: _object("address", type(value).__name__, str(value))),
+    (tuple(set(_URLS.values())), lambda value: _object("url", type(value).__name__, str(value))),
+    (re.Pattern, _encode_pattern),
+    (complex, lambda value: _object("complex", value.real, value.imag)),
+    (fractions.Fraction, lambda value: _object("fraction", str(value))),
+    (range, lambda value: _object("range", _pack_plainly([value.start, value.stop, value.step]))),
+    (zoneinfo.ZoneInfo, lambda value: _object("zone", zone_name(value, dt.time()))),
+    (dt.timezone, lambda value: _object("offset", _pack_plainly(value.utcoffset(None)))),
+)
 _EXACTLY: Final[Mapping[type, Hook]] = {
     tuple: lambda value: _object("tuple", _pack_exactly(list(value))),
     frozenset: lambda value: _object("frozenset", _pack_exactly(list(value))),
     bytearray: lambda value: _object("bytearray", bytes(value)),
     deque: lambda value: _object("deque", _pack_exactly(list(value)), value.maxlen),
     OrderedDict: lambda value: _object("ordered", _pack_exactly(dict(value))),
+    **{kind: encode for kind, encode in BY_TYPE.items() if kind is not tuple},
     Counter: lambda value: _object("counter", _pack_exactly(dict(value))),
     defaultdict: _encode_default_dict,
 }

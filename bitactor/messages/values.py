@@ -72,7 +72,7 @@ def encode_value(value: Any) -> Any:
         TypeError: it cannot be carried.
     """
     kind = type(value)
-    encode = _BY_TYPE.get(kind)
+    encode = BY_TYPE.get(kind)
     if encode is not None:
         return encode(value)
     if issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
@@ -185,8 +185,18 @@ def zone_name(zone: dt.tzinfo, at: dt.datetime | dt.time) -> str:
     raise TypeError(f"no way to carry the time zone {zone!r}; use zoneinfo.ZoneInfo or datetime.timezone")
 
 
-def _decode_moment(kind: Any, data: bytes) -> Any:
-    text, notes = data.decode(), list[str]()
+def _decode_datetime(data: bytes) -> dt.datetime:
+    text = data.decode()
+    return dt.datetime.fromisoformat(text) if text[-1:] != "]" else _decode_noted(dt.datetime, text)
+
+
+def _decode_time(data: bytes) -> dt.time:
+    text = data.decode()
+    return dt.time.fromisoformat(text) if text[-1:] != "]" else _decode_noted(dt.time, text)
+
+
+def _decode_noted(kind: Any, text: str) -> Any:
+    notes: list[str] = []
     while (note := _NOTE.search(text)) is not None:
         notes.append(note[1])
         text = text[: note.start()]
@@ -202,9 +212,9 @@ def _decode_timedelta(data: bytes) -> dt.timedelta:
 
 
 VALUES: Final[Mapping[int, Callable[[bytes], Any]]] = {
-    _DATETIME: lambda data: _decode_moment(dt.datetime, data),
+    _DATETIME: _decode_datetime,
     _DATE: lambda data: dt.date.fromisoformat(data.decode()),
-    _TIME: lambda data: _decode_moment(dt.time, data),
+    _TIME: _decode_time,
     _TIMEDELTA: _decode_timedelta,
     _UUID: lambda data: uuid.UUID(bytes=data),
     _DECIMAL: lambda data: decimal.Decimal(data.decode()),
@@ -225,6 +235,6 @@ _BY_BASE: Final[tuple[tuple[Any, Hook], ...]] = (
     (float, float.__float__),
     ((bytes, bytearray, memoryview), bytes),
 )
-_BY_TYPE: Final[Mapping[type, Hook]] = {
+BY_TYPE: Final[Mapping[type, Hook]] = {
     kind: encode for kinds, encode in _BY_BASE for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
 }
