@@ -226,7 +226,7 @@ def _is_customised(kind: type[BaseModel]) -> bool:
 
 
 def _encode_dataclass(value: Any, exactly: bool) -> msgpack.ExtType:
-    kind = type(value)
+    kind: type = type(value)
     names = [field.name for field in dataclasses.fields(kind)]
     try:
         fields = {name: getattr(value, name) for name in names}
@@ -382,25 +382,13 @@ _VALUE_OBJECTS: Final[tuple[tuple[Any, Hook], ...]] = (
     (zoneinfo.ZoneInfo, lambda value: _object("zone", zone_name(value, dt.time()))),
     (dt.timezone, lambda value: _object("offset", _pack_plainly(value.utcoffset(None)))),
 )
-_OBJECTS: Final[tuple[tuple[Any, Hook], ...]] = (
-    (deque, lambda value: _object("deque", _pack_plainly(list(value)), value.maxlen)),
-    ((pydantic.SecretStr, pydantic.SecretBytes, pydantic.Secret), _encode_secret),
-    (tuple(set(_ADDRESSES.values())), lambda value: _object("address", type(value).__name__, str(value))),
-    (tuple(set(_URLS.values())), lambda value: _object("url", type(value).__name__, str(value))),
-    (re.Pattern, _encode_pattern),
-    (complex, lambda value: _object("complex", value.real, value.imag)),
-    (fractions.Fraction, lambda value: _object("fraction", str(value))),
-    (range, lambda value: _object("range", _pack_plainly([value.start, value.stop, value.step]))),
-    (zoneinfo.ZoneInfo, lambda value: _object("zone", zone_name(value, dt.time()))),
-    (dt.timezone, lambda value: _object("offset", _pack_plainly(value.utcoffset(None)))),
-)
 _EXACTLY: Final[Mapping[type, Hook]] = {
+    **BY_TYPE,
     tuple: lambda value: _object("tuple", _pack_exactly(list(value))),
     frozenset: lambda value: _object("frozenset", _pack_exactly(list(value))),
     bytearray: lambda value: _object("bytearray", bytes(value)),
     deque: lambda value: _object("deque", _pack_exactly(list(value)), value.maxlen),
     OrderedDict: lambda value: _object("ordered", _pack_exactly(dict(value))),
-    **{kind: encode for kind, encode in BY_TYPE.items() if kind is not tuple},
     Counter: lambda value: _object("counter", _pack_exactly(dict(value))),
     defaultdict: _encode_default_dict,
 }

@@ -267,6 +267,18 @@ async def test_a_key_begins_one_transaction(served: Served) -> None:
     assert problem(await post(2)) == "duplicate-transaction"
 
 
+async def test_the_same_request_however_its_json_is_written(served: Served) -> None:
+    async def post(body: str) -> httpx2.Response:
+        headers = {"Idempotency-Key": "written", "Content-Type": "application/json"}
+        return await served.http.post("/stimuli/echo", content=body, headers=headers)
+
+    bodies = ['{"value": {"a": 1, "b": [2]}}', '{"value":{"b":[2.0],"a":1.0}}', '{ "value": { "b": [2], "a": 1 } }']
+    answers = [await post(body) for body in bodies]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert len({answer.json()["transaction"] for answer in answers}) == 1
+    assert problem(await post('{"value": {"a": 1, "b": [2, 0]}}')) == "duplicate-transaction"
+
+
 async def test_respond_async_and_look_later(served: Served) -> None:
     answer = await served.http.post("/stimuli/waits", json={"name": "Ada"}, headers={"Prefer": "respond-async"})
     assert answer.status_code == 202
