@@ -25,7 +25,6 @@ from typing import Any, Final
 import msgpack
 import pydantic
 from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer, networks
-from pydantic_core import PydanticUndefined
 
 from bitactor.messages.values import (
     BY_TYPE,
@@ -204,7 +203,7 @@ def _model_state(value: BaseModel) -> list[Any]:
     if fields.keys() != names.keys():
         fields = {name: fields[name] for name in names}
     if private is not None:
-        private = {name: item for name, item in private.items() if item is not PydanticUndefined}
+        private = BaseModel.__getstate__(value)["__pydantic_private__"]  # those that are set
     return [fields, sorted(value.__pydantic_fields_set__), value.__pydantic_extra__, private]
 
 

@@ -102,6 +102,8 @@ def encode_plainly(value: Any) -> Any:
         return dict(value)
     if issubclass(kind, set | frozenset):
         return msgpack.ExtType(SET, msgpack.packb(list(value), default=encode_plainly, strict_types=True))
+    if hasattr(kind, "__fspath__"):
+        return kind.__fspath__(value)
     return encode_value(value)
 
 

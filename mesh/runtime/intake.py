@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 from bitactor.declare.stimulus import StimulusOptions, encoded
-from bitactor.errors import DuplicateTransaction, InvalidInput, Overloaded, ProtocolError, UnknownWorkflow, suggest
+from bitactor.errors import BitActorError, DuplicateTransaction, InvalidInput, Overloaded, UnknownWorkflow, suggest
 from bitactor.messages.canonical import request_digest
 from bitactor.messages.codec import encode_token, pack_plainly, pack_tokens
 from bitactor.messages.duration import nanoseconds
@@ -213,7 +213,7 @@ def _plain_digest(values: Mapping[str, Any]) -> str:
     they cannot carry."""
     try:
         return fingerprint(pack_plainly(values))
-    except ProtocolError:
+    except BitActorError:
         return ""
 
 

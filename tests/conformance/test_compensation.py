@@ -163,13 +163,14 @@ async def test_compensate_halt(store: str, raises: bool) -> None:
 
 @claim(
     "Compensation and undo",
-    "`compensate` → anything else, or a value that cannot be carried: refused, and the step fails.",
+    "`compensate` → anything else, or a value that cannot be carried: refused, and the step fails with the original "
+    "error and that one.",
 )
 @pytest.mark.parametrize("answer", [17, "retry", True, Ok(1), Retry, object(), Continue(object())])
 async def test_compensate_answers_nonsense(store: str, answer: Any) -> None:
     async with charged(store, answer) as (transaction, log):
         assert transaction.status == "compensated"
         assert log == ["charge 1", "compensate Declined 1 4711", "release"]
-        error = transaction.errors()[0]
-        assert isinstance(error, InvalidOutcome)
+        original, error = transaction.errors()
+        assert isinstance(original, Declined) and isinstance(error, InvalidOutcome)
         assert isinstance(answer, Continue) or "compensate" in str(error)
