@@ -215,6 +215,8 @@ def _state(pulse: Pulse, data: Mapping[str, Any]) -> str | None:
     if pulse.kind == kinds.LATE:
         happened = data.get("happened")
         return None if happened is None else DONE if happened else FAILED
+    if "ended_by" in data:
+        return None  # a container: its state is that of its steps
     if pulse.kind == FAILED and (data.get("fault") or ("",))[0] == _CANCELLED:
         return STOPPED
     return _FORWARD.get(pulse.kind)

@@ -31,11 +31,11 @@ def tables() -> str:
 
 def picture() -> str:
     """The phases of a transaction, and the pulses that lead from one to another."""
-    kinds: dict[tuple[str, str], list[str]] = {}
+    kinds: dict[tuple[str, str], dict[str, None]] = {}
     of_steps = [(f"{row.kind} ({'step' if row.direction == FORWARD else 'undo'})", row.leads_to) for row in STEP_RULES]
     for kind, leads_to in (*((row.kind, row.leads_to) for row in TRANSACTION_RULES), *of_steps):
         for change in leads_to.items():
-            kinds.setdefault(change, []).append(kind)
+            kinds.setdefault(change, {})[kind] = None
     arrows = [f"    {before} --> {after}: {', '.join(of)}" for (before, after), of in kinds.items()]
     return "\n".join(["stateDiagram-v2", f"    [*] --> {NEW}", *arrows])
 

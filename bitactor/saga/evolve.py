@@ -184,11 +184,12 @@ STEP_RULES: Final = (
     StepEvolution(
         FAILED,
         FORWARD,
-        (WAITING, *_FLYING, BACKING_OFF, IN_DOUBT, OPEN),
+        (WAITING, *_FLYING, BACKING_OFF, IN_DOUBT),
         _IN_FLIGHT,
         steps.failed,
         dict.fromkeys(_FORWARD, FAILING),
     ),
+    StepEvolution(FAILED, FORWARD, (OPEN,), (*_FORWARD, HALTED), steps.failed, dict.fromkeys(_FORWARD, FAILING)),
     StepEvolution(RETRIED, FORWARD, (*_FLYING, IN_DOUBT), _FORWARD, steps.retried),
     StepEvolution(TIMED_OUT, FORWARD, _FLYING, _IN_FLIGHT, steps.timed_out),
     StepEvolution(TOMBSTONE, FORWARD, (WAITING, *_FLYING, BACKING_OFF), _IN_FLIGHT, steps.tombstoned),

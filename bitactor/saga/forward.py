@@ -46,6 +46,7 @@ from bitactor.saga.phases import BACKING_OFF, FAILING, HALTING, IN_FLIGHT, UNDOI
 from bitactor.saga.rollback import (
     continue_stopping,
     deliver_emissions,
+    end_containers,
     is_awaited,
     late_reply,
     lost_fault,
@@ -227,12 +228,16 @@ def fail(turn: Turn, index: int, fault: Fault, *, elapsed_ns: int | None = None,
         return
     if state.phase in (RUNNING, HALTING) and (scope := state.catching_scope(index)) is not None:
         caught = {"in_doubt": True, "caught": True} if in_doubt else {"caught": True}
-        flying = [other for other in state.steps_within(scope) if state.states[other] in IN_FLIGHT and other != index]
+        others = [other for other in state.steps_within(scope) if other != index]
+        flying = [other for other in others if state.states[other] in IN_FLIGHT]
+        end_containers(turn, fault, others, state.steps[index].name)
         turn.record_step(index, FAILED, elapsed_ns=elapsed_ns, error=fault, data=caught)
         turn.commands.extend(CancelHop(other) for other in flying)
         continue_after(turn, index)
         return
     beginning = state.phase not in (FAILING, UNDOING)
+    if beginning and state.progress:
+        end_containers(turn, fault, [other for other in state.progress if other != index], state.steps[index].name)
     data = {"in_doubt": True} if in_doubt else None
     turn.record_step(index, FAILED, elapsed_ns=elapsed_ns, error=fault, data=data)
     if beginning:

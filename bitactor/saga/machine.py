@@ -98,11 +98,13 @@ def accept(turn: Turn, event: Accept) -> None:
 
 def deadline_expired(turn: Turn, event: DeadlineExpired) -> None:
     turn.record(TOMBSTONE, reason=DEADLINE_EXCEEDED)
+    rollback.end_containers(turn, event.fault, turn.state.progress)
     turn.record(FAILED, error=event.fault)
     rollback.stop(turn)
 
 
 def cancel_requested(turn: Turn, event: CancelRequested) -> None:
+    rollback.end_containers(turn, event.fault, turn.state.progress)
     turn.record(FAILED, error=event.fault, data={"cancel": True})
     rollback.stop(turn)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from bitactor.declare.backoff import DEFAULT_BACKOFF
@@ -10,6 +11,7 @@ from bitactor.messages.pulse import (
     COMPENSATED,
     COMPLETED,
     DEADLINE_EXCEEDED,
+    FAILED,
     HALTED,
     LATE,
     POISON,
@@ -39,6 +41,7 @@ from bitactor.saga.phases import (
     HALTING,
     IN_DOUBT,
     IN_FLIGHT,
+    OPEN,
     UNDO_BACKING_OFF,
     UNDO_RUNNING,
     UNDOABLE,
@@ -60,6 +63,18 @@ def stop(turn: Turn) -> None:
         return
     turn.commands.extend(CancelHop(index) for index, now in enumerate(state.states) if now in IN_FLIGHT)
     turn.commands.append(ArmGrace(state.plan.grace_ns))
+
+
+def end_containers(turn: Turn, fault: Fault, indices: Iterable[int], cause: str = "") -> None:
+    """Record the end of those steps of `indices` that are open containers: the step at path `cause`, in one of them,
+    failed, or, if it is empty, the whole transaction does.  Their states change with the pulse that says so, which
+    follows."""
+    state = turn.state
+    light = Fault(fault.type, fault.message)  # all of it is in the pulse that follows
+    for index in sorted(indices, reverse=True):
+        if state.states[index] == OPEN:
+            elapsed_ns = turn.now_ns - state.spawned_at_ns[index]
+            turn.record_step(index, FAILED, elapsed_ns=elapsed_ns, error=light, data={"ended_by": cause})
 
 
 def _awaits_replies(state: SagaState) -> bool:

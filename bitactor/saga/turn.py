@@ -11,6 +11,7 @@ from bitactor.messages.pulse import COMPLETED, FINISHED, SPAWNED, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply
 from bitactor.saga.commands import Command, Settle
 from bitactor.saga.evolve import evolve
+from bitactor.saga.phases import BACKING_OFF, UNDO_RUNNING, WAITING
 from bitactor.saga.state import SagaState
 
 _new = tuple.__new__
@@ -87,16 +88,18 @@ class Turn:
         causes: tuple[str, ...] = ()
         ttl = state.ttls[index]
         if direction == UNDO:
-            attempt, hop, causes = self._undo_identity(index, kind, data)
+            attempt, hop, causes = self._undo_identity(index, kind)
         else:
-            attempt = state.attempts[index] or 1
-            hop = hop or state.hops[index]
-            if not hop:
+            attempt = state.attempts[index]
+            if hop is None and state.states[index] in (WAITING, BACKING_OFF):  # of the next attempt, which never began
+                attempt += 1
                 hop = join_hop_id(state.salt, step.code(FORWARD, attempt))
-                causes = state.causes_of(step)
-                ttl = state.ttl_of_causes(step)
+                if attempt == 1:
+                    causes = state.causes_of(step)
+                    ttl = state.ttl_of_causes(step)
             elif kind == SPAWNED:
                 causes = state.causes[index]
+            hop = hop or state.hops[index]
         pulse: Pulse = _new(
             Pulse,
             (
@@ -107,14 +110,12 @@ class Turn:
         self.pulses.append(pulse)
         evolve(state, pulse)
 
-    def _undo_identity(self, index: int, kind: str, data: Mapping[str, Any] | None) -> tuple[int, str, tuple[str, ...]]:
-        """Attempt, hop id and causes of a pulse about an undo; a fresh spawn begins the next attempt."""
+    def _undo_identity(self, index: int, kind: str) -> tuple[int, str, tuple[str, ...]]:
+        """Attempt, hop id and causes of a pulse about an undo: of the attempt that runs, else of the next one."""
         state = self.state
-        attempt = state.undo_attempts[index]
-        if kind == SPAWNED and not (data and "delivery" in data):
-            attempt += 1
-        hop = join_hop_id(state.salt, state.steps[index].code(UNDO, max(1, attempt)))
-        return max(1, attempt), hop, (state.hops[index],) if kind == SPAWNED else ()
+        attempt = state.undo_attempts[index] + (state.states[index] != UNDO_RUNNING)
+        hop = join_hop_id(state.salt, state.steps[index].code(UNDO, attempt))
+        return attempt, hop, (state.hops[index],) if kind == SPAWNED else ()
 
 
 def emits_data(reply: Reply) -> dict[str, Any] | None:

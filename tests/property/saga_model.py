@@ -101,8 +101,7 @@ class Model:
             self.final_ttl[head_of(path)] = self.ttl_of[path]
 
     def _break_off(self, path: str) -> None:
-        """A failure was caught by the innermost map that does that: the containers in that element are closed without a
-        word."""
+        """A failure was caught by the innermost map that does that: what is open in that element is closed with it."""
         for above in ancestors(path):
             container = self.open[above].container if above in self.open else None
             key = path.removeprefix(above + "/").partition("/")[0]

@@ -68,6 +68,9 @@ OUTCOMES: Mapping[str, Sequence[str]] = {
     "rough": ("ok", "ok", "ok", "ok", "ok", "continue", "retry", "halt"),
     "wild": ("ok", "ok", "ok", "retry", "fail", "halt", "continue", "cancelled", "timed_out", "nonsense"),
 }
+ENDS = frozenset(("completed", "compensated", "failed", "retried", "halted", "undone", "undo_failed"))
+UNKNOWN_ENDS = frozenset(("timed_out", "tombstone"))
+"""Ends after which nobody knows what happened, and another may follow that says what came of that."""
 TIMEOUT = Fault("bitactor.errors:StepTimeout", "too slow")
 
 
@@ -134,6 +137,8 @@ class World:
         self.facts: defaultdict[str, Facts] = defaultdict(Facts)
         self.settles: list[str] = []
         self.late: Counter[tuple[str, int]] = Counter()
+        self.ends: dict[tuple[str, str], str] = {}
+        """(path, hop) of what was spawned → the kind of the pulse that ended it; empty while it runs."""
         self.planner = planner
         self.max_places = max_places
         deadline_ns = None if deadline_s is None else self.now_ns + int(deadline_s * 1e9)
@@ -557,6 +562,7 @@ class World:
     def _note(self, pulse: Pulse, step: PlanStep | None) -> None:
         if step is None:
             return
+        self._note_end(pulse)
         facts = self.facts[pulse.step]
         if pulse.direction == UNDO:
             if pulse.kind == "undone":
@@ -578,6 +584,16 @@ class World:
         answered = pulse.data is not None and "answered" in pulse.data
         if pulse.kind == "completed" and isinstance(step.container, MapContainer) and not answered:
             self.model.check_map(pulse, step.container.declared)
+
+    def _note_end(self, pulse: Pulse) -> None:
+        """What was spawned has one end, which another delivery of it puts off if it is only that nobody knows."""
+        at = (pulse.step, pulse.hop)
+        if pulse.kind == "spawned":
+            assert self.ends.get(at, "") not in ENDS, "spawned after its end"
+            self.ends[at] = ""
+        elif at in self.ends and pulse.kind in (*ENDS, *UNKNOWN_ENDS):
+            assert self.ends[at] not in ENDS, f"a second end: {self.ends[at]}, then {pulse.kind}"
+            self.ends[at] = pulse.kind
 
     def _check_undo(self, index: int) -> None:
         step = self.saga.state.steps[index]
@@ -642,6 +658,8 @@ class World:
         saga = self.saga
         assert saga.state.status in SETTLED, f"still {saga.state.status}"
         assert not saga.state.in_flight
+        if saga.state.status != "halted":
+            assert all(self.ends.values()), f"spawned, and no end: {[at for at, end in self.ends.items() if not end]}"
         if saga.state.status == "completed":
             self.model.check_completed(self.plan)
             assert not any(facts.undo_asked for facts in self.facts.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from saga_world import TRANSACTION, World
 
 from bitactor.errors import StoreError
 from bitactor.saga import Recovered, Saga, evolve
+from mesh.sinks.otel.spans import SpanAssembler
 from tests.amounts import examples
 
 MANY = examples(quick=100, long=4_000, suppress_health_check=list(HealthCheck))
@@ -28,7 +30,19 @@ DEADLINES = st.sampled_from([None, 5.0])
 def test_whatever_happens_to_nested_steps_the_saga_stays_consistent_and_ends(
     random: Random, tape: list[int], ttl: int, deadline: float | None
 ) -> None:
-    World(random.plan, ttl=ttl, deadline_s=deadline, planner=planner).run(tape)
+    world = World(random.plan, ttl=ttl, deadline_s=deadline, planner=planner)
+    world.run(tape)
+    _check_spans(world)
+
+
+def _check_spans(world: World) -> None:
+    """Each span that was opened is ended, once."""
+    assembler = SpanAssembler()
+    spans = Counter(span.span_id for span in [*assembler.feed(world.journal), *assembler.close()])
+    assert set(spans.values()) == {1}
+    if world.saga.state.status != "halted":
+        assert {pulse.hop for pulse in world.journal if pulse.kind == "spawned"} <= set(spans)
+        assert not len(assembler)
 
 
 @LONGER

@@ -110,6 +110,8 @@ def _record_emissions(state: SagaState, pulse: Pulse, data: Mapping[str, Any]) -
 
 def failed(state: SagaState, pulse: Pulse, index: int) -> None:
     data = pulse.data or {}
+    if "ended_by" in data:
+        return  # an open container; the pulse of what failed follows, and stops it
     if state.states[index] in IN_FLIGHT:
         state.in_flight -= 1
     if "tolerated" in data:
