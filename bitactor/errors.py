@@ -128,7 +128,15 @@ class DeadlineExceeded(RunError):
 
 
 class TtlExpired(RunError):
-    """A hop's causes had no hop budget left."""
+    """A hop's causes had no hop budget left.
+
+    `path` has the addresses of the steps that led there, all of them, the one without a hop last; the message leaves
+    out the middle of a long one.
+    """
+
+    def __init__(self, message: str, path: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.path = tuple(path)
 
 
 class TooManyHops(RunError):
@@ -170,8 +178,12 @@ class WorkflowFailed(RunError):
     """A transaction did not complete.
 
     `transaction` is its id, `status` how it ended, `errors` the original error first, then those of compensation and
-    undo in the order they happened.  `__cause__` is the original error; `step` is the address of the step that failed
-    first, `attempt` which try of it that was (from 1); empty and 0 if no step is to blame.
+    undo in the order they happened; a note says where each of these others happened.  `__cause__` is the original
+    error.
+
+    `workflow` is the workflow's name, `step` the path of the step that failed first, below that name
+    (`shop/orders/17/charge`), and `attempt` which try of it that was, from 1: that of the step that was at work when
+    the time was up, or that asked to halt; empty and 0 if none is to blame (it was cancelled).
     """
 
     def __init__(
@@ -182,8 +194,10 @@ class WorkflowFailed(RunError):
         errors: Iterable[BaseException] = (),
         step: str = "",
         attempt: int = 0,
+        workflow: str = "",
     ) -> None:
         super().__init__(message)
+        self.workflow = workflow
         self.step = step
         self.attempt = attempt
         self.transaction = transaction
@@ -217,6 +231,13 @@ class StaleOwner(StoreError):
 
 class ConfigurationError(BitActorError):
     """An option is wrong, or names something that is not built."""
+
+
+def shortened(names: Sequence[str], kept: int = 4) -> list[str]:
+    """`names` without the middle if there are many: the first few, how many more there are, and the last few."""
+    if len(names) <= 2 * kept + 1:
+        return list(names)
+    return [*names[:kept], f"… {len(names) - 2 * kept} more …", *names[-kept:]]
 
 
 def suggest(wrong: str, known: Iterable[str]) -> str:

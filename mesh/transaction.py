@@ -10,8 +10,9 @@ from typing_extensions import TypeVar, override
 
 from bitactor.errors import InvalidInput, WorkflowFailed
 from bitactor.export.display import readable_pulses
+from bitactor.export.failure import errors_as_plain, failure_of
 from bitactor.messages.codec import decode_token
-from bitactor.messages.faults import beside, fault_of, faults_beside
+from bitactor.messages.faults import beside
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
 from bitactor.plan.plan import Plan
@@ -153,14 +154,14 @@ class Transaction(Generic[R_co]):
         """The errors so far: the original one first, then those of compensation and undo."""
         live = self._live
         found: list[BaseException] = []
-        for hop, fault in live.state.errors:
-            error = live.error_for(hop, fault)
-            found += [error, *beside(fault, error, live.plan.errors)]
+        for failed in live.state.errors:
+            error = live.error_for(failed.hop, failed.fault)
+            found += [error, *beside(failed.fault, error, live.plan.errors)]
         return found
 
     def faults(self) -> list[Fault]:
         """The errors so far, in the order of `errors`, as they were recorded."""
-        return [fault for _, fault in self._live.state.errors]
+        return [failed.fault for failed in self._live.state.errors]
 
     def pulses(self) -> list[Pulse]:
         """The pulses so far, with tokens as values."""
@@ -215,31 +216,9 @@ class Transaction(Generic[R_co]):
         return await self.ended()
 
     def _failure(self) -> WorkflowFailed:
-        errors = self.errors()
         state = self._live.state
-        first = errors[0] if errors else None
-        why = fault_of(first).summary() if first is not None else self._halt_reason()
-        place = state.place_of(state.errors[0][0]) if state.errors else None
-        step, attempt = (f"{self.workflow}/{place.path}", place.attempt) if place is not None else ("", 0)
-        blamed = f" at {step!r}, attempt {attempt}" if step else ""
-        failure = WorkflowFailed(
-            f"{self.workflow!r} ended {state.status}{blamed}: {why} [transaction {self.id}; `bitactor trace {self.id}` "
-            "shows what happened]",
-            self.id,
-            state.status,
-            errors,
-            step,
-            attempt,
-        )
-        failure.__cause__ = first
-        return failure
-
-    def _halt_reason(self) -> str:
-        reasons = [
-            (pulse.data or {}).get("reason") for pulse in self.raw_pulses() if pulse.kind == "halted" and pulse.step
-        ]
-        given = [reason for reason in reasons if reason]  # what was around the step that halted has none
-        return str(given[-1]) if given else "a step asked to halt"
+        hint = f" [transaction {self.id}; `bitactor trace {self.id}` shows what happened]"
+        return failure_of(state, self.errors(), () if state.errors else self.raw_pulses(), hint)
 
 
 class Blocking(Protocol):
@@ -327,7 +306,6 @@ def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
     }
     if transaction.status == "completed":
         about["result"] = transaction.value()
-    faults = [one for fault in transaction.faults() for one in (fault, *faults_beside(fault))]
-    if faults:
-        about["errors"] = [{"type": fault.type.rpartition(":")[2], "message": fault.message} for fault in faults]
+    if errors := errors_as_plain(transaction._live.state):
+        about["errors"] = errors
     return about

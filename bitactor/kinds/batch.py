@@ -144,7 +144,7 @@ class ElementHandler:
         if self.declared.on_error == "fail" or verdict:
             if not isinstance(error, Outcome):
                 error.add_note(f"element {index} of {self.what}")
-            raise error from None
+            raise error  # with the cause that it has
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return {"index": index, "element": _shown(element), "error": text}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bitactor import errors
-from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError
+from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError, TtlExpired
 from bitactor.messages.codec import pack, unpack
 from bitactor.messages.signal import Fault
 from bitactor.messages.values import type_name
@@ -58,7 +58,7 @@ def _fault_of(error: BaseException, budget: Budget, longest: int) -> Fault:
     kind = type(error)
     fault = Fault(
         f"{_name(kind, '__module__')}:{_name(kind, '__qualname__')}",
-        utf8_safe(_message(error)[:MAX_MESSAGE]),
+        utf8_safe(_message(error)[: min(longest, MAX_MESSAGE)]),
         utf8_safe(_users_traceback(error))[-longest:],
         _arguments(error, MAX_ARGUMENTS if longest == MAX_TRACEBACK else longest),
         None,
@@ -129,27 +129,33 @@ def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseE
     parts = _parts(fault)
     error = _bare_error(fault, declared, parts)
     for note in parts.get("notes", ()):
-        error.add_note(note)
+        BaseException.add_note(error, note)
     for name, attribute in (("cause", "__cause__"), ("context", "__context__")):
-        if name in parts:
-            setattr(error, attribute, error_of(Fault(*parts[name]), declared))
+        if name in parts:  # past what the exception's class says of its attributes
+            vars(BaseException)[attribute].__set__(error, error_of(Fault(*parts[name]), declared))
     if parts.get("left_out"):
-        error.add_note(f"(and {parts['left_out']} more)")
+        BaseException.add_note(error, f"(and {parts['left_out']} more)")
     return error
 
 
 def _bare_error(fault: Fault, declared: Mapping[str, type[BaseException]], parts: Mapping[str, Any]) -> BaseException:
     own = getattr(errors, fault.type.rpartition(":")[2], None) if fault.type.startswith("bitactor.errors:") else None
     kind = declared.get(fault.type)
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(BaseException):  # the class is the user's
+        if kind is not None and issubclass(kind, BaseExceptionGroup) and parts.get("members"):
+            return kind(_group_message(fault.message), _members(parts, declared))
         if kind is not None and fault.arguments is not None:
             return kind(*unpack(fault.arguments))
         if isinstance(own, type) and issubclass(own, BitActorError) and own is not RemoteError:
-            return own(fault.message)
+            carries = own is TtlExpired and fault.arguments is not None
+            return own(*unpack(fault.arguments)) if carries else own(fault.message)
         if kind is None and parts.get("members"):
-            members = [error_of(Fault(*member), declared) for member in parts["members"]]
-            return BaseExceptionGroup(_group_message(fault.message), members)
+            return BaseExceptionGroup(_group_message(fault.message), _members(parts, declared))
     return RemoteError(fault.type.rpartition(":")[2], fault.message, fault.traceback)
+
+
+def _members(parts: Mapping[str, Any], declared: Mapping[str, type[BaseException]]) -> list[BaseException]:
+    return [error_of(Fault(*member), declared) for member in parts["members"]]
 
 
 def _group_message(message: str) -> str:
@@ -169,6 +175,82 @@ def chain_of(fault: Fault) -> list[tuple[str, Fault]]:
     parts = _parts(fault)
     found = [(name, Fault(*parts[name])) for name in ("cause", "context") if name in parts]
     return found + [("member", Fault(*member)) for member in parts.get("members", ())]
+
+
+def fault_as_plain(fault: Fault) -> dict[str, Any]:
+    """A fault as plain data for people and other languages: `type` and `message`, and, where they are, `notes`, the
+    `cause` or `context` and the `members` of a group in the same form, and how many of these were `left_out`."""
+    found: dict[str, Any] = {"type": fault.type.rpartition(":")[2], "message": fault.message}
+    parts = _parts(fault)
+    if "notes" in parts:
+        found["notes"] = list(parts["notes"])
+    for name in ("cause", "context"):
+        if name in parts:
+            found[name] = fault_as_plain(Fault(*parts[name]))
+    if "members" in parts:
+        found["members"] = [fault_as_plain(Fault(*member)) for member in parts["members"]]
+    if "left_out" in parts:
+        found["left_out"] = parts["left_out"]
+    return found
+
+
+def fault_of_plain(given: Mapping[str, Any]) -> Fault:
+    """The fault that plain data as of `fault_as_plain` tells of."""
+    chain: dict[str, Any] = {name: given[name] for name in ("notes", "left_out") if name in given}
+    chain |= {name: fault_of_plain(given[name]).fields() for name in ("cause", "context") if name in given}
+    if "members" in given:
+        chain["members"] = [fault_of_plain(member).fields() for member in given["members"]]
+    return Fault(str(given.get("type", "")), str(given.get("message", "")), chain=pack(chain) if chain else None)
+
+
+_HOW: Final = {"cause": "caused by", "context": "while handling", "member": "member"}
+
+
+def chain_lines(fault: Fault, depth: int = 1) -> list[str]:
+    """What came with an exception, and with that, a line each, indented by depth."""
+    indent, parts = "  " * depth, _parts(fault)
+    lines = [f"{indent}note: {note}" for note in parts.get("notes", ())]
+    for how, other in chain_of(fault):
+        lines += [f"{indent}{_HOW[how]} {other.summary()}", *chain_lines(other, depth + 1)]
+    if "left_out" in parts:
+        lines.append(f"{indent}and {parts['left_out']} more members")
+    for other in faults_beside(fault):
+        lines += [f"{indent}then {other.summary()}", *chain_lines(other, depth + 1)]
+    return lines
+
+
+def full_traceback(fault: Fault, limit: int) -> str:
+    """The traceback of a fault with those of what came with it, as Python prints them; if that is longer than `limit`,
+    each exception in one line."""
+    text = _blocks(fault, lambda one: one.traceback or f"{one.summary()}\n")
+    if len(text) <= limit:
+        return text
+    room = max(40, limit // (_count(fault) + 1) - 80)
+    return _blocks(fault, lambda one: f"{one.summary()[:room]}\n")[:limit]
+
+
+def _blocks(fault: Fault, text_of: Callable[[Fault], str]) -> str:
+    before, members = "", []
+    for how, other in chain_of(fault):
+        if how == "member":
+            members.append(_blocks(other, text_of))
+        else:
+            before = _blocks(other, text_of) + _LINKS[how]
+    text = before + text_of(fault)
+    for number, member in enumerate(members, 1):
+        text += f"  +---------------- {number} ----------------\n"
+        text += "".join(f"  | {line}\n" for line in member.splitlines())
+    return text
+
+
+_LINKS: Final = {
+    "cause": "\nThe above exception was the direct cause of the following exception:\n\n",
+    "context": "\nDuring handling of the above exception, another exception occurred:\n\n",
+}
+
+
+def _count(fault: Fault) -> int:
+    return 1 + sum(_count(other) for _, other in chain_of(fault))
 
 
 def notes_of(fault: Fault) -> list[str]:

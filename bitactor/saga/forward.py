@@ -197,15 +197,9 @@ def spawn(turn: Turn, index: int, data: Mapping[str, Any] | None = None) -> None
 
 def _expire(turn: Turn, index: int) -> None:
     state = turn.state
-    step = state.steps[index]
     chain = [*state.trail, *state.chain_to(index)]
-    before = f" after {' → '.join(chain[:-1])}" if len(chain) > 1 else ""
-    fault = Fault(
-        "bitactor.errors:TtlExpired",
-        f"no hops left for {step.address!r}{before}; this transaction began with {state.ttl}",
-    )
     turn.record_step(index, TOMBSTONE, reason=TTL_EXPIRED, data={"chain": chain, "ttl": state.ttl})
-    fail(turn, index, fault)
+    fail(turn, index, state.out_of_hops(index, chain))
 
 
 def _refuse_more_hops(turn: Turn, index: int) -> None:

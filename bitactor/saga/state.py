@@ -7,15 +7,25 @@ from copy import copy
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
-from bitactor.errors import StoreError
-from bitactor.messages.codec import unpack_tokens
+from bitactor.errors import StoreError, shortened
+from bitactor.messages.codec import pack, unpack_tokens
 from bitactor.messages.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
 from bitactor.messages.pulse import HALTED, RUNNING, SKIPPED, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault
 from bitactor.plan.container import Progress
 from bitactor.plan.plan import Container, Plan, PlanStep, Scope
 from bitactor.saga.commands import Emission
-from bitactor.saga.phases import ENDED, FAILING, HAS_RESULT, IN_DOUBT, NEW, UNDOING, WAITING
+from bitactor.saga.phases import (
+    BACKING_OFF,
+    ENDED,
+    FAILING,
+    HAS_RESULT,
+    IN_DOUBT,
+    IN_FLIGHT,
+    NEW,
+    UNDOING,
+    WAITING,
+)
 
 EMPTY: Final[dict[Any, Any]] = cast("dict[Any, Any]", MappingProxyType({}))
 """A read-only empty mapping, in place of each mapping that most transactions never need; fresh ones would take half a
@@ -34,6 +44,17 @@ class Place(NamedTuple):
     direction: str
     attempt: int
     """From 1."""
+
+
+class Failure(NamedTuple):
+    """An error that a transaction ends with, and where it happened."""
+
+    hop: str
+    fault: Fault
+    step: str = ""
+    """The path of the step; empty if no step is to blame."""
+    direction: str = FORWARD
+    attempt: int = 0
 
 
 class SagaState:
@@ -95,7 +116,7 @@ class SagaState:
         self.in_flight = 0
         self.unanswered_runs: dict[tuple[str, int], int] = EMPTY
         """(hop, delivery) of runs that may still send a late reply → step."""
-        self.errors: list[tuple[str, Fault]] = []
+        self.errors: list[Failure] = []
         self.cancelling = False
         self.stopping_since_ns = 0
         """Wall time at which stopping began; the time for undo counts from then."""
@@ -143,6 +164,34 @@ class SagaState:
             if self.undo_hop(step.index) == hop:
                 return Place(step.address, step.name, UNDO, self.undo_attempts[step.index])
         return None
+
+    def at_work_longest(self) -> Place | None:
+        """The place of the hop that has been in flight, or is tried again and again, for the longest time."""
+        if self.undoing >= 0:
+            index, direction, attempt = self.undoing, UNDO, self.undo_attempts[self.undoing]
+        else:
+            busy = [at for at, now in enumerate(self.states) if now in IN_FLIGHT or now == BACKING_OFF]
+            if not busy:
+                return None
+            index = min(busy, key=lambda at: (self.spawned_at_ns[at], at))
+            direction, attempt = FORWARD, self.attempts[index]
+        return Place(self.steps[index].address, self.steps[index].name, direction, attempt)
+
+    def overdue(self, now_ns: int) -> Fault:
+        """The fault of a transaction whose time is up at wall time `now_ns`, which says what it was doing."""
+        what = "undoing" if self.phase in (FAILING, UNDOING) else "running"
+        message = f"{self.plan.workflow!r} was still {what} {(now_ns - self.accepted_at_ns) / 1e9:.3g} s after it began"
+        place = self.at_work_longest()
+        if place is not None:
+            path = f"{self.plan.workflow}/{place.path}"
+            message += f", at {path!r}, attempt {place.attempt}"
+        return Fault("bitactor.errors:DeadlineExceeded", message)
+
+    def out_of_hops(self, index: int, path: list[str]) -> Fault:
+        """The fault of a step for which no hops are left, at the end of `path`."""
+        before = f" after {' → '.join(shortened(path[:-1]))}" if len(path) > 1 else ""
+        message = f"no hops left for {self.steps[index].address!r}{before}; this transaction began with {self.ttl}"
+        return Fault("bitactor.errors:TtlExpired", message, "", pack([message, path]))
 
     def ttl_of_causes(self, step: PlanStep) -> int:
         """The least hop budget that any cause of `step` carries; for the first steps, what the stimulus carried."""

@@ -36,7 +36,7 @@ class Turn:
     def finish(self, status: str) -> None:
         """End the transaction."""
         state = self.state
-        error = state.errors[0][1] if status != COMPLETED and state.errors else None
+        error = state.errors[0].fault if status != COMPLETED and state.errors else None
         self.record(FINISHED, error=error, data={"status": status}, elapsed_ns=self.now_ns - state.accepted_at_ns)
         self.commands.append(Settle(status))
 

@@ -11,7 +11,8 @@ from typing_extensions import TypeVar
 
 from bitactor.consumer import Consumer
 from bitactor.declare.stimulus import StimulusOptions
-from bitactor.errors import ConfigurationError, InvalidInput, suggest
+from bitactor.errors import ConfigurationError, InvalidInput, WorkflowFailed, suggest
+from bitactor.export.failure import failure_of
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.faults import beside, error_of, fault_of
@@ -81,6 +82,8 @@ class Trace(Generic[R_co]):
     """The journal, as a store would have it."""
     emitted: Sequence[Emitted] = ()
     """Emitted signals in the order they were sent."""
+    failure: WorkflowFailed | None = field(default=None, repr=False)
+    """What `Transaction.result` would raise; None if the workflow completed."""
 
     @property
     def undone(self) -> list[str]:
@@ -228,14 +231,16 @@ class _Runner:
 
     def trace(self) -> Trace:
         state = self.saga.state
+        errors = [error for failed in state.errors for error in self._errors_of(failed.hop, failed.fault)]
         return Trace(
             transaction=state.transaction,
             status=state.status,
             result=decode_token(state.result()) if state.status == "completed" else None,
             results={name: decode_token(token) for name, token in state.results().items()},
-            errors=[error for hop, fault in state.errors for error in self._errors_of(hop, fault)],
+            errors=errors,
             pulses=self.journal,
             emitted=self.emitted,
+            failure=None if state.status == "completed" else failure_of(state, errors, self.journal),
         )
 
     # Obeying; the answer is whether the process died of it
@@ -356,10 +361,7 @@ class _Runner:
 
     def _deadline_expired(self) -> None:
         self.deadline = None
-        seconds = (self.clock.wall_ns() - self.saga.state.accepted_at_ns) / 1e9
-        what = "undoing" if self.saga.state.phase in ("failing", "undoing") else "running"
-        message = f"{self.plan.workflow!r} was still {what} {seconds:.3g} s after it began"
-        self.events.append(DeadlineExpired(Fault("bitactor.errors:DeadlineExceeded", message)))
+        self.events.append(DeadlineExpired(self.saga.state.overdue(self.clock.wall_ns())))
 
     def _arm(self, due_wall_ns: int, callback: Callable[[], None]) -> FakeTimer:
         timer = self.clock.call_at(self.clock.monotonic_ns() + due_wall_ns - self.clock.wall_ns(), callback)

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import StoreError, UnknownTransaction
 from bitactor.export.display import readable_pulses
+from bitactor.export.failure import failure_of_plain
 from bitactor.messages.faults import fault_of
 from bitactor.messages.pulse import RUNNING, STATUSES
 from bitactor.ports import TransactionRow
@@ -126,8 +127,9 @@ class Endpoints:
         if transaction.status == "completed":
             return respond(about, 200, headers)
         status, errors = about.pop("status"), about.pop("errors", [])
-        why = f": {errors[0]['type']}: {errors[0]['message']}" if errors else ""
-        detail = f"{transaction.workflow!r} ended {status}{why}"[:MAX_DETAIL]
+        detail = f"{transaction.workflow!r} ended {status}"
+        if errors:
+            detail = str(failure_of_plain(transaction.workflow, transaction.id, status, errors, ()))[:MAX_DETAIL]
         return Problem("workflow-failed", detail, headers, **about, transaction_status=status, errors=errors).response()
 
     def _validate(self, workflow: Workflow, text: str) -> dict[str, Any]:

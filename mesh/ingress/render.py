@@ -14,7 +14,9 @@ from pydantic_core import PydanticSerializationError, to_json
 from starlette.responses import Response
 
 from bitactor.messages.codec import decode_token, token_from_bytes
+from bitactor.messages.faults import fault_as_plain
 from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import Fault
 from bitactor.ports import TransactionRow
 
 _LEFT_OUT: Final = frozenset(("decided", "input_digest"))
@@ -91,8 +93,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
     shown = {name: value for name, value in data.items() if name not in _LEFT_OUT}
     for name in ("fault", "assess"):
         if name in shown:
-            kind, message = shown[name][:2]
-            shown[name] = {"type": kind.rpartition(":")[2], "message": message}
+            shown[name] = fault_as_plain(Fault(*shown[name]))
     if "emits" in shown:
         shown["emits"] = [
             {"name": name, "value": decode_token(token_from_bytes(token))} for name, token in shown["emits"]

@@ -24,15 +24,14 @@ from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import (
     BitActorError,
     ProtocolError,
-    RemoteError,
     UnknownTransaction,
     UnknownWorkflow,
     Unroutable,
-    WorkflowFailed,
     suggest,
 )
+from bitactor.export.failure import failure_of_plain
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.messages.faults import error_of
+from bitactor.messages.faults import error_of, fault_of_plain
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Fault, Question
 from bitactor.messages.wire import decode_message, decode_pulse, encode_message
@@ -196,10 +195,10 @@ class Client:
         summary = await self.ended(transaction, timeout)
         if summary["status"] == "completed":
             return summary.get("result")
-        errors = [RemoteError(error["type"], error["message"]) for error in summary.get("errors", ())]
-        why = str(errors[0]) if errors else "no error was recorded"
-        raise WorkflowFailed(
-            f"{summary['workflow']!r} ended {summary['status']}: {why}", transaction, summary["status"], errors
+        given = summary.get("errors", ())
+        errors = [error_of(fault_of_plain(error), {}) for error in given]
+        raise failure_of_plain(summary["workflow"], transaction, summary["status"], given, errors) from (
+            errors[0] if errors else None
         )
 
     async def pulses(self, transaction: str) -> list[Pulse]:

@@ -192,13 +192,7 @@ class CommandHandler:
         state = live.state
         if forward and state.phase in ("failing", "undoing"):
             return  # that deadline has been replaced by the one for undo, which is about to be armed
-        seconds = (self._clock.wall_ns() - state.accepted_at_ns) / 1e9
-        what = "undoing" if state.phase in ("failing", "undoing") else "running"
-        fault = Fault(
-            "bitactor.errors:DeadlineExceeded",
-            f"{live.plan.workflow!r} was still {what} {seconds:.3g} s after it began",
-        )
-        self._enqueue(live, DeadlineExpired(fault), first=True)
+        self._enqueue(live, DeadlineExpired(state.overdue(self._clock.wall_ns())), first=True)
 
     def _timer(self, due_wall_ns: int, callback: Callable[[], None]) -> Timer:
         return Timer(self._wheel, self._clock.monotonic_ns() + due_wall_ns - self._clock.wall_ns(), callback)

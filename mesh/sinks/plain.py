@@ -11,7 +11,9 @@ from typing import Any
 
 from bitactor.errors import ProtocolError
 from bitactor.messages.codec import Packed, decode_token
+from bitactor.messages.faults import fault_as_plain
 from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import Fault
 
 _JSON_SCALARS = (str, bool, int, type(None))
 
@@ -44,8 +46,14 @@ def plain(value: Any) -> Any:
 
 
 def plain_pulse(pulse: Pulse) -> dict[str, Any]:
-    """A pulse as a mapping of its field names, in their order, ready for `json.dumps`."""
-    return {name: plain(value) for name, value in zip(Pulse._fields, pulse, strict=True)}
+    """A pulse as a mapping of its field names, in their order, ready for `json.dumps`; the causes, notes and members of
+    an error's exception are spelled out in the place of the packed ones."""
+    found = {name: plain(value) for name, value in zip(Pulse._fields, pulse, strict=True)}
+    for name in ("fault", "assess"):
+        kept = (pulse.data or {}).get(name)
+        if kept is not None and len(kept) == len(Fault._fields):  # with a chain, which is packed
+            found["data"][name][-1] = fault_as_plain(Fault(*kept))
+    return found
 
 
 def _decode(token: Packed) -> Any:

@@ -19,13 +19,14 @@ from tests.public_face import LISTING
 ROOT = Path(__file__).parents[2]
 
 ADDED = {
-    # A failure names its step; a task of a step that exits is an error of its own.
+    # A failure names its workflow, step and attempt; a task of a step that exits is an error of its own.
     "names/bitactor/StepExited",
     "names/bitactor.errors/StepExited",
     *(
-        f"names/{module}/WorkflowFailed/signature: \"(message: 'str', transaction: 'str', status: 'str', "
-        "errors: 'Iterable[BaseException]' = ()) -> 'None'\" became \"(message: 'str', transaction: 'str', "
-        "status: 'str', errors: 'Iterable[BaseException]' = (), step: 'str' = '', attempt: 'int' = 0) -> 'None'\""
+        f"names/{module}/WorkflowFailed/signature: \"(message: 'str', transaction: 'str', status: 'str', errors: "
+        "'Iterable[BaseException]' = ()) -> 'None'\" became \"(message: 'str', transaction: 'str', status: 'str', "
+        "errors: 'Iterable[BaseException]' = (), step: 'str' = '', attempt: 'int' = 0, workflow: 'str' = '') -> "
+        "'None'\""
         for module in ("bitactor", "bitactor.errors")
     ),
     # Adds a sink that is not ours, by its URL's scheme.

@@ -30,7 +30,7 @@ from bitactor.saga.rules.scopes import (
     release_dependents,
 )
 from bitactor.saga.rules.transaction import begin_failing
-from bitactor.saga.state import SagaState, writable
+from bitactor.saga.state import Failure, SagaState, writable
 
 
 def spawned(state: SagaState, pulse: Pulse, index: int) -> None:
@@ -126,7 +126,7 @@ def failed(state: SagaState, pulse: Pulse, index: int) -> None:
         fail_scope(state, index, fault)
         return
     if state.phase != FAILING or fault.type != "bitactor.errors:Cancelled":
-        state.errors.append((pulse.hop, fault))
+        state.errors.append(Failure(pulse.hop, fault, pulse.step, pulse.direction, pulse.attempt))
     begin_failing(state, pulse)
 
 
@@ -263,7 +263,8 @@ def undo_retried(state: SagaState, pulse: Pulse, index: int) -> None:
 
 
 def undo_failed(state: SagaState, pulse: Pulse, index: int) -> None:
-    state.errors.append((pulse.hop, Fault(*(pulse.data or {})["fault"])))
+    fault = Fault(*(pulse.data or {})["fault"])
+    state.errors.append(Failure(pulse.hop, fault, pulse.step, pulse.direction, pulse.attempt))
     if state.states[index] == UNDO_RUNNING:
         writable(state, "unanswered_runs")[pulse.hop, state.deliveries[index]] = index
     state.states[index] = UNDO_FAILED

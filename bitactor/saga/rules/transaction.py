@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bitactor.messages.pulse import COMPLETED, FAILED, HALTED, RUNNING, UNDO_FAILED, Pulse
-from bitactor.messages.signal import Fault
+from bitactor.messages.signal import FORWARD, Fault
 from bitactor.saga.phases import BACKING_OFF, ENDED, FAILING, IN_DOUBT, OPEN, UNDOABLE, UNDOING, WAITING
-from bitactor.saga.state import EMPTY, SagaState, damaged, input_tokens
+from bitactor.saga.state import EMPTY, Failure, SagaState, damaged, input_tokens
 
 
 def accepted(state: SagaState, pulse: Pulse) -> None:
@@ -23,7 +23,10 @@ def failed(state: SagaState, pulse: Pulse) -> None:
     data = pulse.data or {}
     if state.phase == ENDED and state.status != COMPLETED:
         raise damaged(state, pulse, f"in a transaction that ended {state.status}")
-    state.errors.append((pulse.hop, Fault(*data["fault"])))
+    fault = Fault(*data["fault"])
+    place = state.at_work_longest() if fault.type == "bitactor.errors:DeadlineExceeded" else None
+    blamed = ("", FORWARD, 0) if place is None else place[1:]
+    state.errors.append(Failure(pulse.hop, fault, *blamed))
     state.cancelling = state.cancelling or bool(data.get("cancel"))
     begin_failing(state, pulse)
 

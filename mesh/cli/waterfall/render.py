@@ -240,7 +240,11 @@ def _bar(row: Row, width: int, start: int, end: int, layout: Layout) -> str:
 def _note_lines(row: Row, layout: Layout, depth: int) -> list[Text]:
     lead = "  " + "  " * depth + layout.symbol(("└ ", "` "))
     style = STYLES.get(row.outcome, "") if row.outcome != "completed" else "dim"
-    return [Text(layout.crop(lead + layout.clean(note), layout.width), style=style) for note in row.notes]
+    lines = []
+    for note in row.notes:
+        indent = " " * (len(note) - len(note.lstrip(" ")))  # what came with the note before
+        lines.append(Text(layout.crop(lead + indent + layout.clean(note), layout.width), style=style))
+    return lines
 
 
 def _as_row(timeline: Timeline) -> Row:

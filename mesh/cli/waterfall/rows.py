@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bitactor.errors import shortened
 from bitactor.messages import pulse as kinds
+from bitactor.messages.faults import chain_lines
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.signal import UNDO
+from bitactor.messages.signal import UNDO, Fault
 
 _OUTCOMES = frozenset(
     (
@@ -83,8 +85,9 @@ class _Attempt:
         # A timed-out attempt may get a verdict later; what happened to it first is what the row is about.
         if self.last is None:
             self.last = pulse
-        if pulse.error and (not self.notes or self.notes[-1] != pulse.error):
-            self.notes.append(pulse.error)
+        error, *came_with = _error_notes(pulse) or [""]
+        if error not in self.notes:
+            self.notes += [error, *came_with]
         if pulse.kind == kinds.HALTED:
             self.notes.append(_note(pulse))
         elif pulse.kind == kinds.RETRIED:
@@ -170,7 +173,7 @@ def _fold(pulse: Pulse, attempts: dict[str, _Attempt], marks: list[tuple[int, Ro
             attempt.start_ns = pulse.at_ns - (pulse.elapsed_ns or 0)
         attempt.end(pulse)
     elif attempt is not None and pulse.kind in (kinds.LATE, kinds.EMITTED, kinds.TOMBSTONE):
-        attempt.notes.append(_note(pulse))
+        attempt.notes += [_note(pulse), *_error_notes(pulse)[1:]]
         attempt.has_tombstone = attempt.has_tombstone or pulse.kind == kinds.TOMBSTONE
     else:
         marks.append((pulse.seq, _mark(pulse)))
@@ -180,7 +183,7 @@ def _end_unspawned(pulse: Pulse, marks: list[tuple[int, Row]]) -> None:
     """Note the failure of a hop that never ran: below its tombstone if it has one, else by a mark of its own."""
     if marks and pulse.step and marks[-1][1].hop == pulse.hop and marks[-1][1].outcome == kinds.TOMBSTONE:
         seq, tombstone = marks[-1]
-        marks[-1] = (seq, tombstone._replace(notes=(*tombstone.notes, pulse.error or pulse.kind)))
+        marks[-1] = (seq, tombstone._replace(notes=(*tombstone.notes, *(_error_notes(pulse) or [pulse.kind]))))
     else:
         marks.append((pulse.seq, _mark(pulse)))
 
@@ -200,15 +203,26 @@ def _mark(pulse: Pulse) -> Row:
         end_ns=pulse.at_ns,
         took_ns=0,
         outcome=pulse.kind,
-        notes=tuple(note for note in (_note(pulse),) if note),
+        notes=tuple(note for note in (_note(pulse), *_error_notes(pulse)[1:]) if note),
     )
+
+
+def _error_notes(pulse: Pulse) -> list[str]:
+    """The error of a pulse, and, indented below it, what came with that: causes, notes, the members of a group."""
+    data = pulse.data or {}
+    if not pulse.error:
+        return []
+    if data.get("ended_by"):
+        return [f"{data['ended_by']}: {pulse.error}"]
+    fault = data.get("fault")
+    return [pulse.error, *(chain_lines(Fault(*fault)) if fault else ())]
 
 
 def _note(pulse: Pulse) -> str:
     data = pulse.data or {}
     if pulse.kind == kinds.TOMBSTONE:
         chain = data.get("chain")
-        names = " > ".join(map(str, chain)) if isinstance(chain, list | tuple) else ""
+        names = " > ".join(map(str, shortened(chain))) if isinstance(chain, list | tuple) else ""
         return f"tombstone: {pulse.error or 'unknown'}" + (f" ({names})" if names else "")
     if pulse.kind == kinds.EMITTED:
         return f"emitted {data['name']}" if data.get("name") else "emitted"

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from bitactor.messages import pulse as kinds
+from bitactor.messages.faults import full_traceback
 from bitactor.messages.ids import NO_HOP, TransactionId, hop_id, transaction_span_id
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import UNDO, Fault
@@ -227,7 +228,8 @@ class SpanAssembler:
         end_ns = max((timeout if timeout and failed else pulse).at_ns, spawned.at_ns)
         if failed:
             attributes["error.type"] = _error_name(error) or outcome
-            if pulse.kind in _OUTCOMES or pulse is timeout:
+            # That of a container is with the step in it that raised it.
+            if (pulse.kind in _OUTCOMES or pulse is timeout) and "ended_by" not in (pulse.data or {}):
                 hop.add(SpanEvent("exception", end_ns, _exception_attributes(pulse)))
         causes = spawned.causes
         name = f"{spawned.workflow}/{spawned.step}"
@@ -394,7 +396,9 @@ def _exception_attributes(pulse: Pulse) -> dict[str, Any]:
     attributes = {"exception.type": name if module in ("", "builtins") else f"{module}.{name}"}
     if fault.message:
         attributes["exception.message"] = _short(fault.message)
-    if fault.traceback:
+    if fault.chain is not None:
+        attributes["exception.stacktrace"] = full_traceback(fault, _MAX_TEXT)
+    elif fault.traceback:
         # The end of a traceback tells more than its beginning.
         end = fault.traceback[1 - _MAX_TEXT :]
         attributes["exception.stacktrace"] = fault.traceback if len(fault.traceback) <= _MAX_TEXT else "…" + end

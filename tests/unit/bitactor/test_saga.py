@@ -297,7 +297,7 @@ def test_siblings_that_were_stopped_are_no_errors() -> None:
     driven = Driven(plan())
     driven.reply("a", "fail")
     driven.reply("b", "cancelled")
-    assert [fault for _, fault in driven.saga.state.errors] == [BOOM]
+    assert [failed.fault for failed in driven.saga.state.errors] == [BOOM]
 
 
 def test_undo_runs_last_first_in_order_of_completion() -> None:
