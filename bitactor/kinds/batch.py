@@ -15,6 +15,7 @@ from bitactor.kinds.cursor import Cursor
 from bitactor.kinds.result_types import answer_type
 from bitactor.messages.classes import AnnotatedClasses, first_of
 from bitactor.messages.codec import decode_token, encode_token, pack, token_bytes, unpack
+from bitactor.messages.faults import add_note
 from bitactor.messages.outcome import Fail, Outcome
 from bitactor.plan.arguments import Converter, RawArguments, value_at
 from bitactor.plan.declaration import Declaration
@@ -143,7 +144,7 @@ class ElementHandler:
         verdict = self.declared.function is not None and isinstance(error, Outcome) and not isinstance(error, Fail)
         if self.declared.on_error == "fail" or verdict:
             if not isinstance(error, Outcome):
-                error.add_note(f"element {index} of {self.what}")
+                add_note(error, f"element {index} of {self.what}")
             raise error  # with the cause that it has
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return {"index": index, "element": _shown(element), "error": text}

@@ -117,6 +117,13 @@ def _notes(error: BaseException) -> list[Any]:
         return []
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, whatever its class says of its attributes."""
+    with contextlib.suppress(BaseException):
+        notes = object.__getattribute__(error, "__dict__").setdefault("__notes__", [])
+        list.append(notes, note)
+
+
 def utf8_safe(text: str) -> str:
     """`text` with what UTF-8 cannot carry (half a surrogate pair, as in the name of an odd file) written as an
     escape."""
@@ -129,12 +136,12 @@ def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseE
     parts = _parts(fault)
     error = _bare_error(fault, declared, parts)
     for note in parts.get("notes", ()):
-        BaseException.add_note(error, note)
+        add_note(error, note)
     for name, attribute in (("cause", "__cause__"), ("context", "__context__")):
         if name in parts:  # past what the exception's class says of its attributes
             vars(BaseException)[attribute].__set__(error, error_of(Fault(*parts[name]), declared))
     if parts.get("left_out"):
-        BaseException.add_note(error, f"(and {parts['left_out']} more)")
+        add_note(error, f"(and {parts['left_out']} more)")
     return error
 
 

@@ -1,0 +1,165 @@
+"""Exceptions with causes, contexts, notes and members, raised wherever a hop can run, have the same shape wherever they
+are looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+
+from bitactor.export.failure import failure_of_plain
+from bitactor.messages.faults import error_of, fault_as_plain, fault_of, fault_of_plain
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.signal import Fault, Reply
+from bitactor.messages.wire import decode_message, encode_message
+from bitactor.testing import run_workflow
+from mesh import Mesh
+from mesh.cli.waterfall.rows import timelines
+from mesh.ingress.render import as_json, pulses_as_plain
+from mesh.sinks.otel.spans import SpanAssembler
+from mesh.transaction import Transaction, transaction_as_plain
+from tests.amounts import examples
+from tests.e2e import error_trees as trees
+
+TEXTS = st.text("abcxyz äß€.:", max_size=12)
+LEAVES = st.fixed_dictionaries(
+    {
+        "kind": st.sampled_from(sorted(trees.KINDS)),
+        "text": TEXTS,
+        "notes": st.lists(TEXTS.filter(str.strip), max_size=2),
+        "link": st.just(""),
+        "linked": st.none(),
+        "members": st.just([]),
+    }
+)
+
+
+def _larger(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    linked = st.builds(
+        lambda tree, link, other: {**tree, "link": link, "linked": other},
+        inner, st.sampled_from(["cause", "context"]), inner,
+    )  # fmt: skip
+    return linked | st.builds(
+        lambda tree, members: {**tree, "members": members}, LEAVES, st.lists(inner, min_size=1, max_size=3)
+    )
+
+
+TREES = st.recursive(LEAVES, _larger, max_leaves=7)
+DECLARED = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in (trees.Declared, trees.DeclaredButOdd)}
+
+
+@examples(quick=100, long=5_000)
+@given(tree=TREES)
+def test_a_fault_has_the_shape_of_its_exception(tree: dict[str, Any]) -> None:
+    shape = trees.of_exception(trees.make(tree))
+    reply = Reply("t", "h", 1, 0, "fail", fault=fault_of(trees.make(tree)))
+    back = decode_message(encode_message(reply))
+    assert isinstance(back, Reply) and back.fault is not None
+    assert trees.of_fault(back.fault) == shape
+    assert trees.of_exception(error_of(back.fault, DECLARED)) == shape
+    plain = json.loads(json.dumps(fault_as_plain(back.fault)))
+    assert trees.of_plain(plain) == shape
+    assert trees.of_exception(error_of(fault_of_plain(plain), {})) == shape
+    assert fault_as_plain(fault_of_plain(plain)) == plain
+
+
+@examples(quick=15, long=2_000, suppress_health_check=list(HealthCheck))
+@given(tree=TREES)
+def check_places(runner: asyncio.Runner, mesh: Mesh, seen: list[tuple[str, str, trees.Shape]], tree: Any) -> None:
+    """The tree raised in each place of a mesh."""
+    shape = trees.of_exception(trees.make(tree))
+    for place, transaction in runner.run(_raised_everywhere(mesh, tree)).items():
+        seen.append((place, transaction.id, _expected(place, shape)))
+        check(place, transaction, shape)
+
+
+def test_it_has_the_same_shape_wherever_it_was_raised_and_is_looked_at(tmp_path: Path) -> None:
+    seen: list[tuple[str, str, trees.Shape]] = []
+    with asyncio.Runner() as runner:
+        mesh = Mesh(*trees.workflows().values(), store=f"sqlite:///{tmp_path}/errors.db", processes=1)
+        runner.run(mesh.__aenter__())
+        try:
+            check_places(runner, mesh, seen)
+        finally:
+            runner.run(mesh.__aexit__(None, None, None))
+        runner.run(_reopened(tmp_path, seen))
+
+
+@examples(quick=25, long=2_000)
+@given(tree=TREES)
+def test_and_in_a_consumer(tree: dict[str, Any]) -> None:
+    trace = run_workflow(trees.thrower, tree)
+    shape = trees.of_exception(trees.make(tree))
+    assert trees.of_exception(trace.errors[0]) == shape
+    _check_shown(trace.pulses, "failed", shape)
+
+
+def check(place: str, transaction: Transaction, raised: trees.Shape) -> None:
+    """The shape of what was raised in one place, in each way of looking at it."""
+    shape, at = _expected(place, raised), place in ("compensate", "undo")
+    live = transaction.errors()[at]
+    assert _without_prefix(trees.of_exception(live)) == shape, (place, live)
+    about = json.loads(as_json(transaction_as_plain(transaction)))
+    assert _without_prefix(trees.of_plain(about["errors"][at])) == shape
+    failure = failure_of_plain(place, transaction.id, transaction.status, about["errors"], ())
+    assert (failure.workflow, failure.attempt) == (place, 1) and failure.step.startswith(f"{place}/")
+    kind = "undo_failed" if place == "undo" else "failed"
+    pulses = transaction.raw_pulses()
+    if place == "compensate":
+        return  # what it raised stands beside the error
+    _check_shown(pulses, kind, shape)
+    (data,) = [
+        pulse["data"]
+        for pulse in pulses_as_plain(transaction.pulses())
+        if _is_of_step(pulse["data"], pulse["kind"], kind)
+    ]
+    assert _without_prefix(trees.of_plain(json.loads(as_json(data))["fault"])) == shape
+
+
+def _is_of_step(data: Any, kind: str, wanted: str) -> bool:
+    return kind == wanted and "ended_by" not in (data or {})
+
+
+def _check_shown(pulses: Sequence[Pulse], kind: str, shape: trees.Shape) -> None:
+    """In `bitactor trace`, and in spans."""
+    (pulse,) = [pulse for pulse in pulses if _is_of_step(pulse.data, pulse.kind, kind)]
+    assert pulse.data is not None
+    assert _without_prefix(trees.of_fault(Fault(*pulse.data["fault"]))) == shape
+    (notes,) = [row.notes for row in timelines(pulses)[0].rows if row.hop == pulse.hop]
+    assert [trees.normal(note) for note in notes[1:]] == trees.lines(shape)
+    events = [event for span in SpanAssembler().feed(pulses) for event in span.events if event.name == "exception"]
+    if events:  # what was never spawned has no span
+        assert trees.are_in(trees.in_order(shape), events[-1].attributes["exception.stacktrace"])
+
+
+async def _raised_everywhere(mesh: Mesh, tree: dict[str, Any]) -> dict[str, Transaction]:
+    found = {place: await mesh.stimulate(place, {"tree": tree}) for place in mesh.workflows}
+    for transaction in found.values():
+        await transaction.ended(60)
+    return found
+
+
+async def _reopened(tmp_path: Path, seen: list[tuple[str, str, trees.Shape]]) -> None:
+    """What another process would find in the store."""
+    async with Mesh(*trees.workflows().values(), store=f"sqlite:///{tmp_path}/errors.db", processes=1) as mesh:
+        for place, known, shape in seen:
+            transaction = await mesh.transaction(known)
+            error = transaction.errors()[place in ("compensate", "undo")]
+            assert _without_prefix(trees.of_exception(error)) == shape, place
+
+
+def _expected(place: str, shape: trees.Shape) -> trees.Shape:
+    if place == "map":
+        return shape._replace(notes=(*shape.notes, "element 0 of step 's' of 'map'"))
+    return shape
+
+
+def _without_prefix(shape: trees.Shape) -> trees.Shape:
+    """Without what is said of an error that came before the step."""
+    return shape._replace(message=re.sub("^deciding on '[^']*': ", "", shape.message))
