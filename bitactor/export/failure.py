@@ -54,7 +54,10 @@ def errors_as_plain(state: SagaState) -> list[dict[str, Any]]:
     found = []
     for failed in state.errors:
         place = {"step": failed.step, "direction": failed.direction, "attempt": failed.attempt} if failed.step else {}
-        found += [{**fault_as_plain(fault), **place} for fault in (failed.fault, *faults_beside(failed.fault))]
+        for fault in (failed.fault, *faults_beside(failed.fault)):
+            came_with = fault_as_plain(fault)
+            what = {name: came_with.pop(name) for name in ("type", "message")}
+            found.append({**what, **place, **came_with})
     return found
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bitactor import Input, Workflow
+from bitactor import Element, Input, InvalidOutcome, Value, Workflow
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.hostile import HOMES, RAISED
@@ -138,3 +139,54 @@ async def test_a_callback_of_the_supervisor_raises(store: str, where: str, make:
         assert transaction.status == "compensated"
         assert type(transaction.errors()[0]) is (OSError if where == "backoff" else type(make()))
         assert mesh.node.about()["running"] == 0
+
+
+@claim(
+    "Outcomes of a step", "Its error names the workflow, the path of the step and the attempt, in words and as data."
+)
+@claim("Outcomes of a step", "Its error keeps its cause, its notes and the members of a group, also from the journal.")
+@claim("Kinds: nested in each other", "What ends because a step in it failed has exactly one end in the journal.")
+async def test_an_error_says_where_and_why(tmp_path: Path) -> None:
+    inner = Workflow("inner", input={"n": int})
+
+    @inner.step(retries=1, backoff=lambda: 0.0, spawn="inline")
+    def adds(n: int) -> None:
+        error = ExceptionGroup("both", [ValueError("a"), TypeError("b")])
+        error.add_note("of the second column")
+        raise error from KeyError("x")
+
+    workflow = Workflow("sums")
+    workflow.map(workflow=inner, name="rows", over=Value([7]), bind={"n": Element()})
+    store = f"sqlite:///{tmp_path}/sums.db"
+    async with Mesh(workflow, store=store) as mesh:
+        transaction = await finish(mesh, workflow)
+        failures = [await failure_of(transaction)]
+        assert pulse_lines(transaction).count("failed rows") == 1
+    async with Mesh(workflow, store=store) as mesh:
+        failures.append(await failure_of(await mesh.transaction(transaction.id)))
+    for failure in failures:
+        assert (failure.workflow, failure.step, failure.attempt) == ("sums", "sums/rows/0/adds", 2)
+        assert "'sums' ended compensated at 'sums/rows/0/adds', attempt 2: ExceptionGroup: both" in str(failure)
+        (error,) = failure.errors
+        assert isinstance(error, ExceptionGroup) and [len(error.exceptions), error.__notes__] == [
+            2,
+            ["of the second column"],
+        ]
+        assert "'x'" in str(error.__cause__)
+
+
+@claim(
+    "Compensation and undo", "A wrong answer of `compensate` stands beside the original error, which stays the first."
+)
+async def test_a_wrong_answer_of_compensate_stands_beside_the_error() -> None:
+    workflow = Workflow("considering", ttl=1)
+
+    @workflow.step(spawn="inline")
+    def breaks() -> None:
+        raise ConnectionError("the step")
+
+    breaks.compensate(lambda error: 5)
+    async with Mesh(workflow) as mesh:
+        failure = await failure_of(await finish(mesh, workflow))
+    assert [type(error) for error in failure.errors] == [ConnectionError, InvalidOutcome]
+    assert failure.__cause__ is failure.errors[0]

@@ -179,7 +179,9 @@ async def test_a_failing_workflow_is_an_answer(http: httpx2.AsyncClient) -> None
     assert response.status_code == 409
     assert problem(response) == "workflow-failed"
     assert about["transaction_status"] == "compensated"
-    assert about["errors"] == [{"type": "PermissionError", "message": "no money"}]
+    place = {"step": "pay", "direction": "forward", "attempt": 1}
+    assert about["errors"] == [{"type": "PermissionError", "message": "no money", **place}]
+    assert about["detail"] == "'fails' ended compensated at 'fails/pay', attempt 1: PermissionError: no money"
     assert about["transaction"] == response.headers["bitactor-transaction"]
     looked = (await http.get(f"/transactions/{about['transaction']}")).json()
     assert looked["status"] == "compensated"
@@ -713,11 +715,41 @@ async def test_what_a_compensation_raised_stands_behind_the_error_that_it_was_as
     async with Mesh(asked) as mesh, client(mesh) as http:
         about = (await http.post("/stimuli/asked")).json()
         looked = (await http.get(f"/transactions/{about['transaction']}")).json()
+    message, place = (
+        "no money (and its compensate raised LookupError: nobody to ask)",
+        {"step": "pay", "direction": "forward", "attempt": 1},
+    )
     assert (
         about["errors"]
         == looked["errors"]
         == [
-            {"type": "PermissionError", "message": "no money (and its compensate raised LookupError: nobody to ask)"},
-            {"type": "LookupError", "message": "nobody to ask"},
+            {"type": "PermissionError", "message": message, **place},
+            {"type": "LookupError", "message": "nobody to ask", **place},
         ]
     )
+
+
+async def test_what_came_with_an_error_is_in_the_answer() -> None:
+    sums = Workflow("sums")
+
+    @sums.step(spawn="inline")
+    def add() -> None:
+        try:
+            raise KeyError("x")
+        except KeyError as missing:
+            error = ExceptionGroup("both", [ValueError("a")])
+            error.add_note("of the second column")
+            raise error from missing
+
+    async with Mesh(sums) as mesh, client(mesh) as http:
+        (error,) = (await http.post("/stimuli/sums")).json()["errors"]
+    assert error == {
+        "type": "ExceptionGroup",
+        "message": "both (1 sub-exception)",
+        "step": "add",
+        "direction": "forward",
+        "attempt": 1,
+        "notes": ["of the second column"],
+        "cause": {"type": "KeyError", "message": "'x'"},
+        "members": [{"type": "ValueError", "message": "a"}],
+    }
