@@ -177,6 +177,17 @@ def _parts(fault: Fault) -> dict[str, Any]:
     return parts
 
 
+def without_tracebacks(fault: Fault) -> Fault:
+    """The fault without tracebacks, its own and those of what came with it."""
+    parts = _parts(fault)
+    for name in ("cause", "context"):
+        if name in parts:
+            parts[name] = without_tracebacks(Fault(*parts[name])).fields()
+    if "members" in parts:
+        parts["members"] = [without_tracebacks(Fault(*member)).fields() for member in parts["members"]]
+    return fault._replace(traceback="", chain=pack(parts) if parts else None)
+
+
 def chain_of(fault: Fault) -> list[tuple[str, Fault]]:
     """What came with a fault, one step deep, for people: (`cause | context | member`, fault)."""
     parts = _parts(fault)

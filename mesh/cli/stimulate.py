@@ -14,9 +14,10 @@ from urllib.parse import quote, urlsplit
 from cyclopts import Parameter
 
 from bitactor.declare.stimulus import StimulusOptions
+from bitactor.messages.faults import chain_lines, fault_of_plain
 from mesh.cli.exits import FAILED, OK, UNREACHABLE, USAGE, CommandError, UsageError
 from mesh.cli.options import Curve, Json, Registry, ask
-from mesh.cli.output import err, out, print_document, short
+from mesh.cli.output import err, out, print_document, printable, short
 from mesh.ingress.headers import headers_of
 from mesh.network.client import Client
 
@@ -203,5 +204,15 @@ def _show(summary: Mapping[str, Any], *, machine: bool) -> int:
         if "result" in summary:
             out().print(short(summary["result"], 100_000), soft_wrap=True)
         for error in summary.get("errors") or ():
-            err().print(f"  {error['type']}: {short(error['message'])}" if isinstance(error, Mapping) else f"  {error}")
+            _show_error(error)
     return OK if status in ("completed", "running") else FAILED
+
+
+def _show_error(error: Any) -> None:
+    if not isinstance(error, Mapping):
+        err().print(f"  {error}")
+        return
+    where = f" (at {printable(error['step'])}, attempt {error['attempt']})" if error.get("step") else ""
+    err().print(f"  {error['type']}: {short(error['message'])}{where}")
+    for line in chain_lines(fault_of_plain(error), depth=2):
+        err().print(printable(line))

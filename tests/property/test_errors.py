@@ -7,12 +7,15 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from bitactor import WorkflowFailed
 from bitactor.export.failure import failure_of_plain
 from bitactor.messages.faults import error_of, fault_as_plain, fault_of, fault_of_plain
 from bitactor.messages.pulse import Pulse
@@ -22,8 +25,10 @@ from bitactor.testing import run_workflow
 from mesh import Mesh
 from mesh.cli.waterfall.rows import timelines
 from mesh.ingress.render import as_json, pulses_as_plain
+from mesh.network.client import Client
 from mesh.sinks.otel.spans import SpanAssembler
 from mesh.transaction import Transaction, transaction_as_plain
+from registry import RegistryServer
 from tests.amounts import examples
 from tests.e2e import error_trees as trees
 
@@ -100,6 +105,33 @@ def test_and_in_a_consumer(tree: dict[str, Any]) -> None:
     _check_shown(trace.pulses, "failed", shape)
 
 
+@examples(quick=5, long=500, suppress_health_check=list(HealthCheck))
+@given(tree=TREES)
+def check_elsewhere(runner: asyncio.Runner, owner: Mesh, client: Client, tree: Any) -> None:
+    """The tree raised on another node, and looked at from a third process."""
+    shape = trees.of_exception(trees.make(tree))
+    transaction = runner.run(_begun(owner, "loop", tree))
+    assert trees.of_exception(transaction.errors()[0]) == shape
+    failure = runner.run(_asked(client, transaction.id))
+    assert (failure.workflow, failure.step, failure.attempt) == ("loop", "loop/s", 1)
+    assert failure.__cause__ is failure.errors[0]
+    assert trees.of_exception(failure.errors[0]) == shape
+    _check_shown(runner.run(client.pulses(transaction.id)), "failed", shape)
+
+
+def test_and_on_another_node_and_seen_by_a_client(tmp_path: Path) -> None:
+    registry, workflow = f"ipc://{tmp_path}/registry", trees.workflows()["loop"]
+    with asyncio.Runner() as runner, RegistryServer(registry):
+        owner, client = Mesh(workflow, registry=registry, hosts=False, patience=60.0), Client(registry)
+        open_ones = AsyncExitStack()
+        try:
+            for one in (owner, Mesh(workflow, registry=registry), client):
+                runner.run(open_ones.enter_async_context(one))
+            check_elsewhere(runner, owner, client)
+        finally:
+            runner.run(open_ones.aclose())
+
+
 def check(place: str, transaction: Transaction, raised: trees.Shape) -> None:
     """The shape of what was raised in one place, in each way of looking at it."""
     shape, at = _expected(place, raised), place in ("compensate", "undo")
@@ -136,6 +168,18 @@ def _check_shown(pulses: Sequence[Pulse], kind: str, shape: trees.Shape) -> None
     events = [event for span in SpanAssembler().feed(pulses) for event in span.events if event.name == "exception"]
     if events:  # what was never spawned has no span
         assert trees.are_in(trees.in_order(shape), events[-1].attributes["exception.stacktrace"])
+
+
+async def _begun(mesh: Mesh, workflow: str, tree: dict[str, Any]) -> Transaction:
+    transaction = await mesh.stimulate(workflow, {"tree": tree})
+    await transaction.ended(60)
+    return transaction
+
+
+async def _asked(client: Client, transaction: str) -> WorkflowFailed:
+    with pytest.raises(WorkflowFailed) as caught:
+        await client.result(transaction, 60)
+    return caught.value
 
 
 async def _raised_everywhere(mesh: Mesh, tree: dict[str, Any]) -> dict[str, Transaction]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from bitactor.messages.codec import token_bytes, token_from_bytes
+from bitactor.messages.faults import without_tracebacks
 from bitactor.messages.pulse import COMPLETED, FAILED, Pulse
 from bitactor.messages.signal import Fault
 from bitactor.plan.container import FailContainer, NextAction, Open, Opening, Progress, Slot, Wait
@@ -114,7 +115,7 @@ def _settle_scope(state: SagaState, scope: Scope, ttl_left: int, fault: Fault | 
         next_action = checked_answer(state, index, answer, FOLLOWING)
     except BaseException as error:  # a kind from outside can do anything
         # Without a traceback it is the same when it is folded again.
-        next_action = FailContainer(decision_fault(state.steps[index], error)._replace(traceback=""))
+        next_action = FailContainer(without_tracebacks(decision_fault(state.steps[index], error)))
     _recycle(state, scope)
     if isinstance(next_action, Open):
         _open_scopes(state, index, next_action.scopes)
