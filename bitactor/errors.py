@@ -233,13 +233,6 @@ class ConfigurationError(BitActorError):
     """An option is wrong, or names something that is not built."""
 
 
-def shortened(names: Sequence[str], kept: int = 4) -> list[str]:
-    """`names` without the middle if there are many: the first few, how many more there are, and the last few."""
-    if len(names) <= 2 * kept + 1:
-        return list(names)
-    return [*names[:kept], f"… {len(names) - 2 * kept} more …", *names[-kept:]]
-
-
 def suggest(wrong: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest known name, ` Known: …` for a short list, or nothing."""
     names = sorted(known)

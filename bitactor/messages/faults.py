@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from bitactor import errors
@@ -122,6 +122,13 @@ def add_note(error: BaseException, note: str) -> None:
     with contextlib.suppress(BaseException):
         notes = object.__getattribute__(error, "__dict__").setdefault("__notes__", [])
         list.append(notes, note)
+
+
+def shortened(names: Sequence[str], kept: int = 4) -> list[str]:
+    """`names` without the middle if there are many: the first few, how many more there are, and the last few."""
+    if len(names) <= 2 * kept + 1:
+        return list(names)
+    return [*names[:kept], f"… {len(names) - 2 * kept} more …", *names[-kept:]]
 
 
 def utf8_safe(text: str) -> str:

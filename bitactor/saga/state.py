@@ -7,8 +7,9 @@ from copy import copy
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
-from bitactor.errors import StoreError, shortened
+from bitactor.errors import StoreError
 from bitactor.messages.codec import pack, unpack_tokens
+from bitactor.messages.faults import shortened
 from bitactor.messages.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
 from bitactor.messages.pulse import HALTED, RUNNING, SKIPPED, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault

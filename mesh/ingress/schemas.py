@@ -24,7 +24,23 @@ def _list_of(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
 
-_ERROR: Final = {"$ref": "#/components/schemas/BitActorError"}
+_CAME_WITH: Final = {"$ref": "#/components/schemas/BitActorError"}
+
+_ERROR: Final = _object(
+    {
+        "type": {"type": "string"},
+        "message": {"type": "string"},
+        "step": {"type": "string", "description": "The path of the step that it came from"},
+        "direction": {"enum": ["forward", "undo"]},
+        "attempt": {"type": "integer", "description": "Which try of the step that was, from 1"},
+        "notes": _list_of({"type": "string"}),
+        "cause": {**_CAME_WITH, "description": "What it was raised from"},
+        "context": {**_CAME_WITH, "description": "What was being handled when it was raised"},
+        "members": {**_list_of(_CAME_WITH), "description": "The exceptions of a group"},
+        "left_out": {"type": "integer", "description": "How many members more there were"},
+    },
+    optional=("step", "direction", "attempt", "notes", "cause", "context", "members", "left_out"),
+)
 
 _TRANSACTION: Final = _object(
     {
@@ -77,8 +93,9 @@ _PROBLEM: Final = _object(
         "status": {"type": "integer", "description": "The HTTP status"},
         "detail": {"type": "string"},
         "errors": {
-            **_list_of({"anyOf": [_ERROR, _object({"field": {"type": "string"}, "message": {"type": "string"}})]}),
-            "description": "`invalid-input`: field and message of each; `workflow-failed`: the transaction's errors",
+            **_list_of({"type": "object", "properties": {"field": {"type": "string"}, **_ERROR["properties"]}}),
+            "description": "`invalid-input`: field and message of each; `workflow-failed`: type and message of each "
+            "as well as where it happened and what came with it",
         },
         "transaction": _ID,
         "root": _ID,
@@ -91,21 +108,7 @@ _PROBLEM: Final = _object(
 )
 
 SCHEMAS: Final[dict[str, dict[str, Any]]] = {
-    "BitActorError": _object(
-        {
-            "type": {"type": "string", "description": "The name of the exception's class"},
-            "message": {"type": "string"},
-            "step": {"type": "string", "description": "The path of the step that it came from"},
-            "direction": {"enum": ["forward", "undo"]},
-            "attempt": {"type": "integer", "description": "Which try of the step that was, from 1"},
-            "notes": _list_of({"type": "string"}),
-            "cause": {**_ERROR, "description": "What it was raised from"},
-            "context": {**_ERROR, "description": "What was being handled when it was raised"},
-            "members": {**_list_of(_ERROR), "description": "The exceptions of a group"},
-            "left_out": {"type": "integer", "description": "How many members more there were"},
-        },
-        optional=("step", "direction", "attempt", "notes", "cause", "context", "members", "left_out"),
-    ),
+    "BitActorError": _ERROR,
     "BitActorTransaction": _TRANSACTION,
     "BitActorTransactions": _object(
         {

@@ -29,6 +29,24 @@ ADDED = {
         "'None'\""
         for module in ("bitactor", "bitactor.errors")
     ),
+    *(
+        f"names/{module}/TtlExpired/signature: '?' became \"(message: 'str', path: 'Iterable[str]' = ()) -> 'None'\""
+        for module in ("bitactor", "bitactor.errors")
+    ),
+    "names/bitactor.testing/Trace/members/failure",
+    "names/bitactor.testing/Trace/signature: \"(transaction: 'str', status: 'str', result: 'Any', results: "
+    "'Mapping[str, Any]', errors: 'Sequence[BaseException]', pulses: 'Sequence[Pulse]', emitted: "
+    "'Sequence[Emitted]' = ()) -> None\" became \"(transaction: 'str', status: 'str', result: 'Any', results: "
+    "'Mapping[str, Any]', errors: 'Sequence[BaseException]', pulses: 'Sequence[Pulse]', emitted: 'Sequence[Emitted]' "
+    "= (), failure: 'WorkflowFailed | None' = None) -> None\"",
+    "http/components/schemas/BitActorError",
+    *(
+        f"http/components/schemas/{schema}/properties/errors/items/properties/{name}"
+        for schema in ("BitActorProblem", "BitActorTransaction")
+        for name in ("attempt", "cause", "context", "direction", "left_out", "members", "notes", "step")
+    ),
+    "http/components/schemas/BitActorProblem/properties/errors/description: as well as where it happened "
+    "and what came with it",
     # Adds a sink that is not ours, by its URL's scheme.
     "names/mesh.sinks/register_sink",
     # `mesh.about()` asks any transport.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bitactor.errors import shortened
 from bitactor.messages import pulse as kinds
-from bitactor.messages.faults import chain_lines
+from bitactor.messages.faults import chain_lines, shortened
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import UNDO, Fault
 
