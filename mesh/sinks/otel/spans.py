@@ -174,7 +174,11 @@ class SpanAssembler:
         if hop is None and _spawn_missed(state, pulse):
             hop = OpenHop(_inferred_spawn(pulse))
         if hop is None:
+            data = pulse.data or {}
             state.add(SpanEvent(pulse.kind, pulse.at_ns, _details(pulse)))
+            if pulse.kind in _FAILURES and "fault" in data and not data.keys() & {"cancel", "undo"}:
+                # What never began, or the whole; to be cancelled is no error.
+                state.add(SpanEvent("exception", pulse.at_ns, _exception_attributes(pulse) | _details(pulse)))
         else:
             self._end_hop(state, hop, pulse)
 
