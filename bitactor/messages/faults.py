@@ -19,6 +19,8 @@ MAX_TRACEBACK: Final = 20_000
 MAX_ARGUMENTS: Final = 64 * 1024
 MAX_CHAIN: Final = 32
 """Most exceptions that one takes along: causes, contexts, members of groups, and theirs."""
+MAX_DEPTH: Final = 20
+"""Most exceptions in a row, each of which came with the one before: as plain data they must still be carried."""
 MAX_INNER_TRACEBACK: Final = 4_000
 MAX_NOTES: Final = 16
 MAX_NOTE: Final = 2_000
@@ -49,7 +51,9 @@ class Budget:
 
     def takes(self, error: BaseException | None) -> bool:
         """Whether this one may be taken along: it is one, there is room, and it is not what it came with."""
-        return error is not None and self.left > 0 and not any(error is other for other in self.path)
+        if error is None or self.left <= 0 or len(self.path) >= MAX_DEPTH:
+            return False
+        return not any(error is other for other in self.path)
 
 
 def _fault_of(error: BaseException, budget: Budget, longest: int) -> Fault:
@@ -70,9 +74,14 @@ def _fault_of(error: BaseException, budget: Budget, longest: int) -> Fault:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
+        return _cut(str(error), MAX_MESSAGE)
     except BaseException as broken:
         return f"<its message cannot be made: {type_name(broken)}>"
+
+
+def _cut(text: str, longest: int) -> str:
+    """The beginning of a text, as a plain `str`; it may be of a class of the user's."""
+    return str.__getitem__(text, slice(longest))
 
 
 def _name(kind: type, attribute: str) -> str:
@@ -89,7 +98,7 @@ def _of(error: BaseException, attribute: str) -> Any:
 
 def _chain(error: BaseException, budget: Budget) -> bytes | None:
     found: dict[str, Any] = {}
-    notes = [utf8_safe(note[:MAX_NOTE]) for note in _notes(error)[:MAX_NOTES] if isinstance(note, str)]
+    notes = [utf8_safe(_cut(note, MAX_NOTE)) for note in _notes(error)[:MAX_NOTES] if isinstance(note, str)]
     if notes:
         found["notes"] = notes
     cause, context = _of(error, "__cause__"), _of(error, "__context__")
@@ -97,7 +106,7 @@ def _chain(error: BaseException, budget: Budget) -> bytes | None:
         found["cause"] = _fault_of(cause, budget, MAX_INNER_TRACEBACK).fields()
     elif budget.takes(context) and not _of(error, "__suppress_context__"):
         found["context"] = _fault_of(context, budget, MAX_INNER_TRACEBACK).fields()
-    if isinstance(error, BaseExceptionGroup):
+    if issubclass(type(error), BaseExceptionGroup):
         members = BaseExceptionGroup.exceptions.__get__(error)
         kept = [_fault_of(member, budget, MAX_INNER_TRACEBACK).fields() for member in members if budget.takes(member)]
         found["members"] = kept

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from bitactor import WorkflowFailed
 from bitactor.export.failure import failure_of_plain
-from bitactor.messages.faults import error_of, fault_as_plain, fault_of, fault_of_plain
+from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.faults import chain_lines, error_of, fault_as_plain, fault_of, fault_of_plain
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault, Reply
 from bitactor.messages.wire import decode_message, encode_message
@@ -72,6 +73,27 @@ def test_a_fault_has_the_shape_of_its_exception(tree: dict[str, Any]) -> None:
     assert trees.of_plain(plain) == shape
     assert trees.of_exception(error_of(fault_of_plain(plain), {})) == shape
     assert fault_as_plain(fault_of_plain(plain)) == plain
+
+
+@pytest.mark.parametrize("link", ["cause", "context", "members"])
+def test_what_comes_with_an_exception_is_bounded(link: str) -> None:
+    error: BaseException = ValueError("x" * 50_000)
+    for number in range(200):
+        if link == "members":
+            error = ExceptionGroup(str(number), [error, *(KeyError(other) for other in range(5))])
+        else:
+            above = ValueError("y" * 50_000)
+            setattr(above, f"__{link}__", error)
+            error = above
+    error.__notes__ = [f"{number} {'z' * 5_000}" for number in range(1_000)]
+    fault = fault_of(error)
+    assert len(encode_message(Reply("t", "h", 1, 0, "fail", fault=fault))) < 500_000
+    plain = fault_as_plain(fault)
+    assert decode_token(encode_token(plain)) == plain
+    assert fault_as_plain(fault_of(error_of(fault, {}))) != {}
+    assert len(chain_lines(fault)) < 100
+    if link == "members":
+        assert "and 5 more members" in "".join(chain_lines(fault))
 
 
 @examples(quick=15, long=2_000, suppress_health_check=list(HealthCheck))
