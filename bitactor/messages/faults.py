@@ -170,8 +170,9 @@ def _bare_error(fault: Fault, declared: Mapping[str, type[BaseException]], parts
         if kind is not None and fault.arguments is not None:
             return kind(*unpack(fault.arguments))
         if isinstance(own, type) and issubclass(own, BitActorError) and own is not RemoteError:
-            carries = own is TtlExpired and fault.arguments is not None
-            return own(*unpack(fault.arguments)) if carries else own(fault.message)
+            if own is TtlExpired and fault.arguments is not None:
+                return TtlExpired(*unpack(fault.arguments))
+            return own(fault.message)
         if kind is None and parts.get("members"):
             return BaseExceptionGroup(_group_message(fault.message), _members(parts, declared))
     return RemoteError(fault.type.rpartition(":")[2], fault.message, fault.traceback)
