@@ -122,6 +122,7 @@ CASES = {
     "step": Case(_step()),
     "step, third try": Case(_step(retries=2, backoff=lambda error, attempt: 0.0), attempt=3),
     "when": Case(_with({"when": lambda: boom()})),
+    "when exits": Case(_with({"when": lambda: sys.exit(3)})),
     "guard": Case(_with({"guard": lambda: boom()})),
     "transform": Case(_with({"bind": {"x": Value(1).map(boom)}}, lambda x: x)),
     "a path that leads nowhere": Case(
