@@ -18,7 +18,15 @@ from pydantic import BaseModel
 
 from bitactor.errors import InvalidOutcome, MalformedSignal, SignalTooLarge
 from bitactor.messages.objects import Classes, Reader, encode_object
-from bitactor.messages.values import NeedsObjects, encode_plainly, encode_value, text_of, type_name, unpacked
+from bitactor.messages.values import (
+    NeedsObjects,
+    encode_plainly,
+    encode_value,
+    named_text,
+    text_of,
+    type_name,
+    unpacked,
+)
 
 MAX_TOKEN_BYTES: Final = 4 * 1024 * 1024
 """Largest payload of one step, input or emitted signal."""
@@ -51,7 +59,6 @@ class Packed(bytes):
 
 
 _PLAIN: Final = Reader()
-_SCALARS: Final = frozenset((bool, float, type(None)))
 _INT_MIN: Final = -(1 << 63)
 _INT_MAX: Final = (1 << 64) - 1
 _CONTAINER_BYTES: Final = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
@@ -68,7 +75,7 @@ def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
         SignalTooLarge: more than `limit` bytes.
     """
     kind = type(value)
-    if kind in _SCALARS:
+    if value is None or kind is bool or kind is float:
         return value
     if kind is str:
         if len(value) * 4 <= limit and value.isascii():
@@ -104,7 +111,8 @@ def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
     try:
         data, certain = _packed(value)
     except BaseException as error:  # of the user's objects, which can do anything while they are looked at
-        raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {text_of(error)}") from error
+        why = text_of(error) if issubclass(type(error), (TypeError, ValueError)) else named_text(error)
+        raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {why}") from error
     if len(data) > limit:
         raise SignalTooLarge(
             f"{len(data):,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference"
@@ -160,8 +168,8 @@ def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES, classes: Classes | None = 
         value = unpacked(data, _PLAIN if classes is None else Reader(classes))
     except RecursionError as error:
         raise MalformedSignal("nested too deep") from error
-    except Exception as error:
-        raise MalformedSignal(f"not a packed value: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # also of a user's class that is restored
+        raise MalformedSignal(f"not a packed value: {named_text(error)}") from error
     if _may_be_deep(data) and _is_deep(value):
         raise MalformedSignal(f"nested deeper than {MAX_DEPTH} levels")
     return value

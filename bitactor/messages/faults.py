@@ -12,7 +12,7 @@ from bitactor import errors
 from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError, TtlExpired
 from bitactor.messages.codec import pack, unpack
 from bitactor.messages.signal import Fault
-from bitactor.messages.values import type_name
+from bitactor.messages.values import class_text, exact_text, message_of
 
 MAX_MESSAGE: Final = 10_000
 MAX_TRACEBACK: Final = 20_000
@@ -61,8 +61,8 @@ def _fault_of(error: BaseException, budget: Budget, longest: int) -> Fault:
     budget.path.append(error)
     kind = type(error)
     fault = Fault(
-        f"{_name(kind, '__module__')}:{_name(kind, '__qualname__')}",
-        utf8_safe(_message(error)[: min(longest, MAX_MESSAGE)]),
+        f"{class_text(kind, '__module__')}:{class_text(kind, '__qualname__')}",
+        utf8_safe(message_of(error)[: min(longest, MAX_MESSAGE)]),
         utf8_safe(_users_traceback(error))[-longest:],
         _arguments(error, MAX_ARGUMENTS if longest == MAX_TRACEBACK else longest),
         None,
@@ -72,25 +72,6 @@ def _fault_of(error: BaseException, budget: Budget, longest: int) -> Fault:
     return fault
 
 
-def _message(error: BaseException) -> str:
-    try:
-        return _cut(str(error), MAX_MESSAGE)
-    except BaseException as broken:
-        return f"<its message cannot be made: {type_name(broken)}>"
-
-
-def _cut(text: str, longest: int) -> str:
-    """The beginning of a text, as a plain `str`; it may be of a class of the user's."""
-    return str.__getitem__(text, slice(longest))
-
-
-def _name(kind: type, attribute: str) -> str:
-    try:
-        return str(getattr(kind, attribute))
-    except BaseException:
-        return "?"
-
-
 def _of(error: BaseException, attribute: str) -> Any:
     """What `BaseException` has under that name, whatever the exception's class has."""
     return vars(BaseException)[attribute].__get__(error)
@@ -98,7 +79,7 @@ def _of(error: BaseException, attribute: str) -> Any:
 
 def _chain(error: BaseException, budget: Budget) -> bytes | None:
     found: dict[str, Any] = {}
-    notes = [utf8_safe(_cut(note, MAX_NOTE)) for note in _notes(error)[:MAX_NOTES] if isinstance(note, str)]
+    notes = [utf8_safe(note[:MAX_NOTE]) for note in _notes(error)[:MAX_NOTES]]
     if notes:
         found["notes"] = notes
     cause, context = _of(error, "__cause__"), _of(error, "__context__")
@@ -118,10 +99,11 @@ def _chain(error: BaseException, budget: Budget) -> bytes | None:
         return None
 
 
-def _notes(error: BaseException) -> list[Any]:
+def _notes(error: BaseException) -> list[str]:
     try:
-        notes = vars(error).get("__notes__", ())
-        return list(notes) if isinstance(notes, list | tuple) else []
+        notes = _of(error, "__dict__").get("__notes__", ())
+        given = list(notes) if isinstance(notes, list | tuple) else []
+        return [exact_text(note) for note in given if issubclass(type(note), str)]
     except BaseException:
         return []
 
@@ -161,6 +143,12 @@ def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseE
     return error
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, if its class lets us."""
+    with contextlib.suppress(BaseException):
+        BaseException.add_note(error, note)
+
+
 def _bare_error(fault: Fault, declared: Mapping[str, type[BaseException]], parts: Mapping[str, Any]) -> BaseException:
     own = getattr(errors, fault.type.rpartition(":")[2], None) if fault.type.startswith("bitactor.errors:") else None
     kind = declared.get(fault.type)
@@ -168,7 +156,9 @@ def _bare_error(fault: Fault, declared: Mapping[str, type[BaseException]], parts
         if kind is not None and issubclass(kind, BaseExceptionGroup) and parts.get("members"):
             return kind(_group_message(fault.message), _members(parts, declared))
         if kind is not None and fault.arguments is not None:
-            return kind(*unpack(fault.arguments))
+            made = kind(*unpack(fault.arguments))
+            if issubclass(type(made), BaseException):  # or its `__new__` made something else
+                return made
         if isinstance(own, type) and issubclass(own, BitActorError) and own is not RemoteError:
             if own is TtlExpired and fault.arguments is not None:
                 return TtlExpired(*unpack(fault.arguments))
@@ -299,15 +289,14 @@ def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseExcep
     The live exception is kept at the live one, for a caller in this process.
     """
     second = fault_of(broken)
-    with contextlib.suppress(AttributeError):  # an exception with slots
-        error.__dict__[_BESIDE] = broken
+    _of(error, "__dict__")[_BESIDE] = broken
     message = f"{fault.message} (and its {what} raised {second.summary()})"
     return fault._replace(message=message, beside=pack(second.fields()))
 
 
 def beside(fault: Fault, live: BaseException, declared: Mapping[str, type[BaseException]]) -> list[BaseException]:
     """Exceptions raised beside a fault, by compensate or backoff: the live one if there is one."""
-    found = getattr(live, _BESIDE, None)
+    found = _of(live, "__dict__").get(_BESIDE)
     return [found if found is not None else error_of(second, declared) for second in faults_beside(fault)]
 
 
@@ -325,11 +314,12 @@ def _arguments(error: BaseException, limit: int) -> bytes | None:
 
 def _users_traceback(error: BaseException) -> str:
     """The traceback without our own frames around the user's function."""
-    frames = traceback.extract_tb(_of(error, "__traceback__"))
-    users = [frame for frame in frames if not frame.filename.startswith(_FRAMEWORK)]
-    shown = traceback.StackSummary.from_list(users or frames).format()
+    shown: list[str] = []
     try:
-        last = traceback.format_exception_only(error)
+        frames = traceback.extract_tb(_of(error, "__traceback__"))
+        users = [frame for frame in frames if not frame.filename.startswith(_FRAMEWORK)]
+        shown += traceback.StackSummary.from_list(users or frames).format()
+        shown += traceback.format_exception_only(error)
     except BaseException:
-        last = [f"{_name(type(error), '__qualname__')}: {_message(error)}\n"]
-    return "".join([*shown, *last])[-MAX_TRACEBACK:]
+        shown.append(f"{class_text(type(error), '__qualname__')}: {message_of(error)}\n")
+    return "".join(shown)[-MAX_TRACEBACK:]

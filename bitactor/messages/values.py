@@ -31,6 +31,9 @@ _INT_MIN: Final = -(1 << 63)
 _INT_MAX: Final = (1 << 64) - 1
 
 
+MAX_SHOWN: Final = 5
+"""Most arguments of an exception that are shown for want of a message."""
+
 Hook = Callable[[Any], Any]
 
 
@@ -38,29 +41,60 @@ class NeedsObjects(Exception):
     """A value holds what `encode_value` does not know."""
 
 
+def class_text(kind: type, attribute: str) -> str:
+    """`__name__`, `__qualname__` or `__module__` of a class, whatever its metaclass does."""
+    text = vars(type)[attribute].__get__(kind)
+    return str.__str__(text) if issubclass(type(text), str) else "?"
+
+
 def type_name(value: Any) -> str:
     """The name of a value's type, whatever its metaclass does."""
-    try:
-        return str(type(value).__name__)
-    except BaseException:
-        return "value"
+    return class_text(type(value), "__name__")
+
+
+def exact_text(text: str) -> str:
+    """`text` as a `str` itself: a subclass, as `__str__` and `__repr__` may return too, has methods of its own."""
+    return text if type(text) is str else str.__str__(text)
+
+
+def exact_number(given: Any) -> int | float | None:
+    """`given` as an `int` or `float` itself, whatever a subclass makes of comparing and counting; None if it is
+    neither."""
+    kind = type(given)
+    if kind is int or kind is float:
+        return given  # type: ignore[no-any-return]
+    if issubclass(kind, int):
+        return int.__add__(given, 0)
+    return float.__float__(given) if issubclass(kind, float) else None
 
 
 def shown(value: Any, limit: int = 200) -> str:
     """The `repr` of a value for a message, cut off beyond `limit` characters, whatever its `__repr__` does."""
     try:
-        text = repr(value)
+        text = exact_text(repr(value))
     except BaseException as broken:
         return f"<a {type_name(value)} whose repr raises {type_name(broken)}>"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def text_of(error: BaseException) -> str:
-    """The message of an exception, whatever its `__str__` does."""
+def message_of(error: BaseException) -> str:
+    """The message of an exception, whatever its `__str__` does, or those of its arguments; empty if it has none."""
     try:
-        return str(error) or type_name(error)
+        return exact_text(str(error))
     except BaseException as broken:
-        return f"<its message cannot be made: {type_name(broken)}>"
+        given = vars(BaseException)["args"].__get__(error)
+        return " ".join((f"<its message cannot be made: {type_name(broken)}>", *map(shown, given[:MAX_SHOWN])))
+
+
+def text_of(error: BaseException) -> str:
+    """The message of an exception; of one that has none, the name of its type."""
+    return message_of(error) or type_name(error)
+
+
+def named_text(error: BaseException) -> str:
+    """The name of an exception's type, and its message if it has one."""
+    message = message_of(error)
+    return f"{type_name(error)}: {message}" if message else type_name(error)
 
 
 def encode_value(value: Any) -> Any:

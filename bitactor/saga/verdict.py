@@ -18,7 +18,7 @@ from bitactor.messages.duration import LONGEST, nanoseconds
 from bitactor.messages.faults import MAX_MESSAGE, fault_of, utf8_safe, with_beside
 from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
 from bitactor.messages.signal import UNDO, Fault, Signal
-from bitactor.messages.values import shown, type_name
+from bitactor.messages.values import exact_number, exact_text, shown, text_of, type_name
 from bitactor.plan.plan import Callback, PlanStep
 
 VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt, Then))
@@ -65,25 +65,33 @@ def judge(step: PlanStep, signal: Signal, value: Any, *, late: bool = False) -> 
 
     `late`: the attempt was answered for already, and only what happened is still to be told; user code is not asked.
     """
-    while isinstance(value, Ok):
+    try:
+        return (yield from _judge_value(step, signal, value, late))
+    except BaseException as broken:  # of a verdict whose class is the user's
+        unfit = InvalidOutcome(f"the verdict of {signal.name!r}, {type_name(value)}, cannot be read: {text_of(broken)}")
+        return Judgement("fail", error=unfit, fault=fault_of(unfit))
+
+
+def _judge_value(step: PlanStep, signal: Signal, value: Any, late: bool) -> Judging:
+    while issubclass(type(value), Ok):
         value = value.value
-    undoing = signal.direction == UNDO
-    if isinstance(value, Retry):
+    undoing, kind = signal.direction == UNDO, type(value)  # its `__class__` may be anything
+    if issubclass(kind, Retry):
         return (yield from _judge_retry(step, signal, value, late))
-    if isinstance(value, Fail):
+    if issubclass(kind, Fail):
         return Judgement("fail", fault=Fault("bitactor.errors:StepFailed", _reason(value) or "the step said so"))
-    if undoing and isinstance(value, (Outcome, Continue, Then)):
+    if undoing and issubclass(kind, (Outcome, Continue, Then)):
         return _refused(signal, value, "an undo may return None or Retry(…)")
-    if isinstance(value, Halt):
+    if issubclass(kind, Halt):
         return Judgement("halt", reason=_reason(value))
-    if isinstance(value, (Outcome, Continue)):
+    if issubclass(kind, (Outcome, Continue)):
         allowed = "a step may return a value, Then(…), Retry(…), Fail(…) or Halt(…); Continue is for compensate"
         return _refused(signal, value, allowed)
     try:
-        if isinstance(value, Then):
+        if issubclass(kind, Then):
             return Judgement("ok", encode_token(value.value), planned=pack(value.data()))
         return Judgement("ok", encode_token(value))
-    except Exception as problem:
+    except BaseException as problem:
         if undoing:  # nobody keeps what an undo returns
             return Judgement("ok", encode_token(None))
         unfit = _unfit(problem, signal)
@@ -105,19 +113,22 @@ def judge_failure(
     what = "backoff" if step.compensate is None else "compensate"
     after_ns = None
     try:
-        if step.compensate is not None:
-            verdict = yield from _answer_or_verdict(Ask(what, step.compensate, error, fault))
-            if isinstance(verdict, Retry) and verdict.after is None and backoff is not None:
-                what = "backoff"
-                verdict = Retry(_delay((yield Ask(what, backoff, error, fault)), signal), verdict.reason)
+        try:
+            if step.compensate is not None:
+                verdict = yield from _answer_or_verdict(Ask(what, step.compensate, error, fault))
+                if issubclass(type(verdict), Retry) and verdict.after is None and backoff is not None:
+                    what = "backoff"
+                    verdict = Retry(_delay((yield Ask(what, backoff, error, fault)), signal), verdict.reason)
+                return _judge_compensation(signal, verdict, error, fault)
+            if backoff is not None:
+                after_ns = nanoseconds(_delay((yield Ask(what, backoff, error, fault)), signal))
+        except Outcome as verdict:
             return _judge_compensation(signal, verdict, error, fault)
-        if backoff is not None:
-            after_ns = nanoseconds(_delay((yield Ask(what, backoff, error, fault)), signal))
-    except Outcome as verdict:
-        return _judge_compensation(signal, verdict, error, fault)
+        what = "retry_on"  # has classes that the user wrote
+        again = signal.retries_left > 0 and isinstance(error, step.retry_on) and not isinstance(error, _PERMANENT)
     except BaseException as broken:
         return Judgement("fail", error=error, fault=with_beside(fault, what, error, broken), broken=broken)
-    if signal.retries_left > 0 and isinstance(error, step.retry_on) and not isinstance(error, _PERMANENT):
+    if again:
         return Judgement("retry", error=error, fault=fault, after_ns=after_ns)
     return Judgement("fail", error=error, fault=fault)
 
@@ -145,16 +156,17 @@ def _judge_compensation(signal: Signal, verdict: Any, error: BaseException, faul
     """The end of an attempt that failed with `error`, as its compensation's answer says."""
     if verdict is None:
         return Judgement("fail", error=error, fault=fault)
-    if isinstance(verdict, Continue):
+    kind = type(verdict)
+    if issubclass(kind, Continue):
         try:
             return Judgement("continue", encode_token(verdict.value), error, fault)
-        except Exception as problem:
+        except BaseException as problem:
             return _wrong_answer(error, fault, _unfit(problem, signal))
-    if isinstance(verdict, Retry):
+    if issubclass(kind, Retry):
         return Judgement("retry", error=error, fault=fault, after_ns=_delay_ns(verdict), reason=_reason(verdict))
-    if isinstance(verdict, Halt):
+    if issubclass(kind, Halt):
         return Judgement("halt", error=error, reason=_reason(verdict))
-    if isinstance(verdict, Fail):
+    if issubclass(kind, Fail):
         return Judgement("fail", error=error, fault=fault, reason=_reason(verdict))
     allowed = "it may return None, Retry(…), Continue(value) or Halt(…)"
     wrong = InvalidOutcome(f"compensate of {signal.name!r} returned {shown(verdict)}; {allowed}")
@@ -174,10 +186,11 @@ def _answer_or_verdict(ask: Ask) -> Generator[Ask, Any, Any]:
         return verdict
 
 
-def _unfit(problem: Exception, signal: Signal) -> BitActorError:
+def _unfit(problem: BaseException, signal: Signal) -> BitActorError:
     """The error of a result that cannot be carried, naming the step; `problem` may come from a model's serializer."""
-    if isinstance(problem, BitActorError):
-        return type(problem)(f"the result of {signal.name!r}: {problem}")
+    kind = type(problem)
+    if issubclass(kind, BitActorError):
+        return kind(f"the result of {signal.name!r}: {problem}")
     return InvalidOutcome(f"the result of {signal.name!r}: {shown(problem)}")
 
 
@@ -187,18 +200,25 @@ def _delay(answer: Any, signal: Signal) -> float:
     Raises:
         InvalidOutcome: its answer is no delay.
     """
-    if isinstance(answer, bool) or not isinstance(answer, int | float) or not answer >= 0:
+    seconds = None if type(answer) is bool else exact_number(answer)
+    if seconds is None or not seconds >= 0:
         raise InvalidOutcome(f"backoff of {signal.name!r} returned {shown(answer)}; it returns seconds, zero or more")
-    return min(answer, LONGEST)
+    return min(seconds, LONGEST)
 
 
 def _delay_ns(verdict: Retry) -> int | None:
-    return None if verdict.after is None else nanoseconds(min(verdict.after, LONGEST))
+    if verdict.after is None:
+        return None
+    seconds = exact_number(verdict.after)
+    seconds = float(verdict.after) if seconds is None else seconds  # a number of another library
+    if not seconds >= 0:
+        raise InvalidOutcome(f"Retry(after={shown(verdict.after)}); a delay is a number of seconds, zero or more")
+    return nanoseconds(min(seconds, LONGEST))
 
 
 def _reason(verdict: Retry | Fail | Halt) -> str:
     try:
-        return utf8_safe(str(verdict.reason)[:MAX_MESSAGE]) if verdict.reason else ""
+        return utf8_safe(exact_text(str(verdict.reason))[:MAX_MESSAGE]) if verdict.reason else ""
     except BaseException as broken:  # a user's object, which can do anything
         return f"<its reason cannot be shown: {type_name(broken)}>"
 

@@ -138,19 +138,19 @@ class BitActor(pykka.Actor):
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Reply as `value` or `error` says; on the loop's thread."""
-        if error is None and type(value) not in VERDICTS:
+        if error is None:
             try:
-                token = encode_token(value)
-            except Exception:
-                pass  # judged below
-            else:
+                token, is_value = (encode_token(value), True) if type(value) not in VERDICTS else (None, False)
+            except BaseException:  # of the user's object
+                is_value = False  # judged below
+            if is_value:
                 self._reply_ok(token)
                 return
-        if isinstance(error, asyncio.CancelledError) and self.stop_requested:
+        if self.stop_requested and issubclass(type(error), asyncio.CancelledError):
             self._reply("cancelled", error=error)
             return
         late = self.state == REPLIED
-        if error is None or isinstance(error, Outcome):
+        if error is None or issubclass(type(error), Outcome):
             judging = judge(self.step, self.signal, value if error is None else error, late=late)
         else:
             judging = judge_failure(self.step, self.signal, error, late=late)

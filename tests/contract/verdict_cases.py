@@ -207,7 +207,7 @@ CASES: Final[Mapping[str, Case]] = {
         "compensated | spawned failed | GeneratorExit: boom", "raise GeneratorExit, 1", options=R1
     ),
     "raises what cannot be said": Case(
-        "compensated | spawned failed | Unspeakable: <its message cannot be made: OSError>", "raise Unspeakable"
+        "compensated | spawned failed | Unspeakable: <its message cannot be made: OSError> 'boom'", "raise Unspeakable"
     ),
     "raises, backoff function": Case(
         "completed | spawned retried spawned completed | 1", "raise ValueError, 1", backoff="0.0", options=R1
