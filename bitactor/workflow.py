@@ -39,6 +39,7 @@ from bitactor.messages.codec import Unchanged
 from bitactor.messages.outcome import Outcome
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import DEFAULT_TTL, MAX_TTL
+from bitactor.messages.values import named_text
 from bitactor.plan.compile import compile_workflow
 from bitactor.plan.dependencies import dependencies_of, forward_references
 from bitactor.plan.order import refuse_too_deep, topological_order
@@ -284,15 +285,20 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
             InvalidInput: with `fields` naming each offending one.
         """
         try:
-            model = self.input_model.model_validate({} if value is None else value)
-        except ValidationError as error:
-            problems = [
-                (".".join(str(part) for part in item["loc"]), item["msg"])
-                for item in error.errors(include_url=False, include_context=False, include_input=False)
-            ]
-            shown = "; ".join(f"{path or 'input'}: {message}" for path, message in problems[:5])
-            raise InvalidInput(f"input of {self.name!r}: {shown}", problems) from None
-        return dict(model.__dict__)
+            try:
+                model = self.input_model.model_validate({} if value is None else value)
+            except ValidationError as error:
+                problems = [
+                    (".".join(str(part) for part in item["loc"]), item["msg"])
+                    for item in error.errors(include_url=False, include_context=False, include_input=False)
+                ]
+                shown = "; ".join(f"{path or 'input'}: {message}" for path, message in problems[:5])
+                raise InvalidInput(f"input of {self.name!r}: {shown}", problems) from None
+            return dict(model.__dict__)
+        except Exception:
+            raise
+        except BaseException as error:  # a validator that exits would end whoever asked, a server too
+            raise InvalidInput(f"input of {self.name!r}: a validator raised {named_text(error)}") from error
 
     # As data, and as a picture
 

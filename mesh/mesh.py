@@ -18,6 +18,7 @@ from bitactor.errors import BitActorError, InvalidInput, UnknownTransaction, Unk
 from bitactor.messages.pulse import STATUSES, Pulse
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
+from mesh.hops.exits import run_on
 from mesh.network.links import Links
 from mesh.runtime.node import Node
 from mesh.runtime.settings import Settings, settings
@@ -244,7 +245,7 @@ class Mesh:
                 started.set()
             else:
                 started.set()
-                loop.run_forever()
+                run_on(loop.run_forever)
             finally:
                 loop.run_until_complete(_cancel_others())
                 loop.run_until_complete(loop.shutdown_default_executor())

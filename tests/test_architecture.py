@@ -283,7 +283,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "runtime": "hops limits sinks spawners stores",
         "transaction": "limits runtime",
         "network": "hops limits network.transports runtime transaction",
-        "mesh": "network runtime sinks transaction",
+        "mesh": "hops network runtime sinks transaction",
         "ingress": "mesh sinks transaction",
         "demo": "stores",
         "cli": "demo ingress mesh network network.transports sinks stores",

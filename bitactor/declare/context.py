@@ -10,6 +10,7 @@ from bitactor.errors import BitActorError
 from bitactor.messages.codec import encode_token
 from bitactor.messages.ids import idempotency_key
 from bitactor.messages.signal import FORWARD, Signal
+from bitactor.messages.values import exact_text, shown
 
 
 class Context:
@@ -86,7 +87,7 @@ class Context:
     @property
     def metadata(self) -> Mapping[str, Any]:
         """The metadata that the caller attached to the stimulus."""
-        return self.signal.metadata or {}
+        return dict(self.signal.metadata or ())  # the signal's own is the whole transaction's
 
     @property
     def in_doubt(self) -> bool:
@@ -138,9 +139,9 @@ class Context:
 
     def emit_later(self, name: str, value: Any = None) -> None:
         """As `emit`, without `await`."""
-        if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 200:
-            shown = name if not isinstance(name, str) or len(name) <= 200 else name[:200] + "…"
-            raise BitActorError(f"emit({shown!r}): a signal's name is a string of 1 to 200 printable characters")
+        name = exact_text(name) if issubclass(type(name), str) else name
+        if type(name) is not str or not name or not name.isprintable() or len(name) > 200:
+            raise BitActorError(f"emit({shown(name)}): a signal's name is a string of 1 to 200 printable characters")
         if self._emits is None:
             self._emits = []
         self._emits.append((name, encode_token(value)))

@@ -28,7 +28,7 @@ called several times."""
 def is_verdict(value: Any) -> bool:
     """Whether `value` is what a step decides (`Retry`, `Fail`, `Halt`, further steps): it is for the supervisor to
     judge, no value and no error, and passes through patterns."""
-    return isinstance(value, (Outcome, Continue, Then))
+    return issubclass(type(value), (Outcome, Continue, Then))
 
 
 class Call(NamedTuple):

@@ -9,6 +9,7 @@ from bitactor.errors import InvalidInput, InvalidOutcome, suggest
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.duration import LONGEST
 from bitactor.messages.signal import MAX_TTL
+from bitactor.messages.values import exact_number, exact_text, named_text, shown
 
 MAX_KEY: Final = 255
 MAX_GIVEN: Final = 1_000_000_000
@@ -47,19 +48,19 @@ class StimulusOptions(_Options):
         unbound = key is None and ttl is None and deadline is None and max_concurrency is None
         if unbound and metadata is None and traceparent is None and priority is _ORDINARY:
             return _NOTHING  # as most say
-        given = _Options(key, ttl, deadline, metadata, traceparent, max_concurrency, priority)
+        given = _Options(*map(_exact, (key, ttl, deadline, metadata, traceparent, max_concurrency, priority)))
         wrong = [
             (name, rule)
             for (name, (right, rule)), value in zip(_RULES.items(), given, strict=True)
-            if (value is not None or name == "priority") and not right(value)
+            if (value is not None or name == "priority") and not _is_right(right, value)
         ]
         if wrong:
             name, rule = wrong[0]
-            raise InvalidInput(f"{name}={getattr(given, name)!r}; {rule}", wrong)
-        if metadata is not None:
-            given = given._replace(metadata=decode_token(encoded("metadata", dict(metadata), field="metadata")))
-        if max_concurrency is not None:
-            given = given._replace(max_concurrency=min(max_concurrency, MAX_GIVEN))
+            raise InvalidInput(f"{name}={shown(getattr(given, name))}; {rule}", wrong)
+        if given.metadata is not None:
+            given = given._replace(metadata=_plain_metadata(given.metadata))
+        if given.max_concurrency is not None:
+            given = given._replace(max_concurrency=min(given.max_concurrency, MAX_GIVEN))
         return cls._make(given)
 
     @staticmethod
@@ -99,6 +100,29 @@ def encoded(what: str, value: Any, *, field: str = "") -> Any:
         raise InvalidInput(f"{what}: {error}", [(field, str(error))] if field else ()) from None
 
 
+def _exact(given: Any) -> Any:
+    """A text or number itself, for what a subclass makes of comparing would be done for every transaction."""
+    if issubclass(type(given), str):
+        return exact_text(given)
+    number = None if type(given) is bool else exact_number(given)
+    return given if number is None else number
+
+
+def _is_right(right: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return right(value)
+    except BaseException:  # of a user's object
+        return False
+
+
+def _plain_metadata(given: Mapping[str, Any]) -> Any:
+    try:
+        items = dict(given)
+    except BaseException as error:  # of a user's mapping
+        raise InvalidInput(f"metadata: {named_text(error)}", [("metadata", named_text(error))]) from error
+    return decode_token(encoded("metadata", items, field="metadata"))
+
+
 def _is_whole(given: object, least: int, most: float) -> bool:
     return isinstance(given, int) and not isinstance(given, bool) and least <= given <= most
 
@@ -118,7 +142,7 @@ _RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         f"a deadline is a number of seconds, more than zero and at most {LONGEST:,.0f}",
     ),
     "metadata": (
-        lambda given: isinstance(given, Mapping) and all(isinstance(name, str) for name in given),
+        lambda given: issubclass(type(given), Mapping) and all(issubclass(type(name), str) for name in given),
         "metadata are plain data by name: a mapping whose keys are strings",
     ),
     "traceparent": (lambda given: isinstance(given, str), "a trace context is a string"),

@@ -15,8 +15,9 @@ from bitactor.kinds.cursor import Cursor
 from bitactor.kinds.result_types import answer_type
 from bitactor.messages.classes import AnnotatedClasses, first_of
 from bitactor.messages.codec import decode_token, encode_token, pack, token_bytes, unpack
-from bitactor.messages.faults import add_note
+from bitactor.messages.faults import add_note, utf8_safe
 from bitactor.messages.outcome import Fail, Outcome
+from bitactor.messages.values import named_text, shown, text_of
 from bitactor.plan.arguments import Converter, RawArguments, value_at
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Callback
@@ -104,7 +105,7 @@ class ElementHandler:
                 try:
                     value = converter.convert(value)
                 except Exception as error:
-                    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    text = text_of(error).splitlines()[0]
                     raise InvalidInput(f"element {index} of {self.what}, parameter {name!r}: {text}") from None
             found[name] = value
         if "index" in self.takes:
@@ -141,13 +142,13 @@ class ElementHandler:
             Exception: the error, with a note that names element and map, where they are not; as it is if it is a
                 verdict for the saga (`Retry`, `Halt`), and so about the whole batch.
         """
-        verdict = self.declared.function is not None and isinstance(error, Outcome) and not isinstance(error, Fail)
+        is_outcome, is_fail = issubclass(type(error), Outcome), issubclass(type(error), Fail)
+        verdict = self.declared.function is not None and is_outcome and not is_fail
         if self.declared.on_error == "fail" or verdict:
-            if not isinstance(error, Outcome):
+            if not is_outcome:
                 add_note(error, f"element {index} of {self.what}")
             raise error  # with the cause that it has
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return {"index": index, "element": _shown(element), "error": text}
+        return {"index": index, "element": _shown(element), "error": utf8_safe(named_text(error))}
 
 
 class BatchRunner:
@@ -299,7 +300,7 @@ class BatchRunner:
         for index, element in enumerate(elements, position):
             try:
                 value = function(element=element) if plain else function(**outer, **handler.arguments(element, index))
-                if isinstance(value, Outcome):
+                if issubclass(type(value), Outcome):
                     raise value
             except Exception as error:
                 errors.append(handler.failed(index, element, error))
@@ -319,7 +320,7 @@ class BatchRunner:
         async def one(index: int, element: Any) -> None:
             try:
                 value = await function(**outer, **handler.arguments(element, index))
-                if isinstance(value, Outcome):
+                if issubclass(type(value), Outcome):
                     raise value
             except Exception as error:
                 errors[index] = handler.failed(index, element, error)
@@ -438,7 +439,7 @@ def _shown(element: Any) -> Any:
     try:
         pack(element)
     except InvalidOutcome:
-        return repr(element)[:1_000]
+        return utf8_safe(shown(element, 1_000))
     return element
 
 

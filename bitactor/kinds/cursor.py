@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 from typing import Any, Final
+
+from bitactor.messages.values import named_text, type_name
+
+logger = logging.getLogger("bitactor.map")
 
 _SKIPPED_AT_ONCE: Final = 1_000
 
@@ -58,13 +63,18 @@ class Cursor:
         return self.pending
 
     def close(self) -> None:
-        """Close the source if it is a generator; an asynchronous one is closed by its loop once nobody refers to it."""
-        close = getattr(self.iterator, "close", None)
-        if callable(close):
-            try:
+        """Close the source if it is a generator; an asynchronous one is closed by its loop once nobody refers to it.
+
+        What it raises then is nobody's failure, and is logged: its elements have all been dealt with.
+        """
+        try:
+            close = getattr(self.iterator, "close", None)
+            if callable(close):
                 close()
-            except ValueError:
-                return  # it is running in another thread, and ends there
+        except BaseException as error:
+            if type(error) is not ValueError:  # it is running in another thread, and ends there
+                what, why = type_name(self.iterator), named_text(error)
+                logger.warning("a %s, the source of a map, raised while it was closed: %s", what, why)
 
     async def _read(self, count: int) -> list[Any]:
         iterator = self.iterator

@@ -38,6 +38,7 @@ from bitactor.kinds.base import (
 from bitactor.kinds.result_types import target_type
 from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.values import shown
 
 RESULT = "(result)"
 _BEFORE, _BODY, _AFTER = "before", "", "after"
@@ -110,7 +111,8 @@ class GroupContainer(Container):
         fields = workflow.input_model.model_fields
         if not isinstance(overrides, dict):
             raise InvalidOutcome(
-                f"before of {self._what} answered {overrides!r}; it answers None, or a mapping of inputs to override"
+                f"before of {self._what} answered {shown(overrides)}; it answers None, or a mapping of inputs to "
+                "override"
             )
         unknown = next((name for name in overrides if name not in fields), None)
         if unknown is not None:

@@ -36,6 +36,7 @@ from bitactor.kinds.base import (
 )
 from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import decode_token
+from bitactor.messages.values import shown
 
 
 def checked_bound(what: str, at_most: Any) -> int:
@@ -130,7 +131,7 @@ class RecurseContainer(RoundsContainer):
         if len(fields) == 1:
             return {next(iter(fields)): result}
         raise InvalidOutcome(
-            f"{self._what}: the result {result!r} cannot feed the next round; return a mapping with some of "
+            f"{self._what}: the result {shown(result)} cannot feed the next round; return a mapping with some of "
             f"{', '.join(fields)}"
         )
 

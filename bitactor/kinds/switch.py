@@ -31,6 +31,7 @@ from bitactor.kinds.base import (
     nested_inputs,
 )
 from bitactor.kinds.result_types import either, target_type
+from bitactor.messages.values import shown
 
 Target: TypeAlias = Declaration | Callable[..., Any]
 
@@ -137,9 +138,9 @@ class SwitchContainer(Container):
             return len(declared.tests)
         if declared.optional:
             return None
-        known = ", ".join(getattr(test, "__name__", repr(test)) for test in declared.tests)
+        known = ", ".join(getattr(test, "__name__", shown(test)) for test in declared.tests)
         raise StepFailed(
-            f"{self._what}: no case for {value!r}; the cases are {known}; add one, a default, or optional=True"
+            f"{self._what}: no case for {shown(value)}; the cases are {known}; add one, a default, or optional=True"
         )
 
 

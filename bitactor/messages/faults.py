@@ -143,12 +143,6 @@ def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseE
     return error
 
 
-def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an exception, if its class lets us."""
-    with contextlib.suppress(BaseException):
-        BaseException.add_note(error, note)
-
-
 def _bare_error(fault: Fault, declared: Mapping[str, type[BaseException]], parts: Mapping[str, Any]) -> BaseException:
     own = getattr(errors, fault.type.rpartition(":")[2], None) if fault.type.startswith("bitactor.errors:") else None
     kind = declared.get(fault.type)

@@ -16,6 +16,7 @@ from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed, is_verdict
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Ok
+from bitactor.messages.values import named_text, type_name
 from bitactor.patterns.errors import BatchFailed
 from bitactor.patterns.options import check_count, check_name, check_seconds, refuse
 from bitactor.patterns.tasks import TaskResult, capture
@@ -92,6 +93,8 @@ class BatchingState(PolicyState):
         self._waiting: dict[asyncio.Future[TaskResult], Any] = {}
         self._timer: TimerHandle | None = None
         self._under_way: dict[asyncio.Task[None], _Batch] = {}
+        # The one that the state was opened in: a batch belongs to none of the hops that it serves.
+        self._context = contextvars.copy_context()
         self._closing = self._closed = False
         self._calls = self._flushed = self._handled = self._failed = self._withdrawn = 0
 
@@ -105,7 +108,7 @@ class BatchingState(PolicyState):
         """
         self._calls += 1
         item = await proceed()
-        if isinstance(item, Ok):
+        if issubclass(type(item), Ok):
             item = item.value
         if is_verdict(item):
             return item
@@ -200,8 +203,7 @@ class BatchingState(PolicyState):
         batch = _Batch(list(self._waiting), list(self._waiting.values()))
         self._waiting = {}
         self._flushed += 1
-        # In a context of its own: a batch belongs to none of the hops that it serves.
-        task = asyncio.get_running_loop().create_task(self._handle(batch), context=contextvars.Context())
+        task = asyncio.get_running_loop().create_task(self._handle(batch), context=self._context.copy())
         self._under_way[task] = batch
         task.add_done_callback(partial(self._task_done, batch))
 
@@ -212,20 +214,27 @@ class BatchingState(PolicyState):
                 self._withdrawn += 1
         if batch.items:
             task_result = await capture(lambda: self._policy.handler(list(batch.items)))
-            self._resolve(batch, self._task_results(task_result, len(batch.items)))
+            count = len(batch.items)
+            try:
+                task_results = self._task_results(task_result, count)
+            except BaseException as error:  # of what the handler answered with
+                problem = BatchFailed(f"batch {self._policy.name!r}: its results cannot be read: {named_text(error)}")
+                problem.__cause__ = error
+                task_results = [TaskResult(None, problem)] * count
+            self._resolve(batch, task_results)
 
     def _task_results(self, task_result: TaskResult, count: int) -> list[TaskResult]:
         """One result or error for each of `count` items, from how the handler ended."""
         name = self._policy.name
         error, results = task_result.error, task_result.value
-        if isinstance(error, asyncio.CancelledError):
+        if issubclass(type(error), asyncio.CancelledError):
             error = BatchFailed(f"batch {name!r}: its handler was cancelled")
         elif error is None and (not isinstance(results, Sequence) or isinstance(results, str | bytes)):
             error = BatchFailed(
-                f"batch {name!r}: the handler returned a {type(results).__name__} for {count} items; return a list of "
+                f"batch {name!r}: the handler returned a {type_name(results)} for {count} items; return a list of "
                 "results"
             )
-        elif error is None and len(results) != count:
+        elif error is None and len(results := list(results)) != count:
             error = BatchFailed(
                 f"batch {name!r}: the handler returned {len(results)} results for {count} items; return one for each, "
                 "in order"
@@ -233,7 +242,7 @@ class BatchingState(PolicyState):
         if error is not None:
             return [TaskResult(None, error)] * count
         return [
-            TaskResult(None, result) if isinstance(result, BaseException) else TaskResult(result, None)
+            TaskResult(None, result) if issubclass(type(result), BaseException) else TaskResult(result, None)
             for result in results
         ]
 

@@ -16,6 +16,7 @@ from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.messages.classes import Kept
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Ok, Outcome
+from bitactor.messages.values import exact_text, shown
 from bitactor.patterns.options import check_count, check_flag, check_name, check_seconds
 from bitactor.patterns.substitute import UserFunction
 from bitactor.patterns.tasks import TaskResult
@@ -136,7 +137,7 @@ class KeyTemplate:
             value, _ = self._formatter.get_field(name, (), arguments)
             if conversion:
                 value = self._formatter.convert_field(value, conversion)  # type: ignore[arg-type, unused-ignore]
-            made.append(format(value, spec))
+            made.append(exact_text(format(value, spec)))
         return tuple(made)
 
 
@@ -152,12 +153,33 @@ class KeyFunction:
         """The key of a call with these arguments."""
         key = self._function.call(arguments)
         try:
-            hash(key)
+            return _Key(key, hash(key))
         except TypeError:
             raise DefinitionError(
-                f"{self._what} returned {key!r}, which cannot be a key; return a string or a tuple of plain values"
+                f"{self._what} returned {shown(key)}, which cannot be a key; return a string or a tuple of plain values"
             ) from None
-        return key  # type: ignore[no-any-return]
+
+
+class _Key:
+    """What a user's function made of a call, as a key beside those of other calls: one that cannot be compared is like
+    no other, and troubles none."""
+
+    __slots__ = ("_hash", "_value")
+
+    def __init__(self, value: Any, number: int) -> None:
+        self._value = value
+        self._hash = number
+
+    @override
+    def __hash__(self) -> int:
+        return self._hash
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        try:
+            return isinstance(other, _Key) and bool(self._value == other._value)
+        except BaseException:
+            return False
 
 
 class _Entry(NamedTuple):
@@ -227,7 +249,7 @@ class CacheState(PolicyState):
 
     async def _load(self, key: Hashable, proceed: Proceed) -> Any:
         value = await proceed()
-        if isinstance(value, Ok):
+        if issubclass(type(value), Ok):
             value = value.value
         if not is_verdict(value):
             self._store(key, Kept(value))

@@ -13,6 +13,7 @@ from typing_extensions import override
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Halt, Outcome
+from bitactor.messages.values import shown
 from bitactor.patterns.errors import CircuitOpen, Refused
 from bitactor.patterns.options import (
     Exceptions,
@@ -201,9 +202,10 @@ class CircuitBreakerState(PolicyState):
             self._leave(generation, True if over else None, "the attempt's time was over")
             raise
         except BaseException as error:
-            self._leave(generation, self._failure(error), repr(error))
+            self._leave(generation, self._failure(error), shown(error))
             raise
-        self._leave(generation, self._failure(value) if isinstance(value, Outcome) else False, repr(value))
+        is_outcome = issubclass(type(value), Outcome)
+        self._leave(generation, self._failure(value) if is_outcome else False, shown(value) if is_outcome else "")
         return value
 
     @override
@@ -244,14 +246,15 @@ class CircuitBreakerState(PolicyState):
 
     def _failure(self, error: BaseException) -> bool | None:
         """Whether an error, or a verdict, is a failure; None: it says nothing."""
-        if not isinstance(error, Exception) or isinstance(error, (Halt, self._policy.ignores)):
+        kind = type(error)  # its `__class__` may be anything
+        if not issubclass(kind, Exception) or issubclass(kind, (Halt, self._policy.ignores)):
             return None
-        return isinstance(error, self._policy.counts)
+        return issubclass(kind, self._policy.counts)
 
     def _leave(self, generation: int, failed: bool | None, what: str) -> None:
         if failed:
             self._failed += 1
-            self._last_error = what[:200]
+            self._last_error = what
         if generation != self._generation:
             return
         if self._state == HALF_OPEN:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.errors import suggest
 from bitactor.messages.outcome import Outcome
+from bitactor.messages.values import shown
 from bitactor.patterns.options import Exceptions, check_name, fix_exceptions, refuse
 from bitactor.patterns.substitute import MISSING, Constant, Substitute, substitute
 from bitactor.ports import Clock
@@ -113,7 +114,7 @@ class ErrorHandlerState(PolicyState):
             raise
         except self._on as error:
             self._handled += 1
-            self._last_error = repr(error)[:200]
+            self._last_error = shown(error)
             if self._substitute is None:
                 self._log(call, error)
                 raise
@@ -126,8 +127,8 @@ class ErrorHandlerState(PolicyState):
     def _log(self, call: Call, error: Exception) -> None:
         logging.getLogger(f"bitactor.step.{call.workflow}.{call.step}").log(
             self._level,
-            "%s/%s of %s, attempt %d: %r",
-            call.workflow, call.step, call.transaction, call.attempt, error,
+            "%s/%s of %s, attempt %d: %s",
+            call.workflow, call.step, call.transaction, call.attempt, shown(error),
             exc_info=error,
             extra={
                 "workflow": call.workflow, "step": call.step, "transaction": call.transaction, "attempt": call.attempt,

@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, TypeVar, 
 
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.messages.duration import nanoseconds
+from bitactor.messages.values import shown
 from bitactor.patterns.errors import TimedOut, TooFewAnswers
 from bitactor.patterns.options import is_number
 from bitactor.patterns.tasks import (
@@ -365,7 +366,7 @@ async def _gather(
 
 
 def _too_few(gathered: Fetched[Any, Any], needed: int) -> TooFewAnswers:
-    errors = "; ".join(f"{target!r}: {error!r}" for target, error in list(gathered.failed.items())[:3])
+    errors = "; ".join(f"{shown(target)}: {shown(error)}" for target, error in list(gathered.failed.items())[:3])
     came, asked = len(gathered.successful), len(gathered.successful) + len(gathered.failed)
     error = TooFewAnswers(
         f"{came} of {asked} answered, {needed} were needed ({errors}{', …' if len(gathered.failed) > 3 else ''})",

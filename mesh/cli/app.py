@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,13 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from bitactor.errors import BitActorError
+from bitactor.messages.faults import fault_of
+from bitactor.messages.values import shown
 from mesh.cli import registry
 from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, exit_code
 from mesh.cli.output import print_error
+
+logger = logging.getLogger("bitactor.exits")
 
 _HELP = (
     "BitActor: bounded work as hops with a budget and a deadline, undone when it fails, traced to the last transition."
@@ -101,7 +105,25 @@ def _call(arguments: list[str]) -> Any:
             app[verb]  # imports it, so that the overview can say what it does
     command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
     answer = command(*bound.args, **bound.kwargs)
-    return asyncio.run(answer) if inspect.iscoroutine(answer) else answer
+    return _awaited(answer) if inspect.iscoroutine(answer) else answer
+
+
+def _awaited(command: Coroutine[Any, Any, Any]) -> Any:
+    """The answer of a command, whose loop goes on when a callback of the user's exits."""
+    with asyncio.Runner() as runner:
+        task = runner.get_loop().create_task(command)
+
+        async def ended() -> Any:
+            return await task
+
+        while True:
+            try:
+                return runner.run(ended())
+            except SystemExit as error:
+                if task.done():
+                    raise CommandError(f"the command was ended by {shown(error)}") from error
+                text = "a callback on the event loop raised %s; the command goes on\n%s"
+                logger.critical(text, shown(error), fault_of(error).traceback)
 
 
 def _verbs(arguments: Sequence[str]) -> list[str]:

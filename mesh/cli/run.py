@@ -122,7 +122,13 @@ async def run(
 
 
 def _log_to_stderr(level: int) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    """Let the log go to stderr, unless it goes somewhere already; `main` has given it a handler that drops all."""
+    root = logging.getLogger()
+    if all(isinstance(handler, logging.NullHandler) for handler in root.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+        root.setLevel(level)
 
 
 def _mesh(place: str, options: Mapping[str, Any]) -> Mesh:

@@ -29,7 +29,7 @@ from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
 from bitactor.saga.verdict import Ask, Judgement, Judging, judge_failure
 from mesh.hops.actor import BitActor
-from mesh.hops.exits import IN_STEP
+from mesh.hops.exits import IN_USER_CODE
 from mesh.hops.lifecycle import cancel_all, without_stop_iteration
 from mesh.hops.middleware import CallEvent, Middleware
 from mesh.hops.policies import Policies
@@ -113,7 +113,7 @@ class Executor(ActorExecutor):
         self.zombies: set[Actor] = set()  # actors that have replied for a function which still runs
         self.compensations: set[asyncio.Task[None]] = set()
         context = contextvars.copy_context()
-        context.run(IN_STEP.set, True)
+        context.run(IN_USER_CODE.set, True)
         self._copy_context = context.copy
         self.resources: ResourceManager | None = None
         self.policies: Policies | None = None
@@ -162,7 +162,7 @@ class Executor(ActorExecutor):
             actor.kwargs = kwargs = arguments()
             if callback.injected or callback is not step.run or step.takes_signal is not None:
                 actor.kwargs = self._kwargs(actor, callback, kwargs, result, resources=resources)
-        except Exception as error:  # a user's model may raise anything
+        except BaseException as error:  # a user's model may raise anything
             actor.fail(error)
             return actor
         spawner.start(actor)
@@ -199,7 +199,7 @@ class Executor(ActorExecutor):
             return self.middleware.wrap(callback, role, plan.workflow, signal, path), done
         middleware, began = self.middleware, self.monotonic_ns()
         shown: Mapping[str, Any] = _EMPTY
-        with contextlib.suppress(Exception):  # those that do not fit are the hop's own failure
+        with contextlib.suppress(BaseException):  # those that do not fit are the hop's own failure
             values = arguments()
             shown = MappingProxyType({name: values[name] for name in callback.takes})
         pending = [

@@ -13,6 +13,7 @@ from typing import Any, Final
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.resource import Resource
 from bitactor.errors import ResourceUnavailable
+from bitactor.messages.values import named_text
 
 logger = logging.getLogger("bitactor.resources")
 
@@ -43,7 +44,7 @@ class ResourceLifecycle:
         context: contextvars.Context,
         on_ended: Callable[[ResourceLifecycle], None],
     ) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self.resource = resource
         # Resolved with the resource; fails with `ResourceUnavailable`
         self.ready: asyncio.Future[Any] = loop.create_future()
@@ -80,15 +81,15 @@ class ResourceLifecycle:
                 self._slow.cancel()
                 self.ready.set_result(value)
                 await self._end_requested.wait()
-        except GeneratorExit:
-            raise
         except BaseException as error:  # a factory may do anything, sys.exit() included
+            if type(error) is GeneratorExit and not self._loop.is_running():
+                raise  # the loop was closed around us
             self._slow.cancel()
             if self.ready.done():
                 how = "did not close" if self._end_requested.is_set() else "ended by itself"
-                logger.warning("resource %r %s: %s: %s", name, how, type(error).__name__, error)
+                logger.warning("resource %r %s: %s", name, how, named_text(error))
                 return
-            problem = ResourceUnavailable(f"resource {name!r} could not be made: {type(error).__name__}: {error}")
+            problem = ResourceUnavailable(f"resource {name!r} could not be made: {named_text(error)}")
             problem.__cause__ = error
             self.ready.set_exception(problem)
             self.ready.exception()  # also if nobody waits for it any longer

@@ -111,11 +111,12 @@ class Middleware:
             self._notify(member, "after", event)
 
     def _notify(self, member: Any, hook: str, event: CallEvent) -> None:
-        method = getattr(member, hook, None)
-        if method is None or id(member) in self._disabled:
+        if id(member) in self._disabled:
             return
         try:
-            method(event)
+            method = getattr(member, hook, None)
+            if method is not None:
+                method(event)
         except BaseException:  # sys.exit() included: that is not for middleware to decide
             self._disable(member, hook)
 

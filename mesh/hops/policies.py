@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -11,8 +12,10 @@ from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import ConfigurationError
 from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.values import named_text
 from bitactor.plan.plan import Plan
 from bitactor.ports import Clock
+from mesh.hops.exits import IN_USER_CODE
 from mesh.hops.lifecycle import cancel_all
 
 logger = logging.getLogger("bitactor.policies")
@@ -85,7 +88,9 @@ class Policies:
     def _state(self, policy: Policy) -> PolicyState:
         state = self._states.get(policy.key)
         if state is None:
-            state = self._states[policy.key] = policy.open(self._clock())
+            context = contextvars.Context()  # of no hop
+            context.run(IN_USER_CODE.set, True)
+            state = self._states[policy.key] = context.run(policy.open, self._clock())
             if self._draining:
                 _drain_one(policy.key, state)
         return state
@@ -94,20 +99,22 @@ class Policies:
         state = self._states.get((pattern, name))
         try:
             return decode_token(encode_token(dict(state.about()))) if state is not None else {}
-        except Exception as error:  # a state is somebody's code
-            return {"error": f"{type(error).__name__}: {error}"}
+        except BaseException as error:  # a state is somebody's code
+            return {"error": named_text(error)}
 
     async def _close_one(self, key: tuple[str, str], state: PolicyState, timeout: float) -> None:
         try:
             await state.close(timeout)
-        except Exception:
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
             logger.exception("%s %r could not be flushed", *key)
 
 
 def _drain_one(key: tuple[str, str], state: PolicyState) -> None:
     try:
         state.drain()
-    except Exception:
+    except BaseException:
         logger.exception("%s %r could not be told that the mesh closes", *key)
 
 

@@ -15,6 +15,7 @@ from bitactor.declare.policy import Call
 from bitactor.declare.spawners import SpawnerTraits
 from bitactor.errors import Cancelled, WorkerLost
 from bitactor.messages.signal import UNDO, Fault
+from bitactor.messages.values import shown
 from mesh.hops.actor import BitActor
 from mesh.hops.lifecycle import cancel_all
 from mesh.hops.ports import ENDED, QUEUED, REPLIED, STARTED, Actor, ActorExecutor, Spawner
@@ -89,7 +90,7 @@ class Preparation(Spawner):
             return
         try:
             actor.kwargs = executor.kwargs_of(actor, callback, resources)
-        except Exception as error:  # a user's model may raise anything
+        except BaseException as error:  # a user's model may raise anything
             actor.fail(error)
         else:
             actor.task = None
@@ -133,7 +134,7 @@ class PolicyChain:
         assert policies is not None
         try:
             call = self._make_call()
-        except Exception as unfit:  # a user's model may raise anything
+        except BaseException as unfit:  # a user's model may raise anything
             actor.fail(unfit)
             return
         value: Any = None
@@ -141,7 +142,7 @@ class PolicyChain:
         try:
             value = await policies.run(actor.step.policies, call, self._proceed)
         except BaseException as raised:
-            if isinstance(raised, GeneratorExit) and not self._executor.loop.is_running():
+            if type(raised) is GeneratorExit and not self._executor.loop.is_running():
                 raise  # the loop was closed around us; there is nobody left to tell
             error = raised
         self._ended = True
@@ -213,7 +214,7 @@ class PolicyChain:
             return
         if actor.state == QUEUED:
             actor.begin()
-        if self.stop_requested and isinstance(error, asyncio.CancelledError):
+        if self.stop_requested and issubclass(type(error), asyncio.CancelledError):
             if self.value_after_stop is not None:
                 value, error = self.value_after_stop[0], None
             elif not self.in_doubt:
@@ -293,13 +294,13 @@ class FunctionRun(BitActor):
             if not self.ended.done():
                 self.ended.set_result(value)
             return
-        if self.stop_requested and isinstance(error, asyncio.CancelledError):
+        if self.stop_requested and issubclass(type(error), asyncio.CancelledError):
             chain.in_doubt.add(self)
         else:
             chain.in_doubt.discard(self)
         if not self.ended.done():
             self.ended.set_exception(
-                RuntimeError(f"it raised {error!r}") if isinstance(error, StopIteration) else error
+                RuntimeError(f"it raised {shown(error)}") if issubclass(type(error), StopIteration) else error
             )
 
     @override
@@ -348,5 +349,5 @@ def start_queued(actor: Actor, spawner: Spawner) -> None:
     actor.spawner = spawner
     try:
         spawner.start(actor)
-    except Exception as error:
+    except BaseException as error:
         actor.fail(error)

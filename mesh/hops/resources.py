@@ -12,9 +12,11 @@ from typing import Any, Final
 from bitactor.declare.resource import Resource
 from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import ConfigurationError, CycleError, DefinitionError, DuplicateName, ResourceUnavailable, suggest
+from bitactor.messages.values import shown
 from bitactor.plan.order import topological_order
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
+from mesh.hops.exits import IN_USER_CODE
 from mesh.hops.lifecycle import ResourceLifecycle, call_user_function
 
 logger = logging.getLogger("bitactor.resources")
@@ -62,6 +64,7 @@ class ResourceManager:
         self.lifecycles: dict[ResourceLifecycle, None] = {}
         self._in_making: dict[str, asyncio.Task[Any]] = {}
         self._context = contextvars.copy_context()
+        self._context.run(IN_USER_CODE.set, True)
         self._closed = False
 
     def add(self, plan: Plan) -> None:
@@ -177,13 +180,16 @@ class ResourceManager:
         try:
             async with asyncio.timeout(CHECK_WITHIN):
                 answer = await call_user_function(check, lifecycle.value)
+            passed = answer is None or bool(answer)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            what = f"took longer than {CHECK_WITHIN:g} s" if isinstance(error, TimeoutError) else f"raised {error!r}"
+            what = (
+                f"took longer than {CHECK_WITHIN:g} s" if isinstance(error, TimeoutError) else f"raised {shown(error)}"
+            )
             logger.warning("resource %r: its check %s; it is made anew", name, what)
             return False
-        if answer is not None and not answer:
+        if not passed:
             logger.warning("resource %r did not pass its check; it is made anew", name)
             return False
         lifecycle.checked_ns = self._clock().monotonic_ns()

@@ -137,7 +137,7 @@ class Endpoints:
             return dict(_parse(workflow.input_model, text).__dict__)
         except Problem:
             raise
-        except Exception as error:
+        except BaseException as error:  # a user's model, whose validators may do anything
             traceback = fault_of(error).traceback
             self._log_throttle.warn(
                 time.monotonic_ns(), "a validator of %s broke: %s", workflow.input_model.__name__, traceback

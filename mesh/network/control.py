@@ -10,8 +10,9 @@ from typing import Any
 from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import BitActorError, InvalidInput, ProtocolError
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.messages.faults import fault_of
+from bitactor.messages.faults import fault_of, utf8_safe
 from bitactor.messages.signal import Answer, Question
+from bitactor.messages.values import message_of
 from bitactor.messages.wire import encode_message, encode_pulse
 from mesh.network.client import STIMULATE_WITH
 from mesh.runtime.intake import Intake
@@ -75,8 +76,8 @@ class Control:
             answer = Answer(question.id, encode_token(await verb(argument)))
         except asyncio.CancelledError:
             raise
-        except (BitActorError, TimeoutError, KeyError, TypeError) as error:
-            answer = Answer(question.id, None, str(error), fault_of(error).type)
+        except BaseException as error:  # of a user's model, too
+            answer = Answer(question.id, None, utf8_safe(message_of(error)), fault_of(error).type)
         try:
             self._send(question.reply_to, encode_message(answer))
         except (BitActorError, ProtocolError):

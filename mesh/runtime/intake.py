@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 from bitactor.declare.stimulus import StimulusOptions, encoded
 from bitactor.errors import BitActorError, DuplicateTransaction, InvalidInput, Overloaded, UnknownWorkflow, suggest
 from bitactor.messages.canonical import request_digest
-from bitactor.messages.codec import encode_token, pack_plainly, pack_tokens
+from bitactor.messages.codec import pack_plainly, pack_tokens
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.plan.plan import Plan
@@ -94,7 +94,7 @@ class Intake:
             if key is not None and (known := await self._find_by_key(workflow, key, data)) is not None:
                 return known
         budget_ns = plan.deadline_ns if deadline is None else nanoseconds(deadline)
-        inputs = [encode_token(values[name]) for name in plan.inputs]
+        inputs = [encoded(f"input {name!r} of {workflow!r}", values[name]) for name in plan.inputs]
         lender = LENDER.get()
         depth = lender.depth + 1 if lender is not None and lender.loop is supervisor.loop else 0
         saga = Saga(plan, self._ids.transaction())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from bitactor.errors import Cancelled, ConfigurationError, InvalidInput
+from bitactor.errors import Cancelled, ConfigurationError
 from bitactor.messages.codec import decode_token
 from bitactor.messages.faults import fault_of
 from bitactor.messages.ids import join_hop_id
@@ -118,7 +118,7 @@ class CommandHandler:
         if self.router is not None and not step.is_local_only:
             try:
                 values = BoundArguments(step.arguments, state.tokens, step.address, evaluated).packed()
-            except InvalidInput as error:
+            except BaseException as error:  # a path may lead through a user's object
                 self._fail_unstarted(live, index, direction, error)
             else:
                 self.router.dispatch(live, step, signal, values, result)

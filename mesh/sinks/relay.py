@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bitactor.messages.pulse import Pulse
+from bitactor.messages.values import named_text
 from bitactor.ports import Sink
 
 _log = logging.getLogger("bitactor.sinks")
@@ -58,7 +59,7 @@ class SinkRelay:
             BaseException
         ) as error:  # SystemExit or CancelledError from a sink would end the loop or a stranger's task
             self._lost += len(pulses)
-            self._error = _summary(error)
+            self._error = named_text(error)
             _log.exception("sink %s raised and is disabled; the run goes on without it", self._name)
 
     def statistics(self) -> RelayStatistics:
@@ -75,10 +76,5 @@ class SinkRelay:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            self._error = self._error or _summary(error)
+            self._error = self._error or named_text(error)
             _log.exception("sink %s raised while closing", self._name)
-
-
-def _summary(error: BaseException) -> str:
-    message = str(error)
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -71,7 +71,7 @@ class LoopSpawner(Spawner):
             value = await actor.callback.function(**actor.kwargs)
         except BaseException as error:
             self._running.discard(actor)
-            if isinstance(error, GeneratorExit) and not actor.executor.loop.is_running():
+            if type(error) is GeneratorExit and not actor.executor.loop.is_running():
                 raise  # the loop was closed around us; there is nobody left to tell
             actor.finish(None, error)
         else:

@@ -205,7 +205,7 @@ class ProcessSpawner(Spawner):
         signal = actor.signal
         try:
             message = encode_message(signal._replace(token=pack_payload(actor), metadata=None))
-        except (BitActorError, ValueError, TypeError) as error:
+        except BaseException as error:  # a path may lead through a user's object
             self._table.release(worker)
             actor.fail(error)
             return

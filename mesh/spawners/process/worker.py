@@ -25,6 +25,7 @@ from bitactor.messages.wire import decode_message, encode_message
 from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan
 from mesh.hops.executor import Executor
+from mesh.hops.exits import contain_exits, run_on
 from mesh.hops.ports import Actor, Spawner
 from mesh.hops.resources import ResourceManager
 from mesh.limits.timing_wheel import SystemClock, TimingWheel
@@ -157,7 +158,7 @@ class Worker:
             arguments = RemoteArguments(step.arguments, payload.values, step.address)
             plain = signal._replace(token=None, metadata=payload.metadata)
             self._executor.launch(plan, step, plain, arguments, payload.result, self._done)
-        except Exception as problem:
+        except BaseException as problem:
             logger.exception("%s could not be run", signal.name)
             fault = fault_of(problem)
             self._reply(
@@ -230,10 +231,11 @@ def main(arguments: Sequence[str]) -> None:
     die_with(int(parent_pid))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
+    contain_exits(loop)
     worker = Worker(loop, parent, endpoint)
     worker.open(number)
     try:
-        loop.run_forever()
+        run_on(loop.run_forever)
     finally:
         worker.close()
         loop.close()
