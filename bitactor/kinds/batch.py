@@ -82,9 +82,8 @@ class ElementHandler:
         """Input names of the nested workflow, in order; empty over a function."""
         function = declared.function
         self.takes = tuple(inspect.signature(function).parameters) if function is not None else ()
-        self.factory_takes = (
-            tuple(inspect.signature(declared.factory).parameters) if declared.factory is not None else ()
-        )
+        factory = declared.factory
+        self.factory_takes = tuple(inspect.signature(factory).parameters) if factory is not None else ()
         self.plain = self.takes == ("element",) and not declared.elements
         self.keeps_elements = False
 
