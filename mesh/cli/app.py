@@ -113,14 +113,20 @@ def _awaited(command: Coroutine[Any, Any, Any]) -> Any:
     with asyncio.Runner() as runner:
         task = runner.get_loop().create_task(command)
 
-        async def ended() -> Any:
-            return await task
+        async def ended() -> None:
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:  # Ctrl-C
+                task.cancel()
+                await asyncio.wait([task])
+                raise
 
         while True:
             try:
-                return runner.run(ended())
+                runner.run(ended())
+                return task.result()
             except SystemExit as error:
-                if task.done():
+                if task.done() and task.exception() is error:
                     raise CommandError(f"the command was ended by {shown(error)}") from error
                 text = "a callback on the event loop raised %s; the command goes on\n%s"
                 logger.critical(text, shown(error), fault_of(error).traceback)
