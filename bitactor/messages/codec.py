@@ -101,7 +101,7 @@ def check_token(token: Any) -> None:
         with suppress(MalformedSignal):
             if type(token_from_bytes(token[:9])) is Packed:  # else it is a scalar, which stands for itself
                 return
-    elif kind in _SCALARS or ((kind is str or kind is int) and encode_token(token) is token):
+    elif kind in (bool, float, type(None)) or ((kind is str or kind is int) and encode_token(token) is token):
         return
     raise InvalidOutcome(f"a {kind.__name__} where a token should be; encode_token makes one of a value")
 
@@ -261,7 +261,6 @@ def _is_deep(value: Any) -> bool:
 
 
 __all__ = [
-    "MAX_DEPTH", "MAX_TOKEN_BYTES", "Packed", "check_token", "decode_token", "encode_token", "join_packed_lists", "pack",
-    "pack_plainly", "pack_tokens",
-    "token_bytes", "token_from_bytes", "unpack", "unpack_tokens",
+    "MAX_DEPTH", "MAX_TOKEN_BYTES", "Packed", "check_token", "decode_token", "encode_token", "join_packed_lists",
+    "pack", "pack_plainly", "pack_tokens", "token_bytes", "token_from_bytes", "unpack", "unpack_tokens",
 ]  # fmt: skip
