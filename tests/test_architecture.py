@@ -253,7 +253,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "export": "declare errors forms kinds messages plan saga",
         "workflow": "declare errors export kinds messages plan",
         "consumer": "declare errors messages plan",
-        "testing": "consumer declare errors messages plan saga workflow",
+        "testing": "consumer declare errors export messages plan saga workflow",
         "launcher": "",
         "__main__": "launcher",
         "__init__": "consumer declare errors messages workflow",

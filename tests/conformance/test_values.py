@@ -12,7 +12,7 @@ import time
 import uuid
 import zoneinfo
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -62,6 +62,16 @@ class Base(BaseModel):
     def _doubles(cls, value: int) -> int:
         return 2 * value
 
+    @property
+    def own(self) -> int:
+        """What is private."""
+        return self._own
+
+    def with_own(self, own: int) -> Self:
+        """The same, with another private value."""
+        self._own = own
+        return self
+
     @computed_field  # type: ignore[prop-decorator]
     @property
     def twice(self) -> int:
@@ -82,9 +92,7 @@ class Initialised:
 
 
 def derived() -> Derived:
-    made = Derived(Value=4, hidden="shade", colours=(Colour.RED,))
-    made._own = 7
-    return made
+    return Derived(Value=4, hidden="shade", colours=(Colour.RED,)).with_own(7)
 
 
 OBJECTS: dict[str, tuple[Any, Any]] = {
@@ -125,7 +133,7 @@ async def test_objects(name: str, store: str) -> None:
     await result_of(workflow, store=store)
     assert came == [value] and type(came[0]) is type(value)
     if name == "a model's subclass":
-        assert (came[0].hidden, came[0]._own, came[0].colours) == ("shade", 7, (Colour.RED,))
+        assert (came[0].hidden, came[0].own, came[0].colours) == ("shade", 7, (Colour.RED,))
     came.clear()
     assert run_workflow(workflow).status == "completed"
     assert came == [value]

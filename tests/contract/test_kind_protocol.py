@@ -149,7 +149,7 @@ def made(name: str, method: str, wrong: Callable[[], Any], monkeypatch: pytest.M
 
 
 def faults(saga: Saga) -> list[tuple[str, str]]:
-    return [(fault.type, fault.message) for _, fault in saga.state.errors]
+    return [(fault.type, fault.message) for _, fault, *_ in saga.state.errors]
 
 
 @pytest.mark.parametrize("case", CASES)
