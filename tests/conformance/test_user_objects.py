@@ -121,8 +121,8 @@ async def test_a_result_that_exits(store: str, place: str, make: Callable[[], An
 
 @claim(
     "Outcomes of a step",
-    "A `SystemExit` or `KeyboardInterrupt` of a task that a step made is the step's failure, `StepExited`; "
-    "its node goes on.",
+    "A `SystemExit` or `KeyboardInterrupt` of a task that a step made is the step's failure, `StepExited`; the node "
+    "goes on.",
 )
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 async def test_a_task_of_a_step_exits(store: str, kind: type[BaseException]) -> None:

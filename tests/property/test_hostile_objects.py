@@ -77,6 +77,8 @@ async def begin(mesh: Mesh, name: str, number: int) -> Transaction | None:
     try:
         return await POINTS[name](mesh, number)  # type: ignore[no-any-return]
     except Exception:  # a validator's own, say; nothing that would end a program
+        if name in WORKFLOWS:
+            raise
         return None
 
 
