@@ -103,7 +103,7 @@ def check_token(token: Any) -> None:
                 return
     elif kind in (bool, float, type(None)) or ((kind is str or kind is int) and encode_token(token) is token):
         return
-    raise InvalidOutcome(f"a {kind.__name__} where a token should be; encode_token makes one of a value")
+    raise InvalidOutcome(f"a {type_name(token)} where a token should be; encode_token makes one of a value")
 
 
 def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:

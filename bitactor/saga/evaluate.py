@@ -55,7 +55,9 @@ def evaluate(state: SagaState, index: int) -> Evaluated:
             answer = _asked(step.guard, values)
             if answer is not None:
                 return Evaluated(
-                    index, True, answer=(encode_token(answer.value if isinstance(answer, Ok | Continue) else answer),)
+                    index,
+                    True,
+                    answer=(encode_token(answer.value if issubclass(type(answer), Ok | Continue) else answer),),
                 )
     if step.container is None:
         return Evaluated(index, True, arguments)
@@ -65,7 +67,7 @@ def evaluate(state: SagaState, index: int) -> Evaluated:
 
 def _asked(callback: Callback, values: Mapping[str, Any]) -> Any:
     answer = callback.function(**{name: values[name] for name in callback.takes})
-    if isinstance(answer, Outcome):
+    if issubclass(type(answer), Outcome):
         raise answer
     return answer
 

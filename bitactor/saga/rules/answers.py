@@ -11,6 +11,7 @@ from bitactor.messages.codec import check_token, encode_token
 from bitactor.messages.faults import fault_of
 from bitactor.messages.outcome import Fail, Outcome
 from bitactor.messages.signal import Fault
+from bitactor.messages.values import type_name
 from bitactor.plan.container import (
     AnswerFunctionAround,
     Close,
@@ -45,7 +46,7 @@ def checked_answer(state: SagaState, index: int, answer: Any, allowed: tuple[typ
     kind = type(answer)
     if kind not in allowed:
         names = ", ".join(known.__name__ for known in allowed)
-        raise _invalid(state, index, f"answered a {kind.__name__}; it answers one of {names}")
+        raise _invalid(state, index, f"answered a {type_name(answer)}; it answers one of {names}")
     if kind is Open:
         openings = checked_openings(state, index, answer.scopes)
         if not openings:
@@ -60,7 +61,7 @@ def checked_answer(state: SagaState, index: int, answer: Any, allowed: tuple[typ
     elif kind is FailContainer:
         fault = answer.fault
         if type(fault) is not Fault or not all(type(text) is str for text in fault[:3]):
-            raise _invalid(state, index, f"fails with a {type(fault).__name__}; it fails with a Fault of texts")
+            raise _invalid(state, index, f"fails with a {type_name(fault)}; it fails with a Fault of texts")
         try:
             encode_token(list(fault))
         except InvalidOutcome as error:
@@ -85,14 +86,14 @@ def checked_openings(state: SagaState, index: int, scopes: Iterable[Any]) -> lis
     paths: set[str] = set()
     for opening in scopes:
         if type(opening) is not Opening:
-            raise _invalid(state, index, f"opens a {type(opening).__name__}; what it opens is an Opening")
+            raise _invalid(state, index, f"opens a {type_name(opening)}; what it opens is an Opening")
         key, number, inputs = opening
         if type(key) is not str or len(key) > MAX_KEY or "/" in key or not key.isprintable():
-            said = repr(key[:MAX_KEY]) if type(key) is str else f"a {type(key).__name__}"
+            said = repr(key[:MAX_KEY]) if type(key) is str else f"a {type_name(key)}"
             problem = f"opens a scope whose key is {said}; a key is a printable text without '/'"
             raise _invalid(state, index, problem)
         if type(number) is not int or not 0 <= number < len(bodies):
-            wrong = number if type(number) is int else f"a {type(number).__name__}"
+            wrong = number if type(number) is int else f"a {type_name(number)}"
             raise _invalid(state, index, f"opens scope {key!r} of body {wrong}; it has {len(bodies)}, from 0 on")
         body = bodies[number]
         for path in scope_paths(container, key, body):
@@ -105,7 +106,7 @@ def checked_openings(state: SagaState, index: int, scopes: Iterable[Any]) -> lis
 
 def _checked_inputs(state: SagaState, index: int, key: str, body: Plan, inputs: Any) -> tuple[Any, ...]:
     if type(inputs) is not tuple and type(inputs) is not list:
-        problem = f"gives scope {key!r} a {type(inputs).__name__}; it gives a tuple of tokens"
+        problem = f"gives scope {key!r} a {type_name(inputs)}; it gives a tuple of tokens"
         raise _invalid(state, index, problem)
     if len(inputs) != len(body.inputs):
         needed = ", ".join(body.inputs) or "none"
@@ -134,9 +135,9 @@ def scope_paths(container: str, key: str, body: Plan) -> Sequence[str]:
 def decision_fault(step: PlanStep, error: BaseException) -> Fault:
     """The fault of a step that could not be decided on."""
     fault = fault_of(error)
-    if isinstance(error, Outcome) and not isinstance(error, Fail):
+    if issubclass(type(error), Outcome) and not issubclass(type(error), Fail):
         said = (
-            f"{type(error).__name__} is for a step's function to say, and nothing runs yet that could halt or be tried "
+            f"{type_name(error)} is for a step's function to say, and nothing runs yet that could halt or be tried "
             f"again ({fault.summary()}); let a step before it say so"
         )
         fault = fault._replace(type=INVALID_OUTCOME, message=said, arguments=None)
