@@ -13,6 +13,7 @@ from bitactor import Value, Workflow, consumer
 from bitactor.errors import RemoteError
 from bitactor.messages.faults import chain_of, notes_of
 from bitactor.messages.signal import Fault
+from bitactor.messages.values import message_of
 
 
 class Own(Exception):
@@ -122,17 +123,10 @@ def of_exception(error: BaseException) -> Shape:
     if isinstance(error, RemoteError):
         name, message = normal(error.type_name.rpartition(".")[2]), normal(error.message)
     else:
-        name, message = normal(type(error).__name__), _text(error)
+        name, message = normal(type(error).__name__), normal(message_of(error))
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
     notes = tuple(getattr(error, "__notes__", ()))
     return Shape(name, message, notes, link, linked, tuple(of_exception(member) for member in members))
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return normal(str(error))
-    except BaseException as broken:
-        return f"<its message cannot be made: {type(broken).__name__}>"
 
 
 def normal(text: str) -> str:
