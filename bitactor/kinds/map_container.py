@@ -7,7 +7,7 @@ from typing import Any, Final
 from typing_extensions import override
 
 from bitactor.declare.functions import is_coroutine_function
-from bitactor.declare.spawners import SPAWNERS
+from bitactor.declare.spawners import SPAWNERS, default_spawn
 from bitactor.errors import DefinitionError, SignalTooLarge
 from bitactor.kinds.base import (
     Close,
@@ -269,6 +269,13 @@ def batch_plan(site: Site, declared: DeclaredMap, step: PlanStep, runner: BatchR
         runner.run_async if runner.is_async else runner.run, runner.is_async, {"ctx": "ctx", **resources},
         ("tokens",), resources=resources_among(resources),
     )  # fmt: skip
+    refusal = SPAWNERS[step.spawn].refusal(runner.is_async)
+    if refusal and site.step.options.spawn is None:
+        step.spawn = default_spawn(runner.is_async)  # an async source of a plain function is read on the loop
+    elif refusal:
+        raise DefinitionError(
+            f"{site.what}: a map with an async source is `async def` as a whole, and spawn={step.spawn!r} {refusal}"
+        )
     if not SPAWNERS[step.spawn].carries_objects:
         raise DefinitionError(
             f"{site.what}: a map's source is read where the transaction is; with spawn={step.spawn!r} nothing could be "

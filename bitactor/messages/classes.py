@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
+import decimal
 import enum
-from collections.abc import Iterable, Iterator
-from typing import Any, Final, ForwardRef, TypeVar, get_args, get_origin, get_type_hints
+import fractions
+import types
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, ForwardRef, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 from typing_extensions import TypeAliasType
@@ -64,6 +69,48 @@ def first_of(several: Iterable[Classes | None]) -> Classes | None:
     if len(known) < 2:
         return known[0] if known else None
     return lambda key: next((kind for classes in known if (kind := classes(key)) is not None), None)
+
+
+def kept_type(annotation: Any) -> Callable[[Any], bool] | None:
+    """Whether a value is of the annotation's type by the types of what is in it, so that nothing is to be checked in
+    objects that were restored; None for an annotation that asks for more, or has no objects."""
+    rule, has_objects = _kept(annotation)
+    return rule if has_objects else None
+
+
+Rule = Callable[[Any], bool]
+
+
+def _kept(annotation: Any) -> tuple[Rule | None, bool]:
+    """The rule of an annotation, if there is one, and whether there are objects in it."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    kind = type(None) if annotation is None else annotation
+    if isinstance(kind, type) and kind in _ATOMS:
+        return (lambda value: type(value) is kind), kind in _VALUES
+    if isinstance(annotation, type) and origin is None:
+        if issubclass(annotation, BaseModel | enum.Enum) or dataclasses.is_dataclass(annotation):
+            return (lambda value: issubclass(type(value), annotation)), True
+        return None, False
+    if origin not in (Union, types.UnionType, list, dict):
+        return None, False
+    rules, have_objects = zip(*map(_kept, parts), strict=True)
+    if None in rules:
+        return None, False
+    if origin is list:
+        (rule,) = rules
+        return (lambda value: type(value) is list and all(map(rule, value))), any(have_objects)
+    if origin is dict:
+        key, item = rules
+        return (lambda value: type(value) is dict and all(map(key, value)) and all(map(item, value.values()))), any(
+            have_objects
+        )
+    return (lambda value: any(rule(value) for rule in rules)), any(have_objects)
+
+
+_VALUES: Final = frozenset(
+    (dt.datetime, dt.date, dt.time, dt.timedelta, decimal.Decimal, uuid.UUID, fractions.Fraction)
+)
+_ATOMS: Final = frozenset((bool, int, float, str, bytes, type(None))) | _VALUES
 
 
 def _types_in(value: Any) -> set[type]:
@@ -125,6 +172,8 @@ def _parts(annotation: Any) -> list[Any]:
         if issubclass(annotation, BaseModel):
             parts += [field.annotation for field in annotation.model_fields.values()]
             parts.append(annotation.model_config.get("extra") and annotation.__annotations__.get("__pydantic_extra__"))
+        elif issubclass(annotation, enum.Enum):
+            parts += {type(member.value) for member in annotation}
         elif annotation.__module__ != "builtins":
             parts += _hints(annotation)
     return [part for part in parts if part is not None]

@@ -143,8 +143,9 @@ def _packed(value: Any) -> tuple[bytes, bool]:
         return msgpack.packb(value, default=encode_object, strict_types=True), False
     try:
         return msgpack.packb(value, default=encode_value, strict_types=True), True
-    except NeedsObjects:
-        return msgpack.packb(value, default=encode_object, strict_types=True), False
+    except NeedsObjects:  # and out of this block, lest it be the context of what is raised
+        pass
+    return msgpack.packb(value, default=encode_object, strict_types=True), False
 
 
 def decode_token(token: Any, classes: Classes | None = None) -> Any:

@@ -59,9 +59,8 @@ class Budget:
 def _fault_of(error: BaseException, budget: Budget, longest: int) -> Fault:
     budget.left -= 1
     budget.path.append(error)
-    kind = type(error)
     fault = Fault(
-        f"{class_text(kind, '__module__')}:{class_text(kind, '__qualname__')}",
+        type_path(type(error)),
         utf8_safe(message_of(error)[: min(longest, MAX_MESSAGE)]),
         utf8_safe(_users_traceback(error))[-longest:],
         _arguments(error, MAX_ARGUMENTS if longest == MAX_TRACEBACK else longest),
@@ -70,6 +69,11 @@ def _fault_of(error: BaseException, budget: Budget, longest: int) -> Fault:
     )
     budget.path.pop()
     return fault
+
+
+def type_path(kind: type) -> str:
+    """A class as a fault names it, `module:name`, whatever its metaclass does."""
+    return utf8_safe(f"{class_text(kind, '__module__')}:{class_text(kind, '__qualname__')}")
 
 
 def _of(error: BaseException, attribute: str) -> Any:
@@ -83,6 +87,8 @@ def _chain(error: BaseException, budget: Budget) -> bytes | None:
     if notes:
         found["notes"] = notes
     cause, context = _of(error, "__cause__"), _of(error, "__context__")
+    if len(budget.path) >= MAX_DEPTH and (cause is not None or context is not None):
+        found["notes"] = [*notes, "(what it came with is left out: too much in a row)"]
     if budget.takes(cause):
         found["cause"] = _fault_of(cause, budget, MAX_INNER_TRACEBACK).fields()
     elif budget.takes(context) and not _of(error, "__suppress_context__"):
@@ -306,6 +312,16 @@ def _arguments(error: BaseException, limit: int) -> bytes | None:
         return None
 
 
+def _last_lines(error: BaseException) -> list[str]:
+    """What `traceback.format_exception_only` says, which would look at all that came with the error too."""
+    kind = type(error)
+    if issubclass(kind, SyntaxError):
+        return traceback.format_exception_only(error)
+    module, name, message = class_text(kind, "__module__"), class_text(kind, "__qualname__"), message_of(error)
+    named = name if module in ("builtins", "__main__") else f"{module}.{name}"
+    return [f"{named}: {message}\n" if message else f"{named}\n", *(f"{note}\n" for note in _notes(error))]
+
+
 def _users_traceback(error: BaseException) -> str:
     """The traceback without our own frames around the user's function."""
     shown: list[str] = []
@@ -313,7 +329,7 @@ def _users_traceback(error: BaseException) -> str:
         frames = traceback.extract_tb(_of(error, "__traceback__"))
         users = [frame for frame in frames if not frame.filename.startswith(_FRAMEWORK)]
         shown += traceback.StackSummary.from_list(users or frames).format()
-        shown += traceback.format_exception_only(error)
+        shown += _last_lines(error)
     except BaseException:
         shown.append(f"{class_text(type(error), '__qualname__')}: {message_of(error)}\n")
     return "".join(shown)[-MAX_TRACEBACK:]

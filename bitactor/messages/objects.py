@@ -62,7 +62,8 @@ def encode_object(value: Any) -> Any:
     try:
         return encode_value(value)
     except NeedsObjects:
-        return _encode_object(value)
+        pass
+    return _encode_object(value)
 
 
 class Reader:
@@ -125,6 +126,9 @@ def _field_types(kind: type) -> dict[str, Any]:
     return dict.fromkeys(getattr(kind, "_fields", ()))
 
 
+_NOTHING: Final = object()
+
+
 class _Inexact(Exception):
     """An object's state holds what this reader cannot restore."""
 
@@ -158,7 +162,8 @@ def _encode_exactly(value: Any) -> Any:
     try:
         return encode_value(value)
     except NeedsObjects:
-        return _encode_object(value, exactly=True)
+        pass
+    return _encode_object(value, exactly=True)
 
 
 def _encode_object(value: Any, exactly: bool = False) -> Any:
@@ -246,7 +251,7 @@ def _encode_dataclass(value: Any, exactly: bool) -> msgpack.ExtType:
 
 def _read_model(reader: Reader, key: str, state: bytes | None, shown: bytes | None) -> Any:
     kind = reader.found(key, BaseModel)
-    if kind is not None and state is not None and (parts := _exact(reader, state)) is not None:
+    if kind is not None and state is not None and (parts := _exact(reader, state)) is not _NOTHING:
         fields, names, extra, private = parts
         made: Any = object.__new__(kind)
         BaseModel.__setstate__(
@@ -269,7 +274,7 @@ def _read_model(reader: Reader, key: str, state: bytes | None, shown: bytes | No
 
 def _read_dataclass(reader: Reader, key: str, state: bytes | None, shown: bytes | None) -> Any:
     kind = reader.found(key, object)
-    if kind is not None and state is not None and (parts := _exact(reader, state)) is not None:
+    if kind is not None and state is not None and (parts := _exact(reader, state)) is not _NOTHING:
         made: Any = object.__new__(kind)
         for name, item in {**parts[0], **parts[1]}.items():
             object.__setattr__(made, name, item)
@@ -280,19 +285,19 @@ def _read_dataclass(reader: Reader, key: str, state: bytes | None, shown: bytes 
 
 
 def _exact(reader: Reader, state: bytes) -> Any:
-    """The state of an object as it was; None if it holds an object of a class that the reader does not know."""
+    """The state of an object as it was; `_NOTHING` if it holds an object of a class that the reader does not know."""
     try:
         return reader.within(state, True)
     except _Inexact:
         if reader.exact:
             raise
-        return None
+        return _NOTHING
 
 
 def _read_enum(reader: Reader, key: str, value: bytes) -> Any:
     kind = reader.found(key, enum.Enum)
-    if kind is not None:
-        return kind(reader.within(value, True))
+    if kind is not None and (inner := _exact(reader, value)) is not _NOTHING:
+        return kind(inner)
     if reader.exact:
         raise _Inexact(key)
     return reader.within(value, False)
@@ -355,6 +360,11 @@ _URLS: Final[Mapping[str, Any]] = {
     if isinstance(kind, type) and hasattr(kind, "unicode_string")
 }
 _FACTORIES: Final[Mapping[str, Any]] = {kind.__name__: kind for kind in (bool, dict, float, int, list, set, str, tuple)}
+
+
+SECRET_MARK: Final = bytes(msgpack.packb(["secret"]))[1:]
+"""What the bytes of whatever holds a secret have in them."""
+MASKED: Final = "**********"
 
 
 def _encode_secret(value: Any) -> msgpack.ExtType:

@@ -13,6 +13,7 @@ import re
 import uuid
 import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import msgpack
@@ -205,6 +206,15 @@ def _encode_moment(value: dt.datetime | dt.time) -> msgpack.ExtType:
     return _extension(code, value.isoformat() + note)
 
 
+@lru_cache(1_000)
+def _is_known(zone: str) -> bool:
+    try:
+        zoneinfo.ZoneInfo(zone)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        return False
+    return True
+
+
 def zone_name(zone: dt.tzinfo, at: dt.datetime | dt.time) -> str:
     """The zone's name in the IANA database; empty for one whose offset never changes.
 
@@ -212,7 +222,7 @@ def zone_name(zone: dt.tzinfo, at: dt.datetime | dt.time) -> str:
         TypeError: there is no way to name it.
     """
     name = getattr(zone, "key", None) or getattr(zone, "zone", None)
-    if isinstance(name, str) and name in zoneinfo.available_timezones():
+    if isinstance(name, str) and _is_known(name):
         return name
     year = at.year if isinstance(at, dt.datetime) else 2026
     offsets = {zone.utcoffset(dt.datetime(year, month, 1, tzinfo=zone)) for month in range(1, 13)}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import override
 
 from bitactor.errors import DefinitionError, InvalidInput
-from bitactor.messages.classes import AnnotatedClasses, first_of
+from bitactor.messages.classes import AnnotatedClasses, first_of, kept_type
 from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tokens, token_bytes
 from bitactor.messages.objects import Classes
 
@@ -250,7 +250,7 @@ def converter_for(annotation: Any, owner: str) -> Converter | None:
     if all(member in _PLAIN or (get_origin(member) in (dict, list) and _all_any(member)) for member in members):
         return Converter(_checker(members, annotation), None)
     try:
-        return Converter(_validator(TypeAdapter(annotation)), AnnotatedClasses(annotation))
+        return Converter(_validator(TypeAdapter(annotation), kept_type(annotation)), AnnotatedClasses(annotation))
     except (PydanticUserError, NameError) as error:
         raise DefinitionError(
             f"{owner}: no way to make a {annotation!r} from plain data ({str(error).splitlines()[0]}); "
@@ -261,13 +261,18 @@ def converter_for(annotation: Any, owner: str) -> Converter | None:
 _BY_NAME: Final = "by_name" in inspect.signature(TypeAdapter.validate_python).parameters  # since pydantic 2.11
 
 
-def _validator(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
-    """Validates what was carried: a model that is plain data here has the names of its fields, not their aliases."""
+def _validator(adapter: TypeAdapter[Any], is_kept: Callable[[Any], bool] | None) -> Callable[[Any], Any]:
+    """Validates what was carried as plain data; what came back as it was is not validated again.
+
+    A model that is plain data here has the names of its fields, not their aliases.
+    """
     validate = adapter.validate_python
-    if not _BY_NAME:
-        return validate
 
     def by_name_too(value: Any) -> Any:
+        if is_kept is not None and is_kept(value):
+            return value
+        if not _BY_NAME:
+            return validate(value)
         try:
             return validate(value)
         except ValidationError:

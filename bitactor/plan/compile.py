@@ -9,6 +9,7 @@ from bitactor.declare.resource import Resource
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError, DuplicateName, MissingReturn
 from bitactor.messages.duration import nanoseconds, nanoseconds_or_none
+from bitactor.messages.faults import type_path
 from bitactor.plan.bind import bind_parameters, compile_predicate
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.dependencies import steps_waited_for
@@ -75,7 +76,7 @@ def compile_workflow(workflow: Declaration, address: str | None = None) -> Plan:
 
 
 def _errors_of(workflow: Declaration, bodies: Iterable[Plan]) -> dict[str, type[BaseException]]:
-    errors = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in workflow.errors}
+    errors = {type_path(kind): kind for kind in workflow.errors}
     for body in bodies:
         errors |= body.errors
     return errors

@@ -84,7 +84,12 @@ class Intake:
         token = encoded(f"input of {workflow!r}", values)
         data: dict[str, Any] = {}
         if key is not None:
-            data = {"key": key, "input_digest": _plain_digest(values), "request_digest": _digest_as_sent(given, values)}
+            data = {
+                "key": key,
+                "input_digest": _plain_digest(values),
+                "request_digest": _digest_as_sent(given, values),
+                "valid_digest": request_digest(values),
+            }
             known = await self._find_by_key(workflow, key, data)
             if known is not None:
                 return known
@@ -178,7 +183,7 @@ class Intake:
         live = found if isinstance(found, LiveTransaction) else self._load(found)
         first = self._supervisor.store.pulses(live.state.transaction)[0].data or {}
         # The same as it was sent, or the same input however it was written; journals of before know the second only.
-        if not any(data[digest] and data[digest] == first.get(digest) for digest in ("request_digest", "input_digest")):
+        if not any(data[digest] and data[digest] == first.get(digest) for digest in _DIGESTS):
             raise DuplicateTransaction(
                 f"key {key!r} began transaction {live.state.transaction} of {workflow!r} with another input; "
                 "use a key of its own for each request"
@@ -198,6 +203,9 @@ class Intake:
                 "try again later, or raise max_in_flight"
             ) from None
         self._require_open()
+
+
+_DIGESTS: Final = ("request_digest", "valid_digest", "input_digest")
 
 
 def _digest_as_sent(given: Any, values: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from bitactor.messages.faults import error_of
+from bitactor.messages.faults import error_of, type_path
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD, Fault
 from bitactor.plan.plan import Plan, PlanStep, Scope
@@ -98,7 +98,7 @@ class LiveTransaction:
     def error_for(self, hop: str, fault: Fault) -> BaseException:
         """The exception behind a recorded fault: the live one if it happened in this process."""
         raised = self.errors.get(hop)
-        if raised is not None and fault.type == f"{type(raised).__module__}:{type(raised).__qualname__}":
+        if raised is not None and fault.type == type_path(type(raised)):
             return raised
         return error_of(fault, self.plan.errors)
 

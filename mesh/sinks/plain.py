@@ -12,6 +12,7 @@ from typing import Any
 from bitactor.errors import ProtocolError
 from bitactor.messages.codec import Packed, decode_token
 from bitactor.messages.faults import fault_as_plain
+from bitactor.messages.objects import MASKED, SECRET_MARK
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
 
@@ -21,7 +22,8 @@ _JSON_SCALARS = (str, bool, int, type(None))
 def plain(value: Any) -> Any:
     """`value` as data that JSON can carry.
 
-    Packed tokens are decoded (one that cannot be: `{"undecodable": base64}`), bytes become base64, datetimes, dates and
+    Packed tokens are decoded (one that cannot be: `{"undecodable": base64}`), bytes become base64, unless there is a
+    packed secret in them, which is masked; datetimes, dates and
     times ISO 8601, durations seconds, sets and tuples lists, NaN and infinities text, anything else its `str`.
     """
     if isinstance(value, _JSON_SCALARS):
@@ -31,7 +33,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Packed):
         return _decode(value)
     if isinstance(value, bytes | bytearray | memoryview):
-        return b64encode(bytes(value)).decode()
+        data = bytes(value)
+        return _decode(Packed(data)) if SECRET_MARK in data else b64encode(data).decode()
     if isinstance(value, Mapping):
         return {key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -60,4 +63,4 @@ def _decode(token: Packed) -> Any:
     try:
         return plain(decode_token(token))
     except ProtocolError:
-        return {"undecodable": b64encode(token).decode()}
+        return MASKED if SECRET_MARK in bytes(token) else {"undecodable": b64encode(token).decode()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bitactor import Element, Halt, Result, Value, Workflow
+from bitactor import DefinitionError, Element, Halt, Result, Value, Workflow
 from mesh import Mesh
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes, begin, dying_map
@@ -47,14 +47,22 @@ def counted_from(upto: int, start: int) -> Iterator[int]:
 
 @claim("Kinds: map", "Or over an iterator factory, or an async iterable.")
 @pytest.mark.parametrize("factory", [counted, counted_slowly, counted_from])
-async def test_over_a_factory(factory: Any) -> None:
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_over_a_factory(factory: Any, is_async: bool) -> None:
     workflow = Workflow("made", input={"upto": int})
 
-    @workflow.map(over=factory, batch=3)
-    async def double(element: int) -> int:
+    async def doubles(element: int) -> int:
         return element * 2
 
+    def double(element: int) -> int:
+        return element * 2
+
+    workflow.map(doubles if is_async else double, name="doubled", over=factory, batch=3)
     assert await result_of(workflow, {"upto": 7}) == [0, 2, 4, 6, 8, 10, 12]
+    if factory is counted_slowly and not is_async:
+        workflow.map(double, name="elsewhere", over=factory, spawn="thread")
+        with pytest.raises(DefinitionError, match="async source"):
+            workflow.check()
 
 
 def shipping(log: list[str] | None = None) -> Workflow:

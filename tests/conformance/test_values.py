@@ -11,7 +11,10 @@ import re
 import time
 import uuid
 import zoneinfo
+from base64 import b64decode
 from collections import deque
+from decimal import Decimal
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import pytest
@@ -26,12 +29,14 @@ from pydantic import (
     SecretStr,
     computed_field,
     field_validator,
+    model_validator,
 )  # fmt: skip
 
-from bitactor import Workflow
+from bitactor import Context, Workflow
 from bitactor.errors import DuplicateTransaction, InvalidOutcome
 from bitactor.testing import run_workflow
 from mesh import Mesh
+from mesh.sinks.jsonl import JsonlSink
 from mesh.sinks.otel.sink import OtelSink
 from mesh.sinks.plain import plain_pulse
 from tests.conformance.claims import claim
@@ -95,7 +100,26 @@ def derived() -> Derived:
     return Derived(Value=4, hidden="shade", colours=(Colour.RED,)).with_own(7)
 
 
+class Counted(BaseModel):
+    """Its validators would count it on."""
+
+    count: int
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        self.count += 1
+        return self
+
+
+class Places(enum.Enum):
+    FIRST = Counted(count=1)
+
+
 OBJECTS: dict[str, tuple[Any, Any]] = {
+    "a model whose validator counts": (Counted, Counted(count=1)),
+    "models whose validators count": (dict[str, list[Counted | None]], {"a": [Counted(count=1), None]}),
+    "an enum of models": (Places, Places.FIRST),
+    "a number that is none": (list[Decimal], [Decimal("Infinity"), Decimal(1)]),
     "a model's subclass": (Base, derived()),
     "models in a list": (list[Base], [derived(), Base(Value=1)]),
     "a dataclass": (Initialised, Initialised(2)),
@@ -214,16 +238,25 @@ def logs_in() -> Workflow[Any]:
         return session
 
     @workflow.step
-    async def fails(used: dict[str, Any]) -> None:
+    async def listed(password: SecretStr) -> list[Any]:
+        return [password]
+
+    workflow.map(lambda element: element, over="listed", name="each")
+
+    @workflow.step(after=["each"])
+    async def fails(used: dict[str, Any], ctx: Context) -> None:
+        ctx.emit_later("told", used)
         raise LookupError("wrong", used["key"], used)
 
     return workflow
 
 
 @claim("Values", "A secret is carried, and masked wherever it is shown: pulses, spans, logs, errors.")
-async def test_secrets(store: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_secrets(store: str, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     exporter = InMemorySpanExporter()
-    async with Mesh(logs_in(), store=store, sinks=[OtelSink(exporter=exporter, service_name="secrets")]) as mesh:
+    lines = tmp_path / "pulses.jsonl"
+    sinks = [OtelSink(exporter=exporter, service_name="secrets"), JsonlSink(lines)]
+    async with Mesh(logs_in(), store=store, sinks=sinks) as mesh:
         transaction = await mesh.stimulate("logs-in", {"user": "ada", "password": PASSWORD})
         failure = await failure_of(transaction)
         shown = [plain_pulse(pulse) for pulse in transaction.pulses()]
@@ -232,6 +265,8 @@ async def test_secrets(store: str, caplog: pytest.LogCaptureFixture) -> None:
     assert len(spans) >= 4 and "**********" in str(shown)
     for text in (shown, about, failure, failure.errors, caplog.text, spans):
         assert PASSWORD not in str(text)
+    for found in re.findall(rb"[A-Za-z0-9+/]{20,}={0,2}", lines.read_bytes()):
+        assert PASSWORD.encode() not in b64decode(found + b"=" * (-len(found) % 4))
 
 
 class Request(BaseModel):
@@ -292,3 +327,27 @@ async def test_a_request_that_can_be_read_once(store: str) -> None:
         assert await first.result(BOUND) == 3
         with pytest.raises(DuplicateTransaction):
             await mesh.stimulate(workflow, {"items": (n for n in range(4))}, key="k")
+
+
+class Credentials(BaseModel):
+    token: SecretStr
+    url: HttpUrl
+    counts: dict[str, int] = Field(default_factory=dict)
+
+
+@claim("Values", "Two inputs that the input model makes the same of are the same request, secrets and URLs included.")
+async def test_the_same_input(store: str) -> None:
+    workflow = Workflow("credentials", input=Credentials)
+    workflow.add(lambda token: None, name="taken")
+    given = {"token": PASSWORD, "url": "https://example.org", "counts": {"a": 1, "b": 2}}
+    async with Mesh(workflow, store=store) as mesh:
+        first = await mesh.stimulate(workflow, given, key="k")
+        for again in (
+            Credentials.model_validate(given),
+            given | {"url": "https://example.org/"},
+            given | {"counts": {"b": "2", "a": 1}},
+        ):
+            assert (await mesh.stimulate(workflow, again, key="k")).id == first.id
+        with pytest.raises(DuplicateTransaction) as refused:
+            await mesh.stimulate(workflow, given | {"token": "another"}, key="k")
+        assert PASSWORD not in str(refused.value)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bitactor import WorkflowFailed
 from bitactor.export.failure import failure_of_plain
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.messages.faults import chain_lines, error_of, fault_as_plain, fault_of, fault_of_plain
+from bitactor.messages.faults import chain_lines, chain_of, error_of, fault_as_plain, fault_of, fault_of_plain, notes_of
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault, Reply
 from bitactor.messages.wire import decode_message, encode_message
@@ -228,3 +228,25 @@ def _expected(place: str, shape: trees.Shape) -> trees.Shape:
 def _without_prefix(shape: trees.Shape) -> trees.Shape:
     """Without what is said of an error that came before the step."""
     return shape._replace(message=re.sub("^deciding on '[^']*': ", "", shape.message))
+
+
+def test_a_long_chain_costs_what_is_kept_of_it() -> None:
+    asked = 0
+
+    class Told(Exception):
+        def __str__(self) -> str:
+            nonlocal asked
+            asked += 1
+            return "told"
+
+    error = Told()
+    for _ in range(2_000):
+        later = Told()
+        later.__context__ = error
+        error = later
+    fault = fault_of(error)
+    assert asked <= 100
+    inner, depth = fault, 1
+    while chain := chain_of(inner):
+        inner, depth = chain[0][1], depth + 1
+    assert depth == 20 and "left out" in str(notes_of(inner))
