@@ -278,8 +278,8 @@ async def test_no_answer_is_worth_another_try(server: Server) -> None:
 
 async def test_an_attempt_that_its_step_cuts_off_is_in_doubt_and_undone(server: Server) -> None:
     server.hold("/charges")
-    orders = Workflow("orders", grace=0.05, resources=[http_client(base_url=server.url, timeout=0.05)])
-    charge = http.post(orders, "charge", "/charges", json={}, timeout=0.3)
+    orders = Workflow("orders", grace=0.05, resources=[http_client(base_url=server.url, timeout=30)])
+    charge = http.post(orders, "charge", "/charges", json={}, timeout=0.6)
     taken_back: list[Any] = []
 
     @charge.undo(in_doubt=True)
