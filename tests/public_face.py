@@ -221,7 +221,7 @@ def _without_traceback(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Where this file lies is not of interest."""
     if data is None:
         return data
-    said = {name: item for name, item in data.items() if name != "request_digest"}  # which is new since
+    said = {name: item for name, item in data.items() if name not in ("request_digest", "valid_digest")}  # new since
     return {**said, "fault": [*said["fault"][:2], "", *said["fault"][3:]]} if "fault" in said else said
 
 
