@@ -265,8 +265,8 @@ async def test_secrets(store: str, caplog: pytest.LogCaptureFixture, tmp_path: P
     assert len(spans) >= 4 and "**********" in str(shown)
     for text in (shown, about, failure, failure.errors, caplog.text, spans):
         assert PASSWORD not in str(text)
-    for found in re.findall(rb"[A-Za-z0-9+/]{20,}={0,2}", lines.read_bytes()):
-        assert PASSWORD.encode() not in b64decode(found + b"=" * (-len(found) % 4))
+    for found in re.findall(rb"[A-Za-z0-9+/]{20,}", lines.read_bytes()):
+        assert PASSWORD.encode() not in b64decode(found[: len(found) // 4 * 4])
 
 
 class Request(BaseModel):
