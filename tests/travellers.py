@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator, AnyUrl, BaseModel, ConfigDict, Field, HttpUrl, Json, SecretStr, computed_field
 from typing_extensions import TypedDict
 
-from bitactor import Halt, Workflow
+from bitactor import Halt, Result, Workflow
 
 T = TypeVar("T")
 
@@ -236,6 +236,10 @@ def take_plain(value: Any, data: bytes) -> Any:
     return value
 
 
+def take_gathered(value: AnyObject, data: bytes) -> None:
+    differ(pickle.loads(data), value)
+
+
 def take_element(element: AnyObject, data: bytes) -> AnyObject:
     return take(element, data)
 
@@ -255,11 +259,13 @@ def _journey(name: str, spawner: Any, *, objects: bool) -> Workflow[Any]:
     workflow.add(make, name="value", spawn=spawner)
     if objects:
         workflow.add(take, name="taken", spawn=spawner).undo(take_back)
+        workflow.collect("gathered", {"kept": "value", "list": "pair"})
+        workflow.add(take_gathered, bind={"value": Result("gathered", "kept")})
         workflow.add(pair)
         workflow.map(take_element, over="pair", name="each").undo(take_element_back)
     else:
         workflow.add(take_plain, name="taken", spawn=spawner)
-    workflow.add(fail, name="end", after=["each"] if objects else [])
+    workflow.add(fail, name="end", after=["each", "take_gathered"] if objects else [])
     return workflow
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from typing_extensions import override
 
 from bitactor.declare.source import Source
-from bitactor.kinds.base import FUNCTION, SOURCES, FunctionKind, with_parameters
+from bitactor.kinds.base import FUNCTION, SOURCES, FunctionKind, Site, with_parameters
 from bitactor.kinds.result_types import answer_type, mapping_type
+from bitactor.messages.values import carried
+from bitactor.plan.arguments import Converter
+from bitactor.plan.plan import PlanStep
+
+_PASSED_ON: Final = Converter(lambda value: value, carried)
 
 
 class Collect(FunctionKind):
@@ -25,6 +30,17 @@ class Collect(FunctionKind):
             return arguments if transform is None else transform(arguments)
 
         super().__init__(what, with_parameters(collected, sources, self.label))
+
+    @override
+    def compile(self, site: Site) -> PlanStep:
+        """Without a transform, objects are passed on as they are."""
+        step = super().compile(site)
+        if self.transform is None:
+            step.arguments = tuple(
+                argument if argument.path or argument.transform else argument._replace(converter=_PASSED_ON)
+                for argument in step.arguments
+            )
+        return step
 
     @override
     @classmethod

@@ -31,8 +31,10 @@ from bitactor.messages.values import (
     OBJECT,
     SET,
     VALUES,
+    Carried,
     Hook,
     NeedsObjects,
+    carried,
     encode_set,
     encode_value,
     set_of,
@@ -98,6 +100,8 @@ class Reader:
         if code != OBJECT:
             raise ValueError(f"unknown extension type {code}")
         tag, *parts = msgpack.unpackb(data)
+        if self.classes is carried and tag in _RESTORED:
+            return Carried(data)
         return _OBJECTS[tag](self, *parts)
 
     def within(self, data: bytes, exact: bool) -> Any:
@@ -379,6 +383,7 @@ def _encode_default_dict(value: defaultdict[Any, Any]) -> msgpack.ExtType:
     return _object("defaultdict", factory and factory.__name__, _pack_exactly(dict(value)))
 
 
+_RESTORED: Final = frozenset(("model", "dataclass", "enum", "named"))
 _VALUE_OBJECTS: Final[tuple[tuple[Any, Hook], ...]] = (
     (deque, lambda value: _object("deque", _pack_plainly(list(value)), value.maxlen)),
     ((pydantic.SecretStr, pydantic.SecretBytes, pydantic.Secret), _encode_secret),

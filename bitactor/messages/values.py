@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgpack
 from pydantic import BaseModel
+from typing_extensions import override
 
 _DATETIME: Final = 1
 _DATE: Final = 2
@@ -36,6 +37,31 @@ MAX_SHOWN: Final = 5
 """Most arguments of an exception that are shown for want of a message."""
 
 Hook = Callable[[Any], Any]
+
+
+def carried(key: str) -> None:
+    """The classes of a reader that only passes objects on: it knows none of them, and keeps each as `Carried`."""
+
+
+class Carried:
+    """An object of a user's class on its way from one token into another, as it was, whatever its class."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Carried and other.data == self.data
+
+    @override
+    def __hash__(self) -> int:
+        return hash(self.data)
+
+    @override
+    def __repr__(self) -> str:
+        return "<an object that is passed on>"
 
 
 class NeedsObjects(Exception):
@@ -275,6 +301,7 @@ _BY_BASE: Final[tuple[tuple[Any, Hook], ...]] = (
     (dt.timedelta, lambda v: msgpack.ExtType(_TIMEDELTA, msgpack.packb([v.days, v.seconds, v.microseconds]))),
     (uuid.UUID, lambda value: msgpack.ExtType(_UUID, value.bytes)),
     (decimal.Decimal, lambda value: _extension(_DECIMAL, str(value))),
+    (Carried, lambda value: msgpack.ExtType(OBJECT, value.data)),
     (bool, bool),
     (int, _encode_int),
     (str, str.__str__),
