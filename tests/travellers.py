@@ -170,7 +170,7 @@ EVERYTHING = st.builds(
     zone=TIMES,
 )
 SLOTTED = st.recursive(
-    st.builds(Slotted, VALUES | st.binary(max_size=4).map(bytearray)),
+    st.builds(Slotted, VALUES),
     lambda inner: st.builds(Slotted, VALUES, st.lists(inner, max_size=2).map(tuple)),
     max_leaves=4,
 )
