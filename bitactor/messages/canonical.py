@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 from pydantic import BaseModel
@@ -14,7 +14,8 @@ from bitactor.errors import InvalidInput
 from bitactor.messages.objects import encode_object
 from bitactor.messages.values import text_of, type_name
 
-MAX_DEPTH = 64
+MAX_DEPTH: Final = 200
+"""Deepest nesting that is looked at: more than tokens may have, where objects in them count once."""
 
 
 def request_digest(given: Any) -> str:

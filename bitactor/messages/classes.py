@@ -33,8 +33,9 @@ class AnnotatedClasses:
 
     def __call__(self, key: str) -> type | None:
         """The class of that key; None for one that the annotation does not lead to, or for one of two alike."""
-        if self._known is None:
-            self._known = self._collect()
+        if self._known is None or (key not in self._known and len(self._known) < _MANY):
+            self._known = self._collect() | (self._known or {})  # a subclass may have been defined since
+            self._known.setdefault(key, None)
         return self._known.get(key)
 
     def _collect(self) -> dict[str, type | None]:

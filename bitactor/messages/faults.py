@@ -6,6 +6,7 @@ import contextlib
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any, Final
 
 from bitactor import errors
@@ -79,6 +80,12 @@ def type_path(kind: type) -> str:
 def _of(error: BaseException, attribute: str) -> Any:
     """What `BaseException` has under that name, whatever the exception's class has."""
     return vars(BaseException)[attribute].__get__(error)
+
+
+def traceback_of(error: BaseException) -> TracebackType | None:
+    """The traceback of an exception, whatever its class says of its attributes."""
+    found: TracebackType | None = _of(error, "__traceback__")
+    return found
 
 
 def _chain(error: BaseException, budget: Budget) -> bytes | None:
@@ -326,7 +333,7 @@ def _users_traceback(error: BaseException) -> str:
     """The traceback without our own frames around the user's function."""
     shown: list[str] = []
     try:
-        frames = traceback.extract_tb(_of(error, "__traceback__"))
+        frames = traceback.extract_tb(traceback_of(error))
         users = [frame for frame in frames if not frame.filename.startswith(_FRAMEWORK)]
         shown += traceback.StackSummary.from_list(users or frames).format()
         shown += _last_lines(error)

@@ -11,6 +11,7 @@ from typing import Any
 
 from bitactor.errors import InvalidOutcome
 from bitactor.messages.codec import encode_token
+from bitactor.messages.faults import traceback_of
 from bitactor.messages.outcome import Continue, Ok, Outcome
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Signal
 from bitactor.plan.arguments import BoundArguments, argument_values, transform_arguments
@@ -31,7 +32,7 @@ def decide(state: SagaState, index: int) -> tuple[Evaluated, BaseException | Non
     except BaseException as error:
         fault = decision_fault(state.steps[index], error)
         if fault.type == INVALID_OUTCOME:  # what it is made of in another process
-            error = InvalidOutcome(fault.message).with_traceback(error.__traceback__)
+            error = InvalidOutcome(fault.message).with_traceback(traceback_of(error))
         return Evaluated(index, True, None, fault), error
 
 

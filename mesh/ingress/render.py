@@ -18,6 +18,7 @@ from bitactor.messages.faults import fault_as_plain
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
 from bitactor.ports import TransactionRow
+from mesh.sinks.plain import masked
 
 _LEFT_OUT: Final = frozenset(("decided", "input_digest"))
 """Parts of a pulse's `data` that say in another way what `token_in` says, or nothing to people."""
@@ -80,8 +81,8 @@ def pulses_as_plain(pulses: Sequence[Pulse]) -> list[dict[str, Any]]:
             "ttl": pulse.ttl,
             "at": _moment(pulse.at_ns),
             "elapsed_ns": pulse.elapsed_ns,
-            "token_in": pulse.token_in,
-            "token_out": pulse.token_out,
+            "token_in": masked(pulse.token_in),
+            "token_out": masked(pulse.token_out),
             "error": pulse.error,
             "data": None if pulse.data is None else _data(pulse.data),
         }

@@ -48,6 +48,17 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def masked(value: Any) -> Any:
+    """`value`, decoded, with the bytes in it that have a packed secret in them as data where the secret is masked."""
+    if isinstance(value, bytes) and SECRET_MARK in value:
+        return plain(value)
+    if isinstance(value, list):
+        return [masked(item) for item in value]
+    if isinstance(value, dict):
+        return {key: masked(item) for key, item in value.items()}
+    return value
+
+
 def plain_pulse(pulse: Pulse) -> dict[str, Any]:
     """A pulse as a mapping of its field names, in their order, ready for `json.dumps`; the causes, notes and members of
     an error's exception are spelled out in the place of the packed ones."""
