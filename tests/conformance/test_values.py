@@ -358,6 +358,7 @@ async def test_the_same_input(store: str) -> None:
         assert PASSWORD not in str(refused.value)
 
 
+@claim("Values", "With a key whatever can be carried is accepted, however deep.")
 async def test_a_key_takes_whatever_can_be_carried() -> None:
     workflow = Workflow("deep", input={"value": object})
     workflow.add(lambda value: None, name="taken")
