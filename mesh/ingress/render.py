@@ -99,7 +99,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
         shown["emits"] = [
             {"name": name, "value": decode_token(token_from_bytes(token))} for name, token in shown["emits"]
         ]
-    return shown
+    return {name: masked(value) for name, value in shown.items()}
 
 
 def _moment(nanoseconds: int) -> str:

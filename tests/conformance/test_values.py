@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
-from bitactor import Context, Workflow
+from bitactor import Context, Value, Workflow
 from bitactor.errors import DuplicateTransaction, InvalidOutcome
 from bitactor.testing import run_workflow
 from mesh import Mesh
@@ -243,8 +243,9 @@ def logs_in() -> Workflow[Any]:
         return [password]
 
     workflow.map(lambda element: element, over="listed", name="each")
+    workflow.map(lambda element: element, over=Value([SecretStr(PASSWORD)]), name="constants")
 
-    @workflow.step(after=["each"])
+    @workflow.step(after=["each", "constants"])
     async def fails(used: dict[str, Any], ctx: Context) -> None:
         ctx.emit_later("told", used)
         raise LookupError("wrong", used["key"], used)
