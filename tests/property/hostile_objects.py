@@ -175,33 +175,14 @@ def burdened(number: int) -> BaseException:
     return error
 
 
-# Points: workflows whose input is the number of a case
-
-POINTS: Final[dict[str, Callable[[Mesh, int], Awaitable[Any]]]] = {}
-"""Name → what begins a transaction that touches an object of the case."""
-WORKFLOWS: Final[dict[str, Workflow]] = {}
-CONSUMERS: Final[list[Any]] = []
-Declaring = Callable[[Callable[..., Any]], Callable[..., Any]]
+def a_case() -> int:
+    """The number of a case, where nobody hands one on."""
+    return next(iter(CASES))
 
 
-def point(
-    name: str, *, places: tuple[str, ...] = (), **options: Any
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Have the decorated function declare the point's workflow; with `places` once for each spawner, as `place`."""
-
-    def declare(function: Callable[..., Any]) -> Callable[..., Any]:
-        for place in places or ("",):
-            called = f"{name}, {place}" if place else name
-            workflow = WORKFLOWS[called] = Workflow(called, input={"n": int}, ttl=20, errors=[Fragile], **options)
-            function(workflow, *([place] if place else []))
-            POINTS[called] = _stimulate(workflow)
-        return function
-
-    return declare
-
-
-def _stimulate(workflow: Workflow) -> Callable[[Mesh, int], Awaitable[Any]]:
-    return lambda mesh, number: mesh.stimulate(workflow, {"n": number})
+def throw(error: BaseException) -> Any:
+    """Raise it."""
+    raise error
 
 
 class Fragile(Exception):
@@ -217,7 +198,7 @@ class Picky(type):
     """Of classes that look at what is an instance of them."""
 
     def __instancecheck__(cls, instance: object) -> Any:
-        return misdeed(next(iter(CASES)))
+        return misdeed(a_case())
 
 
 class Chosen(Exception, metaclass=Picky):
@@ -228,7 +209,7 @@ class Validated(BaseModel):
     """A model whose validator misbehaves."""
 
     n: int
-    more: Any = Field(default_factory=lambda: made(next(iter(CASES))))
+    more: Any = Field(default_factory=lambda: made(a_case()))
 
     @field_validator("n")
     @classmethod
@@ -247,244 +228,90 @@ class Serialised(BaseModel):
         return misdeed(self.n)
 
 
-@point("result", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    workflow.step(name="it", spawn=place)(for_spawner(place, lambda n: made(n)))
-
-
-@point("result within a result", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    workflow.step(name="it", spawn=place)(for_spawner(place, lambda n: {"rows": [made(n)]}))
-
-
-@point("exception", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    def it(n: int) -> None:
-        raise thrown(n)
-
-    workflow.step(name="it", spawn=place, retries=1, backoff=Backoff(initial=0.0))(for_spawner(place, it))
-
-
-@point("arguments, notes and cause of an exception", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    def it(n: int) -> None:
-        raise burdened(n)
-
-    workflow.step(name="it", spawn=place)(for_spawner(place, it))
-
-
-@point("members of a group", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    def it(n: int) -> None:
-        raise BaseExceptionGroup("several", [burdened(n), thrown(n)])
-
-    workflow.step(name="it", spawn=place)(for_spawner(place, it))
-
-
-@point("an exception that cannot be made again")
-def _(workflow: Workflow) -> None:
-    @workflow.step(name="it")
-    async def it(n: int) -> None:
-        raise Fragile(n)
-
-
-@point("a validator of an argument", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    def it(n: Validated) -> None:
-        return None
-
-    workflow.step(name="it", spawn=place, bind={"n": Input("n").map(lambda n: {"n": n})})(for_spawner(place, it))
-
-
-@point("a serializer of a result", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    workflow.step(name="it", spawn=place)(for_spawner(place, lambda n: Serialised(n=n)))
-
-
-@point("a transform")
-def _(workflow: Workflow) -> None:
-    workflow.step(name="it", spawn="inline", bind={"x": Input("n").map(made)})(lambda x: x)
-
-
-@point("what `when` answers")
-def _(workflow: Workflow) -> None:
-    workflow.step(name="it", spawn="inline", when=lambda n: made(n))(lambda n: n)
-
-
-@point("what `when` raises")
-def _(workflow: Workflow) -> None:
-    def when(n: int) -> bool:
-        raise burdened(n)
-
-    workflow.step(name="it", spawn="inline", when=when)(lambda n: n)
-
-
-@point("what `guard` answers")
-def _(workflow: Workflow) -> None:
-    workflow.step(name="it", spawn="inline", guard=lambda n: made(n))(lambda n: n)
-
-
-@point("what `guard` raises")
-def _(workflow: Workflow) -> None:
-    def guard(n: int) -> None:
-        raise thrown(n)
-
-    workflow.step(name="it", spawn="inline", guard=guard)(lambda n: n)
-
-
-@point("what a case's predicate answers")
-def _(workflow: Workflow) -> None:
-    workflow.switch("it", on="n", cases=[(lambda n: made(n), lambda n: n)], default=lambda n: -n)
-
-
 class Compared:
     """A case that is compared with."""
 
     def __eq__(self, other: object) -> Any:
-        return misdeed(next(iter(CASES)))
+        return misdeed(a_case())
 
     __hash__ = object.__hash__
 
 
-@point("a case that is compared")
-def _(workflow: Workflow) -> None:
-    workflow.switch("it", on="n", cases=[(Compared(), lambda n: n)], default=lambda n: -n)
+# Points: workflows whose input is the number of a case
+
+Declare = Callable[[Workflow, str], Any]
+"""Declares what touches an object of the case, at a spawner."""
 
 
-@point("what `until` answers")
-def _(workflow: Workflow) -> None:
-    workflow.iterate(lambda state: state, name="it", start="n", until=lambda state: made(state), at_most=2)
+def step(function: Callable[..., Any], **options: Any) -> Declare:
+    """A step."""
+    return lambda workflow, place: workflow.step(name="it", spawn=place, **options)(for_spawner(place, function))
 
 
-_round: Final = Workflow("round", input={"n": int})
-_round.step(name="again", spawn="inline")(lambda n: n)
+def compensated(function: Callable[..., Any], compensate: Callable[..., Any], **options: Any) -> Declare:
+    """A step, and what is asked when it fails."""
+    return lambda workflow, place: step(function, **options)(workflow, place).compensate(for_spawner(place, compensate))
 
 
-@point("what `until` of a recursion raises")
-def _(workflow: Workflow) -> None:
-    def until(result: int) -> bool:
-        raise burdened(result)
+def undone(undo: Callable[..., Any], retries: int) -> Declare:
+    """A step that is undone."""
 
-    workflow.recurse("it", _round, until=until, at_most=2)
+    def declare(workflow: Workflow, place: str) -> None:
+        step(lambda n: n)(workflow, place).undo(for_spawner(place, undo), retries=retries)
+        workflow.flunk("end", "{it}")
 
-
-@point("what `before_all` answers")
-def _(workflow: Workflow) -> None:
-    workflow.group("it", _round, before_all=lambda n: made(n), after_all=lambda result: made(result))
+    return declare
 
 
-@point("what `compensate` answers", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    def it(n: int) -> None:
-        raise burdened(n)
-
-    step = workflow.step(name="it", spawn=place, retries=1)(for_spawner(place, it))
-    step.compensate(for_spawner(place, lambda error, n: made(n)))
+def mapped(function: Callable[..., Any], over: Callable[..., Any], **options: Any) -> Declare:
+    """A map."""
+    return lambda workflow, place: workflow.map(
+        for_spawner(place, function), name="it", over=over, spawn=place, **options
+    )
 
 
-@point("what `compensate` raises", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    def it(n: int) -> None:
+def takes_validated(n: Validated) -> None: ...
+
+
+def tried_again_oddly(n: int) -> None:
+    verdict = Retry(after=0)
+    verdict.after = made(n)
+    raise verdict
+
+
+def not_closing(n: int) -> Iterator[int]:
+    try:
+        yield from range(10)
+    finally:
+        misdeed(n)
         raise thrown(n)
 
-    def compensate(error: BaseException, n: int) -> None:
-        raise burdened(n)
 
-    workflow.step(name="it", spawn=place)(for_spawner(place, it)).compensate(for_spawner(place, compensate))
-
-
-@point("what `compensate` goes on with")
-def _(workflow: Workflow) -> None:
-    def it(n: int) -> None:
-        raise ValueError(n)
-
-    workflow.step(name="it", spawn="thread")(it).compensate(lambda error, n: Continue(made(n)))
+async def elements(n: int) -> AsyncIterator[Any]:
+    yield made(n)
+    raise thrown(n)
 
 
-@point("what `undo` raises", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    def undo(n: int) -> None:
-        raise burdened(n)
-
-    step = workflow.step(name="it", spawn=place)(for_spawner(place, lambda n: n))
-    step.undo(for_spawner(place, undo), retries=0)
-    workflow.flunk("end", "{it}")
+async def using_context(n: int, ctx: Context) -> Any:
+    ctx.metadata["n"] = made(n)  # type: ignore[index]
+    ctx.retries_left = made(n)
+    return await ctx.resources.get(made(n))
 
 
-@point("what `undo` answers", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    step = workflow.step(name="it", spawn=place)(for_spawner(place, lambda n: n))
-    step.undo(for_spawner(place, lambda n: made(n)), retries=1)
-    workflow.flunk("end", "{it}")
+async def with_a_task(n: int) -> None:
+    async def child() -> None:
+        raise SystemExit(made(n)) from thrown(n)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(child())
 
 
-@point("what a backoff answers")
-def _(workflow: Workflow) -> None:
-    def it(n: int) -> None:
-        raise ValueError(n)
-
-    workflow.step(name="it", spawn="inline", retries=1, backoff=lambda error, n: made(n))(it)
+async def handles(items: list[int]) -> Any:
+    return made(items[0])
 
 
-@point("when to try again")
-def _(workflow: Workflow) -> None:
-    def it(n: int) -> None:
-        verdict = Retry(after=0)
-        verdict.after = made(n)
-        raise verdict
-
-    workflow.step(name="it", spawn="inline", retries=1)(it)
-
-
-@point("a class that is tried again for")
-def _(workflow: Workflow) -> None:
-    def it(n: int) -> None:
-        raise ValueError(n)
-
-    workflow.step(name="it", spawn="inline", retries=1, retry_on=Chosen, backoff=Backoff(initial=0.0))(it)
-
-
-@point("the reason of a failure")
-def _(workflow: Workflow) -> None:
-    workflow.step(name="it", spawn="inline")(lambda n: Fail(made(n)))
-
-
-@point("the reason of a halt")
-def _(workflow: Workflow) -> None:
-    workflow.step(name="it", spawn="inline")(lambda n: Halt(made(n)))
-
-
-@point("the value beside further steps")
-def _(workflow: Workflow) -> None:
-    workflow.step(name="it", spawn="inline")(lambda n: Then(made(n), []))
-
-
-@point("the name of a signal")
-def _(workflow: Workflow) -> None:
-    @workflow.step(name="it")
-    async def it(n: int, ctx: Context) -> None:
-        await ctx.emit(made(n), 1)
-
-
-@point("a signal")
-def _(workflow: Workflow) -> None:
-    @workflow.step(name="it")
-    async def it(n: int, ctx: Context) -> None:
-        await ctx.emit("property.unheard", made(n))
-
-
-@point("what a consumer answers")
-def _(workflow: Workflow) -> None:
-    @workflow.step(name="it")
-    async def it(n: int, ctx: Context) -> None:
-        await ctx.emit("property.answers", n)
-
-
-@point("what a consumer raises")
-def _(workflow: Workflow) -> None:
-    @workflow.step(name="it")
-    async def it(n: int, ctx: Context) -> None:
-        await ctx.emit("property.raises", n)
+async def handles_each(items: list[int]) -> Any:
+    return [made(number) for number in items]
 
 
 @consumer("property.answers")
@@ -497,188 +324,122 @@ def raises(signal: int) -> Any:
     raise burdened(signal)
 
 
-CONSUMERS.extend((answers, raises))
-
-
-@point("what a heartbeat says")
-def _(workflow: Workflow) -> None:
-    @workflow.step(name="it", timeout=60.0)
-    async def it(n: int, ctx: Context) -> None:
-        ctx.heartbeat(made(n))
-
-
-@point("what is logged", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    workflow.step(name="it", spawn=place)(
-        for_spawner(place, lambda n, ctx: ctx.logger.warning("%s %r", made(n), made(n)))
-    )
-
-
-@point("the context")
-def _(workflow: Workflow) -> None:
-    @workflow.step(name="it")
-    async def it(n: int, ctx: Context) -> Any:
-        ctx.metadata["n"] = made(n)  # type: ignore[index]
-        ctx.retries_left = made(n)
-        return await ctx.resources.get(made(n))
-
-
-@point("the source of a map", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    workflow.map(for_spawner(place, lambda element: 1), name="it", over=lambda n: made(n), batch=2, spawn=place)
-
-
-@point("a source that is closed")
-def _(workflow: Workflow) -> None:
-    def source(n: int) -> Iterator[int]:
-        try:
-            yield from range(10)
-        finally:
-            misdeed(n)
-            raise thrown(n)
-
-    def each(element: int) -> int:
-        if element:
-            raise ValueError(element)
-        return element
-
-    workflow.map(each, name="it", over=source, batch=2, spawn="inline")
-
-
-@point("an asynchronous source")
-def _(workflow: Workflow) -> None:
-    async def source(n: int) -> AsyncIterator[Any]:
-        yield made(n)
-        raise thrown(n)
-
-    workflow.map(for_spawner("loop", lambda element: element), name="it", over=source, batch=2)
-
-
-@point("an element's transform")
-def _(workflow: Workflow) -> None:
-    workflow.map(
-        lambda x: x, name="it", over=lambda n: [n], bind={"x": Element().map(made)}, on_error="collect", spawn="inline"
-    )
-
-
-@point("an element that fails", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    def each(element: Any) -> None:
-        raise burdened(next(iter(CASES)))
-
-    workflow.map(for_spawner(place, each), name="it", over=lambda n: [made(n)], on_error="collect", spawn=place)
-
-
-@point("elements that fail a map", places=SPAWNERS)
-def _(workflow: Workflow, place: str) -> None:
-    def each(element: int) -> None:
-        raise thrown(element)
-
-    workflow.map(for_spawner(place, each), name="it", over=lambda n: [n], spawn=place)
-
-
-@point("what a reduction answers")
-def _(workflow: Workflow) -> None:
-    workflow.map(
-        lambda element: made(element), name="it", over=lambda n: [n], reduce=lambda before, results: results[0],
-        spawn="inline",
-    )  # fmt: skip
-
-
-@point("elements of a nested workflow")
-def _(workflow: Workflow) -> None:
-    workflow.map(name="it", workflow=_round, over=lambda n: [made(n)], bind={"n": Element()}, on_error="collect")
-
-
-@point("what a collect makes")
-def _(workflow: Workflow) -> None:
-    workflow.collect("it", {"n": Input("n")}, transform=lambda values: made(values["n"]))
-
-
-def _factory() -> Any:
-    raise burdened(next(iter(CASES)))
-
-
-@point("what a resource's factory raises", resources=[Resource("broken", _factory)])
-def _(workflow: Workflow) -> None:
-    @workflow.step(name="it")
-    async def it(n: int, broken: Any) -> None: ...
-
-
-@point(
-    "what a resource's check answers",
-    resources=[Resource("checked", object, check=lambda _: made(next(iter(CASES))), check_every=0.001)],
+CONSUMERS: Final = (answers, raises)
+RESOURCES: Final = (
+    Resource("broken", lambda: throw(burdened(a_case()))),
+    Resource("checked", object, check=lambda _: made(a_case()), check_every=0.001),
 )
-def _(workflow: Workflow) -> None:
-    @workflow.step(name="it")
-    async def it(n: int, checked: Any) -> None: ...
+AT_ONCE: Final = Backoff(initial=0.0)
+ONE_ROUND: Final = Workflow("round", input={"n": int})
+ONE_ROUND.step(name="again", spawn="inline")(lambda n: n)
+
+EVERYWHERE: Final[dict[str, Declare]] = {
+    "result": step(lambda n: made(n)),
+    "result within a result": step(lambda n: {"rows": [made(n)]}),
+    "exception": step(lambda n: throw(thrown(n)), retries=1, backoff=AT_ONCE),
+    "arguments, notes and cause of an exception": step(lambda n: throw(burdened(n))),
+    "members of a group": step(lambda n: throw(BaseExceptionGroup("several", [burdened(n), thrown(n)]))),
+    "a validator of an argument": step(takes_validated, bind={"n": Input("n").map(lambda n: {"n": n})}),
+    "a serializer of a result": step(lambda n: Serialised(n=n)),
+    "what `compensate` answers": compensated(lambda n: throw(burdened(n)), lambda error, n: made(n), retries=1),
+    "what `compensate` raises": compensated(lambda n: throw(thrown(n)), lambda error, n: throw(burdened(n))),
+    "what `undo` raises": undone(lambda n: throw(burdened(n)), retries=0),
+    "what `undo` answers": undone(lambda n: made(n), retries=1),
+    "what is logged": step(lambda n, ctx: ctx.logger.warning("%s %r", made(n), made(n))),
+    "the source of a map": mapped(lambda element: 1, lambda n: made(n), batch=2),
+    "an element that fails": mapped(lambda element: throw(burdened(a_case())), lambda n: [made(n)], on_error="collect"),
+    "elements that fail a map": mapped(lambda element: throw(thrown(element)), lambda n: [n]),
+}
+INLINE: Final[dict[str, Declare]] = {
+    "an exception that cannot be made again": step(lambda n: throw(Fragile(n))),
+    "a transform": step(lambda x: x, bind={"x": Input("n").map(made)}),
+    "what `when` answers": step(lambda n: n, when=lambda n: made(n)),
+    "what `when` raises": step(lambda n: n, when=lambda n: throw(burdened(n))),
+    "what `guard` answers": step(lambda n: n, guard=lambda n: made(n)),
+    "what `guard` raises": step(lambda n: n, guard=lambda n: throw(thrown(n))),
+    "what a case's predicate answers": lambda workflow, _: workflow.switch(
+        "it", on="n", cases=[(lambda n: made(n), lambda n: n)], default=lambda n: -n
+    ),
+    "a case that is compared": lambda workflow, _: workflow.switch(
+        "it", on="n", cases=[(Compared(), lambda n: n)], default=lambda n: -n
+    ),
+    "what `until` answers": lambda workflow, _: workflow.iterate(
+        lambda state: state, name="it", start="n", until=lambda state: made(state), at_most=2
+    ),
+    "what `until` of a recursion raises": lambda workflow, _: workflow.recurse(
+        "it", ONE_ROUND, until=lambda result: throw(burdened(result)), at_most=2
+    ),
+    "what `before_all` answers": lambda workflow, _: workflow.group(
+        "it", ONE_ROUND, before_all=lambda n: made(n), after_all=lambda result: made(result)
+    ),
+    "what a collect makes": lambda workflow, _: workflow.collect(
+        "it", {"n": Input("n")}, transform=lambda values: made(values["n"])
+    ),
+    "what `compensate` goes on with": compensated(lambda n: throw(ValueError(n)), lambda error, n: Continue(made(n))),
+    "what a backoff answers": step(lambda n: throw(ValueError(n)), retries=1, backoff=lambda error, n: made(n)),
+    "when to try again": step(tried_again_oddly, retries=1),
+    "a class that is tried again for": step(
+        lambda n: throw(ValueError(n)), retries=1, retry_on=Chosen, backoff=AT_ONCE
+    ),
+    "the reason of a failure": step(lambda n: Fail(made(n))),
+    "the reason of a halt": step(lambda n: Halt(made(n))),
+    "the value beside further steps": step(lambda n: Then(made(n), [])),
+    "a source that is closed": mapped(
+        lambda element: throw(ValueError(element)) if element else element, not_closing, batch=2
+    ),
+    "an element's transform": mapped(lambda x: x, lambda n: [n], bind={"x": Element().map(made)}, on_error="collect"),
+    "what a reduction answers": mapped(
+        lambda element: made(element), lambda n: [n], reduce=lambda before, results: results[0]
+    ),
+    "elements of a nested workflow": lambda workflow, _: workflow.map(
+        name="it", workflow=ONE_ROUND, over=lambda n: [made(n)], bind={"n": Element()}, on_error="collect"
+    ),
+}
+ON_THE_LOOP: Final[dict[str, Declare]] = {
+    "the name of a signal": step(lambda n, ctx: ctx.emit_later(made(n), 1)),
+    "a signal": step(lambda n, ctx: ctx.emit_later("property.unheard", made(n))),
+    "what a consumer answers": step(lambda n, ctx: ctx.emit_later("property.answers", n)),
+    "what a consumer raises": step(lambda n, ctx: ctx.emit_later("property.raises", n)),
+    "what a heartbeat says": step(lambda n, ctx: ctx.heartbeat(made(n)), timeout=60.0),
+    "the context": lambda workflow, _: workflow.step(using_context, name="it"),
+    "an asynchronous source": mapped(lambda element: element, elements, batch=2),
+    "what a resource's factory raises": step(lambda n, broken: None),
+    "what a resource's check answers": step(lambda n, checked: None),
+    "what a cache is keyed by": step(lambda n: n, policies=[Cache("property", lambda n: made(n), coalesce=True)]),
+    "what a cache formats": step(lambda x: made(x), policies=[Cache("formatted", "{x}")], bind={"x": Input("n")}),
+    "what a fallback answers": step(
+        lambda n: throw(burdened(n)),
+        policies=[Fallback("property", lambda error, n: made(n)), ErrorHandler("log", "log")],
+    ),
+    "what breaks a circuit": step(
+        lambda n: throw(thrown(n)), policies=[CircuitBreaker("property", failures=1_000_000, open_for=1.0)]
+    ),
+    "what a batch's handler answers": step(
+        lambda n: n, policies=[Batching("property", size=1, interval=60.0, handler=handles)]
+    ),
+    "what a batch's handler answers for an item": step(
+        lambda n: n, policies=[Batching("each", size=1, interval=60.0, handler=handles_each)]
+    ),
+    "a task of a step": lambda workflow, _: workflow.step(with_a_task, name="it"),
+}
+
+POINTS: Final[dict[str, Callable[[Mesh, int], Awaitable[Any]]]] = {}
+"""Name → what begins a transaction that touches an object of the case."""
+WORKFLOWS: Final[dict[str, Workflow]] = {}
 
 
-@point("what a cache is keyed by")
-def _(workflow: Workflow) -> None:
-    workflow.step(name="it", policies=[Cache("property", lambda n: made(n), coalesce=True)])(
-        for_spawner("loop", lambda n: n)
-    )
+def _add(name: str, place: str, declare: Declare) -> None:
+    workflow = WORKFLOWS[name] = Workflow(name, input={"n": int}, ttl=20, errors=[Fragile], resources=RESOURCES)
+    declare(workflow, place)
+    POINTS[name] = lambda mesh, number: mesh.stimulate(workflow, {"n": number})
 
 
-@point("what a cache formats")
-def _(workflow: Workflow) -> None:
-    workflow.step(name="it", policies=[Cache("formatted", "{x}")], bind={"x": Input("n")})(
-        for_spawner("loop", lambda x: made(x))
-    )
-
-
-@point("what a fallback answers")
-def _(workflow: Workflow) -> None:
-    def it(n: int) -> None:
-        raise burdened(n)
-
-    workflow.step(name="it", policies=[Fallback("property", lambda error, n: made(n)), ErrorHandler("log", "log")])(
-        for_spawner("loop", it)
-    )
-
-
-@point("what breaks a circuit")
-def _(workflow: Workflow) -> None:
-    def it(n: int) -> None:
-        raise thrown(n)
-
-    workflow.step(name="it", policies=[CircuitBreaker("property", failures=1_000_000, open_for=1.0)])(
-        for_spawner("loop", it)
-    )
-
-
-async def _handle(items: list[int]) -> Any:
-    return made(items[0])
-
-
-async def _handle_each(items: list[int]) -> Any:
-    return [made(number) for number in items]
-
-
-@point("what a batch's handler answers")
-def _(workflow: Workflow) -> None:
-    workflow.step(name="it", policies=[Batching("property", size=1, interval=60.0, handler=_handle)])(
-        for_spawner("loop", lambda n: n)
-    )
-
-
-@point("what a batch's handler answers for an item")
-def _(workflow: Workflow) -> None:
-    workflow.step(name="it", policies=[Batching("each", size=1, interval=60.0, handler=_handle_each)])(
-        for_spawner("loop", lambda n: n)
-    )
-
-
-@point("a task of a step")
-def _(workflow: Workflow) -> None:
-    @workflow.step(name="it")
-    async def it(n: int) -> None:
-        async def child() -> None:
-            raise SystemExit(made(n)) from thrown(n)
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(child())
+for _name, _declare in EVERYWHERE.items():
+    for _place in SPAWNERS:
+        _add(f"{_name}, {_place}", _place, _declare)
+for _place, _points in (("inline", INLINE), ("loop", ON_THE_LOOP)):
+    for _name, _declare in _points.items():
+        _add(_name, _place, _declare)
 
 
 # Points of the caller
