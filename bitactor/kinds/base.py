@@ -3,11 +3,14 @@ here again, the ports that they are written against."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from keyword import iskeyword
 from typing import Any, ClassVar
 
+from pydantic import BaseModel, RootModel
 from typing_extensions import override
 
 from bitactor.declare.context import Context
@@ -148,10 +151,31 @@ def nested_inputs(workflow: Declaration, body: Plan, arguments: ContainerArgumen
     Raises:
         InvalidInput: they do not fit.
     """
-    fields, classes = workflow.input_model.model_fields, AnnotatedClasses(workflow.input_model)
-    values = {name: arguments.value(name, classes) for name in fields if arguments.has(name)}
-    valid = workflow.validate_input(values)
+    valid = workflow.validate_input(input_values(workflow, arguments))
     return tuple(arguments.pass_on(name, valid[name]) for name in body.inputs)
+
+
+def input_values(workflow: Declaration, arguments: ContainerArguments) -> dict[str, Any]:
+    """The container's arguments that are input fields of a nested workflow, with objects of the classes these name."""
+    fields, classes = workflow.input_model.model_fields, input_classes(workflow.input_model)
+    return {name: arguments.value(name, classes) for name in fields if arguments.has(name)}
+
+
+@lru_cache(1_000)
+def input_classes(model: type[BaseModel]) -> AnnotatedClasses:
+    """The classes of objects that are restored for an input model."""
+    return AnnotatedClasses(model)
+
+
+def named_values(value: Any) -> Any:
+    """A model or dataclass as the mapping of its fields, by which it overrides inputs; any other value itself."""
+    if isinstance(value, RootModel):
+        return value.root
+    if isinstance(value, BaseModel):
+        return dict(BaseModel.__iter__(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return value
 
 
 def function_inputs(body: Plan, arguments: ContainerArguments) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from bitactor.declare.context import Context
 from bitactor.declare.source import Element
 from bitactor.errors import InvalidInput, InvalidOutcome
+from bitactor.kinds.base import input_classes
 from bitactor.kinds.cursor import Cursor
 from bitactor.kinds.result_types import answer_type
 from bitactor.messages.classes import AnnotatedClasses, first_of
@@ -74,16 +75,15 @@ class ElementHandler:
         self.classes = first_of(converter.classes for converter in converters.values() if converter is not None)
         """Classes of elements that are restored."""
         if declared.workflow is not None:
-            self.classes = AnnotatedClasses(declared.workflow.input_model)
-        reduce = declared.reduce
-        self.reduced = reduce and AnnotatedClasses([answer_type(reduce), type(declared.initial)])
+            self.classes = input_classes(declared.workflow.input_model)
+        self.reduced = declared.reduce and AnnotatedClasses([answer_type(declared.reduce), type(declared.initial)])
         """Classes of what `reduce` made that are restored for its next call."""
         self.inputs: tuple[str, ...] = ()
         """Input names of the nested workflow, in order; empty over a function."""
-        function = declared.function
-        self.takes = tuple(inspect.signature(function).parameters) if function is not None else ()
-        factory = declared.factory
-        self.factory_takes = tuple(inspect.signature(factory).parameters) if factory is not None else ()
+        self.takes, self.factory_takes = (
+            tuple(inspect.signature(called).parameters) if called is not None else ()
+            for called in (declared.function, declared.factory)
+        )
         self.plain = self.takes == ("element",) and not declared.elements
         self.keeps_elements = False
 
@@ -95,11 +95,8 @@ class ElementHandler:
         """
         found: dict[str, Any] = {}
         for name, converter in self.converters.items():
-            value = element
             source = self.declared.elements.get(name)
-            if source is not None:
-                value = value_at(value, source.path, f"element {index} of {self.what}") if source.path else value
-                value = source.transform(value) if source.transform is not None else value
+            value = self._bound(source, element, index) if source is not None else element
             if converter is not None:
                 try:
                     value = converter.convert(value)
@@ -110,6 +107,13 @@ class ElementHandler:
         if "index" in self.takes:
             found["index"] = index
         return found
+
+    def _bound(self, source: Element, element: Any, index: int) -> Any:
+        """What a parameter is bound to; a transform gets plain data of what was carried, as transforms do anywhere."""
+        value = value_at(element, source.path, f"element {index} of {self.what}") if source.path else element
+        if source.transform is None:
+            return value
+        return source.transform(value if self.declared.factory is not None else decode_token(encode_token(value)))
 
     def as_called(self, element: Any) -> Any:
         """The element as the function was called with it."""
@@ -124,13 +128,10 @@ class ElementHandler:
         """
         workflow = self.declared.workflow
         assert workflow is not None
-        values = dict(outer)
-        fields = workflow.input_model.model_fields
-        own = {"element": element, "index": index}
-        values |= {name: value for name, value in own.items() if name in fields}
+        own, fields = {"element": element, "index": index}, workflow.input_model.model_fields
+        values = {**outer, **{name: value for name, value in own.items() if name in fields}}
         for name, source in self.declared.elements.items():
-            value = value_at(element, source.path, f"element {index} of {self.what}") if source.path else element
-            values[name] = source.transform(value) if source.transform is not None else value
+            values[name] = self._bound(source, element, index)
         valid = workflow.validate_input(values)
         return [bytes(token_bytes(encode_token(valid[name]))) for name in self.inputs]
 
@@ -142,8 +143,7 @@ class ElementHandler:
                 verdict for the saga (`Retry`, `Halt`), and so about the whole batch.
         """
         is_outcome, is_fail = issubclass(type(error), Outcome), issubclass(type(error), Fail)
-        verdict = self.declared.function is not None and is_outcome and not is_fail
-        if self.declared.on_error == "fail" or verdict:
+        if self.declared.on_error == "fail" or (is_outcome and not is_fail and self.declared.function is not None):
             if not is_outcome:
                 add_note(error, f"element {index} of {self.what}")
             raise error  # with the cause that it has

@@ -30,13 +30,15 @@ from bitactor.kinds.base import (
     Progress,
     Site,
     function_inputs,
+    input_classes,
+    input_values,
     merge_parameters,
+    named_values,
     nested_inputs,
     require_workflow,
     target_parameters,
 )
 from bitactor.kinds.result_types import target_type
-from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.values import shown
 
@@ -51,7 +53,6 @@ class GroupContainer(Container):
 
     def __init__(self, site: Site, declared: Group) -> None:
         self._declared = declared
-        self._classes = AnnotatedClasses(declared.workflow.input_model)
         self._what = site.what
         bodies = [declared.workflow.nested_plan(site.address)]
         self._places = {_BODY: 0}
@@ -88,7 +89,8 @@ class GroupContainer(Container):
             InvalidOutcome: `before` answered with what is no input.
         """
         if progress.rounds == 1 and _BEFORE in self._places:
-            return Open([Opening("", 0, self._inputs(arguments, decode_token(progress.token, self._classes)))])
+            classes = input_classes(self._declared.workflow.input_model)
+            return Open([Opening("", 0, self._inputs(arguments, decode_token(progress.token, classes)))])
         number = self._places[_AFTER]
         body = self.bodies[number]
         inputs = tuple(progress.token if name == RESULT else arguments.token(name) for name in body.inputs)
@@ -108,7 +110,7 @@ class GroupContainer(Container):
         workflow, body = self._declared.workflow, self.bodies[0]
         if overrides is None:
             return nested_inputs(workflow, body, arguments)
-        fields = workflow.input_model.model_fields
+        fields, overrides = workflow.input_model.model_fields, named_values(overrides)
         if not isinstance(overrides, dict):
             raise InvalidOutcome(
                 f"before of {self._what} answered {shown(overrides)}; it answers None, or a mapping of inputs to "
@@ -119,8 +121,7 @@ class GroupContainer(Container):
             raise InvalidOutcome(
                 f"before of {self._what} overrides {unknown!r}, which is no input.{suggest(str(unknown), fields)}"
             )
-        values = {name: arguments.value(name, self._classes) for name in fields if arguments.has(name)} | overrides
-        valid = workflow.validate_input(values)
+        valid = workflow.validate_input(input_values(workflow, arguments) | overrides)
         return tuple(encode_token(valid[name]) for name in body.inputs)
 
 

@@ -36,6 +36,7 @@ from bitactor.kinds.batch import (
 from bitactor.messages.codec import (
     MAX_TOKEN_BYTES,
     Packed,
+    check_token,
     decode_token,
     encode_token,
     join_packed_lists,
@@ -137,8 +138,7 @@ class MapContainer(Container):
         if not name:
             return encode_token({"count": progress.token[0] - len(errors), "errors": errors})
         token = pack_tokens({name: result, "errors": encode_token(errors)})
-        if len(token) > MAX_TOKEN_BYTES:
-            raise SignalTooLarge(f"{len(token):,} bytes packed, the limit is {MAX_TOKEN_BYTES:,}")
+        check_token(token)
         return token
 
 

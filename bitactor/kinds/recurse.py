@@ -31,10 +31,12 @@ from bitactor.kinds.base import (
     Plan,
     Progress,
     Site,
+    input_classes,
+    input_values,
+    named_values,
     nested_inputs,
     require_workflow,
 )
-from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import decode_token
 from bitactor.messages.values import shown
 
@@ -97,7 +99,6 @@ class RecurseContainer(RoundsContainer):
     def __init__(self, site: Site, declared: Recurse) -> None:
         super().__init__(declared.workflow.nested_plan(site.address), declared.until, declared.at_most)
         self._workflow = declared.workflow
-        self._classes = AnnotatedClasses(declared.workflow.input_model)
         self._what = site.what
 
     @override
@@ -113,7 +114,8 @@ class RecurseContainer(RoundsContainer):
             InvalidOutcome: the result is no input for the next round.
         """
         assert arguments is not None
-        valid = self._workflow.validate_input(self._next(arguments, decode_token(progress.token, self._classes)))
+        result = decode_token(progress.token, input_classes(self._workflow.input_model))
+        valid = self._workflow.validate_input(self._next(arguments, result))
         return tuple(arguments.pass_on(name, valid[name]) for name in self.bodies[0].inputs)
 
     @override
@@ -125,9 +127,10 @@ class RecurseContainer(RoundsContainer):
         """The next round's input: the names of a mapping override the container's arguments; any other result is the
         one input field."""
         fields = self._workflow.input_model.model_fields
-        outer = {name: arguments.value(name, self._classes) for name in fields if arguments.has(name)}
-        if isinstance(result, dict) and any(name in fields for name in result):
-            return outer | {name: value for name, value in result.items() if name in fields}
+        named = named_values(result)
+        if isinstance(named, dict) and any(name in fields for name in named):
+            own = {name: value for name, value in named.items() if name in fields}
+            return input_values(self._workflow, arguments) | own
         if len(fields) == 1:
             return {next(iter(fields)): result}
         raise InvalidOutcome(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from bitactor import (
     Context,
     CycleError,
     DefinitionError,
     DuplicateName,
+    Element,
     Input,
     Result,
     UnknownArgument,
@@ -453,3 +456,40 @@ def test_a_group_s_steps_cannot_be_called_like_its_hooks() -> None:
     nested.step(name="after", spawn="inline")(lambda: 1)
     with pytest.raises(DuplicateName, match="has a step 'after', and so has the group"):
         Workflow("w").group("x", nested, after_all=lambda result: result)
+
+
+class Sizes(BaseModel):
+    a: int
+    b: int = 0
+
+
+@dataclasses.dataclass
+class SameSizes:
+    a: int
+
+
+@pytest.mark.parametrize("answer", [Sizes(a=2), SameSizes(2), {"a": 2}])
+def test_a_model_overrides_inputs_as_the_mapping_of_its_fields(answer: Any) -> None:
+    inner, seen = Workflow("inner", input=Sizes), list[int]()
+
+    @inner.step(spawn="inline")
+    def saw(a: int) -> Any:
+        seen.append(a)
+        return answer
+
+    workflow = Workflow("sizes")
+    workflow.recurse("rounds", inner, at_most=2, bind={"a": Value(1)})
+    workflow.group("group", inner, before_all=lambda: answer, bind={"a": Value(1)}, after=["rounds"])
+    trace = run_workflow(workflow)
+    assert (trace.status, seen) == ("completed", [1, 2, 2]), trace.errors
+
+
+def test_an_elements_transform_gets_plain_data_whatever_class_another_parameter_names() -> None:
+    workflow = Workflow("sizes")
+
+    def add(size: Sizes, more: int) -> int:
+        return size.a + more
+
+    bind: Any = {"size": Element(), "more": Element().map(lambda size: size["b"])}
+    workflow.map(add, name="sums", over=Value([Sizes(a=1, b=2)]), bind=bind, spawn="inline")
+    assert run_workflow(workflow).result == [3]
