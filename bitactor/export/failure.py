@@ -51,13 +51,11 @@ def failure_of_plain(
 def errors_as_plain(state: SagaState) -> list[dict[str, Any]]:
     """The errors of a transaction, the original one first, as plain data: what each is (see `fault_as_plain`), and
     which step it came from, in which direction and attempt."""
-    found = []
+    found: list[dict[str, Any]] = []
     for failed in state.errors:
         place = {"step": failed.step, "direction": failed.direction, "attempt": failed.attempt} if failed.step else {}
-        for fault in (failed.fault, *faults_beside(failed.fault)):
-            came_with = fault_as_plain(fault)
-            what = {name: came_with.pop(name) for name in ("type", "message")}
-            found.append({**what, **place, **came_with})
+        faults = (failed.fault, *faults_beside(failed.fault))
+        found += [{"type": "", "message": "", **place, **fault_as_plain(fault)} for fault in faults]
     return found
 
 

@@ -32,6 +32,13 @@ _HOME: Final = __file__.rsplit("/", 3)[0]
 _FRAMEWORK: Final = tuple(f"{_HOME}/{package}/" for package in ("bitactor", "registry", "mesh"))
 
 
+_LINKS: Final = {
+    "cause": "\nThe above exception was the direct cause of the following exception:\n\n",
+    "context": "\nDuring handling of the above exception, another exception occurred:\n\n",
+}
+_HOW: Final = {"cause": "caused by", "context": "while handling", "member": "member"}
+
+
 def fault_of(error: BaseException) -> Fault:
     """The fault of an exception: its type, message, the user's part of its traceback, its arguments if they are plain,
     and what came with it: notes, cause or context, the members of a group.
@@ -97,17 +104,17 @@ def _chain(error: BaseException, budget: Budget) -> bytes | None:
     if len(budget.path) >= MAX_DEPTH and (cause is not None or context is not None):
         found["notes"] = [*notes, "(what it came with is left out: too much in a row)"]
     if budget.takes(cause):
-        found["cause"] = _fault_of(cause, budget, MAX_INNER_TRACEBACK).fields()
+        found["cause"] = _fault_of(cause, budget, MAX_INNER_TRACEBACK)
     elif budget.takes(context) and not _of(error, "__suppress_context__"):
-        found["context"] = _fault_of(context, budget, MAX_INNER_TRACEBACK).fields()
+        found["context"] = _fault_of(context, budget, MAX_INNER_TRACEBACK)
     if issubclass(type(error), BaseExceptionGroup):
         members = BaseExceptionGroup.exceptions.__get__(error)
-        kept = [_fault_of(member, budget, MAX_INNER_TRACEBACK).fields() for member in members if budget.takes(member)]
+        kept = [_fault_of(member, budget, MAX_INNER_TRACEBACK) for member in members if budget.takes(member)]
         found["members"] = kept
         if len(kept) < len(members):
             found["left_out"] = len(members) - len(kept)
     try:
-        return pack(found) if found else None
+        return _packed(found)
     except BitActorError:
         return None
 
@@ -144,14 +151,14 @@ def utf8_safe(text: str) -> str:
 def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseException:
     """The exception a fault stands for, with what came with it: our own, one the workflow declares, a group, or a
     `RemoteError`."""
-    parts = _parts(fault)
+    parts = came_with(fault)
     error = _bare_error(fault, declared, parts)
     for note in parts.get("notes", ()):
         add_note(error, note)
-    for name, attribute in (("cause", "__cause__"), ("context", "__context__")):
+    for name in _LINKS:
         if name in parts:  # past what the exception's class says of its attributes
-            vars(BaseException)[attribute].__set__(error, error_of(Fault(*parts[name]), declared))
-    if parts.get("left_out"):
+            vars(BaseException)[f"__{name}__"].__set__(error, error_of(parts[name], declared))
+    if "left_out" in parts:
         add_note(error, f"(and {parts['left_out']} more)")
     return error
 
@@ -176,7 +183,7 @@ def _bare_error(fault: Fault, declared: Mapping[str, type[BaseException]], parts
 
 
 def _members(parts: Mapping[str, Any], declared: Mapping[str, type[BaseException]]) -> list[BaseException]:
-    return [error_of(Fault(*member), declared) for member in parts["members"]]
+    return [error_of(member, declared) for member in parts["members"]]
 
 
 def _group_message(message: str) -> str:
@@ -184,68 +191,63 @@ def _group_message(message: str) -> str:
     return re.sub(r" \(\d+ sub-exceptions?\)$", "", message)
 
 
-def _parts(fault: Fault) -> dict[str, Any]:
-    if fault.chain is None:
-        return {}
-    parts: dict[str, Any] = unpack(fault.chain)
-    return parts
+def came_with(fault: Fault) -> dict[str, Any]:
+    """What came with a fault: `notes`, the fault of its `cause` or `context`, those of the `members` of a group; how
+    many of these were `left_out`."""
+    return {} if fault.chain is None else _changed(unpack(fault.chain), lambda fields: Fault(*fields))
+
+
+def _changed(parts: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """The parts of a chain with what stands for each fault in them changed."""
+    found = {name: parts[name] for name in ("notes", *_LINKS, "members", "left_out") if name in parts}
+    found |= {name: change(found[name]) for name in _LINKS if name in found}
+    if "members" in found:
+        found["members"] = [change(member) for member in found["members"]]
+    return found
+
+
+def _packed(parts: Mapping[str, Any]) -> bytes | None:
+    return pack(_changed(parts, Fault.fields)) if parts else None
 
 
 def without_tracebacks(fault: Fault) -> Fault:
     """The fault without tracebacks, its own and those of what came with it."""
-    parts = _parts(fault)
-    for name in ("cause", "context"):
-        if name in parts:
-            parts[name] = without_tracebacks(Fault(*parts[name])).fields()
-    if "members" in parts:
-        parts["members"] = [without_tracebacks(Fault(*member)).fields() for member in parts["members"]]
-    return fault._replace(traceback="", chain=pack(parts) if parts else None)
-
-
-def chain_of(fault: Fault) -> list[tuple[str, Fault]]:
-    """What came with a fault, one step deep, for people: (`cause | context | member`, fault)."""
-    parts = _parts(fault)
-    found = [(name, Fault(*parts[name])) for name in ("cause", "context") if name in parts]
-    return found + [("member", Fault(*member)) for member in parts.get("members", ())]
+    return fault._replace(traceback="", chain=_packed(_changed(came_with(fault), without_tracebacks)))
 
 
 def fault_as_plain(fault: Fault) -> dict[str, Any]:
     """A fault as plain data for people and other languages: `type` and `message`, and, where they are, `notes`, the
     `cause` or `context` and the `members` of a group in the same form, and how many of these were `left_out`."""
-    found: dict[str, Any] = {"type": fault.type.rpartition(":")[2], "message": fault.message}
-    parts = _parts(fault)
-    if "notes" in parts:
-        found["notes"] = list(parts["notes"])
-    for name in ("cause", "context"):
-        if name in parts:
-            found[name] = fault_as_plain(Fault(*parts[name]))
-    if "members" in parts:
-        found["members"] = [fault_as_plain(Fault(*member)) for member in parts["members"]]
-    if "left_out" in parts:
-        found["left_out"] = parts["left_out"]
-    return found
+    what = {"type": fault.type.rpartition(":")[2], "message": fault.message}
+    return what | _changed(came_with(fault), fault_as_plain)
 
 
 def fault_of_plain(given: Mapping[str, Any]) -> Fault:
     """The fault that plain data as of `fault_as_plain` tells of."""
-    chain: dict[str, Any] = {name: given[name] for name in ("notes", "left_out") if name in given}
-    chain |= {name: fault_of_plain(given[name]).fields() for name in ("cause", "context") if name in given}
-    if "members" in given:
-        chain["members"] = [fault_of_plain(member).fields() for member in given["members"]]
-    return Fault(str(given.get("type", "")), str(given.get("message", "")), chain=pack(chain) if chain else None)
+    chain = _packed(_changed(given, fault_of_plain))
+    return Fault(str(given.get("type", "")), str(given.get("message", "")), chain=chain)
 
 
-_HOW: Final = {"cause": "caused by", "context": "while handling", "member": "member"}
+def chain_of(fault: Fault) -> list[tuple[str, Fault]]:
+    """What came with a fault, one step deep, for people: (`cause | context | member`, fault)."""
+    parts = came_with(fault)
+    links = [(name, parts[name]) for name in _LINKS if name in parts]
+    return links + [("member", member) for member in parts.get("members", ())]
+
+
+def notes_of(fault: Fault) -> list[str]:
+    """The notes that were added to the exception."""
+    return list(came_with(fault).get("notes", ()))
 
 
 def chain_lines(fault: Fault, depth: int = 1) -> list[str]:
     """What came with an exception, and with that, a line each, indented by depth."""
-    indent, parts = "  " * depth, _parts(fault)
-    lines = [f"{indent}note: {note}" for note in parts.get("notes", ())]
+    indent = "  " * depth
+    lines = [f"{indent}note: {note}" for note in notes_of(fault)]
     for how, other in chain_of(fault):
         lines += [f"{indent}{_HOW[how]} {other.summary()}", *chain_lines(other, depth + 1)]
-    if "left_out" in parts:
-        lines.append(f"{indent}and {parts['left_out']} more members")
+    if left_out := came_with(fault).get("left_out"):
+        lines.append(f"{indent}and {left_out} more members")
     for other in faults_beside(fault):
         lines += [f"{indent}then {other.summary()}", *chain_lines(other, depth + 1)]
     return lines
@@ -275,19 +277,8 @@ def _blocks(fault: Fault, text_of: Callable[[Fault], str]) -> str:
     return text
 
 
-_LINKS: Final = {
-    "cause": "\nThe above exception was the direct cause of the following exception:\n\n",
-    "context": "\nDuring handling of the above exception, another exception occurred:\n\n",
-}
-
-
 def _count(fault: Fault) -> int:
     return 1 + sum(_count(other) for _, other in chain_of(fault))
-
-
-def notes_of(fault: Fault) -> list[str]:
-    """The notes that were added to the exception."""
-    return list(_parts(fault).get("notes", ()))
 
 
 def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseException) -> Fault:
@@ -339,4 +330,4 @@ def _users_traceback(error: BaseException) -> str:
         shown += _last_lines(error)
     except BaseException:
         shown.append(f"{class_text(type(error), '__qualname__')}: {message_of(error)}\n")
-    return "".join(shown)[-MAX_TRACEBACK:]
+    return "".join(shown)

@@ -52,10 +52,10 @@ class Failure(NamedTuple):
 
     hop: str
     fault: Fault
-    step: str = ""
+    step: str
     """The path of the step; empty if no step is to blame."""
-    direction: str = FORWARD
-    attempt: int = 0
+    direction: str
+    attempt: int
 
 
 class SagaState:

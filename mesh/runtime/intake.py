@@ -84,12 +84,7 @@ class Intake:
         token = encoded(f"input of {workflow!r}", values)
         data: dict[str, Any] = {}
         if key is not None:
-            data = {
-                "key": key,
-                "input_digest": _plain_digest(values),
-                "request_digest": _digest_as_sent(given, values),
-                "valid_digest": request_digest(values),
-            }
+            data = {"key": key, **_digests(given, values)}
             known = await self._find_by_key(workflow, key, data)
             if known is not None:
                 return known
@@ -182,7 +177,7 @@ class Intake:
             await asyncio.shield(found.accepted)
         live = found if isinstance(found, LiveTransaction) else self._load(found)
         first = self._supervisor.store.pulses(live.state.transaction)[0].data or {}
-        # The same as it was sent, or the same input however it was written; journals of before know the second only.
+        # The same as it was sent, or the same input however it was written; journals of before know the first only.
         if not any(data[digest] and data[digest] == first.get(digest) for digest in _DIGESTS):
             raise DuplicateTransaction(
                 f"key {key!r} began transaction {live.state.transaction} of {workflow!r} with another input; "
@@ -205,24 +200,17 @@ class Intake:
         self._require_open()
 
 
-_DIGESTS: Final = ("request_digest", "valid_digest", "input_digest")
+_DIGESTS: Final = ("input_digest", "request_digest", "valid_digest")
 
 
-def _digest_as_sent(given: Any, values: Mapping[str, Any]) -> str:
-    """The digest of a request; of its valid input where it was sent as what can be read but once, or not be carried."""
-    try:
-        return request_digest(given)
-    except InvalidInput:
-        return request_digest(values)
-
-
-def _plain_digest(values: Mapping[str, Any]) -> str:
-    """The digest of a valid input by which releases of before tell whether requests are the same; empty if it has what
-    they cannot carry."""
-    try:
-        return fingerprint(pack_plainly(values))
-    except BitActorError:
-        return ""
+def _digests(given: Any, values: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of a request: as releases of before take it, as it was sent, and of its valid input."""
+    plain, sent, valid = "", "", request_digest(values)
+    with suppress(BitActorError):  # it has what releases of before cannot carry
+        plain = fingerprint(pack_plainly(values))
+    with suppress(InvalidInput):  # it was sent as what can be read but once, or not be carried
+        sent = request_digest(given)
+    return dict(zip(_DIGESTS, (plain, sent or valid, valid), strict=True))
 
 
 def _failure_text(future: asyncio.Future[None]) -> str:

@@ -84,9 +84,9 @@ class _Attempt:
         # A timed-out attempt may get a verdict later; what happened to it first is what the row is about.
         if self.last is None:
             self.last = pulse
-        error, *came_with = _error_notes(pulse) or [""]
-        if error not in self.notes:
-            self.notes += [error, *came_with]
+        error = _error_notes(pulse)
+        if error and error[0] not in self.notes:
+            self.notes += error
         if pulse.kind == kinds.HALTED:
             self.notes.append(_note(pulse))
         elif pulse.kind == kinds.RETRIED:
