@@ -56,6 +56,9 @@ class Place(NamedTuple):
     name: str = "here"
 
 
+HERE = Place(1)
+
+
 class Base(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -67,11 +70,6 @@ class Base(BaseModel):
     @classmethod
     def _doubles(cls, value: int) -> int:
         return 2 * value
-
-    @property
-    def own(self) -> int:
-        """What is private."""
-        return self._own
 
     def with_own(self, own: int) -> Self:
         """The same, with another private value."""
@@ -92,6 +90,7 @@ class Derived(Base):
 class Initialised:
     value: int
     factor: dataclasses.InitVar[int] = 3
+    place: Place = HERE
 
     def __post_init__(self, factor: int) -> None:
         self.value *= factor
@@ -123,10 +122,9 @@ OBJECTS: dict[str, tuple[Any, Any]] = {
     "a number that is none": (list[Decimal], [Decimal("Infinity"), Decimal(1)]),
     "a model's subclass": (Base, derived()),
     "models in a list": (list[Base], [derived(), Base(Value=1)]),
-    "a dataclass": (Initialised, Initialised(2)),
+    "a dataclass with a named tuple": (Initialised, Initialised(2)),
     "an enum whose value is a tuple": (Colour, Colour.RED),
     "objects in a mapping": (dict[str, Base | Initialised], {"a": derived(), "b": Initialised(1)}),
-    "named tuples in a dataclass": (Initialised, Initialised(5)),
 }
 
 
@@ -156,12 +154,8 @@ async def test_objects(name: str, store: str) -> None:
     annotation, value = OBJECTS[name]
     workflow, came = passes(annotation, value)
     await result_of(workflow, store=store)
-    assert came == [value] and type(came[0]) is type(value)
-    if name == "a model's subclass":
-        assert (came[0].hidden, came[0].own, came[0].colours) == ("shade", 7, (Colour.RED,))
-    came.clear()
     assert run_workflow(workflow).status == "completed"
-    assert came == [value]
+    assert came == [value, value] and repr(came) == repr([value, value])
 
 
 @claim("Values", "To a parameter that names no class an object is plain data.")
