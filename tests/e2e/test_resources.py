@@ -25,6 +25,7 @@ from bitactor import (
     consumer,
 )
 from bitactor.errors import ResourceUnavailable
+from bitactor.patterns import Batching
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.e2e import resource_steps
@@ -449,3 +450,29 @@ async def test_what_is_replaced_here_is_not_made_there_behind_our_back() -> None
 
 def test_the_module_of_the_workers_is_this_one() -> None:
     assert resource_steps.__name__ in sys.modules
+
+
+async def exits_in_a_task(*_: Any) -> list[str]:
+    """What a task that exits becomes for who made it."""
+
+    async def child() -> None:
+        raise SystemExit(3)
+
+    task = asyncio.create_task(child())
+    await asyncio.wait([task])
+    return [type(task.exception()).__name__]
+
+
+async def test_a_task_of_a_resource_or_a_policy_that_exits_does_not_end_the_node() -> None:
+    workflow = Workflow("exits", resources=[Resource("made", exits_in_a_task)], ttl=2)
+
+    @workflow.step
+    async def uses(made: list[str]) -> list[str]:
+        return made
+
+    @workflow.step(policies=[Batching("exits", size=1, interval=60.0, handler=exits_in_a_task)])
+    async def batched(uses: list[str]) -> Any:
+        return uses
+
+    async with Mesh(workflow) as mesh:
+        assert await (await finish(mesh, workflow)).result() == "StepExited"

@@ -464,3 +464,31 @@ async def test_the_pulses_are_those_of_a_mesh(make: Any, given: Any, ttl: int | 
     trace: Trace = run_workflow(make(), given, ttl=ttl, ids=Same())
     assert trace.status == transaction.status
     assert _shape(trace.pulses) == theirs
+
+
+def test_the_error_of_a_deadline_names_the_step_that_was_at_work_the_longest() -> None:
+    workflow, tries = Workflow("shop"), list[int]()
+
+    @workflow.step(retries=1, backoff=lambda: 1.0, spawn="inline")
+    def before() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise Busy
+
+    workflow.step(name="late", after=["before"], spawn="inline")(lambda: None)
+    workflow.step(name="long", spawn="inline")(lambda: None)
+    failure = run_workflow(workflow, faults={"late": Hang(), "long": Hang()}, deadline=5.0).failure
+    assert failure is not None and failure.step == "shop/long"
+
+
+def test_what_a_step_makes_of_its_metadata_is_its_own_affair() -> None:
+    workflow, seen = Workflow("shop"), list[Any]()
+
+    def looks(ctx: Context) -> None:
+        seen.append(dict(ctx.metadata))
+        ctx.metadata["more"] = 1  # type: ignore[index]
+
+    workflow.step(name="first", spawn="inline")(looks)
+    workflow.step(name="second", after=["first"], spawn="inline")(looks)
+    run_workflow(workflow, metadata={"given": 1})
+    assert seen == [{"given": 1}] * 2
