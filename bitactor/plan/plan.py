@@ -17,6 +17,7 @@ from bitactor.declare.backoff import Backoff
 from bitactor.declare.options import StepOptions
 from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
+from bitactor.messages.codec import decode_token
 from bitactor.messages.ids import path_code
 from bitactor.messages.signal import MAX_TTL, Fault
 from bitactor.plan.arguments import Argument, Converter
@@ -39,6 +40,13 @@ class Callback:
     """Of an undo that takes `result`: the converter of the result to the annotation of that parameter."""
     resources: tuple[str, ...] = ()
     """Names of the resources among `injected`."""
+
+    def result_of(self, token: Any) -> Any:
+        """The step's result as an undo gets it, as its parameter's annotation asks."""
+        if self.convert_result is None:
+            return decode_token(token)
+        value = decode_token(token, self.convert_result.classes)
+        return value if value is None else self.convert_result.convert(value)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from bitactor.declare.context import Context
 from bitactor.errors import ConfigurationError
-from bitactor.messages.codec import decode_token
 from bitactor.messages.faults import error_of
 from bitactor.messages.outcome import Outcome
 from bitactor.messages.signal import UNDO, Reply, Signal
@@ -121,9 +120,7 @@ class Hop:
             return error
         if what == "attempt":
             return self.signal.attempt
-        converter = callback.convert_result
-        value = decode_token(self.result, converter.classes if converter is not None else None)
-        return converter.convert(value) if converter is not None and value is not None else value
+        return callback.result_of(self.result)
 
 
 def drive(coroutine: Coroutine[Any, Any, Any], what: str) -> Any:

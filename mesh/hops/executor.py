@@ -309,9 +309,7 @@ class Executor(ActorExecutor):
                     actor.context = self.make_context(actor)
                 kwargs[name] = actor.context
             elif what == "result":
-                converter = callback.convert_result
-                value = decode_token(result, converter.classes if converter is not None else None)
-                kwargs[name] = converter.convert(value) if converter is not None and value is not None else value
+                kwargs[name] = callback.result_of(result)
             elif what == "error":
                 kwargs[name] = error
             elif what.startswith("resource:"):
