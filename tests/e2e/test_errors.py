@@ -258,6 +258,22 @@ def test_what_came_with_an_error_is_shown_with_it() -> None:
     ]
 
 
+def test_an_error_is_an_event_of_the_step_that_raised_it_and_of_nothing_around_it() -> None:
+    workflow = Workflow("shop")
+    workflow.compose("s", inner(), bind={"n": Value(1)})
+    spans = SpanAssembler().feed(run_workflow(workflow).pulses)
+    assert [span.name for span in spans for event in span.events if event.name == "exception"] == ["shop/s/breaks"]
+
+
+def test_what_is_open_when_the_time_is_up_ends_with_it() -> None:
+    nested = Workflow("inner")
+    nested.step(name="breaks", spawn="inline", retries=1, backoff=lambda: 60.0)(lambda: boom())
+    workflow = Workflow("shop")
+    workflow.compose("s", nested)
+    trace = run_workflow(workflow, deadline=1.0)
+    assert [pulse.kind for pulse in trace.of("s")] == ["spawned", "failed"]
+
+
 def test_long_paths_are_shown_without_their_middle() -> None:
     workflow = Workflow("shop", ttl=40)
     for number in range(40):

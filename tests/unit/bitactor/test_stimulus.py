@@ -56,3 +56,19 @@ def test_names_of_metadata_are_strings_on_every_way_in(name: Any) -> None:
 
 def test_no_options_are_one_object() -> None:
     assert StimulusOptions() is StimulusOptions() and StimulusOptions().given() == {}
+
+
+class Exits:
+    """An object that exits when it is looked at."""
+
+    def _exits(self) -> Any:
+        raise SystemExit(0)
+
+    __class__ = property(_exits)  # type: ignore[assignment]
+    __repr__ = _exits
+
+
+@pytest.mark.parametrize("option", StimulusOptions._fields)
+def test_an_option_that_exits_when_it_is_looked_at_is_refused(option: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{option}=<a Exits whose repr raises SystemExit>"):
+        StimulusOptions(**{option: Exits()})  # type: ignore[arg-type]
