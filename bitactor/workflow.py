@@ -36,10 +36,10 @@ from bitactor.export.mermaid import mermaid
 from bitactor.kinds.base import FunctionKind
 from bitactor.kinds.declare import DeclaresKinds, MakeKind
 from bitactor.messages.codec import Unchanged
+from bitactor.messages.faults import raised_text
 from bitactor.messages.outcome import Outcome
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import DEFAULT_TTL, MAX_TTL
-from bitactor.messages.values import named_text
 from bitactor.plan.compile import compile_workflow
 from bitactor.plan.dependencies import dependencies_of, forward_references
 from bitactor.plan.order import refuse_too_deep, topological_order
@@ -286,19 +286,16 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
         """
         try:
             try:
-                model = self.input_model.model_validate({} if value is None else value)
+                return dict(self.input_model.model_validate({} if value is None else value).__dict__)
             except ValidationError as error:
                 problems = [
                     (".".join(str(part) for part in item["loc"]), item["msg"])
                     for item in error.errors(include_url=False, include_context=False, include_input=False)
                 ]
-                shown = "; ".join(f"{path or 'input'}: {message}" for path, message in problems[:5])
-                raise InvalidInput(f"input of {self.name!r}: {shown}", problems) from None
-            return dict(model.__dict__)
-        except Exception:
-            raise
-        except BaseException as error:  # a validator that exits would end whoever asked, a server too
-            raise InvalidInput(f"input of {self.name!r}: a validator raised {named_text(error)}") from error
+        except BaseException as error:  # of the value's methods, or a validator; an exit would end whoever asked, too
+            raise InvalidInput(f"input of {self.name!r}: validating it raised {raised_text(error)}") from error
+        shown = "; ".join(f"{path or 'input'}: {message}" for path, message in problems[:5])
+        raise InvalidInput(f"input of {self.name!r}: {shown}", problems)
 
     # As data, and as a picture
 

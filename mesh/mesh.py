@@ -14,12 +14,14 @@ from typing_extensions import TypeVar
 
 from bitactor.consumer import Consumer
 from bitactor.declare.stimulus import StimulusOptions
-from bitactor.errors import BitActorError, InvalidInput, UnknownTransaction, UnknownWorkflow, suggest
+from bitactor.errors import BitActorError, InvalidInput, UnknownTransaction, suggest
 from bitactor.messages.pulse import STATUSES, Pulse
+from bitactor.messages.values import shown
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
 from mesh.hops.exits import run_on
 from mesh.network.links import Links
+from mesh.runtime.names import name_of
 from mesh.runtime.node import Node
 from mesh.runtime.settings import Settings, settings
 from mesh.sinks import OtelSink, open_sink
@@ -142,7 +144,7 @@ class Mesh:
             DuplicateTransaction: the key was used with another input.
             Overloaded: too many transactions are running, and none ended in time.
         """
-        name = _name_of(workflow)
+        name = name_of(workflow)
         options = StimulusOptions(key, ttl, deadline, metadata, traceparent, max_concurrency, priority)
         return Transaction(self.node.transactions, await self.node.intake.stimulate(name, input, options))
 
@@ -157,16 +159,17 @@ class Mesh:
             UnknownWorkflow, InvalidInput, DuplicateTransaction, Overloaded: as `stimulate`.
         """
         self.node.require_open()
-        name = _name_of(workflow)
+        name = name_of(workflow)
         fields = self.node.workflows[name].input_model.model_fields
-        if not isinstance(values, Mapping) or not fields.keys() <= values.keys():
+        plain = _plain(values)
+        if plain is None or not fields.keys() <= plain.keys():
             needed = ", ".join(fields) or "nothing"
             raise InvalidInput(f"input of {name!r}: begin takes what validate_input returns, a mapping of {needed}")
-        if not isinstance(options, StimulusOptions):
-            raise InvalidInput(f"begin takes StimulusOptions(…), not {options!r:.200}")
+        if not issubclass(type(options), StimulusOptions):
+            raise InvalidInput(f"begin takes StimulusOptions(…), not {shown(options)}")
         return Transaction(
             self.node.transactions,
-            await self.node.intake.begin(name, values, options, values if given is None else given),
+            await self.node.intake.begin(name, plain, options, plain if given is None else given),
         )
 
     async def transaction(self, transaction: str) -> Transaction:
@@ -330,12 +333,12 @@ class Mesh:
             raise
 
 
-def _name_of(workflow: object) -> str:
-    """The name of a workflow, given by it or as itself; raises `UnknownWorkflow` if it is neither."""
-    name = workflow if isinstance(workflow, str) else getattr(workflow, "name", None)
-    if not isinstance(name, str):
-        raise UnknownWorkflow(f"{workflow!r:.200} is no workflow, nor the name of one")
-    return name
+def _plain(values: Any) -> dict[str, Any] | None:
+    """What is in a mapping; None if it is none, or cannot be read."""
+    try:
+        return dict(values) if issubclass(type(values), Mapping) else None
+    except BaseException:  # of a user's mapping
+        return None
 
 
 def _cancel_threadsafe(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:

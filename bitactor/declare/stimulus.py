@@ -97,7 +97,7 @@ def encoded(what: str, value: Any, *, field: str = "") -> Any:
     try:
         return encode_token(value)
     except InvalidOutcome as error:
-        raise InvalidInput(f"{what}: {error}", [(field, str(error))] if field else ()) from None
+        raise InvalidInput(f"{what}: {error}", [(field, str(error))] if field else ()) from error
 
 
 def _exact(given: Any) -> Any:

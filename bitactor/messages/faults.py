@@ -13,7 +13,7 @@ from bitactor import errors
 from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError, TtlExpired
 from bitactor.messages.codec import pack, unpack
 from bitactor.messages.signal import Fault
-from bitactor.messages.values import class_text, exact_text, message_of
+from bitactor.messages.values import class_text, exact_text, message_of, named_text
 
 MAX_MESSAGE: Final = 10_000
 MAX_TRACEBACK: Final = 20_000
@@ -93,6 +93,15 @@ def traceback_of(error: BaseException) -> TracebackType | None:
     """The traceback of an exception, whatever its class says of its attributes."""
     found: TracebackType | None = _of(error, "__traceback__")
     return found
+
+
+def raised_text(error: BaseException) -> str:
+    """An exception by name and message, and where it was raised."""
+    last = list(traceback.walk_tb(traceback_of(error)))[-1:]
+    where = [
+        f" in {frame.f_code.co_name} ({frame.f_code.co_filename.rpartition('/')[2]}:{line})" for frame, line in last
+    ]
+    return utf8_safe("".join((named_text(error), *where)))
 
 
 def _chain(error: BaseException, budget: Budget) -> bytes | None:

@@ -10,10 +10,10 @@ from typing import Any, Generic, NamedTuple
 from typing_extensions import TypeVar
 
 from bitactor.consumer import Consumer
-from bitactor.declare.stimulus import StimulusOptions
+from bitactor.declare.stimulus import StimulusOptions, encoded
 from bitactor.errors import ConfigurationError, InvalidInput, WorkflowFailed, suggest
 from bitactor.export.failure import failure_of
-from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.codec import decode_token
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.faults import beside, error_of, fault_of
 from bitactor.messages.ids import hop_id
@@ -147,7 +147,7 @@ def run_workflow(
         (ids or SequentialIds()).transaction(),
     )
     running.begin(
-        encode_token(values),
+        encoded(f"input of {workflow.name!r}", values),
         plan.ttl if ttl is None else ttl,
         plan.deadline_ns if deadline is None else nanoseconds(deadline),
         options.record(),

@@ -20,7 +20,7 @@ from shutil import rmtree
 from types import TracebackType
 from typing import Any, Final, Self
 
-from bitactor.declare.stimulus import StimulusOptions
+from bitactor.declare.stimulus import StimulusOptions, encoded
 from bitactor.errors import (
     BitActorError,
     ProtocolError,
@@ -30,14 +30,14 @@ from bitactor.errors import (
     suggest,
 )
 from bitactor.export.failure import failure_of_plain
-from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tokens
 from bitactor.messages.faults import error_of, fault_of_plain
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Fault, Question
 from bitactor.messages.wire import decode_message, decode_pulse, encode_message
 from mesh.network.transports import open_transport
 from mesh.runtime.ids import TimeOrderedIds
-from mesh.runtime.names import node_name, workflow_name
+from mesh.runtime.names import name_of, node_name, workflow_name
 from registry import Curve, Entry, RegistryClient
 
 DEFAULT_PATIENCE: Final = 5.0
@@ -150,13 +150,18 @@ class Client:
                 `key`.
         """
         options = StimulusOptions(key, ttl, deadline, metadata, traceparent, max_concurrency, priority).given()
+        workflow = name_of(workflow)
+        token = encoded(f"input of {workflow!r}", input)
         entries = sorted(self._registry.lookup(workflow_name(workflow)), key=lambda entry: entry.holder)
         if not entries:
             known = [entry.name.removeprefix(_WORKFLOWS) for entry in self._registry.match(f"{_WORKFLOWS}*")]
             raise UnknownWorkflow(f"no node takes workflow {workflow!r}.{suggest(workflow, known)}")
         verb = "stimulate" if options.keys() <= _KNOWN_TO_ALL else STIMULATE_WITH
         entry = entries[_hashed(key or self._ids.transaction(), len(entries))]
-        began: dict[str, Any] = await self._ask(entry, verb, {"workflow": workflow, "input": input, **options})
+        given = {option: encode_token(value) for option, value in options.items()}
+        began: dict[str, Any] = await self._ask(
+            entry, verb, pack_tokens({"workflow": workflow, "input": token, **given})
+        )
         self._nodes[began["transaction"]] = entry
         return began
 
@@ -319,9 +324,11 @@ class Client:
             raise next(answer for answer in answers if isinstance(answer, BaseException))
         return good
 
-    async def _ask(self, entry: Entry, verb: str, argument: Mapping[str, Any], *, patience: float | None = None) -> Any:
-        """Ask one node one question; returns its answer, or raises it if it is an error."""
-        question = Question(self._ids.transaction(), verb, encode_token(dict(argument)), self._transport.endpoint)
+    async def _ask(self, entry: Entry, verb: str, argument: Any, *, patience: float | None = None) -> Any:
+        """Ask one node one question, whose argument is a mapping or the token of one; returns its answer, or raises it
+        if it is an error."""
+        token = argument if type(argument) is Packed else encode_token(dict(argument))
+        question = Question(self._ids.transaction(), verb, token, self._transport.endpoint)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[question.id] = future
         patience = self._patience if patience is None else patience

@@ -84,7 +84,7 @@ class Intake:
         token = encoded(f"input of {workflow!r}", values)
         data: dict[str, Any] = {}
         if key is not None:
-            data = {"key": key, **_digests(given, values)}
+            data = {"key": key, **_digests(workflow, given, values)}
             known = await self._find_by_key(workflow, key, data)
             if known is not None:
                 return known
@@ -203,9 +203,13 @@ class Intake:
 _DIGESTS: Final = ("input_digest", "request_digest", "valid_digest")
 
 
-def _digests(given: Any, values: Mapping[str, Any]) -> dict[str, str]:
+def _digests(workflow: str, given: Any, values: Mapping[str, Any]) -> dict[str, str]:
     """Digests of a request: as releases of before take it, as it was sent, and of its valid input."""
-    plain, sent, valid = "", "", request_digest(values)
+    plain, sent = "", ""
+    try:
+        valid = request_digest(values)
+    except InvalidInput as error:
+        raise InvalidInput(f"input of {workflow!r}: {error}") from error
     with suppress(BitActorError):  # it has what releases of before cannot carry
         plain = fingerprint(pack_plainly(values))
     with suppress(InvalidInput):  # it was sent as what can be read but once, or not be carried

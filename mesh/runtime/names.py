@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bitactor.errors import UnknownWorkflow
+from bitactor.messages.values import exact_text, shown
+
 
 def consumer_name(signal: str) -> str:
     """The name under which nodes register that they consume a signal; many hold it."""
@@ -16,6 +19,21 @@ def step_name(address: str) -> str:
 def workflow_name(workflow: str) -> str:
     """The name under which nodes register that they accept stimuli for a workflow; many hold it."""
     return f"workflow:{workflow}"
+
+
+def name_of(workflow: object) -> str:
+    """The name of a workflow, given by it or as itself.
+
+    Raises:
+        UnknownWorkflow: it is neither, or its attributes raise.
+    """
+    try:
+        name = workflow if issubclass(type(workflow), str) else getattr(workflow, "name", None)
+    except BaseException:  # of a user's object
+        name = None
+    if not issubclass(type(name), str):
+        raise UnknownWorkflow(f"{shown(workflow)} is no workflow, nor the name of one")
+    return exact_text(name)  # type: ignore[arg-type]
 
 
 def node_name(node: str) -> str:

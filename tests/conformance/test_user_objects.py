@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, field_validator
 
 from bitactor import StepExited, Workflow
+from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import InvalidInput, InvalidOutcome
+from bitactor.testing import run_workflow
 from mesh import Mesh
+from mesh.network.client import Client
+from registry import RegistryServer
 from tests.conformance.claims import claim
 from tests.conformance.hostile import HOMES
 from tests.conformance.support import failure_of
-from tests.e2e.support import SPAWNERS, finish, for_spawner, undone
+from tests.e2e.support import BOUND, SPAWNERS, finish, for_spawner, undone
 
 
 class Detached:
@@ -177,11 +182,132 @@ async def test_a_validator_exits(place: str) -> None:
     bound.step(name="made", spawn="inline")(lambda number: {"number": number})
     bound.step(name="it", spawn=place)(for_spawner(place, it))
     async with Mesh(asked, bound) as mesh:
-        with pytest.raises(InvalidInput, match="input of 'asked': a validator raised SystemExit: 0"):
+        with pytest.raises(InvalidInput, match="input of 'asked': validating it raised SystemExit: 0 in _checked"):
             await mesh.stimulate(asked, {"number": 0})
         failure = await failure_of(await finish(mesh, bound, {"number": 0}))
         assert failure.step == "bound/it" and type(failure.__cause__) is SystemExit
         assert await (await finish(mesh, bound, {"number": 1})).result() == 1
+
+
+class Reading(dict[str, Any]):
+    """A mapping that raises whenever it is read."""
+
+    def _raises(self, *_: Any) -> Any:
+        raise self.error
+
+    error: BaseException
+    __getitem__ = __iter__ = __len__ = keys = items = get = __contains__ = __repr__ = _raises  # type: ignore[assignment]
+
+    @property
+    def __class__(self) -> Any:
+        raise self.error
+
+
+class Listed(Leaving):
+    """A mapping of no dict's kind that raises when it is read."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def _raises(self, *_: Any) -> Any:
+        raise self._error
+
+    __getitem__ = __iter__ = __len__ = keys = get = _raises  # type: ignore[assignment]
+
+
+def reading(error: BaseException) -> Any:
+    found = Reading(number=1)
+    found.error = error
+    return found
+
+
+async def stimulated(workflow: Workflow, given: Any, tmp_path: Path) -> None:
+    async with Mesh(workflow) as mesh:
+        try:
+            await mesh.stimulate(workflow, given)
+        finally:
+            assert await mesh.transactions() == []
+
+
+async def with_a_key(workflow: Workflow, given: Any, tmp_path: Path) -> None:
+    async with Mesh(workflow) as mesh:
+        await mesh.stimulate(workflow, {"number": given}, key="k")
+
+
+async def begun(workflow: Workflow, given: Any, tmp_path: Path) -> None:
+    async with Mesh(workflow) as mesh:
+        await mesh.begin(workflow, given, StimulusOptions())
+
+
+async def blocking(workflow: Workflow, given: Any, tmp_path: Path) -> None:
+    await asyncio.to_thread(lambda: Mesh(workflow).run(workflow, given, timeout=BOUND))
+
+
+async def without_a_mesh(workflow: Workflow, given: Any, tmp_path: Path) -> None:
+    run_workflow(workflow, given)
+
+
+async def within_an_input_without_a_mesh(workflow: Workflow, given: Any, tmp_path: Path) -> None:
+    run_workflow(workflow, {"number": given})
+
+
+async def of_a_client(workflow: Workflow, given: Any, tmp_path: Path) -> None:
+    registry = f"ipc://{tmp_path}/registry"
+    with RegistryServer(registry):
+        async with Mesh(workflow, registry=registry), Client(registry) as client:
+            await client.stimulate(workflow.name, given)
+
+
+@claim(
+    "Arguments",
+    "An input that raises when it is read, whatever it raises, is refused before anything begins, in words that name "
+    "the workflow and what was raised; that is the refusal's cause.",
+)
+@pytest.mark.parametrize("error", [ValueError("gone"), SystemExit(0), asyncio.CancelledError(), LookupError("gone")])
+@pytest.mark.parametrize("make", [reading, Listed])
+@pytest.mark.parametrize(
+    "way", [stimulated, with_a_key, begun, blocking, without_a_mesh, within_an_input_without_a_mesh, of_a_client]
+)
+async def test_an_input_that_cannot_be_read(
+    way: Callable[[Workflow, Any, Path], Awaitable[None]],
+    make: Callable[[BaseException], Any],
+    error: BaseException,
+    tmp_path: Path,
+) -> None:
+    workflow = Workflow("reads", input={"number": Any}, ttl=1)
+    workflow.step(name="it", spawn="inline")(lambda number: 1)
+    with pytest.raises(InvalidInput, match="input of 'reads'") as caught:
+        await way(workflow, make(error), tmp_path)
+    if way is begun:
+        return  # what it takes is no caller's
+    causes: list[BaseException | None] = [caught.value]
+    while causes[-1] is not None:
+        causes.append(causes[-1].__cause__)
+    assert type(error) in map(type, causes)
+    assert type(error).__name__ in str(caught.value) or "gone" in str(caught.value)
+
+
+@claim("Arguments", "A validator that raises what is no `ValueError` refuses the input as well, and names itself.")
+async def test_a_validator_that_breaks() -> None:
+    class Breaking(BaseModel):
+        number: int
+
+        @field_validator("number")
+        @classmethod
+        def _looked_up(cls, number: int) -> int:
+            return {1: 1}[number]
+
+    asked = Workflow("asked", input=Breaking, ttl=2)
+    asked.step(name="it", spawn="inline")(lambda number: number)
+    outer = Workflow("outer", input={"number": int}, ttl=2)
+    outer.compose("nested", asked)
+    async with Mesh(asked, outer) as mesh:
+        with pytest.raises(InvalidInput, match=r"'asked': validating it raised KeyError: 2 in _looked_up \(test"):
+            await mesh.stimulate(asked, {"number": 2})
+        failure = await failure_of(await finish(mesh, outer, {"number": 2}))
+        assert failure.step == "outer/nested" and "input of 'asked'" in str(failure)
+        assert type(failure.__cause__) is InvalidInput and type(failure.__cause__.__cause__) is KeyError
+        assert await (await finish(mesh, outer, {"number": 1})).result() == 1
 
 
 @claim("Kinds: map", "What a source raises while it is closed is logged: its map has ended, and the mesh goes on.")
