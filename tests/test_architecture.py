@@ -286,7 +286,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "mesh": "hops network runtime sinks transaction",
         "ingress": "mesh sinks transaction",
         "demo": "stores",
-        "cli": "demo ingress mesh network network.transports sinks stores",
+        "cli": "demo hops ingress mesh network network.transports sinks stores",
         "testing": "hops mesh runtime transaction",
         "__init__": "mesh transaction",
     },

@@ -10,19 +10,20 @@ import sys
 from collections.abc import Coroutine, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from traceback import walk_tb
+from typing import Any, Final
 
 from cyclopts import App, CycloptsError
 
 from bitactor.errors import BitActorError
-from bitactor.messages.faults import fault_of
 from bitactor.messages.values import shown
 from mesh.cli import registry
 from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, exit_code
 from mesh.cli.output import print_error
+from mesh.hops.exits import run_on
 
-logger = logging.getLogger("bitactor.exits")
-
+_RUNNER: Final = asyncio.Runner.run.__code__.co_filename
+"""Where asyncio raises what Ctrl-C comes to."""
 _HELP = (
     "BitActor: bounded work as hops with a budget and a deadline, undone when it fails, traced to the last transition."
 )
@@ -109,7 +110,12 @@ def _call(arguments: list[str]) -> Any:
 
 
 def _awaited(command: Coroutine[Any, Any, Any]) -> Any:
-    """The answer of a command, whose loop goes on when a callback of the user's exits."""
+    """The answer of a command, whose loop goes on when a callback of the user's exits.
+
+    Raises:
+        CommandError: the command itself exits.
+        KeyboardInterrupt: Ctrl-C.
+    """
     with asyncio.Runner() as runner:
         task = runner.get_loop().create_task(command)
 
@@ -121,15 +127,15 @@ def _awaited(command: Coroutine[Any, Any, Any]) -> Any:
                 await asyncio.wait([task])
                 raise
 
-        while True:
-            try:
-                runner.run(ended())
-                return task.result()
-            except SystemExit as error:
-                if task.done() and task.exception() is error:
-                    raise CommandError(f"the command was ended by {shown(error)}") from error
-                text = "a callback on the event loop raised %s; the command goes on\n%s"
-                logger.critical(text, shown(error), fault_of(error).traceback)
+        def must_end(error: BaseException) -> bool:
+            is_ctrl_c = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)][-1:] == [_RUNNER]
+            return is_ctrl_c or (task.done() and not task.cancelled() and task.exception() is error)
+
+        try:
+            run_on(lambda: runner.run(ended()), must_end)
+        except SystemExit as error:
+            raise CommandError(f"the command was ended by {shown(error)}") from error
+        return task.result()
 
 
 def _verbs(arguments: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from bitactor.messages.outcome import Outcome
 from bitactor.messages.signal import Fault, Reply, Signal
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.saga.verdict import VERDICTS, Judgement, judge, judge_failure, unanswered
+from mesh.hops.exits import unawaited_exit
 from mesh.hops.ports import (
     ENDED,
     QUEUED,
@@ -52,6 +53,7 @@ class BitActor(pykka.Actor):
     )  # fmt: skip
 
     permits: ActorPermits | None = None
+    exits: list[asyncio.Task[Any]] | tuple[()] = ()
     progress: Any = None
     """The data of the function's latest heartbeat."""
     renewed_ns: int | None = None
@@ -138,6 +140,8 @@ class BitActor(pykka.Actor):
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Reply as `value` or `error` says; on the loop's thread."""
+        if self.exits and error is None:
+            error = unawaited_exit(self.exits)
         if error is None:
             try:
                 token, is_value = (encode_token(value), True) if type(value) not in VERDICTS else (None, False)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
+from weakref import ref
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
@@ -29,7 +30,7 @@ from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
 from bitactor.saga.verdict import Ask, Judgement, Judging, judge_failure
 from mesh.hops.actor import BitActor
-from mesh.hops.exits import IN_USER_CODE
+from mesh.hops.exits import CODE_OF, unawaited_exit
 from mesh.hops.lifecycle import cancel_all, without_stop_iteration
 from mesh.hops.middleware import CallEvent, Middleware
 from mesh.hops.policies import Policies
@@ -112,9 +113,7 @@ class Executor(ActorExecutor):
         self.traced = traced
         self.zombies: set[Actor] = set()  # actors that have replied for a function which still runs
         self.compensations: set[asyncio.Task[None]] = set()
-        context = contextvars.copy_context()
-        context.run(IN_USER_CODE.set, True)
-        self._copy_context = context.copy
+        self._copy_context = contextvars.copy_context().copy
         self.resources: ResourceManager | None = None
         self.policies: Policies | None = None
         self.middleware: Middleware | None = None
@@ -227,6 +226,7 @@ class Executor(ActorExecutor):
     def contextvars_for(self, actor: Actor) -> contextvars.Context:
         """A copy of the executor's context variables, with the hop's span current when somebody traces."""
         context = self._copy_context()
+        context.run(CODE_OF.set, (actor.signal, ref(actor)))
         if self.traced or trace._TRACER_PROVIDER is not None:
             context.run(context_api.attach, hop_context(actor.signal.root, actor.signal.hop))
         if actor.permits is not None:
@@ -257,7 +257,10 @@ class Executor(ActorExecutor):
     async def _judge(self, actor: Actor, judging: Judging, ask: Ask) -> None:
         while True:
             try:
-                proceed = partial(judging.send, await self._call_failure_callback(actor, ask.callback, ask.error))
+                answer = await self._call_failure_callback(actor, ask.callback, ask.error)
+                if (exited := unawaited_exit(actor.exits)) is not None:
+                    raise exited
+                proceed = partial(judging.send, answer)
             except BaseException as raised:
                 if actor.state == ENDED:
                     return  # nobody waits for this answer any longer

@@ -9,21 +9,34 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from typing import Any, Final, Protocol, TypeVar
+from weakref import ref
 
 from typing_extensions import override
 
 from bitactor.errors import StepExited
 from bitactor.messages.faults import fault_of
+from bitactor.messages.signal import UNDO, Signal
 from bitactor.messages.values import shown
 
 logger = logging.getLogger("bitactor.exits")
 
 T = TypeVar("T")
 
-IN_USER_CODE: Final = contextvars.ContextVar("bitactor_in_user_code", default=False)
-"""Whether this is the context of a step, a resource or a policy, or of a task that one of them has made."""
+
+class MakesTasks(Protocol):
+    """The actor of a hop, as the tasks see it that its function makes."""
+
+    exits: list[asyncio.Task[Any]] | tuple[()]
+    """Those that exited."""
+
+
+CODE_OF: Final[contextvars.ContextVar[tuple[Signal, ref[MakesTasks]] | bool]] = contextvars.ContextVar(
+    "bitactor_code_of", default=False
+)
+"""Whose code has this context, or has made the task that has it: a hop's (its signal, and its actor as long as that is
+needed), or that of a resource or a policy (True)."""
 
 
 def contain_exits(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
@@ -36,8 +49,8 @@ def contain_exits(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
     def make(
         loop: asyncio.AbstractEventLoop, coroutine: Any, *, context: contextvars.Context | None = None, **options: Any
     ) -> Any:
-        is_users = IN_USER_CODE.get() if context is None else context.get(IN_USER_CODE, False)
-        if is_users and asyncio.iscoroutine(coroutine):
+        code_of = CODE_OF.get() if context is None else context.get(CODE_OF, False)
+        if code_of and asyncio.iscoroutine(coroutine):
             coroutine = ContainedCoroutine(coroutine)
         if context is not None:
             options["context"] = context
@@ -53,8 +66,17 @@ def contain_exits(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
     return restore
 
 
-def run_on(run: Callable[[], T]) -> T:
-    """Call `run`, which runs an event loop, again whenever a callback's exit has come out of it, which is logged.
+def unawaited_exit(tasks: Iterable[asyncio.Task[Any]]) -> BaseException | None:
+    """The error of a task that exited, if nobody has looked at it yet."""
+    for task in tasks:
+        if getattr(task, "_log_traceback", False):  # what asyncio knows that by
+            return task.exception()
+    return None
+
+
+def run_on(run: Callable[[], T], must_end: Callable[[BaseException], bool] = lambda error: False) -> T:
+    """Call `run`, which runs an event loop, again whenever a callback's exit has come out of it, which is logged; one
+    by which the program `must_end` is raised.
 
     Such a callback (`call_soon`, a timer, a future's) is no task, and nobody knows whose it is.
     """
@@ -62,6 +84,8 @@ def run_on(run: Callable[[], T]) -> T:
         try:
             return run()
         except (SystemExit, KeyboardInterrupt) as error:
+            if must_end(error):
+                raise
             text = "a callback on the event loop raised %s; the loop goes on\n%s"
             logger.critical(text, shown(error), fault_of(error).traceback)
 
@@ -106,4 +130,15 @@ class ContainedCoroutine(Coroutine[Any, Any, Any]):
 
 
 def _exited(error: BaseException) -> StepExited:
-    return StepExited(f"a task of a step raised {shown(error)}")
+    """The error in place of an exit; the actor of the hop whose task this is will look whether anybody has seen it.
+
+    One that comes after its hop has ended and that nobody awaits is logged by asyncio, as any task's error is.
+    """
+    code_of, task = CODE_OF.get(), asyncio.current_task()
+    if isinstance(code_of, bool):
+        return StepExited(f"a task of a resource or a policy raised {shown(error)}")
+    signal, actor = code_of[0], code_of[1]()
+    if actor is not None and task is not None:
+        actor.exits = [*actor.exits, task]
+    undo = "undo of " if signal.direction == UNDO else ""
+    return StepExited(f"a task of {undo}{signal.name!r}, attempt {signal.attempt}, raised {shown(error)}")

@@ -15,7 +15,7 @@ from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.values import named_text
 from bitactor.plan.plan import Plan
 from bitactor.ports import Clock
-from mesh.hops.exits import IN_USER_CODE
+from mesh.hops.exits import CODE_OF
 from mesh.hops.lifecycle import cancel_all
 
 logger = logging.getLogger("bitactor.policies")
@@ -89,7 +89,7 @@ class Policies:
         state = self._states.get(policy.key)
         if state is None:
             context = contextvars.Context()  # of no hop
-            context.run(IN_USER_CODE.set, True)
+            context.run(CODE_OF.set, True)
             state = self._states[policy.key] = context.run(policy.open, self._clock())
             if self._draining:
                 _drain_one(policy.key, state)

@@ -77,6 +77,8 @@ class Actor(Protocol):
     """The asyncio task that the actor's function, or its preparation, runs in; None if there is none."""
     stop_requested: bool
     """Whether this actor was asked to stop; a `CancelledError` that comes after that is ours."""
+    exits: list[asyncio.Task[Any]] | tuple[()]
+    """Tasks that the actor's function made, and that exited."""
     compensating: Compensation | None
     """Set while the actor's compensation or backoff is being asked."""
 

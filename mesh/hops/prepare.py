@@ -17,6 +17,7 @@ from bitactor.errors import Cancelled, WorkerLost
 from bitactor.messages.signal import UNDO, Fault
 from bitactor.messages.values import shown
 from mesh.hops.actor import BitActor
+from mesh.hops.exits import unawaited_exit
 from mesh.hops.lifecycle import cancel_all
 from mesh.hops.ports import ENDED, QUEUED, REPLIED, STARTED, Actor, ActorExecutor, Spawner
 
@@ -285,6 +286,8 @@ class FunctionRun(BitActor):
             return
         chain = self.chain
         self._mark_ended()
+        if self.exits and error is None:
+            error = unawaited_exit(self.exits)
         if error is None:
             if self.context is not None:
                 chain.emitted.extend(self.context.emitted())

@@ -16,7 +16,7 @@ from bitactor.messages.values import shown
 from bitactor.plan.order import topological_order
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
-from mesh.hops.exits import IN_USER_CODE
+from mesh.hops.exits import CODE_OF
 from mesh.hops.lifecycle import ResourceLifecycle, call_user_function
 
 logger = logging.getLogger("bitactor.resources")
@@ -64,7 +64,7 @@ class ResourceManager:
         self.lifecycles: dict[ResourceLifecycle, None] = {}
         self._in_making: dict[str, asyncio.Task[Any]] = {}
         self._context = contextvars.copy_context()
-        self._context.run(IN_USER_CODE.set, True)
+        self._context.run(CODE_OF.set, True)
         self._closed = False
 
     def add(self, plan: Plan) -> None:

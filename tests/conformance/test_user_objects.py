@@ -126,11 +126,12 @@ async def test_a_result_that_exits(store: str, place: str, make: Callable[[], An
 
 @claim(
     "Outcomes of a step",
-    "A `SystemExit` or `KeyboardInterrupt` of a task that a step made is the step's failure, `StepExited`; the node "
-    "goes on.",
+    "A `SystemExit` or `KeyboardInterrupt` of a task that a step made is the step's failure, `StepExited`, also if the "
+    "step does not await that task; the node goes on.",
 )
+@pytest.mark.parametrize("awaits", [True, False])
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
-async def test_a_task_of_a_step_exits(store: str, kind: type[BaseException]) -> None:
+async def test_a_task_of_a_step_exits(store: str, kind: type[BaseException], awaits: bool) -> None:
     workflow, innocent = Workflow("exiting", ttl=1), Workflow("innocent", ttl=1)
     gate = asyncio.Event()
 
@@ -139,7 +140,8 @@ async def test_a_task_of_a_step_exits(store: str, kind: type[BaseException]) -> 
         async def child() -> None:
             raise kind
 
-        await asyncio.create_task(child())
+        task = asyncio.create_task(child())
+        await (task if awaits else asyncio.wait([task]))
 
     @innocent.step
     async def waits() -> str:
@@ -150,6 +152,7 @@ async def test_a_task_of_a_step_exits(store: str, kind: type[BaseException]) -> 
         beside = await mesh.stimulate(innocent)
         failure = await failure_of(await finish(mesh, workflow))
         assert type(failure.__cause__) is StepExited and type(failure.__cause__.__cause__) is kind
+        assert "a task of 'exiting/it', attempt 1, raised" in str(failure)
         gate.set()
         assert await beside.result() == "done"
 

@@ -43,6 +43,10 @@ async def child() -> None:
     raise SystemExit(0)
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 async def leave(way: str) -> Any:
     """Exit in that way."""
     match way:
@@ -53,8 +57,15 @@ async def leave(way: str) -> Any:
                 group.create_task(child())
         case "in a task":
             await asyncio.create_task(child())
+        case "unnoticed":
+            await asyncio.wait([asyncio.create_task(child())])
+        case "late":
+            left.add(asyncio.create_task(child()))
         case "in a callback":
             asyncio.get_running_loop().call_soon(sys.exit, 0)
+            await asyncio.sleep(0)
+        case "interrupted in a callback":
+            asyncio.get_running_loop().call_soon(interrupt)
             await asyncio.sleep(0)
         case "result":
             return Leaving()
@@ -68,6 +79,7 @@ async def check(checked: Checked) -> str:
 
 
 gate = asyncio.Event()
+left: set[asyncio.Task[None]] = set()
 innocent = Workflow("exits.innocent", ttl=1)
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from bitactor import StepExited, Workflow
+from bitactor import Backoff, StepExited, Workflow
 from bitactor.messages.faults import fault_of
 from bitactor.messages.values import shown
+from bitactor.patterns import Fallback
 from mesh import Mesh
 from mesh.cli.app import main
 from tests.e2e import exit_steps
@@ -78,9 +79,9 @@ def exiting(way: Callable[..., Awaitable[None]], error: BaseException, role: str
     if role == "step":
         workflow.step(name="it")(exits)
     elif role == "compensate":
-        workflow.step(name="it")(fails).compensate(lambda error: way(child))
+        workflow.step(name="it")(fails).compensate(exits)
     else:
-        workflow.step(name="it")(works).undo(lambda result: way(child), retries=0)
+        workflow.step(name="it")(works).undo(exits, retries=0)
         workflow.flunk("end", "{it}")
     return workflow
 
@@ -97,6 +98,82 @@ async def test_a_task_of_a_step(way: Callable[..., Awaitable[None]], error: Base
         assert isinstance(exited, StepExited) and exited.__cause__ is error
         assert shown(error) in str(exited)
         assert (await finish(mesh, workflow)).status == "compensated", "the mesh takes more"
+
+
+async def unnoticed(child: Callable[[], Awaitable[None]]) -> None:
+    await asyncio.wait([asyncio.create_task(child())])  # type: ignore[arg-type]
+
+
+@EXITS
+@pytest.mark.parametrize("role", ["step", "compensate", "undo"])
+async def test_a_task_that_nobody_awaits(role: str, error: BaseException, store: str) -> None:
+    """Its exit is the failure of whoever made it, if that has not ended."""
+    workflow = exiting(unnoticed, error, role)
+    async with Mesh(workflow, store=store) as mesh:
+        transaction = await finish(mesh, workflow)
+        assert transaction.status == ("stuck" if role == "undo" else "compensated")
+        exited = transaction.errors()[0 if role == "step" else -1]
+        undo = "undo of " if role == "undo" else ""
+        assert isinstance(exited, StepExited) and exited.__cause__ is error
+        assert str(exited) == f"a task of {undo}'exiting/it', attempt 1, raised {shown(error)}"
+
+
+async def test_a_task_that_nobody_awaits_in_a_policy_and_again() -> None:
+    """It fails that one run; the next one is not blamed."""
+    workflow, attempts = Workflow("again", ttl=3), []
+
+    @workflow.step(policies=[Fallback("exits", lambda error: f"instead of {type(error).__name__}")])
+    async def covered() -> str:
+        await unnoticed(exit_steps.child)
+        return "done"
+
+    @workflow.step(retries=1, backoff=Backoff(initial=0.0))
+    async def tried(attempt: int) -> str:
+        attempts.append(attempt)
+        if attempt == 1:
+            await unnoticed(exit_steps.child)
+        return "done"
+
+    async with Mesh(workflow) as mesh:
+        transaction = await finish(mesh, workflow)
+        assert transaction.results() == {"covered": "instead of StepExited", "tried": "done"}
+    assert attempts == [1, 2]
+
+
+async def test_a_task_whose_exit_was_seen() -> None:
+    """A step that has looked at it goes on, however it looked."""
+    workflow = Workflow("seen", ttl=1)
+
+    @workflow.step
+    async def it() -> list[str]:
+        seen = await asyncio.gather(exit_steps.child(), return_exceptions=True)
+        task = asyncio.create_task(exit_steps.child())
+        await asyncio.wait([task])
+        try:
+            await asyncio.create_task(exit_steps.child())
+        except StepExited as error:
+            return [type(one).__name__ for one in (*seen, task.exception(), error)]
+        return []
+
+    async with Mesh(workflow) as mesh:
+        assert await (await finish(mesh, workflow)).result() == ["StepExited"] * 3
+
+
+async def test_a_task_that_exits_when_its_step_has_ended(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the log names the step."""
+    workflow = Workflow("late", ttl=1)
+
+    @workflow.step(spawn="inline")
+    def it() -> str:
+        exit_steps.left.add(asyncio.create_task(exit_steps.child()))
+        return "done"
+
+    async with Mesh(workflow) as mesh:
+        assert await (await finish(mesh, workflow)).result() == "done"
+        await asyncio.wait(exit_steps.left)
+        exit_steps.left.clear()
+        gc.collect()
+    assert "a task of 'late/it', attempt 1, raised SystemExit(0)" in caplog.text
 
 
 async def test_a_task_that_is_cancelled_before_it_begins() -> None:
@@ -132,13 +209,13 @@ async def test_tasks_of_others_are_left_alone() -> None:
 
 async def test_in_a_worker_process() -> None:
     async with Mesh(exit_steps.exiting, exit_steps.argued, processes=1) as mesh:
-        for way in ("raises", "in a group", "in a task", "result", "validator"):
+        for way in ("raises", "in a group", "in a task", "unnoticed", "result", "validator"):
             workflow = exit_steps.argued if way == "validator" else exit_steps.exiting
             transaction = await finish(mesh, workflow, {"way": way})
             assert transaction.status == "compensated"
             [error] = transaction.errors()
             assert "SystemExit" in fault_of(innermost(error)).summary()
-        for way in ("in a callback", ""):
+        for way in ("in a callback", "late", ""):
             assert await (await finish(mesh, exit_steps.exiting, {"way": way})).result() == "still here"
         assert mesh.node.processes.statistics()["starts"] == 1, "the worker went on"
 
@@ -180,17 +257,19 @@ def test_a_node_of_the_command_line_goes_on(tmp_path: Path) -> None:
     url = node.ready["http"]
     with ThreadPoolExecutor() as pool:
         innocent = pool.submit(post, url, "exits.innocent", {})
-        for way in ("raises", "in a group", "in a task", "result"):
+        for way in ("raises", "in a group", "in a task", "unnoticed", "result"):
             failed = post(url, "exits.on_loop", {"way": way})
             assert failed["transaction_status"] == "compensated"
             assert ("a TaskGroup" if way == "in a group" else "SystemExit") in failed["detail"]
         assert post(url, "exits.validated", {"way": "validator"})["status"] == 422
-        assert post(url, "exits.on_loop", {"way": "in a callback"})["result"] == "still here"
+        for way in ("in a callback", "interrupted in a callback", "late"):
+            assert post(url, "exits.on_loop", {"way": way})["result"] == "still here"
         assert post(url, "exits.on_loop", {"way": "release"})["result"] == "still here"
         assert innocent.result(PATIENCE)["status"] == "completed"
     code, said = node.stop()
     assert code == 0
-    assert "a callback on the event loop raised SystemExit(0)" in said
+    for error in ("SystemExit(0)", "KeyboardInterrupt()"):
+        assert f"a callback on the event loop raised {error}" in said
 
 
 def test_a_command_that_is_ended_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
