@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Union, get_args, get_origin
 
-from pydantic import ConfigDict, TypeAdapter, create_model
+from pydantic import ConfigDict, Secret, TypeAdapter, create_model
+from pydantic.json_schema import GenerateJsonSchema, JsonRef, JsonSchemaValue, JsonSchemaWarningKind
+from typing_extensions import override
 
 from bitactor.declare.step import Step
 from bitactor.declare.then import Then
@@ -83,8 +86,54 @@ def either(*kinds: Any) -> Any:
 def schema_of(kind: Any, *, mode: typing.Literal["validation", "serialization"] = "serialization") -> dict[str, Any]:
     """The JSON Schema of a type; `{}` where it has none."""
     try:
-        return TypeAdapter(kind).json_schema(mode=mode)
+        return TypeAdapter(kind).json_schema(mode=mode, schema_generator=JsonSchemas)
     except (BitActorError, KeyboardInterrupt):
         raise
-    except Exception:  # pydantic has many ways to say that there is none, and a type may have hooks of its own
+    except BaseException:  # pydantic has many ways to say that there is none, and a type may have hooks of its own
         return {}
+
+
+class JsonSchemas(GenerateJsonSchema):
+    """Makes JSON Schemas of types.  The default of a type that is or has a secret is left out, as is one that has no
+    form in JSON."""
+
+    ignored_warning_kinds: set[JsonSchemaWarningKind] = {"skipped-choice", "non-serializable-default"}
+
+    @override
+    def default_schema(self, schema: Any) -> JsonSchemaValue:
+        try:
+            made = super().default_schema(schema)
+            if self._is_secret(made, set()) or _is_secret(schema["schema"]):
+                made.pop("default", None)
+            elif "default" in made:
+                json.dumps(made["default"], allow_nan=False)
+            return made
+        except BaseException:  # of the default, or of the type within; the latter comes once more
+            return self.generate_inner(schema["schema"])
+
+    def _is_secret(self, part: Any, seen: set[str]) -> bool:
+        """Whether a schema, or one in it, is that of a `SecretStr` or `SecretBytes`."""
+        if isinstance(part, list):
+            return any(self._is_secret(inner, seen) for inner in part)
+        if not isinstance(part, dict):
+            return False
+        reference = part.get("$ref")
+        if isinstance(reference, str) and reference not in seen:
+            seen.add(reference)
+            known = self.json_to_defs_refs.get(JsonRef(reference))
+            if known is not None and self._is_secret(self.definitions.get(known), seen):
+                return True
+        return part.get("writeOnly") is True or any(
+            self._is_secret(inner, seen) for name, inner in part.items() if name != "default"
+        )
+
+
+_SECRET: Final[Any] = TypeAdapter(Secret[int]).core_schema
+_WRITES_SECRETS: Final = _SECRET.get("serialization", {}).get("function", _SECRET)
+
+
+def _is_secret(schema: Any) -> bool:
+    """Whether a type, or one in it, is a `Secret[…]`, of which a JSON Schema says nothing."""
+    if type(schema) is dict:
+        return schema.get("function") is _WRITES_SECRETS or any(map(_is_secret, schema.values()))
+    return type(schema) is list and any(map(_is_secret, schema))

@@ -8,12 +8,13 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from pydantic import BaseModel
-from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import models_json_schema
 
 from bitactor.declare.stimulus import MAX_GIVEN, MAX_KEY
+from bitactor.kinds.result_types import JsonSchemas
 from bitactor.messages.pulse import STATUSES
 from bitactor.messages.signal import MAX_TTL
+from bitactor.messages.values import named_text
 from bitactor.workflow import Workflow
 from mesh.ingress.problems import TITLES
 from mesh.ingress.requests import MAX_DEADLINE, MIN_DEADLINE
@@ -54,14 +55,14 @@ def _input_schemas(workflows: Iterable[Workflow]) -> tuple[dict[str, Any], dict[
     schemas: dict[str, Any] = {}
     for workflow in workflows:
         try:
-            workflow.input_model.model_json_schema()
-        except PydanticInvalidForJsonSchema as error:
-            logger.warning("the input of %s cannot be described: %s", workflow.name, error)
+            workflow.input_model.model_json_schema(schema_generator=JsonSchemas)
+        except BaseException as error:  # of the model's own hooks, too
+            logger.warning("the input of %s cannot be described: %s", workflow.name, named_text(error))
             schemas[workflow.name] = {"type": "object"}
         else:
             usable[workflow.name] = workflow.input_model
     found, definitions = models_json_schema(
-        [(model, "validation") for model in set(usable.values())], ref_template=_REFERENCE
+        [(model, "validation") for model in set(usable.values())], ref_template=_REFERENCE, schema_generator=JsonSchemas
     )
     for name, model in usable.items():
         schemas[name] = found[model, "validation"]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, SecretStr, field_validator
 
 from bitactor import Input, Workflow
 
@@ -29,6 +29,8 @@ class Checked(BaseModel):
     """A model that exits when it is made."""
 
     way: str
+    token: SecretStr = SecretStr("hunter2")
+    more: Any = object()
 
     @field_validator("way")
     @classmethod

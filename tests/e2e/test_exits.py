@@ -266,8 +266,11 @@ def test_a_node_of_the_command_line_goes_on(tmp_path: Path) -> None:
             assert post(url, "exits.on_loop", {"way": way})["result"] == "still here"
         assert post(url, "exits.on_loop", {"way": "release"})["result"] == "still here"
         assert innocent.result(PATIENCE)["status"] == "completed"
+    with urllib.request.urlopen(f"{url}/openapi.json", timeout=PATIENCE) as answer:
+        assert "hunter2" not in answer.read().decode(), "the default of a secret"
     code, said = node.stop()
     assert code == 0
+    assert "Warning" not in said
     for error in ("SystemExit(0)", "KeyboardInterrupt()"):
         assert f"a callback on the event loop raised {error}" in said
 
