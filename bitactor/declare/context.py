@@ -141,10 +141,20 @@ class Context:
         """As `emit`, without `await`."""
         name = exact_text(name) if issubclass(type(name), str) else name
         if type(name) is not str or not name or not name.isprintable() or len(name) > 200:
-            raise BitActorError(f"emit({shown(name)}): a signal's name is a string of 1 to 200 printable characters")
+            raise BitActorError(
+                f"emit({shown(name)}) in {self._place()}: a signal's name is a string of 1 to 200 printable characters"
+            )
+        try:
+            token = encode_token(value)
+        except BitActorError as error:
+            raise type(error)(f"the signal {name!r} that {self._place()} emits: {error}") from error
         if self._emits is None:
             self._emits = []
-        self._emits.append((name, encode_token(value)))
+        self._emits.append((name, token))
+
+    def _place(self) -> str:
+        undo = "" if self.signal.direction == FORWARD else "undo of "
+        return f"{undo}{f'{self.workflow}/{self.step}'!r}, attempt {self.attempt},"
 
     def adopt(self, emitted: Iterable[tuple[str, Any]]) -> None:
         """Emit these too, as (name, token): the emissions of other runs within the same attempt, which had contexts of

@@ -169,6 +169,14 @@ async_process = _workflow("async.process", "process", *_ASYNC)
 def_unpooled = _workflow("def.unpooled", "unpooled", *_SYNC)
 
 
+def emit_what_cannot_be(value: Any, ctx: Context) -> None:
+    ctx.emit_later("news", object())
+
+
+emits_what_cannot_be = Workflow("emits.process", input={"value": Any})
+emits_what_cannot_be.step(name="it", spawn="process")(emit_what_cannot_be)
+
+
 # What only makes sense in a process of its own
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from bitactor import Context, Continue, Retry, Workflow, consumer
-from bitactor.errors import BitActorError, DefinitionError, DuplicateName
-from bitactor.testing import FakeClock
+from bitactor import Backoff, Context, Continue, Retry, Workflow, consumer
+from bitactor.errors import BitActorError, DefinitionError, DuplicateName, InvalidOutcome, SignalTooLarge
+from bitactor.testing import FakeClock, run_workflow
 from mesh import Mesh
+from tests.e2e import process_steps
 from tests.e2e.support import BOUND, audit, finish, pass_time, pulse_lines, tombstones, turns, until
 
 
@@ -354,6 +355,76 @@ async def test_what_cannot_be_emitted(store: str) -> None:
             assert tx.status == "compensated", case
             assert isinstance(tx.errors()[0], BitActorError)
         assert mesh.node.about()["undelivered"] == 0
+
+
+class Gone:
+    """A value that raises when it is looked at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit("gone")
+
+
+def emits_in(role: str, value: Any) -> Workflow:
+    """A workflow whose step `it` emits a value in that role, at its second attempt where there are any."""
+    workflow = Workflow("emitting", ttl=9)
+
+    def emits(ctx: Context, attempt: int) -> int:
+        if attempt == 1 and role not in ("compensate", "undo"):
+            raise OSError
+        ctx.emit_later("news", value)
+        return 1
+
+    async def emits_on_loop(ctx: Context, attempt: int) -> int:
+        await ctx.emit("news", emits(ctx, attempt) and value)
+        return 1
+
+    if role == "loop":
+        workflow.step(name="it", retries=1, backoff=Backoff(initial=0.0))(emits_on_loop)
+    elif role == "compensate":
+        workflow.step(name="it", spawn="inline")(lambda: 1 / 0).compensate(emits)
+    elif role == "undo":
+        workflow.step(name="it", spawn="inline")(lambda: 1).undo(emits, retries=0)
+        workflow.flunk("end", "{it}")
+    else:
+        workflow.step(name="it", spawn=role, retries=1, backoff=Backoff(initial=0.0))(emits)
+    return workflow
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1: Gone()}, "x" * 5_000_000, "\ud800"], ids=["object", "gone", "long", "half"]
+)
+@pytest.mark.parametrize("role", ["inline", "loop", "thread", "compensate", "undo"])
+async def test_a_value_that_cannot_be_emitted_is_named(role: str, value: Any) -> None:
+    """Its error names workflow, step, attempt and signal."""
+    workflow = emits_in(role, value)
+    async with Mesh(workflow) as mesh:
+        error = (await finish(mesh, workflow)).errors()[-1]
+    where = {"compensate": "'emitting/it', attempt 1", "undo": "undo of 'emitting/it', attempt 1"}
+    place = where.get(role, "'emitting/it', attempt 2")
+    assert type(error) in (InvalidOutcome, SignalTooLarge)
+    assert str(error).startswith(f"the signal 'news' that {place}, emits: ")
+    assert type(error.__cause__) is type(error)
+
+
+async def test_and_in_a_process_by_a_consumer_and_without_a_mesh() -> None:
+    workflow = Workflow("tells", ttl=2)
+    workflow.step(name="it", spawn="inline")(lambda ctx: ctx.emit_later("news", 1))
+
+    @consumer("news")
+    def passes_on(signal: Any, ctx: Context) -> None:
+        ctx.emit_later("more news", object())
+
+    async with Mesh(workflow, passes_on, process_steps.emits_what_cannot_be, processes=1) as mesh:
+        tx = await finish(mesh, process_steps.emits_what_cannot_be, {"value": 1})
+        assert "the signal 'news' that 'emits.process/it', attempt 1, emits: a object" in str(tx.errors()[0])
+        await finish(mesh, workflow)
+        async with asyncio.timeout(BOUND):
+            while not (rows := await mesh.transactions(workflow=passes_on.name, status="compensated")):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        told = str((await mesh.transaction(rows[0].transaction)).errors())
+    assert f"the signal 'more news' that '{passes_on.name}/" in told and "attempt 1, emits: a object cannot" in told
+    trace = run_workflow(emits_in("inline", object()))
+    assert "the signal 'news' that 'emitting/it', attempt 2, emits: a object cannot be carried" in str(trace.errors[-1])
 
 
 async def test_a_chain_of_consumers_is_drained_at_the_end(store: str) -> None:
