@@ -35,6 +35,8 @@ from bitactor.export.graph import from_dict, to_dict
 from bitactor.export.mermaid import mermaid
 from bitactor.kinds.base import FunctionKind
 from bitactor.kinds.declare import DeclaresKinds, MakeKind
+from bitactor.messages.annotations import ModelReader, place_of
+from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import Unchanged
 from bitactor.messages.faults import raised_text
 from bitactor.messages.outcome import Outcome
@@ -114,6 +116,8 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
         self.max_concurrency = max_concurrency
         self.max_hops = max_hops
         self.input_model = _input_model(name, input)
+        self.input_classes = AnnotatedClasses(self.input_model)
+        self._read_input = ModelReader(self.input_model)
         self.steps: dict[str, Step[Any, Any]] = {}
         self.returned: str | None = None
         self._plan: Plan | None = None
@@ -286,10 +290,10 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
         """
         try:
             try:
-                return dict(self.input_model.model_validate({} if value is None else value).__dict__)
+                return dict(self._read_input({} if value is None else value).__dict__)
             except ValidationError as error:
                 problems = [
-                    (".".join(str(part) for part in item["loc"]), item["msg"])
+                    (place_of(item), item["msg"])
                     for item in error.errors(include_url=False, include_context=False, include_input=False)
                 ]
         except BaseException as error:  # of the value's methods, or a validator; an exit would end whoever asked, too

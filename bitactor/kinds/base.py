@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from keyword import iskeyword
 from typing import Any, ClassVar
 
@@ -17,7 +16,6 @@ from bitactor.declare.context import Context
 from bitactor.errors import DefinitionError
 from bitactor.forms.keys import CALLED, CONSTANT, FUNCTION, NESTED, SOURCE, SOURCES, Form, Key, Origin, Reader, Writer
 from bitactor.kinds.result_types import answer_type, target_type
-from bitactor.messages.classes import AnnotatedClasses
 from bitactor.plan.callbacks import Parameter, parameters_of
 from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress, Skip
 from bitactor.plan.declaration import Declaration
@@ -157,14 +155,8 @@ def nested_inputs(workflow: Declaration, body: Plan, arguments: ContainerArgumen
 
 def input_values(workflow: Declaration, arguments: ContainerArguments) -> dict[str, Any]:
     """The container's arguments that are input fields of a nested workflow, with objects of the classes these name."""
-    fields, classes = workflow.input_model.model_fields, input_classes(workflow.input_model)
-    return {name: arguments.value(name, classes) for name in fields if arguments.has(name)}
-
-
-@lru_cache(1_000)
-def input_classes(model: type[BaseModel]) -> AnnotatedClasses:
-    """The classes of objects that are restored for an input model."""
-    return AnnotatedClasses(model)
+    fields = workflow.input_model.model_fields
+    return {name: arguments.value(name, workflow.input_classes) for name in fields if arguments.has(name)}
 
 
 def named_values(value: Any) -> Any:

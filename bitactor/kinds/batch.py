@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple, Protocol
 from bitactor.declare.context import Context
 from bitactor.declare.source import Element
 from bitactor.errors import InvalidInput, InvalidOutcome
-from bitactor.kinds.base import input_classes
 from bitactor.kinds.cursor import Cursor
 from bitactor.kinds.result_types import answer_type
 from bitactor.messages.classes import AnnotatedClasses, first_of
@@ -75,7 +74,7 @@ class ElementHandler:
         self.classes = first_of(converter.classes for converter in converters.values() if converter is not None)
         """Classes of elements that are restored."""
         if declared.workflow is not None:
-            self.classes = input_classes(declared.workflow.input_model)
+            self.classes = declared.workflow.input_classes
         self.reduced = declared.reduce and AnnotatedClasses([answer_type(declared.reduce), type(declared.initial)])
         """Classes of what `reduce` made that are restored for its next call."""
         self.inputs: tuple[str, ...] = ()
@@ -229,7 +228,7 @@ class BatchRunner:
             names: Sequence[str] = [name for name in handler.inputs if name not in handler.declared.elements]
         else:
             names = handler.takes
-        outer = tokens.values(names)
+        outer = tokens.values(names, handler.classes if handler.declared.workflow is not None else None)
         for name in handler.takes:
             if name in resources:
                 outer[name] = resources[name]

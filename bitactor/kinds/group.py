@@ -30,7 +30,6 @@ from bitactor.kinds.base import (
     Progress,
     Site,
     function_inputs,
-    input_classes,
     input_values,
     merge_parameters,
     named_values,
@@ -89,7 +88,7 @@ class GroupContainer(Container):
             InvalidOutcome: `before` answered with what is no input.
         """
         if progress.rounds == 1 and _BEFORE in self._places:
-            classes = input_classes(self._declared.workflow.input_model)
+            classes = self._declared.workflow.input_classes
             return Open([Opening("", 0, self._inputs(arguments, decode_token(progress.token, classes)))])
         number = self._places[_AFTER]
         body = self.bodies[number]

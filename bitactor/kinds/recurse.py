@@ -31,7 +31,6 @@ from bitactor.kinds.base import (
     Plan,
     Progress,
     Site,
-    input_classes,
     input_values,
     named_values,
     nested_inputs,
@@ -114,7 +113,7 @@ class RecurseContainer(RoundsContainer):
             InvalidOutcome: the result is no input for the next round.
         """
         assert arguments is not None
-        result = decode_token(progress.token, input_classes(self._workflow.input_model))
+        result = decode_token(progress.token, self._workflow.input_classes)
         valid = self._workflow.validate_input(self._next(arguments, result))
         return tuple(arguments.pass_on(name, valid[name]) for name in self.bodies[0].inputs)
 

@@ -20,6 +20,7 @@ from bitactor.errors import InvalidOutcome, MalformedSignal, SignalTooLarge
 from bitactor.messages.objects import Classes, Reader, encode_object
 from bitactor.messages.values import (
     NeedsObjects,
+    UnknownClass,
     encode_plainly,
     encode_value,
     named_text,
@@ -169,6 +170,8 @@ def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES, classes: Classes | None = 
         value = unpacked(data, _PLAIN if classes is None else Reader(classes))
     except RecursionError as error:
         raise MalformedSignal("nested too deep") from error
+    except UnknownClass as error:
+        raise MalformedSignal(str(error)) from None
     except BaseException as error:  # also of a user's class that is restored
         raise MalformedSignal(f"not a packed value: {named_text(error)}") from error
     if _may_be_deep(data) and _is_deep(value):

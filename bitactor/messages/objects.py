@@ -35,6 +35,7 @@ from bitactor.messages.values import (
     Hook,
     NeedsObjects,
     carried,
+    class_text,
     encode_set,
     encode_value,
     set_of,
@@ -116,10 +117,14 @@ class Reader:
 
 @lru_cache(MANY)
 def class_key(kind: type) -> str:
-    """The key of a class: its name, and a digest of its fields and their types, so that a class that was changed since
-    is another one."""
+    """The key of a class: its name, a digest of its fields and their types, so that a class that was changed since is
+    another one, and a digest of its module, which tells two apart that are alike in these."""
     said = re.sub(r" at 0x[0-9a-f]+", "", repr(sorted(_field_types(kind).items())))
-    return f"{kind.__qualname__}:{blake2b(said.encode(), digest_size=4).hexdigest()}"
+    return f"{kind.__qualname__}:{_short_digest(said)}:{_short_digest(class_text(kind, '__module__'))}"
+
+
+def _short_digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def _field_types(kind: type) -> dict[str, Any]:

@@ -68,6 +68,10 @@ class NeedsObjects(Exception):
     """A value holds what `encode_value` does not know."""
 
 
+class UnknownClass(ValueError):
+    """An object that a reader asks for is of a class that cannot be told."""
+
+
 def class_text(kind: type, attribute: str) -> str:
     """`__name__`, `__qualname__` or `__module__` of a class, whatever its metaclass does."""
     text = vars(type)[attribute].__get__(kind)

@@ -12,8 +12,9 @@ from typing import Any, Final, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import override
 
-from bitactor.errors import DefinitionError, InvalidInput
-from bitactor.messages.classes import AnnotatedClasses, first_of, kept_type
+from bitactor.errors import DefinitionError, InvalidInput, MalformedSignal
+from bitactor.messages.annotations import VALUES, is_object_class, place_of, taking_objects
+from bitactor.messages.classes import AnnotatedClasses, first_of, fits
 from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tokens, token_bytes
 from bitactor.messages.objects import Classes
 
@@ -57,7 +58,12 @@ def argument_values(
         if transform is not None:
             values[name] = decode_token((evaluated or {})[name], classes)
             continue
-        value = decode_token(tokens[slot] if slot >= 0 else constant, classes)
+        try:
+            value = decode_token(tokens[slot] if slot >= 0 else constant, classes)
+        except MalformedSignal as error:
+            raise InvalidInput(
+                f"argument {name!r} of {owner}, from {reference}: {error}", [(name, str(error))]
+            ) from None
         values[name] = value_at(value, path, f"argument {name!r} of {owner}, from {reference}") if path else value
     return values
 
@@ -88,7 +94,7 @@ class BoundArguments(NamedTuple):
             convert, classes = converter
             try:
                 values[name] = convert(decode_token(value, classes) if type(value) is Packed else value)
-            except (ValidationError, _WrongType):
+            except (ValidationError, _WrongType, MalformedSignal):
                 return convert_arguments(arguments, self.raw(), owner)  # which says what is wrong
         return values
 
@@ -124,13 +130,16 @@ class RawArguments(BoundArguments):
         """The token of one argument."""
         return next(self.tokens[argument.slot] for argument in self.arguments if argument.name == name)
 
-    def values(self, names: Sequence[str]) -> dict[str, Any]:
-        """Some of the arguments, decoded and converted to their annotations.
+    def values(self, names: Sequence[str], classes: Classes | None = None) -> dict[str, Any]:
+        """Some of the arguments, decoded and converted to their annotations; of `classes` if there are none.
 
         Raises:
             InvalidInput: one of them does not fit.
         """
         wanted = [argument for argument in self.arguments if argument.name in names]
+        if classes is not None:
+            restored = Converter(lambda value: value, classes)
+            wanted = [argument._replace(converter=argument.converter or restored) for argument in wanted]
         return BoundArguments(wanted, self.tokens, self.owner, self.evaluated)()
 
 
@@ -148,7 +157,10 @@ class RemoteArguments(NamedTuple):
             InvalidInput: the token is no mapping of all the arguments.
         """
         classes = first_of(argument.converter.classes for argument in self.arguments if argument.converter is not None)
-        values = decode_token(self.token, classes)
+        try:
+            values = decode_token(self.token, classes)
+        except MalformedSignal as error:
+            raise InvalidInput(f"the arguments of {self.owner}: {error}") from None
         if type(values) is not dict or any(argument.name not in values for argument in self.arguments):
             raise InvalidInput(f"a signal for {self.owner} without all of its arguments")
         return values
@@ -191,7 +203,7 @@ def convert_arguments(arguments: Sequence[Argument], values: dict[str, Any], own
                 values[argument.name] = argument.converter.convert(values[argument.name])
             except ValidationError as error:
                 problem = error.errors(include_url=False, include_input=False)[0]
-                at = ".".join(str(part) for part in problem["loc"])
+                at = place_of(problem)
                 raise InvalidInput(
                     f"argument {argument.name!r} of {owner}, from {argument.reference}: "
                     f"{problem['msg']}{f' at {at}' if at else ''}",
@@ -250,7 +262,8 @@ def converter_for(annotation: Any, owner: str) -> Converter | None:
     if all(member in _PLAIN or (get_origin(member) in (dict, list) and _all_any(member)) for member in members):
         return Converter(_checker(members, annotation), None)
     try:
-        return Converter(_validator(TypeAdapter(annotation), kept_type(annotation)), AnnotatedClasses(annotation))
+        adapter = TypeAdapter(taking_objects(annotation, VALUES))
+        return Converter(_validator(annotation, adapter), AnnotatedClasses(annotation))
     except (PydanticUserError, NameError) as error:
         raise DefinitionError(
             f"{owner}: no way to make a {annotation!r} from plain data ({str(error).splitlines()[0]}); "
@@ -261,15 +274,16 @@ def converter_for(annotation: Any, owner: str) -> Converter | None:
 _BY_NAME: Final = "by_name" in inspect.signature(TypeAdapter.validate_python).parameters  # since pydantic 2.11
 
 
-def _validator(adapter: TypeAdapter[Any], is_kept: Callable[[Any], bool] | None) -> Callable[[Any], Any]:
+def _validator(annotation: Any, adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
     """Validates what was carried as plain data; what came back as it was is not validated again.
 
     A model that is plain data here has the names of its fields, not their aliases.
     """
     validate = adapter.validate_python
+    kept = annotation if isinstance(annotation, type) and is_object_class(annotation) else None
 
     def by_name_too(value: Any) -> Any:
-        if is_kept is not None and is_kept(value):
+        if kept is not None and fits(type(value), kept):
             return value
         if not _BY_NAME:
             return validate(value)

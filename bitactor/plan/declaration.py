@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from bitactor.declare.resource import Resource
 from bitactor.declare.step import Step
+from bitactor.messages.objects import Classes
 from bitactor.plan.plan import Plan
 
 
@@ -16,6 +17,8 @@ class Declaration:
 
     name: str
     input_model: type[BaseModel]
+    input_classes: Classes
+    """The classes of objects that its input may hold."""
     ttl: int
     deadline: float | None
     undo_timeout: float

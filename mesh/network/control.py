@@ -9,8 +9,9 @@ from typing import Any
 
 from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import BitActorError, InvalidInput, ProtocolError
-from bitactor.messages.codec import decode_token, encode_token
+from bitactor.messages.codec import decode_token, encode_token, unpack_tokens
 from bitactor.messages.faults import fault_of, utf8_safe
+from bitactor.messages.objects import Classes
 from bitactor.messages.signal import Answer, Question
 from bitactor.messages.values import message_of
 from bitactor.messages.wire import encode_message, encode_pulse
@@ -70,7 +71,7 @@ class Control:
     async def _answer(self, question: Question) -> None:
         try:
             verb = self._verbs.get(question.verb)
-            argument = decode_token(question.argument)
+            argument = decode_token(question.argument, self._input_classes(question))
             if verb is None or not isinstance(argument, Mapping):
                 raise InvalidInput(f"no such question: {question.verb!r}; known are {', '.join(self._verbs)}")
             answer = Answer(question.id, encode_token(await verb(argument)))
@@ -82,6 +83,12 @@ class Control:
             self._send(question.reply_to, encode_message(answer))
         except (BitActorError, ProtocolError):
             return  # who asked is gone
+
+    def _input_classes(self, question: Question) -> Classes | None:
+        """The classes of objects in the input of a stimulus."""
+        if question.verb not in ("stimulate", STIMULATE_WITH):
+            return None
+        return self._intake.input_classes(decode_token(unpack_tokens(question.argument).get("workflow")))
 
     async def _stimulate(self, argument: Mapping[str, Any]) -> Any:
         options = StimulusOptions.of({name: argument[name] for name in argument if name not in ("workflow", "input")})

@@ -12,6 +12,7 @@ from bitactor.errors import BitActorError, DuplicateTransaction, InvalidInput, O
 from bitactor.messages.canonical import request_digest
 from bitactor.messages.codec import pack_plainly, pack_tokens
 from bitactor.messages.duration import nanoseconds
+from bitactor.messages.objects import Classes
 from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.plan.plan import Plan
 from bitactor.ports import Ids
@@ -68,6 +69,11 @@ class Intake:
         self._takes_signals = takes_signals
         self._settled = asyncio.Event()
         supervisor.on_settled.append(lambda live: self._settled.set())
+
+    def input_classes(self, workflow: Any) -> Classes | None:
+        """The classes of objects that the input of a workflow may hold; None if none of that name is declared here."""
+        declared = self._workflows.get(workflow)
+        return declared.input_classes if declared is not None else None
 
     async def stimulate(self, workflow: str, given: Any, options: StimulusOptions) -> LiveTransaction:
         """Begin a transaction, or find the one that its key began; see `Mesh.stimulate`."""

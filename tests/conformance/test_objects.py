@@ -1,0 +1,290 @@
+"""Objects that were validated are taken as they are, and come back as those of their own class."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from types import ModuleType
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, field_validator, model_validator
+from typing_extensions import TypedDict
+
+from bitactor import Element, Result, Workflow
+from bitactor.errors import InvalidInput
+from bitactor.messages.classes import AnnotatedClasses
+from bitactor.messages.codec import decode_token, encode_token
+from bitactor.testing import run_workflow
+from mesh import Mesh
+from mesh.network.client import Client
+from registry import RegistryServer
+from tests.conformance.claims import claim
+from tests.conformance.support import failure_of, finished, result_of
+from tests.e2e.support import BOUND
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class Hashed(BaseModel):
+    """Its validator is no fixpoint."""
+
+    word: str
+
+    @model_validator(mode="after")
+    def _hashes(self) -> Self:
+        self.word = f"h({self.word})"
+        return self
+
+
+class Cat(Hashed):
+    kind: Literal["cat"] = "cat"
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+
+
+class Named(TypedDict, total=False):
+    one: Hashed
+
+
+class Request(BaseModel):
+    one: Hashed
+    many: list[Hashed] = Field(default_factory=list, max_length=2)
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")] | None = None
+    other: Hashed | None = Field(None, alias="Other")
+    count: int = 0
+
+    @field_validator("count")
+    @classmethod
+    def _counts(cls, count: int) -> int:
+        return count + 1
+
+
+HELD = Hashed(word="x")
+AS_OBJECTS: dict[str, Any] = {"one": HELD, "many": [HELD], "pet": Cat(word="x"), "Other": HELD, "count": 0}
+AS_DATA: dict[str, Any] = {"one": {"word": "x"}, "many": [{"word": "x"}], "pet": {"kind": "cat", "word": "x"},
+                           "Other": {"word": "x"}, "count": 0}  # fmt: skip
+ONCE = ["h(x)", "h(x)", "h(x)", "h(x)", 1]
+
+
+def words(one: Hashed, many: list[Hashed], pet: Any, other: Any, count: int) -> list[Any]:
+    return [one.word, many[0].word, pet["word"], other["word"], count]
+
+
+def takes(name: str) -> Workflow[Any]:
+    workflow = Workflow(name, input=Request)
+    workflow.add(words, name="words")
+    return workflow
+
+
+def nests() -> Workflow[Any]:
+    """A nested workflow within another, and one for each element of a map, all of one kind of input."""
+    fields: Any = {"one": Hashed, "many": list[Hashed], "pet": Cat | Dog | None, "other": Hashed | None, "count": int}
+    inner = Workflow("inner", input=fields)
+    inner.add(words, name="words")
+    middle = Workflow("middle", input=fields)
+    middle.compose("inner", inner)
+    workflow = Workflow("nests", input=Request)
+    workflow.compose("middle", middle)
+    workflow.add(lambda one: [one], name="ones", bind={"one": Result("middle", 4)})
+    workflow.map(workflow=middle, over="ones", bind={"count": Element()}, name="each")
+    workflow.collect("both", ["middle", "each"])
+    return workflow
+
+
+@claim(
+    "Values",
+    "An object that is given as an input, or within one, is taken as it is on every way in, by nested workflows too: "
+    "no validator runs again; plain data are validated.",
+)
+@pytest.mark.parametrize("given", [AS_OBJECTS, AS_DATA, Request.model_construct(
+    one=HELD, many=[HELD], pet=Cat(word="x"), other=HELD, count=1
+)], ids=["objects", "data", "model"])  # fmt: skip
+async def test_objects_as_inputs(given: Any, store: str) -> None:
+    assert await result_of(takes("takes"), given, store=store) == ONCE
+    assert run_workflow(takes("takes"), given).result == ONCE
+    nested = await result_of(nests(), given, store=store)
+    assert nested == {"middle": ONCE, "each": [ONCE]}
+    directory = tempfile.mkdtemp(prefix="ba-")
+    registry = f"ipc://{directory}/registry"
+    with RegistryServer(registry):
+        async with Mesh(takes("takes"), registry=registry), Client(registry) as client:
+            began = await client.stimulate("takes", given)
+            assert await client.result(began["transaction"], BOUND) == ONCE
+    shutil.rmtree(directory)
+    assert HELD.word == "h(x)"
+
+
+@claim("Values", "Blocking calls take objects as they are, too.")
+def test_objects_as_inputs_that_block() -> None:
+    with Mesh(takes("takes")) as mesh:
+        assert mesh.run("takes", AS_OBJECTS, timeout=BOUND) == ONCE
+
+
+class Asks(Hashed):
+    model_config = ConfigDict(revalidate_instances="always")
+
+
+HOOKS: list[type] = []
+
+
+class Hooked(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    one: Hashed
+    many: list[Hashed] = Field(default_factory=list, max_length=1)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        HOOKS.append(cls)
+
+
+@claim("Values", "What is no object of the class is refused as before, beside objects too, and named.")
+async def test_what_is_no_object() -> None:
+    workflow = Workflow("hooked", input=Hooked)
+    workflow.add(lambda one: one, name="passes")
+    asks = Workflow("asks", input=Asks)
+    asks.add(lambda word: word, name="passes")
+    either = Workflow("either", input={"value": Hashed | Dog | int, "other": Hashed})
+    either.add(lambda value: value, name="passes")
+    async with Mesh(workflow, asks, either) as mesh:
+        for wrong, field in (
+            ({"one": HELD, "two": 2}, "two"),
+            ({"one": HELD, "many": [HELD, HELD]}, "many"),
+            ({"one": HELD, "many": [{"word": 1}]}, "many.0.word"),
+            ({"one": Dog()}, "one"),
+        ):
+            with pytest.raises(InvalidInput) as refused:
+                await mesh.stimulate(workflow, wrong)
+            assert [name for name, _ in refused.value.fields] == [field]
+        with pytest.raises(InvalidInput, match=r"value\.Hashed\.word: .*value\.Dog\.kind: .*value\.int: "):
+            await mesh.stimulate(either, {"value": {"kind": 5}, "other": HELD})
+        # A model that wants its instances to be validated is asked.
+        with pytest.raises(InvalidInput, match="word"):
+            await mesh.stimulate(asks, Asks.model_construct(word=5))
+    assert HOOKS == []
+
+
+AGAIN: dict[str, tuple[Any, Any]] = {
+    "a tuple": (tuple[Hashed, ...], (HELD,)),
+    "a typed dictionary": (Named, {"one": HELD}),
+    "one told by a field": (Annotated[Cat | Dog, Field(discriminator="kind")], Cat(word="x")),
+    "a mapping of lists": (dict[str, list[Annotated[Hashed, Field(description="one")]]], {"a": [HELD]}),
+}
+
+
+@claim("Values", "Objects in tuples, typed dictionaries and unions told by a field are not validated again.")
+@pytest.mark.parametrize("name", AGAIN)
+async def test_objects_in_containers(name: str, store: str) -> None:
+    annotation, value = AGAIN[name]
+    workflow, came = passes(annotation, value)
+    await result_of(workflow, store=store)
+    assert came == [value]
+
+
+def passes(annotation: Any, value: Any) -> tuple[Workflow[Any], list[Any]]:
+    """A workflow whose second step takes what the first one returns, and says what came."""
+    workflow, came = Workflow("passes"), list[Any]()
+
+    @workflow.step
+    async def made() -> Any:
+        return value
+
+    async def taken(made: Any) -> None:
+        came.append(made)
+
+    taken.__annotations__["made"] = annotation
+    workflow.add(taken)
+    return workflow, came
+
+
+class Box(BaseModel, Generic[T]):
+    inside: T
+
+
+class Labelled(Box[S], Generic[S, T]):
+    label: T
+
+
+class Holds(BaseModel):
+    _own: Hashed = PrivateAttr(default_factory=lambda: HELD)
+    value: int = 0
+
+
+@dataclasses.dataclass
+class Plain:
+    value: int
+
+
+def slotted() -> type[Plain]:
+    @dataclasses.dataclass(slots=True)
+    class Slotted(Plain):
+        more: int = 0
+
+    return Slotted
+
+
+SUBCLASSES: dict[str, tuple[Any, Any]] = {
+    "of a generic model": (Box[int], Labelled[int, str](inside=1, label="kept")),
+    "of generic models in a list": (list[Box[int]], [Labelled[int, str](inside=1, label="kept"), Box[int](inside=2)]),
+    "of a model, and private": (Holds, Holds()),
+    "with slots": (Plain, slotted()(1)),
+}
+
+
+@claim("Values", "A subclass of a parametrised generic model, one with slots, and what is private come back.")
+@pytest.mark.parametrize("name", SUBCLASSES)
+async def test_subclasses(name: str, store: str) -> None:
+    annotation, value = SUBCLASSES[name]
+    workflow, came = passes(annotation, value)
+    await result_of(workflow, store=store)
+    assert came == [value] and type(came[0]) is type(value)
+
+
+@claim("Values", "A parametrised generic class that is not there yet is made of what is known, or asked for.")
+def test_a_generic_class_that_nobody_has_made_yet() -> None:
+    token = encode_token(Labelled[int, float](inside=1, label=0.5))
+    assert decode_token(token, AnnotatedClasses(Box[int])).label == 0.5
+    unmade = type(token)(bytes(token).replace(b"Labelled[int, float]", b"Labelled[int, bytes]"))
+    with pytest.raises(Exception, match=r"nothing here has made the class Labelled\[int, bytes\]"):
+        decode_token(unmade, AnnotatedClasses(Box[int]))
+
+
+def in_a_module(name: str) -> Any:
+    """A class `Item` of a module of that name."""
+    module = ModuleType(name)
+    module.__dict__["Item"] = create_model("Item", __module__=name, number=(int, ...))
+    return module.__dict__["Item"]
+
+
+@claim(
+    "Values",
+    "Classes of one name and with the same fields are told apart by their modules; where nothing tells two apart, the "
+    "step whose annotation leads to both fails, and the class is named.",
+)
+async def test_classes_of_one_name(store: str) -> None:
+    ours, theirs = in_a_module("ours"), in_a_module("theirs")
+    for annotation in (ours | theirs, theirs | ours):
+        workflow, came = passes(annotation, [theirs(number=1), ours(number=1)])
+        workflow, came = passes(list[annotation], [theirs(number=1), ours(number=1)])
+        await result_of(workflow, store=store)
+        assert [type(item) for item in came[0]] == [theirs, ours]
+
+    def alike() -> type[Dog]:
+        class Puppy(Dog):
+            age: int = 0
+
+        return Puppy
+
+    first, second = alike(), alike()
+    workflow, came = passes(Dog, second(age=3))
+    async with finished(workflow, store=store) as transaction:
+        failure = await failure_of(transaction)
+    assert came == [] and "argument 'made' of passes/taken, from made: several classes are named" in str(failure)
+    assert "Puppy" in str(failure) and first is not second
+    plain, came = passes(dict, second(age=3))
+    await result_of(plain, store=store)
+    assert came == [{"kind": "dog", "age": 3}]
