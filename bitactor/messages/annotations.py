@@ -16,7 +16,7 @@ from contextlib import suppress
 from copy import copy
 from typing import Annotated, Any, Final, NotRequired, Required, Union, cast, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, WrapValidator, create_model
+from pydantic import BaseModel, InstanceOf, WrapValidator, create_model
 from typing_extensions import TypeAliasType, TypedDict, is_typeddict, override
 
 from bitactor.messages.classes import fits
@@ -30,6 +30,8 @@ def taking_objects(annotation: Any, values: Collection[type] = ()) -> Any:
     itself if there are none in it."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and origin is None:
+        if annotation in _INSTANCES and values:
+            return cast("Any", InstanceOf)[annotation]
         if annotation in values or is_object_class(annotation):
             return Annotated[annotation, WrapValidator(_keeper(annotation))]
         return _typed_dict(annotation, values) if is_typeddict(annotation) else annotation
@@ -58,6 +60,8 @@ def is_object_class(kind: Any) -> bool:
 
 VALUES: Final = frozenset((dt.datetime, dt.date, dt.time, dt.timedelta, decimal.Decimal, uuid.UUID, fractions.Fraction))
 """Types of values that come back as they were."""
+_INSTANCES: Final = (range, dt.timezone, dt.tzinfo)
+"""Such types that pydantic knows nothing of."""
 
 
 def place_of(problem: Mapping[str, Any]) -> str:

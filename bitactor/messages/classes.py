@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from typing_extensions import TypeAliasType
 
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.messages.objects import Classes, class_key
-from bitactor.messages.values import UnknownClass, class_text
+from bitactor.messages.objects import Classes
+from bitactor.messages.values import UnknownClass, class_key, class_text
 
 
 class AnnotatedClasses:

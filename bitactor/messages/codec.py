@@ -5,6 +5,7 @@ A *token* is a value as the journal keeps it: an immutable scalar stands for its
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import decimal
 import uuid
@@ -17,13 +18,14 @@ import msgpack
 from pydantic import BaseModel
 
 from bitactor.errors import InvalidOutcome, MalformedSignal, SignalTooLarge
-from bitactor.messages.objects import Classes, Reader, encode_object
+from bitactor.messages.objects import Classes, Reader, encode_model, encode_object
 from bitactor.messages.values import (
     NeedsObjects,
     UnknownClass,
     encode_plainly,
     encode_value,
     named_text,
+    shown,
     text_of,
     type_name,
     unpacked,
@@ -118,12 +120,41 @@ def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
         raise SignalTooLarge(
             f"{len(data):,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference"
         )
-    if not certain or _may_be_deep(data):
+    if not certain:
         try:
             unpack(data, limit)
         except MalformedSignal as error:
-            raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {error}; flatten the value") from None
+            why = _wrong_key(value) or f"{error}; flatten the value"
+            raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {why}") from None
     return data
+
+
+_NO_KEY: Final = (
+    "is an object, which is a mapping to readers that do not name its class, and no mapping can be a key; take a text, "
+    "a number, an enum or a tuple of these as the key, or return a list of pairs"
+)
+
+
+def _wrong_key(value: Any) -> str:
+    """What is wrong with the first key of a mapping in `value` that is an object; empty if there is none."""
+    waiting = [value]
+    with suppress(BaseException):  # of the user's objects, which can do anything while they are looked at
+        while waiting:
+            here = waiting.pop()
+            kind = type(here)
+            if issubclass(kind, Mapping):
+                for key in here:
+                    parts = key if type(key) is tuple else (key,)
+                    if any(issubclass(type(part), BaseModel) or dataclasses.is_dataclass(type(part)) for part in parts):
+                        return f"its key {shown(key)}, a {type_name(key)}, {_NO_KEY}"
+                waiting += here.values()
+            elif issubclass(kind, (list, tuple, set, frozenset)):
+                waiting += here
+            elif issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
+                waiting += [vars(here), here.__pydantic_extra__ or {}] if issubclass(kind, BaseModel) else [
+                    {field.name: getattr(here, field.name) for field in dataclasses.fields(here)}
+                ]  # fmt: skip
+    return ""
 
 
 def pack_plainly(value: Any) -> Packed:
@@ -140,10 +171,17 @@ def pack_plainly(value: Any) -> Packed:
 
 def _packed(value: Any) -> tuple[bytes, bool]:
     """The bytes, and whether they are known to be decodable by the types in them."""
-    if isinstance(value, BaseModel):
-        return msgpack.packb(value, default=encode_object, strict_types=True), False
+    kind = type(value)
+    if issubclass(kind, BaseModel):
+        model, certain = encode_model(value)
+        return msgpack.packb(model), certain and not _may_be_deep(model.data)
+    if kind is list and value and all(issubclass(type(item), BaseModel) for item in value):
+        models, are_certain = zip(*map(encode_model, value), strict=True)
+        is_deep = any(_may_be_deep(model.data, MAX_DEPTH - 1) for model in models)
+        return msgpack.packb(models), all(are_certain) and not is_deep
     try:
-        return msgpack.packb(value, default=encode_value, strict_types=True), True
+        data = msgpack.packb(value, default=encode_value, strict_types=True)
+        return data, not _may_be_deep(data)
     except NeedsObjects:  # and out of this block, lest it be the context of what is raised
         pass
     return msgpack.packb(value, default=encode_object, strict_types=True), False
@@ -239,13 +277,13 @@ def _checked_text(value: str, limit: int) -> str:
     return value
 
 
-def _may_be_deep(data: bytes) -> bool:
-    """Whether containers could nest deeper than `MAX_DEPTH`.
+def _may_be_deep(data: bytes, limit: int = MAX_DEPTH) -> bool:
+    """Whether containers could nest deeper than `limit`.
 
     The number of bytes that could open a container bounds the depth from above, and counting them is one pass in C;
     only where that does not settle it are the values themselves looked at.
     """
-    return len(data) > MAX_DEPTH and len(data) - len(data.translate(None, _CONTAINER_BYTES)) > MAX_DEPTH
+    return len(data) > limit and len(data) - len(data.translate(None, _CONTAINER_BYTES)) > limit
 
 
 def _is_deep(value: Any) -> bool:

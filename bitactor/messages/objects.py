@@ -12,61 +12,57 @@ import dataclasses
 import datetime as dt
 import enum
 import fractions
-import ipaddress
 import re
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, Final
 
 import msgpack
 import pydantic
-from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer, networks
+from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer
 
 from bitactor.messages.values import (
+    ADDRESSES,
+    BY_BASE,
     BY_TYPE,
+    MANY,
     OBJECT,
+    SCALARS,
     SET,
+    URLS,
     VALUES,
     Carried,
     Hook,
     NeedsObjects,
     carried,
-    class_text,
+    class_key,
+    encode_pattern,
     encode_set,
-    encode_value,
+    read_pattern,
     set_of,
+    tagged,
+    takes_any,
     unpacked,
     zone_name,
 )
 
 MAX_LEVELS: Final = 48
 """Deepest nesting of extensions (objects, sets) in each other; each level takes 40 KB of the C stack to decode."""
-MAX_PATTERN: Final = 10_000
-MANY: Final = 2_000
-"""Classes about which something is remembered."""
-
-
 Classes = Callable[[str], "type | None"]
 """The class of a key (`class_key`), among those that a reader knows; None for one that it does not."""
 
 
 def encode_object(value: Any) -> Any:
-    """The same for any value that can be carried, objects included.
+    """What msgpack packs for any value that can be carried, objects included.
 
     Raises:
         TypeError: it cannot be carried.
     """
-    if isinstance(value, BaseModel):
-        return _encode_model(value, False)
-    try:
-        return encode_value(value)
-    except NeedsObjects:
-        pass
-    return _encode_object(value)
+    kind: type = type(value)
+    return _encoder(kind, False)(value)
 
 
 class Reader:
@@ -75,15 +71,19 @@ class Reader:
     Args:
         classes: the class of a key (see `class_key`) if the reader knows it.
         exact: whether tuples, paths and the like are restored, as in the state of an object; plain data else.
+        lenient: whether objects of classes that are not known are plain data among what is exact.
         levels: how many extensions may still nest.
     """
 
-    __slots__ = ("classes", "exact", "levels")
+    __slots__ = ("classes", "exact", "lenient", "levels")
 
-    def __init__(self, classes: Classes | None = None, exact: bool = False, levels: int = MAX_LEVELS) -> None:
+    def __init__(
+        self, classes: Classes | None = None, exact: bool = False, levels: int = MAX_LEVELS, lenient: bool = False
+    ) -> None:
         self.classes = classes
         self.exact = exact
         self.levels = levels
+        self.lenient = lenient
 
     def __call__(self, code: int, data: bytes) -> Any:
         """The value of an extension.
@@ -97,7 +97,7 @@ class Reader:
         if self.levels <= 0:
             raise ValueError(f"objects and sets within each other, more than {MAX_LEVELS} of them")
         if code == SET:
-            return set_of(self.within(data, self.exact))
+            return set_of(self.same_within(data))
         if code != OBJECT:
             raise ValueError(f"unknown extension type {code}")
         tag, *parts = msgpack.unpackb(data)
@@ -109,30 +109,19 @@ class Reader:
         """The value that an extension has within it."""
         return unpacked(data, Reader(self.classes, exact, self.levels - 1))
 
+    def same_within(self, data: bytes) -> Any:
+        """The value that a container has within it, read as this reader reads."""
+        return unpacked(data, Reader(self.classes, self.exact, self.levels - 1, self.lenient))
+
+    def refuse_inexact(self, key: str) -> None:
+        """Raises `_Inexact` where an object of that key, which is not known, cannot be plain data."""
+        if self.exact and not self.lenient:
+            raise _Inexact(key)
+
     def found(self, key: str, kind: type) -> type | None:
         """The reader's class of that key, if it is of that kind."""
         found = self.classes(key) if self.classes is not None else None
         return found if found is not None and issubclass(found, kind) else None
-
-
-@lru_cache(MANY)
-def class_key(kind: type) -> str:
-    """The key of a class: its name, a digest of its fields and their types, so that a class that was changed since is
-    another one, and a digest of its module, which tells two apart that are alike in these."""
-    said = re.sub(r" at 0x[0-9a-f]+", "", repr(sorted(_field_types(kind).items())))
-    return f"{kind.__qualname__}:{_short_digest(said)}:{_short_digest(class_text(kind, '__module__'))}"
-
-
-def _short_digest(text: str) -> str:
-    return blake2b(text.encode(), digest_size=4).hexdigest()
-
-
-def _field_types(kind: type) -> dict[str, Any]:
-    if issubclass(kind, BaseModel):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
-    if dataclasses.is_dataclass(kind):
-        return {field.name: field.type for field in dataclasses.fields(kind)}
-    return dict.fromkeys(getattr(kind, "_fields", ()))
 
 
 _NOTHING: Final = object()
@@ -142,73 +131,109 @@ class _Inexact(Exception):
     """An object's state holds what this reader cannot restore."""
 
 
-def _object(tag: str, *parts: Any) -> msgpack.ExtType:
-    return msgpack.ExtType(OBJECT, msgpack.packb([tag, *parts]))
-
-
-def _pack_exactly(value: Any) -> bytes:
-    return bytes(msgpack.packb(value, default=_encode_exactly, strict_types=True))
-
-
-def _pack_plainly(value: Any) -> bytes:
-    return bytes(msgpack.packb(value, default=encode_object, strict_types=True))
-
-
 def _encode_exactly(value: Any) -> Any:
     """As `encode_object`, within an object's state: tuples, paths, enums and so on come back as what they were."""
-    kind = type(value)
-    encode = _EXACTLY.get(kind)
+    kind: type = type(value)
+    return _encoder(kind, True)(value)
+
+
+def _encode_certainly(value: Any) -> Any:
+    """As `_encode_exactly`, for values that are known by their type to come back.
+
+    Raises:
+        NeedsObjects: it is none.
+    """
+    encode = _CERTAIN.get(type(value))
+    if encode is None:
+        raise NeedsObjects
+    return encode(value)
+
+
+@lru_cache(MANY)
+def _encoder(kind: type, exactly: bool) -> Hook:
+    """What encodes values of a type; `exactly` as within an object's state.
+
+    Raises:
+        TypeError: they cannot be carried.
+    """
+    encode = (_EXACTLY if exactly else BY_TYPE).get(kind)
     if encode is not None:
-        return encode(value)
-    if issubclass(kind, enum.Enum):
-        return _encode_enum(value)
-    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        return _object("named", class_key(kind), _pack_exactly(list(value)))
-    if issubclass(kind, PurePath):
-        return _object("path", kind.__name__ if kind in _PATHS.values() else "Path", str(value))
-    if issubclass(kind, set):
-        return encode_set(value, _encode_exactly)
-    try:
-        return encode_value(value)
-    except NeedsObjects:
-        pass
-    return _encode_object(value, exactly=True)
-
-
-def _encode_object(value: Any, exactly: bool = False) -> Any:
-    kind = type(value)
+        return encode
     if issubclass(kind, BaseModel):
-        return _encode_model(value, exactly)
+        return lambda value: encode_model(value, exactly)[0]
     if dataclasses.is_dataclass(kind):
-        return _encode_dataclass(value, exactly)
+        return lambda value: _encode_dataclass(value, exactly)
     if issubclass(kind, enum.Enum):
-        return _encode_enum(value)
-    for base, encode in _VALUE_OBJECTS:
+        return _encode_enum if exactly else _encode_member
+    if exactly and issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return lambda value: tagged("named", class_key(kind), _pack_exactly(list(value)))
+    if exactly and issubclass(kind, PurePath):
+        return lambda value: tagged("path", kind.__name__ if kind in _PATHS.values() else "Path", str(value))
+    for base, encode in (*BY_BASE, *_VALUE_OBJECTS):
         if issubclass(kind, base):
-            return encode(value)
+            return encode
     if issubclass(kind, set | frozenset):
-        return encode_set(value, encode_object)
+        return lambda value: encode_set(value, _encode_exactly if exactly else encode_object)
     if issubclass(kind, Mapping):
-        return dict(value)
+        return dict
     if hasattr(kind, "__fspath__"):
-        return kind.__fspath__(value)
+        return lambda value: kind.__fspath__(value)
     raise TypeError(f"no way to carry a {kind.__module__}.{kind.__qualname__}; return plain data or a model")
 
 
+def _pack(value: Any, default: Hook) -> bytes:
+    return bytes(msgpack.packb(value, default=default, strict_types=True))
+
+
+def _pack_exactly(value: Any) -> bytes:
+    return _pack(value, _encode_exactly)
+
+
+def _pack_plainly(value: Any) -> bytes:
+    return _pack(value, encode_object)
+
+
+def _pack_any(value: Any) -> Any:
+    """What stands where any value may: objects in it of classes that a reader does not know are plain data there."""
+    return value if type(value) in SCALARS else tagged("any", _pack_exactly(value))
+
+
+def _encode_member(value: enum.Enum) -> Any:
+    return value.value if type(value.value) in SCALARS else _encode_enum(value)
+
+
 def _encode_enum(value: enum.Enum) -> msgpack.ExtType:
-    return _object("enum", class_key(type(value)), _pack_exactly(value.value))
+    return tagged("enum", class_key(type(value)), _pack_exactly(value.value))
 
 
-def _encode_model(value: BaseModel, exactly: bool) -> msgpack.ExtType:
-    kind = type(value)
+def encode_model(value: BaseModel, exactly: bool = False) -> tuple[msgpack.ExtType, bool]:
+    """A model, and whether it is known by the types in it to come back."""
+    kind, certain = type(value), False
     try:
-        state = _pack_exactly(_model_state(value))
+        parts = _model_state(value)
+        try:
+            state, certain = _pack(parts, _encode_certainly), True
+        except NeedsObjects:
+            state = _pack_exactly(_with_any(kind, parts))
     except (TypeError, ValueError, OverflowError):
         if exactly:
             raise
         state = None
-    shown = _pack_plainly(value.model_dump(mode="python")) if state is None or _is_customised(kind) else None
-    return _object("model", class_key(kind), state, shown)
+    if state is not None and not _is_customised(kind):
+        return tagged("model", class_key(kind), state, None), certain
+    return tagged("model", class_key(kind), state, _pack_plainly(value.model_dump(mode="python"))), False
+
+
+def _with_any(kind: type[BaseModel], parts: list[Any]) -> list[Any]:
+    """A model's state, marked where it may hold anything: fields of any type, and what is extra."""
+    fields, names, extra, private = parts
+    marked = {name: _pack_any(fields[name]) for name in _fields_of_any(kind)}
+    return [fields | marked, names, extra and {name: _pack_any(item) for name, item in extra.items()}, private]
+
+
+@lru_cache(MANY)
+def _fields_of_any(kind: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(name for name, field in kind.model_fields.items() if takes_any(field.annotation))
 
 
 def _model_state(value: BaseModel) -> list[Any]:
@@ -255,7 +280,7 @@ def _encode_dataclass(value: Any, exactly: bool) -> msgpack.ExtType:
         if exactly:
             raise
         state, shown = None, _pack_plainly(fields)
-    return _object("dataclass", class_key(kind), state, shown)
+    return tagged("dataclass", class_key(kind), state, shown)
 
 
 def _read_model(reader: Reader, key: str, state: bytes | None, shown: bytes | None) -> Any:
@@ -273,8 +298,7 @@ def _read_model(reader: Reader, key: str, state: bytes | None, shown: bytes | No
             },
         )
         return made
-    if reader.exact:
-        raise _Inexact(key)
+    reader.refuse_inexact(key)
     if shown is not None:
         return reader.within(shown, False)
     fields, _, extra, _ = reader.within(state or b"", False)
@@ -288,8 +312,7 @@ def _read_dataclass(reader: Reader, key: str, state: bytes | None, shown: bytes 
         for name, item in {**parts[0], **parts[1]}.items():
             object.__setattr__(made, name, item)
         return made
-    if reader.exact:
-        raise _Inexact(key)
+    reader.refuse_inexact(key)
     return reader.within(shown, False) if shown is not None else reader.within(state or b"", False)[0]
 
 
@@ -298,7 +321,7 @@ def _exact(reader: Reader, state: bytes) -> Any:
     try:
         return reader.within(state, True)
     except _Inexact:
-        if reader.exact:
+        if reader.exact and not reader.lenient:
             raise
         return _NOTHING
 
@@ -307,18 +330,20 @@ def _read_enum(reader: Reader, key: str, value: bytes) -> Any:
     kind = reader.found(key, enum.Enum)
     if kind is not None and (inner := _exact(reader, value)) is not _NOTHING:
         return kind(inner)
-    if reader.exact:
-        raise _Inexact(key)
+    reader.refuse_inexact(key)
     return reader.within(value, False)
 
 
 def _read_named(reader: Reader, key: str, items: bytes) -> Any:
     kind = reader.found(key, tuple)
-    if kind is not None and reader.exact:
-        return tuple.__new__(kind, reader.within(items, True))
-    if reader.exact:
-        raise _Inexact(key)
+    if kind is not None and reader.exact and (inner := _exact(reader, items)) is not _NOTHING:
+        return tuple.__new__(kind, inner)
+    reader.refuse_inexact(key)
     return reader.within(items, False)
+
+
+def _read_any(reader: Reader, data: bytes) -> Any:
+    return unpacked(data, Reader(reader.classes, reader.exact, reader.levels - 1, lenient=True))
 
 
 def _read_secret(reader: Reader, name: str, value: bytes) -> Any:
@@ -327,46 +352,20 @@ def _read_secret(reader: Reader, name: str, value: bytes) -> Any:
 
 def _read_items(kind: Callable[..., Any], plain: Callable[..., Any] | None = None) -> Callable[..., Any]:
     def read(reader: Reader, items: bytes, *more: Any) -> Any:
-        value = reader.within(items, reader.exact)
+        value = reader.same_within(items)
         return kind(value, *more) if reader.exact or plain is None else plain(value)
 
     return read
 
 
 def _read_default_dict(reader: Reader, factory: str | None, items: bytes) -> dict[Any, Any]:
-    value: dict[Any, Any] = reader.within(items, reader.exact)
+    value: dict[Any, Any] = reader.same_within(items)
     return defaultdict(_FACTORIES[factory] if factory else None, value) if reader.exact else value
-
-
-def _encode_pattern(value: re.Pattern[Any]) -> msgpack.ExtType:
-    if len(value.pattern) > MAX_PATTERN:
-        raise TypeError(
-            f"a pattern of {len(value.pattern):,} characters cannot be carried, the limit is {MAX_PATTERN:,}"
-        )
-    return _object("pattern", value.pattern, value.flags)
-
-
-def _read_pattern(reader: Reader, pattern: Any, flags: int) -> re.Pattern[Any]:
-    if len(pattern) > MAX_PATTERN:
-        raise ValueError("a pattern that is too long")
-    return re.compile(pattern, flags)
 
 
 _PATHS: Final = {kind.__name__: kind for kind in (Path, PosixPath, PurePosixPath, PureWindowsPath, PurePath)}
 _SECRETS: Final[Mapping[str, Any]] = {
     kind.__name__: kind for kind in (pydantic.SecretStr, pydantic.SecretBytes, pydantic.Secret)
-}
-_ADDRESSES: Final[Mapping[str, Any]] = {
-    kind.__name__: kind
-    for kind in (
-        ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network,
-        ipaddress.IPv4Interface, ipaddress.IPv6Interface,
-    )
-}  # fmt: skip
-_URLS: Final[Mapping[str, Any]] = {
-    kind.__name__: kind
-    for kind in vars(networks).values()
-    if isinstance(kind, type) and hasattr(kind, "unicode_string")
 }
 _FACTORIES: Final[Mapping[str, Any]] = {kind.__name__: kind for kind in (bool, dict, float, int, list, set, str, tuple)}
 
@@ -378,43 +377,49 @@ MASKED: Final = "**********"
 
 def _encode_secret(value: Any) -> msgpack.ExtType:
     kind = next(base for base in type(value).__mro__ if base in _SECRETS.values())
-    return _object("secret", kind.__name__, _pack_exactly(value.get_secret_value()))
+    return tagged("secret", kind.__name__, _pack_exactly(value.get_secret_value()))
 
 
 def _encode_default_dict(value: defaultdict[Any, Any]) -> msgpack.ExtType:
     factory = value.default_factory
     if factory is not None and factory not in _FACTORIES.values():
         raise TypeError(f"no way to carry a defaultdict of {factory!r}")
-    return _object("defaultdict", factory and factory.__name__, _pack_exactly(dict(value)))
+    return tagged("defaultdict", factory and factory.__name__, _pack_exactly(dict(value)))
 
 
 _RESTORED: Final = frozenset(("model", "dataclass", "enum", "named"))
 _VALUE_OBJECTS: Final[tuple[tuple[Any, Hook], ...]] = (
-    (deque, lambda value: _object("deque", _pack_plainly(list(value)), value.maxlen)),
+    (deque, lambda value: tagged("deque", _pack_plainly(list(value)), value.maxlen)),
     ((pydantic.SecretStr, pydantic.SecretBytes, pydantic.Secret), _encode_secret),
-    (tuple(set(_ADDRESSES.values())), lambda value: _object("address", type(value).__name__, str(value))),
-    (tuple(set(_URLS.values())), lambda value: _object("url", type(value).__name__, str(value))),
-    (re.Pattern, _encode_pattern),
-    (complex, lambda value: _object("complex", value.real, value.imag)),
-    (fractions.Fraction, lambda value: _object("fraction", str(value))),
-    (range, lambda value: _object("range", _pack_plainly([value.start, value.stop, value.step]))),
-    (zoneinfo.ZoneInfo, lambda value: _object("zone", zone_name(value, dt.time()))),
-    (dt.timezone, lambda value: _object("offset", _pack_plainly(value.utcoffset(None)))),
+    (tuple(set(ADDRESSES.values())), lambda value: tagged("address", type(value).__name__, str(value))),
+    (tuple(set(URLS.values())), lambda value: tagged("url", type(value).__name__, str(value))),
+    (re.Pattern, encode_pattern),
+    (complex, lambda value: tagged("complex", value.real, value.imag)),
+    (fractions.Fraction, lambda value: tagged("fraction", str(value))),
+    (range, lambda value: tagged("range", _pack_plainly([value.start, value.stop, value.step]))),
+    (zoneinfo.ZoneInfo, lambda value: tagged("zone", zone_name(value, dt.time()))),
+    (dt.timezone, lambda value: tagged("offset", _pack_plainly(value.utcoffset(None)))),
 )
 _EXACTLY: Final[Mapping[type, Hook]] = {
     **BY_TYPE,
-    tuple: lambda value: _object("tuple", _pack_exactly(list(value))),
-    frozenset: lambda value: _object("frozenset", _pack_exactly(list(value))),
-    deque: lambda value: _object("deque", _pack_exactly(list(value)), value.maxlen),
-    OrderedDict: lambda value: _object("ordered", _pack_exactly(dict(value))),
-    Counter: lambda value: _object("counter", _pack_exactly(dict(value))),
+    tuple: lambda value: tagged("tuple", _pack_exactly(list(value))),
+    frozenset: lambda value: tagged("frozenset", _pack_exactly(list(value))),
+    deque: lambda value: tagged("deque", _pack_exactly(list(value)), value.maxlen),
+    OrderedDict: lambda value: tagged("ordered", _pack_exactly(dict(value))),
+    Counter: lambda value: tagged("counter", _pack_exactly(dict(value))),
     defaultdict: _encode_default_dict,
+}
+_CERTAIN: Final[Mapping[type, Hook]] = {
+    **BY_TYPE,
+    tuple: lambda value: tagged("tuple", _pack(list(value), _encode_certainly)),
+    frozenset: lambda value: tagged("frozenset", _pack(list(value), _encode_certainly)),
 }
 _OBJECTS: Final[Mapping[str, Callable[..., Any]]] = {
     "model": _read_model,
     "dataclass": _read_dataclass,
     "enum": _read_enum,
     "named": _read_named,
+    "any": _read_any,
     "secret": _read_secret,
     "tuple": _read_items(tuple, list),
     "frozenset": _read_items(frozenset, set_of),
@@ -423,9 +428,9 @@ _OBJECTS: Final[Mapping[str, Callable[..., Any]]] = {
     "counter": _read_items(Counter, dict),
     "defaultdict": _read_default_dict,
     "path": lambda reader, kind, text: _PATHS[kind](text) if reader.exact else text,
-    "address": lambda reader, kind, text: _ADDRESSES[kind](text),
-    "url": lambda reader, kind, text: _URLS[kind](text),
-    "pattern": _read_pattern,
+    "address": lambda reader, kind, text: ADDRESSES[kind](text),
+    "url": lambda reader, kind, text: URLS[kind](text),
+    "pattern": read_pattern,
     "complex": lambda reader, real, imaginary: complex(real, imaginary),
     "fraction": lambda reader, text: fractions.Fraction(text),
     "range": lambda reader, parts: range(*reader.within(parts, True)),

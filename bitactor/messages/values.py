@@ -9,15 +9,18 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import ipaddress
 import re
+import types
 import uuid
 import zoneinfo
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from hashlib import blake2b
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import msgpack
-from pydantic import BaseModel
+from pydantic import BaseModel, networks
 from typing_extensions import override
 
 _DATETIME: Final = 1
@@ -76,6 +79,30 @@ def class_text(kind: type, attribute: str) -> str:
     """`__name__`, `__qualname__` or `__module__` of a class, whatever its metaclass does."""
     text = vars(type)[attribute].__get__(kind)
     return str.__str__(text) if issubclass(type(text), str) else "?"
+
+
+MANY: Final = 2_000
+"""Classes about which something is remembered."""
+
+
+@lru_cache(MANY)
+def class_key(kind: type) -> str:
+    """The key of a class: its name, a digest of its fields and their types, so that a class that was changed since is
+    another one, and a digest of its module, which tells two apart that are alike in these."""
+    said = re.sub(r" at 0x[0-9a-f]+", "", repr(sorted(_field_types(kind).items())))
+    return f"{kind.__qualname__}:{_short_digest(said)}:{_short_digest(class_text(kind, '__module__'))}"
+
+
+def _short_digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _field_types(kind: type) -> dict[str, Any]:
+    if issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    if dataclasses.is_dataclass(kind):
+        return {field.name: field.type for field in dataclasses.fields(kind)}
+    return dict.fromkeys(getattr(kind, "_fields", ()))
 
 
 def type_name(value: Any) -> str:
@@ -143,10 +170,10 @@ def encode_value(value: Any) -> Any:
     if issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
         raise NeedsObjects
     if issubclass(kind, enum.Enum):
-        if type(value.value) in _SCALARS:
+        if type(value.value) in SCALARS:
             return value.value
         raise NeedsObjects
-    for base, encode in _BY_BASE:
+    for base, encode in BY_BASE:
         if issubclass(kind, base):
             return encode(value)
     raise NeedsObjects
@@ -170,6 +197,20 @@ def encode_plainly(value: Any) -> Any:
     if hasattr(kind, "__fspath__"):
         return kind.__fspath__(value)
     return encode_value(value)
+
+
+def takes_any(annotation: Any) -> bool:
+    """Whether a value of an annotation may hold objects of any class: `Any`, `object`, `list`, `dict[str, Any]`."""
+    if annotation in (Any, object, list, dict, tuple, set, frozenset):
+        return True
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin not in (Union, types.UnionType, Annotated, list, dict, tuple, set, frozenset, Sequence, Mapping):
+        return False
+    open_ones = [takes_any(part) for part in parts[: 1 if origin is Annotated else None]]
+    return any(open_ones) and all(
+        is_open or part is ... or (isinstance(part, type) and part.__module__ == "builtins")
+        for part, is_open in zip(parts, open_ones, strict=False)
+    )
 
 
 def hashable(value: Any) -> Any:
@@ -202,7 +243,7 @@ def _with_hashable_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 # Values: their type says all
 
-_SCALARS: Final = frozenset((bool, int, float, str, bytes, type(None)))
+SCALARS: Final = frozenset((bool, int, float, str, bytes, type(None)))
 
 
 def _extension(code: int, text: str) -> msgpack.ExtType:
@@ -287,6 +328,41 @@ def _decode_timedelta(data: bytes) -> dt.timedelta:
     return dt.timedelta(days, seconds, microseconds)
 
 
+def tagged(tag: str, *parts: Any) -> msgpack.ExtType:
+    """An extension of several parts, told by its tag: an object, or a value with no code of its own."""
+    return msgpack.ExtType(OBJECT, msgpack.packb([tag, *parts]))
+
+
+MAX_PATTERN: Final = 10_000
+
+
+def encode_pattern(value: re.Pattern[Any]) -> msgpack.ExtType:
+    if len(value.pattern) > MAX_PATTERN:
+        raise TypeError(
+            f"a pattern of {len(value.pattern):,} characters cannot be carried, the limit is {MAX_PATTERN:,}"
+        )
+    return tagged("pattern", value.pattern, value.flags)
+
+
+def read_pattern(reader: Any, pattern: Any, flags: int) -> re.Pattern[Any]:
+    if len(pattern) > MAX_PATTERN:
+        raise ValueError("a pattern that is too long")
+    return re.compile(pattern, flags)
+
+
+ADDRESSES: Final[Mapping[str, Any]] = {
+    kind.__name__: kind
+    for kind in (
+        ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network,
+        ipaddress.IPv4Interface, ipaddress.IPv6Interface,
+    )
+}  # fmt: skip
+URLS: Final[Mapping[str, Any]] = {
+    kind.__name__: kind
+    for kind in vars(networks).values()
+    if isinstance(kind, type) and hasattr(kind, "unicode_string")
+}
+
 VALUES: Final[Mapping[int, Callable[[bytes], Any]]] = {
     _DATETIME: _decode_datetime,
     _DATE: lambda data: dt.date.fromisoformat(data.decode()),
@@ -297,7 +373,7 @@ VALUES: Final[Mapping[int, Callable[[bytes], Any]]] = {
     _BIG_INT: lambda data: int.from_bytes(data, "big", signed=True),
 }
 
-_BY_BASE: Final[tuple[tuple[Any, Hook], ...]] = (
+BY_BASE: Final[tuple[tuple[Any, Hook], ...]] = (
     ((tuple, list), list),
     (dt.datetime, _encode_moment),
     (dt.date, lambda value: _extension(_DATE, value.isoformat())),
@@ -313,5 +389,5 @@ _BY_BASE: Final[tuple[tuple[Any, Hook], ...]] = (
     ((bytes, bytearray, memoryview), bytes),
 )
 BY_TYPE: Final[Mapping[type, Hook]] = {
-    kind: encode for kinds, encode in _BY_BASE for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
+    kind: encode for kinds, encode in BY_BASE for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
 }

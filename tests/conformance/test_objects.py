@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import shutil
 import tempfile
+import zoneinfo
+from collections import Counter, OrderedDict, defaultdict, deque
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
@@ -13,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, fi
 from typing_extensions import TypedDict
 
 from bitactor import Element, Result, Workflow
-from bitactor.errors import InvalidInput
+from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome
 from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.testing import run_workflow
@@ -288,3 +294,110 @@ async def test_classes_of_one_name(store: str) -> None:
     plain, came = passes(dict, second(age=3))
     await result_of(plain, store=store)
     assert came == [{"kind": "dog", "age": 3}]
+
+
+class Unknown(BaseModel):
+    """Of no annotation here."""
+
+    number: int = 1
+    hidden: int = Field(2, exclude=True)
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    anything: Any = None
+    mapping: dict[str, Any] = {}
+    _own: tuple[int, ...] = PrivateAttr((1, 2))
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        self.mapping["validated"] = self.mapping.get("validated", 0) + 1
+        return self
+
+
+ANYTHING: dict[str, Any] = {
+    "extra": Open.model_validate({"pair": (1, {2}), "day": dt.date(2026, 1, 2), "one": Unknown()}),
+    "in a field": Open(anything=[(1, Unknown(), frozenset({3}))]),
+    "in a mapping": Open(mapping={"one": Unknown(), "path": Path("/x"), "words": OrderedDict(a=(1,))}),
+    "known here": Open(anything=Open(anything=(1, 2))),
+}
+
+
+@claim(
+    "Values",
+    "Where a model may hold anything (`Any`, extra fields) the library's types are as they were, an object of a class "
+    "that the reader does not know is plain data there, and all else of the model is as it was.",
+)
+@pytest.mark.parametrize("name", ANYTHING)
+async def test_anything_in_a_model(name: str, store: str) -> None:
+    given = ANYTHING[name]
+    workflow, came = passes(Open, given)
+    await result_of(workflow, store=store)
+    [got] = came
+    expected = {
+        "extra": {"pair": (1, {2}), "day": dt.date(2026, 1, 2), "one": {"number": 1}},
+        "in a field": [(1, {"number": 1}, frozenset({3}))],
+        "in a mapping": {"one": {"number": 1}, "path": Path("/x"), "words": OrderedDict(a=(1,)), "validated": 1},
+        "known here": given.anything,
+    }[name]
+    found = {"extra": got.model_extra, "in a mapping": got.mapping}.get(name, got.anything)
+    assert found == expected and type(found) is type(expected) and repr(found) == repr(expected)
+    assert got.mapping["validated"] == 1 and got._own == (1, 2)
+    plain, came = passes(Any, given)
+    await result_of(plain, store=store)
+    assert type(came[0]) is dict and came[0]["mapping"]["validated"] == 1
+
+
+DECLARED: dict[str, tuple[Any, Any]] = {
+    "range": (range, range(1, 9, 3)),
+    "timezone": (dt.timezone, dt.timezone(dt.timedelta(hours=1))),
+    "tzinfo": (dt.tzinfo, zoneinfo.ZoneInfo("Europe/Berlin")),
+    "optional range": (range | None, range(3)),
+    "complex": (complex, 1 + 2j),
+    "Fraction": (Fraction, Fraction(1, 3)),
+    "deque": (deque[int], deque([1, 2], maxlen=2)),
+    "Counter": (Counter[str], Counter("aab")),
+    "OrderedDict": (OrderedDict[str, int], OrderedDict(b=1, a=2)),
+    "defaultdict": (defaultdict[str, int], defaultdict(int, a=1)),
+    "Decimal": (Decimal, Decimal("sNaN")),
+}
+
+
+@claim("Values", "A parameter annotated with one of the library's types gets one.")
+@pytest.mark.parametrize("name", DECLARED)
+async def test_types_of_the_library(name: str, store: str) -> None:
+    annotation, value = DECLARED[name]
+    workflow, came = passes(annotation, value)
+    await result_of(workflow, store=store)
+    assert repr(came[0]) == repr(value) and type(came[0]) is type(value)
+
+
+@claim("Values", "A parameter or an input of a type that nothing can make is refused where it is declared, and named.")
+@pytest.mark.parametrize("annotation", [bytearray, memoryview, slice])
+def test_types_that_cannot_be_made(annotation: Any) -> None:
+    workflow, _ = passes(annotation, None)
+    with pytest.raises(DefinitionError, match=f"no way to make a .*{annotation.__name__}"):
+        workflow.check()
+    with pytest.raises(DefinitionError, match=f"no input can be made of .*{annotation.__name__}"):
+        Workflow("given", input={"value": annotation})
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    number: int
+
+
+class Keyed(BaseModel):
+    items: dict[Key, int]
+
+
+@claim("Values", "An object as a key of a mapping fails the step that made it, with step, key, class, and what to do.")
+@pytest.mark.parametrize("value", [{Key(1): 2}, [{"a": {(Key(1), 2): 3}}], Keyed(items={Key(1): 2})])
+async def test_objects_as_keys(value: Any, store: str) -> None:
+    workflow, _ = passes(Any, value)
+    async with finished(workflow, store=store) as transaction:
+        failure = await failure_of(transaction)
+    assert failure.step == "passes/made" and isinstance(failure.errors[0], InvalidOutcome)
+    for part in ("its key", "Key(number=1)", "an object", "a list of pairs"):
+        assert part in str(failure.errors[0])

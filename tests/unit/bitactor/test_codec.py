@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from bitactor import InvalidOutcome, MalformedSignal, ProtocolError, SignalTooLarge, UnsupportedVersion
+from bitactor.messages import codec
+from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import (
     MAX_DEPTH,
     MAX_TOKEN_BYTES,
@@ -136,7 +138,7 @@ def test_a_cycle_is_refused() -> None:
 
 def test_a_model_as_a_key_would_not_come_back_and_is_refused() -> None:
     frozen = dataclasses.make_dataclass("Frozen", ["x"], frozen=True)
-    with pytest.raises(InvalidOutcome, match=r"a dict cannot be carried.*unhashable"):
+    with pytest.raises(InvalidOutcome, match=r"its key Frozen\(x=1\), a Frozen, is an object, .* a list of pairs"):
         encode_token({frozen(1): 2})
     assert decode_token(encode_token({frozen(1)})) == [{"x": 1}]
     deep: Any = 1
@@ -314,3 +316,28 @@ def test_sets_within_sets_are_no_bomb() -> None:
         data = b"\xc9" + len(b"\x91" + data).to_bytes(4, "big") + b"\x08" + b"\x91" + data
     with pytest.raises(MalformedSignal):
         unpack(data)
+
+
+class Small(BaseModel):
+    number: int = 1
+    words: list[str] = ["a"]
+    pair: tuple[int, str] = (1, "b")
+
+
+def test_models_that_are_known_by_their_types_to_come_back_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[bytes] = []
+    monkeypatch.setattr(codec, "unpack", lambda data, limit: looked_at.append(data))
+    known = [Small(), [Small() for _ in range(100)]]
+    tokens = [encode_token(value) for value in known]
+    assert looked_at == []
+    for uncertain in (Deep(value=Small()), {"a": Small()}, [Small(), {"a": 1}], Deep(value=[[[]] * 70])):
+        looked_at.clear()
+        encode_token(uncertain)
+        assert len(looked_at) == 1
+    monkeypatch.undo()
+    for value, token in zip(known, tokens, strict=True):
+        assert decode_token(token, AnnotatedClasses(Small)) == value
+
+
+class Deep(BaseModel):
+    value: Any
