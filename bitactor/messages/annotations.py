@@ -12,7 +12,6 @@ import types
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
 from copy import copy
 from typing import Annotated, Any, Final, NotRequired, Required, Union, cast, get_args, get_origin, get_type_hints
 
@@ -25,29 +24,31 @@ Validates = Callable[[Any], Any]
 """What pydantic calls the handler of a validator."""
 
 
-def taking_objects(annotation: Any, values: Collection[type] = ()) -> Any:
+def taking_objects(annotation: Any, values: Collection[type] = (), around: tuple[Any, ...] = ()) -> Any:
     """The annotation, in which objects of its classes, and `values` of exactly their type, are not validated again; it
-    itself if there are none in it."""
+    itself if there are none in it, or if it is one of those `around` it, which it names again."""
+    if any(outer is annotation for outer in around):
+        return annotation
     origin, parts = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and origin is None:
         if annotation in _INSTANCES and values:
             return cast("Any", InstanceOf)[annotation]
         if annotation in values or is_object_class(annotation):
             return Annotated[annotation, WrapValidator(_keeper(annotation))]
-        return _typed_dict(annotation, values) if is_typeddict(annotation) else annotation
+        return _typed_dict(annotation, values, around) if is_typeddict(annotation) else annotation
     if isinstance(annotation, TypeAliasType) or hasattr(annotation, "__supertype__"):
-        with suppress(RecursionError):  # an alias may name itself
-            return _unless_same(annotation, getattr(annotation, "__value__", None) or annotation.__supertype__, values)
-        return annotation
+        meant = annotation.__value__ if isinstance(annotation, TypeAliasType) else annotation.__supertype__
+        found = taking_objects(meant, values, (*around, annotation))
+        return annotation if found is meant else found
     if origin is Annotated:
-        inner = taking_objects(annotation.__origin__, values)
+        inner = taking_objects(annotation.__origin__, values, around)
         return annotation if inner is annotation.__origin__ else Annotated[(inner, *annotation.__metadata__)]
     if isinstance(origin, type) and is_object_class(origin):
         return Annotated[annotation, WrapValidator(_keeper(origin))]
     is_union = origin is Union or origin is types.UnionType
     if not is_union and not (isinstance(origin, type) and issubclass(origin, _CONTAINERS)):
         return annotation
-    inside = tuple(taking_objects(part, values) for part in parts)
+    inside = tuple(taking_objects(part, values, around) for part in parts)
     if all(map(_same, inside, parts)):
         return annotation
     return Union[inside] if is_union else cast("Any", origin)[inside]  # noqa: UP007
@@ -175,12 +176,7 @@ def _keeper(kind: type) -> Callable[[Any, Validates], Any]:
     return as_it_is
 
 
-def _unless_same(annotation: Any, meant: Any, values: Collection[type]) -> Any:
-    found = taking_objects(meant, values)
-    return annotation if found is meant else found
-
-
-def _typed_dict(kind: Any, values: Collection[type]) -> Any:
+def _typed_dict(kind: Any, values: Collection[type], around: tuple[Any, ...]) -> Any:
     """A typed dictionary whose items are taken as they are."""
     try:
         hints = get_type_hints(kind, include_extras=True)
@@ -189,7 +185,7 @@ def _typed_dict(kind: Any, values: Collection[type]) -> Any:
     meant = {
         name: get_args(hint)[0] if get_origin(hint) in (Required, NotRequired) else hint for name, hint in hints.items()
     }
-    items = {name: taking_objects(hint, values) for name, hint in meant.items()}
+    items = {name: taking_objects(hint, values, (*around, kind)) for name, hint in meant.items()}
     if all(map(_same, items.values(), meant.values())):
         return kind
     wanted = {

@@ -57,6 +57,13 @@ class Named(TypedDict, total=False):
     one: Hashed
 
 
+class Family(TypedDict, total=False):
+    """Names itself."""
+
+    head: Hashed
+    members: list[Family]
+
+
 class Request(BaseModel):
     one: Hashed
     many: list[Hashed] = Field(default_factory=list, max_length=2)
@@ -177,6 +184,7 @@ async def test_what_is_no_object() -> None:
 AGAIN: dict[str, tuple[Any, Any]] = {
     "a tuple": (tuple[Hashed, ...], (HELD,)),
     "a typed dictionary": (Named, {"one": HELD}),
+    "a typed dictionary that names itself": (Family, {"head": HELD, "members": [{"members": []}]}),
     "one told by a field": (Annotated[Cat | Dog, Field(discriminator="kind")], Cat(word="x")),
     "a mapping of lists": (dict[str, list[Annotated[Hashed, Field(description="one")]]], {"a": [HELD]}),
 }
