@@ -46,17 +46,25 @@ LEAVES = st.fixed_dictionaries(
 )
 
 
-def _larger(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    linked = st.builds(
-        lambda tree, link, other: {**tree, "link": link, "linked": other},
-        inner, st.sampled_from(["cause", "context"]), inner,
-    )  # fmt: skip
-    return linked | st.builds(
-        lambda tree, members: {**tree, "members": members}, LEAVES, st.lists(inner, min_size=1, max_size=3)
-    )
+@st.composite
+def error_trees(draw: st.DrawFn) -> dict[str, Any]:
+    """A tree of at most seven exceptions: more would not all be taken along."""
+
+    def make(most: int) -> dict[str, Any]:
+        tree, left = {**draw(LEAVES), "members": []}, most - 1
+        for _ in range(draw(st.integers(0, min(3, left)))):
+            if left:
+                part = draw(st.integers(1, left))
+                tree["members"].append(make(part))
+                left -= part
+        if left and draw(st.booleans()):
+            tree |= {"link": draw(st.sampled_from(["cause", "context"])), "linked": make(left)}
+        return tree
+
+    return make(7)
 
 
-TREES = st.recursive(LEAVES, _larger, max_leaves=7)
+TREES = error_trees()
 DECLARED = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in (trees.Declared, trees.DeclaredButOdd)}
 
 
@@ -96,9 +104,16 @@ def test_what_comes_with_an_exception_is_bounded(link: str) -> None:
         assert "and 5 more members" in "".join(chain_lines(fault))
 
 
+class Seen(list[tuple[str, str, trees.Shape]]):
+    """Place, transaction and shape of each that was raised."""
+
+    def __repr__(self) -> str:  # Hypothesis shows the arguments of what fails
+        return f"<{len(self)} shapes>"
+
+
 @examples(quick=15, long=2_000, suppress_health_check=list(HealthCheck))
 @given(tree=TREES)
-def check_places(runner: asyncio.Runner, mesh: Mesh, seen: list[tuple[str, str, trees.Shape]], tree: Any) -> None:
+def check_places(runner: asyncio.Runner, mesh: Mesh, seen: Seen, tree: Any) -> None:
     """The tree raised in each place of a mesh."""
     shape = trees.of_exception(trees.make(tree))
     for place, transaction in runner.run(_raised_everywhere(mesh, tree)).items():
@@ -107,7 +122,7 @@ def check_places(runner: asyncio.Runner, mesh: Mesh, seen: list[tuple[str, str, 
 
 
 def test_it_has_the_same_shape_wherever_it_was_raised_and_is_looked_at(tmp_path: Path) -> None:
-    seen: list[tuple[str, str, trees.Shape]] = []
+    seen = Seen()
     with asyncio.Runner() as runner:
         mesh = Mesh(*trees.workflows().values(), store=f"sqlite:///{tmp_path}/errors.db", processes=1)
         runner.run(mesh.__aenter__())
