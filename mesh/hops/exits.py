@@ -39,30 +39,47 @@ CODE_OF: Final[contextvars.ContextVar[tuple[Signal, ref[MakesTasks]] | bool]] = 
 needed), or that of a resource or a policy (True)."""
 
 
-def contain_exits(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
-    """Have the loop contain what tasks of the user's functions raise; returns what undoes that.
+class _Containing:
+    """A task factory that contains what tasks of the user's functions raise; tasks that are made elsewhere are made as
+    before."""
 
-    Tasks that are made elsewhere are made as before.
-    """
-    before = loop.get_task_factory()
+    def __init__(self, before: Callable[..., Any] | None) -> None:
+        self.before = before
+        self.users = 0
 
-    def make(
-        loop: asyncio.AbstractEventLoop, coroutine: Any, *, context: contextvars.Context | None = None, **options: Any
+    def __call__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Any,
+        *,
+        context: contextvars.Context | None = None,
+        **options: Any,
     ) -> Any:
         code_of = CODE_OF.get() if context is None else context.get(CODE_OF, False)
         if code_of and asyncio.iscoroutine(coroutine):
             coroutine = ContainedCoroutine(coroutine)
         if context is not None:
             options["context"] = context
-        if before is not None:
-            return before(loop, coroutine, **options)
+        if self.before is not None:
+            return self.before(loop, coroutine, **options)
         return asyncio.Task(coroutine, loop=loop, **options)
 
-    def restore() -> None:
-        if loop.get_task_factory() is make:
-            loop.set_task_factory(before)
 
-    loop.set_task_factory(make)
+def contain_exits(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+    """Have the loop contain what tasks of the user's functions raise; returns what undoes that, to be called once.
+
+    Nodes that share a loop share what contains, in whatever order they end.
+    """
+    found = loop.get_task_factory()
+    factory = found if isinstance(found, _Containing) else _Containing(found)
+    factory.users += 1
+
+    def restore() -> None:
+        factory.users -= 1
+        if not factory.users and loop.get_task_factory() is factory:
+            loop.set_task_factory(factory.before)
+
+    loop.set_task_factory(factory)
     return restore
 
 

@@ -207,6 +207,23 @@ async def test_tasks_of_others_are_left_alone() -> None:
     assert asyncio.get_running_loop().get_task_factory() is None
 
 
+async def test_nodes_that_follow_each_other_on_a_loop_leave_it_as_it_was() -> None:
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+    first = await Mesh().__aenter__()
+    shared = loop.get_task_factory()
+    for _ in range(3):
+        second = await Mesh().__aenter__()
+        assert loop.get_task_factory() is shared
+        await first.close()
+        first = second
+    workflow = exiting(in_a_task, SystemExit(0), "step")
+    async with Mesh(workflow) as mesh:
+        await first.close()
+        assert (await finish(mesh, workflow)).status == "compensated"
+    assert loop.get_task_factory() is before
+
+
 async def test_in_a_worker_process() -> None:
     async with Mesh(exit_steps.exiting, exit_steps.argued, processes=1) as mesh:
         for way in ("raises", "in a group", "in a task", "unnoticed", "result", "validator"):
