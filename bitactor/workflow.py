@@ -35,7 +35,7 @@ from bitactor.export.graph import from_dict, to_dict
 from bitactor.export.mermaid import mermaid
 from bitactor.kinds.base import FunctionKind
 from bitactor.kinds.declare import DeclaresKinds, MakeKind
-from bitactor.messages.annotations import ModelReader, place_of
+from bitactor.messages.annotations import BY_NAME, ModelReader, place_of
 from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import Unchanged
 from bitactor.messages.faults import raised_text
@@ -282,15 +282,17 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
             self._compiling = False
 
     @override
-    def validate_input(self, value: Any) -> dict[str, Any]:
-        """`value` as the input model's fields, in plain data and models.
+    def validate_input(self, value: Any, *, named: bool = False) -> dict[str, Any]:
+        """`value` as the input model's fields, in plain data and models; `named` if its keys are the fields' names,
+        also of those that have an alias.
 
         Raises:
             InvalidInput: with `fields` naming each offending one.
         """
         try:
             try:
-                return dict(self._read_input({} if value is None else value).__dict__)
+                options: dict[str, Any] = BY_NAME if named else {}
+                return dict(self._read_input({} if value is None else value, **options).__dict__)
             except ValidationError as error:
                 problems = [
                     (place_of(item), item["msg"])

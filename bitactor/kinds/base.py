@@ -149,7 +149,7 @@ def nested_inputs(workflow: Declaration, body: Plan, arguments: ContainerArgumen
     Raises:
         InvalidInput: they do not fit.
     """
-    valid = workflow.validate_input(input_values(workflow, arguments))
+    valid = workflow.validate_input(input_values(workflow, arguments), named=True)
     return tuple(arguments.pass_on(name, valid[name]) for name in body.inputs)
 
 

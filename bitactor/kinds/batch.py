@@ -131,7 +131,7 @@ class ElementHandler:
         values = {**outer, **{name: value for name, value in own.items() if name in fields}}
         for name, source in self.declared.elements.items():
             values[name] = self._bound(source, element, index)
-        valid = workflow.validate_input(values)
+        valid = workflow.validate_input(values, named=True)
         return [bytes(token_bytes(encode_token(valid[name]))) for name in self.inputs]
 
     def failed(self, index: int, element: Any, error: Exception) -> ElementError:

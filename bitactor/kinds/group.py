@@ -120,7 +120,7 @@ class GroupContainer(Container):
             raise InvalidOutcome(
                 f"before of {self._what} overrides {unknown!r}, which is no input.{suggest(str(unknown), fields)}"
             )
-        valid = workflow.validate_input(input_values(workflow, arguments) | overrides)
+        valid = workflow.validate_input(input_values(workflow, arguments) | overrides, named=True)
         return tuple(encode_token(valid[name]) for name in body.inputs)
 
 

@@ -114,7 +114,7 @@ class RecurseContainer(RoundsContainer):
         """
         assert arguments is not None
         result = decode_token(progress.token, self._workflow.input_classes)
-        valid = self._workflow.validate_input(self._next(arguments, result))
+        valid = self._workflow.validate_input(self._next(arguments, result), named=True)
         return tuple(arguments.pass_on(name, valid[name]) for name in self.bodies[0].inputs)
 
     @override

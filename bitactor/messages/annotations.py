@@ -7,6 +7,7 @@ import datetime as dt
 import decimal
 import enum
 import fractions
+import inspect
 import re
 import types
 import uuid
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from typing import Annotated, Any, Final, NotRequired, Required, Union, cast, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, InstanceOf, WrapValidator, create_model
+from pydantic import BaseModel, InstanceOf, TypeAdapter, WrapValidator, create_model
 from typing_extensions import TypeAliasType, TypedDict, is_typeddict, override
 
 from bitactor.messages.classes import fits
@@ -65,6 +66,11 @@ _INSTANCES: Final = (range, dt.timezone, dt.tzinfo)
 """Such types that pydantic knows nothing of."""
 
 
+_HAS_BY_NAME: Final = "by_name" in inspect.signature(TypeAdapter.validate_python).parameters  # since pydantic 2.11
+BY_NAME: Final[dict[str, Any]] = {"by_alias": True, "by_name": True} if _HAS_BY_NAME else {}
+"""Has pydantic take a field by its name, though it has an alias."""
+
+
 def place_of(problem: Mapping[str, Any]) -> str:
     """Where in a value one of a `ValidationError`'s problems is: `orders.3.amount`."""
     return ".".join(_MEMBER.sub(r"\1", str(part)) for part in problem["loc"])
@@ -83,8 +89,8 @@ class ModelReader:
         self._fields: dict[str, Any] | None = None
         self._taking: type[BaseModel] = model
 
-    def __call__(self, given: Any) -> BaseModel:
-        """An instance with the fields of the model.
+    def __call__(self, given: Any, **options: Any) -> BaseModel:
+        """An instance with the fields of the model; `options` are pydantic's.
 
         Raises:
             ValidationError: plain data in it do not fit.
@@ -93,8 +99,8 @@ class ModelReader:
         if issubclass(kind, model) and model.model_config.get("revalidate_instances", "never") == "never":
             return cast("BaseModel", given)
         if issubclass(kind, dict) and self._has_objects(given):
-            return self._taking.model_validate(given)
-        return model.model_validate(given)
+            return self._taking.model_validate(given, **options)
+        return model.model_validate(given, **options)
 
     def _has_objects(self, given: dict[str, Any]) -> bool:
         if self._fields is None:

@@ -7,13 +7,13 @@ import contextlib
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import override
 
 from bitactor.errors import DefinitionError, InvalidInput, MalformedSignal
-from bitactor.messages.annotations import VALUES, is_object_class, place_of, taking_objects
+from bitactor.messages.annotations import BY_NAME, VALUES, is_object_class, place_of, taking_objects
 from bitactor.messages.classes import AnnotatedClasses, first_of, fits
 from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tokens, token_bytes
 from bitactor.messages.objects import Classes
@@ -271,9 +271,6 @@ def converter_for(annotation: Any, owner: str) -> Converter | None:
         ) from None
 
 
-_BY_NAME: Final = "by_name" in inspect.signature(TypeAdapter.validate_python).parameters  # since pydantic 2.11
-
-
 def _validator(annotation: Any, adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
     """Validates what was carried as plain data; what came back as it was is not validated again.
 
@@ -285,13 +282,11 @@ def _validator(annotation: Any, adapter: TypeAdapter[Any]) -> Callable[[Any], An
     def by_name_too(value: Any) -> Any:
         if kept is not None and fits(type(value), kept):
             return value
-        if not _BY_NAME:
-            return validate(value)
         try:
             return validate(value)
         except ValidationError:
             with contextlib.suppress(ValidationError):
-                return validate(value, by_alias=True, by_name=True)
+                return validate(value, **BY_NAME)
             raise
 
     return by_name_too

@@ -49,8 +49,9 @@ class Declaration:
         """
         raise NotImplementedError
 
-    def validate_input(self, value: Any) -> dict[str, Any]:
-        """`value` as the input model's fields, in plain data and models.
+    def validate_input(self, value: Any, *, named: bool = False) -> dict[str, Any]:
+        """`value` as the input model's fields, in plain data and models; `named` if its keys are the fields' names,
+        also of those that have an alias.
 
         Raises:
             InvalidInput: with `fields` naming each offending one.

@@ -18,7 +18,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, field_validator, model_validator
 from typing_extensions import TypedDict
 
-from bitactor import Element, Result, Workflow
+from bitactor import Element, Result, Value, Workflow
 from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome
 from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import decode_token, encode_token
@@ -136,6 +136,30 @@ async def test_objects_as_inputs(given: Any, store: str) -> None:
 def test_objects_as_inputs_that_block() -> None:
     with Mesh(takes("takes")) as mesh:
         assert mesh.run("takes", AS_OBJECTS, timeout=BOUND) == ONCE
+
+
+class Aliased(BaseModel):
+    word: str = Field(alias="Word")
+    left: int = Field(3, validation_alias="Left")
+
+
+@claim("Values", "A nested workflow whose input has aliases gets it by the fields' names, whatever kind nests it.")
+async def test_nested_inputs_with_aliases(store: str) -> None:
+    inner = Workflow("inner", input=Aliased)
+    inner.add(lambda word, left: {"word": word + "!", "left": left - 1}, name="one")
+    workflow = Workflow("outer", input={"word": str, "left": int})
+    workflow.compose("composed", inner)
+    workflow.map(workflow=inner, over=Value(["a", "b"]), bind={"word": Element()}, name="each")
+    workflow.recurse("rounds", inner, until=lambda result: result["left"] == 0, at_most=5)
+    workflow.group("grouped", inner, before_all=lambda word: {"word": word * 2})
+    workflow.collect("all", ["composed", "each", "rounds", "grouped"])
+    expected = {
+        "composed": {"word": "x!", "left": 1}, "each": [{"word": "a!", "left": 1}, {"word": "b!", "left": 1}],
+        "rounds": {"word": "x!!", "left": 0}, "grouped": {"word": "xx!", "left": 1},
+    }  # fmt: skip
+    given = {"word": "x", "left": 2}
+    assert await result_of(workflow, given, store=store) == expected
+    assert run_workflow(workflow, given).result == expected
 
 
 class Asks(Hashed):
