@@ -12,9 +12,11 @@ import pytest
 from bitactor import DuplicateTransaction, Workflow
 from mesh import Mesh, Transaction
 from tests.e2e.support import BOUND, audit, until
+from tests.old_stores import typed
 from tests.old_stores.workflows import build
 
-STORES = sorted((Path(__file__).parents[1] / "old_stores").glob("*.db"), key=lambda path: path.stem)
+STORES = sorted((Path(__file__).parents[1] / "old_stores").glob("at_*.db"), key=lambda path: path.stem)
+TYPED = sorted((Path(__file__).parents[1] / "old_stores").glob("typed_at_*.db"), key=lambda path: path.stem)
 DONE = {
     "price": 7, "stock": "stock for card", "doubled": [20, 40, 60, 80], "paid": "card 7", "halved": {"number": 1},
     "packed": "parcel of 7",
@@ -31,8 +33,50 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, 
     return f"sqlite:///{tmp_path}/old.db", json.loads(request.param.with_suffix(".json").read_text())
 
 
+@pytest.fixture(params=TYPED, ids=lambda path: path.stem)
+def old_typed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The URL of a copy of an old store with models in it, and its transactions by their places."""
+    shutil.copy(request.param, tmp_path / "typed.db")
+    rows = json.loads(request.param.with_suffix(".json").read_text())["transactions"]
+    return f"sqlite:///{tmp_path}/typed.db", {row["place"]: row for row in rows}
+
+
 def test_there_are_old_stores() -> None:
-    assert STORES
+    assert STORES and TYPED
+
+
+async def test_models_of_an_old_store_go_on_as_such(old_typed: tuple[str, dict[str, dict[str, Any]]]) -> None:
+    """They were plain data then; steps and undos get objects of the class they name."""
+    url, known = old_typed
+    assert set(known) == set(typed.PLACES)
+    assert known["done"]["status"] == "completed" and known["halt"]["status"] == "halted"
+    typed.UNDONE.clear()
+    async with Mesh(*typed.build(holding=False), store=url) as mesh:
+        found = {place: await mesh.transaction(row["id"]) for place, row in known.items()}
+        await found["halt"].resume()
+        for place, transaction in found.items():
+            fails = place in ("undo", "failed")
+            assert await transaction.ended(BOUND) == ("compensated" if fails else "completed"), place
+            if not fails:
+                assert await transaction.result() == ["Receipt", 2, "Line"], place
+            audit(transaction)
+        assert [(known["undo"]["id"], typed.RECEIPT)] == typed.UNDONE
+        await found["done"].undo()
+        assert await found["done"].ended(BOUND) == "compensated"
+        assert typed.UNDONE[1:] == [(known["done"]["id"], typed.RECEIPT)]
+
+
+async def test_an_old_key_of_a_model_is_still_the_same_request(
+    old_typed: tuple[str, dict[str, dict[str, Any]]],
+) -> None:
+    """Also with fields whose defaults are others each time, if the request gives them."""
+    url, known = old_typed
+    async with Mesh(*typed.build(holding=False), store=url) as mesh:
+        for place, row in known.items():
+            again = await mesh.stimulate("typed", row["input"], key=row["key"])
+            assert again.id == row["id"], place
+            with pytest.raises(DuplicateTransaction):
+                await mesh.stimulate("typed", {**row["input"], "number": 2}, key=row["key"])
 
 
 async def test_everything_in_it_ends(old: tuple[str, dict[str, Any]]) -> None:

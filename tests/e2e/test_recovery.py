@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bitactor import Workflow
 from bitactor.errors import InvalidInput, StoreError, UnknownTransaction
 from mesh import Mesh
 from tests import warm
+from tests.e2e import typed_undo_child
 from tests.e2e.recovery_child import POINTS, build
 from tests.e2e.support import BOUND, audit, chain, pulse_lines, turns, undone, until
 
@@ -70,6 +72,24 @@ def _check_effects(point: str, tx: Any, before: list[str], after: list[str]) -> 
         assert not [line for line in after if line.startswith("undo b")], "what was undone is not undone again"
     if point not in UNDONE:
         assert [line for line in before + after if line.startswith("heard")], "the emitted signal was heard"
+
+
+@pytest.mark.parametrize("spawn", ["loop", "thread", "inline"])
+async def test_killed_in_the_undo_of_a_model(spawn: str, tmp_path: Path, sqlite: str) -> None:
+    """The undo that was under way comes once more, with an object of the same class, equal to the first; the one that
+    had ended does not."""
+    log, after = tmp_path / "log", []
+    child = warm.run(["-m", "tests.e2e.typed_undo_child", sqlite, str(log), spawn], cwd=ROOT, timeout=BOUND * 3)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    given = typed_undo_child.told(typed_undo_child.paid())
+    assert log.read_text().splitlines() == [f"again {given}", f"pay {given}"]
+    workflow = typed_undo_child.build(spawn, after.append)
+    async with Mesh(workflow, store=sqlite) as mesh:
+        again = await mesh.stimulate(workflow, key="the one")
+        assert await again.ended(BOUND) == "compensated"
+        assert undone(again) == ["again", "pay"]
+        audit(again)
+    assert after == [f"pay {given}"] and "4711" in given and "Europe/Berlin" in given
 
 
 async def test_with_power_durability(tmp_path: Path, sqlite: str) -> None:
