@@ -201,10 +201,6 @@ class Reading(dict[str, Any]):
     error: BaseException
     __getitem__ = __iter__ = __len__ = keys = items = get = __contains__ = __repr__ = _raises  # type: ignore[assignment]
 
-    @property
-    def __class__(self) -> Any:
-        raise self.error
-
 
 class Listed(Leaving):
     """A mapping of no dict's kind that raises when it is read."""
