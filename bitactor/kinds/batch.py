@@ -134,15 +134,16 @@ class ElementHandler:
         valid = workflow.validate_input(values, named=True)
         return [bytes(token_bytes(encode_token(valid[name]))) for name in self.inputs]
 
-    def failed(self, index: int, element: Any, error: Exception) -> ElementError:
+    def failed(self, index: int, element: Any, error: BaseException) -> ElementError:
         """What is told of an element that failed, where errors are collected.
 
         Raises:
-            Exception: the error, with a note that names element and map, where they are not; as it is if it is a
-                verdict for the saga (`Retry`, `Halt`), and so about the whole batch.
+            BaseException: the error, with a note that names element and map, where they are not, or if it is no
+                `Exception`; as it is if it is a verdict for the saga (`Retry`, `Halt`), about the whole batch.
         """
         is_outcome, is_fail = issubclass(type(error), Outcome), issubclass(type(error), Fail)
-        if self.declared.on_error == "fail" or (is_outcome and not is_fail and self.declared.function is not None):
+        is_verdict = is_outcome and not is_fail and self.declared.function is not None
+        if self.declared.on_error == "fail" or is_verdict or not issubclass(type(error), Exception):
             if not is_outcome:
                 add_note(error, f"element {index} of {self.what}")
             raise error  # with the cause that it has
@@ -300,7 +301,7 @@ class BatchRunner:
                 value = function(element=element) if plain else function(**outer, **handler.arguments(element, index))
                 if issubclass(type(value), Outcome):
                     raise value
-            except Exception as error:
+            except BaseException as error:
                 errors.append(handler.failed(index, element, error))
             else:
                 results.append(value)
@@ -320,7 +321,7 @@ class BatchRunner:
                 value = await function(**outer, **handler.arguments(element, index))
                 if issubclass(type(value), Outcome):
                     raise value
-            except Exception as error:
+            except BaseException as error:
                 errors[index] = handler.failed(index, element, error)
             else:
                 results[index] = value
@@ -344,7 +345,7 @@ class BatchRunner:
         for index, element in enumerate(elements, position):
             try:
                 results.append([index, handler.nested_inputs(element, index, outer)])
-            except Exception as error:
+            except BaseException as error:
                 errors.append(handler.failed(index, element, error))
         return results, errors
 

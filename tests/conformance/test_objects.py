@@ -342,6 +342,9 @@ class Open(BaseModel):
     mapping: dict[str, Any] = {}
     _own: tuple[int, ...] = PrivateAttr((1, 2))
 
+    def own(self) -> tuple[int, ...]:
+        return self._own
+
     @model_validator(mode="after")
     def _counts(self) -> Self:
         self.mapping["validated"] = self.mapping.get("validated", 0) + 1
@@ -375,7 +378,7 @@ async def test_anything_in_a_model(name: str, store: str) -> None:
     }[name]
     found = {"extra": got.model_extra, "in a mapping": got.mapping}.get(name, got.anything)
     assert found == expected and type(found) is type(expected) and repr(found) == repr(expected)
-    assert got.mapping["validated"] == 1 and got._own == (1, 2)
+    assert got.mapping["validated"] == 1 and got.own() == (1, 2)
     plain, came = passes(Any, given)
     await result_of(plain, store=store)
     assert type(came[0]) is dict and came[0]["mapping"]["validated"] == 1

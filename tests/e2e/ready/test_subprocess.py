@@ -274,8 +274,10 @@ async def test_an_undo_that_fails_is_tried_again_and_told(tmp_path: Path) -> Non
 
 async def test_in_doubt_it_is_ended_before_it_is_undone(tmp_path: Path) -> None:
     scans = Workflow("scans", grace=0.05)
-    look = "import pathlib, os, sys; p = pathlib.Path(sys.argv[1]); [x] = p.glob('*.ready')\n"
-    undo = script(look + "(p / 'seen').write_text(str(os.path.exists('/proc/' + x.stem)))", str(tmp_path))
+    look = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); [x] = p.glob('*.ready')\n"
+    # What was killed and has not been waited for yet is there, but has no arguments any more.
+    look += "try: runs = bool(pathlib.Path('/proc', x.stem, 'cmdline').read_bytes())\nexcept OSError: runs = False\n"
+    undo = script(look + "(p / 'seen').write_text(str(runs))", str(tmp_path))
     subprocess.run(scans, "scan", script(READY + STUBBORN + WAIT, str(tmp_path)), timeout=5.0, grace=0.3, undo=undo)
     clock = FakeClock()
     async with Mesh(scans, clock=clock) as mesh:
