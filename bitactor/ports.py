@@ -84,6 +84,8 @@ class Claim(NamedTuple):
     transaction: str
     epoch: int
     """The new epoch, one more than the one before."""
+    given_back: bool = False
+    """True: that owner ended in order and gave its transactions back, so their hops in flight spend no redelivery."""
 
 
 _Rows = list[TransactionRow]

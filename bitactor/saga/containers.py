@@ -10,7 +10,7 @@ from bitactor.messages.codec import token_bytes
 from bitactor.messages.pulse import COMPLETED, RUNNING, SKIPPED, SPAWNED
 from bitactor.plan.container import Consult
 from bitactor.saga.commands import CancelHop
-from bitactor.saga.events import Evaluated, Lost, Proceeded
+from bitactor.saga.events import Evaluated, Proceeded
 from bitactor.saga.forward import (
     advance_container,
     close_container,
@@ -103,9 +103,9 @@ def proceeded(turn: Turn, event: Proceeded) -> None:
             return
         turn.record_step(container, SPAWNED, data={"opening": opening_data(opening)})
         for other in [other for other in state.awaiting_redelivery if not state.awaits_proceed(other)]:
-            state.awaiting_redelivery.discard(other)
+            loss = state.awaiting_redelivery.pop(other)
             if state.states[other] in IN_FLIGHT:
-                lost(turn, Lost(other, state.deliveries[other], "its process ended"))
+                lost(turn, loss._replace(delivery=state.deliveries[other]))
         start_pending(turn)
         spawn_ready(turn, range(state.plan_size, len(state.states)))
     if progress.next_action is not None:

@@ -50,6 +50,8 @@ class Lost(NamedTuple):
     step: int
     delivery: int
     holder: str
+    given_back: bool = False
+    """True: the worker was stopped in order, so the loss spends none of the step's redeliveries."""
 
 
 class Unrouted(NamedTuple):
@@ -114,6 +116,8 @@ class Recovered(NamedTuple):
 
     owner: str
     epoch: int
+    given_back: bool = False
+    """True: that owner ended in order, so hops that were in flight spend no redelivery."""
 
 
 class EmissionAccepted(NamedTuple):

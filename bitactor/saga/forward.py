@@ -308,20 +308,20 @@ def _time_out(turn: Turn, index: int, fault: Fault, elapsed_ns: int | None) -> N
 
 def lost(turn: Turn, event: Lost) -> None:
     state = turn.state
-    index, delivery, holder = event
+    index, delivery, holder, given_back = event
     if state.states[index] not in IN_FLIGHT or delivery != state.deliveries[index]:
         if is_awaited(state, (state.hops[index], delivery)):
             data = {"delivery": delivery, "outcome": "lost", "happened": None}
             turn.record_step(index, LATE, data=data)
             continue_stopping(turn)
         return
-    if delivery <= state.plan.redeliveries and state.goes_forward(index):
-        redeliver(turn, index, FORWARD, holder)
+    if (given_back or state.losses(index, FORWARD) <= state.plan.redeliveries) and state.goes_forward(index):
+        redeliver(turn, index, FORWARD, event)
         return
     compensate = (
         state.goes_forward(index) and state.states[index] == RUNNING and state.steps[index].compensate is not None
     )
-    fault = lost_fault(state, index, holder)
+    fault = lost_fault(state, index, FORWARD, holder)
     turn.record_step(index, TOMBSTONE, reason=POISON, data={"holder": holder, "fault": fault.fields()})
     _after_doubt(turn, index, fault, compensate=compensate, retry=False)
 

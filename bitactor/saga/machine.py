@@ -145,7 +145,10 @@ def _continue_after_stop(turn: Turn) -> None:
 def recovered(turn: Turn, event: Recovered) -> None:
     """Go on where a dead owner stopped: hops in flight are lost with its process, timers are armed again."""
     state = turn.state
-    turn.record(RESUMED, data={"owner": event.owner, "epoch": event.epoch})
+    data: dict[str, Any] = {"owner": event.owner, "epoch": event.epoch}
+    if event.given_back:
+        data["given_back"] = True
+    turn.record(RESUMED, data=data)
     turn.commands.extend(Deliver(emission) for emission in state.emissions.values())
     if state.phase in (HALTED, ENDED):
         turn.commands.append(Settle(state.status))
@@ -160,17 +163,19 @@ def recovered(turn: Turn, event: Recovered) -> None:
         key=lambda index: state.steps[index] is None or state.steps[index].around_container is None,
     )
     before = tuple(state.states)
+    holder = "its process was stopped" if event.given_back else "its process ended"
     for index in order:
         now = before[index]
+        loss = Lost(index, state.deliveries[index], holder, event.given_back)
         if now in IN_FLIGHT and index >= state.plan_size and state.awaits_proceed(index):
-            state.awaiting_redelivery = state.awaiting_redelivery | {index}
+            state.awaiting_redelivery = {**state.awaiting_redelivery, index: loss}
             continue  # it is delivered again once what is around it proceeds again
         if now != state.states[index]:
             continue  # the loss of another has just changed it
         if now in IN_FLIGHT:
-            forward.lost(turn, Lost(index, state.deliveries[index], "its process ended"))
+            forward.lost(turn, loss)
         elif now == UNDO_RUNNING:
-            rollback.undo_lost(turn, Lost(index, state.deliveries[index], "its process ended"))
+            rollback.undo_lost(turn, loss)
         elif now in (BACKING_OFF, UNDO_BACKING_OFF):
             turn.commands.append(ArmRetry(index, state.due_ns[index]))
     if state.phase is RUNNING:

@@ -123,8 +123,8 @@ def _pause_functions_around(turn: Turn) -> None:
         return
     for index in flying:
         if index in state.awaiting_redelivery:
-            state.awaiting_redelivery.discard(index)
-            turn.record_step(index, HALTED, data={"reason": "", "lost": "its process ended"})
+            loss = state.awaiting_redelivery.pop(index)
+            turn.record_step(index, HALTED, data={"reason": "", "lost": loss.holder})
         else:
             pause_function_around(turn, index)
 
@@ -219,13 +219,13 @@ def undo_expired(turn: Turn, event: HopExpired) -> None:
 
 def undo_lost(turn: Turn, event: Lost) -> None:
     state = turn.state
-    index, delivery, holder = event
+    index, delivery, holder, given_back = event
     if state.states[index] != UNDO_RUNNING or delivery != state.deliveries[index]:
         return
-    if delivery <= state.plan.redeliveries:
-        redeliver(turn, index, UNDO, holder)
+    if given_back or state.losses(index, UNDO) <= state.plan.redeliveries:
+        redeliver(turn, index, UNDO, event)
     else:
-        fault = lost_fault(state, index, holder)
+        fault = lost_fault(state, index, UNDO, holder)
         turn.record_step(index, TOMBSTONE, reason=POISON, direction=UNDO, data={"holder": holder})
         _fail_undo(turn, index, fault)
 
@@ -299,19 +299,20 @@ def replied_after_end(turn: Turn, event: Replied) -> None:
     late_reply(turn, event.step, event.reply)
 
 
-def lost_fault(state: SagaState, index: int, holder: str) -> Fault:
-    delivery = state.deliveries[index]
+def lost_fault(state: SagaState, index: int, direction: str, holder: str) -> Fault:
     return Fault(
         "bitactor.errors:WorkerLost",
-        f"{state.steps[index].address!r} lost its worker ({holder}) on delivery {delivery} of "
+        f"{state.steps[index].address!r} lost its worker ({holder}) on delivery {state.losses(index, direction)} of "
         f"{state.plan.redeliveries + 1}",
     )
 
 
-def redeliver(turn: Turn, index: int, direction: str, holder: str) -> None:
+def redeliver(turn: Turn, index: int, direction: str, loss: Lost) -> None:
     """Dispatch the same hop again, to another worker: same id, same key, next delivery number."""
     state = turn.state
-    data: dict[str, Any] = {"delivery": state.deliveries[index] + 1, "lost": holder}
+    data: dict[str, Any] = {"delivery": state.deliveries[index] + 1, "lost": loss.holder}
+    if loss.given_back:
+        data["given_back"] = True
     fault = state.compensating[index] if state.states[index] == COMPENSATING else None
     if fault is not None:
         data["assess"] = fault.fields()

@@ -16,6 +16,7 @@ from bitactor.messages.signal import FORWARD, UNDO, Fault
 from bitactor.plan.container import Progress
 from bitactor.plan.plan import Container, Plan, PlanStep, Scope
 from bitactor.saga.commands import Emission
+from bitactor.saga.events import Lost
 from bitactor.saga.phases import (
     BACKING_OFF,
     ENDED,
@@ -64,8 +65,8 @@ class SagaState:
     __slots__ = (
         "accepted_at_ns", "attempts", "awaited_runs", "awaiting_redelivery", "being_evaluated", "by_name", "cancelling",
         "causes", "compensating", "completion_order", "deadline_ns", "deliveries", "digest", "due_ns", "emissions",
-        "epoch", "errors", "evaluated", "failures", "free_scopes", "hops", "hops_spent", "in_flight", "metadata",
-        "own_result_slots", "parent", "pending_containers", "phase", "plan", "plan_size", "progress",
+        "epoch", "errors", "evaluated", "failures", "free_scopes", "given_back", "hops", "hops_spent", "in_flight",
+        "metadata", "own_result_slots", "parent", "pending_containers", "phase", "plan", "plan_size", "progress",
         "ready_candidates", "replacements", "root", "runs_in_doubt", "salt", "seq", "span", "spawned_at_ns", "states",
         "status", "steps", "steps_in_doubt", "stopping_since_ns", "tokens", "trail", "transaction", "ttl", "ttls",
         "unanswered_runs", "undo_attempts", "undo_failed", "undoing", "unmet_dependencies", "unsettled_count",
@@ -126,6 +127,8 @@ class SagaState:
         """The step whose undo is under way, one at a time; -1: none."""
         self.emissions: dict[str, Emission] = EMPTY
         self.hops_spent = 0
+        self.given_back: dict[str, int] = EMPTY
+        """Hop → how many of its deliveries were lost to an orderly stop, which spends no redelivery."""
 
     # Questions
 
@@ -150,6 +153,11 @@ class SagaState:
         if self.span is None:
             self.span = join_hop_id(self.salt, TRANSACTION_CODE)
         return self.span
+
+    def losses(self, index: int, direction: str) -> int:
+        """How many deliveries of a step's latest hop are lost if the one under way is, without those given back."""
+        hop = self.undo_hop(index) if direction is UNDO else self.hops[index]
+        return self.deliveries[index] - self.given_back.get(hop, 0)
 
     def undo_hop(self, index: int) -> HopId:
         """The id of the latest undo attempt of a step."""
@@ -353,7 +361,7 @@ class SagaState:
         """Containers whose next action is to be taken in this turn."""
         self.being_evaluated: set[int] = NO_STEPS
         """Steps whose evaluation was ordered and is not answered; not in the journal."""
-        self.awaiting_redelivery: set[int] = NO_STEPS
+        self.awaiting_redelivery: dict[int, Lost] = EMPTY
         """Hops that were lost, and are delivered again only once the function around them proceeds; not in the
         journal."""
         self.progress: dict[int, Progress] = EMPTY

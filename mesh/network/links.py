@@ -33,6 +33,8 @@ logger = logging.getLogger("bitactor.links")
 JOIN_WITHIN: Final = 10.0
 LEAVE_WITHIN: Final = 0.5
 EARLY_FLUSH: Final = 16
+LEAVING: Final = "leaving"
+"""In the value of a node's name: it was stopped in order, and is about to leave."""
 
 
 class Links(Network):
@@ -147,18 +149,28 @@ class Links(Network):
         if notice.kind == "appeared":
             self._hop_router.appeared(entry)
         elif notice.kind == "disappeared" and entry.name == node_name(entry.holder):
-            self._hop_router.disappeared(entry.holder)
+            self._hop_router.disappeared(entry.holder, said_goodbye=entry.value.get(LEAVING, False))
             self.transport.forget(entry.value["endpoint"])
 
     @override
     async def close(self) -> None:
         self._remote_hops.close()
         self._hop_router.close()
+        await self._say_goodbye()
         await asyncio.to_thread(self.registry.close)
         self.transport.close()
         self._control.close()
         if self._directory is not None:
             rmtree(self._directory, ignore_errors=True)
+
+    async def _say_goodbye(self) -> None:
+        """Say in the registry that what others have sent here and was not answered is given back, not lost."""
+        if self.registry.connected:
+            value = {"endpoint": self.endpoint, LEAVING: True}
+            try:
+                await asyncio.to_thread(self.registry.update, node_name(self._node.id), value, timeout=LEAVE_WITHIN)
+            except BitActorError as error:
+                logger.info("could not say goodbye: %s", error)
 
     def _receive(self, messages: list[bytes]) -> None:
         for data in messages:

@@ -157,12 +157,13 @@ class HopRouter(Router):
             if step_name(address) == entry.name:
                 self._assign_waiting(address)
 
-    def disappeared(self, holder: str) -> None:
-        """Report as lost the hops that a node which is gone had not answered."""
+    def disappeared(self, holder: str, *, said_goodbye: bool = False) -> None:
+        """Report as lost the hops that a node which is gone had not answered, as given back if it said goodbye."""
+        what = f"{holder}, which was stopped" if said_goodbye else holder
         for remote in list(self._by_holder.pop(holder, {}).values()):
             remote.disarm()
             self._sent.pop(remote.key, None)
-            self._enqueue(remote.live, Lost(remote.index, remote.signal.delivery, holder))
+            self._enqueue(remote.live, Lost(remote.index, remote.signal.delivery, what, said_goodbye))
         for key, remote in list(self._late.items()):
             if remote.holder is not None and remote.holder.holder == holder:
                 del self._late[key]

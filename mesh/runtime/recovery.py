@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.plan.plan import Plan
-from bitactor.ports import Store
+from bitactor.ports import Claim, Store
 from mesh.runtime.live import LiveTransaction
 
 logger = logging.getLogger("bitactor.recovery")
@@ -28,8 +28,8 @@ class Owner(Protocol):
     """Whether the journal can be written, as far as is known."""
     transactions: dict[str, LiveTransaction]
 
-    def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int) -> None:
-        """Take over a transaction from its journal."""
+    def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int, *, given_back: bool = False) -> None:
+        """Take over a transaction from its journal; `given_back`: its owner ended in order."""
 
 
 class Recovery:
@@ -98,7 +98,7 @@ class Recovery:
     def _claim_orphans(self) -> None:
         """Take over the transactions of dead owners."""
         for claim in self._store.claim(self._shapes):
-            self._recover(claim.transaction, claim.epoch)
+            self._recover(claim)
         self._note_unclaimed()
 
     def _reclaim(self) -> None:
@@ -123,12 +123,14 @@ class Recovery:
             "the journal can be written again; carrying on with %d transactions that were given up", len(claims)
         )
         for claim in claims:
-            self._recover(claim.transaction, claim.epoch)
+            self._recover(claim)
 
-    def _recover(self, transaction: str, epoch: int) -> None:
+    def _recover(self, claim: Claim) -> None:
+        transaction, epoch, given_back = claim
         pulses = self._store.pulses(transaction)
         try:
-            self._supervisor.recover(self._plans[pulses[0].workflow], pulses, self._owner, epoch)
+            plan = self._plans[pulses[0].workflow]
+            self._supervisor.recover(plan, pulses, self._owner, epoch, given_back=given_back)
         except StoreError as error:
             self.parked[transaction] = str(error)
             logger.error("transaction %s cannot go on here: %s", transaction, error)

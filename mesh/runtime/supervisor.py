@@ -105,12 +105,12 @@ class Supervisor:
         write = Write(state.transaction, state.epoch, pulses, state.status, state.open, live.key)
         self.store.append((write,), partial(self._obey_soon, [(live, pulses, commands, 0)]))
 
-    def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int) -> None:
-        """Take over a transaction from its journal."""
+    def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int, *, given_back: bool = False) -> None:
+        """Take over a transaction from its journal; `given_back`: its owner ended in order."""
         live = LiveTransaction.fold(plan, pulses)
         live.settled = False
         self._own(live)
-        self.enqueue(live, Recovered(owner, epoch))
+        self.enqueue(live, Recovered(owner, epoch, given_back))
 
     def reopen(self, live: LiveTransaction) -> None:
         """Let a settled transaction go on."""

@@ -77,10 +77,7 @@ def register(connection: sqlite3.Connection, owner: str, identity: Identity, exp
 def release(connection: sqlite3.Connection, owner: str) -> None:
     """Give the lease back: the row goes, or, while open transactions hang on it, others may claim them at once."""
     with write_transaction(connection):
-        left = connection.execute(
-            "SELECT 1 FROM transactions WHERE owner = ? AND open = 1 LIMIT 1", (owner,)
-        ).fetchone()
-        if left:
+        if _has_open(connection, owner):
             connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ?", (_RELEASED, owner))
         else:
             connection.execute("DELETE FROM owners WHERE owner = ? AND fenced = ''", (owner,))
@@ -118,7 +115,8 @@ def claim(
     with write_transaction(connection):
         require_lease(connection, owner)
         dead = _dead_owners(connection, owner, identity, now_ns)
-        claims: list[tuple[str, int]] = []
+        given_back = _given_back(connection)
+        claims: list[Claim] = []
         which = "owner = ? AND open = 1"
         known: tuple[str, ...] = ()
         if shapes is not None:
@@ -127,21 +125,24 @@ def claim(
             )
             known = (json.dumps(dict(shapes)),)
         for name in {*dead, *_orphaned_owners(connection, owner)}:
-            # A row that is gone fences as well as one that says so; the latter tells a suspended process who has its
-            # work.
-            if dead.get(name, True):
-                connection.execute("DELETE FROM owners WHERE owner = ?", (name,))
-            else:
-                connection.execute("UPDATE owners SET fenced = ? WHERE owner = ?", (owner, name))
             theirs = connection.execute(
                 f"SELECT transaction_id, epoch + 1 FROM transactions WHERE {which}", (name, *known)
             )
-            claims += theirs.fetchall()
+            claims += [Claim(transaction, epoch, name in given_back) for transaction, epoch in theirs]
             connection.execute(
                 f"UPDATE transactions SET owner = ?, epoch = epoch + 1 WHERE {which}", (owner, name, *known)
             )
-        connection.execute("DELETE FROM owners WHERE fenced <> '' AND expires_ns < ?", (now_ns - _FENCED_RETENTION_NS,))
-    return [Claim(*row) for row in sorted(claims)]
+            # A row that is gone fences as well as one that says so; the latter tells a suspended process who has its
+            # work, and who comes later that what is left was given back.
+            if dead.get(name, True) and not (name in given_back and _has_open(connection, name)):
+                connection.execute("DELETE FROM owners WHERE owner = ?", (name,))
+            else:
+                connection.execute("UPDATE owners SET fenced = ? WHERE owner = ?", (owner, name))
+        connection.execute(
+            "DELETE FROM owners WHERE fenced <> '' AND expires_ns < ? AND expires_ns <> ?",
+            (now_ns - _FENCED_RETENTION_NS, _RELEASED),
+        )
+    return sorted(claims)
 
 
 def unclaimed(
@@ -179,9 +180,9 @@ def reclaim(
             "SELECT transaction_id, epoch + 1 FROM transactions WHERE owner = ? AND open = 1", (owner,)
         )
         claims = [Claim(*row) for row in rows if row[0] not in held]
-        raised = [(epoch, transaction) for transaction, epoch in claims]
+        raised = [(claim.epoch, claim.transaction) for claim in claims]
         connection.executemany("UPDATE transactions SET epoch = ? WHERE transaction_id = ?", raised)
-        invalidate(transaction for transaction, _ in claims)
+        invalidate(claim.transaction for claim in claims)
     return sorted(claims)
 
 
@@ -200,6 +201,17 @@ def _dead_owners(connection: sqlite3.Connection, owner: str, identity: Identity,
         elif expires_ns < now_ns:
             dead[name] = False
     return dead
+
+
+def _given_back(connection: sqlite3.Connection) -> set[str]:
+    """Owners that gave their lease back while open transactions hung on it."""
+    return {name for (name,) in connection.execute("SELECT owner FROM owners WHERE expires_ns = ?", (_RELEASED,))}
+
+
+def _has_open(connection: sqlite3.Connection, owner: str) -> bool:
+    """Whether open transactions hang on this owner."""
+    which = "SELECT 1 FROM transactions WHERE owner = ? AND open = 1 LIMIT 1"
+    return connection.execute(which, (owner,)).fetchone() is not None
 
 
 def _orphaned_owners(connection: sqlite3.Connection, owner: str) -> list[str]:

@@ -33,6 +33,7 @@ SECTIONS: Final = (
     "Kinds: nested in each other",
     "Context and builder",
     "Running",
+    "Starting and stopping",
     "Resilience patterns",
     "Resources",
     "Where Reactor was caught",

@@ -83,7 +83,7 @@ CLAIM = """
 store.open(owner)
 say("open")
 sys.stdin.readline()
-say(*(f"{transaction}:{epoch}" for transaction, epoch in store.claim()))
+say(*(f"{claim.transaction}:{claim.epoch}" for claim in store.claim()))
 sys.stdin.readline()
 store.close()
 """

@@ -292,7 +292,7 @@ class World:
             for outcome in ("ok", "fail", "retry")
         ]
         found += [lambda r=replayed: self.replay(*r) for replayed in self.replies[-4:]]
-        found += [self.crash, self.nothing_due]
+        found += [self.crash, self.stop, self.nothing_due]
         if self.saga.state.status in ("halted", "stuck"):
             found += [self.resume] * 3
         if mood == "rough":
@@ -520,6 +520,13 @@ class World:
 
     def crash(self) -> None:
         """The process dies; another folds the journal and goes on."""
+        self._take_over(given_back=False)
+
+    def stop(self) -> None:
+        """The process ends in order; another folds the journal and goes on."""
+        self._take_over(given_back=True)
+
+    def _take_over(self, *, given_back: bool) -> None:
         epoch = self.saga.state.epoch + 1
         self.saga = Saga.fold(self.plan, self.journal)
         assert self.saga.snapshot() == self.mirror.snapshot()
@@ -531,7 +538,7 @@ class World:
             kept.clear()
         self.grace, self.deadline = False, None
         self.now_ns += 1_000_000
-        self.feed(Recovered("n2", epoch))
+        self.feed(Recovered("n2", epoch, given_back))
 
     def nothing_due(self) -> None:
         """Stimuli that mean nothing now."""

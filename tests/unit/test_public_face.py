@@ -47,6 +47,10 @@ ADDED = {
     ),
     "http/components/schemas/BitActorProblem/properties/errors/description: as well as where it happened "
     "and what came with it",
+    # What an owner that ended in order has left spends no redelivery.
+    "names/bitactor.ports/Claim/signature: \"(transaction: ForwardRef('str'), epoch: ForwardRef('int'))\" became "
+    "\"(transaction: ForwardRef('str'), epoch: ForwardRef('int'), given_back: ForwardRef('bool') = False)\"",
+    "names/bitactor.ports/Claim/members/given_back",
     # Adds a sink that is not ours, by its URL's scheme.
     "names/mesh.sinks/register_sink",
     # `mesh.about()` asks any transport.

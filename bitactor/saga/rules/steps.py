@@ -57,6 +57,7 @@ def spawned_again(state: SagaState, pulse: Pulse, index: int) -> None:
     _expect_late(state, pulse.hop, index)
     if "lost" in data:
         _record_doubt(state, pulse.hop, index)
+        _count_given_back(state, pulse.hop, data)
     state.deliveries[index] = data["delivery"]
     state.spawned_at_ns[index] = pulse.at_ns
     if state.states[index] not in IN_FLIGHT:
@@ -64,6 +65,11 @@ def spawned_again(state: SagaState, pulse: Pulse, index: int) -> None:
     if "assess" in data:
         writable(state, "compensating")[index] = Fault(*data["assess"])
         state.states[index] = COMPENSATING
+
+
+def _count_given_back(state: SagaState, hop: str, data: Mapping[str, Any]) -> None:
+    if data.get("given_back"):
+        writable(state, "given_back")[hop] = state.given_back.get(hop, 0) + 1
 
 
 def completed(state: SagaState, pulse: Pulse, index: int) -> None:
@@ -237,6 +243,7 @@ def undo_spawned(state: SagaState, pulse: Pulse, index: int) -> None:
     if "delivery" in data:
         writable(state, "unanswered_runs")[pulse.hop, state.deliveries[index]] = index
         state.deliveries[index] = data["delivery"]
+        _count_given_back(state, pulse.hop, data)
     else:
         state.undo_attempts[index] = pulse.attempt
         state.deliveries[index] = 1

@@ -129,8 +129,10 @@ class ProcessSpawner(Spawner):
             self._kill(worker, asyncio.CancelledError(f"{worker} was killed"))
 
     def freeze(self) -> None:
-        """Start nothing more, and lose nothing that waits: our owner is about to close us."""
+        """Start nothing more: our owner, whose workers keep failing, is about to close us.  Hops that wait for a worker
+        are lost, or no restart would ever count for them; those that come wait."""
         self._frozen = True
+        self._fail_waiting_as_lost()
 
     @override
     async def close(self, timeout: float) -> None:

@@ -163,6 +163,46 @@ def test_recovery_undoes_each_step_once_although_another_is_buried_meanwhile() -
     assert driven.dispatched() == [("b", "undo")]
 
 
+def test_an_orderly_stop_spends_no_redelivery_and_the_death_of_a_process_still_does() -> None:
+    driven = Driven(plan(redeliveries=1))
+    driven.reply("b", "ok")
+    for epoch in range(1, 6):
+        assert driven.feed(Recovered("n", epoch, given_back=True)) == ["resumed", "spawned a"]
+        assert driven.journal[-1].data == {
+            "delivery": epoch + 1, "lost": "its process was stopped", "given_back": True,
+        }  # fmt: skip
+    assert driven.feed(Recovered("n", 6)) == ["resumed", "spawned a"]
+    assert driven.journal[-1].data == {"delivery": 7, "lost": "its process ended"}
+    assert driven.feed(Lost(0, 7, "n7", given_back=True)) == ["spawned a"]
+    assert driven.feed(Lost(0, 8, "n8")) == ["tombstone a", "failed a", "spawned a"]
+    assert driven.saga.state.errors[0].fault.message == "'w/a' lost its worker (n8) on delivery 2 of 2"
+    assert driven.saga.state.steps_in_doubt == {0}, "it may have happened each time"
+
+
+def test_an_undo_that_is_stopped_in_order_is_delivered_again_at_no_cost() -> None:
+    driven = Driven(plan(redeliveries=0))
+    driven.reply("b", "ok")
+    assert driven.reply("a", "fail") == ["failed a", "spawned b"]
+    for epoch in range(1, 5):
+        assert driven.feed(Recovered("n", epoch, given_back=True)) == ["resumed", "spawned b"]
+        assert driven.dispatched() == [("b", "undo")]
+    assert driven.feed(Lost(1, 5, "n", given_back=True)) == ["spawned b"]
+    assert driven.feed(Lost(1, 6, "n")) == ["tombstone b", "undo_failed b", "finished"]
+    assert driven.saga.state.status == "stuck"
+
+
+def test_a_compensation_that_is_stopped_in_order_is_asked_again_and_the_next_attempt_counts_afresh() -> None:
+    driven = Driven(plan(redeliveries=0, compensate=True, retries=1))
+    driven.reply("b", "ok")
+    assert driven.feed(HopExpired(0, 1, SLOW)) == ["timed_out a", "spawned a"]
+    for epoch in range(1, 4):
+        assert driven.feed(Recovered("n", epoch, given_back=True)) == ["resumed", "spawned a"]
+        assert driven.commands[-1].fault == SLOW
+    assert driven.reply("a", "retry") == ["retried a"]
+    assert driven.feed(RetryDue(0)) == ["spawned a"]
+    assert driven.feed(Lost(0, 1, "n")) == ["tombstone a", "spawned a"], "none of it was given back"
+
+
 def test_a_timeout_before_a_halt_is_undone_when_the_halted_transaction_is_cancelled() -> None:
     driven = Driven(plan(retries=1, backoff=Backoff(0.0)))
     driven.reply("b", "ok")

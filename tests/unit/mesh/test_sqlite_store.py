@@ -328,10 +328,10 @@ def test_what_a_closed_store_left_open_can_be_claimed_at_once(opened: Opener, lo
     leaving, heir, transaction = opened("leaving"), opened("heir"), fresh()
     _keep(leaving, loop, first(transaction))
     leaving.close()
-    assert heir.claim() == [Claim(transaction, 1)]
+    assert heir.claim() == [Claim(transaction, 1, given_back=True)]
 
 
-def test_only_what_began_in_a_given_shape_is_claimed(opened: Opener, loop: Loop) -> None:
+def test_only_what_began_in_a_given_shape_is_claimed(opened: Opener, loop: Loop, people: People) -> None:
     """What another release began stays for it, and can be listed."""
     ours, theirs, unknown = fresh(), fresh(), fresh()
     accepted = pulse(theirs, 0, "accepted", digest="of another release")
@@ -341,14 +341,15 @@ def test_only_what_began_in_a_given_shape_is_claimed(opened: Opener, loop: Loop)
     )
     dead.close()
     heir, shapes = opened("heir"), {"users.signup": "abcdef"}
-    assert heir.claim(shapes) == [Claim(ours, 1)]
+    assert heir.claim(shapes) == [Claim(ours, 1, given_back=True)]
     assert heir.claim(shapes) == []
     assert [row.transaction for row in heir.unclaimed(shapes)] == [theirs]
     assert heir.unclaimed(shapes, limit=0) == heir.unclaimed({}) == []
     old = opened("old")
-    assert old.claim({"users.signup": "of another release"}) == [Claim(theirs, 1)]
+    assert old.claim({"users.signup": "of another release"}) == [Claim(theirs, 1, given_back=True)]
     assert heir.unclaimed(shapes) == []
-    assert old.claim() == [Claim(unknown, 1)]
+    assert old.claim() == [Claim(unknown, 1, given_back=True)]
+    assert people("SELECT owner FROM owners ORDER BY owner") == [("heir",), ("old",)]
 
 
 def test_who_was_fenced_reclaims_nothing(opened: Opener, loop: Loop, people: People) -> None:
