@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from typing import Any
+
+from typing_extensions import override
 
 from bitactor.errors import BitActorError
 from bitactor.messages.codec import encode_token
@@ -13,18 +15,70 @@ from bitactor.messages.signal import FORWARD, Signal
 from bitactor.messages.values import exact_text, shown
 
 
+class Emitting(Coroutine[Any, Any, None]):
+    """What `ctx.emit(…)` answers with: it emits once it is awaited, or runs as a task; its context knows it until then.
+
+    An object and no coroutine of Python's, which would only warn of one that was not awaited, and that at random.
+    """
+
+    __slots__ = ("_context", "name", "value")
+
+    def __init__(self, context: Context, name: str, value: Any) -> None:
+        self.name = name
+        self.value = value
+        self._context: Context | None = context
+
+    @override
+    def __await__(self) -> Generator[Any, None, None]:
+        self._emit()
+        return iter(())  # type: ignore[return-value]  # it has ended
+
+    @override
+    def send(self, value: Any) -> None:
+        self._emit()
+        raise StopIteration
+
+    @override
+    def throw(self, *error: Any) -> Any:
+        """Its task was cancelled before it began."""
+        self._begin()
+        return super().throw(*error)
+
+    @override
+    def close(self) -> None:
+        """It is not wanted."""
+        self._begin()
+
+    def _emit(self) -> None:
+        context = self._begin()
+        if context is None:
+            raise RuntimeError("cannot reuse already awaited coroutine")
+        context.emit_later(self.name, self.value)
+
+    def _begin(self) -> Context | None:
+        context, self._context = self._context, None
+        if context is not None and context.unawaited:
+            if context.unawaited[-1] is self:
+                context.unawaited.pop()
+            else:
+                context.unawaited.remove(self)
+        return context
+
+
 class Context:
     """A hop's view of itself.  Made afresh for each attempt; of no use once the hop has ended."""
 
     __slots__ = (
         "_beat",
         "_emits",
+        "_ended",
         "_monotonic_ns",
         "deadline_ns",
         "resources",
         "retries_left",
         "signal",
         "spawn",
+        "unawaited",
         "workflow",
     )
 
@@ -47,6 +101,9 @@ class Context:
         self.deadline_ns = deadline_ns
         self._monotonic_ns = monotonic_ns
         self._emits: list[tuple[str, Any]] | None = None
+        self._ended = False
+        self.unawaited: list[Emitting] | None = None
+        """What `emit` was called for and nobody has awaited yet."""
         self.retries_left = signal.retries_left
 
     @property
@@ -130,15 +187,30 @@ class Context:
         if self._beat is not None:
             self._beat(data)
 
-    async def emit(self, name: str, value: Any = None) -> None:
-        """Send a signal once this hop has committed; it inherits what is left of the TTL.
+    def emit(self, name: str, value: Any = None) -> Coroutine[Any, Any, None]:
+        """Send a signal once this hop has committed; it inherits what is left of the TTL.  To be awaited: a step that
+        returns and has left one unawaited has failed.
 
         Nothing is sent if the hop fails.  In a `def` step use `emit_later`, which is the same without `await`.
         """
-        self.emit_later(name, value)
+        emitting = Emitting(self, name, value)
+        if self.unawaited is None:
+            self.unawaited = [emitting]
+        else:
+            self.unawaited.append(emitting)
+        return emitting
 
     def emit_later(self, name: str, value: Any = None) -> None:
-        """As `emit`, without `await`."""
+        """As `emit`, without `await`.
+
+        Raises:
+            BitActorError: the name is none, the value cannot be carried, or the hop has ended.
+        """
+        if self._ended:
+            raise BitActorError(
+                f"emit({shown(name)}): {self.signal.name!r} has ended, so nothing would be sent; await what emits (a "
+                "task, for instance) before the step returns"
+            )
         name = exact_text(name) if issubclass(type(name), str) else name
         if type(name) is not str or not name or not name.isprintable() or len(name) > 200:
             raise BitActorError(
@@ -162,5 +234,6 @@ class Context:
         self._emits = [*self.emitted(), *emitted]
 
     def emitted(self) -> tuple[tuple[str, Any], ...]:
-        """The signals emitted so far, in order, as (name, token)."""
+        """The signals emitted, in order, as (name, token); the function has ended, and can emit no more."""
+        self._ended = True
         return tuple(self._emits) if self._emits else ()

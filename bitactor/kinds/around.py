@@ -130,7 +130,24 @@ class AroundContainer(SurroundingContainer):
                 raise InvalidOutcome(f"{ctx.step!r} of {ctx.workflow!r} can only run where its transaction is")
             if takes_context:
                 arguments["ctx"] = ctx
-            return await function(**arguments, proceed=proceed)
+            asked: list[Any] = []
+
+            def asking() -> Any:
+                asked.append(proceed())
+                return asked[-1]
+
+            try:
+                value = await function(**arguments, proceed=asking)
+            finally:
+                unawaited = [waiting for waiting in asked if inspect.getcoroutinestate(waiting) == inspect.CORO_CREATED]
+                for waiting in unawaited:
+                    waiting.close()
+            if unawaited:
+                raise InvalidOutcome(
+                    f"{ctx.step!r} of {ctx.workflow!r} did not await proceed(), so the nested steps did not run; write "
+                    "`await proceed()`"
+                )
+            return value
 
         parameters = [parameter for name, parameter in signature.parameters.items() if name not in (PROCEED, "ctx")]
         parameters.append(inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=Context))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, Final, NamedTuple
 
+from bitactor.declare.context import Context
 from bitactor.declare.then import Then
 from bitactor.errors import BitActorError, InvalidOutcome, SignalTooLarge
 from bitactor.messages.codec import encode_token, pack
@@ -131,6 +132,26 @@ def judge_failure(
     if again:
         return Judgement("retry", error=error, fault=fault, after_ns=after_ns)
     return Judgement("fail", error=error, fault=fault)
+
+
+def unsent(context: Context | None, value: Any, *, compensating: bool = False) -> InvalidOutcome | None:
+    """The error of a function that returned `value` and has not awaited each `ctx.emit(…)`, so that a signal would not
+    be sent which it says is sent; None: it has, or with that value nothing is sent anyway.
+
+    `compensating`: it is a compensation or backoff.
+    """
+    if context is None or not context.unawaited:
+        return None
+    kind = type(value)
+    if not issubclass(kind, Continue) if compensating else issubclass(kind, (Retry, Fail, Halt)):
+        return None
+    names = list(dict.fromkeys(shown(emitting.name) for emitting in context.unawaited))
+    context.unawaited.clear()  # what the compensation answers is no matter of these
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return InvalidOutcome(
+        f"{context.signal.name!r} did not await ctx.emit({names[0]}){more}, so nothing would be sent; write `await "
+        "ctx.emit(…)`, await a task that emits, or use ctx.emit_later(…), which needs no await"
+    )
 
 
 def unanswered(ask: Ask, why: str) -> Fault:

@@ -13,7 +13,7 @@ from bitactor.messages.outcome import Outcome
 from bitactor.messages.signal import UNDO, Reply, Signal
 from bitactor.plan.arguments import convert_arguments
 from bitactor.plan.plan import Callback, Plan, PlanStep
-from bitactor.saga.verdict import Ask, Judgement, Judging, judge, judge_failure
+from bitactor.saga.verdict import Ask, Judgement, Judging, judge, judge_failure, unsent
 
 MAX_YIELDS: Final = 10_000
 
@@ -75,7 +75,8 @@ class Hop:
             return judge(step, signal, verdict)
         except BaseException as error:
             return judge_failure(step, signal, error)
-        return judge(step, signal, value)
+        left = unsent(self.context, value)
+        return judge(step, signal, value) if left is None else judge_failure(step, signal, left)
 
     def _judgement(self, judging: Judging) -> Judgement:
         proceed: Callable[[], Ask] = partial(next, judging)
@@ -86,7 +87,9 @@ class Hop:
                 judgement: Judgement = judged.value
                 return judgement
             try:
-                proceed = partial(judging.send, self._call(ask.callback, self._kwargs(ask.callback, ask.error)))
+                answer = self._call(ask.callback, self._kwargs(ask.callback, ask.error))
+                left = unsent(self.context, answer, compensating=True)
+                proceed = partial(judging.send, answer) if left is None else partial(judging.throw, left)
             except (KeyboardInterrupt, NeedsMesh):
                 raise
             except BaseException as raised:

@@ -23,7 +23,7 @@ from bitactor.messages.faults import fault_of
 from bitactor.messages.outcome import Outcome
 from bitactor.messages.signal import Fault, Reply, Signal
 from bitactor.plan.plan import Callback, Plan, PlanStep
-from bitactor.saga.verdict import VERDICTS, Judgement, judge, judge_failure, unanswered
+from bitactor.saga.verdict import VERDICTS, Judgement, judge, judge_failure, unanswered, unsent
 from mesh.hops.exits import unawaited_exit
 from mesh.hops.ports import (
     ENDED,
@@ -142,6 +142,9 @@ class BitActor(pykka.Actor):
         """Reply as `value` or `error` says; on the loop's thread."""
         if self.exits and error is None:
             error = unawaited_exit(self.exits)
+        context = self.context
+        if context is not None and context.unawaited and error is None:
+            error = unsent(context, value)
         if error is None:
             try:
                 token, is_value = (encode_token(value), True) if type(value) not in VERDICTS else (None, False)

@@ -28,7 +28,7 @@ from bitactor.messages.faults import error_of, fault_of
 from bitactor.messages.signal import UNDO, Reply, Signal
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.ports import Clock
-from bitactor.saga.verdict import Ask, Judgement, Judging, judge_failure
+from bitactor.saga.verdict import Ask, Judgement, Judging, judge_failure, unsent
 from mesh.hops.actor import BitActor
 from mesh.hops.exits import CODE_OF, unawaited_exit
 from mesh.hops.lifecycle import cancel_all, without_stop_iteration
@@ -284,10 +284,16 @@ class Executor(ActorExecutor):
             path = actor.signal.path or actor.signal.name.removeprefix(f"{actor.plan.workflow}/")
             callback = self.middleware.wrap(callback, role, actor.plan.workflow, actor.signal, path)
         if callback.is_async:
-            return await callback.function(**kwargs)
-        if not traits.interruptible:
-            return callback.function(**kwargs)
-        return await asyncio.to_thread(without_stop_iteration, "compensate or backoff", callback.function, **kwargs)
+            answer = await callback.function(**kwargs)
+        elif not traits.interruptible:
+            answer = callback.function(**kwargs)
+        else:
+            what = "compensate or backoff"
+            answer = await asyncio.to_thread(without_stop_iteration, what, callback.function, **kwargs)
+        left = unsent(actor.context, answer, compensating=True)
+        if left is not None:
+            raise left
+        return answer
 
     def _kwargs(
         self,

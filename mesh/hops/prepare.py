@@ -16,6 +16,7 @@ from bitactor.declare.spawners import SpawnerTraits
 from bitactor.errors import Cancelled, WorkerLost
 from bitactor.messages.signal import UNDO, Fault
 from bitactor.messages.values import shown
+from bitactor.saga.verdict import unsent
 from mesh.hops.actor import BitActor
 from mesh.hops.exits import unawaited_exit
 from mesh.hops.lifecycle import cancel_all
@@ -288,6 +289,8 @@ class FunctionRun(BitActor):
         self._mark_ended()
         if self.exits and error is None:
             error = unawaited_exit(self.exits)
+        if error is None:
+            error = unsent(self.context, value)
         if error is None:
             if self.context is not None:
                 chain.emitted.extend(self.context.emitted())

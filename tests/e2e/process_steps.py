@@ -260,3 +260,11 @@ remembering = Workflow("remembering", input={"value": Any})
 """What `undone` does, until a later step fails."""
 remembering.step(spawn="process")(remember).undo(forget)
 remembering.step(spawn="process", after=["remember"])(fail)
+
+
+forgetful = Workflow("forgetful")
+
+
+@forgetful.step(spawn="process")
+def forgets(ctx: Context) -> None:
+    ctx.emit("news", 1)

@@ -51,6 +51,10 @@ ADDED = {
     "names/bitactor.ports/Claim/signature: \"(transaction: ForwardRef('str'), epoch: ForwardRef('int'))\" became "
     "\"(transaction: ForwardRef('str'), epoch: ForwardRef('int'), given_back: ForwardRef('bool') = False)\"",
     "names/bitactor.ports/Claim/members/given_back",
+    # What `emit` answers with is known until it is awaited, so that a signal which would not be sent is refused.
+    "names/bitactor/Context/members/emit: \"(self, name: 'str', value: 'Any' = None) -> 'None'\" became \"(self, name: "
+    "'str', value: 'Any' = None) -> 'Coroutine[Any, Any, None]'\"",
+    "names/bitactor/Context/members/unawaited",
     # Adds a sink that is not ours, by its URL's scheme.
     "names/mesh.sinks/register_sink",
     # `mesh.about()` asks any transport.
