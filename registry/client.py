@@ -91,6 +91,27 @@ class RegistryClient(Adapter):
         """Whether the server was heard within the last three heartbeats."""
         return self._protocol.connected
 
+    @property
+    def refusal(self) -> RegistryError | None:
+        """Why the server does not take this client; None: it does, or has not answered."""
+        return self._protocol.refusal
+
+    def connect(self) -> Future[None]:
+        """Begin to connect to the server, and try again until `close`; the answer is done once the whole table is
+        known.
+
+        Raises:
+            RegistryClosed: this client was closed before.
+        """
+        with self._lock:
+            if self._closed:
+                raise RegistryClosed("this registry client is closed; make another one")
+            if self._thread is None:
+                self._open = True
+                self._thread = threading.Thread(target=self._run, name=f"registry-client-{self.holder}", daemon=True)
+                self._thread.start()
+        return self._protocol.synced
+
     @override
     def start(self, timeout: float = 5.0) -> None:
         """Connect to the server; returns once the whole table is known.  After a failure, make another client.
@@ -101,15 +122,9 @@ class RegistryClient(Adapter):
             RegistryFull: the server has as many clients as it takes.
             RegistryClosed: this client was closed before.
         """
-        with self._lock:
-            if self._closed:
-                raise RegistryClosed("this registry client is closed; make another one")
-            if self._thread is None:
-                self._open = True
-                self._thread = threading.Thread(target=self._run, name=f"registry-client-{self.holder}", daemon=True)
-                self._thread.start()
+        synced = self.connect()
         try:
-            self._protocol.synced.result(timeout)
+            synced.result(timeout)
         except TimeoutError:
             refusal = self._protocol.refusal
             self.close(leave=False)

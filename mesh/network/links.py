@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, Final
@@ -25,12 +25,19 @@ from mesh.network.transports import open_transport
 from mesh.runtime.names import node_name, step_name, workflow_name
 from mesh.runtime.node import NodeParts
 from mesh.runtime.ports import Network
-from registry import Curve, Entry, Notice, RegistryClient
+from registry import Curve, Entry, Notice, RegistryClient, RegistryClosed, RegistryTimeout
 from registry.support.log_throttle import INTERVAL_NS, LogThrottle
 
 logger = logging.getLogger("bitactor.links")
 
-JOIN_WITHIN: Final = 10.0
+REFUSED_FOR: Final = 10.0
+"""Seconds that a registry which refuses this node is asked again."""
+REGISTER_WITHIN: Final = 5.0
+SAY_AFTER: Final = 1.0
+SAY_AGAIN_AFTER: Final = 10.0
+SAY_AT_LEAST_EVERY: Final = 60.0
+"""Seconds without a registry after which that is logged: while it is looked for, while a name is registered; again;
+and, ever more rarely, from then on."""
 LEAVE_WITHIN: Final = 0.5
 EARLY_FLUSH: Final = 16
 LEAVING: Final = "leaving"
@@ -55,6 +62,7 @@ class Links(Network):
         """Kind of error → how many messages were refused as no messages of ours."""
         self._throttle = LogThrottle(logger)
         self._announced: list[str] = []
+        self._registry_missing = False  # and that has been logged
         send = self.transport.send
         self._hop_router = HopRouter(
             node.enqueue,
@@ -85,9 +93,23 @@ class Links(Network):
 
     @override
     async def open(self) -> None:
-        """Waits at most `JOIN_WITHIN` seconds for the registry."""
+        """Waits for a registry that answers, as long as it takes, and says so in the log."""
         self.transport.open(self._receive)
-        await asyncio.to_thread(self.registry.start, JOIN_WITHIN)
+        joined = asyncio.wrap_future(self.registry.connect())
+        joined.add_done_callback(lambda _: joined.cancelled() or joined.exception())  # who waits may be gone
+        began = self._node.loop.time()
+        pauses = pauses_between_lines(SAY_AFTER)
+        while not (await asyncio.wait([joined], timeout=next(pauses)))[0]:
+            refusal = self.registry.refusal
+            if refusal is not None and self._node.loop.time() - began >= REFUSED_FOR:
+                raise refusal
+            missing = f"nobody answers at {self.registry.endpoint}; is it running, and with the same keys?"
+            self._say_missing(missing if refusal is None else str(refusal))
+        try:
+            joined.result()
+        except RegistryClosed:
+            raise BitActorError("this mesh was closed while it waited for a registry") from None
+        self._say_found()
 
     @override
     async def announce(self, consumers: Mapping[str, Any]) -> None:
@@ -108,10 +130,29 @@ class Links(Network):
                     }
         for workflow in node.workflows:
             entries[workflow_name(workflow)] = {"endpoint": self.endpoint}
-        await asyncio.to_thread(self.registry.register, node_name(node.id), {"endpoint": self.endpoint}, unique=True)
+        await self._register(node_name(node.id), {"endpoint": self.endpoint}, unique=True)
         for name, value in entries.items():
-            await asyncio.to_thread(self.registry.register, name, value)
+            await self._register(name, value)
         self._announced = list(entries)
+        self._say_found()
+
+    async def _register(self, name: str, value: Mapping[str, Any], *, unique: bool = False) -> None:
+        """Register a name, also with a registry that is gone at the moment."""
+        for seconds in pauses_between_lines(REGISTER_WITHIN):
+            try:
+                await asyncio.to_thread(self.registry.register, name, value, unique=unique, timeout=seconds)
+                return
+            except RegistryTimeout as error:
+                self._say_missing(str(error))
+
+    def _say_missing(self, why: str) -> None:
+        self._registry_missing = True
+        logger.warning("this node waits for its registry, and takes no work meanwhile: %s", why)
+
+    def _say_found(self) -> None:
+        if self._registry_missing:
+            self._registry_missing = False
+            logger.warning("the registry at %s answers now; this node goes on", self.registry.endpoint)
 
     @override
     async def withdraw(self) -> None:
@@ -196,3 +237,12 @@ class Links(Network):
                 logger.debug("could not acknowledge %s: %s", receipt.id, error)
 
         self._node.intake.receive(stimulus, answer)
+
+
+def pauses_between_lines(first: float) -> Iterator[float]:
+    """Seconds between the lines of the log about a registry that is missing, ever more of them."""
+    yield first
+    pause = SAY_AGAIN_AFTER
+    while True:
+        yield pause
+        pause = min(2 * pause, SAY_AT_LEAST_EVERY)

@@ -55,6 +55,9 @@ ADDED = {
     "names/bitactor/Context/members/emit: \"(self, name: 'str', value: 'Any' = None) -> 'None'\" became \"(self, name: "
     "'str', value: 'Any' = None) -> 'Coroutine[Any, Any, None]'\"",
     "names/bitactor/Context/members/unawaited",
+    # A node waits for its registry without a thread that waits.
+    "names/registry/RegistryClient/members/connect",
+    "names/registry/RegistryClient/members/refusal",
     # Adds a sink that is not ours, by its URL's scheme.
     "names/mesh.sinks/register_sink",
     # `mesh.about()` asks any transport.
