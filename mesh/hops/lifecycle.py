@@ -69,7 +69,8 @@ class ResourceLifecycle:
         """End the resource and wait, for at most `CLOSE_WITHIN` and `CANCEL_WITHIN` seconds.  Twice is once."""
         self._end_requested.set()
         if not (await asyncio.wait([self._task], timeout=CLOSE_WITHIN))[0]:
-            logger.warning("resource %r did not close within %g s", self.resource.name, CLOSE_WITHIN)
+            level, what = (logging.WARNING, "did not close") if self.ready.done() else (logging.INFO, "was not made")
+            logger.log(level, "resource %r %s within %g s of closing", self.resource.name, what, CLOSE_WITHIN)
             self._task.cancel()
             await asyncio.wait([self._task], timeout=CANCEL_WITHIN)
 

@@ -322,12 +322,13 @@ class Node:
             and (left := deadline - self.loop.time()) > 0
         ):
             await self.intake.wait_for_settlement(min(left, 0.1))
-        if self.supervisor.running_count:
-            logger.warning(
-                "%d transactions were still running after %g s of draining",
-                self.supervisor.running_count,
-                self._drain_within,
-            )
+        running = self.supervisor.running_count
+        if running and self.store.shared:
+            text = "%d transactions that run are left to whoever opens %s next, after %g s of draining"
+            logger.info(text, running, self.settings.store, self._drain_within)
+        elif running:
+            text = "%d transactions that still ran after %g s of draining are gone: %s keeps them in this process only"
+            logger.warning(text, running, self._drain_within, self.settings.store)
 
     async def _close_sinks(self) -> None:
         await asyncio.gather(*(asyncio.to_thread(relay.close, SINKS_WITHIN) for _, relay in self._sinks))

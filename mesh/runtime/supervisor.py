@@ -294,11 +294,14 @@ class Supervisor:
         if not is_open:
             self._remove(live)
 
-    def _relinquish(self, live: LiveTransaction, error: BaseException) -> None:
-        """Give up a transaction that this process can say nothing more about; its journal is what holds."""
+    def _relinquish(self, live: LiveTransaction, error: BaseException, *, expected: bool = False) -> None:
+        """Give up a transaction that this process can say nothing more about; its journal is what holds.
+
+        `expected`: it is nothing to be logged.
+        """
         if live.failure is not None:
             return
-        if not isinstance(error, DuplicateTransaction | StaleOwner):
+        if not expected and not isinstance(error, DuplicateTransaction | StaleOwner):
             logger.error(
                 "transaction %s of %s is given up here: %s",
                 live.state.transaction,
@@ -349,8 +352,7 @@ class Supervisor:
                     actor.abandon()  # before permits become free, or it would start now
         for live in list(self.transactions.values()):
             if not live.settled:
-                self._relinquish(
-                    live, StoreError(f"transaction {live.state.transaction} was still running when its mesh was closed")
-                )
+                error = StoreError(f"transaction {live.state.transaction} was still running when its mesh was closed")
+                self._relinquish(live, error, expected=True)
         self.transactions.clear()
         self._events.clear()
