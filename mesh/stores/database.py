@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from bitactor.errors import StoreError
+from mesh.stores.locks import lockers
 from registry.support.log_throttle import LogThrottle
 
 _log = logging.getLogger("bitactor.store")
@@ -21,7 +22,10 @@ APPLICATION_ID: Final = 0x42697441
 """SQLite's application id of a journal, `BitA`, in the file's header; a file without it is somebody else's."""
 
 _SCHEMA: Final = Path(__file__).parent / "schema"
-_OPENING_PATIENCE: Final = 30.0
+OPENING_PATIENCE: Final = 30.0
+_BETWEEN_LOOKS: Final = 0.1
+SAY_AFTER: Final = 0.5
+"""Seconds of waiting for a locked file after which the log says so."""
 
 Value = TypeVar("Value")
 
@@ -70,7 +74,7 @@ def prepare(path: Path) -> None:
     """
     _check_path(path)
     try:
-        retry_while_busy(lambda: _prepare(path), _OPENING_PATIENCE)
+        retry_while_busy(lambda: _prepare(path), OPENING_PATIENCE, path)
     except sqlite3.Error as error:
         raise store_error(error, path) from error
 
@@ -88,17 +92,24 @@ def write_transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def retry_while_busy(action: Callable[[], Value], patience: float) -> Value:
+def retry_while_busy(action: Callable[[], Value], patience: float, path: Path | None = None) -> Value:
     """The value of `action()`, tried again while another connection is in the way, for `patience` seconds of sleeping
-    on this thread."""
-    until = time.monotonic() + patience
+    on this thread; with a `path`, the log says after `SAY_AFTER` of them what is waited for."""
+    began = time.monotonic()
     pause = 0.0005
     while True:
         try:
             return action()
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() >= until:
+            waited = time.monotonic() - began
+            if not is_busy(error) or waited >= patience:
                 raise
+            if path is not None and waited >= SAY_AFTER:
+                _log.warning(
+                    "%s: waits for another process that keeps this file locked%s, for up to %g s; end what holds it "
+                    "(`fuser %s` names who has it open)", path, lockers(path), patience, path,
+                )  # fmt: skip
+                path = None
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
 
@@ -110,8 +121,10 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 def store_error(error: sqlite3.Error, path: Path) -> StoreError:
     """A `StoreError` which says what `error` means for whoever runs this process, and what to do."""
+    code = _primary_code(error)
+    held = lockers(path) if code == sqlite3.SQLITE_BUSY else ""
     advice = {
-        sqlite3.SQLITE_BUSY: "another process kept it locked; look for who holds it (`fuser` names the process)",
+        sqlite3.SQLITE_BUSY: f"another process kept it locked{held}; look for who holds it (`fuser` names the process)",
         sqlite3.SQLITE_LOCKED: "another connection kept it locked",
         sqlite3.SQLITE_FULL: "the disk is full; nothing was written: free some space, then try again",
         sqlite3.SQLITE_READONLY: "it cannot be written; give this user write access to the file and to its directory",
@@ -121,7 +134,7 @@ def store_error(error: sqlite3.Error, path: Path) -> StoreError:
         sqlite3.SQLITE_IOERR: "the disk did not do as told (full, over a limit, or broken); nothing was written",
         sqlite3.SQLITE_NOTADB: "that is no SQLite file; name another path",
         sqlite3.SQLITE_CORRUPT: "the file is damaged; stop, copy it aside, and try `sqlite3 FILE .recover`",
-    }.get(_primary_code(error), "unexpected")
+    }.get(code, "unexpected")
     return StoreError(f"{path}: {advice} ({getattr(error, 'sqlite_errorname', type(error).__name__)}: {error})")
 
 
@@ -139,7 +152,7 @@ def _check_path(path: Path) -> None:
 
 
 def _prepare(path: Path) -> None:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=_BETWEEN_LOOKS)
     try:
         version = _journal_version(connection, path)
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()

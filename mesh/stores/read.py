@@ -81,7 +81,7 @@ class SqliteQueries(StoreQueries):
         if connection is None:
             raise StoreError(f"{self._path} is not open")
         try:
-            return retry_while_busy(lambda: question(connection), _PATIENCE)
+            return retry_while_busy(lambda: question(connection), _PATIENCE, self._path)
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         except UnicodeEncodeError as error:

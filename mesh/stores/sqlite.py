@@ -102,7 +102,9 @@ class SqliteStore(SqliteQueries, Store):
             raise store_error(error, self._path) from error
         try:
             expires_ns = self._wall_ns() + nanoseconds(self._lease)
-            retry_while_busy(lambda: register(connection, owner, self._identity, expires_ns), self._patience)
+            retry_while_busy(
+                lambda: register(connection, owner, self._identity, expires_ns), self._patience, self._path
+            )
         except BaseException as error:
             connection.close()
             if isinstance(error, sqlite3.Error):
