@@ -15,8 +15,9 @@ from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError
 from bitactor.messages.duration import nanoseconds_or_none
 from bitactor.messages.signal import DEFAULT_TTL
+from bitactor.messages.values import shown
 from bitactor.plan.arguments import Argument
-from bitactor.plan.callbacks import parameters_of, resource_for
+from bitactor.plan.callbacks import METHOD_PARAMETERS, parameters_of, resource_for, unknown_hint
 from bitactor.plan.plan import Plan, plan_digest
 from bitactor.plan.steps import step_with_options
 
@@ -38,7 +39,7 @@ class Consumer:
     ) -> None:
         self.listens, self.function, self.options = listens, function, options
         self.concurrency, self.broadcast, self.deadline, self.resources = concurrency, broadcast, deadline, resources
-        self.group = group or f"{function.__module__}.{function.__qualname__}"
+        self.group = group or _group_of(listens, function)
         self.name = f"{getattr(function, '__name__', 'consumer')}@{listens}"
         self.__wrapped__ = function
         self.__name__ = getattr(function, "__name__", "consumer")
@@ -109,6 +110,16 @@ def consumer(
     return declare
 
 
+def _group_of(listens: str, function: Callable[..., Any]) -> str:
+    """The group of a consumer for which none is named: its function's."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if module is None or name is None:
+        raise DefinitionError(
+            f"consumer of {listens!r}: {shown(function)} has no name that its group could be called by; give it group=…"
+        )
+    return f"{module}.{name}"
+
+
 def compile_consumer(consumer: Consumer) -> Plan:
     """The plan of a consumer: one step whose input is the signal's token."""
     what = f"consumer {consumer.name!r}"
@@ -154,6 +165,10 @@ def _bind_signal(consumer: Consumer, what: str) -> tuple[dict[str, str], str]:
             injected[parameter.name] = "attempt"
         elif resource is not None:
             injected[parameter.name] = f"resource:{resource}"
+        elif parameter.name in METHOD_PARAMETERS:
+            raise DefinitionError(
+                f"{what}: parameter {parameter.name!r}{unknown_hint(consumer.function, parameter.name, ())}"
+            )
         elif takes is None:
             takes = parameter.name
         elif not parameter.has_default:

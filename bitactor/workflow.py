@@ -42,6 +42,7 @@ from bitactor.messages.faults import raised_text
 from bitactor.messages.outcome import Outcome
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import DEFAULT_TTL, MAX_TTL
+from bitactor.messages.values import shown
 from bitactor.plan.compile import compile_workflow
 from bitactor.plan.dependencies import dependencies_of, forward_references
 from bitactor.plan.order import refuse_too_deep, topological_order
@@ -357,8 +358,13 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
         if isinstance(function, Step):
             function = function.function
         if not callable(function):
-            raise DefinitionError(f"workflow {self.name!r}: a step is made from a function, not from {function!r}")
+            cure = "; make an object, and declare its method" if isinstance(function, classmethod | property) else ""
+            raise DefinitionError(
+                f"workflow {self.name!r}: a step is made from a function, not from {shown(function)}{cure}"
+            )
         name = str(options.name or getattr(function, "__name__", ""))
+        if not name:
+            raise DefinitionError(f"workflow {self.name!r}: {shown(function)} has no name; give the step one: name=…")
         refuse_bad_name(f"a step of {self.name!r}", name)
         for sign, parts in (("/", "workflow and step"), ("#", "a step and its generation")):
             if sign in name:

@@ -11,7 +11,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Final, Protocol, TypedDict, runtime_checkable
 
 from bitactor.declare.backoff import Backoff
-from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.functions import is_coroutine_function, refuse_generator
 from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.declare.spawners import SPAWNERS
@@ -122,6 +122,7 @@ class StepOptions:
 
     def refuse_unfit(self, what: str, function: Callable[..., Any]) -> None:
         """Raise `DefinitionError` for an option that does not fit the function, or could never have an effect."""
+        refuse_generator(what, function)
         _refuse_bad_spawn(what, function, self.spawn)
         if self.spawn is not None and self.timeout is not None and not SPAWNERS[self.spawn].interruptible:
             stuck = f"nothing can interrupt spawn={self.spawn!r}; use 'thread' or 'loop'"

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from typing_extensions import override
 
+from bitactor.declare.functions import called, is_generator_function, refuse_uncallable
 from bitactor.errors import DefinitionError
 
 DEFAULT_CHECK_EVERY: Final = 30.0
@@ -58,9 +59,16 @@ class Resource:
             raise DefinitionError(
                 f"a resource's name is an identifier, for parameters are called like it; not {name!r}"
             )
-        for role, function in (("factory", factory), ("close", close), ("check", check)):
-            if function is not None and not callable(function):
-                raise DefinitionError(f"resource {name!r}: {role}={function!r} cannot be called")
+        if not callable(factory):
+            raise DefinitionError(f"resource {name!r}: factory={factory!r} cannot be called")
+        if is_generator_function(factory):
+            raise DefinitionError(
+                f"resource {name!r}: factory={called(factory)} has a `yield`; decorate it with @contextmanager, or "
+                "@asynccontextmanager, of contextlib"
+            )
+        for role, function in (("close", close), ("check", check)):
+            if function is not None:
+                refuse_uncallable(f"resource {name!r}: {role}=", function, ("resource",), may_await=True)
         if check is None and check_every != DEFAULT_CHECK_EVERY:
             raise DefinitionError(f"resource {name!r}: check_every= says how often to check, but there is no check=")
         self.name = name

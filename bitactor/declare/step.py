@@ -70,7 +70,7 @@ class Step(Generic[P, R_co]):
         self.__wrapped__ = function
         self.__name__ = getattr(function, "__name__", name)
         self.__qualname__ = getattr(function, "__qualname__", name)
-        self.__module__ = function.__module__
+        self.__module__ = getattr(function, "__module__", None) or __name__  # a builtin's method has none
         self.__doc__ = function.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from typing_extensions import override
 
+from bitactor.declare.functions import refuse_uncallable
 from bitactor.declare.source import Source
 from bitactor.kinds.base import FUNCTION, SOURCES, FunctionKind, Site, with_parameters
 from bitactor.kinds.result_types import answer_type, mapping_type
@@ -24,6 +25,8 @@ class Collect(FunctionKind):
     keys = {"sources": SOURCES, "transform": FUNCTION}
 
     def __init__(self, what: str, sources: Mapping[str, Source], transform: Callable[..., Any] | None = None) -> None:
+        if transform is not None:
+            refuse_uncallable(f"{what}: transform=", transform, ("arguments",))
         self.sources, self.transform = sources, transform
 
         def collected(**arguments: Any) -> Any:

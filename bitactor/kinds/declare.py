@@ -105,7 +105,7 @@ class DeclaresKinds(Declaration):
                 single=issubclass(kind, FunctionKind),
                 deferred=deferred,
             )
-        made: Any = make(self.name, **own)
+        made: Any = make(f"step {options.get('name')!r} of {self.name!r}", **own)
         return self._declare(
             made.function, self._checked({"spawn": "inline", **options}), make_kind=lambda what, _: made
         )

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, Discriminator, Tag
 from typing_extensions import override
 
-from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.functions import refuse_uncallable
 from bitactor.declare.source import Element, Source
 from bitactor.declare.step import Step
 from bitactor.errors import BitActorError, DefinitionError, suggest
@@ -133,10 +133,11 @@ class Map(ContainerKind):
             raise DefinitionError(f"{what}: batch={batch!r}; it must be a whole number, at least 1")
         if on_error not in ON_ERROR:
             raise DefinitionError(f"{what}: on_error={on_error!r}.{suggest(str(on_error), ON_ERROR)}")
-        if reduce is not None and (not callable(reduce) or is_coroutine_function(reduce)):
-            raise DefinitionError(
-                f"{what}: reduce={reduce!r}; give a plain function of (what was reduced so far, the results of a batch)"
-            )
+        if reduce is not None:
+            refuse_uncallable(f"{what}: reduce=", reduce, ("reduced", "results"))
+        for name, element in elements.items():
+            if element.transform is not None:
+                refuse_uncallable(f"{what}: the transform of bind[{name!r}]", element.transform, ("element",))
         if reduce is None and initial is not None:
             raise DefinitionError(f"{what}: initial= is where reduce= begins, but there is no reduce=")
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.functions import refuse_uncallable
 from bitactor.errors import DefinitionError, InvalidOutcome
 from bitactor.kinds.base import (
     CONSULT,
@@ -48,11 +48,9 @@ def checked_bound(what: str, at_most: Any) -> int:
 
 
 def checked_predicate(what: str, until: Any) -> None:
-    """Raises `DefinitionError` unless `until` is a plain function or None."""
-    if until is not None and (not callable(until) or is_coroutine_function(until)):
-        raise DefinitionError(
-            f"{what}: until={until!r}; give a plain function of the result, which says whether that is enough"
-        )
+    """Raises `DefinitionError` unless `until` is a plain function of the result, or None."""
+    if until is not None:
+        refuse_uncallable(f"{what}: until=", until, ("result",))
 
 
 class RoundsContainer(Container):

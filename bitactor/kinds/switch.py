@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from pydantic import model_validator
 from typing_extensions import override
 
+from bitactor.declare.functions import refuse_uncallable
 from bitactor.errors import DefinitionError, StepFailed
 from bitactor.forms.paths import function_at, path_of
 from bitactor.forms.values import constant
@@ -182,6 +183,9 @@ class Switch(ContainerKind):
             )
         if optional and default is not None:
             raise DefinitionError(f"{what}: with a default something always fits; leave out optional=True")
+        for number, (test, _) in enumerate(pairs, 1):
+            if callable(test):
+                refuse_uncallable(f"{what}: the predicate of case {number}", test, ("value",))
         self.cases, self.default = pairs, default
         self.tests = [test for test, _ in pairs]
         self.targets = [target for _, target in pairs] + ([default] if default is not None else [])

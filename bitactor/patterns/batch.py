@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from typing_extensions import override
 
-from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.functions import is_coroutine_function, refuse_uncallable
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed, is_verdict
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Ok
@@ -73,6 +73,7 @@ class Batching(Policy):
                 "handler",
                 "give an `async def` over a list of items; a plain function would stop the loop while it works",
             )
+        refuse_uncallable(f"Batching({self.name!r}): handler=", self.handler, ("items",), may_await=True)
 
     @override
     def open(self, clock: Clock) -> BatchingState:

@@ -8,8 +8,10 @@ from typing import Any, Final
 
 from typing_extensions import override
 
+from bitactor.declare.functions import refuse_generator
 from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
 from bitactor.messages.classes import Kept
+from bitactor.messages.values import shown
 
 
 class Missing:
@@ -41,14 +43,16 @@ class UserFunction:
     def __init__(self, function: Callable[..., Any], what: str, always: Collection[str] = ()) -> None:
         try:
             parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):
+        except Exception:  # a builtin, or an object that does as it likes
             raise DefinitionError(
-                f"{what}: the parameters of {function!r} cannot be known; wrap it in a lambda or a def"
+                f"{what}: the parameters of {shown(function)} cannot be known; wrap it in a lambda or a def"
             ) from None
+        refuse_generator(what, function)
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
                 raise DefinitionError(
-                    f"{what}: {function!r} is called with names, but its {parameter.name!r} cannot be given by name"
+                    f"{what}: {shown(function)} is called with names, but its {parameter.name!r} cannot be given by "
+                    "name; wrap it in a lambda or a def"
                 )
         self._function = function
         self._what = what

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bitactor.declare.context import Context
-from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.functions import is_coroutine_function, refuse_generator
 from bitactor.declare.source import Input, Result, Value
 from bitactor.declare.step import Step
 from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
 from bitactor.messages.codec import encode_token
 from bitactor.plan.arguments import Argument, converter_for
-from bitactor.plan.callbacks import RESERVED_FOR_CONTEXT, Parameter, injected_as, parameters_of
+from bitactor.plan.callbacks import RESERVED_FOR_CONTEXT, Parameter, injected_as, parameters_of, unknown_hint
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Callback
 
@@ -48,8 +48,8 @@ def bind_parameters(
                     arguments.append(Argument(parameter.name, -1, (), None, convert, None, "unbound"))
                 continue
             raise UnknownArgument(
-                f"{what}: parameter {parameter.name!r} is neither an input field nor a "
-                f"step.{suggest(parameter.name, {*slots, *workflow.resources})}"
+                f"{what}: parameter {parameter.name!r} is neither an input field nor a step"
+                f"{unknown_hint(step.function, parameter.name, {*slots, *workflow.resources})}"
             )
         arguments.append(_argument(workflow, parameter, source, slots, what))
     for name in bind:
@@ -96,6 +96,7 @@ def compile_predicate(
         raise DefinitionError(
             f"{what}: `{role}` is decided on the supervisor's turn and cannot await; make it a plain function"
         )
+    refuse_generator(f"`{role}` of {what}", function)
     own = {argument.name for argument in arguments}
     parameters = parameters_of(function, f"`{role}` of {what}")
     extra = []
@@ -108,8 +109,8 @@ def compile_predicate(
         elif not parameter.has_default:
             raise UnknownArgument(
                 f"`{role}` of {what}: {parameter.name!r} is neither an argument of the step, an input field, nor a "
-                "step it waits for."
-                f"{suggest(parameter.name, [*own, *workflow.input_model.model_fields])}"
+                "step it waits for"
+                f"{unknown_hint(function, parameter.name, [*own, *workflow.input_model.model_fields])}"
             )
     takes = tuple(parameter.name for parameter in parameters if parameter.name in own or parameter.name in slots)
     return Callback(function, False, {}, takes), tuple(extra)

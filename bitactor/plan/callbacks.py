@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.context import Context
-from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.functions import called, is_coroutine_function, refuse_generator
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
+from bitactor.messages.values import shown
 from bitactor.plan.arguments import converter_for
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.plan import Callback
@@ -27,6 +28,7 @@ _INJECTABLE = {
 
 
 RESERVED_FOR_CONTEXT = ("ctx", "attempt")
+METHOD_PARAMETERS = ("self", "cls")
 
 
 class Parameter(NamedTuple):
@@ -40,9 +42,9 @@ class Parameter(NamedTuple):
 def parameters_of(function: Callable[..., Any], what: str) -> list[Parameter]:
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a builtin, or an object that does as it likes
         raise DefinitionError(
-            f"{what}: the signature of {function!r} cannot be read ({error}); wrap it in a def"
+            f"{what}: the signature of {shown(function)} cannot be read ({shown(error)}); wrap it in a def"
         ) from None
     hints = _hints(function)
     found = []
@@ -52,7 +54,10 @@ def parameters_of(function: Callable[..., Any], what: str) -> list[Parameter]:
                 f"{what}: takes *{parameter.name}; name the parameters, for their names say what they are given"
             )
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise DefinitionError(f"{what}: {parameter.name!r} is positional-only, but arguments are passed by name")
+            raise DefinitionError(
+                f"{what}: {parameter.name!r} of {called(function)!r} is positional-only, but arguments are passed by "
+                "name; wrap it in a def"
+            )
         annotation = hints.get(parameter.name, parameter.annotation)
         found.append(Parameter(parameter.name, annotation, parameter.default is not parameter.empty))
     return found
@@ -79,6 +84,16 @@ def _hint(function: Any, name: str, kind: Any) -> dict[str, Any]:
         return typing.get_type_hints(alone, getattr(function, "__globals__", {}), include_extras=True)
     except Exception:
         return {}
+
+
+def unknown_hint(function: Any, parameter: str, known: Iterable[str]) -> str:
+    """The end of an error about a parameter of `function` that is given nothing: what was probably meant."""
+    if parameter in METHOD_PARAMETERS:
+        return (
+            "; it is a method declared in a class body, where there is no object yet: make one, and declare what it "
+            f"has, as in workflow.add(obj.{called(function)})"
+        )
+    return f".{suggest(parameter, known)}"
 
 
 def injected_as(workflow: Declaration, parameter: Parameter) -> str | None:
@@ -131,6 +146,9 @@ def compile_backoff(
 def compile_callback(
     role: str, function: Callable[..., Any], takes: Sequence[str], what: str, workflow: Declaration | None = None
 ) -> Callback:
+    if not callable(function):
+        raise DefinitionError(f"{what} is {shown(function)}, which is not a callable; give a function")
+    refuse_generator(what, function)
     injected, taken, convert_result = {}, [], None
     for parameter in parameters_of(function, what):
         resource = (
@@ -151,7 +169,8 @@ def compile_callback(
         elif not parameter.has_default:
             allowed = [*sorted(_INJECTABLE[role]), *takes]
             raise UnknownArgument(
-                f"{what}: parameter {parameter.name!r} is not to be had there.{suggest(parameter.name, allowed)}"
+                f"{what}: parameter {parameter.name!r} is not to be had there"
+                f"{unknown_hint(function, parameter.name, allowed)}"
             )
     is_async, resources = is_coroutine_function(function), resources_among(injected)
     return Callback(function, is_async, injected, tuple(taken), convert_result=convert_result, resources=resources)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
+from bitactor.declare.functions import refuse_generator
 from bitactor.declare.source import Source
 from bitactor.declare.step import Step
 from bitactor.forms.keys import SOURCE, Key
@@ -42,6 +43,7 @@ class Site(NamedTuple):
             special: parameter → the input it is given, where that is called otherwise.
         """
         workflow, step = self.workflow, self.step
+        refuse_generator(self.what, function)
         arguments, injected, inputs = [], {}, []
         for parameter in parameters_of(function, self.what):
             injection = injected_as(workflow, parameter) if parameter.name not in special else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 import time
@@ -11,8 +10,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from bitactor.declare.functions import is_coroutine_function
-from bitactor.errors import ConfigurationError
+from bitactor.declare.functions import refuse_uncallable
+from bitactor.errors import ConfigurationError, DefinitionError
 from bitactor.messages.signal import Signal
 from bitactor.plan.plan import Callback
 
@@ -135,13 +134,7 @@ def _refuse_other_shapes(member: Any) -> None:
         raise ConfigurationError(f"middleware={member!r}: it has a method before(event), after(event), or both")
     for hook in found:
         method, name = getattr(member, hook), f"{type(member).__name__}.{hook}"
-        if not callable(method):
-            raise ConfigurationError(f"middleware {name} is {method!r}; it is a method that is called with one event")
-        if is_coroutine_function(method):
-            raise ConfigurationError(f"middleware {name}: it cannot await; make it a plain function")
         try:
-            inspect.signature(method).bind(None)
-        except ValueError:  # a builtin that does not say what it takes
-            continue
-        except TypeError:
-            raise ConfigurationError(f"middleware {name}: it is called with one event, and cannot be") from None
+            refuse_uncallable(f"middleware {name}", method, ("event",))
+        except DefinitionError as error:
+            raise ConfigurationError(str(error)) from None
