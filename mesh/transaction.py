@@ -12,9 +12,10 @@ from bitactor.errors import InvalidInput, WorkflowFailed
 from bitactor.export.display import readable_pulses
 from bitactor.export.failure import errors_as_plain, failure_of
 from bitactor.messages.codec import decode_token
-from bitactor.messages.faults import beside
+from bitactor.messages.faults import beside, utf8_safe
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
+from bitactor.messages.values import exact_text, shown
 from bitactor.plan.plan import Plan
 from mesh.limits.pools import LENDER, lend_permits
 from mesh.runtime.live import LiveTransaction, TransactionLimits
@@ -184,7 +185,7 @@ class Transaction(Generic[R_co]):
 
     def request_cancel(self, reason: str = "") -> None:
         """Begin to `cancel` the transaction; does not wait for its end."""
-        fault = Fault("bitactor.errors:Cancelled", reason or "cancelled on request")
+        fault = _asked_for(reason, "cancelled on request")
         self._live = self._transactions.cancel(self._live, fault)
 
     async def resume(self) -> None:
@@ -210,7 +211,7 @@ class Transaction(Generic[R_co]):
             Unroutable: it began in another shape of its workflow, and only the release that declares that one can undo
                 it.
         """
-        fault = Fault("bitactor.errors:Cancelled", reason or "undone on request")
+        fault = _asked_for(reason, "undone on request")
         await self.ended()
         self._live = self._transactions.undo(self._live, fault)
         return await self.ended()
@@ -219,6 +220,13 @@ class Transaction(Generic[R_co]):
         state = self._live.state
         hint = f" [transaction {self.id}; `bitactor trace {self.id}` shows what happened]"
         return failure_of(state, self.errors(), () if state.errors else self.raw_pulses(), hint)
+
+
+def _asked_for(reason: Any, otherwise: str) -> Fault:
+    """The fault of a transaction that somebody cancels, or takes back; its reason as a journal can keep it."""
+    if reason is not None and not isinstance(reason, str):
+        raise InvalidInput(f"reason={shown(reason)}; give a text")
+    return Fault("bitactor.errors:Cancelled", utf8_safe(exact_text(reason or otherwise)))
 
 
 class Blocking(Protocol):

@@ -21,7 +21,7 @@ from typing import Final
 import zmq
 
 from bitactor.errors import BitActorError, ConfigurationError
-from bitactor.messages.duration import nanoseconds
+from bitactor.messages.duration import LONGEST, nanoseconds
 from registry.protocol.server import ServerProtocol, Statistics
 from registry.support.bind import Binding, BootEpoch, check_endpoint
 from registry.support.curve import Curve, Gatekeeper, Options, secure_server, set_options
@@ -66,9 +66,10 @@ class RegistryServer:
             ConfigurationError: the endpoint is no ipc path and no tcp address with keys, or the times make no sense.
         """
         check_endpoint(endpoint, curve)
-        if not 0 < heartbeat * 2 <= lease:
+        if not 0 < heartbeat * 2 <= lease <= LONGEST:
             raise ConfigurationError(
-                f"lease={lease!r} must be at least twice heartbeat={heartbeat!r}, both above 0 seconds"
+                f"lease={lease!r} must be at least twice heartbeat={heartbeat!r}, both above 0 seconds, and at most "
+                f"{LONGEST:,.0f}"
             )
         self._endpoint = endpoint
         self._state_path = state_path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitactor.messages.duration import nanoseconds
+from bitactor.messages.duration import LONGEST, duration_rule, is_duration, nanoseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,13 @@ class Backoff:
     jitter: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.initial >= 0 or not self.cap >= 0:
-            raise ValueError(f"{self}: initial and cap are seconds, zero or more")
-        if not self.factor >= 1:
+        if not is_duration(self.initial, zero=True):
+            raise ValueError(f"{self}: initial is {duration_rule(zero=True)}")
+        if not is_duration(self.cap, zero=True) and self.cap != float("inf"):
+            raise ValueError(f"{self}: cap is {duration_rule(zero=True)}, or infinite")
+        if not isinstance(self.factor, int | float) or not 1 <= self.factor < float("inf"):
             raise ValueError(f"{self}: factor must be 1 or more")
-        if not 0 <= self.jitter <= 1:
+        if not isinstance(self.jitter, int | float) or not 0 <= self.jitter <= 1:
             raise ValueError(f"{self}: jitter is a share between 0 and 1")
 
     def delay_ns(self, failures: int, fraction: float) -> int:
@@ -35,7 +37,7 @@ class Backoff:
             full = min(self.cap, self.initial * self.factor ** (failures - 1))
         except OverflowError:
             full = self.cap
-        return nanoseconds(full * (1 - self.jitter * fraction))
+        return nanoseconds(min(full, LONGEST) * (1 - self.jitter * fraction))
 
 
 DEFAULT_BACKOFF = Backoff()

@@ -16,6 +16,7 @@ from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import DefinitionError, DuplicateName, suggest
+from bitactor.messages.duration import duration_rule, is_duration
 
 RESERVED = frozenset(("ctx", "result", "error", "attempt"))
 """Names that parameters, steps and input fields cannot have, because they have a meaning of their own."""
@@ -166,6 +167,15 @@ def refuse_bad_name(what: str, name: object) -> None:
         raise DefinitionError(f"{what} needs a name of 1 to 200 printable characters, not {name!r}")
 
 
+def refuse_bad_path(what: str, name: str) -> None:
+    """Raises `DefinitionError` if `name`, which stands in URLs, has a part that clients resolve before they ask."""
+    if any(part in (".", "..") for part in name.split("/")):
+        raise DefinitionError(
+            f"{what} {name!r}: '.' and '..' between slashes mean something else in the URL that it is stimulated by; "
+            "name it otherwise"
+        )
+
+
 def _refuse_bad_spawn(what: str, function: Callable[..., Any], spawn: str | None) -> None:
     if spawn is None:
         return
@@ -193,6 +203,10 @@ def exception_classes(workflow: str, errors: Any) -> tuple[type[BaseException], 
     return kinds
 
 
+_NO_ZERO: Final = ("timeout", "deadline")
+_DURATIONS: Final = (*_NO_ZERO, "undo_timeout", "grace")
+
+
 def refuse_negative(what: str, option: str, value: float | None) -> None:
     if value is None:
         return
@@ -200,7 +214,9 @@ def refuse_negative(what: str, option: str, value: float | None) -> None:
         raise DefinitionError(f"{what}: {option}={value!r}; it must be a number, zero or more")
     if option in ("retries", "redeliveries", "concurrency") and not isinstance(value, int):
         raise DefinitionError(f"{what}: {option}={value!r}; it must be a whole number")
-    if option in ("timeout", "deadline") and value == 0:
+    if option in _DURATIONS and not is_duration(value, zero=True):
+        raise DefinitionError(f"{what}: {option}={value!r}; give {duration_rule(zero=option not in _NO_ZERO)}")
+    if option in _NO_ZERO and value == 0:
         raise DefinitionError(f"{what}: {option}=0 leaves no time at all; leave it out for no limit")
 
 

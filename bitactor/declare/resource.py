@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from bitactor.declare.functions import called, is_generator_function, refuse_uncallable
 from bitactor.errors import DefinitionError
+from bitactor.messages.duration import duration_rule, is_duration
 
 DEFAULT_CHECK_EVERY: Final = 30.0
 
@@ -69,6 +70,8 @@ class Resource:
         for role, function in (("close", close), ("check", check)):
             if function is not None:
                 refuse_uncallable(f"resource {name!r}: {role}=", function, ("resource",), may_await=True)
+        if not is_duration(check_every, zero=True):
+            raise DefinitionError(f"resource {name!r}: check_every={check_every!r}; give {duration_rule(zero=True)}")
         if check is None and check_every != DEFAULT_CHECK_EVERY:
             raise DefinitionError(f"resource {name!r}: check_every= says how often to check, but there is no check=")
         self.name = name

@@ -7,9 +7,9 @@ from typing import Any, Final, NamedTuple
 
 from bitactor.errors import InvalidInput, InvalidOutcome, suggest
 from bitactor.messages.codec import decode_token, encode_token
-from bitactor.messages.duration import LONGEST
+from bitactor.messages.duration import duration_rule, is_duration
 from bitactor.messages.signal import MAX_TTL
-from bitactor.messages.values import exact_number, exact_text, named_text, shown
+from bitactor.messages.values import exact_number, exact_text, is_text, named_text, shown
 
 MAX_KEY: Final = 255
 MAX_GIVEN: Final = 1_000_000_000
@@ -133,19 +133,19 @@ _RECORDED: Final = ("metadata", "traceparent", "max_concurrency", "priority")
 # Option → whether a value that was given is right, and what it has to be.
 _RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "key": (
-        lambda given: isinstance(given, str) and 1 <= len(given) <= MAX_KEY,
-        f"an idempotency key is a string of 1 to {MAX_KEY} characters",
+        lambda given: is_text(given) and 1 <= len(given) <= MAX_KEY,
+        f"an idempotency key is a string of 1 to {MAX_KEY} characters, none of them a lone surrogate",
     ),
     "ttl": (lambda given: _is_whole(given, 0, MAX_TTL), f"a hop budget is a whole number from 0 to {MAX_TTL:,}"),
     "deadline": (
-        lambda given: isinstance(given, int | float) and not isinstance(given, bool) and 0 < given <= LONGEST,
-        f"a deadline is a number of seconds, more than zero and at most {LONGEST:,.0f}",
+        is_duration,
+        f"a deadline is {duration_rule()}",
     ),
     "metadata": (
         lambda given: issubclass(type(given), Mapping) and all(issubclass(type(name), str) for name in given),
         "metadata are plain data by name: a mapping whose keys are strings",
     ),
-    "traceparent": (lambda given: isinstance(given, str), "a trace context is a string"),
+    "traceparent": (is_text, "a trace context is a string, without lone surrogates"),
     "max_concurrency": (
         lambda given: _is_whole(given, 1, float("inf")),
         "how many hops may run at once is a whole number, at least 1",

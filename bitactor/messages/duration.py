@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 LONGEST: Final = 1e9
 """Seconds; some thirty years, and still a number of nanoseconds that timers take and a journal can hold."""
+
+
+def is_duration(seconds: Any, *, zero: bool = False) -> bool:
+    """Whether this is a number of seconds, more than 0 (with `zero`, 0 too) and at most `LONGEST`."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return False
+    return (seconds >= 0 if zero else seconds > 0) and seconds <= LONGEST
+
+
+def duration_rule(*, zero: bool = False) -> str:
+    """What `is_duration` wants, for messages."""
+    return f"a number of seconds, {'zero or more' if zero else 'more than zero'} and at most {LONGEST:,.0f}"
 
 
 def nanoseconds(seconds: float) -> int:

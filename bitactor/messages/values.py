@@ -115,6 +115,17 @@ def exact_text(text: str) -> str:
     return text if type(text) is str else str.__str__(text)
 
 
+def is_text(given: Any) -> bool:
+    """Whether this is a string that every store can keep: one without lone surrogates, which are no characters."""
+    if not isinstance(given, str):
+        return False
+    try:
+        exact_text(given).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def exact_number(given: Any) -> int | float | None:
     """`given` as an `int` or `float` itself, whatever a subclass makes of comparing and counting; None if it is
     neither."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bitactor.declare.policy import Policy
 from bitactor.errors import DefinitionError
-from bitactor.messages.duration import LONGEST
+from bitactor.messages.duration import duration_rule, is_duration
 from bitactor.messages.outcome import Outcome
 
 Exceptions = type[Exception] | tuple[type[Exception], ...]
@@ -45,9 +45,8 @@ def check_seconds(policy: Policy, option: str, *, zero: bool = False, optional: 
     value = getattr(policy, option)
     if value is None and optional:
         return
-    enough = is_number(value) and (value >= 0 if zero else value > 0) and value <= LONGEST
-    if not enough:
-        raise refuse(policy, option, f"give a number of seconds, {'zero or more' if zero else 'more than zero'}")
+    if not is_duration(value, zero=zero):
+        raise refuse(policy, option, f"give {duration_rule(zero=zero)}")
 
 
 def check_count(policy: Policy, option: str, *, least: int = 1, optional: bool = False) -> None:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 from bitactor.errors import ConfigurationError, suggest
-from bitactor.messages.duration import nanoseconds
+from bitactor.messages.duration import duration_rule, is_duration, nanoseconds
 from bitactor.messages.values import shown
 from bitactor.patterns.errors import TimedOut, TooFewAnswers
-from bitactor.patterns.options import is_number
 from bitactor.patterns.tasks import (
     LoopTimers,
     TaskResult,
@@ -324,8 +323,8 @@ def _timed_out(what: str, seconds: float | None, cause: BaseException) -> TimedO
 
 
 def _check_seconds(function: str, option: str, value: float | None) -> None:
-    if value is not None and not (is_number(value) and value > 0):
-        _refuse(function, option, value, "give a number of seconds, more than zero")
+    if value is not None and not is_duration(value):
+        _refuse(function, option, value, f"give {duration_rule()}")
 
 
 def _refuse(function: str, option: str, value: Any, why: str) -> NoReturn:

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 from cyclopts import Parameter
 
 from bitactor.declare.stimulus import StimulusOptions
+from bitactor.messages.duration import duration_rule, is_duration
 from bitactor.messages.faults import chain_lines, fault_of_plain
 from mesh.cli.exits import FAILED, OK, UNREACHABLE, USAGE, CommandError, UsageError
 from mesh.cli.options import Curve, Json, Registry, ask
@@ -84,6 +85,8 @@ async def stimulate(
     workflow
         The workflow's name.
     """
+    if timeout is not None and not is_duration(timeout, zero=True):
+        raise UsageError(f"--timeout {timeout:g} is no time to wait", f"give {duration_rule(zero=True)}")
     given = _input(input, field or ())
     options = StimulusOptions(
         key,

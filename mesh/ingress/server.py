@@ -16,6 +16,7 @@ import uvicorn
 from typing_extensions import override
 
 from bitactor.errors import BitActorError, ConfigurationError
+from bitactor.messages.duration import duration_rule, is_duration
 from mesh.ingress.application import application, require_own_loop
 from mesh.ingress.endpoints import Endpoints
 from mesh.ingress.requests import MAX_BODY_BYTES
@@ -57,6 +58,8 @@ class HttpServer:
     ) -> None:
         self._mesh = mesh
         self._ready = ready
+        if drain is not None and not is_duration(drain, zero=True):
+            raise ConfigurationError(f"drain={drain!r}; give {duration_rule(zero=True)}")
         self._drain = mesh.settings.drain if drain is None else drain
         self._address = (host, port)
         local = _is_loopback(host)

@@ -17,6 +17,7 @@ from bitactor.declare.options import RESERVED, AttemptKeywords, refuse_unknown
 from bitactor.declare.source import Source
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError
+from bitactor.messages.duration import duration_rule, is_duration
 from bitactor.workflow import Workflow
 from mesh.ready.templates import Structure, Template, lift_sources
 
@@ -84,8 +85,8 @@ def refuse_bound(option: str, bound: Any, highest: int, why: str = "") -> None:
 
 def refuse_seconds(option: str, seconds: Any) -> None:
     """Raise `DefinitionError` unless these are seconds, zero or more."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
-        raise DefinitionError(f"{option}={seconds!r}; give seconds, zero or more")
+    if not is_duration(seconds, zero=True):
+        raise DefinitionError(f"{option}={seconds!r}; give {duration_rule(zero=True)}")
 
 
 @dataclass(frozen=True)

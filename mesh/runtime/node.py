@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bitactor.consumer import Consumer
-from bitactor.errors import BitActorError, DefinitionError, DuplicateName
+from bitactor.errors import BitActorError, ConfigurationError, DefinitionError, DuplicateName
+from bitactor.messages.duration import duration_rule, is_duration
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.plan.plan import Plan
@@ -297,6 +298,8 @@ class Node:
         """
         if self.state == "new":
             self.state = "closed"
+        if drain is not None and not is_duration(drain, zero=True):
+            raise ConfigurationError(f"drain={drain!r}; give {duration_rule(zero=True)}")
         if self.state == "closed":
             return
         if self.state == "draining":

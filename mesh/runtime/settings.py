@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from bitactor.errors import ConfigurationError, suggest
+from bitactor.messages.duration import LONGEST
 from mesh.limits.pools import DEFAULT_THREADS
 
 PREFIX: Final = "BITACTOR_"
@@ -32,7 +33,7 @@ class Settings(BaseSettings):
     """Where pulses are kept: `memory://`, `sqlite:///file.db`."""
     durability: Literal["process", "power", "none"] = "process"
     """What a kept pulse survives: kill -9, a power failure, or nothing."""
-    lease: float = Field(5.0, gt=0)
+    lease: float = Field(5.0, gt=0, le=LONGEST)
     """Seconds after which a silent owner counts as dead, where nothing better is known."""
     registry: str = ""
     """Endpoint of the registry server that connects several processes; empty: this process alone."""
@@ -52,11 +53,11 @@ class Settings(BaseSettings):
     environment as JSON: `{"database": 5}`."""
     max_in_flight: int = Field(1_000_000, ge=1)
     """Transactions running at once before new stimuli wait."""
-    patience: float = Field(5.0, ge=0)
+    patience: float = Field(5.0, ge=0, le=LONGEST)
     """Seconds a stimulus, or a hop for another node, waits for room or for a holder before it fails."""
-    drain: float = Field(10.0, ge=0)
+    drain: float = Field(10.0, ge=0, le=LONGEST)
     """Seconds a shutdown waits for running transactions."""
-    blocked_after: float = Field(1.0, ge=0)
+    blocked_after: float = Field(1.0, ge=0, le=LONGEST)
     """Seconds without a turn after which the event loop counts as blocked, and a warning says whose code runs on it; 0:
     nobody looks."""
     service_name: str = "bitactor"

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError
+from bitactor.messages.duration import duration_rule, is_duration
 
 DEFAULT_ENTRIES: Final = 1_024
 
@@ -136,8 +137,8 @@ def cache(name: str = "cache", *, max_entries: int = DEFAULT_ENTRIES, ttl: float
     """
     if isinstance(max_entries, bool) or not isinstance(max_entries, int) or max_entries < 1:
         raise DefinitionError(f"resource {name!r}: max_entries={max_entries!r}; a whole number, at least 1")
-    if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0):
-        raise DefinitionError(f"resource {name!r}: ttl={ttl!r}; give seconds, more than zero, or None")
+    if ttl is not None and not is_duration(ttl):
+        raise DefinitionError(f"resource {name!r}: ttl={ttl!r}; give {duration_rule()}, or None")
 
     async def make() -> Cache:
         return Cache(max_entries, ttl)

@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError
+from bitactor.messages.duration import duration_rule, is_duration
 from mesh.ready.extras import missing_extra
 from mesh.ready.http_errors import http_error, shown_url
 from mesh.ready.templates import redact
@@ -160,10 +161,8 @@ def http_client(
     Raises:
         DefinitionError: the name or an option is wrong.
     """
-    if not isinstance(timeout, httpx2.Timeout) and (isinstance(timeout, bool) or not timeout > 0):
-        raise DefinitionError(
-            f"resource {name!r}: timeout={timeout!r}; give seconds, more than zero, or an httpx2.Timeout"
-        )
+    if not isinstance(timeout, httpx2.Timeout) and not is_duration(timeout):
+        raise DefinitionError(f"resource {name!r}: timeout={timeout!r}; give {duration_rule()}, or an httpx2.Timeout")
     if not callable(base_url):
         _checked_url(name, base_url, auth)
     factory = partial(
