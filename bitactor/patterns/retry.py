@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
+from bitactor.errors import DefinitionError
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Outcome
 from bitactor.patterns.options import (
@@ -112,8 +113,8 @@ class RetryState(PolicyState):
 
     def _pause(self, call: Call, tries: int, error: Exception) -> int | None:
         """Monotonic time at which the next try is due; None: there is to be none."""
-        if tries >= self._policy.attempts:
-            return None
+        if tries >= self._policy.attempts or isinstance(error, DefinitionError):
+            return None  # what is declared wrong stays so
         pause_ns = self._policy.backoff.delay_ns(tries, _fraction(call, tries))
         asked = getattr(error, "retry_after", None)
         if asked is not None and is_number(asked) and asked > 0:

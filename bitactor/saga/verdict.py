@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from bitactor.declare.context import Context
 from bitactor.declare.then import Then
-from bitactor.errors import BitActorError, InvalidOutcome, SignalTooLarge
+from bitactor.errors import BitActorError, DefinitionError, InvalidOutcome, SignalTooLarge
 from bitactor.messages.codec import encode_token, pack
 from bitactor.messages.duration import LONGEST, nanoseconds
 from bitactor.messages.faults import MAX_MESSAGE, fault_of, utf8_safe, with_beside
@@ -25,7 +25,7 @@ from bitactor.plan.plan import Callback, PlanStep
 VERDICTS: Final = frozenset((Ok, Continue, Retry, Fail, Halt, Then))
 """The classes whose instances are verdicts; a value of any other exact class that can be encoded means `ok`."""
 
-_PERMANENT: Final = (InvalidOutcome, SignalTooLarge)
+_PERMANENT: Final = (DefinitionError, InvalidOutcome, SignalTooLarge)
 """Failures that another try would only repeat."""
 
 
