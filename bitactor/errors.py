@@ -51,6 +51,11 @@ class DefinitionError(BitActorError):
     """The workflow as declared cannot work; raised while declaring or by `workflow.check()`."""
 
 
+class DefinitionWarning(UserWarning):
+    """Something in a workflow as declared can work, and is probably a slip: a parameter with a default is called nearly
+    as an input is."""
+
+
 class CycleError(DefinitionError):
     """Steps wait for each other; the message names the circle."""
 

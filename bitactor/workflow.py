@@ -25,6 +25,7 @@ from bitactor.declare.options import (
     exception_classes,
     named_resources,
     refuse_bad_name,
+    refuse_bad_path,
     refuse_negative,
 )
 from bitactor.declare.resource import Resource
@@ -94,6 +95,7 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
         max_hops: int | None = None,
     ) -> None:
         refuse_bad_name("a workflow", name)
+        refuse_bad_path("workflow", name)
         if isinstance(ttl, bool) or not isinstance(ttl, int) or not 1 <= ttl <= MAX_TTL:
             raise DefinitionError(
                 f"workflow {name!r}: ttl={ttl!r}; a hop budget is a whole number from 1 to {MAX_TTL:,}"
@@ -216,7 +218,8 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
             if given is not None and not callable(given):
                 raise DefinitionError(f"workflow {self.name!r}: {role}={given!r}; give a function")
         refuse_negative(f"workflow {self.name!r}", "undo_retries", undo_retries)
-        step: Step[P, R] = (self.deferred if deferred else self.step)(**options)(function)
+        self._require_function(function)
+        step: Step[P, R] = self._declare_with_function(function, options, deferred=deferred)
         if undo is not None:
             step.undo(in_doubt=undo_in_doubt, retries=undo_retries)(undo)
         if compensate is not None:
@@ -357,11 +360,7 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
     ) -> Step[..., Any]:
         if isinstance(function, Step):
             function = function.function
-        if not callable(function):
-            cure = "; make an object, and declare its method" if isinstance(function, classmethod | property) else ""
-            raise DefinitionError(
-                f"workflow {self.name!r}: a step is made from a function, not from {shown(function)}{cure}"
-            )
+        self._require_function(function)
         name = str(options.name or getattr(function, "__name__", ""))
         if not name:
             raise DefinitionError(f"workflow {self.name!r}: {shown(function)} has no name; give the step one: name=…")
@@ -395,6 +394,13 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
             raise
         self._plan = None
         return step
+
+    def _require_function(self, function: Any) -> None:
+        if not callable(function):
+            cure = "; make an object, and declare its method" if isinstance(function, classmethod | property) else ""
+            raise DefinitionError(
+                f"workflow {self.name!r}: a step is made from a function, not from {shown(function)}{cure}"
+            )
 
     def _refuse_cycles_and_depth(self, step: Step[Any, Any]) -> None:
         """Check a new step for cycles and depth: alone where that is enough, with the whole graph where an earlier step

@@ -3,12 +3,24 @@ first and what to do about it last.  Each is refused, or warned of, while it is 
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
 
-from bitactor import Element, Input, Resource, Result, Workflow
-from bitactor.patterns import Batching, Cache, Fallback
+from pydantic import BaseModel
+
+from bitactor import Context, Element, Input, Resource, Result, Value, Workflow, consumer
+from bitactor.patterns import Batching, Cache, Fallback, Timeout
+
+
+class Line(BaseModel):
+    sku: str
+
+
+class OwnContext(Context):
+    pass
+
 
 Declare = Callable[[Workflow], object]
 
@@ -31,6 +43,55 @@ async def later(value: Any) -> Any:
 
 async def insert(items: list[Any], table: str) -> list[Any]:
     return items
+
+
+def asks_for_own_context(context: OwnContext) -> None: ...
+
+
+def text() -> str:
+    return "one"
+
+
+def number() -> int:
+    return 1
+
+
+def nothing() -> None: ...
+
+
+def rows() -> list[str]:
+    return ["one"]
+
+
+def counts(n: int) -> int:
+    return n
+
+
+def spell(word: str) -> str:
+    return word
+
+
+def dated(when: dt.datetime) -> dt.datetime:
+    return when
+
+
+def lined(line: Line) -> Line:
+    return line
+
+
+def rated(element: Any, rate: int) -> Any:
+    return element
+
+
+def improve(state: int) -> int:
+    return state
+
+
+def takes_back(result: int) -> None: ...
+
+
+def limited(x: int, limt: int = 5) -> int:
+    return limt
 
 
 class Generating:
@@ -73,6 +134,12 @@ def nested() -> Workflow:
     return workflow
 
 
+def with_default() -> Workflow:
+    workflow = Workflow("nested", input={"x": int, "limt": (int, 5)})
+    workflow.add(lambda x, limt: x, name="inner")
+    return workflow
+
+
 def transformed(workflow: Workflow, transform: Any) -> object:
     return workflow.add(same, name="a", bind={"value": Input("x", transform=transform)})
 
@@ -97,7 +164,7 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
         ("'b'", "bind['value']", "called with (value)"),
     ),
     "transform of over=": (
-        lambda w: w.map(lambda element: element, name="m", over=Input("s").map(list)),  # type: ignore[arg-type, misc]
+        lambda w: w.map(lambda element: element, name="m", over=Input("s").map(lambda: [1])),  # type: ignore[arg-type, misc]
         ("'m'", "the transform of over=", "called with (value)"),
     ),
     "transform of start=": (
@@ -152,7 +219,7 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
     # Called by name
     "when asks for what is not there": (lambda w: first(w, when=lambda y: y), ("`when`", "'a'", "'y'")),
     "guard asks for what is not there": (lambda w: first(w, guard=lambda y: y), ("`guard`", "'a'", "'y'")),
-    "backoff asks for what is not there": (lambda w: first(w, retries=1, backoff=lambda y: y), ("backoff", "'a'", "'y'")),
+    "backoff asks for more": (lambda w: first(w, retries=1, backoff=lambda y: y), ("backoff", "'a'", "'y'")),
     "undo asks for what is not there": (lambda w: first(w, undo=lambda y: y), ("undo", "'a'", "'y'")),
     "compensate asks for what is not there": (lambda w: first(w, compensate=lambda y: y), ("compensate", "'a'", "'y'")),
     "before_all asks for what is not there": (
@@ -210,4 +277,85 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
     ),
     "a property": (lambda w: w.add(vars(Service)["whole"]), ("property", "declare its method")),
     "a function without a name": (lambda w: w.add(partial(same)), ("partial", "name=")),
+    # Durations, names, contexts
+    "a timeout of ages": (lambda w: first(w, timeout=1e300), ("'a'", "timeout=1e+300", "at most 1,000,000,000")),
+    "a timeout without end": (lambda w: first(w, timeout=float("inf")), ("'a'", "timeout=inf", "a number")),
+    "a deadline of ages": (lambda w: Workflow("v", deadline=1e300), ("'v'", "deadline=", "at most 1,000,000,000")),
+    "a grace of ages": (lambda w: Workflow("v", grace=1e10), ("'v'", "grace=", "at most 1,000,000,000")),
+    "an undo timeout of ages": (lambda w: Workflow("v", undo_timeout=1e10), ("'v'", "undo_timeout=", "at most")),
+    "a consumer's deadline of ages": (lambda w: consumer("told", deadline=1e300), ("'told'", "deadline=", "at most")),
+    "a check every ages": (lambda w: Resource("db", list, check=same, check_every=1e300), ("'db'", "check_every=")),
+    "a policy of ages": (lambda w: Timeout("late", 1e300), ("'late'", "seconds=1e+300", "at most 1,000,000,000")),
+    "a workflow called ..": (lambda w: Workflow(".."), ("'..'", "URL", "name it otherwise")),
+    "a workflow with a dot for a part": (lambda w: Workflow("a/./b"), ("'a/./b'", "URL", "name it otherwise")),
+    "a context of one's own": (lambda w: w.add(asks_for_own_context), ("asks_for_own_context", "'context'", "Context")),
+    # Annotations that cannot fit
+    "a text for a number": (
+        lambda w: [w.add(text), w.add(counts, name="b", bind={"n": Result("text")})],
+        ("'b'", "'n' is annotated with int", "'text'", "with str", "convert it"),
+    ),
+    "nothing for a number": (
+        lambda w: [w.add(nothing), w.add(counts, name="b", bind={"n": Result("nothing")})],
+        ("'b'", "'n' is annotated with int", "with None", "convert it"),
+    ),
+    "a list for a moment": (
+        lambda w: [w.add(rows), w.add(dated, name="b", bind={"when": Result("rows")})],
+        ("'b'", "'when'", "datetime", "list[str]", "convert it"),
+    ),
+    "a number for a model": (
+        lambda w: [first(w), w.add(number), w.add(lined, name="b", bind={"line": Result("number")})],
+        ("'b'", "'line'", "Line", "int", "convert it"),
+    ),
+    "an input for a text": (lambda w: w.add(spell, name="b", bind={"word": Input("x")}), ("'b'", "'word'", "str")),
+    "a constant for a number": (lambda w: w.add(counts, name="b", bind={"n": Value("one")}), ("'b'", "'n'", "int")),
+    "an element for a number": (
+        lambda w: [w.add(rows), w.map(counts, name="m", over="rows", bind={"n": Element()})],
+        ("'m'", "'n'", "int", "an element", "str"),
+    ),
+    "a number to iterate": (
+        lambda w: [w.add(number), w.map(same, name="m", over="number", bind={"value": Element()})],
+        ("'m'", "what it iterates", "int"),
+    ),
+    "a text for what a map shares": (
+        lambda w: [w.add(text), w.map(rated, name="m", over="s", bind={"rate": Result("text")})],
+        ("'m'", "'rate'", "int", "str"),
+    ),
+    "a text to start from": (
+        lambda w: [w.add(text), w.iterate(improve, start="text", at_most=2)],
+        ("'improve'", "'state'", "int", "str"),
+    ),
+    "a text for a nested input": (
+        lambda w: [w.add(rows), w.compose("c", nested(), bind={"x": Result("rows")})],
+        ("'c'", "'x'", "int", "list[str]"),
+    ),
+    "a text for a branch": (
+        lambda w: [w.add(text), w.switch("s1", "x", {1: counts}, bind={"n": Result("text")})],
+        ("'s1'", "'n'", "int", "str"),
+    ),
+    "a text for a hook": (
+        lambda w: [w.add(text), w.group("g", nested(), before_all=counts, bind={"n": Result("text")})],
+        ("'g'", "'n'", "int", "str"),
+    ),
+    "a result for its undo": (lambda w: w.add(text, undo=takes_back), ("undo", "'text'", "'result'", "int", "str")),
+    # Near misses
+    "a default beside an input": (lambda w: w.add(limited, name="a"), ("'a'", "'limt'", "call it 'limit'")),
+    "a default in another style": (lambda w: w.add(lambda x, isUrgent=False: x, name="a"), ("'a'", "'is_urgent'")),
+    "a default beside a step": (
+        lambda w: [w.add(number), w.add(lambda x, nubmer=1: x, name="b")],
+        ("'b'", "'nubmer'", "call it 'number'"),
+    ),
+    "a default in a when": (lambda w: first(w, when=lambda limt=1: limt > 0), ("`when`", "'a'", "'limit'")),
+    "a default in an undo": (lambda w: first(w, undo=lambda reslt=None: reslt), ("undo", "'a'", "call it 'result'")),
+    "a default in a map": (
+        lambda w: w.map(lambda element, limt=1: element, name="m", over="s"),
+        ("'m'", "'limt'", "call it 'limit'"),
+    ),
+    "a default of a nested workflow": (
+        lambda w: w.compose("c", with_default(), bind={"x": Input("x")}),
+        ("'c'", "'limt'", "call it 'limit'"),
+    ),
+    "a default in a fallback": (
+        lambda w: w.add(lambda limit: limit, name="a", policies=[Fallback("f", lambda limt=1: limt)]),
+        ("'f'", "'limt'", "call it 'limit'"),
+    ),
 }  # fmt: skip

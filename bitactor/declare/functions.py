@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+import types
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from difflib import SequenceMatcher, get_close_matches
+from typing import Any, Final
 
-from bitactor.errors import DefinitionError
+from bitactor.errors import DefinitionError, DefinitionWarning
 from bitactor.messages.values import shown
+
+SHORTEST_MISS: Final = 4
+NEAR: Final = 0.85
+"""How alike two names are, of 1, that are taken for one with a slip: one letter too many in four, say."""
+SWAPPED: Final = 0.75
+"""The same of two names that have the same letters."""
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
@@ -23,10 +32,17 @@ def is_coroutine_function(function: Callable[..., Any]) -> bool:
 
 def is_generator_function(function: Any) -> bool:
     """Whether a call of `function` does nothing but make a generator, plain or async."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    call = function if inspect.isroutine(function) else getattr(type(function), "__call__", None)  # noqa: B004
+    call = innermost(function)
     return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
+
+
+def innermost(function: Any) -> Any:
+    """The function whose code a call of `function` runs: within partials, and the `__call__` of an object."""
+    while isinstance(function, functools.partial | staticmethod):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    if inspect.isroutine(function) or isinstance(function, type):
+        return function
+    return getattr(type(function), "__call__", function)  # noqa: B004
 
 
 def refuse_generator(what: str, function: Callable[..., Any]) -> None:
@@ -60,6 +76,53 @@ def refuse_uncallable(what: str, function: Any, gives: Sequence[str], *, may_awa
             f"{what} is called with {given}, by position, and takes {signature}; "
             f"give it {'that parameter' if len(gives) == 1 else 'these parameters'}"
         ) from None
+
+
+def warn_of_near_misses(
+    what: str, function: Any, unused: Iterable[str], known: Iterable[str], taken: Iterable[str]
+) -> None:
+    """Warn, with `DefinitionWarning`, of each `unused` parameter, which keeps its default, that is called nearly as
+    something `known` that `function` does not take."""
+    left = {*known}.difference(taken)
+    for name in unused:
+        near = near_miss(name, left)
+        if near is None:
+            continue
+        message = (
+            f"{what}: parameter {name!r} keeps its default, for nothing is called so; call it {near!r} if that is "
+            "meant, or else give it another name"
+        )
+        code, home = getattr(function, "__code__", None), getattr(function, "__globals__", None)
+        if isinstance(code, types.CodeType) and isinstance(home, dict):  # told once for each place, as Python does
+            registry = home.setdefault("__warningregistry__", {})
+            warnings.warn_explicit(
+                message, DefinitionWarning, code.co_filename, code.co_firstlineno, function.__module__, registry
+            )
+        else:
+            warnings.warn(message, DefinitionWarning, stacklevel=2)
+
+
+def near_miss(name: str, known: Iterable[str]) -> str | None:
+    """The one of the known names that `name` was probably meant to be; names that differ in their numbers are not
+    taken for one another, nor are short ones."""
+    plain = _plain(name)
+    candidates = {
+        _plain(other): other
+        for other in known
+        if min(len(other), len(name)) >= SHORTEST_MISS and (_plain(other) == plain or not _numbered_alike(plain, other))
+    }
+    for found in get_close_matches(plain, candidates, n=3, cutoff=SWAPPED):
+        if sorted(found) == sorted(plain) or SequenceMatcher(None, found, plain).ratio() >= NEAR:
+            return candidates[found]
+    return None
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").casefold()
+
+
+def _numbered_alike(plain: str, other: str) -> bool:
+    return plain.strip("0123456789") == _plain(other).strip("0123456789")
 
 
 def called(function: Any) -> str:

@@ -19,7 +19,7 @@ from bitactor.kinds.result_types import answer_type, target_type
 from bitactor.plan.callbacks import Parameter, parameters_of
 from bitactor.plan.container import CONSULT, Close, ContainerArguments, NextAction, Open, Opening, Progress, Skip
 from bitactor.plan.declaration import Declaration
-from bitactor.plan.kind import Kind, Site
+from bitactor.plan.kind import Kind, Site, refuse_misfit, result_of
 from bitactor.plan.plan import Arrow, Callback, Container, Plan, PlanStep
 from bitactor.plan.steps import function_step
 
@@ -57,7 +57,12 @@ class FunctionKind(Kind):
 
     @override
     def compile(self, site: Site) -> PlanStep:
-        return function_step(site.workflow, site.step, site.arguments, site.injected, site.what)
+        undo, what = site.step.undo_function, f"undo of {site.what}"
+        compiled = function_step(site.workflow, site.step, site.arguments, site.injected, site.what)
+        for parameter in () if undo is None else parameters_of(undo, what):
+            if parameter.name == "result":
+                refuse_misfit(what, parameter, result_of(site.step), "the result of its step", cure="annotate it so")
+        return compiled
 
     @override
     def result_type(self, name: str) -> Any:
@@ -131,10 +136,12 @@ def target_parameters(target: Any, what: str, special: Sequence[str] = ()) -> li
 
 def merge_parameters(lists: Sequence[Sequence[Parameter]]) -> list[Parameter]:
     """The parameters of several targets, each name once; required if any target requires it."""
-    found: dict[str, bool] = {}
-    for parameter in (parameter for parameters in lists for parameter in parameters):
-        found[parameter.name] = parameter.has_default and found.get(parameter.name, True)
-    return [Parameter(name, Any, has_default) for name, has_default in found.items()]
+    found: dict[str, Parameter] = {}
+    for name, annotation, has_default in (parameter for parameters in lists for parameter in parameters):
+        known = found.get(name, Parameter(name, Any, True))
+        kind = Context if Context in (annotation, known.annotation) else Any
+        found[name] = Parameter(name, kind, has_default and known.has_default)
+    return [*found.values()]
 
 
 def require_workflow(what: str, workflow: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from bitactor.declare.context import Context
@@ -158,6 +158,7 @@ class BatchRunner:
         if factory is not None and (inspect.isasyncgenfunction(factory) or inspect.iscoroutinefunction(factory)):
             is_async = True
         self.is_async = is_async
+        self.injected: Mapping[str, str] = {}
         self._handler = handler
         self._cursors: dict[tuple[str, str], Cursor] = {}
 
@@ -225,16 +226,11 @@ class BatchRunner:
     ) -> tuple[dict[str, Any], int]:
         """The arguments that are the same for every element, and the position at which this batch begins."""
         handler = self._handler
-        if handler.declared.workflow is not None:
-            names: Sequence[str] = [name for name in handler.inputs if name not in handler.declared.elements]
-        else:
-            names = handler.takes
-        outer = tokens.values(names, handler.classes if handler.declared.workflow is not None else None)
-        for name in handler.takes:
-            if name in resources:
-                outer[name] = resources[name]
-            elif name == "ctx":
-                outer[name] = ctx
+        is_nested = handler.declared.workflow is not None
+        nested = [name for name in handler.inputs if name not in handler.declared.elements]
+        outer = tokens.values(nested if is_nested else handler.takes, handler.classes if is_nested else None)
+        outer |= {name: resource for name, resource in resources.items() if name in handler.takes}
+        outer |= _of_the_hop(ctx, self.injected, handler.takes)
         position: int = decode_token(tokens.token(POSITION))
         return outer, position
 
@@ -279,9 +275,7 @@ class BatchRunner:
         given |= {name: resource for name, resource in resources.items() if name in handler.factory_takes}
         if "start" in handler.factory_takes:
             given["start"] = position
-        if "ctx" in handler.factory_takes:
-            given["ctx"] = ctx
-        return handler.declared.factory(**given)
+        return handler.declared.factory(**given, **_of_the_hop(ctx, self.injected, handler.factory_takes))
 
     def _elements_to_skip(self, position: int) -> int:
         """The number of elements to read past in a source that was just opened."""
@@ -411,7 +405,7 @@ class BatchUndo:
     def _calls(self, tokens: RawArguments, ctx: Context, result: Any) -> Iterable[dict[str, Any]]:
         undo = self._undo
         outer = tokens.values(undo.takes)
-        outer |= {name: ctx for name, what in undo.injected.items() if what == "ctx"}
+        outer |= _of_the_hop(ctx, undo.injected, undo.injected)
         named = [name for name, what in undo.injected.items() if what == "result"]
         batch = BatchResult(*result)
         handler, convert_result = self._handler, undo.convert_result
@@ -431,6 +425,11 @@ class BatchUndo:
             own = {"element": handler.as_called(element), "index": index}
             call = outer | {name: own[name] for name in undo.takes if name in own}
             yield call | dict.fromkeys(named, value)
+
+
+def _of_the_hop(ctx: Context, injected: Mapping[str, str], names: Container[str]) -> dict[str, Any]:
+    told = {"ctx": ctx, "attempt": ctx.attempt}
+    return {name: told[what] for name, what in injected.items() if what in told and name in names}
 
 
 def _shown(element: Any) -> Any:

@@ -357,7 +357,7 @@ class DeclaresKinds(Declaration):
         deferred: bool = False,
     ) -> Any:
         """The step of the function; without a function, what declares one of the function it is given."""
-        checked = self._checked(options)
+        checked = self._checked(options, function)
         if not single and not checked.required:
             raise DefinitionError(
                 f"a step of {self.name!r}: required=False is for single steps, not for what is made of several"
@@ -365,8 +365,10 @@ class DeclaresKinds(Declaration):
         declare = partial(self._declare, options=checked, make_kind=make, deferred=deferred)
         return declare if function is None else declare(function)
 
-    def _checked(self, options: Mapping[str, Any]) -> StepOptions:
-        return StepOptions.of(f"step of {self.name!r}", options)
+    def _checked(self, options: Mapping[str, Any], function: Any = None) -> StepOptions:
+        name = options.get("name") or getattr(function, "__name__", None)
+        what = f"step {name!r} of {self.name!r}" if isinstance(name, str) else f"step of {self.name!r}"
+        return StepOptions.of(what, options)
 
     def _source(self, given: Any) -> Source:
         return given if isinstance(given, Source) else self._named(given)

@@ -7,6 +7,7 @@ from typing import Any, Final
 from typing_extensions import override
 
 from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.source import Element
 from bitactor.declare.spawners import SPAWNERS, default_spawn
 from bitactor.errors import DefinitionError, SignalTooLarge
 from bitactor.kinds.base import (
@@ -17,6 +18,7 @@ from bitactor.kinds.base import (
     NextAction,
     Open,
     Opening,
+    Parameter,
     Plan,
     Progress,
     Site,
@@ -51,6 +53,8 @@ from bitactor.messages.wire import MAX_FRAME_BYTES
 from bitactor.plan.arguments import Argument, Converter, converter_for
 from bitactor.plan.callbacks import compile_callback, injected_as, resources_among
 from bitactor.plan.container import WAIT, FailContainer
+from bitactor.plan.fit import element_of
+from bitactor.plan.kind import given_type, refuse_misfit
 from bitactor.plan.plan import Callback, PlanStep
 from bitactor.plan.steps import function_step, single_step_plan
 
@@ -156,6 +160,7 @@ class FunctionMapContainer(MapContainer):
             )
         takes = [parameter.name for parameter in function_parameters(function, site.what)]
         handler = ElementHandler(declared, site.what, element_converters(declared, site.what, takes))
+        _refuse_misfits(site, declared)
         step = (
             function_step(site.workflow, site.step, (), {}, site.what)
             if site.step.undo_function is None
@@ -264,6 +269,7 @@ def batch_plan(site: Site, declared: DeclaredMap, step: PlanStep, runner: BatchR
         for parameter in parameters
         if parameter.name not in fields
     }
+    runner.injected = {name: what for name, what in injected.items() if what is not None}
     resources = {name: what for name, what in injected.items() if what is not None and what.startswith("resource:")}
     step.run = Callback(
         runner.run_async if runner.is_async else runner.run, runner.is_async, {"ctx": "ctx", **resources},
@@ -308,6 +314,22 @@ def element_converters(declared: DeclaredMap, what: str, takes: list[str]) -> di
             f"{what}: with whole=True the function takes the batch as `elements`; give it that parameter"
         )
     return found
+
+
+def _refuse_misfits(site: Site, declared: DeclaredMap) -> None:
+    """Raises `DefinitionError` if what the map is over has no elements, or none that its function can be given."""
+    assert declared.function is not None
+    over = given_type(site.workflow, site.step, OVER) if declared.factory is None else Any
+    refuse_misfit(site.what, Parameter("over", list, False), over, "what it iterates", exactly=False)
+    element = element_of(over)
+    for parameter in function_parameters(declared.function, site.what):
+        source = declared.elements.get(parameter.name, Element() if parameter.name == "element" else None)
+        if source is not None and not source.path and source.transform is None and not declared.whole:
+            refuse_misfit(site.what, parameter, element, "an element")
+        elif any(argument.name == parameter.name for argument in site.arguments):
+            refuse_misfit(
+                site.what, parameter, given_type(site.workflow, site.step, parameter.name), repr(parameter.name)
+            )
 
 
 def _with_undo(site: Site, *, whole: bool) -> PlanStep:

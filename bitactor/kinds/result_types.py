@@ -26,6 +26,9 @@ _NO_VALUE: Final = (Outcome, Ok, Continue, Then)
 """Annotations of a return type that are not the type of the value, or do not say it."""
 
 
+_PLAIN: Final = (bool, int, float, str, bytes, list, dict, type(None))
+
+
 def result_type(workflow: Declaration) -> Any:
     """The type of a workflow's result; Any if no annotation says it."""
     name = workflow.returned or next(name for name in reversed(workflow.steps) if not workflow.steps[name].deferred)
@@ -65,7 +68,7 @@ def _value_type(annotation: Any) -> Any:
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     values = [member for member in members if not (isinstance(member, type) and issubclass(member, _NO_VALUE))]
     kind = either(*values) if values and not _may_be_any(members) else Any
-    return kind if schema_of(kind) else Any
+    return kind if any(kind is plain for plain in _PLAIN) or schema_of(kind) else Any
 
 
 def _may_be_any(members: tuple[Any, ...]) -> bool:

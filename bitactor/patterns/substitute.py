@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from bitactor.declare.functions import refuse_generator
+from bitactor.declare.functions import refuse_generator, warn_of_near_misses
 from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
 from bitactor.messages.classes import Kept
 from bitactor.messages.values import shown
@@ -68,7 +68,16 @@ class UserFunction:
         Raises:
             UnknownArgument: with the parameter's name and the likely one.
         """
-        known = {*takes, *self._always}
+        self._refuse_unknown({*takes, *self._always})
+        warn_of_near_misses(
+            self._what,
+            self._function,
+            [name for name in self._optional if name not in takes and name not in self._always],
+            (*takes, *self._always),
+            (*self._required, *self._optional),
+        )
+
+    def _refuse_unknown(self, known: Collection[str]) -> None:
         for name in self._required:
             if name not in known:
                 raise UnknownArgument(
@@ -82,8 +91,8 @@ class UserFunction:
 
     def call(self, arguments: Mapping[str, Any], **always: Any) -> Any:
         """What the function returns; an awaitable for an `async def`."""
-        self.check(arguments)
         there = {**arguments, **always}
+        self._refuse_unknown({*there, *self._always})
         wanted = (
             there
             if self._everything

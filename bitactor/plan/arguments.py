@@ -258,9 +258,8 @@ def converter_for(annotation: Any, owner: str) -> Converter | None:
             f"{owner}: the annotation {annotation!r} names nothing that is known where the function is defined; with "
             "`from __future__ import annotations` a type must stand at module level"
         )
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    if all(member in _PLAIN or (get_origin(member) in (dict, list) and _all_any(member)) for member in members):
-        return Converter(_checker(members, annotation), None)
+    if is_checked_exactly(annotation):
+        return Converter(_checker(_members(annotation), annotation), None)
     try:
         adapter = TypeAdapter(taking_objects(annotation, VALUES))
         return Converter(_validator(annotation, adapter), AnnotatedClasses(annotation))
@@ -269,6 +268,17 @@ def converter_for(annotation: Any, owner: str) -> Converter | None:
             f"{owner}: no way to make a {annotation!r} from plain data ({str(error).splitlines()[0]}); "
             "annotate with a pydantic model, a dataclass or plain types"
         ) from None
+
+
+def is_checked_exactly(annotation: Any) -> bool:
+    """Whether a value for this annotation has to be exactly of one of its types, and is not converted."""
+    return all(
+        member in _PLAIN or (get_origin(member) in (dict, list) and _all_any(member)) for member in _members(annotation)
+    )
+
+
+def _members(annotation: Any) -> Sequence[Any]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def _validator(annotation: Any, adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bitactor.declare.context import Context
-from bitactor.declare.functions import is_coroutine_function, refuse_generator
+from bitactor.declare.functions import is_coroutine_function, refuse_generator, warn_of_near_misses
 from bitactor.declare.source import Input, Result, Value
 from bitactor.declare.step import Step
 from bitactor.errors import BitActorError, DefinitionError, UnknownArgument, suggest
@@ -14,6 +14,7 @@ from bitactor.messages.codec import encode_token
 from bitactor.plan.arguments import Argument, converter_for
 from bitactor.plan.callbacks import RESERVED_FOR_CONTEXT, Parameter, injected_as, parameters_of, unknown_hint
 from bitactor.plan.declaration import Declaration
+from bitactor.plan.kind import given_type, refuse_misfit
 from bitactor.plan.plan import Callback
 
 
@@ -26,7 +27,7 @@ def bind_parameters(
         DefinitionError: or one of its kinds: a parameter's value comes from nowhere, or `bind` names none.
     """
     bind = dict(step.options.bind)
-    arguments, injected = [], {}
+    arguments, injected, unused = [], {}, []
     for parameter in parameters:
         source = bind.pop(parameter.name, None)
         injection = None
@@ -46,12 +47,23 @@ def bind_parameters(
                 if step.deferred:  # whoever plans the step may bind it; it is None if nobody does
                     convert = converter_for(parameter.annotation, what)
                     arguments.append(Argument(parameter.name, -1, (), None, convert, None, "unbound"))
+                else:
+                    unused.append(parameter.name)
                 continue
             raise UnknownArgument(
                 f"{what}: parameter {parameter.name!r} is neither an input field nor a step"
                 f"{unknown_hint(step.function, parameter.name, {*slots, *workflow.resources})}"
             )
-        arguments.append(_argument(workflow, parameter, source, slots, what))
+        argument = _argument(workflow, parameter, source, slots, what)
+        if argument.converter is not None:
+            given = given_type(workflow, step, parameter.name)
+            refuse_misfit(what, parameter, given, repr(argument.reference))
+        arguments.append(argument)
+    if unused:
+        known = {*slots, *workflow.resources, *RESERVED_FOR_CONTEXT}.difference((step.name,))
+        sources = [argument.reference.removeprefix("input.").partition(".")[0] for argument in arguments]
+        taken = [*injected, *(argument.name for argument in arguments), *sources]
+        warn_of_near_misses(what, step.function, unused, known, taken)
     for name in bind:
         taken = [argument.name for argument in arguments]
         raise UnknownArgument(
@@ -99,7 +111,7 @@ def compile_predicate(
     refuse_generator(f"`{role}` of {what}", function)
     own = {argument.name for argument in arguments}
     parameters = parameters_of(function, f"`{role}` of {what}")
-    extra = []
+    extra, unused = [], []
     for parameter in parameters:
         if parameter.name in own:
             continue
@@ -112,5 +124,8 @@ def compile_predicate(
                 "step it waits for"
                 f"{unknown_hint(function, parameter.name, [*own, *workflow.input_model.model_fields])}"
             )
+        else:
+            unused.append(parameter.name)
     takes = tuple(parameter.name for parameter in parameters if parameter.name in own or parameter.name in slots)
+    warn_of_near_misses(f"`{role}` of {what}", function, unused, {*own, *workflow.input_model.model_fields}, takes)
     return Callback(function, False, {}, takes), tuple(extra)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.context import Context
-from bitactor.declare.functions import called, is_coroutine_function, refuse_generator
+from bitactor.declare.functions import called, innermost, is_coroutine_function, refuse_generator, warn_of_near_misses
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.messages.values import shown
@@ -26,6 +27,10 @@ _INJECTABLE = {
     "when": frozenset(),
 }
 
+
+_NAME = r"(?:\w+\.)*Context"
+_CONTEXT_TEXT = re.compile(rf"{_NAME}(\s*\|\s*None)?|None\s*\|\s*{_NAME}|(?:\w+\.)*Optional\[{_NAME}\]")
+"""The annotation of a context whose name cannot be resolved, as where it is imported for type checkers alone."""
 
 RESERVED_FOR_CONTEXT = ("ctx", "attempt")
 METHOD_PARAMETERS = ("self", "cls")
@@ -58,13 +63,33 @@ def parameters_of(function: Callable[..., Any], what: str) -> list[Parameter]:
                 f"{what}: {parameter.name!r} of {called(function)!r} is positional-only, but arguments are passed by "
                 "name; wrap it in a def"
             )
-        annotation = hints.get(parameter.name, parameter.annotation)
+        annotation = _context_or(hints.get(parameter.name, parameter.annotation), f"{what}: {parameter.name!r}")
         found.append(Parameter(parameter.name, annotation, parameter.default is not parameter.empty))
     return found
 
 
+def _context_or(annotation: Any, what: str) -> Any:
+    """`Context` itself for an annotation that says so in another way (`Context | None`, `Annotated[Context, …]`); else
+    the annotation.
+
+    Raises:
+        DefinitionError: it is a class below `Context`, which nobody makes.
+    """
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return Context if _context_or(typing.get_args(annotation)[0], what) is Context else annotation
+    if origin in (typing.Union, types.UnionType):
+        members = [_context_or(member, what) for member in typing.get_args(annotation)]
+        return Context if any(member is Context for member in members) else annotation
+    if isinstance(annotation, type) and annotation is not Context and Context in type.mro(annotation):
+        raise DefinitionError(
+            f"{what} asks for a {annotation.__name__}, and what is given is a Context itself; annotate it with Context"
+        )
+    return annotation
+
+
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    inner = inspect.unwrap(function)
+    inner = inspect.unwrap(innermost(function))
     try:
         return typing.get_type_hints(inner, include_extras=True)
     except Exception:
@@ -77,7 +102,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 def _hint(function: Any, name: str, kind: Any) -> dict[str, Any]:
     """One annotation, resolved by itself, because another one of the function cannot be; empty if this one cannot
     either."""
-    if kind in ("Context", "bitactor.Context"):
+    if isinstance(kind, str) and _CONTEXT_TEXT.fullmatch(kind):
         return {name: Context}
     alone = types.SimpleNamespace(__annotations__={name: kind})
     try:
@@ -149,7 +174,7 @@ def compile_callback(
     if not callable(function):
         raise DefinitionError(f"{what} is {shown(function)}, which is not a callable; give a function")
     refuse_generator(what, function)
-    injected, taken, convert_result = {}, [], None
+    injected, taken, convert_result, unused = {}, [], None, []
     for parameter in parameters_of(function, what):
         resource = (
             resource_for(workflow.name, workflow.resources, parameter)
@@ -172,6 +197,9 @@ def compile_callback(
                 f"{what}: parameter {parameter.name!r} is not to be had there"
                 f"{unknown_hint(function, parameter.name, allowed)}"
             )
+        else:
+            unused.append(parameter.name)
+    warn_of_near_misses(what, function, unused, (*_INJECTABLE[role], *takes), (*injected, *taken))
     is_async, resources = is_coroutine_function(function), resources_among(injected)
     return Callback(function, is_async, injected, tuple(taken), convert_result=convert_result, resources=resources)
 

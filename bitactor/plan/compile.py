@@ -13,7 +13,7 @@ from bitactor.messages.faults import type_path
 from bitactor.plan.bind import bind_parameters, compile_predicate
 from bitactor.plan.declaration import Declaration
 from bitactor.plan.dependencies import steps_waited_for
-from bitactor.plan.kind import Site, kind_of
+from bitactor.plan.kind import Site, kind_of, refuse_misfits
 from bitactor.plan.order import refuse_too_deep, topological_order
 from bitactor.plan.plan import Container, Plan, PlanStep, plan_digest
 from bitactor.plan.steps import has_no_undo
@@ -99,6 +99,7 @@ def _compile_step(
     what = f"step {step.name!r} of {workflow.name!r}"
     kind = kind_of(step)
     arguments, injected = bind_parameters(workflow, step, slots, what, kind.parameters(what))
+    refuse_misfits(workflow, step, what, kind, {argument.name for argument in arguments})
     dependencies = tuple(slots[other] for other in waits_for)
     compiled = kind.compile(Site(workflow, step, what, f"{address}/{step.name}", arguments, injected))
     _refuse_miscompiled(what, compiled)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Union
+
+from pydantic import BaseModel
 
 from bitactor.declare.functions import refuse_generator
-from bitactor.declare.source import Source
+from bitactor.declare.source import Input, Result, Source, Value
 from bitactor.declare.step import Step
+from bitactor.errors import DefinitionError
 from bitactor.forms.keys import SOURCE, Key
 from bitactor.plan.arguments import Argument, converter_for
 from bitactor.plan.callbacks import Parameter, injected_as, parameters_of
 from bitactor.plan.declaration import Declaration
+from bitactor.plan.fit import cannot_fit, has_hooks, is_plain_note, type_text
 from bitactor.plan.plan import Plan, PlanStep
 from bitactor.plan.steps import function_step, single_step_plan
 
@@ -57,6 +61,8 @@ class Site(NamedTuple):
             if field not in inputs:
                 inputs.append(field)
             convert = converter_for(parameter.annotation, f"{self.what}, parameter {parameter.name!r}")
+            if known:
+                refuse_misfit(self.what, parameter, given_type(workflow, step, field), repr(field))
             arguments.append(
                 Argument(parameter.name, 1 + inputs.index(field), (), None, convert, None, f"input.{field}")
             )
@@ -118,6 +124,65 @@ class Kind(ABC):
     @abstractmethod
     def result_type(self, name: str) -> Any:
         """The type of the result of a step of this kind and this name; Any if no annotation says it."""
+
+
+def given_type(workflow: Declaration, step: Step[Any, Any], name: str) -> Any:
+    """The annotation of what an argument of a step is given, as its source says; Any if that is not known."""
+    source = step.options.bind.get(name)
+    fields = workflow.input_model.model_fields
+    if source is None:
+        source = Input(name) if name in fields else Result(name)
+    if source.transform is not None or getattr(source, "path", None):
+        return Any
+    if isinstance(source, Value):
+        return type(source.value)
+    if isinstance(source, Input):
+        return field_type(workflow.input_model, source.name) if source.name in fields else Any
+    other = workflow.steps.get(source.step) if isinstance(source, Result) else None
+    return Any if other is None or other is step or other.deferred else result_of(other)
+
+
+def field_type(model: type[BaseModel], name: str) -> Any:
+    """The annotation of a field of a model; Any if something else may come of it."""
+    field = model.model_fields[name]
+    if has_hooks(model) or field.default_factory is not None or not all(map(is_plain_note, field.metadata)):
+        return Any
+    return field.annotation if field.is_required() else Union[field.annotation, type(field.default)]  # noqa: UP007
+
+
+def result_of(step: Step[Any, Any]) -> Any:
+    """The annotation of a step's result; Any if none says it, or if something else may stand in for it."""
+    options = step.options
+    if options.guard is not None or options.policies or step.compensate_function is not None:
+        return Any
+    try:
+        kind = kind_of(step).result_type(step.name)
+    except Exception:  # what it nests cannot work, and is refused for that
+        return Any
+    return kind if options.when is None and options.required else Union[kind, None]  # noqa: UP007
+
+
+def refuse_misfit(
+    what: str, parameter: Parameter, given: Any, origin: str, *, exactly: bool | None = None, cure: str = ""
+) -> None:
+    """Raises `DefinitionError` if a parameter can never be given what comes from `origin`, which is a `given`."""
+    if cannot_fit(given, parameter.annotation, exactly=exactly):
+        cure = cure or f"change one of them, or convert it: bind={{{parameter.name!r}: Result(…).map(…)}}, or Input(…)"
+        raise DefinitionError(
+            f"{what}: {parameter.name!r} is annotated with {type_text(parameter.annotation)}, and {origin}, where it "
+            f"comes from, with {type_text(given)}, of which none can be made; {cure}"
+        )
+
+
+def refuse_misfits(workflow: Declaration, step: Step[Any, Any], what: str, kind: Kind, names: Container[str]) -> None:
+    """Raises `DefinitionError` if an input of a workflow that the step nests can never be given its argument."""
+    for target in kind.targets or (kind.workflow,):
+        if isinstance(target, Declaration) and not has_hooks(target.input_model):
+            for name in target.input_model.model_fields:
+                if name in names:
+                    wanted = Parameter(name, field_type(target.input_model, name), False)
+                    origin = f"the argument for {target.name!r}"
+                    refuse_misfit(what, wanted, given_type(workflow, step, name), origin, exactly=False)
 
 
 def kind_of(step: Step[Any, Any]) -> Kind:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bitactor import Context, DeadlineExceeded, Halt, InvalidInput, Workflow
+from bitactor import Context, DeadlineExceeded, Halt, InvalidInput, Result, Workflow
 from bitactor.export.mermaid import mermaid
 from bitactor.testing import FakeClock
 from mesh import Mesh
@@ -369,7 +369,7 @@ async def test_ten_thousand_runs(sqlite: str) -> None:
     async def beside(first: dict) -> None:
         await asyncio.Event().wait()
 
-    @workflow.map(over="first")
+    @workflow.map(over=Result("first").map(list))
     def each(element: Any) -> Any:
         return element
 

@@ -70,7 +70,7 @@ def test_the_deepest_chain_counts_what_is_nested() -> None:
     inner.add(text, bind={"x": Result("whole_number")})
     outer = Workflow("outer", input={"x": int})
     outer.compose("nested", inner)
-    outer.add(whole_number, name="last", bind={"x": Result("nested")})
+    outer.add(whole_number, name="last", bind={"x": Result("nested").map(len)})
     assert outer.describe()["depth"] == 3
 
 

@@ -435,25 +435,25 @@ def test_a_function_that_was_decorated_is_found_behind_its_step(
 
 
 PARTS: Mapping[str, Callable[[Workflow, str, str, Workflow], Any]] = {
-    "step": lambda w, name, x, inner: w.add(double, name=name, bind={"x": Result(x)}, undo=undo),
+    "step": lambda w, name, x, inner: w.add(double, name=name, bind={"x": Result(x, "b")}, undo=undo),
     "async": lambda w, name, x, inner: w.add(
-        later, name=name, bind={"x": Result(x)}, retries=2, backoff=Backoff(), required=False
+        later, name=name, bind={"x": Result(x, "b")}, retries=2, backoff=Backoff(), required=False
     ),
     "when": lambda w, name, x, inner: w.add(empty, name=name, after=[x], timeout=2.0),
-    "map": lambda w, name, x, inner: w.map(each, name=name, over=Result(x), batch=3),
+    "map": lambda w, name, x, inner: w.map(each, name=name, over=Result(x, "b"), batch=3),
     "map of a workflow": lambda w, name, x, inner: w.map(
-        name=name, workflow=inner, over=Result(x), bind={"v": Element()}
+        name=name, workflow=inner, over=Result(x, "b"), bind={"v": Element()}
     ),
-    "iterate": lambda w, name, x, inner: w.iterate(grow, name=name, start=Result(x), at_most=2),
+    "iterate": lambda w, name, x, inner: w.iterate(grow, name=name, start=Result(x, "b"), at_most=2),
     "around": lambda w, name, x, inner: w.around(
-        around, name=name, workflow=inner, bind={"v": Result(x), "x": Value(1)}
+        around, name=name, workflow=inner, bind={"v": Result(x, "b"), "x": Value(1)}
     ),
-    "compose": lambda w, name, x, inner: w.compose(name, inner, bind={"v": Result(x)}),
+    "compose": lambda w, name, x, inner: w.compose(name, inner, bind={"v": Result(x, "b")}),
     "switch": lambda w, name, x, inner: w.switch(
-        name, Result(x), {1: double, "b": inner}, optional=True, bind={"v": Result(x), "x": Value(2)}
+        name, Result(x, "b"), {1: double, "b": inner}, optional=True, bind={"v": Result(x, "b"), "x": Value(2)}
     ),
-    "group": lambda w, name, x, inner: w.group(name, inner, before_all=before, bind={"v": Result(x)}),
-    "recurse": lambda w, name, x, inner: w.recurse(name, inner, at_most=2, bind={"v": Result(x)}),
+    "group": lambda w, name, x, inner: w.group(name, inner, before_all=before, bind={"v": Result(x, "b")}),
+    "recurse": lambda w, name, x, inner: w.recurse(name, inner, at_most=2, bind={"v": Result(x, "b")}),
     "collect": lambda w, name, x, inner: w.collect(name, {"a": Result(x, "b", 0), "c": Value([None, 0.5])}),
     "template": lambda w, name, x, inner: w.template(
         name, "{a.b} and {c!r:>4}", bind={"a": Result(x), "c": Value("c")}
@@ -558,8 +558,8 @@ def test_what_has_no_import_path_is_refused_with_its_place() -> None:
         (lambda w: w.add(double, undo=lambda x: None), "its undo is .*lambda"),
         (lambda w: w.add(double, bind={"x": Input("x").map(lambda x: x)}), r"bind\['x'\]: its transform is .*lambda"),
         (
-            lambda w: w.add(double, bind={"x": Value(b"raw")}),
-            r"bind\['x'\] holds b'raw', a bytes, which plain data "
+            lambda w: w.add(each, bind={"element": Value(b"raw")}),
+            r"bind\['element'\] holds b'raw', a bytes, which plain data "
             r"cannot say",
         ),
         (lambda w: w.add(double, bind={"x": Value(float("nan"))}), r"holds nan"),

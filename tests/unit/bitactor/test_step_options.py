@@ -48,7 +48,7 @@ def test_none_and_nothing_are_the_default() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"retires": 3}, "step of 'w': unknown option 'retires'. Did you mean 'retries'"),
+        ({"retires": 3}, "step 'step' of 'w': unknown option 'retires'. Did you mean 'retries'"),
         ({"retries": -1}, "retries=-1; it must be a number, zero or more"),
         ({"policies": [3]}, "give a list of patterns"),
         ({"after": 3}, "after=3; give a list of steps"),

@@ -185,7 +185,7 @@ def test_an_argument_that_the_step_does_not_take_is_refused_with_the_likely_one(
 @pytest.mark.parametrize(
     "policy",
     [
-        Fallback("x", lambda user_id=1, **rest: user_id),
+        Fallback("x", lambda elsewhere=1, **rest: elsewhere),
         Fallback("x", lambda error: error),
         Fallback("x", {"any": "value"}),
         ErrorHandler("x", "log"),
