@@ -25,6 +25,8 @@ from bitactor.plan.steps import step_with_options
 class Consumer:
     """A declared consumer of a signal name.  Calling it calls the function it was made from."""
 
+    _calls_its_function = True
+
     def __init__(
         self,
         listens: str,

@@ -20,14 +20,16 @@ SWAPPED: Final = 0.75
 """The same of two names that have the same letters."""
 
 
-def is_coroutine_function(function: Callable[..., Any]) -> bool:
-    """Whether a call of `function` returns a coroutine; looks through partials and callable objects."""
-    if inspect.iscoroutinefunction(function):
-        return True  # also when it wraps a plain `def`
-    inner = inspect.unwrap(function)
-    while hasattr(inner, "func"):
-        inner = inner.func
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004
+def is_coroutine_function(function: Any) -> bool:
+    """Whether a call of `function` returns a coroutine, as the outermost function says: what a decorator has wrapped is
+    not looked at.  Looks through partials and callable objects."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(innermost(function))
+
+
+def may_need_awaiting(function: Any) -> bool:
+    """Whether a call of `function` returns a coroutine, or may: it is a `def` around a coroutine function, which either
+    runs that or passes its coroutine on."""
+    return is_coroutine_function(function) or inspect.iscoroutinefunction(inspect.unwrap(innermost(function)))
 
 
 def is_generator_function(function: Any) -> bool:
@@ -38,8 +40,15 @@ def is_generator_function(function: Any) -> bool:
 
 def innermost(function: Any) -> Any:
     """The function whose code a call of `function` runs: within partials, and the `__call__` of an object."""
-    while isinstance(function, functools.partial | staticmethod):
-        function = function.func if isinstance(function, functools.partial) else function.__func__
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, staticmethod):
+            function = function.__func__
+        elif getattr(type(function), "_calls_its_function", False):
+            function = function.function
+        else:
+            break
     if inspect.isroutine(function) or isinstance(function, type):
         return function
     return getattr(type(function), "__call__", function)  # noqa: B004
@@ -62,7 +71,7 @@ def refuse_uncallable(what: str, function: Any, gives: Sequence[str], *, may_awa
     given = f"({', '.join(gives)})"
     if not callable(function):
         raise DefinitionError(f"{what} is {shown(function)}; give a {'' if may_await else 'plain '}function of {given}")
-    if not may_await and is_coroutine_function(function):
+    if not may_await and may_need_awaiting(function):
         raise DefinitionError(f"{what} cannot await; make it a plain function of {given}, a `def`")
     refuse_generator(what, function)
     try:

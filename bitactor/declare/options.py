@@ -11,7 +11,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Final, Protocol, TypedDict, runtime_checkable
 
 from bitactor.declare.backoff import Backoff
-from bitactor.declare.functions import is_coroutine_function, refuse_generator
+from bitactor.declare.functions import is_coroutine_function, may_need_awaiting, refuse_generator
 from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.declare.spawners import SPAWNERS
@@ -184,7 +184,8 @@ def _refuse_bad_spawn(what: str, function: Callable[..., Any], spawn: str | None
         if spawn == "ray":
             raise DefinitionError(f"{what}: spawn='ray' is not built yet; use one of {', '.join(SPAWNERS)}")
         raise DefinitionError(f"{what}: spawn={spawn!r}.{suggest(str(spawn), SPAWNERS)}")
-    problem = traits.refusal(is_coroutine_function(function))
+    passes_on = traits.on_loop and traits.refuses_def and may_need_awaiting(function)
+    problem = traits.refusal(is_coroutine_function(function) or bool(passes_on))
     if not problem and traits.imports:
         if "<locals>" in getattr(function, "__qualname__", "<locals>"):
             problem = "finds functions by name, and a closure has none; define it at module level"

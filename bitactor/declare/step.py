@@ -42,6 +42,8 @@ class StepKind(Protocol):
 class Step(Generic[P, R_co]):
     """A declared step.  Calling it calls the function it was made from."""
 
+    _calls_its_function = True
+
     def __init__(
         self,
         workflow: StepOwner,

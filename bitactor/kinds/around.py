@@ -22,7 +22,7 @@ from typing import Any, Final
 from typing_extensions import override
 
 from bitactor.declare.context import Context
-from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.functions import may_need_awaiting
 from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import DefinitionError, DuplicateName, InvalidOutcome
 from bitactor.kinds.base import (
@@ -173,7 +173,7 @@ class Around(ContainerKind):
 
     def __init__(self, what: str, function: Callable[..., Any], workflow: Declaration) -> None:
         require_workflow(what, workflow)
-        if not is_coroutine_function(function):
+        if not may_need_awaiting(function):
             raise DefinitionError(f"{what}: a function around steps waits for them; make it `async def`")
         if PROCEED not in inspect.signature(function).parameters:
             raise DefinitionError(

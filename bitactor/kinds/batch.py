@@ -154,6 +154,7 @@ class BatchRunner:
     """Runs the batches of one map, and holds the sources that are open in this process."""
 
     def __init__(self, handler: ElementHandler, *, is_async: bool) -> None:
+        self._awaits = is_async
         factory = handler.declared.factory
         if factory is not None and (inspect.isasyncgenfunction(factory) or inspect.iscoroutinefunction(factory)):
             is_async = True
@@ -204,7 +205,7 @@ class BatchRunner:
         if function is not None and self._handler.declared.whole and elements:
             value = self._call_once(function, elements, position, outer)
             return [await value if inspect.isawaitable(value) else value], []
-        if function is None or not inspect.iscoroutinefunction(function):
+        if function is None or not self._awaits:
             return self._work(elements, position, outer)
         return await self._call_each_async(elements, position, outer)
 
@@ -312,7 +313,8 @@ class BatchRunner:
 
         async def one(index: int, element: Any) -> None:
             try:
-                value = await function(**outer, **handler.arguments(element, index))
+                value = function(**outer, **handler.arguments(element, index))
+                value = await value if inspect.isawaitable(value) else value
                 if issubclass(type(value), Outcome):
                     raise value
             except BaseException as error:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.functions import is_coroutine_function, may_need_awaiting
 from bitactor.declare.source import Element
 from bitactor.declare.spawners import SPAWNERS, default_spawn
 from bitactor.errors import DefinitionError, SignalTooLarge
@@ -166,7 +166,10 @@ class FunctionMapContainer(MapContainer):
             if site.step.undo_function is None
             else _with_undo(site, whole=declared.whole)
         )
-        super().__init__(site, declared, step, BatchRunner(handler, is_async=is_coroutine_function(function)))
+        # A `def` that passes a coroutine on is called where that is awaited, unless its place is named.
+        passes_on = may_need_awaiting(function) and site.step.options.spawn in (None, "loop")
+        runner = BatchRunner(handler, is_async=is_coroutine_function(function) or passes_on)
+        super().__init__(site, declared, step, runner)
         if step.undo is not None:
             undo = BatchUndo(handler, step.undo)
             step.undo = Callback(

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from typing_extensions import override
 
-from bitactor.declare.functions import is_coroutine_function, refuse_uncallable
+from bitactor.declare.functions import may_need_awaiting, refuse_uncallable
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed, is_verdict
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.outcome import Ok
@@ -67,7 +67,7 @@ class Batching(Policy):
         check_name(self)
         check_count(self, "size")
         check_seconds(self, "interval")
-        if not callable(self.handler) or not is_coroutine_function(self.handler):
+        if not callable(self.handler) or not may_need_awaiting(self.handler):
             raise refuse(
                 self,
                 "handler",

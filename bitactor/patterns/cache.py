@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from typing_extensions import override
 
-from bitactor.declare.functions import is_coroutine_function
+from bitactor.declare.functions import may_need_awaiting
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed, is_verdict
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.messages.classes import Kept
@@ -146,7 +146,7 @@ class KeyFunction:
     """The key of a call as a user's function of its arguments makes it; the function must not be `async`."""
 
     def __init__(self, function: Callable[..., Hashable], what: str) -> None:
-        if is_coroutine_function(function):
+        if may_need_awaiting(function):
             raise DefinitionError(f"{what}: a key is made at once, and cannot be awaited; make it a plain function")
         self._what = what
         self._function = UserFunction(function, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
@@ -97,7 +98,7 @@ class Hop:
 
     def _call(self, callback: Callback, kwargs: dict[str, Any]) -> Any:
         value = callback.function(**kwargs)
-        return drive(value, self.signal.name) if callback.is_async else value
+        return drive(value, self.signal.name) if inspect.iscoroutine(value) else value
 
     def _kwargs(self, callback: Callback, error: BaseException | None) -> dict[str, Any]:
         step = self.step

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
+from types import CoroutineType, MappingProxyType
 from typing import Any, NamedTuple
 
 from bitactor.declare.functions import refuse_uncallable
@@ -69,34 +69,28 @@ class Middleware:
             shown = MappingProxyType(dict(arguments))
             return CallEvent(role, workflow, step, signal.transaction, signal.hop, signal.attempt, shown)
 
-        function: Callable[..., Any]
-        if callback.is_async:
+        async def awaited(call_event: CallEvent, began: int, coroutine: Awaitable[Any]) -> Any:
+            try:
+                value = await coroutine
+            except BaseException as error:
+                self.after(call_event._replace(error=error, elapsed_ns=time.monotonic_ns() - began))
+                raise
+            self.after(call_event._replace(value=value, elapsed_ns=time.monotonic_ns() - began))
+            return value
 
-            async def awaited(**arguments: Any) -> Any:
-                call_event, began = self.before(event(arguments)), time.monotonic_ns()
-                try:
-                    value = await callback.function(**arguments)
-                except BaseException as error:
-                    self.after(call_event._replace(error=error, elapsed_ns=time.monotonic_ns() - began))
-                    raise
-                self.after(call_event._replace(value=value, elapsed_ns=time.monotonic_ns() - began))
-                return value
+        def called(**arguments: Any) -> Any:
+            call_event, began = self.before(event(arguments)), time.monotonic_ns()
+            try:
+                value = callback.function(**arguments)
+            except BaseException as error:
+                self.after(call_event._replace(error=error, elapsed_ns=time.monotonic_ns() - began))
+                raise
+            if type(value) is CoroutineType:  # of an `async def`, or passed on by a decorator
+                return awaited(call_event, began, value)
+            self.after(call_event._replace(value=value, elapsed_ns=time.monotonic_ns() - began))
+            return value
 
-            function = awaited
-        else:
-
-            def called(**arguments: Any) -> Any:
-                call_event, began = self.before(event(arguments)), time.monotonic_ns()
-                try:
-                    value = callback.function(**arguments)
-                except BaseException as error:
-                    self.after(call_event._replace(error=error, elapsed_ns=time.monotonic_ns() - began))
-                    raise
-                self.after(call_event._replace(value=value, elapsed_ns=time.monotonic_ns() - began))
-                return value
-
-            function = called
-        return replace(callback, function=function)
+        return replace(callback, function=called)
 
     def before(self, event: CallEvent) -> CallEvent:
         """Tell all middleware of a call that begins, the first one first; the answer is the event."""

@@ -3,11 +3,16 @@ and briefly; `loop` makes a task of each."""
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+from types import CoroutineType
+from typing import Any
+
 from typing_extensions import override
 
 from bitactor.declare.spawners import SPAWNERS
 from mesh.hops.lifecycle import cancel_all
-from mesh.hops.ports import Actor, Spawner
+from mesh.hops.ports import STARTED, Actor, Spawner
 
 
 class InlineSpawner(Spawner):
@@ -15,6 +20,9 @@ class InlineSpawner(Spawner):
     else."""
 
     traits = SPAWNERS["inline"]
+
+    def __init__(self) -> None:
+        self._rest = LoopSpawner()
 
     @override
     def start(self, actor: Actor) -> None:
@@ -25,7 +33,10 @@ class InlineSpawner(Spawner):
         except BaseException as error:
             actor.finish(None, error)
         else:
-            actor.finish(value, None)
+            if type(value) is CoroutineType:
+                self._rest.take_over(actor, value)
+            else:
+                actor.finish(value, None)
 
     @override
     def abandon(self, actor: Actor) -> None:
@@ -33,7 +44,8 @@ class InlineSpawner(Spawner):
 
     @override
     async def close(self, timeout: float) -> None:
-        """Does nothing: there is nothing to release."""
+        """Cancels the coroutines that functions have passed on."""
+        await self._rest.close(timeout)
 
 
 class LoopSpawner(Spawner):
@@ -46,12 +58,23 @@ class LoopSpawner(Spawner):
 
     @override
     def start(self, actor: Actor) -> None:
-        actor.begin()
+        if actor.state != STARTED:  # else its function has passed a coroutine on
+            actor.begin()
         executor = actor.executor
         task = executor.start_task(self._drive(actor), actor.signal.name, executor.contextvars_for(actor))
         if not task.done():
             actor.task = task
             self._running.add(actor)
+
+    def take_over(self, actor: Actor, coroutine: CoroutineType[Any, Any, Any]) -> None:
+        """Await a coroutine that an actor's `def` function has passed on, as decorators do, in place of a value."""
+        if actor.state != STARTED or actor.stop_requested:
+            coroutine.close()
+            actor.finish(None, asyncio.CancelledError())
+            return
+        actor.callback = replace(actor.callback, function=lambda **_: coroutine)
+        actor.spawner = self
+        self.start(actor)
 
     @override
     def abandon(self, actor: Actor) -> None:

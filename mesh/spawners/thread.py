@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
+from types import CoroutineType
 from typing import Any
 
 from typing_extensions import override
@@ -15,6 +16,7 @@ from typing_extensions import override
 from bitactor.declare.spawners import SPAWNERS
 from mesh.hops.ports import REPLIED, Actor, Spawner
 from mesh.limits.pools import DEFAULT_THREADS, LENDER, PermitLender, PermitSet, Pool
+from mesh.spawners.loop import LoopSpawner
 
 MAX_ZOMBIES = 256
 """Threads that may be stuck in fenced functions; beyond that, no replacements are started for them."""
@@ -67,6 +69,7 @@ class ThreadSpawner(Spawner):
         self._fenced: set[Actor] = set()
         self._threads: set[threading.Thread] = set()
         self._thread_count = 0  # threads that have not been told to end: at least one for each function that runs
+        self._rest = LoopSpawner()  # awaits the coroutines that functions have passed on
         self._finished: deque[tuple[Actor, Any, BaseException | None]] = deque()
 
     @override
@@ -96,6 +99,7 @@ class ThreadSpawner(Spawner):
         with the process."""
         for actor in [actor for actor in self._permits if actor not in self._running]:
             self.abandon(actor)
+        await self._rest.close(timeout)
         for _ in list(self._threads):
             self._jobs.put(None)
         deadline = asyncio.get_running_loop().time() + timeout
@@ -156,7 +160,10 @@ class ThreadSpawner(Spawner):
             self._running.discard(actor)
             self._fenced.discard(actor)
             self._permits.pop(actor).release()
-            actor.finish(value, error)
+            if type(value) is CoroutineType:
+                self._rest.take_over(actor, value)
+            else:
+                actor.finish(value, error)
         while self._thread_count > max(self._limit, len(self._running)):  # started in place of some that are back
             self._thread_count -= 1
             self._jobs.put(None)
