@@ -58,7 +58,7 @@ class FunctionKind(Kind):
     @override
     def compile(self, site: Site) -> PlanStep:
         undo, what = site.step.undo_function, f"undo of {site.what}"
-        compiled = function_step(site.workflow, site.step, site.arguments, site.injected, site.what)
+        compiled = function_step(site.workflow, site.step, site.arguments, site.injected, site.what, beside=site.beside)
         for parameter in () if undo is None else parameters_of(undo, what):
             if parameter.name == "result":
                 refuse_misfit(what, parameter, result_of(site.step), "the result of its step", cure="annotate it so")

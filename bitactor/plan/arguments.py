@@ -40,6 +40,10 @@ class Argument(NamedTuple):
     reference: str
     """The source's name in the journal: `input.name`, a step's path, `step.field`, or `value`."""
 
+    def moved(self, base: int) -> Argument:
+        """The argument in a scope whose places begin at `base`; a constant has no place."""
+        return self._replace(slot=self.slot + base) if self.slot >= 0 else self
+
 
 def argument_values(
     arguments: Sequence[Argument], tokens: Sequence[Any], owner: str, evaluated: Mapping[str, Any] | None = None

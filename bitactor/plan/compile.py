@@ -98,16 +98,17 @@ def _compile_step(
 ) -> PlanStep:
     what = f"step {step.name!r} of {workflow.name!r}"
     kind = kind_of(step)
-    arguments, injected = bind_parameters(workflow, step, slots, what, kind.parameters(what))
+    bound = bind_parameters(workflow, step, slots, what, kind.parameters(what))
+    arguments, injected, beside, _ = bound
     refuse_misfits(workflow, step, what, kind, {argument.name for argument in arguments})
     dependencies = tuple(slots[other] for other in waits_for)
-    compiled = kind.compile(Site(workflow, step, what, f"{address}/{step.name}", arguments, injected))
+    compiled = kind.compile(Site(workflow, step, what, f"{address}/{step.name}", arguments, injected, beside))
     _refuse_miscompiled(what, compiled)
     compiled.index, compiled.name, compiled.address = slots[step.name], step.name, f"{address}/{step.name}"
     compiled.dependencies, compiled.deferred = dependencies, step.deferred
     for role in ("when", "guard"):
         if (function := getattr(step.options, role)) is not None:
-            callback, extra = compile_predicate(workflow, role, function, arguments, slots, dependencies, what)
+            callback, extra = compile_predicate(workflow, role, function, bound, slots, dependencies, what)
             setattr(compiled, role, callback)
             compiled.when_arguments += tuple(argument for argument in extra if argument not in compiled.when_arguments)
     decided = compiled.container is not None or any(argument.transform is not None for argument in arguments)

@@ -32,6 +32,8 @@ class Site(NamedTuple):
     arguments: tuple[Argument, ...]
     injected: dict[str, str]
     """Parameter → what the step's function is given beside its arguments."""
+    beside: tuple[str, ...] = ()
+    """Names of the arguments that only its undo, compensate or backoff take."""
 
     def function_body(
         self,
@@ -66,7 +68,14 @@ class Site(NamedTuple):
             arguments.append(
                 Argument(parameter.name, 1 + inputs.index(field), (), None, convert, None, f"input.{field}")
             )
-        compiled = function_step(workflow, step, tuple(arguments), injected, self.what, function=function)
+        beside = [name for name in self.beside if name not in inputs]
+        for name in beside:
+            inputs.append(name)
+            converter = next(argument.converter for argument in self.arguments if argument.name == name)
+            arguments.append(Argument(name, len(inputs), (), None, converter, None, f"input.{name}"))
+        compiled = function_step(
+            workflow, step, tuple(arguments), injected, self.what, function=function, beside=beside
+        )
         compiled.name, compiled.address = name, address
         compiled.forward_code = compiled.code("forward", 1)
         return single_step_plan(workflow, compiled, tuple(inputs))

@@ -98,6 +98,8 @@ class PlanStep:
     """The scope that the step was planned in; None for the steps of the plan itself."""
     replaces: int = -1
     """Index of the step that this one replaces, -1 for none; what waits for that one waits for this one."""
+    has_beside: bool = False
+    """True: some of the arguments are not for the step's function, only for its undo, compensate or backoff."""
     takes_signal: str | None = None
     """Of a consumer: the parameter that takes the signal itself."""
     token_in: tuple[str, ...] = ()
@@ -122,11 +124,8 @@ class PlanStep:
         made = copy(self)
         made.index = base + self.index
         made.scope = scope
-        made.arguments = tuple(
-            argument._replace(slot=argument.slot + base) if argument.slot >= 0 else argument
-            for argument in self.arguments
-        )
-        made.when_arguments = tuple(argument._replace(slot=argument.slot + base) for argument in self.when_arguments)
+        made.arguments = tuple(argument.moved(base) for argument in self.arguments)
+        made.when_arguments = tuple(argument.moved(base) for argument in self.when_arguments)
         made.dependencies = tuple(base + index for index in self.dependencies)
         made.dependents = tuple(base + index for index in self.dependents)
         made.rename(path)

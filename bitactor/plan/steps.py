@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ def function_step(
     *,
     function: Callable[..., Any] | None = None,
     undo: bool = True,
+    beside: Collection[str] = (),
 ) -> PlanStep:
     """A step that calls a function, compiled with the options of its declaration; its name and places are filled in by
     the caller.
@@ -34,12 +35,15 @@ def function_step(
     Args:
         function: instead of the declared one.
         undo: whether the declared undo is compiled too.
+        beside: names of arguments that the function does not take, only its undo, compensate or backoff.
     """
     takes = tuple(argument.name for argument in arguments)
     compiled = step_with_options(step.options, function or step.function, arguments, injected, takes, what, workflow)
     compiled.kind = step.label
+    compiled.has_beside = bool(beside)
+    compiled.run.takes = tuple(name for name in takes if name not in beside)
     for policy in compiled.policies:
-        policy.check(takes)
+        policy.check(compiled.run.takes)
     if step.undo_function is not None and undo:
         compiled.undo = compile_callback("undo", step.undo_function, takes, f"undo of {what}", workflow)
         compiled.undo.in_doubt, compiled.undo.retries = step.undo_in_doubt, step.undo_retries

@@ -14,7 +14,7 @@ from bitactor.messages.codec import encode_token
 from bitactor.messages.faults import traceback_of
 from bitactor.messages.outcome import Continue, Ok, Outcome
 from bitactor.messages.signal import FORWARD, UNDO, Fault, Signal
-from bitactor.plan.arguments import BoundArguments, argument_values, transform_arguments
+from bitactor.plan.arguments import BoundArguments, transform_arguments
 from bitactor.plan.container import Close, ContainerArguments, Open, Skip
 from bitactor.plan.plan import Callback, PlanStep
 from bitactor.saga.events import Evaluated
@@ -49,7 +49,8 @@ def evaluate(state: SagaState, index: int) -> Evaluated:
     arguments = transform_arguments(step.arguments, state.tokens, step.address)
     if step.when is not None or step.guard is not None:
         values = BoundArguments(step.arguments, state.tokens, step.address, arguments)()
-        values |= argument_values(step.when_arguments, state.tokens, step.address)
+        asked = transform_arguments(step.when_arguments, state.tokens, step.address)
+        values |= BoundArguments(step.when_arguments, state.tokens, step.address, asked)()
         if step.when is not None and not _asked(step.when, values):
             return Evaluated(index, False)
         if step.guard is not None:

@@ -119,9 +119,7 @@ class _Resolution:
         path = f"{self.prefix}{self.own}#{self._generation() + 1}" if is_replacement else self.prefix + name
         where = f"{self.emitter.address!r} asks for {path!r}"
         step.arguments = tuple(self._arguments(template, bind, where))
-        step.when_arguments = tuple(
-            argument._replace(slot=argument.slot + self.base) for argument in template.when_arguments
-        )
+        step.when_arguments = tuple(argument.moved(self.base) for argument in template.when_arguments)
         step.token_in = tuple(argument.reference for argument in step.arguments)
         needed = {argument.slot for argument in (*step.arguments, *step.when_arguments)} & self.step_slots
         needed |= {self.own_slot, *self._only_ordered(template)}
@@ -159,7 +157,7 @@ class _Resolution:
             if source is not None:
                 yield self._rebound(argument, source, where)
             else:
-                yield argument if argument.slot < 0 else argument._replace(slot=argument.slot + self.base)
+                yield argument.moved(self.base)
 
     def _rebound(self, argument: Argument, source: Sequence[Any], where: str) -> Argument:
         """The argument with another source: `["value", bytes]`, or `["result" | "input", name, path…]`."""

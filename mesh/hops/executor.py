@@ -159,7 +159,7 @@ class Executor(ActorExecutor):
             resources = ready
         try:
             actor.kwargs = kwargs = arguments()
-            if callback.injected or callback is not step.run or step.takes_signal is not None:
+            if callback.injected or callback is not step.run or step.takes_signal is not None or step.has_beside:
                 actor.kwargs = self._kwargs(actor, callback, kwargs, result, resources=resources)
         except BaseException as error:  # a user's model may raise anything
             actor.fail(error)
@@ -288,8 +288,11 @@ class Executor(ActorExecutor):
         elif not traits.interruptible:
             answer = callback.function(**kwargs)
         else:
-            what = "compensate or backoff"
-            answer = await asyncio.to_thread(without_stop_iteration, what, callback.function, **kwargs)
+            answer = await asyncio.to_thread(
+                without_stop_iteration, "compensate or backoff", callback.function, **kwargs
+            )
+        if asyncio.iscoroutine(answer):
+            answer = await answer
         left = unsent(actor.context, answer, compensating=True)
         if left is not None:
             raise left
@@ -311,7 +314,7 @@ class Executor(ActorExecutor):
                 {step.takes_signal: actor.signal._replace(token=values["signal"])} if running else {}
             )
         else:
-            kwargs = values if running else {name: values[name] for name in callback.takes}
+            kwargs = values if running and not step.has_beside else {name: values[name] for name in callback.takes}
         for name, what in callback.injected.items():
             if what == "ctx":
                 if actor.context is None:

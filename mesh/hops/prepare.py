@@ -166,6 +166,8 @@ class PolicyChain:
         signal, step = actor.signal, actor.step
         path = signal.path or signal.name.removeprefix(f"{actor.plan.workflow}/")
         arguments: Mapping[str, Any] = actor.arguments()
+        if step.has_beside:
+            arguments = {name: arguments[name] for name in step.run.takes}
         if step.takes_signal is not None:
             arguments = {step.takes_signal: signal._replace(token=arguments["signal"])}
         due_ns = None  # before the function first starts, only the transaction's deadline counts
