@@ -155,7 +155,7 @@ class Store(StoreQueries, Protocol):
 
     def close(self) -> None:
         """Finish what was appended (its `done`s are called), give up our lease, release files.  A second call does
-        nothing."""
+        nothing.  Queries may be asked afterwards, on any thread: answer, or raise."""
 
 
 class Sink(Protocol):

@@ -3,43 +3,77 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Never, Self, Unpack
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, override
 
 from bitactor.consumer import Consumer
-from bitactor.declare.stimulus import StimulusOptions
-from bitactor.errors import BitActorError, InvalidInput, UnknownTransaction, suggest
+from bitactor.declare.stimulus import StimulusKeywords, StimulusOptions, refuse_unknown
+from bitactor.errors import (
+    BitActorError,
+    ConfigurationError,
+    InvalidInput,
+    UnknownTransaction,
+    suggest,
+)
 from bitactor.messages.pulse import STATUSES, Pulse
 from bitactor.messages.values import shown
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
-from mesh.hops.exits import run_on
 from mesh.network.links import Links
 from mesh.runtime.names import name_of
 from mesh.runtime.node import Node
 from mesh.runtime.settings import Settings, settings
 from mesh.sinks import OtelSink, open_sink
-from mesh.transaction import BlockingTransaction, Transaction
+from mesh.transaction.bridge import Bridge, LoopThread
+from mesh.transaction.mirror import BlockingTransaction, blocking, like
+from mesh.transaction.transaction import Transaction
 
-T = TypeVar("T")
 R = TypeVar("R", default=Any)
 
 
-class Mesh:
+class MeshFacts:
+    """What a mesh says of itself without being asked on its loop."""
+
+    def _look(self) -> Node:
+        raise NotImplementedError
+
+    @property
+    def state(self) -> str:
+        """How far the mesh is in its life: `new | opening | open | draining | closed`."""
+        return self._look().state
+
+    @property
+    def settings(self) -> Settings:
+        """The options it was made with, completed from the environment and the defaults."""
+        return self._look().settings
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop it lives on; None before it is opened."""
+        return getattr(self._look(), "loop", None)
+
+    @property
+    def workflows(self) -> Mapping[str, Workflow]:
+        """Name → workflow, of those declared here; `workflows[name]` raises `UnknownWorkflow`."""
+        return self._look().workflows
+
+
+class Mesh(MeshFacts):
     """Runs workflows and consumers: in this process alone, or, with a registry, together with others.
 
         async with Mesh(signup, greet, store="sqlite:///pulses.db") as mesh:
             transaction = await mesh.stimulate("users.signup", {"name": "Ada", "email": "ada@example.org"})
             await transaction.result(timeout=5)
 
-    It is also a plain context manager for threaded services, and `Mesh(signup).run(signup, {...})` is one blocking call
-    for scripts.
+    `with Mesh(…) as mesh` gives a `BlockingMesh`, for threaded services, and `Mesh(signup).run(signup, {...})` is one
+    blocking call for scripts.
+
+    It is open once at a time, on any loop, and once closed it can be opened again.  All begins anew then (pools,
+    policies, resources, a store in memory), but for what is in the store's file.
 
     Args:
         definitions: workflows and consumers; checked here, so that what is wrong with them is said before anything
@@ -68,23 +102,40 @@ class Mesh:
         **options: Any,
     ) -> None:
         chosen = settings(**options)
-        if chosen.otlp:
-            sinks = [*sinks, OtelSink(chosen.otlp, service_name=chosen.service_name)]
-        self.node = Node(
-            definitions,
+        self._sinks = sinks
+        self._parts: dict[str, Any] = {"clock": clock, "ids": ids, "replace": replace, "middleware": middleware}
+        self._definitions = definitions
+        self._settings = chosen
+        self.node = self._make_node()
+        self._renewing = threading.Lock()
+        self._threads: list[tuple[LoopThread, Node]] = []  # of those who are in a `with` block
+        self._bridge: Bridge | None = None
+
+    def _make_node(self) -> Node:
+        chosen = self._settings
+        otlp = [OtelSink(chosen.otlp, service_name=chosen.service_name)] if chosen.otlp else []
+        return Node(
+            self._definitions,
             chosen,
             network=Links if chosen.registry else None,
-            sinks=[open_sink(sink) if isinstance(sink, str) else sink for sink in sinks],
-            clock=clock,
-            ids=ids,
-            replace=replace,
-            middleware=middleware,
+            sinks=[*(open_sink(sink) if isinstance(sink, str) else sink for sink in self._sinks), *otlp],
+            **self._parts,
         )
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _refuse_closed_sinks(self) -> None:
+        for sink in self._sinks:
+            if getattr(sink, "ended", False) is True:
+                raise ConfigurationError(
+                    f"the sink {type(sink).__name__} was closed with this mesh, which would be opened without it: give "
+                    "it by its URL, as in sinks=['jsonl:///pulses.jsonl'], and it is opened anew each time"
+                )
+
+    @override
+    def _look(self) -> Node:
+        return self.node
 
     async def __aenter__(self) -> Self:
-        await self.node.open()
+        await self._open()
         return self
 
     async def __aexit__(
@@ -92,25 +143,16 @@ class Mesh:
     ) -> None:
         await self.node.close()
 
-    @property
-    def state(self) -> str:
-        """How far the mesh is in its life: `new | opening | open | draining | closed`."""
-        return self.node.state
-
-    @property
-    def settings(self) -> Settings:
-        """The options it was made with, completed from the environment and the defaults."""
-        return self.node.settings
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop it lives on; None before it is opened."""
-        return None if self.state == "new" else self.node.loop
-
-    @property
-    def workflows(self) -> Mapping[str, Workflow]:
-        """Name → workflow, of those declared here; `workflows[name]` raises `UnknownWorkflow`."""
-        return self.node.workflows
+    async def _open(self) -> Node:
+        """Open the mesh on this loop; its node is a new one if it was open before."""
+        with self._renewing:  # two threads may open at the same time
+            if self.node.state == "closed":
+                self._refuse_closed_sinks()
+                self.node = self._make_node()
+            node = self.node
+        await node.open()
+        self._bridge = Bridge(lambda: node.state == "closed")
+        return node
 
     async def stimulate(
         self,
@@ -124,12 +166,13 @@ class Mesh:
         traceparent: str | None = None,
         max_concurrency: int | None = None,
         priority: int = 0,
+        **unknown: Never,
     ) -> Transaction[R]:
         """Begin a transaction; returns once it is kept as durably as the store promises.
 
         Args:
             workflow: its name, or itself.
-            input: what its input model validates.
+            input: what its input model validates: a mapping with its fields, or the model itself.
             key: idempotency key; the same key with the same input gives the transaction that began first.
             ttl: hop budget, instead of the workflow's.
             deadline: seconds it may take, instead of the workflow's.
@@ -144,6 +187,8 @@ class Mesh:
             DuplicateTransaction: the key was used with another input.
             Overloaded: too many transactions are running, and none ended in time.
         """
+        if unknown:
+            refuse_unknown("Mesh.stimulate", unknown)
         name = name_of(workflow)
         options = StimulusOptions(key, ttl, deadline, metadata, traceparent, max_concurrency, priority)
         return Transaction(self.node.transactions, await self.node.intake.stimulate(name, input, options))
@@ -234,103 +279,141 @@ class Mesh:
 
     # From threads
 
-    def __enter__(self) -> Self:
-        started = threading.Event()
-        failure: list[BaseException] = []
-        loop = asyncio.new_event_loop()
+    @property
+    def blocking(self) -> BlockingMesh:
+        """The mesh for threads beside its loop: what `with Mesh(…)` gives."""
+        return BlockingMesh(self)
 
-        def live() -> None:
-            asyncio.set_event_loop(loop)
+    def __enter__(self) -> BlockingMesh:
+        thread = LoopThread("bitactor-mesh")
+        try:
+            node = thread.call(self._open)
+        except BaseException:
             try:
-                loop.run_until_complete(self.node.open())
-            except BaseException as error:
-                failure.append(error)
-                started.set()
-            else:
-                started.set()
-                run_on(loop.run_forever)
+                thread.call(self._abandon)
             finally:
-                loop.run_until_complete(_cancel_others())
-                loop.run_until_complete(loop.shutdown_default_executor())
-                loop.close()
-
-        self._loop = loop
-        self._thread = threading.Thread(target=live, name="bitactor-mesh", daemon=True)
-        self._thread.start()
-        started.wait()
-        if failure:
-            self._thread.join()
-            self._thread = None
-            raise failure[0]
-        return self
+                thread.close()
+            raise
+        self._threads.append((thread, node))
+        return self.blocking
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread is None or self._loop is None:
+        if not self._threads:
             return
+        thread, node = self._threads.pop()
+        if thread.bridge.forked:
+            return  # what a fork has of it is a copy
         try:
-            self._blocking(self.node.close)
+            thread.call(node.close)
         finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._thread = None
+            thread.close()
 
-    def submit(self, workflow: str | Workflow[R], input: Any = None, **options: Any) -> BlockingTransaction[R]:
+    async def _abandon(self) -> None:
+        """Close what was opened on this loop, for somebody who could not wait for it."""
+        node = self.node
+        if node.state != "new" and node.loop is asyncio.get_running_loop():
+            await node.close(0)
+
+    def submit(
+        self, workflow: str | Workflow[R], input: Any = None, **options: Unpack[StimulusKeywords]
+    ) -> BlockingTransaction[R]:
         """`stimulate` from a thread that is not the mesh's; blocks until it is accepted.
 
         Raises:
             BitActorError: called on the mesh's own loop, where blocking would be a deadlock.
+            What `stimulate` raises.
         """
-        if self.state == "new":
-            raise BitActorError("open the mesh first: `with Mesh(…) as mesh:`")
-        return BlockingTransaction(self._blocking, self._blocking(self.stimulate, workflow, input, **options))
+        refuse_unknown("Mesh.submit", options)
+        return self.blocking.stimulate(workflow, input, **options)
 
-    def run(self, workflow: str | Workflow[R], input: Any = None, *, timeout: float | None = None, **options: Any) -> R:
+    def run(
+        self,
+        workflow: str | Workflow[R],
+        input: Any = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[StimulusKeywords],
+    ) -> R:
         """Begin a transaction and wait for its result: one blocking call, which opens and closes the mesh if nobody
         has.
 
         Raises:
             What `stimulate` and `Transaction.result` raise.
         """
-        if self.state == "new":
-            with self:
-                return self.submit(workflow, input, **options).result(timeout)
-        return self.submit(workflow, input, **options).result(timeout)
+        refuse_unknown("Mesh.run", options)
+        if self.state in ("new", "closed"):
+            with self as mesh:
+                return mesh.stimulate(workflow, input, **options).result(timeout)
+        return self.blocking.stimulate(workflow, input, **options).result(timeout)
 
-    def _blocking(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
-        """Await `call(*arguments, **options)` on the mesh's loop, from another thread.
 
-        The coroutine is made on the loop's thread, where no Ctrl-C can come between making and starting it.
+class BlockingMesh(MeshFacts):
+    """A `Mesh` for threads that are not its own: the same methods, which block where those are awaited.
 
-        Raises:
-            BitActorError: called on the loop's own thread, where waiting would be a deadlock; or the mesh is closed.
-        """
-        loop, collapsed = self.node.loop, self.node.collapsed
-        if self.state == "closed" or loop.is_closed():
-            raise BitActorError(f"this mesh has ended: {collapsed}" if collapsed else "this mesh is closed")
-        if threading.get_ident() == self.node.thread:
-            raise BitActorError(
-                "a blocking call on the mesh's own loop would wait for itself for ever; await the async one instead"
-            )
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        with Mesh(signup) as mesh:
+            transaction = mesh.stimulate("users.signup", {"name": "Ada", "email": "ada@example.org"})
+            transaction.result(timeout=5)
 
-        def start() -> None:
-            task = loop.create_task(call(*arguments, **options))
-            task.add_done_callback(lambda _: _transfer_result(future, task))
-            future.add_done_callback(lambda _: _cancel_threadsafe(loop, task))
+    `with Mesh(…)` gives one, and so does `mesh.blocking`, for the threads beside a loop of your own.
+    """
 
-        try:
-            loop.call_soon_threadsafe(start)
-            while not concurrent.futures.wait([future], timeout=1.0).done:
-                if loop.is_closed():
-                    raise BitActorError("this mesh was closed meanwhile")
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise BitActorError("this mesh was closed meanwhile") from None
-        except BaseException:
-            future.cancel()
-            raise
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    @property
+    def node(self) -> Node:
+        """The mesh's part in this process, for those who look inside."""
+        return self._mesh.node
+
+    @override
+    def _look(self) -> Node:
+        return self._mesh.node
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        bridge = self._mesh._bridge
+        if bridge is None:
+            raise BitActorError("open the mesh first: `with Mesh(…) as mesh:`")
+        result = bridge.call(getattr(self._mesh, method), *arguments, **options)
+        return BlockingTransaction(bridge, result) if isinstance(result, Transaction) else result
+
+    @like(Mesh.stimulate)
+    def stimulate(
+        self, workflow: str | Workflow[R], input: Any = None, **options: Unpack[StimulusKeywords]
+    ) -> BlockingTransaction[R]:
+        begun: BlockingTransaction[R] = self._call("stimulate", workflow, input, **options)
+        return begun
+
+    @like(Mesh.begin)
+    def begin(
+        self, workflow: str | Workflow[R], values: Mapping[str, Any], options: StimulusOptions, given: Any = None
+    ) -> BlockingTransaction[R]:
+        begun: BlockingTransaction[R] = self._call("begin", workflow, values, options, given)
+        return begun
+
+    @like(Mesh.submit)
+    def submit(
+        self, workflow: str | Workflow[R], input: Any = None, **options: Unpack[StimulusKeywords]
+    ) -> BlockingTransaction[R]:
+        return self._mesh.submit(workflow, input, **options)
+
+    @like(Mesh.run)
+    def run(
+        self,
+        workflow: str | Workflow[R],
+        input: Any = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[StimulusKeywords],
+    ) -> R:
+        return self._mesh.run(workflow, input, timeout=timeout, **options)
+
+    transaction = blocking(Mesh.transaction)
+    journal = blocking(Mesh.journal)
+    transactions = blocking(Mesh.transactions)
+    about = blocking(Mesh.about)
+    close = blocking(Mesh.close)
 
 
 def _plain(values: Any) -> dict[str, Any] | None:
@@ -339,29 +422,3 @@ def _plain(values: Any) -> dict[str, Any] | None:
         return dict(values) if issubclass(type(values), Mapping) else None
     except BaseException:  # of a user's mapping
         return None
-
-
-def _cancel_threadsafe(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-    """Cancel the task of a caller that waits no more; without effect on a task that has ended."""
-    with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
-        loop.call_soon_threadsafe(task.cancel)
-
-
-def _transfer_result(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
-    """Give the task's result or exception to the thread that waits for it, unless it has given up."""
-    with contextlib.suppress(concurrent.futures.InvalidStateError):
-        if task.cancelled():
-            future.cancel()
-        elif (error := task.exception()) is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(task.result())
-
-
-async def _cancel_others() -> None:
-    """Cancel all other tasks on this loop, which ends."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    if others:
-        await asyncio.wait(others, timeout=1.0)

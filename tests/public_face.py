@@ -41,7 +41,7 @@ MODULES = (
 """Every module that docs, README or a docstring of the public face tell users to import from."""
 
 PACKAGES = ("bitactor", "registry", "mesh", "pytest_bitactor")
-GIVEN = ("Bench", "BlockingTransaction", "Consumer", "Context", "FixtureMesh", "Step", "Transaction")
+GIVEN = ("Bench", "BlockingMesh", "BlockingTransaction", "Consumer", "Context", "FixtureMesh", "Step", "Transaction")
 """Classes whose objects users get and never make: their constructors are ours."""
 
 

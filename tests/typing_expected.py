@@ -13,8 +13,9 @@ from typing import Any, assert_type
 from pydantic import BaseModel
 
 from bitactor import Backoff, Element, Step, Then, Workflow
+from bitactor.ports import TransactionRow
 from bitactor.testing import Trace, run_workflow
-from mesh import Mesh
+from mesh import BlockingMesh, Mesh
 from mesh.testing import FixtureMesh
 from mesh.transaction import BlockingTransaction, Transaction
 
@@ -147,7 +148,25 @@ def blocking(mesh: Mesh, fixture: FixtureMesh) -> None:
     assert_type(mesh.run("line"), Any)
     assert_type(mesh.submit(declared), BlockingTransaction[int])
     assert_type(mesh.submit(declared).result(), int)
+    assert_type(mesh.submit(declared).value(), int)
+    assert_type(mesh.submit(declared).progress(), dict[str, Any])
+    assert_type(mesh.submit(declared).undo("why"), str)
     assert_type(fixture.run(shipped), str)
+
+
+def in_a_block() -> None:
+    with Mesh(shipped) as mesh:
+        assert_type(mesh, BlockingMesh)
+        assert_type(mesh.stimulate(shipped, key="k"), BlockingTransaction[str])
+        assert_type(mesh.submit(shipped).value(), str)
+        assert_type(mesh.run(shipped, {"amount": 1}, timeout=3), str)
+        assert_type(mesh.transaction("id"), BlockingTransaction[Any])
+        assert_type(mesh.transactions(limit=3), list[TransactionRow])
+        mesh.run(shipped, amount=1)  # type: ignore[call-arg]
+        mesh.submit(shipped, key=1)  # type: ignore[arg-type]
+        mesh.transactions(limit="3")  # type: ignore[arg-type]
+        mesh.transaction()  # type: ignore[call-arg]
+        mesh.submit(shipped).ended("3")  # type: ignore[arg-type]
 
 
 async def awaiting(mesh: Mesh, fixture: FixtureMesh) -> None:
@@ -156,6 +175,7 @@ async def awaiting(mesh: Mesh, fixture: FixtureMesh) -> None:
     assert_type(await (await fixture.stimulate(shipped)).result(), str)
     assert_type(await mesh.stimulate("line"), Transaction[Any])
     assert_type(await mesh.transaction("id"), Transaction[Any])
+    await mesh.stimulate(shipped, amount=1)  # type: ignore[arg-type]
 
 
 narrower: Workflow[int] = shipped  # type: ignore[assignment]

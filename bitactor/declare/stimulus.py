@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
 from bitactor.errors import InvalidInput, InvalidOutcome, suggest
 from bitactor.messages.codec import decode_token, encode_token
@@ -24,6 +24,30 @@ class _Options(NamedTuple):
     traceparent: str | None
     max_concurrency: int | None
     priority: int
+
+
+class StimulusKeywords(TypedDict, total=False):
+    """The options of a stimulus as keywords."""
+
+    key: str | None
+    ttl: int | None
+    deadline: float | None
+    metadata: Mapping[str, Any] | None
+    traceparent: str | None
+    max_concurrency: int | None
+    priority: int
+
+
+def refuse_unknown(call: str, options: Mapping[str, object]) -> None:
+    """Raise `TypeError` for keywords that are no options of a stimulus, saying what may have been meant."""
+    for name in options:
+        if name in _RULES:
+            continue
+        near = suggest(name, _RULES)
+        hint = f".{near}" if near.startswith(" Did you") else f"; an input is one mapping: {{{name!r}: …}}"
+        if name == "timeout":
+            hint = "; `result` and `run` wait for a timeout=…, deadline=… is how long the transaction may take"
+        raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{hint}")
 
 
 class StimulusOptions(_Options):

@@ -33,7 +33,7 @@ from mesh.runtime.names import consumer_name
 from mesh.runtime.ports import Enqueue, Network
 from mesh.runtime.recovery import Recovery
 from mesh.runtime.settings import Settings
-from mesh.runtime.settled import Transactions
+from mesh.runtime.settled import Transactions, require_loop
 from mesh.runtime.supervisor import Supervisor
 from mesh.runtime.watchdog import Watchdog
 from mesh.sinks import OtelSink, SinkRelay
@@ -112,6 +112,7 @@ class Node:
         """Why this node ended by itself; empty if it did not."""
         self.collapse = asyncio.Event()
         """Set when the node ends by itself."""
+        self._claim = threading.Lock()
         self._ending: asyncio.Task[None] | None = None
         self._skip_drain = asyncio.Event()
         self._released = asyncio.Event()
@@ -154,11 +155,13 @@ class Node:
 
     async def open(self) -> None:
         """Start all parts; on failure those that were started are taken down again."""
-        if self.state != "new":
-            raise BitActorError(f"this mesh is {self.state}; make a new one")
-        self.state = "opening"
-        self.loop = asyncio.get_running_loop()
-        self.thread = threading.get_ident()
+        with self._claim:  # two threads may try at the same time
+            if self.state != "new":
+                raise BitActorError(
+                    f"this mesh is {self.state}: it is open once at a time; use it where it was opened, or make another"
+                )
+            self.loop = asyncio.get_running_loop()
+            self.state = "opening"
         try:
             self._start_parts()
             self._connect()
@@ -302,6 +305,7 @@ class Node:
             raise ConfigurationError(f"drain={drain!r}; give {duration_rule(zero=True)}")
         if self.state == "closed":
             return
+        require_loop(self.loop)
         if self.state == "draining":
             self._skip_drain.set()
             await self._released.wait()
@@ -415,6 +419,7 @@ class Node:
             raise BitActorError(f"this mesh has ended: {self.collapsed}")
         if self.state != "open":
             raise BitActorError(f"this mesh is {self.state}; it takes no more work")
+        require_loop(self.loop)
 
 
 def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:

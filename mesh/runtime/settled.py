@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from bitactor.errors import InvalidInput, StoreError, UnknownTransaction, Unroutable
+from bitactor.errors import BitActorError, InvalidInput, StoreError, UnknownTransaction, Unroutable
+from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
+from bitactor.messages.values import shown
 from bitactor.plan.plan import Plan
 from bitactor.saga import CancelRequested, ResumeRequested, UndoRequested
 from mesh.runtime.live import LiveTransaction
@@ -47,6 +49,28 @@ class Transactions:
     def close(self) -> None:
         """Wait no more for transactions that other processes run."""
         self._closed = True
+
+    def require_running(self, transaction: str) -> None:
+        """Raise unless a transaction's end can be awaited here: the mesh is not closed, and lives on this loop."""
+        if self._closed:
+            raise StoreError(f"transaction {transaction} had not ended when this mesh was closed")
+        require_loop(self._supervisor.loop)
+
+    def pulses(self, transaction: str) -> Sequence[Pulse]:
+        """The pulses that the store has of a transaction, also after the mesh was closed.
+
+        Raises:
+            StoreError: it has none any more.
+        """
+        try:
+            pulses = self.store.pulses(transaction)
+        except Exception as error:
+            if isinstance(error, BitActorError) or not self._closed:
+                raise
+            raise StoreError(f"{self._where} cannot be read after the mesh was closed: {shown(error)}") from error
+        if not pulses:
+            raise StoreError(f"the pulses of transaction {transaction} are not in {self._where} any more")
+        return pulses
 
     def owns(self, live: LiveTransaction) -> bool:
         """Whether `live` is what runs here: nobody else does, and it is no copy from the store."""
@@ -163,3 +187,16 @@ class Transactions:
             raise InvalidInput(f"transaction {transaction} is {now}; only {only}")
         self._supervisor.reopen(live)
         return live
+
+
+def require_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Raise `BitActorError` unless this runs on `loop`, a mesh's."""
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    if here is not loop:
+        raise BitActorError(
+            "this mesh lives on another event loop: await this where it was opened, or call `mesh.blocking` from a "
+            "thread"
+        )

@@ -107,6 +107,11 @@ class LiveSink:
         self._lock = Lock()
         self._closed = False
 
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no more pulses."""
+        return self._closed
+
     def subscribe(self, accepts: PulseFilter | None = None, *, limit: int = 10_000) -> Subscription:
         """A subscription to the pulses from now on for which `accepts` is true (all, without one); at most `limit` wait
         to be read.

@@ -25,7 +25,7 @@ from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
 from mesh.stores.database import connect, is_busy, prepare, retry_while_busy, store_error
 from mesh.stores.lease import LeaseThread, claim, identify, reclaim, register, release, unclaimed
-from mesh.stores.read import SqliteQueries
+from mesh.stores.read import Rows, SqliteQueries, SqliteReader
 from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
 from mesh.stores.write import Writer, prepare_writes
 
@@ -167,7 +167,8 @@ class SqliteStore(SqliteQueries, Store):
     @override
     def close(self) -> None:
         """Takes tens of milliseconds (the log goes into the file, the file to the disk); up to `patience` seconds when
-        another process keeps the file locked."""
+        another process keeps the file locked.  Queries still answer afterwards, on any thread, as long as the file is
+        there; appends fail."""
         connection = self._connection
         if connection is None or self._closing:
             return
@@ -185,6 +186,13 @@ class SqliteStore(SqliteQueries, Store):
         finally:
             self._connection = None
             connection.close()
+
+    @override
+    def _rows(self, sql: str, *values: str | int) -> Rows:
+        if self._connection is not None or not self._opened:
+            return super()._rows(sql, *values)
+        with SqliteReader(self._path) as reader:
+            return reader._rows(sql, *values)
 
     def _connect(self) -> sqlite3.Connection:
         """A connection that writes, for the calling thread.

@@ -7,24 +7,26 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, Unpack
 
 import pytest
 from typing_extensions import TypeVar, override
 
 from bitactor.consumer import Consumer
+from bitactor.declare.stimulus import StimulusKeywords
 from bitactor.errors import BitActorError
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.testing import SequentialIds
 from bitactor.workflow import Workflow
-from mesh.mesh import Mesh
+from mesh.mesh import BlockingMesh, Mesh
+from mesh.runtime.node import Node
 from mesh.runtime.settings import Settings
 from mesh.testing.activity import LINGER, Leftovers
 from mesh.testing.clock import MeshClock
 from mesh.testing.portal import Portal, in_a_loop
 from mesh.testing.pulses import Pulses
 from mesh.testing.replace import Replacements, replace_callbacks
-from mesh.transaction import BlockingTransaction, Transaction
+from mesh.transaction import Transaction
 
 R = TypeVar("R", default=Any)
 
@@ -46,19 +48,26 @@ class FixtureMesh(Mesh):
         ids: Ids | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(*definitions, sinks=[bench.pulses, *sinks], clock=clock, ids=ids, **_hermetic(options))
         self._bench = bench
         self._lock = asyncio.Lock()
-        if steps:
-            plans = replace_callbacks(definitions, steps)
-            self.node.plans.update(plans)
-            self.node.consumers.update({key: plans[plan.workflow] for key, plan in self.node.consumers.items()})
+        self._steps = steps
+        super().__init__(*definitions, sinks=[bench.pulses, *sinks], clock=clock, ids=ids, **_hermetic(options))
+
+    @override
+    def _make_node(self) -> Node:
+        node = super()._make_node()
+        if self._steps:
+            plans = replace_callbacks(self._definitions, self._steps)
+            node.plans.update(plans)
+            node.consumers.update({key: plans[plan.workflow] for key, plan in node.consumers.items()})
+        self._bench._watch(node, self._parts["clock"])
+        return node
 
     # On the loop of a test
 
     @override
     async def __aenter__(self) -> Self:
-        await self._open()
+        await self._begin("new", "closed")
         return self
 
     @override
@@ -70,37 +79,47 @@ class FixtureMesh(Mesh):
     @override
     async def stimulate(self, workflow: str | Workflow[R], input: Any = None, **options: Any) -> Transaction[R]:
         """Opens the mesh first if need be; see `Mesh.stimulate`."""
-        await self._open()
+        await self._begin()
         return await super().stimulate(workflow, input, **options)
 
     @override
     async def transaction(self, transaction: str) -> Transaction:
         """Opens the mesh first if need be; see `Mesh.transaction`."""
-        await self._open()
+        await self._begin()
         return await super().transaction(transaction)
 
     @override
     async def transactions(self, **options: Any) -> list[TransactionRow]:
         """Opens the mesh first if need be; see `Mesh.transactions`."""
-        await self._open()
+        await self._begin()
         return await super().transactions(**options)
 
-    async def _open(self) -> None:
+    async def _begin(self, *states: str) -> None:
+        """Open the mesh if it was never opened, or is in one of these states."""
+        if self.state == "closed" and "closed" not in states:
+            return
         if not in_a_loop():
             raise BitActorError(
                 'a mesh lives on an asyncio loop; run this test on one (with anyio: `anyio_backend = "asyncio"`)'
             )
         async with self._lock:
-            if self.node.state == "new":
+            if self.state in (states or ("new",)):
                 self._bench.begin()
-                await self.node.open()
+                await self._open()
 
     # From a thread
 
     @override
-    def __enter__(self) -> Self:
+    def __enter__(self) -> BlockingMesh:
+        self._open_in_thread("new", "closed")
+        return super().blocking
+
+    @property
+    @override
+    def blocking(self) -> BlockingMesh:
+        """Opens the mesh first if need be; see `Mesh.blocking`."""
         self._open_in_thread()
-        return self
+        return super().blocking
 
     @override
     def __exit__(
@@ -109,23 +128,25 @@ class FixtureMesh(Mesh):
         self._bench.portal().call(self._bench.end, [self], failed=error is not None)
 
     @override
-    def submit(self, workflow: str | Workflow[R], input: Any = None, **options: Any) -> BlockingTransaction[R]:
-        """Opens the mesh first if need be; see `Mesh.submit`."""
-        self._open_in_thread()
-        return super().submit(workflow, input, **options)
-
-    @override
-    def run(self, workflow: str | Workflow[R], input: Any = None, *, timeout: float | None = None, **options: Any) -> R:
+    def run(
+        self,
+        workflow: str | Workflow[R],
+        input: Any = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[StimulusKeywords],
+    ) -> R:
         """The mesh stays open afterwards; see `Mesh.run`."""
-        return self.submit(workflow, input, **options).result(timeout)
+        self._open_in_thread()
+        return super().run(workflow, input, timeout=timeout, **options)
 
-    def _open_in_thread(self) -> None:
+    def _open_in_thread(self, *states: str) -> None:
         if in_a_loop():
             raise BitActorError(
                 "this test is a coroutine: await `stimulate`; `submit` and `run` would block the loop that its mesh "
                 "lives on"
             )
-        self._bench.portal().call(self._open)
+        self._bench.portal().call(self._begin, *states)
 
 
 class MeshFactory:
@@ -218,11 +239,14 @@ class Bench:
         if ids is None and options.get("store", "memory://") == "memory://":
             ids = self._ids  # a store that outlives the test needs ids that nobody has had
         mesh = FixtureMesh(self, *definitions, clock=clock or self._clock, ids=ids, **options)
-        self.pulses.know(mesh.node.plans)
         self._meshes.append(mesh)
-        if self._clock is not None and clock in (None, self._clock):
-            self._clock.watch(mesh.node)
         return mesh
+
+    def _watch(self, node: Node, clock: Clock | None) -> None:
+        """Know the node of a mesh, a new one each time it is opened."""
+        self.pulses.know(node.plans)
+        if self._clock is not None and clock is self._clock:
+            self._clock.watch(node)
 
     def use_fake_clock(self) -> MeshClock:
         """The fake clock, by which meshes live from now on."""

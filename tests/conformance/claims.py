@@ -34,6 +34,7 @@ SECTIONS: Final = (
     "Context and builder",
     "Running",
     "Starting and stopping",
+    "Two ways to call it",
     "Resilience patterns",
     "Resources",
     "Where Reactor was caught",

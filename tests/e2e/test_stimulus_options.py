@@ -153,7 +153,8 @@ WAYS: Final[dict[str, Callable[..., str]]] = {
 def house() -> Iterator[House]:
     directory = Path(tempfile.mkdtemp(prefix="ba-"))
     registry = f"ipc://{directory}/registry"
-    with RegistryServer(registry), Mesh(shown, registry=registry) as mesh:
+    mesh = Mesh(shown, registry=registry)
+    with RegistryServer(registry), mesh:
         loop = mesh.node.loop
         server = HttpServer(mesh, port=0, drain=0.0)
         serving = asyncio.run_coroutine_threadsafe(server.run(), loop)

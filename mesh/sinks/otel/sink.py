@@ -199,6 +199,11 @@ class OtelSink:
         self._thread = Thread(target=self._run, name="bitactor-otel", daemon=True)
         self._thread.start()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no more pulses."""
+        return self._buffer.closing
+
     def receive(self, pulses: Sequence[Pulse]) -> None:
         """Queue `pulses`; never blocks."""
         self._buffer.put(pulses)

@@ -1,14 +1,15 @@
-"""`Transaction` and `BlockingTransaction`: a transaction as its caller sees it."""
+"""`Transaction`: a transaction as its caller sees it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Generic, Protocol
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final, Generic
 
 from typing_extensions import TypeVar, override
 
-from bitactor.errors import InvalidInput, WorkflowFailed
+from bitactor.errors import BitActorError, InvalidInput, WorkflowFailed
 from bitactor.export.display import readable_pulses
 from bitactor.export.failure import errors_as_plain, failure_of
 from bitactor.messages.codec import decode_token
@@ -21,47 +22,66 @@ from mesh.limits.pools import LENDER, lend_permits
 from mesh.runtime.live import LiveTransaction, TransactionLimits
 from mesh.runtime.settled import Transactions
 
-T = TypeVar("T")
+KEPT_PULSES: Final = 1_000
+"""Most pulses of a settled transaction that its handle keeps once they were read, for when the store is gone."""
 
 R_co = TypeVar("R_co", covariant=True, default=Any)
 
 
-class Transaction(Generic[R_co]):
-    """A transaction that was accepted.  Safe to use on the mesh's loop; `BlockingTransaction` is for other threads."""
+class Handle:
+    """What a handle of a transaction says without asking: the same on the mesh's loop, in other threads, and after the
+    mesh was closed."""
+
+    def _look(self) -> LiveTransaction:
+        raise NotImplementedError
+
+    @override
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} of {self.workflow!r}: {self.status}>"
+
+    @property
+    def id(self) -> str:
+        """The transaction's id, 32 hex digits; for a root transaction the trace id in Jaeger."""
+        return self._look().state.transaction
+
+    @property
+    def root(self) -> str:
+        """The id of the root transaction, which is the trace id of the whole causal tree."""
+        return self._look().state.root
+
+    @property
+    def workflow(self) -> str:
+        """The workflow's name."""
+        return self._look().plan.workflow
+
+    @property
+    def status(self) -> str:
+        """The transaction's status: `running | completed | compensated | cancelled | halted | stuck`."""
+        live = self._look()
+        return live.state.status if live.settled else "running"
+
+    @property
+    def plan(self) -> Plan:
+        """The workflow as it was declared, checked: its steps and what they need."""
+        return self._look().plan
+
+
+class Transaction(Handle, Generic[R_co]):
+    """A transaction that was accepted.  Used on the mesh's loop; `BlockingTransaction` is for other threads.
+
+    It still answers after the mesh was closed: how the transaction ended is kept with it, and its pulses can be read as
+    long as its store has them.
+    """
+
+    _kept: Sequence[Pulse] = ()
 
     def __init__(self, transactions: Transactions, live: LiveTransaction) -> None:
         self._transactions = transactions
         self._live = live
 
     @override
-    def __repr__(self) -> str:
-        return f"<Transaction {self.id} of {self.workflow!r}: {self.status}>"
-
-    @property
-    def id(self) -> str:
-        """The transaction's id, 32 hex digits; for a root transaction the trace id in Jaeger."""
-        return self._live.state.transaction
-
-    @property
-    def root(self) -> str:
-        """The id of the root transaction, which is the trace id of the whole causal tree."""
-        return self._live.state.root
-
-    @property
-    def workflow(self) -> str:
-        """The workflow's name."""
-        return self._live.plan.workflow
-
-    @property
-    def status(self) -> str:
-        """The transaction's status: `running | completed | compensated | cancelled | halted | stuck`."""
-        live = self._live
-        return live.state.status if live.settled else "running"
-
-    @property
-    def plan(self) -> Plan:
-        """The workflow as it was declared, checked: its steps and what they need."""
-        return self._live.plan
+    def _look(self) -> LiveTransaction:
+        return self._live
 
     def about(self) -> dict[str, Any]:
         """The transaction's bounds and who waits for it here, as plain data: `priority` and `max_concurrency`; how many
@@ -116,6 +136,7 @@ class Transaction(Generic[R_co]):
             StoreError: nobody here can carry it on, or see how it ends.
         """
         if not self._live.settled:
+            self._transactions.require_running(self.id)
             if timeout is None and LENDER.get() is None:
                 await self._wait_settled()
             else:
@@ -169,8 +190,19 @@ class Transaction(Generic[R_co]):
         return readable_pulses(self._live.plan, self.raw_pulses())
 
     def raw_pulses(self) -> Sequence[Pulse]:
-        """The pulses as the journal has them."""
-        return self._transactions.store.pulses(self.id)
+        """The pulses as the journal has them.
+
+        Raises:
+            StoreError: the store does not have them any more, and they were not read before.
+        """
+        try:
+            pulses = self._transactions.pulses(self.id)
+        except BitActorError:
+            if not self._kept:
+                raise
+            return list(self._kept)
+        self._kept = tuple(pulses) if self._live.settled and len(pulses) <= KEPT_PULSES else ()
+        return pulses
 
     async def cancel(self, reason: str = "") -> str:
         """Stop the transaction, undo what was done, and return the status it ended with.  Without effect if it has
@@ -219,7 +251,11 @@ class Transaction(Generic[R_co]):
     def _failure(self) -> WorkflowFailed:
         state = self._live.state
         hint = f" [transaction {self.id}; `bitactor trace {self.id}` shows what happened]"
-        return failure_of(state, self.errors(), () if state.errors else self.raw_pulses(), hint)
+        pulses: Sequence[Pulse] = ()
+        if not state.errors:  # the pulses say why it halted
+            with suppress(BitActorError):
+                pulses = self.raw_pulses()
+        return failure_of(state, self.errors(), pulses, hint)
 
 
 def _asked_for(reason: Any, otherwise: str) -> Fault:
@@ -227,80 +263,6 @@ def _asked_for(reason: Any, otherwise: str) -> Fault:
     if reason is not None and not isinstance(reason, str):
         raise InvalidInput(f"reason={shown(reason)}; give a text")
     return Fault("bitactor.errors:Cancelled", utf8_safe(exact_text(reason or otherwise)))
-
-
-class Blocking(Protocol):
-    """Awaits `call(*arguments)` on the mesh's loop, from another thread."""
-
-    def __call__(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T: ...
-
-
-class BlockingTransaction(Generic[R_co]):
-    """A `Transaction` for a thread that is not the mesh's."""
-
-    def __init__(self, blocking: Blocking, transaction: Transaction[R_co]) -> None:
-        self._blocking = blocking
-        self._transaction = transaction
-
-    @override
-    def __repr__(self) -> str:
-        return repr(self._transaction)
-
-    @property
-    def id(self) -> str:
-        """See `Transaction.id`."""
-        return self._transaction.id
-
-    @property
-    def root(self) -> str:
-        """See `Transaction.root`."""
-        return self._transaction.root
-
-    @property
-    def workflow(self) -> str:
-        """See `Transaction.workflow`."""
-        return self._transaction.workflow
-
-    @property
-    def status(self) -> str:
-        """See `Transaction.status`."""
-        return self._transaction.status
-
-    def result(self, timeout: float | None = None) -> R_co:
-        """See `Transaction.result`; blocks the calling thread."""
-        return self._blocking(self._transaction.result, timeout)
-
-    def ended(self, timeout: float | None = None) -> str:
-        """See `Transaction.ended`; blocks the calling thread."""
-        return self._blocking(self._transaction.ended, timeout)
-
-    def errors(self) -> list[BaseException]:
-        """See `Transaction.errors`."""
-        return self._blocking(_call, self._transaction.errors)
-
-    def results(self) -> dict[str, Any]:
-        """See `Transaction.results`."""
-        return self._blocking(_call, self._transaction.results)
-
-    def pulses(self) -> list[Pulse]:
-        """See `Transaction.pulses`."""
-        return self._blocking(_call, self._transaction.pulses)
-
-    def undo(self, reason: str = "") -> str:
-        """See `Transaction.undo`; blocks until the undo has ended."""
-        return self._blocking(self._transaction.undo, reason)
-
-    def cancel(self, reason: str = "") -> str:
-        """See `Transaction.cancel`; blocks until the transaction has ended."""
-        return self._blocking(self._transaction.cancel, reason)
-
-    def resume(self) -> None:
-        """See `Transaction.resume`; does not wait for the transaction's end."""
-        self._blocking(self._transaction.resume)
-
-
-async def _call(call: Callable[[], T]) -> T:
-    return call()
 
 
 def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
