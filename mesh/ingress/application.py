@@ -12,9 +12,10 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from bitactor.errors import BitActorError
+from bitactor.errors import BitActorError, ConfigurationError
 from mesh.ingress.endpoints import Endpoints
 from mesh.ingress.guard import Guard
+from mesh.ingress.headers import prefix_of
 from mesh.ingress.problems import CLIENT_CLOSED_REQUEST, Problem, problem_of
 from mesh.ingress.requests import MAX_BODY_BYTES
 from mesh.mesh import Mesh
@@ -32,11 +33,20 @@ def application(
     Args:
         mesh: lives on the loop that serves the application.
         open_mesh: open the mesh when the application starts and close it when that stops, unless somebody has opened it
-            already.
+            already.  It may start again afterwards.  Of an application that is mounted in another, no lifespan is run:
+            open the mesh in the outer one's.
         max_body_bytes: larger bodies are refused.
         allowed_hosts: names (without port) that `Host` may give; None: any.  Guards a server on localhost against pages
             that rebind their name to it.
+
+    Raises:
+        ConfigurationError: `mesh` is no Mesh.
     """
+    if not isinstance(mesh, Mesh):
+        raise ConfigurationError(
+            f"an ingress awaits its mesh: give it the Mesh itself, as in `mesh = Mesh(…)`, not {type(mesh).__name__}, "
+            "what `with` gives"
+        )
     endpoints = Endpoints(mesh, max_body_bytes)
 
     @asynccontextmanager
@@ -83,7 +93,8 @@ async def _router_refusal(request: Request, error: Exception) -> Response:
     """The problem response to a request that the router refuses: an unknown path or method."""
     assert isinstance(error, HTTPException)
     if error.status_code != 405:
-        return Problem("not-found", "there is nothing at this path; /openapi.json says what there is").response()
+        place = f"{prefix_of(request.scope)}/openapi.json"
+        return Problem("not-found", f"there is nothing at this path; {place} says what there is").response()
     methods = sorted({*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"})
     headers = {"Allow": ", ".join(methods)}
     if request.method == "OPTIONS":

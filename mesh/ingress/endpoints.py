@@ -22,6 +22,7 @@ from bitactor.messages.faults import fault_of
 from bitactor.messages.pulse import RUNNING, STATUSES
 from bitactor.ports import TransactionRow
 from bitactor.workflow import Workflow
+from mesh.ingress.headers import prefix_of
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import Problem, invalid_input, logger, problem_of
 from mesh.ingress.render import as_json, pulses_as_plain, respond, row_as_plain
@@ -64,10 +65,20 @@ class Endpoints:
         self.max_body_bytes = max_body_bytes
         self.draining = False
         """Whether new stimuli are refused, although the mesh itself may be open."""
-        self.stopped = asyncio.Event()
-        """Set when the server stops; who still waits for a transaction's end is then told so."""
+        self._stopped: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._log_throttle = LogThrottle(logger)
-        self._description = as_json(describe_api(mesh.workflows.values(), max_body_bytes))
+        self._description = self._describe("")  # now, for what cannot be described is said as it begins
+
+    @property
+    def stopped(self) -> asyncio.Event:
+        """Set when the server stops; who still waits for a transaction's end is then told so.
+
+        One for each loop: the application may be served again on another.
+        """
+        loop = asyncio.get_running_loop()
+        if self._stopped is None or self._stopped[0] is not loop:
+            self._stopped = (loop, asyncio.Event())
+        return self._stopped[1]
 
     def routes(self) -> list[Route]:
         """One route per endpoint."""
@@ -145,6 +156,12 @@ class Endpoints:
             raise invalid_input([("", "it cannot be validated")]) from None
 
     def _require_open(self) -> None:
+        if self.state == "new":
+            raise Problem(
+                "stopping",
+                "the mesh was not opened: let this application's lifespan run, or open the mesh in the lifespan of the "
+                "application that this one is mounted in",
+            )
         if self.state != "open":
             raise Problem("stopping", f"the mesh is {self.state}; it takes no work now")
 
@@ -262,8 +279,14 @@ class Endpoints:
     # About the server
 
     async def openapi(self, request: Request) -> Response:
-        """Answer with the description of this API."""
-        return Response(self._description, media_type="application/json")
+        """Answer with the description of this API, with paths as the client sees them."""
+        prefix = prefix_of(request.scope)
+        if prefix != self._description[0]:
+            self._description = self._describe(prefix)
+        return Response(self._description[1], media_type="application/json")
+
+    def _describe(self, prefix: str) -> tuple[str, bytes]:
+        return prefix, as_json(describe_api(self.mesh.workflows.values(), self.max_body_bytes, prefix))
 
     async def alive(self, request: Request) -> Response:
         """Answer 200: the process is up, whatever else may be wrong."""

@@ -1,5 +1,5 @@
 """A guard that every request passes: no calls from other sites' pages, no foreign host names; answers stay out of
-caches.
+caches, and name places as the client sees them.
 
 A browser lets any page send requests to a server on its user's machine.  It says so in `Origin`, and it cannot send
 JSON across origins without asking first; a page that has rebound its own name to our address still gives that name in
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mesh.ingress.headers import prefix_of
 from mesh.ingress.problems import Problem
 
 _SAFE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -37,6 +38,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("Cache-Control", "no-store")
                 headers.setdefault("X-Content-Type-Options", "nosniff")
+                if "location" in headers:
+                    headers["location"] = prefix_of(scope) + headers["location"]
             await send(message)
 
         problem = self._refusal(scope["method"], Headers(scope=scope))

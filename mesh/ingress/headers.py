@@ -1,10 +1,11 @@
-"""The headers of a stimulus, for those who read them and those who write them."""
+"""The headers of a stimulus, for those who read them and those who write them; and the prefix of paths in answers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
+from urllib.parse import quote
 
 from bitactor.declare.stimulus import StimulusOptions
 
@@ -25,3 +26,8 @@ def headers_of(options: StimulusOptions) -> dict[str, str]:
     return {
         HEADERS[name]: value if isinstance(value, str) else json.dumps(value) for name, value in options.given().items()
     }
+
+
+def prefix_of(scope: Mapping[str, Any]) -> str:
+    """The path under which a client finds the application: where it is mounted, or a proxy has it (`root_path`)."""
+    return quote(str(scope.get("root_path", "")).rstrip("/"))

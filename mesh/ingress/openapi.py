@@ -27,8 +27,8 @@ _ANY_REQUEST: Final = (400, 421)
 """HTTP statuses that the guard and the server's parser can answer to any request."""
 
 
-def describe_api(workflows: Iterable[Workflow], max_body_bytes: int) -> dict[str, Any]:
-    """The OpenAPI document: one path per workflow, and the fixed ones."""
+def describe_api(workflows: Iterable[Workflow], max_body_bytes: int, prefix: str = "") -> dict[str, Any]:
+    """The OpenAPI document: one path per workflow, and the fixed ones, all under `prefix`."""
     declared = sorted(workflows, key=lambda workflow: workflow.name)
     inputs, schemas = _input_schemas(declared)
     paths: dict[str, Any] = {
@@ -44,7 +44,7 @@ def describe_api(workflows: Iterable[Workflow], max_body_bytes: int) -> dict[str
             "version": "1",
             "description": "Begin transactions, look at them, cancel them.  Every refusal is an RFC 9457 problem.",
         },
-        "paths": {**paths, **_TRANSACTIONS, **_SERVER},
+        "paths": {prefix + path: methods for path, methods in {**paths, **_TRANSACTIONS, **_SERVER}.items()},
         "components": {"schemas": {**schemas, **SCHEMAS}},
     }
 

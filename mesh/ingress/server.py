@@ -41,6 +41,9 @@ class HttpServer:
     Guarantees: a mesh that was not open is opened before the first request and closed afterwards; one that was open is
     left open. Stopping refuses new work at once, and gives what runs `drain` seconds; who still waits then is told so
     (503, with the transaction's id), not cut off.  Stopping a second time takes at most a few seconds.
+
+    Args:
+        root_path: the prefix that a proxy takes off before requests come here; paths in answers have it.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class HttpServer:
         max_connections: int = MAX_CONNECTIONS,
         allowed_hosts: Sequence[str] | None = None,
         access_log: bool = False,
+        root_path: str = "",
         ready: Callable[[str], None] | None = None,
     ) -> None:
         self._mesh = mesh
@@ -70,7 +74,7 @@ class HttpServer:
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, log_level="info" if access_log else "error",
             access_log=access_log, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            limit_concurrency=max_connections,
+            limit_concurrency=max_connections, root_path=root_path,
         )  # fmt: skip
         self._server = _Server(config, self._begin_stopping)
         self._owns_mesh = False
@@ -96,11 +100,11 @@ class HttpServer:
         require_own_loop(self._mesh)
         listener = bind(*self._address)
         try:
-            if self._mesh.state == "new":
+            if self._mesh.state in ("new", "closed"):
                 await self._mesh.__aenter__()
                 self._owns_mesh = True
             elif self._mesh.state not in ("opening", "open"):
-                raise BitActorError(f"this mesh is {self._mesh.state}; make a new one")
+                raise BitActorError(f"this mesh is {self._mesh.state}; it takes no more work")
             await self._serve(listener)
         finally:
             listener.close()

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
 
 from bitactor import Workflow
 from bitactor.errors import BitActorError, StoreError
 from mesh import BlockingMesh, BlockingTransaction, Mesh, Transaction
+from mesh.ingress.http import application
 from tests.conformance.claims import claim
 from tests.e2e.support import BOUND
 
@@ -122,3 +126,13 @@ async def test_open_once() -> None:
                 await asyncio.to_thread(enter)
         with pytest.raises(BitActorError, match="open once at a time"):
             await mesh.__aenter__()
+
+
+@claim("Two ways to call it", "Mounted under a prefix, the HTTP description has the paths that a client uses.")
+def test_mounted() -> None:
+    app = application(Mesh(doubling()))
+    outer = Starlette(routes=[Mount("/bit", app)], lifespan=lambda _: app.router.lifespan_context(app))
+    for _ in range(2):
+        with TestClient(outer) as http:
+            [path] = [path for path in http.get("/bit/openapi.json").json()["paths"] if "stimuli" in path]
+            assert http.post(path, json={"x": 1}).json()["result"] == 2

@@ -135,6 +135,8 @@ ADDED = {
     "names/mesh/Mesh/bases: [] became ['MeshFacts']",
     # A mesh that is opened again asks its sinks.
     *(f"names/mesh.sinks/{sink}/members/ended" for sink in ("JsonlSink", "LiveSink", "OtelSink")),
+    # Behind a proxy that takes a prefix off.
+    *(f"names/mesh.ingress.{module}/HttpServer/signature: root_path: 'str' = ''," for module in ("http", "server")),
     # One `map` for all sources.
     *(
         f"names/bitactor/{kind}/members/map: \"(self, function: 'Callable[[Any], Any]') -> '{kind}'\" became "

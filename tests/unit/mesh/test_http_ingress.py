@@ -570,7 +570,11 @@ async def test_the_application_leaves_an_open_mesh_open() -> None:
 
 
 async def test_a_mesh_of_another_loop_is_refused() -> None:
-    with Mesh(*workflows()) as mesh:
+    mesh = Mesh(*workflows())
+    with mesh as blocking:
+        wrong: Any = blocking
+        with pytest.raises(ConfigurationError, match="an ingress awaits its mesh: give it the Mesh itself"):
+            application(wrong)
         app = application(mesh)
         with pytest.raises(BitActorError, match="another event loop"):
             async with app.router.lifespan_context(app):
