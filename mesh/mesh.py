@@ -102,7 +102,7 @@ class Mesh(MeshFacts):
         **options: Any,
     ) -> None:
         chosen = settings(**options)
-        self._sinks = sinks
+        self._sinks = tuple(sinks)
         self._parts: dict[str, Any] = {"clock": clock, "ids": ids, "replace": replace, "middleware": middleware}
         self._definitions = definitions
         self._settings = chosen
@@ -150,8 +150,9 @@ class Mesh(MeshFacts):
                 self._refuse_closed_sinks()
                 self.node = self._make_node()
             node = self.node
+            node.claim()
+            self._bridge = Bridge(lambda: node.state == "closed")
         await node.open()
-        self._bridge = Bridge(lambda: node.state == "closed")
         return node
 
     async def stimulate(
@@ -223,6 +224,7 @@ class Mesh(MeshFacts):
         Raises:
             UnknownTransaction: there is none, or its workflow is not declared here.
         """
+        self.node.require_loop()
         return Transaction(self.node.transactions, self.node.transactions.load(transaction))
 
     async def journal(self, transaction: str) -> tuple[TransactionRow, Sequence[Pulse]]:
@@ -231,6 +233,7 @@ class Mesh(MeshFacts):
         Raises:
             UnknownTransaction: there is none.
         """
+        self.node.require_loop()
         store = self.node.transactions.store
         row = store.get(transaction)
         if row is None:
@@ -259,6 +262,7 @@ class Mesh(MeshFacts):
             raise InvalidInput(f"status={status!r}: no such status.{suggest(str(status), STATUSES)}")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise InvalidInput(f"limit={limit!r}: a whole number, at least 1")
+        self.node.require_loop()
         name = workflow.name if isinstance(workflow, Workflow) else workflow
         return self.node.transactions.store.list(status=status, workflow=name, limit=limit, before=before)
 
@@ -374,7 +378,10 @@ class BlockingMesh(MeshFacts):
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         bridge = self._mesh._bridge
         if bridge is None:
-            raise BitActorError("open the mesh first: `with Mesh(…) as mesh:`")
+            state = self.state
+            raise BitActorError(
+                "open the mesh first: `with Mesh(…) as mesh:`" if state == "new" else f"this mesh is {state}"
+            )
         result = bridge.call(getattr(self._mesh, method), *arguments, **options)
         return BlockingTransaction(bridge, result) if isinstance(result, Transaction) else result
 

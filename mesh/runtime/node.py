@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -112,7 +111,6 @@ class Node:
         """Why this node ended by itself; empty if it did not."""
         self.collapse = asyncio.Event()
         """Set when the node ends by itself."""
-        self._claim = threading.Lock()
         self._ending: asyncio.Task[None] | None = None
         self._skip_drain = asyncio.Event()
         self._released = asyncio.Event()
@@ -153,15 +151,23 @@ class Node:
 
     # Opening and closing
 
+    def claim(self) -> None:
+        """Be opened on this loop, and no other; `open` goes on with it.
+
+        Raises:
+            BitActorError: it is claimed, or was.
+        """
+        if self.state != "new":
+            raise BitActorError(
+                f"this mesh is {self.state}: it is open once at a time; use it where it was opened, or make another"
+            )
+        self.loop = asyncio.get_running_loop()
+        self.state = "opening"
+
     async def open(self) -> None:
         """Start all parts; on failure those that were started are taken down again."""
-        with self._claim:  # two threads may try at the same time
-            if self.state != "new":
-                raise BitActorError(
-                    f"this mesh is {self.state}: it is open once at a time; use it where it was opened, or make another"
-                )
-            self.loop = asyncio.get_running_loop()
-            self.state = "opening"
+        if self.state != "opening":
+            self.claim()
         try:
             self._start_parts()
             self._connect()
@@ -305,7 +311,7 @@ class Node:
             raise ConfigurationError(f"drain={drain!r}; give {duration_rule(zero=True)}")
         if self.state == "closed":
             return
-        require_loop(self.loop)
+        self.require_loop()
         if self.state == "draining":
             self._skip_drain.set()
             await self._released.wait()
@@ -410,6 +416,11 @@ class Node:
             "middleware_disabled": list(self.middleware.disabled),
             "sinks": [_about_sink(sink, relay) for sink, relay in self._sinks],
         }
+
+    def require_loop(self) -> None:
+        """Raise `BitActorError` if the node lives on another loop than this; one that is closed lives on none."""
+        if self.state not in ("new", "closed"):
+            require_loop(self.loop)
 
     def require_open(self) -> None:
         """Raise `BitActorError` unless the node takes work."""

@@ -272,14 +272,17 @@ def test_what_a_validator_raises_is_the_same_in_both_faces(error: BaseException)
     assert (type(raised), str(raised)) == (type(other), str(other))
 
 
-async def test_awaiting_on_another_loop_is_refused() -> None:
+async def test_awaiting_on_another_loop_is_refused(store: str) -> None:
     workflow = doubling()
-    with Mesh(workflow) as blocking:
+    mesh = Mesh(workflow, store=store)
+    with mesh as blocking:
         transaction = blocking.submit(workflow, {"x": 1})
-        assert transaction.result(BOUND) == 2
-    mesh = Mesh(workflow)
-    with mesh:
-        for call in (mesh.stimulate(workflow, {"x": 1}), mesh.close()):
+        assert await asyncio.to_thread(transaction.result, BOUND) == 2
+        calls = (
+            mesh.stimulate(workflow, {"x": 1}), mesh.transaction(transaction.id), mesh.journal(transaction.id),
+            mesh.transactions(), mesh.close(),
+        )  # fmt: skip
+        for call in calls:
             with pytest.raises(
                 BitActorError, match=r"another event loop: await this where it was opened, or .*blocking"
             ):

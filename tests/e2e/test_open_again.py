@@ -192,6 +192,17 @@ async def test_what_a_mesh_holds_begins_anew() -> None:
             assert await (await mesh.stimulate(workflow)).result(BOUND) == number
 
 
+async def test_a_mesh_that_was_closed_before_it_was_opened() -> None:
+    workflow = doubling()
+    mesh = Mesh(workflow)
+    await mesh.close()
+    assert (mesh.state, mesh.loop) == ("closed", None)
+    with pytest.raises(BitActorError, match="this mesh is closed"):
+        mesh.submit(workflow, {"x": 1})
+    async with mesh:
+        assert await (await mesh.stimulate(workflow, {"x": 1})).result(BOUND) == 2
+
+
 async def test_it_is_open_once_at_a_time() -> None:
     workflow = doubling()
     mesh = Mesh(workflow)
@@ -228,6 +239,27 @@ def test_of_several_that_open_it_at_once_one_does() -> None:
         said = sorted(answer.result(BOUND) for answer in answers)
     assert said[0] == "2" and all("open once at a time" in answer for answer in said[1:])
     assert mesh.state == "closed"
+
+
+def test_runs_of_several_threads_hang_nobody() -> None:
+    """Of a mesh that nobody has opened: each run opens it, or goes on in another's, or is told why not."""
+    workflow = doubling()
+    mesh = Mesh(workflow)
+    start = threading.Barrier(4)
+
+    def runs(number: int) -> Any:
+        start.wait(BOUND)
+        try:
+            return mesh.run(workflow, {"x": number}, timeout=BOUND)
+        except BitActorError as error:
+            return error
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(runs, range(4), timeout=BOUND))
+    assert any(answer == 2 * number for number, answer in enumerate(answers))
+    assert all(answer == 2 * number or isinstance(answer, BitActorError) for number, answer in enumerate(answers))
+    assert mesh.state == "closed"
+    assert not [thread for thread in threading.enumerate() if thread.name == "bitactor-mesh"]
 
 
 def test_a_mesh_that_could_not_be_opened_can_be_later(tmp_path: Path) -> None:
