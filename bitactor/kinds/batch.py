@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from bitactor.declare.context import Context
@@ -14,13 +14,12 @@ from bitactor.errors import InvalidInput, InvalidOutcome
 from bitactor.kinds.cursor import Cursor
 from bitactor.kinds.result_types import answer_type
 from bitactor.messages.classes import AnnotatedClasses, first_of
-from bitactor.messages.codec import decode_token, encode_token, pack, token_bytes, unpack
+from bitactor.messages.codec import decode_token, encode_token, pack, token_bytes
 from bitactor.messages.faults import add_note, utf8_safe
 from bitactor.messages.outcome import Fail, Outcome
 from bitactor.messages.values import named_text, shown, text_of
 from bitactor.plan.arguments import Converter, RawArguments, value_at
 from bitactor.plan.declaration import Declaration
-from bitactor.plan.plan import Callback
 
 OVER: Final = "(over)"
 POSITION: Final = "(position)"
@@ -36,7 +35,8 @@ class BatchResult(NamedTuple):
     taken: int
     """Number of elements taken from the source."""
     more: bool
-    """True: the source may have more elements."""
+    """True: the source has more elements, or raised when it was asked for one.  In a journal of an older version it may
+    have none, too: then an empty batch follows."""
     results: bytes
     """Packed list of results; over a workflow, of `[index, inputs]` for each element."""
     errors: bytes
@@ -172,7 +172,9 @@ class BatchRunner:
         if cursor is None:
             cursor = self._open_cursor(ctx, self._make_source(tokens, position, resources, ctx), position)
         elements = cursor.take(self._elements_to_skip(position), self._handler.declared.batch)
-        answer = self._result(tokens, position, elements, *self._work(elements, position, outer))
+        results, errors = self._work(elements, position, outer)
+        more = len(elements) == self._handler.declared.batch and cursor.has_more(ctx)
+        answer = self._result(tokens, position, elements, results, errors, more)
         self._close_at_end(ctx, cursor, answer)
         return answer
 
@@ -194,7 +196,9 @@ class BatchRunner:
             made = self._make_source(tokens, position, resources, ctx)
             cursor = self._open_cursor(ctx, await made if inspect.isawaitable(made) else made, position)
         elements = await cursor.take_async(self._elements_to_skip(position), self._handler.declared.batch)
-        answer = self._result(tokens, position, elements, *await self._work_async(elements, position, outer))
+        results, errors = await self._work_async(elements, position, outer)
+        more = len(elements) == self._handler.declared.batch and await cursor.has_more_async(ctx)
+        answer = self._result(tokens, position, elements, results, errors, more)
         self._close_at_end(ctx, cursor, answer)
         return answer
 
@@ -231,16 +235,19 @@ class BatchRunner:
         nested = [name for name in handler.inputs if name not in handler.declared.elements]
         outer = tokens.values(nested if is_nested else handler.takes, handler.classes if is_nested else None)
         outer |= {name: resource for name, resource in resources.items() if name in handler.takes}
-        outer |= _of_the_hop(ctx, self.injected, handler.takes)
+        outer |= of_the_hop(ctx, self.injected, handler.takes)
         position: int = decode_token(tokens.token(POSITION))
         return outer, position
 
     def _cursor(self, ctx: Context, position: int) -> Cursor | None:
         key = (ctx.transaction, ctx.step.rpartition("/")[0])
         cursor = self._cursors.get(key)
-        if cursor is not None and (cursor.taking or not cursor.advance_to(position)):
+        if cursor is None:
+            return None
+        cursor.holder = ctx
+        if cursor.taking or not cursor.advance_to(position):
             self._cursors.pop(key).close()
-            cursor = None
+            return None
         return cursor
 
     def _close_at_end(self, ctx: Context, cursor: Cursor, answer: Sequence[Any]) -> None:
@@ -263,7 +270,7 @@ class BatchRunner:
                 f"{self._handler.what}: an async source needs an async function, or a factory that is declared `async "
                 "def`"
             )
-        cursor = Cursor(iterator, position)
+        cursor = Cursor(iterator, position, ctx)
         key = (ctx.transaction, ctx.step.rpartition("/")[0])
         self._cursors[key] = cursor
         return cursor
@@ -276,7 +283,7 @@ class BatchRunner:
         given |= {name: resource for name, resource in resources.items() if name in handler.factory_takes}
         if "start" in handler.factory_takes:
             given["start"] = position
-        return handler.declared.factory(**given, **_of_the_hop(ctx, self.injected, handler.factory_takes))
+        return handler.declared.factory(**given, **of_the_hop(ctx, self.injected, handler.factory_takes))
 
     def _elements_to_skip(self, position: int) -> int:
         """The number of elements to read past in a source that was just opened."""
@@ -352,6 +359,7 @@ class BatchRunner:
         elements: Sequence[Any],
         results: list[Any],
         errors: list[ElementError],
+        more: bool,
     ) -> list[Any]:
         declared = self._handler.declared
         accumulated = tokens.token(ACCUMULATED)
@@ -360,7 +368,6 @@ class BatchRunner:
         keeps = (
             (declared.keep and declared.reduce is None) or declared.workflow is not None or self._handler.keeps_elements
         )
-        more = len(elements) == declared.batch
         return [
             len(elements), more, self._pack_results(results, position) if keeps else pack([]),
             pack(errors) if errors else b"", bytes(token_bytes(accumulated)),
@@ -385,51 +392,8 @@ class BatchRunner:
             raise
 
 
-class BatchUndo:
-    """The undo of a batch: the function is called for each element that succeeded, the last first; with `whole`,
-    once."""
-
-    def __init__(self, handler: ElementHandler, undo: Callback) -> None:
-        self._handler = handler
-        self._undo = undo
-        handler.keeps_elements = True
-
-    def run(self, tokens: RawArguments, ctx: Context, result: Any) -> None:
-        """Undo with a plain function."""
-        for arguments in self._calls(tokens, ctx, result):
-            self._undo.function(**arguments)
-
-    async def run_async(self, tokens: RawArguments, ctx: Context, result: Any) -> None:
-        """Undo with a function that awaits."""
-        for arguments in self._calls(tokens, ctx, result):
-            await self._undo.function(**arguments)
-
-    def _calls(self, tokens: RawArguments, ctx: Context, result: Any) -> Iterable[dict[str, Any]]:
-        undo = self._undo
-        outer = tokens.values(undo.takes)
-        outer |= _of_the_hop(ctx, undo.injected, undo.injected)
-        named = [name for name, what in undo.injected.items() if what == "result"]
-        batch = BatchResult(*result)
-        handler, convert_result = self._handler, undo.convert_result
-        elements = unpack(batch.elements, classes=handler.classes)
-        results = unpack(batch.results, classes=convert_result.classes if convert_result is not None else None)
-        if convert_result is not None:
-            results = [value if value is None else convert_result.convert(value) for value in results]
-        failed = {error["index"] for error in unpack(batch.errors)} if batch.errors else set()
-        position: int = decode_token(tokens.token(POSITION))
-        if handler.declared.whole:
-            own = {"elements": elements, "index": position}
-            call = outer | {name: own[name] for name in undo.takes if name in own}
-            yield call | dict.fromkeys(named, results[0] if results else None)
-            return
-        done = [(index, element) for index, element in enumerate(elements, position) if index not in failed]
-        for (index, element), value in reversed(list(zip(done, results, strict=True))):
-            own = {"element": handler.as_called(element), "index": index}
-            call = outer | {name: own[name] for name in undo.takes if name in own}
-            yield call | dict.fromkeys(named, value)
-
-
-def _of_the_hop(ctx: Context, injected: Mapping[str, str], names: Container[str]) -> dict[str, Any]:
+def of_the_hop(ctx: Context, injected: Mapping[str, str], names: Container[str]) -> dict[str, Any]:
+    """The arguments that say which hop this is, of those that are `names`."""
     told = {"ctx": ctx, "attempt": ctx.attempt}
     return {name: told[what] for name, what in injected.items() if what in told and name in names}
 

@@ -17,14 +17,22 @@ _SKIPPED_AT_ONCE: Final = 1_000
 class Cursor:
     """An open source of elements, and how far it was read."""
 
-    __slots__ = ("iterator", "pending", "position", "taking")
+    __slots__ = ("ahead", "failure", "holder", "iterator", "over", "pending", "position", "taking")
 
-    def __init__(self, iterator: Iterator[Any] | AsyncIterator[Any], position: int) -> None:
+    def __init__(self, iterator: Iterator[Any] | AsyncIterator[Any], position: int, holder: object) -> None:
         self.iterator = iterator
+        self.holder = holder
+        """The attempt that reads; one before it, which goes on although its time is over, reads no more."""
         self.position = position
         """Number of elements at the beginning of the source whose batches are done."""
         self.pending: list[Any] = []
         """Elements taken for the batch that begins at `position`; a second attempt at that batch gets the same."""
+        self.ahead: list[Any] = []
+        """The element after those, if it was read to see whether there is one."""
+        self.failure: Exception | None = None
+        """What the source raised in place of that element; the batch that begins there fails with it."""
+        self.over = False
+        """True: the source has no more elements than `pending`."""
         self.taking = True
         """True: the source is being read, or reading was broken off; then nobody knows how many elements it has given,
         and it has to be opened again."""
@@ -47,8 +55,8 @@ class Cursor:
             for _ in islice(iterator, skipped):
                 pass
         if not self.pending:
-            self.taking = True
-            self.pending = list(islice(iterator, count))
+            ahead = self._begin()
+            self.pending = ahead + list(islice(iterator, count - len(ahead)))
         self.taking = False
         return self.pending
 
@@ -57,10 +65,52 @@ class Cursor:
         if self.taking:
             await self._skip(skipped)
         if not self.pending:
-            self.taking = True
-            self.pending = await self._read(count)
+            ahead = self._begin()
+            self.pending = ahead + await self._read(count - len(ahead))
         self.taking = False
         return self.pending
+
+    def has_more(self, holder: object) -> bool:
+        """Whether another batch follows the full one that `holder` took: the next element is read, and kept for it.
+
+        If the source raises there, another batch follows, and fails with that.
+        """
+        if self._looks_ahead(holder):
+            iterator = self.iterator
+            assert isinstance(iterator, Iterator)
+            try:
+                self._saw(list(islice(iterator, 1)))
+            except Exception as error:
+                self._saw([], error)
+        return not self.over
+
+    async def has_more_async(self, holder: object) -> bool:
+        """As `has_more`, from a synchronous or asynchronous source."""
+        if self._looks_ahead(holder):
+            try:
+                self._saw(await self._read(1))
+            except Exception as error:
+                self._saw([], error)
+        return not self.over
+
+    def _begin(self) -> list[Any]:
+        """Begin to take a batch; returns the element that was read ahead, if one was."""
+        self.taking = True
+        if self.failure is not None:
+            raise self.failure
+        ahead, self.ahead = self.ahead, []
+        return ahead
+
+    def _looks_ahead(self, holder: object) -> bool:
+        """Whether the next element has to be read now, by this holder."""
+        if self.holder is not holder or self.over or self.ahead or self.failure is not None:
+            return False
+        self.taking = True
+        return self.holder is holder  # still: another thread may have taken over in between, and found it reading
+
+    def _saw(self, ahead: list[Any], failure: Exception | None = None) -> None:
+        self.ahead, self.failure, self.over = ahead, failure, not ahead and failure is None
+        self.taking = False
 
     def close(self) -> None:
         """Close the source if it is a generator; an asynchronous one is closed by its loop once nobody refers to it.

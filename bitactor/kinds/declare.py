@@ -151,7 +151,8 @@ class DeclaresKinds(Declaration):
                 resources that answers with an iterable, an iterator, or an async one.  A factory that takes `start` is
                 told how many elements to leave out.
             workflow: a nested workflow for each element, instead of a function.
-            batch: how many elements are in memory at once, and, over a function, in one hop.
+            batch: how many elements are in memory at once, and, over a function, in one hop.  After a full one the next
+                element is read too, which says whether there is another batch.
             ordered: results in the order of the elements; otherwise as they complete.
             on_error: `fail`, or `collect`: the result is then `{"results": […], "errors": [{"index", "element",
                 "error"}, …]}`.

@@ -31,10 +31,10 @@ from bitactor.kinds.batch import (
     POSITION,
     BatchResult,
     BatchRunner,
-    BatchUndo,
     DeclaredMap,
     ElementHandler,
 )
+from bitactor.kinds.batch_undo import BatchUndo
 from bitactor.messages.codec import (
     MAX_TOKEN_BYTES,
     Packed,

@@ -104,7 +104,9 @@ async def test_over_a_workflow() -> None:
 
 
 @claim(
-    "Kinds: map", "`batch` bounds what is in memory: no more than that is taken from the source before it is worked on."
+    "Kinds: map",
+    "`batch` bounds what is in memory: no more than that is taken from the source before it is worked on, over a "
+    "workflow one more.",
 )
 @pytest.mark.parametrize("nested", [False, True])
 async def test_batch(nested: bool) -> None:
@@ -125,7 +127,38 @@ async def test_batch(nested: bool) -> None:
     else:
         workflow.map(name="each", over=source, batch=10)(lambda element: held.remove(element))
     assert (await ran(workflow)).status == "completed"
-    assert ahead.most == 10 and held == []
+    assert ahead.most == 10 + nested and held == []
+
+
+async def in_pages(upto: int) -> AsyncIterator[int]:
+    """A source that learns only from another page that there is no more."""
+    for number in range(upto):
+        await asyncio.sleep(0)
+        yield number
+    await asyncio.sleep(0)
+
+
+@claim("Kinds: map", "No batch is empty, but the one that finds a source of nothing.")
+@pytest.mark.parametrize("source", [counted, in_pages, counted_from, "numbers"])
+@pytest.mark.parametrize("nested", [False, True])
+async def test_no_empty_batch(store: str, source: Any, nested: bool) -> None:
+    workflow = Workflow("full", input={"upto": int, "numbers": list[int]}, ttl=20)
+    if nested:
+        inner = Workflow("inner", input={"element": int})
+        inner.step(name="works", spawn="inline")(lambda element: element)
+        workflow.map(name="each", over=source if source is not in_pages else counted, workflow=inner, batch=3)
+    else:
+        each = workflow.map(name="each", over=source, batch=3)(lambda element: element)
+        each.undo(lambda element: None)
+    workflow.step(name="ends")(lambda each, numbers: 1 / (len(each) - len(numbers)))
+    async with Mesh(workflow, store=store) as mesh:
+        for upto, batches in ((0, 1), (2, 1), (3, 1), (6, 2), (7, 3)):
+            given = {"upto": upto, "numbers": list(range(upto))}
+            transaction = await finish(mesh, workflow, given)
+            expected = [f"each/batch-{number}" for number in range(batches)]
+            assert [step for step in journal(transaction, "completed") if "batch" in step] == expected
+            assert transaction.status == "compensated"
+            assert nested or undone(transaction) == expected[::-1]
 
 
 @claim("Kinds: map", "Results are `ordered`, or as completed.")

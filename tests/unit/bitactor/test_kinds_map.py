@@ -10,7 +10,9 @@ from saga_driver import Driver
 
 from bitactor import DefinitionError, InvalidInput, Result, UnknownArgument, Value, Workflow
 from bitactor.declare.source import Element
-from bitactor.messages.codec import SignalTooLarge
+from bitactor.kinds.cursor import Cursor
+from bitactor.messages.codec import SignalTooLarge, pack
+from bitactor.saga import Saga
 from bitactor.testing import Crash, Trace, run_workflow
 
 
@@ -38,9 +40,10 @@ def increment() -> Workflow:
 
 
 @pytest.mark.parametrize(
-    ("count", "batch", "batches"), [(0, 3, 1), (1, 3, 1), (2, 3, 1), (3, 3, 2), (4, 3, 2), (6, 3, 3), (2, 1, 3)]
+    ("count", "batch", "batches"),
+    [(0, 3, 1), (1, 3, 1), (2, 3, 1), (3, 3, 1), (4, 3, 2), (6, 3, 2), (2, 1, 2), (1, 1, 1)],
 )
-def test_the_last_batch_is_the_one_that_is_not_full(count: int, batch: int, batches: int) -> None:
+def test_no_batch_is_empty_but_the_first_of_a_source_of_nothing(count: int, batch: int, batches: int) -> None:
     trace = run_workflow(doubling(count, batch))
     assert trace.result == [2 * number for number in range(count)]
     assert spawned(trace) == ["each", *(f"each/batch-{number}" for number in range(batches))]
@@ -63,7 +66,7 @@ def test_over_a_workflow_a_batch_is_followed_by_its_elements(count: int) -> None
     expected = {
         0: ["batch-0"],
         1: ["batch-0", "0/work"],
-        2: ["batch-0", "0/work", "1/work", "batch-1"],
+        2: ["batch-0", "0/work", "1/work"],
         3: ["batch-0", "0/work", "1/work", "batch-1", "2/work"],
     }
     assert spawned(trace)[1:] == [f"each/{path}" for path in expected[count]]
@@ -90,6 +93,155 @@ def test_whole_batches() -> None:
         lambda elements, index: (index, sum(elements))
     )
     assert [tuple(pair) for pair in run_workflow(workflow).result] == [(0, 3), (2, 7)]
+
+
+# One element ahead
+
+
+class Watched:
+    """A source whose reading is noted, beside what is done with its elements."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.notes = length, [""] * 0
+
+    def read(self, start: int = 0) -> Iterator[int]:
+        for number in range(start, self.length):
+            self.notes.append(f"read {number}")
+            yield number
+        self.notes.append("over")
+
+    async def aread(self, start: int = 0) -> AsyncIterator[int]:
+        for number in self.read(start):
+            yield number
+
+    def works(self, element: int) -> int:
+        self.notes.append(f"work {element}")
+        return element
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_one_element_is_read_ahead_and_only_once_the_batch_is_worked_on(is_async: bool) -> None:
+    watched = Watched(4)
+    workflow = Workflow("w")
+    workflow.map(name="each", over=watched.aread if is_async else watched.read, batch=2, spawn=None)(watched.works)
+    assert run_workflow(workflow).result == [0, 1, 2, 3]
+    assert watched.notes == [
+        "read 0", "read 1", "work 0", "work 1", "read 2", "read 3", "work 2", "work 3", "over",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [2, 4, 5])
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_element_that_was_read_ahead_is_not_lost_in_a_crash(count: int, start: bool, is_async: bool) -> None:
+    watched = Watched(count)
+
+    async def aread() -> AsyncIterator[int]:
+        for number in watched.read():
+            yield number
+
+    factories: dict[tuple[bool, bool], Callable[..., Any]] = {
+        (False, False): lambda: watched.read(), (False, True): watched.read,
+        (True, False): aread, (True, True): watched.aread,
+    }  # fmt: skip
+    workflow = Workflow("w", ttl=20)
+    workflow.map(name="each", over=factories[is_async, start], batch=2)(watched.works)
+    driver = Driver(workflow)
+    while driver.flying:
+        driver.run(driver.flying[0])
+        driver.crash()
+    assert driver.result() == [*range(count)]
+    assert [note for note in watched.notes if note.startswith("work")] == [f"work {number}" for number in range(count)]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize(("retries", "opened"), [(0, [0]), (1, [0, 4])])
+def test_a_source_that_breaks_after_a_full_batch_breaks_the_next(
+    retries: int, opened: list[int], is_async: bool
+) -> None:
+    unsteady = Unsteady(6, 4)
+    workflow = Workflow("w", ttl=20)
+    workflow.map(name="each", over=unsteady.aread if is_async else unsteady.read, batch=4, retries=retries)(double)
+    trace = run_workflow(workflow)
+    kinds = [kind for kind in trace.kinds if "batch-" in kind and not kind.startswith("spawned")]
+    assert kinds[0] == "completed each/batch-0" and kinds[1] == f"{'retried' if retries else 'failed'} each/batch-1"
+    assert unsteady.opened == opened
+    assert trace.result == [0, 2, 4, 6, 8, 10] if retries else isinstance(trace.errors[0], ConnectionError)
+
+
+def test_a_second_try_after_the_look_ahead_loses_nothing_and_looks_no_further() -> None:
+    watched = Watched(4)
+    broken = [True]
+
+    def total(so_far: int, results: list[int]) -> int:
+        if broken:
+            broken.clear()
+            raise ValueError("once")
+        return so_far + sum(results)
+
+    workflow = Workflow("w", ttl=20)
+    workflow.map(name="each", over=watched.read, batch=2, retries=1, reduce=total, initial=0)(watched.works)
+    assert run_workflow(workflow).result == 6
+    assert [note for note in watched.notes if not note.startswith("work")] == [
+        "read 0", "read 1", "read 2", "read 3", "over",
+    ]  # fmt: skip
+
+
+def test_an_attempt_whose_time_was_over_reads_no_further() -> None:
+    old, new = object(), object()
+    cursor = Cursor(iter(range(6)), 0, old)
+    assert cursor.take(0, 2) == [0, 1]
+    cursor.holder = new
+    assert cursor.has_more(old) and cursor.take(0, 2) == [0, 1] and cursor.has_more(new)
+    assert cursor.advance_to(2) and cursor.take(0, 2) == [2, 3]
+    assert cursor.has_more(old) and cursor.ahead == []
+
+
+class Ends:
+    """An iterator that must not be asked again once it has ended."""
+
+    def __init__(self) -> None:
+        self.left = 2
+
+    def __iter__(self) -> Ends:
+        return self
+
+    def __next__(self) -> int:
+        self.left -= 1
+        if self.left < -1:
+            raise AssertionError("asked again")
+        if self.left < 0:
+            raise StopIteration
+        return self.left
+
+
+def test_a_source_that_has_ended_is_not_asked_again() -> None:
+    workflow = Workflow("w")
+    tries: list[int] = []
+    workflow.map(name="each", over=Ends, batch=2, retries=2, reduce=lambda total, got: tries.append(1) or 1 / 0)(double)
+    trace = run_workflow(workflow)
+    assert len(tries) == 3 and isinstance(trace.errors[0], ZeroDivisionError)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_journals_with_an_empty_batch_still_end(nested: bool) -> None:
+    """A version before recorded that there may be more after a full batch."""
+    workflow = Workflow("w", ttl=20)
+    if nested:
+        workflow.map(name="each", over=Value([1, 2]), workflow=increment(), bind={"x": Element()}, batch=2)
+    else:
+        step = workflow.map(name="each", over=Value([1, 2]), batch=2, spawn="inline")(double)
+        step.undo(lambda element: None)
+    driver = Driver(workflow)
+    results = pack([[0, [pack(1)]], [1, [pack(2)]]] if nested else [2, 4])
+    driver.answer("each/batch-0", [2, True, results, b"", pack(None), b"" if nested else pack([1, 2])])
+    for path in driver.flying if nested else ():
+        driver.run(path)
+    assert driver.flying == ["each/batch-1"]
+    driver.crash()
+    driver.run_all()
+    assert driver.result() == ([2, 3] if nested else [2, 4])
+    assert Saga.fold(driver.plan, driver.journal).snapshot() == driver.saga.state.snapshot()
 
 
 # Sources
