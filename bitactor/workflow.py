@@ -160,7 +160,8 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
                 value is its result (`Ok(None)` for None itself).  The step has then done nothing, and has nothing to
                 undo.
             retries: how many more times to try after a failure.
-            backoff: a `Backoff`, or a function of `error`, `attempt` and the arguments that returns seconds.
+            backoff: a `Backoff`, or a function of `error`, `attempt` (how many have failed, 1 at the first; a halt is
+                no failure) and the arguments that returns seconds.
             retry_on: which exceptions are worth another try.
             timeout: seconds one attempt may take.
             spawn: `inline | loop | thread | process`; by default `loop` for `async def` and `thread` for `def`.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bitactor.errors import BitActorError
-from bitactor.messages.codec import decode_token
+from bitactor.kinds.batch_result import readable_batch
+from bitactor.messages.codec import decode_token, token_from_bytes
 from bitactor.messages.pulse import SPAWNED, Pulse
 from bitactor.messages.signal import FORWARD
 from bitactor.plan.arguments import argument_values
@@ -15,7 +16,8 @@ from bitactor.saga import SagaState, evolve
 
 
 def readable_pulses(plan: Plan | None, pulses: Sequence[Pulse]) -> list[Pulse]:
-    """The same pulses with `token_out` decoded, and `token_in` of spawned hops as a mapping of arguments.
+    """The same pulses with `token_out` decoded (of a batch of a map: a mapping of what it took and made), and
+    `token_in` of spawned hops as a mapping of arguments.
 
     Without the plan (the workflow is not declared here) references stay references.
     """
@@ -27,8 +29,23 @@ def readable_pulses(plan: Plan | None, pulses: Sequence[Pulse]) -> list[Pulse]:
             evolve(state, pulse)
             if pulse.kind == SPAWNED and pulse.direction == FORWARD:
                 token_in = _arguments(state, pulse)
-        readable.append(pulse._replace(token_in=token_in, token_out=decode_token(pulse.token_out)))
+        readable.append(
+            pulse._replace(token_in=token_in, token_out=readable_batch(pulse, decode_token(pulse.token_out)))
+        )
     return readable
+
+
+def readable_opening(opening: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """What a container opens, as its pulse records it (key, body, inputs), with the tokens among the inputs as values;
+    the other inputs are places of tokens."""
+    return [[key, body, [_value(given) for given in inputs]] for key, body, inputs in opening]
+
+
+def _value(given: Any) -> Any:
+    try:
+        return decode_token(token_from_bytes(given)) if isinstance(given, bytes) else given
+    except BitActorError:
+        return given
 
 
 def _arguments(state: SagaState, pulse: Pulse) -> Any:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from bitactor.declare.context import Context
 from bitactor.declare.source import Element
 from bitactor.errors import InvalidInput, InvalidOutcome
+from bitactor.kinds.batch_result import BatchResult
 from bitactor.kinds.cursor import Cursor
 from bitactor.kinds.result_types import answer_type
 from bitactor.messages.classes import AnnotatedClasses, first_of
@@ -27,24 +28,6 @@ ACCUMULATED: Final = "(accumulated)"
 ELEMENTS: Final = ("element", "index")
 
 ElementError = dict[str, Any]
-
-
-class BatchResult(NamedTuple):
-    """The result of one batch of a map, as the reply of its hop carries it."""
-
-    taken: int
-    """Number of elements taken from the source."""
-    more: bool
-    """True: the source has more elements, or raised when it was asked for one.  In a journal of an older version it may
-    have none, too: then an empty batch follows."""
-    results: bytes
-    """Packed list of results; over a workflow, of `[index, inputs]` for each element."""
-    errors: bytes
-    """Packed list of mappings with `index`, `element` and `error`; empty bytes if no element failed."""
-    accumulated: bytes
-    """The value that `reduce` has returned so far, as token bytes."""
-    elements: bytes
-    """Packed list of the elements, where an undo or a report of errors will ask for them; else empty bytes."""
 
 
 class DeclaredMap(Protocol):

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from bitactor.declare.context import Context
-from bitactor.kinds.batch import POSITION, BatchResult, ElementHandler, of_the_hop
+from bitactor.kinds.batch import POSITION, ElementHandler, of_the_hop
+from bitactor.kinds.batch_result import BatchResult
 from bitactor.messages.codec import decode_token, unpack
 from bitactor.plan.arguments import RawArguments
 from bitactor.plan.plan import Callback

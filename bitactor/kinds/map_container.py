@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from typing_extensions import override
@@ -29,11 +30,11 @@ from bitactor.kinds.batch import (
     ELEMENTS,
     OVER,
     POSITION,
-    BatchResult,
     BatchRunner,
     DeclaredMap,
     ElementHandler,
 )
+from bitactor.kinds.batch_result import BATCH, BatchResult
 from bitactor.kinds.batch_undo import BatchUndo
 from bitactor.messages.codec import (
     MAX_TOKEN_BYTES,
@@ -58,7 +59,6 @@ from bitactor.plan.kind import given_type, refuse_misfit
 from bitactor.plan.plan import Callback, PlanStep
 from bitactor.plan.steps import function_step, single_step_plan
 
-_BATCH: Final = "batch-"
 _LIST_OF_ONE: Final = b"\x91"
 """The msgpack header of a list of one."""
 
@@ -84,7 +84,7 @@ class MapContainer(Container):
         return Open(
             [
                 Opening(
-                    f"{_BATCH}0",
+                    f"{BATCH}0",
                     0,
                     (*(arguments.token(name) for name in fields), 0, encode_token(self.declared.initial)),
                 )
@@ -117,7 +117,7 @@ class MapContainer(Container):
             except SignalTooLarge:
                 return self._too_large()
         inputs = (*progress.inputs[:-2], position, token_from_bytes(accumulated))
-        return Open([Opening(f"{_BATCH}{progress.rounds}", 0, inputs)])
+        return Open([Opening(f"{BATCH}{progress.rounds}", 0, inputs)])
 
     def _too_large(self) -> FailContainer:
         text = (
@@ -189,6 +189,8 @@ class FunctionMapContainer(MapContainer):
 
     @override
     def elements(self, token: Any) -> tuple[int, int] | None:
+        if isinstance(token, Mapping):  # as `readable_batch` shows it
+            return token["taken"] - len(token["errors"]), len(token["errors"])
         try:
             batch = BatchResult(*decode_token(token))
             failed = len(unpack(batch.errors)) if batch.errors else 0
@@ -222,7 +224,7 @@ class WorkflowMapContainer(MapContainer):
     @override
     def after_scope(self, progress: Progress, key: str, token: Any) -> NextAction:
         """After a batch, a scope is opened for each of its elements; after the last of these, the next batch."""
-        if key.startswith(_BATCH):
+        if key.startswith(BATCH):
             batch = BatchResult(*decode_token(token))
             self._batch_done(progress, batch)
             progress.batch = unpack(batch.elements, MAX_FRAME_BYTES) if self.catches else []

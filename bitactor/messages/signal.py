@@ -53,7 +53,7 @@ class Signal(NamedTuple):
     direction: str
     """`forward` or `undo`."""
     attempt: int
-    """Number of the attempt: 1 for the first, and one more for each retry."""
+    """Number of the attempt: 1 for the first, and one more for each retry, and for each run after a halt."""
     delivery: int
     """Number of the delivery of this attempt: 1 for the first, and one more for each redelivery after a lost worker."""
     epoch: int

@@ -38,6 +38,9 @@ class Ask(NamedTuple):
     error: BaseException
     fault: Fault
     """The fault of `error`, which the attempt ends with if no answer comes."""
+    attempt: int
+    """What the callback's `attempt` is: to `compensate` the attempt's number; to `backoff` how many have failed, as a
+    `Backoff` counts: one that halted has not."""
 
 
 class Judgement(NamedTuple):
@@ -116,13 +119,16 @@ def judge_failure(
     try:
         try:
             if step.compensate is not None:
-                verdict = yield from _answer_or_verdict(Ask(what, step.compensate, error, fault))
+                verdict = yield from _answer_or_verdict(Ask(what, step.compensate, error, fault, signal.attempt))
                 if issubclass(type(verdict), Retry) and verdict.after is None and backoff is not None:
                     what = "backoff"
-                    verdict = Retry(_delay((yield Ask(what, backoff, error, fault)), signal), verdict.reason)
+                    verdict = Retry(
+                        (yield from _asked_delay(backoff, step, signal, error, fault)),
+                        verdict.reason,
+                    )
                 return _judge_compensation(signal, verdict, error, fault)
             if backoff is not None:
-                after_ns = nanoseconds(_delay((yield Ask(what, backoff, error, fault)), signal))
+                after_ns = nanoseconds((yield from _asked_delay(backoff, step, signal, error, fault)))
         except Outcome as verdict:
             return _judge_compensation(signal, verdict, error, fault)
         what = "retry_on"  # has classes that the user wrote
@@ -167,7 +173,7 @@ def _judge_retry(step: PlanStep, signal: Signal, verdict: Retry, late: bool) -> 
     assert isinstance(step.backoff, Callback)
     fault = Fault("bitactor.outcome:Retry", _reason(verdict) or "asked for another try")
     try:
-        after_ns = nanoseconds(_delay((yield Ask("backoff", step.backoff, verdict, fault)), signal))
+        after_ns = nanoseconds((yield from _asked_delay(step.backoff, step, signal, verdict, fault)))
     except BaseException as broken:
         return Judgement("fail", error=broken, fault=fault_of(broken))
     return Judgement("retry", error=verdict, fault=fault, after_ns=after_ns, reason=_reason(verdict))
@@ -213,6 +219,14 @@ def _unfit(problem: BaseException, signal: Signal) -> BitActorError:
     if issubclass(kind, BitActorError):
         return kind(f"the result of {signal.name!r}: {problem}")
     return InvalidOutcome(f"the result of {signal.name!r}: {shown(problem)}")
+
+
+def _asked_delay(
+    backoff: Callback, step: PlanStep, signal: Signal, error: BaseException, fault: Fault
+) -> Generator[Ask, Any, float]:
+    """Seconds, as the step's backoff function says."""
+    failures = max(1, step.retries - signal.retries_left + 1)  # with this one
+    return _delay((yield Ask("backoff", backoff, error, fault, failures)), signal)
 
 
 def _delay(answer: Any, signal: Signal) -> float:

@@ -88,7 +88,7 @@ class Hop:
                 judgement: Judgement = judged.value
                 return judgement
             try:
-                answer = self._call(ask.callback, self._kwargs(ask.callback, ask.error))
+                answer = self._call(ask.callback, self._kwargs(ask.callback, ask))
                 left = unsent(self.context, answer, compensating=True)
                 proceed = partial(judging.send, answer) if left is None else partial(judging.throw, left)
             except (KeyboardInterrupt, NeedsMesh):
@@ -100,7 +100,7 @@ class Hop:
         value = callback.function(**kwargs)
         return drive(value, self.signal.name) if inspect.iscoroutine(value) else value
 
-    def _kwargs(self, callback: Callback, error: BaseException | None) -> dict[str, Any]:
+    def _kwargs(self, callback: Callback, ask: Ask | None) -> dict[str, Any]:
         step = self.step
         if step.takes_signal is not None:
             kwargs: dict[str, Any] = {}
@@ -114,16 +114,16 @@ class Hop:
             )
             kwargs = {name: values[name] for name in callback.takes}
         for name, what in callback.injected.items():
-            kwargs[name] = self._injected(what, callback, error)
+            kwargs[name] = self._injected(what, callback, ask)
         return kwargs
 
-    def _injected(self, what: str, callback: Callback, error: BaseException | None) -> Any:
+    def _injected(self, what: str, callback: Callback, ask: Ask | None) -> Any:
         if what == "ctx":
             return self.context
         if what == "error":
-            return error
+            return None if ask is None else ask.error
         if what == "attempt":
-            return self.signal.attempt
+            return self.signal.attempt if ask is None else ask.attempt
         return callback.result_of(self.result)
 
 

@@ -257,7 +257,7 @@ class Executor(ActorExecutor):
     async def _judge(self, actor: Actor, judging: Judging, ask: Ask) -> None:
         while True:
             try:
-                answer = await self._call_failure_callback(actor, ask.callback, ask.error)
+                answer = await self._call_failure_callback(actor, ask)
                 if (exited := unawaited_exit(actor.exits)) is not None:
                     raise exited
                 proceed = partial(judging.send, answer)
@@ -275,10 +275,11 @@ class Executor(ActorExecutor):
             logger.warning("%s of %s raised %s while handling %s", ask.what, actor.signal.name, raised_text, handled)
         actor.answer(judgement)
 
-    async def _call_failure_callback(self, actor: Actor, callback: Callback, error: BaseException) -> Any:
+    async def _call_failure_callback(self, actor: Actor, ask: Ask) -> Any:
+        callback = ask.callback
         traits = self.spawners[actor.step.spawn].traits
         resources = await self.resources_of(callback) if traits.carries_objects else {}
-        kwargs = self._kwargs(actor, callback, actor.arguments(), None, error, resources=resources)
+        kwargs = self._kwargs(actor, callback, actor.arguments(), None, ask, resources=resources)
         if self.middleware is not None:
             role = "compensate" if callback is actor.step.compensate else "backoff"
             path = actor.signal.path or actor.signal.name.removeprefix(f"{actor.plan.workflow}/")
@@ -304,7 +305,7 @@ class Executor(ActorExecutor):
         callback: Callback,
         values: dict[str, Any],
         result: Any,
-        error: BaseException | None = None,
+        ask: Ask | None = None,
         resources: Mapping[str, Any] = _EMPTY,
     ) -> dict[str, Any]:
         step = actor.step
@@ -323,11 +324,11 @@ class Executor(ActorExecutor):
             elif what == "result":
                 kwargs[name] = callback.result_of(result)
             elif what == "error":
-                kwargs[name] = error
+                kwargs[name] = None if ask is None else ask.error
             elif what.startswith("resource:"):
                 kwargs[name] = resources.get(what.removeprefix("resource:"))
             else:
-                kwargs[name] = actor.signal.attempt
+                kwargs[name] = actor.signal.attempt if ask is None else ask.attempt
         return kwargs
 
     @override

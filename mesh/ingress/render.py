@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic_core import PydanticSerializationError, to_json
 from starlette.responses import Response
 
+from bitactor.export.display import readable_opening
 from bitactor.messages.codec import decode_token, token_from_bytes
 from bitactor.messages.faults import fault_as_plain
 from bitactor.messages.pulse import Pulse
@@ -95,6 +96,8 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("fault", "assess"):
         if name in shown:
             shown[name] = fault_as_plain(Fault(*shown[name]))
+    if "opening" in shown:
+        shown["opening"] = readable_opening(shown["opening"])
     if "emits" in shown:
         shown["emits"] = [
             {"name": name, "value": decode_token(token_from_bytes(token))} for name, token in shown["emits"]

@@ -7,9 +7,12 @@ import math
 from base64 import b64encode
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from bitactor.errors import ProtocolError
+from bitactor.export.display import readable_opening
+from bitactor.kinds.batch_result import readable_batch
 from bitactor.messages.codec import Packed, decode_token
 from bitactor.messages.faults import fault_as_plain
 from bitactor.messages.objects import MASKED, SECRET_MARK
@@ -60,9 +63,14 @@ def masked(value: Any) -> Any:
 
 
 def plain_pulse(pulse: Pulse) -> dict[str, Any]:
-    """A pulse as a mapping of its field names, in their order, ready for `json.dumps`; the causes, notes and members of
-    an error's exception are spelled out in the place of the packed ones."""
+    """A pulse as a mapping of its field names, in their order, ready for `json.dumps`; the record of a map's batch, the
+    inputs of opened scopes, and the causes, notes and members of an error's exception are spelled out in the place of
+    the packed ones."""
     found = {name: plain(value) for name, value in zip(Pulse._fields, pulse, strict=True)}
+    with suppress(ProtocolError):
+        found["token_out"] = plain(readable_batch(pulse, decode_token(pulse.token_out)))
+    if pulse.data and "opening" in pulse.data:
+        found["data"]["opening"] = plain(readable_opening(pulse.data["opening"]))
     for name in ("fault", "assess"):
         kept = (pulse.data or {}).get(name)
         if kept is not None and len(kept) == len(Fault._fields):  # with a chain, which is packed

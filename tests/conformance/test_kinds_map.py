@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
+from pydantic import SecretStr
 
 from bitactor import DefinitionError, Element, Halt, Result, Value, Workflow
-from mesh import Mesh
+from bitactor.export.step_counts import step_counts
+from mesh import Mesh, Transaction
+from mesh.cli.waterfall.render import to_json
+from mesh.ingress.render import as_json, pulses_as_plain
+from mesh.sinks.plain import plain, plain_pulse
 from tests.conformance.claims import claim
 from tests.conformance.elsewhere import Notes, begin, dying_map
 from tests.conformance.support import failure_of, journal, ran, resident, result_of
@@ -314,6 +321,81 @@ async def test_hops() -> None:
     hops = {pulse.hop for pulse in transaction.pulses() if pulse.kind == "completed" and "batch" in pulse.step}
     assert len(hops) == 3
     assert max(pulse.seq for pulse in transaction.pulses()) < 25
+
+
+def shown_everywhere(transaction: Transaction) -> list[list[Any]]:
+    """What is shown of its batches that are done: in code, by HTTP, by a sink, by `trace` from a store and by asking a
+    node."""
+    raw, read = transaction.raw_pulses(), transaction.pulses()
+    ways = [
+        json.loads(as_json(pulses_as_plain(read))),
+        [plain_pulse(pulse) for pulse in raw],
+        json.loads(to_json(raw))["pulses"],
+        json.loads(to_json(read))["pulses"],
+    ]
+    assert "hunter2" not in json.dumps(ways)
+    done = [pulse.token_out for pulse in read if pulse.kind == "completed" and "batch" in pulse.step]
+    return [
+        [plain(value) for value in done],
+        *(
+            [pulse["token_out"] for pulse in way if pulse["kind"] == "completed" and "batch" in pulse["step"]]
+            for way in ways
+        ),
+    ]
+
+
+@claim("Kinds: map", "What a batch took and made is shown as values wherever pulses are, with secrets masked.")
+async def test_batches_are_shown_as_values() -> None:
+    workflow = Workflow("shown", input={"rows": list[int]}, ttl=8)
+
+    @workflow.map(name="each", over="rows", batch=2, on_error="collect")
+    def parse(element: int) -> dict:
+        return {"inverse": 6 // element, "password": SecretStr("hunter2")}
+
+    transaction = await ran(workflow, {"rows": [1, 0, 3]})
+    for shown in shown_everywhere(transaction):
+        assert shown == [
+            {
+                "taken": 2,
+                "more": True,
+                "results": [{"inverse": 6, "password": "**********"}],
+                "errors": [{"index": 1, "element": 0, "error": ANY}],
+                "accumulated": None,
+                "elements": [],
+            },
+            {
+                "taken": 1,
+                "more": False,
+                "results": [{"inverse": 2, "password": "**********"}],
+                "errors": [],
+                "accumulated": None,
+                "elements": [],
+            },
+        ]
+    for pulses in (transaction.raw_pulses(), transaction.pulses()):
+        assert step_counts(transaction.plan, pulses).by_place["s0_0_s0"] == {"done": 2, "failed": 1}
+
+
+@claim("Kinds: map", "The inputs that a batch made for nested workflows are shown as values, too.")
+async def test_nested_inputs_are_shown_as_values() -> None:
+    inner = Workflow("inner", input={"element": int, "password": SecretStr})
+    inner.step(name="works")(lambda element: element)
+    workflow = Workflow("shown", ttl=8)
+    bind = {"password": Value(SecretStr("hunter2")), "element": Element()}
+    workflow.map(name="each", over=Value([5, 6]), workflow=inner, bind=bind)
+    transaction = await ran(workflow)
+    for shown in shown_everywhere(transaction):
+        assert [batch["results"] for batch in shown] == [[[0, [5, "**********"]], [1, [6, "**********"]]]]
+
+
+@claim("Kinds: map", "Results that only look like what a batch records are shown as they are.")
+async def test_what_looks_like_a_batch() -> None:
+    workflow = Workflow("odd", ttl=8)
+    odd = [1, True, b"\xc1", b"", b"\xc0", b""]
+    workflow.step(name="batch-7")(lambda: odd)
+    workflow.map(name="each", over=Value([0]))(lambda element: [element, [b"\xc1"]])
+    pulses = {pulse.step: pulse.token_out for pulse in (await ran(workflow)).pulses() if pulse.kind == "completed"}
+    assert pulses["batch-7"] == odd and pulses["each/batch-0"]["results"] == [[0, [b"\xc1"]]]
 
 
 @claim("Kinds: map", "Elements are undone, last first, when a later step fails.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bitactor import Backoff, Retry, Workflow
+from bitactor import Backoff, Halt, Retry, Workflow
 from bitactor.testing import FakeClock, run_workflow
 from mesh import Mesh
 from tests.conformance.claims import claim
@@ -137,6 +137,49 @@ async def test_backoff_policy(store: str, jitter: float) -> None:
             await pass_time(clock, 0.02)
         assert await transaction.result(BOUND) == "done"
         audit(transaction)
+
+
+def growing(error: Exception, attempt: int) -> float:
+    return float(0.001 * 2 ** (attempt - 1))
+
+
+@claim(
+    "Outcomes of a step",
+    "To a `backoff` function `attempt` is how many have failed, as a `Backoff` counts: an attempt that halted has not.",
+)
+@pytest.mark.parametrize("backoff", [growing, Backoff(initial=0.001, jitter=0)])
+@pytest.mark.parametrize("spawn", ["inline", "loop", "thread"])
+@pytest.mark.parametrize("how", ["raises", "compensates", "asks"])
+async def test_backoff_counts_failures(store: str, backoff: Any, spawn: str, how: str) -> None:
+    workflow = Workflow("halts between", ttl=1)
+    seen: list[int] = []
+
+    def tries(attempt: int) -> Any:
+        seen.append(attempt)
+        if attempt in (1, 3, 4):
+            return Halt("look")
+        if attempt in (2, 5):
+            if how == "asks":
+                return Retry()
+            raise ValueError("not yet")
+        return "done"
+
+    async def atries(attempt: int) -> Any:
+        return tries(attempt)
+
+    step = workflow.step(name="tries", retries=2, backoff=backoff, spawn=spawn)(atries if spawn == "loop" else tries)
+    told: list[int] = []
+    if how == "compensates":
+        step.compensate(lambda error, attempt: Retry() if told.append(attempt) is None else None)
+    async with Mesh(workflow, store=store) as mesh:
+        transaction = await mesh.stimulate(workflow)
+        for _ in range(3):
+            assert await transaction.ended(BOUND) == "halted"
+            await transaction.resume()
+        assert await transaction.result(BOUND) == "done"
+        retried = [pulse.data or {} for pulse in transaction.pulses() if pulse.kind == "retried"]
+        assert [data["after_ns"] for data in retried] == [1_000_000, 2_000_000]
+        assert seen == [1, 2, 3, 4, 5, 6] and told == ([2, 5] if how == "compensates" else [])
 
 
 @claim("Outcomes of a step", "What `backoff` answers and is no number of seconds fails the step, beside its own error.")
