@@ -66,16 +66,27 @@ class TransactionRow(NamedTuple):
     """The state of a transaction as a store knows it without reading the pulses."""
 
     transaction: str
+    """The transaction's id."""
     root: str
+    """The id of the transaction that all this began with: itself, if nothing did."""
     parent: str
+    """The id of the transaction whose signal began this one; empty if it was called."""
     workflow: str
+    """The name of the workflow, or of the consumer."""
     key: str
+    """The idempotency key; empty without one."""
     status: str
+    """Its status: `running | completed | compensated | cancelled | halted | stuck`."""
     open: bool
+    """True: something is left to do by itself; it runs, or a signal that it emitted has not been taken."""
     owner: str
+    """The process that holds it."""
     epoch: int
+    """A number that rises by one each time it changes hands."""
     created_ns: int
+    """When it began, in nanoseconds since 1970."""
     updated_ns: int
+    """When its last pulse was kept, in nanoseconds since 1970."""
 
 
 class Claim(NamedTuple):

@@ -288,7 +288,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "demo": "stores",
         "cli": "demo hops ingress mesh network network.transports sinks stores",
         "testing": "hops mesh runtime transaction",
-        "__init__": "mesh transaction",
+        "__init__": "hops mesh transaction",
     },
 }
 """Package → room → the rooms of the same package that it may import, and does.  A new room is a new row."""

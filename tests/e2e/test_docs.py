@@ -44,7 +44,7 @@ PATIENCE: Final = 60.0
 
 _FENCE: Final = re.compile(r"^```(\w*)")
 _FILE: Final = re.compile(r"# ([\w/]+\.py)(, continued)?\s*$")
-_NOT_RUN: Final = re.compile(r"(make|pip|git|docker|ulimit|systemctl|python -m benchmarks|bitactor demo)\b")
+_NOT_RUN: Final = re.compile(r"(make|pip|git|docker|ulimit|systemctl|uvicorn|python -m benchmarks|bitactor demo)\b")
 """Set-up of a machine, other programs, and what has tests of its own."""
 _PROGRAM: Final = re.compile(r"(python (?=\w)|bitactor )[^][|&;<>$*?(){}`~#]*")
 """A command that needs no shell; `python -m` and the like are other programs'."""

@@ -81,6 +81,9 @@ ADDED = {
     "names/bitactor/Workflow/members/validate_input: \"(self, value: 'Any') -> 'dict[str, Any]'\" became "
     "\"(self, value: 'Any', *, named: 'bool' = False) -> 'dict[str, Any]'\"",
     "names/mesh/Mesh/members/about",
+    # For annotations: what `transactions` answers with, and what middleware is told.
+    "names/mesh/CallEvent",
+    "names/mesh/TransactionRow",
     # What an ingress asks, ours or one of somebody else's, instead of reaching into the node.
     *(
         f"names/{face}/members/{name}"
