@@ -42,6 +42,7 @@ class Write(NamedTuple):
     """The pulses that one stimulus added to one transaction; they are kept all or none."""
 
     transaction: str
+    """The transaction's id."""
     epoch: int
     """The writer's epoch for this transaction; 0 in the write that creates it."""
     pulses: Sequence[Pulse]
@@ -93,6 +94,7 @@ class Claim(NamedTuple):
     """A transaction taken over from an owner that is gone."""
 
     transaction: str
+    """The transaction's id."""
     epoch: int
     """The new epoch, one more than the one before."""
     given_back: bool = False

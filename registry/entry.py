@@ -29,6 +29,7 @@ class Entry(NamedTuple):
     """One holder's claim to one name."""
 
     name: str
+    """The name that is held."""
     holder: str
     """The id of the holder, the node that holds the name."""
     value: Mapping[str, Any]

@@ -60,12 +60,30 @@ def listing() -> dict[str, Any]:
 
 def _module(name: str) -> dict[str, Any]:
     module = importlib.import_module(name)
-    names = getattr(module, "__all__", None) or [
-        public
-        for public, thing in vars(module).items()
-        if not public.startswith("_") and getattr(thing, "__module__", name) == name and not inspect.ismodule(thing)
+    return {public: _about(getattr(module, public)) for public in listed_names(name)}
+
+
+def listed_names(name: str) -> list[str]:
+    """The public names of a module."""
+    module = importlib.import_module(name)
+    return sorted(
+        getattr(module, "__all__", None)
+        or [
+            public
+            for public, thing in vars(module).items()
+            if not public.startswith("_") and getattr(thing, "__module__", name) == name and not inspect.ismodule(thing)
+        ]
+    )
+
+
+def listed_members(kind: type) -> list[str]:
+    """The public members of a class, but for those that it has of others' classes."""
+    return [
+        name
+        for name in dir(kind)
+        if not name.startswith("_")
+        and not any(name in vars(base) for base in kind.__mro__ if base.__module__.split(".")[0] not in PACKAGES)
     ]
-    return {public: _about(getattr(module, public)) for public in sorted(names)}
 
 
 def _about(thing: Any) -> Any:
@@ -80,11 +98,7 @@ def _about(thing: Any) -> Any:
 
 
 def _members(kind: type) -> Iterator[tuple[str, Any]]:
-    for name in dir(kind):
-        if name.startswith("_") or any(
-            name in vars(base) for base in kind.__mro__ if base.__module__.split(".")[0] not in PACKAGES
-        ):
-            continue
+    for name in listed_members(kind):
         if issubclass(kind, enum.Enum) or isinstance(inspect.getattr_static(kind, name), property):
             yield name, "property"
             continue

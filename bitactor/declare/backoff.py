@@ -16,9 +16,13 @@ class Backoff:
     """
 
     initial: float = 0.1
+    """Seconds before the second try."""
     factor: float = 2.0
+    """Each delay is so many times the one before."""
     cap: float = 30.0
+    """Seconds that no delay exceeds."""
     jitter: float = 0.5
+    """The share of each delay that is random, from 0 to 1."""
 
     def __post_init__(self) -> None:
         if not is_duration(self.initial, zero=True):

@@ -96,15 +96,20 @@ class Context:
         """The resources of the step's workflow: `await ctx.resources.get("name")`."""
         self._beat = beat
         self.signal = signal
+        """The signal that the step's actor got."""
         self.workflow = workflow
+        """The workflow's name."""
         self.spawn = spawn
+        """Where the step runs: `inline | loop | thread | process`."""
         self.deadline_ns = deadline_ns
+        """The monotonic time, in nanoseconds, at which this attempt is stopped; None if nothing stops it."""
         self._monotonic_ns = monotonic_ns
         self._emits: list[tuple[str, Any]] | None = None
         self._ended = False
         self.unawaited: list[Emitting] | None = None
         """What `emit` was called for and nobody has awaited yet."""
         self.retries_left = signal.retries_left
+        """How many retries are left after this attempt."""
 
     @property
     def transaction(self) -> str:

@@ -35,10 +35,13 @@ class Call(NamedTuple):
     """One attempt of one step, as a policy sees it."""
 
     workflow: str
+    """The workflow's name."""
     step: str
     """The path of the step."""
     transaction: str
+    """The transaction's id."""
     attempt: int
+    """Number of the attempt, from 1."""
     arguments: Mapping[str, Any]
     """The arguments of the step's function, without `ctx` and resources."""
     deadline: Callable[[], int | None] = lambda: None

@@ -15,6 +15,7 @@ class Source:
     """Base of `Input`, `Result` and `Value`: one argument's origin, with an optional transform."""
 
     transform: Callable[[Any], Any] | None = None
+    """The function that the value is passed through; None without one."""
 
     def map(self, function: Callable[[Any], Any]) -> Self:
         """The same source, passed through `function`; evaluated once, by the supervisor, and recorded.  (An `Element`:
@@ -29,7 +30,9 @@ class Input(Source):
     """A field of the workflow's input, and a path into it."""
 
     name: str = ""
+    """The field of the input."""
     path: tuple[str | int, ...] = ()
+    """The way from there into the value."""
 
     def __init__(self, name: str, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
         object.__setattr__(self, "name", name)
@@ -42,7 +45,9 @@ class Result(Source):
     """Another step's result, and a path into it through mappings, attributes and list indices."""
 
     step: str = ""
+    """The step's name."""
     path: tuple[str | int, ...] = ()
+    """The way from there into its result."""
 
     def __init__(self, step: Any, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
         name = step if isinstance(step, str) else getattr(step, "name", None)
@@ -58,6 +63,7 @@ class Value(Source):
     """A constant."""
 
     value: Any = None
+    """The constant."""
 
     def __init__(self, value: Any, transform: Callable[[Any], Any] | None = None) -> None:
         object.__setattr__(self, "value", value)
@@ -69,6 +75,7 @@ class Element(Source):
     """The current element of a map, and a path into it."""
 
     path: tuple[str | int, ...] = ()
+    """The way into the element."""
 
     def __init__(self, *path: str | int, transform: Callable[[Any], Any] | None = None) -> None:
         object.__setattr__(self, "path", path)

@@ -53,7 +53,9 @@ class Then:
     """The value of a step that is done, and further steps to be planned."""
 
     value: Any = None
+    """The step's result."""
     steps: Sequence[Planned] = ()
+    """The steps to be planned, made by `step.planned(…)`."""
 
     def __post_init__(self) -> None:
         names = [step.name if isinstance(step, Planned) else "" for step in self.steps]

@@ -61,6 +61,7 @@ class Ok:
     """The step is done, with this value.  Returning a bare value means the same."""
 
     value: Any = None
+    """The step's result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +70,4 @@ class Continue:
     other."""
 
     value: Any = None
+    """The step's result."""

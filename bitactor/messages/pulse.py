@@ -52,6 +52,7 @@ class Pulse(NamedTuple):
     root: str
     """The id of the root transaction, which is the trace id."""
     workflow: str
+    """The workflow's name."""
     seq: int
     """Number of the pulse within the transaction: 0, 1, 2, … without gaps."""
     hop: str
@@ -59,6 +60,7 @@ class Pulse(NamedTuple):
     causes: tuple[str, ...]
     """Ids of the hops that this one follows from."""
     kind: str
+    """What happened: `accepted`, `spawned`, `completed`, …"""
     step: str
     """The path of the step; empty for the transaction itself."""
     spawn: str
@@ -66,6 +68,7 @@ class Pulse(NamedTuple):
     direction: str
     """`forward` or `undo`."""
     attempt: int
+    """Number of the attempt, from 1; 0 for the transaction itself."""
     ttl: int
     """Hop budget that the hop carries."""
     at_ns: int

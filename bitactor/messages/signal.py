@@ -46,8 +46,11 @@ class Signal(NamedTuple):
     name: str
     """The address: `workflow/step path`, or the name that a consumer listens to."""
     transaction: str
+    """The transaction's id."""
     root: str
+    """The root transaction's id, which is the trace id."""
     hop: str
+    """The hop's id, which is its span id."""
     causes: tuple[str, ...]
     """Ids of the hops whose completion made this one ready; empty for the first ones."""
     direction: str
@@ -71,9 +74,11 @@ class Signal(NamedTuple):
     parent: str = ""
     """The transaction that emitted the signal this transaction came from, if any."""
     metadata: Mapping[str, Any] | None = None
+    """The metadata of the stimulus."""
     in_doubt: bool = False
     """True, in an undo: nobody knows whether the step happened."""
     retries_left: int = 0
+    """How many retries of the step are left."""
     trail: tuple[str, ...] = ()
     """Names that this work came through across transactions, oldest first (the last 32)."""
     path: str = ""

@@ -43,8 +43,11 @@ class FailedItem(Generic[Item]):
     """An element for which the function failed, with its index and error."""
 
     index: int
+    """Its place among the elements, from 0."""
     item: Item
+    """The element."""
     error: BaseException
+    """What the function raised."""
 
 
 class Mapped(NamedTuple, Generic[Item, Value]):
@@ -52,14 +55,18 @@ class Mapped(NamedTuple, Generic[Item, Value]):
     elements."""
 
     successful: list[Value]
+    """The results."""
     failed: list[FailedItem[Item]]
+    """The elements for which there is none."""
 
 
 class Fetched(NamedTuple, Generic[Key, Value]):
     """Results and errors by name, each in the order in which the names were given."""
 
     successful: dict[Key, Value]
+    """Name → result."""
     failed: dict[Key, BaseException]
+    """Name → error."""
 
 
 @overload

@@ -20,7 +20,9 @@ class FakeTimer:
 
     def __init__(self, when_ns: int, callback: Callable[[], None]) -> None:
         self.when_ns = when_ns
+        """Monotonic time at which it is due."""
         self.callback: Callable[[], None] | None = callback
+        """What is called then; None once it is disarmed."""
 
     def cancel(self) -> None:
         """Disarm the timer; twice, or too late, does nothing."""

@@ -59,10 +59,13 @@ class Emitted(NamedTuple):
     """A signal that a step emitted and that was sent."""
 
     name: str
+    """The signal's name."""
     value: Any
+    """What was emitted."""
     ttl: int
     """Hop budget that the signal carries to its consumers."""
     step: str
+    """The step that emitted it."""
 
 
 @dataclass(frozen=True)

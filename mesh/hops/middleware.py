@@ -26,11 +26,15 @@ class CallEvent(NamedTuple):
     callback: str
     """Which function of the step: `run`, `compensate`, `backoff` or `undo`."""
     workflow: str
+    """The workflow's name."""
     step: str
     """Path of the step."""
     transaction: str
+    """The transaction's id."""
     hop: str
+    """The hop's id, which is its span id."""
     attempt: int
+    """Number of the attempt, from 1."""
     arguments: Mapping[str, Any]
     """What the function is called with; not to be changed."""
     value: Any = None
@@ -38,6 +42,7 @@ class CallEvent(NamedTuple):
     error: BaseException | None = None
     """In `after`: the exception that the function raised."""
     elapsed_ns: int = 0
+    """In `after`: how long the call took, in nanoseconds."""
 
 
 class Middleware:

@@ -69,11 +69,17 @@ class Statistics(NamedTuple):
     """A server's counts since it started; they only rise, except `clients` and `entries`."""
 
     boot: int
+    """The registry's boot epoch."""
     revision: int
+    """Number of the latest change of the table."""
     clients: int
+    """Clients that are connected."""
     entries: int
+    """Names that are held."""
     received: int
+    """Frames that came in."""
     sent: int
+    """Frames that went out."""
     malformed: int
     """Frames that were no message, or no message that a client may send."""
     strangers: int

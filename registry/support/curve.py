@@ -33,7 +33,9 @@ class Curve(NamedTuple):
     """The key pair of a mesh, both keys as Z85 (40 bytes).  Its `repr` does not show the secret."""
 
     public: bytes
+    """The public key."""
     secret: bytes
+    """The secret key."""
 
     @override
     def __repr__(self) -> str:

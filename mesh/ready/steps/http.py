@@ -88,9 +88,13 @@ class Request(ReadyStep):
     body: Mapping[str, Any] = field(default_factory=dict)
     """Template of the body, under one of `json`, `form`, `content`."""
     expect: int | Collection[int] = ()
+    """The statuses that are no error; none given: 2xx."""
     client: str = "http"
+    """The name of the resource that sends it."""
     max_bytes: int = DEFAULT_MAX_BYTES
+    """The largest body of an answer."""
     longest_wait: float = DEFAULT_LONGEST_WAIT
+    """The longest `Retry-After`, in seconds, that is waited for."""
     timed: bool = False
     """Whether the step has a `timeout`."""
     _expected: tuple[int, ...] = field(init=False, repr=False, compare=False)

@@ -80,13 +80,20 @@ class Program(ReadyStep):
     _FIELDS = {"command": Structure, "undo": Structure, "cwd": Template, "input": Structure, "env": Structure}
     command: Sequence[str]
     input: Any = None
+    """What it reads."""
     env: Mapping[str, Any] = field(default_factory=dict)
     cwd: str = ""
+    """The directory it runs in."""
     check: bool = True
+    """Whether another exit code than 0 is an error."""
     undo: Sequence[str] = ()
+    """The command that takes back what it did."""
     grace: float = DEFAULT_GRACE
+    """Seconds between being asked to end, and being killed."""
     max_output: int = DEFAULT_MAX_OUTPUT
+    """The largest output, in bytes."""
     encoding: str = "utf-8"
+    """Of its output and input."""
 
     @override
     def __post_init__(self) -> None:
