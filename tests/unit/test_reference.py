@@ -1,4 +1,4 @@
-"""Every public name is told of in `docs/reference`, and what is made there is as `python -m tests.reference` makes it."""
+"""Every public name is told of in `docs/reference`, which is what `python -m tests.reference` makes of the code."""
 
 from __future__ import annotations
 
