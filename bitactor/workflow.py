@@ -152,8 +152,7 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
 
         Options:
             name: the step's name, by default the function's.
-            bind: parameter, of the function or of another one of the step (`when`, `guard`, `undo`, `compensate`,
-                `backoff`) → `Input`, `Result` or `Value`, overriding where its value comes from.
+            bind: parameter, of any function of the step → `Input`, `Result` or `Value`: where its value comes from.
             after: steps to wait for without taking their results.
             when: a predicate over the arguments; false skips the step, and its result is None.
             guard: a function over the arguments that may answer instead of the step: None lets the step run, any other
