@@ -201,6 +201,7 @@ class Bench:
         self._ids = SequentialIds()
         self._meshes: list[FixtureMesh] = []
         self._portal: Portal | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # the test's, if it is a coroutine
         self._tasks: set[asyncio.Task[Any]] = set()  # those that were there before our meshes
         self._unwrap: Callable[[], None] = lambda: None
 
@@ -284,7 +285,7 @@ class Bench:
         nodes = [node for node in nodes if node.loop is asyncio.get_running_loop()]
         if not nodes:
             return
-        leftovers = Leftovers(nodes, self._tasks)
+        leftovers = Leftovers(nodes, self._tasks if self._is_ours(nodes[0].loop) else asyncio.all_tasks())
         if not failed:
             await leftovers.linger(LINGER, clock_frozen=self._clock is not None)
         for node in nodes:
@@ -292,6 +293,10 @@ class Bench:
         failure_message = "" if failed else await leftovers.failure_message()
         if failure_message:
             pytest.fail(failure_message, pytrace=False)
+
+    def _is_ours(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether a loop is the test's or its portal's.  On another, a test client's, there are tasks of its own."""
+        return loop is self._loop or (self._portal is not None and loop is self._portal.loop)
 
     def _end_in_thread(self, *, failed: bool) -> None:
         if self._portal is not None:
@@ -318,6 +323,7 @@ class Bench:
         @functools.wraps(function)
         async def test(*arguments: Any, **options: Any) -> Any:
             __tracebackhide__ = True
+            self._loop = asyncio.get_running_loop()
             try:
                 result = await function(*arguments, **options)
             except BaseException:

@@ -168,8 +168,9 @@ def test_the_loop_ends_meanwhile() -> None:
     thread.close()
 
 
-def test_a_loop_that_stands_still() -> None:
+def test_a_loop_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of somebody who runs it now and then: what is asked meanwhile is refused, and not done later."""
+    monkeypatch.setattr(bridges, "PATROL_SECONDS", 0.01)
     loop = asyncio.new_event_loop()
     done: list[int] = []
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,10 +16,12 @@ import pytest
 from bitactor import Resource, Workflow
 from bitactor.errors import BitActorError, ConfigurationError, StoreError, UnknownTransaction, WorkflowFailed
 from mesh import Mesh, stores
+from mesh.network.client import Client
 from mesh.sinks import JsonlSink, LiveSink
 from mesh.stores.memory import MemoryStore
 from mesh.testing import MeshFactory
 from mesh.transaction import transaction as handles
+from registry import RegistryServer
 from tests.e2e.support import BOUND
 
 KINDS = ["accepted", "spawned", "completed", "finished"]
@@ -171,6 +175,23 @@ def test_on_loops_after_each_other_and_in_threads(store: str) -> None:
         assert pool.submit(asyncio.run, once(3)).result(BOUND) == 6
         assert pool.submit(mesh.run, workflow, {"x": 4}).result(BOUND) == 8
     assert asyncio.run(once(5)) == 10
+
+
+async def test_with_a_registry() -> None:
+    workflow = doubling()
+    directory = Path(tempfile.mkdtemp(prefix="ba-"))
+    registry = f"ipc://{directory}/registry"
+    try:
+        with RegistryServer(registry):
+            mesh, nodes = Mesh(workflow, registry=registry), set()
+            for x in (1, 2):
+                async with mesh, Client(registry) as client:
+                    began = await client.stimulate("doubling", {"x": x})
+                    assert await client.result(began["transaction"], BOUND) == 2 * x
+                    nodes |= {entry.holder for entry in client.entries("node:*")}
+            assert len(nodes) == 2
+    finally:
+        shutil.rmtree(directory)
 
 
 async def test_what_a_mesh_holds_begins_anew() -> None:

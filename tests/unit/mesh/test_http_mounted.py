@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from bitactor import Workflow
 from mesh import Mesh
 from mesh.ingress.http import HttpServer, application
+from mesh.testing import MeshFactory
 
 BOUND = 30.0
 
@@ -146,6 +147,13 @@ def test_two_clients_after_each_other(which: str, time: int) -> None:
             }
             assert http.get(f"{at}/readyz").status_code == 200
     assert MESH.state == "closed"
+
+
+def test_clients_of_a_mesh_of_the_fixture(mesh: MeshFactory) -> None:
+    app = application(mesh(echoes(), steps={"give": lambda value: [value]}))
+    for number in range(2):
+        with TestClient(app) as http:
+            assert http.post("/stimuli/echo", json={"value": number}).json()["result"] == [number]
 
 
 def test_two_clients_at_the_same_time_are_refused() -> None:
