@@ -141,7 +141,7 @@ def resource_for(owner: str, resources: Mapping[str, Resource], parameter: Param
     """
     if parameter.name in resources:
         return parameter.name
-    kind = parameter.annotation
+    kind = _without_none(parameter.annotation)
     if not isinstance(kind, type):
         return None
     found = [resource.name for resource in resources.values() if resource.provides is kind]
@@ -151,6 +151,16 @@ def resource_for(owner: str, resources: Mapping[str, Resource], parameter: Param
             "call the parameter like one of them"
         )
     return found[0] if found else None
+
+
+def _without_none(annotation: Any) -> Any:
+    """The annotation within an `Annotated`, and the one beside None."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _without_none(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(annotation) if member is not type(None)]
+        return _without_none(members[0]) if len(members) == 1 else annotation
+    return annotation
 
 
 def resources_among(injected: Mapping[str, str]) -> tuple[str, ...]:

@@ -134,7 +134,10 @@ class Transaction(Handle, Generic[R_co]):
         Raises:
             TimeoutError: it has not ended within `timeout` seconds; it goes on.
             StoreError: nobody here can carry it on, or see how it ends.
+            InvalidInput: `timeout` is no number.
         """
+        if timeout is not None and (not isinstance(timeout, int | float) or timeout != timeout):
+            raise InvalidInput(f"timeout={shown(timeout)}; give a number of seconds, or None")
         if not self._live.settled:
             self._transactions.require_running(self.id)
             if timeout is None and LENDER.get() is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import pytest
@@ -18,6 +20,7 @@ from bitactor import (
     Element,
     Input,
     InvalidInput,
+    Resource,
     Result,
     StepTimeout,
     Then,
@@ -29,7 +32,9 @@ from bitactor.patterns import RetryPolicy
 from bitactor.testing import run_workflow
 from mesh import Mesh
 from tests.conformance.claims import claim
+from tests.conformance.elsewhere import Notes
 from tests.conformance.support import failure_of, finished, journal, ran, result_of
+from tests.conformance.workers import decorated
 from tests.e2e.support import BOUND
 
 SECTION = "Context and builder"
@@ -63,6 +68,10 @@ def passing(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 seen: list[bool] = []
+
+
+class Client:
+    number = 7
 
 
 def awaiting(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,6 +131,16 @@ async def test_a_coroutine_that_is_passed_on(spawn: str | None) -> None:
     }
     assert seen[0] is (spawn in ("inline", "loop"))
     assert run_workflow(workflow, {"x": 1}).status == "compensated"
+
+
+@claim(
+    SECTION,
+    "A decorated step and its undo, told by `bind` what that alone takes, run in a worker process.",
+)
+async def test_a_coroutine_that_is_passed_on_in_a_process(tmp_path: Path) -> None:
+    transaction = await ran(decorated, {"x": 3, "where": str(tmp_path), "process": os.getpid()}, processes=1)
+    assert transaction.status == "compensated"
+    assert Notes(tmp_path).lines == ["forget 3, [False, False]"]
 
 
 @claim(SECTION, "A coroutine that is passed on is ended by the step's timeout.")
@@ -261,6 +280,22 @@ async def test_a_context_that_may_be_none() -> None:
     assert [values[step] for step in ("each", "held", "grouped")] == [[[5, 1, 1]], [3, 1], [3, 1]]
 
 
+@claim(SECTION, "A parameter annotated with the class of a resource, be it optional or noted, gets the resource.")
+async def test_a_resource_that_may_be_none() -> None:
+    workflow = Workflow("clients", resources=[Resource("client", Client, provides=Client)])
+
+    @workflow.step
+    def first(a: Client | None = None) -> int:
+        assert a is not None
+        return a.number
+
+    @workflow.step
+    def second(b: Annotated[Client, "of ours"], first: int) -> int:
+        return b.number + first
+
+    assert await result_of(workflow) == 14
+
+
 @claim(SECTION, "A consumer gets a context that may be None.")
 async def test_a_consumer_gets_its_context() -> None:
     got: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -325,6 +360,8 @@ async def test_strings_that_no_store_could_keep(store: str, sqlite: str) -> None
             await mesh.stimulate(workflow, {"x": "\ud800"})
         transaction = await mesh.stimulate(workflow, {"x": "a"}, key="🗝" * 255)
         assert await transaction.ended(BOUND) == "completed"
+        with pytest.raises(InvalidInput, match="timeout=nan; give a number"):
+            await transaction.ended(float("nan"))
         assert await transaction.undo("because \ud800") == "compensated"
         with pytest.raises(InvalidInput, match="reason=5; give a text"):
             await transaction.undo(5)  # type: ignore[arg-type]

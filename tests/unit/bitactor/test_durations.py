@@ -88,3 +88,8 @@ def test_a_backoff_without_a_cap_ends_somewhere() -> None:
     for wrong in ({"factor": float("inf")}, {"factor": "2"}, {"jitter": "x"}, {"initial": "x"}, {"cap": None}):
         with pytest.raises(ValueError, match="Backoff"):
             Backoff(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_key_that_is_no_text_is_refused_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stimulate", "w", "--key", "\udcff", "--http", "http://127.0.0.1:9"]) == 2
+    assert "none of them a lone surrogate" in " ".join(capsys.readouterr().err.split())
