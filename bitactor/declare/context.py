@@ -239,6 +239,10 @@ class Context:
         self._emits = [*self.emitted(), *emitted]
 
     def emitted(self) -> tuple[tuple[str, Any], ...]:
-        """The signals emitted, in order, as (name, token); the function has ended, and can emit no more."""
-        self._ended = True
+        """The signals emitted so far, in order, as (name, token)."""
         return tuple(self._emits) if self._emits else ()
+
+    def end(self) -> tuple[tuple[str, Any], ...]:
+        """Note that the function has ended, and can emit no more; the answer is what it has emitted."""
+        self._ended = True
+        return self.emitted()

@@ -52,7 +52,7 @@ class Hop:
         self.error = judgement.error
         signal = self.signal
         outcome, token, _, fault, after_ns, reason, planned, _ = judgement
-        emits = self.context.emitted() if outcome in ("ok", "continue") else ()
+        emits = self.context.end() if outcome in ("ok", "continue") else ()
         return Reply(
             signal.transaction, signal.hop, signal.delivery, signal.epoch, outcome, token, fault, after_ns, emits, 0,
             reason, planned,

@@ -259,7 +259,7 @@ class BitActor(pykka.Actor):
             Reply,
             (
                 signal.transaction, signal.hop, signal.delivery, signal.epoch, "ok", token, None, None,
-                self.context.emitted() if self.context is not None else (),
+                self.context.end() if self.context is not None else (),
                 executor.monotonic_ns() - self.started_ns, "", None,
             ),
         )  # fmt: skip
@@ -288,7 +288,7 @@ class BitActor(pykka.Actor):
         self.compensating = None
         context = self.context
         if context is not None and not emits and outcome in ("ok", "continue"):
-            emits = context.emitted()
+            emits = context.end()
         signal = self.signal
         self.done(
             self,

@@ -295,7 +295,7 @@ class FunctionRun(BitActor):
             error = unsent(self.context, value)
         if error is None:
             if self.context is not None:
-                chain.emitted.extend(self.context.emitted())
+                chain.emitted.extend(self.context.end())
             chain.in_doubt.add(self)  # and whether that is all there is to it only its policies know
             if self.stop_requested:
                 chain.value_after_stop = (value,)

@@ -110,6 +110,8 @@ class Supervisor:
         live = LiveTransaction.fold(plan, pulses)
         live.settled = False
         self._own(live)
+        # Who has not written that it took over has run nothing of it: the owner before that one did, and may have died.
+        given_back = given_back and live.state.epoch == epoch - 1
         self.enqueue(live, Recovered(owner, epoch, given_back))
 
     def reopen(self, live: LiveTransaction) -> None:

@@ -27,8 +27,7 @@ from mesh.ingress.server import HttpServer
 from mesh.sinks import JsonlSink
 from registry import RegistryServer
 from tests.conformance.claims import claim
-from tests.e2e import process_steps
-from tests.e2e.support import BOUND, spawned, until
+from tests.e2e.support import BOUND, until
 
 SECTION = "Starting and stopping"
 
@@ -145,15 +144,6 @@ async def test_what_a_store_in_memory_loses_is_said_in_one_line(caplog: pytest.L
     assert len(caplog.records) == 1
 
 
-@claim(SECTION, "Closing with a worker process at work logs no warning.")
-async def test_with_a_worker_process_at_work(sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with quiet(caplog):
-        async with Mesh(process_steps.waiting, store=sqlite, drain=0, processes=1) as mesh:
-            transaction = await mesh.stimulate("waiting", {"value": str(tmp_path / "never")})
-            await spawned(transaction, "wait_for_file")
-            await until(lambda: mesh.node.processes.statistics()["busy"])
-
-
 @claim(SECTION, "Closing with the registry gone, or with hops on another node, logs no warning.")
 async def test_with_the_registry_gone_and_with_hops_elsewhere(
     sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -194,9 +184,11 @@ async def test_with_clients_of_the_ingress(sqlite: str, caplog: pytest.LogCaptur
     assert status == 503 and "look for it later" in problem["detail"]
 
 
-@claim(SECTION, "`bitactor run` says nothing on stderr when SIGTERM or SIGINT ends it in the middle of its work.")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_bitactor_run_says_nothing(number: int, tmp_path: Path) -> None:
+@claim(
+    SECTION,
+    "`bitactor run` says nothing on stderr when SIGTERM ends it in the middle of its work, in a worker process too.",
+)
+def test_bitactor_run_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(
         textwrap.dedent("""
         import asyncio, sys
@@ -229,7 +221,7 @@ def test_bitactor_run_says_nothing(number: int, tmp_path: Path) -> None:
         with urllib.request.urlopen(request, timeout=BOUND) as answer:
             assert answer.status == 202
         assert child.stdout.readline() == "at work\n"
-        child.send_signal(number)
+        child.send_signal(signal.SIGTERM)
         said, complained = child.communicate(timeout=BOUND * 3)
         assert (child.returncode, said, complained) == (0, "", "")
     finally:

@@ -172,7 +172,7 @@ def test_bitactor_run_waits_too_and_a_signal_ends_it(tmp_path: Path) -> None:
         for line in child.stderr:
             if WAITS in line:
                 break
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGINT)
         assert child.wait(BOUND) == 0
     finally:
         child.kill()

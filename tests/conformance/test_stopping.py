@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,24 @@ async def test_any_number_of_orderly_restarts_spends_no_redelivery(
         assert len(given_back) >= STOPS - 1 and all(free for _, free in given_back), pulse_lines(found)
         resumed = [pulse.data or {} for pulse in found.pulses() if pulse.kind == "resumed"]
         assert [data.get("given_back") for data in resumed] == [True] * STOPS
+
+
+@claim(SECTION, "The death of a process counts, although the one that took over was stopped at once.")
+async def test_a_death_counts_although_its_heir_was_stopped(sqlite: str) -> None:
+    gate = Gate()
+    workflow = long_step(gate)
+    async with Mesh(workflow, store=sqlite, drain=0) as dead:
+        transaction = (await dead.stimulate(workflow)).id
+        await until(lambda: gate.arrived)
+        with closing(sqlite3.connect(sqlite.removeprefix("sqlite:///"), isolation_level=None)) as somebody:
+            somebody.execute("UPDATE owners SET process_started = process_started - 1")
+        async with Mesh(workflow, store=sqlite, drain=0):
+            pass
+        gate.open = True
+        async with Mesh(workflow, store=sqlite) as mesh:
+            found = await mesh.transaction(transaction)
+            assert await found.ended(BOUND) == "completed"
+            assert [free for _, free in losses(found)].count(False) == 1
 
 
 @claim(SECTION, "What was given back stays so while nodes of another release look at it.")

@@ -268,7 +268,3 @@ forgetful = Workflow("forgetful")
 @forgetful.step(spawn="process")
 def forgets(ctx: Context) -> None:
     ctx.emit("news", 1)
-
-
-waiting = Workflow("waiting", input={"value": str})
-waiting.step(spawn="process")(wait_for_file)

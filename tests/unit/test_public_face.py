@@ -57,6 +57,7 @@ ADDED = {
     # What `emit` answers with is known until it is awaited, so that a signal which would not be sent is refused.
     "names/bitactor/Context/members/emit: \"(self, name: 'str', value: 'Any' = None) -> 'None'\" became \"(self, name: "
     "'str', value: 'Any' = None) -> 'Coroutine[Any, Any, None]'\"",
+    "names/bitactor/Context/members/end",
     "names/bitactor/Context/members/unawaited",
     # A node waits for its registry without a thread that waits.
     "names/registry/RegistryClient/members/connect",
