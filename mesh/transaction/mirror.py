@@ -48,8 +48,9 @@ def like(method: Callable[..., Any]) -> Callable[[Function], Function]:
         own = inspect.signature(function)
         about: Any = function
         about.__signature__ = inspect.signature(method).replace(return_annotation=own.return_annotation)
+        first, gap, rest = (inspect.getdoc(method) or "").partition("\n\n")
         waits = "\n\nBlocks the calling thread meanwhile." if inspect.iscoroutinefunction(method) else ""
-        about.__doc__ = f"{inspect.getdoc(method)}{waits}"
+        about.__doc__ = f"{first}{waits}{gap}{rest}"
         return function
 
     return told
