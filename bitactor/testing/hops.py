@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Coroutine
 from functools import partial
+from types import CoroutineType
 from typing import Any, Final
 
 from bitactor.declare.context import Context
@@ -98,7 +98,7 @@ class Hop:
 
     def _call(self, callback: Callback, kwargs: dict[str, Any]) -> Any:
         value = callback.function(**kwargs)
-        return drive(value, self.signal.name) if inspect.iscoroutine(value) else value
+        return drive(value, self.signal.name) if type(value) is CoroutineType else value
 
     def _kwargs(self, callback: Callback, ask: Ask | None) -> dict[str, Any]:
         step = self.step

@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from types import MappingProxyType
+from types import CoroutineType, MappingProxyType
 from typing import Any
 from weakref import ref
 
@@ -292,7 +292,7 @@ class Executor(ActorExecutor):
             answer = await asyncio.to_thread(
                 without_stop_iteration, "compensate or backoff", callback.function, **kwargs
             )
-        if asyncio.iscoroutine(answer):
+        if type(answer) is CoroutineType:  # passed on by a decorator
             answer = await answer
         left = unsent(actor.context, answer, compensating=True)
         if left is not None:

@@ -109,6 +109,11 @@ async def test_a_compensation_that_continues_has_awaited_what_it_emits(spawn: st
     transaction = await ran(workflow)
     [first, second] = (await failure_of(transaction)).errors
     assert isinstance(first, ValueError) and "did not await ctx.emit('news')" in str(second)
+    passing = Workflow("passing on", ttl=4)
+    step = passing.step(for_spawner(spawn, fails), name="fails", spawn=spawn)
+    step.compensate(lambda ctx: ctx.emit("news"))
+    for errors in ((await failure_of(await ran(passing))).errors, run_workflow(passing).errors):
+        assert str(errors[1]).startswith("compensate of 'passing on/fails' returned <bitactor.declare.context.Emitting")
 
 
 @claim(SECTION, "A compensation that continues is asked about an emission that nobody awaited, as about any failure.")
