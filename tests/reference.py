@@ -8,6 +8,7 @@ of the module that no other place has.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -115,15 +116,21 @@ def _assigned(statement: ast.stmt) -> Iterator[str]:
 
 
 @cache
-def constant_docs() -> Mapping[str, str]:
-    """Constant of any of our modules → the text behind it there."""
+def constant_docs() -> Mapping[str, Mapping[str, str]]:
+    """Each of our modules → constant → the text behind it there."""
     for name in MODULES:
         importlib.import_module(name)
-    found: dict[str, str] = {}
-    for name, module in sorted(sys.modules.items()):
-        if name.split(".")[0] in PACKAGES and getattr(module, "__file__", None):
-            found |= _texts_behind(ast.parse(inspect.getsource(module)).body)
-    return found
+    return {
+        name: _texts_behind(ast.parse(inspect.getsource(module)).body)
+        for name, module in sorted(sys.modules.items())
+        if name.split(".")[0] in PACKAGES and getattr(module, "__file__", None)
+    }
+
+
+def _constant_doc(module: str, name: str) -> str:
+    """What is said of a constant where it is, or else where it comes from."""
+    docs = constant_docs()
+    return next(filter(None, (docs[one].get(name) for one in (module, *docs))), "")
 
 
 def call_of(name: str, function: Any) -> str:
@@ -131,7 +138,7 @@ def call_of(name: str, function: Any) -> str:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return f"{name}(…)"
+        return name
     parameters = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
     shown, keyword = [], False
     for parameter in parameters:
@@ -154,7 +161,7 @@ def _default(value: Any) -> str:
 def section(module: str, name: str) -> list[str]:
     """A name with all that belongs to it."""
     thing = getattr(importlib.import_module(module), name)
-    if not isinstance(thing, type) and not inspect.isroutine(thing):
+    if _is_constant(thing):
         return [f"### `{name}`", "", row_text(module, name)]
     doc = doc_of(_docstring(f"{module}.{name}", thing))
     made = name not in GIVEN and not inspect.isabstract(thing) and not is_protocol(thing)
@@ -182,7 +189,7 @@ def _members(module: str, kind: type, told: set[str]) -> Iterator[str]:
     rows: list[str] = []
     behind: list[str] = []
     inherited: dict[str, list[str]] = {}
-    names = [name for name in listed_members(kind) if name not in told]
+    names = {*listed_members(kind), *_fields(kind)} - told
     for name in sorted(names, key=lambda name: (_is_method(kind, name), name)):
         if (base := _told_by(kind, name)) is not kind:
             inherited.setdefault(base.__name__, []).append(name)
@@ -206,6 +213,14 @@ def _members(module: str, kind: type, told: set[str]) -> Iterator[str]:
     yield from behind
 
 
+def _fields(kind: type) -> Iterator[str]:
+    """What each object has that is no attribute of its class, if something is said of it."""
+    if dataclasses.is_dataclass(kind):
+        yield from (one.name for one in dataclasses.fields(kind) if one.init and one.name in attribute_docs(kind))
+    elif is_protocol(kind) or issubclass(kind, BaseException):
+        yield from (name for base in kind.__mro__ for name in _own_docs(base) if not name.startswith("_"))
+
+
 def _told_by(kind: type, name: str) -> type:
     """The class on whose place in the pages a member is told: a public one below this that says it, or this."""
     for base in kind.__mro__:
@@ -222,7 +237,7 @@ def _public() -> frozenset[str]:
 
 
 def _is_method(kind: type, name: str) -> bool:
-    member = inspect.getattr_static(kind, name)
+    member = inspect.getattr_static(kind, name, None)
     return callable(getattr(kind, name, None)) and not isinstance(member, property) and not _is_field(member)
 
 
@@ -247,12 +262,16 @@ def _docstring(what: str, thing: Any) -> str:
     return said
 
 
+def _is_constant(thing: Any) -> bool:
+    return not isinstance(thing, type) and not inspect.isroutine(thing)
+
+
 def row_text(module: str, name: str) -> str:
     """What is said of a name in one line."""
     thing = getattr(importlib.import_module(module), name)
-    if isinstance(thing, type) or inspect.isroutine(thing):
+    if not _is_constant(thing):
         return _sentence(doc_of(_docstring(f"{module}.{name}", thing)).text)
-    said = (f"`{thing!r}`." if isinstance(thing, str | int | float) else "", constant_docs().get(name, ""))
+    said = (f"`{thing!r}`." if isinstance(thing, str | int | float) else "", _constant_doc(module, name))
     if not any(said):
         raise Undocumented(f"{module}.{name}")
     return " ".join(filter(None, said))
@@ -296,6 +315,7 @@ def made(text: str) -> str:
     def place(match: re.Match[str]) -> str:
         how, module, names = match[1], match[2], match[3].split()
         rest = [name for name in listed_names(module) if name not in elsewhere[module]]
+        rest.sort(key=lambda name: _is_constant(getattr(importlib.import_module(module), name)))
         chosen = [name for given in names for name in (rest if given == "*" else [given])]
         if how == "table":
             lines = ["| | |", "|---|---|"]

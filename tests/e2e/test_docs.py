@@ -8,8 +8,9 @@ How a page is read:
 - In a `console` block, `$ ` begins a command, and what follows is its output, if any is shown; `...` stands for
   anything. Commands that run until they are stopped are left running to the end of their section, as in a terminal of
   their own; what a section exports ends with it too.
-- The first program of a page, and those that are left running, are started afresh, as a reader does; the others find
-  our packages imported (`tests/warm.py`), unless they need more of a shell than its words.
+- The first program that a page has its reader type, and those that are left running, are started afresh, as a reader
+  does; the others, and all of a page on which nobody types anything, find our packages imported (`tests/warm.py`),
+  unless they need more of a shell than its words.
 - Ids, times, bars of a waterfall, ports and directories differ from run to run and are not compared.  An id that a page
   showed earlier means, in a command, the one that came there.
 """
@@ -178,7 +179,7 @@ class Reader:
         self._files: dict[str, int] = {}
         self._used: list[str] = []
         self._exported: dict[str, str] = {}
-        self._begun = False
+        self._begun = not any(part is not None and part.language == "console" for part in parts(page))
         not_theirs = ("BITACTOR_", "OTEL_", "PYTEST_", "COLUMNS")
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith(not_theirs)}
         self._environment |= {
