@@ -1,0 +1,128 @@
+"""Annotations that cannot fit, beside what becomes of values: none that is refused could have worked."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NewType, Optional
+
+import pytest
+from pydantic import BaseModel, BeforeValidator, Field, RootModel, ValidationError, model_serializer
+from typing_extensions import TypedDict
+
+from bitactor.messages.codec import decode_token, encode_token
+from bitactor.plan.arguments import converter_for
+from bitactor.plan.fit import cannot_fit, element_of, type_text
+
+
+class Line(BaseModel):
+    sku: str = "s"
+
+
+@dataclasses.dataclass
+class Point:
+    sku: str = "p"
+
+
+class Row(TypedDict):
+    sku: str
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Names(RootModel[list[str]]):
+    pass
+
+
+class Told(BaseModel):
+    sku: str = "t"
+
+    @model_serializer
+    def tell(self) -> str:
+        return self.sku
+
+
+MOMENT = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
+VALUES: dict[Any, list[Any]] = {
+    str: ["", "x", "1", "1.5", "true", "2026-01-02", "2026-01-02T03:04:05Z", "P1D", "03:04", str(uuid.UUID(int=1))],
+    int: [0, 1, True, 10**20],
+    float: [1.5, 2.0, 3, True, float("nan")],
+    bool: [True, False],
+    bytes: [b"", b"1", b"2026-01-02"],
+    None: [None],
+    list: [[], [1], ["a", "b"], [[1, 2]], [0, [1], 2]],
+    list[str]: [[], ["a"]],
+    tuple: [(), (1, 2), (0, (1,), 2)],
+    set: [set(), {1}],
+    frozenset: [frozenset(), frozenset(("a",))],
+    dict: [{}, {"sku": "s"}, {"days": 1}],
+    dt.datetime: [MOMENT],
+    dt.date: [MOMENT.date(), MOMENT],
+    dt.time: [MOMENT.time()],
+    dt.timedelta: [dt.timedelta(days=1), dt.timedelta(0)],
+    uuid.UUID: [uuid.UUID(int=1)],
+    decimal.Decimal: [decimal.Decimal(1), decimal.Decimal("1.5")],
+    Line: [Line()],
+    Point: [Point()],
+    Row: [{"sku": "r"}],
+    Colour: [Colour.RED],
+    Names: [Names(["a"])],
+    Told: [Told()],
+    Literal["a", 1]: ["a", 1],
+    Optional[int]: [None, 1],  # noqa: UP045
+    NewType("Sku", str): ["a"],
+    Annotated[str, Field(max_length=9)]: ["a"],
+}
+WANTED: list[Any] = [
+    *(kind for kind in VALUES if kind is not None), list[int], dict[str, int], tuple[int, ...], tuple[int, str],
+    set[int], int | None, str | None, int | float, str | list[int], Line | None, list[Line],
+    Annotated[int, Field(ge=0)], Annotated[int, BeforeValidator(lambda _: 1)], Sequence[int], Mapping[str, int],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", VALUES, ids=type_text)
+def test_what_is_refused_could_not_have_worked(given: Any) -> None:
+    for wanted in WANTED:
+        if not cannot_fit(given, wanted):
+            continue
+        converter = converter_for(wanted, "a step")
+        assert converter is not None
+        for value in VALUES[given]:
+            carried = decode_token(encode_token(value), converter.classes)
+            try:
+                made = converter.convert(carried)
+            except ValidationError:
+                continue
+            except Exception as error:
+                assert type(error).__name__ == "_WrongType"
+                continue
+            pytest.fail(f"{type_text(given)} was refused for {type_text(wanted)}, and {value!r} became {made!r}")
+
+
+def test_the_plain_misfits_are_seen() -> None:
+    plain = (str, int, bytes, None, list, dict)
+    seen = {(given, wanted) for given in plain for wanted in plain if wanted is not None and cannot_fit(given, wanted)}
+    assert seen == {(given, wanted) for given in plain for wanted in plain if wanted is not None and given != wanted}
+    assert not any(cannot_fit(given, given) for given in VALUES)
+
+
+def test_elements() -> None:
+    assert [element_of(kind) for kind in (list[int], set[str], tuple[int, ...], Annotated[list[int], "x"])] == [
+        int,
+        str,
+        int,
+        int,
+    ]
+    assert all(element_of(kind) is Any for kind in (list, tuple[int, str], dict[str, int], Sequence[int], int, Any))
+
+
+def test_annotations_of_any_kind_are_borne() -> None:
+    for strange in ([], {}, "int", 3, object(), Literal[...], type, Any, ..., print):
+        assert not cannot_fit(strange, int)
+        assert not cannot_fit(int, strange, exactly=False)
