@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any, Generic, Literal, NewType, Optional, Protocol, TypeVar, Union
 
-from pydantic import BaseModel, BeforeValidator, Field, RootModel, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, Json, RootModel, model_validator
 
 from bitactor import (
     Backoff,
@@ -214,6 +214,7 @@ ODD: dict[str, Callable[[Workflow], object]] = {
     "a new type for a text": fits(Sku, str),
     "a text for a short one": fits(str, Short),
     "a text for a lenient number": fits(str, Lenient),
+    "a text for what it is the JSON of": fits(str, Json[list[int]]),
     "a text for a model that parses": fits(str, Parsed),
     "a list for a root model": fits(list[str], Names),
     "a mapping for a model": fits(dict[str, Any], Line),

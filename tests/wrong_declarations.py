@@ -112,6 +112,14 @@ class Unreadable:
         raise RuntimeError("no")
 
 
+class Unshown:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+UNSHOWN = Unshown()
+
+
 class Service:
     def charge(self, x: int) -> int:
         return x
@@ -315,6 +323,14 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
     "a number to iterate": (
         lambda w: [w.add(number), w.map(same, name="m", over="number", bind={"value": Element()})],
         ("'m'", "what it iterates", "int"),
+    ),
+    "a number to iterate, a workflow for each": (
+        lambda w: [w.add(number), w.map(name="m", workflow=nested(), over="number", bind={"x": Element()})],
+        ("'m'", "what it iterates", "int"),
+    ),
+    "a default that cannot be shown": (
+        lambda w: transformed(w, lambda a, b, c=UNSHOWN: a),
+        ("'a'", "called with (value)", "takes (a, b, c=…)"),
     ),
     "a text for what a map shares": (
         lambda w: [w.add(text), w.map(rated, name="m", over="s", bind={"rate": Result("text")})],

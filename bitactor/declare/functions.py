@@ -82,9 +82,19 @@ def refuse_uncallable(what: str, function: Any, gives: Sequence[str], *, may_awa
         signature.bind(*gives)
     except TypeError:
         raise DefinitionError(
-            f"{what} is called with {given}, by position, and takes {signature}; "
+            f"{what} is called with {given}, by position, and takes {_told(signature)}; "
             f"give it {'that parameter' if len(gives) == 1 else 'these parameters'}"
         ) from None
+
+
+def _told(signature: inspect.Signature) -> str:
+    """A signature without annotations and defaults, which are objects of users."""
+    empty = inspect.Parameter.empty
+    parameters = [
+        parameter.replace(annotation=empty, default=empty if parameter.default is empty else ...)
+        for parameter in signature.parameters.values()
+    ]
+    return str(inspect.Signature(parameters)).replace("Ellipsis", "…")
 
 
 def warn_of_near_misses(

@@ -207,6 +207,7 @@ class WorkflowMapContainer(MapContainer):
 
     def __init__(self, site: Site, declared: DeclaredMap, workflow: Declaration) -> None:
         handler = ElementHandler(declared, site.what, {})
+        _refuse_misfits(site, declared)
         step = function_step(site.workflow, site.step, (), {}, site.what, function=_takes_elements)
         super().__init__(site, declared, step, BatchRunner(handler, is_async=False))
         nested = workflow.nested_plan(site.address)
@@ -323,11 +324,10 @@ def element_converters(declared: DeclaredMap, what: str, takes: list[str]) -> di
 
 def _refuse_misfits(site: Site, declared: DeclaredMap) -> None:
     """Raises `DefinitionError` if what the map is over has no elements, or none that its function can be given."""
-    assert declared.function is not None
     over = given_type(site.workflow, site.step, OVER) if declared.factory is None else Any
     refuse_misfit(site.what, Parameter("over", list, False), over, "what it iterates", exactly=False)
-    element = element_of(over)
-    for parameter in function_parameters(declared.function, site.what):
+    element, function = element_of(over), declared.function
+    for parameter in () if function is None else function_parameters(function, site.what):
         source = declared.elements.get(parameter.name, Element() if parameter.name == "element" else None)
         if source is not None and not source.path and source.transform is None and not declared.whole:
             refuse_misfit(site.what, parameter, element, "an element")

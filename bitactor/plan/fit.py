@@ -116,7 +116,7 @@ def _bare(annotation: Any) -> Any:
 
 def is_plain_note(note: Any) -> bool:
     """Whether a note in an `Annotated` only narrows the type, or says something to people."""
-    return isinstance(note, str) or type(note).__module__ in ("annotated_types", "pydantic.fields", "pydantic.types")
+    return isinstance(note, str) or type(note).__module__ in ("annotated_types", "pydantic.fields")
 
 
 def _is_mapping(kind: Any, is_wanted: bool) -> bool:

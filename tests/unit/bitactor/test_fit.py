@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NewType, Optional
 
 import pytest
-from pydantic import BaseModel, BeforeValidator, Field, RootModel, ValidationError, model_serializer
+from pydantic import BaseModel, BeforeValidator, Field, Json, RootModel, ValidationError, model_serializer
 from typing_extensions import TypedDict
 
 from bitactor.messages.codec import decode_token, encode_token
@@ -50,7 +50,20 @@ class Told(BaseModel):
 
 MOMENT = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
 VALUES: dict[Any, list[Any]] = {
-    str: ["", "x", "1", "1.5", "true", "2026-01-02", "2026-01-02T03:04:05Z", "P1D", "03:04", str(uuid.UUID(int=1))],
+    str: [
+        "",
+        "x",
+        "1",
+        "1.5",
+        "true",
+        "2026-01-02",
+        "2026-01-02T03:04:05Z",
+        "P1D",
+        "03:04",
+        "[1]",
+        "{}",
+        str(uuid.UUID(int=1)),
+    ],
     int: [0, 1, True, 10**20],
     float: [1.5, 2.0, 3, True, float("nan")],
     bool: [True, False],
@@ -83,6 +96,7 @@ WANTED: list[Any] = [
     *(kind for kind in VALUES if kind is not None), list[int], dict[str, int], tuple[int, ...], tuple[int, str],
     set[int], int | None, str | None, int | float, str | list[int], Line | None, list[Line],
     Annotated[int, Field(ge=0)], Annotated[int, BeforeValidator(lambda _: 1)], Sequence[int], Mapping[str, int],
+    Json[list[int]], Json[dict[str, int]],
 ]  # fmt: skip
 
 
