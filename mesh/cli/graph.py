@@ -13,12 +13,12 @@ from bitactor.export.mermaid import mermaid
 from bitactor.messages.pulse import Pulse
 from bitactor.plan.plan import Plan
 from bitactor.workflow import Workflow
-from mesh.cli.exits import FAILED, CommandError, UsageError
+from mesh.cli.exits import UsageError
 from mesh.cli.load import definitions, load
-from mesh.cli.options import Curve, Json, Registry, Store, ask, require_source, transaction_id
+from mesh.cli.options import Curve, Json, Registry, Store
 from mesh.cli.output import err, print_lines
+from mesh.cli.places import id_beginning, open_place, transaction_id, unknown
 from mesh.mesh import Mesh
-from mesh.stores import open_reader
 
 Plans = Mapping[str, tuple[Plan, Workflow | None]]
 """Name → plan, and the workflow if it is one and no consumer."""
@@ -50,7 +50,7 @@ def graph(
     plans = _plans(load(place), place)
     pulses: Sequence[Pulse] = ()
     if transaction:
-        pulses = _pulses(transaction_id(transaction), store, registry, curve)
+        pulses = asyncio.run(_pulses(transaction, store, registry, curve))
         plans = _of_transaction(plans, pulses[0], place)
     if json:
         print_lines(_document(plan, workflow, pulses) for plan, workflow in plans.values())
@@ -71,18 +71,14 @@ def _document(plan: Plan, workflow: Workflow | None, pulses: Sequence[Pulse]) ->
     return document if workflow is None else document | workflow.describe()
 
 
-def _pulses(wanted: str, store: str, registry: str, curve: Path | None) -> Sequence[Pulse]:
-    require_source(store, registry)
-    if store:
-        with open_reader(store) as reader:
-            found = reader.pulses(wanted)
-    else:
-        found = asyncio.run(ask(registry, curve, lambda client: client.pulses(wanted)))
-    if not found:
-        raise CommandError(
-            f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there"
-        )
-    return found
+async def _pulses(given: str, store: str, registry: str, curve: Path | None) -> Sequence[Pulse]:
+    beginning = id_beginning(given)
+    async with open_place(store, registry, curve) as place:
+        wanted = await transaction_id(place, beginning)
+        found = await place.pulses(wanted)
+        if not found:
+            raise unknown(wanted, place.name)
+        return found
 
 
 def _of_transaction(plans: Plans, pulse: Pulse, place: str) -> Plans:

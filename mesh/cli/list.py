@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -10,10 +11,10 @@ from cyclopts import Parameter
 
 from bitactor.ports import TransactionRow
 from mesh.cli.exits import UsageError
-from mesh.cli.options import Curve, Json, Registry, Store, ask, require_source
+from mesh.cli.options import Curve, Http, Json, Registry, Store, ask
 from mesh.cli.output import err, moment, print_lines, print_table, short, status_text
+from mesh.cli.places import open_place
 from mesh.cli.waterfall.render import duration
-from mesh.stores import open_reader
 
 Status = Literal["running", "completed", "compensated", "cancelled", "halted", "stuck"]
 
@@ -24,6 +25,7 @@ async def list_transactions(
     *,
     store: Store = "",
     registry: Registry = "",
+    http: Http = "",
     status: Annotated[Status | None, Parameter(help="Only those that stand so.")] = None,
     workflow: Annotated[str | None, Parameter(help="Only those of this workflow.")] = None,
     limit: Annotated[int, Parameter(help="At most so many, the newest.")] = DEFAULT_LIMIT,
@@ -38,7 +40,8 @@ async def list_transactions(
 ) -> None:
     """List transactions, the newest first.
 
-    From --store (read only, also while nodes write it), or from all nodes of --registry.  Patterns live in the nodes:
+    From --store (read only, also while nodes write it), from all nodes of --registry, or from the node at --http.
+    Patterns live in the nodes:
     --patterns asks those.
 
     Example: bitactor list --store sqlite:///pulses.db --status compensated --limit 5
@@ -50,18 +53,10 @@ async def list_transactions(
             )
         await _list_patterns(registry, curve, json)
         return
-    require_source(store, registry)
-    if store:
-        with open_reader(store) as reader:
-            rows = reader.list(status=status, workflow=workflow, limit=limit)
-    else:
-        found = await ask(
-            registry, curve, lambda client: client.transactions(status=status, workflow=workflow, limit=limit)
-        )
-        # Fields of a later version are left out.
-        rows = [TransactionRow(**{name: fields[name] for name in TransactionRow._fields}) for fields in found]
+    async with open_place(store, registry, curve, http) as place:
+        rows = await place.rows(status=status, workflow=workflow, limit=limit)
     if json:
-        print_lines(row._asdict() for row in rows)
+        print_lines({**row._asdict(), "took_ns": _took(row)} for row in rows)
     elif rows:
         _show(rows)
     else:
@@ -75,7 +70,7 @@ def _show(rows: list[TransactionRow]) -> None:
             (
                 row.transaction,
                 status_text(row.status),
-                duration(max(0, row.updated_ns - row.created_ns)),
+                duration(_took(row)),
                 moment(row.created_ns),
                 row.workflow,
             )
@@ -84,6 +79,11 @@ def _show(rows: list[TransactionRow]) -> None:
         fold="workflow",
         right=("took",),
     )
+
+
+def _took(row: TransactionRow) -> int:
+    """Nanoseconds from its beginning to its end; of one that runs, until now."""
+    return max(0, (time.time_ns() if row.status == "running" else row.updated_ns) - row.created_ns)
 
 
 async def _list_patterns(registry: str, curve: Path | None, json: bool) -> None:

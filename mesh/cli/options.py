@@ -28,28 +28,7 @@ Curve = Annotated[
     Path | None,
     Parameter("--curve", env_var="BITACTOR_CURVE", help="File with the mesh's key pair; tcp endpoints need it."),
 ]
-_FULL_ID = 32
-
-
-def transaction_id(given: str) -> str:
-    """The transaction id that the user typed.
-
-    Raises:
-        UsageError: it cannot be an id.
-    """
-    wanted = given.strip().lower()
-    if len(wanted) != _FULL_ID or any(digit not in "0123456789abcdef" for digit in wanted):
-        raise UsageError(f"{given!r} is no transaction id: 32 hex digits", "'bitactor list' shows them")
-    return wanted
-
-
-def require_source(store: str, registry: str) -> None:
-    """Raise `UsageError` unless a store or a registry is given."""
-    if not store and not registry:
-        raise UsageError(
-            "where is the mesh? neither --store nor --registry was given",
-            "give one of them, or set BITACTOR_STORE or BITACTOR_REGISTRY",
-        )
+Http = Annotated[str, Parameter("--http", help="Address of a node's HTTP ingress, such as http://127.0.0.1:8000.")]
 
 
 async def ask(registry: str, curve: Path | None, question: Callable[[Client], Awaitable[T]]) -> T:

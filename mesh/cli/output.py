@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
+from bitactor.messages.faults import chain_lines, fault_of_plain
 from mesh.sinks.plain import plain
 
 PIPED_WIDTH: Final = 200
@@ -115,6 +116,17 @@ def short(value: Any, width: int = 200) -> str:
     """A value as JSON in one line, cropped."""
     text = json.dumps(plain(value), ensure_ascii=False)
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def print_fault(error: Any) -> None:
+    """Print an error of a transaction, as plain data has it, on stderr: where it was, and what came with it."""
+    if not isinstance(error, Mapping):
+        err().print(f"  {error}")
+        return
+    where = f" (at {printable(error['step'])}, attempt {error['attempt']})" if error.get("step") else ""
+    err().print(f"  {error['type']}: {short(error['message'])}{where}")
+    for line in chain_lines(fault_of_plain(error), depth=2):
+        err().print(printable(line))
 
 
 def printable(text: str) -> str:

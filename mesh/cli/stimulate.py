@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json as json_module
 import sys
 from collections.abc import Mapping, Sequence
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from typing import Annotated, Any, Final
-from urllib.parse import quote, urlsplit
+from typing import Annotated, Any
+from urllib.parse import quote
 
 from cyclopts import Parameter
 
 from bitactor.declare.stimulus import StimulusOptions
 from bitactor.messages.duration import duration_rule, is_duration
-from bitactor.messages.faults import chain_lines, fault_of_plain
-from mesh.cli.exits import FAILED, OK, UNREACHABLE, USAGE, CommandError, UsageError
-from mesh.cli.options import Curve, Json, Registry, ask
-from mesh.cli.output import err, out, print_document, printable, short
+from mesh.cli.exits import FAILED, OK, UsageError
+from mesh.cli.http import Ingress, summary_of
+from mesh.cli.options import Curve, Http, Json, Registry, ask
+from mesh.cli.output import err, out, print_document, print_fault, short
 from mesh.ingress.headers import headers_of
 from mesh.network.client import Client
-
-_REFUSED: Final = {400: USAGE, 404: FAILED, 409: FAILED, 413: USAGE, 422: USAGE}
-
 
 _Fields = Annotated[
     list[str] | None,
@@ -70,7 +65,7 @@ async def stimulate(
     respond_async: _Async = False,
     timeout: Annotated[float | None, Parameter(help="Seconds to wait for the end; by default for ever.")] = None,
     registry: Registry = "",
-    http: Annotated[str, Parameter(help="Address of a node's HTTP ingress, instead of a registry.")] = "",
+    http: Http = "",
     curve: Curve = None,
     json: Json = False,
 ) -> int:
@@ -99,7 +94,8 @@ async def stimulate(
     )
     if http:
         headers = headers_of(options) | ({"Prefer": "respond-async"} if respond_async else {})
-        summary = _summary_from(*await asyncio.to_thread(_post, http, workflow, given, headers, timeout))
+        asked = Ingress(http, timeout).ask("POST", f"/stimuli/{quote(workflow, safe='')}", given, headers)
+        summary = summary_of(*await asked)
     else:
 
         async def begin(client: Client) -> dict[str, Any]:
@@ -143,61 +139,6 @@ def _fields(option: str, texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _post(base: str, workflow: str, given: Any, headers: Mapping[str, str], timeout: float | None) -> tuple[int, Any]:
-    """`POST /stimuli/{workflow}` at the ingress whose address is `base`; returns HTTP status and JSON document.
-
-    Raises:
-        UsageError: `base` is no http address.
-        CommandError: nobody answers there, or what answers is no ingress.
-    """
-    connection = _connect(base, timeout)
-    path = f"{urlsplit(base).path.rstrip('/')}/stimuli/{quote(workflow, safe='')}"
-    try:
-        connection.request("POST", path, json_module.dumps(given), {"Content-Type": "application/json", **headers})
-        response = connection.getresponse()
-        return response.status, json_module.loads(response.read())
-    except TimeoutError:
-        raise CommandError(
-            f"{base} did not answer within {timeout:g} s; the transaction, if it began, goes on", UNREACHABLE
-        ) from None
-    except ValueError:
-        raise CommandError(
-            f"what answers at {base} is no BitActor ingress: its answer is not JSON", UNREACHABLE
-        ) from None
-    except (OSError, HTTPException) as error:
-        raise CommandError(
-            f"nobody answers at {base}: {error}", UNREACHABLE, "'bitactor run MODULE:OBJECT --http 8000' serves it"
-        ) from None
-    finally:
-        connection.close()
-
-
-def _connect(base: str, timeout: float | None) -> HTTPConnection:
-    url = urlsplit(base)
-    kinds: dict[str, type[HTTPConnection]] = {"http": HTTPConnection, "https": HTTPSConnection}
-    try:
-        port = url.port
-    except ValueError:
-        port = -1
-    if url.scheme not in kinds or not url.hostname or port == -1:
-        raise UsageError(f"--http {base!r} is no address", "such as http://127.0.0.1:8000")
-    return kinds[url.scheme](url.hostname, port, timeout=timeout)
-
-
-def _summary_from(status: int, answer: Any) -> dict[str, Any]:
-    """The ingress' answer, as `mesh.transaction.transaction_as_plain` would say it."""
-    content = answer if isinstance(answer, dict) else {}
-    if "transaction" in content and "status" in content and isinstance(content["status"], str):
-        return content
-    if "transaction" in content:  # a problem that tells about a transaction
-        return {**content, "status": content.get("transaction_status", "failed")}
-    raise CommandError(
-        str(content.get("detail") or f"the ingress answered {status}"),
-        _REFUSED.get(status, UNREACHABLE),
-        str(content.get("title", "")),
-    )
-
-
 def _show(summary: Mapping[str, Any], *, machine: bool) -> int:
     status = summary["status"]
     if machine:
@@ -207,15 +148,5 @@ def _show(summary: Mapping[str, Any], *, machine: bool) -> int:
         if "result" in summary:
             out().print(short(summary["result"], 100_000), soft_wrap=True)
         for error in summary.get("errors") or ():
-            _show_error(error)
+            print_fault(error)
     return OK if status in ("completed", "running") else FAILED
-
-
-def _show_error(error: Any) -> None:
-    if not isinstance(error, Mapping):
-        err().print(f"  {error}")
-        return
-    where = f" (at {printable(error['step'])}, attempt {error['attempt']})" if error.get("step") else ""
-    err().print(f"  {error['type']}: {short(error['message'])}{where}")
-    for line in chain_lines(fault_of_plain(error), depth=2):
-        err().print(printable(line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Final
@@ -10,12 +11,10 @@ from cyclopts import Parameter
 
 from bitactor.errors import UnknownTransaction
 from bitactor.messages.pulse import EMITTED, Pulse
-from mesh.cli.exits import FAILED, CommandError
-from mesh.cli.options import Curve, Json, Registry, Store, ask, require_source, transaction_id
+from mesh.cli.options import Curve, Json, Registry, Store
 from mesh.cli.output import WATERFALL_WIDTH, out
+from mesh.cli.places import id_beginning, open_place, transaction_id, unknown
 from mesh.cli.waterfall.render import show, to_json
-from mesh.network.client import Client
-from mesh.stores import open_reader
 
 MAX_TREE: Final = 200
 """The most transactions of one causal tree that are shown."""
@@ -30,6 +29,10 @@ async def trace(
     store: Store = "",
     registry: Registry = "",
     children: Annotated[bool, Parameter(negative="--no-children", help="Also what its emitted signals began.")] = True,
+    all: Annotated[
+        bool,
+        Parameter(negative=(), show_default=False, help="Each row; else one stands for many alike in a long one."),
+    ] = False,
     curve: Curve = None,
     json: Json = False,
 ) -> None:
@@ -37,44 +40,34 @@ async def trace(
 
     From --store (read only, also while nodes write it), or asked of the nodes of --registry.
 
-    Example: bitactor trace 01993a0e7c5b7d14a3f2c1d0e9b8a7f6 --store sqlite:///pulses.db
+    Of many batches, rounds, elements or tries only some are shown, and all that went wrong; --all and --json show each.
+
+    Example: bitactor trace 01993a0e7c5b --store sqlite:///pulses.db
 
     Parameters
     ----------
     transaction
-        Its id, as stimulate, list or Jaeger show it.
+        Its id, as stimulate, list or Jaeger show it, or the beginning of it.
     """
-    wanted = transaction_id(transaction)
-    require_source(store, registry)
-    if store:
-        with open_reader(store) as reader:
+    beginning = id_beginning(transaction)
+    async with open_place(store, registry, curve) as place:
+        wanted = await transaction_id(place, beginning)
 
-            async def read(wanted: str) -> list[Pulse]:
-                return reader.pulses(wanted)
+        async def pulses_of(other: str) -> list[Pulse]:
+            try:
+                return await place.pulses(other)
+            except UnknownTransaction:
+                if other == wanted:
+                    raise
+                return []  # its node is gone, and took it along
 
-            found = await _tree(wanted, read, children)
-    else:
-        found = await ask(registry, curve, lambda client: _fetch_tree(client, wanted, children))
+        found = await _tree(wanted, pulses_of, children)
     if not found:
-        raise CommandError(
-            f"no transaction {wanted} in {store or registry}", FAILED, "'bitactor list' shows those that are there"
-        )
+        raise unknown(wanted, place.name)
     if json:
-        print(to_json(found))
+        print(to_json(found, time.time_ns()))
     else:
-        show(found, out(WATERFALL_WIDTH))
-
-
-async def _fetch_tree(client: Client, wanted: str, children: bool) -> list[Pulse]:
-    async def ask_for(transaction: str) -> list[Pulse]:
-        try:
-            return await client.pulses(transaction)
-        except UnknownTransaction:
-            if transaction == wanted:
-                raise
-            return []  # its node is gone, and took it along
-
-    return await _tree(wanted, ask_for, children)
+        show(found, out(WATERFALL_WIDTH), now_ns=time.time_ns(), fold=not all)
 
 
 async def _tree(wanted: str, pulses_of: Pulses, children: bool) -> list[Pulse]:

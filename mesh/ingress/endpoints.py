@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bitactor.declare.stimulus import StimulusOptions
-from bitactor.errors import StoreError, UnknownTransaction
+from bitactor.errors import InvalidInput, StoreError, UnknownTransaction
 from bitactor.export.display import readable_pulses
 from bitactor.export.failure import failure_of_plain
 from bitactor.messages.faults import fault_of
@@ -38,8 +39,8 @@ MAX_DETAIL: Final = 1_000
 _TRANSACTION: Final = re.compile(r"[0-9a-f]{32}")
 
 
-class CancelRequest(BaseModel):
-    """Why a transaction is to be cancelled."""
+class ChangeRequest(BaseModel):
+    """Why a transaction is to be cancelled, resumed or undone."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -88,6 +89,8 @@ class Endpoints:
             Route("/transactions/{transaction}", self.transaction, methods=["GET"]),
             Route("/transactions/{transaction}/pulses", self.pulses, methods=["GET"]),
             Route("/transactions/{transaction}/cancel", self.cancel, methods=["POST"]),
+            Route("/transactions/{transaction}/resume", self.resume, methods=["POST"]),
+            Route("/transactions/{transaction}/undo", self.undo, methods=["POST"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
             Route("/livez", self.alive, methods=["GET"]),
             Route("/readyz", self.ready, methods=["GET"]),
@@ -213,9 +216,39 @@ class Endpoints:
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a transaction; answer when everything is undone, or earlier if the client prefers."""
-        prefer = preferences(request)
+        found, asked = await self._to_change(request)
+        if found.status not in ("running", "halted"):
+            return respond(transaction_as_plain(found), headers=_transaction_header(found))
+        self._require_open()
+        found.request_cancel(asked.reason)
+        return await self._changed(request, found)
+
+    async def resume(self, request: Request) -> Response:
+        """Let a halted or stuck transaction go on; answer when it has ended, or earlier if the client prefers."""
+        found, _ = await self._to_change(request)
+        self._require_open()
+        await found.resume()
+        return await self._changed(request, found)
+
+    async def undo(self, request: Request) -> Response:
+        """Take back a completed transaction; answer when that has ended, or earlier if the client prefers."""
+        found, asked = await self._to_change(request)
+        self._require_open()
+        if found.status == RUNNING:
+            raise InvalidInput(f"transaction {found.id} is running; only a completed one can be undone")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0):  # long enough to begin it
+                await found.undo(asked.reason)
+        return await self._changed(request, found)
+
+    async def _to_change(self, request: Request) -> tuple[Transaction, ChangeRequest]:
+        """The transaction that a client asks to change, and why.
+
+        Raises:
+            Problem: it is for another process to do.
+        """
         found = await self._find(request)
-        asked = _parse(CancelRequest, await read_json(request, self.max_body_bytes))
+        asked = _parse(ChangeRequest, await read_json(request, self.max_body_bytes))
         if isinstance(found, TransactionRow):
             raise Problem(
                 "owned-elsewhere",
@@ -226,10 +259,11 @@ class Endpoints:
             raise Problem(
                 "owned-elsewhere", "another process runs this transaction; ask that one", _transaction_header(found)
             )
-        if found.status not in ("running", "halted"):
-            return respond(transaction_as_plain(found), headers=_transaction_header(found))
-        self._require_open()
-        found.request_cancel(asked.reason)
+        return found, asked
+
+    async def _changed(self, request: Request, found: Transaction) -> Response:
+        """The answer about a transaction that goes on or back, once it has ended or the client waits no longer."""
+        prefer = preferences(request)
         await asyncio.sleep(0)  # the supervisor's turn, in which a halted transaction becomes a running one
         try:
             ended = await run_while_connected(

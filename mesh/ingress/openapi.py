@@ -42,7 +42,8 @@ def describe_api(workflows: Iterable[Workflow], max_body_bytes: int, prefix: str
         "info": {
             "title": "BitActor",
             "version": "1",
-            "description": "Begin transactions, look at them, cancel them.  Every refusal is an RFC 9457 problem.",
+            "description": "Begin transactions, look at them, cancel, resume and undo them.  Every refusal is an RFC "
+            "9457 problem.",
         },
         "paths": {prefix + path: methods for path, methods in {**paths, **_TRANSACTIONS, **_SERVER}.items()},
         "components": {"schemas": {**schemas, **SCHEMAS}},
@@ -208,6 +209,28 @@ _LIST_QUERY: Final = [
     _query("before", "The `before` of the page before", {"type": "string", "pattern": "^[0-9a-f]{32}$"}),
 ]
 
+
+def _change(verb: str, summary: str) -> dict[str, Any]:
+    """The description of a path at which something is done to a transaction."""
+    return {
+        "post": {
+            "operationId": verb,
+            "tags": ["transactions"],
+            "summary": summary,
+            "parameters": [_TRANSACTION_PARAMETER, _PREFER],
+            "requestBody": {
+                "required": False,
+                "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model="BitActorCancel")}}},
+            },
+            "responses": {
+                "200": _response("It has ended", "BitActorTransaction", _APPLIED),
+                "202": _response("It goes on; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}),
+                **_problems(403, 404, 408, 409, 413, 415, 422, 503),
+            },
+        }
+    }
+
+
 _TRANSACTIONS: Final[dict[str, Any]] = {
     "/transactions": {
         "get": {
@@ -236,25 +259,11 @@ _TRANSACTIONS: Final[dict[str, Any]] = {
             "responses": {"200": _response("The pulses in order", "BitActorPulses"), **_problems(404, 422, 503)},
         }
     },
-    "/transactions/{transaction}/cancel": {
-        "post": {
-            "operationId": "cancel",
-            "tags": ["transactions"],
-            "summary": "Cancel a transaction and undo what it did; without effect on one that has ended",
-            "parameters": [_TRANSACTION_PARAMETER, _PREFER],
-            "requestBody": {
-                "required": False,
-                "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model="BitActorCancel")}}},
-            },
-            "responses": {
-                "200": _response("It has ended", "BitActorTransaction", _APPLIED),
-                "202": _response(
-                    "It is being undone; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}
-                ),
-                **_problems(403, 404, 408, 409, 413, 415, 422, 503),
-            },
-        }
-    },
+    "/transactions/{transaction}/cancel": _change(
+        "cancel", "Cancel a transaction and undo what it did; without effect on one that has ended"
+    ),
+    "/transactions/{transaction}/resume": _change("resume", "Let a halted or stuck transaction go on"),
+    "/transactions/{transaction}/undo": _change("undo", "Take back what a completed transaction did, once"),
 }
 
 _SERVER: Final[dict[str, Any]] = {

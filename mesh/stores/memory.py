@@ -85,7 +85,7 @@ class MemoryStore(Store):
                     continue
             entry.pulses += pulses
             if status != entry.status or is_open != entry.open:
-                if pulses:
+                if pulses and status != entry.status:
                     entry.updated_ns = pulses[-1].at_ns
                 entry.status = status
                 entry.open = is_open

@@ -149,7 +149,7 @@ class _Batch:
                 changes[transaction] = JournalState(epoch, status, is_open, len(item_rows))
                 continue
             if status != state.status or is_open != state.open or epoch != state.epoch:
-                at_ns = item_rows[-1][AT_NS] if item_rows else 0
+                at_ns = item_rows[-1][AT_NS] if item_rows and status != state.status else 0
                 updated.append((status, is_open, self._owner, epoch, at_ns, transaction))
             changes[transaction] = JournalState(epoch, status, is_open, state.next_seq + len(item_rows))
         if created:

@@ -70,10 +70,20 @@ SHOP = """
             raise Halt("ask somebody")
         return "yes"
 
+    slow = Workflow("shop.slow", input={})
+    calls = []
+
+    @slow.step
+    async def halts_then_waits() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            raise Halt("look")
+        await asyncio.sleep(3600)
+
     guarded = Workflow("shop.guarded")
     guarded.step(name="asks", policies=[RateLimit("shop", per_second=100), CircuitBreaker("shop")])(lambda: "answered")
 
-    everything = [order, patient, halting, guarded]
+    everything = [order, patient, halting, guarded, slow]
 """
 
 
@@ -232,23 +242,106 @@ def test_failures_have_codes_and_one_clear_line(directory: Path, mesh: tuple[str
     assert late.returncode == 3 and "still running" in late.stderr
 
 
-def test_cancel_and_resume(directory: Path, mesh: tuple[str, str]) -> None:
-    registry, _ = mesh
-    began = json.loads(
-        bitactor("stimulate", "shop.patient", "--async", "--registry", registry, "--json", cwd=directory).stdout
-    )
-    cancelled = bitactor(
-        "cancel", began["transaction"], "--registry", registry, "--reason", "changed my mind", "--json", cwd=directory
-    )
+def begun(workflow: str, *more: str, cwd: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(bitactor("stimulate", workflow, "--json", *more, cwd=cwd).stdout)
+    return found
+
+
+@pytest.mark.parametrize("way", ["registry", "http"])
+def test_what_can_be_done_to_a_transaction_from_the_outside(directory: Path, mesh: tuple[str, str], way: str) -> None:
+    registry, http = mesh
+    to = ["--registry", registry] if way == "registry" else ["--http", http]
+    waiting = begun("shop.patient", "--async", *to, cwd=directory)["transaction"]
+    cancelled = bitactor("cancel", waiting[:31], *to, "--reason", "changed my mind", "--json", cwd=directory)
     assert cancelled.returncode == 0, cancelled.stderr
     assert json.loads(cancelled.stdout)["status"] == "cancelled"
 
-    halted = json.loads(bitactor("stimulate", "shop.halting", "--registry", registry, "--json", cwd=directory).stdout)
+    halted = begun("shop.halting", *to, cwd=directory)
     assert halted["status"] == "halted"
-    resumed = bitactor("resume", halted["transaction"], "--registry", registry, cwd=directory)
-    assert resumed.returncode == 0, resumed.stderr
-    refused = bitactor("resume", began["transaction"], "--registry", registry, cwd=directory)
-    assert refused.returncode == 2 and "only a halted or stuck one" in refused.stderr
+    resumed = bitactor("resume", halted["transaction"][:31].upper(), *to, cwd=directory)
+    assert (resumed.returncode, resumed.stdout) == (0, f'{halted["transaction"]} completed\n"yes"\n'), resumed.stderr
+    for wrong in (halted["transaction"], waiting):
+        refused = bitactor("resume", wrong, *to, cwd=directory)
+        assert refused.returncode == 2 and "only a halted or stuck one" in refused.stderr
+
+    done = begun("shop.order", "-i", "item=tea", "-i", "count=2", *to, cwd=directory)["transaction"]
+    undone = bitactor("undo", done, *to, cwd=directory)
+    assert (undone.returncode, undone.stdout.split()) == (0, [done, "compensated"]), undone.stderr
+    again = bitactor("undo", done, *to, cwd=directory)
+    assert again.returncode == 2 and "only once" in again.stderr
+
+    several = bitactor("cancel", "0", *to, cwd=directory)
+    assert several.returncode == 2 and "0 is the beginning of 3 transactions" in several.stderr
+    assert all(f"{each}  " in several.stderr for each in (waiting, halted["transaction"], done))
+    none = bitactor("undo", "f" * 31, *to, cwd=directory)
+    assert none.returncode == 1 and "begins with" in none.stderr
+    assert [row["transaction"] for row in documents(bitactor("list", *to, "--json", cwd=directory).stdout)] == [
+        done, halted["transaction"], waiting,
+    ]  # fmt: skip
+
+
+def test_resume_waits_or_not_and_is_left_by_ctrl_c(directory: Path, mesh: tuple[str, str]) -> None:
+    registry, http = mesh
+    store = ["--store", "sqlite:///pulses.db"]
+    waits = begun("shop.slow", "--http", http, cwd=directory)["transaction"]
+    resuming = subprocess.Popen(
+        command("resume", waits, "--http", http),
+        cwd=directory, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while bitactor("list", *store, "--status", "running", "--json", cwd=directory).stdout == "":
+        assert resuming.poll() is None
+    resuming.send_signal(signal.SIGINT)
+    out, said = resuming.communicate(timeout=PATIENCE)
+    assert (resuming.returncode, out) == (130, "") and f"{waits} goes on" in said and "Traceback" not in said
+
+    for number in range(2):  # those who look agree on how long it has run
+        told = [
+            json.loads(bitactor(*verb, *store, "--json", cwd=directory).stdout)
+            for verb in (["list", "--status", "running"], ["trace", waits[:20]], ["list", "--status", "running"])
+        ]
+        assert told[0]["took_ns"] <= told[1]["total_ns"] <= told[2]["took_ns"], number
+
+    assert bitactor("cancel", waits, "--http", http, cwd=directory).returncode == 0
+    ended = documents(bitactor("list", *store, "--json", cwd=directory).stdout)[0]
+    assert json.loads(bitactor("trace", waits, *store, "--json", cwd=directory).stdout)["total_ns"] == ended["took_ns"]
+
+    halted = begun("shop.halting", "--registry", registry, cwd=directory)["transaction"]
+    left = bitactor("resume", halted, "--no-wait", "--http", http, "--json", cwd=directory)
+    assert left.returncode == 0 and json.loads(left.stdout)["status"] in ("running", "completed"), left.stderr
+
+
+def test_a_store_alone_says_who_would_have_to_be_asked(directory: Path) -> None:
+    """A mesh in somebody's program, with neither registry nor ingress."""
+    program = """
+        import asyncio
+        from mesh import Mesh
+        from shop import patient
+
+        async def main():
+            async with Mesh(patient, store="sqlite:///pulses.db") as mesh:
+                print((await mesh.stimulate(patient)).id, flush=True)
+                await asyncio.sleep(3600)
+
+        asyncio.run(main())
+    """
+    (directory / "program.py").write_text(textwrap.dedent(program))
+    child = warm.start(["program.py"], cwd=directory, env=environ(), text=True)
+    assert child.stdout is not None and child.stdin is not None
+    transaction = child.stdout.readline().strip()
+    try:
+        for verb in ("cancel", "undo", "resume"):
+            refused = bitactor(verb, transaction[:24], cwd=directory, BITACTOR_STORE="sqlite:///pulses.db")
+            assert refused.returncode == 3 and f"transaction {transaction} is running" in refused.stderr
+            assert "--http" in refused.stderr and f"mesh.transaction('{transaction}')).{verb}()" in refused.stderr
+        nowhere = bitactor("cancel", transaction, cwd=directory)
+        assert nowhere.returncode == 2 and "none of --http, --registry and --store" in nowhere.stderr
+        unknown = bitactor("cancel", "0" * 32, "--store", "sqlite:///pulses.db", cwd=directory)
+        assert unknown.returncode == 1 and "no transaction" in unknown.stderr
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        child.stdin.close()
 
 
 def test_registry_and_doctor_look_at_the_mesh(directory: Path, mesh: tuple[str, str]) -> None:
@@ -259,6 +352,7 @@ def test_registry_and_doctor_look_at_the_mesh(directory: Path, mesh: tuple[str, 
         "workflow:shop.halting",
         "workflow:shop.order",
         "workflow:shop.patient",
+        "workflow:shop.slow",
     ]
     assert all(entry["value"]["endpoint"].startswith("ipc://") for entry in entries)
 

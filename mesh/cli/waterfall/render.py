@@ -17,7 +17,8 @@ from rich.text import Text
 
 from bitactor.messages.pulse import Pulse
 from mesh.cli.output import STYLES
-from mesh.cli.waterfall.rows import Row, Timeline, timelines
+from mesh.cli.waterfall.fold import folded
+from mesh.cli.waterfall.rows import FOLD, Row, Timeline, timelines
 from mesh.sinks.plain import plain_pulse
 
 MIN_WIDTH: Final = 40
@@ -86,16 +87,26 @@ class _Columns(NamedTuple):
     outcome: int
 
 
-def show(pulses: Sequence[Pulse], console: Console) -> None:
+def show(pulses: Sequence[Pulse], console: Console, *, now_ns: int | None = None, fold: bool = False) -> None:
     """Print the waterfall; the console says how wide, in colour or not, and whether in Unicode."""
-    for line in render(pulses, console.width, ascii_only=console.options.ascii_only):
+    for line in render(pulses, console.width, ascii_only=console.options.ascii_only, now_ns=now_ns, fold=fold):
         console.print(line, no_wrap=True, overflow="ignore", crop=False, highlight=False, soft_wrap=True)
 
 
-def render(pulses: Sequence[Pulse], width: int = 100, *, ascii_only: bool = False) -> list[Text]:
-    """The lines of the waterfall, none wider than `width` (at least 40)."""
+def render(
+    pulses: Sequence[Pulse],
+    width: int = 100,
+    *,
+    ascii_only: bool = False,
+    now_ns: int | None = None,
+    fold: bool = False,
+) -> list[Text]:
+    """The lines of the waterfall, none wider than `width` (at least 40); see `timelines` for `now_ns`.  With `fold`,
+    one line stands for many alike where there would be more than `LONG`."""
     layout = Layout(max(width, MIN_WIDTH), ascii_only)
-    found = timelines(pulses)
+    found = timelines(pulses, now_ns)
+    all_rows = sum(len(timeline.rows) for timeline in found)
+    found = folded(found) if fold else found
     if not found:
         return [Text("no pulses")]
     start, end = min(timeline.start_ns for timeline in found), max(timeline.end_ns for timeline in found)
@@ -108,15 +119,17 @@ def render(pulses: Sequence[Pulse], width: int = 100, *, ascii_only: bool = Fals
             depth = 0 if timeline is found[0] else 1
             lines.append(_row_line(row, columns, start, end, layout, depth))
             lines.extend(_note_lines(row, layout, depth))
+    if any(row.kind == FOLD for timeline in found for row in timeline.rows):
+        lines.append(Text(layout.crop(f"{all_rows:,} rows; --all shows each", layout.width), style="dim"))
     return lines
 
 
-def to_json(pulses: Sequence[Pulse]) -> str:
+def to_json(pulses: Sequence[Pulse], now_ns: int | None = None) -> str:
     """The waterfall's rows, and the pulses they were made from, as JSON; `null` without pulses.
 
     Times are nanoseconds since 1970, durations nanoseconds.
     """
-    found = timelines(pulses)
+    found = timelines(pulses, now_ns)
     if not found:
         return "null"
     first, *children = [_plain_timeline(timeline) for timeline in found]
@@ -205,7 +218,8 @@ def _titles(columns: _Columns, total: int, layout: Layout) -> Text:
 def _row_line(row: Row, columns: _Columns, start: int, end: int, layout: Layout, depth: int) -> Text:
     style = STYLES.get(row.outcome, "dim")
     table = _STATUS_SYMBOLS if row.kind == "transaction" else _SYMBOLS
-    line = Text(layout.symbol(table.get(row.outcome, ("?", "?"))) + " ", style=style)
+    symbol = ("⋮", ":") if row.kind == FOLD else table.get(row.outcome, ("?", "?"))
+    line = Text(layout.symbol(symbol) + " ", style=style)
     name = layout.pad("  " * depth + layout.clean(row.name), columns.name)
     line.append(f"{name} ", style="bold" if row.kind == "transaction" else "")
     line.append(_bar(row, columns.bar, start, end, layout), style=style)

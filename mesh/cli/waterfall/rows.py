@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bitactor.messages import pulse as kinds
 from bitactor.messages.faults import chain_lines, shortened
@@ -18,9 +18,12 @@ _OUTCOMES = frozenset(
 )  # fmt: skip
 
 
+FOLD: Final = "fold"
+
+
 class Row(NamedTuple):
-    """One line of a waterfall: an attempt (`hop`), a moment (`mark`: skipped, tombstone, halted, …), or a child
-    `transaction`."""
+    """One line of a waterfall: an attempt (`hop`), a moment (`mark`: skipped, tombstone, halted, …), a child
+    `transaction`, or one for many (`fold`)."""
 
     kind: str
     name: str
@@ -32,7 +35,7 @@ class Row(NamedTuple):
     ttl: int | None
     start_ns: int
     end_ns: int
-    """When the row ended; for one that still runs, the time of the last pulse there is."""
+    """When the row ended; for one that still runs, now, or, not knowing that, the time of the last pulse there is."""
     took_ns: int
     """Nanoseconds that the attempt itself took, where that is known; otherwise from `start_ns` to `end_ns`."""
     outcome: str
@@ -61,12 +64,13 @@ class Timeline(NamedTuple):
     rows: tuple[Row, ...]
 
 
-def timelines(pulses: Sequence[Pulse]) -> list[Timeline]:
-    """The transactions among `pulses`: the root first if it is there, then in order of their beginning."""
+def timelines(pulses: Sequence[Pulse], now_ns: int | None = None) -> list[Timeline]:
+    """The transactions among `pulses`: the root first if it is there, then in order of their beginning.  Those that run
+    have run until `now_ns`, or until their last pulse."""
     logs: dict[str, list[Pulse]] = {}
     for pulse in pulses:
         logs.setdefault(pulse.transaction, []).append(pulse)
-    found = [_timeline(sorted(log, key=lambda pulse: pulse.seq)) for log in logs.values()]
+    found = [_timeline(sorted(log, key=lambda pulse: pulse.seq), now_ns) for log in logs.values()]
     return sorted(
         found, key=lambda timeline: (timeline.transaction != timeline.root, timeline.start_ns, timeline.transaction)
     )
@@ -120,7 +124,7 @@ class _Attempt:
         return "unknown" if over else "running"
 
 
-def _timeline(log: Sequence[Pulse]) -> Timeline:
+def _timeline(log: Sequence[Pulse], now_ns: int | None) -> Timeline:
     attempts: dict[str, _Attempt] = {}
     marks: list[tuple[int, Row]] = []
     accepted = log[0] if log[0].kind == kinds.ACCEPTED else None
@@ -133,9 +137,12 @@ def _timeline(log: Sequence[Pulse]) -> Timeline:
         elif pulse.kind in (kinds.HALTED, kinds.RESUMED) and not pulse.step:
             taken_over = "owner" in (pulse.data or {})
             status = "halted" if pulse.kind == kinds.HALTED else status if taken_over else "running"
+            end_ns = end_ns if taken_over else pulse.at_ns
             marks.append((pulse.seq, _mark(pulse)))
         elif pulse.kind != kinds.ACCEPTED:
             _fold(pulse, attempts, marks)
+    if status == "running":
+        end_ns = max(now_ns or 0, *(pulse.at_ns for pulse in log), 0)
     over = status not in ("running", "halted")
     rows = [(attempt.first.seq, attempt.row(end_ns, over)) for attempt in attempts.values()] + marks
     rows.sort(key=lambda numbered: (numbered[1].start_ns, numbered[0]))
@@ -151,8 +158,8 @@ def _timeline(log: Sequence[Pulse]) -> Timeline:
         error=error,
         ttl=ttl,
         ttl_left=min((row.ttl for _, row in rows if row.kind == "hop" and row.ttl is not None), default=ttl),
-        start_ns=min([log[0].at_ns, *(row.start_ns for _, row in rows)]),
-        end_ns=max([log[0].at_ns, end_ns, *(row.end_ns for _, row in rows)]),
+        start_ns=log[0].at_ns if accepted else min([log[0].at_ns, *(row.start_ns for _, row in rows)]),
+        end_ns=max(log[0].at_ns, end_ns),
         rows=tuple(row for _, row in rows),
     )
 

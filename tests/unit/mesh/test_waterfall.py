@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from bitactor import Value, Workflow
+from bitactor import Element, Retry, Value, Workflow
 from bitactor.messages import pulse as kinds
 from bitactor.messages.codec import encode_token
 from bitactor.testing import run_workflow
@@ -220,3 +220,69 @@ def test_durations_have_three_digits(ns: int, text: str) -> None:
 def test_any_part_of_a_log_can_be_drawn(pulses: list, width: int, ascii_only: bool) -> None:
     for line in lines(pulses, width, ascii_only=ascii_only):
         assert cell_len(line) <= max(40, width)
+
+
+# Folding
+
+
+def long_map(failing: int = -1) -> list:
+    def work(element: int) -> int:
+        if element == failing:
+            raise ValueError("boom")
+        return element
+
+    workflow = Workflow("long", ttl=100)
+    workflow.map(name="each", over=Value([*range(100)]), batch=1, spawn="inline", retries=1)(work)
+    return run_workflow(workflow).pulses
+
+
+def test_of_many_that_are_alike_some_are_shown_and_the_others_are_one_line() -> None:
+    assert len(lines(long_map())) > 100
+    shown = lines(long_map(), fold=True)
+    named = [line.split()[1] for line in shown[4:-1] if line.split()[0] != "└"]
+    assert [name for name in named if name.startswith("each/")] == [f"each/batch-{number}" for number in (0, 1, 2, 99)]
+    assert any("96 more: each/batch-*" in line and line.startswith("⋮") for line in shown)
+    assert shown[-1] == "101 rows; --all shows each"
+
+
+def test_what_went_wrong_is_never_folded() -> None:
+    shown = lines(long_map(failing=60), fold=True)
+    assert any(line.startswith("✗ each/batch-60") for line in shown) and any(
+        "ValueError: boom" in line for line in shown
+    )
+
+
+def test_rounds_elements_and_tries_fold_too_but_nothing_short() -> None:
+    nested = Workflow("nested", input={"x": int})
+    nested.step(name="work", spawn="inline")(lambda x: x)
+    workflow = Workflow("w", ttl=200)
+    workflow.map(name="each", over=Value([*range(30)]), workflow=nested, bind={"x": Element()}, batch=10)
+    workflow.iterate(lambda state: state + 1, name="grow", start=Value(0), at_most=30, after=["each"])
+    tries = workflow.step(name="tries", retries=30, after=["grow"], spawn="inline", backoff=lambda attempt: 0)
+    tries(lambda attempt: attempt if attempt > 20 else Retry(after=0))
+    shown = "\n".join(lines(run_workflow(workflow).pulses, fold=True))
+    assert "26 more: each/*/work" in shown and "26 more: grow/*" in shown and "more: tries" in shown
+    assert lines(eventful().pulses, fold=True) == lines(eventful().pulses)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_a_folded_waterfall_is_no_wider(width: int, ascii_only: bool) -> None:
+    for line in lines(long_map(60), width, ascii_only=ascii_only, fold=True):
+        assert cell_len(line) <= width and (line.isascii() or not ascii_only)
+
+
+def test_json_has_every_row() -> None:
+    assert len(json.loads(to_json(long_map()))["rows"]) == 101
+
+
+def test_what_runs_has_run_until_now_and_what_has_ended_has_not() -> None:
+    log = PulseLog()
+    log.spawn("slow")
+    now = log.pulses[-1].at_ns + 5_000 * MS
+    (timeline,) = timelines(log.pulses, now)
+    assert timeline.end_ns == now and timeline.rows[0].took_ns == 5_000 * MS
+    (ended,) = timelines(log.finish(), now)
+    assert ended.end_ns == log.pulses[-1].at_ns
+    (behind,) = timelines(log.pulses[:-1], 0)  # a clock that is behind
+    assert behind.end_ns == log.pulses[-2].at_ns
