@@ -142,10 +142,12 @@ _MANY: Final = 1_000
 def _subclasses(kind: type) -> list[Any]:
     """Its subclasses, and those of a generic class that are as one of its parametrised classes asks; none for what all
     the world inherits from."""
-    if kind in (object, type, BaseModel, enum.Enum, enum.IntEnum, enum.StrEnum, tuple) or kind.__module__ == "builtins":
+    if kind in (object, type, enum.Enum, enum.IntEnum, enum.StrEnum, tuple) or kind.__module__ == "builtins":
         return []
     found: list[Any] = type.__subclasses__(kind)[:_MANY]
     origin = generic_origin(kind)
+    if kind is BaseModel:
+        return _descendants(BaseModel)
     return found if origin is None else found + [other for other in _descendants(origin) if fits(other, kind)]
 
 
@@ -162,7 +164,7 @@ def _descendants(kind: type) -> list[type]:
 
 def generic_origin(kind: Any) -> type[BaseModel] | None:
     """The generic model of which `kind` is one with its types given; None if it is none."""
-    if not isinstance(kind, type) or not issubclass(kind, BaseModel):
+    if not isinstance(kind, type) or not issubclass(kind, BaseModel) or kind is BaseModel:
         return None
     origin: type[BaseModel] | None = kind.__pydantic_generic_metadata__["origin"]
     return origin
@@ -250,7 +252,7 @@ def _parts(annotation: Any) -> list[Any]:
         if issubclass(annotation, BaseModel):
             parts += [field.annotation for field in annotation.model_fields.values()]
             parts.append(annotation.model_config.get("extra") and annotation.__annotations__.get("__pydantic_extra__"))
-            parts += _hints(annotation) if annotation.__private_attributes__ else []
+            parts += _hints(annotation) if getattr(annotation, "__private_attributes__", None) else []
         elif issubclass(annotation, enum.Enum):
             parts += {type(member.value) for member in annotation}
         elif annotation.__module__ != "builtins":

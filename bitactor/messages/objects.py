@@ -16,6 +16,7 @@ import re
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, Final
@@ -41,10 +42,10 @@ from bitactor.messages.values import (
     class_key,
     encode_pattern,
     encode_set,
+    fields_of_any,
     read_pattern,
     set_of,
     tagged,
-    takes_any,
     unpacked,
     zone_name,
 )
@@ -125,6 +126,7 @@ class Reader:
 
 
 _NOTHING: Final = object()
+_UNDEFINED: Final = pydantic.PrivateAttr().default
 
 
 class _Inexact(Exception):
@@ -225,15 +227,20 @@ def encode_model(value: BaseModel, exactly: bool = False) -> tuple[msgpack.ExtTy
 
 
 def _with_any(kind: type[BaseModel], parts: list[Any]) -> list[Any]:
-    """A model's state, marked where it may hold anything: fields of any type, and what is extra."""
+    """A model's state, marked where it may hold anything: fields of any type, what is extra, and what is private."""
     fields, names, extra, private = parts
-    marked = {name: _pack_any(fields[name]) for name in _fields_of_any(kind)}
-    return [fields | marked, names, extra and {name: _pack_any(item) for name, item in extra.items()}, private]
+    marked = {name: _pack_any(fields[name]) for name in fields_of_any(kind)}
+    extra = extra and {name: _pack_any(item) for name, item in extra.items()}
+    return [fields | marked, names, extra, private and _kept_private(private)]
 
 
-@lru_cache(MANY)
-def _fields_of_any(kind: type[BaseModel]) -> tuple[str, ...]:
-    return tuple(name for name, field in kind.model_fields.items() if takes_any(field.annotation))
+def _kept_private(private: dict[str, Any]) -> dict[str, Any]:
+    """What is private and can be carried; the rest (a lock, a client) is made anew where the model is read."""
+    kept = {}
+    for name, item in private.items():
+        with suppress(TypeError, ValueError, OverflowError):
+            kept[name] = _pack_any(item)
+    return kept
 
 
 def _model_state(value: BaseModel) -> list[Any]:
@@ -270,11 +277,11 @@ def _encode_dataclass(value: Any, exactly: bool) -> msgpack.ExtType:
         fields = {name: getattr(value, name) for name in names}
     except AttributeError as error:
         raise TypeError(f"a {kind.__qualname__} without all of its fields: {error}") from None
-    rest = {
-        name: item for name, item in getattr(value, "__dict__", {}).items() if name not in (*names, "__orig_class__")
-    }
+    others = getattr(value, "__dict__", {}).keys() - {*names, "__orig_class__"}
+    rest = {name: _pack_any(value.__dict__[name]) for name in sorted(others)}  # or it is refused, for it would be lost
     try:
-        state = _pack_exactly([fields, rest])
+        marked = {name: _pack_any(fields[name]) for name in fields_of_any(kind)}
+        state = _pack_exactly([fields | marked, rest])
         shown = None
     except (TypeError, ValueError, OverflowError):
         if exactly:
@@ -283,10 +290,19 @@ def _encode_dataclass(value: Any, exactly: bool) -> msgpack.ExtType:
     return tagged("dataclass", class_key(kind), state, shown)
 
 
+def _made_anew(kind: Any, private: dict[str, Any]) -> dict[str, Any]:
+    """What a model makes itself of its private attributes that were not carried."""
+    attributes = {name: item for name, item in kind.__private_attributes__.items() if name not in private}
+    made = {name: item.default_factory() if item.default_factory else item.default for name, item in attributes.items()}
+    return {name: item for name, item in made.items() if item is not _UNDEFINED}
+
+
 def _read_model(reader: Reader, key: str, state: bytes | None, shown: bytes | None) -> Any:
     kind = reader.found(key, BaseModel)
     if kind is not None and state is not None and (parts := _exact(reader, state)) is not _NOTHING:
         fields, names, extra, private = parts
+        if private is not None:
+            private = _made_anew(kind, private) | private
         made: Any = object.__new__(kind)
         BaseModel.__setstate__(
             made,
@@ -308,7 +324,7 @@ def _read_model(reader: Reader, key: str, state: bytes | None, shown: bytes | No
 def _read_dataclass(reader: Reader, key: str, state: bytes | None, shown: bytes | None) -> Any:
     kind = reader.found(key, object)
     if kind is not None and state is not None and (parts := _exact(reader, state)) is not _NOTHING:
-        made: Any = object.__new__(kind)
+        made: Any = (BaseException if issubclass(kind, BaseException) else object).__new__(kind)
         for name, item in {**parts[0], **parts[1]}.items():
             object.__setattr__(made, name, item)
         return made
@@ -368,11 +384,6 @@ _SECRETS: Final[Mapping[str, Any]] = {
     kind.__name__: kind for kind in (pydantic.SecretStr, pydantic.SecretBytes, pydantic.Secret)
 }
 _FACTORIES: Final[Mapping[str, Any]] = {kind.__name__: kind for kind in (bool, dict, float, int, list, set, str, tuple)}
-
-
-SECRET_MARK: Final = bytes(msgpack.packb(["secret"]))[1:]
-"""What the bytes of whatever holds a secret have in them."""
-MASKED: Final = "**********"
 
 
 def _encode_secret(value: Any) -> msgpack.ExtType:

@@ -17,7 +17,7 @@ import zoneinfo
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Annotated, Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 from pydantic import BaseModel, networks
@@ -81,6 +81,9 @@ def class_text(kind: type, attribute: str) -> str:
     return str.__str__(text) if issubclass(type(text), str) else "?"
 
 
+SECRET_MARK: Final = bytes(msgpack.packb(["secret"]))[1:]
+"""What the bytes of whatever holds a secret have in them."""
+MASKED: Final = "**********"
 MANY: Final = 2_000
 """Classes about which something is remembered."""
 
@@ -214,6 +217,8 @@ def takes_any(annotation: Any) -> bool:
     """Whether a value of an annotation may hold objects of any class: `Any`, `object`, `list`, `dict[str, Any]`."""
     if annotation in (Any, object, list, dict, tuple, set, frozenset):
         return True
+    if isinstance(annotation, TypeVar):  # of a generic class without its parameter
+        return annotation.__bound__ is None and not annotation.__constraints__
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin not in (Union, types.UnionType, Annotated, list, dict, tuple, set, frozenset, Sequence, Mapping):
         return False
@@ -222,6 +227,18 @@ def takes_any(annotation: Any) -> bool:
         is_open or part is ... or (isinstance(part, type) and part.__module__ == "builtins")
         for part, is_open in zip(parts, open_ones, strict=False)
     )
+
+
+@lru_cache(MANY)
+def fields_of_any(kind: Any) -> tuple[str, ...]:
+    """The fields of a model or dataclass that may hold objects of any class."""
+    if issubclass(kind, BaseModel):
+        return tuple(name for name, field in kind.model_fields.items() if takes_any(field.annotation))
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except Exception:  # a name that is not known there
+        hints = {}
+    return tuple(field.name for field in dataclasses.fields(kind) if takes_any(hints.get(field.name, Any)))
 
 
 def hashable(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 
 from bitactor.declare.stimulus import StimulusOptions, encoded
 from bitactor.errors import BitActorError, DuplicateTransaction, InvalidInput, Overloaded, UnknownWorkflow, suggest
-from bitactor.messages.canonical import request_digest
+from bitactor.messages.canonical import classless_digest, request_digest, valid_digest
 from bitactor.messages.codec import pack_plainly, pack_tokens
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.objects import Classes
@@ -89,15 +89,17 @@ class Intake:
         key, ttl, deadline, *_ = options
         token = encoded(f"input of {workflow!r}", values)
         data: dict[str, Any] = {}
+        request: _Request | None = None
         if key is not None:
-            data = {"key": key, **_digests(workflow, given, values)}
-            known = await self._find_by_key(workflow, key, data)
+            request = _Request(workflow, given, values)
+            data = {"key": key, **request.digests}
+            known = await self._find_by_key(workflow, key, request)
             if known is not None:
                 return known
         data |= options.record()
         if supervisor.running_count >= self._settings.max_in_flight:
             await self._wait_for_capacity()
-            if key is not None and (known := await self._find_by_key(workflow, key, data)) is not None:
+            if request is not None and (known := await self._find_by_key(workflow, key or "", request)) is not None:
                 return known
         budget_ns = plan.deadline_ns if deadline is None else nanoseconds(deadline)
         inputs = [encoded(f"input {name!r} of {workflow!r}", values[name]) for name in plan.inputs]
@@ -109,7 +111,7 @@ class Intake:
             try:
                 await asyncio.shield(live.accepted)
             except DuplicateTransaction:
-                known = await self._find_by_key(workflow, key or "", data)
+                known = await self._find_by_key(workflow, key or "", request) if request is not None else None
                 if known is None:
                     raise
                 return known
@@ -170,7 +172,7 @@ class Intake:
         supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data))
         return live
 
-    async def _find_by_key(self, workflow: str, key: str, data: Mapping[str, Any]) -> LiveTransaction | None:
+    async def _find_by_key(self, workflow: str, key: str, request: _Request) -> LiveTransaction | None:
         """The transaction that a key began before.
 
         Raises:
@@ -183,8 +185,7 @@ class Intake:
             await asyncio.shield(found.accepted)
         live = found if isinstance(found, LiveTransaction) else self._load(found)
         first = self._supervisor.store.pulses(live.state.transaction)[0].data or {}
-        # The same as it was sent, or the same input however it was written; journals of before know the first only.
-        if not any(data[digest] and data[digest] == first.get(digest) for digest in _DIGESTS):
+        if not request.is_one_of(first):
             raise DuplicateTransaction(
                 f"key {key!r} began transaction {live.state.transaction} of {workflow!r} with another input; "
                 "use a key of its own for each request"
@@ -206,21 +207,39 @@ class Intake:
         self._require_open()
 
 
-_DIGESTS: Final = ("input_digest", "request_digest", "valid_digest")
+_EXACT: Final = "2:"
+"""What stands before digests in which the classes of objects and all fields count; those of releases before lack it."""
 
 
-def _digests(workflow: str, given: Any, values: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of a request: as releases of before take it, as it was sent, and of its valid input."""
-    plain, sent = "", ""
-    try:
-        valid = request_digest(values)
-    except InvalidInput as error:
-        raise InvalidInput(f"input of {workflow!r}: {error}") from error
-    with suppress(BitActorError):  # it has what releases of before cannot carry
-        plain = fingerprint(pack_plainly(values))
-    with suppress(InvalidInput):  # it was sent as what can be read but once, or not be carried
-        sent = request_digest(given)
-    return dict(zip(_DIGESTS, (plain, sent or valid, valid), strict=True))
+class _Request:
+    """A request with a key: what tells it from others."""
+
+    def __init__(self, workflow: str, given: Any, values: Mapping[str, Any]) -> None:
+        self._given = given
+        self._values = values
+        try:
+            valid = valid_digest(values)
+        except InvalidInput as error:
+            raise InvalidInput(f"input of {workflow!r}: {error}") from error
+        plain, sent = "", valid
+        with suppress(BitActorError):  # it has what releases of before cannot carry
+            plain = fingerprint(pack_plainly(values))
+        with suppress(InvalidInput):  # it was sent as what can be read but once, or not be carried
+            sent = request_digest(given)
+        self.digests = {"input_digest": plain, "request_digest": _EXACT + sent, "valid_digest": _EXACT + valid}
+        """As releases of before take it, as it was sent, and of its valid input."""
+
+    def is_one_of(self, first: Mapping[str, Any]) -> bool:
+        """Whether a transaction began with this request, as the data of its first pulse say: the same as it was sent,
+        or the same input however it was written."""
+        digests = self.digests
+        if str(first.get("request_digest", "")).startswith(_EXACT):
+            digests = {**digests, "input_digest": ""}
+        else:
+            digests = {**digests, "request_digest": "", "valid_digest": classless_digest(self._values)}
+            with suppress(InvalidInput):
+                digests["request_digest"] = classless_digest(self._given)
+        return any(digest and digest == first.get(name) for name, digest in digests.items())
 
 
 def _failure_text(future: asyncio.Future[None]) -> str:

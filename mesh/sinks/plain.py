@@ -15,9 +15,9 @@ from bitactor.export.display import readable_opening
 from bitactor.kinds.batch_result import readable_batch
 from bitactor.messages.codec import Packed, decode_token
 from bitactor.messages.faults import fault_as_plain
-from bitactor.messages.objects import MASKED, SECRET_MARK
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
+from bitactor.messages.values import MASKED, SECRET_MARK
 
 _JSON_SCALARS = (str, bool, int, type(None))
 

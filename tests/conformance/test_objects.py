@@ -6,8 +6,10 @@ import dataclasses
 import datetime as dt
 import shutil
 import tempfile
+import threading
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, fi
 from typing_extensions import TypedDict
 
 from bitactor import Element, Result, Value, Workflow
-from bitactor.errors import DefinitionError, InvalidInput, InvalidOutcome
+from bitactor.errors import DefinitionError, DuplicateTransaction, InvalidInput, InvalidOutcome
 from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.testing import run_workflow
@@ -436,3 +438,139 @@ async def test_objects_as_keys(value: Any, store: str) -> None:
     assert failure.step == "passes/made" and isinstance(failure.errors[0], InvalidOutcome)
     for part in ("its key", "Key(number=1)", "an object", "a list of pairs"):
         assert part in str(failure.errors[0])
+
+
+class Guarded(BaseModel):
+    """Makes a lock and holds what is private, is validated only once, and is not shown whole."""
+
+    word: str
+    hidden: str = Field("lost", exclude=True)
+    _held: Any = PrivateAttr(None)
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        self.word += "!"
+        return self
+
+    def hold(self, value: Any) -> Self:
+        self._held = value
+        return self
+
+    def held(self) -> Any:
+        assert self._lock.acquire(blocking=False)
+        return self._held
+
+
+@dataclasses.dataclass
+class Loose:
+    anything: Any
+    word: str
+    made: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.word += "!"
+
+
+class Holds(BaseModel, Generic[T]):
+    item: T
+    hidden: str = Field("lost", exclude=True)
+
+
+@dataclasses.dataclass
+class Refused(Exception):
+    number: int
+
+
+def loose() -> Loose:
+    found = Loose(Unknown(), "a")
+    found.made, found.more = 5, [Unknown()]  # type: ignore[attr-defined]
+    return found
+
+
+PARTLY_KNOWN: dict[str, tuple[Any, Any, Callable[[Any], Any], Any]] = {
+    "private": (
+        lambda: Guarded(word="a", hidden="kept").hold([Unknown(), (1,)]), Guarded,
+        lambda found: (found.word, found.hidden, found.held()), ("a!", "kept", [{"number": 1}, (1,)]),
+    ),
+    "a dataclass": (
+        loose, Loose, lambda found: (type(found), vars(found)),
+        (Loose, {"anything": {"number": 1}, "word": "a!", "made": 5, "more": [{"number": 1}]}),
+    ),
+    "a generic model without its type": (
+        lambda: Holds(item=Unknown(), hidden="kept"), Holds, lambda found: (found.item, found.hidden),
+        ({"number": 1}, "kept"),
+    ),
+    "any model": (lambda: [Hashed(word="x")], list[BaseModel], lambda found: found, [HELD]),
+    "an exception": (lambda: Refused(3), Refused, lambda found: (type(found), found.number), (Refused, 3)),
+}  # fmt: skip
+
+
+@claim(
+    "Values",
+    "An object of a class that the reader does not know is plain data in what is private in a model, in a dataclass, "
+    "in a generic model whose type is not given; what is private and cannot be carried, a lock, is made anew. Nothing "
+    "else of the object changes.",
+)
+@pytest.mark.parametrize("name", PARTLY_KNOWN)
+async def test_what_is_known_in_part(name: str, store: str) -> None:
+    make, annotation, seen, expected = PARTLY_KNOWN[name]
+    workflow, came = passes(annotation, make())
+    await result_of(workflow, store=store)
+    assert [seen(found) for found in came] == [expected]
+
+
+@claim("Values", "What is no field of a dataclass and cannot be carried fails the step that made it.")
+async def test_an_attribute_that_cannot_be_carried() -> None:
+    held = Loose(1, "a")
+    held.lock = threading.Lock()  # type: ignore[attr-defined]
+    workflow, came = passes(Loose, held)
+    async with finished(workflow) as transaction:
+        failure = await failure_of(transaction)
+    assert failure.step == "passes/made" and "lock" in str(failure) and came == []
+
+
+class Left(BaseModel):
+    number: int
+
+
+class Right(BaseModel):
+    number: int
+
+
+class Secretive(BaseModel):
+    shown: int = 1
+    hidden: str = Field("", exclude=True)
+
+
+@claim(
+    "Values",
+    "A key's request is another one if a field that is left out of plain data, or the class of an object, is another; "
+    "a default that is spelled out, or an object in place of its data, is the same one.",
+)
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"secretive": {"hidden": "1"}}, {"secretive": {"hidden": "2"}}, False),
+        ({"secretive": Secretive(hidden="1")}, {"secretive": Secretive(hidden="2")}, False),
+        ({"side": Left(number=1)}, {"side": Right(number=1)}, False),
+        ({"side": Left(number=1)}, {"side": {"number": 1}}, True),
+        ({"secretive": {"hidden": "1"}}, {"secretive": Secretive(hidden="1")}, True),
+        ({"secretive": {}}, {"secretive": {"shown": 1}}, True),
+    ],
+)
+async def test_requests_of_objects(one: Any, other: Any, same: bool, store: str) -> None:
+    class Either(BaseModel):
+        secretive: Secretive = Secretive()
+        side: Left | Right | None = None
+
+    workflow = Workflow("either", input=Either)
+    workflow.add(lambda secretive, side: [secretive["hidden"], side], name="says")
+    async with Mesh(workflow, store=store) as mesh:
+        first = await mesh.stimulate(workflow, one, key="k")
+        if same:
+            assert (await mesh.stimulate(workflow, other, key="k")).id == first.id
+        else:
+            with pytest.raises(DuplicateTransaction, match="another input"):
+                await mesh.stimulate(workflow, other, key="k")
+        await first.ended(BOUND)
