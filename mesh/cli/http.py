@@ -97,7 +97,7 @@ def refusal(status: int, answer: Any) -> CommandError:
     content = answer if isinstance(answer, dict) else {}
     return CommandError(
         str(content.get("detail") or f"the ingress answered {status}"),
-        _REFUSED.get(status, UNREACHABLE),
+        USAGE if content.get("type") == "urn:bitactor:problem:other-status" else _REFUSED.get(status, UNREACHABLE),
         str(content.get("title", "")),
     )
 

@@ -28,7 +28,7 @@ Curve = Annotated[
     Path | None,
     Parameter("--curve", env_var="BITACTOR_CURVE", help="File with the mesh's key pair; tcp endpoints need it."),
 ]
-Http = Annotated[str, Parameter("--http", help="Address of a node's HTTP ingress, such as http://127.0.0.1:8000.")]
+Http = Annotated[str, Parameter("--http", help="Address of a node's HTTP ingress, instead of a registry.")]
 
 
 async def ask(registry: str, curve: Path | None, question: Callable[[Client], Awaitable[T]]) -> T:

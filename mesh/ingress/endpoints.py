@@ -227,7 +227,10 @@ class Endpoints:
         """Let a halted or stuck transaction go on; answer when it has ended, or earlier if the client prefers."""
         found, _ = await self._to_change(request)
         self._require_open()
-        await found.resume()
+        try:
+            await found.resume()
+        except InvalidInput as error:
+            raise Problem("other-status", str(error)) from None
         return await self._changed(request, found)
 
     async def undo(self, request: Request) -> Response:
@@ -235,10 +238,13 @@ class Endpoints:
         found, asked = await self._to_change(request)
         self._require_open()
         if found.status == RUNNING:
-            raise InvalidInput(f"transaction {found.id} is running; only a completed one can be undone")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(0):  # long enough to begin it
-                await found.undo(asked.reason)
+            raise Problem("other-status", f"transaction {found.id} is running; only a completed one can be undone")
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0):  # long enough to begin it
+                    await found.undo(asked.reason)
+        except InvalidInput as error:
+            raise Problem("other-status", str(error)) from None
         return await self._changed(request, found)
 
     async def _to_change(self, request: Request) -> tuple[Transaction, ChangeRequest]:

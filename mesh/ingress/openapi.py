@@ -210,7 +210,7 @@ _LIST_QUERY: Final = [
 ]
 
 
-def _change(verb: str, summary: str) -> dict[str, Any]:
+def _change(verb: str, summary: str, accepted: str) -> dict[str, Any]:
     """The description of a path at which something is done to a transaction."""
     return {
         "post": {
@@ -224,7 +224,7 @@ def _change(verb: str, summary: str) -> dict[str, Any]:
             },
             "responses": {
                 "200": _response("It has ended", "BitActorTransaction", _APPLIED),
-                "202": _response("It goes on; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}),
+                "202": _response(f"{accepted}; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}),
                 **_problems(403, 404, 408, 409, 413, 415, 422, 503),
             },
         }
@@ -260,10 +260,14 @@ _TRANSACTIONS: Final[dict[str, Any]] = {
         }
     },
     "/transactions/{transaction}/cancel": _change(
-        "cancel", "Cancel a transaction and undo what it did; without effect on one that has ended"
+        "cancel",
+        "Cancel a transaction and undo what it did; without effect on one that has ended",
+        "It is being undone",
     ),
-    "/transactions/{transaction}/resume": _change("resume", "Let a halted or stuck transaction go on"),
-    "/transactions/{transaction}/undo": _change("undo", "Take back what a completed transaction did, once"),
+    "/transactions/{transaction}/resume": _change("resume", "Let a halted or stuck transaction go on", "It goes on"),
+    "/transactions/{transaction}/undo": _change(
+        "undo", "Take back what a completed transaction did, once", "It is being undone"
+    ),
 }
 
 _SERVER: Final[dict[str, Any]] = {

@@ -38,6 +38,7 @@ TITLES: Final[Mapping[str, tuple[int, str]]] = {
     "request-timeout": (408, "The request's body did not arrive in time"),
     "workflow-failed": (409, "The transaction did not complete"),
     "duplicate-transaction": (409, "The idempotency key was used with another input"),
+    "other-status": (409, "The transaction does not stand so that this can be done"),
     "owned-elsewhere": (409, "Another process owns the transaction"),
     "payload-too-large": (413, "The request's body is too large"),
     "unsupported-media-type": (415, "The request's body is not JSON"),
