@@ -74,6 +74,24 @@ class Async:
         return x
 
 
+class Wrapping:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+@functools.cache
+def cached(x: int) -> int:
+    return x
+
+
+def charged(x: int, context: Context | None = None) -> int:
+    return x
+
+
 class Service:
     def charge(self, x: int) -> int:
         return x
@@ -176,6 +194,8 @@ ODD: dict[str, Callable[[Workflow], object]] = {
     "a handler with a default": lambda w: Batching(
         "b", size=2, interval=1.0, handler=functools.partial(insert, table="rows")
     ),
+    "a function that is cached": lambda w: w.add(cached),
+    "an object that wraps a function": lambda w: w.add(Wrapping(charged)),
     "a bound method": lambda w: w.add(Service().charge),
     "a static method": lambda w: first(w, undo=Service.refund),
     "a callable object that awaits": lambda w: w.add(Async(), name="a"),

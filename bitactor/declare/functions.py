@@ -29,7 +29,13 @@ def is_coroutine_function(function: Any) -> bool:
 def may_need_awaiting(function: Any) -> bool:
     """Whether a call of `function` returns a coroutine, or may: it is a `def` around a coroutine function, which either
     runs that or passes its coroutine on."""
-    return is_coroutine_function(function) or inspect.iscoroutinefunction(inspect.unwrap(innermost(function)))
+    return is_coroutine_function(function) or inspect.iscoroutinefunction(written(function))
+
+
+def written(function: Any) -> Any:
+    """The function that its user wrote, beneath decorators (`functools.wraps`, `functools.cache`) and partials."""
+    inner = inspect.unwrap(function)
+    return inner if inspect.isfunction(inner) else inspect.unwrap(innermost(inner))
 
 
 def is_generator_function(function: Any) -> bool:

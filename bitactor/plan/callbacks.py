@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.context import Context
-from bitactor.declare.functions import called, innermost, is_coroutine_function, refuse_generator, warn_of_near_misses
+from bitactor.declare.functions import called, is_coroutine_function, refuse_generator, warn_of_near_misses, written
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.messages.values import shown
@@ -89,7 +89,7 @@ def _context_or(annotation: Any, what: str) -> Any:
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    inner = inspect.unwrap(innermost(function))
+    inner = written(function)
     try:
         return typing.get_type_hints(inner, include_extras=True)
     except Exception:
