@@ -21,7 +21,7 @@ MAX_YIELDS: Final = 10_000
 
 class NeedsMesh(ConfigurationError):
     """A step waits for something outside (a timer, a socket, another task), which only a mesh's event loop can
-    bring."""
+    bring, or takes a resource, which only a mesh opens."""
 
 
 class Hop:
@@ -66,6 +66,8 @@ class Hop:
         callback = step.undo if undoing and step.undo is not None else step.run
         try:
             kwargs = self._kwargs(callback, None)
+        except NeedsMesh:
+            raise
         except Exception as error:  # the arguments do not fit: no failure of the function
             return judge_failure(step, signal, error, late=True)
         try:
@@ -124,6 +126,12 @@ class Hop:
             return None if ask is None else ask.error
         if what == "attempt":
             return self.signal.attempt if ask is None else ask.attempt
+        if what.startswith("resource:"):
+            name = what.removeprefix("resource:")
+            raise NeedsMesh(
+                f"{self.signal.name!r} takes the resource {name!r}, and run_workflow opens none; run it "
+                "in a mesh (with another object in its place: `replace`), or replace the step (`steps`)"
+            )
         return callback.result_of(self.result)
 
 

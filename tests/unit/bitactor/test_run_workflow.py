@@ -14,6 +14,7 @@ from bitactor import (
     DefinitionError,
     Halt,
     InvalidInput,
+    Resource,
     Result,
     Retry,
     StepTimeout,
@@ -492,3 +493,23 @@ def test_what_a_step_makes_of_its_metadata_is_its_own_affair() -> None:
     workflow.step(name="second", after=["first"], spawn="inline")(looks)
     run_workflow(workflow, metadata={"given": 1})
     assert seen == [{"given": 1}] * 2
+
+
+@pytest.mark.parametrize("place", ["step", "undo", "compensate"])
+def test_a_resource_is_asked_of_a_mesh(place: str) -> None:
+    """`run_workflow` opens none, and puts nothing else in its place."""
+    workflow = Workflow("w", resources=[Resource("database", dict)])
+    taking = {role: (lambda database: None) if role == place else (lambda: None) for role in ("step", "undo")}
+    step = workflow.add(taking["step"], name="one", undo=taking["undo"])
+
+    def fails(one: None) -> None:
+        raise LookupError("two")
+
+    failing = workflow.add(fails, name="two")
+    if place == "compensate":
+        failing.compensate(lambda error, database: None)
+    with pytest.raises(NeedsMesh, match="takes the resource 'database', and run_workflow opens none"):
+        run_workflow(workflow)
+    if place == "step":
+        assert run_workflow(workflow, steps={"one": lambda: None}).status == "compensated"
+    assert step.name == "one"
