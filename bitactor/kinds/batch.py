@@ -214,11 +214,15 @@ class BatchRunner:
     ) -> tuple[dict[str, Any], int]:
         """The arguments that are the same for every element, and the position at which this batch begins."""
         handler = self._handler
-        is_nested = handler.declared.workflow is not None
-        nested = [name for name in handler.inputs if name not in handler.declared.elements]
-        outer = tokens.values(nested if is_nested else handler.takes, handler.classes if is_nested else None)
-        outer |= {name: resource for name, resource in resources.items() if name in handler.takes}
-        outer |= of_the_hop(ctx, self.injected, handler.takes)
+        if handler.declared.workflow is not None:
+            nested = [name for name in handler.inputs if name not in handler.declared.elements]
+            outer = tokens.values(nested, handler.classes)
+        else:
+            outer = tokens.values(handler.takes)
+        if resources:
+            outer |= {name: resource for name, resource in resources.items() if name in handler.takes}
+        if self.injected:
+            outer |= of_the_hop(ctx, self.injected, handler.takes)
         position: int = decode_token(tokens.token(POSITION))
         return outer, position
 

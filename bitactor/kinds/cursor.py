@@ -49,8 +49,7 @@ class Cursor:
     def take(self, skipped: int, count: int) -> list[Any]:
         """The elements of the batch that begins at `position`, at most `count`; in a source that was just opened,
         `skipped` are read past first."""
-        iterator = self.iterator
-        assert isinstance(iterator, Iterator)
+        iterator: Any = self.iterator
         if self.taking:
             for _ in islice(iterator, skipped):
                 pass
@@ -76,8 +75,7 @@ class Cursor:
         If the source raises there, another batch follows, and fails with that.
         """
         if self._looks_ahead(holder):
-            iterator = self.iterator
-            assert isinstance(iterator, Iterator)
+            iterator: Any = self.iterator
             try:
                 self._saw(list(islice(iterator, 1)))
             except Exception as error:
