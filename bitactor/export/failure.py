@@ -22,7 +22,7 @@ def failure_of(
         pulses: its journal; asked only if it has no errors.
         hint: where to see more.
     """
-    errors_as_data = errors_as_plain(state) or [_halt_as_plain(pulses)]
+    errors_as_data = errors_as_plain(state) or [halt_as_plain(pulses)]
     failure = failure_of_plain(state.plan.workflow, state.transaction, state.status, errors_as_data, errors, hint)
     failure.__cause__ = errors[0] if errors else None
     return failure
@@ -59,6 +59,17 @@ def errors_as_plain(state: SagaState) -> list[dict[str, Any]]:
     return found
 
 
+def halt_as_plain(pulses: Sequence[Pulse]) -> dict[str, Any]:
+    """The halt of a step, in the form of an error; that of the step itself, not of what was around it and paused."""
+    halts = [pulse for pulse in pulses if pulse.kind == HALTED and pulse.step]
+    asked = [pulse for pulse in halts if (pulse.data or {}).get("reason")] or halts
+    if not asked:
+        return {"message": "a step asked to halt"}
+    last = asked[-1]
+    reason = str((last.data or {}).get("reason") or "a step asked to halt")
+    return {"message": reason, "step": last.step, "direction": last.direction, "attempt": last.attempt}
+
+
 def _where(workflow: str, error: Mapping[str, Any]) -> str:
     if not error.get("step"):
         return ""
@@ -70,14 +81,3 @@ def _where(workflow: str, error: Mapping[str, Any]) -> str:
 def _summary(error: Mapping[str, Any]) -> str:
     kind, message = error.get("type", ""), error.get("message", "")
     return Fault(kind, message).summary() if kind else message
-
-
-def _halt_as_plain(pulses: Sequence[Pulse]) -> dict[str, Any]:
-    """The halt of a step, in the form of an error; that of the step itself, not of what was around it and paused."""
-    halts = [pulse for pulse in pulses if pulse.kind == HALTED and pulse.step]
-    asked = [pulse for pulse in halts if (pulse.data or {}).get("reason")] or halts
-    if not asked:
-        return {"message": "a step asked to halt"}
-    last = asked[-1]
-    reason = str((last.data or {}).get("reason") or "a step asked to halt")
-    return {"message": reason, "step": last.step, "direction": last.direction, "attempt": last.attempt}

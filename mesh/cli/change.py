@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mesh.cli.exits import FAILED, OK
 from mesh.cli.options import Curve, Http, Json, Registry, Store
-from mesh.cli.output import err, out, print_document, print_fault, short, status_text
+from mesh.cli.output import err, out, print_document, print_errors, short, status_text
 from mesh.cli.places import id_beginning, open_place, transaction_id
 
 Reason = Annotated[str, Parameter("--reason", help="Kept in the journal.")]
@@ -134,8 +134,7 @@ async def _change(
         if verb == "resume" and "result" in summary:
             out().print(short(summary["result"], 100_000), soft_wrap=True)
         if status not in ("completed", "running"):
-            for error in summary.get("errors") or ():
-                print_fault(error)
+            print_errors(summary)
     if verb == "resume" and wait:
         return OK if status == "completed" or (was_stuck and status in ("compensated", "cancelled")) else FAILED
     return FAILED if status == "stuck" else OK

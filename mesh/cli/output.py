@@ -118,6 +118,14 @@ def short(value: Any, width: int = 200) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
+def print_errors(summary: Mapping[str, Any]) -> None:
+    """Print what a transaction failed of, or why it halted, on stderr; `summary` as `transaction_as_plain` has it."""
+    for error in summary.get("errors") or ():
+        print_fault(error)
+    if isinstance(halt := summary.get("halt"), Mapping):
+        print_fault({"type": "Halt", **halt})
+
+
 def print_fault(error: Any) -> None:
     """Print an error of a transaction, as plain data has it, on stderr: where it was, and what came with it."""
     if not isinstance(error, Mapping):

@@ -16,7 +16,7 @@ from bitactor.messages.duration import duration_rule, is_duration
 from mesh.cli.exits import FAILED, OK, UsageError
 from mesh.cli.http import Ingress, summary_of
 from mesh.cli.options import Curve, Http, Json, Registry, ask
-from mesh.cli.output import err, out, print_document, print_fault, short
+from mesh.cli.output import err, out, print_document, print_errors, short
 from mesh.ingress.headers import headers_of
 from mesh.network.client import Client
 
@@ -147,6 +147,5 @@ def _show(summary: Mapping[str, Any], *, machine: bool) -> int:
         err().print(f"{summary['transaction']} {status}")
         if "result" in summary:
             out().print(short(summary["result"], 100_000), soft_wrap=True)
-        for error in summary.get("errors") or ():
-            print_fault(error)
+        print_errors(summary)
     return OK if status in ("completed", "running") else FAILED

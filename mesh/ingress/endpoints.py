@@ -142,8 +142,8 @@ class Endpoints:
             return respond(about, 200, headers)
         status, errors = about.pop("status"), about.pop("errors", [])
         detail = f"{transaction.workflow!r} ended {status}"
-        if errors:
-            detail = str(failure_of_plain(transaction.workflow, transaction.id, status, errors, ()))[:MAX_DETAIL]
+        if told := errors or ([about["halt"]] if "halt" in about else []):
+            detail = str(failure_of_plain(transaction.workflow, transaction.id, status, told, ()))[:MAX_DETAIL]
         return Problem("workflow-failed", detail, headers, **about, transaction_status=status, errors=errors).response()
 
     def _validate(self, workflow: Workflow, text: str) -> dict[str, Any]:

@@ -42,6 +42,12 @@ _ERROR: Final = _object(
     optional=("step", "direction", "attempt", "notes", "cause", "context", "members", "left_out"),
 )
 
+_HALT: Final = _object(
+    {name: _ERROR["properties"][name] for name in ("message", "step", "direction", "attempt")},
+    optional=("step", "direction", "attempt"),
+    description="The reason that a step gave for halting, and which step; only when it is halted",
+)
+
 _TRANSACTION: Final = _object(
     {
         "transaction": {**_ID, "description": "For a root transaction the trace id as well"},
@@ -50,8 +56,9 @@ _TRANSACTION: Final = _object(
         "status": {"enum": list(STATUSES)},
         "result": {"description": "The value of the workflow's returning step; only when it is completed"},
         "errors": {**_list_of(_ERROR), "description": "The original error first, then those of compensation and undo"},
+        "halt": _HALT,
     },
-    optional=("result", "errors"),
+    optional=("result", "errors", "halt"),
 )
 
 _ROW: Final = _object(
@@ -101,9 +108,10 @@ _PROBLEM: Final = _object(
         "root": _ID,
         "workflow": {"type": "string"},
         "transaction_status": {"enum": list(STATUSES)},
+        "halt": _HALT,
         "reasons": _list_of({"type": "string"}),
     },
-    optional=("errors", "transaction", "root", "workflow", "transaction_status", "reasons"),
+    optional=("errors", "transaction", "root", "workflow", "transaction_status", "halt", "reasons"),
     description="RFC 9457 problem details",
 )
 

@@ -166,7 +166,7 @@ class Client:
         return began
 
     async def status(self, transaction: str) -> dict[str, Any]:
-        """How a transaction stands: `transaction`, `root`, `workflow`, `status`, and its `result` or `errors`.
+        """How a transaction stands: `transaction`, `root`, `workflow`, `status`, and its `result`, `errors` or `halt`.
 
         Raises:
             UnknownTransaction, NoAnswer
@@ -202,7 +202,8 @@ class Client:
             return summary.get("result")
         given = summary.get("errors", ())
         errors = [error_of(fault_of_plain(error), {}) for error in given]
-        raise failure_of_plain(summary["workflow"], transaction, summary["status"], given, errors) from (
+        told = given or [summary.get("halt", {})]
+        raise failure_of_plain(summary["workflow"], transaction, summary["status"], told, errors) from (
             errors[0] if errors else None
         )
 

@@ -11,7 +11,7 @@ from typing_extensions import TypeVar, override
 
 from bitactor.errors import BitActorError, InvalidInput, WorkflowFailed
 from bitactor.export.display import readable_pulses
-from bitactor.export.failure import errors_as_plain, failure_of
+from bitactor.export.failure import errors_as_plain, failure_of, halt_as_plain
 from bitactor.messages.codec import decode_token
 from bitactor.messages.faults import beside, utf8_safe
 from bitactor.messages.pulse import Pulse
@@ -269,8 +269,8 @@ def _asked_for(reason: Any, otherwise: str) -> Fault:
 
 
 def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
-    """How a transaction stands, with its result or its errors as they were recorded: the same whether it is looked at
-    live or from the store."""
+    """How a transaction stands, with its result, its errors or why it halted, as they were recorded: the same whether
+    it is looked at live or from the store."""
     about: dict[str, Any] = {
         "transaction": transaction.id,
         "root": transaction.root,
@@ -281,4 +281,7 @@ def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
         about["result"] = transaction.value()
     if errors := errors_as_plain(transaction._live.state):
         about["errors"] = errors
+    if transaction.status == "halted":
+        with suppress(BitActorError):  # its journal cannot be read now
+            about["halt"] = halt_as_plain(transaction.raw_pulses())
     return about

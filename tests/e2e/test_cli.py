@@ -80,10 +80,25 @@ SHOP = """
             raise Halt("look")
         await asyncio.sleep(3600)
 
+    rusty = Workflow("shop.rusty", input={"patient": bool})
+
+    @rusty.step
+    def open_door() -> None:
+        pass
+
+    @open_door.undo
+    def close_door() -> None:
+        raise OSError("it will not close")
+
+    @rusty.step(after=["open_door"])
+    async def stand(patient: bool) -> None:
+        if patient:
+            await asyncio.sleep(3600)
+
     guarded = Workflow("shop.guarded")
     guarded.step(name="asks", policies=[RateLimit("shop", per_second=100), CircuitBreaker("shop")])(lambda: "answered")
 
-    everything = [order, patient, halting, guarded, slow]
+    everything = [order, patient, halting, guarded, slow, rusty]
 """
 
 
@@ -279,6 +294,29 @@ def test_what_can_be_done_to_a_transaction_from_the_outside(directory: Path, mes
         done, halted["transaction"], waiting,
     ]  # fmt: skip
 
+    goes_on = begun("shop.rusty", "-i", "patient=true", "--async", *to, cwd=directory)["transaction"]
+    while "open_door" not in bitactor("trace", goes_on, "--registry", registry, cwd=directory).stdout:
+        pass
+    ended = begun("shop.rusty", "-i", "patient=false", *to, cwd=directory)["transaction"]
+    for verb, which, why in (("cancel", goes_on, "cancelled on request"), ("undo", ended, "undone on request")):
+        stuck = bitactor(verb, which, *to, cwd=directory)
+        assert (stuck.returncode, stuck.stdout) == (1, f"{which} stuck\n")
+        assert stuck.stderr.splitlines() == [
+            f'  Cancelled: "{why}"', '  OSError: "it will not close" (at open_door, attempt 1)',
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["registry", "http"])
+def test_why_a_transaction_halted_is_said(directory: Path, mesh: tuple[str, str], way: str) -> None:
+    registry, http = mesh
+    to = ["--registry", registry] if way == "registry" else ["--http", http]
+    halted = bitactor("stimulate", "shop.halting", *to, cwd=directory)
+    transaction, _, said = halted.stderr.partition(" ")
+    assert (halted.returncode, halted.stdout) == (1, "")
+    assert said == 'halted\n  Halt: "ask somebody" (at ask, attempt 1)\n'
+    resumed = bitactor("resume", transaction, "--json", *to, cwd=directory)
+    assert resumed.returncode == 0 and "halt" not in json.loads(resumed.stdout)
+
 
 def test_resume_waits_or_not_and_is_left_by_ctrl_c(directory: Path, mesh: tuple[str, str]) -> None:
     registry, http = mesh
@@ -352,6 +390,7 @@ def test_registry_and_doctor_look_at_the_mesh(directory: Path, mesh: tuple[str, 
         "workflow:shop.halting",
         "workflow:shop.order",
         "workflow:shop.patient",
+        "workflow:shop.rusty",
         "workflow:shop.slow",
     ]
     assert all(entry["value"]["endpoint"].startswith("ipc://") for entry in entries)

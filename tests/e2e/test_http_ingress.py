@@ -327,8 +327,13 @@ async def test_cancelling_what_has_halted_undoes_it(served: Served) -> None:
     halted = await served.http.post("/stimuli/halts")
     assert halted.status_code == 409
     assert halted.json()["transaction_status"] == "halted"
+    why = {"message": "ask a person", "step": "ask", "direction": "forward", "attempt": 1}
+    assert (halted.json()["halt"], halted.json()["errors"]) == (why, [])
+    assert halted.json()["detail"] == "'halts' ended halted at 'halts/ask', attempt 1: ask a person"
+    looked = await served.http.get(f"/transactions/{halted.json()['transaction']}")
+    assert looked.json()["halt"] == why and "errors" not in looked.json()
     answer = await served.http.post(f"/transactions/{halted.json()['transaction']}/cancel")
-    assert answer.status_code == 200
+    assert answer.status_code == 200 and "halt" not in answer.json()
     assert answer.json()["status"] == "cancelled"
     assert served.shop.undone == ["room"]
 
