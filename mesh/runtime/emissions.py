@@ -8,6 +8,7 @@ second one is not a second transaction.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -19,6 +20,9 @@ from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import consumer_name
 from mesh.runtime.ports import Enqueue
 from registry import Entry, Registry
+from registry.support.log_throttle import LogThrottle
+
+_log = logging.getLogger("bitactor.emissions")
 
 FIRST_WAIT_NS: Final = 50_000_000
 LONGEST_WAIT_NS: Final = 1_000_000_000
@@ -42,6 +46,7 @@ class Emissions:
         self._parcels: dict[str, Parcel] = {}
         self._deliveries: dict[str, tuple[Parcel, str]] = {}
         self._round_robin: dict[str, int] = {}
+        self._given_up = LogThrottle(_log)
 
     def __len__(self) -> int:
         return len(self._parcels)
@@ -138,6 +143,10 @@ class Emissions:
         self._drop(parcel)
         missing = sorted(group for group in self._groups(parcel.emission.name) if group not in parcel.accepted_by)
         why = f"not taken by {', '.join(missing)}" if missing else f"nobody consumes {parcel.emission.name!r}"
+        self._given_up.warn(
+            self.clock.monotonic_ns(), "a signal of transaction %s is given up as unroutable: %s",
+            parcel.live.state.transaction, why,
+        )  # fmt: skip
         self._enqueue(parcel.live, EmissionUnrouted(parcel.emission.id, why))
 
     def _drop(self, parcel: Parcel) -> None:

@@ -259,7 +259,7 @@ async def test_concurrency_holds_over_retries_and_a_cancelled_one_gives_its_turn
         assert await third.ended(BOUND) == "completed"
 
 
-async def test_nobody_listens_until_the_deadline(store: str) -> None:
+async def test_nobody_listens_until_the_deadline(store: str, caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     workflow = emitting("unheard", "nobody.listens", 1, deadline=5.0)
     async with Mesh(workflow, store=store, clock=clock) as mesh:
@@ -267,8 +267,11 @@ async def test_nobody_listens_until_the_deadline(store: str) -> None:
         assert tx.status == "completed"
         await pass_time(clock, 4.8, steps=10)
         assert tombstones(tx) == [] and mesh.node.about()["undelivered"] == 1
+        assert "unroutable" not in caplog.text
         await pass_time(clock, 1.5, steps=5)
         await until(lambda: tombstones(tx) == ["unroutable"])
+        (warned,) = [record for record in caplog.records if record.name == "bitactor.emissions"]
+        assert tx.id in warned.getMessage() and "nobody consumes 'nobody.listens'" in warned.getMessage()
         grave = tx.pulses()[-1]
         assert grave.data and grave.data["name"] == "nobody.listens" and "nobody consumes" in grave.data["why"]
         assert mesh.node.about()["undelivered"] == 0
