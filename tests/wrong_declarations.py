@@ -225,6 +225,11 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
         ("'rows'", "handler=", "called with (items)"),
     ),
     # Called by name
+    "when asks for a step that is not waited for": (
+        lambda w: (w.add(lambda: 1, name="y"), first(w, when=lambda y: y)),
+        ("`when`", "'a'", "'y'", "add it to what this one waits for, after=['y']"),
+    ),
+    "when asks for the step itself": (lambda w: first(w, when=lambda a: a), ("`when`", "'a'", "a step it waits for.")),
     "when asks for what is not there": (lambda w: first(w, when=lambda y: y), ("`when`", "'a'", "'y'")),
     "guard asks for what is not there": (lambda w: first(w, guard=lambda y: y), ("`guard`", "'a'", "'y'")),
     "backoff asks for more": (lambda w: first(w, retries=1, backoff=lambda y: y), ("backoff", "'a'", "'y'")),

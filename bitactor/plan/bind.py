@@ -144,8 +144,8 @@ def _argument(
 
 def compile_predicate(
     workflow: Declaration,
+    step: Step[Any, Any],
     role: str,
-    function: Callable[..., Any],
     bound: Bound,
     slots: Mapping[str, int],
     dependencies: Sequence[int],
@@ -153,6 +153,7 @@ def compile_predicate(
 ) -> tuple[Callback, tuple[Argument, ...]]:
     """`when` or `guard`, compiled; it may take the arguments of the step, what `bind` gives it, input fields, and
     results of what the step waits for."""
+    function: Callable[..., Any] = getattr(step.options, role)
     if not callable(function):
         raise DefinitionError(f"{what}: {role}={function!r}; give a function")
     if may_need_awaiting(function):
@@ -174,9 +175,11 @@ def compile_predicate(
         if slot is not None and (parameter.name in workflow.input_model.model_fields or slot in dependencies):
             extra.append(Argument(parameter.name, slot, (), None, None, None, parameter.name))
         elif not parameter.has_default:
+            is_step = slot is not None and parameter.name in workflow.steps and parameter.name != step.name
+            hint = f"; it is a step: add it to what this one waits for, after=[{parameter.name!r}]" if is_step else ""
             raise UnknownArgument(
                 f"`{role}` of {what}: {parameter.name!r} is neither an argument of the step, an input field, nor a "
-                "step it waits for"
+                f"step it waits for{hint}"
                 f"{unknown_hint(function, parameter.name, [*own, *workflow.input_model.model_fields])}"
             )
         else:

@@ -107,8 +107,8 @@ def _compile_step(
     compiled.index, compiled.name, compiled.address = slots[step.name], step.name, f"{address}/{step.name}"
     compiled.dependencies, compiled.deferred = dependencies, step.deferred
     for role in ("when", "guard"):
-        if (function := getattr(step.options, role)) is not None:
-            callback, extra = compile_predicate(workflow, role, function, bound, slots, dependencies, what)
+        if getattr(step.options, role) is not None:
+            callback, extra = compile_predicate(workflow, step, role, bound, slots, dependencies, what)
             setattr(compiled, role, callback)
             compiled.when_arguments += tuple(argument for argument in extra if argument not in compiled.when_arguments)
     decided = compiled.container is not None or any(argument.transform is not None for argument in arguments)

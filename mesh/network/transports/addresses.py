@@ -58,7 +58,8 @@ def _check_tcp(url: str, rest: str, *, secured: bool, advertise: str) -> None:
         )
     if host in _WILDCARD_HOSTS and not advertise:
         raise ConfigurationError(
-            f"{url!r} binds every interface, so others cannot tell where to reach it: give advertise='host'"
+            f"{url!r} binds every interface, so others cannot tell where to reach it: give the address by "
+            f"which they reach this machine, such as endpoint='tcp://10.0.0.5:{port}'"
         )
     if advertise.startswith("tcp://") and not is_peer_address(advertise):
         raise ConfigurationError(

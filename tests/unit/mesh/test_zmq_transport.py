@@ -150,6 +150,11 @@ async def test_a_tcp_address_that_others_could_not_use_is_refused(bind: str, adv
         ZmqTransport(bind, loop=asyncio.get_running_loop(), curve=Curve.generate(), advertise=advertise)
 
 
+async def test_the_cure_for_an_address_that_binds_every_interface_keeps_the_port() -> None:
+    with pytest.raises(ConfigurationError, match=r"such as endpoint='tcp://10\.0\.0\.5:5555'$"):
+        ZmqTransport("tcp://0.0.0.0:5555", loop=asyncio.get_running_loop(), curve=Curve.generate())
+
+
 async def test_tcp_picks_a_port_and_tells_it(opened: Open) -> None:
     curve = Curve.generate()
     host, port = opened("tcp://127.0.0.1:*", curve=curve).endpoint.removeprefix("tcp://").split(":")
