@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bitactor.errors import ConfigurationError, suggest
-from bitactor.plan.plan import Plan
+from bitactor.messages.signal import UNDO
+from bitactor.plan.plan import Plan, PlanStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,14 @@ class FaultPlan:
     """The faults of a test: which fault meets which delivery."""
 
     def __init__(self, plan: Plan, faults: Faults | None) -> None:
-        known = [step.name for step in plan.steps]
-        known += [f"{step.name}.undo" for step in plan.steps if step.undo is not None]
         self._always: dict[str, InjectedFault] = {}
         self._next: dict[str, list[InjectedFault | None]] = {}
+        self._names = names = _hop_names(plan) if faults else {}
+        undone = [step.address for step in plan.all_steps() if step.undo is not None and step.address in names]
+        known = [*names.values(), *(f"{names[address]}.undo" for address in undone)]
         for name, given in (faults or {}).items():
             if name not in known:
-                raise ConfigurationError(
-                    f"faults names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, known)}"
-                )
+                raise ConfigurationError(f"faults names {name!r}, which is {_no_hop(plan, name, known)}")
             several: list[InjectedFault | None] = [given] if isinstance(given, InjectedFault) else list(given)
             if not all(fault is None or isinstance(fault, InjectedFault) for fault in several):
                 raise ConfigurationError(
@@ -56,7 +56,27 @@ class FaultPlan:
             else:
                 self._next[name] = several
 
-    def next_fault(self, name: str) -> InjectedFault | None:
-        """The fault of the next delivery of this step, or of `step.undo`; None if it runs as usual."""
+    def next_fault(self, step: PlanStep, direction: str) -> InjectedFault | None:
+        """The fault of the next delivery to the step; None if it runs as usual."""
+        name = self._names.get(step.address, "") + (".undo" if direction == UNDO else "")
         following = self._next.get(name)
         return following.pop(0) if following else self._always.get(name)
+
+
+def _hop_names(plan: Plan) -> dict[str, str]:
+    """Address → name of all steps that are hops, also in containers (`billing/charge`); a map, whose batches are hops,
+    and an iterate, whose rounds are, give theirs the name of the container."""
+    return {
+        step.address: step.name if plan.listens else step.address.removeprefix(f"{plan.workflow}/")
+        for step in plan.all_steps()
+        if step.container is None
+    }
+
+
+def _no_hop(plan: Plan, name: str, known: Sequence[str]) -> str:
+    """What a name is that is none of the known ones, and which of those to take."""
+    container = plan.at_address(f"{plan.workflow}/{name}")
+    if container is None:
+        return f"no step of {plan.workflow!r}.{suggest(name, known)}"
+    inside = [other for other in known if other.startswith(f"{name}/")]
+    return f"no hop itself ({container.kind} of {plan.workflow!r}); name a step in it.{suggest('', inside)}"

@@ -18,7 +18,7 @@ from bitactor.messages.duration import nanoseconds
 from bitactor.messages.faults import beside, error_of, fault_of
 from bitactor.messages.ids import hop_id
 from bitactor.messages.pulse import UNDONE, Pulse
-from bitactor.messages.signal import FORWARD, UNDO, Fault, Reply, Signal
+from bitactor.messages.signal import UNDO, Fault, Reply, Signal
 from bitactor.messages.wire import decode_pulse, encode_pulse
 from bitactor.plan.arguments import RawArguments, argument_values
 from bitactor.plan.plan import Plan, PlanStep
@@ -129,7 +129,9 @@ def run_workflow(
         ttl, deadline, metadata: as for `mesh.stimulate`.
         steps: step → function to run in its place; it may take any of the step's arguments, `ctx` and `attempt`.
         faults: step, or `step.undo` → what happens to it: one fault for every delivery (but `Crash()` once), or a list,
-            one for each delivery in order, None for none; after the list it runs as usual.
+            one for each delivery in order, None for none; after the list it runs as usual.  A step of a nested workflow
+            is named with what it is nested in, `billing/charge`; the name of a map means the hops of its batches, that
+            of an iterate the hops of its rounds.
         resumes: how often to resume when it has halted or is stuck.
         clock: time; by default a `FakeClock` of its own.
         ids: where the transaction's id comes from.
@@ -281,11 +283,7 @@ class _Runner:
                 f"{step.name!r} of {self.plan.workflow!r} waits for the steps it is around; run it in a mesh"
             )
         signal = signal_of(state, step, direction, command.fault)
-        fault = (
-            self.faults.next_fault(step.name if direction == FORWARD else f"{step.name}.undo")
-            if command.fault is None
-            else None
-        )
+        fault = self.faults.next_fault(step, direction) if command.fault is None else None
         if isinstance(fault, Crash):
             self._crash()
             return True
@@ -343,6 +341,8 @@ class _Runner:
         self.hanging.clear()
         self.events.clear()
         self.errors.clear()
+        for container in self.plan.containers:
+            container.container.release(self.saga.state.transaction)  # type: ignore[union-attr]
         epoch = self.saga.state.epoch + 1
         self.saga = Saga.fold(self.plan, [decode_pulse(encode_pulse(pulse)) for pulse in self.journal])
         self.events.append(Recovered("another process", epoch))
