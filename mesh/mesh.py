@@ -244,7 +244,7 @@ class Mesh(MeshFacts):
         self,
         *,
         status: str | None = None,
-        workflow: str | Workflow | None = None,
+        workflow: str | Workflow | Consumer | None = None,
         limit: int = 100,
         before: str | None = None,
     ) -> list[TransactionRow]:
@@ -252,18 +252,19 @@ class Mesh(MeshFacts):
 
         Args:
             status: only those that stand so: `running | completed | compensated | cancelled | halted | stuck`.
-            workflow: only those of this one, by its name or itself.
+            workflow: only those of this workflow, or consumer, by its name or itself.
             before: the last id of the page before.
 
         Raises:
             InvalidInput: there is no such status, or `limit` is less than 1.
+            UnknownWorkflow: `workflow` is neither, nor a name.
         """
         if status is not None and status not in STATUSES:
             raise InvalidInput(f"status={status!r}: no such status.{suggest(str(status), STATUSES)}")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise InvalidInput(f"limit={limit!r}: a whole number, at least 1")
         self.node.require_loop()
-        name = workflow.name if isinstance(workflow, Workflow) else workflow
+        name = None if workflow is None else name_of(workflow)
         return self.node.transactions.store.list(status=status, workflow=name, limit=limit, before=before)
 
     def about(self) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
+from bitactor.errors import suggest
 from bitactor.ports import TransactionRow
 from mesh.cli.exits import UsageError
 from mesh.cli.options import Curve, Http, Json, Registry, Store, ask
@@ -19,6 +20,8 @@ from mesh.cli.waterfall.render import duration
 Status = Literal["running", "completed", "compensated", "cancelled", "halted", "stuck"]
 
 DEFAULT_LIMIT: Final = 20
+_NAMES_FROM: Final = 100
+"""Number of the newest transactions whose workflows are named where the one asked for has none."""
 
 
 async def list_transactions(
@@ -27,7 +30,7 @@ async def list_transactions(
     registry: Registry = "",
     http: Http = "",
     status: Annotated[Status | None, Parameter(help="Only those that stand so.")] = None,
-    workflow: Annotated[str | None, Parameter(help="Only those of this workflow.")] = None,
+    workflow: Annotated[str | None, Parameter(help="Only those of this workflow, or consumer.")] = None,
     limit: Annotated[int, Parameter(help="At most so many, the newest.")] = DEFAULT_LIMIT,
     patterns: Annotated[
         bool,
@@ -55,12 +58,22 @@ async def list_transactions(
         return
     async with open_place(store, registry, curve, http) as place:
         rows = await place.rows(status=status, workflow=workflow, limit=limit)
+        others = await place.rows(limit=_NAMES_FROM) if workflow and not rows and not json else []
     if json:
         print_lines({**row._asdict(), "took_ns": _took(row)} for row in rows)
     elif rows:
         _show(rows)
     else:
-        err().print("no transactions")
+        err().print(f"no transactions{_asked(status, workflow, {row.workflow for row in others})}")
+
+
+def _asked(status: str | None, workflow: str | None, names: Set[str]) -> str:
+    """What was asked for and is not there; with the names there are, if that is none of them."""
+    asked = "" if status is None else f" that are {status}"
+    if workflow is None:
+        return asked
+    hint = "" if workflow in names else suggest(workflow, names)
+    return f"{asked} of workflow {workflow!r}{hint and '.' + hint}"
 
 
 def _show(rows: list[TransactionRow]) -> None:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any, cast
 
 import pytest
 
-from bitactor import Halt, Workflow
-from bitactor.errors import BitActorError, InvalidInput, StoreError, Unroutable, WorkflowFailed
+from bitactor import Context, Halt, Signal, Workflow, consumer
+from bitactor.errors import BitActorError, InvalidInput, StoreError, UnknownWorkflow, Unroutable, WorkflowFailed
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Stimulus
@@ -457,6 +458,31 @@ async def test_transactions_are_listed(store: str) -> None:
             await mesh.transactions(limit=0)
     with pytest.raises(BitActorError, match="open the mesh first"):
         await Mesh(one).transactions()
+
+
+def test_transactions_of_a_consumer_are_listed_by_itself_and_by_its_name(store: str) -> None:
+    @consumer("x")
+    def other(signal: Signal) -> None: ...
+
+    emitting, taken = Workflow("emitting"), threading.Event()
+
+    @emitting.step
+    async def emits(ctx: Context) -> None:
+        await ctx.emit("x", 1)
+
+    @consumer("x")
+    def takes(signal: Signal) -> None:
+        taken.set()
+
+    with Mesh(emitting, takes, store=store) as mesh:
+        mesh.run(emitting)
+        assert taken.wait(BOUND)
+        (row,) = mesh.transactions(workflow=takes)
+        assert row.workflow == takes.name == "takes@x" and mesh.transactions(workflow=takes.name) == [row]
+        assert [row.workflow for row in mesh.transactions(workflow=emitting)] == ["emitting"]
+        assert mesh.transactions(workflow=other) == mesh.transactions(workflow="takes") == []
+        with pytest.raises(UnknownWorkflow, match="5 is no workflow, nor the name of one"):
+            mesh.transactions(workflow=5)  # type: ignore[arg-type]
 
 
 def test_a_blocking_transaction_can_do_what_the_other_can(store: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from bitactor import Workflow
 from bitactor.export.mermaid import mermaid
 from bitactor.launcher import HOME, complaint, namesake, stranger
+from mesh import Mesh
 from mesh.cli import main
 from mesh.demo.walkthrough import FIELDS, SHIPPED, read_rows
 
@@ -170,3 +171,24 @@ def test_a_csv_of_the_users_own_is_refused_with_reasons(capsys: pytest.CaptureFi
     assert "UTF-8" in run(capsys, "demo", "--csv", "latin.csv")[2]
     (workshop / "empty.csv").write_text("name,email,country\n")
     assert "no rows" in run(capsys, "demo", "--csv", "empty.csv")[2]
+
+
+def test_a_workflow_without_transactions_is_said_to_have_none(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store, workflow = f"sqlite:///{tmp_path}/pulses.db", Workflow("mail.sent")
+    workflow.step(lambda: 1, name="one")
+    with Mesh(workflow, store=store) as mesh:
+        mesh.run(workflow)
+    listed = ("list", "--store", store)
+    assert run(capsys, *listed, "--workflow", "mail.send") == (
+        0, "", "no transactions of workflow 'mail.send'. Did you mean 'mail.sent'?\n",
+    )  # fmt: skip
+    assert "Known: 'mail.sent'." in run(capsys, *listed, "--workflow", "nonsense")[2]
+    known = (*listed, "--workflow", workflow.name)
+    assert run(capsys, *known, "--status", "stuck") == (
+        0, "", f"no transactions that are stuck of workflow {workflow.name!r}\n",
+    )  # fmt: skip
+    assert run(capsys, *listed, "--status", "stuck") == (0, "", "no transactions that are stuck\n")
+    assert run(capsys, *listed, "--workflow", "nonsense", "--json") == (0, "", "")
+    assert "completed" in run(capsys, *known)[1]
