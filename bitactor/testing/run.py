@@ -127,7 +127,8 @@ def run_workflow(
         workflow: what to run; a consumer takes `input` as the value that was emitted.
         input: as for `mesh.stimulate`.
         ttl, deadline, metadata: as for `mesh.stimulate`.
-        steps: step → function to run in its place; it may take any of the step's arguments, `ctx` and `attempt`.
+        steps: step → function to run in its place; it may take any of the step's arguments, `ctx` and `attempt`.  Not
+            for a map, or what else is made of other steps.
         faults: step, or `step.undo` → what happens to it: one fault for every delivery (but `Crash()` once), or a list,
             one for each delivery in order, None for none; after the list it runs as usual.  A step of a nested workflow
             is named with what it is nested in, `billing/charge`; the name of a map means the hops of its batches, that
@@ -166,11 +167,18 @@ def run_workflow(
 
 
 def _replaced(plan: Plan, functions: Mapping[str, Callable[..., Any]]) -> Plan:
-    for name in functions:
-        if name not in plan.by_name:
+    own = {step.name for step in plan.steps if step.container is None}
+    for name in (name for name in functions if name not in own):
+        index = plan.by_name.get(name)
+        if index is None:
             raise ConfigurationError(
-                f"steps names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, plan.by_name)}"
+                f"steps names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, own)}"
             )
+        raise ConfigurationError(
+            f"steps names {name!r}, which is made of other steps ({plan.steps[index].kind}), and run_workflow replaces "
+            f"only steps of {plan.workflow!r} itself; replace what its function calls, or, of nested workflows, "
+            "steps in a mesh: the `mesh` fixture takes steps={…} of all depths"
+        )
     if not functions:
         return plan
     return replace(

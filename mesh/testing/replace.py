@@ -31,8 +31,9 @@ class CallbackSlot(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The slot's short name: `step`, `step.undo` or `step.compensate`."""
-        return self.step.name if self.role == "run" else f"{self.step.name}.{self.role}"
+        """The slot's short name: `step`, `step.undo` or `step.compensate`; an iterate's round has the iterate's."""
+        name = self.step.name or self.step.address.rpartition("/")[2]
+        return name if self.role == "run" else f"{name}.{self.role}"
 
     @property
     def path(self) -> str:
@@ -67,7 +68,7 @@ def replace_callbacks(definitions: Iterable[Workflow | Consumer], functions: Rep
             for name in {slot.name, slot.path}:
                 slots.setdefault(name, []).append(slot)
     for name, function in functions.items():
-        _replace(_find_slot(name, slots), function)
+        _replace(_find_slot(name, slots, plans), function)
     return plans
 
 
@@ -75,23 +76,37 @@ def _slots(plan: Plan, workflow: Workflow | None) -> list[CallbackSlot]:
     return [
         CallbackSlot(step, role, workflow)
         for step in plan.all_steps()
-        if step.container is None
+        if step.container is None and not step.takes_raw_arguments
         for role in _ROLES
         if getattr(step, role) is not None
     ]
 
 
-def _find_slot(name: str, slots: Mapping[str, list[CallbackSlot]]) -> CallbackSlot:
+def _find_slot(name: str, slots: Mapping[str, list[CallbackSlot]], plans: Mapping[str, Plan]) -> CallbackSlot:
     found = slots.get(name, [])
     if not found:
-        raise ConfigurationError(
-            f"steps names {name!r}, which is no step, undo or compensate here.{suggest(name, slots)}"
-        )
+        raise ConfigurationError(f"steps names {name!r}, which is {_no_slot(name, slots, plans)}")
     if len(found) > 1:
         raise ConfigurationError(
             f"steps names {name!r}, which may be {' or '.join(slot.path for slot in found)}; say which"
         )
     return found[0]
+
+
+def _no_slot(name: str, slots: Mapping[str, list[CallbackSlot]], plans: Mapping[str, Plan]) -> str:
+    """What a name is that is no slot's, and what to do instead."""
+    plain = name.removesuffix(".undo")
+    for step in (step for plan in plans.values() for step in plan.containers):
+        if plain not in (step.name, step.address):
+            continue
+        inside = [path for path in slots if path.startswith(f"{step.address}/")]
+        if inside:
+            return f"made of steps ({step.kind}); name one of them.{suggest('', inside)}"
+        return (
+            f"a {step.kind}: its functions are called for each element, within a hop, and cannot be replaced; replace "
+            "what they call, or have it over a workflow (workflow=…), whose steps can be"
+        )
+    return f"no step, undo or compensate here.{suggest(name, slots)}"
 
 
 def _replace(slot: CallbackSlot, function: Callable[..., Any]) -> None:
