@@ -88,6 +88,8 @@ ADDED = {
     # For annotations: what `transactions` answers with, and what middleware is told.
     "names/mesh/CallEvent",
     "names/mesh/TransactionRow",
+    # Its transactions are listed by a consumer itself, as by a workflow.
+    "names/mesh/Mesh/members/transactions: Consumer |",
     # What an ingress asks, ours or one of somebody else's, instead of reaching into the node.
     *(
         f"names/{face}/members/{name}"
@@ -124,6 +126,9 @@ ADDED = {
     ),
     f"http/components/schemas/BitActorProblem/properties/type/enum: {PROBLEMS[:9] + PROBLEMS[10:]!r} became "
     f"{PROBLEMS!r}",
+    # Why it halted: only the trace said that
+    "http/components/schemas/BitActorTransaction/properties/halt",
+    "http/components/schemas/BitActorProblem/properties/halt",
     "http/paths//transactions/{transaction}/resume",
     "http/paths//transactions/{transaction}/undo",
     "http/info/description: 'Begin transactions, look at them, cancel them.  Every refusal is an RFC 9457 problem.' "

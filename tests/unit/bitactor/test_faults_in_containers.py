@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bitactor import Element, Input, Workflow
+from bitactor import Element, Input, Signal, Workflow, consumer
 from bitactor.errors import ConfigurationError, StepTimeout, WorkerLost
 from bitactor.testing import Crash, Hang, Lose, NeedsMesh, run_workflow
 
@@ -157,3 +157,14 @@ def test_a_function_around_steps_still_needs_a_mesh() -> None:
         run_workflow(workflow, {"x": 1}, faults={"locked": Lose()})
     with pytest.raises(NeedsMesh):
         run_workflow(workflow, {"x": 1}, faults={"locked/charge": Lose()})
+
+
+def test_a_consumer_meets_it_by_the_name_of_its_function() -> None:
+    @consumer("user.created")
+    def greet(signal: Signal) -> int:
+        return 1
+
+    trace = run_workflow(greet, "Ada", faults={"greet": [Lose()]})
+    assert (trace.status, trace.kinds.count("spawned greet")) == ("completed", 2)
+    with pytest.raises(ConfigurationError, match=r"'user\.created', which is no step .* Known: 'greet'"):
+        run_workflow(greet, "Ada", faults={"user.created": Lose()})
