@@ -87,7 +87,7 @@ class TransactionRow(NamedTuple):
     created_ns: int
     """When it began, in nanoseconds since 1970."""
     updated_ns: int
-    """When its last pulse was kept, in nanoseconds since 1970."""
+    """Since when it stands so (`status`), in nanoseconds since 1970."""
 
 
 class Claim(NamedTuple):
