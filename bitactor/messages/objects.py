@@ -16,14 +16,13 @@ import re
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, Final
 
 import msgpack
 import pydantic
-from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer
+from pydantic import BaseModel
 
 from bitactor.messages.values import (
     ADDRESSES,
@@ -43,6 +42,7 @@ from bitactor.messages.values import (
     encode_pattern,
     encode_set,
     fields_of_any,
+    is_customised,
     read_pattern,
     set_of,
     tagged,
@@ -133,6 +133,10 @@ class _Inexact(Exception):
     """An object's state holds what this reader cannot restore."""
 
 
+class _Lost(TypeError):
+    """Something private cannot be carried, and nothing would make it anew."""
+
+
 def _encode_exactly(value: Any) -> Any:
     """As `encode_object`, within an object's state: tuples, paths, enums and so on come back as what they were."""
     kind: type = type(value)
@@ -217,11 +221,11 @@ def encode_model(value: BaseModel, exactly: bool = False) -> tuple[msgpack.ExtTy
             state, certain = _pack(parts, _encode_certainly), True
         except NeedsObjects:
             state = _pack_exactly(_with_any(kind, parts))
-    except (TypeError, ValueError, OverflowError):
-        if exactly:
+    except (TypeError, ValueError, OverflowError) as error:
+        if exactly or type(error) is _Lost:
             raise
         state = None
-    if state is not None and not _is_customised(kind):
+    if state is not None and not is_customised(kind):
         return tagged("model", class_key(kind), state, None), certain
     return tagged("model", class_key(kind), state, _pack_plainly(value.model_dump(mode="python"))), False
 
@@ -231,15 +235,18 @@ def _with_any(kind: type[BaseModel], parts: list[Any]) -> list[Any]:
     fields, names, extra, private = parts
     marked = {name: _pack_any(fields[name]) for name in fields_of_any(kind)}
     extra = extra and {name: _pack_any(item) for name, item in extra.items()}
-    return [fields | marked, names, extra, private and _kept_private(private)]
+    return [fields | marked, names, extra, private and _kept_private(kind, private)]
 
 
-def _kept_private(private: dict[str, Any]) -> dict[str, Any]:
-    """What is private and can be carried; the rest (a lock, a client) is made anew where the model is read."""
+def _kept_private(kind: type[BaseModel], private: dict[str, Any]) -> dict[str, Any]:
+    """What is private and can be carried; what its factory makes (a lock) is made anew where the model is read."""
     kept = {}
     for name, item in private.items():
-        with suppress(TypeError, ValueError, OverflowError):
+        try:
             kept[name] = _pack_any(item)
+        except (TypeError, ValueError, OverflowError) as error:
+            if kind.__private_attributes__[name].default_factory is None:
+                raise _Lost(f"{name} of a {kind.__name__}: {error}") from None
     return kept
 
 
@@ -251,23 +258,6 @@ def _model_state(value: BaseModel) -> list[Any]:
     if private is not None:
         private = BaseModel.__getstate__(value)["__pydantic_private__"]  # those that are set
     return [fields, sorted(value.__pydantic_fields_set__), value.__pydantic_extra__, private]
-
-
-@lru_cache(MANY)
-def _is_customised(kind: type[BaseModel]) -> bool:
-    """Whether plain data of the model are something else than its fields."""
-    decorators = kind.__pydantic_decorators__
-    return bool(
-        issubclass(kind, RootModel)
-        or decorators.field_serializers
-        or decorators.model_serializers
-        or decorators.computed_fields
-        or kind.model_dump is not BaseModel.model_dump
-        or any(
-            field.exclude or any(isinstance(note, PlainSerializer | WrapSerializer) for note in field.metadata)
-            for field in kind.model_fields.values()
-        )
-    )
 
 
 def _encode_dataclass(value: Any, exactly: bool) -> msgpack.ExtType:

@@ -20,7 +20,7 @@ from hashlib import blake2b
 from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgpack
-from pydantic import BaseModel, networks
+from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer, networks
 from typing_extensions import override
 
 _DATETIME: Final = 1
@@ -239,6 +239,23 @@ def fields_of_any(kind: Any) -> tuple[str, ...]:
     except Exception:  # a name that is not known there
         hints = {}
     return tuple(field.name for field in dataclasses.fields(kind) if takes_any(hints.get(field.name, Any)))
+
+
+@lru_cache(MANY)
+def is_customised(kind: type[BaseModel]) -> bool:
+    """Whether plain data of the model are something else than its fields."""
+    decorators = kind.__pydantic_decorators__
+    return bool(
+        issubclass(kind, RootModel)
+        or decorators.field_serializers
+        or decorators.model_serializers
+        or decorators.computed_fields
+        or kind.model_dump is not BaseModel.model_dump
+        or any(
+            field.exclude or any(isinstance(note, PlainSerializer | WrapSerializer) for note in field.metadata)
+            for field in kind.model_fields.values()
+        )
+    )
 
 
 def hashable(value: Any) -> Any:

@@ -520,11 +520,23 @@ async def test_what_is_known_in_part(name: str, store: str) -> None:
     assert [seen(found) for found in came] == [expected]
 
 
-@claim("Values", "What is no field of a dataclass and cannot be carried fails the step that made it.")
-async def test_an_attribute_that_cannot_be_carried() -> None:
-    held = Loose(1, "a")
-    held.lock = threading.Lock()  # type: ignore[attr-defined]
-    workflow, came = passes(Loose, held)
+def loose_with_a_lock() -> Loose:
+    found = Loose(1, "a")
+    found.lock = threading.Lock()  # type: ignore[attr-defined]
+    return found
+
+
+@claim(
+    "Values",
+    "What is no field of a dataclass, or private in a model without a factory, and cannot be carried fails the step "
+    "that made it.",
+)
+@pytest.mark.parametrize(
+    "held", [loose_with_a_lock(), Guarded(word="a").hold(threading.Lock())], ids=["dataclass", "model"]
+)
+@pytest.mark.parametrize("annotation", [Loose, Guarded, Any])
+async def test_an_attribute_that_cannot_be_carried(held: Any, annotation: Any) -> None:
+    workflow, came = passes(annotation, held)
     async with finished(workflow) as transaction:
         failure = await failure_of(transaction)
     assert failure.step == "passes/made" and "lock" in str(failure) and came == []
