@@ -275,7 +275,13 @@ def takes_validated(n: Validated) -> None: ...
 
 def tried_again_oddly(n: int) -> None:
     verdict = Retry(after=0)
-    verdict.after = made(n)
+    verdict.after = odd = made(n)
+    try:
+        wanted = float(odd)  # type: ignore[arg-type]
+    except BaseException:
+        wanted = 0
+    if wanted > 1:  # years, as an object says that passes for a number: what was asked for is not what is tried here
+        verdict.after = 0
     raise verdict
 
 
