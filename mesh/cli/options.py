@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from mesh.cli.exits import UsageError
 from mesh.network.client import Client
+from registry.support.log import LogFormat
 
 T = TypeVar("T")
 
@@ -27,6 +28,13 @@ Registry = Annotated[
 Curve = Annotated[
     Path | None,
     Parameter("--curve", env_var="BITACTOR_CURVE", help="File with the mesh's key pair; tcp endpoints need it."),
+]
+Verbose = Annotated[
+    bool, Parameter(("-v", "--verbose"), negative=(), show_default=False, help="Log more than warnings to stderr.")
+]
+LogAs = Annotated[
+    LogFormat | None,
+    Parameter("--log-format", show_default=False, help="How to log: text, or json (an object a line)."),
 ]
 Http = Annotated[str, Parameter("--http", help="Address of a node's HTTP ingress, instead of a registry.")]
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from mesh.cli.options import Curve, Json, Registry, ask
+from mesh.cli.options import Curve, Json, LogAs, Registry, Verbose, ask
 from mesh.cli.output import err, print_lines, print_table, short
 from mesh.cli.signals import StopSignals
 from mesh.network.client import Client
 from registry import Curve as KeyPair
 from registry import Entry, RegistryServer
+from registry.support.log import log_to_stderr
 
 
 async def show(
@@ -65,6 +67,8 @@ async def serve(
         bool,
         Parameter(negative=(), show_default=False, help="Stop also when standard input ends: the starter is gone."),
     ] = False,
+    verbose: Verbose = False,
+    log_format: LogAs = None,
     json: Json = False,
 ) -> int:
     """Serve the registry that connects the nodes of a mesh.
@@ -78,6 +82,7 @@ async def serve(
     endpoint
         ipc:///directory/name, or tcp://host:port with --curve.
     """
+    log_to_stderr(logging.INFO if verbose else logging.WARNING, log_format)
     server = RegistryServer(endpoint, state, KeyPair.load(curve) if curve is not None else None)
     with StopSignals(until_stdin_closes=until_stdin_closes) as stopping:
         await asyncio.to_thread(server.start)

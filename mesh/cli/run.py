@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,18 +12,22 @@ from cyclopts import Parameter
 
 from mesh.cli.exits import CommandError, UsageError
 from mesh.cli.load import definitions, load
-from mesh.cli.options import Json
+from mesh.cli.options import Json, LogAs, Verbose
 from mesh.cli.output import print_lines
 from mesh.cli.signals import StopSignals
 from mesh.ingress.server import DEFAULT_HOST, HttpServer
 from mesh.mesh import Mesh
+from registry.support.log import log_to_stderr, prepare_log
 
 FLUSH_WITHIN: Final = 4.0
 """Seconds that leaving the mesh and flushing may take, after draining; then the process is ended."""
 
 
-Verbose = Annotated[
-    bool, Parameter(("-v", "--verbose"), negative=(), show_default=False, help="Log more than warnings to stderr.")
+NoHost = Annotated[
+    bool,
+    Parameter(
+        "--no-host", negative=(), show_default=False, help="Only supervise; other nodes run the steps and consumers."
+    ),
 ]
 
 
@@ -76,19 +79,12 @@ async def run(
     endpoint: Annotated[str | None, Parameter(help="Where other nodes reach this one, ipc://… or tcp://….")] = None,
     otlp: Annotated[str | None, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318.")] = None,
     curve: Annotated[Path | None, Parameter(help="File with the mesh's key pair; tcp endpoints need it.")] = None,
-    no_host: Annotated[
-        bool,
-        Parameter(
-            "--no-host",
-            negative=(),
-            show_default=False,
-            help="Only supervise; other nodes run the steps and consumers.",
-        ),
-    ] = False,
+    no_host: NoHost = False,
     drain: Annotated[
         float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")
     ] = None,
     verbose: Verbose = False,
+    log_format: LogAs = None,
     until_stdin_closes: Annotated[
         bool,
         Parameter(negative=(), show_default=False, help="Stop also when standard input ends: the starter is gone."),
@@ -107,28 +103,25 @@ async def run(
     place
         MODULE:OBJECT, where OBJECT is a Workflow, a consumer, a list of them, or a Mesh with options of its own.
     """
-    _log_to_stderr(logging.INFO if verbose else logging.WARNING)
     options = {
         "store": store, "registry": registry, "endpoint": endpoint, "otlp": otlp, "curve": curve,
         "hosts": False if no_host else None, "drain": drain,
     }  # fmt: skip
+    level = logging.INFO if verbose else logging.WARNING
+    prepare_log(level, log_format)
     mesh = _mesh(place, {name: value for name, value in options.items() if value is not None})
+    log_to_stderr(level, log_format)  # what was imported may have set it up
     with StopSignals(until_stdin_closes=until_stdin_closes) as stopping:
         await _run(_server(mesh, http), mesh, stopping, machine=json)
-    if mesh.node.collapsed:
-        hint = "mend what it says; a service manager may start it again"
-        raise CommandError(f"the node has ended: {mesh.node.collapsed}", hint=hint)
+    _require_no_collapse(mesh)
     return stopping.code
 
 
-def _log_to_stderr(level: int) -> None:
-    """Let the log go to stderr, unless it goes somewhere already; `main` has given it a handler that drops all."""
-    root = logging.getLogger()
-    if all(isinstance(handler, logging.NullHandler) for handler in root.handlers):
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(handler)
-        root.setLevel(level)
+def _require_no_collapse(mesh: Mesh) -> None:
+    """Raise `CommandError` if the node has ended by itself."""
+    if mesh.node.collapsed:
+        hint = "mend what it says; a service manager may start it again"
+        raise CommandError(f"the node has ended: {mesh.node.collapsed}", hint=hint)
 
 
 def _mesh(place: str, options: Mapping[str, Any]) -> Mesh:

@@ -27,6 +27,7 @@ from mesh.network.transports.zmq import ZmqTransport
 from mesh.spawners.process.child import WorkerProcess
 from mesh.spawners.process.definitions import modules_of, pack_payload
 from mesh.spawners.process.worker_table import LoadKey, WorkerHandle, WorkerTable, load_key_of
+from registry.support.log import log_set_up
 
 logger = logging.getLogger("bitactor.process")
 
@@ -301,7 +302,7 @@ class ProcessSpawner(Spawner):
         self._counts["starts"] += 1
         number = str(self._counts["starts"])
         worker = WorkerHandle(number, f"ipc://{self._directory}/{number}")
-        arguments = [number, str(os.getpid()), self._transport.endpoint, worker.endpoint]
+        arguments = [number, str(os.getpid()), self._transport.endpoint, worker.endpoint, log_set_up()]
         try:
             worker.process = WorkerProcess(self._loop, arguments, partial(self._on_exit, worker))
         except OSError as error:

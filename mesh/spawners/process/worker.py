@@ -32,6 +32,7 @@ from mesh.limits.timing_wheel import SystemClock, TimingWheel
 from mesh.network.transports.zmq import ZmqTransport
 from mesh.spawners.loop import InlineSpawner, LoopSpawner
 from mesh.spawners.process.definitions import load, unpack_payload
+from registry.support.log import set_up_log
 
 logger = logging.getLogger("bitactor.worker")
 
@@ -226,9 +227,10 @@ def _watch(pipe: int, parent: int) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run a worker as `mesh.spawners.process.child` starts it: `<number> <parent's pid> <parent's endpoint> <own
-    endpoint>`."""
-    number, parent_pid, parent, endpoint = arguments
+    endpoint> <how to log>`."""
+    number, parent_pid, parent, endpoint, log = arguments
     die_with(int(parent_pid))
+    set_up_log(log)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     contain_exits(loop)
