@@ -172,10 +172,10 @@ def pack_plainly(value: Any) -> Packed:
 def _packed(value: Any) -> tuple[bytes, bool]:
     """The bytes, and whether they are known to be decodable by the types in them."""
     kind = type(value)
-    if issubclass(kind, BaseModel):
+    if kind is not dict and kind is not list and issubclass(kind, BaseModel):
         model, certain = encode_model(value)
         return msgpack.packb(model), certain and not _may_be_deep(model.data)
-    if kind is list and value and all(issubclass(type(item), BaseModel) for item in value):
+    if kind is list and value and issubclass(type(value[0]), BaseModel) and _are_models(value):
         models, are_certain = zip(*map(encode_model, value), strict=True)
         is_deep = any(_may_be_deep(model.data, MAX_DEPTH - 1) for model in models)
         return msgpack.packb(models), all(are_certain) and not is_deep
@@ -185,6 +185,10 @@ def _packed(value: Any) -> tuple[bytes, bool]:
     except NeedsObjects:  # and out of this block, lest it be the context of what is raised
         pass
     return msgpack.packb(value, default=encode_object, strict_types=True), False
+
+
+def _are_models(items: list[Any]) -> bool:
+    return all(issubclass(type(item), BaseModel) for item in items)
 
 
 def decode_token(token: Any, classes: Classes | None = None) -> Any:
@@ -228,8 +232,10 @@ def join_packed_lists(parts: Iterable[bytes]) -> Packed:
     return Packed(msgpack.Packer().pack_array_header(count) + b"".join(bodies))
 
 
-def pack_tokens(tokens: Mapping[str, Any]) -> Packed:
+def pack_tokens(tokens: dict[str, Any]) -> Packed:
     """The packed mapping of names to the values of tokens, which are not decoded."""
+    if Packed not in map(type, tokens.values()):
+        return Packed(msgpack.packb(tokens))
     packer = msgpack.Packer()
     parts = [packer.pack_map_header(len(tokens))]
     for name, token in tokens.items():
