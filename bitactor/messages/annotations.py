@@ -105,8 +105,7 @@ class ModelReader:
     def _has_objects(self, given: dict[str, Any]) -> bool:
         if self._fields is None:
             self._taking, self._fields = _taking_model(self._model)
-        named = [dict.get(given, name) for name in self._fields]
-        return bool(named) and _holds_objects(named)
+        return bool(self._fields) and _holds_objects([dict.get(given, name) for name in self._fields])
 
 
 class _Quiet:

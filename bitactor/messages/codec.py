@@ -64,6 +64,14 @@ class Packed(bytes):
 _PLAIN: Final = Reader()
 _INT_MIN: Final = -(1 << 63)
 _INT_MAX: Final = (1 << 64) - 1
+_SCALARS: Final = frozenset((type(None), bool, int, float, str))
+"""The types whose values are tokens that stand for themselves."""
+_FIRST_OF_SCALARS: Final = frozenset(
+    (*range(0x80), *range(0xE0, 0x100), *range(0xA0, 0xC4), *range(0xCA, 0xD4), *range(0xD9, 0xDC))
+)
+"""First bytes of values of these types, packed."""
+_SMALL: Final = 256
+"""Most bytes of tokens that are decoded at once; an `Unpacker` is an object of 40 KB, and takes longer to be made."""
 _CONTAINER_BYTES: Final = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
 
 
@@ -78,13 +86,13 @@ def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
         SignalTooLarge: more than `limit` bytes.
     """
     kind = type(value)
-    if value is None or kind is bool or kind is float:
+    if kind is int and _INT_MIN <= value <= _INT_MAX:
         return value
     if kind is str:
         if len(value) * 4 <= limit and value.isascii():
             return value
         return _checked_text(value, limit)
-    if kind is int and _INT_MIN <= value <= _INT_MAX:
+    if value is None or kind is bool or kind is float:
         return value
     if kind is dict or kind is list:
         return Packed(pack(value, limit))
@@ -101,10 +109,12 @@ def check_token(token: Any) -> None:
                 f"{len(token):,} bytes packed, the limit is {MAX_TOKEN_BYTES:,}; keep large data elsewhere and pass a "
                 "reference"
             )
-        with suppress(MalformedSignal):
-            if type(token_from_bytes(token[:9])) is Packed:  # else it is a scalar, which stands for itself
-                return
-    elif kind in (bool, float, type(None)) or ((kind is str or kind is int) and encode_token(token) is token):
+        if token and token[0] not in _FIRST_OF_SCALARS:
+            return
+    elif (
+        ((kind is int or kind is str) and encode_token(token) is token)
+        or token is None or kind is bool or kind is float
+    ):  # fmt: skip
         return
     raise InvalidOutcome(f"a {type_name(token)} where a token should be; encode_token makes one of a value")
 
@@ -172,16 +182,17 @@ def pack_plainly(value: Any) -> Packed:
 def _packed(value: Any) -> tuple[bytes, bool]:
     """The bytes, and whether they are known to be decodable by the types in them."""
     kind = type(value)
-    if kind is not dict and kind is not list and issubclass(kind, BaseModel):
+    if kind is list:
+        if value and issubclass(type(value[0]), BaseModel) and _are_models(value):
+            models, are_certain = zip(*map(encode_model, value), strict=True)
+            is_deep = any(_may_be_deep(model.data, MAX_DEPTH - 1) for model in models)
+            return msgpack.packb(models), all(are_certain) and not is_deep
+    elif kind is not dict and issubclass(kind, BaseModel):
         model, certain = encode_model(value)
         return msgpack.packb(model), certain and not _may_be_deep(model.data)
-    if kind is list and value and issubclass(type(value[0]), BaseModel) and _are_models(value):
-        models, are_certain = zip(*map(encode_model, value), strict=True)
-        is_deep = any(_may_be_deep(model.data, MAX_DEPTH - 1) for model in models)
-        return msgpack.packb(models), all(are_certain) and not is_deep
     try:
         data = msgpack.packb(value, default=encode_value, strict_types=True)
-        return data, not _may_be_deep(data)
+        return data, len(data) <= MAX_DEPTH or not _may_be_deep(data)
     except NeedsObjects:  # and out of this block, lest it be the context of what is raised
         pass
     return msgpack.packb(value, default=encode_object, strict_types=True), False
@@ -216,7 +227,7 @@ def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES, classes: Classes | None = 
         raise MalformedSignal(str(error)) from None
     except BaseException as error:  # also of a user's class that is restored
         raise MalformedSignal(f"not a packed value: {named_text(error)}") from error
-    if _may_be_deep(data) and _is_deep(value):
+    if len(data) > MAX_DEPTH and _may_be_deep(data) and _is_deep(value):
         raise MalformedSignal(f"nested deeper than {MAX_DEPTH} levels")
     return value
 
@@ -225,11 +236,21 @@ def join_packed_lists(parts: Iterable[bytes]) -> Packed:
     """One packed list of the items of many, which are not decoded."""
     count, bodies = 0, []
     for part in parts:
-        unpacker = msgpack.Unpacker(max_buffer_size=len(part))
-        unpacker.feed(part[:9])
-        count += unpacker.read_array_header()
-        bodies.append(part[unpacker.tell() :])
+        size, begin = _list_header(part)
+        count += size
+        bodies.append(part[begin:])
     return Packed(msgpack.Packer().pack_array_header(count) + b"".join(bodies))
+
+
+def _list_header(data: bytes) -> tuple[int, int]:
+    """The number of items of a packed list, and where the first of them begins."""
+    first = data[0] if data else 0
+    if 0x90 <= first <= 0x9F:
+        return first & 0x0F, 1
+    if first not in (0xDC, 0xDD):
+        raise ValueError("not a packed list")
+    begin = 3 if first == 0xDC else 5
+    return int.from_bytes(data[1:begin], "big"), begin
 
 
 def pack_tokens(tokens: dict[str, Any]) -> Packed:
@@ -247,6 +268,13 @@ def unpack_tokens(token: Any) -> dict[str, Any]:
     """The tokens of the values of a packed mapping of names, which are not decoded; of no mapping, none."""
     if type(token) is not Packed:
         return {}
+    if len(token) <= _SMALL:
+        try:
+            values = msgpack.unpackb(token)
+        except Exception:
+            values = None  # what is wrong is said below
+        if type(values) is dict and _SCALARS.issuperset(map(type, values.values())):
+            return values
     unpacker = msgpack.Unpacker(max_buffer_size=len(token))
     unpacker.feed(token)
     found = {}
@@ -265,10 +293,7 @@ def token_bytes(token: Any) -> bytes:
 
 def token_from_bytes(data: bytes) -> Any:
     """The token `token_bytes` was given: scalars as themselves, the rest still packed."""
-    first = data[0] if data else 0xC1
-    if first < 0x80 or first >= 0xE0 or 0xA0 <= first <= 0xC3 or 0xCA <= first <= 0xD3 or 0xD9 <= first <= 0xDB:
-        return unpack(data)
-    return Packed(data)
+    return unpack(data) if not data or data[0] in _FIRST_OF_SCALARS else Packed(data)
 
 
 def _checked_text(value: str, limit: int) -> str:

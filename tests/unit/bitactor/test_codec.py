@@ -24,10 +24,13 @@ from bitactor.messages.codec import (
     Packed,
     decode_token,
     encode_token,
+    join_packed_lists,
     pack,
+    pack_tokens,
     token_bytes,
     token_from_bytes,
     unpack,
+    unpack_tokens,
 )
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
@@ -341,3 +344,33 @@ def test_models_that_are_known_by_their_types_to_come_back_are_not_decoded(monke
 
 class Deep(BaseModel):
     value: Any
+
+
+@pytest.mark.parametrize("counts", [(), (0,), (3, 0, 15), (16, 70_000, 1), (65_535, 65_536)])
+def test_lists_are_joined_without_being_decoded(counts: tuple[int, ...]) -> None:
+    lists = [list(range(count)) for count in counts]
+    joined = join_packed_lists(pack(items) for items in lists)
+    assert decode_token(joined) == [item for items in lists for item in items]
+    with pytest.raises(ValueError, match="not a packed list"):
+        join_packed_lists([pack({"a": 1})])
+
+
+@pytest.mark.parametrize("length", [1, 1_000])
+@pytest.mark.parametrize("last", [None, True, 1.5, -(1 << 63), "text", b"bytes", [1, [2]], {"a": 1}, {1}, 1 << 80])
+def test_tokens_by_name_come_back_as_they_were(last: Any, length: int) -> None:
+    """Whether they are scalars, and short: both are dealt with in a shorter way."""
+    tokens = {"first": 1, "second": "é" * length, "last": encode_token(last)}
+    packed = pack_tokens(tokens)
+    found = unpack_tokens(packed)
+    assert found == tokens
+    assert [type(token) for token in found.values()] == [type(token) for token in tokens.values()]
+    assert decode_token(packed) == {**tokens, "last": last}
+
+
+def test_a_list_of_models_is_told_from_one_that_holds_models_too() -> None:
+    class Point(BaseModel):
+        x: int
+
+    for items in ([Point(x=1), Point(x=2)], [Point(x=1), 2], [1, Point(x=2)]):
+        plain = [item.model_dump() if isinstance(item, BaseModel) else item for item in items]
+        assert decode_token(encode_token(items)) == plain
