@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import pykka
 from typing_extensions import override
@@ -39,6 +39,9 @@ from mesh.hops.ports import (
 )
 from mesh.limits.priority_queue import Rank, rank_of
 
+_NO_VALUE: Final = object()
+"""In place of a token: the value is a verdict or cannot be encoded, and is to be judged."""
+
 
 class BitActor(pykka.Actor):
     """The actor of one delivery of one signal: the `Actor` port on a pykka actor.
@@ -48,12 +51,11 @@ class BitActor(pykka.Actor):
     """
 
     __slots__ = (
-        "arguments", "callback", "compensating", "context", "done", "executor", "kwargs", "plan", "result", "signal",
-        "spawner", "started_ns", "state", "step", "stop_requested", "task", "timer_tick",
+        "arguments", "callback", "compensating", "context", "done", "executor", "exits", "kwargs", "plan", "result",
+        "signal", "spawner", "started_ns", "state", "step", "stop_requested", "task", "timer_tick",
     )  # fmt: skip
 
     permits: ActorPermits | None = None
-    exits: list[asyncio.Task[Any]] | tuple[()] = ()
     progress: Any = None
     """The data of the function's latest heartbeat."""
     renewed_ns: int | None = None
@@ -79,6 +81,7 @@ class BitActor(pykka.Actor):
         self.arguments = arguments
         self.spawner = spawner
         self.done = done
+        self.exits: list[asyncio.Task[Any]] | tuple[()] = ()
         self.result: Any = None
         self.kwargs: dict[str, Any] = {}
         self.state = QUEUED
@@ -140,17 +143,16 @@ class BitActor(pykka.Actor):
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Reply as `value` or `error` says; on the loop's thread."""
-        if self.exits and error is None:
-            error = unawaited_exit(self.exits)
         context = self.context
-        if context is not None and context.unawaited and error is None:
-            error = unsent(context, value)
+        if error is None and (self.exits or (context is not None and context.unawaited)):
+            error = unawaited_exit(self.exits)
+            error = unsent(context, value) if error is None else error
         if error is None:
             try:
-                token, is_value = (encode_token(value), True) if type(value) not in VERDICTS else (None, False)
+                token = _NO_VALUE if type(value) in VERDICTS else encode_token(value)
             except BaseException:  # of the user's object
-                is_value = False  # judged below
-            if is_value:
+                token = _NO_VALUE
+            if token is not _NO_VALUE:
                 self._reply_ok(token)
                 return
         if self.stop_requested and issubclass(type(error), asyncio.CancelledError):

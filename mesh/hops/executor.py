@@ -44,6 +44,7 @@ from mesh.sinks.otel.context import hop_context
 logger = logging.getLogger("bitactor.host")
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+_SAY_CODE_OF = CODE_OF.set
 
 
 class EagerTaskStarter:
@@ -226,7 +227,7 @@ class Executor(ActorExecutor):
     def contextvars_for(self, actor: Actor) -> contextvars.Context:
         """A copy of the executor's context variables, with the hop's span current when somebody traces."""
         context = self._copy_context()
-        context.run(CODE_OF.set, (actor.signal, ref(actor)))
+        context.run(_SAY_CODE_OF, (actor.signal, ref(actor)))
         if self.traced or trace._TRACER_PROVIDER is not None:
             context.run(context_api.attach, hop_context(actor.signal.root, actor.signal.hop))
         if actor.permits is not None:
