@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypedDict
 
 from bitactor.errors import InvalidInput, InvalidOutcome, suggest
@@ -144,7 +144,23 @@ def _plain_metadata(given: Mapping[str, Any]) -> Any:
         items = dict(given)
     except BaseException as error:  # of a user's mapping
         raise InvalidInput(f"metadata: {named_text(error)}", [("metadata", named_text(error))]) from error
-    return decode_token(encoded("metadata", items, field="metadata"))
+    plain = decode_token(encoded("metadata", items, field="metadata"))
+    odd = next(_odd_keys(plain), None)
+    if odd is not None:
+        text = f"{shown(odd)} is the key of a mapping in it; journals take strings, numbers, bytes and None as keys"
+        raise InvalidInput(f"metadata: {text}", [("metadata", text)])
+    return plain
+
+
+def _odd_keys(value: Any) -> Iterator[Any]:
+    """Keys of mappings in plain data that would not be keys any more where they are read."""
+    if type(value) is dict:
+        yield from (key for key in value if type(key) not in (str, int, float, bool, bytes, type(None)))
+        for part in value.values():
+            yield from _odd_keys(part)
+    elif type(value) in (list, tuple, set, frozenset):
+        for part in value:
+            yield from _odd_keys(part)
 
 
 def _is_whole(given: object, least: int, most: float) -> bool:

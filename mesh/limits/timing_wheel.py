@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from bitactor.ports import Clock, TimerHandle
+
+logger = logging.getLogger("bitactor.timers")
 
 TICK_NS = 4_000_000
 COMPACT_AT = 1_024
@@ -54,6 +57,8 @@ class TimingWheel:
         self._compact_at = COMPACT_AT
         self._wake: TimerHandle | None = None
         self._wake_tick = 0
+        self.failures = 0
+        """How many timers have raised."""
 
     def arm(self, timer: Expiring, when_ns: int) -> int:
         """Call `timer.expire()` once the monotonic clock has reached `when_ns`; returns the tick that `disarm`
@@ -81,9 +86,11 @@ class TimingWheel:
         return sum(len(bucket) for bucket in self._buckets.values())
 
     def about(self) -> dict[str, int]:
-        """How many timers are `armed`, and what they take: `buckets` (some may be empty) and `ticks`."""
+        """How many timers are `armed`, what they take (`buckets`, some of them empty, and `ticks`), and how many have
+        raised (`failures`)."""
         buckets = list(self._buckets.values())
-        return {"armed": sum(map(len, buckets)), "buckets": len(buckets), "ticks": len(self._ticks)}
+        armed = sum(map(len, buckets))
+        return {"armed": armed, "buckets": len(buckets), "ticks": len(self._ticks), "failures": self.failures}
 
     def close(self) -> None:
         """Forget all timers: none fires any more."""
@@ -108,10 +115,20 @@ class TimingWheel:
         self._wake = None
         now_tick = self._clock.monotonic_ns() // self._tick_ns
         while self._ticks and self._ticks[0] <= now_tick:
-            bucket = self._buckets.pop(heapq.heappop(self._ticks))
-            while bucket:
-                timer, _ = bucket.popitem()
-                timer.expire()
+            tick = heapq.heappop(self._ticks)
+            bucket = self._buckets.pop(tick)
+            try:
+                while bucket:
+                    timer, _ = bucket.popitem()
+                    try:
+                        timer.expire()
+                    except Exception:
+                        self.failures += 1
+                        logger.exception("a timer raised; the others go on")
+            finally:
+                if bucket:  # it exits
+                    for timer in bucket:
+                        self.arm(timer, tick * self._tick_ns)
         while self._ticks and not self._buckets[self._ticks[0]]:
             del self._buckets[heapq.heappop(self._ticks)]
         if self._ticks and self._wake is None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from typing_extensions import override
 
+from bitactor.errors import StoreError
 from bitactor.messages.faults import error_of, type_path
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD, Fault
+from bitactor.messages.values import named_text
 from bitactor.plan.plan import Plan, PlanStep, Scope
 from bitactor.saga import Dispatch, Saga
 from mesh.hops.actor import BitActor
@@ -83,9 +85,18 @@ class LiveTransaction:
 
     @classmethod
     def fold(cls, plan: Plan, pulses: Sequence[Pulse]) -> LiveTransaction:
-        """The transaction that a journal tells of."""
-        data = pulses[0].data or {}
-        return cls(Saga.fold(plan, pulses), data.get("key", ""), data)
+        """The transaction that a journal tells of.
+
+        Raises:
+            StoreError: it tells nothing that can be, at least not of this plan.
+        """
+        try:
+            data = pulses[0].data or {} if pulses else {}
+            return cls(Saga.fold(plan, pulses), data.get("key", ""), data)
+        except StoreError:
+            raise
+        except Exception as error:  # of a journal that is not what was written, anything
+            raise StoreError(f"its journal makes no sense: {named_text(error)}") from error
 
     def disarm(self) -> None:
         """Cancel all timers of the transaction."""

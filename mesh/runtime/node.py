@@ -232,6 +232,7 @@ class Node:
             self.loop, self.clock, self.wheel, self.store, self.executor, self.pools, on_pulses
         )
         self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
+        self.supervisor.park = self.recovery.note_parked
         transactions = Transactions(
             self.supervisor, self.plans, self.recovery.parked, settings.store, self.require_open
         )
@@ -408,6 +409,7 @@ class Node:
             "undelivered": len(self.emissions),
             "deliveries": self.emissions.deliveries,
             "parked": dict(self.recovery.parked),
+            "recovery": {"failures": self.recovery.failures},
             "threads": self.threads.about(),
             "processes": self.processes.statistics(),
             **(self._network.about() if self._network is not None else {"transport": {}, "refused": {}, "repeated": 0}),

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
+from bitactor.messages.values import text_of
 from bitactor.plan.plan import Plan
 from bitactor.ports import Claim, Store
 from mesh.runtime.live import LiveTransaction
@@ -59,6 +60,8 @@ class Recovery:
         self._plans = plans
         self._shapes = {name: plan.digest for name, plan in plans.items()}
         self._lease = lease
+        self.failures = 0
+        """How many looks in the store have failed."""
         self._unclaimed: set[str] = set()
         self._pause = 0.0
         self._reclaim_at = 0.0
@@ -83,17 +86,31 @@ class Recovery:
             self._next = None
 
     def poll(self) -> None:
-        """Look once, and schedule the next look."""
+        """Look once, and schedule the next look, whatever becomes of this one."""
         if self._stopped:
             return
-        wait = self._lease / 2
+        wait = self._lease
         try:
             self._reclaim()
             self._claim_orphans()
+            wait = self._lease / 2
         except StoreError as error:
+            self.failures += 1
             logger.warning("could not look for transactions to carry on with: %s", error)
-            wait = self._lease
-        self._next = self._loop.call_later(wait, self.poll)
+        except Exception:
+            self.failures += 1
+            logger.exception("looking for transactions to carry on with failed by a defect; it is tried again")
+        finally:
+            self._next = self._loop.call_later(wait, self.poll)
+
+    def park(self, transaction: str, error: BaseException) -> None:
+        """Leave a transaction alone that cannot be carried on with here: listed, told, and in nobody's way."""
+        self.note_parked(transaction, error)
+        logger.error("transaction %s cannot go on here: %s", transaction, self.parked[transaction])
+
+    def note_parked(self, transaction: str, error: BaseException) -> None:
+        """The same of one that was given up, which the log has told."""
+        self.parked[transaction] = text_of(error)
 
     def _claim_orphans(self) -> None:
         """Take over the transactions of dead owners."""
@@ -127,13 +144,14 @@ class Recovery:
 
     def _recover(self, claim: Claim) -> None:
         transaction, epoch, given_back = claim
-        pulses = self._store.pulses(transaction)
         try:
+            pulses = self._store.pulses(transaction)
+            if not pulses:
+                raise StoreError("the journal has no pulse of it any more")
             plan = self._plans[pulses[0].workflow]
             self._supervisor.recover(plan, pulses, self._owner, epoch, given_back=given_back)
-        except StoreError as error:
-            self.parked[transaction] = str(error)
-            logger.error("transaction %s cannot go on here: %s", transaction, error)
+        except Exception as error:  # whatever is wrong with one is no reason to leave the others
+            self.park(transaction, error)
         else:
             logger.info("took over transaction %s of %s", transaction, pulses[0].workflow)
 

@@ -107,6 +107,8 @@ class Transactions:
             return live
         pulses = self.store.pulses(transaction)
         if not pulses:
+            if self.store.get(transaction) is not None:
+                raise StoreError(f"the pulses of transaction {transaction} are not in {self._where} any more")
             raise UnknownTransaction(f"no transaction {transaction!r} in {self._where}")
         plan = self._plans.get(pulses[0].workflow)
         if plan is None:
@@ -115,9 +117,9 @@ class Transactions:
             )
         try:
             return LiveTransaction.fold(plan, pulses)
-        except (StoreError, LookupError) as error:
+        except StoreError as error:
             if pulses[0].digest == plan.digest:
-                raise
+                raise StoreError(f"transaction {transaction} cannot be read: {error}") from error
             raise StoreError(
                 f"transaction {transaction} cannot be read here: {shape_changed(plan.workflow)}"
             ) from error

@@ -65,6 +65,8 @@ class Supervisor:
         self.running_count = 0
         self.on_settled: list[Callable[[LiveTransaction], None]] = []
         self.healthy = True
+        self.park: Callable[[str, BaseException], None] = lambda transaction, error: None
+        """Told of a transaction that was given up for a fault of its own, and of the fault."""
         self._keys: dict[tuple[str, str], LiveTransaction] = {}
         self._events: deque[tuple[LiveTransaction, Any]] = deque()
         self._scheduled = False
@@ -267,7 +269,7 @@ class Supervisor:
             self.healthy = False
             logger.critical("the journal could not be written: %s; giving up %d transactions here", error, len(orders))
             for live, *_ in orders:
-                self._relinquish(live, error)
+                self._relinquish(live, error, parks=False)
             return
         refused = {refusal.index: refusal.error for refusal in refusals} if refusals else None
         for live, pulses, commands, index in orders:
@@ -296,10 +298,12 @@ class Supervisor:
         if not is_open:
             self._remove(live)
 
-    def _relinquish(self, live: LiveTransaction, error: BaseException, *, expected: bool = False) -> None:
+    def _relinquish(
+        self, live: LiveTransaction, error: BaseException, *, expected: bool = False, parks: bool = True
+    ) -> None:
         """Give up a transaction that this process can say nothing more about; its journal is what holds.
 
-        `expected`: it is nothing to be logged.
+        `expected`: it is nothing to be logged.  `parks`: the fault is its own, so that it is not taken up again here.
         """
         if live.failure is not None:
             return
@@ -311,6 +315,8 @@ class Supervisor:
                 error,
                 exc_info=error,
             )
+            if parks:
+                self.park(live.state.transaction, error)
         was_running = not live.settled
         live.settled = True
         live.failure = (

@@ -216,6 +216,8 @@ class ConnectionThread:
         self._complaint = complaint
         self._synchronous = synchronous
         self._timeout = timeout
+        self.failures = 0
+        """How often it has failed."""
         self._closing = threading.Event()
         self._log_throttle = LogThrottle(_log)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -247,8 +249,13 @@ class ConnectionThread:
                     if not self.work(connection):
                         return
                 except sqlite3.Error as error:
+                    self.failures += 1
                     if self._log_throttle.is_due(time.monotonic_ns()):
                         _log.warning("%s: %s: %s", self._path, self._complaint, error)
+                except Exception:
+                    self.failures += 1
+                    if self._log_throttle.is_due(time.monotonic_ns()):
+                        _log.exception("%s: %s, by a defect", self._path, self._complaint)
         finally:
             if connection is not None:
                 connection.close()

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
+from bitactor.messages.values import named_text
 from bitactor.ports import StoreQueries, TransactionRow
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
 from mesh.stores.rows import PULSE_COLUMNS, TRANSACTION_COLUMNS, pulse_from_row, transaction_from_row
@@ -21,6 +22,13 @@ Value = TypeVar("Value")
 # Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
 # recovered, for milliseconds.
 _PATIENCE: Final = 5.0
+
+
+_NO_UTF8: Final = "Could not decode to UTF-8"
+
+
+def _lenient_text(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
 
 
 class SqliteQueries(StoreQueries):
@@ -37,7 +45,14 @@ class SqliteQueries(StoreQueries):
             return []
         root, workflow = found[0]
         rows = self._rows(f"SELECT {PULSE_COLUMNS} FROM pulses WHERE transaction_id = ? ORDER BY seq", transaction)
-        return [pulse_from_row(root, workflow, row) for row in rows]
+        pulses: list[Pulse] = []
+        try:
+            pulses.extend(pulse_from_row(root, workflow, row) for row in rows)
+        except Exception as error:  # of bytes that are not what was written, anything
+            raise StoreError(
+                f"{self._path}: pulse {len(pulses)} of transaction {transaction} cannot be read: {named_text(error)}"
+            ) from error
+        return pulses
 
     @override
     def find(self, workflow: str, key: str) -> str | None:
@@ -81,7 +96,17 @@ class SqliteQueries(StoreQueries):
         if connection is None:
             raise StoreError(f"{self._path} is not open")
         try:
-            return retry_while_busy(lambda: question(connection), _PATIENCE, self._path)
+            try:
+                return retry_while_busy(lambda: question(connection), _PATIENCE, self._path)
+            except sqlite3.OperationalError as error:
+                if _NO_UTF8 not in str(error):
+                    raise
+            # One text of one row is damaged; the other rows are not.
+            connection.text_factory = _lenient_text
+            try:
+                return retry_while_busy(lambda: question(connection), _PATIENCE, self._path)
+            finally:
+                connection.text_factory = str
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         except UnicodeEncodeError as error:

@@ -51,8 +51,14 @@ def pulse_rows(pulses: Iterable[Pulse]) -> list[PulseRow]:
 
 
 def pulse_from_row(root: str, workflow: str, row: PulseRow) -> Pulse:
-    """The pulse of a row.  Tuples inside `data` come back as lists; all else as it was."""
+    """The pulse of a row.  Tuples inside `data` come back as lists; all else as it was.
+
+    Raises:
+        Exception: the row is not one that `pulse_rows` made; anything, according to what it has.
+    """
     transaction, seq, kind, step, hop, attempt, ttl, at_ns, elapsed_ns, error, body = row
+    if not (type(attempt) is type(ttl) is type(at_ns) is int and type(kind) is type(hop) is str):
+        raise TypeError("its columns have other types")
     causes, spawn, direction, token_in, token_out, data, digest = msgpack.unpackb(
         body, ext_hook=_decode_extra, strict_map_key=False, unicode_errors="surrogatepass"
     )

@@ -1,0 +1,166 @@
+"""One transaction that cannot be read back is left alone, and said; the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from bitactor import Workflow
+from bitactor.errors import StoreError
+from mesh import Mesh
+from mesh.runtime.recovery import Recovery
+from mesh.stores import open_reader
+from tests.e2e.support import until
+
+BOUND = 30.0
+GATE = asyncio.Event()
+
+orders = Workflow("orders", input={"n": int}, ttl=3)
+
+
+@orders.step
+async def take(n: int) -> int:
+    await GATE.wait()
+    return n
+
+
+@orders.step
+async def ship(take: int) -> int:
+    return take + 1
+
+
+Damage = Callable[[sqlite3.Connection, str], object]
+
+
+def body(value: object) -> Damage:
+    packed = value if isinstance(value, bytes) else msgpack.packb(value)
+    return lambda file, id: file.execute("UPDATE pulses SET body = ? WHERE transaction_id = ?", (packed, id))
+
+
+def statement(text: str) -> Damage:
+    return lambda file, id: file.execute(text, (id,))
+
+
+DAMAGES: dict[str, Damage] = {
+    "a key that is none": body([[], "loop", "forward", None, None, {"metadata": {b"k": 1}}, ""]),
+    "an unhashable key": body(b"\x97\x90\xa4loop\xa7forward\xc0\xc0\x81\x91\x01\x01\xa0"),
+    "no message at all": body(b"\xc1"),
+    "half a message": body(b"\x97\x90"),
+    "a message of other fields": body([1, 2]),
+    "fields of other types": body([5, 5, 5, 5, 5, 5, 5]),
+    "nothing in a body": statement("UPDATE pulses SET body = zeroblob(0) WHERE transaction_id = ?"),
+    "no pulses": statement("DELETE FROM pulses WHERE transaction_id = ?"),
+    "no first pulse": statement("DELETE FROM pulses WHERE transaction_id = ? AND seq = 0"),
+    "a hole": statement("UPDATE pulses SET seq = seq + 5 WHERE transaction_id = ? AND seq = 1"),
+    "an unknown kind": statement("UPDATE pulses SET kind = 'exploded' WHERE transaction_id = ? AND seq = 1"),
+    "a step that is not there": statement("UPDATE pulses SET step = 'none' WHERE transaction_id = ? AND seq = 1"),
+    "a text that is none": statement("UPDATE pulses SET step = CAST(x'ff' AS TEXT) WHERE transaction_id = ?"),
+    "a number that is a text": statement("UPDATE pulses SET ttl = 'many' WHERE transaction_id = ?"),
+}
+
+
+def close_gate() -> None:
+    """Let orders wait, on the loop of this test."""
+    global GATE
+    GATE = asyncio.Event()
+
+
+async def interrupted(store: str, number: int) -> list[str]:
+    """Transactions of a mesh that was stopped in the middle of them."""
+    close_gate()
+    async with Mesh(orders, store=store, drain=0) as mesh:
+        begun = [await mesh.stimulate(orders, {"n": n}) for n in range(number)]
+        await until(lambda: all(len(tx.pulses()) == 2 for tx in begun))
+    GATE.set()
+    return [tx.id for tx in begun]
+
+
+def damage(store: str, transaction: str, how: Damage) -> None:
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as file:
+        how(file, transaction)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/pulses.db"
+
+
+async def test_the_others_go_on(sqlite: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is wrong with one: it is parked, and named in the log; a look in the file says so too."""
+    begun = await interrupted(sqlite, 2 * len(DAMAGES))
+    damaged = dict(zip(begun[::2], DAMAGES, strict=True))
+    for transaction, name in damaged.items():
+        damage(sqlite, transaction, DAMAGES[name])
+    async with Mesh(orders, store=sqlite) as mesh:
+        assert mesh.about()["parked"].keys() == damaged.keys()
+        for n, transaction in enumerate(begun):
+            if transaction not in damaged:
+                assert await (await mesh.transaction(transaction)).result(BOUND) == n + 1
+        for transaction, why in mesh.about()["parked"].items():
+            assert why and f"transaction {transaction} cannot go on here: {why}" in caplog.text
+            with pytest.raises(StoreError):
+                await (await mesh.transaction(transaction)).result(BOUND)
+        assert mesh.about()["healthy"]
+        assert await (await mesh.stimulate(orders, {"n": 7})).result(BOUND) == 8
+    assert not [record for record in caplog.records if record.exc_info], "no defect"
+    with open_reader(sqlite) as reader:
+        assert len(reader.list(limit=1000)) == len(begun) + 1
+
+
+async def test_a_running_peer_looks_again(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that fails by a defect is logged and counted, and the next one comes."""
+    looks = 0
+    look = Recovery._claim_orphans
+
+    def broken(self: Recovery) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise ZeroDivisionError("a defect")
+        look(self)
+
+    monkeypatch.setattr(Recovery, "_claim_orphans", broken)
+    async with Mesh(orders, store=sqlite, lease=0.02) as mesh:
+        await until(lambda: mesh.about()["recovery"]["failures"] == 1 and looks > 3)
+
+
+async def test_a_journal_that_is_damaged_while_it_is_waited_for(sqlite: str) -> None:
+    """A transaction that cannot be read any more, of a mesh that goes on: its handle says so, no other is disturbed."""
+    (transaction,) = await interrupted(sqlite, 1)
+    async with Mesh(orders, store=sqlite) as mesh:
+        assert await (await mesh.transaction(transaction)).result(BOUND) == 1
+        damage(sqlite, transaction, DAMAGES["no message at all"])
+        with pytest.raises(StoreError, match=f"pulse 0 of transaction {transaction} cannot be read"):
+            await mesh.transaction(transaction)
+        assert await (await mesh.stimulate(orders, {"n": 7})).result(BOUND) == 8
+
+
+async def test_a_transaction_that_is_given_up_is_listed(
+    sqlite: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect of ours in the middle of one parks it; it is not taken up again, and the others go on."""
+    close_gate()
+    async with Mesh(orders, store=sqlite) as mesh:
+        hurt, sound = [await mesh.stimulate(orders, {"n": n}) for n in range(2)]
+        saga = mesh.node.supervisor.transactions[hurt.id].saga
+        monkeypatch.setattr(type(saga), "react", _react_but(saga, type(saga).react))
+        GATE.set()
+        assert await sound.result(BOUND) == 2
+        await until(lambda: hurt.id in mesh.about()["parked"])
+        assert mesh.about()["parked"][hurt.id] == "a defect" and mesh.about()["healthy"]
+        assert [record for record in caplog.records if record.levelno == logging.ERROR and hurt.id in record.message]
+
+
+def _react_but(one: object, react: Callable[..., object]) -> Callable[..., object]:
+    def hurt(self: object, event: object, now_ns: int) -> object:
+        if self is one:
+            raise ZeroDivisionError("a defect")
+        return react(self, event, now_ns)
+
+    return hurt
