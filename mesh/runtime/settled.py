@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from bitactor.errors import BitActorError, InvalidInput, StoreError, UnknownTransaction, Unroutable
@@ -18,6 +19,8 @@ from mesh.runtime.supervisor import Supervisor
 
 POLL_SECONDS: Final = 0.25
 """Seconds between two looks in the store for a transaction that another process runs."""
+KNOWN_REOPENED: Final = 1_000
+"""Most transactions that went on here after they had settled and that handles are led to without asking the store."""
 
 
 class Transactions:
@@ -45,6 +48,7 @@ class Transactions:
         self._where = where
         self._require_open = require_open
         self._closed = False
+        self._reopened: dict[str, LiveTransaction] = {}
 
     def close(self) -> None:
         """Wait no more for transactions that other processes run."""
@@ -75,6 +79,39 @@ class Transactions:
     def owns(self, live: LiveTransaction) -> bool:
         """Whether `live` is what runs here: nobody else does, and it is no copy from the store."""
         return self._supervisor.transactions.get(live.state.transaction) is live
+
+    def known(self, live: LiveTransaction) -> LiveTransaction:
+        """The transaction as this process knows it, whichever of its handles let it go on; on any thread."""
+        transaction = live.state.transaction
+        running = self._supervisor.transactions.get(transaction)
+        if running is not None:
+            return running
+        last = self._reopened.get(transaction)
+        return live if last is None or last.state.seq <= live.state.seq else last
+
+    def is_certain(self, live: LiveTransaction) -> bool:
+        """Whether nobody but this process can let a transaction go on, or find out more; on any thread."""
+        over = live.settled and live.state.status in ("compensated", "cancelled")
+        return over or self._closed or live.failure is not None or self.owns(live)
+
+    def current(self, live: LiveTransaction, *, closely: bool = True) -> LiveTransaction:
+        """The transaction as it stands now, also if it went on in another process since; as it is known, once this mesh
+        is closed, away from its loop, or where the store has nothing to say.
+
+        `closely`: with all that has happened, and not only in its status.
+        """
+        live = self.known(live)
+        if self.is_certain(live) or not is_running(self._supervisor.loop):
+            return live
+        transaction, status = live.state.transaction, live.state.status
+        with suppress(BitActorError, LookupError):
+            row = self.store.get(transaction)
+            changed = row is not None and (
+                row.status != status
+                or (closely and status != "completed" and len(self.store.pulses(transaction)) != live.state.seq)
+            )
+            return self.load(transaction) if changed else live
+        return live
 
     async def wait_elsewhere(self, transaction: str) -> LiveTransaction:
         """The transaction that another process on the same store owns, once it has settled or is ours.
@@ -135,11 +172,17 @@ class Transactions:
         if self.owns(live):
             self._supervisor.enqueue(live, CancelRequested(fault))
         elif not live.settled:
-            raise Unroutable(
-                f"transaction {live.state.transaction} is run by another process; cancel it there, or with `bitactor "
-                "cancel`"
-            )
+            raise Unroutable(self._elsewhere(live.state.transaction))
         return live
+
+    def _elsewhere(self, transaction: str) -> str:
+        """Who runs a transaction that does not run here, and how that one is asked to cancel it."""
+        row = self.store.get(transaction)
+        owner = f"node {row.owner}, another process" if row is not None and row.owner else "another process"
+        return (
+            f"transaction {transaction} is run by {owner} on {self._where}, and only that one can cancel it: ask it "
+            f"with `bitactor cancel {transaction}`, --http (its ingress) or --registry; or in its own code"
+        )
 
     def resume(self, live: LiveTransaction) -> LiveTransaction:
         """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  Returns the live
@@ -188,16 +231,24 @@ class Transactions:
             now = live.state.status if live.settled else "running"
             raise InvalidInput(f"transaction {transaction} is {now}; only {only}")
         self._supervisor.reopen(live)
+        self._reopened.pop(transaction, None)
+        self._reopened[transaction] = live
+        if len(self._reopened) > KNOWN_REOPENED:
+            del self._reopened[next(iter(self._reopened))]
         return live
+
+
+def is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is called on `loop`, in its thread."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def require_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Raise `BitActorError` unless this runs on `loop`, a mesh's."""
-    try:
-        here = asyncio.get_running_loop()
-    except RuntimeError:
-        here = None
-    if here is not loop:
+    if not is_running(loop):
         raise BitActorError(
             "this mesh lives on another event loop: await this where it was opened, or call `mesh.blocking` from a "
             "thread"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from typing_extensions import override
 
+from bitactor.errors import BitActorError
 from mesh.runtime.live import LiveTransaction
 from mesh.transaction.bridge import Bridge
 from mesh.transaction.transaction import Handle, R_co, Transaction
@@ -66,6 +68,14 @@ class BlockingTransaction(Handle, Generic[R_co]):
     @override
     def _look(self) -> LiveTransaction:
         return self._transaction._look()
+
+    @override
+    def _current(self, *, closely: bool = True) -> LiveTransaction:
+        if self._transaction._is_certain():
+            return self._look()
+        with suppress(BitActorError):  # on the loop itself, in a fork, or when the loop has ended
+            return self._bridge.call(self._transaction._current, closely=closely)
+        return self._transaction._current(closely=closely)
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         return self._bridge.call(getattr(self._transaction, method), *arguments, **options)

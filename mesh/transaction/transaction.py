@@ -29,10 +29,15 @@ R_co = TypeVar("R_co", covariant=True, default=Any)
 
 
 class Handle:
-    """What a handle of a transaction says without asking: the same on the mesh's loop, in other threads, and after the
+    """What a handle of a transaction says in one word: the same on the mesh's loop, in other threads, and after the
     mesh was closed."""
 
     def _look(self) -> LiveTransaction:
+        """The transaction as this process knows it."""
+        raise NotImplementedError
+
+    def _current(self, *, closely: bool = True) -> LiveTransaction:
+        """The transaction as it stands now; see `Transactions.current`."""
         raise NotImplementedError
 
     @override
@@ -56,9 +61,9 @@ class Handle:
 
     @property
     def status(self) -> str:
-        """The transaction's status: `running | completed | compensated | cancelled | halted | stuck`."""
-        live = self._look()
-        return live.state.status if live.settled else "running"
+        """The transaction's status: `running | completed | compensated | cancelled | halted | stuck`; as it is now,
+        whoever resumed, cancelled or undid it, and after the mesh was closed as last known."""
+        return _status_of(self._current(closely=False))
 
     @property
     def plan(self) -> Plan:
@@ -74,6 +79,7 @@ class Transaction(Handle, Generic[R_co]):
     """
 
     _kept: Sequence[Pulse] = ()
+    _has_ended = False  # True once `ended` has answered: from then on it looks whether somebody let it go on
 
     def __init__(self, transactions: Transactions, live: LiveTransaction) -> None:
         self._transactions = transactions
@@ -81,29 +87,39 @@ class Transaction(Handle, Generic[R_co]):
 
     @override
     def _look(self) -> LiveTransaction:
+        return self._transactions.known(self._live)
+
+    @override
+    def _current(self, *, closely: bool = True) -> LiveTransaction:
+        self._live = self._transactions.current(self._live, closely=closely)
         return self._live
+
+    def _is_certain(self) -> bool:
+        """Whether how it stands now is known without asking the store; on any thread."""
+        return self._transactions.is_certain(self._look())
 
     def about(self) -> dict[str, Any]:
         """The transaction's bounds and who waits for it here, as plain data: `priority` and `max_concurrency`; how many
         `scopes` (itself, and nested workflows) are bounded and have a hop that runs or waits; how many callers are
         `waiting` for its end; whether it runs `here`, in this process.
         """
-        limits = self._live.limits or TransactionLimits()
+        live = self._current()
+        limits = live.limits or TransactionLimits()
         return {
             "transaction": self.id,
             "workflow": self.workflow,
-            "status": self.status,
+            "status": _status_of(live),
             "priority": limits.priority,
             "max_concurrency": limits.max_concurrency,
             "scopes": len(limits.scope_pools),
-            "waiting": len(self._live.waiters),
-            "here": self._transactions.owns(self._live),
+            "waiting": len(live.waiters),
+            "here": self._transactions.owns(live),
         }
 
     def snapshot(self) -> dict[str, Any]:
         """The transaction's state in this process, for comparing with what its pulses say: `Saga.fold(tx.plan,
         tx.raw_pulses()).snapshot()`."""
-        return self._live.state.snapshot()
+        return self._current().state.snapshot()
 
     async def result(self, timeout: float | None = None) -> R_co:
         """The value of the workflow's returning step, once the transaction has ended.
@@ -115,11 +131,12 @@ class Transaction(Handle, Generic[R_co]):
             StoreError: its journal could not be written, or another process has taken it over.
         """
         await self.ended(timeout)
-        if self._live.failure is not None:
-            raise self._live.failure
-        state = self._live.state
-        if state.status == "completed":
-            return self.value()
+        live = self._live
+        if live.failure is not None:
+            raise live.failure
+        if live.state.status == "completed":
+            value: R_co = _value_of(live)
+            return value
         raise self._failure()
 
     async def ended(self, timeout: float | None = None) -> str:
@@ -138,14 +155,18 @@ class Transaction(Handle, Generic[R_co]):
         """
         if timeout is not None and (not isinstance(timeout, int | float) or timeout != timeout):
             raise InvalidInput(f"timeout={shown(timeout)}; give a number of seconds, or None")
-        if not self._live.settled:
+        self._live = live = self._look()
+        if live.settled and (self._has_ended or live.state.status != "completed"):
+            live = self._current()
+        if not live.settled:
             self._transactions.require_running(self.id)
             if timeout is None and LENDER.get() is None:
                 await self._wait_settled()
             else:
                 async with lend_permits(asyncio.get_running_loop()), asyncio.timeout(timeout):
                     await self._wait_settled()
-        return self.status
+        self._has_ended = True
+        return _status_of(self._live)
 
     async def _wait_settled(self) -> None:
         if not self._transactions.owns(self._live):
@@ -163,21 +184,23 @@ class Transaction(Handle, Generic[R_co]):
 
     def value(self) -> R_co:
         """The result of a completed transaction, without waiting."""
-        value: R_co = decode_token(self._live.state.result())
+        value: R_co = _value_of(self._current())
         return value
 
     def results(self) -> dict[str, Any]:
         """Step → value of every step that is done, also when the transaction fails; None for skipped steps."""
-        return {name: decode_token(token) for name, token in self._live.state.results().items()}
+        return {name: decode_token(token) for name, token in self._current().state.results().items()}
 
     def progress(self) -> dict[str, Any]:
         """Step → data of its latest heartbeat, for the steps that run here now."""
-        actors = list(self._live.actors.values())
+        actors = list(self._look().actors.values())
         return {actor.step.name: actor.progress for actor in actors if actor.progress is not None}
 
     def errors(self) -> list[BaseException]:
         """The errors so far: the original one first, then those of compensation and undo."""
-        live = self._live
+        return self._errors_of(self._current())
+
+    def _errors_of(self, live: LiveTransaction) -> list[BaseException]:
         found: list[BaseException] = []
         for failed in live.state.errors:
             error = live.error_for(failed.hop, failed.fault)
@@ -186,7 +209,7 @@ class Transaction(Handle, Generic[R_co]):
 
     def faults(self) -> list[Fault]:
         """The errors so far, in the order of `errors`, as they were recorded."""
-        return [failed.fault for failed in self._live.state.errors]
+        return [failed.fault for failed in self._current().state.errors]
 
     def pulses(self) -> list[Pulse]:
         """The pulses so far, with tokens as values."""
@@ -204,7 +227,7 @@ class Transaction(Handle, Generic[R_co]):
             if not self._kept:
                 raise
             return list(self._kept)
-        self._kept = tuple(pulses) if self._live.settled and len(pulses) <= KEPT_PULSES else ()
+        self._kept = tuple(pulses) if self._look().settled and len(pulses) <= KEPT_PULSES else ()
         return pulses
 
     async def cancel(self, reason: str = "") -> str:
@@ -221,7 +244,7 @@ class Transaction(Handle, Generic[R_co]):
     def request_cancel(self, reason: str = "") -> None:
         """Begin to `cancel` the transaction; does not wait for its end."""
         fault = _asked_for(reason, "cancelled on request")
-        self._live = self._transactions.cancel(self._live, fault)
+        self._live = self._transactions.cancel(self._current(), fault)
 
     async def resume(self) -> None:
         """Let a halted or stuck transaction go on.
@@ -231,8 +254,9 @@ class Transaction(Handle, Generic[R_co]):
             Unroutable: it began in another shape of its workflow, and only the release that declares that one can carry
                 it on.
         """
-        if self.status not in ("halted", "stuck"):
-            raise InvalidInput(f"transaction {self.id} is {self.status}; only a halted or stuck one can be resumed")
+        status = self.status
+        if status not in ("halted", "stuck"):
+            raise InvalidInput(f"transaction {self.id} is {status}; only a halted or stuck one can be resumed")
         self._live = self._transactions.resume(self._live)
 
     async def undo(self, reason: str = "") -> str:
@@ -258,7 +282,15 @@ class Transaction(Handle, Generic[R_co]):
         if not state.errors:  # the pulses say why it halted
             with suppress(BitActorError):
                 pulses = self.raw_pulses()
-        return failure_of(state, self.errors(), pulses, hint)
+        return failure_of(state, self._errors_of(self._live), pulses, hint)
+
+
+def _status_of(live: LiveTransaction) -> str:
+    return live.state.status if live.settled else "running"
+
+
+def _value_of(live: LiveTransaction) -> Any:
+    return decode_token(live.state.result())
 
 
 def _asked_for(reason: Any, otherwise: str) -> Fault:
@@ -271,17 +303,19 @@ def _asked_for(reason: Any, otherwise: str) -> Fault:
 def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
     """How a transaction stands, with its result, its errors or why it halted, as they were recorded: the same whether
     it is looked at live or from the store."""
+    live = transaction._current()
+    status = _status_of(live)
     about: dict[str, Any] = {
         "transaction": transaction.id,
         "root": transaction.root,
         "workflow": transaction.workflow,
-        "status": transaction.status,
+        "status": status,
     }
-    if transaction.status == "completed":
-        about["result"] = transaction.value()
-    if errors := errors_as_plain(transaction._live.state):
+    if status == "completed":
+        about["result"] = _value_of(live)
+    if errors := errors_as_plain(live.state):
         about["errors"] = errors
-    if transaction.status == "halted":
+    if status == "halted":
         with suppress(BitActorError):  # its journal cannot be read now
             about["halt"] = halt_as_plain(transaction.raw_pulses())
     return about
