@@ -137,6 +137,10 @@ class Store(StoreQueries, Protocol):
     def open(self, owner: str) -> None:
         """Take part as `owner` (a name used once, by one process)."""
 
+    async def open_on_loop(self, owner: str) -> None:
+        """`open` on an event loop, which goes on meanwhile if that has to wait for others; `close` ends the waiting."""
+        self.open(owner)
+
     def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
         """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in the order
         of the calls.

@@ -100,6 +100,7 @@ def signal_of(state: SagaState, step: PlanStep, direction: str, fault: Fault | N
         if budget_ns is None or left < budget_ns:
             budget_ns = left if left > 0 else 0
     undoing = direction is UNDO
+    retries = step.undo.retries if undoing and step.undo is not None else step.retries
     return _new(
         Signal,
         (
@@ -107,7 +108,7 @@ def signal_of(state: SagaState, step: PlanStep, direction: str, fault: Fault | N
             (state.hops[index],) if undoing else state.causes[index], direction,
             state.undo_attempts[index] if undoing else state.attempts[index], state.deliveries[index], state.epoch,
             state.ttls[index], budget_ns, None, "", fault, state.parent, state.metadata,
-            undoing and index in state.steps_in_doubt, step.retries - state.failures[index], state.trail,
+            undoing and index in state.steps_in_doubt, retries - state.failures[index], state.trail,
             "" if index < state.plan_size else step.name,
         ),
     )  # fmt: skip

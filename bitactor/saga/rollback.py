@@ -192,14 +192,14 @@ def undo_replied(turn: Turn, event: Replied) -> None:
 def _retry_undo(turn: Turn, index: int, reply: Reply) -> None:
     state = turn.state
     undo = state.steps[index].undo
-    attempt = state.undo_attempts[index]
+    failures = state.failures[index] + 1
     fault = reply.fault or Fault("bitactor.outcome:Retry", reply.reason or "asked for another try")
-    if undo is None or attempt > undo.retries:
+    if undo is None or failures > undo.retries:
         _fail_undo(turn, index, fault, reply.elapsed_ns)
         return
     after_ns = reply.after_ns
     if after_ns is None:
-        after_ns = DEFAULT_BACKOFF.delay_ns(attempt, jitter_fraction(state.undo_hop(index)))
+        after_ns = DEFAULT_BACKOFF.delay_ns(failures, jitter_fraction(state.undo_hop(index)))
     data = {"due_ns": turn.now_ns + after_ns, "after_ns": after_ns}
     turn.record_step(index, RETRIED, elapsed_ns=reply.elapsed_ns, error=fault, direction=UNDO, data=data)
     turn.commands.append(ArmRetry(index, turn.now_ns + after_ns))

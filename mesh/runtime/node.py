@@ -169,7 +169,7 @@ class Node:
         if self.state != "opening":
             self.claim()
         try:
-            self._start_parts()
+            await self._start_parts()
             self._connect()
             if self._network is not None:
                 await self._network.open()
@@ -189,7 +189,7 @@ class Node:
             await self.close(drain=0)
             raise
 
-    def _start_parts(self) -> None:
+    async def _start_parts(self) -> None:
         """Start what needs no other node; each part says, as it starts, how it is closed."""
         settings, started = self.settings, self._started
         started.push_async_callback(self._close_sinks)
@@ -200,7 +200,7 @@ class Node:
             settings.store, durability=settings.durability, lease=settings.lease, notify=self._notify
         )
         started.callback(self.store.close)
-        self.store.open(self.id)
+        await self.store.open_on_loop(self.id)
         self.wheel = TimingWheel(self.clock)
         started.callback(self.wheel.close)
         started.push_async_callback(self.resources.close)

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
@@ -23,7 +23,6 @@ APPLICATION_ID: Final = 0x42697441
 
 _SCHEMA: Final = Path(__file__).parent / "schema"
 OPENING_PATIENCE: Final = 30.0
-_BETWEEN_LOOKS: Final = 0.1
 SAY_AFTER: Final = 0.5
 """Seconds of waiting for a locked file after which the log says so."""
 
@@ -66,15 +65,15 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
     return connection
 
 
-def prepare(path: Path) -> None:
-    """Make sure `path` is a journal of this version, creating it if it does not exist.
+def preparing(path: Path) -> Generator[float]:
+    """Make sure `path` is a journal of this version, creating it if it does not exist; yields as `tries` does.
 
     Raises:
         StoreError: the file cannot be created or written, belongs to another program, or to a later version.
     """
     _check_path(path)
     try:
-        retry_while_busy(lambda: _prepare(path), OPENING_PATIENCE, path)
+        yield from tries(lambda: _prepare(path), OPENING_PATIENCE, path)
     except sqlite3.Error as error:
         raise store_error(error, path) from error
 
@@ -93,8 +92,26 @@ def write_transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def retry_while_busy(action: Callable[[], Value], patience: float, path: Path | None = None) -> Value:
-    """The value of `action()`, tried again while another connection is in the way, for `patience` seconds of sleeping
-    on this thread; with a `path`, the log says after `SAY_AFTER` of them what is waited for."""
+    """The value of `action()`, tried again while another connection is in the way; sleeps on this thread meanwhile.
+    The rest is as for `tries`."""
+    return sleep_through(tries(action, patience, path))
+
+
+def sleep_through(waiting: Generator[float, None, Value]) -> Value:
+    """What this generator returns; between its steps the thread sleeps for the seconds it yields."""
+    while True:
+        try:
+            pause = next(waiting)
+        except StopIteration as end:
+            value: Value = end.value
+            return value
+        time.sleep(pause)
+
+
+def tries(action: Callable[[], Value], patience: float, path: Path | None = None) -> Generator[float, None, Value]:
+    """Try `action()` until no other connection is in the way, for `patience` seconds, and return its value; yields how
+    many seconds to wait before the next try.  With a `path`, the log says after `SAY_AFTER` of them what is waited
+    for."""
     began = time.monotonic()
     pause = 0.0005
     while True:
@@ -110,7 +127,7 @@ def retry_while_busy(action: Callable[[], Value], patience: float, path: Path | 
                     "(`fuser %s` names who has it open)", path, lockers(path), patience, path,
                 )  # fmt: skip
                 path = None
-        time.sleep(pause)
+        yield pause
         pause = min(pause * 2, 0.02)
 
 
@@ -152,7 +169,7 @@ def _check_path(path: Path) -> None:
 
 
 def _prepare(path: Path) -> None:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=_BETWEEN_LOOKS)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=0)
     try:
         version = _journal_version(connection, path)
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()

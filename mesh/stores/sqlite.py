@@ -11,10 +11,12 @@ in that thread, all that is waiting in one commit.  Checkpoints and the renewal 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -23,7 +25,7 @@ from typing_extensions import override
 from bitactor.errors import ConfigurationError, StoreError, suggest
 from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
-from mesh.stores.database import connect, is_busy, prepare, retry_while_busy, store_error
+from mesh.stores.database import connect, is_busy, preparing, retry_while_busy, sleep_through, store_error, tries
 from mesh.stores.lease import LeaseThread, claim, identify, reclaim, register, release, unclaimed
 from mesh.stores.read import Rows, SqliteQueries, SqliteReader
 from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
@@ -91,19 +93,29 @@ class SqliteStore(SqliteQueries, Store):
             StoreError: the file cannot be used (the message says why and what to do), the name is taken, or this store
                 was opened before.
         """
+        sleep_through(self._opening(owner))
+
+    @override
+    async def open_on_loop(self, owner: str) -> None:
+        with closing(self._opening(owner)) as waiting:
+            for pause in waiting:
+                await asyncio.sleep(pause)
+
+    def _opening(self, owner: str) -> Generator[float]:
+        """Open; yields how many seconds to wait before the next look at a file that others keep locked."""
         if self._opened:
             raise StoreError(f"{self._path}: a store is opened once; make another one")
         if not owner:
             raise StoreError(f"{self._path}: an owner needs a name")
-        prepare(self._path)
+        yield from self._unless_closed(preparing(self._path))
         try:
             connection = self._connect()
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         try:
             expires_ns = self._wall_ns() + nanoseconds(self._lease)
-            retry_while_busy(
-                lambda: register(connection, owner, self._identity, expires_ns), self._patience, self._path
+            yield from self._unless_closed(
+                tries(lambda: register(connection, owner, self._identity, expires_ns), self._patience, self._path)
             )
         except BaseException as error:
             connection.close()
@@ -114,6 +126,12 @@ class SqliteStore(SqliteQueries, Store):
         self._connection = connection
         self._opened = True
         self._start_threads()
+
+    def _unless_closed(self, waiting: Generator[float]) -> Generator[float]:
+        for pause in waiting:
+            yield pause
+            if self._closing:
+                raise StoreError(f"{self._path}: the store was closed while it waited for the file")
 
     @override
     def append(self, writes: Sequence[Write], done: Done) -> None:
@@ -171,6 +189,7 @@ class SqliteStore(SqliteQueries, Store):
         there; appends fail."""
         connection = self._connection
         if connection is None or self._closing:
+            self._closing = True  # one that waits for its file waits no more
             return
         self._closing = True
         self._commit_thread.close()

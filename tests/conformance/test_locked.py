@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from bitactor import Workflow
 from bitactor.errors import StoreError
+from mesh import Mesh
 from mesh.stores import database
 from mesh.stores.locks import lockers
 from tests.conformance.claims import claim
 from tests.conformance.support import result_of
-from tests.e2e.support import BOUND
+from tests.e2e.support import BOUND, until
 
 SECTION = "Starting and stopping"
 HOLD = """
@@ -114,6 +118,60 @@ async def test_a_file_that_is_being_made(tmp_path: Path) -> None:
         f"{path}: waits for another process that keeps this file locked"
     ]
     assert "this process, by another connection" in said[0]
+
+
+@claim(SECTION, "While a mesh waits for a locked file its loop goes on, and who ends the waiting leaves nothing open.")
+@pytest.mark.parametrize("lock", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+@pytest.mark.parametrize("ended_by", ["cancel", "close"])
+async def test_the_waiting_is_ended(lock: str, ended_by: str, path: Path) -> None:
+    workflow = answering()
+    mesh = Mesh(workflow, store=f"sqlite:///{path}")
+    before = threading.active_count()
+    holder = holding(path, lock)
+    try:
+        with warned(lambda: None) as said:
+            opening = asyncio.ensure_future(mesh.__aenter__())
+            await until(lambda: said)  # on the loop, which goes on
+            assert mesh.state == "opening" and not opening.done()
+            if ended_by == "cancel":
+                opening.cancel()
+            else:
+                await mesh.close()
+            with pytest.raises((asyncio.CancelledError, StoreError), match=r"closed while it waited|^$"):
+                await opening
+        assert (mesh.state, open_files(path), threading.active_count()) == ("closed", 0, before)
+    finally:
+        holder.communicate(b"\n", timeout=BOUND)
+    async with mesh:
+        assert await (await mesh.stimulate(workflow)).result(BOUND) == "answer"
+
+
+def open_files(path: Path) -> int:
+    """How many files of this journal this process has open."""
+    found = 0
+    for link in list(Path("/proc/self/fd").iterdir()):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found += str(path) in str(link.readlink())
+    return found
+
+
+@claim(SECTION, "A command that waits for a locked file is ended by Ctrl-C at once.")
+def test_ctrl_c_while_it_waits(tmp_path: Path) -> None:
+    path = tmp_path / "pulses.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        node = subprocess.Popen(
+            [sys.executable, "-m", "mesh.cli", "run", "mesh.demo.signup:service", "--store", f"sqlite:///{path}"],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert node.stderr is not None and "waits for another process" in node.stderr.readline()
+            node.send_signal(signal.SIGINT)
+            _, said = node.communicate(timeout=BOUND)
+        finally:
+            node.kill()
+            node.communicate()
+        assert (node.returncode, said) == (0, "")
 
 
 @claim(SECTION, "A file that stays locked is an error that says who has it.")

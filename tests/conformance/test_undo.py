@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from bitactor import Continue, Halt, InvalidInput, InvalidOutcome, Retry, Workflow
+from bitactor import Context, Continue, Halt, InvalidInput, InvalidOutcome, Retry, Workflow
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
@@ -146,6 +146,34 @@ async def test_undo_retry(store: str, after: float | None) -> None:
         await until(lambda: attempts == [1, 2, 3])
         assert await transaction.ended(BOUND) == "stuck"
         assert "not yet" in str(transaction.errors()[1])
+        audit(transaction)
+
+
+@claim("Compensation and undo", "A stuck transaction that is resumed has all retries of its undo again.")
+@pytest.mark.parametrize("given_up_by", ["retries", "raising"])
+async def test_undo_retries_begin_anew_when_it_is_resumed(store: str, given_up_by: str) -> None:
+    workflow = Workflow("slow undo", undo_timeout=3600)
+    left: list[tuple[int, int]] = []
+
+    @workflow.step(retries=5)
+    async def a() -> str:
+        return "a"
+
+    @a.undo(retries=2)
+    async def una(ctx: Context) -> Retry | None:
+        left.append((ctx.attempt, ctx.retries_left))
+        if given_up_by == "raising" and len(left) == 2:
+            raise ValueError("the disk is full")
+        return Retry(after=0) if len(left) < 6 else None
+
+    workflow.step(name="fails", after=["a"])(fails)
+    async with Mesh(workflow, store=store) as mesh:
+        transaction = await mesh.stimulate(workflow)
+        while await transaction.ended(BOUND) == "stuck" and len(left) < 6:
+            await transaction.resume()
+        assert transaction.status == "compensated"
+        retries = [2, 1, 2, 1, 0, 2] if given_up_by == "raising" else [2, 1, 0, 2, 1, 0]
+        assert left == [*enumerate(retries, start=1)]
         audit(transaction)
 
 

@@ -245,6 +245,8 @@ def undo_spawned(state: SagaState, pulse: Pulse, index: int) -> None:
         state.deliveries[index] = data["delivery"]
         _count_given_back(state, pulse.hop, data)
     else:
+        if pulse.attempt == 1:
+            state.failures[index] = 0  # counts those of its undo from now on
         state.undo_attempts[index] = pulse.attempt
         state.deliveries[index] = 1
     state.states[index] = UNDO_RUNNING
@@ -266,6 +268,7 @@ def undone(state: SagaState, pulse: Pulse, index: int) -> None:
 
 def undo_retried(state: SagaState, pulse: Pulse, index: int) -> None:
     state.states[index] = UNDO_BACKING_OFF
+    state.failures[index] += 1
     writable(state, "due_ns")[index] = (pulse.data or {})["due_ns"]
 
 

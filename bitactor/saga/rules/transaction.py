@@ -83,6 +83,7 @@ def resumed(state: SagaState, pulse: Pulse) -> None:
     state.undo_failed = False
     for index, now in enumerate(state.states):
         if now == UNDO_FAILED:
+            state.failures[index] = 0  # whoever resumed it has mended the cause: its retries begin anew
             state.states[index] = state.unless_in_doubt(index, COMPLETED)
 
 
