@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from itertools import count
+from pathlib import Path
 from typing import Final
 
 from typing_extensions import override
@@ -26,7 +27,18 @@ from bitactor.errors import ConfigurationError, suggest
 from bitactor.plan.plan import Plan
 from mesh.limits.priority_queue import PriorityQueue, Rank
 
-DEFAULT_THREADS: Final = min(32, (os.cpu_count() or 1) + 4)
+
+def usable_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many cores this process may use: those it is bound to, and no more than its container's `limit` (cgroup
+    v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError, ZeroDivisionError):  # there is none; the file says `max 100000`
+        quota, period = map(int, limit.read_text(encoding="ascii").split())
+        cores = min(cores, -(-quota // period))
+    return max(cores, 1)
+
+
+DEFAULT_THREADS: Final = min(32, usable_cores() + 4)
 """Permits of the pool of threads by default."""
 
 NEW: Final = "new"

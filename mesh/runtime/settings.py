@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.messages.duration import LONGEST
-from mesh.limits.pools import DEFAULT_THREADS
+from mesh.limits.pools import DEFAULT_THREADS, usable_cores
 
 PREFIX: Final = "BITACTOR_"
 _OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     """Whether this node runs steps and consumers itself; if not, it only supervises, and others must host."""
     threads: int = Field(DEFAULT_THREADS, ge=1, le=1_000)
     """Pool for `def` steps."""
-    processes: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
+    processes: int = Field(default_factory=lambda: min(usable_cores(), 256), ge=1, le=256)
     """Worker processes for `spawn="process"`, started when first needed."""
     pools: dict[_Name, _Places] = Field(default_factory=dict)
     """Places of each pool that steps name with `limit=`: so many of their hops run at once in this process, over all

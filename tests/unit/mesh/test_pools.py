@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from weakref import WeakSet
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from bitactor import Workflow
 from bitactor.errors import ConfigurationError
 from bitactor.messages.signal import FORWARD, UNDO
-from mesh.limits.pools import HELD, LENT, NEW, REACQUIRING, RELEASED, WAITING, PermitSet, Pool, Pools
+from mesh.limits.pools import HELD, LENT, NEW, REACQUIRING, RELEASED, WAITING, PermitSet, Pool, Pools, usable_cores
 from mesh.limits.priority_queue import PriorityQueue, rank_of
 from mesh.runtime.settings import settings
 from tests.amounts import examples
@@ -302,3 +304,20 @@ def test_pools_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ConfigurationError, match=r'BITACTOR_POOLS takes JSON, such as {"mail": 5}|BITACTOR_POOLS takes JSON'
     ):
         settings()
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("max 100000\n", 6), ("200000 100000\n", 2), ("150000 100000\n", 2), ("50000 100000\n", 1), ("900000 100000\n", 6),
+     ("0 0\n", 6), ("", 6), (None, 6)],
+)  # fmt: skip
+def test_defaults_go_by_the_cores_that_may_be_used(
+    limit: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    path = tmp_path / "cpu.max"
+    if limit is not None:
+        path.write_text(limit)
+    assert usable_cores(path) == cores
+    assert settings().processes <= 6
