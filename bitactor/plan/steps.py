@@ -95,14 +95,20 @@ def step_with_options(
     )
 
 
-def with_function(step: PlanStep, function: Callable[..., Any]) -> PlanStep:
-    """A copy of the step with another function, which may take any of the step's arguments, `ctx` and `attempt`.
+def with_function(step: PlanStep, function: Callable[..., Any], role: str = "run") -> PlanStep:
+    """A copy of the step with another function as its `run`, `undo` or `compensate`, which may take any of the step's
+    arguments, and what is given to that role.
 
     Raises:
         DefinitionError: it is no function, or asks for something else.
     """
     takes = [argument.name for argument in step.arguments]
-    return replace(step, run=compile_callback("run", function, takes, f"replacement of {step.address!r}"))
+    what = f"replacement of {step.address if role == 'run' else f'{step.address}.{role}'!r}"
+    callback = compile_callback(role, function, takes, what)
+    original: Callback = getattr(step, role)
+    callback.in_doubt, callback.retries = original.in_doubt, original.retries
+    changed: dict[str, Any] = {role: callback}
+    return replace(step, **changed)
 
 
 def single_step_plan(workflow: Declaration, step: PlanStep, inputs: tuple[str, ...]) -> Plan:

@@ -127,8 +127,8 @@ def run_workflow(
         workflow: what to run; a consumer takes `input` as the value that was emitted.
         input: as for `mesh.stimulate`.
         ttl, deadline, metadata: as for `mesh.stimulate`.
-        steps: step → function to run in its place; it may take any of the step's arguments, `ctx` and `attempt`.  Not
-            for a map, or what else is made of other steps.
+        steps: step, or `step.undo` or `step.compensate` → function to run in its place; it may take any of the step's
+            arguments, `ctx` and `attempt`.  Not for a map, or what else is made of other steps.
         faults: step, or `step.undo` → what happens to it: one fault for every delivery (but `Crash()` once), or a list,
             one for each delivery in order, None for none; after the list it runs as usual.  A step of a nested workflow
             is named with what it is nested in, `billing/charge`; the name of a map means the hops of its batches, that
@@ -167,12 +167,19 @@ def run_workflow(
 
 
 def _replaced(plan: Plan, functions: Mapping[str, Callable[..., Any]]) -> Plan:
-    own = {step.name for step in plan.steps if step.container is None}
+    own = {
+        name if role == "run" else f"{name}.{role}": (step.index, role)
+        for step in plan.steps
+        for role in ("run", "undo", "compensate")
+        if step.container is None and getattr(step, role) is not None
+        for name in (step.name, step.address)
+    }
     for name in (name for name in functions if name not in own):
         index = plan.by_name.get(name)
-        if index is None:
+        if index is None or plan.steps[index].container is None:
             raise ConfigurationError(
-                f"steps names {name!r}, which is no step of {plan.workflow!r}.{suggest(name, own)}"
+                f"steps names {name!r}, which is no step, undo or compensate of {plan.workflow!r}."
+                f"{suggest(name, sorted(own))}"
             )
         raise ConfigurationError(
             f"steps names {name!r}, which is made of other steps ({plan.steps[index].kind}), and run_workflow replaces "
@@ -181,12 +188,11 @@ def _replaced(plan: Plan, functions: Mapping[str, Callable[..., Any]]) -> Plan:
         )
     if not functions:
         return plan
-    return replace(
-        plan,
-        steps=tuple(
-            with_function(step, functions[step.name]) if step.name in functions else step for step in plan.steps
-        ),
-    )
+    steps = list(plan.steps)
+    for name, function in functions.items():
+        index, role = own[name]
+        steps[index] = with_function(steps[index], function, role)
+    return replace(plan, steps=tuple(steps))
 
 
 class _Runner:

@@ -75,7 +75,10 @@ def _validate(item: Expected) -> Expected:
 def _check_line(text: Any) -> None:
     said = _LINE.fullmatch(text) if isinstance(text, str) else None
     if said is None:
-        raise TypeError(f"assert_trace: {text!r}; a line is `kind`, `kind step` or `kind step: error`")
+        raise TypeError(
+            f"assert_trace: {text!r}; a line is `kind`, `kind step` or `kind step: error`, and `*` stands for anything "
+            "in the step and the error: 'completed pay*', 'failed pay: Connection*', 'finished: LookupError*'"
+        )
     if said["kind"] not in KINDS:
         raise ValueError(
             f"assert_trace: {text!r}: no pulse is of the kind {said['kind']!r}.{suggest(said['kind'], KINDS)}"

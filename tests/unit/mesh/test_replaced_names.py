@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bitactor import Element, Input, Workflow
-from bitactor.errors import ConfigurationError
+from bitactor import Context, Element, Input, Retry, Workflow
+from bitactor.errors import ConfigurationError, DefinitionError
 from bitactor.testing import run_workflow
 from mesh.testing.replace import replace_callbacks
 
@@ -94,6 +94,39 @@ def test_steps_in_a_container_and_an_iterates_function_are_replaced() -> None:
     for name in ("grow", "w/grow"):
         replaced = replace_callbacks([grown()], {name: lambda state: state * 10})
         assert replaced["w"].at_address("w/grow").run.function(state=2) == 20  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("prefix", ["", "w/"])
+def test_an_undo_and_a_compensate_are_replaced_in_both(prefix: str) -> None:
+    workflow, called = Workflow("w", input={"x": int}), list[object]()
+
+    @workflow.step
+    def a(x: int) -> int:
+        return x
+
+    a.undo(in_doubt=True, retries=1)(lambda result: called.append(("real", result)))
+
+    @workflow.step(after=["a"])
+    def b() -> None:
+        raise ValueError("no")
+
+    b.compensate(lambda error: called.append(("real", error)))
+
+    async def undoes(result: int | None, x: int, ctx: Context) -> Retry | None:
+        called.append((result, x, ctx.attempt))
+        return Retry(after=0) if ctx.attempt == 1 else None
+
+    steps = {f"{prefix}a.undo": undoes, f"{prefix}b.compensate": lambda error: called.append(str(error))}
+    assert run_workflow(workflow, {"x": 1}, steps=steps).status == "compensated"
+    assert called == ["no", (1, 1, 1), (1, 1, 2)]
+    assert replace_callbacks([workflow], steps)["w"].at_address("w/a").undo.in_doubt  # type: ignore[union-attr]
+    for wrong in ("b.undo", "a.compensate", "c.undo", "a.und", "w/c"):
+        with pytest.raises(ConfigurationError, match="is no step, undo or compensate"):
+            run_workflow(workflow, {"x": 1}, steps={wrong: undoes})
+        with pytest.raises(ConfigurationError, match="is no step, undo or compensate"):
+            replace_callbacks([workflow], {wrong: undoes})
+    with pytest.raises(DefinitionError, match=r"replacement of 'w/a\.undo'.*'y'"):
+        run_workflow(workflow, {"x": 1}, steps={"a.undo": lambda y: None})
 
 
 def test_run_workflow_refuses_what_it_would_not_call() -> None:
