@@ -217,8 +217,8 @@ class WorkflowMapContainer(MapContainer):
         if self.catches and not nested.has_no_undo:
             raise DefinitionError(
                 f"{site.what}: on_error='collect' leaves what a failed element did as it is, but {workflow.name!r} has "
-                "steps with an undo; "
-                "take the undo away, or use on_error='fail', which undoes"
+                "steps with an undo; take the undo away; or use on_error='fail', which undoes all elements; or, to "
+                f"have each undone alone, begin a transaction for each: stimulate({workflow.name!r}, …, key=…)"
             )
         self.depth = max(self.depth, nested.depth)  # a batch and its elements are side by side
 

@@ -465,3 +465,13 @@ def test_elements_are_only_in_maps_and_maps_are_over_something() -> None:
         workflow.map(name="each")(double)
     with pytest.raises(DefinitionError, match="over a function, or over workflow="):
         workflow.map(double, name="each", over=Value([1]), workflow=increment(), bind={"x": Element()})
+
+
+def test_elements_that_shall_be_undone_alone_are_refused_with_the_cure() -> None:
+    one, lot = Workflow("one", input={"path": str}), Workflow("lot", input={"paths": list[str]})
+    one.step(lambda path: path, name="load").undo(lambda result: None)
+    lot.map(workflow=one, name="all", over="paths", bind={"path": Element()}, on_error="collect")
+    with pytest.raises(
+        DefinitionError, match=r"step 'all' of 'lot'.*begin a transaction for each: stimulate\('one', …, key=…\)"
+    ):
+        lot.check()
