@@ -37,6 +37,7 @@ _OPTIONS: Final[Options] = {
     zmq.LINGER: 0,
 }
 _SILENT_NS: Final = 3_000_000_000
+_REST_AFTER_FAILURE: Final = 0.1
 _LEAVE_TIMEOUT: Final = 0.5
 _JOIN_TIMEOUT: Final = 2.0
 
@@ -74,6 +75,8 @@ class RegistryClient(Adapter):
         self._closed = False
         self._stopping = False
         self._stopped = False
+        self.failures = 0
+        """How often the client has failed by a defect of ours, and begun anew."""
 
     @property
     def endpoint(self) -> str:
@@ -320,23 +323,36 @@ class RegistryClient(Adapter):
         socket = self._connect(context)
         try:
             while not self._stopping:
-                self._poll(socket)
-                for _ in range(len(self._calls)):
-                    self._calls.popleft()()
-                _receive(socket, protocol)
-                now_ns = time.monotonic_ns()
-                protocol.tick(now_ns)
-                if now_ns - protocol.last_received_ns > max(_SILENT_NS, 2 * protocol.lease_ns):
+                try:
+                    self._turn(socket)
+                    silent = time.monotonic_ns() - protocol.last_received_ns > max(_SILENT_NS, 2 * protocol.lease_ns)
+                except Exception:
+                    # A node whose client had ended would be alone for good, and not know it: the client begins anew.
+                    self.failures += 1
+                    _log.exception("the registry client of %r failed by a defect, and connects anew", self.holder)
+                    time.sleep(_REST_AFTER_FAILURE)
+                    silent = True
+                if silent:
                     socket.close(0)
                     socket = self._connect(context)
-                    protocol.on_reconnect(now_ns)
-                protocol.flush(now_ns)
-                _send(socket, protocol)
-                self._deliver()
+                    protocol.on_reconnect(time.monotonic_ns())
             _send(socket, protocol)
         finally:
             # A goodbye from within a callback is sent and not waited for.
             socket.close(100)
+
+    def _turn(self, socket: zmq.Socket[bytes]) -> None:
+        """Take in what has come, and send what is due."""
+        protocol = self._protocol
+        self._poll(socket)
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
+        _receive(socket, protocol)
+        now_ns = time.monotonic_ns()
+        protocol.tick(now_ns)
+        protocol.flush(now_ns)
+        _send(socket, protocol)
+        self._deliver()
 
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         socket = context.socket(zmq.DEALER)

@@ -86,6 +86,8 @@ class RegistryServer:
         self._stopping = threading.Event()
         self._wakeup: Wakeup | None = None
         self._failure: BaseException | None = None
+        self.failures = 0
+        """How often it has failed by a defect of ours, and gone on."""
         self._protocol: ServerProtocol | None = None
         self._bound_endpoint = endpoint
 
@@ -113,6 +115,14 @@ class RegistryServer:
         """Serve on this thread until `stop` is called from another one or from a signal handler; raises as `start`."""
         self._begin()
         self._guarded()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def join(self) -> None:
+        """Wait until it serves no more, after `start`; raises what it ended of, if that was not `stop`."""
+        if self._thread is not None:
+            self._thread.join()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -220,8 +230,12 @@ class RegistryServer:
             now_ns = time.monotonic_ns()
             _receive(listener, protocol, now_ns)
             if now_ns >= next_tick_ns:
-                protocol.tick(now_ns)
                 next_tick_ns = now_ns + tick_ns
+                try:
+                    protocol.tick(now_ns)
+                except Exception:  # the leases of all others hang on the next one
+                    self.failures += 1
+                    _log.exception("the registry server failed to look at its leases, by a defect; it goes on")
             _send(listener, protocol)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from mesh.cli.exits import CommandError
 from mesh.cli.options import Curve, Json, LogAs, Registry, Verbose, ask
 from mesh.cli.output import err, print_lines, print_table, short
 from mesh.cli.signals import StopSignals
@@ -91,7 +92,16 @@ async def serve(
                 print_lines([{"ready": True, "endpoint": server.endpoint}])
             else:
                 print(f"registry ready at {server.endpoint}", flush=True)
-            await stopping.requested.wait()
+            requested = asyncio.ensure_future(stopping.requested.wait())
+            ended = asyncio.ensure_future(asyncio.to_thread(server.join))
+            await asyncio.wait((requested, ended), return_when=asyncio.FIRST_COMPLETED)
+            requested.cancel()
         finally:
             await asyncio.to_thread(server.stop)
+        try:
+            await ended
+        except Exception as error:
+            raise CommandError(
+                f"the registry has ended by a defect: {error!r}", hint="its log has the stack"
+            ) from error
     return stopping.code
