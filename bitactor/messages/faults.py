@@ -25,6 +25,9 @@ MAX_DEPTH: Final = 20
 MAX_INNER_TRACEBACK: Final = 4_000
 MAX_NOTES: Final = 16
 MAX_NOTE: Final = 2_000
+MAX_CHAIN_BYTES: Final = 1024 * 1024
+"""Most bytes of what comes with an exception, give or take one of these: all of it has to fit into a token."""
+_FURTHEST: Final = 100_000
 
 _BESIDE: Final = "_bitactor_beside"
 _HOME: Final = __file__.rsplit("/", 3)[0]
@@ -45,21 +48,27 @@ def fault_of(error: BaseException) -> Fault:
 
     The exception's own methods may raise anything; as much is kept as can be had.
     """
-    return _fault_of(error, Budget(MAX_CHAIN), MAX_TRACEBACK)
+    return _fault_of(error, Budget(MAX_CHAIN, MAX_CHAIN_BYTES), MAX_TRACEBACK)
 
 
 class Budget:
-    """How many exceptions a fault may still take along, and those on the way to the one that is looked at."""
+    """How many exceptions of how many bytes a fault may still take along, and those on the way to the one that is
+    looked at."""
 
-    __slots__ = ("left", "path")
+    __slots__ = ("left", "path", "room")
 
-    def __init__(self, left: int) -> None:
+    def __init__(self, left: int, room: int) -> None:
         self.left = left
+        self.room = room
         self.path: list[BaseException] = []
+
+    def is_spent(self) -> bool:
+        """Whether none may be taken along any more."""
+        return self.left <= 0 or self.room <= 0 or len(self.path) >= MAX_DEPTH
 
     def takes(self, error: BaseException | None) -> bool:
         """Whether this one may be taken along: it is one, there is room, and it is not what it came with."""
-        if error is None or self.left <= 0 or len(self.path) >= MAX_DEPTH:
+        if error is None or self.is_spent():
             return False
         return not any(error is other for other in self.path)
 
@@ -69,14 +78,26 @@ def _fault_of(error: BaseException, budget: Budget, longest: int) -> Fault:
     budget.path.append(error)
     fault = Fault(
         type_path(type(error)),
-        utf8_safe(message_of(error)[: min(longest, MAX_MESSAGE)]),
+        utf8_safe(_cut(message_of(error), min(longest, MAX_MESSAGE))),
         utf8_safe(_users_traceback(error))[-longest:],
         _arguments(error, MAX_ARGUMENTS if longest == MAX_TRACEBACK else longest),
-        None,
-        _chain(error, budget),
     )
+    notes = _kept_notes(error)
+    budget.room -= sum(map(len, (text.encode() for text in (fault.message, fault.traceback, *notes))))
+    fault = fault._replace(chain=_chain(error, budget, notes))
     budget.path.pop()
     return fault
+
+
+def _cut(text: str, longest: int) -> str:
+    """`text`, or its beginning, with how much there was."""
+    return text if len(text) <= longest else f"{text[: longest - 40]}… ({len(text):,} characters)"
+
+
+def _kept_notes(error: BaseException) -> list[str]:
+    notes = _notes(error)
+    kept = [utf8_safe(_cut(note, MAX_NOTE)) for note in notes[:MAX_NOTES]]
+    return kept if len(notes) <= MAX_NOTES else [*kept, f"(and {len(notes) - MAX_NOTES:,} more notes)"]
 
 
 def type_path(kind: type) -> str:
@@ -104,17 +125,17 @@ def raised_text(error: BaseException) -> str:
     return utf8_safe("".join((named_text(error), *where)))
 
 
-def _chain(error: BaseException, budget: Budget) -> bytes | None:
-    found: dict[str, Any] = {}
-    notes = [utf8_safe(note[:MAX_NOTE]) for note in _notes(error)[:MAX_NOTES]]
-    if notes:
-        found["notes"] = notes
+def _chain(error: BaseException, budget: Budget, notes: list[str]) -> bytes | None:
+    found: dict[str, Any] = {"notes": notes} if notes else {}
     cause, context = _of(error, "__cause__"), _of(error, "__context__")
-    if len(budget.path) >= MAX_DEPTH and (cause is not None or context is not None):
-        found["notes"] = [*notes, "(what it came with is left out: too much in a row)"]
-    if budget.takes(cause):
-        found["cause"] = _fault_of(cause, budget, MAX_INNER_TRACEBACK)
-    elif budget.takes(context) and not _of(error, "__suppress_context__"):
+    if _of(error, "__suppress_context__"):
+        context = None
+    link, other = ("context", context) if cause is None else ("cause", cause)
+    if budget.takes(other):
+        found[link] = _fault_of(other, budget, MAX_INNER_TRACEBACK)
+    elif other is not None and budget.is_spent():
+        found["notes"] = [*notes, _left_out(other)]
+    elif cause is not None and budget.takes(context):  # the cause is what it came with
         found["context"] = _fault_of(context, budget, MAX_INNER_TRACEBACK)
     if issubclass(type(error), BaseExceptionGroup):
         members = BaseExceptionGroup.exceptions.__get__(error)
@@ -126,6 +147,20 @@ def _chain(error: BaseException, budget: Budget) -> bytes | None:
         return _packed(found)
     except BitActorError:
         return None
+
+
+def _left_out(error: BaseException) -> str:
+    """What is said of exceptions that are not taken along: how many there are in this row, and the first of all."""
+    seen: dict[int, BaseException] = {}
+    while id(error) not in seen and len(seen) < _FURTHEST:
+        seen[id(error)] = error
+        before = _of(error, "__cause__")
+        if before is None and not _of(error, "__suppress_context__"):
+            before = _of(error, "__context__")
+        if before is None:
+            break
+        error = before
+    return f"({len(seen):,} more in this row are left out, the first of all: {utf8_safe(_cut(named_text(error), 400))})"
 
 
 def _notes(error: BaseException) -> list[str]:
@@ -168,7 +203,7 @@ def error_of(fault: Fault, declared: Mapping[str, type[BaseException]]) -> BaseE
         if name in parts:  # past what the exception's class says of its attributes
             vars(BaseException)[f"__{name}__"].__set__(error, error_of(parts[name], declared))
     if "left_out" in parts:
-        add_note(error, f"(and {parts['left_out']} more)")
+        add_note(error, f"(and {parts['left_out']:,} more)")
     return error
 
 
@@ -256,7 +291,7 @@ def chain_lines(fault: Fault, depth: int = 1) -> list[str]:
     for how, other in chain_of(fault):
         lines += [f"{indent}{_HOW[how]} {other.summary()}", *chain_lines(other, depth + 1)]
     if left_out := came_with(fault).get("left_out"):
-        lines.append(f"{indent}and {left_out} more members")
+        lines.append(f"{indent}and {left_out:,} more members")
     for other in faults_beside(fault):
         lines += [f"{indent}then {other.summary()}", *chain_lines(other, depth + 1)]
     return lines

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,56 @@ def test_what_comes_with_an_exception_is_bounded(link: str) -> None:
     assert len(chain_lines(fault)) < 100
     if link == "members":
         assert "and 5 more members" in "".join(chain_lines(fault))
+
+
+def fat(number: int) -> BaseException:
+    """One whose texts take as many bytes as they may."""
+    text = f"{number} " + "\udcff" * 50_000
+    error = ValueError(text)
+    error.__notes__ = [text] * 1_000
+    return error
+
+
+def noted(notes: list[str]) -> BaseException:
+    error = ValueError("e")
+    error.__notes__ = notes
+    return error
+
+
+def in_a_row(count: int, make: Callable[[int], BaseException]) -> BaseException:
+    """So many exceptions, each the cause of the next; the first is number 0."""
+    error = make(0)
+    for number in range(1, count):
+        above = make(number)
+        above.__cause__, error = error, above
+    return error
+
+
+LARGE: dict[str, tuple[Callable[[], BaseException], str]] = {
+    "a message": (lambda: ValueError("x" * 5_000_000), "… (5,000,000 characters)"),
+    "arguments": (lambda: ValueError(["x"] * 1_000_000), "… (5,000,000 characters)"),
+    "a note": (lambda: noted(["n" * 5_000_000]), "… (5,000,000 characters)"),
+    "notes": (lambda: noted(["n"] * 1_000), "(and 984 more notes)"),
+    "causes": (lambda: in_a_row(10_000, ValueError), "(9,980 more in this row are left out, the first of all: ValueEr"),
+    "large causes": (lambda: in_a_row(40, fat), " more in this row are left out, the first of all: ValueError: 0 "),
+    "members": (lambda: ExceptionGroup("g", [ValueError(n) for n in range(100_000)]), "and 99,969 more members"),
+    "large members": (lambda: ExceptionGroup("g", [fat(n) for n in range(40)]), " more members"),
+    "large causes of members": (
+        lambda: ExceptionGroup("g", [in_a_row(10, fat) for _ in range(10)]), " more in this row are left out",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_is_large_is_cut_and_says_so(name: str) -> None:
+    make, words = LARGE[name]
+    error = make()
+    fault = fault_of(error)
+    assert len(encode_message(Reply("t", "h", 1, 0, "fail", fault=fault))) < 3_000_000
+    assert any(words in line for line in (fault.message, *chain_lines(fault)))
+    assert fault.type.endswith(type(error).__name__) and fault.message[:2] == str(error)[:2]
+    assert len(chain_of(fault)) >= ("causes" in name or "members" in name)
+    assert error_of(fault, {}) is not None and encode_token(fault_as_plain(fault))
 
 
 class Seen(list[tuple[str, str, trees.Shape]]):
