@@ -644,6 +644,22 @@ class World:
         for number in tape:
             choices = self.choices(MOODS[number % len(MOODS)]) or self.choices("rough")
             choices[number // len(MOODS) % len(choices)]()
+        self.settle(limit)
+
+    def advance(self, tape: Sequence[int]) -> None:
+        """Let `tape` choose what happens in an obliging world, as long as something does."""
+        for number in tape:
+            if choices := self.choices("calm"):
+                choices[number % len(choices)]()
+
+    def open_containers(self) -> list[str]:
+        """The paths of containers that were spawned and have no end yet, but for those that a function's reply ends."""
+        steps = [step for step in self.saga.state.steps if step is not None]  # a free place has none
+        named = {step.name for step in steps if step.container is not None and step.around_container is None}
+        return [path for (path, _), end in self.ends.items() if not end and path in named]
+
+    def settle(self, limit: int = 3_000) -> None:
+        """Let an obliging world bring the transaction to its end."""
         for _ in range(limit):
             if self.saga.state.status != "running" and not self.emissions:
                 break

@@ -22,6 +22,7 @@ FEW = examples(quick=20, long=500, suppress_health_check=list(HealthCheck))
 TAPES = st.lists(st.integers(0, 2**16), max_size=100)
 LONG_TAPES = st.lists(st.integers(0, 2**16), min_size=60, max_size=200)
 BUDGETS = st.integers(0, 30)
+STOPS = ("deadline_over", "cancel", "undo")
 DEADLINES = st.sampled_from([None, 5.0])
 
 
@@ -43,6 +44,22 @@ def _check_spans(world: World) -> None:
     if world.saga.state.status != "halted":
         assert {pulse.hop for pulse in world.journal if pulse.kind == "spawned"} <= set(spans)
         assert not len(assembler)
+
+
+@MANY
+@given(random=nested_plans(), tape=st.lists(st.integers(0, 2**16), max_size=40), how=st.sampled_from(STOPS))
+def test_whatever_was_spawned_ends_once_at_a_deadline_a_cancel_and_an_undo(
+    random: Random, tape: list[int], how: str
+) -> None:
+    world = World(random.plan, ttl=60, deadline_s=5.0, planner=planner)
+    world.advance(tape)
+    if how == "undo":
+        world.settle()
+    if world.saga.state.status == ("completed" if how == "undo" else "running"):
+        getattr(world, how)()
+        assert not world.open_containers()
+    world.settle()
+    _check_spans(world)
 
 
 @LONGER
