@@ -36,7 +36,7 @@ from bitactor.export.graph import from_dict, to_dict
 from bitactor.export.mermaid import mermaid
 from bitactor.kinds.base import FunctionKind
 from bitactor.kinds.declare import DeclaresKinds, MakeKind
-from bitactor.messages.annotations import BY_NAME, ModelReader, place_of
+from bitactor.messages.annotations import BY_NAME, ModelReader, cause_of, problems_of
 from bitactor.messages.classes import AnnotatedClasses
 from bitactor.messages.codec import Unchanged
 from bitactor.messages.faults import raised_text
@@ -299,14 +299,11 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
                 options: dict[str, Any] = BY_NAME if named else {}
                 return dict(self._read_input({} if value is None else value, **options).__dict__)
             except ValidationError as error:
-                problems = [
-                    (place_of(item), item["msg"])
-                    for item in error.errors(include_url=False, include_context=False, include_input=False)
-                ]
+                problems, cause = problems_of(error), cause_of(error)
         except BaseException as error:  # of the value's methods, or a validator; an exit would end whoever asked, too
             raise InvalidInput(f"input of {self.name!r}: validating it raised {raised_text(error)}") from error
         shown = "; ".join(f"{path or 'input'}: {message}" for path, message in problems[:5])
-        raise InvalidInput(f"input of {self.name!r}: {shown}", problems)
+        raise InvalidInput(f"input of {self.name!r}: {shown}", problems) from cause
 
     # As data, and as a picture
 

@@ -14,9 +14,10 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
+from itertools import islice
 from typing import Annotated, Any, Final, NotRequired, Required, Union, cast, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, InstanceOf, TypeAdapter, WrapValidator, create_model
+from pydantic import BaseModel, InstanceOf, TypeAdapter, ValidationError, WrapValidator, create_model
 from typing_extensions import TypeAliasType, TypedDict, is_typeddict, override
 
 from bitactor.messages.classes import fits
@@ -74,6 +75,44 @@ BY_NAME: Final[dict[str, Any]] = {"by_alias": True, "by_name": True} if _HAS_BY_
 def place_of(problem: Mapping[str, Any]) -> str:
     """Where in a value one of a `ValidationError`'s problems is: `orders.3.amount`."""
     return ".".join(_MEMBER.sub(r"\1", str(part)) for part in problem["loc"])
+
+
+def problems_of(error: ValidationError) -> list[tuple[str, str]]:
+    """Where in the value each problem is, and what it is."""
+    said = error.errors(include_url=False, include_context=False, include_input=False)
+    return [(place_of(problem), problem["msg"]) for problem in said]
+
+
+def cause_of(error: ValidationError) -> BaseException | None:
+    """What made a value not fit: the exception of a validator, or of a method of the value while it was read, which
+    pydantic only tells of; such a value is read once more."""
+    for problem in error.errors(include_url=False):
+        raised = problem.get("ctx", {}).get("error")
+        if isinstance(raised, BaseException):
+            return raised
+        if problem["type"] in _UNREAD and (raised := _raised_by(problem["input"])) is not None:
+            return raised
+    return None
+
+
+_UNREAD: Final = frozenset(
+    ("mapping_type", "dict_type", "model_type", "dataclass_type", "iteration_error", "iterable_type", "list_type",
+     "tuple_type", "set_type", "frozen_set_type", "missing")
+)  # fmt: skip
+_MOST_READ: Final = 10_000
+
+
+def _raised_by(value: Any) -> BaseException | None:
+    """What reading a value raises, one of a user's class that can be read again."""
+    kind = type(value)
+    try:
+        if kind.__module__ == "builtins" or not issubclass(kind, Iterable) or iter(value) is value:
+            return None
+        for _ in islice(value.items() if issubclass(kind, Mapping) else value, _MOST_READ):
+            pass
+    except BaseException as error:
+        return error
+    return None
 
 
 class ModelReader:

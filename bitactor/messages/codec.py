@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import decimal
+import enum
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar, Union
 
 import msgpack
@@ -20,9 +23,12 @@ from pydantic import BaseModel
 from bitactor.errors import InvalidOutcome, MalformedSignal, SignalTooLarge
 from bitactor.messages.objects import Classes, Reader, encode_model, encode_object
 from bitactor.messages.values import (
+    DATETIME,
+    SCALARS,
+    SET,
+    TIME,
     NeedsObjects,
     UnknownClass,
-    encode_plainly,
     encode_value,
     named_text,
     shown,
@@ -124,8 +130,7 @@ def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
     try:
         data, certain = _packed(value)
     except BaseException as error:  # of the user's objects, which can do anything while they are looked at
-        why = text_of(error) if issubclass(type(error), (TypeError, ValueError)) else named_text(error)
-        raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {why}") from error
+        raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {_what_is_wrong(value, error)}") from error
     if len(data) > limit:
         raise SignalTooLarge(
             f"{len(data):,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference"
@@ -134,37 +139,8 @@ def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
         try:
             unpack(data, limit)
         except MalformedSignal as error:
-            why = _wrong_key(value) or f"{error}; flatten the value"
-            raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {why}") from None
+            raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {_what_is_wrong(value, error)}") from None
     return data
-
-
-_NO_KEY: Final = (
-    "is an object, which is a mapping to readers that do not name its class, and no mapping can be a key; take a text, "
-    "a number, an enum or a tuple of these as the key, or return a list of pairs"
-)
-
-
-def _wrong_key(value: Any) -> str:
-    """What is wrong with the first key of a mapping in `value` that is an object; empty if there is none."""
-    waiting = [value]
-    with suppress(BaseException):  # of the user's objects, which can do anything while they are looked at
-        while waiting:
-            here = waiting.pop()
-            kind = type(here)
-            if issubclass(kind, Mapping):
-                for key in here:
-                    parts = key if type(key) is tuple else (key,)
-                    if any(issubclass(type(part), BaseModel) or dataclasses.is_dataclass(type(part)) for part in parts):
-                        return f"its key {shown(key)}, a {type_name(key)}, {_NO_KEY}"
-                waiting += here.values()
-            elif issubclass(kind, (list, tuple, set, frozenset)):
-                waiting += here
-            elif issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
-                waiting += [vars(here), here.__pydantic_extra__ or {}] if issubclass(kind, BaseModel) else [
-                    {field.name: getattr(here, field.name) for field in dataclasses.fields(here)}
-                ]  # fmt: skip
-    return ""
 
 
 def pack_plainly(value: Any) -> Packed:
@@ -174,9 +150,29 @@ def pack_plainly(value: Any) -> Packed:
         InvalidOutcome: they could not carry it.
     """
     try:
-        return Packed(msgpack.packb(value, default=encode_plainly, strict_types=True))
+        return Packed(msgpack.packb(value, default=_encode_plainly, strict_types=True))
     except BaseException as error:
         raise InvalidOutcome(f"a {type_name(value)} could not be carried: {text_of(error)}") from error
+
+
+def _encode_plainly(value: Any) -> Any:
+    """What releases of before packed for any value: for objects plain data."""
+    kind = type(value)
+    if issubclass(kind, BaseModel):
+        return value.model_dump(mode="python")
+    if issubclass(kind, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(kind):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+    if issubclass(kind, dt.datetime | dt.time):
+        return msgpack.ExtType(DATETIME if issubclass(kind, dt.datetime) else TIME, value.isoformat().encode())
+    if issubclass(kind, Mapping):
+        return dict(value)
+    if issubclass(kind, set | frozenset):
+        return msgpack.ExtType(SET, msgpack.packb(list(value), default=_encode_plainly, strict_types=True))
+    if hasattr(kind, "__fspath__"):
+        return kind.__fspath__(value)
+    return encode_value(value)
 
 
 def _packed(value: Any) -> tuple[bytes, bool]:
@@ -200,6 +196,119 @@ def _packed(value: Any) -> tuple[bytes, bool]:
 
 def _are_models(items: list[Any]) -> bool:
     return all(issubclass(type(item), BaseModel) for item in items)
+# What is wrong with a value that cannot be carried
+
+_NO_KEY: Final = (
+    "is an object, or holds one, which is a mapping to readers that do not name its class, and no mapping can be a "
+    "key; take a text, a number, an enum or a tuple of these as the key, or return a list of pairs"
+)
+_HOLDS_ITSELF: Final = "a value cannot hold itself; refer to it by a name or an id there, or leave it out"
+_TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels; flatten the value"
+_OF_DEPTH: Final = ("nested deeper", "within each other")
+_MOST_PARTS: Final = 100_000
+_MOST_LEVELS: Final = 200
+
+
+def _what_is_wrong(value: Any, error: BaseException) -> str:
+    """Where in a value that cannot be carried, and why: of the innermost part that cannot be carried by itself.
+
+    Args:
+        error: what was raised for the whole of it.
+    """
+    path, around = "", [value]
+    with suppress(BaseException):  # of the user's objects, which can do anything while they are looked at
+        while len(around) < _MOST_LEVELS and (found := _wrong_part(around)) is not None:
+            step, part, why = found
+            path += step
+            if not isinstance(why, BaseException):
+                return why(_middle_out(path))
+            error = why
+            around.append(part)
+    reason = _reason(error)
+    if not path or any(word in reason for word in _OF_DEPTH):  # there is no one place for it
+        return reason
+    return f"its {_middle_out(path)}, a {type_name(around[-1])}: {reason}"
+
+
+def _wrong_part(around: list[Any]) -> tuple[str, Any, BaseException | Callable[[str], str]] | None:
+    """The first part of the last of `around`, each of which is in the one before, that cannot be carried: the step to
+    it, itself, and what it raises or, if that is known, what to say of it, given the path; None if there is none."""
+    here = around[-1]
+    if issubclass(type(here), Mapping):
+        for key in here:
+            if type(key) is not int and _refusal({key: None}) is not None:
+                return "", key, _words_on_key(key)
+    for step, part in islice(_parts(here), _MOST_PARTS):
+        if any(part is outer for outer in around):
+            return step, part, _words_on_circle(part)
+        if type(part) not in _HARMLESS and (error := _refusal(part)) is not None:
+            return step, part, error
+    return None
+
+
+def _words_on_key(key: Any) -> Callable[[str], str]:
+    inner = _refusal(key)
+    why = _NO_KEY if inner is None else f"cannot be carried: {_reason(inner)}"
+    return lambda path: f"its key {shown(key)}, a {type_name(key)},{f' at {path},' if path else ''} {why}"
+
+
+def _words_on_circle(part: Any) -> Callable[[str], str]:
+    return lambda path: f"its {path} is the {type_name(part)} that it is in: {_HOLDS_ITSELF}"
+
+
+_HARMLESS: Final = SCALARS - {str}
+
+
+def _refusal(value: Any) -> BaseException | None:
+    """What a value raises when it is carried by itself."""
+    try:
+        data, certain = _packed(value)
+        if not certain:
+            unpack(data, max(len(data), MAX_TOKEN_BYTES))
+    except BaseException as error:
+        return error
+    return None
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What is directly in a value, and how to get there."""
+    kind = type(value)
+    if issubclass(kind, BaseModel):
+        private = {
+            name: item
+            for name, item in (value.__pydantic_private__ or {}).items()
+            if kind.__private_attributes__[name].default_factory is None
+        }
+        held = {name: item for name, item in vars(value).items() if name in kind.model_fields}
+        yield from (
+            (f".{name}", item) for name, item in {**held, **(value.__pydantic_extra__ or {}), **private}.items()
+        )
+    elif dataclasses.is_dataclass(kind):
+        yield from ((f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(kind))
+    elif issubclass(kind, Mapping):
+        yield from ((f"[{shown(key, 60)}]", item) for key, item in value.items())
+    elif issubclass(kind, enum.Enum):
+        yield ".value", value.value
+    elif issubclass(kind, set | frozenset):
+        yield from ((f"{{{shown(item, 60)}}}", item) for item in value)
+    elif issubclass(kind, list | tuple | deque):
+        names = getattr(kind, "_fields", None)
+        yield from ((f".{names[at]}" if names else f"[{at}]", item) for at, item in enumerate(value))
+
+
+def _reason(error: BaseException) -> str:
+    text = text_of(error)
+    if issubclass(type(error), RecursionError) or "recursion" in text or "nested" in text:
+        return _TOO_DEEP
+    if issubclass(type(error), MalformedSignal):
+        return f"{text}; flatten the value"
+    if issubclass(type(error), UnicodeEncodeError):
+        return f"{text}; carry such a text as bytes"
+    return text if issubclass(type(error), (TypeError, ValueError)) else named_text(error)
+
+
+def _middle_out(path: str) -> str:
+    return path if len(path) <= 200 else f"{path[:100]}…{path[-80:]}"
 
 
 def decode_token(token: Any, classes: Classes | None = None) -> Any:

@@ -12,11 +12,13 @@ import dataclasses
 import datetime as dt
 import enum
 import fractions
+import inspect
 import re
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from contextlib import suppress
+from functools import cached_property, lru_cache
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, Final
 
@@ -47,6 +49,7 @@ from bitactor.messages.values import (
     set_of,
     tagged,
     unpacked,
+    without_text,
     zone_name,
 )
 
@@ -57,11 +60,7 @@ Classes = Callable[[str], "type | None"]
 
 
 def encode_object(value: Any) -> Any:
-    """What msgpack packs for any value that can be carried, objects included.
-
-    Raises:
-        TypeError: it cannot be carried.
-    """
+    """What msgpack packs for any value that can be carried, objects included; raises `TypeError` for others."""
     kind: type = type(value)
     return _encoder(kind, False)(value)
 
@@ -134,7 +133,7 @@ class _Inexact(Exception):
 
 
 class _Lost(TypeError):
-    """Something private cannot be carried, and nothing would make it anew."""
+    """A part of an object is not there, or is private, cannot be carried and would not be made anew."""
 
 
 def _encode_exactly(value: Any) -> Any:
@@ -144,11 +143,7 @@ def _encode_exactly(value: Any) -> Any:
 
 
 def _encode_certainly(value: Any) -> Any:
-    """As `_encode_exactly`, for values that are known by their type to come back.
-
-    Raises:
-        NeedsObjects: it is none.
-    """
+    """As `_encode_exactly`, for values that are known by their type to come back; raises `NeedsObjects` for others."""
     encode = _CERTAIN.get(type(value))
     if encode is None:
         raise NeedsObjects
@@ -157,11 +152,7 @@ def _encode_certainly(value: Any) -> Any:
 
 @lru_cache(MANY)
 def _encoder(kind: type, exactly: bool) -> Hook:
-    """What encodes values of a type; `exactly` as within an object's state.
-
-    Raises:
-        TypeError: they cannot be carried.
-    """
+    """What encodes values of a type, `exactly` as within an object's state; raises `TypeError` if nothing can."""
     encode = (_EXACTLY if exactly else BY_TYPE).get(kind)
     if encode is not None:
         return encode
@@ -227,7 +218,23 @@ def encode_model(value: BaseModel, exactly: bool = False) -> tuple[msgpack.ExtTy
         state = None
     if state is not None and not is_customised(kind):
         return tagged("model", class_key(kind), state, None), certain
-    return tagged("model", class_key(kind), state, _pack_plainly(value.model_dump(mode="python"))), False
+    return tagged("model", class_key(kind), state, _pack_plainly(_dumped(value))), False
+
+
+def _dumped(value: BaseModel) -> dict[str, Any]:
+    """A model as plain data; a field that pydantic cannot dump, for a set of mappings is none, as it is."""
+    try:
+        return value.model_dump(mode="python")
+    except TypeError:
+        fields = type(value).model_fields
+        kept = {name: value.__dict__[name] for name in fields if not _can_be_dumped(value, name)}
+        return {**value.model_dump(mode="python", exclude={*kept}), **kept}
+
+
+def _can_be_dumped(value: BaseModel, name: str) -> bool:
+    with suppress(TypeError):
+        return value.model_dump(mode="python", include={name}) is not None
+    return False
 
 
 def _with_any(kind: type[BaseModel], parts: list[Any]) -> list[Any]:
@@ -254,6 +261,8 @@ def _model_state(value: BaseModel) -> list[Any]:
     names, private = type(value).model_fields, value.__pydantic_private__
     fields = value.__dict__  # and what is cached there
     if fields.keys() != names.keys():
+        if missing := names.keys() - fields.keys():
+            raise _Lost(without_text(type(value), sorted(missing)))
         fields = {name: fields[name] for name in names}
     if private is not None:
         private = BaseModel.__getstate__(value)["__pydantic_private__"]  # those that are set
@@ -263,11 +272,11 @@ def _model_state(value: BaseModel) -> list[Any]:
 def _encode_dataclass(value: Any, exactly: bool) -> msgpack.ExtType:
     kind: type = type(value)
     names = [field.name for field in dataclasses.fields(kind)]
-    try:
-        fields = {name: getattr(value, name) for name in names}
-    except AttributeError as error:
-        raise TypeError(f"a {kind.__qualname__} without all of its fields: {error}") from None
+    fields = {name: item for name in names if (item := getattr(value, name, _NOTHING)) is not _NOTHING}
+    if len(fields) < len(names):
+        raise TypeError(without_text(kind, [name for name in names if name not in fields]))
     others = getattr(value, "__dict__", {}).keys() - {*names, "__orig_class__"}
+    others = {name for name in others if type(inspect.getattr_static(kind, name, None)) is not cached_property}
     rest = {name: _pack_any(value.__dict__[name]) for name in sorted(others)}  # or it is refused, for it would be lost
     try:
         marked = {name: _pack_any(fields[name]) for name in fields_of_any(kind)}

@@ -23,9 +23,9 @@ import msgpack
 from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer, networks
 from typing_extensions import override
 
-_DATETIME: Final = 1
+DATETIME: Final = 1
 _DATE: Final = 2
-_TIME: Final = 3
+TIME: Final = 3
 _TIMEDELTA: Final = 4
 _UUID: Final = 5
 _DECIMAL: Final = 6
@@ -169,6 +169,11 @@ def named_text(error: BaseException) -> str:
     return f"{type_name(error)}: {message}" if message else type_name(error)
 
 
+def without_text(kind: type, names: list[str]) -> str:
+    """What is said of an object that lacks fields."""
+    return f"a {kind.__qualname__} without its {', '.join(names)}, as model_construct() leaves it; set all its fields"
+
+
 def encode_value(value: Any) -> Any:
     """What msgpack packs for a value whose type says that it comes back; tuples become lists, enums their scalar
     value, paths text.
@@ -191,26 +196,6 @@ def encode_value(value: Any) -> Any:
         if issubclass(kind, base):
             return encode(value)
     raise NeedsObjects
-
-
-def encode_plainly(value: Any) -> Any:
-    """What releases of before packed for any value: for objects plain data."""
-    kind = type(value)
-    if issubclass(kind, BaseModel):
-        return value.model_dump(mode="python")
-    if issubclass(kind, enum.Enum):
-        return value.value
-    if dataclasses.is_dataclass(kind):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
-    if issubclass(kind, dt.datetime | dt.time):
-        return msgpack.ExtType(_DATETIME if issubclass(kind, dt.datetime) else _TIME, value.isoformat().encode())
-    if issubclass(kind, Mapping):
-        return dict(value)
-    if issubclass(kind, set | frozenset):
-        return msgpack.ExtType(SET, msgpack.packb(list(value), default=encode_plainly, strict_types=True))
-    if hasattr(kind, "__fspath__"):
-        return kind.__fspath__(value)
-    return encode_value(value)
 
 
 def takes_any(annotation: Any) -> bool:
@@ -266,12 +251,39 @@ def hashable(value: Any) -> Any:
     return frozenset(value) if type(value) is set else value
 
 
+class FrozenDict(dict[Any, Any]):
+    """Plain data of an object in a set: a mapping that cannot be changed, and has a hash therefore."""
+
+    __slots__ = ()
+
+    @override
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    @override
+    def __reduce__(self) -> Any:
+        return FrozenDict, (dict(self),)
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("this object in a set is plain data that cannot be changed; take a copy of it: dict(…)")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+
+def _member(value: Any) -> Any:
+    """A decoded value as the member of a set: as `hashable`, and a mapping, the plain data of an object, frozen."""
+    if type(value) is dict:
+        return FrozenDict({key: _member(item) for key, item in value.items()})
+    return tuple(map(_member, value)) if type(value) is list else hashable(value)
+
+
 def set_of(items: list[Any]) -> set[Any] | list[Any]:
-    """The set of the items; their list if there are mappings among them, as plain data of objects are."""
+    """The set of the items; their list if there are some that no set can hold, or two that are the same."""
     try:
-        return {hashable(item) for item in items}
+        found = {_member(item) for item in items}
     except TypeError:
         return items
+    return items if len(found) < len(items) and any(type(item) is FrozenDict for item in found) else found
 
 
 def unpacked(data: bytes, hook: Callable[[int, bytes], Any]) -> Any:
@@ -313,7 +325,7 @@ of no zone that comes for the second time."""
 
 def _encode_moment(value: dt.datetime | dt.time) -> msgpack.ExtType:
     zone, fold = value.tzinfo, value.fold
-    code, note = (_DATETIME if isinstance(value, dt.datetime) else _TIME), "[fold]" if fold else ""
+    code, note = (DATETIME if isinstance(value, dt.datetime) else TIME), "[fold]" if fold else ""
     if zone is not None and type(zone) is not dt.timezone:
         name = zone_name(zone, value)
         note = f"[{name}]{note}" if name else note
@@ -409,9 +421,9 @@ URLS: Final[Mapping[str, Any]] = {
 }
 
 VALUES: Final[Mapping[int, Callable[[bytes], Any]]] = {
-    _DATETIME: _decode_datetime,
+    DATETIME: _decode_datetime,
     _DATE: lambda data: dt.date.fromisoformat(data.decode()),
-    _TIME: _decode_time,
+    TIME: _decode_time,
     _TIMEDELTA: _decode_timedelta,
     _UUID: lambda data: uuid.UUID(bytes=data),
     _DECIMAL: lambda data: decimal.Decimal(data.decode()),

@@ -13,7 +13,7 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import override
 
 from bitactor.errors import DefinitionError, InvalidInput, MalformedSignal
-from bitactor.messages.annotations import BY_NAME, VALUES, is_object_class, place_of, taking_objects
+from bitactor.messages.annotations import BY_NAME, VALUES, cause_of, is_object_class, place_of, taking_objects
 from bitactor.messages.classes import AnnotatedClasses, first_of, fits
 from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tokens, token_bytes
 from bitactor.messages.objects import Classes
@@ -212,7 +212,7 @@ def convert_arguments(arguments: Sequence[Argument], values: dict[str, Any], own
                     f"argument {argument.name!r} of {owner}, from {argument.reference}: "
                     f"{problem['msg']}{f' at {at}' if at else ''}",
                     [(argument.name, problem["msg"])],
-                ) from None
+                ) from cause_of(error)
             except _WrongType as error:
                 raise InvalidInput(
                     f"argument {argument.name!r} of {owner}, from {argument.reference}: {error}"

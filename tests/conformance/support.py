@@ -42,6 +42,22 @@ async def failure_of(transaction: Transaction) -> WorkflowFailed:
     return caught.value
 
 
+def passes(annotation: Any, value: Any) -> tuple[Workflow[Any], list[Any]]:
+    """A workflow whose second step takes what the first one returns, and says what came."""
+    workflow, came = Workflow("passes"), list[Any]()
+
+    @workflow.step
+    async def made() -> Any:
+        return value
+
+    async def taken(made: Any) -> None:
+        came.append(made)
+
+    taken.__annotations__["made"] = annotation
+    workflow.add(taken)
+    return workflow, came
+
+
 def journal(transaction: Transaction, *kinds: str) -> list[str]:
     """The steps that have pulses of these kinds, in order."""
     return [pulse.step for pulse in transaction.pulses() if pulse.kind in kinds and pulse.step]

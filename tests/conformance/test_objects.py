@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import dataclasses
 import datetime as dt
+import functools
 import shutil
 import tempfile
 import threading
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    create_model,
+    field_validator,
+    model_validator,
+)  # fmt: skip
 from typing_extensions import TypedDict
 
 from bitactor import Element, Result, Value, Workflow
@@ -29,7 +41,7 @@ from mesh import Mesh
 from mesh.network.client import Client
 from registry import RegistryServer
 from tests.conformance.claims import claim
-from tests.conformance.support import failure_of, finished, result_of
+from tests.conformance.support import failure_of, finished, passes, result_of
 from tests.e2e.support import BOUND
 
 T = TypeVar("T")
@@ -223,22 +235,6 @@ async def test_objects_in_containers(name: str, store: str) -> None:
     workflow, came = passes(annotation, value)
     await result_of(workflow, store=store)
     assert came == [value]
-
-
-def passes(annotation: Any, value: Any) -> tuple[Workflow[Any], list[Any]]:
-    """A workflow whose second step takes what the first one returns, and says what came."""
-    workflow, came = Workflow("passes"), list[Any]()
-
-    @workflow.step
-    async def made() -> Any:
-        return value
-
-    async def taken(made: Any) -> None:
-        came.append(made)
-
-    taken.__annotations__["made"] = annotation
-    workflow.add(taken)
-    return workflow, came
 
 
 class Box(BaseModel, Generic[T]):
@@ -586,3 +582,253 @@ async def test_requests_of_objects(one: Any, other: Any, same: bool, store: str)
             with pytest.raises(DuplicateTransaction, match="another input"):
                 await mesh.stimulate(workflow, other, key="k")
         await first.ended(BOUND)
+
+
+class Place(NamedTuple):
+    key: Key
+    name: str = "here"
+
+
+class Private(BaseModel):
+    number: int = 1
+    _held: Any = PrivateAttr(None)
+
+    def hold(self, held: Any) -> Self:
+        self._held = held
+        return self
+
+
+class Whole(BaseModel):
+    number: int
+    other: Any = None
+
+
+@dataclasses.dataclass
+class Ring:
+    following: Any = None
+
+    def closed(self) -> Self:
+        self.following = {"back": self}
+        return self
+
+
+def around(*, through: Callable[[Any], Any]) -> Any:
+    """A list that is in itself."""
+    found: list[Any] = []
+    found.append(through(found))
+    return found
+
+
+NAMED: dict[str, tuple[Callable[[], Any], str]] = {
+    "a named tuple as a key": (lambda: {Place(Key(1)): 2}, "its key Place(key=Key(number=1), name='here'), a Place, "),
+    "keys in what is private": (lambda: [Private().hold({Key(1): 2})], "its key Key(number=1), a Key, at [0]._held,"),
+    "a key that cannot be carried": (lambda: {"a": {threading.Lock: 1}}, "at ['a'], cannot be carried: no"),
+    "a list in itself": (lambda: around(through=lambda it: {"a": it}), "its [0]['a'] is the list that it is in:"),
+    "a mapping in itself": (lambda: around(through=lambda it: {1: (it,)})[0], "its [1][0][0] is the dict that it"),
+    "a model in itself": (lambda: around(through=lambda it: Whole(number=1, other=it)), "its [0].other is the list"),
+    "a dataclass in itself": (lambda: Ring().closed(), "its .following['back'] is the Ring that it is in:"),
+    "a model without a field": (lambda: {"a": Whole.model_construct(other=1)}, "['a'], a Whole: a Whole without its"),
+    "a lock": (lambda: Whole(number=1, other=[{"held": threading.Lock()}]), "its .other[0]['held'], a lock: no way"),
+    "half a surrogate pair": (lambda: {"a": {"b": "\udcff"}}, "its ['a']['b'], a str: 'utf-8' codec can"),
+    "braces in a key": (lambda: {"{x}": {Key(1): 2}}, "its key Key(number=1), a Key, at ['{x}'], is"),
+    "too deep": (lambda: functools.reduce(lambda inner, _: [inner], range(100), 1), "nested deeper than 64 levels; fl"),
+}  # fmt: skip
+
+
+@claim("Values", "A value that cannot be carried is refused with the path of what is wrong in it, why, and what to do.")
+@pytest.mark.parametrize("spawn", ["loop", "thread", "inline"])
+async def test_what_is_wrong_in_a_value(spawn: str) -> None:
+    def make(index: int) -> Any:
+        return [*NAMED.values()][index][0]()
+
+    async def made(index: int) -> Any:
+        return make(index)
+
+    workflow = Workflow("makes", input={"index": int})
+    workflow.add(made if spawn == "loop" else make, name="made", spawn=spawn)
+    async with Mesh(workflow) as mesh:
+        for index, (_, words) in enumerate(NAMED.values()):
+            transaction = await mesh.stimulate(workflow, {"index": index})
+            failure = await failure_of(transaction)
+            assert failure.step == "makes/made" and words in str(failure.errors[0])
+            assert isinstance(failure.errors[0], InvalidOutcome)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    key: Key
+    numbers: tuple[int, ...] = ()
+
+
+class Frosty(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+
+
+SETS: dict[str, tuple[Any, Any]] = {
+    "dataclasses": ({Key(1), Key(2)}, {("number", 1), ("number", 2)}),
+    "in each other": ({Pair(Key(1), (2,))}, {("key", frozenset({("number", 1)})), ("numbers", (2,))}),
+    "models": (frozenset({Frosty(number=1)}), {("number", 1)}),
+    "tuples": ({(1, Key(1))}, {1, frozenset({("number", 1)})}),
+    "named tuples": ({Place(Key(1))}, {"here", frozenset({("number", 1)})}),
+    "sets": ({frozenset({Key(1)})}, {frozenset({("number", 1)})}),
+}
+
+
+def as_rows(value: Any) -> Any:
+    """What is in a set of plain data, mappings as sets of pairs."""
+    if isinstance(value, dict):
+        return frozenset((name, as_rows(item)) for name, item in value.items())
+    rows = [as_rows(item) for item in value] if isinstance(value, set | frozenset | tuple) else value
+    return type(value)(rows) if isinstance(value, set | frozenset | tuple) else rows
+
+
+@claim("Values", "Objects in a set are mappings that cannot be changed to a reader that does not name their class.")
+@pytest.mark.parametrize("annotation", [set, frozenset, set[Any], Any], ids=str)
+@pytest.mark.parametrize("name", SETS)
+async def test_objects_in_sets(name: str, annotation: Any) -> None:
+    value, rows = SETS[name]
+    workflow, came = passes(annotation, value)
+    await result_of(workflow)
+    [got] = came
+    assert isinstance(got, set | frozenset) and len(got) == len(value)
+    assert {row for item in as_rows(got) for row in item} == rows
+    assert as_rows(decode_token(encode_token(got))) == as_rows(got) == as_rows(copy.deepcopy(got))
+    for item in got:
+        with pytest.raises((TypeError, AttributeError)):
+            item["number"] = 5
+
+
+@claim("Values", "Objects of several classes that are the same plain data stay several, in a list.")
+async def test_objects_in_sets_that_are_alike() -> None:
+    workflow, came = passes(Any, {Key(1), Frosty(number=1)})
+    await result_of(workflow)
+    assert came == [[{"number": 1}, {"number": 1}]]
+
+
+COMPUTED: list[int] = []
+
+
+@dataclasses.dataclass
+class Computed:
+    number: int
+
+    @functools.cached_property
+    def lock(self) -> Any:
+        COMPUTED.append(self.number)
+        return threading.Lock()
+
+
+class ComputedModel(BaseModel):
+    number: int
+
+    @functools.cached_property
+    def lock(self) -> Any:
+        COMPUTED.append(self.number)
+        return threading.Lock()
+
+
+@claim("Values", "What a cached_property has computed is no part of an object: it is computed anew where it is read.")
+@pytest.mark.parametrize("kind", [Computed, ComputedModel])
+async def test_cached_properties(kind: Any) -> None:
+    COMPUTED.clear()
+    given = kind(number=1)
+    assert given.lock is given.lock and COMPUTED == [1]
+    workflow, came = passes(kind, given)
+    await result_of(workflow)
+    assert came[0] == given and "lock" not in vars(came[0]) and COMPUTED == [1]
+    assert came[0].lock is came[0].lock is not given.lock and COMPUTED == [1, 1]
+
+
+class Bad(Mapping[str, Any]):
+    """A mapping one of whose methods raises."""
+
+    def __init__(self, method: str, error: BaseException) -> None:
+        self._method, self._error = method, error
+
+    def _called(self, method: str) -> None:
+        if method == self._method:
+            raise self._error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[str]:
+        self._called("iter")
+        return iter(["value"])
+
+    def __getitem__(self, name: str) -> Any:
+        self._called("getitem")
+        return 1
+
+    def items(self) -> Any:
+        self._called("items")
+        return super().items()
+
+
+class Raising:
+    """What can be gone through only in part."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __iter__(self) -> Iterator[int]:
+        yield 1
+        raise self._error
+
+
+def validates(value: Any) -> Any:
+    if isinstance(value, BaseException):
+        raise value
+    return value
+
+
+def takes_all() -> Workflow[Any]:
+    workflow = Workflow(
+        "takes all", input={"value": Annotated[int, BeforeValidator(validates)], "many": (list[int], []),
+                            "named": (dict[str, int], {}), "key": (Hashed | None, None)},
+    )  # fmt: skip
+    workflow.add(lambda value: value, name="passes")
+    return workflow
+
+
+def wrong_inputs(make: Callable[[], BaseException]) -> list[tuple[Any, BaseException]]:
+    """Inputs, and what reading each raises."""
+    errors = [make() for _ in range(8)]
+    given = [
+        Bad("iter", errors[0]), Bad("getitem", errors[1]), Bad("items", errors[2]),
+        {"value": 1, "many": Raising(errors[3])}, {"value": 1, "named": Bad("getitem", errors[4])},
+        {"value": 1, "named": Bad("items", errors[5])}, {"value": errors[6]},
+        {"value": 1, "key": Bad("getitem", errors[7])},
+    ]  # fmt: skip
+    return [*zip(given, errors, strict=True)]
+
+
+READ_WRONGLY = [ValueError, KeyError, SystemExit, KeyboardInterrupt, asyncio.CancelledError]
+
+
+@claim("Values", "What a method of an input raises, or a validator, is the cause of the refusal.")
+@pytest.mark.parametrize("kind", READ_WRONGLY)
+async def test_why_an_input_is_refused(kind: Any) -> None:
+    workflow = takes_all()
+    async with Mesh(workflow) as mesh:
+        for given, error in wrong_inputs(lambda: kind("mine")):
+            with pytest.raises(InvalidInput) as refused:
+                await mesh.stimulate(workflow, given)
+            assert refused.value.__cause__ is error, given
+            with pytest.raises(InvalidInput) as refused:
+                run_workflow(workflow, given)
+            assert refused.value.__cause__ is error, given
+
+
+@claim("Values", "So it is for blocking calls.")
+@pytest.mark.parametrize("kind", READ_WRONGLY)
+def test_why_an_input_is_refused_that_blocks(kind: Any) -> None:
+    workflow = takes_all()
+    with Mesh(workflow) as mesh:
+        for given, error in wrong_inputs(lambda: kind("mine")):
+            with pytest.raises(InvalidInput) as refused:
+                mesh.submit(workflow, given)
+            assert refused.value.__cause__ is error, given
+        assert mesh.run(workflow, {"value": 1}, timeout=BOUND) == 1

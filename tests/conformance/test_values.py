@@ -41,7 +41,7 @@ from mesh.sinks.jsonl import JsonlSink
 from mesh.sinks.otel.sink import OtelSink
 from mesh.sinks.plain import plain_pulse
 from tests.conformance.claims import claim
-from tests.conformance.support import failure_of, finished, result_of
+from tests.conformance.support import failure_of, finished, passes, result_of
 from tests.e2e.support import BOUND
 
 PASSWORD = "correct horse battery"
@@ -126,22 +126,6 @@ OBJECTS: dict[str, tuple[Any, Any]] = {
     "an enum whose value is a tuple": (Colour, Colour.RED),
     "objects in a mapping": (dict[str, Base | Initialised], {"a": derived(), "b": Initialised(1)}),
 }
-
-
-def passes(annotation: Any, value: Any) -> tuple[Workflow[Any], list[Any]]:
-    """A workflow whose second step takes what the first one returns, and says what came."""
-    workflow, came = Workflow("passes"), list[Any]()
-
-    @workflow.step
-    async def made() -> Any:
-        return value
-
-    async def taken(made: Any) -> None:
-        came.append(made)
-
-    taken.__annotations__["made"] = annotation
-    workflow.add(taken)
-    return workflow, came
 
 
 @claim(

@@ -143,7 +143,7 @@ def test_a_model_as_a_key_would_not_come_back_and_is_refused() -> None:
     frozen = dataclasses.make_dataclass("Frozen", ["x"], frozen=True)
     with pytest.raises(InvalidOutcome, match=r"its key Frozen\(x=1\), a Frozen, is an object, .* a list of pairs"):
         encode_token({frozen(1): 2})
-    assert decode_token(encode_token({frozen(1)})) == [{"x": 1}]
+    assert [dict(item) for item in decode_token(encode_token({frozen(1)}))] == [{"x": 1}]
     deep: Any = 1
     for _ in range(60):
         deep = frozenset((deep,))
