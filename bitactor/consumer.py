@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from typing_extensions import override
 
@@ -14,10 +16,10 @@ from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError
 from bitactor.messages.duration import nanoseconds_or_none
-from bitactor.messages.signal import DEFAULT_TTL
+from bitactor.messages.signal import DEFAULT_TTL, Signal
 from bitactor.messages.values import shown
-from bitactor.plan.arguments import Argument
-from bitactor.plan.callbacks import METHOD_PARAMETERS, parameters_of, resource_for, unknown_hint
+from bitactor.plan.arguments import Argument, converter_for
+from bitactor.plan.callbacks import METHOD_PARAMETERS, Parameter, parameters_of, resource_for, unknown_hint
 from bitactor.plan.plan import Plan, plan_digest
 from bitactor.plan.steps import step_with_options
 
@@ -80,7 +82,9 @@ def consumer(
 ) -> Callable[[Callable[..., Any]], Consumer]:
     """Declare a function as a consumer of the signals named `listens`.
 
-    It takes the signal (`.name`, `.token`, `.ttl`, `.transaction`, …) and, if it asks for one, a `Context`.
+    It takes the signal (`.name`, `.token`, `.ttl`, `.transaction`, …) and, if it asks for one, a `Context`.  Annotated
+    with something else than `Signal` (a model, a dataclass, `dict`), it takes the emitted value itself, converted to
+    that as a step's argument is; so is `.token` of a `Signal[Order]`.
 
     Args:
         concurrency: at most this many at once in one process; None: no limit of its own.
@@ -126,12 +130,16 @@ def compile_consumer(consumer: Consumer) -> Plan:
     """The plan of a consumer: one step whose input is the signal's token."""
     what = f"consumer {consumer.name!r}"
     injected, takes = _bind_signal(consumer, what)
-    signal = Argument("signal", 1, (), None, None, None, "input.signal")
-    step = step_with_options(consumer.options, consumer.function, (signal,), injected, (), what)
-    step.name, step.address, step.takes_signal = consumer.__name__, consumer.listens, takes
+    is_value, annotation = _payload_of(takes.annotation)
+    convert = converter_for(annotation, f"{what}, parameter {takes.name!r}")
+    signal = Argument(takes.name if is_value else "signal", 1, (), None, convert, None, "input.signal")
+    named = (takes.name,) if is_value else ()
+    step = step_with_options(consumer.options, consumer.function, (signal,), injected, named, what)
+    step.name, step.address = consumer.__name__, consumer.listens
+    step.takes_signal = None if is_value else takes.name
     step.forward_code = step.code("forward", 1)
     for policy in step.policies:
-        policy.check([takes])
+        policy.check([takes.name])
     return Plan(
         workflow=consumer.name,
         digest=plan_digest(consumer.name, DEFAULT_TTL, step.name, ("signal",), (step,)),
@@ -155,8 +163,28 @@ def compile_consumer(consumer: Consumer) -> Plan:
     )
 
 
-def _bind_signal(consumer: Consumer, what: str) -> tuple[dict[str, str], str]:
-    """Parameter → what the function is given beside the signal; and the parameter that takes the signal."""
+def _payload_of(annotation: Any) -> tuple[bool, Any]:
+    """Whether a parameter takes the emitted value itself, and not the signal that carries it; and what the value is
+    annotated with."""
+    nothing = inspect.Parameter.empty
+    if any(annotation is plain for plain in (nothing, Any, object, Signal)):
+        return False, nothing
+    if isinstance(annotation, str) and annotation.rpartition(".")[2] == Signal.__name__:  # not known there
+        return False, nothing
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Signal:
+        return False, parts[0]
+    if origin in (Annotated, Union, UnionType):
+        for part in parts[: 1 if origin is Annotated else None]:
+            is_value, value = _payload_of(part)
+            if not is_value:
+                return False, value
+    return True, annotation
+
+
+def _bind_signal(consumer: Consumer, what: str) -> tuple[dict[str, str], Parameter]:
+    """Parameter → what the function is given beside the signal; and the parameter that takes the signal, or its
+    value."""
     injected: dict[str, str] = {}
     takes = None
     for parameter in parameters_of(consumer.function, what):
@@ -172,7 +200,7 @@ def _bind_signal(consumer: Consumer, what: str) -> tuple[dict[str, str], str]:
                 f"{what}: parameter {parameter.name!r}{unknown_hint(consumer.function, parameter.name, ())}"
             )
         elif takes is None:
-            takes = parameter.name
+            takes = parameter
         elif not parameter.has_default:
             raise DefinitionError(
                 f"{what} takes the signal and, if it asks, a Context; {parameter.name!r} is one parameter too many"

@@ -107,7 +107,8 @@ class Hop:
         if step.takes_signal is not None:
             kwargs: dict[str, Any] = {}
             if callback is step.run:
-                kwargs[step.takes_signal] = self.signal._replace(token=self.values["signal"])
+                values = convert_arguments(step.arguments, dict(self.values), self.signal.name)
+                kwargs[step.takes_signal] = self.signal._replace(token=values["signal"])
         else:
             values = (
                 dict(self.values)
