@@ -196,6 +196,8 @@ def _packed(value: Any) -> tuple[bytes, bool]:
 
 def _are_models(items: list[Any]) -> bool:
     return all(issubclass(type(item), BaseModel) for item in items)
+
+
 # What is wrong with a value that cannot be carried
 
 _NO_KEY: Final = (
