@@ -4,55 +4,60 @@ threads or clocks.
 A domain module imports only this package; a service's entry imports `mesh`.
 """
 
-from bitactor.consumer import Consumer, consumer
-from bitactor.declare.backoff import Backoff
-from bitactor.declare.context import Context
-from bitactor.declare.resource import Resource
-from bitactor.declare.source import Element, Input, Result, Value
-from bitactor.declare.step import Step
-from bitactor.declare.then import Then
-from bitactor.errors import (
-    BitActorError,
-    CallError,
-    Cancelled,
-    ConfigurationError,
-    CycleError,
-    DeadlineExceeded,
-    DefinitionError,
-    DefinitionWarning,
-    DuplicateName,
-    DuplicateTransaction,
-    InvalidInput,
-    InvalidOutcome,
-    MalformedSignal,
-    MissingReturn,
-    Overloaded,
-    ProtocolError,
-    RemoteError,
-    ResourceUnavailable,
-    RunError,
-    SignalTooLarge,
-    StaleOwner,
-    StepExited,
-    StepFailed,
-    StepTimeout,
-    StoreError,
-    TooManyHops,
-    TtlExpired,
-    UndoFailed,
-    UnknownArgument,
-    UnknownTransaction,
-    UnknownWorkflow,
-    Unroutable,
-    UnsupportedVersion,
-    WorkerLost,
-    WorkflowFailed,
-    WorkflowTooDeep,
-)
-from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Retry
-from bitactor.messages.pulse import Pulse
-from bitactor.messages.signal import Signal
-from bitactor.workflow import Workflow
+from typing import TYPE_CHECKING
+
+from bitactor.face import late
+
+if TYPE_CHECKING:
+    from bitactor.declare.backoff import Backoff
+    from bitactor.declare.context import Context
+    from bitactor.declare.resource import Resource
+    from bitactor.declare.source import Element, Input, Result, Value
+    from bitactor.declare.step import Step
+    from bitactor.declare.then import Then
+    from bitactor.errors import (
+        BitActorError,
+        CallError,
+        Cancelled,
+        ConfigurationError,
+        CycleError,
+        DeadlineExceeded,
+        DefinitionError,
+        DefinitionWarning,
+        DuplicateName,
+        DuplicateTransaction,
+        InvalidInput,
+        InvalidOutcome,
+        MalformedSignal,
+        MissingReturn,
+        Overloaded,
+        ProtocolError,
+        RemoteError,
+        ResourceUnavailable,
+        RunError,
+        SignalTooLarge,
+        StaleOwner,
+        StepExited,
+        StepFailed,
+        StepTimeout,
+        StoreError,
+        TooManyHops,
+        TtlExpired,
+        UndoFailed,
+        UnknownArgument,
+        UnknownTransaction,
+        UnknownWorkflow,
+        Unroutable,
+        UnsupportedVersion,
+        WorkerLost,
+        WorkflowFailed,
+        WorkflowTooDeep,
+    )
+    from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Retry
+    from bitactor.messages.pulse import Pulse
+    from bitactor.messages.signal import Signal
+    from bitactor.plan.consumer import Consumer, consumer
+    from bitactor.workflow import Workflow
 
 __all__ = [
     "Backoff",
@@ -111,3 +116,23 @@ __all__ = [
     "WorkflowTooDeep",
     "consumer",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = late(
+        __name__,
+        {
+            "bitactor.errors": " ".join(__all__),  # those that no other has
+            "bitactor": "errors patterns ports",
+            "bitactor.plan.consumer": "Consumer consumer",
+            "bitactor.declare.backoff": "Backoff",
+            "bitactor.declare.context": "Context",
+            "bitactor.declare.resource": "Resource",
+            "bitactor.declare.source": "Element Input Result Value",
+            "bitactor.declare.step": "Step",
+            "bitactor.declare.then": "Then",
+            "bitactor.messages.outcome": "Continue Fail Halt Ok Retry",
+            "bitactor.messages.pulse": "Pulse",
+            "bitactor.messages.signal": "Signal",
+            "bitactor.workflow": "Workflow",
+        },
+    )

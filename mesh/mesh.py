@@ -10,7 +10,6 @@ from typing import Any, Never, Self, Unpack
 
 from typing_extensions import TypeVar, override
 
-from bitactor.consumer import Consumer
 from bitactor.declare.stimulus import StimulusKeywords, StimulusOptions, refuse_unknown
 from bitactor.errors import (
     BitActorError,
@@ -21,6 +20,7 @@ from bitactor.errors import (
 )
 from bitactor.messages.pulse import STATUSES, Pulse
 from bitactor.messages.values import shown
+from bitactor.plan.consumer import Consumer
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
 from mesh.network.links import Links

@@ -4,6 +4,7 @@ for types only too."""
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ that belong to no hop.  Time still comes from the
 
 COMMAND = frozenset(("bitactor.launcher", "bitactor.__main__"))
 """What the `bitactor` command runs first; it stands in `bitactor` because a user's `mesh.py` would hide ours."""
+
+FACE = "bitactor.face"
+"""Imports what a face shows when it is first asked for, by the name that stands in the face's table."""
 
 MAY_IMPORT = {
     "bitactor": frozenset(("bitactor", "msgpack", "pydantic", "typing_extensions")),
@@ -195,10 +199,26 @@ def every_call() -> list[tuple[str, str, int]]:
 def test_nothing_is_imported_by_call(package: str) -> None:
     wrong = []
     for caller, called, line in every_call():
-        hidden = called == "import_module" and package != "mesh" and caller not in COMMAND
+        hidden = called == "import_module" and package != "mesh" and caller not in (*COMMAND, FACE)
         if in_package(caller, package) and (called in ("__import__", "exec", "eval") or hidden):
             wrong.append(f"{caller}:{line} calls {called}")
     assert not wrong
+
+
+def test_faces_show_what_they_say() -> None:
+    faces = {found.importer for found in every_import() if found.module == FACE}
+    assert faces == {"bitactor", "registry", "mesh", "mesh.cli.work"}
+    for face in faces:
+        shown = importlib.import_module(face)
+        for statement in ast.walk(trees()[face]):
+            if isinstance(statement, ast.ImportFrom) and statement.module not in (FACE, "bitactor.launcher", "typing"):
+                home = importlib.import_module(str(statement.module))
+                assert {alias.name for alias in statement.names} <= set(shown.__all__)
+                assert all(getattr(shown, alias.name) is getattr(home, alias.name) for alias in statement.names), face
+        assert set(shown.__all__) <= set(dir(shown))
+        assert not [name for name in shown.__all__ if f"{face}.{name}" in ALL_MODULES]
+        with pytest.raises(AttributeError, match=f"module '{face}' has no attribute 'nothing'"):
+            _ = shown.nothing
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -252,11 +272,11 @@ ROOMS: dict[str, dict[str, str]] = {
         "saga": "declare errors messages plan",
         "export": "declare errors forms kinds messages plan saga",
         "workflow": "declare errors export kinds messages plan",
-        "consumer": "declare errors messages plan",
-        "testing": "consumer declare errors export messages plan saga workflow",
+        "testing": "declare errors export messages plan saga workflow",
+        "face": "",
         "launcher": "",
         "__main__": "launcher",
-        "__init__": "consumer declare errors messages workflow",
+        "__init__": "declare errors face messages plan workflow",
     },
     "registry": {
         "entry": "",

@@ -9,7 +9,6 @@ from typing import Any, Generic, NamedTuple
 
 from typing_extensions import TypeVar
 
-from bitactor.consumer import Consumer
 from bitactor.declare.stimulus import StimulusOptions, encoded
 from bitactor.errors import ConfigurationError, InvalidInput, WorkflowFailed, suggest
 from bitactor.export.failure import failure_of
@@ -21,6 +20,7 @@ from bitactor.messages.pulse import UNDONE, Pulse
 from bitactor.messages.signal import UNDO, Fault, Reply, Signal
 from bitactor.messages.wire import decode_pulse, encode_pulse
 from bitactor.plan.arguments import RawArguments, argument_values
+from bitactor.plan.consumer import Consumer
 from bitactor.plan.plan import Plan, PlanStep
 from bitactor.plan.steps import with_function
 from bitactor.saga import (

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from traceback import walk_tb
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cyclopts import App, CycloptsError
 
-from bitactor.errors import BitActorError
-from bitactor.messages.values import shown
-from mesh.cli import registry
-from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, exit_code
+from bitactor.errors import BitActorError, suggest
+from mesh.cli import work
+from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, UsageError, exit_code
 from mesh.cli.output import print_error
-from mesh.hops.exits import run_on
 
-_RUNNER: Final = asyncio.Runner.run.__code__.co_filename
-"""Where asyncio raises what Ctrl-C comes to."""
 _HELP = (
     "BitActor: bounded work as hops with a budget and a deadline, undone when it fails, traced to the last transition."
 )
@@ -36,34 +30,58 @@ def _version() -> str:
         return "0 (from a source tree)"
 
 
-app = App(
-    name="bitactor",
-    help=_HELP,
-    help_epilogue=TABLE,
-    help_format="plaintext",
-    version=_version,
-    usage="Usage: bitactor VERB [OPTIONS]   (bitactor VERB --help has an example)",
-)
-registry_app = App(name="registry", help_format="plaintext")
-registry_app.default(registry.show)
-registry_app.command(registry.serve)
+class Verb(NamedTuple):
+    """A verb of the `bitactor` command."""
 
-# By name, so that a verb costs only what it imports itself.
-_VERBS = {
-    "demo": "demo:demo",
-    "run": "run:run",
-    "stimulate": "stimulate:stimulate",
-    "trace": "trace:trace",
-    "list": "list:list_transactions",
-    "cancel": "change:cancel",
-    "resume": "change:resume",
-    "undo": "change:undo",
-    "graph": "graph:graph",
-    "doctor": "doctor:doctor",
+    place: str
+    """Its function, or its app, `module:name`, so that it costs only what it imports itself."""
+    about: str
+    """The first sentence of its docstring, for the overview, which imports no verb."""
+
+
+VERBS: Final = {
+    "cancel": Verb("mesh.cli.change:cancel", "Stop a running transaction and undo what it did."),
+    "demo": Verb(
+        "mesh.cli.demo:demo",
+        "Watch real sign-ups go hop by hop through four processes, and what happens when things go wrong.",
+    ),
+    "doctor": Verb(
+        "mesh.cli.doctor:doctor",
+        "Look at this machine, and at the store, registry and collector that are named: does a node find what it "
+        "needs?",
+    ),
+    "graph": Verb(
+        "mesh.cli.graph:graph",
+        "Draw workflows as Mermaid flowcharts: steps, where arguments come from, order, what is nested, undo, when.",
+    ),
+    "list": Verb("mesh.cli.list:list_transactions", "List transactions, the newest first."),
+    "registry": Verb("mesh.cli.registry:app", "Show who is registered: names, holders, values."),
+    "resume": Verb("mesh.cli.change:resume", "Let a halted or stuck transaction go on."),
+    "run": Verb(
+        "mesh.cli.run:run", "Run a node: it takes stimuli, supervises transactions and runs steps, until it is stopped."
+    ),
+    "stimulate": Verb("mesh.cli.stimulate:stimulate", "Begin a transaction and show its result."),
+    "trace": Verb(
+        "mesh.cli.trace:trace",
+        "Show one transaction as a waterfall: hops, durations, attempts, TTL left, tombstones, undo.",
+    ),
+    "undo": Verb("mesh.cli.change:undo", "Take back what a completed transaction did, the last step first, once."),
 }
-for _verb, _place in _VERBS.items():
-    app.command(f"mesh.cli.{_place}", name=_verb)
-app.command(registry_app)
+
+
+def command_line(*, overview: bool) -> App:
+    """The command line; `overview` shows each verb by what is said about it here, without importing it."""
+    app = App(
+        name="bitactor",
+        help=_HELP,
+        help_epilogue=TABLE,
+        help_format="plaintext",
+        version=_version,
+        usage="Usage: bitactor VERB [OPTIONS]   (bitactor VERB --help has an example)",
+    )
+    for name, verb in VERBS.items():
+        app.command(verb.place, name=name, help=verb.about if overview else None)
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,46 +119,19 @@ def _run(arguments: list[str]) -> int:
 
 
 def _call(arguments: list[str]) -> Any:
-    if not arguments or arguments[0] in app.help_flags:
-        for verb in _VERBS:
-            app[verb]  # imports it, so that the overview can say what it does
+    if arguments and arguments[0][:1] != "-" and arguments[0] not in VERBS:
+        raise UsageError(
+            f"there is no verb {arguments[0]!r}.{suggest(arguments[0], VERBS)}", "'bitactor --help' shows what there is"
+        )
+    app = command_line(overview=VERBS.keys().isdisjoint(arguments))
     command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
     answer = command(*bound.args, **bound.kwargs)
-    return _awaited(answer) if inspect.iscoroutine(answer) else answer
-
-
-def _awaited(command: Coroutine[Any, Any, Any]) -> Any:
-    """The answer of a command, whose loop goes on when a callback of the user's exits.
-
-    Raises:
-        CommandError: the command itself exits.
-        KeyboardInterrupt: Ctrl-C.
-    """
-    with asyncio.Runner() as runner:
-        task = runner.get_loop().create_task(command)
-
-        async def ended() -> None:
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:  # Ctrl-C
-                task.cancel()
-                await asyncio.wait([task])
-                raise
-
-        def must_end(error: BaseException) -> bool:
-            is_ctrl_c = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)][-1:] == [_RUNNER]
-            return is_ctrl_c or (task.done() and not task.cancelled() and task.exception() is error)
-
-        try:
-            run_on(lambda: runner.run(ended()), must_end)
-        except SystemExit as error:
-            raise CommandError(f"the command was ended by {shown(error)}") from error
-        return task.result()
+    return work.awaited(answer) if inspect.iscoroutine(answer) else answer
 
 
 def _verbs(arguments: Sequence[str]) -> list[str]:
     """The verb at the beginning of the arguments, with its subcommand, for a hint; empty if there is none."""
-    found = [argument for argument in arguments[:1] if argument in app]
+    found = [argument for argument in arguments[:1] if argument in VERBS]
     return found if found != ["registry"] or arguments[1:2] != ["serve"] else ["registry", "serve"]
 
 

@@ -24,12 +24,10 @@ from rich.text import Text
 
 from bitactor.errors import BitActorError, StoreError
 from bitactor.launcher import PACKAGES, complaint, namesake, stranger
+from mesh.cli import work
 from mesh.cli.exits import FAILED, OK
 from mesh.cli.options import Curve, Json, Registry, Store
 from mesh.cli.output import out, print_document, printable
-from mesh.network.client import Client
-from mesh.network.transports.addresses import MAX_IPC_PATH
-from mesh.stores import open_reader
 
 NEEDED: Final = (
     "pykka",
@@ -155,11 +153,11 @@ def _directories(registry: str) -> Iterator[Check]:
     """Check the directories of sockets: nobody else may enter them, and their names must be short."""
     place = tempfile.gettempdir()
     longest = len(os.fsencode(place)) + _NAME_LENGTH
-    if longest > MAX_IPC_PATH:
+    if longest > work.MAX_IPC_PATH:
         yield Check(
             "sockets",
             "fail",
-            f"{place} is too long for sockets in it ({longest} bytes of {MAX_IPC_PATH})",
+            f"{place} is too long for sockets in it ({longest} bytes of {work.MAX_IPC_PATH})",
             "set TMPDIR to a short one",
         )
     else:
@@ -201,7 +199,7 @@ def _private(directory: Path, name: str) -> Check:
 
 def _store(store: str) -> Check:
     try:
-        with open_reader(store) as reader:
+        with work.open_reader(store) as reader:
             counts = Counter(row.status for row in reader.list(limit=10_000))
     except (BitActorError, OSError) as error:
         missing = isinstance(error, StoreError) and "no such" in str(error).lower()
@@ -224,7 +222,7 @@ def _store(store: str) -> Check:
 
 async def _registry(registry: str, curve: Path | None) -> list[Check]:
     try:
-        async with Client(registry, curve=curve, patience=3.0) as client:
+        async with work.Client(registry, curve=curve, patience=3.0) as client:
             took = await client.ping()
             nodes = await client.nodes()
     except (BitActorError, TimeoutError) as error:

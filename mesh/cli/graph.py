@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from cyclopts import Parameter
 
-from bitactor.export.mermaid import mermaid
 from bitactor.messages.pulse import Pulse
-from bitactor.plan.plan import Plan
-from bitactor.workflow import Workflow
+from mesh.cli import work
 from mesh.cli.exits import UsageError
 from mesh.cli.load import definitions, load
 from mesh.cli.options import Curve, Json, Registry, Store
 from mesh.cli.output import err, print_lines
 from mesh.cli.places import id_beginning, open_place, transaction_id, unknown
-from mesh.mesh import Mesh
 
-Plans = Mapping[str, tuple[Plan, Workflow | None]]
+Plans: TypeAlias = "Mapping[str, tuple[work.Plan, work.Workflow | None]]"
 """Name → plan, and the workflow if it is one and no consumer."""
 
 
@@ -55,19 +52,20 @@ def graph(
     if json:
         print_lines(_document(plan, workflow, pulses) for plan, workflow in plans.values())
     else:
-        print("\n".join(mermaid(plan, pulses) for plan, _ in plans.values()), end="")
+        print("\n".join(work.mermaid(plan, pulses) for plan, _ in plans.values()), end="")
 
 
 def _plans(found: Any, place: str) -> Plans:
-    if isinstance(found, Mesh):
+    if isinstance(found, work.Mesh):
         return {name: (plan, found.node.workflows.get(name)) for name, plan in found.node.plans.items()}
     return {
-        item.name: (item.check(), item if isinstance(item, Workflow) else None) for item in definitions(found, place)
+        item.name: (item.check(), item if isinstance(item, work.Workflow) else None)
+        for item in definitions(found, place)
     }
 
 
-def _document(plan: Plan, workflow: Workflow | None, pulses: Sequence[Pulse]) -> dict[str, Any]:
-    document = {"workflow": plan.workflow, "digest": plan.digest, "mermaid": mermaid(plan, pulses)}
+def _document(plan: work.Plan, workflow: work.Workflow | None, pulses: Sequence[Pulse]) -> dict[str, Any]:
+    document = {"workflow": plan.workflow, "digest": plan.digest, "mermaid": work.mermaid(plan, pulses)}
     return document if workflow is None else document | workflow.describe()
 
 

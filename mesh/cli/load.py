@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from bitactor.consumer import Consumer
 from bitactor.launcher import HOME, namesake
-from bitactor.workflow import Workflow
+from mesh.cli import work
 from mesh.cli.exits import UsageError
-from mesh.mesh import Mesh
 
-Definition = Workflow | Consumer
+Definition: TypeAlias = "work.Workflow | work.Consumer"
 
 _OURS: Final = tuple(f"{HOME / package}/" for package in ("bitactor", "registry", "mesh"))
 _DEMO: Final = f"{HOME / 'mesh' / 'demo'}/"
@@ -52,12 +50,12 @@ def definitions(found: Any, place: str) -> Sequence[Definition]:
     Raises:
         UsageError: the object is none of these.
     """
-    if isinstance(found, Workflow | Consumer):
+    if isinstance(found, work.Workflow | work.Consumer):
         return (found,)
     if (
         isinstance(found, list | tuple | set | frozenset)
         and found
-        and all(isinstance(item, Workflow | Consumer) for item in found)
+        and all(isinstance(item, work.Workflow | work.Consumer) for item in found)
     ):
         return tuple(found)
     raise UsageError(
@@ -112,7 +110,7 @@ def _suggest_object(module: ModuleType, wanted: str) -> str:
     names = [
         name
         for name, value in vars(module).items()
-        if isinstance(value, Workflow | Consumer | Mesh) and not name.startswith("_")
+        if isinstance(value, work.Workflow | work.Consumer | work.Mesh) and not name.startswith("_")
     ]
     near = get_close_matches(wanted, names, n=1, cutoff=0.6)
     if near:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from cyclopts import Parameter
 
+from mesh.cli import work
 from mesh.cli.exits import UsageError
-from mesh.network.client import Client
-from registry.support.log import LogFormat
 
 T = TypeVar("T")
 
@@ -33,13 +32,13 @@ Verbose = Annotated[
     bool, Parameter(("-v", "--verbose"), negative=(), show_default=False, help="Log more than warnings to stderr.")
 ]
 LogAs = Annotated[
-    LogFormat | None,
+    Literal["text", "json"] | None,
     Parameter("--log-format", show_default=False, help="How to log: text, or json (an object a line)."),
 ]
 Http = Annotated[str, Parameter("--http", help="Address of a node's HTTP ingress, instead of a registry.")]
 
 
-async def ask(registry: str, curve: Path | None, question: Callable[[Client], Awaitable[T]]) -> T:
+async def ask(registry: str, curve: Path | None, question: Callable[[work.Client], Awaitable[T]]) -> T:
     """The answer to a question, asked with a client that is open for that time.
 
     Raises:
@@ -47,5 +46,5 @@ async def ask(registry: str, curve: Path | None, question: Callable[[Client], Aw
     """
     if not registry:
         raise UsageError("where is the mesh? --registry was not given", "give it, or set BITACTOR_REGISTRY")
-    async with Client(registry, curve=curve) as client:
+    async with work.Client(registry, curve=curve) as client:
         return await question(client)

@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from bitactor.messages.faults import chain_lines, fault_of_plain
-from mesh.sinks.plain import plain
+from mesh.cli import work
 
 PIPED_WIDTH: Final = 200
 """Columns where the output is no terminal: a script wants whole values."""
@@ -64,13 +63,13 @@ def err() -> Console:
 
 def print_document(value: Any) -> None:
     """Print one value as a JSON document."""
-    print(json.dumps(plain(value), ensure_ascii=False, indent=2))
+    print(json.dumps(work.plain(value), ensure_ascii=False, indent=2))
 
 
 def print_lines(values: Iterable[Any]) -> None:
     """Print values as JSON lines."""
     for value in values:
-        print(json.dumps(plain(value), ensure_ascii=False), flush=True)
+        print(json.dumps(work.plain(value), ensure_ascii=False), flush=True)
 
 
 def print_error(message: str, hint: str = "", details: str = "") -> None:
@@ -114,7 +113,7 @@ def moment(at_ns: int) -> str:
 
 def short(value: Any, width: int = 200) -> str:
     """A value as JSON in one line, cropped."""
-    text = json.dumps(plain(value), ensure_ascii=False)
+    text = json.dumps(work.plain(value), ensure_ascii=False)
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
@@ -133,7 +132,7 @@ def print_fault(error: Any) -> None:
         return
     where = f" (at {printable(error['step'])}, attempt {error['attempt']})" if error.get("step") else ""
     err().print(f"  {error['type']}: {short(error['message'])}{where}")
-    for line in chain_lines(fault_of_plain(error), depth=2):
+    for line in work.chain_lines(work.fault_of_plain(error), depth=2):
         err().print(printable(line))
 
 

@@ -11,10 +11,9 @@ from urllib.parse import urlencode
 
 from bitactor.messages.pulse import Pulse
 from bitactor.ports import StoreQueries, TransactionRow
+from mesh.cli import work
 from mesh.cli.exits import FAILED, UNREACHABLE, CommandError, UsageError
 from mesh.cli.http import Ingress, refusal, summary_of
-from mesh.network.client import Client
-from mesh.stores import open_reader
 
 _FULL_ID: Final = 32
 _HEX: Final = frozenset("0123456789abcdef")
@@ -102,7 +101,7 @@ class StorePlace:
 class RegistryPlace:
     """All nodes that a registry knows."""
 
-    def __init__(self, name: str, client: Client) -> None:
+    def __init__(self, name: str, client: work.Client) -> None:
         self.name = name
         self._client = client
 
@@ -188,10 +187,10 @@ async def open_place(
     if http:
         yield HttpPlace(http, Ingress(http, timeout))
     elif registry and (changes or not store):
-        async with Client(registry, curve=curve) as client:
+        async with work.Client(registry, curve=curve) as client:
             yield RegistryPlace(registry, client)
     elif store:
-        with open_reader(store) as reader:
+        with work.open_reader(store) as reader:
             yield StorePlace(store, reader)
     else:
         ways = "none of --http, --registry and --store" if changes else "neither --store nor --registry"

@@ -7,16 +7,13 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
+from mesh.cli import work
 from mesh.cli.exits import CommandError
 from mesh.cli.options import Curve, Json, LogAs, Registry, Verbose, ask
 from mesh.cli.output import err, print_lines, print_table, short
 from mesh.cli.signals import StopSignals
-from mesh.network.client import Client
-from registry import Curve as KeyPair
-from registry import Entry, RegistryServer
-from registry.support.log import log_to_stderr
 
 
 async def show(
@@ -32,7 +29,7 @@ async def show(
     Example: bitactor registry 'workflow:*' --registry ipc:///run/user/1000/bitactor/registry
     """
 
-    async def entries(client: Client) -> list[Entry]:
+    async def entries(client: work.Client) -> list[work.Entry]:
         return list(client.entries(pattern))
 
     found = await ask(registry, curve, entries)
@@ -83,8 +80,8 @@ async def serve(
     endpoint
         ipc:///directory/name, or tcp://host:port with --curve.
     """
-    log_to_stderr(logging.INFO if verbose else logging.WARNING, log_format)
-    server = RegistryServer(endpoint, state, KeyPair.load(curve) if curve is not None else None)
+    work.log_to_stderr(logging.INFO if verbose else logging.WARNING, log_format)
+    server = work.RegistryServer(endpoint, state, work.Curve.load(curve) if curve is not None else None)
     with StopSignals(until_stdin_closes=until_stdin_closes) as stopping:
         await asyncio.to_thread(server.start)
         try:
@@ -105,3 +102,8 @@ async def serve(
                 f"the registry has ended by a defect: {error!r}", hint="its log has the stack"
             ) from error
     return stopping.code
+
+
+app = App(name="registry", help_format="plaintext")
+app.default(show)
+app.command(serve)

@@ -6,18 +6,16 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 
 from cyclopts import Parameter
 
+from mesh.cli import work
 from mesh.cli.exits import CommandError, UsageError
 from mesh.cli.load import definitions, load
 from mesh.cli.options import Json, LogAs, Verbose
 from mesh.cli.output import print_lines
 from mesh.cli.signals import StopSignals
-from mesh.ingress.server import DEFAULT_HOST, HttpServer
-from mesh.mesh import Mesh
-from registry.support.log import log_to_stderr, prepare_log
 
 FLUSH_WITHIN: Final = 4.0
 """Seconds that leaving the mesh and flushing may take, after draining; then the process is ended."""
@@ -34,7 +32,7 @@ NoHost = Annotated[
 class NodeServer:
     """A server of a mesh without an ingress."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: work.Mesh) -> None:
         self._mesh = mesh
         self._stop_requested = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
@@ -58,7 +56,7 @@ class NodeServer:
         self._stop_requested.set()
 
 
-Server = HttpServer | NodeServer
+Server: TypeAlias = "work.HttpServer | NodeServer"
 """A server that runs until it is stopped: the first `stop` drains, the second ends it at once."""
 
 
@@ -108,26 +106,26 @@ async def run(
         "hosts": False if no_host else None, "drain": drain,
     }  # fmt: skip
     level = logging.INFO if verbose else logging.WARNING
-    prepare_log(level, log_format)
+    work.prepare_log(level, log_format)
     mesh = _mesh(place, {name: value for name, value in options.items() if value is not None})
-    log_to_stderr(level, log_format)  # what was imported may have set it up
+    work.log_to_stderr(level, log_format)  # what was imported may have set it up
     with StopSignals(until_stdin_closes=until_stdin_closes) as stopping:
         await _run(_server(mesh, http), mesh, stopping, machine=json)
     _require_no_collapse(mesh)
     return stopping.code
 
 
-def _require_no_collapse(mesh: Mesh) -> None:
+def _require_no_collapse(mesh: work.Mesh) -> None:
     """Raise `CommandError` if the node has ended by itself."""
     if mesh.node.collapsed:
         hint = "mend what it says; a service manager may start it again"
         raise CommandError(f"the node has ended: {mesh.node.collapsed}", hint=hint)
 
 
-def _mesh(place: str, options: Mapping[str, Any]) -> Mesh:
+def _mesh(place: str, options: Mapping[str, Any]) -> work.Mesh:
     found = load(place)
-    if not isinstance(found, Mesh):
-        return Mesh(*definitions(found, place), **options)
+    if not isinstance(found, work.Mesh):
+        return work.Mesh(*definitions(found, place), **options)
     settings = found.node.settings
     other = [name for name, value in options.items() if getattr(settings, name) != value]
     if other:
@@ -139,7 +137,7 @@ def _mesh(place: str, options: Mapping[str, Any]) -> Mesh:
     return found
 
 
-def _server(mesh: Mesh, http: str | None) -> Server:
+def _server(mesh: work.Mesh, http: str | None) -> Server:
     if http is None:
         return NodeServer(mesh)
     host, separator, port = http.rpartition(":")
@@ -147,10 +145,10 @@ def _server(mesh: Mesh, http: str | None) -> Server:
         raise UsageError(
             f"--http {http!r} is neither PORT nor HOST:PORT", "such as 8000, or 0.0.0.0:8000 for other machines"
         )
-    return HttpServer(mesh, host=host.strip("[]") or DEFAULT_HOST, port=int(port))
+    return work.HttpServer(mesh, host=host.strip("[]") or work.DEFAULT_HOST, port=int(port))
 
 
-async def _run(server: Server, mesh: Mesh, stopping: StopSignals, *, machine: bool) -> None:
+async def _run(server: Server, mesh: work.Mesh, stopping: StopSignals, *, machine: bool) -> None:
     running = asyncio.ensure_future(server.run())
     requested = asyncio.ensure_future(stopping.requested.wait())
     forced = asyncio.ensure_future(stopping.forced.wait())
@@ -179,7 +177,7 @@ async def _run(server: Server, mesh: Mesh, stopping: StopSignals, *, machine: bo
         running.result()
 
 
-def _print_ready(server: Server, mesh: Mesh, *, machine: bool) -> None:
+def _print_ready(server: Server, mesh: work.Mesh, *, machine: bool) -> None:
     about = mesh.node.about()
     if machine:
         print_lines([{"ready": True, "http": server.url or None, **about}])

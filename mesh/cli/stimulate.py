@@ -11,14 +11,12 @@ from urllib.parse import quote
 
 from cyclopts import Parameter
 
-from bitactor.declare.stimulus import StimulusOptions
 from bitactor.messages.duration import duration_rule, is_duration
+from mesh.cli import work
 from mesh.cli.exits import FAILED, OK, UsageError
 from mesh.cli.http import Ingress, summary_of
 from mesh.cli.options import Curve, Http, Json, Registry, ask
 from mesh.cli.output import err, out, print_document, print_errors, short
-from mesh.ingress.headers import headers_of
-from mesh.network.client import Client
 
 _Fields = Annotated[
     list[str] | None,
@@ -83,7 +81,7 @@ async def stimulate(
     if timeout is not None and not is_duration(timeout, zero=True):
         raise UsageError(f"--timeout {timeout:g} is no time to wait", f"give {duration_rule(zero=True)}")
     given = _input(input, field or ())
-    options = StimulusOptions(
+    options = work.StimulusOptions(
         key,
         ttl,
         deadline,
@@ -93,12 +91,12 @@ async def stimulate(
         priority,
     )
     if http:
-        headers = headers_of(options) | ({"Prefer": "respond-async"} if respond_async else {})
+        headers = work.headers_of(options) | ({"Prefer": "respond-async"} if respond_async else {})
         asked = Ingress(http, timeout).ask("POST", f"/stimuli/{quote(workflow, safe='')}", given, headers)
         summary = summary_of(*await asked)
     else:
 
-        async def begin(client: Client) -> dict[str, Any]:
+        async def begin(client: work.Client) -> dict[str, Any]:
             began = await client.stimulate(workflow, given, **options.given())
             return began if respond_async else await client.ended(began["transaction"], timeout)
 

@@ -8,11 +8,11 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bitactor.consumer import Consumer
 from bitactor.errors import BitActorError, ConfigurationError, DefinitionError, DuplicateName
 from bitactor.messages.duration import duration_rule, is_duration
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Receipt, Stimulus
+from bitactor.plan.consumer import Consumer
 from bitactor.plan.plan import Plan
 from bitactor.ports import Clock, Ids, Sink, Store
 from bitactor.workflow import Workflow

@@ -12,9 +12,9 @@ from typing import Any, Final, Self, Unpack
 import pytest
 from typing_extensions import TypeVar, override
 
-from bitactor.consumer import Consumer
 from bitactor.declare.stimulus import StimulusKeywords
 from bitactor.errors import BitActorError
+from bitactor.plan.consumer import Consumer
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.testing import SequentialIds
 from bitactor.workflow import Workflow

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 from unittest.mock import NonCallableMock
 
-from bitactor.consumer import Consumer, compile_consumer
 from bitactor.declare.functions import is_coroutine_function
 from bitactor.declare.spawners import SPAWNERS, default_spawn, spawn_beside
 from bitactor.errors import ConfigurationError, DefinitionError, suggest
 from bitactor.plan.callbacks import compile_callback
+from bitactor.plan.consumer import Consumer, compile_consumer
 from bitactor.plan.plan import Callback, Plan, PlanStep
 from bitactor.workflow import Workflow
 

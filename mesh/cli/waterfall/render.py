@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.text import Text
 
 from bitactor.messages.pulse import Pulse
+from mesh.cli import work
 from mesh.cli.output import STYLES
 from mesh.cli.waterfall.fold import folded
 from mesh.cli.waterfall.rows import FOLD, Row, Timeline, timelines
-from mesh.sinks.plain import plain_pulse
 
 MIN_WIDTH: Final = 40
 
@@ -133,7 +133,9 @@ def to_json(pulses: Sequence[Pulse], now_ns: int | None = None) -> str:
     if not found:
         return "null"
     first, *children = [_plain_timeline(timeline) for timeline in found]
-    return json.dumps({**first, "children": children, "pulses": [plain_pulse(pulse) for pulse in pulses]}, indent=2)
+    return json.dumps(
+        {**first, "children": children, "pulses": [work.plain_pulse(pulse) for pulse in pulses]}, indent=2
+    )
 
 
 def duration(ns: int, *, ascii_only: bool = False) -> str:

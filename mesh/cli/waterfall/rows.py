@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from bitactor.messages import pulse as kinds
-from bitactor.messages.faults import chain_lines, shortened
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import UNDO, Fault
+from mesh.cli import work
 
 _OUTCOMES = frozenset(
     (
@@ -221,14 +221,14 @@ def _error_notes(pulse: Pulse) -> list[str]:
     if data.get("ended_by"):
         return [f"{data['ended_by']}: {pulse.error}"]
     fault = data.get("fault")
-    return [pulse.error, *(chain_lines(Fault(*fault)) if fault else ())]
+    return [pulse.error, *(work.chain_lines(Fault(*fault)) if fault else ())]
 
 
 def _note(pulse: Pulse) -> str:
     data = pulse.data or {}
     if pulse.kind == kinds.TOMBSTONE:
         chain = data.get("chain")
-        names = " > ".join(map(str, shortened(chain))) if isinstance(chain, list | tuple) else ""
+        names = " > ".join(map(str, work.shortened(chain))) if isinstance(chain, list | tuple) else ""
         return f"tombstone: {pulse.error or 'unknown'}" + (f" ({names})" if names else "")
     if pulse.kind == kinds.EMITTED:
         return f"emitted {data['name']}" if data.get("name") else "emitted"

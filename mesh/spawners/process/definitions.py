@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from bitactor.consumer import Consumer
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError
 from bitactor.messages.codec import decode_token, encode_token, token_bytes, token_from_bytes
 from bitactor.messages.wire import MAX_FRAME_BYTES
+from bitactor.plan.consumer import Consumer
 from bitactor.plan.plan import Callback, Plan
 from bitactor.workflow import Workflow
 from mesh.hops.ports import Actor

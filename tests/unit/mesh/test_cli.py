@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from bitactor.export.mermaid import mermaid
 from bitactor.launcher import HOME, complaint, namesake, stranger
 from mesh import Mesh
 from mesh.cli import main
+from mesh.cli.app import VERBS
 from mesh.demo.walkthrough import FIELDS, SHIPPED, read_rows
 
 
@@ -37,14 +41,41 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, said.out, said.err
 
 
-VERBS = ("demo", "run", "stimulate", "trace", "list", "registry", "graph", "doctor", "cancel", "resume")
-
-
-def test_the_overview_names_every_verb_and_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "--help")
+@pytest.mark.parametrize("asked", [[], ["--help"], ["-h"]])
+def test_the_overview_names_every_verb_and_every_exit_code(
+    capsys: pytest.CaptureFixture[str], asked: list[str]
+) -> None:
+    code, out, _ = run(capsys, *asked)
     assert code == 0
-    assert all(f" {verb} " in out for verb in VERBS)
+    told = " ".join(out.replace("│", " ").split())
+    assert all(f" {name} {verb.about} " in told for name, verb in VERBS.items())
     assert all(f"{number} " in out for number in (0, 1, 2, 3, 130))
+
+
+def test_the_overview_says_of_a_verb_what_its_docstring_does() -> None:
+    for verb in VERBS.values():
+        module, _, name = verb.place.partition(":")
+        found = getattr(importlib.import_module(module), name)
+        assert inspect.getdoc(getattr(found, "default_command", found)).partition("\n")[0] == verb.about
+
+
+WITHOUT_WORK = """
+import sys
+from bitactor.launcher import main
+for typed in ("", "--help", "--version", "lst", "list --help", "trace --help", "run --help", "stimulate --help",
+              "graph --help", "undo --help", "registry --help", "registry serve --help", "list --limt 1"):
+    sys.argv = ["bitactor", *typed.split()]
+    code = main()
+    heavy = {"msgpack", "opentelemetry", "pydantic", "sqlite3", "uvicorn", "zmq"} & sys.modules.keys()
+    print(typed, code, *heavy, file=sys.stderr)
+"""
+
+
+def test_who_asks_for_help_or_has_mistyped_loads_nothing_that_works() -> None:
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_WORK], capture_output=True, text=True, check=True, cwd=HOME)
+    found = [line for line in ran.stderr.splitlines() if not line.startswith(("error:", "  →"))]
+    assert [line for line in found if not line.endswith((" 0", " 2"))] == []
+    assert len(found) == 13
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "registry serve"])
