@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rich.text import Text
 
 from mesh.cli.exits import FAILED, OK
-from mesh.cli.options import Curve, Http, Json, Registry, Store
+from mesh.cli.options import Curve, Http, Json, Registry, Store, Timeout, refuse_timeout
 from mesh.cli.output import err, out, print_document, print_errors, short, status_text
 from mesh.cli.places import id_beginning, open_place, transaction_id
 
@@ -52,7 +52,7 @@ async def resume(
     /,
     *,
     no_wait: _NoWait = False,
-    timeout: Annotated[float | None, Parameter(help="Seconds to wait for the end; by default for ever.")] = None,
+    timeout: Timeout = None,
     http: Http = "",
     registry: Registry = "",
     store: Store = "",
@@ -117,6 +117,7 @@ async def _change(
     timeout: float | None = None,
 ) -> int:
     """Ask for something to be done to a transaction, and show how it stands then."""
+    refuse_timeout(timeout)
     beginning = id_beginning(given)
     async with open_place(store, registry, curve, http, changes=True, timeout=timeout) as place:
         wanted = await transaction_id(place, beginning)

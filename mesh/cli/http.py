@@ -15,6 +15,9 @@ from mesh.cli.exits import FAILED, UNREACHABLE, USAGE, CommandError, UsageError
 
 _REFUSED: Final = {400: USAGE, 404: FAILED, 409: FAILED, 413: USAGE, 422: USAGE}
 _KINDS: Final[Mapping[str, type[HTTPConnection]]] = {"http": HTTPConnection, "https": HTTPSConnection}
+_CONNECT_WITHIN: Final = 1.0
+"""Seconds that a connection may take, however short the answer is waited for: what is asked is asked."""
+_AT_ONCE: Final = 0.001
 
 
 class Ingress:
@@ -53,10 +56,12 @@ class Ingress:
 
     def _ask(self, method: str, path: str, content: Any, headers: Mapping[str, str]) -> tuple[int, Any]:
         kind, host, port = self._address
-        connection = kind(host, port, timeout=self._timeout)
+        connection = kind(host, port, timeout=None if self._timeout is None else max(self._timeout, _CONNECT_WITHIN))
         try:
             body = None if method == "GET" else json.dumps(content)
             connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+            if self._timeout is not None and connection.sock is not None:
+                connection.sock.settimeout(max(self._timeout, _AT_ONCE))
             response = connection.getresponse()
             return response.status, json.loads(response.read())
         except TimeoutError:

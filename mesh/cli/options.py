@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from cyclopts import Parameter
 
+from bitactor.messages.duration import duration_rule, is_duration
 from mesh.cli import work
 from mesh.cli.exits import UsageError
 
@@ -36,6 +37,18 @@ LogAs = Annotated[
     Parameter("--log-format", show_default=False, help="How to log: text, or json (an object a line)."),
 ]
 Http = Annotated[str, Parameter("--http", help="Address of a node's HTTP ingress, instead of a registry.")]
+
+Timeout = Annotated[float | None, Parameter("--timeout", help="Seconds to wait for the end; by default for ever.")]
+
+
+def refuse_timeout(timeout: float | None) -> None:
+    """Refuse a time to wait that is none.
+
+    Raises:
+        UsageError: what it is, and what it may be.
+    """
+    if timeout is not None and not is_duration(timeout, zero=True):
+        raise UsageError(f"--timeout {timeout:g} is no time to wait", f"give {duration_rule(zero=True)}")
 
 
 async def ask(registry: str, curve: Path | None, question: Callable[[work.Client], Awaitable[T]]) -> T:

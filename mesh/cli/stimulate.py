@@ -11,11 +11,10 @@ from urllib.parse import quote
 
 from cyclopts import Parameter
 
-from bitactor.messages.duration import duration_rule, is_duration
 from mesh.cli import work
 from mesh.cli.exits import FAILED, OK, UsageError
 from mesh.cli.http import Ingress, summary_of
-from mesh.cli.options import Curve, Http, Json, Registry, ask
+from mesh.cli.options import Curve, Http, Json, Registry, Timeout, ask, refuse_timeout
 from mesh.cli.output import err, out, print_document, print_errors, short
 
 _Fields = Annotated[
@@ -61,7 +60,7 @@ async def stimulate(
     metadata: _Metadata = None,
     traceparent: Annotated[str | None, Parameter(help="W3C trace context that its span links to.")] = None,
     respond_async: _Async = False,
-    timeout: Annotated[float | None, Parameter(help="Seconds to wait for the end; by default for ever.")] = None,
+    timeout: Timeout = None,
     registry: Registry = "",
     http: Http = "",
     curve: Curve = None,
@@ -78,8 +77,7 @@ async def stimulate(
     workflow
         The workflow's name.
     """
-    if timeout is not None and not is_duration(timeout, zero=True):
-        raise UsageError(f"--timeout {timeout:g} is no time to wait", f"give {duration_rule(zero=True)}")
+    refuse_timeout(timeout)
     given = _input(input, field or ())
     options = work.StimulusOptions(
         key,

@@ -35,6 +35,7 @@ SECTIONS: Final = (
     "Running",
     "Starting and stopping",
     "Two ways to call it",
+    "The command line",
     "Resilience patterns",
     "Resources",
     "Where Reactor was caught",
