@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
+from rich.cells import cell_len
+from rich.text import Text
 
 from bitactor.errors import suggest
 from bitactor.ports import TransactionRow
 from mesh.cli.exits import UsageError
 from mesh.cli.options import Curve, Http, Json, Registry, Store, ask
-from mesh.cli.output import err, moment, print_lines, print_table, short, status_text
+from mesh.cli.output import err, moment, out, print_lines, print_table, printable, short, status_text
 from mesh.cli.places import open_place
 from mesh.cli.waterfall.render import duration
 
@@ -22,6 +24,9 @@ Status = Literal["running", "completed", "compensated", "cancelled", "halted", "
 DEFAULT_LIMIT: Final = 20
 _NAMES_FROM: Final = 100
 """Number of the newest transactions whose workflows are named where the one asked for has none."""
+
+_LEAST_NAME: Final = 10
+"""Cells that a workflow's name is folded into at least."""
 
 
 async def list_transactions(
@@ -77,21 +82,35 @@ def _asked(status: str | None, workflow: str | None, names: Set[str]) -> str:
 
 
 def _show(rows: list[TransactionRow]) -> None:
-    print_table(
-        ("transaction", "status", "took", "began", "workflow"),
-        (
-            (
-                row.transaction,
-                status_text(row.status),
-                duration(_took(row)),
-                moment(row.created_ns),
-                row.workflow,
-            )
-            for row in rows
-        ),
-        fold="workflow",
-        right=("took",),
-    )
+    columns = _columns(rows, out().width)
+    print_table([*columns], zip(*columns.values(), strict=True), fold="workflow", right=("took",))
+
+
+def _columns(rows: list[TransactionRow], width: int) -> dict[str, list[str | Text]]:
+    """The columns that `width` has room for: where it is narrow, ids are told by beginnings that tell those listed
+    apart, and `began` goes, then `took`, until `workflow` is not folded into slivers."""
+    columns: dict[str, list[str | Text]] = {
+        "transaction": [row.transaction for row in rows],
+        "status": [status_text(row.status) for row in rows],
+        "took": [duration(_took(row)) for row in rows],
+        "began": [moment(row.created_ns) for row in rows],
+        "workflow": [printable(row.workflow) for row in rows],
+    }
+    for step in ("transaction", "began", "took"):
+        widths = [max(cell_len(str(cell)) for cell in (name, *cells)) for name, cells in columns.items()]
+        if sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], _LEAST_NAME) <= width:
+            break
+        if step == "transaction":
+            columns[step] = [row.transaction[: _distinct(rows)] for row in rows]
+        else:
+            del columns[step]
+    return columns
+
+
+def _distinct(rows: list[TransactionRow]) -> int:
+    """How much of their ids tells the transactions apart, at least as much as says when each began."""
+    whole = len({row.transaction for row in rows})
+    return next(size for size in range(12, 33) if len({row.transaction[:size] for row in rows}) == whole)
 
 
 def _took(row: TransactionRow) -> int:

@@ -223,3 +223,34 @@ def test_a_workflow_without_transactions_is_said_to_have_none(
     assert run(capsys, *listed, "--status", "stuck") == (0, "", "no transactions that are stuck\n")
     assert run(capsys, *listed, "--workflow", "nonsense", "--json") == (0, "", "")
     assert "completed" in run(capsys, *known)[1]
+
+
+@pytest.mark.parametrize(
+    ("width", "columns", "whole"),
+    [
+        (40, ["transaction", "status", "workflow"], False),
+        (60, ["transaction", "status", "took", "began", "workflow"], False),
+        (100, ["transaction", "status", "took", "began", "workflow"], True),
+    ],
+)
+def test_a_narrow_list_drops_columns_and_crops_none(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    width: int, columns: list[str], whole: bool,
+) -> None:  # fmt: skip
+    store, workflow = f"sqlite:///{tmp_path}/pulses.db", Workflow("mail.sent.with.a.long.name")
+    workflow.step(lambda: 1, name="one")
+    with Mesh(workflow, store=store) as mesh:
+        ids = [mesh.submit(workflow).id for _ in range(3)]
+        mesh.run(workflow)
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, said, _ = run(capsys, "list", "--store", store)
+    head, *lines = said.splitlines()
+    assert head.split() == columns
+    assert all(len(line.rstrip()) <= width for line in lines) and "…" not in said
+    told = [line.split()[0] for line in lines if "completed" in line]
+    assert len(told) == len(set(told)) == 4
+    assert all((each in told) is whole for each in ids)
+    assert all(any(each.startswith(beginning) for beginning in told) for each in ids)
+    assert "".join(line.split()[-1] for line in lines) == workflow.name * 4
+    _, document, _ = run(capsys, "list", "--store", store, "--json")
+    assert json.loads(document.splitlines()[-1])["transaction"] == ids[0]
