@@ -88,15 +88,22 @@ class _Attempt:
         # A timed-out attempt may get a verdict later; what happened to it first is what the row is about.
         if self.last is None:
             self.last = pulse
-        error = _error_notes(pulse)
-        if error and error[0] not in self.notes:
-            self.notes += error
+        _add_error(self.notes, _error_notes(pulse))
         if pulse.kind == kinds.HALTED:
             self.notes.append(_note(pulse))
         elif pulse.kind == kinds.RETRIED:
             self.notes.append(_retry_note(pulse.data or {}))
         elif pulse is not self.last:
             self.notes.append(f"then {pulse.kind}")
+
+    def respawn(self, pulse: Pulse) -> None:
+        """Begin again: of an attempt that is redelivered the row shows the delivery that counts, the last."""
+        data = pulse.data or {}
+        if "opening" in data:  # a container that opens one more scope
+            return
+        self.notes.append(_respawn_note(data))
+        if "assess" not in data and self.last is None:
+            self.start_ns = pulse.at_ns
 
     def row(self, end_ns: int, over: bool) -> Row:
         last = self.last
@@ -169,8 +176,7 @@ def _fold(pulse: Pulse, attempts: dict[str, _Attempt], marks: list[tuple[int, Ro
     if pulse.kind == kinds.SPAWNED and attempt is None:
         attempts[pulse.hop] = _Attempt(pulse)
     elif pulse.kind == kinds.SPAWNED and attempt is not None:
-        if "opening" not in (pulse.data or {}):  # else it is a container that opens one more scope
-            attempt.notes.append(_respawn_note(pulse.data or {}))
+        attempt.respawn(pulse)
     elif pulse.kind in _OUTCOMES and attempt is None and (not pulse.step or pulse.elapsed_ns is None):
         _end_unspawned(pulse, marks)
     elif pulse.kind in _OUTCOMES:
@@ -179,7 +185,8 @@ def _fold(pulse: Pulse, attempts: dict[str, _Attempt], marks: list[tuple[int, Ro
             attempt.start_ns = pulse.at_ns - (pulse.elapsed_ns or 0)
         attempt.end(pulse)
     elif attempt is not None and pulse.kind in (kinds.LATE, kinds.EMITTED, kinds.TOMBSTONE):
-        attempt.notes += [_note(pulse), *_error_notes(pulse)[1:]]
+        attempt.notes.append(_note(pulse))
+        _add_chain(attempt.notes, _error_notes(pulse)[1:])
         attempt.has_tombstone = attempt.has_tombstone or pulse.kind == kinds.TOMBSTONE
     else:
         marks.append((pulse.seq, _mark(pulse)))
@@ -189,7 +196,9 @@ def _end_unspawned(pulse: Pulse, marks: list[tuple[int, Row]]) -> None:
     """Note the failure of a hop that never ran: below its tombstone if it has one, else by a mark of its own."""
     if marks and pulse.step and marks[-1][1].hop == pulse.hop and marks[-1][1].outcome == kinds.TOMBSTONE:
         seq, tombstone = marks[-1]
-        marks[-1] = (seq, tombstone._replace(notes=(*tombstone.notes, *(_error_notes(pulse) or [pulse.kind]))))
+        notes = list(tombstone.notes)
+        _add_error(notes, _error_notes(pulse) or [pulse.kind])
+        marks[-1] = (seq, tombstone._replace(notes=tuple(notes)))
     else:
         marks.append((pulse.seq, _mark(pulse)))
 
@@ -222,6 +231,19 @@ def _error_notes(pulse: Pulse) -> list[str]:
         return [f"{data['ended_by']}: {pulse.error}"]
     fault = data.get("fault")
     return [pulse.error, *(work.chain_lines(Fault(*fault)) if fault else ())]
+
+
+def _add_error(notes: list[str], error: Sequence[str]) -> None:
+    """Add an error and what came with it, of which a row says nothing twice."""
+    if not error or error[0] in notes:
+        return
+    notes.append(error[0])
+    _add_chain(notes, error[1:])
+
+
+def _add_chain(notes: list[str], chain: Sequence[str]) -> None:
+    if not set(chain) <= set(notes):
+        notes += chain
 
 
 def _note(pulse: Pulse) -> str:

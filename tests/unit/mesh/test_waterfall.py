@@ -15,6 +15,7 @@ from rich.console import Console
 from bitactor import Element, Retry, Value, Workflow
 from bitactor.messages import pulse as kinds
 from bitactor.messages.codec import encode_token
+from bitactor.messages.faults import fault_of
 from bitactor.testing import run_workflow
 from mesh.cli.waterfall.render import duration, render, show, to_json
 from mesh.cli.waterfall.rows import timelines
@@ -55,6 +56,33 @@ def test_rows_tell_what_happened_on_the_way() -> None:
     assert notes["create_user", 2] == ("redelivered (2)", "emitted user.created")
     assert notes["charge", 1] == ("StepTimeout: after 0.1 s", "late reply")
     assert notes["deep", 1] == ("tombstone: ttl_expired (normalise > charge)",)
+
+
+def test_a_redelivered_attempt_shows_the_delivery_that_counts() -> None:
+    log = PulseLog()
+    hop = log.spawn("charge", spawn="process")
+    log.spawn("charge", after=500, spawn="process", data={"delivery": 2, "lost": "worker"})
+    log.spawned_at[hop] = log.pulses[-1]
+    log.complete(hop, after=20)
+    (timeline,) = timelines(log.finish())
+    (row,) = timeline.rows
+    assert (row.end_ns - row.start_ns, row.took_ns) == (20 * MS, 20 * MS)
+    assert row.notes == ("redelivered (2): worker",)
+
+
+def test_what_came_with_an_error_is_told_once() -> None:
+    error = ValueError("no")
+    error.__cause__ = OSError("gone")
+    fault = list(fault_of(error))
+    log = PulseLog()
+    hop = log.spawn("charge")
+    log.outcome(kinds.TIMED_OUT, hop, error="StepTimeout: after 0.1 s")
+    log.add(kinds.LATE, "charge", hop=hop, error="ValueError: no", data={"fault": fault})
+    log.outcome(kinds.FAILED, hop, error="ValueError: no", data={"fault": fault})
+    (timeline,) = timelines(log.finish("compensated"))
+    notes = timeline.rows[0].notes
+    assert [note.strip() for note in notes].count("caused by OSError: gone") == 1, notes
+    assert "late reply: ValueError: no" in notes and "ValueError: no" in notes
 
 
 @pytest.mark.parametrize("width", [40, 59, 80, 120, 200])
