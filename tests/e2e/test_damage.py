@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgpack
@@ -13,8 +13,8 @@ import pytest
 
 from bitactor import Workflow
 from bitactor.errors import StoreError
+from bitactor.ports import Claim
 from mesh import Mesh
-from mesh.runtime.recovery import Recovery
 from mesh.stores import open_reader
 from tests.e2e.support import until
 
@@ -116,17 +116,17 @@ async def test_the_others_go_on(sqlite: str, caplog: pytest.LogCaptureFixture) -
 async def test_a_running_peer_looks_again(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look that fails by a defect is logged and counted, and the next one comes."""
     looks = 0
-    look = Recovery._claim_orphans
-
-    def broken(self: Recovery) -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
-            raise ZeroDivisionError("a defect")
-        look(self)
-
-    monkeypatch.setattr(Recovery, "_claim_orphans", broken)
     async with Mesh(orders, store=sqlite, lease=0.02) as mesh:
+        claim = mesh.node.store.claim
+
+        def broken(*shapes: Mapping[str, str]) -> list[Claim]:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                raise ZeroDivisionError("a defect")
+            return claim(*shapes)
+
+        monkeypatch.setattr(mesh.node.store, "claim", broken)
         await until(lambda: mesh.about()["recovery"]["failures"] == 1 and looks > 3)
 
 

@@ -22,6 +22,12 @@ ROOT = Path(__file__).parents[2]
 PROBLEMS = [f"urn:bitactor:problem:{name}" for name in TITLES]
 
 ADDED = {
+    # The log as a machine reads it; a registry's, too.
+    "command line/registry serve: --verbose -v Log more than warnings to stderr. --log-format CHOICE How to log: text, "
+    "or json (an object a line). [choices: text, json]",
+    "command line/run: --log-format CHOICE How to log: text, or json (an object a line). [choices: text, json]",
+    # Who serves a registry learns that it has ended by itself.
+    "names/registry/RegistryServer/members/join",
     # A mesh's loop goes on while its store waits for a locked file; a store of one's own inherits it.
     "names/bitactor.ports/Store/members/open_on_loop",
     # What is probably a slip is warned of, in a category of its own.
