@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -44,6 +45,7 @@ NEEDED: Final = (
 )
 _NAME_LENGTH: Final = len("/bitactor-12345678/n123456789012")
 _FEW_FILES: Final = 1_024
+_FEW_NAMES: Final = 5
 _SYMBOLS: Final = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
 
 
@@ -244,11 +246,12 @@ async def _registry(registry: str, curve: Path | None) -> list[Check]:
         )
     else:
         checks.append(Check("nodes", "ok", f"{len(nodes)} answer: {', '.join(node['node'] for node in nodes)}"))
-    parked = sum(len(node.get("parked", ())) for node in nodes)
+    parked = {transaction: why for node in nodes for transaction, why in node.get("parked", {}).items()}
     if parked:
-        checks.append(
-            Check("nodes", "warn", f"{parked} transactions cannot go on where they are", "their nodes' logs say why")
-        )
+        named = "; ".join(f"{transaction}: {why}" for transaction, why in islice(parked.items(), _FEW_NAMES))
+        more = f"; and {len(parked) - _FEW_NAMES} more" if len(parked) > _FEW_NAMES else ""
+        found = f"{len(parked)} transactions cannot go on where they are: {named}{more}"
+        checks.append(Check("nodes", "warn", found, "'bitactor list --registry …' marks them as parked"))
     return checks
 
 

@@ -61,13 +61,16 @@ async def list_transactions(
             )
         await _list_patterns(registry, curve, json)
         return
+    if limit < 1:
+        raise UsageError(f"--limit {limit} lists nothing", "give 1 or more")
     async with open_place(store, registry, curve, http) as place:
         rows = await place.rows(status=status, workflow=workflow, limit=limit)
+        parked = await place.parked(rows)
         others = await place.rows(limit=_NAMES_FROM) if workflow and not rows and not json else []
     if json:
-        print_lines({**row._asdict(), "took_ns": _took(row)} for row in rows)
+        print_lines({**row._asdict(), "took_ns": _took(row), "parked": parked.get(row.transaction)} for row in rows)
     elif rows:
-        _show(rows)
+        _show(rows, parked)
     else:
         err().print(f"no transactions{_asked(status, workflow, {row.workflow for row in others})}")
 
@@ -81,9 +84,14 @@ def _asked(status: str | None, workflow: str | None, names: Set[str]) -> str:
     return f"{asked} of workflow {workflow!r}{hint and '.' + hint}"
 
 
-def _show(rows: list[TransactionRow]) -> None:
-    columns = _columns(rows, out().width)
+def _show(rows: list[TransactionRow], parked: Mapping[str, str]) -> None:
+    columns = _columns(
+        [row._replace(status="parked") if row.transaction in parked else row for row in rows], out().width
+    )
     print_table([*columns], zip(*columns.values(), strict=True), fold="workflow", right=("took",))
+    for row in rows:
+        if row.transaction in parked:
+            err().print(f"{row.transaction} cannot go on where it is: {parked[row.transaction]}", soft_wrap=True)
 
 
 def _columns(rows: list[TransactionRow], width: int) -> dict[str, list[str | Text]]:

@@ -32,6 +32,7 @@ STYLES: Final = {
     "tombstone": "bold red",
     "cancelled": "magenta",
     "stuck": "bold red",
+    "parked": "bold red",
     "halted": "blue",
     "resumed": "blue",
     "running": "blue",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
+from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.ports import StoreQueries, TransactionRow
 from mesh.cli import work
@@ -17,6 +18,7 @@ from mesh.cli.http import Ingress, refusal, summary_of
 
 _FULL_ID: Final = 32
 _HEX: Final = frozenset("0123456789abcdef")
+_NO_PULSES: Final = "the journal has no pulse of it any more"
 _MANY: Final = 10
 """How many transactions an ambiguous beginning of an id is shown with."""
 
@@ -38,6 +40,9 @@ class Place(Protocol):
         Raises:
             BitActorError: it is unknown.
         """
+
+    async def parked(self, rows: Sequence[TransactionRow]) -> Mapping[str, str]:
+        """Those that run, but cannot go on where they are → why."""
 
     async def status(self, transaction: str) -> str:
         """The status of one transaction.
@@ -72,6 +77,18 @@ class StorePlace:
     async def pulses(self, transaction: str) -> list[Pulse]:
         """Those in the file."""
         return self._reader.pulses(transaction)
+
+    async def parked(self, rows: Sequence[TransactionRow]) -> Mapping[str, str]:
+        """Those that cannot be read; who runs them, and whether he can, the file does not know."""
+        found: dict[str, str] = {}
+        for row in rows:
+            if row.open:
+                try:
+                    if not self._reader.pulses(row.transaction):
+                        found[row.transaction] = _NO_PULSES
+                except StoreError as error:
+                    found[row.transaction] = str(error)
+        return found
 
     async def status(self, transaction: str) -> str:
         """As the file has it."""
@@ -117,6 +134,11 @@ class RegistryPlace:
         """Those of the node that owns it, or can read it."""
         return await self._client.pulses(transaction)
 
+    async def parked(self, rows: Sequence[TransactionRow]) -> Mapping[str, str]:
+        """What the nodes say of those they have."""
+        nodes = await self._client.nodes()
+        return {transaction: why for node in nodes for transaction, why in node.get("parked", {}).items()}
+
     async def status(self, transaction: str) -> str:
         """As the node that owns it says."""
         return str((await self._client.status(transaction))["status"])
@@ -139,6 +161,7 @@ class HttpPlace:
     def __init__(self, name: str, ingress: Ingress) -> None:
         self.name = name
         self._ingress = ingress
+        self._parked: dict[str, str] = {}
 
     async def rows(
         self, *, status: str | None = None, workflow: str | None = None, limit: int, before: str | None = None
@@ -149,7 +172,12 @@ class HttpPlace:
         code, answer = await self._ingress.ask("GET", f"/transactions?{query}")
         if code != 200 or not isinstance(answer, dict):
             raise refusal(code, answer)
+        self._parked |= {row["transaction"]: row["parked"] for row in answer["transactions"] if row.get("parked")}
         return [_row_of(row) for row in answer["transactions"]]
+
+    async def parked(self, rows: Sequence[TransactionRow]) -> Mapping[str, str]:
+        """What the node said with their rows."""
+        return self._parked
 
     async def pulses(self, transaction: str) -> list[Pulse]:
         """Never asked: what HTTP shows of pulses is not all that is in them."""

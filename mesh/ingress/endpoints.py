@@ -296,9 +296,9 @@ class Endpoints:
         self._require_readable()
         rows = await self.mesh.transactions(**dict(query))
         more = len(rows) == query.limit
-        return respond(
-            {"transactions": [row_as_plain(row) for row in rows], "before": rows[-1].transaction if more else None}
-        )
+        parked = self.mesh.about()["parked"]
+        content = {"transactions": [row_as_plain(row, parked) for row in rows]}
+        return respond({**content, "before": rows[-1].transaction if more else None})
 
     async def _find(self, request: Request) -> Transaction | TransactionRow:
         """The transaction, or what the store knows of it if its workflow is not declared here, or is another

@@ -54,8 +54,8 @@ def _without_surrogates(value: Any) -> Any:
     return value
 
 
-def row_as_plain(row: TransactionRow) -> dict[str, Any]:
-    """A store's row of a transaction, without what only its pulses say."""
+def row_as_plain(row: TransactionRow, parked: Mapping[str, str]) -> dict[str, Any]:
+    """A store's row of a transaction, without what only its pulses say; `parked`: why those cannot go on that are."""
     return {
         "transaction": row.transaction,
         "root": row.root,
@@ -64,6 +64,7 @@ def row_as_plain(row: TransactionRow) -> dict[str, Any]:
         "status": row.status,
         "created_at": _moment(row.created_ns),
         "updated_at": _moment(row.updated_ns),
+        "parked": parked.get(row.transaction),
     }
 
 

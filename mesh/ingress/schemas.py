@@ -70,6 +70,10 @@ _ROW: Final = _object(
         "status": {"enum": list(STATUSES)},
         "created_at": _MOMENT,
         "updated_at": _MOMENT,
+        "parked": {
+            "type": ["string", "null"],
+            "description": "Why it cannot go on at this node, if so",
+        },
     }
 )
 

@@ -36,6 +36,7 @@ SECTIONS: Final = (
     "Starting and stopping",
     "Two ways to call it",
     "The command line",
+    "When the world misbehaves",
     "Resilience patterns",
     "Resources",
     "Where Reactor was caught",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sqlite3
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from bitactor import Workflow
 from bitactor.errors import StoreError
 from bitactor.ports import Claim
 from mesh import Mesh
+from mesh.ingress.server import HttpServer
 from mesh.stores import open_reader
 from tests.e2e.support import until
+from tests.e2e.test_cli import bitactor
 
 BOUND = 30.0
 GATE = asyncio.Event()
@@ -164,3 +168,27 @@ def _react_but(one: object, react: Callable[..., object]) -> Callable[..., objec
         return react(self, event, now_ns)
 
     return hurt
+
+
+async def test_the_command_line_marks_what_is_parked(sqlite: str) -> None:
+    """From the file alone, and over HTTP; as a table, and for machines."""
+    hurt, sound = await interrupted(sqlite, 2)
+    damage(sqlite, hurt, DAMAGES["no message at all"])
+    from_file = command_line("list", "--store", sqlite, "--json")
+    parked = {row["transaction"]: row["parked"] for row in map(json.loads, from_file.stdout.splitlines())}
+    assert parked[sound] is None and "cannot be read" in parked[hurt]
+    table = command_line("list", "--store", sqlite)
+    assert f"{hurt} parked" in " ".join(table.stdout.split()) and f"{sound} running" in " ".join(table.stdout.split())
+    assert f"{hurt} cannot go on where it is" in table.stderr
+    server = HttpServer(Mesh(orders, store=sqlite), port=0)
+    running = asyncio.ensure_future(server.run())
+    await server.started.wait()
+    over_http = await asyncio.to_thread(command_line, "list", "--http", server.url, "--json")
+    server.stop()
+    await running
+    parked = {row["transaction"]: row["parked"] for row in map(json.loads, over_http.stdout.splitlines())}
+    assert parked[sound] is None and "cannot be read" in parked[hurt]
+
+
+def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return bitactor(*arguments, cwd=Path.cwd())

@@ -1,0 +1,53 @@
+"""When the world misbehaves: what cannot be read back, and duties that raise."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from bitactor.errors import InvalidInput
+from mesh import Mesh
+from tests.conformance.claims import claim
+from tests.e2e.support import until
+from tests.e2e.test_damage import BOUND, DAMAGES, damage, interrupted, orders
+
+SECTION = "When the world misbehaves"
+
+
+@claim(
+    SECTION,
+    "One transaction that cannot be read back stops the recovery of no other: it is parked, with the reason, in "
+    "`mesh.about()` and the log.",
+)
+async def test_one_that_cannot_be_read(sqlite: str, caplog: pytest.LogCaptureFixture) -> None:
+    hurt, sound = await interrupted(sqlite, 2)
+    damage(sqlite, hurt, DAMAGES["an unhashable key"])
+    async with Mesh(orders, store=sqlite) as mesh:
+        assert await (await mesh.transaction(sound)).result(BOUND) == 2
+        assert list(mesh.about()["parked"]) == [hurt] and mesh.about()["healthy"]
+    assert f"transaction {hurt} cannot go on here" in caplog.text
+
+
+@claim(SECTION, "What a stimulus carries is proved readable when it is accepted.")
+async def test_metadata_that_could_not_be_read(store: str) -> None:
+    async with Mesh(orders, store=store) as mesh:
+        with pytest.raises(InvalidInput, match=r"metadata: \(1, 2\) is the key of a mapping"):
+            await mesh.stimulate(orders, {"n": 1}, metadata={"a": {(1, 2): 3}})
+
+
+@claim(SECTION, "A periodic duty that raises is logged, counted, and comes again.")
+async def test_a_duty_that_raises(
+    sqlite: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Mesh(orders, store=sqlite, lease=0.02) as mesh:
+        looks: list[str] = []
+
+        def broken(*_: object) -> None:
+            looks.append("a look")
+            raise ZeroDivisionError("a defect")
+
+        monkeypatch.setattr(mesh.node.store, "claim", broken)
+        await until(lambda: len(looks) > 2)
+        assert mesh.about()["recovery"]["failures"] >= 2
+    assert [record for record in caplog.records if record.levelno == logging.ERROR and record.exc_info]
