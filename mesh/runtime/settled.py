@@ -167,6 +167,8 @@ class Transactions:
         Raises:
             Unroutable: another process runs it, or only another release can undo it.
         """
+        if live.failure is not None and live.state.status == "running":
+            raise live.failure
         if live.settled and live.state.status == "halted":
             live = self._reopen(live, ("halted",), "a halted one can be cancelled")
         if self.owns(live):

@@ -165,6 +165,8 @@ class Transaction(Handle, Generic[R_co]):
             else:
                 async with lend_permits(asyncio.get_running_loop()), asyncio.timeout(timeout):
                     await self._wait_settled()
+        if self._live.failure is not None and self._live.state.status == "running":
+            raise self._live.failure
         self._has_ended = True
         return _status_of(self._live)
 
@@ -237,6 +239,7 @@ class Transaction(Handle, Generic[R_co]):
         Raises:
             Unroutable: another process runs the transaction; or it is halted, and only the release that began it can
                 undo it.
+            StoreError: it ran when this mesh was closed, or was given up here.
         """
         self.request_cancel(reason)
         return await self.ended()
@@ -266,12 +269,15 @@ class Transaction(Handle, Generic[R_co]):
         Its undo time begins afresh, and its deadline does not count.
 
         Raises:
-            InvalidInput: the transaction did not complete, or was undone already.
+            InvalidInput: the transaction runs, did not complete, or was undone already.
             Unroutable: it began in another shape of its workflow, and only the release that declares that one can undo
                 it.
         """
         fault = _asked_for(reason, "undone on request")
-        await self.ended()
+        if self.status == "running":
+            raise InvalidInput(
+                f"transaction {self.id} is running; only a completed one can be undone; cancel takes it back"
+            )
         self._live = self._transactions.undo(self._live, fault)
         return await self.ended()
 

@@ -198,3 +198,28 @@ async def test_the_store_cannot_be_asked(sqlite: str, monkeypatch: pytest.Monkey
 
 def _unreadable(*_: Any) -> Any:
     raise StoreError("the disk is gone")
+
+
+async def test_a_transaction_that_runs_cannot_be_undone(store: str) -> None:
+    """It is refused at once, and goes on."""
+    shop = Shop()
+    shop.may.append("yes")
+    shop.gate.clear()
+    async with Mesh(shop.workflow, store=store) as mesh:
+        transaction = await mesh.stimulate(shop.workflow)
+        with pytest.raises(InvalidInput, match="is running; only a completed one can be undone"):
+            await transaction.undo()
+        shop.gate.set()
+        assert await transaction.result(BOUND) == "yes"
+
+
+async def test_what_ran_when_its_mesh_was_closed_takes_no_verb(store: str) -> None:
+    """Nothing is lost in silence: each says that it ran then."""
+    shop = Shop()
+    shop.may.append("yes")
+    shop.gate.clear()
+    async with Mesh(shop.workflow, store=store, drain=0) as mesh:
+        transaction = await mesh.stimulate(shop.workflow)
+    for verb in (transaction.ended, transaction.cancel, transaction.result):
+        with pytest.raises(StoreError, match="was still running when its mesh was closed"):
+            await verb()

@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[2]
 PROBLEMS = [f"urn:bitactor:problem:{name}" for name in TITLES]
 
 ADDED = {
+    # Why a transaction that runs cannot go on at this node.
+    "http/components/schemas/BitActorTransactionRow/required: ['transaction', 'root', 'parent', 'workflow', 'status', "
+    "'created_at', 'updated_at'] became ['transaction', 'root', 'parent', 'workflow', 'status', 'created_at', "
+    "'updated_at', 'parked']",
+    "http/components/schemas/BitActorTransactionRow/properties/parked",
     # The log as a machine reads it; a registry's, too.
     "command line/registry serve: --verbose -v Log more than warnings to stderr. --log-format CHOICE How to log: text, "
     "or json (an object a line). [choices: text, json]",
