@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError
 from bitactor.errors import BitActorError, suggest
 from mesh.cli import work
 from mesh.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, TABLE, USAGE, CommandError, UsageError, exit_code
-from mesh.cli.output import print_error
+from mesh.cli.output import PipedConsole, prepare_streams, print_error
 
 _HELP = (
     "BitActor: bounded work as hops with a budget and a deadline, undone when it fails, traced to the last transition."
@@ -77,6 +77,7 @@ def command_line(*, overview: bool) -> App:
         help_epilogue=TABLE,
         help_format="plaintext",
         version=_version,
+        console=PipedConsole(),
         usage="Usage: bitactor VERB [OPTIONS]   (bitactor VERB --help has an example)",
     )
     for name, verb in VERBS.items():
@@ -86,6 +87,7 @@ def command_line(*, overview: bool) -> App:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.  Arguments are the program's own unless given."""
+    prepare_streams()
     logging.getLogger().addHandler(logging.NullHandler())
     try:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 import os
 import sys
@@ -64,13 +65,33 @@ def err() -> Console:
 
 def print_document(value: Any) -> None:
     """Print one value as a JSON document."""
-    print(json.dumps(work.plain(value), ensure_ascii=False, indent=2))
+    print(_as_json(value, indent=2))
 
 
 def print_lines(values: Iterable[Any]) -> None:
     """Print values as JSON lines."""
     for value in values:
-        print(json.dumps(work.plain(value), ensure_ascii=False), flush=True)
+        print(_as_json(value), flush=True)
+
+
+def _as_json(value: Any, indent: int | None = None) -> str:
+    """The value as JSON that stdout can carry: what its encoding lacks is escaped as JSON does."""
+    text = json.dumps(work.plain(value), ensure_ascii=False, indent=indent)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(work.plain(value), indent=indent)
+    return text
+
+
+def prepare_streams() -> None:
+    """Let what is printed fail for nobody's encoding (it is escaped), nor for a stream that is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_error(message: str, hint: str = "", details: str = "") -> None:
@@ -114,7 +135,7 @@ def moment(at_ns: int) -> str:
 
 def short(value: Any, width: int = 200) -> str:
     """A value as JSON in one line, cropped."""
-    text = json.dumps(work.plain(value), ensure_ascii=False)
+    text = _as_json(value)
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 

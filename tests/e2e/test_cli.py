@@ -484,3 +484,27 @@ def test_importing_mesh_says_which_file_hides_registry(directory: Path) -> None:
     assert failed.stderr.splitlines()[-1].startswith(
         f"bitactor.launcher.HiddenPackage: {directory / 'registry.py'} hides"
     )
+
+
+def test_any_encoding_and_a_closed_stream_will_do(directory: Path) -> None:
+    """What stdout's encoding lacks is escaped; a stream that is closed loses what is printed, and no more."""
+    (directory / "cafe.py").write_text(
+        "from bitactor import Workflow\ncafe = Workflow('cafe')\ncafe.step(name='b')(lambda: 'café')\n"
+    )
+    node = Running("run", "cafe:cafe", "--http", "0", cwd=directory)
+    asked = ("stimulate", "cafe", "--http", node.ready["http"])
+    plain = bitactor(*asked, cwd=directory, PYTHONIOENCODING="ascii")
+    assert (plain.returncode, plain.stdout.strip()) == (0, '"caf\\u00e9"'), plain.stderr
+    document = bitactor(*asked, "--json", cwd=directory, PYTHONIOENCODING="ascii")
+    assert json.loads(document.stdout)["result"] == "café"
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command(*asked)], cwd=directory, env=environ(), stderr=subprocess.PIPE
+    )
+    assert (closed.returncode, b"Traceback" in closed.stderr) == (0, False)
+    assert node.stop()[0] == 0
+
+
+def test_help_whose_reader_goes_away(directory: Path) -> None:
+    piped = ["sh", "-c", '"$@" --help | true', "sh", *command()]
+    ended = subprocess.run(["bash", "-o", "pipefail", *piped[1:]], cwd=directory, env=environ(), capture_output=True)
+    assert ended.returncode in (0, 141) and not ended.stderr
