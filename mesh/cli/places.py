@@ -18,6 +18,8 @@ from mesh.cli.http import Ingress, refusal, summary_of
 
 _FULL_ID: Final = 32
 _HEX: Final = frozenset("0123456789abcdef")
+_CHANGES: Final = {"cancel": ("running", "halted"), "resume": ("halted", "stuck"), "undo": ("completed",)}
+"""Verb → the statuses that it changes."""
 _NO_PULSES: Final = "the journal has no pulse of it any more"
 _MANY: Final = 10
 """How many transactions an ambiguous beginning of an id is shown with."""
@@ -105,7 +107,15 @@ class StorePlace:
     ) -> dict[str, Any]:
         """Always refused: only a process that has the workflow can do it, and a file does not lead to one."""
         row = self._row(transaction)
-        who = f"node {row.owner}" if row.open and row.owner else f"a process that declares {row.workflow!r}"
+        allowed = _CHANGES[verb]
+        if row.status not in allowed:
+            raise CommandError(
+                f"transaction {transaction} is {row.status}; only a {' or '.join(allowed)} one can be asked to {verb}",
+                FAILED,
+            )
+        who = f"a process that declares {row.workflow!r}"
+        if row.open and row.owner:
+            who = f"node {row.owner} (or, if that is gone, {who}, which takes over)"
         raise CommandError(
             f"transaction {transaction} is {row.status}; to {verb} it is for {who} to do, which {self.name} does not "
             "lead to",
