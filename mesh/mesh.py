@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Never, Self, Unpack
+from typing import Any, Final, Never, Self, Unpack
 
 from typing_extensions import TypeVar, override
 
@@ -19,7 +19,7 @@ from bitactor.errors import (
     suggest,
 )
 from bitactor.messages.pulse import STATUSES, Pulse
-from bitactor.messages.values import shown
+from bitactor.messages.values import is_text, shown
 from bitactor.plan.consumer import Consumer
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
@@ -31,6 +31,9 @@ from mesh.sinks import OtelSink, open_sink
 from mesh.transaction.bridge import Bridge, LoopThread
 from mesh.transaction.mirror import BlockingTransaction, blocking, like
 from mesh.transaction.transaction import Transaction
+
+MOST_ROWS: Final = 2**31
+"""Rows that a store is asked for at most."""
 
 R = TypeVar("R", default=Any)
 
@@ -225,7 +228,7 @@ class Mesh(MeshFacts):
             UnknownTransaction: there is none, or its workflow is not declared here.
         """
         self.node.require_loop()
-        return Transaction(self.node.transactions, self.node.transactions.load(transaction))
+        return Transaction(self.node.transactions, self.node.transactions.load(_known_as(transaction)))
 
     async def journal(self, transaction: str) -> tuple[TransactionRow, Sequence[Pulse]]:
         """What the store has of a transaction, also of a workflow that is not declared here: its row and its pulses.
@@ -235,7 +238,7 @@ class Mesh(MeshFacts):
         """
         self.node.require_loop()
         store = self.node.transactions.store
-        row = store.get(transaction)
+        row = store.get(_known_as(transaction))
         if row is None:
             raise UnknownTransaction(f"no transaction {transaction!r} in {self.settings.store}")
         return row, store.pulses(transaction)
@@ -256,16 +259,20 @@ class Mesh(MeshFacts):
             before: the last id of the page before.
 
         Raises:
-            InvalidInput: there is no such status, or `limit` is less than 1.
+            InvalidInput: there is no such status, `limit` is less than 1, or `before` no text.
             UnknownWorkflow: `workflow` is neither, nor a name.
         """
         if status is not None and status not in STATUSES:
             raise InvalidInput(f"status={status!r}: no such status.{suggest(str(status), STATUSES)}")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise InvalidInput(f"limit={limit!r}: a whole number, at least 1")
+        if before is not None and not is_text(before):
+            raise InvalidInput(f"before={shown(before)}: the last id of the page before")
         self.node.require_loop()
         name = None if workflow is None else name_of(workflow)
-        return self.node.transactions.store.list(status=status, workflow=name, limit=limit, before=before)
+        return self.node.transactions.store.list(
+            status=status, workflow=name, limit=min(limit, MOST_ROWS), before=before
+        )
 
     def about(self) -> dict[str, Any]:
         """How this mesh's node stands, as plain data: what runs, waits, is held and was refused; docs/operations.md has
@@ -430,3 +437,14 @@ def _plain(values: Any) -> dict[str, Any] | None:
         return dict(values) if issubclass(type(values), Mapping) else None
     except BaseException:  # of a user's mapping
         return None
+
+
+def _known_as(transaction: Any) -> str:
+    """The id, if a transaction can have it.
+
+    Raises:
+        UnknownTransaction: none can.
+    """
+    if not is_text(transaction):
+        raise UnknownTransaction(f"{shown(transaction)} is no transaction's id: 32 hex digits, a text")
+    return transaction  # type: ignore[no-any-return]

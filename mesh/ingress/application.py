@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -40,13 +41,18 @@ def application(
             that rebind their name to it.
 
     Raises:
-        ConfigurationError: `mesh` is no Mesh.
+        ConfigurationError: `mesh` is no Mesh, or an option is wrong.
     """
     if not isinstance(mesh, Mesh):
         raise ConfigurationError(
             f"an ingress awaits its mesh: give it the Mesh itself, as in `mesh = Mesh(…)`, not {type(mesh).__name__}, "
             "what `with` gives"
         )
+    if type(max_body_bytes) is not int or max_body_bytes < 1:
+        raise ConfigurationError(f"max_body_bytes={max_body_bytes!r}; give a number of bytes, at least 1")
+    is_list = isinstance(allowed_hosts, Sequence | AbstractSet) and not isinstance(allowed_hosts, str | bytes)
+    if allowed_hosts is not None and not (is_list and all(isinstance(host, str) for host in allowed_hosts)):
+        raise ConfigurationError(f"allowed_hosts={allowed_hosts!r}; give a list of names, or None")
     endpoints = Endpoints(mesh, max_body_bytes)
 
     @asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitactor.errors import UnknownWorkflow
-from bitactor.messages.values import exact_text, shown
+from bitactor.messages.values import exact_text, is_text, shown
 
 
 def consumer_name(signal: str) -> str:
@@ -31,7 +31,7 @@ def name_of(workflow: object) -> str:
         name = workflow if issubclass(type(workflow), str) else getattr(workflow, "name", None)
     except BaseException:  # of a user's object
         name = None
-    if not issubclass(type(name), str):
+    if not is_text(name):
         raise UnknownWorkflow(f"{shown(workflow)} is no workflow, nor the name of one")
     return exact_text(name)  # type: ignore[arg-type]
 

@@ -247,6 +247,20 @@ async def test_what_a_caller_gets_wrong_is_said_at_once() -> None:
     assert users.inserts == 0
 
 
+@pytest.mark.parametrize("asked", [[1], 3, None, "\ud800", "x" * 10**6])
+async def test_odd_questions_are_answered_alike_by_every_store(store: str, asked: Any) -> None:
+    async with Mesh(signup, store=store) as mesh:
+        for question in (mesh.transaction, mesh.journal):
+            with pytest.raises(UnknownTransaction):
+                await question(asked)
+        if asked is not None and not (isinstance(asked, str) and asked.isascii()):
+            with pytest.raises(InvalidInput, match="before="):
+                await mesh.transactions(before=asked)
+            with pytest.raises(UnknownWorkflow):
+                await mesh.transactions(workflow=asked)
+        assert await mesh.transactions(limit=10**30) == []
+
+
 async def test_the_same_from_the_store_by_another_mesh(sqlite: str) -> None:
     async with Mesh(signup, greet, store=sqlite) as mesh:
         tx = await mesh.stimulate("users.signup", ADA, key="req-17")
