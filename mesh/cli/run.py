@@ -21,6 +21,12 @@ FLUSH_WITHIN: Final = 4.0
 """Seconds that leaving the mesh and flushing may take, after draining; then the process is ended."""
 
 
+HttpAt = Annotated[
+    str | None, Parameter(help="Serve the HTTP ingress: PORT (on 127.0.0.1; 0: any free one), or HOST:PORT.")
+]
+RootPath = Annotated[
+    str, Parameter(show_default=False, help="The path that a proxy before the ingress takes off, such as /orders.")
+]
 NoHost = Annotated[
     bool,
     Parameter(
@@ -71,9 +77,8 @@ async def run(
     registry: Annotated[
         str | None, Parameter(env_var="BITACTOR_REGISTRY", help="Endpoint of the registry that connects several nodes.")
     ] = None,
-    http: Annotated[
-        str | None, Parameter(help="Serve the HTTP ingress: PORT (on 127.0.0.1; 0: any free one), or HOST:PORT.")
-    ] = None,
+    http: HttpAt = None,
+    root_path: RootPath = "",
     endpoint: Annotated[str | None, Parameter(help="Where other nodes reach this one, ipc://… or tcp://….")] = None,
     otlp: Annotated[str | None, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318.")] = None,
     curve: Annotated[Path | None, Parameter(help="File with the mesh's key pair; tcp endpoints need it.")] = None,
@@ -110,7 +115,7 @@ async def run(
     mesh = _mesh(place, {name: value for name, value in options.items() if value is not None})
     work.log_to_stderr(level, log_format)  # what was imported may have set it up
     with StopSignals(until_stdin_closes=until_stdin_closes) as stopping:
-        await _run(_server(mesh, http), mesh, stopping, machine=json)
+        await _run(_server(mesh, http, root_path), mesh, stopping, machine=json)
     _require_no_collapse(mesh)
     return stopping.code
 
@@ -137,7 +142,11 @@ def _mesh(place: str, options: Mapping[str, Any]) -> work.Mesh:
     return found
 
 
-def _server(mesh: work.Mesh, http: str | None) -> Server:
+def _server(mesh: work.Mesh, http: str | None, root_path: str) -> Server:
+    if root_path and (http is None or not root_path.startswith("/")):
+        raise UsageError(
+            f"--root-path {root_path!r}: a path before that of an ingress", "give --http, and begin it with /"
+        )
     if http is None:
         return NodeServer(mesh)
     host, separator, port = http.rpartition(":")
@@ -145,7 +154,9 @@ def _server(mesh: work.Mesh, http: str | None) -> Server:
         raise UsageError(
             f"--http {http!r} is neither PORT nor HOST:PORT", "such as 8000, or 0.0.0.0:8000 for other machines"
         )
-    return work.HttpServer(mesh, host=host.strip("[]") or work.DEFAULT_HOST, port=int(port))
+    return work.HttpServer(
+        mesh, host=host.strip("[]") or work.DEFAULT_HOST, port=int(port), root_path=root_path.rstrip("/")
+    )
 
 
 async def _run(server: Server, mesh: work.Mesh, stopping: StopSignals, *, machine: bool) -> None:

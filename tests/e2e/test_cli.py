@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -510,3 +511,13 @@ def test_help_whose_reader_goes_away(directory: Path) -> None:
     piped = ["sh", "-c", '"$@" --help | true', "sh", *command()]
     ended = subprocess.run(["bash", "-o", "pipefail", *piped[1:]], cwd=directory, env=environ(), capture_output=True)
     assert ended.returncode in (0, 141) and not ended.stderr
+
+
+def test_an_ingress_behind_a_proxy_that_takes_a_path_off(directory: Path) -> None:
+    node = Running("run", "shop:order", "--http", "0", "--root-path", "/shop/", cwd=directory)
+    with urlopen(f"{node.ready['http']}/openapi.json", timeout=PATIENCE) as answer:
+        assert all(path.startswith("/shop/") for path in json.load(answer)["paths"])
+    assert node.stop()[0] == 0
+    for wrong in (("--root-path", "/shop"), ("--http", "0", "--root-path", "shop")):
+        refused = bitactor("run", "shop:order", *wrong, cwd=directory)
+        assert refused.returncode == 2 and "--root-path" in refused.stderr

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 PROBLEMS = [f"urn:bitactor:problem:{name}" for name in TITLES]
 
 ADDED = {
+    # An ingress of the command line behind a proxy that takes a path off.
+    "command line/run: --root-path STR The path that a proxy before the ingress takes off, such as /orders.",
     # Why a transaction that runs cannot go on at this node.
     "http/components/schemas/BitActorTransactionRow/required: ['transaction', 'root', 'parent', 'workflow', 'status', "
     "'created_at', 'updated_at'] became ['transaction', 'root', 'parent', 'workflow', 'status', 'created_at', "
