@@ -22,8 +22,6 @@ ROOT = Path(__file__).parents[2]
 PROBLEMS = [f"urn:bitactor:problem:{name}" for name in TITLES]
 
 ADDED = {
-    # An ingress of the command line behind a proxy that takes a path off.
-    "command line/run: --root-path STR The path that a proxy before the ingress takes off, such as /orders.",
     # Why a transaction that runs cannot go on at this node.
     "http/components/schemas/BitActorTransactionRow/required: ['transaction', 'root', 'parent', 'workflow', 'status', "
     "'created_at', 'updated_at'] became ['transaction', 'root', 'parent', 'workflow', 'status', 'created_at', "
@@ -32,7 +30,6 @@ ADDED = {
     # The log as a machine reads it; a registry's, too.
     "command line/registry serve: --verbose -v Log more than warnings to stderr. --log-format CHOICE How to log: text, "
     "or json (an object a line). [choices: text, json]",
-    "command line/run: --log-format CHOICE How to log: text, or json (an object a line). [choices: text, json]",
     # Who serves a registry learns that it has ended by itself.
     "names/registry/RegistryServer/members/join",
     # A mesh's loop goes on while its store waits for a locked file; a store of one's own inherits it.
@@ -205,8 +202,9 @@ STIMULATES = {
 """Methods of a mesh → what of their signature was replaced by what: completion for options, an explanation for what is
 none."""
 
-RETOLD = ("cancel", "list", "resume", "trace", "undo")
-"""Verbs with other words in their help: `--http` and `--store`, the beginning of an id, `--no-wait`, `--all`."""
+RETOLD = ("cancel", "list", "resume", "run", "trace", "undo")
+"""Verbs with other words in their help: `--http` and `--store`, the beginning of an id, `--no-wait`, `--all`,
+`--log-format` and `--root-path`."""
 
 
 def without_results(listing: str) -> Any:
