@@ -129,7 +129,17 @@ class StepExited(RunError):
 
 
 class DeadlineExceeded(RunError):
-    """The transaction's time budget is used up."""
+    """The transaction's time budget is used up.
+
+    `late_by` is how many seconds ago that was.  `clock` is what measured it: `"monotonic"` if one process ran the
+    transaction all the time, else `"wall"`.  `unattended`: it happened while no process ran the transaction.
+    """
+
+    def __init__(self, message: str, late_by: float = 0.0, clock: str = "monotonic", unattended: bool = False) -> None:
+        super().__init__(message)
+        self.late_by = late_by
+        self.clock = clock
+        self.unattended = unattended
 
 
 class TtlExpired(RunError):

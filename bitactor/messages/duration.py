@@ -28,3 +28,9 @@ def nanoseconds(seconds: float) -> int:
 def nanoseconds_or_none(seconds: float | None) -> int | None:
     """The same of a duration that need not be given."""
     return None if seconds is None else nanoseconds(seconds)
+
+
+def seconds_text(duration_ns: int) -> str:
+    """For messages: `0.25 s`, `31.2 s`, `3,600 s`."""
+    seconds = duration_ns / 1e9
+    return f"{seconds:,.0f} s" if abs(seconds) >= 100 else f"{seconds:.3g} s"

@@ -10,7 +10,14 @@ from types import TracebackType
 from typing import Any, Final
 
 from bitactor import errors
-from bitactor.errors import BitActorError, InvalidOutcome, ProtocolError, RemoteError, TtlExpired
+from bitactor.errors import (
+    BitActorError,
+    DeadlineExceeded,
+    InvalidOutcome,
+    ProtocolError,
+    RemoteError,
+    TtlExpired,
+)
 from bitactor.messages.codec import pack, unpack
 from bitactor.messages.signal import Fault
 from bitactor.messages.values import class_text, exact_text, message_of, named_text
@@ -218,8 +225,8 @@ def _bare_error(fault: Fault, declared: Mapping[str, type[BaseException]], parts
             if issubclass(type(made), BaseException):  # or its `__new__` made something else
                 return made
         if isinstance(own, type) and issubclass(own, BitActorError) and own is not RemoteError:
-            if own is TtlExpired and fault.arguments is not None:
-                return TtlExpired(*unpack(fault.arguments))
+            if issubclass(own, TtlExpired | DeadlineExceeded) and fault.arguments is not None:
+                return own(*unpack(fault.arguments))
             return own(fault.message)
         if kind is None and parts.get("members"):
             return BaseExceptionGroup(_group_message(fault.message), _members(parts, declared))

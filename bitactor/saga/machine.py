@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 from bitactor.errors import StoreError
+from bitactor.messages.codec import pack
+from bitactor.messages.duration import seconds_text
 from bitactor.messages.pulse import (
     ACCEPTED,
     COMPLETED,
@@ -33,6 +35,7 @@ from bitactor.messages.pulse import (
     UNROUTABLE,
     Pulse,
 )
+from bitactor.messages.signal import Fault
 from bitactor.plan.plan import Plan
 from bitactor.saga import containers, forward, rollback
 from bitactor.saga.commands import (
@@ -103,6 +106,31 @@ def deadline_expired(turn: Turn, event: DeadlineExpired) -> None:
     rollback.stop(turn)
 
 
+def overdue(state: SagaState, now_ns: int, *, unattended: bool = False) -> Fault:
+    """The fault of a transaction whose time is up at its time `now_ns`, which says what it was doing; `unattended`:
+    it was up before this process took the transaction over."""
+    undoing = state.phase in (FAILING, UNDOING)
+    until_ns = state.stopping_since_ns + state.plan.undo_timeout_ns if undoing else state.deadline_ns
+    late_ns = 0 if until_ns is None else max(0, now_ns - until_ns)
+    clock = "wall" if state.epoch and not undoing else "monotonic"  # each owner gives undo all of its time
+    lasted = seconds_text(now_ns - state.accepted_at_ns)
+    if unattended:
+        message = (
+            f"{state.plan.workflow!r} was taken over {seconds_text(late_ns)} after its deadline, "
+            f"which passed, by the wall clock, while no process ran it; that is {lasted} after it began"
+        )
+    else:
+        message = f"{state.plan.workflow!r} was still {'undoing' if undoing else 'running'} {lasted} after it began"
+        if clock == "wall":
+            message += " by the wall clock, which counts from one process to the next"
+    place = state.at_work_longest()
+    if place is not None:
+        path = f"{state.plan.workflow}/{place.path}"
+        message += f", at {path!r}, attempt {place.attempt}"
+    arguments = pack([message, late_ns / 1e9, clock, unattended])
+    return Fault("bitactor.errors:DeadlineExceeded", message, "", arguments)
+
+
 def cancel_requested(turn: Turn, event: CancelRequested) -> None:
     rollback.end_containers(turn, event.fault, turn.state.progress)
     turn.record(FAILED, error=event.fault, data={"cancel": True})
@@ -143,7 +171,8 @@ def _continue_after_stop(turn: Turn) -> None:
 
 
 def recovered(turn: Turn, event: Recovered) -> None:
-    """Go on where a dead owner stopped: hops in flight are lost with its process, timers are armed again."""
+    """Go on where a dead owner stopped: hops in flight are lost with its process, timers are armed again.  If the
+    deadline has passed meanwhile, none is delivered again: what was in flight has the grace period to answer."""
     state = turn.state
     data: dict[str, Any] = {"owner": event.owner, "epoch": event.epoch}
     if event.given_back:
@@ -152,6 +181,9 @@ def recovered(turn: Turn, event: Recovered) -> None:
     turn.commands.extend(Deliver(emission) for emission in state.emissions.values())
     if state.phase in (HALTED, ENDED):
         turn.commands.append(Settle(state.status))
+        return
+    if state.phase in (RUNNING, HALTING) and state.deadline_ns is not None and state.deadline_ns <= turn.now_ns:
+        deadline_expired(turn, DeadlineExpired(overdue(state, turn.now_ns, unattended=True)))
         return
     undo_until = turn.now_ns + state.plan.undo_timeout_ns
     turn.commands.append(ArmDeadline(state.deadline_ns if state.phase in (RUNNING, HALTING) else undo_until))
@@ -296,7 +328,8 @@ class Saga:
         return self.state.snapshot()
 
     def react(self, event: Event, now_ns: int) -> tuple[list[Pulse], list[Command]]:
-        """The pulses and commands that follow from `event` at wall time `now_ns`.
+        """The pulses and commands that follow from `event` at `now_ns`, nanoseconds since 1970, by a clock that does
+        not go back while one process runs the transaction.
 
         The pulses have already changed the state; the commands may be obeyed only once the pulses are kept.  A stimulus
         that means nothing in this phase (it came late, twice, or after the end) gives two empty lists.

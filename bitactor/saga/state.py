@@ -186,16 +186,6 @@ class SagaState:
             direction, attempt = FORWARD, self.attempts[index]
         return Place(self.steps[index].address, self.steps[index].name, direction, attempt)
 
-    def overdue(self, now_ns: int) -> Fault:
-        """The fault of a transaction whose time is up at wall time `now_ns`, which says what it was doing."""
-        what = "undoing" if self.phase in (FAILING, UNDOING) else "running"
-        message = f"{self.plan.workflow!r} was still {what} {(now_ns - self.accepted_at_ns) / 1e9:.3g} s after it began"
-        place = self.at_work_longest()
-        if place is not None:
-            path = f"{self.plan.workflow}/{place.path}"
-            message += f", at {path!r}, attempt {place.attempt}"
-        return Fault("bitactor.errors:DeadlineExceeded", message)
-
     def out_of_hops(self, index: int, path: list[str]) -> Fault:
         """The fault of a step for which no hops are left, at the end of `path`."""
         before = f" after {' → '.join(shortened(path[:-1]))}" if len(path) > 1 else ""

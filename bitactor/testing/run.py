@@ -45,6 +45,7 @@ from bitactor.saga import (
     input_tokens,
 )
 from bitactor.saga.evaluate import decide, signal_of
+from bitactor.saga.machine import overdue
 from bitactor.saga.phases import IN_FLIGHT, OPEN, UNDO_RUNNING
 from bitactor.testing.fakes import FakeClock, FakeTimer, SequentialIds
 from bitactor.testing.faults import Crash, FaultPlan, Faults, Lose
@@ -378,7 +379,7 @@ class _Runner:
 
     def _deadline_expired(self) -> None:
         self.deadline = None
-        self.events.append(DeadlineExpired(self.saga.state.overdue(self.clock.wall_ns())))
+        self.events.append(DeadlineExpired(overdue(self.saga.state, self.clock.wall_ns())))
 
     def _arm(self, due_wall_ns: int, callback: Callable[[], None]) -> FakeTimer:
         timer = self.clock.call_at(self.clock.monotonic_ns() + due_wall_ns - self.clock.wall_ns(), callback)

@@ -73,7 +73,7 @@ class Emissions:
     def offer(self, parcel: Parcel) -> None:
         """Send the parcel to one consumer of each group that has not taken it; try again later if a group is
         missing."""
-        now_ns = self.clock.wall_ns()
+        now_ns = self.clock.monotonic_ns()
         if now_ns >= parcel.expires_ns:
             self._expire(parcel)
             return
@@ -140,9 +140,12 @@ class Emissions:
         self._enqueue(parcel.live, EmissionAccepted(parcel.emission.id, tuple(parcel.accepted_by.values())))
 
     def _expire(self, parcel: Parcel) -> None:
-        self._drop(parcel)
         missing = sorted(group for group in self._groups(parcel.emission.name) if group not in parcel.accepted_by)
-        why = f"not taken by {', '.join(missing)}" if missing else f"nobody consumes {parcel.emission.name!r}"
+        if parcel.untried:  # taken over too late, by the wall clock
+            why = "the deadline of its transaction had passed before it was offered here"
+        else:
+            why = f"not taken by {', '.join(missing)}" if missing else f"nobody consumes {parcel.emission.name!r}"
+        self._drop(parcel)
         self._given_up.warn(
             self.clock.monotonic_ns(), "a signal of transaction %s is given up as unroutable: %s",
             parcel.live.state.transaction, why,
@@ -169,8 +172,12 @@ class Parcel:
         deadline_ns = (
             None if undoing else live.state.deadline_ns
         )  # what an undo tells is to be heard, although time was up
-        self.expires_ns = emissions.clock.wall_ns() + DEFAULT_LIFETIME_NS if deadline_ns is None else deadline_ns
-        self._budget_ends_ns = deadline_ns
+        self._budget_ends_ns = None if deadline_ns is None else deadline_ns - live.offset_ns
+        self.expires_ns = (
+            emissions.clock.monotonic_ns() + DEFAULT_LIFETIME_NS
+            if self._budget_ends_ns is None
+            else self._budget_ends_ns
+        )
         self._emissions = emissions
         self._timer: Timer | None = None
         self._delay_ns = FIRST_WAIT_NS
@@ -184,6 +191,11 @@ class Parcel:
             delivery, self.emission.name, group, self.emission.token, self.emission.ttl, budget, "", state.root,
             state.transaction, self.emission.hop, trail, dict(state.metadata) if state.metadata else None, delivery,
         )  # fmt: skip
+
+    @property
+    def untried(self) -> bool:
+        """Whether it has never been offered."""
+        return self._timer is None
 
     def next_delay(self) -> int:
         """Nanoseconds until the next try; longer each time it is asked."""

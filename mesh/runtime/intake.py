@@ -165,8 +165,10 @@ class Intake:
         depth: int = 0,
     ) -> LiveTransaction:
         supervisor = self._supervisor
-        deadline_ns = None if budget_ns is None else supervisor.clock.wall_ns() + budget_ns
+        now_ns = supervisor.clock.wall_ns()
         live = LiveTransaction(saga, data.get("key", ""), data, depth)
+        live.offset_ns = now_ns - supervisor.clock.monotonic_ns()
+        deadline_ns = None if budget_ns is None else now_ns + budget_ns
         if not supervisor.synchronous_store:
             live.accepted = supervisor.loop.create_future()
         supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data))

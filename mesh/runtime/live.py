@@ -14,6 +14,7 @@ from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD, Fault
 from bitactor.messages.values import named_text
 from bitactor.plan.plan import Plan, PlanStep, Scope
+from bitactor.ports import Clock
 from bitactor.saga import Dispatch, Saga
 from mesh.hops.actor import BitActor
 from mesh.hops.ports import ActorPermits, Done
@@ -56,8 +57,8 @@ class LiveTransaction:
     """A transaction in this process: its saga, and the timers, actors and waiters it has."""
 
     __slots__ = (
-        "accepted", "actors", "deadline_timer", "done", "errors", "failure", "grace_timer", "key", "limits", "plan",
-        "proceed_waiters", "retry_timers", "saga", "settled", "state", "waiters",
+        "accepted", "actors", "deadline_timer", "done", "errors", "failure", "grace_timer", "key", "limits",
+        "offset_ns", "plan", "proceed_waiters", "retry_timers", "saga", "settled", "state", "waiters",
     )  # fmt: skip
 
     def __init__(self, saga: Saga, key: str = "", data: Mapping[str, Any] | None = None, depth: int = 0) -> None:
@@ -65,6 +66,9 @@ class LiveTransaction:
         self.state = state = saga.state
         self.plan = plan = state.plan
         self.key = key
+        self.offset_ns = 0
+        """What makes the transaction's time of monotonic time.  It stays as it is while this process runs the
+        transaction, so that nobody who moves the wall clock moves a deadline."""
         self.actors: dict[int, BitActor] = {}
         self.errors: dict[str, BaseException] = {}
         """Hop → the live exception, where the failure happened in this process."""
@@ -97,6 +101,15 @@ class LiveTransaction:
             raise
         except Exception as error:  # of a journal that is not what was written, anything
             raise StoreError(f"its journal makes no sense: {named_text(error)}") from error
+
+    def now_ns(self, clock: Clock) -> int:
+        """The transaction's time: wall time, as it was when this process began with it, and what has passed since."""
+        return clock.monotonic_ns() + self.offset_ns
+
+    def continue_time(self, clock: Clock, since_ns: int) -> None:
+        """Set the transaction's time by the wall clock; it does not go back behind `since_ns`, its latest pulse's."""
+        monotonic_ns = clock.monotonic_ns()
+        self.offset_ns = max(self.offset_ns, max(clock.wall_ns(), since_ns) - monotonic_ns)
 
     def disarm(self) -> None:
         """Cancel all timers of the transaction."""

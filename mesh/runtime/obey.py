@@ -35,6 +35,7 @@ from bitactor.saga import (
     Settle,
 )
 from bitactor.saga.evaluate import decide, signal_of
+from bitactor.saga.machine import overdue
 from bitactor.saga.phases import COMPENSATING, UNDO_RUNNING
 from mesh.hops.executor import Executor
 from mesh.hops.ports import ENDED, Actor
@@ -167,15 +168,15 @@ class CommandHandler:
 
     def _arm_retry(self, live: LiveTransaction, command: ArmRetry) -> None:
         index = command.step
-        live.retry_timers[index] = self._timer(command.due_ns, lambda: self._retry_due(live, index))
+        live.retry_timers[index] = self._timer(live, command.due_ns, lambda: self._retry_due(live, index))
 
     def _retry_due(self, live: LiveTransaction, index: int) -> None:
         live.retry_timers.pop(index, None)
         self._enqueue(live, RetryDue(index))
 
     def _arm_grace(self, live: LiveTransaction, command: ArmGrace) -> None:
-        due_ns = self._clock.wall_ns() + command.after_ns
-        live.grace_timer = self._timer(due_ns, lambda: self._enqueue(live, GraceExpired()))
+        due_ns = live.now_ns(self._clock) + command.after_ns
+        live.grace_timer = self._timer(live, due_ns, lambda: self._enqueue(live, GraceExpired()))
 
     def _arm_deadline(self, live: LiveTransaction, command: ArmDeadline) -> None:
         if live.deadline_timer is not None:
@@ -183,7 +184,7 @@ class CommandHandler:
             live.deadline_timer = None
         if command.due_ns is not None:
             forward = command.due_ns == live.state.deadline_ns
-            live.deadline_timer = self._timer(command.due_ns, lambda: self._deadline_expired(live, forward))
+            live.deadline_timer = self._timer(live, command.due_ns, lambda: self._deadline_expired(live, forward))
 
     def _deadline_expired(self, live: LiveTransaction, forward: bool) -> None:
         """Enqueue the expiry ahead of all other events: a hop that ran into this deadline is told of in the same
@@ -192,10 +193,11 @@ class CommandHandler:
         state = live.state
         if forward and state.phase in ("failing", "undoing"):
             return  # that deadline has been replaced by the one for undo, which is about to be armed
-        self._enqueue(live, DeadlineExpired(state.overdue(self._clock.wall_ns())), first=True)
+        self._enqueue(live, DeadlineExpired(overdue(state, live.now_ns(self._clock))), first=True)
 
-    def _timer(self, due_wall_ns: int, callback: Callable[[], None]) -> Timer:
-        return Timer(self._wheel, self._clock.monotonic_ns() + due_wall_ns - self._clock.wall_ns(), callback)
+    def _timer(self, live: LiveTransaction, due_ns: int, callback: Callable[[], None]) -> Timer:
+        """A timer that fires when the transaction's time has reached `due_ns`."""
+        return Timer(self._wheel, due_ns - live.offset_ns, callback)
 
     def _abandon(self, live: LiveTransaction, command: CancelHop) -> None:
         index = command.step

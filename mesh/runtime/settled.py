@@ -199,7 +199,7 @@ class Transactions:
         pulses = reversed(self.store.pulses(live.state.transaction))
         data = next((pulse.data or {} for pulse in pulses if pulse.kind == "halted"), {})
         left = data.get("left_ns")
-        due_ns = None if left is None else self._supervisor.clock.wall_ns() + left
+        due_ns = None if left is None else live.now_ns(self._supervisor.clock) + left
         self._supervisor.enqueue(live, ResumeRequested(due_ns))
         return live
 

@@ -103,13 +103,14 @@ class Supervisor:
             return
         # Kept now, without waiting for the next turn; its commands are still obeyed there, outside of any task.
         state = live.state
-        pulses, commands = live.saga.react(event, self.clock.wall_ns())
+        pulses, commands = live.saga.react(event, live.now_ns(self.clock))
         write = Write(state.transaction, state.epoch, pulses, state.status, state.open, live.key)
         self.store.append((write,), partial(self._obey_soon, [(live, pulses, commands, 0)]))
 
     def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int, *, given_back: bool = False) -> None:
         """Take over a transaction from its journal; `given_back`: its owner ended in order."""
         live = LiveTransaction.fold(plan, pulses)
+        live.continue_time(self.clock, pulses[-1].at_ns)
         live.settled = False
         self._own(live)
         # Who has not written that it took over has run nothing of it: the owner before that one did, and may have died.
@@ -119,6 +120,7 @@ class Supervisor:
     def reopen(self, live: LiveTransaction) -> None:
         """Let a settled transaction go on."""
         if live.settled:
+            live.continue_time(self.clock, self.store.pulses(live.state.transaction)[-1].at_ns)
             live.settled = False
             self._own(live)
 
@@ -186,16 +188,16 @@ class Supervisor:
         """Give the sagas their events, keep and obey what follows of each, for a store that keeps at once: there is no
         commit to share."""
         # What it is worth to have this beside `_react_in_batch`: docs/decisions/0021-two-ways-through-a-turn.md
-        events, store, wall_ns = self._events, self.store, self.clock.wall_ns
-        until = wall_ns() + TURN_BUDGET_NS
+        events, store, monotonic_ns = self._events, self.store, self.clock.monotonic_ns
+        until = monotonic_ns() + TURN_BUDGET_NS
         while events:
             live, event = events.popleft()
             if live.failure is not None:
                 continue
             state = live.state
-            now_ns = wall_ns()
+            now_ns = monotonic_ns()
             try:
-                pulses, commands = live.saga.react(event, now_ns)
+                pulses, commands = live.saga.react(event, now_ns + live.offset_ns)
             except Exception as error:
                 self._relinquish(live, error)
                 continue
@@ -221,7 +223,7 @@ class Supervisor:
     def _react_in_batch(self) -> None:
         """Give the sagas all that has come in, keep what follows in one commit, then obey."""
         events = self._events
-        now_ns = self.clock.wall_ns()
+        now_ns = self.clock.monotonic_ns()
         writes: list[Write] = []
         orders: list[Order] = []
         while events:
@@ -230,7 +232,7 @@ class Supervisor:
                 continue
             state = live.state
             try:
-                pulses, commands = live.saga.react(event, now_ns)
+                pulses, commands = live.saga.react(event, now_ns + live.offset_ns)
             except Exception as error:
                 self._relinquish(live, error)
                 continue

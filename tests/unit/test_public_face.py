@@ -51,6 +51,12 @@ ADDED = {
         f"names/{module}/TtlExpired/signature: '?' became \"(message: 'str', path: 'Iterable[str]' = ()) -> 'None'\""
         for module in ("bitactor", "bitactor.errors")
     ),
+    # A deadline says by which clock it passed, how long ago, and whether any process ran the transaction then.
+    *(
+        f"names/{module}/DeadlineExceeded/signature: '?' became \"(message: 'str', late_by: 'float' = 0.0, clock: "
+        "'str' = 'monotonic', unattended: 'bool' = False) -> 'None'\""
+        for module in ("bitactor", "bitactor.errors")
+    ),
     "names/bitactor.testing/Trace/members/failure",
     "names/bitactor.testing/Trace/signature: \"(transaction: 'str', status: 'str', result: 'Any', results: "
     "'Mapping[str, Any]', errors: 'Sequence[BaseException]', pulses: 'Sequence[Pulse]', emitted: "
