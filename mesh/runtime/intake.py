@@ -107,15 +107,13 @@ class Intake:
         depth = lender.depth + 1 if lender is not None and lender.loop is supervisor.loop else 0
         saga = Saga(plan, self._ids.transaction())
         live = self._start(saga, token, inputs, plan.ttl if ttl is None else ttl, budget_ns, data, depth)
-        if live.accepted is not None:
-            try:
-                await asyncio.shield(live.accepted)
-            except DuplicateTransaction:
-                known = await self._find_by_key(workflow, key or "", request) if request is not None else None
-                if known is None:
-                    raise
-                return known
-        return live
+        if await _is_accepted(live):
+            return live
+        known = await self._find_by_key(workflow, key or "", request) if request is not None else None
+        if known is None:
+            assert live.failure is not None
+            raise live.failure
+        return known
 
     def receive(self, stimulus: Stimulus, answer: Callable[[Receipt], None]) -> None:
         """Accept an emitted signal that has come for a consumer of ours, once, and acknowledge it when that is
@@ -144,8 +142,20 @@ class Intake:
             answer(Receipt(stimulus.id, transaction))
         else:
             live.accepted.add_done_callback(
-                lambda future: answer(Receipt(stimulus.id, transaction, _failure_text(future)))
+                lambda future: answer(self._receipt(plan, stimulus.id, transaction, future))
             )
+
+    def _receipt(self, plan: Plan, delivery: str, transaction: str, accepted: asyncio.Future[None]) -> Receipt:
+        """What is answered to a delivery once `transaction`, which it was to begin, is durable, or is refused because
+        another node has begun one of it."""
+        if accepted.cancelled():
+            return Receipt(delivery, transaction, "cancelled")
+        error = accepted.exception()
+        if isinstance(error, DuplicateTransaction):
+            found = self._supervisor.find(plan.workflow, delivery)
+            if found is not None:
+                return Receipt(delivery, found if isinstance(found, str) else found.state.transaction)
+        return Receipt(delivery, transaction, "" if error is None else str(error))
 
     async def wait_for_settlement(self, seconds: float) -> None:
         """Wait until a transaction has settled, or `seconds` have passed."""
@@ -181,10 +191,10 @@ class Intake:
             DuplicateTransaction: that transaction began with another input.
         """
         found = self._supervisor.find(workflow, key)
+        while isinstance(found, LiveTransaction) and not await _is_accepted(found):
+            found = self._supervisor.find(workflow, key)  # another node's, which has the key by now
         if found is None:
             return None
-        if isinstance(found, LiveTransaction) and found.accepted is not None:
-            await asyncio.shield(found.accepted)
         live = found if isinstance(found, LiveTransaction) else self._load(found)
         first = self._supervisor.store.pulses(live.state.transaction)[0].data or {}
         if not request.is_one_of(first):
@@ -244,8 +254,10 @@ class _Request:
         return any(digest and digest == first.get(name) for name, digest in digests.items())
 
 
-def _failure_text(future: asyncio.Future[None]) -> str:
-    if future.cancelled():
-        return "cancelled"
-    error = future.exception()
-    return "" if error is None or isinstance(error, DuplicateTransaction) else str(error)
+async def _is_accepted(live: LiveTransaction) -> bool:
+    """Whether a transaction's beginning is durable, once that is known; False: its key, or its id, was taken by another
+    node meanwhile."""
+    if live.accepted is not None:
+        with suppress(DuplicateTransaction):
+            await asyncio.shield(live.accepted)
+    return not isinstance(live.failure, DuplicateTransaction)

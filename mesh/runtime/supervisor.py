@@ -105,7 +105,14 @@ class Supervisor:
         state = live.state
         pulses, commands = live.saga.react(event, live.now_ns(self.clock))
         write = Write(state.transaction, state.epoch, pulses, state.status, state.open, live.key)
-        self.store.append((write,), partial(self._obey_soon, [(live, pulses, commands, 0)]))
+        self._refusals = None
+        self.store.append((write,), self._note_refusals)
+        order = [(live, pulses, commands, 0)]
+        refusals, error = self._refusals or ((), None)
+        if refusals:
+            self._appended(order, refusals, error)  # now, for who has begun it may have to look for another
+        else:
+            self.loop.call_soon(self._turn, partial(self._appended, order, refusals, error))
 
     def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int, *, given_back: bool = False) -> None:
         """Take over a transaction from its journal; `given_back`: its owner ended in order."""
@@ -246,9 +253,6 @@ class Supervisor:
             self.store.append(writes, partial(self._appended, orders))
         elif orders:
             self._appended(orders, (), None)
-
-    def _obey_soon(self, orders: list[Order], refusals: Sequence[Refusal], error: BaseException | None) -> None:
-        self.loop.call_soon(self._turn, partial(self._appended, orders, refusals, error))
 
     def _launch(self, granted: list[HopPermits]) -> None:
         self._turn(partial(self._dispatch, granted))

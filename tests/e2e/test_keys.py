@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from bitactor import Halt, Workflow
+from bitactor import Halt, Workflow, consumer
 from bitactor.errors import BitActorError, DuplicateTransaction, Overloaded
+from bitactor.messages.codec import encode_token
+from bitactor.messages.signal import Receipt, Signal, Stimulus
 from mesh import Mesh
 from tests.e2e.support import BOUND, audit, turns, until
 
@@ -107,6 +112,140 @@ async def test_two_processes_one_file_one_key(sqlite: str) -> None:
         with pytest.raises(DuplicateTransaction):
             await b.stimulate(workflow, {"x": 2}, key="k")
     assert runs == [1]
+
+
+@contextmanager
+def locked(sqlite: str) -> Iterator[None]:
+    """The file's write lock is held, so that commits wait in their threads."""
+    connection = sqlite3.connect(sqlite.removeprefix("sqlite:///"), isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+
+
+async def test_equal_requests_at_two_nodes_at_once_are_one(sqlite: str) -> None:
+    """Whoever is refused the key looks up the transaction that has it, and so does everybody who waits for the refused
+    one."""
+    workflow, runs, go = counting()
+    go.set()
+    async with Mesh(workflow, store=sqlite) as a, Mesh(workflow, store=sqlite) as b:
+        with locked(sqlite):
+            asked = [
+                asyncio.ensure_future(mesh.stimulate(workflow, {"x": 1}, key="k")) for _ in range(5) for mesh in (a, b)
+            ]
+            run = [
+                asyncio.ensure_future(asyncio.to_thread(mesh.blocking.run, workflow, {"x": 1}, key="k", timeout=BOUND))
+                for mesh in (a, b)
+            ]
+            others = [
+                asyncio.ensure_future(mesh.stimulate(workflow, {"x": 2}, key="k")) for _ in range(2) for mesh in (a, b)
+            ]
+            await turns()
+            assert not any(task.done() for task in (*asked, *run, *others))
+        transactions = await asyncio.gather(*asked)
+        assert len({tx.id for tx in transactions}) == 1
+        assert await asyncio.gather(*(tx.result(BOUND) for tx in transactions)) == [1] * 10
+        assert await asyncio.gather(*run) == [1, 1]
+        for refused in await asyncio.gather(*others, return_exceptions=True):
+            assert isinstance(refused, DuplicateTransaction)
+            assert f"began transaction {transactions[0].id} of 'counting' with another input" in str(refused)
+        assert runs == [1]
+        assert len(a.node.store.list()) == 1
+        assert not a.node.supervisor.keyed and not b.node.supervisor.keyed
+        audit(transactions[0])
+
+
+async def test_a_caller_that_goes_away_takes_nobody_along(sqlite: str) -> None:
+    workflow, runs, go = counting()
+    go.set()
+    async with Mesh(workflow, store=sqlite) as a, Mesh(workflow, store=sqlite) as b:
+        with locked(sqlite):
+            asked = [
+                asyncio.ensure_future(mesh.stimulate(workflow, {"x": 1}, key="k")) for _ in range(3) for mesh in (a, b)
+            ]
+            await turns()
+            for task in asked[:2]:
+                task.cancel()
+            await turns()
+        transactions = await asyncio.gather(*asked[2:])
+        assert len({tx.id for tx in transactions}) == 1
+        assert await transactions[0].result(BOUND) == 1
+        assert runs == [1]
+
+
+def blind(mesh: Mesh, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The mesh looks for keys a moment before another has committed what it then does not find."""
+    store, left = mesh.node.store, iter(range(times))
+    find = store.find
+    monkeypatch.setattr(store, "find", lambda *key: find(*key) if next(left, None) is None else None)
+
+
+@pytest.mark.parametrize("end", ["completed", "compensated", "halted", "running"])
+async def test_whatever_has_become_of_the_others_transaction(
+    end: str, sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow, go = Workflow("ends", input={"x": int}, ttl=1), asyncio.Event()
+
+    @workflow.step
+    async def only(x: int) -> Any:
+        if end == "compensated":
+            raise ValueError
+        if end == "running":
+            await go.wait()
+        return Halt("look") if end == "halted" else x
+
+    async with Mesh(workflow, store=sqlite) as a, Mesh(workflow, store=sqlite) as b:
+        first = await a.stimulate(workflow, {"x": 1}, key="k")
+        if end != "running":
+            assert await first.ended(BOUND) == end
+        blind(b, monkeypatch, 1)
+        found = await asyncio.gather(*(b.stimulate(workflow, {"x": 1}, key="k") for _ in range(3)))
+        assert {tx.id for tx in found} == {first.id}
+        go.set()
+        assert await found[0].ended(BOUND) == ("completed" if end == "running" else end)
+        blind(b, monkeypatch, 1)
+        with pytest.raises(DuplicateTransaction, match="with another input"):
+            await b.stimulate(workflow, {"x": 2}, key="k")
+
+
+async def test_a_store_that_answers_at_once_refuses_a_taken_key_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that is registered from outside and is shared."""
+    workflow, runs, go = counting()
+    go.set()
+    async with Mesh(workflow) as mesh:
+        first = await mesh.stimulate(workflow, {"x": 1}, key="k")
+        await first.result(BOUND)
+        blind(mesh, monkeypatch, 1)
+        assert (await mesh.stimulate(workflow, {"x": 1}, key="k")).id == first.id
+        blind(mesh, monkeypatch, 1)
+        with pytest.raises(DuplicateTransaction, match="with another input"):
+            await mesh.stimulate(workflow, {"x": 2}, key="k")
+        assert runs == [1] and mesh.node.supervisor.running_count == 0
+
+
+async def test_a_delivery_at_two_nodes_is_answered_with_the_one_transaction(sqlite: str) -> None:
+    taken: list[int] = []
+
+    @consumer("told", group="all")
+    async def takes(signal: Signal) -> None:
+        taken.append(signal.token)
+
+    delivery = Stimulus("0" * 16 + ":0>all", "told", "all", encode_token(7), 5, None, "")
+    receipts: list[Receipt] = []
+    async with Mesh(takes, store=sqlite) as a, Mesh(takes, store=sqlite) as b:
+        with locked(sqlite):
+            for mesh in (a, b, a, b):
+                mesh.node.intake.receive(delivery, receipts.append)
+            await turns()
+            assert not receipts
+        await until(lambda: len(receipts) == 4)
+        (row,) = a.node.store.list()
+        assert {(receipt.transaction, receipt.error) for receipt in receipts} == {(row.transaction, "")}
+        await (await b.transaction(row.transaction)).ended(BOUND)
+        assert taken == [7]
 
 
 async def test_room_is_waited_for_and_then_refused(store: str) -> None:

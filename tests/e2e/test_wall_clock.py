@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from bitactor import Context, DeadlineExceeded, Halt, Retry, Workflow, consumer
+from bitactor.messages.signal import Signal
 from bitactor.testing import FakeClock
 from bitactor.testing.fakes import START_NS
 from mesh import Mesh, Transaction
@@ -70,7 +71,7 @@ def shop() -> Workflow:
 
 
 @consumer("reserved", deadline=30.0)
-async def audits(signal: int) -> None:
+async def audits(signal: Signal) -> None:
     await asyncio.sleep(0)
 
 
