@@ -34,6 +34,7 @@ SECTIONS: Final = (
     "Context and builder",
     "Running",
     "Starting and stopping",
+    "Time and clocks",
     "Two ways to call it",
     "The command line",
     "When the world misbehaves",
