@@ -4,18 +4,24 @@ processes, whose wall clock libfaketime moves."""
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.conformance.claims import claim
+from tests.e2e.support import BOUND
 
 SECTION = "Time and clocks"
 
@@ -124,7 +130,7 @@ class Node(subprocess.Popen[str]):
 
 
 @contextmanager
-def node(directory: Path, clock: Clock, *arguments: str) -> Iterator[Node]:
+def process_of(directory: Path, clock: Clock, *arguments: str) -> Iterator[Node]:
     with Node(directory, clock, *arguments) as process:
         try:
             yield process
@@ -141,7 +147,7 @@ def node(directory: Path, clock: Clock, *arguments: str) -> Iterator[Node]:
 )
 def test_a_wall_clock_that_is_set(tmp_path: Path) -> None:
     clock = Clock(tmp_path)
-    with node(tmp_path, clock, f"sqlite:///{tmp_path}/journal.db") as process:
+    with process_of(tmp_path, clock, f"sqlite:///{tmp_path}/journal.db") as process:
         process.lines_until("pays")
         clock.set(HOUR)
         process.go_on()
@@ -160,7 +166,7 @@ def test_a_deadline_that_passes_between_two_processes(killed: tuple[Path, str], 
     directory, began = killed
     clock = Clock(tmp_path)
     clock.set(HOUR)
-    with node(tmp_path, clock, f"sqlite:///{directory}/journal.db", began) as process:
+    with process_of(tmp_path, clock, f"sqlite:///{directory}/journal.db", began) as process:
         said = process.lines_until("ended")
     assert said[-1] == "ended compensated in order 60 min"
     assert "releases" in said and "pays" not in said
@@ -178,7 +184,7 @@ def test_a_process_whose_clock_is_behind(killed: tuple[Path, str], tmp_path: Pat
     directory, began = killed
     clock = Clock(tmp_path)
     clock.set(-HOUR)
-    with node(tmp_path, clock, f"sqlite:///{directory}/journal.db", began) as process:
+    with process_of(tmp_path, clock, f"sqlite:///{directory}/journal.db", began) as process:
         process.lines_until("pays")
         process.go_on()
         assert process.lines_until("ships")[-1] in ("ships 30", "ships 29", "ships 28")
@@ -186,11 +192,73 @@ def test_a_process_whose_clock_is_behind(killed: tuple[Path, str], tmp_path: Pat
         assert process.lines_until("ended")[-1] == "ended completed in order 0 min"
 
 
+RACED = """
+    import os
+    from bitactor import Workflow
+
+    raced = Workflow("raced", input={"x": int}, ttl=1)
+
+    @raced.step
+    async def once(x: int) -> int:
+        with open(os.environ["RUNS"], "a") as runs:
+            runs.write(f"{x} ")
+        return x
+"""
+
+
+def ask(url: str, method: str, path: str, body: str | None = None) -> HTTPConnection:
+    """A request that is on its way."""
+    connection = HTTPConnection(url.removeprefix("http://"), timeout=BOUND)
+    headers = {"Content-Type": "application/json", "Idempotency-Key": "k"} if body else {}
+    connection.request(method, path, body, headers)
+    return connection
+
+
+def answer(connection: HTTPConnection) -> tuple[int, dict[str, Any]]:
+    """Its status and body."""
+    with closing(connection):
+        response = connection.getresponse()
+        return response.status, json.loads(response.read() or "{}")
+
+
+@claim(
+    SECTION,
+    "The same key and input at two nodes of one store at once begin one transaction, which every caller gets; another "
+    "input with that key is refused.",
+)
+def test_equal_requests_at_two_nodes(tmp_path: Path) -> None:
+    (tmp_path / "raced.py").write_text(textwrap.dedent(RACED))
+    journal, runs = tmp_path / "journal.db", tmp_path / "runs"
+    words = ["-m", "bitactor", "run", "raced:raced", "--store", f"sqlite:///{journal}", "--http", "0", "--json"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "RUNS": str(runs)}
+    nodes = [warm.start(words, cwd=tmp_path, env=environment, text=True) for _ in range(2)]
+    try:
+        urls = [json.loads(node.stdout.readline())["http"] for node in nodes if node.stdout is not None]
+        with closing(sqlite3.connect(journal, isolation_level=None)) as lock:
+            lock.execute("BEGIN IMMEDIATE")  # so that both nodes have begun it before either can keep it
+            asked = [ask(url, "POST", "/stimuli/raced", '{"x": 1}') for url in urls * 3]
+            others = [ask(url, "POST", "/stimuli/raced", '{"x": 2}') for url in urls]
+            assert [answer(ask(url, "GET", "/livez"))[0] for url in urls * 2] == [200] * 4
+            lock.execute("COMMIT")
+        answers = [answer(one) for one in asked]
+        assert {(status, told.get("result")) for status, told in answers} == {(200, 1)}, answers
+        assert len({told["transaction"] for _, told in answers}) == 1
+        assert {answer(one)[0] for one in others} == {409}
+        assert runs.read_text() == "1 "
+    finally:
+        for node in nodes:
+            node.kill()
+            node.wait(BOUND)
+            for stream in (node.stdin, node.stdout):
+                assert stream is not None
+                stream.close()
+
+
 @pytest.fixture(scope="module")
 def killed_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A store whose process was killed while it ran a transaction, and that."""
     directory = tmp_path_factory.mktemp("killed")
-    with node(directory, Clock(directory), f"sqlite:///{directory}/journal.db") as process:
+    with process_of(directory, Clock(directory), f"sqlite:///{directory}/journal.db") as process:
         began = process.lines_until("began")[-1]
         process.lines_until("pays")
     return directory, began.split()[-1]
