@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from saga_world import TRANSACTION, World
 
 from bitactor import Backoff, Value, Workflow
-from bitactor.errors import StoreError
+from bitactor.errors import DeadlineExceeded, StoreError
+from bitactor.messages.faults import error_of
 from bitactor.plan.plan import Plan
-from bitactor.saga import Recovered, Saga
+from bitactor.saga import GraceExpired, Recovered, Saga
+from bitactor.saga.phases import HALTING, RUNNING
 from tests.amounts import examples
 
 MANY = examples(quick=100, long=4_000, suppress_health_check=list(HealthCheck))
@@ -103,3 +105,24 @@ def test_every_prefix_of_a_journal_can_be_taken_over(plan: Plan, tape: list[int]
         assert saga.state.transaction == TRANSACTION
         _, commands = saga.react(Recovered("n2", saga.state.epoch + 1), world.now_ns)
         assert saga.state.in_flight or not saga.state.open or commands, "nothing would ever happen again"
+
+
+@FEW
+@given(plan=plans(), tape=st.lists(st.integers(0, 2**16), max_size=25), ttl=st.integers(3, 12))
+def test_what_is_taken_over_after_its_deadline_starts_nothing(plan: Plan, tape: list[int], ttl: int) -> None:
+    world = World(plan, ttl=ttl, deadline_s=5.0)
+    world.run(tape)
+    for length in range(1, len(world.journal) + 1):
+        saga = Saga.fold(plan, world.journal[:length])
+        deadline_ns, runs = saga.state.deadline_ns, saga.state.phase in (RUNNING, HALTING)
+        if not runs or deadline_ns is None:
+            continue
+        now_ns = max(world.now_ns, deadline_ns) + 10**12
+        pulses, _ = saga.react(Recovered("n2", saga.state.epoch + 1), now_ns)
+        assert next(pulse.error for pulse in pulses if pulse.kind == "tombstone") == "deadline_exceeded"
+        assert not any(pulse.kind == "spawned" and pulse.direction == "forward" for pulse in pulses)
+        error = error_of(saga.state.errors[-1].fault, {})
+        assert isinstance(error, DeadlineExceeded) and error.unattended and error.late_by >= 1_000
+        more, _ = saga.react(GraceExpired(), now_ns)
+        assert saga.state.phase not in (RUNNING, HALTING), "it undoes, or has"
+        assert Saga.fold(plan, [*world.journal[:length], *pulses, *more]).snapshot() == saga.snapshot()
