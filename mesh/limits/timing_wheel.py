@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from bitactor.ports import Clock, TimerHandle
+from registry.support.clock import monotonic_ns
 
 logger = logging.getLogger("bitactor.timers")
 
@@ -25,17 +26,18 @@ used again."""
 
 
 class SystemClock:
-    """The `Clock` port over an event loop; `loop.time()` is the monotonic clock in seconds."""
+    """The `Clock` port over an event loop; its monotonic clock goes on while the machine sleeps, as that of the loop
+    does not."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.wall_ns = time.time_ns
-        self.monotonic_ns = time.monotonic_ns
+        self.monotonic_ns = monotonic_ns
 
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
         """Run `callback` by the loop's `call_later`, to the loop's resolution; a moment that has passed: in the loop's
         next turn."""
-        delay = (when_ns - time.monotonic_ns()) / 1e9
+        delay = (when_ns - monotonic_ns()) / 1e9
         return self._loop.call_later(max(0.0, delay), callback)
 
 
