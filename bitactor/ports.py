@@ -141,6 +141,11 @@ class Store(StoreQueries, Protocol):
         """`open` on an event loop, which goes on meanwhile if that has to wait for others; `close` ends the waiting."""
         self.open(owner)
 
+    def lease_until_ns(self) -> int | None:
+        """Until when nobody else takes our transactions over, by the monotonic clock that goes on while the machine
+        sleeps (`registry.support.clock`), as far as we know; None: nobody ever does.  From any thread."""
+        return None
+
     def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
         """Keep `writes` in one commit, then call `done(refusals, None)` on this thread, at once or later, in the order
         of the calls.

@@ -22,6 +22,7 @@ from registry.limits import check_name, name_filter, normal_value
 from registry.port import Adapter
 from registry.protocol.client import ClientProtocol
 from registry.support.bind import check_endpoint
+from registry.support.clock import monotonic_ns
 from registry.support.curve import Curve, Options, secure_client, set_options
 from registry.support.wakeup import Wakeup
 from registry.watches import Watch, Watches, wait_for_name
@@ -64,7 +65,7 @@ class RegistryClient(Adapter):
         check_name(holder, "a holder id")
         self._endpoint = endpoint
         self._curve = curve
-        self._protocol = ClientProtocol(holder, os.urandom(16), time.monotonic_ns())
+        self._protocol = ClientProtocol(holder, os.urandom(16), monotonic_ns())
         self._cache = self._protocol.cache
         self._watches = Watches(self._cache.lookup)
         self._wakeup = Wakeup()
@@ -242,13 +243,18 @@ class RegistryClient(Adapter):
     @override
     def is_current(self, entry: Entry) -> bool:
         """Whether this entry of the holder is still valid, by this process's clock."""
-        return self._protocol.is_current(entry, time.monotonic_ns())
+        return self._protocol.is_current(entry, monotonic_ns())
+
+    def current_until_ns(self, entry: Entry) -> int:
+        """Until when this entry of the holder is valid, as far as is known, by the clock that goes on while the machine
+        sleeps (`registry.support.clock`); 0: it is not granted."""
+        return self._protocol.current_until_ns(entry)
 
     @override
     def ping(self, timeout: float = 5.0) -> float:
-        began = time.monotonic_ns()
+        began = monotonic_ns()
         self._ask(self._protocol.ping, timeout, "answer a ping")
-        return (time.monotonic_ns() - began) / 1e9
+        return (monotonic_ns() - began) / 1e9
 
     # From callers to the thread
 
@@ -325,7 +331,7 @@ class RegistryClient(Adapter):
             while not self._stopping:
                 try:
                     self._turn(socket)
-                    silent = time.monotonic_ns() - protocol.last_received_ns > max(_SILENT_NS, 2 * protocol.lease_ns)
+                    silent = monotonic_ns() - protocol.last_received_ns > max(_SILENT_NS, 2 * protocol.lease_ns)
                 except Exception:
                     # A node whose client had ended would be alone for good, and not know it: the client begins anew.
                     self.failures += 1
@@ -335,7 +341,7 @@ class RegistryClient(Adapter):
                 if silent:
                     socket.close(0)
                     socket = self._connect(context)
-                    protocol.on_reconnect(time.monotonic_ns())
+                    protocol.on_reconnect(monotonic_ns())
             _send(socket, protocol)
         finally:
             # A goodbye from within a callback is sent and not waited for.
@@ -348,7 +354,7 @@ class RegistryClient(Adapter):
         for _ in range(len(self._calls)):
             self._calls.popleft()()
         _receive(socket, protocol)
-        now_ns = time.monotonic_ns()
+        now_ns = monotonic_ns()
         protocol.tick(now_ns)
         protocol.flush(now_ns)
         _send(socket, protocol)
@@ -366,7 +372,7 @@ class RegistryClient(Adapter):
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if self._protocol.blocked else 0))
         poller.register(self._wakeup.fileno(), zmq.POLLIN)
-        wait_ms = max(0, self._protocol.next_wake_ns() - time.monotonic_ns() + 999_999) // 1_000_000
+        wait_ms = max(0, self._protocol.next_wake_ns() - monotonic_ns() + 999_999) // 1_000_000
         if self._wakeup.fileno() in dict(poller.poll(wait_ms)):
             self._wakeup.clear()
 
@@ -387,7 +393,7 @@ def _receive(socket: zmq.Socket[bytes], protocol: ClientProtocol) -> None:
         except zmq.Again:
             return
         if len(frames) == 1:
-            protocol.receive(frames[0], time.monotonic_ns())
+            protocol.receive(frames[0], monotonic_ns())
         else:
             protocol.malformed += 1
 

@@ -36,7 +36,8 @@ class UnpooledSpawner(Spawner):
 
     @override
     def start(self, actor: Actor) -> None:
-        actor.begin()
+        if not actor.begin():
+            return
         context = actor.executor.contextvars_for(actor)
         thread = threading.Thread(target=self._run, args=(actor, context), name="unpooled", daemon=True)
         self._threads.add(thread)

@@ -40,6 +40,22 @@ class Fault(NamedTuple):
         return f"{name}: {self.message}" if self.message else name
 
 
+class Sending(NamedTuple):
+    """To whom and when a signal or stimulus was sent, by which its receiver knows whether it may still begin."""
+
+    grant: int
+    """Epoch of the receiver's grant on its name in the registry, as the sender saw it."""
+    clock: int
+    """Which clock `sent_ns` was read from: processes with the same number can compare theirs; 0: nobody can."""
+    sent_ns: int
+    """When it was sent, by the sender's clock."""
+    within_ns: int | None
+    """Nanoseconds from then on in which the receiver may begin: later the sender may have given up.  None: at any
+    time."""
+    asked_ns: int = 0
+    """When the receiver asked, by its own clock, whether it is still to begin; 0: it has not asked."""
+
+
 class Signal(NamedTuple):
     """The message that a hop's actor gets: what to do, and how many hops and how much time are left."""
 
@@ -84,6 +100,8 @@ class Signal(NamedTuple):
     path: str = ""
     """The step's path within the transaction, where that is more than `name` says: in a scope, or a later
     generation."""
+    sending: Sending | None = None
+    """To whom and when it was sent; None: it was not, or the receiver does not say that it looks at that."""
 
 
 class Reply(NamedTuple):
@@ -94,11 +112,13 @@ class Reply(NamedTuple):
     delivery: int
     epoch: int
     outcome: str
-    """`ok | continue | retry | fail | halt | timed_out | cancelled | busy`."""
+    """`ok | continue | retry | fail | halt | timed_out | cancelled`; `lost` with its worker process; `busy`: the hop
+    has not begun, for there is no room, or (with `after_ns`) the holder is not sure that it is still wanted."""
     token: Any = None
     fault: Fault | None = None
     after_ns: int | None = None
-    """Of a `retry`: nanoseconds to wait, when the step or its backoff said so."""
+    """Of a `retry`: nanoseconds to wait, when the step or its backoff said so.  Of a `busy`: when the holder asked, by
+    its own clock, whether it is still to begin; the sender repeats it."""
     emits: tuple[tuple[str, Any], ...] = ()
     """Emitted signals, as (name, token), in order."""
     elapsed_ns: int = 0
@@ -135,6 +155,8 @@ class Stimulus(NamedTuple):
     trail: tuple[str, ...] = ()
     metadata: Mapping[str, Any] | None = None
     key: str = ""
+    sending: Sending | None = None
+    """To whom and when it was sent, as in a `Signal`."""
 
 
 class Receipt(NamedTuple):
@@ -143,6 +165,9 @@ class Receipt(NamedTuple):
     id: str
     transaction: str
     error: str = ""
+    asked_ns: int = 0
+    """Not 0: it was not accepted, for the receiver is not sure that it is still wanted; when it asked that, by its own
+    clock, which the sender repeats."""
 
 
 class Question(NamedTuple):

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from bitactor.errors import MalformedSignal, SignalTooLarge, UnsupportedVersion
 from bitactor.messages.codec import pack, token_bytes, token_from_bytes, unpack
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.signal import Answer, Cancel, Fault, Message, Question, Receipt, Reply, Signal, Stimulus
+from bitactor.messages.signal import Answer, Cancel, Fault, Message, Question, Receipt, Reply, Sending, Signal, Stimulus
 
 WIRE_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
@@ -40,19 +40,22 @@ _FAULT_FIELD: Final[tuple[int, ...]] = tuple(
     kind._fields.index("fault") if "fault" in kind._fields else -1 for kind in _TYPES
 )
 _EMITS: Final = Reply._fields.index("emits")
+_LATER_FIELD: Final[dict[int, Any]] = {_CODES[Signal]: None, _CODES[Stimulus]: None, _CODES[Receipt]: 0}
+"""Code of a kind of message → the value of its last field that is left out, as releases of before do."""
 
 _Fault = (
     tuple[str, str, str, bytes | None, bytes | None, bytes | None]
     | tuple[str, str, str, bytes | None, bytes | None]  # of a release of before
     | None
 )
+_Sending = tuple[int, int, int, int | None, int] | None
 _Metadata = dict[str, Any] | None
 _SHAPES: Final[tuple[TypeAdapter[Any], ...]] = tuple(
     TypeAdapter(shape)
     for shape in (
         tuple[
             str, str, str, str, tuple[str, ...], str, int, int, int, int, int | None, bytes,
-            str, _Fault, str, _Metadata, bool, int, tuple[str, ...], str,
+            str, _Fault, str, _Metadata, bool, int, tuple[str, ...], str, _Sending,
         ],
         tuple[
             str, str, int, int, str, bytes, _Fault, int | None, tuple[tuple[str, bytes], ...], int, str,
@@ -60,9 +63,9 @@ _SHAPES: Final[tuple[TypeAdapter[Any], ...]] = tuple(
         ],
         tuple[str, str, int, int],
         tuple[
-            str, str, str, bytes, int, int | None, str, str, str, str, tuple[str, ...], _Metadata, str,
+            str, str, str, bytes, int, int | None, str, str, str, str, tuple[str, ...], _Metadata, str, _Sending,
         ],
-        tuple[str, str, str],
+        tuple[str, str, str, int],
         tuple[str, str, bytes, str],
         tuple[str, bytes, str, str],
     )
@@ -85,6 +88,8 @@ def encode_message(message: Message) -> bytes:
         fields[fault] = fields[fault].fields()
     if code == 1 and fields[_EMITS]:
         fields[_EMITS] = [(name, token_bytes(token)) for name, token in fields[_EMITS]]
+    if code in _LATER_FIELD and fields[-1] == _LATER_FIELD[code]:
+        fields.pop()
     data: bytes = msgpack.packb([WIRE_VERSION, code, *fields])
     if len(data) > MAX_FRAME_BYTES:
         raise SignalTooLarge(
@@ -114,6 +119,8 @@ def decode_message(data: bytes) -> Message:
     if type(code) is not int or not 0 <= code < len(_TYPES):
         raise MalformedSignal(f"unknown message type {code!r}")
     kind = _TYPES[code]
+    if code in _LATER_FIELD and len(parts) == 1 + len(kind._fields):
+        parts.append(_LATER_FIELD[code])
     try:
         fields = list(_SHAPES[code].validate_python(parts[2:]))
     except ValidationError as error:
@@ -124,6 +131,8 @@ def decode_message(data: bytes) -> Message:
     at = _TOKEN_FIELD[code]
     if at >= 0:
         fields[at] = token_from_bytes(fields[at])
+    if code in (0, 3) and fields[-1] is not None:
+        fields[-1] = Sending(*fields[-1])
     if code == 0 and fields[13] is not None:
         fields[13] = Fault(*fields[13])
     elif code == 1:

@@ -109,6 +109,6 @@ def signal_of(state: SagaState, step: PlanStep, direction: str, fault: Fault | N
             state.undo_attempts[index] if undoing else state.attempts[index], state.deliveries[index], state.epoch,
             state.ttls[index], budget_ns, None, "", fault, state.parent, state.metadata,
             undoing and index in state.steps_in_doubt, retries - state.failures[index], state.trail,
-            "" if index < state.plan_size else step.name,
+            "" if index < state.plan_size else step.name, None,
         ),
     )  # fmt: skip

@@ -35,6 +35,7 @@ from mesh.hops.ports import (
     Arguments,
     Compensation,
     Done,
+    Lease,
     Spawner,
 )
 from mesh.limits.priority_queue import Rank, rank_of
@@ -56,6 +57,7 @@ class BitActor(pykka.Actor):
     )  # fmt: skip
 
     permits: ActorPermits | None = None
+    lease: Lease | None = None
     progress: Any = None
     """The data of the function's latest heartbeat."""
     renewed_ns: int | None = None
@@ -94,14 +96,48 @@ class BitActor(pykka.Actor):
 
     # Living
 
-    def begin(self) -> None:
-        """Note that the user's function starts now, and arm its timeout."""
-        self.state = STARTED
+    def begin(self, *, runs: bool = True) -> bool:
+        """Note that the user's function starts now, and arm its timeout; False: it may not start, and is given back.
+
+        `runs` is False where the attempt begins without its function, which then may.
+        """
         executor = self.executor
-        self.started_ns = now = executor.monotonic_ns()
+        now = executor.monotonic_ns()
+        if (now >= executor.lease_until_ns or self.lease is not None) and runs and now >= self.starts_until_ns():
+            self.give_back()
+            return False
+        self.state = STARTED
+        self.started_ns = now
         budget = self.signal.budget_ns
         if budget is not None:
             self.timer_tick = executor.wheel.arm(self, now + budget)
+        return True
+
+    def starts_until_ns(self) -> int:
+        """Until when the function may start, as the lease has it and, once it has begun, its time; from any thread."""
+        lease = self.lease
+        until_ns = self.executor.own_lease_until_ns() if lease is None else lease.until_ns()
+        if self.state == QUEUED:
+            return until_ns
+        if self.state != STARTED or self.stop_requested:
+            return 0
+        ends_ns = self.ends_ns()
+        return until_ns if ends_ns is None else min(until_ns, ends_ns)
+
+    def give_back(self) -> None:
+        """Note that the function has not started and may not now: it is held until our own lease is renewed, or whoever
+        sent the hop is asked whether it is still wanted."""
+        if self.timer_tick is not None:
+            self.executor.wheel.disarm(self, self.timer_tick)
+            self.timer_tick = None
+        if self.state == REPLIED or self.stop_requested:
+            error = Cancelled(f"{self.signal.name!r} was stopped before it had started")
+            self._reply("fail", error=error, fault=fault_of(error))
+        elif self.lease is not None:
+            self._reply("busy", after_ns=self.executor.monotonic_ns())
+        elif self.state != ENDED:
+            self.state, self.started_ns = QUEUED, 0
+            self.executor.hold(self)
 
     def heartbeat(self, data: Any) -> None:
         """Note that the user's function goes on, with `data` as its progress, and renew its timeout; from any thread.

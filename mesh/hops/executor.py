@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from types import CoroutineType, MappingProxyType
-from typing import Any
+from typing import Any, Final
 from weakref import ref
 
 from opentelemetry import context as context_api
@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from bitactor.declare.context import Context
 from bitactor.declare.spawners import spawn_beside
+from bitactor.errors import Cancelled
 from bitactor.messages.codec import decode_token
 from bitactor.messages.faults import error_of, fault_of
 from bitactor.messages.signal import UNDO, Reply, Signal
@@ -34,14 +35,17 @@ from mesh.hops.exits import CODE_OF, unawaited_exit
 from mesh.hops.lifecycle import cancel_all, without_stop_iteration
 from mesh.hops.middleware import CallEvent, Middleware
 from mesh.hops.policies import Policies
-from mesh.hops.ports import ENDED, Actor, ActorExecutor, ActorPermits, Arguments, Done, Spawner
-from mesh.hops.prepare import Preparation
+from mesh.hops.ports import ENDED, FOREVER, Actor, ActorExecutor, ActorPermits, Arguments, Done, Lease, Spawner
+from mesh.hops.prepare import Preparation, start_queued
 from mesh.hops.resources import ResourceManager, ResourceView
 from mesh.limits.pools import LENDER, PermitLender
-from mesh.limits.timing_wheel import TimingWheel
+from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.sinks.otel.context import hop_context
 
 logger = logging.getLogger("bitactor.host")
+
+LOOK_AGAIN_NS: Final = 10_000_000
+"""Nanoseconds between looks whether our lease has been renewed, while something waits for that."""
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 _SAY_CODE_OF = CODE_OF.set
@@ -121,6 +125,10 @@ class Executor(ActorExecutor):
         self.preparation = Preparation(self)
         # Whether this executor keeps attempts' timeouts; False in a worker process, whose parent does
         self.enforces_timeouts = True
+        self.lease_until_ns = FOREVER
+        # Until when this node's lease on its transactions has been renewed, by the monotonic clock; None: for ever
+        self.lease: Callable[[], int | None] = lambda: None
+        self._held: list[Callable[[], None]] = []
 
     def launch(
         self,
@@ -131,11 +139,13 @@ class Executor(ActorExecutor):
         result: Any,
         done: Done,
         permits: ActorPermits | None = None,
+        lease: Lease | None = None,
     ) -> BitActor:
         """Spawn an actor for `signal`; `arguments` makes the step's, fresh at each call, `result` (a token) is what an
         undo takes back.
 
-        `permits` are held by the actor meanwhile, and may be lent.  `done` may be called before this returns.
+        `permits` are held by the actor meanwhile, and may be lent.  `lease` is the right to start that came with the
+        signal, if it is from elsewhere.  `done` may be called before this returns.
         """
         undoing = signal.direction == UNDO
         callback = step.undo if undoing and step.undo is not None else step.run
@@ -146,8 +156,11 @@ class Executor(ActorExecutor):
         actor.result = result
         if permits is not None:
             actor.permits = permits
+        if lease is not None:
+            actor.lease = lease
         if signal.fault is not None:
-            actor.begin()
+            if not actor.begin(runs=lease is not None):
+                return actor
             error = error_of(signal.fault, plan.errors)
             self.judge(actor, judge_failure(step, signal, error, signal.fault))
             return actor
@@ -167,6 +180,34 @@ class Executor(ActorExecutor):
             return actor
         spawner.start(actor)
         return actor
+
+    @override
+    def own_lease_until_ns(self) -> int:
+        until_ns = self.lease()
+        self.lease_until_ns = FOREVER if until_ns is None else until_ns
+        return self.lease_until_ns
+
+    @override
+    def hold(self, actor: Actor) -> None:
+        self.when_leased(partial(start_queued, actor, actor.spawner))
+
+    def when_leased(self, callback: Callable[[], None]) -> None:
+        """Call `callback` on the loop once this node's lease on its transactions holds again; never, if another process
+        has them by then."""
+        self._held.append(callback)
+        if len(self._held) == 1:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        Timer(self.wheel, self.monotonic_ns() + LOOK_AGAIN_NS, self._go_on)
+
+    def _go_on(self) -> None:
+        if self.monotonic_ns() >= self.own_lease_until_ns():
+            self._look_again()
+            return
+        held, self._held = self._held, []
+        for callback in held:
+            callback()
 
     @override
     async def resources_of(self, callback: Callback) -> dict[str, Any]:
@@ -211,6 +252,8 @@ class Executor(ActorExecutor):
         def ended(actor: Actor, reply: Reply, error: BaseException | None) -> None:
             if pending:  # a late reply comes after another one
                 raised = error or (error_of(reply.fault, plan.errors) if reply.fault is not None else None)
+                if reply.outcome == "busy":
+                    raised = Cancelled(f"{signal.name!r} was given back before it had started")
                 value = decode_token(reply.token) if reply.outcome == "ok" else None
                 middleware.after(
                     pending.pop()._replace(value=value, error=raised, elapsed_ns=self.monotonic_ns() - began)

@@ -48,6 +48,18 @@ class ActorPermits(PermitSet):
         self.depth = depth  # how many hops wait for another above the transaction that this hop is of
 
 
+FOREVER: Final = 1 << 62
+"""A moment of the monotonic clock that never comes."""
+
+
+class Lease(Protocol):
+    """The right to start a hop's function, given from elsewhere; it may end while the hop waits here, or while this
+    process sleeps."""
+
+    def until_ns(self) -> int:
+        """Until when the function may start, by the monotonic clock, as far as is known; from any thread."""
+
+
 class Actor(Protocol):
     """The actor of one delivery of one signal, or of one run of its function inside policies, as its executor and its
     spawner see it.
@@ -68,6 +80,8 @@ class Actor(Protocol):
     """For an undo, the token of the result that it takes back."""
     permits: ActorPermits | None
     """The permits held for this actor; None for a hop without a limit, as most are."""
+    lease: Lease | None
+    """The right to start that came with a signal from elsewhere; None: the hop is this node's own."""
     spawner: Spawner
     state: int
     """The actor's state: `QUEUED | STARTED | REPLIED | ENDED`."""
@@ -89,8 +103,19 @@ class Actor(Protocol):
     def rank(self) -> Rank:
         """The actor's order among those that wait for a thread or a process."""
 
-    def begin(self) -> None:
-        """Note that the user's function starts now: its time counts from here."""
+    def begin(self, *, runs: bool = True) -> bool:
+        """Note that the user's function starts now: its time counts from here.  False: it may not, and the spawner
+        forgets the actor, which is started again if the hop is still wanted.
+
+        `runs` is False where the attempt begins without its function, which then may.
+        """
+
+    def starts_until_ns(self) -> int:
+        """Until when the function may start, by the monotonic clock, after `begin` too; from any thread."""
+
+    def give_back(self) -> None:
+        """Note, after `begin`, that the user's function has not started and may not any more, as if `begin` had
+        answered False."""
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Take what the user's function returned (`error` is None) or raised."""
@@ -120,6 +145,9 @@ class ActorExecutor(Protocol):
     loop: asyncio.AbstractEventLoop
     monotonic_ns: Callable[[], int]
     wheel: TimingWheel
+    lease_until_ns: int
+    """A moment until which this node may start hops of its own transactions; `own_lease_until_ns` may know a later
+    one."""
     enforces_timeouts: bool
     """Whether this executor keeps attempts' timeouts; False in a worker process, whose parent does."""
     zombies: set[Actor]
@@ -133,6 +161,12 @@ class ActorExecutor(Protocol):
 
     def contextvars_for(self, actor: Actor) -> contextvars.Context:
         """The context variables a hop starts with: its own copy."""
+
+    def own_lease_until_ns(self) -> int:
+        """Until when this node may start hops of its own transactions, as far as is known; from any thread."""
+
+    def hold(self, actor: Actor) -> None:
+        """Start an actor that has not started once this node's lease on its transactions has been renewed."""
 
     def judge(self, actor: Actor, judging: Judging) -> None:
         """End an attempt as its judging says, after asking the step's `compensate` and `backoff` if that wants it."""
@@ -154,7 +188,9 @@ class ActorExecutor(Protocol):
 class Spawner(Protocol):
     """A place where actors' functions run.  All methods are called on the loop's thread.
 
-    For each actor started it calls `actor.begin()` when the function starts and `actor.finish(value, error)` (or
+    For each actor started it calls `actor.begin()` when the function starts, and runs it only if that answers True;
+    where time may pass after that, it looks at `actor.starts_until_ns()` once more, and calls `actor.give_back()` if
+    that moment is over.  Of one that runs it calls `actor.finish(value, error)` (or
     `relay_reply`, or `worker_lost`) when it has ended, on the loop's thread, whatever the function raises: `SystemExit`
     and `KeyboardInterrupt` included.
     """

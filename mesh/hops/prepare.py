@@ -84,8 +84,8 @@ class Preparation(Spawner):
         try:
             resources = await executor.resources_of(callback)
         except BaseException as error:
-            if actor.state != ENDED:
-                actor.begin()
+            if actor.state == QUEUED:
+                actor.begin(runs=False)
                 actor.finish(None, error)
             return
         if actor.state != QUEUED:
@@ -120,6 +120,7 @@ class PolicyChain:
     def __init__(self, executor: ActorExecutor, actor: Actor, spawner: Spawner) -> None:
         self.actor = actor
         self.stop_requested = False  # whether the attempt was asked to stop; no run begins after that
+        self.started = 0  # runs whose function has been started
         self.in_doubt: set[FunctionRun] = set()  # runs that have happened, or may have
         # The value of a run that ended well after it was asked to stop, as a 1-tuple
         self.value_after_stop: tuple[Any] | None = None
@@ -217,7 +218,7 @@ class PolicyChain:
         if actor.state == ENDED:
             return
         if actor.state == QUEUED:
-            actor.begin()
+            actor.begin(runs=False)
         if self.stop_requested and issubclass(type(error), asyncio.CancelledError):
             if self.value_after_stop is not None:
                 value, error = self.value_after_stop[0], None
@@ -251,18 +252,46 @@ class FunctionRun(BitActor):
             lambda actor, reply, error: None,  # a run answers to its policies, by `ended`
         )
         self.chain = chain
+        self.lease = outer.lease
         if outer.permits is not None:
             self.permits = outer.permits
         self.ended: asyncio.Future[Any] = outer.executor.loop.create_future()
         self.ended.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     @override
-    def begin(self) -> None:
+    def begin(self, *, runs: bool = True) -> bool:
         """Start this run, and the hop's time if it is the first run."""
+        executor = self.executor
+        now = executor.monotonic_ns()
+        if (now >= executor.lease_until_ns or self.lease is not None) and now >= self.starts_until_ns():
+            self.give_back()
+            return False
         self.state = STARTED
-        self.started_ns = self.executor.monotonic_ns()
+        self.started_ns = now
+        self.chain.started += 1
         if self.chain.actor.state == QUEUED:
-            self.chain.actor.begin()
+            self.chain.actor.begin(runs=False)
+        return True
+
+    @override
+    def give_back(self) -> None:
+        """A run of a hop from elsewhere takes its whole attempt with it: that has not started, or is lost."""
+        chain, stopped = self.chain, self.state == REPLIED or self.stop_requested
+        if self.lease is None and not stopped:
+            super().give_back()
+            return
+        if self.state != QUEUED:
+            chain.started -= 1
+        chain.in_doubt.discard(self)
+        self._mark_ended()
+        self.ended.cancel()
+        if stopped:
+            return
+        chain.stop_requested = True
+        if chain.started:
+            chain.actor.worker_lost()
+        else:
+            chain.actor.give_back()
 
     @override
     def ends_ns(self) -> int | None:

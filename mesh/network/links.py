@@ -19,9 +19,11 @@ from bitactor.messages.duration import nanoseconds
 from bitactor.messages.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
 from bitactor.messages.wire import decode_message, encode_message
 from mesh.network.control import Control
+from mesh.network.grant import FENCED, NodeGrant
 from mesh.network.remote_hops import WINDOW, RemoteHops
 from mesh.network.router import HopRouter
 from mesh.network.transports import open_transport
+from mesh.runtime.emissions import RECEIPT_WITHIN_NS
 from mesh.runtime.names import node_name, step_name, workflow_name
 from mesh.runtime.node import NodeParts
 from mesh.runtime.ports import Network
@@ -64,6 +66,7 @@ class Links(Network):
         self._announced: list[str] = []
         self._registry_missing = False  # and that has been logged
         send = self.transport.send
+        self._grant = NodeGrant(self.registry, node.id, node.clock)
         self._hop_router = HopRouter(
             node.enqueue,
             self.registry,
@@ -72,9 +75,11 @@ class Links(Network):
             send,
             lambda: self.endpoint,
             nanoseconds(settings.patience),
+            self._grant,
+            node.executor,
         )
         self.router = None if settings.hosts else self._hop_router
-        self._remote_hops = RemoteHops(node.executor, node.plans, send)
+        self._remote_hops = RemoteHops(node.executor, node.plans, send, self._grant)
         self._control = Control(node.loop, send, node.intake, node.transactions, node.about, node.patterns)
         self._handlers: dict[type, Callable[[Any], None]] = {
             Signal: self._remote_hops.receive,
@@ -117,7 +122,7 @@ class Links(Network):
         node = self._node
         entries: dict[str, dict[str, Any]] = {}
         if node.settings.hosts:
-            entries |= consumers
+            entries |= {name: {**value, FENCED: True} for name, value in consumers.items()}
             for workflow in node.workflows:
                 plan = node.plans[workflow]
                 for step in plan.all_steps():
@@ -127,6 +132,7 @@ class Links(Network):
                         "endpoint": self.endpoint,
                         "digest": plan.digest,
                         "window": WINDOW,
+                        FENCED: True,
                     }
         for workflow in node.workflows:
             entries[workflow_name(workflow)] = {"endpoint": self.endpoint}
@@ -168,10 +174,12 @@ class Links(Network):
                 return
 
     @override
-    def send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
+    def send_stimulus(self, entry: Entry, stimulus: Stimulus, asked_ns: int = 0) -> None:
         """A stimulus that cannot be sent is answered with a receipt that says so."""
+        sending = self._grant.sending(entry, RECEIPT_WITHIN_NS, asked_ns)
+        sent = stimulus._replace(reply_to=self.endpoint, sending=sending)
         try:
-            self.transport.send(entry.value["endpoint"], encode_message(stimulus._replace(reply_to=self.endpoint)))
+            self.transport.send(entry.value["endpoint"], encode_message(sent))
         except BitActorError as error:
             self._node.on_receipt(Receipt(stimulus.id, "", str(error)))
 
@@ -236,6 +244,11 @@ class Links(Network):
             except BitActorError as error:
                 logger.debug("could not acknowledge %s: %s", receipt.id, error)
 
+        if stimulus.sending is not None:
+            now_ns = self._node.clock.monotonic_ns()
+            if now_ns >= self._grant.lease(stimulus.sending).until_ns():
+                answer(Receipt(stimulus.id, "", "this node may have been away since that was sent", now_ns))
+                return
         self._node.intake.receive(stimulus, answer)
 
 

@@ -18,6 +18,7 @@ from bitactor.plan.plan import Plan, PlanStep
 from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
 from mesh.hops.ports import ENDED
+from mesh.network.grant import NodeGrant
 
 WINDOW: Final = 1_024
 """The most unanswered hops that this node takes from one supervisor."""
@@ -32,10 +33,11 @@ Key = tuple[str, int, int]
 class RemoteHops:
     """The hops on this node that came from elsewhere."""
 
-    def __init__(self, executor: Executor, plans: Mapping[str, Plan], send: Send) -> None:
+    def __init__(self, executor: Executor, plans: Mapping[str, Plan], send: Send, grant: NodeGrant) -> None:
         self._executor = executor
         self._plans = plans
         self._send = send
+        self._grant = grant
         self._running: dict[Key, BitActor] = {}
         self._replies: LRUCache[Key, bytes] = LRUCache(REMEMBERED_REPLIES)
         self._closed = False
@@ -68,9 +70,9 @@ class RemoteHops:
             return
         plan, step = found
         arguments = RemoteArguments(step.arguments, values, step.address)
-        actor = self._executor.launch(
-            plan, step, signal._replace(token=None), arguments, result, partial(self._done, key)
-        )
+        lease = None if signal.sending is None else self._grant.lease(signal.sending)
+        plain = signal._replace(token=None, sending=None)
+        actor = self._executor.launch(plan, step, plain, arguments, result, partial(self._done, key), lease=lease)
         if actor.state != ENDED:
             self._running[key] = actor
 

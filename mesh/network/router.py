@@ -23,7 +23,9 @@ from bitactor.messages.wire import encode_message
 from bitactor.plan.plan import PlanStep
 from bitactor.ports import Clock
 from bitactor.saga import HopExpired, Lost, Replied, Unrouted
+from mesh.hops.executor import Executor
 from mesh.limits.timing_wheel import Timer, TimingWheel
+from mesh.network.grant import NodeGrant
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import step_name
 from mesh.runtime.ports import Enqueue, Router
@@ -48,15 +50,18 @@ Send = Callable[[str, bytes], None]
 class RemoteDelivery:
     """One delivery of one hop to another node."""
 
-    __slots__ = ("holder", "index", "live", "message", "signal", "step", "timer")
+    __slots__ = ("deadline_ns", "holder", "index", "live", "question", "signal", "step", "stopped", "timer")
 
-    def __init__(self, live: LiveTransaction, step: PlanStep, signal: Signal, message: bytes) -> None:
+    def __init__(self, live: LiveTransaction, step: PlanStep, signal: Signal) -> None:
         self.live = live
         self.step = step
         self.index = step.index
         self.signal = signal
-        self.message = message
         self.holder: Entry | None = None
+        # When its transaction's time is over, by the monotonic clock, if less is left of that than the step may take
+        self.deadline_ns: int | None = None
+        self.stopped = False  # its holder was asked to stop it
+        self.question: Reply | None = None  # of a holder that asked whether it is still wanted, and got no answer
         self.timer: Timer | None = None
 
     @property
@@ -83,14 +88,18 @@ class HopRouter(Router):
         send: Send,
         endpoint: Callable[[], str],
         patience_ns: int,
+        grant: NodeGrant,
+        executor: Executor,
     ) -> None:
         self._enqueue = enqueue
         self._registry = registry
-        self._clock = clock
+        self._monotonic_ns = clock.monotonic_ns
         self._wheel = wheel
         self._send = send
         self._endpoint = endpoint
         self._patience_ns = patience_ns
+        self._grant = grant
+        self._executor = executor
         self._sent: dict[tuple[str, int], RemoteDelivery] = {}
         self._by_holder: dict[str, dict[tuple[str, int], RemoteDelivery]] = {}
         self._waiting: dict[str, deque[RemoteDelivery]] = {}
@@ -103,11 +112,12 @@ class HopRouter(Router):
         """A hop for which no holder has room waits here, for at most the node's `patience`."""
         try:
             token = encode_token([bytes(values), bytes(token_bytes(result))])
-            message = encode_message(signal._replace(token=token, reply_to=self._endpoint()))
         except (BitActorError, ValueError, TypeError) as error:
             self._enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error)))
             return
-        remote = RemoteDelivery(live, step, signal, message)
+        remote = RemoteDelivery(live, step, signal._replace(token=token, reply_to=self._endpoint()))
+        if signal.budget_ns is not None and signal.budget_ns != step.timeout_ns:
+            remote.deadline_ns = self._monotonic_ns() + signal.budget_ns
         if step.address in self._waiting or not self._assign(remote):
             self._wait(remote)
 
@@ -125,6 +135,10 @@ class HopRouter(Router):
         for hop in hops:
             found = self._sent.get((hop, delivery)) or self._late.get((hop, delivery))
             if found is not None and found.holder is not None:
+                found.stopped = True
+                if found.question is not None:
+                    self._on_question(found, found.question)
+                    return
                 signal = found.signal
                 cancel = Cancel(signal.transaction, signal.hop, signal.delivery, signal.epoch)
                 self._post(found.holder, encode_message(cancel))
@@ -136,7 +150,10 @@ class HopRouter(Router):
         if remote is None:
             late = self._late.pop(key, None)
             if late is not None:
-                self._enqueue(late.live, Replied(late.index, reply))
+                self._enqueue(late.live, Replied(late.index, _not_started(reply) if reply.outcome == "busy" else reply))
+            return
+        if reply.outcome == "busy" and reply.after_ns is not None:
+            self._on_question(remote, reply)
             return
         self._remove(remote)
         if reply.outcome == "busy":
@@ -150,6 +167,22 @@ class HopRouter(Router):
             self._enqueue(remote.live, Replied(remote.index, reply))
         for address in list(self._waiting):  # the room that was made is for any step the holder runs
             self._assign_waiting(address)
+
+    def _on_question(self, remote: RemoteDelivery, reply: Reply) -> None:
+        """Answer a holder that is not sure whether a hop is still wanted, and has not begun it: send it once more if it
+        is."""
+        if not self._owns(lambda: self.on_reply(reply)):
+            return
+        if remote.live.failure is not None:
+            self._remove(remote)
+        elif remote.stopped:
+            self._remove(remote)
+            self._enqueue(remote.live, Replied(remote.index, _not_started(reply)))
+        elif remote.deadline_ns is not None and self._monotonic_ns() >= remote.deadline_ns:
+            remote.question = reply  # answered when its transaction, whose time is over, stops it
+        elif remote.holder is not None and not self._give(remote, remote.holder, reply.after_ns or 0):
+            self._remove(remote)
+            self._wait(remote)
 
     def appeared(self, entry: Entry) -> None:
         """Send waiting hops of a step that a node has begun to offer."""
@@ -178,31 +211,49 @@ class HopRouter(Router):
 
     def _assign(self, remote: RemoteDelivery) -> bool:
         """Send a delivery to a holder with room, in turn; True: there was one."""
+        if not self._owns(lambda: self._assign_waiting(remote.step.address)):
+            return False
         entries = self._registry.lookup(step_name(remote.step.address))
         self._round_robin += 1
         for offset in range(len(entries)):
             entry = entries[(self._round_robin + offset) % len(entries)]
-            unanswered = self._by_holder.setdefault(entry.holder, {})
             fits = entry.value.get("digest") == remote.live.plan.digest
-            if (
-                fits
-                and len(unanswered) < entry.value.get("window", DEFAULT_WINDOW)
-                and self._post(entry, remote.message)
-            ):
-                remote.disarm()
-                remote.holder = entry
-                unanswered[remote.key] = remote
-                self._sent[remote.key] = remote
-                budget_ns, step = remote.signal.budget_ns, remote.step
-                if (
-                    budget_ns is not None and not step.policies
-                ):  # which may wait as long as they like before the time begins
-                    starts_at_once = SPAWNERS[step.spawn].on_loop and not step.run.resources
-                    patience_ns = BACKSTOP_NS if starts_at_once else QUEUED_BACKSTOP_NS
-                    due_ns = self._clock.monotonic_ns() + budget_ns + patience_ns
-                    remote.timer = Timer(self._wheel, due_ns, lambda: self._expired(remote))
+            unanswered = self._by_holder.get(entry.holder, ())
+            if fits and len(unanswered) < entry.value.get("window", DEFAULT_WINDOW) and self._give(remote, entry):
                 return True
         return False
+
+    def _owns(self, callback: Callable[[], None]) -> bool:
+        """Whether the transactions of this node are surely its own; if not, `callback` is called once they are."""
+        now_ns, executor = self._monotonic_ns(), self._executor
+        if now_ns < executor.lease_until_ns or now_ns < executor.own_lease_until_ns():
+            return True
+        executor.when_leased(callback)
+        return False
+
+    def _give(self, remote: RemoteDelivery, holder: Entry, asked_ns: int = 0) -> bool:
+        """Send a delivery to this holder, perhaps once more, for it asked; False: it cannot be reached."""
+        now_ns, step, budget_ns = self._monotonic_ns(), remote.step, remote.signal.budget_ns
+        due_ns = None
+        if budget_ns is not None and not step.policies:  # which may wait as long as they like before the time begins
+            starts_at_once = SPAWNERS[step.spawn].on_loop and not step.run.resources
+            due_ns = now_ns + budget_ns + (BACKSTOP_NS if starts_at_once else QUEUED_BACKSTOP_NS)
+        ends_ns = due_ns if remote.deadline_ns is None else remote.deadline_ns
+        within_ns = None if ends_ns is None else max(0, ends_ns - now_ns)
+        try:
+            message = encode_message(remote.signal._replace(sending=self._grant.sending(holder, within_ns, asked_ns)))
+        except (BitActorError, ValueError, TypeError) as error:
+            remote.disarm()
+            self._fail(remote, error)
+            return True
+        if not self._post(holder, message):
+            return False
+        remote.disarm()
+        remote.holder = holder
+        self._sent[remote.key] = self._by_holder.setdefault(holder.holder, {})[remote.key] = remote
+        if due_ns is not None:
+            remote.timer = Timer(self._wheel, due_ns, lambda: self._expired(remote))
+        return True
 
     def _post(self, entry: Entry, message: bytes) -> bool:
         try:
@@ -220,7 +271,7 @@ class HopRouter(Router):
             return
         queue.append(remote)
         remote.timer = Timer(
-            self._wheel, self._clock.monotonic_ns() + self._patience_ns, lambda: self._waited_too_long(remote)
+            self._wheel, self._monotonic_ns() + self._patience_ns, lambda: self._waited_too_long(remote)
         )
 
     def _assign_waiting(self, address: str) -> None:
@@ -282,3 +333,9 @@ class HopRouter(Router):
         self._sent.pop(remote.key, None)
         if remote.holder is not None:
             self._by_holder.get(remote.holder.holder, {}).pop(remote.key, None)
+
+
+def _not_started(question: Reply) -> Reply:
+    """The reply of a hop that is not wanted any more, and whose holder has asked before it began it."""
+    fault = fault_of(Cancelled("it was stopped before it had started"))
+    return question._replace(outcome="fail", fault=fault, after_ns=None)

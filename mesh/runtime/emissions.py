@@ -9,8 +9,7 @@ second one is not a second transaction.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from bitactor.messages.signal import UNDO, Receipt, Stimulus
 from bitactor.ports import Clock
@@ -31,7 +30,11 @@ DEFAULT_LIFETIME_NS: Final = 30_000_000_000
 """Nanoseconds that a signal without a deadline of its own is offered."""
 TRAIL_LENGTH: Final = 32
 
-Send = Callable[[Entry, Stimulus], None]
+
+class Send(Protocol):
+    """Sends a signal to a consumer; `asked_ns`: once more, for it asked at that moment whether that is still wanted."""
+
+    def __call__(self, entry: Entry, stimulus: Stimulus, asked_ns: int = 0) -> None: ...
 
 
 class Emissions:
@@ -80,11 +83,8 @@ class Emissions:
         groups = self._groups(parcel.emission.name)
         for group, entries in groups.items():
             if group not in parcel.accepted_by:
-                entry = self._pick(group, entries)
-                delivery = f"{parcel.emission.id}>{group}"
-                self._deliveries[delivery] = (parcel, group)
-                parcel.sent_to[group] = entry
-                self._send(entry, parcel.stimulus(delivery, group.removesuffix(f"@@{entry.holder}"), now_ns))
+                parcel.sent_to[group] = self._pick(group, entries)
+                self._send_to(parcel, group)
         if groups and groups.keys() <= parcel.accepted_by.keys():
             self._complete(parcel)
         elif parcel.emission.id in self._parcels:
@@ -94,6 +94,9 @@ class Emissions:
         """Take a receiver's receipt: its group has accepted the signal, or could not."""
         parcel, group = self._deliveries.pop(receipt.id, (None, ""))
         if parcel is None or group in parcel.accepted_by:
+            return
+        if receipt.asked_ns:
+            self._send_to(parcel, group, receipt.asked_ns)
             return
         if receipt.error:
             parcel.retry_in(parcel.next_delay())
@@ -129,6 +132,12 @@ class Emissions:
             for group, broadcast in (entry.value or {}).get("groups", ()):
                 groups.setdefault(f"{group}@@{entry.holder}" if broadcast else group, []).append(entry)
         return groups
+
+    def _send_to(self, parcel: Parcel, group: str, asked_ns: int = 0) -> None:
+        entry, delivery = parcel.sent_to[group], f"{parcel.emission.id}>{group}"
+        self._deliveries[delivery] = (parcel, group)
+        stimulus = parcel.stimulus(delivery, group.removesuffix(f"@@{entry.holder}"), self.clock.wall_ns())
+        self._send(entry, stimulus, asked_ns)
 
     def _pick(self, group: str, entries: list[Entry]) -> Entry:
         turn = self._round_robin.get(group, 0)

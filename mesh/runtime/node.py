@@ -219,6 +219,9 @@ class Node:
             started.push_async_callback(spawner.close, 2.0)
         self.executor = Executor(self.loop, self.clock, self.wheel, spawners, traced=self._traced)
         self.executor.resources, self.executor.policies = self.resources, self.policies
+        if self._clock_given is None:
+            self.executor.lease = self.store.lease_until_ns
+            self.executor.own_lease_until_ns()
         self.executor.middleware = self.middleware if len(self.middleware) else None
         started.push_async_callback(self.executor.close)
         started.callback(contain_exits(self.loop))
@@ -347,11 +350,11 @@ class Node:
     async def _close_sinks(self) -> None:
         await asyncio.gather(*(asyncio.to_thread(relay.close, SINKS_WITHIN) for _, relay in self._sinks))
 
-    def _send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
+    def _send_stimulus(self, entry: Entry, stimulus: Stimulus, asked_ns: int = 0) -> None:
         if entry.holder == self.id:
             self.intake.receive(stimulus, self.emissions.on_receipt)
         elif self._network is not None:
-            self._network.send_stimulus(entry, stimulus)
+            self._network.send_stimulus(entry, stimulus, asked_ns)
 
     def _on_notice(self, notice: Notice) -> None:
         """Take a notice that a name appeared or disappeared; called on the registry's thread."""

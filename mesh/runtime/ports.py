@@ -50,8 +50,8 @@ class Network(Protocol):
     async def withdraw(self) -> None:
         """Take no more work from others; the work that is here is finished."""
 
-    def send_stimulus(self, entry: Entry, stimulus: Stimulus) -> None:
-        """Send an emitted signal to the node that `entry` names."""
+    def send_stimulus(self, entry: Entry, stimulus: Stimulus, asked_ns: int = 0) -> None:
+        """Send an emitted signal to the node that `entry` names; `asked_ns`: once more, for it asked at that moment."""
 
     def on_notice(self, notice: Notice) -> None:
         """Take a change of the registry."""

@@ -26,7 +26,8 @@ class InlineSpawner(Spawner):
 
     @override
     def start(self, actor: Actor) -> None:
-        actor.begin()
+        if not actor.begin():
+            return
         context = actor.executor.contextvars_for(actor)
         try:
             value = context.run(actor.callback.function, **actor.kwargs)
@@ -58,8 +59,8 @@ class LoopSpawner(Spawner):
 
     @override
     def start(self, actor: Actor) -> None:
-        if actor.state != STARTED:  # else its function has passed a coroutine on
-            actor.begin()
+        if actor.state != STARTED and not actor.begin():  # it has started if its function has passed a coroutine on
+            return
         executor = actor.executor
         task = executor.start_task(self._drive(actor), actor.signal.name, executor.contextvars_for(actor))
         if not task.done():

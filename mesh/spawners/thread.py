@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from types import CoroutineType
-from typing import Any
+from typing import Any, Final
 
 from typing_extensions import override
 
@@ -24,6 +24,9 @@ MAX_ZOMBIES = 256
 MAX_LENT = 256
 """Hops of one depth whose threads may wait for other transactions; beyond that, no hop of that depth is started beside
 them."""
+
+_NOT_STARTED: Final = object()
+"""In place of a function's value: it was not called, for that came too late."""
 
 _Job = tuple[Actor, contextvars.Context]
 
@@ -127,6 +130,10 @@ class ThreadSpawner(Spawner):
         return pool
 
     def _begin(self, actor: Actor) -> None:
+        if not actor.begin():
+            # In the loop's next turn, or many that may not start would be deep in each other.
+            actor.executor.loop.call_soon(self._permits.pop(actor).release)
+            return
         context = actor.executor.contextvars_for(actor)
         context.run(_lend_thread, actor, self._permits[actor])
         self._running.add(actor)
@@ -135,17 +142,19 @@ class ThreadSpawner(Spawner):
             thread.start()
             self._threads.add(thread)
             self._thread_count += 1
-        actor.begin()
         self._jobs.put((actor, context))
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             actor, context = job
             value, error = None, None
-            try:
-                value = context.run(actor.callback.function, **actor.kwargs)
-            except BaseException as raised:
-                error = raised
+            if actor.executor.monotonic_ns() >= actor.starts_until_ns():
+                value = _NOT_STARTED
+            else:
+                try:
+                    value = context.run(actor.callback.function, **actor.kwargs)
+                except BaseException as raised:
+                    error = raised
             self._finished.append((actor, value, error))
             try:
                 actor.executor.call_threadsafe(self._collect)
@@ -160,7 +169,9 @@ class ThreadSpawner(Spawner):
             self._running.discard(actor)
             self._fenced.discard(actor)
             self._permits.pop(actor).release()
-            if type(value) is CoroutineType:
+            if value is _NOT_STARTED:
+                actor.give_back()
+            elif type(value) is CoroutineType:
                 self._rest.take_over(actor, value)
             else:
                 actor.finish(value, error)

@@ -23,6 +23,7 @@ from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import ConnectionThread, write_transaction
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
+from registry.support.clock import monotonic_ns
 
 _log = logging.getLogger("bitactor.store")
 
@@ -245,12 +246,15 @@ class LeaseThread(ConnectionThread):
     """The thread that keeps an owner's lease from running out, also while the event loop is blocked: it renews the
     lease every third of it."""
 
-    def __init__(self, path: Path, owner: str, lease: float, wall_ns: Callable[[], int]) -> None:
+    def __init__(self, path: Path, owner: str, lease: float, wall_ns: Callable[[], int], began_ns: int) -> None:
+        """`began_ns`: the moment before the owner was registered, by the monotonic clock."""
         what = f"the lease of owner {owner!r} could not be renewed"
         super().__init__("bitactor-store-lease", path, what, synchronous="NORMAL", timeout=lease / 3)
         self._owner = owner
         self._lease = lease
         self._wall_ns = wall_ns
+        # Until when the lease holds, by our monotonic clock; 0: it was taken from us
+        self.until_ns = began_ns + nanoseconds(lease)
 
     @override
     def wait(self) -> bool:
@@ -258,11 +262,14 @@ class LeaseThread(ConnectionThread):
 
     @override
     def work(self, connection: sqlite3.Connection) -> bool:
+        until_ns = monotonic_ns() + nanoseconds(self._lease)
         expires_ns = self._wall_ns() + nanoseconds(self._lease)
         renewed = connection.execute(
             "UPDATE owners SET expires_ns = ? WHERE owner = ? AND fenced = ''", (expires_ns, self._owner)
         )
         if renewed.rowcount:
+            self.until_ns = until_ns
             return True
+        self.until_ns = 0
         _log.error("%s: owner %r was fenced; its transactions belong to another process now", self._path, self._owner)
         return False

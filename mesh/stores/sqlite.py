@@ -30,6 +30,7 @@ from mesh.stores.lease import LeaseThread, claim, identify, reclaim, register, r
 from mesh.stores.read import Rows, SqliteQueries, SqliteReader
 from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
 from mesh.stores.write import Writer, prepare_writes
+from registry.support.clock import monotonic_ns
 
 _log = logging.getLogger("bitactor.store")
 
@@ -75,6 +76,7 @@ class SqliteStore(SqliteQueries, Store):
         self._checkpoint_pages = checkpoint_pages
         self._wall_ns = wall_ns
         self._identity = identify()
+        self._began_ns = 0
         self._owner = ""
         self._opened = False
         self._closing = False
@@ -113,6 +115,7 @@ class SqliteStore(SqliteQueries, Store):
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         try:
+            self._began_ns = monotonic_ns()
             expires_ns = self._wall_ns() + nanoseconds(self._lease)
             yield from self._unless_closed(
                 tries(lambda: register(connection, owner, self._identity, expires_ns), self._patience, self._path)
@@ -132,6 +135,10 @@ class SqliteStore(SqliteQueries, Store):
             yield pause
             if self._closing:
                 raise StoreError(f"{self._path}: the store was closed while it waited for the file")
+
+    @override
+    def lease_until_ns(self) -> int:
+        return self._lease_thread.until_ns if self._opened else 0
 
     @override
     def append(self, writes: Sequence[Write], done: Done) -> None:
@@ -225,7 +232,7 @@ class SqliteStore(SqliteQueries, Store):
         self._writer = Writer(self._owner)
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
         self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
-        self._lease_thread = LeaseThread(self._path, self._owner, self._lease, self._wall_ns)
+        self._lease_thread = LeaseThread(self._path, self._owner, self._lease, self._wall_ns, self._began_ns)
         self._commit_thread = CommitThread(
             self._path,
             self._writer,

@@ -185,6 +185,10 @@ ADDED = {
         "\"(self, function: 'Callable[[Any], Any]') -> 'Self'\""
         for kind in ("Element", "Input", "Result", "Value")
     ),
+    # A holder that was stopped begins nothing that was given to another meanwhile.
+    "names/bitactor.ports/Store/members/lease_until_ns",
+    "names/registry/RegistryClient/members/current_until_ns",
+    "names/bitactor/Signal/members/sending",
 }
 
 TYPED = {
@@ -207,6 +211,9 @@ STIMULATES = {
 }
 """Methods of a mesh → what of their signature was replaced by what: completion for options, an explanation for what is
 none."""
+
+SENT = (" = '')", " = '', sending: ForwardRef('Sending | None') = None)")
+"""What of a signal's fields was replaced by what: to whom and when it was sent, for the receiver's eyes."""
 
 RETOLD = ("cancel", "list", "resume", "run", "trace", "undo")
 """Verbs with other words in their help: `--http` and `--store`, the beginning of an id, `--no-wait`, `--all`,
@@ -233,6 +240,9 @@ def test_the_public_face_is_as_it_was_listed(tmp_path: Path) -> None:
     for face in (listed["names"]["mesh"]["Mesh"], listed["names"]["mesh.testing"]["FixtureMesh"]):
         for method, (before, now) in STIMULATES.items():
             face["members"][method] = face["members"][method].replace(before, now)
+    listed["names"]["bitactor"]["Signal"]["signature"] = listed["names"]["bitactor"]["Signal"]["signature"].replace(
+        *SENT
+    )
     found = without_results(made.read_text())
     for verb in RETOLD:
         assert listed["command line"].pop(verb) != found["command line"].pop(verb)

@@ -19,7 +19,7 @@ from typing_extensions import override
 from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import BitActorError, ProtocolError, StepFailed
 from bitactor.messages.codec import encode_token
-from bitactor.messages.signal import Answer, Message, Question, Reply
+from bitactor.messages.signal import Answer, Message, Question, Reply, Sending
 from bitactor.messages.wire import decode_message, encode_message
 from mesh.hops.ports import QUEUED, Actor, Spawner
 from mesh.limits.priority_queue import PriorityQueue
@@ -27,6 +27,7 @@ from mesh.network.transports.zmq import ZmqTransport
 from mesh.spawners.process.child import WorkerProcess
 from mesh.spawners.process.definitions import modules_of, pack_payload
 from mesh.spawners.process.worker_table import LoadKey, WorkerHandle, WorkerTable, load_key_of
+from registry.support.clock import monotonic_ns
 from registry.support.log import log_set_up
 
 logger = logging.getLogger("bitactor.process")
@@ -206,8 +207,12 @@ class ProcessSpawner(Spawner):
 
     def _send_hop(self, worker: WorkerHandle, actor: Actor) -> None:
         signal = actor.signal
+        left_ns = actor.starts_until_ns() - actor.executor.monotonic_ns()
+        if signal.budget_ns is not None:
+            left_ns = min(left_ns, signal.budget_ns)
+        sending = Sending(0, 0, monotonic_ns(), left_ns)
         try:
-            message = encode_message(signal._replace(token=pack_payload(actor), metadata=None))
+            message = encode_message(signal._replace(token=pack_payload(actor), metadata=None, sending=sending))
         except BaseException as error:  # a path may lead through a user's object
             self._table.release(worker)
             actor.fail(error)
@@ -216,8 +221,10 @@ class ProcessSpawner(Spawner):
             self._table.release(worker)
             actor.worker_lost()
             return
-        actor.begin()
-        self._send(worker, message)
+        if actor.begin():
+            self._send(worker, message)
+        else:
+            self._table.release(worker)
 
     def _modules_for(self, actor: Actor) -> list[str]:
         load_key = load_key_of(actor)
@@ -287,7 +294,9 @@ class ProcessSpawner(Spawner):
             self._kill(worker, asyncio.CancelledError())  # what it had to answer for may still be running there
         actor = self._table.release(worker)
         self._pump()
-        if actor is not None:
+        if actor is not None and reply.outcome == "busy":
+            actor.give_back()
+        elif actor is not None:
             actor.relay_reply(reply)
 
     # Workers' lives

@@ -26,7 +26,7 @@ from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan
 from mesh.hops.executor import Executor
 from mesh.hops.exits import contain_exits, run_on
-from mesh.hops.ports import Actor, Spawner
+from mesh.hops.ports import Actor, Lease, Spawner
 from mesh.hops.resources import ResourceManager
 from mesh.limits.timing_wheel import SystemClock, TimingWheel
 from mesh.network.transports.zmq import ZmqTransport
@@ -49,6 +49,17 @@ class BackstopWheel(TimingWheel):
     @override
     def arm(self, timer: Any, when_ns: int) -> int:
         return super().arm(timer, when_ns + BACKSTOP_NS)
+
+
+class WorkerLease(Lease):
+    """The right to start a hop's function until a moment that the parent has said."""
+
+    def __init__(self, until_ns: int) -> None:
+        self._until_ns = until_ns
+
+    @override
+    def until_ns(self) -> int:
+        return self._until_ns
 
 
 class WorkerSpawner(Spawner):
@@ -158,7 +169,9 @@ class Worker:
                 raise Unroutable(f"{payload.step!r} is no step of {payload.workflow!r}")
             arguments = RemoteArguments(step.arguments, payload.values, step.address)
             plain = signal._replace(token=None, metadata=payload.metadata)
-            self._executor.launch(plan, step, plain, arguments, payload.result, self._done)
+            sending = signal.sending
+            lease = None if sending is None else WorkerLease(sending.sent_ns + (sending.within_ns or 0))
+            self._executor.launch(plan, step, plain, arguments, payload.result, self._done, lease=lease)
         except BaseException as problem:
             logger.exception("%s could not be run", signal.name)
             fault = fault_of(problem)

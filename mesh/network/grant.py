@@ -1,0 +1,88 @@
+"""The right to begin what others sent: whether a node's place in the registry has held without a break since it was
+sent, and the sender still waits for it.
+
+A holder that was stopped (a paused container, a laptop's lid) finds in its sockets and queues what was given to others
+long ago.  So who sends says to which grant of the node's name, and when; the node begins under that grant only, as long
+as the grant is valid by its own clock and the sender's time is not over.  Where that is in doubt, it asks the sender,
+who alone knows: what is still wanted is sent once more, with the moment of the question, and may begin soon after that
+moment without regard to the registry, which may be down.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from typing_extensions import override
+
+from bitactor.messages.signal import Sending
+from bitactor.ports import Clock
+from mesh.hops.ports import FOREVER, Lease
+from mesh.limits.timing_wheel import SystemClock
+from mesh.runtime.names import node_name
+from registry import Entry, RegistryClient
+from registry.support.clock import clock_id
+from registry.table import DEFAULT_LEASE_NS
+
+FENCED: Final = "fenced"
+"""In the value of a step's or consumer's name: its holder takes signals with a `Sending`."""
+CONFIRMED_NS: Final = 1_000_000_000
+"""Nanoseconds after a question in which what was sent again in answer to it may begin."""
+
+
+class NodeGrant:
+    """A node's grant of its own name, and what it knows of others' grants of theirs."""
+
+    def __init__(self, registry: RegistryClient, node: str, clock: Clock) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._clock_id = clock_id() if isinstance(clock, SystemClock) else 0
+        self._own = Entry(node_name(node), node, {}, True, 0)
+
+    def sending(self, receiver: Entry, within_ns: int | None, asked_ns: int = 0) -> Sending | None:
+        """What is said with a message that is sent now to the holder of `receiver`, a step's or consumer's entry; None:
+        it does not take that.
+
+        The sender does not give up within `within_ns` nanoseconds, unless the holder is gone.  `asked_ns`: the moment
+        of the question that this answers.
+        """
+        if not receiver.value.get(FENCED):
+            return None
+        node = self._registry.get(node_name(receiver.holder))
+        return Sending(
+            0 if node is None else node.epoch, self._clock_id, self._clock.monotonic_ns(), within_ns, asked_ns
+        )
+
+    def lease(self, sending: Sending) -> Lease:
+        """The right to begin what has just been received."""
+        now_ns = self._clock.monotonic_ns()
+        asked_ns = sending.asked_ns if 0 < sending.asked_ns <= now_ns else 0
+        until_ns = FOREVER
+        if sending.within_ns is not None:
+            if asked_ns:
+                began_ns = asked_ns
+            elif sending.clock == self._clock_id != 0:
+                began_ns = min(sending.sent_ns, now_ns)
+            else:  # if it was on its way for longer than that, the grant it was sent to is over
+                began_ns = now_ns - DEFAULT_LEASE_NS
+            until_ns = began_ns + sending.within_ns
+        return SentLease(self, sending.grant, until_ns, asked_ns + CONFIRMED_NS if asked_ns else 0)
+
+    def until_ns(self, epoch: int) -> int:
+        """Until when our grant is valid as far as is known, if it is the one of this epoch; else 0."""
+        return self._registry.current_until_ns(self._own._replace(epoch=epoch))
+
+
+class SentLease(Lease):
+    """The right to begin one hop, or to accept one stimulus."""
+
+    __slots__ = ("_confirmed_until_ns", "_epoch", "_grant", "_sender_until_ns")
+
+    def __init__(self, grant: NodeGrant, epoch: int, sender_until_ns: int, confirmed_until_ns: int) -> None:
+        self._grant = grant
+        self._epoch = epoch
+        self._sender_until_ns = sender_until_ns
+        self._confirmed_until_ns = confirmed_until_ns
+
+    @override
+    def until_ns(self) -> int:
+        return min(self._sender_until_ns, max(self._confirmed_until_ns, self._grant.until_ns(self._epoch)))
