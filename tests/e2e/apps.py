@@ -12,6 +12,7 @@ from opentelemetry import trace
 from pydantic import BaseModel
 
 from bitactor import Backoff, Context, Continue, Result, Retry, Signal, WorkerLost, Workflow, consumer
+from tests.e2e.errands import DEFINITIONS
 
 
 class Busy(Exception):
@@ -192,5 +193,5 @@ def inline_span() -> str:
 
 definitions: dict[str, Any] = {
     "signup": signup, "greet": greet, "ping": ping, "pong": pong, "serve": serve, "fragile": fragile,
-    "forgiving": forgiving, "slow": slow, "chain": chain, "spans": spans,
+    "forgiving": forgiving, "slow": slow, "chain": chain, "spans": spans, **DEFINITIONS,
 }  # fmt: skip

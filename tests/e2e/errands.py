@@ -1,0 +1,112 @@
+"""Workflows whose steps say outside what they do, at their first line, and are all undone: for workers that are stopped
+and woken."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitactor import Context, Signal, Workflow, consumer
+from bitactor.messages.ids import idempotency_key
+
+WORK = 0.02
+"""Seconds a step works after its effect."""
+
+
+class Effect(NamedTuple):
+    """A line of the file outside."""
+
+    what: str
+    """`did | undid`"""
+    transaction: str
+    step: str
+    key: str
+    delivery: int
+    pid: int
+    at_ns: int
+
+
+def note(path: str, what: str, ctx: Context) -> None:
+    """Say outside what a step does, in one write."""
+    signal = ctx.signal
+    key = idempotency_key(signal.transaction, ctx.step)
+    line = f"{what} {signal.transaction} {ctx.step} {key} {signal.delivery} {os.getpid()} {time.monotonic_ns()}\n"
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def effects(path: Path) -> list[Effect]:
+    """What was done outside, in order."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        what, transaction, step, key, delivery, pid, at_ns = line.split()
+        found.append(Effect(what, transaction, step, key, int(delivery), int(pid), int(at_ns)))
+    return found
+
+
+def left_over(found: list[Effect]) -> list[Effect]:
+    """What was done and nobody takes back: it came after the undo of its step."""
+    undone: Counter[str] = Counter()
+    over = []
+    for effect in found:
+        if effect.what == "undid":
+            undone[effect.key] += 1
+        elif undone[effect.key]:
+            over.append(effect)
+    return over
+
+
+errand = Workflow("errand", input={"notes": str}, ttl=8, grace=0.2, redeliveries=50, undo_timeout=600.0)
+
+
+@errand.step
+async def walk(notes: str, ctx: Context) -> str:
+    note(notes, "did", ctx)
+    await asyncio.sleep(WORK)
+    return notes
+
+
+@walk.undo(in_doubt=True)
+async def walk_back(notes: str, ctx: Context) -> None:
+    note(notes, "undid", ctx)
+
+
+@errand.step(spawn="thread")
+def carry(notes: str, ctx: Context) -> str:
+    note(notes, "did", ctx)
+    time.sleep(WORK)
+    return notes
+
+
+@carry.undo(in_doubt=True)
+def carry_back(notes: str, ctx: Context) -> None:
+    note(notes, "undid", ctx)
+
+
+@errand.step(after=["walk", "carry"])
+async def refuse() -> None:
+    raise ValueError("all of it is undone")
+
+
+parcel = Workflow("parcel", input={"notes": str}, ttl=8)
+
+
+@parcel.step
+async def post(notes: str, ctx: Context) -> None:
+    await ctx.emit("parcel.posted", notes)
+
+
+@consumer("parcel.posted")
+async def deliver(signal: Signal, ctx: Context) -> None:
+    note(signal.token, "did", ctx)
+
+
+DEFINITIONS: dict[str, Any] = {"errand": errand, "parcel": parcel, "deliver": deliver}

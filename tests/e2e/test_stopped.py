@@ -1,0 +1,76 @@
+"""Nodes that are stopped (a paused container, a laptop's lid) for longer than their lease, and wake with what was given
+to others meanwhile: they begin none of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from mesh import Mesh
+from tests.e2e.errands import effects, errand, left_over
+from tests.e2e.processes import PATIENCE, Process, Town, town
+from tests.e2e.test_mesh_processes import until
+
+
+@pytest.fixture
+def place() -> Iterator[Town]:
+    with town() as made:
+        made.serve_registry()
+        yield made
+
+
+def stop(process: Process) -> None:
+    os.kill(process.child.pid, signal.SIGSTOP)
+
+
+def wake(process: Process) -> None:
+    os.kill(process.child.pid, signal.SIGCONT)
+
+
+async def go(mesh: Mesh, notes: str) -> str:
+    transaction = await mesh.stimulate("errand", {"notes": notes})
+    await transaction.ended()
+    return transaction.status
+
+
+def redelivered(mesh: Mesh) -> int:
+    """How many transactions have a hop that was delivered again."""
+    rows = mesh.node.store.list(limit=100_000)
+    return sum(
+        any(
+            pulse.kind == "spawned" and "lost" in (pulse.data or {})
+            for pulse in mesh.node.store.pulses(row.transaction)
+        )
+        for row in rows
+    )
+
+
+async def test_a_woken_worker_begins_nothing_that_was_given_to_another_and_undone(place: Town) -> None:
+    workers = [place.node("errand", threads=2), place.node("errand", threads=2)]
+    notes = place.directory / "effects"
+    async with Mesh(errand, registry=place.registry, hosts=False) as mesh:
+        first = [asyncio.create_task(go(mesh, str(notes))) for _ in range(60)]
+        await until(lambda: len(effects(notes)) > 10, "the first steps")
+        stop(workers[0])
+        try:
+            statuses = set(await asyncio.gather(*first))
+        finally:
+            wake(workers[0])
+        assert statuses == {"compensated"}
+        again = redelivered(mesh)
+        assert again >= 10
+        assert await go(mesh, str(notes)) == "compensated"
+        pid = workers[0].child.pid
+        last = effects(notes)[-1].at_ns
+
+        async def back_at_work() -> None:
+            while not any(effect.pid == pid and effect.at_ns > last for effect in effects(notes)):
+                await go(mesh, str(notes))
+
+        await asyncio.wait_for(back_at_work(), PATIENCE)
+    found = effects(notes)
+    assert not left_over(found), f"of {again} that were delivered again"
