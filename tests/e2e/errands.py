@@ -96,6 +96,26 @@ async def refuse() -> None:
     raise ValueError("all of it is undone")
 
 
+computation = Workflow("computation", input={"notes": str}, ttl=8, grace=0.2, redeliveries=50, undo_timeout=600.0)
+
+
+@computation.step(spawn="process")
+def compute(notes: str, ctx: Context) -> str:
+    note(notes, "did", ctx)
+    time.sleep(WORK)
+    return notes
+
+
+@compute.undo(in_doubt=True)
+def compute_back(notes: str, ctx: Context) -> None:
+    note(notes, "undid", ctx)
+
+
+@computation.step(after=["compute"])
+async def reject() -> None:
+    raise ValueError("all of it is undone")
+
+
 parcel = Workflow("parcel", input={"notes": str}, ttl=8)
 
 
@@ -109,4 +129,4 @@ async def deliver(signal: Signal, ctx: Context) -> None:
     note(signal.token, "did", ctx)
 
 
-DEFINITIONS: dict[str, Any] = {"errand": errand, "parcel": parcel, "deliver": deliver}
+DEFINITIONS: dict[str, Any] = {"errand": errand, "parcel": parcel, "deliver": deliver, "computation": computation}

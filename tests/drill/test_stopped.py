@@ -1,0 +1,156 @@
+"""Nodes that are stopped and woken again and again under load: what was given to others meanwhile is not begun."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh import Mesh
+from tests.e2e.errands import computation, effects, errand, left_over, parcel
+from tests.e2e.processes import Process, Town, town
+from tests.e2e.test_mesh_processes import until
+from tests.e2e.test_stopped import redelivered, stop, wake
+
+TRANSACTIONS = 500
+REDELIVERED = 50
+AT_ONCE = 40
+ASLEEP, AWAKE = 2.5, 1.0
+"""Seconds; a lease on a name is 1.5."""
+
+pytestmark = pytest.mark.drill
+
+
+@pytest.fixture
+def place() -> Iterator[Town]:
+    with town() as made:
+        made.serve_registry()
+        yield made
+
+
+async def load(mesh: Mesh, workflow: str, notes: Path, statuses: Counter[str], enough: int) -> None:
+    """Keep `AT_ONCE` transactions running until `enough` have ended."""
+
+    async def client() -> None:
+        while statuses.total() < enough:
+            transaction = await mesh.stimulate(workflow, {"notes": str(notes)})
+            await transaction.ended()
+            statuses[transaction.status] += 1
+
+    await asyncio.gather(*(client() for _ in range(AT_ONCE)))
+
+
+async def nap(processes: list[list[int]], until_done: asyncio.Task[None]) -> int:
+    """Stop one of these after the other for longer than its lease, and wake it; how often."""
+    naps = 0
+    for pids in itertools.cycle(processes):
+        await asyncio.wait([until_done], timeout=AWAKE)
+        if until_done.done():
+            return naps
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(ASLEEP)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        naps += 1
+    return naps
+
+
+async def test_of_500_compensated_transactions_none_leaves_an_effect(place: Town) -> None:
+    workers = [place.node("errand", threads=2), place.node("errand", threads=2)]
+    notes = place.directory / "effects"
+    statuses: Counter[str] = Counter()
+    async with Mesh(errand, registry=place.registry, hosts=False) as mesh:
+        running = asyncio.create_task(load(mesh, "errand", notes, statuses, TRANSACTIONS))
+        naps = await nap([[worker.child.pid] for worker in workers], running)
+        await running
+        again = redelivered(mesh)
+        await asyncio.sleep(ASLEEP)
+    found = effects(notes)
+    late = left_over(found)
+    print(f"{naps} naps, {dict(statuses)}, {len(found)} effects, {again} redelivered, {len(late)} left over")
+    assert statuses == {"compensated": statuses.total()} and statuses.total() >= TRANSACTIONS
+    assert again >= REDELIVERED
+    assert not late
+
+
+@pytest.mark.parametrize("whom", ["workers", "parents", "groups"])
+async def test_worker_processes_begin_nothing_late_either(place: Town, whom: str) -> None:
+    """The worker processes of a node are stopped, or the node alone, or both."""
+    nodes = [place.node("computation", processes=2), place.node("computation", processes=2)]
+    notes = place.directory / "effects"
+    statuses: Counter[str] = Counter()
+    async with Mesh(computation, registry=place.registry, hosts=False) as mesh:
+        await load(mesh, "computation", notes, statuses, AT_ONCE)
+        running = asyncio.create_task(load(mesh, "computation", notes, statuses, 300))
+        children = [worker_pids(node) for node in nodes]
+        parents = [[node.child.pid] for node in nodes]
+        victims = {
+            "workers": children,
+            "parents": parents,
+            "groups": [a + b for a, b in zip(parents, children, strict=True)],
+        }
+        naps = await nap(victims[whom], running)
+        await running
+        again = redelivered(mesh)
+        await asyncio.sleep(ASLEEP)
+    found = effects(notes)
+    late = left_over(found)
+    print(f"{whom}: {naps} naps, {dict(statuses)}, {len(found)} effects, {again} redelivered, {len(late)} left over")
+    assert statuses == {"compensated": statuses.total()}
+    assert not late
+
+
+def worker_pids(process: Process) -> list[int]:
+    """The worker processes of a node, by what the kernel says of its children."""
+    text = Path(f"/proc/{process.child.pid}/task/{process.child.pid}/children").read_text()
+    return [int(pid) for pid in text.split()]
+
+
+async def test_a_woken_consumer_accepts_nothing_that_another_has_accepted(place: Town) -> None:
+    """Each has a store of its own, which cannot know that the signal was accepted before."""
+    nodes = [place.node("deliver"), place.node("deliver")]
+    notes = place.directory / "effects"
+    async with Mesh(parcel, registry=place.registry) as mesh:
+        for turn in range(4):
+            stopped = nodes[turn % 2]
+            stop(stopped)
+            for _ in range(50):
+                await (await mesh.stimulate("parcel", {"notes": str(notes)})).ended()
+            done = 50 * (turn + 1)
+            await until(lambda done=done: len(effects(notes)) >= done, "the parcels")
+            wake(stopped)
+            await until(lambda: not mesh.node.emissions, "the receipts")
+            await asyncio.sleep(AWAKE)
+    found = effects(notes)
+    print(f"{len(found)} effects of 200 signals, by {dict(Counter(effect.pid for effect in found))}")
+    assert len(found) == 200
+
+
+async def test_while_the_registry_is_away_nodes_go_on(place: Town) -> None:
+    """For longer than a lease nobody can confirm that a holder has its name, and it asks the sender instead."""
+    place.node("errand", threads=2)
+    notes = place.directory / "effects"
+    statuses: Counter[str] = Counter()
+    async with Mesh(errand, registry=place.registry, hosts=False) as mesh:
+        running = asyncio.create_task(load(mesh, "errand", notes, statuses, 400))
+        await asyncio.sleep(AWAKE)
+        place.processes[0].kill()
+        before = statuses.total()
+        await asyncio.sleep(3 * ASLEEP)
+        during = statuses.total() - before
+        place.serve_registry()
+        await running
+        again = redelivered(mesh)
+    print(f"{during} transactions while the registry was away, {again} redelivered")
+    assert statuses == {"compensated": statuses.total()}
+    assert during > 50 and not again
+    assert not left_over(effects(notes))
