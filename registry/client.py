@@ -245,10 +245,10 @@ class RegistryClient(Adapter):
         """Whether this entry of the holder is still valid, by this process's clock."""
         return self._protocol.is_current(entry, monotonic_ns())
 
-    def current_until_ns(self, entry: Entry) -> int:
-        """Until when this entry of the holder is valid, as far as is known, by the clock that goes on while the machine
-        sleeps (`registry.support.clock`); 0: it is not granted."""
-        return self._protocol.current_until_ns(entry)
+    def granted_until_ns(self, name: str, epoch: int) -> int:
+        """Until when our grant of a unique name under this epoch is valid, as far as is known, by the clock that goes
+        on while the machine sleeps (`registry.support.clock`); 0: it is not."""
+        return self._protocol.granted_until_ns(name, epoch)
 
     @override
     def ping(self, timeout: float = 5.0) -> float:

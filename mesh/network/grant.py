@@ -19,7 +19,8 @@ from bitactor.ports import Clock
 from mesh.hops.ports import FOREVER, Lease
 from mesh.limits.timing_wheel import SystemClock
 from mesh.runtime.names import node_name
-from registry import Entry, RegistryClient
+from registry import Entry, Notice, RegistryClient
+from registry.entry import DISAPPEARED
 from registry.support.clock import clock_id
 from registry.table import DEFAULT_LEASE_NS
 
@@ -33,10 +34,19 @@ class NodeGrant:
     """A node's grant of its own name, and what it knows of others' grants of theirs."""
 
     def __init__(self, registry: RegistryClient, node: str, clock: Clock) -> None:
-        self._registry = registry
-        self._clock = clock
+        self._name = node_name(node)
+        self._granted_until_ns = registry.granted_until_ns
+        self._monotonic_ns = clock.monotonic_ns
         self._clock_id = clock_id() if isinstance(clock, SystemClock) else 0
-        self._own = Entry(node_name(node), node, {}, True, 0)
+        self._epochs: dict[str, int] = {}
+
+    def on_notice(self, notice: Notice) -> None:
+        """Take a change of a node's name in the registry."""
+        entry = notice.entry
+        if notice.kind == DISAPPEARED:
+            self._epochs.pop(entry.holder, None)
+        else:
+            self._epochs[entry.holder] = entry.epoch
 
     def sending(self, receiver: Entry, within_ns: int | None, asked_ns: int = 0) -> Sending | None:
         """What is said with a message that is sent now to the holder of `receiver`, a step's or consumer's entry; None:
@@ -47,14 +57,12 @@ class NodeGrant:
         """
         if not receiver.value.get(FENCED):
             return None
-        node = self._registry.get(node_name(receiver.holder))
-        return Sending(
-            0 if node is None else node.epoch, self._clock_id, self._clock.monotonic_ns(), within_ns, asked_ns
-        )
+        epoch = self._epochs.get(receiver.holder, 0)
+        return Sending(epoch, self._clock_id, self._monotonic_ns(), within_ns, asked_ns)
 
     def lease(self, sending: Sending) -> Lease:
         """The right to begin what has just been received."""
-        now_ns = self._clock.monotonic_ns()
+        now_ns = self._monotonic_ns()
         asked_ns = sending.asked_ns if 0 < sending.asked_ns <= now_ns else 0
         until_ns = FOREVER
         if sending.within_ns is not None:
@@ -69,7 +77,7 @@ class NodeGrant:
 
     def until_ns(self, epoch: int) -> int:
         """Until when our grant is valid as far as is known, if it is the one of this epoch; else 0."""
-        return self._registry.current_until_ns(self._own._replace(epoch=epoch))
+        return self._granted_until_ns(self._name, epoch)
 
 
 class SentLease(Lease):

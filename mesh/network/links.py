@@ -195,6 +195,8 @@ class Links(Network):
     @override
     def on_notice(self, notice: Notice) -> None:
         entry = notice.entry
+        if entry.name == node_name(entry.holder):
+            self._grant.on_notice(notice)
         if notice.kind == "appeared":
             self._hop_router.appeared(entry)
         elif notice.kind == "disappeared" and entry.name == node_name(entry.holder):

@@ -50,13 +50,14 @@ Send = Callable[[str, bytes], None]
 class RemoteDelivery:
     """One delivery of one hop to another node."""
 
-    __slots__ = ("deadline_ns", "holder", "index", "live", "question", "signal", "step", "stopped", "timer")
+    __slots__ = ("deadline_ns", "holder", "index", "live", "question", "signal", "step", "stopped", "timer", "token")
 
-    def __init__(self, live: LiveTransaction, step: PlanStep, signal: Signal) -> None:
+    def __init__(self, live: LiveTransaction, step: PlanStep, signal: Signal, token: Any) -> None:
         self.live = live
         self.step = step
         self.index = step.index
         self.signal = signal
+        self.token = token  # the arguments and a result, as they are sent
         self.holder: Entry | None = None
         # When its transaction's time is over, by the monotonic clock, if less is left of that than the step may take
         self.deadline_ns: int | None = None
@@ -115,7 +116,7 @@ class HopRouter(Router):
         except (BitActorError, ValueError, TypeError) as error:
             self._enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error)))
             return
-        remote = RemoteDelivery(live, step, signal._replace(token=token, reply_to=self._endpoint()))
+        remote = RemoteDelivery(live, step, signal, token)
         if signal.budget_ns is not None and signal.budget_ns != step.timeout_ns:
             remote.deadline_ns = self._monotonic_ns() + signal.budget_ns
         if step.address in self._waiting or not self._assign(remote):
@@ -180,7 +181,9 @@ class HopRouter(Router):
             self._enqueue(remote.live, Replied(remote.index, _not_started(reply)))
         elif remote.deadline_ns is not None and self._monotonic_ns() >= remote.deadline_ns:
             remote.question = reply  # answered when its transaction, whose time is over, stops it
-        elif remote.holder is not None and not self._give(remote, remote.holder, reply.after_ns or 0):
+        elif remote.holder is not None and not self._give(
+            remote, remote.holder, self._monotonic_ns(), reply.after_ns or 0
+        ):
             self._remove(remote)
             self._wait(remote)
 
@@ -211,7 +214,10 @@ class HopRouter(Router):
 
     def _assign(self, remote: RemoteDelivery) -> bool:
         """Send a delivery to a holder with room, in turn; True: there was one."""
-        if not self._owns(lambda: self._assign_waiting(remote.step.address)):
+        now_ns = self._monotonic_ns()
+        if now_ns >= self._executor.lease_until_ns and not self._owns(
+            lambda: self._assign_waiting(remote.step.address)
+        ):
             return False
         entries = self._registry.lookup(step_name(remote.step.address))
         self._round_robin += 1
@@ -219,29 +225,34 @@ class HopRouter(Router):
             entry = entries[(self._round_robin + offset) % len(entries)]
             fits = entry.value.get("digest") == remote.live.plan.digest
             unanswered = self._by_holder.get(entry.holder, ())
-            if fits and len(unanswered) < entry.value.get("window", DEFAULT_WINDOW) and self._give(remote, entry):
+            if (
+                fits
+                and len(unanswered) < entry.value.get("window", DEFAULT_WINDOW)
+                and self._give(remote, entry, now_ns)
+            ):
                 return True
         return False
 
     def _owns(self, callback: Callable[[], None]) -> bool:
         """Whether the transactions of this node are surely its own; if not, `callback` is called once they are."""
-        now_ns, executor = self._monotonic_ns(), self._executor
-        if now_ns < executor.lease_until_ns or now_ns < executor.own_lease_until_ns():
+        if self._monotonic_ns() < self._executor.own_lease_until_ns():
             return True
-        executor.when_leased(callback)
+        self._executor.when_leased(callback)
         return False
 
-    def _give(self, remote: RemoteDelivery, holder: Entry, asked_ns: int = 0) -> bool:
+    def _give(self, remote: RemoteDelivery, holder: Entry, now_ns: int, asked_ns: int = 0) -> bool:
         """Send a delivery to this holder, perhaps once more, for it asked; False: it cannot be reached."""
-        now_ns, step, budget_ns = self._monotonic_ns(), remote.step, remote.signal.budget_ns
+        step, budget_ns = remote.step, remote.signal.budget_ns
         due_ns = None
         if budget_ns is not None and not step.policies:  # which may wait as long as they like before the time begins
             starts_at_once = SPAWNERS[step.spawn].on_loop and not step.run.resources
             due_ns = now_ns + budget_ns + (BACKSTOP_NS if starts_at_once else QUEUED_BACKSTOP_NS)
         ends_ns = due_ns if remote.deadline_ns is None else remote.deadline_ns
         within_ns = None if ends_ns is None else max(0, ends_ns - now_ns)
+        sending = self._grant.sending(holder, within_ns, asked_ns)
         try:
-            message = encode_message(remote.signal._replace(sending=self._grant.sending(holder, within_ns, asked_ns)))
+            signal = remote.signal._replace(token=remote.token, reply_to=self._endpoint(), sending=sending)
+            message = encode_message(signal)
         except (BitActorError, ValueError, TypeError) as error:
             remote.disarm()
             self._fail(remote, error)

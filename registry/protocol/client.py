@@ -59,7 +59,7 @@ _log = logging.getLogger("bitactor.registry")
 
 
 class ClientProtocol:
-    """The client's protocol state machine.  For one thread, but `is_current`, `current_until_ns`, `connected` and the
+    """The client's protocol state machine.  For one thread, but `is_current`, `granted_until_ns`, `connected` and the
     cache's questions are for any."""
 
     def __init__(self, holder: str, instance: bytes, now_ns: int) -> None:
@@ -124,19 +124,20 @@ class ClientProtocol:
 
     def is_current(self, entry: Entry, now_ns: int) -> bool:
         """Whether this granted entry is valid at `now_ns`."""
-        return now_ns < self.current_until_ns(entry)
+        grant = self.names.grant(entry.name)
+        if grant is None or entry.holder != self.holder or grant[0].unique != entry.unique:
+            return False
+        return now_ns < self.granted_until_ns(entry.name, entry.epoch)
 
-    def current_until_ns(self, entry: Entry) -> int:
-        """Until when this granted entry is valid, as far as is known; 0: it is not granted."""
+    def granted_until_ns(self, name: str, epoch: int) -> int:
+        """Until when the grant of `name` under this epoch is valid, as far as is known; 0: it is not."""
         # Read before the grant: a lease is prolonged only after grants that it does not cover were marked.
         until_ns = self._lease_until_ns
-        grant = self.names.grant(entry.name)
-        if grant is None or entry.holder != self.holder:
+        grant = self.names.grant(name)
+        if grant is None or grant[0].epoch != epoch:
             return 0
-        held, confirm_until_ns = grant
-        if confirm_until_ns is not None:
-            until_ns = min(until_ns, confirm_until_ns)
-        return until_ns if held.epoch == entry.epoch and held.unique == entry.unique else 0
+        confirm_until_ns = grant[1]
+        return until_ns if confirm_until_ns is None or confirm_until_ns > until_ns else confirm_until_ns
 
     def fail_all(self, error: RegistryError) -> None:
         """Give `error` to everyone who waits; nobody is answered any more."""

@@ -187,7 +187,7 @@ ADDED = {
     ),
     # A holder that was stopped begins nothing that was given to another meanwhile.
     "names/bitactor.ports/Store/members/lease_until_ns",
-    "names/registry/RegistryClient/members/current_until_ns",
+    "names/registry/RegistryClient/members/granted_until_ns",
     "names/bitactor/Signal/members/sending",
 }
 
