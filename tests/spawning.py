@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import override
+
 from bitactor.declare.spawners import SPAWNERS
 from bitactor.messages.codec import encode_token
 from bitactor.messages.ids import hop_id
@@ -14,12 +16,23 @@ from bitactor.plan.arguments import BoundArguments
 from bitactor.workflow import Workflow
 from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
-from mesh.hops.ports import Spawner
+from mesh.hops.ports import Lease, Spawner
 from mesh.limits.timing_wheel import SystemClock, TimingWheel
 from mesh.runtime.ids import TimeOrderedIds
 
 PATIENCE = 60.0
 """Far longer than anything takes here."""
+
+
+class UntilLease(Lease):
+    """The right to start until a moment that the test says."""
+
+    def __init__(self, until_ns: int) -> None:
+        self.moment_ns = until_ns
+
+    @override
+    def until_ns(self) -> int:
+        return self.moment_ns
 
 
 class Hop:
@@ -69,6 +82,7 @@ class Stage:
         timeout: float | None = None,
         direction: str = FORWARD,
         result: Any = None,
+        lease: Lease | None = None,
     ) -> Hop:
         """Give the step's input fields, in order."""
         plan = workflow.check()
@@ -85,7 +99,7 @@ class Stage:
 
         def begin() -> None:
             token = encode_token(result) if direction == UNDO else None
-            hop.actor = self.executor.launch(plan, compiled, hop.signal, arguments, token, hop.done)
+            hop.actor = self.executor.launch(plan, compiled, hop.signal, arguments, token, hop.done, lease=lease)
 
         self.loop.call_soon(begin)
         return hop

@@ -48,7 +48,7 @@ class ActorPermits(PermitSet):
         self.depth = depth  # how many hops wait for another above the transaction that this hop is of
 
 
-FOREVER: Final = 1 << 62
+FOREVER: Final = (1 << 63) - 1
 """A moment of the monotonic clock that never comes."""
 
 

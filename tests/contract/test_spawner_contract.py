@@ -13,13 +13,13 @@ import pytest_asyncio
 from bitactor.messages.codec import decode_token
 from bitactor.workflow import Workflow
 from mesh.hops.actor import BitActor
-from mesh.hops.ports import ENDED, QUEUED, STARTED, Spawner
+from mesh.hops.ports import ENDED, FOREVER, QUEUED, STARTED, Spawner
 from mesh.spawners.loop import InlineSpawner, LoopSpawner
 from mesh.spawners.process.spawner import ProcessSpawner
 from mesh.spawners.thread import ThreadSpawner
 from tests.e2e import process_steps
 from tests.extensions import UnpooledSpawner
-from tests.spawning import Stage, until
+from tests.spawning import Stage, UntilLease, until
 
 
 class Place(NamedTuple):
@@ -257,3 +257,58 @@ async def test_closing_ends_what_runs(place: Place, stage: Stage, tmp_path: Path
     assert (await hop.reply()).outcome == ("cancelled" if place.stops else "ok")
     await stage.spawner.close(20)
     assert len(hop.replies) == 1
+
+
+@one_loop
+@every_place
+async def test_a_hop_from_elsewhere_whose_lease_is_over_is_given_back(
+    place: Place, warm: Stage, tmp_path: Path
+) -> None:
+    lease = UntilLease(warm.executor.monotonic_ns() - 1)
+    hop = warm.launch(place.workflow, "wait_for_file", str(tmp_path / "never"), lease=lease)
+    reply = await hop.reply()
+    assert (reply.outcome, hop.actor.state) == ("busy", ENDED)
+    assert reply.after_ns is not None and reply.after_ns <= warm.executor.monotonic_ns()
+    lease.moment_ns = FOREVER
+    again = await warm.launch(place.workflow, "echo", 7, lease=lease).reply()
+    assert (again.outcome, decode_token(again.token)) == ("ok", 7)
+
+
+@one_loop
+@every_place
+async def test_a_hop_of_our_own_waits_until_our_lease_is_renewed(place: Place, warm: Stage) -> None:
+    executor = warm.executor
+    moments, looks = [0], []
+
+    def lease() -> int:
+        looks.append(moments[-1])
+        return moments[-1]
+
+    executor.lease_until_ns, executor.lease = 0, lease
+    try:
+        hops = [warm.launch(place.workflow, "echo", number) for number in range(5)]
+        stopped = warm.launch(place.workflow, "echo", 5)
+        await until(lambda: all(hop.state == QUEUED for hop in (*hops, stopped)))
+        stopped.actor.abandon()
+        assert (await stopped.reply()).outcome == "fail"
+        seen = len(looks)
+        await until(lambda: len(looks) >= seen + 2)
+        assert [hop.replies for hop in hops] == [[]] * 5
+        moments.append(FOREVER)
+        assert [decode_token((await hop.reply()).token) for hop in hops] == list(range(5))
+    finally:
+        executor.lease_until_ns, executor.lease = FOREVER, lambda: None
+    assert len(stopped.replies) == 1
+
+
+@every_bounded_place
+async def test_a_hop_that_waited_too_long_for_a_place_is_given_back(place: Place, stage: Stage, tmp_path: Path) -> None:
+    lease = UntilLease(FOREVER)
+    running = [stage.launch(place.workflow, "wait_for_file", str(tmp_path / "go")) for _ in range(2)]
+    await until(lambda: all(hop.state == STARTED for hop in running))
+    waiting = [stage.launch(place.workflow, "echo", 1, lease=lease) for _ in range(300)]
+    await until(lambda: all(hop.state == QUEUED for hop in waiting))
+    lease.moment_ns = 0
+    (tmp_path / "go").touch()
+    assert {(await hop.reply()).outcome for hop in waiting} == {"busy"}
+    assert (await stage.run(place.workflow, "echo", 1)).outcome == "ok", "the places are free again"

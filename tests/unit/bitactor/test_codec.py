@@ -33,7 +33,7 @@ from bitactor.messages.codec import (
     unpack_tokens,
 )
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Signal, Stimulus
+from bitactor.messages.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Sending, Signal, Stimulus
 from bitactor.messages.wire import (
     MAX_FRAME_BYTES,
     MAX_MESSAGES_PER_FRAME,
@@ -199,6 +199,12 @@ MESSAGES = (
     Cancel("a" * 32, "c" * 16, 1, 0),
     Stimulus("i", "n", "g", encode_token({"x": 1}), 7, None, "ipc://x", "r", "p", "h", ("a",), {"k": 1}, "key"),
     Receipt("i", "t", ""),
+    Signal(
+        "w/s", "a" * 32, "b" * 32, "c" * 16, (), "forward", 1, 1, 0, 7, None, None, "ipc://x",
+        sending=Sending(1 << 33, 2**53, 5, 6, 7),
+    ),
+    Stimulus("i", "n", "g", encode_token(1), 7, None, "ipc://x", sending=Sending(1, 0, 5, None)),
+    Receipt("i", "", "why", 8),
     Question("i", "status", encode_token({"transaction": "x"}), "ipc://x"),
     Answer("i", encode_token([1]), "", ""),
 )  # fmt: skip
@@ -206,6 +212,34 @@ PULSE = Pulse(
     "a" * 32, "b" * 32, "w", 3, "c" * 16, ("d" * 16,), "completed", "s", "loop", "forward", 1, 7, 10, 5, ("input.x",),
     encode_token({"a": 1}), None, {"due_ns": 5, "emits": [["x", b"\x01"]]}, "digest",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "recorded"),
+    [
+        (
+            Signal(
+                "w/s", "a" * 32, "b" * 32, "c" * 16, ("d" * 16,), "forward", 1, 2, 3, 4, 5_000, encode_token({"x": 1}),
+                "ipc://x", None, "p", {"k": [1]}, True, 2, ("w/r",), "w/s/1",
+            ),
+            "dc00160100a3772f73d9206161616161616161616161616161616161616161616161616161616161616161d9206262626262"
+            "626262626262626262626262626262626262626262626262626262b06363636363636363636363636363636391b064646464"
+            "646464646464646464646464a7666f727761726401020304cd1388c40481a17801a76970633a2f2f78c0a17081a16b9101c3"
+            "0291a3772f72a5772f732f31",
+        ),
+        (
+            Stimulus("i", "n", "g", encode_token({"x": 1}), 7, None, "ipc://x", "r", "p", "h", ("a",), {"k": 1}, "key"),
+            "9f0103a169a16ea167c40481a1780107c0a76970633a2f2f78a172a170a16891a16181a16b01a36b6579",
+        ),
+        (Receipt("i", "t", ""), "950104a169a174a0"),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_what_was_not_said_to_whom_it_was_sent_is_as_the_release_before_had_it(message: Any, recorded: str) -> None:
+    """Recorded at 30ad4f9, whose nodes read nothing else."""
+    data = bytes.fromhex(recorded)
+    assert encode_message(message) == data
+    assert decode_message(data) == message
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
