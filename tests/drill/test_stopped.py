@@ -115,6 +115,11 @@ def worker_pids(process: Process) -> list[int]:
     return [int(pid) for pid in text.split()]
 
 
+def state_of(process: Process) -> str:
+    """`T` for one that is stopped."""
+    return Path(f"/proc/{process.child.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 async def test_a_woken_consumer_accepts_nothing_that_another_has_accepted(place: Town) -> None:
     """Each has a store of its own, which cannot know that the signal was accepted before."""
     nodes = [place.node("deliver"), place.node("deliver")]
@@ -154,3 +159,22 @@ async def test_while_the_registry_is_away_nodes_go_on(place: Town) -> None:
     assert statuses == {"compensated": statuses.total()}
     assert during > 50 and not again
     assert not left_over(effects(notes))
+
+
+async def test_the_window_that_remains_is_one_hop_wide(place: Town) -> None:
+    """Stopped between the look and the function's first instruction, a node begins that hop when it wakes, and no
+    other."""
+    stopped = place.node("errand", program="window_process", threads=2)
+    place.node("errand", threads=2)
+    notes = place.directory / "effects"
+    statuses: Counter[str] = Counter()
+    async with Mesh(errand, registry=place.registry, hosts=False) as mesh:
+        await load(mesh, "errand", notes, statuses, 200)
+        state = state_of(stopped)
+        wake(stopped)
+        again = redelivered(mesh)
+        await asyncio.sleep(ASLEEP)
+    late = left_over(effects(notes))
+    print(f"{again} redelivered, {len(late)} left over: {late}")
+    assert state == "T" and again >= 10
+    assert [effect.pid for effect in late] == [stopped.child.pid]

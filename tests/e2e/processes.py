@@ -83,10 +83,10 @@ class Town:
         process.expect("ready")
         return process
 
-    def node(self, *uses: str, **options: Any) -> Process:
+    def node(self, *uses: str, program: str = "node_process", **options: Any) -> Process:
         options = {"uses": uses, "registry": self.registry} | options
         process = self._add(
-            Process("-m", "tests.e2e.node_process", json.dumps(options), environment={"USERS": str(self.users)})
+            Process("-m", f"tests.e2e.{program}", json.dumps(options), environment={"USERS": str(self.users)})
         )
         process.expect("ready")
         return process
