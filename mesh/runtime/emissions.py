@@ -136,7 +136,7 @@ class Emissions:
     def _send_to(self, parcel: Parcel, group: str, asked_ns: int = 0) -> None:
         entry, delivery = parcel.sent_to[group], f"{parcel.emission.id}>{group}"
         self._deliveries[delivery] = (parcel, group)
-        stimulus = parcel.stimulus(delivery, group.removesuffix(f"@@{entry.holder}"), self.clock.wall_ns())
+        stimulus = parcel.stimulus(delivery, group.removesuffix(f"@@{entry.holder}"), self.clock.monotonic_ns())
         self._send(entry, stimulus, asked_ns)
 
     def _pick(self, group: str, entries: list[Entry]) -> Entry:
