@@ -42,6 +42,8 @@ class Replied(NamedTuple):
 
     step: int
     reply: Reply
+    holder: str | int = ""
+    """Who ran the hop, where that is not the owner itself: another node by its id, a worker process by its pid."""
 
 
 class Lost(NamedTuple):

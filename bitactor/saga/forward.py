@@ -64,7 +64,8 @@ _new = tuple.__new__
 
 def replied(turn: Turn, event: Replied) -> None:
     state = turn.state
-    index, reply = event
+    index, reply, holder = event
+    turn.held = (reply.hop, holder)
     if (
         state.states[index] in IN_FLIGHT
         and reply.hop == state.hops[index]
@@ -106,7 +107,7 @@ def _complete(turn: Turn, index: int, reply: Reply) -> None:
         (
             state.transaction, state.root, state.plan.workflow, state.seq, reply.hop, (), COMPLETED, step.name,
             step.spawn, FORWARD, state.attempts[index], state.ttls[index], turn.now_ns, reply.elapsed_ns, None,
-            reply.token, None, None, state.digest,
+            reply.token, None, {"holder": turn.held[1]} if turn.held[1] else None, state.digest,
         ),
     )  # fmt: skip
     turn.pulses.append(pulse)

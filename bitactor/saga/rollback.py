@@ -170,7 +170,8 @@ def _spawn_undo(turn: Turn, index: int) -> None:
 
 def undo_replied(turn: Turn, event: Replied) -> None:
     state = turn.state
-    index, reply = event
+    index, reply, holder = event
+    turn.held = (reply.hop, holder)
     if (
         state.states[index] != UNDO_RUNNING
         or reply.hop != state.undo_hop(index)

@@ -24,7 +24,7 @@ class Turn:
     A saga has one, which it gives a time and two fresh lists for each event.
     """
 
-    __slots__ = ("commands", "now_ns", "pulses", "state")
+    __slots__ = ("commands", "held", "now_ns", "pulses", "state")
 
     now_ns: int
     pulses: list[Pulse]
@@ -32,6 +32,8 @@ class Turn:
 
     def __init__(self, state: SagaState) -> None:
         self.state = state
+        self.held: tuple[str, str | int] = ("", "")
+        """The hop that has replied, and who ran it if that was not the owner."""
 
     def finish(self, status: str) -> None:
         """End the transaction."""
@@ -100,6 +102,8 @@ class Turn:
             elif kind == SPAWNED:
                 causes = state.causes[index]
             hop = hop or state.hops[index]
+        if hop == self.held[0] and self.held[1] and kind != SPAWNED:
+            data = {**(data or {}), "holder": self.held[1]}
         pulse: Pulse = _new(
             Pulse,
             (

@@ -58,6 +58,7 @@ class BitActor(pykka.Actor):
 
     permits: ActorPermits | None = None
     lease: Lease | None = None
+    holder: str | int = ""
     progress: Any = None
     """The data of the function's latest heartbeat."""
     renewed_ns: int | None = None

@@ -83,6 +83,8 @@ class Actor(Protocol):
     lease: Lease | None
     """The right to start that came with a signal from elsewhere; None: the hop is this node's own."""
     spawner: Spawner
+    holder: str | int
+    """Who runs the function, where that is another process: its pid; else empty."""
     state: int
     """The actor's state: `QUEUED | STARTED | REPLIED | ENDED`."""
     context: Context | None

@@ -151,7 +151,8 @@ class HopRouter(Router):
         if remote is None:
             late = self._late.pop(key, None)
             if late is not None:
-                self._enqueue(late.live, Replied(late.index, _not_started(reply) if reply.outcome == "busy" else reply))
+                answered = _not_started(reply) if reply.outcome == "busy" else reply
+                self._enqueue(late.live, Replied(late.index, answered, _holder_of(late)))
             return
         if reply.outcome == "busy" and reply.after_ns is not None:
             self._on_question(remote, reply)
@@ -165,7 +166,7 @@ class HopRouter(Router):
                 remote.live, Lost(remote.index, reply.delivery, f"a worker process of {remote.signal.name!r}")
             )
         else:
-            self._enqueue(remote.live, Replied(remote.index, reply))
+            self._enqueue(remote.live, Replied(remote.index, reply, _holder_of(remote)))
         for address in list(self._waiting):  # the room that was made is for any step the holder runs
             self._assign_waiting(address)
 
@@ -350,3 +351,7 @@ def _not_started(question: Reply) -> Reply:
     """The reply of a hop that is not wanted any more, and whose holder has asked before it began it."""
     fault = fault_of(Cancelled("it was stopped before it had started"))
     return question._replace(outcome="fail", fault=fault, after_ns=None)
+
+
+def _holder_of(remote: RemoteDelivery) -> str:
+    return remote.holder.holder if remote.holder is not None else ""

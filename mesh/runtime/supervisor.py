@@ -151,14 +151,14 @@ class Supervisor:
     def _hop_done(self, live: LiveTransaction, actor: Actor, reply: Reply, error: BaseException | None) -> None:
         index = actor.step.index
         if reply.outcome == "ok":
-            self._events.append((live, _new(Replied, (index, reply))))
+            self._events.append((live, _new(Replied, (index, reply, actor.holder))))
         elif reply.outcome == "lost":
             if reply.hop in (live.state.hops[index], live.state.undo_hop(index)):
                 self._events.append((live, Lost(index, reply.delivery, reply.reason or "worker")))
         else:
             if error is not None:
                 live.errors.setdefault(reply.hop, error)
-            self._events.append((live, Replied(index, reply)))
+            self._events.append((live, Replied(index, reply, actor.holder)))
         if live.actors.get(index) is actor and actor.state == ENDED:
             del live.actors[index]
         if not self._turning:

@@ -221,6 +221,7 @@ class ProcessSpawner(Spawner):
             self._table.release(worker)
             actor.worker_lost()
             return
+        actor.holder = worker.process.pid
         if actor.begin():
             self._send(worker, message)
         else:
