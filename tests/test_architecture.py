@@ -299,7 +299,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "ready": "",
         "network.transports": "",
         "hops": "limits sinks",
-        "spawners": "hops limits network.transports",
+        "spawners": "hops limits network.transports sinks",
         "runtime": "hops limits sinks spawners stores",
         "transaction": "hops limits runtime",
         "network": "hops limits network.transports runtime transaction",

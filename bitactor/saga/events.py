@@ -70,6 +70,8 @@ class HopExpired(NamedTuple):
     step: int
     delivery: int
     fault: Fault
+    holder: str | int = ""
+    """As in `Replied`."""
 
 
 class RetryDue(NamedTuple):

@@ -295,8 +295,9 @@ def _reply_timed_out(turn: Turn, index: int, reply: Reply) -> None:
 
 def hop_expired(turn: Turn, event: HopExpired) -> None:
     state = turn.state
-    index, delivery, fault = event
+    index, delivery, fault, holder = event
     if state.states[index] in IN_FLIGHT and delivery == state.deliveries[index]:
+        turn.held = (state.hops[index], holder)
         _time_out(turn, index, fault, turn.now_ns - state.spawned_at_ns[index])
 
 

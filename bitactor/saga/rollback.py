@@ -213,8 +213,9 @@ def undo_retry_due(turn: Turn, event: RetryDue) -> None:
 
 def undo_expired(turn: Turn, event: HopExpired) -> None:
     state = turn.state
-    index, delivery, fault = event
+    index, delivery, fault, holder = event
     if state.states[index] == UNDO_RUNNING and delivery == state.deliveries[index]:
+        turn.held = (state.undo_hop(index), holder)
         _fail_undo(turn, index, fault)
 
 

@@ -40,7 +40,8 @@ from mesh.hops.prepare import Preparation, start_queued
 from mesh.hops.resources import ResourceManager, ResourceView
 from mesh.limits.pools import LENDER, PermitLender
 from mesh.limits.timing_wheel import Timer, TimingWheel
-from mesh.sinks.otel.context import hop_context
+from mesh.sinks.otel.context import hop_context_in
+from mesh.sinks.otel.own_spans import Take, context_of
 
 logger = logging.getLogger("bitactor.host")
 
@@ -99,6 +100,8 @@ class Executor(ActorExecutor):
         clock: time.
         wheel: where attempts' timeouts are armed.
         spawners: name of a spawner → who runs such hops.
+        traced: whether somebody collects spans, so that users' are made children of their hops.
+        take: where spans go that users make in hops, if that is not for a tracer provider of theirs to say.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Executor(ActorExecutor):
         spawners: Mapping[str, Spawner],
         *,
         traced: bool = False,
+        take: Take | None = None,
     ) -> None:
         self.loop = loop
         self.monotonic_ns: Callable[[], int] = clock.monotonic_ns
@@ -116,6 +120,7 @@ class Executor(ActorExecutor):
         self.spawners = spawners
         self.start_task = EagerTaskStarter(loop).start
         self.traced = traced
+        self.trace_context = context_of(take)  # what hops' contexts are made of, so that users' spans are taken
         self.zombies: set[Actor] = set()  # actors that have replied for a function which still runs
         self.compensations: set[asyncio.Task[None]] = set()
         self._copy_context = contextvars.copy_context().copy
@@ -272,7 +277,7 @@ class Executor(ActorExecutor):
         context = self._copy_context()
         context.run(_SAY_CODE_OF, (actor.signal, ref(actor)))
         if self.traced or trace._TRACER_PROVIDER is not None:
-            context.run(context_api.attach, hop_context(actor.signal.root, actor.signal.hop))
+            context.run(context_api.attach, hop_context_in(self.trace_context, actor.signal.root, actor.signal.hop))
         if actor.permits is not None:
             lender = PermitLender(self.loop, actor.permits.depth)
             lender.add(actor.permits)

@@ -338,7 +338,8 @@ class HopRouter(Router):
             "process"
         )
         remote.live.errors[remote.signal.hop] = error
-        self._enqueue(remote.live, HopExpired(remote.index, remote.signal.delivery, fault_of(error)))
+        holder = _holder_of(remote)
+        self._enqueue(remote.live, HopExpired(remote.index, remote.signal.delivery, fault_of(error), holder))
 
     def _remove(self, remote: RemoteDelivery) -> None:
         remote.disarm()

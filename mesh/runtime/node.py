@@ -35,7 +35,8 @@ from mesh.runtime.settings import Settings
 from mesh.runtime.settled import Transactions, require_loop
 from mesh.runtime.supervisor import Supervisor
 from mesh.runtime.watchdog import Watchdog
-from mesh.sinks import OtelSink, SinkRelay
+from mesh.sinks import SinkRelay
+from mesh.sinks.otel.span_sinks import SpanSinks
 from mesh.spawners import ADDED
 from mesh.spawners.loop import InlineSpawner, LoopSpawner
 from mesh.spawners.process.spawner import ProcessSpawner
@@ -101,10 +102,10 @@ class Node:
         self.policies = Policies(self.plans.values(), lambda: self.clock)
         self.middleware = Middleware(middleware)
         self._sinks = [(sink, SinkRelay(sink)) for sink in sinks]
-        self._traced = any(isinstance(sink, OtelSink) for sink in sinks)
         self._clock_given = clock
         self.ids = ids or TimeOrderedIds()
         self.id = f"n{self.ids.transaction()[-12:]}"
+        self._span_sinks = SpanSinks(sinks, self.id)
         self.state = "new"
         """The node's state: `new | opening | open | draining | closed`."""
         self.collapsed = ""
@@ -217,7 +218,10 @@ class Node:
         }
         for spawner in reversed(spawners.values()):
             started.push_async_callback(spawner.close, 2.0)
-        self.executor = Executor(self.loop, self.clock, self.wheel, spawners, traced=self._traced)
+        if (take := self._span_sinks.collect()) is not None:
+            started.callback(self._span_sinks.close)
+            self.processes.on_spans = self._span_sinks.take_all
+        self.executor = Executor(self.loop, self.clock, self.wheel, spawners, traced=bool(self._span_sinks), take=take)
         self.executor.resources, self.executor.policies = self.resources, self.policies
         if self._clock_given is None:
             self.executor.lease = self.store.lease_until_ns
@@ -234,6 +238,7 @@ class Node:
         self.supervisor = Supervisor(
             self.loop, self.clock, self.wheel, self.store, self.executor, self.pools, on_pulses
         )
+        self.supervisor.on_takeover += self._span_sinks.recalls
         self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
         self.supervisor.park = self.recovery.note_parked
         transactions = Transactions(

@@ -63,6 +63,8 @@ class Supervisor:
         self.transactions: dict[str, LiveTransaction] = {}
         """Id → open transaction; emitted signals may still be on their way after the rest has settled."""
         self.running_count = 0
+        self.on_takeover: list[Callable[[Sequence[Pulse]], None]] = []
+        """Who is told of the journal of a transaction that is taken over."""
         self.on_settled: list[Callable[[LiveTransaction], None]] = []
         self.healthy = True
         self.park: Callable[[str, BaseException], None] = lambda transaction, error: None
@@ -118,6 +120,8 @@ class Supervisor:
         """Take over a transaction from its journal; `given_back`: its owner ended in order."""
         live = LiveTransaction.fold(plan, pulses)
         live.continue_time(self.clock, pulses[-1].at_ns)
+        for tell in self.on_takeover:
+            tell(pulses)
         live.settled = False
         self._own(live)
         # Who has not written that it took over has run nothing of it: the owner before that one did, and may have died.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Event
+from typing import Generic, TypeVar
 
-from bitactor.messages.pulse import Pulse
+P = TypeVar("P")
+"""A pulse, or what stands for one."""
 
 
-class PulseBuffer:
+class PulseBuffer(Generic[P]):
     """A buffer of at most `limit` pulses; what does not fit is dropped and counted, newest first.
 
     One thread calls `put`, one calls `wait` and `take`; each counter has one writer, so none needs a lock.  A `put`
@@ -18,7 +20,7 @@ class PulseBuffer:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._batches: deque[Sequence[Pulse]] = deque()
+        self._batches: deque[Sequence[P]] = deque()
         self.accepted = 0  # pulses that found room
         self._taken = 0
         self.dropped = 0  # pulses that found no room, or came after `close`
@@ -36,7 +38,7 @@ class PulseBuffer:
         """Whether `close` was called; what is left can still be taken."""
         return self._closing.is_set()
 
-    def put(self, pulses: Sequence[Pulse]) -> None:
+    def put(self, pulses: Sequence[P]) -> None:
         """Keep `pulses` if there is room; never blocks, never raises."""
         count = len(pulses)
         free_space = 0 if self._closing.is_set() else self._limit - self.accepted + self._taken
@@ -51,22 +53,27 @@ class PulseBuffer:
             self._asleep = False
             self._wake.set()
 
-    def take(self, most: int) -> list[Pulse]:
+    def take(self, most: int) -> list[P]:
         """The oldest pulses, about `most` of them (a batch is not split), or none."""
-        taken: list[Pulse] = []
+        taken: list[P] = []
         while self._batches and len(taken) < most:
             taken.extend(self._batches.popleft())
         self._taken += len(taken)
         return taken
 
-    def wait(self) -> None:
-        """Sleep until there is a pulse to take, or the buffer is closing."""
+    def wait(self, has_other: Callable[[], bool] = lambda: False) -> None:
+        """Sleep until there is a pulse to take, or something else as `has_other` says, of which `wake` tells; or the
+        buffer is closing."""
         self._wake.clear()
         self._asleep = True
         # Only now look: a `put` before this line left its batch, one after it sees that we sleep.
-        if not self._batches and not self._closing.is_set():
+        if not self._batches and not self._closing.is_set() and not has_other():
             self._wake.wait()
         self._asleep = False
+
+    def wake(self) -> None:
+        """Wake the worker, for something else than pulses; from any thread."""
+        self._wake.set()
 
     def linger(self, seconds: float) -> None:
         """Let more pulses gather, unless the buffer is filling up or closing."""

@@ -43,7 +43,7 @@ class JsonlSink:
         """Open `path` for appending (`-`: standard output, which is never closed); raises `OSError` if that fails."""
         self._owned = str(path) != "-"
         self._file: TextIO = Path(path).open("a", encoding="utf-8") if self._owned else sys.stdout  # noqa: SIM115
-        self._buffer = PulseBuffer(limit)
+        self._buffer: PulseBuffer[Pulse] = PulseBuffer(limit)
         self._written = 0
         self._lost = 0
         self._broken = False

@@ -27,7 +27,7 @@ def test_a_whole_story_arrives_as_one_trace(receiver: OtlpReceiver) -> None:
     relay.close(5)
 
     spans = receiver.spans
-    assert len(spans) == 6
+    assert len(spans) == 8
     assert {span.trace_id.hex() for span in spans} == {log.id}
     transaction = next(span for span in spans if not span.parent_span_id)
     assert transaction.name == "users.signup"

@@ -38,7 +38,7 @@ async def test_a_transaction_is_one_trace_of_the_right_shape(place: Town, collec
             traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         )
         await transaction.result(timeout=PATIENCE)
-    found = {span.name: span for span in collector.wait_for_spans(6)}
+    found = {span.name: span for span in collector.wait_for_spans(5)}
     assert {span.trace_id.hex() for span in found.values()} == {transaction.id}
     whole = found["users.signup"]
     assert whole.span_id.hex() == transaction_span_id(transaction.id)
@@ -109,12 +109,13 @@ async def test_signals_that_go_round_are_one_trace(collector: OtlpReceiver) -> N
     async with Mesh(serve, ping, pong, otlp=collector.endpoint) as mesh:
         transaction = await mesh.stimulate("serve", {"ball": 0})
         await transaction.result(timeout=PATIENCE)
-    found = collector.wait_for_spans(2 + 2 * 7 + 1)
+    found = collector.wait_for_spans(2 + 7 + 2)
     assert {span.trace_id.hex() for span in found} == {transaction.id}
-    events = [
-        event for span in found for event in span.events if event.name == "tombstone" or "tombstone" in event.name
-    ]
-    assert len(events) == 1
+    (buried,) = [span for span in found if span.name.startswith("tombstone ")]
+    assert buried.status.code == ERROR
+    assert buried.status.message == "ttl_expired: serve/hit → ping → pong → ping → pong → ping → pong → ping → pong"
+    consumers = [span for span in found if span.kind == span.SPAN_KIND_CONSUMER]
+    assert len(consumers) == 8 and {span.name for span in consumers} == {"ping@ping", "pong@pong"}
 
 
 async def test_an_unreachable_collector_costs_a_shutdown_at_most_two_seconds() -> None:

@@ -21,7 +21,12 @@ def hop_context(root: str, hop: str) -> Context:
     with these same ids.  It starts from an empty context, so that a hop sees the same here as in a worker process;
     1.2 to 1.7 µs.
     """
-    return set_span_in_context(NonRecordingSpan(SpanContext(int(root, 16), int(hop, 16), False, _SAMPLED)), _EMPTY)
+    return hop_context_in(_EMPTY, root, hop)
+
+
+def hop_context_in(base: Context, root: str, hop: str) -> Context:
+    """`hop_context`, with what is in `base` beside it."""
+    return set_span_in_context(NonRecordingSpan(SpanContext(int(root, 16), int(hop, 16), False, _SAMPLED)), base)
 
 
 def parse_traceparent(header: Any) -> tuple[str, str] | None:

@@ -25,7 +25,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from opentelemetry.util.re import parse_env_headers
 
 from bitactor.errors import ConfigurationError
-from mesh.sinks.otel.record import CONSUMER, INTERNAL, SpanRecord
+from mesh.sinks.otel.record import CLIENT, CONSUMER, INTERNAL, PRODUCER, SERVER, SpanRecord
 
 DEFAULT_ENDPOINT: Final = "http://localhost:4318"
 TRACES_PATH: Final = "/v1/traces"
@@ -34,11 +34,22 @@ _RETRYABLE: Final = frozenset((429, 502, 503, 504))
 _MAX_ANSWER_BYTES: Final = 65_536
 _MAX_RETRY_AFTER_SECONDS: Final = 60.0
 
-_KINDS: Final = {INTERNAL: Span.SPAN_KIND_INTERNAL, CONSUMER: Span.SPAN_KIND_CONSUMER}
+_KINDS: Final = {
+    INTERNAL: Span.SPAN_KIND_INTERNAL,
+    CONSUMER: Span.SPAN_KIND_CONSUMER,
+    PRODUCER: Span.SPAN_KIND_PRODUCER,
+    SERVER: Span.SPAN_KIND_SERVER,
+    CLIENT: Span.SPAN_KIND_CLIENT,
+}
 # Span flags: sampled, parent not remote; which process made the parent is not known here, and nobody loses by it
 _FLAGS: Final = 0x01 | SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 
-_UNIQUE: Final = frozenset(("bitactor.hop", "bitactor.transaction", "bitactor.parent", "bitactor.error"))
+_UNIQUE: Final = frozenset(
+    (
+        "bitactor.hop", "bitactor.transaction", "bitactor.parent", "bitactor.error", "bitactor.elapsed_ns",
+        "workflow.id", "messaging.message.id",
+    )
+)  # fmt: skip
 _CACHED: Final = frozenset((str, int, bool))
 _PAUSE_EVERY: Final = 32
 _MAX_CACHED: Final = 4_096
@@ -53,21 +64,30 @@ class SpanEncoder:
     """
 
     def __init__(self, resource: Mapping[str, Any], scope: str, scope_version: str = "") -> None:
+        self.describe(resource)
+        self._scope = InstrumentationScope(name=scope, version=scope_version)
+
+    def describe(self, resource: Mapping[str, Any]) -> None:
+        """Take these for the attributes of the resource."""
         self._resource = Resource(
             attributes=[KeyValue(key=key, value=_value(value)) for key, value in resource.items()]
         )
-        self._scope = InstrumentationScope(name=scope, version=scope_version)
 
     def encode(self, records: Iterable[SpanRecord], pause: Callable[[], None] = lambda: None) -> tuple[bytes, int]:
         """The body of one export request, and how many records were left out because they cannot be said in OTLP.
 
         `pause` is called every now and then, so that a thread that encodes can let others run.
         """
-        scope_spans = ScopeSpans(scope=self._scope)
+        groups: dict[tuple[str, str], ScopeSpans] = {}
         left_out = 0
         for number, record in enumerate(records, 1):
             if number % _PAUSE_EVERY == 0:
                 pause()
+            scope_spans = groups.get(record.scope)
+            if scope_spans is None:
+                name, number_of = record.scope
+                scope = InstrumentationScope(name=name, version=number_of) if name else self._scope
+                scope_spans = groups[record.scope] = ScopeSpans(scope=scope)
             size = len(scope_spans.spans)
             try:
                 self._add(scope_spans, record)
@@ -75,7 +95,7 @@ class SpanEncoder:
                 del scope_spans.spans[size:]
                 left_out += 1
         request = ExportTraceServiceRequest(
-            resource_spans=[ResourceSpans(resource=self._resource, scope_spans=[scope_spans])]
+            resource_spans=[ResourceSpans(resource=self._resource, scope_spans=list(groups.values()))]
         )
         return request.SerializeToString(), left_out
 

@@ -9,12 +9,13 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
+from itertools import groupby, islice
 from threading import Event, Lock, Thread
 from typing import Any, Final, NamedTuple
 
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Event as OtelEvent
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -24,7 +25,8 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 from bitactor.messages.pulse import Pulse
 from mesh.sinks.buffer import PulseBuffer
 from mesh.sinks.otel.otlp import Collector, ExportFailed, SpanEncoder, collector_settings
-from mesh.sinks.otel.record import CONSUMER, INTERNAL, SpanRecord
+from mesh.sinks.otel.own_spans import record_of
+from mesh.sinks.otel.record import SpanRecord
 from mesh.sinks.otel.spans import SpanAssembler
 from registry.support.log_throttle import LogThrottle
 
@@ -43,7 +45,6 @@ _MAX_BACKOFF_SECONDS: Final = 5.0
 _MAX_LIMITED_TRIES: Final = 5
 _WARN_INTERVAL_NS: Final = 60_000_000_000
 
-_KINDS: Final = {INTERNAL: SpanKind.INTERNAL, CONSUMER: SpanKind.CONSUMER}
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _UNSET: Final = Status(StatusCode.UNSET)
 
@@ -57,6 +58,10 @@ class OtlpTarget:
         self._collector = collector
         self.abort = collector.abort
         self.close = collector.close
+
+    def describe(self, resource: Resource) -> None:
+        """Take this for the resource of the spans."""
+        self._encoder.describe(resource.attributes or {})
 
     def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
         """Encode and post `records` in one request; returns how many were rejected and why.  Raises `ExportFailed`."""
@@ -73,6 +78,10 @@ class ExporterTarget:
         self._resource = resource
         self._scope = InstrumentationScope(scope, scope_version)
         self._shut = False
+
+    def describe(self, resource: Resource) -> None:
+        """Take this for the resource of the spans."""
+        self._resource = resource
 
     def send(self, records: Sequence[SpanRecord], connect_timeout: float) -> tuple[int, str]:
         """Export `records` as `ReadableSpan`s; raises `ExportFailed`."""
@@ -108,16 +117,23 @@ class ExporterTarget:
             attributes=record.attributes,
             events=[OtelEvent(event.name, event.attributes, event.at_ns) for event in record.events],
             links=[Link(_context(trace_id, span_id)) for trace_id, span_id in record.links],
-            kind=_KINDS[record.kind],
+            kind=SpanKind[record.kind.upper()],
             status=Status(StatusCode.ERROR, record.description) if record.failed else _UNSET,
             start_time=record.start_ns,
             end_time=record.end_ns,
-            instrumentation_scope=self._scope,
+            instrumentation_scope=InstrumentationScope(*record.scope) if record.scope[0] else self._scope,
         )
 
 
 def _context(trace_id: str, span_id: str) -> SpanContext:
     return SpanContext(int(trace_id, 16), int(span_id, 16), False, _SAMPLED)
+
+
+class _Recalled(NamedTuple):
+    """A pulse of which another process has told."""
+
+    transaction: str
+    pulse: Pulse
 
 
 class OtelStatistics(NamedTuple):
@@ -126,7 +142,7 @@ class OtelStatistics(NamedTuple):
     received: int
     """Pulses that found room."""
     dropped: int
-    """Pulses that found no room."""
+    """Pulses, and spans that users made, that found no room."""
     spans: int
     """Spans built."""
     exported: int
@@ -174,15 +190,18 @@ class OtelSink:
         Raises:
             ConfigurationError: an endpoint or environment variable that cannot be used.
         """
-        otel_resource = make_resource(service_name, resource)
+        self._make_resource = partial(make_resource, service_name, resource)
+        otel_resource = self._make_resource()
         self._target: OtlpTarget | ExporterTarget
         if exporter is not None:
             self._target = ExporterTarget(exporter, otel_resource, SCOPE, _version())
         else:
             encoder = SpanEncoder(otel_resource.attributes or {}, SCOPE, _version())
             self._target = OtlpTarget(encoder, Collector(collector_settings(endpoint, headers), timeout))
-        self._buffer = PulseBuffer(max_pulses)
+        self._buffer: PulseBuffer[Pulse | _Recalled] = PulseBuffer(max_pulses)
         self._assembler = SpanAssembler()
+        self._own: deque[ReadableSpan | SpanRecord] = deque()
+        self._own_dropped = 0
         self._pending: deque[SpanRecord] = deque()
         self._max_pending = max_spans
         self._batch = batch
@@ -208,11 +227,29 @@ class OtelSink:
         """Queue `pulses`; never blocks."""
         self._buffer.put(pulses)
 
+    def serve(self, node: str) -> None:
+        """Tell of the pulses of this node, whose id is the instance's, and who ran what no other has run."""
+        self._assembler.holder = node
+        self._target.describe(self._make_resource(node))
+
+    def recall(self, pulses: Sequence[Pulse]) -> None:
+        """Queue the journal of a transaction that this process takes over: of these pulses the process before has told,
+        and what follows belongs to them."""
+        self._buffer.put([_Recalled(pulse.transaction, pulse) for pulse in pulses])
+
+    def take(self, span: ReadableSpan | SpanRecord) -> None:
+        """Queue a span that a user made; from any thread, never blocks."""
+        if len(self._own) >= self._max_pending or self._buffer.closing:
+            self._own_dropped += 1
+            return
+        self._own.append(span)
+        self._buffer.wake()
+
     def statistics(self) -> OtelStatistics:
         """The sink's counts so far."""
         return OtelStatistics(
             received=self._buffer.accepted,
-            dropped=self._buffer.dropped,
+            dropped=self._buffer.dropped + self._own_dropped,
             spans=self._spans,
             exported=self._exported,
             lost=self._lost,
@@ -249,10 +286,10 @@ class OtelSink:
                     if closing and time.monotonic() >= self._deadline():
                         return
                     self._export()
-                elif closing and not self._buffer.waiting:
+                elif closing and not self._buffer.waiting and not self._own:
                     return
-                elif not self._buffer.waiting:
-                    self._buffer.wait()
+                elif not self._buffer.waiting and not self._own:
+                    self._buffer.wait(lambda: bool(self._own))
                     self._buffer.linger(self._linger)
         except Exception:
             _log.exception("the OpenTelemetry sink stopped; the run goes on without traces")
@@ -270,6 +307,9 @@ class OtelSink:
 
     def _fold(self) -> None:
         closing = self._buffer.closing
+        while self._own and len(self._pending) < self._max_pending:
+            span = self._own.popleft()
+            self._enqueue([span if isinstance(span, SpanRecord) else record_of(span)])
         while len(self._pending) < self._max_pending:
             pulses = self._buffer.take(_FOLD_CHUNK)
             if not pulses:
@@ -277,13 +317,20 @@ class OtelSink:
                     self._enqueue(self._assembler.close())
                 return
             try:
-                self._enqueue(self._assembler.feed(pulses))
+                self._feed(pulses)
             except Exception:
                 self._broken += len(pulses)
                 self._warn("%d pulses could not be folded into spans", len(pulses), trace=True)
             _yield_gil()
             if len(self._pending) >= self._batch and not self._retry_at:
                 return
+
+    def _feed(self, pulses: Sequence[Pulse | _Recalled]) -> None:
+        for recalled, group in groupby(pulses, lambda pulse: isinstance(pulse, _Recalled)):
+            if recalled:
+                self._assembler.recall(pulse.pulse for pulse in group if isinstance(pulse, _Recalled))
+            else:
+                self._enqueue(self._assembler.feed(pulse for pulse in group if isinstance(pulse, Pulse)))
 
     def _enqueue(self, records: list[SpanRecord]) -> None:
         self._spans += len(records)
@@ -348,13 +395,17 @@ def _yield_gil() -> None:
     time.sleep(_YIELD_SECONDS)
 
 
-def make_resource(service_name: str | None, resource: Resource | Mapping[str, Any] | None) -> Resource:
+def make_resource(
+    service_name: str | None, resource: Resource | Mapping[str, Any] | None, instance: str = ""
+) -> Resource:
     """The OpenTelemetry resource that sends the spans: from its environment, then what is given here; host and instance
     are filled in."""
     given = dict((resource.attributes if isinstance(resource, Resource) else resource) or {})
     if service_name:
         given["service.name"] = service_name
-    base = {"host.name": socket.gethostname(), "service.instance.id": str(uuid.uuid4())}
+    if "service.instance.id" not in OTELResourceDetector().detect().attributes:
+        given.setdefault("service.instance.id", instance or str(uuid.uuid4()))
+    base = {"host.name": socket.gethostname()}
     return Resource(base).merge(Resource.create(given))
 
 

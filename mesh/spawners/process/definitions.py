@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError
@@ -19,6 +19,9 @@ from bitactor.workflow import Workflow
 from mesh.hops.ports import Actor
 
 Definition = Workflow | Consumer
+
+SPANS: Final = "spans"
+"""The verb of a worker that sends spans, and the option of one that shall."""
 
 
 def modules_of(plan: Plan) -> list[str]:

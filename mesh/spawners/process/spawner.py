@@ -18,14 +18,16 @@ from typing_extensions import override
 
 from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import BitActorError, ProtocolError, StepFailed
-from bitactor.messages.codec import encode_token
+from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.signal import Answer, Message, Question, Reply, Sending
 from bitactor.messages.wire import decode_message, encode_message
 from mesh.hops.ports import QUEUED, Actor, Spawner
 from mesh.limits.priority_queue import PriorityQueue
 from mesh.network.transports.zmq import ZmqTransport
+from mesh.sinks.otel.own_spans import unpacked
+from mesh.sinks.otel.record import SpanRecord
 from mesh.spawners.process.child import WorkerProcess
-from mesh.spawners.process.definitions import modules_of, pack_payload
+from mesh.spawners.process.definitions import SPANS, modules_of, pack_payload
 from mesh.spawners.process.worker_table import LoadKey, WorkerHandle, WorkerTable, load_key_of
 from registry.support.clock import monotonic_ns
 from registry.support.log import log_set_up
@@ -83,6 +85,8 @@ class ProcessSpawner(Spawner):
 
     def __init__(self, processes: int, intensity: RestartIntensity | None = None) -> None:
         self.on_collapse: Callable[[str], None] | None = None
+        # Takes the spans that users' functions make in workers; None: nobody does, or a tracer provider of theirs
+        self.on_spans: Callable[[list[SpanRecord]], object] | None = None
         # Resources that a worker must not make, for a replacement stands for them in this process
         self.replaced: tuple[str, ...] = ()
         self._limit = processes
@@ -257,6 +261,9 @@ class ProcessSpawner(Spawner):
                 self._on_reply(message)
             elif isinstance(message, Answer):
                 self._on_loaded(message)
+            elif isinstance(message, Question) and message.verb == SPANS:
+                if self.on_spans is not None:
+                    self.on_spans(unpacked(decode_token(message.argument)))
             elif isinstance(message, Question):
                 self._became_ready(message)
 
@@ -313,6 +320,8 @@ class ProcessSpawner(Spawner):
         number = str(self._counts["starts"])
         worker = WorkerHandle(number, f"ipc://{self._directory}/{number}")
         arguments = [number, str(os.getpid()), self._transport.endpoint, worker.endpoint, log_set_up()]
+        if self.on_spans is not None:
+            arguments.append(SPANS)
         try:
             worker.process = WorkerProcess(self._loop, arguments, partial(self._on_exit, worker))
         except OSError as error:

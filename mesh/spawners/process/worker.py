@@ -11,14 +11,16 @@ import select
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
+from opentelemetry.sdk.trace import ReadableSpan
 from typing_extensions import override
 
 from bitactor.declare.spawners import SpawnerTraits
 from bitactor.errors import BitActorError, Unroutable
-from bitactor.messages.codec import decode_token
+from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import Answer, Fault, Question, Reply, Signal
 from bitactor.messages.wire import decode_message, encode_message
@@ -30,14 +32,17 @@ from mesh.hops.ports import Actor, Lease, Spawner
 from mesh.hops.resources import ResourceManager
 from mesh.limits.timing_wheel import SystemClock, TimingWheel
 from mesh.network.transports.zmq import ZmqTransport
+from mesh.sinks.otel.own_spans import collect, packed
 from mesh.spawners.loop import InlineSpawner, LoopSpawner
-from mesh.spawners.process.definitions import load, unpack_payload
+from mesh.spawners.process.definitions import SPANS, load, unpack_payload
 from registry.support.log import set_up_log
 
 logger = logging.getLogger("bitactor.worker")
 
 RESOURCES_WITHIN: Final = 60.0
 """Seconds that resources may take to be made before the hop that asks for them is taken; then its time counts."""
+MAX_SPANS: Final = 1_000
+"""The most spans that users' functions may make before a reply; of more, the latest are kept."""
 BACKSTOP_NS: Final = 1_000_000_000
 """Nanoseconds after its time that an attempt is ended here; by then the parent has long killed us, unless its loop
 stands still."""
@@ -91,11 +96,15 @@ class Worker:
     parent asks the worker to end; not when it is killed, as it is with a hop whose time is up, or when the parent dies.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, parent: str, endpoint: str) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, parent: str, endpoint: str, *, collects_spans: bool = False
+    ) -> None:
         clock = SystemClock(loop)
         self._parent = parent
         self._transport = ZmqTransport(endpoint, loop=loop)
-        self._executor = Executor(loop, clock, BackstopWheel(clock), {"process": WorkerSpawner()})
+        self._spans: deque[ReadableSpan] | None = deque(maxlen=MAX_SPANS) if collects_spans else None
+        take = self._spans.append if self._spans is not None else None
+        self._executor = Executor(loop, clock, BackstopWheel(clock), {"process": WorkerSpawner()}, take=take)
         self._executor.enforces_timeouts = False
         self._executor.resources = self._resources = ResourceManager((), {}, lambda: clock)
         self._plans: dict[tuple[str, str], Plan] = {}
@@ -125,6 +134,8 @@ class Worker:
             workflow, digest, modules, resources, replaced = decode_token(question.argument)
             if (workflow, digest) not in self._plans:
                 plan = load(workflow, digest, modules)
+                if self._spans is not None and not self._plans:
+                    collect(self._spans.append)  # now that the user's modules may have set a tracer provider
                 self._resources.add(plan)
                 self._resources.replaced_in_parent = frozenset(replaced)
                 self._plans[workflow, digest] = plan
@@ -180,6 +191,7 @@ class Worker:
             )
 
     def _done(self, actor: Actor, reply: Reply, error: BaseException | None) -> None:
+        self._send_spans()
         self._reply(reply, actor.signal.name)
 
     def _reply(self, reply: Reply, name: str) -> None:
@@ -188,6 +200,16 @@ class Worker:
         except (BitActorError, ValueError, TypeError) as problem:
             message = encode_message(_reduced(reply, f"the reply of {name!r} cannot be carried: {problem}"))
         self._send(message)
+
+    def _send_spans(self) -> None:
+        """Send the spans that the user's functions have made, ahead of the reply: after it we may be killed."""
+        if not self._spans:
+            return
+        spans = [self._spans.popleft() for _ in range(len(self._spans))]
+        try:
+            self._send(encode_message(Question("", SPANS, encode_token(packed(spans)), "")))
+        except (BitActorError, ValueError, TypeError) as problem:
+            logger.warning("%d spans cannot be carried: %s", len(spans), problem)
 
     def _send(self, message: bytes) -> None:
         self._transport.send(self._parent, message)
@@ -240,14 +262,14 @@ def _watch(pipe: int, parent: int) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run a worker as `mesh.spawners.process.child` starts it: `<number> <parent's pid> <parent's endpoint> <own
-    endpoint> <how to log>`."""
-    number, parent_pid, parent, endpoint, log = arguments
+    endpoint> <how to log>`, and `spans` if the parent takes those that users make."""
+    number, parent_pid, parent, endpoint, log, *options = arguments
     die_with(int(parent_pid))
     set_up_log(log)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     contain_exits(loop)
-    worker = Worker(loop, parent, endpoint)
+    worker = Worker(loop, parent, endpoint, collects_spans=SPANS in options)
     worker.open(number)
     try:
         run_on(loop.run_forever)

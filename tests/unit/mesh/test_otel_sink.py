@@ -29,8 +29,8 @@ from mesh.sinks import OtelSink, hop_context
 from mesh.sinks.buffer import PulseBuffer
 from mesh.sinks.otel.context import parse_traceparent
 from mesh.sinks.otel.otlp import SpanEncoder, collector_settings
-from mesh.sinks.otel.record import CONSUMER, INTERNAL, MAX_EVENTS, SpanRecord
-from mesh.sinks.otel.spans import MAX_LINKS, SpanAssembler
+from mesh.sinks.otel.record import CONSUMER, INTERNAL, MAX_EVENTS, MAX_LINKS, PRODUCER, STEP_NS, SpanRecord
+from mesh.sinks.otel.spans import SpanAssembler
 from tests.amounts import examples
 from tests.otlp_receiver import OtlpReceiver, wait_until
 from tests.pulse_log import BORN_NS, MS, PulseLog, chain, eventful
@@ -74,12 +74,17 @@ def test_a_chain_is_a_transaction_and_its_hops() -> None:
         ((hops[0].trace_id, hops[0].span_id),),
         ((hops[1].trace_id, hops[1].span_id),),
     ]
-    assert (hops[0].start_ns, hops[0].end_ns) == (pulses[1].at_ns, pulses[2].at_ns)
+    starts = [pulses[0].at_ns, pulses[2].at_ns, pulses[4].at_ns]  # a step begins when what it waits for has ended
+    assert [(hop.start_ns, hop.end_ns) for hop in hops] == [
+        (start, pulses[place].at_ns - STEP_NS) for start, place in zip(starts, (2, 4, 6), strict=True)
+    ]
     assert not any(record.failed or record.description for record in (*hops, transaction))
     assert {record.kind for record in (*hops, transaction)} == {INTERNAL}
     assert transaction.attributes == {
         "bitactor.workflow": "users.signup",
         "bitactor.transaction": pulses[0].transaction,
+        "workflow.name": "users.signup",
+        "workflow.id": pulses[0].transaction,
         "bitactor.ttl": 8,
         "bitactor.status": "completed",
     }
@@ -92,6 +97,9 @@ def test_a_chain_is_a_transaction_and_its_hops() -> None:
         "bitactor.attempt": 1,
         "bitactor.spawn": "loop",
         "bitactor.direction": "forward",
+        "workflow.name": "users.signup",
+        "workflow.id": pulses[0].transaction,
+        "bitactor.elapsed_ns": 10 * MS,
         "bitactor.outcome": "completed",
     }
 
@@ -102,9 +110,11 @@ def test_every_attempt_and_undo_is_a_span_of_its_own() -> None:
     assert told == [
         ("users.signup/normalise", "completed", False, None),
         ("users.signup/create_user", "retried", True, "Busy"),
+        ("backoff users.signup/create_user", None, False, None),
         ("users.signup/create_user", "completed", False, None),
         ("undo users.signup/create_user", "undone", False, None),
         ("users.signup/charge", "timed_out", True, "StepTimeout"),
+        ("tombstone users.signup/deep", "tombstone", True, "ttl_expired"),
         ("users.signup", None, True, "StepTimeout"),
     ]
     assert len({record.span_id for record in records}) == len(records)
@@ -113,16 +123,19 @@ def test_every_attempt_and_undo_is_a_span_of_its_own() -> None:
 def test_events_are_on_the_hop_while_it_is_open_else_on_the_transaction() -> None:
     records = spans(eventful().pulses)
     charge, transaction = by_name(records)["users.signup/charge"], records[-1]
-    assert [event.name for event in transaction.events] == ["skipped", "emitted", "tombstone"]
-    assert [event.name for event in records[2].events] == ["redelivered"]
-    assert records[2].attributes["bitactor.delivery"] == 2
+    assert [event.name for event in transaction.events] == ["skipped", "emitted"]
+    assert [event.name for event in records[3].events] == ["redelivered"]
+    assert records[3].attributes["bitactor.delivery"] == 2
     assert [event.name for event in charge.events] == ["late", "exception"]
-    skipped, emitted, tombstone = transaction.events
+    skipped, emitted = transaction.events
+    buried = by_name(records)["tombstone users.signup/deep"]
+    (tombstone,) = buried.events
     assert skipped.attributes["bitactor.step"] == "welcome_back"
     assert emitted.attributes["messaging.destination.name"] == "user.created"
     assert emitted.attributes["messaging.operation.type"] == "send"
     assert tombstone.attributes["bitactor.tombstone.reason"] == "ttl_expired"
-    assert tombstone.attributes["bitactor.tombstone.chain"] == "normalise > charge"
+    assert tombstone.attributes["bitactor.tombstone.chain"] == "normalise → charge"
+    assert buried.description == "ttl_expired: normalise → charge"
 
 
 def test_a_failure_has_the_exception_and_its_type() -> None:
@@ -169,7 +182,7 @@ def test_a_timed_out_hop_that_is_retried_ends_when_it_timed_out() -> None:
     timeout = log.outcome(kinds.TIMED_OUT, hop, error="StepTimeout: 1 s")
     log.outcome(kinds.RETRIED, hop, data={"after_ns": 5})
     (record,) = spans(log.pulses)
-    assert record.end_ns == timeout.at_ns
+    assert record.end_ns == timeout.at_ns - STEP_NS
     assert (record.attributes["bitactor.outcome"], record.attributes["error.type"]) == ("retried", "StepTimeout")
 
 
@@ -180,7 +193,7 @@ def test_open_hops_end_with_their_transaction() -> None:
     log.add(kinds.TOMBSTONE, "dead", hop=dead, error="poison")
     found = by_name(spans(log.finish("compensated")))
     lost, poisoned = found["users.signup/lost"], found["users.signup/dead"]
-    assert (lost.failed, lost.attributes["bitactor.outcome"], lost.end_ns) == (False, "unknown", log.now)
+    assert (lost.failed, lost.attributes["bitactor.outcome"], lost.end_ns) == (False, "unknown", log.now - STEP_NS)
     assert (poisoned.failed, poisoned.attributes["error.type"]) == (True, "poison")
     assert found["users.signup"].attributes["error.type"] == "poison"
 
@@ -189,16 +202,162 @@ def test_a_child_transaction_hangs_below_the_hop_that_emitted_it() -> None:
     parent = PulseLog(1)
     hop = parent.spawn("welcome")
     parent.complete(hop)
-    child = chain(2, 1, workflow="greet", root=parent.id, parent=parent.id, parent_hop=hop)
+    sent = {"parent": parent.id, "parent_hop": hop, "key": f"{hop}:0>mailers"}
+    child = chain(2, 2, workflow="greet@user.created", root=parent.id, **sent)
     found = by_name(spans(parent.finish(), child))
-    greet = found["greet"]
+    greet = found["greet@user.created"]
     assert greet.trace_id == parent.id
     assert greet.parent_id == found["users.signup/welcome"].span_id
     assert greet.kind == CONSUMER
     assert greet.attributes["messaging.system"] == "bitactor"
     assert greet.attributes["messaging.operation.type"] == "process"
-    assert greet.attributes["messaging.destination.name"] == "greet"
-    assert found["greet/step0"].parent_id == greet.span_id
+    assert greet.attributes["messaging.destination.name"] == "user.created"
+    assert greet.attributes["messaging.message.id"] == f"{hop}:0"
+    assert greet.attributes["messaging.consumer.group.name"] == "mailers"
+    assert found["greet@user.created/step0"].parent_id == greet.span_id
+
+
+def test_a_consumers_transaction_and_its_only_hop_are_one_span() -> None:
+    sent = {"parent": "ab" * 16, "parent_hop": "cd" * 8, "key": f"{'cd' * 8}:0>mailers@@n1"}
+    log = PulseLog(2, workflow="greet@user.created", root="ab" * 16, **sent)
+    hop = log.spawn("greet")
+    log.complete(hop, data={"emits": [["mail.sent", 1], ["mail.sent", 2]]})
+    (record,) = spans(log.finish())
+    assert (record.span_id, record.parent_id, record.name) == (hop, "cd" * 8, "greet@user.created")
+    assert (record.kind, record.attributes["bitactor.status"]) == (CONSUMER, "completed")
+    assert (record.attributes["bitactor.step"], record.attributes["bitactor.outcome"]) == ("greet", "completed")
+    assert record.attributes["messaging.operation.type"] == "process"
+    assert record.attributes["messaging.consumer.group.name"] == "mailers"
+    assert record.end_ns == log.now
+
+
+def test_a_consumer_that_is_tried_again_has_its_attempts_below_it() -> None:
+    log = PulseLog(2, workflow="greet@user.created", parent="ab" * 16, parent_hop="cd" * 8)
+    log.fail(log.spawn("greet"), kind=kinds.RETRIED)
+    log.complete(log.spawn("greet", attempt=2, after=30))
+    records = spans(log.finish())
+    assert [record.name for record in records] == [
+        "greet@user.created/greet", "backoff greet@user.created/greet", "greet@user.created/greet",
+        "greet@user.created",
+    ]  # fmt: skip
+    assert {record.parent_id for record in records[:3]} == {records[3].span_id}
+    assert records[1].end_ns - records[1].start_ns == 30 * MS - STEP_NS
+
+
+def test_a_hop_that_emits_is_a_producer() -> None:
+    log = PulseLog()
+    log.complete(log.spawn("a"), data={"emits": [["user.created", 1]]})
+    hop, _ = spans(log.finish())
+    assert (hop.kind, hop.attributes["messaging.destination.name"]) == (PRODUCER, "user.created")
+
+
+def test_a_hop_says_who_ran_it() -> None:
+    log = PulseLog()
+    for number, holder in enumerate((None, 4711, "n2")):
+        data = {} if holder is None else {"data": {"holder": holder}}
+        log.complete(log.spawn(f"s{number}"), **data)
+    records = SpanAssembler(holder="n1").feed(log.finish())
+    assert [record.attributes.get("bitactor.holder") for record in records] == ["n1", "n1/4711", "n2", None]
+    assert records[1].attributes["process.pid"] == 4711
+
+
+def nested() -> PulseLog:
+    """A container with two steps, the second of which fails before it begins, and an undo of the first."""
+    log = PulseLog()
+    box = log.spawn("box", data={"opening": [["", 0, []]]})
+    first = log.spawn("box/first", box)
+    log.complete(first)
+    log.add(kinds.FAILED, "box", hop=box, elapsed_ns=9, error="Oh: no", data={"ended_by": "box/second"}, after=5)
+    second = hop_id(log.id, "box/second")
+    log.add(kinds.FAILED, "box/second", hop=second, causes=(first,), error="Oh: no", after=0)
+    log.outcome(kinds.UNDONE, log.spawn("box/first", first, direction="undo"))
+    log.finish("compensated", "Oh: no")
+    return log
+
+
+def test_the_steps_of_a_container_are_below_it_and_an_undo_below_the_transaction() -> None:
+    records = spans(nested().pulses)
+    found = {record.name: record for record in records}
+    assert len(found) == len(records) == 5
+    box, whole = found["users.signup/box"], found["users.signup"]
+    assert found["users.signup/box/first"].parent_id == found["users.signup/box/second"].parent_id == box.span_id
+    assert box.parent_id == found["undo users.signup/box/first"].parent_id == whole.span_id
+    assert box.end_ns == found["users.signup/box/second"].end_ns < found["undo users.signup/box/first"].start_ns
+
+
+def test_a_container_ends_no_earlier_than_what_is_in_it() -> None:
+    log = PulseLog()
+    box = log.spawn("box", data={"opening": [["1", 0, []], ["2", 0, []]]})
+    slow, bad = log.spawn("box/1/slow", box), log.spawn("box/2/bad", box)
+    log.add(kinds.FAILED, "box", hop=box, elapsed_ns=9, error="Oh: no", data={"ended_by": "box/2/bad"})
+    log.fail(bad, after=0)
+    log.fail(slow, "Cancelled: stopped")
+    found = by_name(spans(log.finish("compensated", "Oh: no")))
+    assert found["users.signup/box"].end_ns == found["users.signup/box/1/slow"].end_ns
+    assert found["users.signup/box"].attributes["error.type"] == "Oh"
+
+
+def test_the_steps_around_which_a_function_is_are_below_the_function() -> None:
+    log = PulseLog()
+    box = log.spawn("box", data={"opening": [["around", 0, []]]})
+    around = log.spawn("box/around", box)
+    log.spawn("box", data={"opening": [["", 1, []]]})
+    inner = log.spawn("box/inner", box)
+    log.complete(inner)
+    log.complete(around)
+    log.complete(box)
+    records = spans(log.finish())
+    assert [(record.name, record.parent_id) for record in records[:3]] == [
+        ("users.signup/box/inner", around), ("users.signup/box/around", box), ("users.signup/box", log.span),
+    ]  # fmt: skip
+    assert not any(record.events for record in records), "to open another scope is no redelivery"
+
+
+def test_times_never_go_back_whatever_the_clocks_say() -> None:
+    log = PulseLog()
+    before = log.spawn("a")
+    log.complete(before)
+    log.now -= 3_600_000 * MS
+    behind = log.spawn("b", before)
+    first = log.complete(behind, after=10)
+    log.complete(log.spawn("c", behind), after=20)
+    a, b, c, whole = spans(log.finish())
+    assert first.at_ns < a.start_ns < a.end_ns < b.start_ns < b.end_ns < c.start_ns < c.end_ns < whole.end_ns
+    assert b.end_ns - b.start_ns >= 10 * MS - STEP_NS and c.end_ns - c.start_ns >= 20 * MS - STEP_NS
+
+
+def test_what_ends_in_the_same_moment_ends_a_microsecond_apart() -> None:
+    log = PulseLog()
+    hops = [log.spawn(f"s{number}", after=0) for number in range(3)]
+    for hop in hops:
+        log.complete(hop, after=0)
+    log.complete(log.spawn("last", *hops, after=0), after=0)
+    *records, whole = spans(log.finish(after=0))
+    ends = [record.end_ns // STEP_NS for record in records]
+    assert ends == sorted(set(ends))
+    assert records[2].end_ns // STEP_NS < records[3].start_ns // STEP_NS
+    assert all(record.start_ns < record.end_ns <= whole.end_ns for record in records)
+
+
+def test_a_transaction_taken_over_goes_on_with_the_same_spans() -> None:
+    log = PulseLog(2, parent="ab" * 16, parent_hop="cd" * 8)
+    box = log.spawn("box", data={"opening": [["", 0, []]]})
+    log.complete(log.spawn("box/a", box))
+    lost = log.spawn("box/b", box)
+    seen = len(log.pulses)
+    log.add(kinds.RESUMED, data={"owner": "n2", "epoch": 2})
+    log.add(kinds.SPAWNED, "box/b", hop=lost, data={"delivery": 2, "lost": "n1"})
+    log.complete(lost)
+    log.complete(box)
+    log.finish()
+    assembler = SpanAssembler()
+    assembler.recall(log.pulses[:seen])
+    records = assembler.feed(log.pulses[seen:])
+    assert [(record.name, record.parent_id) for record in records] == [
+        ("users.signup/box/b", box), ("users.signup/box", log.span), ("users.signup", "cd" * 8),
+    ]  # fmt: skip
+    assert records[0].attributes["bitactor.delivery"] == 2
+    assert records[0].start_ns == log.spawned_at[lost].at_ns
 
 
 def test_a_root_links_to_the_trace_that_called_it() -> None:
@@ -247,7 +406,7 @@ def test_a_transaction_recovered_elsewhere_is_adopted() -> None:
     hop0, hop1, transaction = assembler.feed(pulses[2:])
     assert transaction.start_ns == BORN_NS
     assert transaction.span_id == transaction_span_id(pulses[0].transaction)
-    assert (hop0.start_ns, hop0.end_ns) == (pulses[1].at_ns, pulses[2].at_ns)
+    assert (hop0.start_ns, hop0.end_ns) == (pulses[1].at_ns, pulses[2].at_ns - STEP_NS)
     assert hop1.attributes["bitactor.step"] == "step1"
     assert assembler.adopted == 1
 
@@ -526,7 +685,7 @@ def test_an_sdk_exporter_gets_readable_spans() -> None:
     exporter = InMemorySpanExporter()
     sink = OtelSink(exporter=exporter, service_name="users", resource={"team": "a"})
     sink.receive(eventful().pulses)
-    assert wait_until(lambda: len(exporter.get_finished_spans()) == 6)
+    assert wait_until(lambda: len(exporter.get_finished_spans()) == 8)
     finished = {span.name: span for span in exporter.get_finished_spans()}
     sink.close(5)
     charge, transaction = finished["users.signup/charge"], finished["users.signup"]
@@ -615,7 +774,7 @@ def test_a_sdk_resource_can_be_given(receiver: OtlpReceiver) -> None:
 
 
 def test_the_buffer_takes_what_fits() -> None:
-    buffer = PulseBuffer(10)
+    buffer: PulseBuffer[Pulse] = PulseBuffer(10)
     buffer.put(chain())
     buffer.put(chain())
     assert (buffer.accepted, buffer.dropped, buffer.waiting) == (10, 6, 10)
@@ -657,6 +816,6 @@ def test_times_and_durations_are_those_of_the_pulses() -> None:
     log = PulseLog()
     log.complete(log.spawn("a", after=5), after=7)
     hop, transaction = spans(log.finish(after=2))
-    assert hop.start_ns - transaction.start_ns == 5 * MS
-    assert hop.end_ns - hop.start_ns == 7 * MS
+    assert hop.start_ns == transaction.start_ns, "what comes before it is spawned is part of it"
+    assert hop.end_ns - hop.start_ns == 12 * MS - STEP_NS
     assert transaction.end_ns - transaction.start_ns == 14 * MS
