@@ -40,6 +40,7 @@ SECTIONS: Final = (
     "When the world misbehaves",
     "Resilience patterns",
     "Resources",
+    "Traces",
     "Where Reactor was caught",
     "Where Kailash was caught",
     "Where orchwf was caught",

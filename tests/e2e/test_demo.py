@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from mesh.stores import open_reader
+from tests.otlp_receiver import OtlpReceiver
+from tests.trace_picture import check_paths
 
 HOME = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0
@@ -61,7 +63,9 @@ def none_within(keep: Path, seconds: float) -> bool:
 
 def test_everything_happens_and_adds_up(directory: Path) -> None:
     keep = directory / "kept"
-    out, err = (demo := start(keep, "--json")).communicate(timeout=PATIENCE)
+    with OtlpReceiver() as collector:
+        out, err = (demo := start(keep, "--json", "--otlp", collector.endpoint)).communicate(timeout=PATIENCE)
+        spans = collector.spans
     assert demo.returncode == 0, (out, err)
     assert err == ""
     told = json.loads(out)
@@ -83,6 +87,9 @@ def test_everything_happens_and_adds_up(directory: Path) -> None:
         assert [pulse.step for pulse in pulses if pulse.kind == "undone"] == ["create_user"]
         hung = [pulse for pulse in reader.pulses(told["timed_out"]) if pulse.kind == "timed_out"]
         assert [pulse.step for pulse in hung] == ["screen"]
+        pulses = [pulse for row in reader.list(limit=1_000) for pulse in reader.pulses(row.transaction)]
+    assert check_paths(pulses, spans) > 300
+    assert len({span.span_id for span in spans}) == len(spans)
 
 
 def test_people_get_a_report_and_scripts_no_colours(directory: Path) -> None:
