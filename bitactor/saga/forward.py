@@ -65,7 +65,8 @@ _new = tuple.__new__
 def replied(turn: Turn, event: Replied) -> None:
     state = turn.state
     index, reply, holder = event
-    turn.held = (reply.hop, holder)
+    if holder or turn.held[1]:
+        turn.held = (reply.hop, holder)
     if (
         state.states[index] in IN_FLIGHT
         and reply.hop == state.hops[index]
@@ -81,7 +82,7 @@ def replied(turn: Turn, event: Replied) -> None:
             text = f"{address!r} answered before the steps it is around were done; let it `await proceed()`"
             fail(turn, index, Fault("bitactor.errors:InvalidOutcome", text), elapsed_ns=reply.elapsed_ns)
         elif reply.outcome == "ok" and not reply.emits and reply.planned is None:
-            _complete(turn, index, reply)
+            _complete(turn, index, reply, holder)
         elif reply.outcome == "ok":
             _complete_with_emissions_or_steps(turn, index, reply)
         else:
@@ -98,7 +99,7 @@ def returns_early(state: SagaState, index: int, reply: Reply) -> bool:
     return state.progress[scope.container].open > 1
 
 
-def _complete(turn: Turn, index: int, reply: Reply) -> None:
+def _complete(turn: Turn, index: int, reply: Reply, holder: str | int) -> None:
     """Complete an ordinary hop: what `Turn.record_step` would do, without asking what an ordinary hop rules out."""
     state = turn.state
     step = state.steps[index]
@@ -107,7 +108,7 @@ def _complete(turn: Turn, index: int, reply: Reply) -> None:
         (
             state.transaction, state.root, state.plan.workflow, state.seq, reply.hop, (), COMPLETED, step.name,
             step.spawn, FORWARD, state.attempts[index], state.ttls[index], turn.now_ns, reply.elapsed_ns, None,
-            reply.token, None, {"holder": turn.held[1]} if turn.held[1] else None, state.digest,
+            reply.token, None, {"holder": holder} if holder else None, state.digest,
         ),
     )  # fmt: skip
     turn.pulses.append(pulse)

@@ -68,8 +68,12 @@ def test_every_trace_is_one_tree_whose_critical_path_is_what_the_pulses_say(
 
 def check_takeover(journal: list[Pulse], at: int) -> None:
     """Who is told the journal of before a takeover tells of the rest as who has seen it all."""
-    if any(pulse.kind == "resumed" and "owner" not in (pulse.data or {}) for pulse in journal[at:]):
-        return  # of what was halted, which has a span below the first
+    is_halted = False
+    for pulse in journal[:at]:
+        if pulse.kind in ("halted", "resumed") and not pulse.step and "owner" not in (pulse.data or {}):
+            is_halted = pulse.kind == "halted"
+    if is_halted:
+        return  # of which the other has told, and what follows has a span below the first
     one, other = SpanAssembler(), SpanAssembler()
     one.feed(journal[:at])
     other.recall(journal[:at])

@@ -119,8 +119,8 @@ class OpenTransaction(OpenSpan):
     """
 
     __slots__ = (
-        "adopted", "attributes", "backing_off", "containers", "ended_ns", "ending", "ends", "first_record", "gapless",
-        "halted_ns", "hops", "hops_begun", "is_recalled", "is_resumption", "kind", "links", "name", "next_seq",
+        "attributes", "backing_off", "containers", "ended_ns", "ending", "ends", "first_record", "gapless",
+        "halt_unseen", "halted_ns", "hops", "hops_begun", "is_resumption", "kind", "links", "name", "next_seq",
         "now_ns", "parent_id", "resumed_ns", "root", "span_id", "transaction",
     )  # fmt: skip
 
@@ -149,8 +149,7 @@ class OpenTransaction(OpenSpan):
         self.first_record: SpanRecord | None = None  # of a consumer, until another hop begins
         self.now_ns = self.ended_ns = self.resumed_ns = 0
         self.halted_ns = 0
-        self.adopted = False
-        self.is_recalled = False  # whether another process began it, of which the journal told
+        self.halt_unseen = False  # whether another process may have told of its halt
         self.is_resumption = False
         # Whether every pulse since `accepted` was seen, so that an outcome without a `spawned` is a repetition, not a
         # gap.

@@ -138,12 +138,10 @@ class SpanAssembler:
 
     def recall(self, pulses: Iterable[Pulse]) -> None:
         """Fold pulses of which another process has told, so that what follows them is known to belong to it."""
-        kept, self._ended = self._ended, []
         for pulse in pulses:
             self.feed((pulse,))
             if (state := self._open.get(pulse.transaction)) is not None:
-                state.is_recalled = True
-        self._ended = kept
+                state.halt_unseen = bool(state.halted_ns)
 
     def close(self) -> list[SpanRecord]:
         """Forget all transactions; returns the spans of those that are halted."""
@@ -177,7 +175,7 @@ class SpanAssembler:
 
     def _adopt(self, state: OpenTransaction, pulse: Pulse) -> None:
         self.adopted += 1
-        state.gapless, state.adopted = False, True
+        state.gapless, state.halt_unseen = False, True
         if pulse.transaction in self._finished:
             begin_resumption(state, pulse, self._finished[pulse.transaction][1])
         else:
@@ -255,10 +253,11 @@ class SpanAssembler:
 
     def _on_event(self, state: OpenTransaction, pulse: Pulse) -> None:
         if pulse.kind == kinds.RESUMED:
-            state.halted_ns, state.resumed_ns = 0, state.now_ns
-            unseen = state.adopted or state.is_recalled
-            if unseen and not state.is_resumption and "owner" not in (pulse.data or {}):
-                begin_resumption(state, pulse, state.span_id)
+            state.resumed_ns = state.now_ns
+            if "owner" not in (pulse.data or {}):
+                state.halted_ns = 0
+                if state.halt_unseen and not state.is_resumption:
+                    begin_resumption(state, pulse, state.span_id)
         (state.hops.get(pulse.hop) or state).add(SpanEvent(pulse.kind, state.now_ns, details(pulse)))
 
     def _on_halted(self, state: OpenTransaction, pulse: Pulse) -> None:
@@ -266,7 +265,7 @@ class SpanAssembler:
         if pulse.step:
             self._on_outcome(state, pulse)
         else:
-            state.halted_ns = state.now_ns
+            state.halted_ns, state.halt_unseen = state.now_ns, False
             self._on_event(state, pulse)
 
     def _on_finished(self, state: OpenTransaction, pulse: Pulse) -> None:
@@ -409,11 +408,13 @@ class SpanAssembler:
             self._end_hop(state, hop, hop.provisional or ends)
 
     def _end_halted(self, state: OpenTransaction) -> bool:
-        """End a transaction that is to be forgotten, if it is halted; whether it is."""
-        if state.halted_ns:
-            self._end_open_hops(state, kinds.HALTED)
-            self._end_transaction(state, max(state.halted_ns, state.ended_ns), "halted", False, "")
-        return bool(state.halted_ns)
+        """End a transaction that is to be forgotten, if it is halted and no other process has told of that; whether it
+        is."""
+        if not state.halted_ns or state.halt_unseen:
+            return False
+        self._end_open_hops(state, kinds.HALTED)
+        self._end_transaction(state, max(state.halted_ns, state.ended_ns), "halted", False, "")
+        return True
 
     def _end_transaction(self, state: OpenTransaction, at_ns: int, status: str, failed: bool, error: str) -> None:
         attributes = state.attributes | {"bitactor.status": status}

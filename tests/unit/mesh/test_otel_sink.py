@@ -504,6 +504,33 @@ def test_a_resumption_elsewhere_is_a_span_below_the_halted_one() -> None:
     assert (transaction.name, transaction.parent_id, hop.parent_id) == ("resume users.signup", log.span, log.span)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_taken_over_and_halts_here_goes_on_with_the_same_span(known: bool) -> None:
+    log = PulseLog()
+    log.complete(log.spawn("a"))
+    seen = len(log.pulses)
+    log.add(kinds.RESUMED, data={"owner": "node-b", "epoch": 2})
+    log.outcome(kinds.HALTED, log.spawn("ask"), data={"reason": "a person"})
+    log.add(kinds.HALTED, data={"status": "halted"})
+    log.add(kinds.RESUMED, data={"deadline_ns": None})
+    log.finish()
+    assembler = SpanAssembler()
+    assembler.recall(log.pulses[:seen] if known else [])
+    ask, transaction = assembler.feed(log.pulses[seen:])
+    assert (ask.attributes["bitactor.outcome"], ask.parent_id) == ("halted", log.span)
+    assert (transaction.name, transaction.span_id) == ("users.signup", log.span)
+
+
+def test_a_halt_of_which_another_process_told_is_not_told_again() -> None:
+    log = PulseLog()
+    log.spawn("box", data={"opening": [["", 0, []]]})
+    log.add(kinds.HALTED, data={"status": "halted"})
+    assembler = SpanAssembler()
+    assembler.recall(log.pulses)
+    assert assembler.feed([log.add(kinds.RESUMED, data={"owner": "node-b", "epoch": 2})]) == []
+    assert assembler.close() == []
+
+
 def test_what_concerns_the_whole_transaction_is_no_hop() -> None:
     log = PulseLog()
     log.complete(log.spawn("a"))
