@@ -61,7 +61,7 @@ def test_every_trace_is_one_tree_whose_critical_path_is_what_the_pulses_say(
             above = found[span.parent_id]
             assert above.start_ns <= span.start_ns and span.end_ns <= above.end_ns
     holding = {span.parent_id for span in spans}  # containers and functions around steps, which are as long as those
-    hops = {pulse.hop for pulse in journal} - holding
+    hops = {pulse.hop for pulse in journal if pulse.step} - holding
     path = [section.id for section in drawn(bars(spans), ROOT) if section.id in hops]
     assert path == [hop for hop in said(journal) if hop in hops]
 

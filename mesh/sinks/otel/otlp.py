@@ -118,6 +118,8 @@ class SpanEncoder:
         if record.failed:
             span.status.code = Status.STATUS_CODE_ERROR
             span.status.message = _text(record.description)
+        elif record.ok:
+            span.status.code = Status.STATUS_CODE_OK
         if record.dropped_events:
             span.dropped_events_count = record.dropped_events
         if record.dropped_links:

@@ -87,6 +87,7 @@ def record_of(span: ReadableSpan) -> SpanRecord:
         span.dropped_events,
         span.dropped_links,
         (scope.name, scope.version or "") if scope is not None else ("", ""),
+        span.status.status_code is StatusCode.OK,
     )
 
 

@@ -60,6 +60,8 @@ class SpanRecord(NamedTuple):
     dropped_links: int = 0
     scope: tuple[str, str] = ("", "")
     """Name and version of the instrumentation that made a user's own span; empty: ours."""
+    ok: bool = False
+    """Whether a user's own span has the status OK."""
 
 
 class OpenSpan:

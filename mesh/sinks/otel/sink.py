@@ -118,11 +118,17 @@ class ExporterTarget:
             events=[OtelEvent(event.name, event.attributes, event.at_ns) for event in record.events],
             links=[Link(_context(trace_id, span_id)) for trace_id, span_id in record.links],
             kind=SpanKind[record.kind.upper()],
-            status=Status(StatusCode.ERROR, record.description) if record.failed else _UNSET,
+            status=_status(record),
             start_time=record.start_ns,
             end_time=record.end_ns,
             instrumentation_scope=InstrumentationScope(*record.scope) if record.scope[0] else self._scope,
         )
+
+
+def _status(record: SpanRecord) -> Status:
+    if record.failed:
+        return Status(StatusCode.ERROR, record.description)
+    return Status(StatusCode.OK) if record.ok else _UNSET
 
 
 def _context(trace_id: str, span_id: str) -> SpanContext:

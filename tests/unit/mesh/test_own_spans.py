@@ -48,14 +48,17 @@ def test_a_span_comes_from_a_worker_process_as_it_is() -> None:
     assert stop is not None
     token = attach(hop_context_in(context_of(made.append), TRACE, HOP))
     link = trace.get_current_span().get_span_context()
+    with TRACER.start_as_current_span("well") as span:
+        span.set_status(StatusCode.OK)
     with TRACER.start_as_current_span("query", kind=SpanKind.CLIENT, links=[Link(link)]) as span:
         span.set_attributes({"rows": 3, "names": ["a", "b"]})
         span.add_event("sent", {"bytes": 1})
         span.set_status(StatusCode.ERROR, "no")
     detach(token)
     stop()
-    (record,) = unpacked(decode_token(encode_token(packed(made))))
-    assert record == record_of(made[0])
+    well, record = unpacked(decode_token(encode_token(packed(made))))
+    assert [well, record] == list(map(record_of, made))
+    assert (well.ok, well.failed, record.ok) == (True, False, False)
     assert (record.trace_id, record.parent_id, record.kind, record.scope) == (TRACE, HOP, "client", ("shop", "2.0"))
     assert (record.failed, record.description, record.links) == (True, "no", ((TRACE, HOP),))
     assert record.attributes == {"rows": 3, "names": ["a", "b"]}
