@@ -15,7 +15,7 @@ causes had ended: what is evaluated before it is spawned is part of it.
 
 What happens at the edges:
 
-- A step that never began (no hops left, a guard that raised) is a span without duration, at its place; one that a
+- A step that never began (no hops left, a guard that raised) is a span all the same, at its place; one that a
   tombstone tells of is called `tombstone …`, with the chain in words.
 - A hop that timed out stays open until its next pulse, or the transaction's end, so that a late reply lands on it.
 - A container is told of once nothing within it runs, and ends no earlier.
