@@ -424,7 +424,7 @@ class Node:
             "resources": self.resources.about(),
             "patterns": self.policies.about(),
             "middleware_disabled": list(self.middleware.disabled),
-            "sinks": [_about_sink(sink, relay) for sink, relay in self._sinks],
+            "sinks": [relay.about() for _, relay in self._sinks],
         }
 
     def require_loop(self) -> None:
@@ -441,13 +441,3 @@ class Node:
         if self.state != "open":
             raise BitActorError(f"this mesh is {self.state}; it takes no more work")
         require_loop(self.loop)
-
-
-def _about_sink(sink: Sink, relay: SinkRelay) -> dict[str, Any]:
-    """The relay's counters for a sink, and the sink's own statistics if it has any."""
-    about: dict[str, Any] = {"name": type(sink).__name__, **relay.statistics()._asdict()}
-    statistics = getattr(sink, "statistics", None)
-    own: Any = statistics() if callable(statistics) else None
-    if hasattr(own, "_asdict"):
-        about["own"] = own._asdict()
-    return about

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
@@ -65,6 +65,13 @@ class SinkRelay:
     def statistics(self) -> RelayStatistics:
         """The relay's counts so far."""
         return RelayStatistics(self._offered, self._lost, self._error)
+
+    def about(self) -> dict[str, Any]:
+        """The sink's `name`, the relay's counters, and under `own` the sink's own statistics if it has any."""
+        statistics = getattr(self._sink, "statistics", None)
+        own: Any = statistics() if callable(statistics) else None
+        counted = {"own": own._asdict()} if hasattr(own, "_asdict") else {}
+        return {"name": self._name, **self.statistics()._asdict(), **counted}
 
     def close(self, timeout: float) -> None:
         """Close the sink, a disabled one too.  Never raises; twice is once.  Called off the loop's thread."""

@@ -22,7 +22,8 @@ from bitactor.messages.signal import UNDO, Reply
 from mesh import Mesh
 from mesh.spawners.process import spawner as process
 from mesh.spawners.process.definitions import modules_of
-from mesh.spawners.process.spawner import ProcessSpawner, RestartIntensity
+from mesh.spawners.process.restart_intensity import RestartIntensity
+from mesh.spawners.process.spawner import ProcessSpawner
 from tests.e2e.process_broken import broken
 from tests.e2e.process_dying import dying
 from tests.e2e.process_mismatch import shifty

@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from mesh.sinks.otel.own_spans import unpacked
 from mesh.sinks.otel.record import SpanRecord
 from mesh.spawners.process.child import WorkerProcess
 from mesh.spawners.process.definitions import SPANS, modules_of, pack_payload
+from mesh.spawners.process.restart_intensity import RestartIntensity
 from mesh.spawners.process.worker_table import LoadKey, WorkerHandle, WorkerTable, load_key_of
 from registry.support.clock import monotonic_ns
 from registry.support.log import log_set_up
@@ -39,33 +39,6 @@ MAX_DEATHS: Final = 5
 DEATH_WINDOW: Final = 10.0
 PATIENCE: Final = 120.0
 """Seconds a worker may take to start, or to import a workflow's modules."""
-
-
-class RestartIntensity:
-    """A restart intensity, as of Erlang/OTP's supervisors: after more than `limit` failures within `seconds`, nothing
-    is tried for `seconds`.
-
-    Times are seconds of any monotonic clock.
-    """
-
-    def __init__(self, limit: int, seconds: float) -> None:
-        self.limit = limit
-        self.seconds = seconds
-        self._failures: deque[float] = deque(maxlen=limit + 1)
-        self._cooldown_until = float("-inf")
-
-    def record(self, now: float) -> bool:
-        """Record a failure; True: it was the one too many."""
-        self._failures.append(now)
-        if len(self._failures) <= self.limit or now - self._failures[0] > self.seconds or self.cooling_down(now):
-            return False
-        self._failures.clear()
-        self._cooldown_until = now + self.seconds
-        return True
-
-    def cooling_down(self, now: float) -> bool:
-        """Whether it is too early to try again."""
-        return now < self._cooldown_until
 
 
 class ProcessSpawner(Spawner):
