@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
 
+from typing_extensions import override
+
+from bitactor.declare.functions import called
 from bitactor.errors import DefinitionError
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The transform of a source that was given several: each is called with what the one before it answered."""
+
+    functions: tuple[Callable[[Any], Any], ...]
+
+    def __call__(self, value: Any) -> Any:
+        for function in self.functions:
+            value = function(value)
+        return value
+
+    @override
+    def __repr__(self) -> str:
+        return " then ".join(map(called, self.functions))
+
+
+def functions_of(transform: Callable[[Any], Any] | None) -> tuple[Callable[[Any], Any], ...]:
+    """The functions that a source's value is passed through, in order."""
+    if transform is None:
+        return ()
+    return transform.functions if isinstance(transform, Chain) else (transform,)
+
+
+def transform_of(functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any] | None:
+    """The transform of these functions; one alone is that function itself."""
+    return functions[0] if len(functions) == 1 else Chain(tuple(functions)) if functions else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +49,10 @@ class Source:
     """The function that the value is passed through; None without one."""
 
     def map(self, function: Callable[[Any], Any]) -> Self:
-        """The same source, passed through `function`; evaluated once, by the supervisor, and recorded.  (An `Element`:
-        in the hop that works on it, and not recorded.)"""
+        """The same source, passed through `function`, after the transform that it has; evaluated once, by the
+        supervisor, and recorded.  (An `Element`: in the hop that works on it, and not recorded.)"""
         made = copy(self)
-        object.__setattr__(made, "transform", function)
+        object.__setattr__(made, "transform", transform_of((*functions_of(self.transform), function)))
         return made
 
 

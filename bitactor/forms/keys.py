@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_mo
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.options import STEP_OPTIONS, StepOptions
-from bitactor.declare.source import Element, Input, Result, Source, Value
+from bitactor.declare.source import Element, Input, Result, Source, Value, functions_of, transform_of
 from bitactor.errors import DefinitionError, suggest
 from bitactor.forms.paths import class_at, function_at, path_of
 from bitactor.forms.values import callable_of, constant, data_of, reference, value_of
@@ -60,7 +60,7 @@ class Origin(Form):
     value: Any = None
     element: Literal[True] | None = None
     path: list[str | int] = []
-    transform: str | None = None
+    transform: str | Annotated[list[str], Field(min_length=2)] | None = None
 
     @model_validator(mode="after")
     def _just_one(self) -> Origin:
@@ -148,13 +148,15 @@ def source_data(source: Source, what: str, *_: Any) -> dict[str, Any]:
     if path := getattr(source, "path", ()):
         data["path"] = [*path]
     if source.transform is not None:
-        data["transform"] = path_of(source.transform, f"{what}: its transform")
+        paths = [path_of(function, f"{what}: its transform") for function in functions_of(source.transform)]
+        data["transform"] = paths[0] if len(paths) == 1 else paths
     return data
 
 
 def source_of(origin: Origin, what: str) -> Source:
     """The origin of an argument that `source_data` wrote."""
-    transform = None if origin.transform is None else function_at(origin.transform, f"{what}: transform")
+    paths = [origin.transform] if isinstance(origin.transform, str) else origin.transform or ()
+    transform = transform_of([function_at(path, f"{what}: transform") for path in paths])
     if origin.input is not None:
         return Input(origin.input, *origin.path, transform=transform)
     if origin.result is not None:
