@@ -8,6 +8,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from bitactor.declare.answer import plain_answer
 from bitactor.declare.context import Context
 from bitactor.declare.source import Element
 from bitactor.errors import InvalidInput, InvalidOutcome
@@ -95,7 +96,8 @@ class ElementHandler:
         value = value_at(element, source.path, f"element {index} of {self.what}") if source.path else element
         if source.transform is None:
             return value
-        return source.transform(value if self.declared.factory is not None else decode_token(encode_token(value)))
+        given = value if self.declared.factory is not None else decode_token(encode_token(value))
+        return plain_answer("the transform of an element", source.transform(given))
 
     def as_called(self, element: Any) -> Any:
         """The element as the function was called with it."""
@@ -351,7 +353,8 @@ class BatchRunner:
         declared = self._handler.declared
         accumulated = tokens.token(ACCUMULATED)
         if declared.reduce is not None and results:
-            accumulated = encode_token(declared.reduce(decode_token(accumulated, self._handler.reduced), results))
+            reduced = declared.reduce(decode_token(accumulated, self._handler.reduced), results)
+            accumulated = encode_token(plain_answer("reduce=", reduced))
         keeps = (
             (declared.keep and declared.reduce is None) or declared.workflow is not None or self._handler.keeps_elements
         )

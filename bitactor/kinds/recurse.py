@@ -12,6 +12,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from bitactor.declare.answer import predicate_answer
 from bitactor.declare.functions import refuse_uncallable
 from bitactor.errors import DefinitionError, InvalidOutcome
 from bitactor.kinds.base import (
@@ -77,7 +78,7 @@ class RoundsContainer(Container):
     @override
     def consult(self, arguments: ContainerArguments, progress: Progress) -> Open | Close:
         """The result closes the container if `until` is satisfied by it; else it feeds the next round."""
-        if self._until is not None and self._until(decode_token(progress.token)):
+        if self._until is not None and predicate_answer("until=", self._until(decode_token(progress.token))):
             return Close(progress.token)
         return self.another(progress, arguments)
 

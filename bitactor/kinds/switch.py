@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from pydantic import model_validator
 from typing_extensions import override
 
+from bitactor.declare.answer import predicate_answer
 from bitactor.declare.functions import refuse_uncallable
 from bitactor.errors import DefinitionError, StepFailed
 from bitactor.forms.paths import function_at, path_of
@@ -133,7 +134,10 @@ class SwitchContainer(Container):
     def _choose(self, value: Any) -> int | None:
         declared = self._declared
         for number, test in enumerate(declared.tests):
-            if test(value) if callable(test) else (test == value and isinstance(test, bool) == isinstance(value, bool)):
+            if callable(test):
+                if predicate_answer(f"the predicate of case {number + 1}", test(value)):
+                    return number
+            elif test == value and isinstance(test, bool) == isinstance(value, bool):
                 return number
         if declared.default is not None:
             return len(declared.tests)

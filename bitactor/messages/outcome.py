@@ -11,18 +11,34 @@ from typing import Any
 
 from typing_extensions import override
 
+from bitactor.messages.duration import LONGEST
+from bitactor.messages.values import exact_number, shown
+
+
+def seconds_of(delay: Any) -> float | None:
+    """A delay that was worked out, in seconds, cut at `LONGEST`; None if it is no number, or less than zero.
+
+    Raises:
+        BaseException: what a number of another library raises.
+    """
+    if isinstance(delay, bool | str | bytes):
+        return None
+    seconds = exact_number(delay)
+    seconds = float(delay) if seconds is None else seconds
+    return min(seconds, LONGEST) if seconds >= 0 else None
+
 
 class Outcome(Exception):
     """Base of the outcomes that may be returned *or* raised."""
 
 
 class Retry(Outcome):
-    """Try the step again, without compensation, while retries are left; `after` in seconds (default: the step's
-    backoff)."""
+    """Try the step again, without compensation, while retries are left; `after` in seconds, cut at 1,000,000,000
+    (default: the step's backoff)."""
 
     def __init__(self, after: float | None = None, reason: str = "") -> None:
-        if after is not None and not after >= 0:
-            raise ValueError(f"Retry(after={after!r}): a delay is a number of seconds, zero or more")
+        if after is not None and not _is_delay(after):
+            raise ValueError(f"Retry(after={shown(after)}): a delay is a number of seconds, zero or more")
         super().__init__(reason)
         self.after = after
         self.reason = reason
@@ -30,6 +46,13 @@ class Retry(Outcome):
     @override
     def __repr__(self) -> str:
         return f"Retry(after={self.after!r}, reason={self.reason!r})"
+
+
+def _is_delay(after: Any) -> bool:
+    try:
+        return seconds_of(after) is not None
+    except Exception:  # what it makes of being a number
+        return False
 
 
 class Fail(Outcome):

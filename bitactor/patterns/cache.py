@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from typing_extensions import override
 
+from bitactor.declare.answer import plain_answer
 from bitactor.declare.functions import may_need_awaiting
 from bitactor.declare.policy import Call, Policy, PolicyState, Proceed, is_verdict
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
@@ -154,7 +155,7 @@ class KeyFunction:
 
     def __call__(self, arguments: Mapping[str, Any]) -> Hashable:
         """The key of a call with these arguments."""
-        key = self._function.call(arguments)
+        key = plain_answer(self._what, self._function.call(arguments))
         try:
             return _Key(key, hash(key))
         except TypeError:

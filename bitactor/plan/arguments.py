@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import override
 
+from bitactor.declare.answer import plain_answer
 from bitactor.errors import DefinitionError, InvalidInput, MalformedSignal
 from bitactor.messages.annotations import BY_NAME, VALUES, cause_of, is_object_class, place_of, taking_objects
 from bitactor.messages.classes import AnnotatedClasses, first_of, fits
@@ -189,9 +190,8 @@ def transform_arguments(arguments: Sequence[Argument], tokens: Sequence[Any], ow
     for argument in arguments:
         if argument.transform is not None:
             plain = argument._replace(transform=None, converter=None)
-            made[argument.name] = encode_token(
-                argument.transform(argument_values((plain,), tokens, owner)[argument.name])
-            )
+            value = argument.transform(argument_values((plain,), tokens, owner)[argument.name])
+            made[argument.name] = encode_token(plain_answer(f"the transform for {argument.name!r}", value))
     return made
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bitactor.declare.answer import plain_answer, predicate_answer
 from bitactor.errors import InvalidOutcome
 from bitactor.messages.codec import encode_token
 from bitactor.messages.faults import traceback_of
@@ -51,10 +52,10 @@ def evaluate(state: SagaState, index: int) -> Evaluated:
         values = BoundArguments(step.arguments, state.tokens, step.address, arguments)()
         asked = transform_arguments(step.when_arguments, state.tokens, step.address)
         values |= BoundArguments(step.when_arguments, state.tokens, step.address, asked)()
-        if step.when is not None and not _asked(step.when, values):
+        if step.when is not None and not predicate_answer("`when`", _asked(step.when, values)):
             return Evaluated(index, False)
         if step.guard is not None:
-            answer = _asked(step.guard, values)
+            answer = plain_answer("`guard`", _asked(step.guard, values))
             if answer is not None:
                 return Evaluated(
                     index,

@@ -15,9 +15,9 @@ from bitactor.declare.context import Context
 from bitactor.declare.then import Then
 from bitactor.errors import BitActorError, DefinitionError, InvalidOutcome, SignalTooLarge
 from bitactor.messages.codec import encode_token, pack
-from bitactor.messages.duration import LONGEST, nanoseconds
+from bitactor.messages.duration import nanoseconds
 from bitactor.messages.faults import MAX_MESSAGE, fault_of, utf8_safe, with_beside
-from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry
+from bitactor.messages.outcome import Continue, Fail, Halt, Ok, Outcome, Retry, seconds_of
 from bitactor.messages.signal import UNDO, Fault, Signal
 from bitactor.messages.values import exact_number, exact_text, shown, text_of, type_name
 from bitactor.plan.plan import Callback, PlanStep
@@ -235,20 +235,19 @@ def _delay(answer: Any, signal: Signal) -> float:
     Raises:
         InvalidOutcome: its answer is no delay.
     """
-    seconds = None if type(answer) is bool else exact_number(answer)
-    if seconds is None or not seconds >= 0:
+    seconds = None if exact_number(answer) is None else seconds_of(answer)
+    if seconds is None:
         raise InvalidOutcome(f"backoff of {signal.name!r} returned {shown(answer)}; it returns seconds, zero or more")
-    return min(seconds, LONGEST)
+    return seconds
 
 
 def _delay_ns(verdict: Retry) -> int | None:
     if verdict.after is None:
         return None
-    seconds = exact_number(verdict.after)
-    seconds = float(verdict.after) if seconds is None else seconds  # a number of another library
-    if not seconds >= 0:
+    seconds = seconds_of(verdict.after)
+    if seconds is None:
         raise InvalidOutcome(f"Retry(after={shown(verdict.after)}); a delay is a number of seconds, zero or more")
-    return nanoseconds(min(seconds, LONGEST))
+    return nanoseconds(seconds)
 
 
 def _reason(verdict: Retry | Fail | Halt) -> str:
