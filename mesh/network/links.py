@@ -176,10 +176,13 @@ class Links(Network):
     @override
     def send_stimulus(self, entry: Entry, stimulus: Stimulus, asked_ns: int = 0) -> None:
         """A stimulus that cannot be sent is answered with a receipt that says so."""
+        endpoint = entry.value.get("endpoint")
         sending = self._grant.sending(entry, RECEIPT_WITHIN_NS, asked_ns)
         sent = stimulus._replace(reply_to=self.endpoint, sending=sending)
         try:
-            self.transport.send(entry.value["endpoint"], encode_message(sent))
+            if not isinstance(endpoint, str):
+                raise ProtocolError(f"node {entry.holder} registers {entry.name!r} without an endpoint")
+            self.transport.send(endpoint, encode_message(sent))
         except BitActorError as error:
             self._node.on_receipt(Receipt(stimulus.id, "", str(error)))
 

@@ -9,9 +9,11 @@ second one is not a second transaction.
 from __future__ import annotations
 
 import logging
-from typing import Final, Protocol
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 from bitactor.messages.signal import UNDO, Receipt, Stimulus
+from bitactor.messages.values import shown
 from bitactor.ports import Clock
 from bitactor.saga import Emission, EmissionAccepted, EmissionUnrouted
 from mesh.limits.timing_wheel import Timer, TimingWheel
@@ -50,6 +52,7 @@ class Emissions:
         self._deliveries: dict[str, tuple[Parcel, str]] = {}
         self._round_robin: dict[str, int] = {}
         self._given_up = LogThrottle(_log)
+        self._unreadable = LogThrottle(_log)
 
     def __len__(self) -> int:
         return len(self._parcels)
@@ -129,7 +132,7 @@ class Emissions:
     def _groups(self, name: str) -> dict[str, list[Entry]]:
         groups: dict[str, list[Entry]] = {}
         for entry in self._registry.lookup(consumer_name(name)):
-            for group, broadcast in (entry.value or {}).get("groups", ()):
+            for group, broadcast in self._said_by(entry):
                 groups.setdefault(f"{group}@@{entry.holder}" if broadcast else group, []).append(entry)
         return groups
 
@@ -138,6 +141,19 @@ class Emissions:
         self._deliveries[delivery] = (parcel, group)
         stimulus = parcel.stimulus(delivery, group.removesuffix(f"@@{entry.holder}"), self.clock.monotonic_ns())
         self._send(entry, stimulus, asked_ns)
+
+    def _said_by(self, entry: Entry) -> list[tuple[str, bool]]:
+        """The groups of a node's consumers, and whether each broadcasts, as the node says; what cannot be read is left
+        out."""
+        said = entry.value.get("groups", ()) if isinstance(entry.value, Mapping) else None
+        pairs = said if isinstance(said, list | tuple) else [said]
+        read = [(pair[0], bool(pair[1])) for pair in pairs if _is_group(pair)]
+        if len(read) < len(pairs):
+            self._unreadable.warn(
+                self.clock.monotonic_ns(), "what node %s registers as %r is no list of groups: %s; it is passed over",
+                entry.holder, entry.name, shown(said),
+            )  # fmt: skip
+        return read
 
     def _pick(self, group: str, entries: list[Entry]) -> Entry:
         turn = self._round_robin.get(group, 0)
@@ -224,6 +240,10 @@ class Parcel:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _is_group(pair: Any) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) and bool(pair[0])
 
 
 def _emitter(live: LiveTransaction, emission: Emission) -> tuple[str, bool]:

@@ -12,6 +12,7 @@ from bitactor import Backoff, Context, Continue, Retry, Workflow, consumer
 from bitactor.errors import BitActorError, DefinitionError, DuplicateName, InvalidOutcome, SignalTooLarge
 from bitactor.testing import FakeClock, run_workflow
 from mesh import Mesh
+from registry import LocalRegistry
 from tests.e2e import process_steps
 from tests.e2e.support import BOUND, audit, finish, pass_time, pulse_lines, tombstones, turns, until
 
@@ -200,6 +201,43 @@ async def test_one_of_a_group_gets_each_and_each_group_gets_all(store: str) -> N
         receivers = [pulse.data["receivers"] for pulse in tx.pulses() if pulse.kind == "emitted" and pulse.data]
         assert all(len(each) == 3 for each in receivers)
         audit(tx)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {}, {"groups": 5}, {"groups": "ab"}, {"groups": [5]}, {"groups": [["alone"]]}, {"groups": None},
+        {"groups": [[3, False], [None, True]]}, {"groups": [["", False], {"a": 1}]}, {"groups": {"a": False}},
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_what_another_node_says_wrongly_of_its_consumers_harms_no_emitter(
+    monkeypatch: pytest.MonkeyPatch, said: dict[str, Any]
+) -> None:
+    made: list[LocalRegistry] = []
+
+    def with_a_stranger(holder: str) -> LocalRegistry:
+        registry = LocalRegistry(holder)
+        stranger = registry.peer("stranger")
+        stranger.start()
+        stranger.register("signal:news", said)
+        made.append(stranger)
+        return registry
+
+    monkeypatch.setattr("mesh.runtime.node.LocalRegistry", with_a_stranger)
+    heard: list[int] = []
+
+    @consumer("news")
+    async def listen(signal: Any) -> None:
+        heard.append(signal.token)
+
+    workflow = emitting("bears", "news", 1)
+    async with Mesh(workflow, listen) as mesh:
+        tx = await mesh.stimulate(workflow)
+        assert await tx.result() is None
+        await until(lambda: heard == [1] and "emitted" in pulse_lines(tx))
+        audit(tx)
+    made[0].close()
 
 
 def test_two_consumers_of_one_group_in_one_mesh_are_refused() -> None:
