@@ -15,9 +15,10 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Generic, ParamSpec, Unpack, overload
 
-from pydantic import BaseModel, PydanticUserError, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar, override
 
+from bitactor.declare.input import input_model
 from bitactor.declare.options import (
     RESERVED,
     StepKeywords,
@@ -27,6 +28,7 @@ from bitactor.declare.options import (
     refuse_bad_name,
     refuse_bad_path,
     refuse_negative,
+    refuse_no_bool,
 )
 from bitactor.declare.resource import Resource
 from bitactor.declare.step import DEFAULT_UNDO_RETRIES, Step
@@ -118,7 +120,7 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
                 raise DefinitionError(f"workflow {name!r}: {option}={number!r}; it must be a whole number, at least 1")
         self.max_concurrency = max_concurrency
         self.max_hops = max_hops
-        self.input_model = _input_model(name, input)
+        self.input_model = input_model(name, input)
         self.input_classes = AnnotatedClasses(self.input_model)
         self._read_input = ModelReader(self.input_model)
         self.steps: dict[str, Step[Any, Any]] = {}
@@ -127,11 +129,6 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
         self._compiling = False
         self._depths: dict[str, int] = {}
         self._forward_references: set[str] = set()
-        clash = next((field for field in self.input_model.model_fields if field in RESERVED), None)
-        if clash is not None:
-            raise DefinitionError(
-                f"workflow {name!r}: the input field {clash!r} has a reserved name ({', '.join(sorted(RESERVED))})"
-            )
 
     @override
     def __repr__(self) -> str:
@@ -219,6 +216,7 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
             if given is not None and not callable(given):
                 raise DefinitionError(f"workflow {self.name!r}: {role}={given!r}; give a function")
         refuse_negative(f"workflow {self.name!r}", "undo_retries", undo_retries)
+        refuse_no_bool(f"workflow {self.name!r}", undo_in_doubt=undo_in_doubt, deferred=deferred)
         self._require_function(function)
         step: Step[P, R] = self._declare_with_function(function, options, deferred=deferred)
         if undo is not None:
@@ -246,6 +244,8 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
         Returns the workflow itself, for a type checker with the type of that result: what the step's function returns,
         if that is plain data.
         """
+        if not isinstance(step, str | Step):
+            raise DefinitionError(f"workflow {self.name!r}: returns({shown(step)}); give a step, or the name of one")
         self.returned = step if isinstance(step, str) else step.name
         self._plan = None
         return self
@@ -417,31 +417,3 @@ class Workflow(DeclaresKinds, Generic[Result_co]):
 
     def _changed(self, step: Step[Any, Any]) -> None:
         self._plan = None
-
-
-def _input_model(name: str, declared: type[BaseModel] | Mapping[str, Any] | None) -> type[BaseModel]:
-    if declared is None:
-        declared = {}
-    if isinstance(declared, type) and issubclass(declared, BaseModel):
-        return declared
-    if isinstance(declared, Mapping):
-        fields: dict[str, Any] = {}
-        for field, kind in declared.items():
-            if not isinstance(field, str) or not field.isidentifier():
-                raise DefinitionError(f"workflow {name!r}: input field {field!r} is no identifier")
-            fields[field] = kind if isinstance(kind, tuple) else (kind, ...)
-        try:
-            model = create_model(f"{name} input", __config__={"extra": "forbid"}, **fields)
-            model.model_rebuild()
-        except (PydanticUserError, NameError) as error:
-            raise DefinitionError(
-                f"workflow {name!r}: no input can be made of {declared!r} ({str(error).splitlines()[0]})"
-            ) from None
-        for field in fields.keys() - model.model_fields.keys():
-            raise DefinitionError(
-                f"workflow {name!r}: pydantic keeps the name {field!r} to itself; rename the input field"
-            )
-        return model
-    raise DefinitionError(
-        f"workflow {name!r}: input is a pydantic model or a mapping of names to types, not {declared!r}"
-    )

@@ -210,6 +210,16 @@ ODD: dict[str, Callable[[Workflow], object]] = {
     "a resource that yields later": lambda w: Resource("db", opened_later, close=close_later),
     "a step as a branch": lambda w: w.switch("s1", "x", {1: first(w)}),
     "a class as a value of a case": lambda w: w.switch("s1", "x", [(bool, nested())]),
+    "an input with a default in its type": lambda w: Workflow(
+        "v", input={"y": Annotated[int, Field(default=4)], "z": Annotated[list, Field(default_factory=list)]}
+    ),
+    "a consumer of anything": lambda w: [consumer("told")(wanting(kind)) for kind in (Any, object, tuple, Sized)],
+    "a consumer of a group with signs": lambda w: consumer("told", group="größe @@ 1")(wanting(Any)),
+    "a resource that provides a generic": lambda w: Resource("db", list, provides=list[int]),
+    "sources that are made": lambda w: w.collect("c", (name for name in ("x", "s"))),
+    "a collect whose when is bound": lambda w: w.collect(
+        "c", ["x"], when=lambda y: y, bind={"y": Input("limit")}
+    ),
     # Times and names
     "thirty years": lambda w: first(w, timeout=1e9, policies=[Timeout("late", 1e9)]),
     "no grace": lambda w: Workflow("v", grace=0, undo_timeout=0),

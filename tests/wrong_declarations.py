@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bitactor import Context, Element, Input, Resource, Result, Value, Workflow, consumer
+from bitactor import Backoff, Context, Element, Input, Resource, Result, Value, Workflow, consumer
 from bitactor.patterns import Batching, Cache, Fallback, Timeout
 
 
@@ -118,6 +118,13 @@ class Unshown:
 
 
 UNSHOWN = Unshown()
+
+
+class Odd:
+    __name__ = "odd"
+    __qualname__ = "\ud800"
+
+    def __call__(self, signal: Any) -> None: ...
 
 
 class Service:
@@ -302,6 +309,61 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
     "a workflow called ..": (lambda w: Workflow(".."), ("'..'", "URL", "name it otherwise")),
     "a workflow with a dot for a part": (lambda w: Workflow("a/./b"), ("'a/./b'", "URL", "name it otherwise")),
     "a context of one's own": (lambda w: w.add(asks_for_own_context), ("asks_for_own_context", "'context'", "Context")),
+    # What a signal's consumer says of itself
+    "a group that is no name": (lambda w: consumer("told", group=3)(same), ("'told'", "group", "not 3")),  # type: ignore[arg-type]
+    "a group that stores cannot keep": (lambda w: consumer("told", group="\ud800")(same), ("'told'", "group")),
+    "a consumer whose function is called oddly": (lambda w: consumer("told")(Odd()), ("'told'", "group=")),
+    "a number for a signal": (
+        lambda w: consumer("told")(counts),
+        ("'n'", "int", "the signal", ".token", "annotate it with Any"),
+    ),
+    "a model for a signal": (lambda w: consumer("told")(lined), ("'line'", "Line", "the signal", ".token")),
+    # Options that are True or False
+    "a text for broadcast": (lambda w: consumer("told", broadcast="no")(same), ("'told'", "broadcast='no'")),  # type: ignore[arg-type]
+    "a text for in_doubt": (
+        lambda w: first(w).undo(in_doubt="no")(lambda x: None), ("w/a.undo", "in_doubt='no'", "True or False")
+    ),
+    "a text for undo_in_doubt": (
+        lambda w: first(w, undo=lambda x: None, undo_in_doubt="no"), ("'w'", "undo_in_doubt='no'", "True or False")
+    ),
+    "a text for deferred": (lambda w: first(w, deferred="no"), ("'w'", "deferred='no'", "True or False")),
+    "a text for required": (lambda w: first(w, required="no"), ("'a'", "required='no'", "True or False")),
+    **{
+        f"{value!r} for {option}": (
+            lambda w, option=option, value=value: w.map(
+                lambda element: element, name="m", over="s", **{option: value}
+            ),
+            ("'m'", f"{option}={value!r}", "True or False"),
+        )
+        for option in ("ordered", "keep", "whole")
+        for value in ("no", 0)
+    },
+    "a text for optional": (
+        lambda w: w.switch("s1", "x", {1: nested()}, optional="no"), ("'s1'", "optional='no'", "True or False")  # type: ignore[arg-type]
+    ),
+    # What is of another kind than an option asks for
+    "a text as sources": (lambda w: w.collect("c", "xs"), ("'c'", "sources='xs'", "give a list")),
+    "a number as sources": (lambda w: w.collect("c", 3), ("'c'", "sources=3", "give a list")),  # type: ignore[arg-type]
+    "a function as an input's type": (lambda w: Workflow("v", input={"y": same}), ("'v'", "'y'", "give its type")),
+    "a mapping as an input's type": (lambda w: Workflow("v", input={"x": int, "y": {"a": int}}), ("'v'", "'y'", "int")),
+    "a number as an input's type": (lambda w: Workflow("v", input={"y": 3}), ("'v'", "'y'", "give each field a type")),
+    "an input with a model's method's name": (
+        lambda w: Workflow("v", input={"model_dump": int}), ("'v'", "'model_dump'", "conflicts")
+    ),
+    "a resource that provides a number": (lambda w: Resource("db", list, provides=3), ("'db'", "provides=3", "class")),  # type: ignore[arg-type]
+    "a resource that requires a text": (lambda w: Resource("db", list, requires="db"), ("'db'", "requires='db'")),
+    "a backoff that grows by True": (lambda w: first(w, backoff=Backoff(factor=True)), ("Backoff(", "factor must be")),
+    "a backoff before now": (lambda w: first(w, backoff=Backoff(initial=-1)), ("Backoff(", "initial is")),
+    "a number as the result": (lambda w: w.returns(3), ("'w'", "returns(3)", "give a step")),  # type: ignore[arg-type]
+    "a number as resources": (lambda w: Workflow("v", resources=3), ("'v'", "resources=3", "give a list")),  # type: ignore[arg-type]
+    "a list as a spawner": (lambda w: first(w, spawn=["loop"]), ("'a'", "spawn=['loop']")),
+    "a path that stores cannot keep": (
+        lambda w: w.add(same, name="a", bind={"value": Input("x", "\ud800")}), ("'a'", "bind['value']", "surrogates")
+    ),
+    "a path of fractions": (
+        lambda w: w.map(same, name="m", over="s", bind={"value": Element(1.5)}),  # type: ignore[arg-type]
+        ("'m'", "bind['value']", "1.5", "indices"),
+    ),
     # Annotations that cannot fit
     "a text for a number": (
         lambda w: [w.add(text), w.add(counts, name="b", bind={"n": Result("text")})],

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bitactor.errors import DefinitionError
 from bitactor.messages.duration import LONGEST, duration_rule, is_duration, nanoseconds
+
+
+class WrongBackoff(DefinitionError, ValueError):
+    """A `Backoff` is made of what cannot be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +31,17 @@ class Backoff:
 
     def __post_init__(self) -> None:
         if not is_duration(self.initial, zero=True):
-            raise ValueError(f"{self}: initial is {duration_rule(zero=True)}")
+            raise WrongBackoff(f"{self}: initial is {duration_rule(zero=True)}")
         if not is_duration(self.cap, zero=True) and self.cap != float("inf"):
-            raise ValueError(f"{self}: cap is {duration_rule(zero=True)}, or infinite")
-        if not isinstance(self.factor, int | float) or not 1 <= self.factor < float("inf"):
-            raise ValueError(f"{self}: factor must be 1 or more")
+            raise WrongBackoff(f"{self}: cap is {duration_rule(zero=True)}, or infinite")
+        if (
+            isinstance(self.factor, bool)
+            or not isinstance(self.factor, int | float)
+            or not 1 <= self.factor < float("inf")
+        ):
+            raise WrongBackoff(f"{self}: factor must be 1 or more")
         if not isinstance(self.jitter, int | float) or not 0 <= self.jitter <= 1:
-            raise ValueError(f"{self}: jitter is a share between 0 and 1")
+            raise WrongBackoff(f"{self}: jitter is a share between 0 and 1")
 
     def delay_ns(self, failures: int, fraction: float) -> int:
         """Nanoseconds to wait after failure number `failures`, from 1; `fraction` (0 … 1) places the wait within the

@@ -17,6 +17,7 @@ from bitactor.declare.resource import Resource
 from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import DefinitionError, DuplicateName, suggest
 from bitactor.messages.duration import duration_rule, is_duration
+from bitactor.messages.values import shown
 
 RESERVED = frozenset(("ctx", "result", "error", "attempt"))
 """Names that parameters, steps and input fields cannot have, because they have a meaning of their own."""
@@ -99,8 +100,7 @@ class StepOptions:
         priority, policies = given.get("priority", 0), given.get("policies", ())
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise DefinitionError(f"{what}: priority={priority!r}; it must be a whole number, the highest goes first")
-        if not isinstance(given.get("required", True), bool):
-            raise DefinitionError(f"{what}: required={given['required']!r}; it is True or False")
+        refuse_no_bool(what, required=given.get("required", True))
         for option, named in (("limit", f"the pool that a {what} is limited by"), ("name", f"a {what}")):
             if given.get(option) is not None:
                 refuse_bad_name(named, given[option])
@@ -161,6 +161,14 @@ def _steps_named(what: str, after: Any) -> Sequence[str | NamedStep]:
     return named
 
 
+def refuse_no_bool(what: str, **given: object) -> None:
+    """Raises `DefinitionError` unless each option given is True or False: any other value would count as one of
+    them."""
+    for option, value in given.items():
+        if not isinstance(value, bool):
+            raise DefinitionError(f"{what}: {option}={shown(value)}; it is True or False")
+
+
 def refuse_bad_name(what: str, name: object) -> None:
     """Raises `DefinitionError` unless `name` is a printable string of 1 to 200 characters."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
@@ -179,11 +187,11 @@ def refuse_bad_path(what: str, name: str) -> None:
 def _refuse_bad_spawn(what: str, function: Callable[..., Any], spawn: str | None) -> None:
     if spawn is None:
         return
-    traits = SPAWNERS.get(spawn)
+    traits = SPAWNERS.get(spawn) if isinstance(spawn, str) else None
     if traits is None:
         if spawn == "ray":
             raise DefinitionError(f"{what}: spawn='ray' is not built yet; use one of {', '.join(SPAWNERS)}")
-        raise DefinitionError(f"{what}: spawn={spawn!r}.{suggest(str(spawn), SPAWNERS)}")
+        raise DefinitionError(f"{what}: spawn={shown(spawn)}.{suggest(str(spawn), SPAWNERS)}")
     passes_on = traits.on_loop and traits.refuses_def and may_need_awaiting(function)
     problem = traits.refusal(is_coroutine_function(function) or bool(passes_on))
     if not problem and traits.imports:
@@ -223,6 +231,10 @@ def refuse_negative(what: str, option: str, value: float | None) -> None:
 
 def named_resources(workflow: str, declared: Iterable[Resource]) -> dict[str, Resource]:
     found: dict[str, Resource] = {}
+    if not isinstance(declared, Iterable):
+        raise DefinitionError(
+            f"workflow {workflow!r}: resources={shown(declared)}; give a list of Resource(name, factory)"
+        )
     for resource in declared:
         if not isinstance(resource, Resource):
             raise DefinitionError(

@@ -14,13 +14,14 @@ for tests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 from typing_extensions import override
 
 from bitactor.declare.functions import called, is_generator_function, refuse_uncallable
 from bitactor.errors import DefinitionError
 from bitactor.messages.duration import duration_rule, is_duration
+from bitactor.messages.values import shown
 
 DEFAULT_CHECK_EVERY: Final = 30.0
 
@@ -74,6 +75,10 @@ class Resource:
             raise DefinitionError(f"resource {name!r}: check_every={check_every!r}; give {duration_rule(zero=True)}")
         if check is None and check_every != DEFAULT_CHECK_EVERY:
             raise DefinitionError(f"resource {name!r}: check_every= says how often to check, but there is no check=")
+        if provides is not None and not isinstance(provides, type) and get_origin(provides) is None:
+            raise DefinitionError(f"resource {name!r}: provides={shown(provides)}; give the class of what it is")
+        if requires is not None and (isinstance(requires, str) or not isinstance(requires, Sequence)):
+            raise DefinitionError(f"resource {name!r}: requires={shown(requires)}; give a list of resources' names")
         self.name = name
         self.factory = factory
         self.close = close

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from bitactor.declare.functions import called
 from bitactor.errors import DefinitionError
+from bitactor.messages.values import is_text, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,15 @@ def functions_of(transform: Callable[[Any], Any] | None) -> tuple[Callable[[Any]
 def transform_of(functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any] | None:
     """The transform of these functions; one alone is that function itself."""
     return functions[0] if len(functions) == 1 else Chain(tuple(functions)) if functions else None
+
+
+def refuse_bad_parts(what: str, source: Source) -> None:
+    """Raises `DefinitionError` if the path of a source has a part that leads nowhere in any value."""
+    for part in getattr(source, "path", ()):
+        if not isinstance(part, int) and not is_text(part):
+            raise DefinitionError(
+                f"{what} has {shown(part)} in its path; a path is names, without lone surrogates, and indices"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from typing_extensions import override
 
-from bitactor.declare.options import StepOptions, refuse_negative
+from bitactor.declare.options import StepOptions, refuse_negative, refuse_no_bool
 from bitactor.declare.then import Planned, planned
 from bitactor.errors import DefinitionError, DuplicateName
 
@@ -115,6 +115,7 @@ class Step(Generic[P, R_co]):
         happened.
         """
         refuse_negative(f"{self.workflow.name}/{self.name}.undo", "retries", retries)
+        refuse_no_bool(f"{self.workflow.name}/{self.name}.undo", in_doubt=in_doubt)
         self._refuse_for_nested("undo", "the steps within it have theirs, and are undone one by one")
 
         def declare(function: F) -> F:

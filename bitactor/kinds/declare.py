@@ -13,6 +13,7 @@ from bitactor.declare.options import (
     NestedKeywords,
     StepKeywords,
     StepOptions,
+    refuse_no_bool,
 )
 from bitactor.declare.source import Input, Result, Source
 from bitactor.declare.step import Step, no_function
@@ -94,7 +95,7 @@ class DeclaresKinds(Declaration):
         if given is None or isinstance(given, Mapping):  # anything else is refused together with the other options
             bind = kind.bind(own, given or {}, self._source)
             options |= {"bind": bind} if bind or given else {}
-        make: Callable[..., Kind] = kind
+        make: Callable[..., Kind] = partial(_made, kind)
         if not kind.takes_attempts or (function is None and "workflow" in own and "function" not in wanted):
             return self._declare_nested(options, lambda what, _: make(what, **own))
         if "function" in kind.keys:
@@ -383,3 +384,13 @@ class DeclaresKinds(Declaration):
                 f"workflow {self.name!r}: {given!r} is no step, name or source; use Input(…), Result(…) or Value(…)"
             )
         return Input(given) if given in self.input_model.model_fields else Result(given)
+
+
+def _made(kind: type[Kind], what: str, **own: Any) -> Kind:
+    """A step's kind, made of its own options; those that are True or False are looked at here, for all kinds."""
+    made: Callable[..., Kind] = kind
+    for name, value in own.items():
+        annotation = kind.keys[name].annotation if name in kind.keys else Any
+        if annotation is bool or (annotation == bool | None and value is not None):
+            refuse_no_bool(what, **{name: value})
+    return made(what, **own)

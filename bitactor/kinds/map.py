@@ -18,7 +18,7 @@ from pydantic import BaseModel, Discriminator, Tag
 from typing_extensions import override
 
 from bitactor.declare.functions import refuse_uncallable
-from bitactor.declare.source import Element, Source, functions_of
+from bitactor.declare.source import Element, Source, functions_of, refuse_bad_parts
 from bitactor.declare.step import Step
 from bitactor.errors import BitActorError, DefinitionError, suggest
 from bitactor.kinds.base import (
@@ -136,6 +136,7 @@ class Map(ContainerKind):
         if reduce is not None:
             refuse_uncallable(f"{what}: reduce=", reduce, ("reduced", "results"))
         for name, element in elements.items():
+            refuse_bad_parts(f"{what}: bind[{name!r}]", element)
             for transform in functions_of(element.transform):
                 refuse_uncallable(f"{what}: the transform of bind[{name!r}]", transform, ("element",))
         if reduce is None and initial is not None:

@@ -11,13 +11,13 @@ from typing_extensions import override
 
 from bitactor.declare.backoff import Backoff
 from bitactor.declare.context import Context
-from bitactor.declare.options import StepOptions, named_resources, refuse_bad_name, refuse_negative
+from bitactor.declare.options import StepOptions, named_resources, refuse_bad_name, refuse_negative, refuse_no_bool
 from bitactor.declare.policy import Policy
 from bitactor.declare.resource import Resource
 from bitactor.errors import DefinitionError
 from bitactor.messages.duration import nanoseconds_or_none
 from bitactor.messages.signal import DEFAULT_TTL, Signal
-from bitactor.messages.values import shown
+from bitactor.messages.values import is_text, shown
 from bitactor.plan.arguments import Argument, converter_for
 from bitactor.plan.callbacks import METHOD_PARAMETERS, Parameter, parameters_of, resource_for, unknown_hint
 from bitactor.plan.plan import Plan, plan_digest
@@ -44,9 +44,10 @@ class Consumer:
         self.listens, self.function, self.options = listens, function, options
         self.concurrency, self.broadcast, self.deadline, self.resources = concurrency, broadcast, deadline, resources
         self.group = group or _group_of(listens, function)
-        self.name = f"{getattr(function, '__name__', 'consumer')}@{listens}"
         self.__wrapped__ = function
         self.__name__ = getattr(function, "__name__", "consumer")
+        refuse_bad_name(f"a consumer of {listens!r}", self.__name__)
+        self.name = f"{self.__name__}@{listens}"
         self.__doc__ = function.__doc__
         self._plan: Plan | None = None
 
@@ -100,6 +101,9 @@ def consumer(
         refuse_negative(what, option, value)
     if concurrency == 0:
         raise DefinitionError(f"{what}: concurrency=0 would never take a signal")
+    refuse_no_bool(what, broadcast=broadcast)
+    if group is not None and group != "":
+        refuse_bad_name(f"the group of a {what}", group)
     named = named_resources(what, resources)
     given = {"retries": retries, "backoff": backoff, "timeout": timeout, "spawn": spawn, "limit": limit}
     options = StepOptions.of(what, {**given, "priority": priority, "policies": policies})
@@ -119,7 +123,7 @@ def consumer(
 def _group_of(listens: str, function: Callable[..., Any]) -> str:
     """The group of a consumer for which none is named: its function's."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    if module is None or name is None:
+    if not (is_text(module) and is_text(name)):
         raise DefinitionError(
             f"consumer of {listens!r}: {shown(function)} has no name that its group could be called by; give it group=…"
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bitactor.declare.functions import refuse_uncallable
-from bitactor.declare.source import Element, Input, Result, Source, functions_of
+from bitactor.declare.source import Element, Input, Result, Source, functions_of, refuse_bad_parts
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError, UnknownArgument, suggest
 from bitactor.plan.callbacks import RESERVED_FOR_CONTEXT
@@ -39,8 +39,9 @@ def dependencies_of(workflow: Declaration, step: Step[Any, Any], *, strict: bool
             raise DefinitionError(
                 f"{what}: bind[{name!r}] is {source!r}; use Input(name, …), Result(step, …) or Value(v)"
             )
+        place = f"{name[1:-1]}=" if name.startswith("(") else f"bind[{name!r}]"
+        refuse_bad_parts(f"{what}: {place}", source)
         for function in functions_of(source.transform):
-            place = f"{name[1:-1]}=" if name.startswith("(") else f"bind[{name!r}]"
             refuse_uncallable(f"{what}: the transform of {place}", function, ("value",))
         if isinstance(source, Result):
             fields = workflow.input_model.model_fields

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from bitactor import (
     Backoff,
@@ -366,3 +366,16 @@ def test_the_digest_follows_the_shape_only() -> None:
 
     assert made() == made(retries=5)
     assert len({made(), made(undo=True), made(name="c")}) == 3
+
+
+def test_a_default_in_the_type_of_an_input_is_kept() -> None:
+    given = {
+        "a": Annotated[int, Field(default=4, ge=0)],
+        "b": Annotated[list[int], Field(default_factory=list)],
+        "c": (Annotated[int, Field(default=4)], 5),
+    }
+    workflow = Workflow("w", input=given)
+    assert workflow.validate_input({}) == {"a": 4, "b": [], "c": 5}
+    assert workflow.validate_input({})["b"] is not workflow.validate_input({})["b"]
+    with pytest.raises(InvalidInput, match=r"a: .*greater than or equal to 0"):
+        workflow.validate_input({"a": -1})

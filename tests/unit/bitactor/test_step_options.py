@@ -36,7 +36,7 @@ def test_what_is_declared_carries_its_options() -> None:
     assert (step.options.retries, step.options.after, step.options.timeout) == (2, (), None)
     assert step.options.given == {"retries", "after"}
     assert workflow.check().steps[0].options is step.options
-    assert consumer("told", retries=2)(one).check().steps[0].options.retries == 2
+    assert consumer("told", retries=2)(lambda signal: signal).check().steps[0].options.retries == 2
 
 
 def test_none_and_nothing_are_the_default() -> None:
