@@ -83,7 +83,9 @@ def test_a_coroutine_fails_the_step_and_is_closed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PREDICATES)
-@pytest.mark.parametrize("verdict", [Ok(False), Continue(False), Then(False, []), iterated], ids=str)
+@pytest.mark.parametrize(
+    "verdict", [Ok(False), Continue(False), Then(False, []), iterated], ids=("Ok", "Continue", "Then", "iterated")
+)
 def test_a_verdict_is_no_truth_value(name: str, verdict: Any) -> None:
     declare, place = PREDICATES[name]
     outcome = run(declare, lambda *_: verdict() if callable(verdict) else verdict)

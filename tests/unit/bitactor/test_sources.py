@@ -45,7 +45,7 @@ def declared(source: Source) -> Workflow:
         Input("xs", 1).map(up).map(tenfold),
         Input("x").map(up).map(up).map(tenfold).map(lambda value: value - 10),
     ],
-    ids=repr,
+    ids=["two", "transform=", "a result", "a value", "a path", "four"],
 )
 def test_every_transform_is_called_in_order(source: Source) -> None:
     assert run_workflow(declared(source), {"x": 1, "xs": [3, 1, 2]}).result == 20
