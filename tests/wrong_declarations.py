@@ -313,11 +313,6 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
     "a group that is no name": (lambda w: consumer("told", group=3)(same), ("'told'", "group", "not 3")),  # type: ignore[arg-type]
     "a group that stores cannot keep": (lambda w: consumer("told", group="\ud800")(same), ("'told'", "group")),
     "a consumer whose function is called oddly": (lambda w: consumer("told")(Odd()), ("'told'", "group=")),
-    "a number for a signal": (
-        lambda w: consumer("told")(counts),
-        ("'n'", "int", "the signal", ".token", "annotate it with Any"),
-    ),
-    "a model for a signal": (lambda w: consumer("told")(lined), ("'line'", "Line", "the signal", ".token")),
     # Options that are True or False
     "a text for broadcast": (lambda w: consumer("told", broadcast="no")(same), ("'told'", "broadcast='no'")),  # type: ignore[arg-type]
     "a text for in_doubt": (
