@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,14 +52,17 @@ def effects(path: Path) -> list[Effect]:
 
 
 def left_over(found: list[Effect]) -> list[Effect]:
-    """What was done and nobody takes back: it came after the undo of its step."""
-    undone: Counter[str] = Counter()
+    """What was begun too late: it came after the undo of its step, or after a later delivery of the same."""
+    undone: set[str] = set()
+    newest: dict[tuple[str, str], int] = {}
     over = []
     for effect in found:
-        if effect.what == "undid":
-            undone[effect.key] += 1
-        elif undone[effect.key]:
+        run = effect.what, effect.key
+        if effect.delivery < newest.get(run, 0) or (effect.what == "did" and effect.key in undone):
             over.append(effect)
+        newest[run] = max(newest.get(run, 0), effect.delivery)
+        if effect.what == "undid":
+            undone.add(effect.key)
     return over
 
 
