@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ class JsonlStatistics(NamedTuple):
 class JsonlSink:
     """A sink that appends every pulse as a line of JSON, values decoded (see `mesh.sinks.plain`).
 
+    A file that it makes is for this user alone (mode 600).  One that is moved away or deleted meanwhile, as a log that
+    is rotated, is made afresh at its path.
     `receive` only queues; a thread writes and flushes.  At most `limit` pulses wait; what does not fit is dropped and
     counted.  When the file cannot be written any more (disk full, reader of the pipe gone) that is logged once and the
     rest is counted as lost.
@@ -42,7 +45,8 @@ class JsonlSink:
     def __init__(self, path: str | Path = "-", *, limit: int = 200_000) -> None:
         """Open `path` for appending (`-`: standard output, which is never closed); raises `OSError` if that fails."""
         self._owned = str(path) != "-"
-        self._file: TextIO = Path(path).open("a", encoding="utf-8") if self._owned else sys.stdout  # noqa: SIM115
+        self._path = Path(path).absolute()
+        self._file: TextIO = self._open() if self._owned else sys.stdout
         self._buffer: PulseBuffer[Pulse] = PulseBuffer(limit)
         self._written = 0
         self._lost = 0
@@ -78,6 +82,8 @@ class JsonlSink:
                 self._buffer.wait()
                 self._buffer.linger(_LINGER_SECONDS)
                 closing = self._buffer.closing
+                if self._owned and not self._broken and self._buffer.waiting:
+                    self._attempt(self._follow, 0)
                 while pulses := self._buffer.take(_CHUNK):
                     self._write(pulses)
                     time.sleep(0)
@@ -89,6 +95,19 @@ class JsonlSink:
             if self._owned:
                 self._attempt(self._file.close, 0)
             self._done.set()
+
+    def _open(self) -> TextIO:
+        return os.fdopen(_open_private(self._path), "a", encoding="utf-8")
+
+    def _follow(self) -> None:
+        """Make the file afresh if it is no longer at its path."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            found = None
+        if found is None or not os.path.samestat(found, os.fstat(self._file.fileno())):
+            former, self._file = self._file, self._open()
+            former.close()
 
     def _write(self, pulses: list[Pulse]) -> None:
         if self._broken:
@@ -118,3 +137,14 @@ class JsonlSink:
                 )
         else:
             self._written += count
+
+
+def _open_private(path: Path) -> int:
+    """The descriptor of a file to append to; a new one is for this user alone, whatever the umask."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -72,6 +72,7 @@ def preparing(path: Path) -> Generator[float]:
         StoreError: the file cannot be created or written, belongs to another program, or to a later version.
     """
     _check_path(path)
+    _create(path)
     try:
         yield from tries(lambda: _prepare(path), OPENING_PATIENCE, path)
     except sqlite3.Error as error:
@@ -166,6 +167,19 @@ def _check_path(path: Path) -> None:
         raise StoreError(f"{path.parent} is not a directory; create it (mkdir -p {path.parent}) or name another path")
     if path.exists() and not os.access(path, os.R_OK):
         raise StoreError(f"{path} cannot be read; give this user access to it")
+
+
+def _create(path: Path) -> None:
+    """Create the file for this user alone, if there is none; SQLite gives -wal and -shm the mode of the file.
+
+    What goes wrong, SQLite will tell.
+    """
+    with suppress(OSError):
+        descriptor = os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
 
 
 def _prepare(path: Path) -> None:

@@ -199,7 +199,8 @@ def _read_number(path: Path) -> int:
 
 def _write_number(path: Path, number: int) -> None:
     draft = path.with_name(path.name + ".draft")
-    with draft.open("wb") as opened:
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as opened:
         opened.write(b"%d\n" % number)
         opened.flush()
         os.fsync(opened.fileno())
