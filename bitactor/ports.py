@@ -101,6 +101,17 @@ class Claim(NamedTuple):
     """True: that owner ended in order and gave its transactions back, so their hops in flight spend no redelivery."""
 
 
+class StoreFault(NamedTuple):
+    """What a store has found to be wrong with itself, or with what it keeps of a transaction."""
+
+    why: str
+    """What is wrong, and what to do; empty: what was told before is over."""
+    transaction: str = ""
+    """The transaction that cannot be read; empty: it is about the store."""
+    lost: bool = False
+    """True: nothing can be written any more, and what was written last may be gone."""
+
+
 _Rows = list[TransactionRow]
 _Claims = list[Claim]
 
@@ -133,6 +144,8 @@ class Store(StoreQueries, Protocol):
     """True: other processes may use the store, and leave transactions behind in it."""
     synchronous: bool
     """True: `append` always calls `done` before it returns."""
+    on_fault: Callable[[StoreFault], None] | None = None
+    """Called, where `append` is, with what the store finds to be wrong; set by its user before `open`."""
 
     def open(self, owner: str) -> None:
         """Take part as `owner` (a name used once, by one process)."""

@@ -339,7 +339,9 @@ class Endpoints:
             reasons.append(f"the mesh is {self.state}")
         else:
             about = self.mesh.about()
-            if not about["healthy"]:
+            if about["unready"]:
+                reasons += about["unready"].values()
+            elif not about["healthy"]:
                 reasons.append("the journal cannot be written")
             elif about["running"] >= about["max_in_flight"]:
                 reasons.append("too many transactions are running")

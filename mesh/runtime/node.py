@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bitactor.errors import BitActorError, ConfigurationError, DefinitionError, DuplicateName
+from bitactor.errors import BitActorError, ConfigurationError, DefinitionError, DuplicateName, StoreError
 from bitactor.messages.duration import duration_rule, is_duration
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Receipt, Stimulus
@@ -30,7 +30,7 @@ from mesh.runtime.intake import Intake, Workflows
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import consumer_name
 from mesh.runtime.ports import Enqueue, Network
-from mesh.runtime.recovery import Recovery
+from mesh.runtime.recovery import STORE_FILE, Recovery
 from mesh.runtime.settings import Settings
 from mesh.runtime.settled import Transactions, require_loop
 from mesh.runtime.supervisor import Supervisor
@@ -112,6 +112,8 @@ class Node:
         """Why this node ended by itself; empty if it did not."""
         self.collapse = asyncio.Event()
         """Set when the node ends by itself."""
+        self.unready: dict[str, str] = {}
+        """What keeps the node from taking work, although it is open → why."""
         self._ending: asyncio.Task[None] | None = None
         self._skip_drain = asyncio.Event()
         self._released = asyncio.Event()
@@ -239,7 +241,9 @@ class Node:
             self.loop, self.clock, self.wheel, self.store, self.executor, self.pools, on_pulses
         )
         self.supervisor.on_takeover += self._span_sinks.recalls
-        self.recovery = Recovery(self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease)
+        self.recovery = Recovery(
+            self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease, self.unready
+        )
         self.supervisor.park = self.recovery.note_parked
         transactions = Transactions(
             self.supervisor, self.plans, self.recovery.parked, settings.store, self.require_open
@@ -405,7 +409,8 @@ class Node:
             "hosts": self.settings.hosts,
             "workflows": sorted(self.workflows),
             "consumers": sorted({plan.listens for plan in self.consumers.values()}),
-            "healthy": self.supervisor.healthy,
+            "healthy": self.supervisor.healthy and not self.unready,
+            "unready": dict(self.unready),
             "running": self.supervisor.running_count,
             "max_in_flight": self.settings.max_in_flight,
             "keyed": self.supervisor.keyed,
@@ -440,4 +445,6 @@ class Node:
             raise BitActorError(f"this mesh has ended: {self.collapsed}")
         if self.state != "open":
             raise BitActorError(f"this mesh is {self.state}; it takes no more work")
+        if STORE_FILE in self.unready:
+            raise StoreError(self.unready[STORE_FILE])
         require_loop(self.loop)

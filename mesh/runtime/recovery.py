@@ -11,13 +11,15 @@ from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import text_of
 from bitactor.plan.plan import Plan
-from bitactor.ports import Claim, Store
+from bitactor.ports import Claim, Store, StoreFault
 from mesh.runtime.live import LiveTransaction
 
 logger = logging.getLogger("bitactor.recovery")
 
 LONGEST_PAUSE: Final = 60.0
 SHOWN_UNCLAIMED: Final = 5
+STORE_FILE: Final = "store file"
+"""In `unready`: the file is gone, another one, or damaged."""
 
 _FINISH_IT: Final = "finish it with the release that began it, or declare that shape again"
 
@@ -28,6 +30,9 @@ class Owner(Protocol):
     healthy: bool
     """Whether the journal can be written, as far as is known."""
     transactions: dict[str, LiveTransaction]
+
+    def give_up_all(self, error: StoreError) -> int:
+        """Give up all transactions, for nothing can be written any more; returns how many had not settled."""
 
     def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int, *, given_back: bool = False) -> None:
         """Take over a transaction from its journal; `given_back`: its owner ended in order."""
@@ -40,6 +45,7 @@ class Recovery:
         owner: the node's name in the store.
         plans: what this node can carry on with; transactions of another shape are left to another release, and said so.
         lease: seconds after which a silent owner counts as dead.
+        unready: what keeps the node from taking work; what the store says is noted in it.
     """
 
     def __init__(
@@ -50,7 +56,10 @@ class Recovery:
         owner: str,
         plans: Mapping[str, Plan],
         lease: float,
+        unready: dict[str, str] | None = None,
     ) -> None:
+        self.unready = {} if unready is None else unready
+        """What keeps the node from taking work → why."""
         self.parked: dict[str, str] = {}
         """Transaction that cannot be carried on with here → why."""
         self._loop = loop
@@ -74,6 +83,7 @@ class Recovery:
         Raises:
             StoreError: the store could not be asked.
         """
+        self._store.on_fault = self.on_store_fault
         self._claim_orphans()
         if polling:
             self._next = self._loop.call_later(self._lease / 2, self.poll)
@@ -111,6 +121,23 @@ class Recovery:
     def note_parked(self, transaction: str, error: BaseException) -> None:
         """The same of one that was given up, which the log has told."""
         self.parked[transaction] = text_of(error)
+
+    def on_store_fault(self, fault: StoreFault) -> None:
+        """Take what the store says to be wrong with itself, or to be well again."""
+        if fault.transaction:
+            self.parked[fault.transaction] = fault.why
+            logger.error("transaction %s cannot go on here: %s", fault.transaction, fault.why)
+        elif not fault.why:
+            if self.unready.pop(STORE_FILE, None):
+                logger.warning("the journal's file is what it was again")
+        else:
+            known = STORE_FILE in self.unready
+            self.unready[STORE_FILE] = fault.why
+            lost = self._supervisor.give_up_all(StoreError(fault.why)) if fault.lost else 0
+            if not known:
+                text = "%s; this node takes no more work%s"
+                doubt = f"; {lost} transactions that run are given up, what their hops do is in doubt" if lost else ""
+                logger.critical(text, fault.why, doubt)
 
     def _claim_orphans(self) -> None:
         """Take over the transactions of dead owners."""

@@ -308,6 +308,14 @@ class Supervisor:
         if not is_open:
             self._remove(live)
 
+    def give_up_all(self, error: StoreError) -> int:
+        """Give up all transactions, for nothing can be written any more; returns how many had not settled."""
+        self.healthy = False
+        running = self.running_count
+        for live in list(self.transactions.values()):
+            self._relinquish(live, error, expected=True)
+        return running
+
     def _relinquish(
         self, live: LiveTransaction, error: BaseException, *, expected: bool = False, parks: bool = True
     ) -> None:

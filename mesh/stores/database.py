@@ -30,9 +30,10 @@ Value = TypeVar("Value")
 
 
 def connect(path: Path, *, synchronous: str, timeout: float, checkpoint_pages: int = 0) -> sqlite3.Connection:
-    """A connection to a journal that exists, for the calling thread; `timeout` in seconds is how long SQLite itself
-    waits, `checkpoint_pages` the length of log at which a commit of this connection makes a checkpoint (0: at none)."""
-    connection = sqlite3.connect(path, isolation_level=None, timeout=timeout)
+    """A connection to a journal that exists (none is created), for the calling thread; `timeout` in seconds is how long
+    SQLite itself waits, `checkpoint_pages` the length of log at which a commit of this connection makes a checkpoint
+    (0: at none)."""
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=timeout)
     try:
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
@@ -249,6 +250,8 @@ class ConnectionThread:
         self._timeout = timeout
         self.failures = 0
         """How often it has failed."""
+        self.may_work: Callable[[], bool] = lambda: True
+        """Asked each time before the file is touched."""
         self._closing = threading.Event()
         self._log_throttle = LogThrottle(_log)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -276,6 +279,8 @@ class ConnectionThread:
         try:
             while self.wait():
                 try:
+                    if not self.may_work():
+                        continue
                     connection = connection or connect(self._path, synchronous=self._synchronous, timeout=self._timeout)
                     if not self.work(connection):
                         return

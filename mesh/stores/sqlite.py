@@ -24,10 +24,11 @@ from typing_extensions import override
 
 from bitactor.errors import ConfigurationError, StoreError, suggest
 from bitactor.messages.duration import nanoseconds
-from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
+from bitactor.ports import Claim, Refusal, Store, StoreFault, TransactionRow, Write
 from mesh.stores.database import connect, is_busy, preparing, retry_while_busy, sleep_through, store_error, tries
 from mesh.stores.lease import LeaseThread, claim, identify, reclaim, register, release, unclaimed
-from mesh.stores.read import Rows, SqliteQueries, SqliteReader
+from mesh.stores.read import Rows, SqliteQueries, SqliteReader, Value
+from mesh.stores.store_file import StoreFile
 from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
 from mesh.stores.write import Writer, prepare_writes
 from registry.support.clock import monotonic_ns
@@ -80,8 +81,11 @@ class SqliteStore(SqliteQueries, Store):
         self._owner = ""
         self._opened = False
         self._closing = False
+        # Why nothing may be written any more; empty: it may
+        self._refusal = ""
         # Appends submitted to the commit thread and not delivered; this thread may commit only while there are none
         self._in_flight = 0
+        self._file: StoreFile
         self._writer: Writer
         self._commit_thread: CommitThread
         self._checkpoint_thread: CheckpointThread
@@ -128,7 +132,13 @@ class SqliteStore(SqliteQueries, Store):
         self._owner = owner
         self._connection = connection
         self._opened = True
-        self._start_threads()
+        try:
+            self._file = StoreFile(self._path)
+            self._start_threads()
+        except BaseException:
+            self._connection = None
+            connection.close()
+            raise
 
     def _unless_closed(self, waiting: Generator[float]) -> Generator[float]:
         for pause in waiting:
@@ -144,8 +154,8 @@ class SqliteStore(SqliteQueries, Store):
     def append(self, writes: Sequence[Write], done: Done) -> None:
         """`done` is called before this returns, or later on the loop's thread."""
         connection = self._connection
-        if connection is None or self._closing:
-            done((), StoreError(f"{self._path} is {'closed' if self._opened else 'not open'}"))
+        if connection is None or self._refusal:
+            done((), StoreError(self._refusal or f"{self._path} is {'closed' if self._opened else 'not open'}"))
             return
         items = prepare_writes(writes)
         if self._in_flight or not self._commits_on_caller:
@@ -199,11 +209,14 @@ class SqliteStore(SqliteQueries, Store):
             self._closing = True  # one that waits for its file waits no more
             return
         self._closing = True
+        lost, self._refusal = self._refusal, f"{self._path} is closed"
         self._commit_thread.close()
         self._deliver()
         self._lease_thread.close()
         self._checkpoint_thread.close()
         try:
+            if lost or self._file.moved():
+                return  # that is nothing to write to
             retry_while_busy(lambda: release(connection, self._owner), _CLOSING_PATIENCE)
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
@@ -220,6 +233,31 @@ class SqliteStore(SqliteQueries, Store):
         with SqliteReader(self._path) as reader:
             return reader._rows(sql, *values)
 
+    @override
+    def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
+        self._require_file()
+        return super()._read(question)
+
+    def _require_file(self) -> None:
+        """Raise `StoreError` if the file is not what was opened any more."""
+        if self._opened and self._file.fault:
+            raise StoreError(self._file.fault)
+
+    def _may_checkpoint(self) -> bool:
+        """Whether the file is what it was; tells if that has changed.  On the thread of checkpoints."""
+        if self._file.look() and not self._closing:
+            fault = self._refusal = self._file.fault
+            try:
+                self._notify(lambda: self._report(StoreFault(fault, lost=True)))
+            except Exception as error:
+                # The loop is closed, most likely
+                _log.debug("%s: nobody can be told: %r: %s", self._path, error, fault)
+        return not self._file.fault
+
+    def _report(self, fault: StoreFault) -> None:
+        if self.on_fault is not None and not self._closing:
+            self.on_fault(fault)
+
     def _connect(self) -> sqlite3.Connection:
         """A connection that writes, for the calling thread.
 
@@ -232,7 +270,9 @@ class SqliteStore(SqliteQueries, Store):
         self._writer = Writer(self._owner)
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
         self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
+        self._checkpoint_thread.may_work = self._may_checkpoint
         self._lease_thread = LeaseThread(self._path, self._owner, self._lease, self._wall_ns, self._began_ns)
+        self._lease_thread.may_work = lambda: not (self._file.fault or self._file.moved())
         self._commit_thread = CommitThread(
             self._path,
             self._writer,
@@ -241,6 +281,7 @@ class SqliteStore(SqliteQueries, Store):
             notify=self._notify,
             deliver=self._deliver,
             on_commit=self._checkpoint_thread.count_commit,
+            guard=self._require_file,
         )
         self._checkpoint_thread.start()
         self._lease_thread.start()

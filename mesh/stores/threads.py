@@ -33,7 +33,9 @@ LONGEST_LOG: Final = 8
 """So many times as much log, and the commit that finds it makes the checkpoint itself: the thread does not get in
 between, as under a writer that never pauses on a busy machine."""
 
-_INTERVAL: Final = 1.0  # seconds between checkpoints of a journal that is written to slowly
+_LOOK_INTERVAL: Final = 0.5
+"""Seconds between looks at the file."""
+_LOOKS_A_CHECKPOINT: Final = 2  # of a journal that is written to slowly
 _PAGES_A_COMMIT: Final = 4
 
 
@@ -55,7 +57,8 @@ class Completion(NamedTuple):
 class CommitThread:
     """Commits appends in the order they were submitted; all that waits goes into one commit.
 
-    After each commit `deliver` is handed to `notify`; it finds the outcomes in `completions`.
+    After each commit `deliver` is handed to `notify`; it finds the outcomes in `completions`.  Before each, `guard` is
+    called: it raises if the file must not be written any more.
     """
 
     def __init__(
@@ -68,9 +71,11 @@ class CommitThread:
         notify: Callable[[Callable[[], None]], None],
         deliver: Callable[[], None],
         on_commit: Callable[[int], None],
+        guard: Callable[[], None],
     ) -> None:
         self._path = path
         self._writer = writer
+        self._guard = guard
         self._connect = connect
         self._patience = patience
         self._notify = notify
@@ -145,6 +150,7 @@ class CommitThread:
         return _split(group, refusals)
 
     def _open_connection(self) -> sqlite3.Connection:
+        self._guard()
         if self._connection is None:
             self._connection = self._connect()
         return self._connection
@@ -165,8 +171,8 @@ def _split(group: Sequence[Append], refusals: Sequence[Refusal]) -> list[Complet
 
 
 class CheckpointThread(ConnectionThread):
-    """Keeps the write-ahead log short: a checkpoint every second, and after `pages` of log at once.  Writers and
-    readers go on meanwhile.
+    """Looks twice a second whether the file is still there, and keeps the write-ahead log short: a checkpoint every
+    second, and after `pages` of log at once.  Writers and readers go on meanwhile.
 
     A log twice as long is closed and begun afresh, for which writers are kept out for the time of one fsync or two.
     """
@@ -178,38 +184,37 @@ class CheckpointThread(ConnectionThread):
         # Pages of log since the last checkpoint, estimated; a thread that overwrites another's count makes a checkpoint
         # come early or late, no more.
         self._pages = 0
-        self._dirty = threading.Event()
+        self._looks = 0
         self._full = threading.Event()
 
     def count_commit(self, writes: int) -> None:
         """Count a commit of `writes` writes.  Cheap: called after each, on whichever thread made it."""
         self._pages += _PAGES_A_COMMIT + writes
-        if not self._dirty.is_set():
-            self._dirty.set()
         if self._pages >= self._pages_a_checkpoint and not self._full.is_set():
             self._full.set()
 
     @override
     def close(self) -> None:
         self._closing.set()
-        self._dirty.set()
         self._full.set()
         super().close()
 
     @override
     def wait(self) -> bool:
-        self._dirty.wait()
-        self._full.wait(_INTERVAL)
-        # In this order: a commit that comes in between wakes us once too often, never once too seldom.
-        self._dirty.clear()
-        self._full.clear()
-        self._pages = 0
+        self._looks += 1
+        if self._full.wait(_LOOK_INTERVAL):
+            # Before the checkpoint: a commit that comes in between wakes us once too often, never once too seldom.
+            self._full.clear()
+            self._looks = _LOOKS_A_CHECKPOINT
         return not self._closing.is_set()
 
     @override
     def work(self, connection: sqlite3.Connection) -> bool:
+        if not self._pages or self._looks < _LOOKS_A_CHECKPOINT:
+            return True
+        self._pages = self._looks = 0
         if not self._checkpoint(connection):
-            self._closing.wait(_INTERVAL)  # while a checkpoint is under way here, no commit could make one
+            self._closing.wait(_LOOK_INTERVAL)  # while a checkpoint is under way here, no commit could make one
         return True
 
     def _checkpoint(self, connection: sqlite3.Connection) -> bool:

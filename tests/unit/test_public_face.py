@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[2]
 PROBLEMS = [f"urn:bitactor:problem:{name}" for name in TITLES]
 
 ADDED = {
+    # A store says what it finds to be wrong with itself.
+    "names/bitactor.ports/StoreFault",
+    "names/bitactor.ports/Store/members/on_fault",
     # A sink of spans knows its node, what a process before has told of, and the spans that users make.
     *(f"names/mesh.sinks/OtelSink/members/{name}" for name in ("recall", "serve", "take")),
     # Why a transaction that runs cannot go on at this node.

@@ -1,0 +1,168 @@
+"""A journal whose file vanishes, is another one, or is overwritten while it is open: noticed, nothing is written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from bitactor.errors import StoreError
+from bitactor.ports import StoreFault
+from mesh.stores import SqliteStore
+from mesh.stores.store_file import StoreFile
+from tests.store_writes import Loop, Told, first, fresh
+
+Change = Callable[[Path], object]
+
+
+def companion(path: Path, end: str) -> Path:
+    return path.with_name(path.name + end)
+
+
+def replace(path: Path) -> None:
+    shutil.copy(path, f"{path}.copy")
+    Path(f"{path}.copy").replace(path)
+
+
+def overwrite(path: Path) -> None:
+    """As `cp backup.db pulses.db` does."""
+    path.write_bytes(path.with_name("backup.db").read_bytes())
+
+
+CHANGES: dict[str, tuple[Change, str]] = {
+    "deleted": (Path.unlink, "was deleted or moved away"),
+    "replaced": (replace, "was replaced by another file"),
+    "its log deleted": (lambda path: companion(path, "-wal").unlink(), "pulses.db-wal was deleted or moved away"),
+    "its index replaced": (lambda path: replace(companion(path, "-shm")), "pulses.db-shm was replaced"),
+    "its directory moved": (lambda path: path.parent.rename(path.parent.with_name("away")), "was deleted or moved"),
+    "truncated": (lambda path: os.truncate(path, 0), "was truncated or overwritten"),
+    "a backup in its place": (overwrite, "was (truncated or )?overwritten"),
+    "something else in its place": (lambda path: path.write_bytes(b"x" * 200_000), "was overwritten"),
+    "its link turned": (
+        lambda path: (path.unlink(), path.symlink_to(path.with_name("backup.db"))), "was replaced by another file",
+    ),
+}  # fmt: skip
+
+
+def fill(store: SqliteStore, number: int = 200) -> None:
+    store.append([first(fresh()) for _ in range(number)], Told().done())
+
+
+def checkpoint(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "here").mkdir()
+    return tmp_path / "here" / "pulses.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(path, notify=lambda call: None)
+    store.open("one")
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(path.with_name("backup.db"))) as backup:
+        source.backup(backup)
+    fill(store)
+    checkpoint(path)
+    yield store
+    with suppress(StoreError):
+        store.close()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_it_is_noticed_and_nothing_more_is_written(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next look; it is told once, on the loop."""
+    monkeypatch.setattr("mesh.stores.threads._LOOK_INTERVAL", 0.01)
+    change, says = CHANGES[name]
+    loop, faults = Loop(), list[StoreFault]()
+    store = SqliteStore(path, notify=loop.notify)
+    store.on_fault = faults.append
+    store.open("one")
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(path.with_name("backup.db"))) as backup:
+        source.backup(backup)
+    fill(store)
+    checkpoint(path)
+    change(path)
+    loop.run_one()
+    (fault,) = faults
+    assert fault.lost and not fault.transaction
+    with pytest.raises(StoreError, match=says) as raised:
+        store.list()
+    assert str(raised.value) == fault.why
+    told = Told()
+    store.append([first(fresh())], told.done())
+    ((_, _, error),) = told.outcomes
+    assert isinstance(error, StoreError) and str(error) == fault.why
+    for ask in (store.claim, lambda: store.reclaim(())):
+        with pytest.raises(StoreError, match=says):
+            ask()
+    backup = path.with_name("backup.db").read_bytes() if path.parent.exists() else b""
+    store.close()
+    assert not backup or path.with_name("backup.db").read_bytes() == backup, "what is not ours is not touched"
+
+
+def test_what_a_journal_does_by_itself_is_no_fault(path: Path, store: SqliteStore) -> None:
+    """Growing, shrinking by VACUUM, a table that somebody adds, a second node that comes and goes."""
+    file = StoreFile(path)
+    for number, statement in enumerate(("CREATE TABLE mine (a)", "VACUUM", "DROP TABLE mine", "VACUUM")):
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute(statement)
+            assert not file.look() and not file.fault
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        assert not file.look() and not file.fault, statement
+        other = SqliteStore(path, notify=lambda call: None)
+        other.open(f"other {number}")
+        fill(other)
+        other.close()
+        assert not file.look() and not file.fault
+
+
+def test_the_same_file_put_back_is_taken_again(path: Path, store: SqliteStore) -> None:
+    file, away = StoreFile(path), path.with_name("away.db")
+    os.utime(path, (1, 1))
+    path.rename(away)
+    assert file.look() and not file.look() and "deleted or moved away" in file.fault
+    away.rename(path)
+    assert file.look() and not file.fault
+    path.rename(away)
+    assert file.look()
+    shutil.copy(away, path)
+    assert file.look() and "replaced by another file" in file.fault
+    away.replace(path)
+    assert file.look() and not file.fault
+
+
+def test_a_file_that_was_cut_is_noticed(path: Path, store: SqliteStore) -> None:
+    file = StoreFile(path)
+    os.truncate(path, path.stat().st_size // 8192 * 4096)
+    assert file.look() and "was truncated or overwritten" in file.fault
+    assert not file.look() and file.fault, "for good"
+
+
+def test_one_that_was_written_to_while_it_was_away_is_not(path: Path, store: SqliteStore) -> None:
+    file, away = StoreFile(path), path.with_name("away.db")
+    path.rename(away)
+    assert file.look()
+    with closing(sqlite3.connect(away)) as stranger:
+        stranger.execute("CREATE TABLE theirs (a)")
+    os.utime(away, ns=(2 * away.stat().st_mtime_ns, 2 * away.stat().st_mtime_ns))  # the kernel's times are coarse
+    away.rename(path)
+    assert file.look() and "was written to while it was away" in file.fault
+    assert not file.look() and file.fault, "for good"
+
+
+def test_a_file_that_vanishes_while_it_is_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqliteStore(path, notify=lambda call: None)
+    monkeypatch.setattr("mesh.stores.sqlite.register", lambda *_: path.unlink())
+    with pytest.raises(StoreError, match="vanished while it was opened"):
+        store.open("one")
+    store.close()
+    assert not path.exists()
