@@ -243,6 +243,9 @@ class StoreError(BitActorError):
 class StaleOwner(StoreError):
     """Another process has taken this transaction over; what was about to be written is void."""
 
+    owner = ""
+    """The name of an owner that was declared dead, if all that it had was taken over."""
+
 
 class ConfigurationError(BitActorError):
     """An option is wrong, or names something that is not built."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from bitactor.errors import StaleOwner
 from bitactor.messages.pulse import Pulse
 
 
@@ -147,12 +148,24 @@ class Store(StoreQueries, Protocol):
     on_fault: Callable[[StoreFault], None] | None = None
     """Called, where `append` is, with what the store finds to be wrong; set by its user before `open`."""
 
+    on_fenced: Callable[[StaleOwner], None] | None = None
+    """Called on this thread when another process has taken over all that was ours; set by who uses the store."""
+
     def open(self, owner: str) -> None:
         """Take part as `owner` (a name used once, by one process)."""
 
     async def open_on_loop(self, owner: str) -> None:
         """`open` on an event loop, which goes on meanwhile if that has to wait for others; `close` ends the waiting."""
         self.open(owner)
+
+    async def rejoin(self, owner: str) -> None:
+        """Take part under a new name, after another process has taken over what we had under the one before: none of
+        that is ours any more, unless `claim` gives it to us.  On the loop's thread.
+
+        Raises:
+            NotImplementedError: this store can only be opened anew.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be joined again")
 
     def lease_until_ns(self) -> int | None:
         """Until when nobody else takes our transactions over, by the monotonic clock that goes on while the machine

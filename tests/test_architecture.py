@@ -263,7 +263,7 @@ ROOMS: dict[str, dict[str, str]] = {
     "bitactor": {
         "errors": "",
         "messages": "errors",
-        "ports": "messages",
+        "ports": "errors messages",
         "declare": "errors messages ports",
         "forms": "declare errors messages",
         "plan": "declare errors forms messages",

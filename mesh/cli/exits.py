@@ -20,6 +20,8 @@ USAGE: Final = 2
 """Exit code 2: what was typed cannot be done: an option, an input, a definition."""
 UNREACHABLE: Final = 3
 """Exit code 3: nobody answered, or not in time."""
+FENCED: Final = 75
+"""Exit code 75, the system's word for a failure that passes: another process took over what a node ran."""
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 

@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from cyclopts import Parameter
 
 from mesh.cli import work
-from mesh.cli.exits import CommandError, UsageError
+from mesh.cli.exits import FAILED, FENCED, CommandError, UsageError
 from mesh.cli.load import definitions, load
 from mesh.cli.options import Json, LogAs, Verbose
 from mesh.cli.output import print_lines
@@ -26,6 +26,10 @@ HttpAt = Annotated[
 ]
 RootPath = Annotated[
     str, Parameter(show_default=False, help="The path that a proxy before the ingress takes off, such as /orders.")
+]
+WhenFenced = Annotated[
+    Literal["rejoin", "exit"] | None,
+    Parameter(help="When others took over what runs here: go on as another owner, or end with code 75."),
 ]
 NoHost = Annotated[
     bool,
@@ -83,6 +87,7 @@ async def run(
     otlp: Annotated[str | None, Parameter(help="OTLP/HTTP collector, such as http://127.0.0.1:4318.")] = None,
     curve: Annotated[Path | None, Parameter(help="File with the mesh's key pair; tcp endpoints need it.")] = None,
     no_host: NoHost = False,
+    when_fenced: WhenFenced = None,
     drain: Annotated[
         float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")
     ] = None,
@@ -97,6 +102,7 @@ async def run(
     """Run a node: it takes stimuli, supervises transactions and runs steps, until it is stopped.
 
     Prints one line when it is ready. SIGTERM or SIGINT: take no more work, let what runs end, flush; a second one: now.
+    Exit code 75: other processes took over what ran here, and --when-fenced exit was given; start it again.
     Options of the node (all but --http) can also come from the environment: BITACTOR_STORE, BITACTOR_DRAIN ...
 
     Example: bitactor run mesh.demo.signup:service --store sqlite:///pulses.db --http 8000
@@ -109,6 +115,7 @@ async def run(
     options = {
         "store": store, "registry": registry, "endpoint": endpoint, "otlp": otlp, "curve": curve,
         "hosts": False if no_host else None, "drain": drain,
+        "when_fenced": when_fenced,
     }  # fmt: skip
     level = logging.INFO if verbose else logging.WARNING
     work.prepare_log(level, log_format)
@@ -124,7 +131,8 @@ def _require_no_collapse(mesh: work.Mesh) -> None:
     """Raise `CommandError` if the node has ended by itself."""
     if mesh.node.collapsed:
         hint = "mend what it says; a service manager may start it again"
-        raise CommandError(f"the node has ended: {mesh.node.collapsed}", hint=hint)
+        code = FENCED if mesh.node.ownership.lost else FAILED
+        raise CommandError(f"the node has ended: {mesh.node.collapsed}", code, hint=hint)
 
 
 def _mesh(place: str, options: Mapping[str, Any]) -> work.Mesh:

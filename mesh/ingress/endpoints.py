@@ -342,7 +342,7 @@ class Endpoints:
             if about["unready"]:
                 reasons += about["unready"].values()
             elif not about["healthy"]:
-                reasons.append("the journal cannot be written")
+                reasons.append(about["fenced"]["now"] or "the journal cannot be written")
             elif about["running"] >= about["max_in_flight"]:
                 reasons.append("too many transactions are running")
         if reasons:

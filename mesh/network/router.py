@@ -214,7 +214,10 @@ class HopRouter(Router):
         self._waiting.clear()
 
     def _assign(self, remote: RemoteDelivery) -> bool:
-        """Send a delivery to a holder with room, in turn; True: there was one."""
+        """Send a delivery to a holder with room, in turn; True: there was one, or its transaction was given up here."""
+        if remote.live.failure is not None:
+            remote.disarm()
+            return True
         now_ns = self._monotonic_ns()
         if now_ns >= self._executor.lease_until_ns and not self._owns(
             lambda: self._assign_waiting(remote.step.address)

@@ -72,7 +72,11 @@ class Emissions:
     def deliver(self, live: LiveTransaction, emission: Emission) -> None:
         """Bring the signal to one consumer of each group; an emission whose id is under way already is not sent
         again."""
-        if emission.id not in self._parcels:
+        known = self._parcels.get(emission.id)
+        if known is not None and known.live is not live:
+            self._drop(known)  # of a former life of the transaction, which was given up here and has come back
+            known = None
+        if known is None:
             parcel = self._parcels[emission.id] = Parcel(self, live, emission)
             self.offer(parcel)
 
@@ -123,7 +127,7 @@ class Emissions:
                 self.offer(parcel)
 
     def close(self) -> None:
-        """Forget all parcels; what was not taken is still in the journal."""
+        """Forget all parcels, until others come; what was not taken is still in the journal."""
         for parcel in self._parcels.values():
             parcel.stop()
         self._parcels.clear()

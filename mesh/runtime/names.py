@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from bitactor.errors import UnknownWorkflow
 from bitactor.messages.values import exact_text, is_text, shown
+from bitactor.plan.plan import Plan
 
 
 def consumer_name(signal: str) -> str:
@@ -39,3 +43,12 @@ def name_of(workflow: object) -> str:
 def node_name(node: str) -> str:
     """The name of one node; one holds it."""
     return f"node:{node}"
+
+
+def consumer_entries(consumers: Iterable[Plan], endpoint: str) -> dict[str, dict[str, Any]]:
+    """Registrations of a node's consumers: name → value."""
+    entries: dict[str, dict[str, Any]] = {}
+    for plan in consumers:
+        entry = entries.setdefault(consumer_name(plan.listens), {"groups": [], "endpoint": endpoint})
+        entry["groups"].append([plan.group, plan.broadcast])
+    return entries

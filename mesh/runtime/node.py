@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from bitactor.errors import BitActorError, ConfigurationError, DefinitionError, DuplicateName, StoreError
 from bitactor.messages.duration import duration_rule, is_duration
-from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.plan.consumer import Consumer
 from bitactor.plan.plan import Plan
@@ -28,15 +27,15 @@ from mesh.runtime.emissions import Emissions
 from mesh.runtime.ids import TimeOrderedIds
 from mesh.runtime.intake import Intake, Workflows
 from mesh.runtime.live import LiveTransaction
-from mesh.runtime.names import consumer_name
+from mesh.runtime.names import consumer_entries
 from mesh.runtime.ports import Enqueue, Network
-from mesh.runtime.recovery import STORE_FILE, Recovery
+from mesh.runtime.recovery import STORE_FILE, Ownership, Recovery
 from mesh.runtime.settings import Settings
 from mesh.runtime.settled import Transactions, require_loop
 from mesh.runtime.supervisor import Supervisor
 from mesh.runtime.watchdog import Watchdog
-from mesh.sinks import SinkRelay
 from mesh.sinks.otel.span_sinks import SpanSinks
+from mesh.sinks.relay import SinkRelays
 from mesh.spawners import ADDED
 from mesh.spawners.loop import InlineSpawner, LoopSpawner
 from mesh.spawners.process.spawner import ProcessSpawner
@@ -101,7 +100,7 @@ class Node:
         self.resources = ResourceManager(self.plans.values(), replace or {}, lambda: self.clock)
         self.policies = Policies(self.plans.values(), lambda: self.clock)
         self.middleware = Middleware(middleware)
-        self._sinks = [(sink, SinkRelay(sink)) for sink in sinks]
+        self._sinks = SinkRelays(sinks)
         self._clock_given = clock
         self.ids = ids or TimeOrderedIds()
         self.id = f"n{self.ids.transaction()[-12:]}"
@@ -182,9 +181,9 @@ class Node:
             self._started.push_async_callback(self._drain)
             self.state = "open"
             if self._network is not None:
-                await self._network.announce(self._consumer_entries())
+                await self._network.announce(consumer_entries(self.consumers.values(), self.endpoint))
             elif self.settings.hosts:
-                for name, value in self._consumer_entries().items():
+                for name, value in consumer_entries(self.consumers.values(), self.endpoint).items():
                     self.registry.register(name, value)
             self.require_open()
             self.recovery.start(polling=self.store.shared)
@@ -195,13 +194,14 @@ class Node:
     async def _start_parts(self) -> None:
         """Start what needs no other node; each part says, as it starts, how it is closed."""
         settings, started = self.settings, self._started
-        started.push_async_callback(self._close_sinks)
+        started.push_async_callback(self._sinks.close, SINKS_WITHIN)
         self._watchdog = Watchdog(self.loop, settings.blocked_after)
         started.callback(self._watchdog.stop)
         self.clock: Clock = self._clock_given or SystemClock(self.loop)
         self.store: Store = open_store(
-            settings.store, durability=settings.durability, lease=settings.lease, notify=self._notify
-        )
+            settings.store, durability=settings.durability, lease=settings.lease, hung_after=settings.hung_after,
+            notify=self._notify,
+        )  # fmt: skip
         started.callback(self.store.close)
         await self.store.open_on_loop(self.id)
         self.wheel = TimingWheel(self.clock)
@@ -236,7 +236,7 @@ class Node:
     def _connect(self) -> None:
         """Make what runs transactions, and the network if there is one."""
         settings, started = self.settings, self._started
-        on_pulses = self._offer_to_sinks if self._sinks else None
+        on_pulses = self._sinks.offer if self._sinks else None
         self.supervisor = Supervisor(
             self.loop, self.clock, self.wheel, self.store, self.executor, self.pools, on_pulses
         )
@@ -245,6 +245,11 @@ class Node:
             self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease, self.unready
         )
         self.supervisor.park = self.recovery.note_parked
+        self.ownership = Ownership(
+            self.loop, self.store, self.supervisor, self.recovery, self.id, settings.lease,
+            forget=lambda: self.emissions.close(), end=self._collapse if settings.when_fenced == "exit" else None,
+        )  # fmt: skip
+        self.store.on_fenced = self.supervisor.on_fenced = self.ownership.fenced
         transactions = Transactions(
             self.supervisor, self.plans, self.recovery.parked, settings.store, self.require_open
         )
@@ -257,7 +262,9 @@ class Node:
             self.consumers,
             load=transactions.load,
             require_open=self.require_open,
-            takes_signals=lambda foreign: self.state == "open" or (self.state == "draining" and not foreign),
+            takes_signals=lambda foreign: (
+                (self.state == "open" or (self.state == "draining" and not foreign)) and not self.ownership.lost
+            ),
         )
         if self._make_network is None:
             self.registry: Registry = LocalRegistry(self.id)
@@ -275,7 +282,7 @@ class Node:
         started.callback(transactions.close)
         started.callback(self.supervisor.close)
         started.push_async_callback(self.policies.close, FLUSH_WITHIN)
-        started.callback(self.recovery.stop)
+        started.callback(self.ownership.close)
         started.callback(self.emissions.close)
 
     def _parts(self, transactions: Transactions) -> NodeParts:
@@ -285,21 +292,14 @@ class Node:
             self.about, self.policies.about,
         )  # fmt: skip
 
-    def _consumer_entries(self) -> dict[str, dict[str, Any]]:
-        """Registrations of our consumers: name → value."""
-        entries: dict[str, dict[str, Any]] = {}
-        for plan in self.consumers.values():
-            entry = entries.setdefault(consumer_name(plan.listens), {"groups": [], "endpoint": self.endpoint})
-            entry["groups"].append([plan.group, plan.broadcast])
-        return entries
-
     @property
     def endpoint(self) -> str:
         """Where other nodes reach this one; empty when it is alone."""
         return self._network.endpoint if self._network is not None else ""
 
     def _collapse(self, why: str) -> None:
-        """End the node, for its worker processes keep failing, so that whoever started this process starts it afresh.
+        """End the node, for its worker processes keep failing or all that ran was taken over, so that whoever started
+        this process starts it afresh.
 
         What runs stays in the journal.
         """
@@ -356,9 +356,6 @@ class Node:
             text = "%d transactions that still ran after %g s of draining are gone: %s keeps them in this process only"
             logger.warning(text, running, self._drain_within, self.settings.store)
 
-    async def _close_sinks(self) -> None:
-        await asyncio.gather(*(asyncio.to_thread(relay.close, SINKS_WITHIN) for _, relay in self._sinks))
-
     def _send_stimulus(self, entry: Entry, stimulus: Stimulus, asked_ns: int = 0) -> None:
         if entry.holder == self.id:
             self.intake.receive(stimulus, self.emissions.on_receipt)
@@ -385,10 +382,6 @@ class Node:
     def _notify(self, callback: Callable[[], None]) -> None:
         self.loop.call_soon_threadsafe(callback)
 
-    def _offer_to_sinks(self, pulses: Sequence[Pulse]) -> None:
-        for _, relay in self._sinks:
-            relay.offer(pulses)
-
     def unsettled(self) -> list[LiveTransaction]:
         """The transactions that run here and have not settled."""
         running = () if self._transactions is None else self.supervisor.transactions.values()
@@ -402,6 +395,7 @@ class Node:
         """This node's state and counters, as plain data."""
         return {
             "node": self.id,
+            "owner": self.ownership.owner,
             "state": self.state,
             "collapsed": self.collapsed,
             "endpoint": self.endpoint,
@@ -409,8 +403,9 @@ class Node:
             "hosts": self.settings.hosts,
             "workflows": sorted(self.workflows),
             "consumers": sorted({plan.listens for plan in self.consumers.values()}),
-            "healthy": self.supervisor.healthy and not self.unready,
+            "healthy": self.supervisor.healthy and not self.unready and not self.ownership.lost,
             "unready": dict(self.unready),
+            "fenced": self.ownership.about(),
             "running": self.supervisor.running_count,
             "max_in_flight": self.settings.max_in_flight,
             "keyed": self.supervisor.keyed,
@@ -429,7 +424,7 @@ class Node:
             "resources": self.resources.about(),
             "patterns": self.policies.about(),
             "middleware_disabled": list(self.middleware.disabled),
-            "sinks": [relay.about() for _, relay in self._sinks],
+            "sinks": self._sinks.about(),
         }
 
     def require_loop(self) -> None:
@@ -447,4 +442,5 @@ class Node:
             raise BitActorError(f"this mesh is {self.state}; it takes no more work")
         if STORE_FILE in self.unready:
             raise StoreError(self.unready[STORE_FILE])
+        self.ownership.require()
         require_loop(self.loop)

@@ -1,13 +1,14 @@
-"""Recovery: carrying on with transactions of dead owners, and with our own that had to be given up."""
+"""Recovery: carrying on with transactions of dead owners, and with our own that had to be given up; and going on as
+another owner when we were declared dead ourselves."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
-from bitactor.errors import StoreError
+from bitactor.errors import StaleOwner, StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import text_of
 from bitactor.plan.plan import Plan
@@ -31,11 +32,11 @@ class Owner(Protocol):
     """Whether the journal can be written, as far as is known."""
     transactions: dict[str, LiveTransaction]
 
-    def give_up_all(self, error: StoreError) -> int:
-        """Give up all transactions, for nothing can be written any more; returns how many had not settled."""
-
     def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int, *, given_back: bool = False) -> None:
         """Take over a transaction from its journal; `given_back`: its owner ended in order."""
+
+    def relinquish_all(self, error: StoreError) -> int:
+        """Give up all that runs here; returns how many had not settled."""
 
 
 class Recovery:
@@ -85,7 +86,7 @@ class Recovery:
         """
         self._store.on_fault = self.on_store_fault
         self._claim_orphans()
-        if polling:
+        if polling and self._next is None and not self._stopped:
             self._next = self._loop.call_later(self._lease / 2, self.poll)
 
     def stop(self) -> None:
@@ -94,6 +95,15 @@ class Recovery:
         if self._next is not None:
             self._next.cancel()
             self._next = None
+
+    def begin_again(self, owner: str) -> None:
+        """Look again, after `stop`, for an owner of another name: what was true of transactions for the one before need
+        not be now."""
+        self._owner = owner
+        self._stopped = False
+        self.parked.clear()
+        self._unclaimed.clear()
+        self.poll()
 
     def poll(self) -> None:
         """Look once, and schedule the next look, whatever becomes of this one."""
@@ -111,7 +121,8 @@ class Recovery:
             self.failures += 1
             logger.exception("looking for transactions to carry on with failed by a defect; it is tried again")
         finally:
-            self._next = self._loop.call_later(wait, self.poll)
+            if not self._stopped:
+                self._next = self._loop.call_later(wait, self.poll)
 
     def park(self, transaction: str, error: BaseException) -> None:
         """Leave a transaction alone that cannot be carried on with here: listed, told, and in nobody's way."""
@@ -133,7 +144,10 @@ class Recovery:
         else:
             known = STORE_FILE in self.unready
             self.unready[STORE_FILE] = fault.why
-            lost = self._supervisor.give_up_all(StoreError(fault.why)) if fault.lost else 0
+            lost = 0
+            if fault.lost:
+                self._supervisor.healthy = False
+                lost = self._supervisor.relinquish_all(StoreError(fault.why))
             if not known:
                 text = "%s; this node takes no more work%s"
                 doubt = f"; {lost} transactions that run are given up, what their hops do is in doubt" if lost else ""
@@ -199,6 +213,103 @@ class Recovery:
                 "%d transactions of %s cannot go on here: it has changed since they began; %s: %s%s",
                 len(those), workflow, _FINISH_IT, ", ".join(those[:SHOWN_UNCLAIMED]), more,
             )  # fmt: skip
+
+
+class Ownership:
+    """The name under which this node owns transactions: its own at first, and another each time that all it had was
+    taken over by a process that saw it hang, or that could not see it.
+
+    Args:
+        node: the node's name, which stays.
+        lease: seconds between two tries to take another name, while the store cannot be written.
+        forget: drops what is being delivered for transactions that are given up.
+        end: ends the node, told why; None: it goes on under another name.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        store: Store,
+        supervisor: Owner,
+        recovery: Recovery,
+        node: str,
+        lease: float,
+        *,
+        forget: Callable[[], None],
+        end: Callable[[str], None] | None,
+    ) -> None:
+        self._loop = loop
+        self._store = store
+        self._supervisor = supervisor
+        self._recovery = recovery
+        self._node = node
+        self._lease = lease
+        self._forget = forget
+        self._end = end
+        self._closed = False
+        self._names = 1
+        self._task: asyncio.Task[None] | None = None
+        self.owner = node
+        """The owner's name in the store."""
+        self.lost = ""
+        """Why this node owns nothing at the moment; empty if it may."""
+        self.times = 0
+        """How often all that it had was taken over."""
+        self._last = ""
+
+    def about(self) -> dict[str, Any]:
+        """How many `times` all that ran here was taken over, and what was said of the `last`; `now`: why this node
+        takes nothing at the moment."""
+        return {"times": self.times, "last": self._last, "now": self.lost}
+
+    def require(self) -> None:
+        """Raise `StoreError` while this node owns nothing."""
+        if self.lost:
+            raise StoreError(f"this node takes no work at the moment: {self.lost}")
+
+    def fenced(self, error: StaleOwner) -> None:
+        """Give up all that runs here, for it is another's, and go on as another owner, or end."""
+        if self.lost or self._closed or error.owner not in ("", self.owner):
+            return
+        self.times += 1
+        self.lost = self._last = str(error)
+        self._recovery.stop()
+        self._forget()
+        given_up = self._supervisor.relinquish_all(error)
+        logger.error(
+            "%s; it was stopped or hung for too long, or could not be seen. %d transactions that ran here are given "
+            "up, and their hops in flight are in doubt; this node %s",
+            error, given_up, "ends" if self._end is not None else "goes on under another name",
+        )  # fmt: skip
+        if self._end is not None:
+            self._end(self.lost)
+        else:
+            self._task = self._loop.create_task(self._rejoin(), name="rejoin")
+
+    def close(self) -> None:
+        """Take no other name any more, and stop recovery.  Twice is once."""
+        self._closed = True
+        self._recovery.stop()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _rejoin(self) -> None:
+        while True:
+            self._names += 1
+            name = f"{self._node}.{self._names}"
+            try:
+                await self._store.rejoin(name)
+                break
+            except NotImplementedError as error:
+                logger.critical("%s; restart this node", error)
+                return
+            except Exception as error:
+                logger.error("this node could not go on as owner %r, and tries again: %s", name, text_of(error))
+                await asyncio.sleep(self._lease)
+        self.owner, self.lost = name, ""
+        self._supervisor.healthy = True
+        logger.warning("this node goes on as owner %r", name)
+        self._recovery.begin_again(name)
 
 
 def shape_changed(workflow: str) -> str:

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.messages.duration import LONGEST
 from mesh.limits.pools import DEFAULT_THREADS, usable_cores
+from mesh.stores.lease import HUNG_AFTER
 
 PREFIX: Final = "BITACTOR_"
 _OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
@@ -35,6 +36,13 @@ class Settings(BaseSettings):
     """What a kept pulse survives: kill -9, a power failure, or nothing."""
     lease: float = Field(5.0, gt=0, le=LONGEST)
     """Seconds after which a silent owner counts as dead, where nothing better is known."""
+    hung_after: float = Field(HUNG_AFTER, ge=0, le=LONGEST)
+    """Seconds after which an owner whose process is there, but does not renew its lease, counts as dead too: it was
+    stopped, or hangs.  So long may the event loop stand still before it is not renewed.  No sooner than after two
+    leases; 0: never."""
+    when_fenced: Literal["rejoin", "exit"] = "rejoin"
+    """What a node does when another process has taken its transactions over: take part under a new owner's name, or
+    end."""
     registry: str = ""
     """Endpoint of the registry server that connects several processes; empty: this process alone."""
     endpoint: str = ""

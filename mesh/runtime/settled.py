@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from bitactor.errors import BitActorError, InvalidInput, StoreError, UnknownTransaction, Unroutable
+from bitactor.errors import BitActorError, InvalidInput, StaleOwner, StoreError, UnknownTransaction, Unroutable
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
 from bitactor.messages.values import shown
@@ -92,7 +92,8 @@ class Transactions:
     def is_certain(self, live: LiveTransaction) -> bool:
         """Whether nobody but this process can let a transaction go on, or find out more; on any thread."""
         over = live.settled and live.state.status in ("compensated", "cancelled")
-        return over or self._closed or live.failure is not None or self.owns(live)
+        given_up = live.failure is not None and not was_taken(live)
+        return over or self._closed or given_up or self.owns(live)
 
     def current(self, live: LiveTransaction, *, closely: bool = True) -> LiveTransaction:
         """The transaction as it stands now, also if it went on in another process since; as it is known, once this mesh
@@ -107,7 +108,8 @@ class Transactions:
         with suppress(BitActorError, LookupError):
             row = self.store.get(transaction)
             changed = row is not None and (
-                row.status != status
+                was_taken(live)
+                or row.status != status
                 or (closely and status != "completed" and len(self.store.pulses(transaction)) != live.state.seq)
             )
             return self.load(transaction) if changed else live
@@ -238,6 +240,11 @@ class Transactions:
         if len(self._reopened) > KNOWN_REOPENED:
             del self._reopened[next(iter(self._reopened))]
         return live
+
+
+def was_taken(live: LiveTransaction) -> bool:
+    """Whether a transaction was given up here because another process has it, which carries it on."""
+    return isinstance(live.failure, StaleOwner)
 
 
 def is_running(loop: asyncio.AbstractEventLoop) -> bool:

@@ -69,6 +69,8 @@ class Supervisor:
         self.healthy = True
         self.park: Callable[[str, BaseException], None] = lambda transaction, error: None
         """Told of a transaction that was given up for a fault of its own, and of the fault."""
+        self.on_fenced: Callable[[StaleOwner], None] = lambda error: None
+        """Told when a write was refused because another process has all that runs here."""
         self._keys: dict[tuple[str, str], LiveTransaction] = {}
         self._events: deque[tuple[LiveTransaction, Any]] = deque()
         self._scheduled = False
@@ -277,7 +279,12 @@ class Supervisor:
         """Obey the orders whose pulses are durable, and deal with the refused ones."""
         if error is not None:
             self.healthy = False
-            logger.critical("the journal could not be written: %s; giving up %d transactions here", error, len(orders))
+            if isinstance(error, StaleOwner):
+                self.on_fenced(error)
+            else:
+                logger.critical(
+                    "the journal could not be written: %s; giving up %d transactions here", error, len(orders)
+                )
             for live, *_ in orders:
                 self._relinquish(live, error, parks=False)
             return
@@ -308,21 +315,41 @@ class Supervisor:
         if not is_open:
             self._remove(live)
 
-    def give_up_all(self, error: StoreError) -> int:
-        """Give up all transactions, for nothing can be written any more; returns how many had not settled."""
-        self.healthy = False
-        running = self.running_count
-        for live in list(self.transactions.values()):
-            self._relinquish(live, error, expected=True)
-        return running
+    def relinquish_all(self, error: StoreError) -> int:
+        """Give up all that runs here, for another process has it, or nobody can write it; returns how many had not
+        settled.  Whoever waits for the outcome of a write that is under way still learns it."""
+        self._abandon_queued()
+        transactions = list(self.transactions.values())
+        unsettled = sum(not live.settled for live in transactions)
+        for live in transactions:
+            self._relinquish(live, error, expected=True, tells=live.state.seq == 0)
+        return unsettled
+
+    def _abandon_queued(self) -> None:
+        """Drop the hops that have not started, before permits become free, or they would start then."""
+        for live in self.transactions.values():
+            for actor in list(live.actors.values()):
+                if actor.state == QUEUED:
+                    actor.abandon()
 
     def _relinquish(
-        self, live: LiveTransaction, error: BaseException, *, expected: bool = False, parks: bool = True
+        self,
+        live: LiveTransaction,
+        error: BaseException,
+        *,
+        expected: bool = False,
+        parks: bool = True,
+        tells: bool = True,
     ) -> None:
         """Give up a transaction that this process can say nothing more about; its journal is what holds.
 
         `expected`: it is nothing to be logged.  `parks`: the fault is its own, so that it is not taken up again here.
+        `tells`: who waits for it to be accepted is told that it was not.
         """
+        if tells and live.accepted is not None:
+            if not live.accepted.done():
+                live.accepted.set_exception(_failure_of(live, error))
+            live.accepted = None
         if live.failure is not None:
             return
         if not expected and not isinstance(error, DuplicateTransaction | StaleOwner):
@@ -337,19 +364,12 @@ class Supervisor:
                 self.park(live.state.transaction, error)
         was_running = not live.settled
         live.settled = True
-        live.failure = (
-            error
-            if isinstance(error, BitActorError)
-            else StoreError(f"transaction {live.state.transaction}: {error!r}")
-        )
+        live.failure = _failure_of(live, error)
         live.disarm()
         for actor in list(live.actors.values()):
             actor.fence()
         self.admission.release_all(live)
         self._remove(live)
-        if live.accepted is not None and not live.accepted.done():
-            live.accepted.set_exception(live.failure)
-            live.accepted = None
         if was_running:
             self._notify_settled(live)
 
@@ -372,13 +392,15 @@ class Supervisor:
 
     def close(self) -> None:
         """Stop all hops that run here; what has not settled is still in the journal, and its waiters are told."""
-        for live in self.transactions.values():
-            for actor in list(live.actors.values()):
-                if actor.state == QUEUED:
-                    actor.abandon()  # before permits become free, or it would start now
+        self._abandon_queued()
         for live in list(self.transactions.values()):
             if not live.settled:
                 error = StoreError(f"transaction {live.state.transaction} was still running when its mesh was closed")
                 self._relinquish(live, error, expected=True)
         self.transactions.clear()
         self._events.clear()
+
+
+def _failure_of(live: LiveTransaction, error: BaseException) -> BitActorError:
+    """What whoever waits for a transaction that was given up is told."""
+    return error if isinstance(error, BitActorError) else StoreError(f"transaction {live.state.transaction}: {error!r}")

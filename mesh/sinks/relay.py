@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -85,3 +86,26 @@ class SinkRelay:
         except BaseException as error:
             self._error = self._error or named_text(error)
             _log.exception("sink %s raised while closing", self._name)
+
+
+class SinkRelays:
+    """The relays of all sinks of a node."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._relays = [SinkRelay(sink) for sink in sinks]
+
+    def __len__(self) -> int:
+        return len(self._relays)
+
+    def offer(self, pulses: Sequence[Pulse]) -> None:
+        """Tell each sink of `pulses`."""
+        for relay in self._relays:
+            relay.offer(pulses)
+
+    async def close(self, within: float) -> None:
+        """Close all sinks at once, each within so many seconds."""
+        await asyncio.gather(*(asyncio.to_thread(relay.close, within) for relay in self._relays))
+
+    def about(self) -> list[dict[str, Any]]:
+        """What each relay says."""
+        return [relay.about() for relay in self._relays]

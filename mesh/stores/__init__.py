@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.ports import Store, StoreQueries
+from mesh.stores.lease import HUNG_AFTER
 from mesh.stores.memory import MemoryStore
 from mesh.stores.read import SqliteReader
 from mesh.stores.sqlite import Durability, SqliteStore
@@ -36,7 +37,11 @@ def register_store(scheme: str, opener: Callable[..., Store], reader: Callable[[
         opener: called with the URL and what `open_store` takes by name.
         reader: called with the URL, for a store that other processes can read.
     """
-    _SCHEMES[scheme] = _Scheme(f"{scheme}://", opener, reader)
+
+    def open_it(url: str, *, hung_after: float, **options: Any) -> Store:
+        return opener(url, **options)
+
+    _SCHEMES[scheme] = _Scheme(f"{scheme}://", open_it, reader)
 
 
 def open_store(
@@ -45,16 +50,19 @@ def open_store(
     notify: Callable[[Callable[[], None]], None],
     durability: Durability = "process",
     lease: float = 5.0,
+    hung_after: float = HUNG_AFTER,
     wall_ns: Callable[[], int] = time.time_ns,
 ) -> Store:
     """The store that `url` names; its `open` is still to be called.
 
-    `notify` runs a function soon on the thread that uses the store (`loop.call_soon_threadsafe`).
+    `notify` runs a function soon on the thread that uses the store (`loop.call_soon_threadsafe`).  `hung_after` is for
+    the stores that are built in.
 
     Raises:
         ConfigurationError: the URL or the durability names nothing that is built.
     """
-    return _scheme(url).open(url, notify=notify, durability=durability, lease=lease, wall_ns=wall_ns)
+    options = {"notify": notify, "durability": durability, "lease": lease, "wall_ns": wall_ns}
+    return _scheme(url).open(url, hung_after=hung_after, **options)
 
 
 def open_reader(url: str) -> Reader:

@@ -1,9 +1,9 @@
 """Owners of transactions: an owner's row with a lease on it, kept alive from a thread, and the claim on what dead
 owners left.
 
-An owner is dead when it gave its lease back, when its process on this machine is gone, or when it cannot be seen from
-here (another pid namespace, an earlier boot) and its lease has run out.  A process that can be seen running is never
-declared dead, however long its lease is over: it may have been suspended.
+An owner is dead when it gave its lease back, when its process on this machine is gone, or when it has been watched for
+long enough without renewing its lease: for a lease, where its process cannot be seen from here (another pid namespace,
+an earlier boot), and for a bound of its own where it can, for it may only have been stopped.  See `liveness`.
 """
 
 from __future__ import annotations
@@ -13,30 +13,25 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from typing_extensions import override
 
 from bitactor.errors import StaleOwner, StoreError
-from bitactor.messages.duration import nanoseconds
 from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import ConnectionThread, write_transaction
+from mesh.stores.liveness import RELEASED, Bounds, Identity, Observer, OwnerRow
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 from registry.support.clock import monotonic_ns
 
 _log = logging.getLogger("bitactor.store")
 
-_RELEASED: Final = 0
+HUNG_AFTER: Final = 300.0
+"""Seconds after which an owner hangs, if nothing else is said."""
 _FENCED_RETENTION_NS: Final = 24 * 3600 * 10**9
-
-
-class Identity(NamedTuple):
-    """The identity of this process, as far as other processes can check it."""
-
-    pid: int
-    boot_id: str
-    process_started: int
 
 
 def identify() -> Identity:
@@ -79,7 +74,7 @@ def release(connection: sqlite3.Connection, owner: str) -> None:
     """Give the lease back: the row goes, or, while open transactions hang on it, others may claim them at once."""
     with write_transaction(connection):
         if _has_open(connection, owner):
-            connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ?", (_RELEASED, owner))
+            connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ?", (RELEASED, owner))
         else:
             connection.execute("DELETE FROM owners WHERE owner = ? AND fenced = ''", (owner,))
 
@@ -93,30 +88,38 @@ def require_lease(connection: sqlite3.Connection, owner: str) -> None:
     row = connection.execute("SELECT fenced FROM owners WHERE owner = ?", (owner,)).fetchone()
     if row is None or row[0]:
         by = f"by {row[0]!r}" if row else "by another process"
-        raise StaleOwner(
+        error = StaleOwner(
             f"owner {owner!r} was declared dead {by} and its transactions were taken over; stop working on them"
         )
+        error.owner = owner
+        raise error
 
 
 def claim(
-    connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int, shapes: Mapping[str, str] | None
+    connection: sqlite3.Connection, owner: str, observer: Observer, now_ns: int, shapes: Mapping[str, str] | None
 ) -> list[Claim]:
     """Move the open transactions of dead owners to `owner`, each with its next epoch, and fence those owners.
 
     Only those that began in one of `shapes` (workflow → digest), if given: the others stay without an owner until
     somebody who can run them asks.
 
-    Of several processes that call this at once, each transaction goes to one.  Nothing is written if nobody is dead.
+    `observer` has to be the same at each call, and is asked every half a lease or sooner.  `now_ns` is wall time, by
+    which only old rows are tidied away.  Of several processes that call this at once, each transaction goes to one.
+    Nothing is written if nobody is dead.
 
     Raises:
         StaleOwner: `owner` itself was declared dead.
     """
-    if not _dead_owners(connection, owner, identity, now_ns) and not _orphaned_owners(connection, owner):
+    if not _dead_owners(connection, owner, observer) and not _orphaned_owners(connection, owner):
         return []
     with write_transaction(connection):
         require_lease(connection, owner)
-        dead = _dead_owners(connection, owner, identity, now_ns)
+        dead = _dead_owners(connection, owner, observer)
         given_back = _given_back(connection)
+        connection.execute(  # first, so that who is fenced now can read by whom, whatever the wall clock says
+            "DELETE FROM owners WHERE fenced <> '' AND expires_ns < ? AND expires_ns <> ?",
+            (now_ns - _FENCED_RETENTION_NS, RELEASED),
+        )
         claims: list[Claim] = []
         which = "owner = ? AND open = 1"
         known: tuple[str, ...] = ()
@@ -139,10 +142,6 @@ def claim(
                 connection.execute("DELETE FROM owners WHERE owner = ?", (name,))
             else:
                 connection.execute("UPDATE owners SET fenced = ? WHERE owner = ?", (owner, name))
-        connection.execute(
-            "DELETE FROM owners WHERE fenced <> '' AND expires_ns < ? AND expires_ns <> ?",
-            (now_ns - _FENCED_RETENTION_NS, _RELEASED),
-        )
     return sorted(claims)
 
 
@@ -187,26 +186,17 @@ def reclaim(
     return sorted(claims)
 
 
-def _dead_owners(connection: sqlite3.Connection, owner: str, identity: Identity, now_ns: int) -> dict[str, bool]:
+def _dead_owners(connection: sqlite3.Connection, owner: str, observer: Observer) -> dict[str, bool]:
     """Dead owners that are not fenced yet, and whether their process is gone for certain."""
     rows = connection.execute(
         "SELECT owner, pid, boot_id, process_started, expires_ns FROM owners WHERE owner <> ? AND fenced = ''", (owner,)
-    ).fetchall()
-    dead: dict[str, bool] = {}
-    for name, pid, boot_id, started, expires_ns in rows:
-        if expires_ns == _RELEASED:
-            dead[name] = True
-        elif boot_id == identity.boot_id and boot_id:
-            if process_started(pid) != started:
-                dead[name] = True
-        elif expires_ns < now_ns:
-            dead[name] = False
-    return dead
+    )
+    return observer.look([OwnerRow(*row) for row in rows])
 
 
 def _given_back(connection: sqlite3.Connection) -> set[str]:
     """Owners that gave their lease back while open transactions hung on it."""
-    return {name for (name,) in connection.execute("SELECT owner FROM owners WHERE expires_ns = ?", (_RELEASED,))}
+    return {name for (name,) in connection.execute("SELECT owner FROM owners WHERE expires_ns = ?", (RELEASED,))}
 
 
 def _has_open(connection: sqlite3.Connection, owner: str) -> bool:
@@ -244,32 +234,92 @@ def _boot_id() -> str:
 
 class LeaseThread(ConnectionThread):
     """The thread that keeps an owner's lease from running out, also while the event loop is blocked: it renews the
-    lease every third of it."""
+    lease every third of it.
 
-    def __init__(self, path: Path, owner: str, lease: float, wall_ns: Callable[[], int], began_ns: int) -> None:
-        """`began_ns`: the moment before the owner was registered, by the monotonic clock."""
+    It does so no more while the loop has not turned for `bounds.hung_ns`: who makes no progress for so long lets others
+    take over.
+
+    Args:
+        began_ns: the moment before the owner was registered, by the monotonic clock.
+        notify: runs a function on the loop's thread soon.
+        fenced: called there with the reason, once another process has taken over.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        owner: str,
+        bounds: Bounds,
+        wall_ns: Callable[[], int],
+        began_ns: int,
+        notify: Callable[[Callable[[], None]], None],
+        fenced: Callable[[StaleOwner], None],
+    ) -> None:
         what = f"the lease of owner {owner!r} could not be renewed"
-        super().__init__("bitactor-store-lease", path, what, synchronous="NORMAL", timeout=lease / 3)
+        self._interval = bounds.lease_ns / 3e9
+        super().__init__("bitactor-store-lease", path, what, synchronous="NORMAL", timeout=self._interval)
         self._owner = owner
-        self._lease = lease
+        self._bounds = bounds
         self._wall_ns = wall_ns
+        self._notify = notify
+        self._fenced = fenced
+        self._looked_ns = began_ns
+        self._silent_ns = 0  # for how long this thread has watched the loop not turn
+        self._asked = False  # whether the loop has been asked to say that it turns, and has not yet
+        self._hangs = False
         # Until when the lease holds, by our monotonic clock; 0: it was taken from us
-        self.until_ns = began_ns + nanoseconds(lease)
+        self.until_ns = began_ns + bounds.lease_ns
 
     @override
     def wait(self) -> bool:
-        return not self._closing.wait(self._lease / 3)
+        return not self._closing.wait(self._interval)
 
     @override
     def work(self, connection: sqlite3.Connection) -> bool:
-        until_ns = monotonic_ns() + nanoseconds(self._lease)
-        expires_ns = self._wall_ns() + nanoseconds(self._lease)
-        renewed = connection.execute(
-            "UPDATE owners SET expires_ns = ? WHERE owner = ? AND fenced = ''", (expires_ns, self._owner)
-        )
-        if renewed.rowcount:
-            self.until_ns = until_ns
+        began_ns = monotonic_ns()
+        try:
+            if self._turns(began_ns):
+                connection.execute(
+                    "UPDATE owners SET expires_ns = ? WHERE owner = ? AND fenced = ''",
+                    (self._wall_ns() + self._bounds.lease_ns, self._owner),
+                )
+            require_lease(connection, self._owner)
+        except StaleOwner as error:
+            self.until_ns = 0
+            self._tell(partial(self._fenced, error))
+            return False
+        if not self._hangs:
+            self.until_ns = began_ns + self._bounds.lease_ns
+        return True
+
+    def stop(self) -> None:
+        """Renew no more, without waiting for what is under way."""
+        self._closing.set()
+
+    def _turns(self, now_ns: int) -> bool:
+        """Whether the loop has turned not too long ago.  Time in which this thread was stopped too does not count."""
+        if not self._bounds.hung_ns:
             return True
-        self.until_ns = 0
-        _log.error("%s: owner %r was fenced; its transactions belong to another process now", self._path, self._owner)
-        return False
+        if not self._asked:
+            self._asked = True
+            self._tell(self._note_turn)
+        self._silent_ns += min(now_ns - self._looked_ns, self._bounds.lease_ns)
+        self._looked_ns = now_ns
+        hangs = self._silent_ns > self._bounds.hung_ns
+        if hangs and not self._hangs:
+            _log.error(
+                "%s: the event loop of owner %r has not turned for %.3g s, so its lease is not renewed any more: other "
+                "processes may take its transactions over", self._path, self._owner, self._silent_ns / 1e9,
+            )  # fmt: skip
+        elif self._hangs and not hangs:
+            _log.warning("%s: the event loop of owner %r turns again", self._path, self._owner)
+        self._hangs = hangs
+        return not hangs
+
+    def _note_turn(self) -> None:
+        self._silent_ns = 0
+        self._asked = False
+
+    def _tell(self, callback: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._notify(callback)

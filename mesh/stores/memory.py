@@ -65,6 +65,11 @@ class MemoryStore(Store):
         self._owner = owner
 
     @override
+    async def rejoin(self, owner: str) -> None:
+        """Nobody takes over what is here: only the name is another."""
+        self._owner = owner
+
+    @override
     def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
         """`done` is called before this returns; with an error only if the store is closed or not open."""
         if self._closed or not self._owner:

@@ -17,16 +17,27 @@ import sqlite3
 import time
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 from typing_extensions import override
 
-from bitactor.errors import ConfigurationError, StoreError, suggest
-from bitactor.messages.duration import nanoseconds
+from bitactor.errors import ConfigurationError, StaleOwner, StoreError, suggest
 from bitactor.ports import Claim, Refusal, Store, StoreFault, TransactionRow, Write
 from mesh.stores.database import connect, is_busy, preparing, retry_while_busy, sleep_through, store_error, tries
-from mesh.stores.lease import LeaseThread, claim, identify, reclaim, register, release, unclaimed
+from mesh.stores.lease import (
+    HUNG_AFTER,
+    LeaseThread,
+    claim,
+    identify,
+    process_started,
+    reclaim,
+    register,
+    release,
+    unclaimed,
+)
+from mesh.stores.liveness import Observer, bounds_of
 from mesh.stores.read import Rows, SqliteQueries, SqliteReader, Value
 from mesh.stores.store_file import StoreFile
 from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
@@ -39,13 +50,16 @@ Durability = Literal["process", "power", "none"]
 
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL", "none": "OFF"}
 _CLOSING_PATIENCE: Final = 5.0
+REFUSALS_LOOK: Final = 0.005
+"""Seconds between looks whether all that was appended has been answered."""
 
 
 class SqliteStore(SqliteQueries, Store):
     """The `Store` port on an SQLite file.  Queries see what is committed, not what waits for the commit thread.
 
     `notify` runs a function on the thread that calls this store, soon (`loop.call_soon_threadsafe`).  After `lease`
-    seconds of silence an owner that cannot be seen from here counts as dead.  `patience` is how many seconds an append
+    seconds of silence an owner that cannot be seen from here counts as dead, after `hung_after` one whose process can
+    (0: never; no sooner than after two leases).  `patience` is how many seconds an append
     waits for a locked file before it fails.  The write-ahead log goes into the file every second, and after
     `checkpoint_pages` of 4 KiB at once.
     """
@@ -60,23 +74,28 @@ class SqliteStore(SqliteQueries, Store):
         notify: Callable[[Callable[[], None]], None],
         durability: Durability = "process",
         lease: float = 5.0,
+        hung_after: float = HUNG_AFTER,
         patience: float = 30.0,
         checkpoint_pages: int = CHECKPOINT_PAGES,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         if durability not in _SYNCHRONOUS:
             raise ConfigurationError(f"durability={durability!r}.{suggest(str(durability), get_args(Durability))}")
-        if not lease > 0 or not patience >= 0:
-            raise ConfigurationError(f"lease={lease!r}, patience={patience!r}: seconds, more than 0 and at least 0")
+        if not lease > 0 or not patience >= 0 or not hung_after >= 0:
+            raise ConfigurationError(
+                f"lease={lease!r}, patience={patience!r}, hung_after={hung_after!r}: seconds, more than 0, at least 0, "
+                "and at least 0"
+            )
         super().__init__(Path(path).absolute())
         self._notify = notify
         self._synchronous = _SYNCHRONOUS[durability]
         self._commits_on_caller = durability != "power"
-        self._lease = lease
         self._patience = patience
         self._checkpoint_pages = checkpoint_pages
         self._wall_ns = wall_ns
         self._identity = identify()
+        self._bounds = bounds_of(lease, hung_after)
+        self._observer = Observer(self._identity, self._bounds, monotonic_ns, wall_ns, process_started)
         self._began_ns = 0
         self._owner = ""
         self._opened = False
@@ -119,17 +138,10 @@ class SqliteStore(SqliteQueries, Store):
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         try:
-            self._began_ns = monotonic_ns()
-            expires_ns = self._wall_ns() + nanoseconds(self._lease)
-            yield from self._unless_closed(
-                tries(lambda: register(connection, owner, self._identity, expires_ns), self._patience, self._path)
-            )
-        except BaseException as error:
+            yield from self._taking_name(connection, owner)
+        except BaseException:
             connection.close()
-            if isinstance(error, sqlite3.Error):
-                raise store_error(error, self._path) from error
             raise
-        self._owner = owner
         self._connection = connection
         self._opened = True
         try:
@@ -139,6 +151,44 @@ class SqliteStore(SqliteQueries, Store):
             self._connection = None
             connection.close()
             raise
+
+    @override
+    async def rejoin(self, owner: str) -> None:
+        """Waits as `open` does.
+
+        Raises:
+            StoreError: the file cannot be written, the name is taken, or this store is closed.
+        """
+        with closing(self._rejoining(owner)) as waiting:
+            for pause in waiting:
+                await asyncio.sleep(pause)
+
+    def _rejoining(self, owner: str) -> Generator[float]:
+        connection = self._connection
+        if connection is None or self._closing:
+            raise StoreError(f"{self._path} is {'closed' if self._opened else 'not open'}")
+        self._lease_thread.stop()
+        while self._in_flight:  # what was appended as the owner before is refused as such
+            yield REFUSALS_LOOK
+            if self._closing:
+                raise StoreError(f"{self._path}: the store was closed meanwhile")
+        yield from self._taking_name(connection, owner)
+        self._writer.become(owner)
+        self._lease_thread = self._make_lease_thread()
+        self._lease_thread.start()
+
+    def _taking_name(self, connection: sqlite3.Connection, owner: str) -> Generator[float]:
+        """Take part as `owner` from now on."""
+
+        def take() -> None:
+            self._began_ns = monotonic_ns()
+            register(connection, owner, self._identity, self._wall_ns() + self._bounds.lease_ns)
+
+        try:
+            yield from self._unless_closed(tries(take, self._patience, self._path))
+        except sqlite3.Error as error:
+            raise store_error(error, self._path) from error
+        self._owner = owner
 
     def _unless_closed(self, waiting: Generator[float]) -> Generator[float]:
         for pause in waiting:
@@ -184,7 +234,7 @@ class SqliteStore(SqliteQueries, Store):
         Raises:
             StoreError: the file cannot be written.
         """
-        return self._read(lambda connection: claim(connection, self._owner, self._identity, self._wall_ns(), shapes))
+        return self._read(lambda connection: claim(connection, self._owner, self._observer, self._wall_ns(), shapes))
 
     @override
     def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
@@ -271,8 +321,7 @@ class SqliteStore(SqliteQueries, Store):
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
         self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
         self._checkpoint_thread.may_work = self._may_checkpoint
-        self._lease_thread = LeaseThread(self._path, self._owner, self._lease, self._wall_ns, self._began_ns)
-        self._lease_thread.may_work = lambda: not (self._file.fault or self._file.moved())
+        self._lease_thread = self._make_lease_thread()
         self._commit_thread = CommitThread(
             self._path,
             self._writer,
@@ -285,6 +334,18 @@ class SqliteStore(SqliteQueries, Store):
         )
         self._checkpoint_thread.start()
         self._lease_thread.start()
+
+    def _make_lease_thread(self) -> LeaseThread:
+        fenced = partial(self._fenced, self._owner)
+        thread = LeaseThread(
+            self._path, self._owner, self._bounds, self._wall_ns, self._began_ns, self._notify, fenced
+        )  # fmt: skip
+        thread.may_work = lambda: not (self._file.fault or self._file.moved())
+        return thread
+
+    def _fenced(self, owner: str, error: StaleOwner) -> None:
+        if self.on_fenced is not None and owner == self._owner and not self._closing:
+            self.on_fenced(error)
 
     def _submit(self, append: Append) -> None:
         self._in_flight += 1

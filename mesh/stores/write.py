@@ -96,6 +96,11 @@ class Writer:
         self._cache_states(batch.changes)
         return batch.refusals
 
+    def become(self, owner: str) -> None:
+        """Write as another owner from now on; nothing that was known of any transaction is true for that one."""
+        self._owner = owner
+        self._states.clear()
+
     def invalidate(self, transactions: Iterable[str]) -> None:
         """Drop the cached states of `transactions`; the next write of each reads its state from the journal."""
         for transaction in transactions:

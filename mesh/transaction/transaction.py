@@ -20,7 +20,7 @@ from bitactor.messages.values import exact_text, shown
 from bitactor.plan.plan import Plan
 from mesh.limits.pools import LENDER, lend_permits
 from mesh.runtime.live import LiveTransaction, TransactionLimits
-from mesh.runtime.settled import Transactions
+from mesh.runtime.settled import Transactions, was_taken
 
 KEPT_PULSES: Final = 1_000
 """Most pulses of a settled transaction that its handle keeps once they were read, for when the store is gone."""
@@ -128,7 +128,7 @@ class Transaction(Handle, Generic[R_co]):
             WorkflowFailed: the transaction ended in another way than `completed`; `errors` has the original error
                 first.
             TimeoutError: it has not ended within `timeout` seconds; it goes on.
-            StoreError: its journal could not be written, or another process has taken it over.
+            StoreError: its journal could not be written, or nobody here can see how it ends.
         """
         await self.ended(timeout)
         live = self._live
@@ -158,7 +158,7 @@ class Transaction(Handle, Generic[R_co]):
         self._live = live = self._look()
         if live.settled and (self._has_ended or live.state.status != "completed"):
             live = self._current()
-        if not live.settled:
+        if not live.settled or was_taken(live):
             self._transactions.require_running(self.id)
             if timeout is None and LENDER.get() is None:
                 await self._wait_settled()
@@ -171,18 +171,21 @@ class Transaction(Handle, Generic[R_co]):
         return _status_of(self._live)
 
     async def _wait_settled(self) -> None:
-        if not self._transactions.owns(self._live):
-            self._live = await self._transactions.wait_elsewhere(self.id)
-        live = self._live
-        if live.settled:
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        live.waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if not waiter.done() or waiter.cancelled():
-                live.waiters = [other for other in live.waiters if other is not waiter]
+        while True:
+            if not self._transactions.owns(self._live):
+                self._live = await self._transactions.wait_elsewhere(self.id)
+            live = self._live
+            if live.settled:
+                return
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            live.waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                if not waiter.done() or waiter.cancelled():
+                    live.waiters = [other for other in live.waiters if other is not waiter]
+            if not was_taken(live):
+                return
 
     def value(self) -> R_co:
         """The result of a completed transaction, without waiting."""

@@ -39,6 +39,13 @@ ADDED = {
     "names/registry/RegistryServer/members/join",
     # A mesh's loop goes on while its store waits for a locked file; a store of one's own inherits it.
     "names/bitactor.ports/Store/members/open_on_loop",
+    # Beside its sink's own statistics, for `mesh.about()`.
+    "names/mesh.sinks/SinkRelay/members/about",
+    # Who uses a store is told that another process has taken over, and takes part again under another name.
+    "names/bitactor.ports/Store/members/on_fenced",
+    "names/bitactor.ports/Store/members/rejoin",
+    "names/bitactor/StaleOwner/members/owner",
+    "names/bitactor.errors/StaleOwner/members/owner",
     # What is probably a slip is warned of, in a category of its own.
     "names/bitactor/DefinitionWarning",
     "names/bitactor.errors/DefinitionWarning",
@@ -222,7 +229,7 @@ SENT = (" = '')", " = '', sending: ForwardRef('Sending | None') = None)")
 
 RETOLD = ("cancel", "list", "resume", "run", "trace", "undo")
 """Verbs with other words in their help: `--http` and `--store`, the beginning of an id, `--no-wait`, `--all`,
-`--log-format` and `--root-path`."""
+`--log-format`, `--root-path` and `--when-fenced`."""
 
 
 def without_results(listing: str) -> Any:

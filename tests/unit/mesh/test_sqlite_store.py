@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import sqlite3
@@ -19,6 +20,7 @@ from bitactor.errors import ConfigurationError, StaleOwner, StoreError
 from bitactor.ports import Claim, Refusal, Write
 from mesh.stores import MemoryStore, SqliteReader, SqliteStore, open_reader, open_store
 from mesh.stores.lease import identify, process_started
+from registry.support.clock import monotonic_ns
 from tests.store_faults import Disk
 from tests.store_writes import BOUND, Loop, Told, first, fresh, hop, last, pulse
 
@@ -247,12 +249,67 @@ def _pretend(people: People, owner: str, *, pid: int, boot_id: str, expires_ns: 
     people("UPDATE owners SET pid = ?, boot_id = ?, expires_ns = ? WHERE owner = ?", pid, boot_id, expires_ns, owner)
 
 
-def test_a_process_that_can_be_seen_running_is_not_dead_whatever_its_lease_says(
-    opened: Opener, loop: Loop, wall: Wall
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Wall:
+    """The clock by which stores that are opened from now on watch each other, and renew leases."""
+    made = Wall()
+    monkeypatch.setattr("mesh.stores.sqlite.monotonic_ns", made)
+    return made
+
+
+def watch(store: SqliteStore, clock: Wall, seconds: float, lease: float = 3_600.0) -> list[Claim]:
+    """Ask for claims every half a lease for so long, as recovery does, until there are some."""
+    for _ in range(round(seconds / (lease / 2))):
+        clock.now_ns += round(lease / 2 * 1e9)
+        if claims := store.claim():
+            return claims
+    return []
+
+
+@pytest.mark.parametrize("hours", [-100, 100])
+def test_a_process_that_can_be_seen_running_is_not_dead_whatever_the_wall_clock_says(
+    hours: int, opened: Opener, loop: Loop, wall: Wall
 ) -> None:
     _keep(opened("slow"), loop, first(fresh()))
-    wall.now_ns += 100 * HOUR_NS
-    assert opened("quick").claim() == []
+    quick = opened("quick")
+    assert quick.claim() == []
+    wall.now_ns += hours * HOUR_NS
+    assert quick.claim() == []
+
+
+def test_a_process_that_runs_and_does_not_renew_hangs_after_a_bound(
+    opened: Opener, loop: Loop, clock: Wall, people: People
+) -> None:
+    """It is fenced as who cannot be seen: it may go on, and is told."""
+    transaction = fresh()
+    hung = opened("hung")
+    _keep(hung, loop, first(transaction))
+    heir, patient, soon = opened("heir", hung_after=36_000), opened("patient", hung_after=0), opened("soon")
+    assert soon.claim() == [], "that is at least two leases"
+    assert watch(soon, clock, 1.5 * 3_600) == []
+    assert heir.claim() == patient.claim() == []
+    assert watch(heir, clock, 9 * 3_600) == watch(patient, clock, 20 * 3_600) == []
+    assert heir.claim() == [], "half a lease of the time since the last look counts, and no more"
+    people("UPDATE owners SET expires_ns = expires_ns - 1 WHERE owner = 'hung'")
+    assert watch(heir, clock, 9.5 * 3_600) == [], "any other number is a renewal"
+    people("UPDATE owners SET expires_ns = expires_ns - 1 WHERE owner <> 'hung'")
+    assert watch(heir, clock, 3_600) == [Claim(transaction, 1)]
+    _, error = _append(hung, loop, hop(transaction, 2))
+    assert isinstance(error, StaleOwner) and "by 'heir'" in str(error) and error.owner == "hung"
+
+
+def test_who_was_stopped_itself_declares_nobody_dead_on_waking(
+    opened: Opener, loop: Loop, clock: Wall, people: People
+) -> None:
+    """As all processes are when a machine wakes."""
+    transaction = fresh()
+    _keep(opened("away"), loop, first(transaction))
+    people("UPDATE owners SET boot_id = ?", f"{identify().boot_id.partition('/')[0]}/pid:[1]")
+    heir = opened("heir")
+    assert heir.claim() == []
+    clock.now_ns += 100 * HOUR_NS
+    assert heir.claim() == []
+    assert watch(heir, clock, 3_600) == [Claim(transaction, 1)]
 
 
 def test_an_owner_whose_process_is_gone_is_dead_at_once(opened: Opener, loop: Loop, wall: Wall, people: People) -> None:
@@ -293,7 +350,7 @@ def test_a_zombie_is_not_running() -> None:
 
 
 def test_an_owner_that_cannot_be_seen_is_dead_when_its_lease_has_run_out(
-    opened: Opener, loop: Loop, wall: Wall, people: People
+    opened: Opener, loop: Loop, wall: Wall, clock: Wall, people: People
 ) -> None:
     """It may still run; it is told who has its work."""
     transaction = fresh()
@@ -302,16 +359,19 @@ def test_an_owner_that_cannot_be_seen_is_dead_when_its_lease_has_run_out(
     _pretend(people, "away", pid=1, boot_id="another boot", expires_ns=wall.now_ns + HOUR_NS)
     heir = opened("heir")
     assert heir.claim() == []
-    wall.now_ns += HOUR_NS + 1
-    assert heir.claim() == [Claim(transaction, 1)]
+    for hours in (1, -2, 100):
+        wall.now_ns += hours * HOUR_NS
+        assert heir.claim() == [], "who sets the wall clock makes nobody dead"
+    assert watch(heir, clock, 1_800) == []
+    assert watch(heir, clock, 1_800) == [Claim(transaction, 1)]
     _, error = _append(away, loop, hop(transaction, 2))
     assert isinstance(error, StaleOwner) and "by 'heir'" in str(error)
     assert len(heir.pulses(transaction)) == 2
     away.close()
     wall.now_ns += 25 * HOUR_NS
     _pretend(people, "heir", pid=1, boot_id="another boot", expires_ns=1)
-    assert opened("third").claim() == [Claim(transaction, 2)]
-    assert people("SELECT owner FROM owners") == [("third",)], "fenced rows are kept for a day"
+    assert opened("third").claim() == [Claim(transaction, 2)], "of an earlier boot, when a store is opened"
+    assert people("SELECT owner FROM owners") == [("heir",), ("third",)], "fenced rows are kept for a day, or once"
 
 
 def test_open_transactions_without_any_owner_are_claimed(opened: Opener, loop: Loop, people: People) -> None:
@@ -396,12 +456,49 @@ def test_a_lease_is_renewed_while_the_loop_is_blocked(opened: Opener, wall: Wall
     _eventually(lambda: people("SELECT expires_ns FROM owners") == [(wall.now_ns + 150_000_000,)])
 
 
-def test_an_owner_that_was_fenced_stops_renewing(
-    opened: Opener, people: People, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_an_owner_that_was_fenced_is_told_and_goes_on_under_another_name(
+    durability: str, opened: Opener, loop: Loop, people: People
 ) -> None:
-    opened(lease=0.15)
+    store, transaction = opened(lease=0.15, durability=durability), fresh()
+    told: list[StaleOwner] = []
+    store.on_fenced = told.append
+    _keep(store, loop, first(transaction))
     people("UPDATE owners SET fenced = 'heir'")
-    _eventually(lambda: "was fenced" in caplog.text)
+    loop.run_until(lambda: bool(told))
+    assert "by 'heir'" in str(told[0]) and told[0].owner == "owner-1" and store.lease_until_ns() == 0
+    _, error = _append(store, loop, hop(transaction, 2))
+    assert isinstance(error, StaleOwner)
+    asyncio.run(store.rejoin("owner-2"))
+    assert store.lease_until_ns() > 0
+    _keep(store, loop, first(fresh()))
+    refusals, error = _append(store, loop, hop(transaction, 2))
+    assert error is None and isinstance(refusals[0].error, StaleOwner), "nothing is its own any more"
+    people("DELETE FROM owners WHERE owner = 'owner-1'")
+    assert store.claim() == [Claim(transaction, 1)], "until it is claimed"
+    _keep(store, loop, hop(transaction, 2, epoch=1))
+    (before,) = people("SELECT expires_ns FROM owners WHERE fenced = ''")
+    _eventually(lambda: people("SELECT owner FROM owners") == [("owner-2",)])
+    with pytest.raises(StoreError, match="name of its own"):
+        asyncio.run(store.rejoin("owner-2"))
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        asyncio.run(store.rejoin("owner-3"))
+    assert before
+
+
+def test_a_lease_is_not_renewed_while_the_loop_hangs(
+    opened: Opener, loop: Loop, people: People, wall: Wall, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(lease=0.15, hung_after=0.3)
+    _eventually(lambda: "has not turned for" in caplog.text)
+    wall.now_ns += HOUR_NS
+    _eventually(lambda: store.lease_until_ns() < monotonic_ns())
+    assert people("SELECT expires_ns FROM owners") < [(wall.now_ns,)]
+    loop.run_one()
+    _eventually(lambda: people("SELECT expires_ns FROM owners") > [(wall.now_ns,)])
+    _eventually(lambda: store.lease_until_ns() > monotonic_ns())
+    assert "turns again" in caplog.text
 
 
 # Locks
