@@ -253,6 +253,35 @@ async def test_payload_limits() -> None:
 
 @claim(
     SECTION,
+    "A worker that was declared dead stays a zombie, and nobody outside can tell (ours goes on as another owner, or "
+    "ends with a code).",
+)
+async def test_a_fenced_node(sqlite: str) -> None:
+    workflow = Workflow("fenced")
+    went = asyncio.Event()
+    runs: list[int] = []
+
+    @workflow.step
+    async def waits() -> str:
+        runs.append(len(runs))
+        await went.wait()
+        return "done"
+
+    async with Mesh(workflow, store=sqlite, lease=0.15) as mesh:
+        waiting = asyncio.ensure_future((await mesh.stimulate(workflow)).result(BOUND))
+        await until(lambda: runs)
+        with sqlite3.connect(sqlite.removeprefix("sqlite:///"), timeout=BOUND) as somebody:
+            somebody.execute("UPDATE owners SET fenced = 'somebody'")
+        somebody.close()
+        await until(lambda: len(runs) == 2)
+        about = mesh.about()
+        assert (about["owner"], about["healthy"], about["fenced"]["times"]) == (f"{about['node']}.2", True, 1)
+        went.set()
+        assert await waiting == "done"
+
+
+@claim(
+    SECTION,
     "A blocked event loop makes a living worker look dead and duplicates its work (our leases are renewed off the "
     "loop).",
 )

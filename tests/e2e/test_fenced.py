@@ -110,7 +110,8 @@ async def test_a_fenced_node_goes_on_under_another_name(sqlite: str, caplog: pyt
     """Nobody else can carry its transactions on here, so that it takes them up itself, and everything that they held
     has been released."""
     held = Workflow("held", ttl=3)
-    go, runs, heard = asyncio.Event(), [], asyncio.Event()
+    go, heard = asyncio.Event(), asyncio.Event()
+    runs: list[int] = []
 
     @held.step(limit="desk", retries=0)
     async def sit(ctx: Context) -> str:
