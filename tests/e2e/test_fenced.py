@@ -21,7 +21,7 @@ from mesh import Mesh
 from tests.e2e.apps import definitions
 from tests.e2e.processes import Town, town
 from tests.e2e.support import BOUND, until
-from tests.e2e.test_cli import Running, directory  # noqa: F401  (a fixture)
+from tests.e2e.test_cli import Running, directory  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from tests.e2e.test_http_ingress import Shop, serving
 
 BRIEF: dict[str, Any] = {"lease": 0.15, "hung_after": 0.4}
