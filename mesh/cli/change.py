@@ -119,7 +119,7 @@ async def _change(
     """Ask for something to be done to a transaction, and show how it stands then."""
     refuse_timeout(timeout)
     beginning = id_beginning(given)
-    async with open_place(store, registry, curve, http, changes=True, timeout=timeout) as place:
+    async with open_place(store, registry, curve, http, changes=True) as place:
         wanted = await transaction_id(place, beginning)
         was_stuck = verb == "resume" and await place.status(wanted) == "stuck"
         try:

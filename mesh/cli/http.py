@@ -15,9 +15,9 @@ from mesh.cli.exits import FAILED, UNREACHABLE, USAGE, CommandError, UsageError
 
 _REFUSED: Final = {400: USAGE, 404: FAILED, 409: FAILED, 413: USAGE, 422: USAGE}
 _KINDS: Final[Mapping[str, type[HTTPConnection]]] = {"http": HTTPConnection, "https": HTTPSConnection}
-_CONNECT_WITHIN: Final = 1.0
-"""Seconds that a connection may take, however short the answer is waited for: what is asked is asked."""
-_AT_ONCE: Final = 0.001
+_ANSWERS_WITHIN: Final = 30.0
+"""Seconds that an ingress may take to say that it has done what it was asked, where that takes no time of its own."""
+_BETWEEN_LOOKS: Final = 0.1
 
 
 class Ingress:
@@ -25,15 +25,13 @@ class Ingress:
 
     Args:
         base: such as http://127.0.0.1:8000.
-        timeout: seconds to wait for each answer; None: for ever.
 
     Raises:
         UsageError: `base` is no http address.
     """
 
-    def __init__(self, base: str, timeout: float | None = None) -> None:
+    def __init__(self, base: str) -> None:
         self.base = base
-        self._timeout = timeout
         url = urlsplit(base)
         try:
             port = url.port
@@ -44,30 +42,58 @@ class Ingress:
         self._path = url.path.rstrip("/")
         self._address = _KINDS[url.scheme], url.hostname, port
 
+    async def change(
+        self, path: str, content: Any, headers: Mapping[str, str], *, wait: bool, timeout: float | None
+    ) -> dict[str, Any]:
+        """How a transaction stands that was begun or changed, if `wait` once it has ended.
+
+        What is asked is asked, however short the end is waited for.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout` seconds; it goes on.
+            CommandError: as `ask`; or the ingress has refused it.
+        """
+        if wait and timeout is None:
+            return summary_of(*await self.ask("POST", path, content, headers))
+        asynchronous = {**headers, "Prefer": "respond-async"}
+        summary = summary_of(*await self.ask("POST", path, content, asynchronous, within=_ANSWERS_WITHIN))
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (timeout or 0)
+        while wait and summary["status"] == "running":
+            transaction, left = summary["transaction"], until - loop.time()
+            if left <= 0:
+                raise TimeoutError(f"transaction {transaction} was still running after {timeout:g} s")
+            await asyncio.sleep(min(left, _BETWEEN_LOOKS))
+            summary = summary_of(*await self.ask("GET", f"/transactions/{transaction}", within=_ANSWERS_WITHIN))
+        return summary
+
     async def ask(
-        self, method: str, path: str, content: Any = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        content: Any = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        within: float | None = None,
     ) -> tuple[int, Any]:
         """HTTP status and JSON document of the answer.
 
         Raises:
-            CommandError: nobody answers there, or not in time, or what answers is no ingress.
+            CommandError: nobody answers there, or not within so many seconds, or what answers is no ingress.
         """
-        return await _in_thread(lambda: self._ask(method, f"{self._path}{path}", content, headers or {}))
+        return await _in_thread(lambda: self._ask(method, f"{self._path}{path}", content, headers or {}, within))
 
-    def _ask(self, method: str, path: str, content: Any, headers: Mapping[str, str]) -> tuple[int, Any]:
+    def _ask(self, method: str, path: str, content: Any, headers: Mapping[str, str], within: float | None) -> Any:
         kind, host, port = self._address
-        connection = kind(host, port, timeout=None if self._timeout is None else max(self._timeout, _CONNECT_WITHIN))
+        connection = kind(host, port, timeout=within)
         try:
             body = None if method == "GET" else json.dumps(content)
             connection.request(method, path, body, {"Content-Type": "application/json", **headers})
-            if self._timeout is not None and connection.sock is not None:
-                connection.sock.settimeout(max(self._timeout, _AT_ONCE))
             response = connection.getresponse()
             return response.status, json.loads(response.read())
         except TimeoutError:
             raise CommandError(
-                f"{self.base} did not answer within {self._timeout:g} s; the transaction, if it began, goes on",
-                UNREACHABLE,
+                f"{self.base} did not answer within {within:g} s; the transaction, if it began, goes on", UNREACHABLE
             ) from None
         except ValueError:
             raise CommandError(

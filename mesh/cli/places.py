@@ -201,9 +201,9 @@ class HttpPlace:
         self, verb: str, transaction: str, *, reason: str, wait: bool, timeout: float | None
     ) -> dict[str, Any]:
         """Asked of the node."""
-        headers = {} if wait else {"Prefer": "respond-async"}
         content = {} if verb == "resume" else {"reason": reason}
-        return summary_of(*await self._ingress.ask("POST", f"/transactions/{transaction}/{verb}", content, headers))
+        path = f"/transactions/{transaction}/{verb}"
+        return await self._ingress.change(path, content, {}, wait=wait, timeout=timeout)
 
 
 @asynccontextmanager
@@ -214,7 +214,6 @@ async def open_place(
     http: str = "",
     *,
     changes: bool = False,
-    timeout: float | None = None,
 ) -> AsyncIterator[Place]:
     """The place that the options name: the ingress if one is given; else the store, or, where something is to be
     changed, the registry if there is one.
@@ -223,7 +222,7 @@ async def open_place(
         UsageError: none is named.
     """
     if http:
-        yield HttpPlace(http, Ingress(http, timeout))
+        yield HttpPlace(http, Ingress(http))
     elif registry and (changes or not store):
         async with work.Client(registry, curve=curve) as client:
             yield RegistryPlace(registry, client)

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from mesh.cli import work
 from mesh.cli.exits import FAILED, OK, UsageError
-from mesh.cli.http import Ingress, summary_of
+from mesh.cli.http import Ingress
 from mesh.cli.options import Curve, Http, Json, Registry, Timeout, ask, refuse_timeout
 from mesh.cli.output import err, out, print_document, print_errors, short
 
@@ -89,9 +89,10 @@ async def stimulate(
         priority,
     )
     if http:
-        headers = work.headers_of(options) | ({"Prefer": "respond-async"} if respond_async else {})
-        asked = Ingress(http, timeout).ask("POST", f"/stimuli/{quote(workflow, safe='')}", given, headers)
-        summary = summary_of(*await asked)
+        path = f"/stimuli/{quote(workflow, safe='')}"
+        summary = await Ingress(http).change(
+            path, given, work.headers_of(options), wait=not respond_async, timeout=timeout
+        )
     else:
 
         async def begin(client: work.Client) -> dict[str, Any]:
