@@ -28,7 +28,20 @@ from bitactor import (
     consumer,
 )
 from bitactor.patterns import Batching, Cache, Fallback, Timeout
-from tests.wrong_declarations import counts, dated, insert, nested, number, rows, text
+from tests.wrong_declarations import (
+    answering,
+    counts,
+    dated,
+    dispatched,
+    insert,
+    nested,
+    number,
+    reads,
+    regress,
+    rows,
+    spelt,
+    text,
+)
 
 T = TypeVar("T")
 Sku = NewType("Sku", str)
@@ -125,6 +138,12 @@ def fits(given: Any, wanted: Any) -> Callable[[Workflow], object]:
         return [w.add(giving(given), name="a"), w.add(wanting(wanted), name="b", bind={"value": Result("a")})]
 
     return declare
+
+
+def compensated() -> Workflow:
+    workflow = answering()
+    workflow.steps["inner"].compensate(lambda: Continue({}))
+    return workflow
 
 
 def first(workflow: Workflow, **options: Any) -> Any:
@@ -283,6 +302,27 @@ ODD: dict[str, Callable[[Workflow], object]] = {
     "a text for an input that says no": lambda w: w.add(wanting(Any), bind={"value": Value("one")}),
     "a deferred step that is given nothing": lambda w: [first(w), w.add(counts, name="b", deferred=True)],
     "an undo that takes less": lambda w: w.add(number, undo=lambda result: None),
+    "an answer that is no state, but enough": lambda w: w.iterate(
+        regress, start="x", until=lambda result: True, at_most=3
+    ),
+    "an answer that is no state, once": lambda w: w.iterate(regress, start="x", at_most=1),
+    "a nested one that is compensated": lambda w: w.group(
+        "g", compensated(), after_all=reads, bind={"x": Input("x")}
+    ),
+    "a transform that is decorated": lambda w: w.add(
+        counts, name="b", bind={"n": Input("x").map(functools.cache(spelt))}
+    ),
+    "a transform into what is lenient": lambda w: w.add(wanting(Lenient), bind={"value": Input("x").map(str)}),
+    "a singledispatch function by position": lambda w: w.add(
+        wanting(Any), bind={"value": Input("x").map(dispatched)}
+    ),
+    "a transform in a partial": (
+        lambda w: w.add(counts, name="b", bind={"n": Input("x").map(functools.partial(functools.cache(spelt)))})
+    ),
+    "retries of ages": lambda w: first(w, retries=10**19),
+    "a part that may be there": lambda w: w.add(counts, name="b", bind={"n": Input("x", "sqq")}),
+    "a template that converts": lambda w: w.template("t", "{x!r:>9} {x!s} {x!a}"),
+    "the real part of a number": lambda w: w.add(counts, name="b", bind={"n": Input("x", "real")}),
     # Defaults
     "a default of its own": lambda w: w.add(lambda x, verbose=False: x, name="a"),
     "a default beside what is taken": lambda w: w.add(lambda limit, limt=1: limit, name="a"),

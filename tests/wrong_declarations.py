@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
+from functools import partial, singledispatch
 from typing import Any
 
 from pydantic import BaseModel
@@ -81,6 +81,37 @@ def lined(line: Line) -> Line:
 
 def rated(element: Any, rate: int) -> Any:
     return element
+
+
+def flag() -> bool:
+    return True
+
+
+def make_line() -> Line:
+    return Line(sku="a")
+
+
+def reads(result: dict[Any, Any]) -> int:
+    return 1
+
+
+def regress(state: int) -> str:
+    return str(state)
+
+
+def spelt(value: int) -> str:
+    return str(value)
+
+
+@singledispatch
+def dispatched(x: Any) -> Any:
+    return x
+
+
+def answering() -> Workflow:
+    workflow = Workflow("nested", input={"x": int})
+    workflow.add(counts, name="inner", bind={"n": Input("x")})
+    return workflow
 
 
 def improve(state: int) -> int:
@@ -415,6 +446,33 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
         ("'g'", "'n'", "int", "str"),
     ),
     "a result for its undo": (lambda w: w.add(text, undo=takes_back), ("undo", "'text'", "'result'", "int", "str")),
+    "a bool for a number": (  # an `int` is taken exactly, and True is none
+        lambda w: [w.add(flag), w.add(counts, name="b", bind={"n": Result("flag")})],
+        ("'b'", "'n'", "int", "bool", "convert it"),
+    ),
+    "a nested result for a hook": (
+        lambda w: w.group("g", answering(), after_all=reads, bind={"x": Input("x")}),
+        ("'g'", "'result'", "dict", "the result of 'nested'", "int"),
+    ),
+    "an answer that is no state": (
+        lambda w: w.iterate(regress, start="x", at_most=3), ("'regress'", "'state'", "int", "the round before", "str")
+    ),
+    "what a transform returns": (
+        lambda w: w.add(counts, name="b", bind={"n": Input("x").map(spelt)}), ("'b'", "'n'", "int", "str", "convert it")
+    ),
+    "what the last of two transforms returns": (
+        lambda w: w.add(counts, name="b", bind={"n": Input("x").map(same).map(str)}), ("'b'", "'n'", "int", "str")
+    ),
+    "a part of another type": (
+        lambda w: [first(w), w.add(make_line), w.add(counts, name="b", bind={"n": Result("make_line", "sku")})],
+        ("'b'", "'n'", "int", "'make_line.sku'", "str"),
+    ),
+    # What cannot be called or counted
+    "a singledispatch function": (lambda w: w.add(dispatched), ("'dispatched'", "singledispatch", "wrap it in a def")),
+    "a batch of ages": (
+        lambda w: w.map(lambda element: 1, name="m", over="s", batch=10**19), ("'m'", "batch=", "at most")
+    ),
+    "a conversion of a template": (lambda w: w.template("t", "{x!q}"), ("{x!q}", "one of r, s, a")),
     # Near misses
     "a default beside an input": (lambda w: w.add(limited, name="a"), ("'a'", "'limt'", "call it 'limit'")),
     "a default in another style": (lambda w: w.add(lambda x, isUrgent=False: x, name="a"), ("'a'", "'is_urgent'")),

@@ -40,6 +40,7 @@ from bitactor.kinds.base import (
 from bitactor.kinds.result_types import target_type
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.values import shown
+from bitactor.plan.kind import result_of, returned_step
 
 RESULT = "(result)"
 _BEFORE, _BODY, _AFTER = "before", "", "after"
@@ -55,13 +56,15 @@ class GroupContainer(Container):
         self._what = site.what
         bodies = [declared.workflow.nested_plan(site.address)]
         self._places = {_BODY: 0}
-        for role, function, special in (
-            (_BEFORE, declared.before_all, {}),
-            (_AFTER, declared.after_all, {"result": RESULT}),
+        answer = (result_of(returned_step(declared.workflow)), f"the result of {declared.workflow.name!r}")
+        for role, function, special, given in (
+            (_BEFORE, declared.before_all, {}, {}),
+            (_AFTER, declared.after_all, {"result": RESULT}, {"result": answer}),
         ):
             if function is not None:
                 self._places[role] = len(bodies)
-                bodies.append(site.function_body(function, role, f"{site.address}/{role}", special=special))
+                address = f"{site.address}/{role}"
+                bodies.append(site.function_body(function, role, address, special=special, given=given))
         self.bodies = tuple(bodies)
         self.depth = sum(body.depth for body in bodies)
 

@@ -31,6 +31,7 @@ from bitactor.kinds.base import (
     function_parameters,
 )
 from bitactor.kinds.recurse import RoundsContainer, checked_bound, checked_predicate
+from bitactor.plan.kind import result_of
 
 START = "(start)"
 STATE = "state"
@@ -40,7 +41,9 @@ class IterateContainer(RoundsContainer):
     """A function, repeated; compiled: a scope of one step for each round, `improve/1`, `improve/2`."""
 
     def __init__(self, site: Site, declared: Iterate) -> None:
-        body = site.function_body(declared.function, "", site.address, special={STATE: START})
+        goes_on = declared.until is None and declared.at_most > 1
+        given = {STATE: (result_of(site.step), "what the round before answers")} if goes_on else {}
+        body = site.function_body(declared.function, "", site.address, special={STATE: START}, given=given)
         super().__init__(body, declared.until, declared.at_most)
 
     @override

@@ -10,6 +10,7 @@ read past them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final
@@ -129,8 +130,10 @@ class Map(ContainerKind):
     ) -> None:
         if (function is None) == (workflow is None):
             raise DefinitionError(f"{what}: a map is over a function, or over workflow=, one of them")
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise DefinitionError(f"{what}: batch={batch!r}; it must be a whole number, at least 1")
+        if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= sys.maxsize:
+            raise DefinitionError(
+                f"{what}: batch={batch!r}; it must be a whole number, at least 1 and at most {sys.maxsize:,}"
+            )
         if on_error not in ON_ERROR:
             raise DefinitionError(f"{what}: on_error={on_error!r}.{suggest(str(on_error), ON_ERROR)}")
         if reduce is not None:

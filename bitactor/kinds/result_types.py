@@ -20,7 +20,7 @@ from bitactor.declare.then import Then
 from bitactor.errors import BitActorError
 from bitactor.messages.outcome import Continue, Ok, Outcome
 from bitactor.plan.declaration import Declaration
-from bitactor.plan.kind import kind_of
+from bitactor.plan.kind import kind_of, returned_step
 
 _NO_VALUE: Final = (Outcome, Ok, Continue, Then)
 """Annotations of a return type that are not the type of the value, or do not say it."""
@@ -31,8 +31,7 @@ _PLAIN: Final = (bool, int, float, str, bytes, list, dict, type(None))
 
 def result_type(workflow: Declaration) -> Any:
     """The type of a workflow's result; Any if no annotation says it."""
-    name = workflow.returned or next(name for name in reversed(workflow.steps) if not workflow.steps[name].deferred)
-    return step_type(workflow.steps[name])
+    return step_type(returned_step(workflow))
 
 
 def step_type(step: Step[Any, Any]) -> Any:

@@ -13,6 +13,8 @@ from bitactor.errors import DefinitionError, InvalidInput
 from bitactor.kinds.base import FunctionKind, Key, with_parameters
 from bitactor.plan.arguments import value_at
 
+_CONVERSIONS = ("r", "s", "a")
+
 
 class TextTemplate:
     """A text with fields, each an argument and a path into it.
@@ -30,7 +32,11 @@ class TextTemplate:
             raise DefinitionError(f"the template {text!r} cannot be read: {error}") from None
         self.fields: dict[str, tuple[str, tuple[str | int, ...]]] = {}
         """Field as written → its argument, and the path into that."""
-        for _, field, _, _ in self._parts:
+        for _, field, _, conversion in self._parts:
+            if conversion not in (None, *_CONVERSIONS):
+                raise DefinitionError(
+                    f"the template {text!r} has {{{field}!{conversion}}}; behind the `!` stands one of r, s, a"
+                )
             if field is not None:
                 self.fields[field] = _parsed(text, field)
 

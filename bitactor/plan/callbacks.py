@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import types
@@ -32,6 +33,8 @@ _NAME = r"(?:\w+\.)*Context"
 _CONTEXT_TEXT = re.compile(rf"{_NAME}(\s*\|\s*None)?|None\s*\|\s*{_NAME}|(?:\w+\.)*Optional\[{_NAME}\]")
 """The annotation of a context whose name cannot be resolved, as where it is imported for type checkers alone."""
 
+_SINGLE_DISPATCH = functools.singledispatch(called).__code__  # type: ignore[attr-defined]
+
 RESERVED_FOR_CONTEXT = ("ctx", "attempt")
 METHOD_PARAMETERS = ("self", "cls")
 
@@ -51,7 +54,12 @@ def parameters_of(function: Callable[..., Any], what: str) -> list[Parameter]:
         raise DefinitionError(
             f"{what}: the signature of {shown(function)} cannot be read ({shown(error)}); wrap it in a def"
         ) from None
-    hints = _hints(function)
+    if isinstance(function, types.FunctionType) and function.__code__ is _SINGLE_DISPATCH:
+        raise DefinitionError(
+            f"{what}: {called(function)!r} is a singledispatch function, which is called by position, and arguments "
+            "are passed by name; wrap it in a def"
+        )
+    hints = hints_of(function)
     found = []
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -88,7 +96,8 @@ def _context_or(annotation: Any, what: str) -> Any:
     return annotation
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function, resolved; those that cannot be are left out."""
     inner = written(function)
     try:
         return typing.get_type_hints(inner, include_extras=True)

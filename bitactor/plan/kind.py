@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping, Sequence
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType, MethodType
 from typing import Any, ClassVar, NamedTuple, Union
 
-from pydantic import BaseModel
-
 from bitactor.declare.functions import refuse_generator
-from bitactor.declare.source import Input, Result, Source, Value
+from bitactor.declare.source import Input, Result, Source, Value, functions_of
 from bitactor.declare.step import Step
 from bitactor.errors import DefinitionError
 from bitactor.forms.keys import SOURCE, Key
 from bitactor.plan.arguments import Argument, converter_for
-from bitactor.plan.callbacks import Parameter, injected_as, parameters_of
+from bitactor.plan.callbacks import Parameter, hints_of, injected_as, parameters_of
 from bitactor.plan.declaration import Declaration
-from bitactor.plan.fit import cannot_fit, has_hooks, is_plain_note, type_text
+from bitactor.plan.fit import cannot_fit, field_of, has_hooks, part_of, type_text
 from bitactor.plan.plan import Plan, PlanStep
 from bitactor.plan.steps import function_step, single_step_plan
 
@@ -42,11 +40,13 @@ class Site(NamedTuple):
         address: str,
         *,
         special: Mapping[str, str] = MappingProxyType({}),
+        given: Mapping[str, tuple[Any, str]] = MappingProxyType({}),
     ) -> Plan:
         """A body of one step made from a function; its inputs are the function's parameters.
 
         Args:
             special: parameter → the input it is given, where that is called otherwise.
+            given: parameter → the annotation of what it is given when it runs, and where that comes from.
         """
         workflow, step = self.workflow, self.step
         refuse_generator(self.what, function)
@@ -65,6 +65,8 @@ class Site(NamedTuple):
             convert = converter_for(parameter.annotation, f"{self.what}, parameter {parameter.name!r}")
             if known:
                 refuse_misfit(self.what, parameter, given_type(workflow, step, field), repr(field))
+            if parameter.name in given:
+                refuse_misfit(self.what, parameter, *given[parameter.name], cure="change one of them")
             arguments.append(
                 Argument(parameter.name, 1 + inputs.index(field), (), None, convert, None, f"input.{field}")
             )
@@ -141,34 +143,56 @@ def given_type(workflow: Declaration, step: Step[Any, Any], name: str) -> Any:
     fields = workflow.input_model.model_fields
     if source is None:
         source = Input(name) if name in fields else Result(name)
-    if source.transform is not None or getattr(source, "path", None):
-        return Any
+    if source.transform is not None:
+        return _returned_by(functions_of(source.transform)[-1])
+    return part_of(_origin_type(workflow, step, source), getattr(source, "path", ()))
+
+
+def _origin_type(workflow: Declaration, step: Step[Any, Any], source: Source) -> Any:
+    """The annotation of what a source's path leads into."""
     if isinstance(source, Value):
         return type(source.value)
     if isinstance(source, Input):
-        return field_type(workflow.input_model, source.name) if source.name in fields else Any
+        known = source.name in workflow.input_model.model_fields
+        return field_of(workflow.input_model, source.name) if known else Any
     other = workflow.steps.get(source.step) if isinstance(source, Result) else None
     return Any if other is None or other is step or other.deferred else result_of(other)
 
 
-def field_type(model: type[BaseModel], name: str) -> Any:
-    """The annotation of a field of a model; Any if something else may come of it."""
-    field = model.model_fields[name]
-    if has_hooks(model) or field.default_factory is not None or not all(map(is_plain_note, field.metadata)):
-        return Any
-    return field.annotation if field.is_required() else Union[field.annotation, type(field.default)]  # noqa: UP007
+def _returned_by(function: Callable[..., Any]) -> Any:
+    """The annotation of what a transform returns; Any if none says it, or if it is decorated, for it says what the
+    function within returns."""
+    if type(function) is type and function.__module__ == "builtins":
+        return function
+    is_plain = type(function) in (FunctionType, MethodType) and not hasattr(function, "__wrapped__")
+    return hints_of(function).get("return", Any) if is_plain else Any
 
 
 def result_of(step: Step[Any, Any]) -> Any:
     """The annotation of a step's result; Any if none says it, or if something else may stand in for it."""
     options = step.options
-    if options.guard is not None or options.policies or step.compensate_function is not None:
-        return Any
     try:
+        if not _says_its_result(step):
+            return Any
         kind = kind_of(step).result_type(step.name)
     except Exception:  # what it nests cannot work, and is refused for that
         return Any
     return kind if options.when is None and options.required else Union[kind, None]  # noqa: UP007
+
+
+def _says_its_result(step: Step[Any, Any]) -> bool:
+    """Whether nothing stands in for what the function of a step answers, nor in what it nests."""
+    options, kind = step.options, kind_of(step)
+    if options.guard is not None or options.policies or step.compensate_function is not None:
+        return False
+    nested = (target for target in kind.targets or (kind.workflow,) if isinstance(target, Declaration))
+    return all(_says_its_result(returned_step(workflow)) for workflow in nested)
+
+
+def returned_step(workflow: Declaration) -> Step[Any, Any]:
+    """The step whose result is the workflow's."""
+    name = workflow.returned or next(name for name in reversed(workflow.steps) if not workflow.steps[name].deferred)
+    return workflow.steps[name]
 
 
 def refuse_misfit(
@@ -189,7 +213,7 @@ def refuse_misfits(workflow: Declaration, step: Step[Any, Any], what: str, kind:
         if isinstance(target, Declaration) and not has_hooks(target.input_model):
             for name in target.input_model.model_fields:
                 if name in names:
-                    wanted = Parameter(name, field_type(target.input_model, name), False)
+                    wanted = Parameter(name, field_of(target.input_model, name), False)
                     origin = f"the argument for {target.name!r}"
                     refuse_misfit(what, wanted, given_type(workflow, step, name), origin, exactly=False)
 

@@ -213,7 +213,7 @@ def _before(x: int) -> int:
     return x
 
 
-def _after(x: int, result: int) -> int:
+def _after(x: int, result: Any) -> int:
     return x
 
 
