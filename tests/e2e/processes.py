@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests import warm
 
@@ -22,9 +22,9 @@ PATIENCE = 30.0
 class Process:
     """A child that talks in lines."""
 
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None, stderr: int | IO[Any] = 2) -> None:
         given = {"PYTHONPATH": str(warm.ROOT)} | (environment or {})
-        self.child = warm.start(arguments, env=os.environ | given, text=True)
+        self.child = warm.start(arguments, env=os.environ | given, stderr=stderr, text=True)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
