@@ -54,6 +54,8 @@ class Lost(NamedTuple):
     holder: str
     given_back: bool = False
     """True: the worker was stopped in order, so the loss spends none of the step's redeliveries."""
+    hop: str = ""
+    """The hop's id, since a step's own run and its undo may have had as many deliveries; empty: the one that runs."""
 
 
 class Unrouted(NamedTuple):
@@ -62,6 +64,8 @@ class Unrouted(NamedTuple):
     step: int
     delivery: int
     fault: Fault
+    hop: str = ""
+    """As in `Lost`."""
 
 
 class HopExpired(NamedTuple):
@@ -72,6 +76,8 @@ class HopExpired(NamedTuple):
     fault: Fault
     holder: str | int = ""
     """As in `Replied`."""
+    hop: str = ""
+    """As in `Lost`."""
 
 
 class RetryDue(NamedTuple):

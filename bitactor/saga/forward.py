@@ -296,7 +296,7 @@ def _reply_timed_out(turn: Turn, index: int, reply: Reply) -> None:
 
 def hop_expired(turn: Turn, event: HopExpired) -> None:
     state = turn.state
-    index, delivery, fault, holder = event
+    index, delivery, fault, holder, _ = event
     if state.states[index] in IN_FLIGHT and delivery == state.deliveries[index]:
         turn.held = (state.hops[index], holder)
         _time_out(turn, index, fault, turn.now_ns - state.spawned_at_ns[index])
@@ -311,7 +311,7 @@ def _time_out(turn: Turn, index: int, fault: Fault, elapsed_ns: int | None) -> N
 
 def lost(turn: Turn, event: Lost) -> None:
     state = turn.state
-    index, delivery, holder, given_back = event
+    index, delivery, holder, given_back, _ = event
     if state.states[index] not in IN_FLIGHT or delivery != state.deliveries[index]:
         if is_awaited(state, (state.hops[index], delivery)):
             data = {"delivery": delivery, "outcome": "lost", "happened": None}
@@ -353,7 +353,7 @@ def _is_retryable(state: SagaState, index: int, fault: Fault) -> bool:
 
 def unrouted(turn: Turn, event: Unrouted) -> None:
     state = turn.state
-    index, delivery, fault = event
+    index, delivery, fault, _ = event
     if state.states[index] in IN_FLIGHT and delivery == state.deliveries[index]:
         turn.record_step(index, TOMBSTONE, reason=UNROUTABLE, data={"fault": fault.fields()})
         fail(turn, index, fault)

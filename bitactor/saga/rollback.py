@@ -211,18 +211,28 @@ def undo_retry_due(turn: Turn, event: RetryDue) -> None:
         _spawn_undo(turn, event.step)
 
 
+def _is_of_running_undo(state: SagaState, event: HopExpired | Lost | Unrouted) -> bool:
+    """Whether an event is about the undo that runs: one about the step's own run, which was left in doubt, may come
+    when that is undone."""
+    index = event.step
+    return (
+        state.states[index] == UNDO_RUNNING
+        and event.delivery == state.deliveries[index]
+        and event.hop in ("", state.undo_hop(index))
+    )
+
+
 def undo_expired(turn: Turn, event: HopExpired) -> None:
     state = turn.state
-    index, delivery, fault, holder = event
-    if state.states[index] == UNDO_RUNNING and delivery == state.deliveries[index]:
-        turn.held = (state.undo_hop(index), holder)
-        _fail_undo(turn, index, fault)
+    if _is_of_running_undo(state, event):
+        turn.held = (state.undo_hop(event.step), event.holder)
+        _fail_undo(turn, event.step, event.fault)
 
 
 def undo_lost(turn: Turn, event: Lost) -> None:
     state = turn.state
-    index, delivery, holder, given_back = event
-    if state.states[index] != UNDO_RUNNING or delivery != state.deliveries[index]:
+    index, _, holder, given_back, _ = event
+    if not _is_of_running_undo(state, event):
         return
     if given_back or state.losses(index, UNDO) <= state.plan.redeliveries:
         redeliver(turn, index, UNDO, event)
@@ -233,11 +243,9 @@ def undo_lost(turn: Turn, event: Lost) -> None:
 
 
 def undo_unrouted(turn: Turn, event: Unrouted) -> None:
-    state = turn.state
-    index, delivery, fault = event
-    if state.states[index] == UNDO_RUNNING and delivery == state.deliveries[index]:
-        turn.record_step(index, TOMBSTONE, reason=UNROUTABLE, direction=UNDO)
-        _fail_undo(turn, index, fault)
+    if _is_of_running_undo(turn.state, event):
+        turn.record_step(event.step, TOMBSTONE, reason=UNROUTABLE, direction=UNDO)
+        _fail_undo(turn, event.step, event.fault)
 
 
 def _fail_undo(turn: Turn, index: int, fault: Fault, elapsed_ns: int | None = None) -> None:

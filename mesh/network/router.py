@@ -114,7 +114,7 @@ class HopRouter(Router):
         try:
             token = encode_token([bytes(values), bytes(token_bytes(result))])
         except (BitActorError, ValueError, TypeError) as error:
-            self._enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error)))
+            self._enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error), signal.hop))
             return
         remote = RemoteDelivery(live, step, signal, token)
         if signal.budget_ns is not None and signal.budget_ns != step.timeout_ns:
@@ -162,9 +162,8 @@ class HopRouter(Router):
             self._wait(remote)
             return
         if reply.outcome == "lost":
-            self._enqueue(
-                remote.live, Lost(remote.index, reply.delivery, f"a worker process of {remote.signal.name!r}")
-            )
+            what = f"a worker process of {remote.signal.name!r}"
+            self._enqueue(remote.live, Lost(remote.index, reply.delivery, what, hop=reply.hop))
         else:
             self._enqueue(remote.live, Replied(remote.index, reply, _holder_of(remote)))
         for address in list(self._waiting):  # the room that was made is for any step the holder runs
@@ -200,7 +199,8 @@ class HopRouter(Router):
         for remote in list(self._by_holder.pop(holder, {}).values()):
             remote.disarm()
             self._sent.pop(remote.key, None)
-            self._enqueue(remote.live, Lost(remote.index, remote.signal.delivery, what, said_goodbye))
+            hop, delivery = remote.key
+            self._enqueue(remote.live, Lost(remote.index, delivery, what, said_goodbye, hop))
         for key, remote in list(self._late.items()):
             if remote.holder is not None and remote.holder.holder == holder:
                 del self._late[key]
@@ -328,7 +328,8 @@ class HopRouter(Router):
 
     def _fail(self, remote: RemoteDelivery, error: BaseException) -> None:
         remote.live.errors[remote.signal.hop] = error
-        self._enqueue(remote.live, Unrouted(remote.index, remote.signal.delivery, fault_of(error)))
+        hop, delivery = remote.key
+        self._enqueue(remote.live, Unrouted(remote.index, delivery, fault_of(error), hop))
 
     def _expired(self, remote: RemoteDelivery) -> None:
         """Stop waiting for a holder that should have replied by now, and tell it to stop."""
@@ -341,8 +342,8 @@ class HopRouter(Router):
             "process"
         )
         remote.live.errors[remote.signal.hop] = error
-        holder = _holder_of(remote)
-        self._enqueue(remote.live, HopExpired(remote.index, remote.signal.delivery, fault_of(error), holder))
+        hop, delivery = remote.key
+        self._enqueue(remote.live, HopExpired(remote.index, delivery, fault_of(error), _holder_of(remote), hop))
 
     def _remove(self, remote: RemoteDelivery) -> None:
         remote.disarm()

@@ -192,4 +192,4 @@ class Admission:
 def _is_end_of(end: DeliveryEnd, permits: HopPermits) -> bool:
     if isinstance(end, Replied):
         return (end.reply.hop, end.reply.delivery) == (permits.hop, permits.delivery)
-    return end.delivery == permits.delivery
+    return end.delivery == permits.delivery and end.hop in ("", permits.hop)

@@ -160,7 +160,7 @@ class Supervisor:
             self._events.append((live, _new(Replied, (index, reply, actor.holder))))
         elif reply.outcome == "lost":
             if reply.hop in (live.state.hops[index], live.state.undo_hop(index)):
-                self._events.append((live, Lost(index, reply.delivery, reply.reason or "worker")))
+                self._events.append((live, Lost(index, reply.delivery, reply.reason or "worker", hop=reply.hop)))
         else:
             if error is not None:
                 live.errors.setdefault(reply.hop, error)

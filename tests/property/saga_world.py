@@ -436,24 +436,29 @@ class World:
         ):
             reply = Reply(TRANSACTION, wrong.hop, wrong.number, wrong.epoch, "ok", 1)
             assert self.feed(Replied(delivery.step, reply)) == []
+        if delivery.direction != FORWARD:
+            other = (delivery.step, delivery.number)
+            for end in (Lost(*other, "", hop="f" * 16), HopExpired(*other, TIMEOUT, hop="f" * 16)):
+                assert self.feed(end) == []
 
     def lose(self, delivery: Delivery) -> None:
         """Its worker is gone."""
         self.now_ns += 1_000
         self._gone(delivery)
-        self.feed(Lost(delivery.step, delivery.number, "worker 7"))
+        self.feed(Lost(delivery.step, delivery.number, "worker 7", hop=delivery.hop))
 
     def expire(self, delivery: Delivery) -> None:
         """Its attempt took too long."""
         self._gone(delivery)
-        self.feed(HopExpired(delivery.step, delivery.number, TIMEOUT))
+        self.feed(HopExpired(delivery.step, delivery.number, TIMEOUT, hop=delivery.hop))
 
     def unroute(self, delivery: Delivery) -> None:
         """Nobody could be found to run it, so it has not run."""
         self._gone(delivery)
         if delivery.direction == FORWARD and not delivery.asks_compensation:
             self._learn_not_happened(delivery, True)
-        self.feed(Unrouted(delivery.step, delivery.number, Fault("bitactor.errors:Unroutable", "nobody")))
+        fault = Fault("bitactor.errors:Unroutable", "nobody")
+        self.feed(Unrouted(delivery.step, delivery.number, fault, delivery.hop))
 
     def _gone(self, delivery: Delivery) -> None:
         self.flights.pop((delivery.path, delivery.direction), None)

@@ -36,6 +36,7 @@ from bitactor.saga import (
     RetryDue,
     Saga,
     Settle,
+    Unrouted,
 )
 from bitactor.testing import Crash, run_workflow
 
@@ -316,6 +317,19 @@ def test_a_deadline_in_the_turn_of_a_failure_does_not_end_undo() -> None:
     driven.now += 62_000_000_000
     assert driven.feed(DeadlineExpired(BOOM)) == ["tombstone", "undo_failed a", "finished"]
     assert driven.saga.state.status == "stuck"
+
+
+@pytest.mark.parametrize("kind", [HopExpired, Lost, Unrouted])
+def test_what_becomes_of_a_run_left_in_doubt_is_not_taken_for_the_end_of_its_undo(kind: Any) -> None:
+    """Both are delivery 1 of the same step."""
+    driven = Driven(plan(redeliveries=0))
+    run = driven.saga.state.hops[0]
+    driven.reply("b", "fail")
+    assert driven.feed(GraceExpired()) == ["timed_out a", "spawned a"]
+    about = "holder" if kind is Lost else SLOW
+    assert driven.feed(kind(0, 1, about, hop=run)) == []
+    undo = driven.saga.state.undo_hop(0)
+    assert driven.feed(kind(0, 1, about, hop=undo))[-2:] == ["undo_failed a", "finished"]
 
 
 def test_a_compensation_is_asked_while_halting_too() -> None:
