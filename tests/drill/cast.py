@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,14 @@ def drawn(seed: int, seconds: float, every: float, victims: Sequence[str]) -> li
     return plan
 
 
+class Stop(NamedTuple):
+    """A process and its worker processes stood still, until then."""
+
+    pids: frozenset[int]
+    until_ns: int
+    """`CLOCK_BOOTTIME`."""
+
+
 class Member:
     """One of the cast, whichever process it is at the moment."""
 
@@ -62,6 +71,7 @@ class Member:
         self.process: Process | None = None
         self.ends: list[str] = []
         """Ends that nobody had asked for, in words."""
+        self.stops: list[Stop] = []
         self.errors = directory / f"{name}.stderr"
         self._arguments = arguments
         self._environment = environment
@@ -129,6 +139,7 @@ class Member:
         try:
             await asyncio.sleep(seconds)
         finally:
+            self.stops.append(Stop(frozenset(whole), time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
             for pid in reversed(whole):
                 _send(pid, signal.SIGCONT)
 

@@ -13,6 +13,7 @@ from bitactor.messages.codec import decode_token
 from bitactor.messages.signal import FORWARD, UNDO
 from bitactor.ports import TransactionRow
 from mesh.stores.read import SqliteReader
+from tests.drill.cast import Stop
 from tests.drill.load import Order
 from tests.drill.shop import GROUPS, STEPS, Effect, result_of
 
@@ -24,10 +25,12 @@ ENDS = frozenset(
         kinds.COMPENSATED,
         kinds.UNDONE,
         kinds.UNDO_FAILED,
-        kinds.TOMBSTONE,
     )
 )
-"""Kinds of pulses that end an attempt; one that timed out may have one of these besides, which says what follows."""
+"""Kinds of pulses that end an attempt."""
+
+DOUBTS = frozenset((kinds.TIMED_OUT, kinds.TOMBSTONE))
+"""Kinds that may come before such an end, or stand for it."""
 
 REASONS = ("Unroutable", "Overloaded", "DeadlineExceeded")
 """What may fail a transaction that nothing was wrong with, when the others are away for too long."""
@@ -54,7 +57,7 @@ class Journal(NamedTuple):
 class Journals:
     """All that the stores have, and all effects."""
 
-    def __init__(self, stores: Sequence[Path], effects: Sequence[Effect]) -> None:
+    def __init__(self, stores: Sequence[Path], effects: Sequence[Effect], stops: Sequence[Stop] = ()) -> None:
         outside: dict[str, list[Effect]] = defaultdict(list)
         for effect in effects:
             outside[effect.transaction].append(effect)
@@ -66,6 +69,11 @@ class Journals:
                     self.all[row.transaction] = Journal(store, row, told, outside.pop(row.transaction, []))
         self.unknown = dict(outside)
         """Effects of transactions that no store has."""
+        began_late = [effect for journal in self.all.values() for effect in _late(journal)]
+        self.in_window = [effect for effect in began_late if _in_the_window(effect, effects, stops)]
+        """Effects of steps that began after their undo had, where nothing could have kept them from it."""
+        self.late = [effect for effect in began_late if effect not in self.in_window]
+        """Such effects that should not be."""
 
 
 def violations(journals: Journals, orders: Sequence[Order]) -> Iterator[Violation]:
@@ -83,6 +91,8 @@ def violations(journals: Journals, orders: Sequence[Order]) -> Iterator[Violatio
     for journal in journals.all.values():
         for what, text in _of_one(journal, by_transaction.get(journal.row.transaction)):
             yield Violation(what, journal.row.transaction, text)
+    for effect in journals.late:
+        yield Violation("late", effect.transaction, f"began after its undo had: {effect}")
     yield from _emitted(journals)
 
 
@@ -119,17 +129,15 @@ def _completed(journal: Journal) -> Iterator[tuple[str, str]]:
 
 
 def _compensated(journal: Journal) -> Iterator[tuple[str, str]]:
-    """Each step's last effect is its undo's, and the undos came one after another, the last step first."""
-    last_forward: dict[str, int] = {}
+    """Each step that did something was undone, one after another, the last first."""
+    did: set[str] = set()
     first_undo: dict[str, int] = {}
     for position, effect in enumerate(journal.effects):
         if effect.direction == UNDO:
             first_undo.setdefault(effect.step, position)
         else:
-            last_forward[effect.step] = position
-            if effect.step in first_undo:
-                yield "late", f"began after its undo had: {effect}"
-    for step in last_forward.keys() - first_undo.keys():
+            did.add(effect.step)
+    for step in did - first_undo.keys():
         yield "undo", f"{step} did something, and its undo nothing"
     told = [pulse.step for pulse in journal.pulses if pulse.kind == kinds.SPAWNED and pulse.direction == UNDO]
     order = list(dict.fromkeys(told))
@@ -142,6 +150,28 @@ def _compensated(journal: Journal) -> Iterator[tuple[str, str]]:
     sure = [step for step in completed if step in first_undo]
     if sure != [step for step in reversed(order) if step in sure]:
         yield "order", f"completed in the order {sure}, undone as {order}"
+
+
+def _late(journal: Journal) -> list[Effect]:
+    """Effects of steps that began after their undo had."""
+    undone: set[str] = set()
+    found = []
+    for effect in journal.effects:
+        if effect.direction == UNDO:
+            undone.add(effect.step)
+        elif effect.step in undone:
+            found.append(effect)
+    return found
+
+
+def _in_the_window(effect: Effect, effects: Sequence[Effect], stops: Sequence[Stop]) -> bool:
+    """Whether a process was stopped between its last check and the first instruction of the step: what no check can
+    prevent.  That is one call of each thread, so the effect is the first that its thread had after it woke."""
+    woke = [stop.until_ns for stop in stops if effect.pid in stop.pids and stop.until_ns <= effect.at_ns]
+    return bool(woke) and not any(
+        (other.pid, other.thread) == (effect.pid, effect.thread) and max(woke) <= other.at_ns < effect.at_ns
+        for other in effects
+    )
 
 
 def _excused(journal: Journal) -> Iterator[tuple[str, str]]:
@@ -165,9 +195,9 @@ def _journal(journal: Journal) -> Iterator[tuple[str, str]]:
             yield "journal", f"{times} times {kind}"
     spawned = {pulse.hop for pulse in pulses if pulse.kind == kinds.SPAWNED and pulse.step}
     ends = Counter(pulse.hop for pulse in pulses if pulse.kind in ENDS and pulse.step)
-    timed_out = {pulse.hop for pulse in pulses if pulse.kind == kinds.TIMED_OUT}
+    doubted = {pulse.hop for pulse in pulses if pulse.kind in DOUBTS}
     for hop in spawned:
-        if ends[hop] != 1 and not (hop in timed_out and not ends[hop]):
+        if ends[hop] != 1 and not (hop in doubted and not ends[hop]):
             found = [(pulse.seq, pulse.kind) for pulse in pulses if pulse.hop == hop]
             yield "journal", f"hop {hop} has {ends[hop]} ends: {found}"
 

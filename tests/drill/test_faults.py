@@ -117,7 +117,8 @@ class Drill:
     def found(self) -> dict[str, list[Violation]]:
         """Invariant → what does not hold, with a report printed."""
         effects = read_effects(self.cast.effects)
-        journals = Journals(self.cast.stores, effects)
+        stops = [stop for member in self.cast.members.values() for stop in member.stops]
+        journals = Journals(self.cast.stores, effects, stops)
         found: dict[str, list[Violation]] = defaultdict(list)
         for violation in violations(journals, self.load.orders):
             found[violation.what].append(violation)
@@ -130,7 +131,8 @@ class Drill:
         again = sum(times - 1 for times in Counter((one.hop, one.direction) for one in effects).values())
         print(
             f"\nseed {self.seed}, {'one store' if self.cast.shared else 'two stores'}: {self.faults} faults, "
-            f"{len(self.load.orders)} orders, {len(journals.all)} transactions, {len(effects)} effects, {again} again"
+            f"{len(self.load.orders)} orders, {len(journals.all)} transactions, {len(effects)} effects, {again} again, "
+            f"{len(journals.in_window)} in the window"
         )
         print(f"  {dict(statuses)}; {dict(ends)}")
         for what, those in found.items():
