@@ -130,7 +130,7 @@ async def test_a_holder_that_asks_gets_the_hop_once_more_with_its_question_and_a
     assert again.sending == Sending(41, 0, desk.clock.monotonic_ns(), 2 * SECOND + BACKSTOP_NS, 55)
     assert not desk.events
     desk.clock.advance(3 + BACKSTOP_NS / SECOND)
-    assert [type(event) for event in desk.events] == [HopExpired]
+    assert [(type(event), event.hop) for event in desk.events] == [(HopExpired, sent.hop)]
     desk.ask(sent)
     assert len(desk.sent) == 2, "nobody waits for it any more"
     reply = desk.events[-1].reply
@@ -140,7 +140,7 @@ async def test_a_holder_that_asks_gets_the_hop_once_more_with_its_question_and_a
 async def test_a_hop_that_was_given_to_another_is_passed_over(desk: Desk) -> None:
     sent = desk.dispatch(2 * SECOND)
     desk.router.disappeared("them")
-    assert [type(event) for event in desk.events] == [Lost]
+    assert [(type(event), event.hop) for event in desk.events] == [(Lost, sent.hop)]
     desk.ask(sent)
     assert (len(desk.sent), len(desk.events)) == (1, 1)
 
