@@ -19,7 +19,7 @@ import pytest
 
 from mesh.stores.read import SqliteReader
 from tests import warm
-from tests.drill.cast import Cast, Fault, drawn
+from tests.drill.cast import HEALED_WITHIN, Cast, Fault, drawn
 from tests.drill.invariants import Journals, Violation, reason_of, violations
 from tests.drill.load import Load
 from tests.drill.shop import ENOUGH, read_effects
@@ -64,6 +64,7 @@ class Drill:
                 async with asyncio.TaskGroup() as group:
                     asking = [group.create_task(self.load.client(http, pause)) for _ in range(clients)]
                     looking = group.create_task(self._look())
+                    await self._warm()
                     suffering = group.create_task(self.cast.suffer(plan))
                     await asyncio.sleep(seconds)
                     self.faults = await suffering
@@ -77,6 +78,12 @@ class Drill:
         finally:
             self.cast.abandon()
         self.wrong += self.load.wrong
+
+    async def _warm(self) -> None:
+        """Wait until both workers have a worker process, for a hop that waits for one waits long."""
+        async with asyncio.timeout(HEALED_WITHIN):
+            while len({one.pid for one in read_effects(self.cast.effects) if one.step == "label"}) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
 
     async def _heal(self, http: httpx2.AsyncClient) -> None:
         for member in self.cast.members.values():
