@@ -86,9 +86,11 @@ class Ingress:
     def _ask(self, method: str, path: str, content: Any, headers: Mapping[str, str], within: float | None) -> Any:
         kind, host, port = self._address
         connection = kind(host, port, timeout=within)
+        asked = False
         try:
             body = None if method == "GET" else json.dumps(content)
             connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+            asked = method != "GET"
             response = connection.getresponse()
             return response.status, json.loads(response.read())
         except TimeoutError:
@@ -100,6 +102,13 @@ class Ingress:
                 f"what answers at {self.base} is no BitActor ingress: its answer is not JSON", UNREACHABLE
             ) from None
         except (OSError, HTTPException) as error:
+            if asked:
+                raise CommandError(
+                    f"{self.base} went away before it answered ({error}); what was asked may have been taken, and goes "
+                    "on with whoever carries its store on",
+                    UNREACHABLE,
+                    "'bitactor list' shows how it stands",
+                ) from None
             raise CommandError(
                 f"nobody answers at {self.base}: {error}",
                 UNREACHABLE,

@@ -129,6 +129,8 @@ def _fields(option: str, texts: Sequence[str]) -> dict[str, Any]:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise UsageError(f"{option} {text!r} is not NAME=VALUE", f"such as {option} name=Ada")
+        if name in found:
+            raise UsageError(f"{option} gives {name!r} twice", "a list is one value, such as -i 'tags=[1, 2]'")
         try:
             found[name] = json_module.loads(value)
         except ValueError:

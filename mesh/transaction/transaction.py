@@ -188,7 +188,7 @@ class Transaction(Handle, Generic[R_co]):
                 return
 
     def value(self) -> R_co:
-        """The result of a completed transaction, without waiting."""
+        """The result of a completed transaction, without waiting; None of one that has none, or not yet."""
         value: R_co = _value_of(self._current())
         return value
 

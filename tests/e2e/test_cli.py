@@ -521,3 +521,19 @@ def test_an_ingress_behind_a_proxy_that_takes_a_path_off(directory: Path) -> Non
     for wrong in (("--root-path", "/shop"), ("--http", "0", "--root-path", "shop")):
         refused = bitactor("run", "shop:order", *wrong, cwd=directory)
         assert refused.returncode == 2 and "--root-path" in refused.stderr
+
+
+def test_a_node_that_dies_while_it_is_waited_for(directory: Path) -> None:
+    """It is not said that nobody was asked; nor is a field that is given twice taken once."""
+    node = Running("run", "shop:everything", "--http", "0", "--store", "sqlite:///pulses.db", cwd=directory)
+    asked = command("stimulate", "shop.patient", "--http", node.ready["http"])
+    waiting = subprocess.Popen(asked, cwd=directory, env=environ(), stderr=subprocess.PIPE, text=True)
+    for _ in range(int(PATIENCE * 10)):
+        if bitactor("list", "--store", "sqlite:///pulses.db", "--json", cwd=directory).stdout:
+            break
+    node.process.kill()
+    node.process.communicate()
+    _, said = waiting.communicate(timeout=PATIENCE)
+    assert waiting.returncode == 3 and "went away before it answered" in said and "may have been taken" in said
+    twice = bitactor("stimulate", "shop.order", "-i", "a=1", "-i", "a=2", "--http", "http://127.0.0.1:1", cwd=directory)
+    assert twice.returncode == 2 and "-i gives 'a' twice" in twice.stderr
