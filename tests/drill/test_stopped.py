@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from mesh import Mesh
+from tests.conformance.test_stopped import redelivered, stop, wake
 from tests.e2e.errands import computation, effects, errand, left_over, parcel
 from tests.e2e.processes import Process, Town, town
 from tests.e2e.test_mesh_processes import until
-from tests.e2e.test_stopped import redelivered, stop, wake
 
 TRANSACTIONS = 500
 REDELIVERED = 50

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 import pytest
 
 from mesh import Mesh
+from tests.conformance.claims import claim
 from tests.e2e.errands import effects, errand, left_over
 from tests.e2e.processes import PATIENCE, Process, Town, town
 from tests.e2e.test_mesh_processes import until
+
+SECTION = "When the world misbehaves"
 
 
 @pytest.fixture
@@ -49,6 +52,11 @@ def redelivered(mesh: Mesh) -> int:
     )
 
 
+@claim(
+    SECTION,
+    "A worker that was stopped (SIGSTOP, a paused container, a laptop's lid) for longer than its lease begins, when it "
+    "wakes, nothing that was given to another and undone meanwhile.",
+)
 async def test_a_woken_worker_begins_nothing_that_was_given_to_another_and_undone(place: Town) -> None:
     workers = [place.node("errand", threads=2), place.node("errand", threads=2)]
     notes = place.directory / "effects"
