@@ -39,14 +39,20 @@ class NodeGrant:
         self._monotonic_ns = clock.monotonic_ns
         self._clock_id = clock_id() if isinstance(clock, SystemClock) else 0
         self._epochs: dict[str, int] = {}
+        self._endpoints: dict[str, str] = {}
+        self.senders: frozenset[str] = frozenset()
+        """Endpoints of the nodes that are there, as far as the registry has said."""
 
     def on_notice(self, notice: Notice) -> None:
         """Take a change of a node's name in the registry."""
         entry = notice.entry
         if notice.kind == DISAPPEARED:
             self._epochs.pop(entry.holder, None)
+            self._endpoints.pop(entry.holder, None)
         else:
             self._epochs[entry.holder] = entry.epoch
+            self._endpoints[entry.holder] = str(entry.value.get("endpoint"))
+        self.senders = frozenset(self._endpoints.values())
 
     def sending(self, receiver: Entry, within_ns: int | None, asked_ns: int = 0) -> Sending | None:
         """What is said with a message that is sent now to the holder of `receiver`, a step's or consumer's entry; None:
@@ -60,8 +66,8 @@ class NodeGrant:
         epoch = self._epochs.get(receiver.holder, 0)
         return Sending(epoch, self._clock_id, self._monotonic_ns(), within_ns, asked_ns)
 
-    def lease(self, sending: Sending) -> Lease:
-        """The right to begin what has just been received."""
+    def lease(self, sending: Sending, sender: str) -> Lease:
+        """The right to begin what has just been received from the node at the endpoint `sender`."""
         now_ns = self._monotonic_ns()
         asked_ns = sending.asked_ns if 0 < sending.asked_ns <= now_ns else 0
         until_ns = FOREVER
@@ -73,7 +79,7 @@ class NodeGrant:
             else:  # if it was on its way for longer than that, the grant it was sent to is over
                 began_ns = now_ns - DEFAULT_LEASE_NS
             until_ns = began_ns + sending.within_ns
-        return SentLease(self, sending.grant, until_ns, asked_ns + CONFIRMED_NS if asked_ns else 0)
+        return SentLease(self, sender, sending.grant, until_ns, asked_ns + CONFIRMED_NS if asked_ns else 0)
 
     def until_ns(self, epoch: int) -> int:
         """Until when our grant is valid as far as is known, if it is the one of this epoch; else 0."""
@@ -83,14 +89,20 @@ class NodeGrant:
 class SentLease(Lease):
     """The right to begin one hop, or to accept one stimulus."""
 
-    __slots__ = ("_confirmed_until_ns", "_epoch", "_grant", "_sender_until_ns")
+    __slots__ = ("_confirmed_until_ns", "_epoch", "_grant", "_sender", "_sender_until_ns")
 
-    def __init__(self, grant: NodeGrant, epoch: int, sender_until_ns: int, confirmed_until_ns: int) -> None:
+    def __init__(
+        self, grant: NodeGrant, sender: str, epoch: int, sender_until_ns: int, confirmed_until_ns: int
+    ) -> None:
         self._grant = grant
+        self._sender = sender
         self._epoch = epoch
         self._sender_until_ns = sender_until_ns
         self._confirmed_until_ns = confirmed_until_ns
 
     @override
     def until_ns(self) -> int:
-        return min(self._sender_until_ns, max(self._confirmed_until_ns, self._grant.until_ns(self._epoch)))
+        grant = self._grant
+        # Whoever took over from a sender that is gone has given the hop to another.
+        granted_ns = grant.until_ns(self._epoch) if self._sender in grant.senders else 0
+        return min(self._sender_until_ns, max(self._confirmed_until_ns, granted_ns))

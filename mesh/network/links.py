@@ -251,7 +251,7 @@ class Links(Network):
 
         if stimulus.sending is not None:
             now_ns = self._node.clock.monotonic_ns()
-            if now_ns >= self._grant.lease(stimulus.sending).until_ns():
+            if now_ns >= self._grant.lease(stimulus.sending, stimulus.reply_to).until_ns():
                 answer(Receipt(stimulus.id, "", "this node may have been away since that was sent", now_ns))
                 return
         self._node.intake.receive(stimulus, answer)

@@ -70,7 +70,7 @@ class RemoteHops:
             return
         plan, step = found
         arguments = RemoteArguments(step.arguments, values, step.address)
-        lease = None if signal.sending is None else self._grant.lease(signal.sending)
+        lease = None if signal.sending is None else self._grant.lease(signal.sending, signal.reply_to)
         plain = signal._replace(token=None, sending=None)
         actor = self._executor.launch(plan, step, plain, arguments, result, partial(self._done, key), lease=lease)
         if actor.state != ENDED:

@@ -180,24 +180,32 @@ async def test_what_is_not_surely_ours_any_more_is_not_sent(desk: Desk) -> None:
 async def test_a_lease_holds_under_the_grant_it_was_sent_to_and_as_long_as_the_sender_waits(desk: Desk) -> None:
     now = desk.clock.monotonic_ns()
     grant, registry = desk.grant, desk.registry
-    assert grant.lease(Sending(7, 0, 1, None)).until_ns() == FOREVER
-    assert grant.lease(Sending(8, 0, 1, None)).until_ns() == 0, "another grant than ours"
+    sender = Entry("node:s", "s", {"endpoint": "ipc://s"}, True, 3)
+    assert grant.lease(Sending(7, 0, 1, None), "ipc://s").until_ns() == 0, "the registry has not told of its sender"
+    grant.on_notice(Notice("appeared", sender))
+    assert grant.lease(Sending(7, 0, 1, None), "ipc://s").until_ns() == FOREVER
+    assert grant.lease(Sending(8, 0, 1, None), "ipc://s").until_ns() == 0, "another grant than ours"
     # What was on its way for longer than a lease was sent to a grant that is over; so much may be gone already
-    assert grant.lease(Sending(7, 0, 1, 3 * SECOND)).until_ns() == now + 3 * SECOND - DEFAULT_LEASE_NS
+    assert grant.lease(Sending(7, 0, 1, 3 * SECOND), "ipc://s").until_ns() == now + 3 * SECOND - DEFAULT_LEASE_NS
     registry.granted = (7, now + 5)
-    assert grant.lease(Sending(7, 0, 1, None)).until_ns() == now + 5
-    assert grant.lease(Sending(7, 0, 1, 2)).until_ns() < now
+    assert grant.lease(Sending(7, 0, 1, None), "ipc://s").until_ns() == now + 5
+    assert grant.lease(Sending(7, 0, 1, 2), "ipc://s").until_ns() < now
     registry.granted = (9, FOREVER)
-    confirmed = grant.lease(Sending(7, 0, 1, 5 * SECOND, now - 3))
+    confirmed = grant.lease(Sending(7, 0, 1, 5 * SECOND, now - 3), "ipc://s")
     assert confirmed.until_ns() == now - 3 + CONFIRMED_NS, "it was asked for at that moment"
-    assert grant.lease(Sending(7, 0, 1, 5 * SECOND, now + 3)).until_ns() == 0, "nobody asks in the future"
+    assert grant.lease(Sending(7, 0, 1, 5 * SECOND, now + 3), "ipc://s").until_ns() == 0, "nobody asks in the future"
+    registry.granted = (7, FOREVER)
+    held = grant.lease(Sending(7, 0, 1, None), "ipc://s")
+    assert held.until_ns() == FOREVER
+    grant.on_notice(Notice("disappeared", sender))
+    assert held.until_ns() == 0, "whoever took over from it has given the hop to another"
 
 
 async def test_clocks_of_one_boot_are_compared_to_the_nanosecond() -> None:
     clock = SystemClock(asyncio.get_running_loop())
     grant = NodeGrant(FakeRegistry(), "us", clock)  # type: ignore[arg-type]
-    grant.on_notice(Notice("appeared", Entry("node:us", "us", {}, True, 7)))
+    grant.on_notice(Notice("appeared", Entry("node:us", "us", {"endpoint": "ipc://s"}, True, 7)))
     sending = grant.sending(Entry("step:a/b", "us", {FENCED: True}, False, 0), 1_000)
     assert sending is not None and sending.grant == 7
     if sending.clock:
-        assert grant.lease(sending).until_ns() == sending.sent_ns + 1_000
+        assert grant.lease(sending, "ipc://s").until_ns() == sending.sent_ns + 1_000
