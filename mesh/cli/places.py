@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
 from bitactor.errors import StoreError
-from bitactor.messages.pulse import Pulse
+from bitactor.messages.pulse import ACCEPTED, KINDS, Pulse
 from bitactor.ports import StoreQueries, TransactionRow
 from mesh.cli import work
 from mesh.cli.exits import FAILED, UNREACHABLE, CommandError, UsageError
@@ -86,8 +86,8 @@ class StorePlace:
         for row in rows:
             if row.open:
                 try:
-                    if not self._reader.pulses(row.transaction):
-                        found[row.transaction] = _NO_PULSES
+                    if why := _what_is_wrong(self._reader.pulses(row.transaction)):
+                        found[row.transaction] = why
                 except StoreError as error:
                     found[row.transaction] = str(error)
         return found
@@ -123,6 +123,18 @@ class StorePlace:
             f"give that process an ingress or a registry (bitactor run MODULE:OBJECT --store {self.name} --http 8000) "
             f"and ask with --http or --registry; or in its code: (await mesh.transaction('{transaction}')).{verb}()",
         )
+
+
+def _what_is_wrong(pulses: Sequence[Pulse]) -> str:
+    """What is wrong with a journal, as far as that can be seen without its workflow; empty if nothing is."""
+    if not pulses:
+        return _NO_PULSES
+    for at, pulse in enumerate(pulses):
+        if pulse.seq != at:
+            return f"pulse {at} is missing: the journal is damaged"
+        if pulse.kind not in KINDS or (pulse.kind == ACCEPTED) != (at == 0):
+            return f"pulse {at} says {pulse.kind!r}: the journal is damaged"
+    return ""
 
 
 class RegistryPlace:

@@ -31,6 +31,7 @@ _log = logging.getLogger("bitactor.store")
 
 HUNG_AFTER: Final = 300.0
 """Seconds after which an owner hangs, if nothing else is said."""
+_LONG_AGO: Final = 1
 _FENCED_RETENTION_NS: Final = 24 * 3600 * 10**9
 
 
@@ -191,7 +192,17 @@ def _dead_owners(connection: sqlite3.Connection, owner: str, observer: Observer)
     rows = connection.execute(
         "SELECT owner, pid, boot_id, process_started, expires_ns FROM owners WHERE owner <> ? AND fenced = ''", (owner,)
     )
-    return observer.look([OwnerRow(*row) for row in rows])
+    return observer.look(
+        [
+            OwnerRow(str(name), _whole(pid, 0), str(boot_id), _whole(started, 0), _whole(expires_ns, _LONG_AGO))
+            for name, pid, boot_id, started, expires_ns in rows
+        ]
+    )
+
+
+def _whole(value: object, otherwise: int) -> int:
+    """A number of a row; `otherwise` if the row is damaged, which is no reason to leave those of others."""
+    return value if type(value) is int else otherwise
 
 
 def _given_back(connection: sqlite3.Connection) -> set[str]:

@@ -77,11 +77,15 @@ def pulse_from_row(root: str, workflow: str, row: PulseRow) -> Pulse:
 
 
 def transaction_from_row(row: tuple[Any, ...]) -> TransactionRow:
-    """The `TransactionRow` of a row of `TRANSACTION_COLUMNS`."""
+    """The `TransactionRow` of a row of `TRANSACTION_COLUMNS`; of one that is damaged, times and epoch are 0 and texts
+    what can be read of them."""
     transaction, root, parent, workflow, key, status, is_open, owner, epoch, created_ns, updated_ns = row
-    return TransactionRow(
-        transaction, root, parent, workflow, key, status, bool(is_open), owner, epoch, created_ns, updated_ns
-    )
+    texts: tuple[Any, ...] = (transaction, root, parent, workflow, key, status)
+    numbers: tuple[Any, ...] = (epoch, created_ns, updated_ns)
+    if not (type(epoch) is type(created_ns) is type(updated_ns) is int and all(type(text) is str for text in texts)):
+        texts = tuple(text if type(text) is str else str(text) for text in texts)
+        numbers = tuple(number if type(number) is int else 0 for number in numbers)
+    return TransactionRow._make((*texts, bool(is_open), str(owner), *numbers))
 
 
 def _storable(error: str) -> str | bytes:

@@ -7,11 +7,11 @@ import logging
 import math
 import sys
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TextIO
 
 from typing_extensions import override
 
-from bitactor.messages.values import shown
+from bitactor.messages.values import named_text, shown
 
 LogFormat = Literal["text", "json"]
 
@@ -25,7 +25,7 @@ def log_to_stderr(level: int, log_format: LogFormat | None) -> None:
     root = logging.getLogger()
     _unmute(root)
     if log_format is not None or not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Handler(sys.stderr)
         handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
         root.handlers = [handler]
         root.setLevel(level)
@@ -59,6 +59,18 @@ def set_up_log(how: str) -> None:
     if how:
         level, _, log_format = how.partition(" ")
         log_to_stderr(int(level), "json" if log_format == "json" else "text")
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """To stderr; a record whose message cannot be made says so in a line like the others."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            record.getMessage()
+        except Exception as error:  # of the user's objects
+            record.msg, record.args = f"{shown(record.msg)}, whose message cannot be made: {named_text(error)}", None
+        super().emit(record)
 
 
 class TextFormatter(logging.Formatter):

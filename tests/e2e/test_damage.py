@@ -51,6 +51,8 @@ def statement(text: str) -> Damage:
     return lambda file, id: file.execute(text, (id,))
 
 
+DAMAGED_TIMES = "UPDATE transactions SET created_ns = 'long ago', updated_ns = x'00' WHERE transaction_id = ?"
+DAMAGED_OWNER = "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns) VALUES ('odd', 'x', 5, 'x', 'x')"
 DAMAGES: dict[str, Damage] = {
     "a key that is none": body([[], "loop", "forward", None, None, {"metadata": {b"k": 1}}, ""]),
     "an unhashable key": body(b"\x97\x90\xa4loop\xa7forward\xc0\xc0\x81\x91\x01\x01\xa0"),
@@ -115,6 +117,26 @@ async def test_the_others_go_on(sqlite: str, caplog: pytest.LogCaptureFixture) -
     assert not [record for record in caplog.records if record.exc_info], "no defect"
     with open_reader(sqlite) as reader:
         assert len(reader.list(limit=1000)) == len(begun) + 1
+
+
+async def test_a_damaged_row_of_an_owner_or_a_transaction_stops_nobody(sqlite: str) -> None:
+    """Neither what a peer takes over, nor a list."""
+    begun = await interrupted(sqlite, 2)
+    damage(
+        sqlite,
+        begun[0],
+        statement(DAMAGED_TIMES),
+    )
+    with sqlite3.connect(sqlite.removeprefix("sqlite:///")) as file:
+        file.execute(
+            "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns) VALUES ('odd', 'x', 5, 'x', 'x')"
+        )
+    listed = command_line("list", "--store", sqlite, "--json")
+    assert len(listed.stdout.splitlines()) == 2, listed.stderr
+    async with Mesh(orders, store=sqlite) as mesh:
+        for n, transaction in enumerate(begun):
+            assert await (await mesh.transaction(transaction)).result(BOUND) == n + 1
+        assert len(await mesh.transactions()) == 2 and not mesh.about()["recovery"]["failures"]
 
 
 async def test_a_running_peer_looks_again(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:

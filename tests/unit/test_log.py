@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 import bitactor
 from registry.support.log import JsonFormatter, TextFormatter, log_set_up, log_to_stderr, prepare_log, set_up_log
 
@@ -79,6 +81,20 @@ def test_a_program_that_sets_its_log_up_keeps_it() -> None:
         assert root.handlers == [own] and root.level == logging.INFO and not log_set_up()
         log_to_stderr(logging.WARNING, "json")
         assert isinstance(root.handlers[0].formatter, JsonFormatter) and root.level == logging.WARNING
+
+
+def test_a_message_that_cannot_be_made_is_a_line_like_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    with a_root() as root:
+        log_to_stderr(logging.INFO, "json")
+        root.warning("%d of %d", "many")
+        root.warning("%s", AwkwardError())
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert all("whose message cannot be made" in line["message"] for line in lines) and len(lines) == 2
+
+
+class AwkwardError:
+    def __str__(self) -> str:
+        raise ValueError("never shown")
 
 
 def test_a_worker_process_logs_as_its_parent_does() -> None:
