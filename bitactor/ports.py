@@ -106,7 +106,7 @@ class StoreFault(NamedTuple):
     """What a store has found to be wrong with itself, or with what it keeps of a transaction."""
 
     why: str
-    """What is wrong, and what to do; empty: what was told before is over."""
+    """What is wrong, and what to do."""
     transaction: str = ""
     """The transaction that cannot be read; empty: it is about the store."""
     lost: bool = False

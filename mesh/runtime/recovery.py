@@ -134,13 +134,10 @@ class Recovery:
         self.parked[transaction] = text_of(error)
 
     def on_store_fault(self, fault: StoreFault) -> None:
-        """Take what the store says to be wrong with itself, or to be well again."""
+        """Take what the store says to be wrong with itself; it stays so until another node is opened on it."""
         if fault.transaction:
             self.parked[fault.transaction] = fault.why
             logger.error("transaction %s cannot go on here: %s", fault.transaction, fault.why)
-        elif not fault.why:
-            if self.unready.pop(STORE_FILE, None):
-                logger.warning("the journal's file is what it was again")
         else:
             known = STORE_FILE in self.unready
             self.unready[STORE_FILE] = fault.why

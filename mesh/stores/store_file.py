@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from pathlib import Path
 from typing import Final
 
 from bitactor.errors import StoreError
 from mesh.stores.database import APPLICATION_ID
 
-_COARSE_NS: Final = 10_000_000
-"""What the kernel's time of a file may be behind the clock: a tick of the slowest."""
-_PUT_BACK: Final = (
-    "put the same file back (`mv`, no copy) and this node goes on, or restart it, and it takes what is there then"
-)
+_RESTART: Final = "put the file back (with its -wal, if there is one) and restart this node, it takes what is there"
 _RESTORE: Final = "stop every node that uses it, then put a sound copy there, without -wal and -shm, and start them"
 
 
@@ -34,9 +29,8 @@ class StoreFile:
         """
         self._path = path
         self.fault = ""
-        """What has become of it, and what to do; empty: all is well.  While there is one, nobody may write."""
-        self._final = False
-        self._lost_ns = 0
+        """What has become of it, and what to do; empty: all is well.  Once there is one, it stays, and nobody may
+        write: what others did to the file meanwhile cannot be told."""
         real = Path(os.path.realpath(path))  # beside it SQLite has the companions
         names = (path, *(real.with_name(real.name + end) for end in ("-wal", "-shm")))
         try:
@@ -47,16 +41,16 @@ class StoreFile:
             raise StoreError(f"{path} vanished while it was opened: {error}") from error
 
     def look(self) -> bool:
-        """Look what has become of it; whether `fault` is another than before.  For one thread, which does so before it
-        moves the log into the file, so that it does not cover the traces."""
-        before = self.fault
-        if self._final:
+        """Look what has become of it; whether there is a fault that was not there before.
+
+        For one thread, which does so before it moves the log into the file, so that it does not cover the traces.
+        """
+        if self.fault:
             return False
         moved = self.moved()
         if moved:
-            self.fault = f"{moved}; {_PUT_BACK}"
-            self._lost_ns = self._lost_ns or time.time_ns()
-            return self.fault != before
+            self.fault = f"{moved}; {_RESTART}"
+            return True
         try:
             why = self._overwritten()
         except (OSError, sqlite3.Error) as error:
@@ -65,10 +59,9 @@ class StoreFile:
                 # which SQLite, told to leave the log alone, says SQLITE_CORRUPT.
                 return False
             why = f"was overwritten while it was in use ({error})"
-        self._final = bool(why)
-        self.fault = f"{self._path} {why}; {_RESTORE}" if why else ""
-        self._lost_ns = 0
-        return self.fault != before
+        if why:
+            self.fault = f"{self._path} {why}; {_RESTORE}"
+        return bool(why)
 
     def moved(self) -> str:
         """What has become of the names; empty: they are what they were.  Cheap, and for any thread."""
@@ -86,8 +79,6 @@ class StoreFile:
     def _overwritten(self) -> str:
         """What has become of the contents, by what is always true of them; empty: nothing is known to be wrong."""
         found = self._path.stat()
-        if self._lost_ns and found.st_mtime_ns > self._lost_ns - _COARSE_NS:
-            return "was written to while it was away"
         shrunk = found.st_size < self._size
         if not found.st_size or (shrunk and self._logical()[0] >= self._size):
             return "was truncated or overwritten while it was in use"
