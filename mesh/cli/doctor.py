@@ -75,7 +75,7 @@ async def doctor(
     """
     checks = [*_packages(), *_shadowed(), *_system(), *_directories(registry)]
     if store:
-        checks.append(_store(store))
+        checks += await asyncio.to_thread(_store, store)
     if registry:
         checks += await _registry(registry, curve)
     if otlp:
@@ -199,18 +199,57 @@ def _private(directory: Path, name: str) -> Check:
     )
 
 
-def _store(store: str) -> Check:
+def _store(store: str) -> list[Check]:
     try:
         with work.open_reader(store) as reader:
-            counts = Counter(row.status for row in reader.list(limit=10_000))
+            found = [_counts(store, Counter(row.status for row in reader.list(limit=10_000)))]
+            if isinstance(reader, work.SqliteReader):
+                found += _kept(reader)
+            return found
     except (BitActorError, OSError) as error:
         missing = isinstance(error, StoreError) and "no such" in str(error).lower()
-        return Check(
+        return [
+            Check(
+                "store",
+                "warn" if missing else "fail",
+                str(error),
+                "the first node makes it" if missing else "name a store that this version reads",
+            )
+        ]
+
+
+def _kept(reader: work.SqliteReader) -> Iterator[Check]:
+    """Check the file of a journal, all of it: with a large one that takes a while."""
+    mode = reader.path.stat().st_mode
+    if mode & 0o077:
+        yield Check(
             "store",
-            "warn" if missing else "fail",
-            str(error),
-            "the first node makes it" if missing else "name a store that this version reads",
+            "warn",
+            f"{reader.path} has mode {stat.S_IMODE(mode):o}: other users may open it, and it has what hops were given",
+            f"chmod 600 {reader.path}*",
         )
+    damage = reader.damage()
+    if damage:
+        yield Check(
+            "store",
+            "fail",
+            f"{reader.path} is damaged: {'; '.join(damage)}",
+            "stop the nodes that use it, copy it aside, and restore a sound copy, or try `sqlite3 FILE .recover`",
+        )
+    unreadable = reader.unreadable()
+    first = list(islice(unreadable, _FEW_NAMES))
+    more = sum(1 for _ in unreadable)
+    if first:
+        named = "; ".join(f"{one.transaction}: {one.why}" for one in first)
+        yield Check(
+            "store",
+            "fail",
+            f"{len(first) + more} transactions cannot be read: {named}{f'; and {more} more' if more else ''}",
+            "nodes leave them alone and carry on with the others; restore a sound copy to have them back",
+        )
+
+
+def _counts(store: str, counts: Counter[str]) -> Check:
     shown = ", ".join(f"{number} {status}" for status, number in counts.most_common()) or "empty"
     if counts["stuck"] or counts["halted"]:
         return Check(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mesh.network.client import Client
     from mesh.network.transports.addresses import MAX_IPC_PATH
     from mesh.sinks.plain import plain, plain_pulse
-    from mesh.stores import open_reader
+    from mesh.stores import SqliteReader, open_reader
     from registry import Curve, Entry, RegistryServer
     from registry.support.log import log_to_stderr, prepare_log
 
@@ -34,6 +34,7 @@ __all__ = [
     "Mesh",
     "Plan",
     "RegistryServer",
+    "SqliteReader",
     "StimulusOptions",
     "Workflow",
     "awaited",
@@ -66,7 +67,7 @@ if not TYPE_CHECKING:
             "mesh.network.client": "Client",
             "mesh.network.transports.addresses": "MAX_IPC_PATH",
             "mesh.sinks.plain": "plain plain_pulse",
-            "mesh.stores": "open_reader",
+            "mesh.stores": "SqliteReader open_reader",
             "registry": "Curve Entry RegistryServer",
             "registry.support.log": "log_to_stderr prepare_log",
         },

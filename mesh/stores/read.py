@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -13,6 +13,7 @@ from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
 from bitactor.ports import StoreQueries, TransactionRow
+from mesh.stores.audit import Unreadable, unreadable
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
 from mesh.stores.rows import PULSE_COLUMNS, TRANSACTION_COLUMNS, pulse_from_row, transaction_from_row
 
@@ -123,6 +124,29 @@ class SqliteReader(SqliteQueries):
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path).absolute())
         self._connection = connect_read_only(self._path, _PATIENCE)
+
+    @property
+    def path(self) -> Path:
+        """The file, as an absolute path."""
+        return self._path
+
+    def damage(self) -> list[str]:
+        """What SQLite finds to be wrong with the file, the first few; reads all of it."""
+        lines = self._rows("PRAGMA integrity_check(5)")
+        return [str(line) for (line,) in lines if line != "ok"]
+
+    def unreadable(self) -> Iterator[Unreadable]:
+        """The transactions that cannot be read back, one after the other; reads all of them.
+
+        Raises:
+            StoreError: the file itself is damaged.
+        """
+        if self._connection is None:
+            raise StoreError(f"{self._path} is not open")
+        try:
+            yield from unreadable(self._connection)
+        except sqlite3.Error as error:
+            raise store_error(error, self._path) from error
 
     def close(self) -> None:
         """Release the file.  Twice is once."""

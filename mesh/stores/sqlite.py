@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from bitactor.errors import ConfigurationError, StaleOwner, StoreError, suggest
 from bitactor.ports import Claim, Refusal, Store, StoreFault, TransactionRow, Write
+from mesh.stores.audit import Inspector
 from mesh.stores.database import connect, is_busy, preparing, retry_while_busy, sleep_through, store_error, tries
 from mesh.stores.lease import (
     HUNG_AFTER,
@@ -296,13 +297,17 @@ class SqliteStore(SqliteQueries, Store):
     def _may_checkpoint(self) -> bool:
         """Whether the file is what it was; tells if that has changed.  On the thread of checkpoints."""
         if self._file.look() and not self._closing:
-            fault = self._refusal = self._file.fault
-            try:
-                self._notify(lambda: self._report(StoreFault(fault, lost=True)))
-            except Exception as error:
-                # The loop is closed, most likely
-                _log.debug("%s: nobody can be told: %r: %s", self._path, error, fault)
+            self._refusal = self._file.fault
+            self._tell(StoreFault(self._file.fault, lost=True))
         return not self._file.fault
+
+    def _tell(self, fault: StoreFault) -> None:
+        """Say what is wrong, on the loop's thread; from any thread."""
+        try:
+            self._notify(lambda: self._report(fault))
+        except Exception as error:
+            # The loop is closed, most likely
+            _log.debug("%s: nobody can be told: %r: %s", self._path, error, fault.why)
 
     def _report(self, fault: StoreFault) -> None:
         if self.on_fault is not None and not self._closing:
@@ -321,6 +326,8 @@ class SqliteStore(SqliteQueries, Store):
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
         self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
         self._checkpoint_thread.may_work = self._may_checkpoint
+        inspector = Inspector(lambda why, transaction: self._tell(StoreFault(f"{self._path}: {why}", transaction)))
+        self._checkpoint_thread.inspect = inspector.work
         self._lease_thread = self._make_lease_thread()
         self._commit_thread = CommitThread(
             self._path,

@@ -186,6 +186,8 @@ class CheckpointThread(ConnectionThread):
         self._pages = 0
         self._looks = 0
         self._full = threading.Event()
+        self.inspect: Callable[[sqlite3.Connection], None] = lambda connection: None
+        """Called at each look, with a connection."""
 
     def count_commit(self, writes: int) -> None:
         """Count a commit of `writes` writes.  Cheap: called after each, on whichever thread made it."""
@@ -210,6 +212,7 @@ class CheckpointThread(ConnectionThread):
 
     @override
     def work(self, connection: sqlite3.Connection) -> bool:
+        self.inspect(connection)
         if not self._pages or self._looks < _LOOKS_A_CHECKPOINT:
             return True
         self._pages = self._looks = 0

@@ -288,4 +288,4 @@ def test_long_paths_are_shown_without_their_middle() -> None:
     (tombstone,) = [
         event for span in SpanAssembler().feed(trace.pulses) for event in span.events if event.name == "tombstone"
     ]
-    assert tombstone.attributes["bitactor.tombstone.chain"] == " > ".join(error.path)
+    assert tombstone.attributes["bitactor.tombstone.chain"] == " → ".join(shortened(error.path))

@@ -1,0 +1,146 @@
+"""Whether what a journal keeps can be read back: looked through a few rows at a time, with little memory."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from bitactor.messages.values import named_text
+from mesh.stores.rows import PULSE_COLUMNS, SEQ, PulseRow, pulse_from_row
+from registry.support.clock import monotonic_ns
+
+_log = logging.getLogger("bitactor.store")
+
+_ROWS_A_STEP: Final = 200
+_INTERVAL_NS: Final = 1_000_000_000
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+_TRANSACTIONS: Final = (
+    "SELECT transaction_id, root, workflow, open OR status = 'halted' FROM transactions"
+    " WHERE transaction_id {} CAST(? AS TEXT) ORDER BY transaction_id LIMIT ?"
+)
+_PULSES: Final = (
+    f"SELECT {PULSE_COLUMNS} FROM pulses WHERE transaction_id = CAST(? AS TEXT) AND seq >= ? ORDER BY seq LIMIT ?"
+)
+
+
+class Unreadable(NamedTuple):
+    """A transaction that cannot be read back."""
+
+    transaction: str
+    why: str
+    wanted: bool
+    """Something is left to do of it, or it may be resumed."""
+
+
+class Audit:
+    """A pass through all transactions of a journal, in the order of their ids."""
+
+    def __init__(self) -> None:
+        self._after = b""
+        self._seq = -1
+        """The next pulse of the transaction at `_after`; -1: that one is done."""
+
+    def step(self, connection: sqlite3.Connection, rows: int = _ROWS_A_STEP) -> list[Unreadable] | None:
+        """Read that many rows on; what of them cannot be read, None: there are no more.
+
+        Raises:
+            sqlite3.Error: the file itself cannot be read.
+        """
+        factory, connection.text_factory = connection.text_factory, _any_text
+        connection.execute("BEGIN")  # a transaction and its pulses are seen as of one moment
+        try:
+            return self._read(connection, rows)
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            connection.text_factory = factory
+
+    def _read(self, connection: sqlite3.Connection, rows: int) -> list[Unreadable] | None:
+        comparison = ">" if self._seq < 0 else ">="
+        transactions = connection.execute(_TRANSACTIONS.format(comparison), (self._after, rows)).fetchall()
+        found: list[Unreadable] = []
+        for transaction, root, workflow, wanted in transactions:
+            name = transaction.encode("utf-8", "surrogateescape")
+            seq = self._seq if name == self._after and self._seq > 0 else 0
+            pulses = connection.execute(_PULSES, (name, seq, rows)).fetchall()
+            rows -= 1 + len(pulses)
+            why = _why(root, workflow, pulses, seq)
+            if why:
+                shown = transaction.encode("utf-8", "backslashreplace").decode()
+                found.append(Unreadable(shown, why, bool(wanted)))
+            self._after, self._seq = name, -1
+            if rows <= 0:
+                if pulses and not why:  # there may be more of them
+                    self._seq = seq + len(pulses)
+                break
+        return found if transactions else None
+
+
+def unreadable(connection: sqlite3.Connection) -> Iterator[Unreadable]:
+    """All transactions that cannot be read back."""
+    audit = Audit()
+    while (found := audit.step(connection)) is not None:
+        yield from found
+
+
+class Inspector:
+    """Looks through a journal beside the work, over and over, a step a second.
+
+    `tell` is called with the reason, and with the transaction that has something left to do and cannot be read, or
+    with none if the file itself is damaged; once for each.
+    """
+
+    def __init__(self, tell: Callable[[str, str], None]) -> None:
+        self._tell = tell
+        self._told: set[str] = set()
+        self._audit = Audit()
+        self._due_ns = 0
+
+    def work(self, connection: sqlite3.Connection) -> None:
+        """Look at the next rows, if it is time."""
+        now_ns = monotonic_ns()
+        if now_ns < self._due_ns:
+            return
+        self._due_ns = now_ns + _INTERVAL_NS
+        try:
+            found = self._audit.step(connection)
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+                return  # a lock, no memory: the next step is the same
+            self._say("", f"the file is damaged ({error}): look with `bitactor doctor --store`, restore a sound copy")
+            self._audit = Audit()
+            return
+        if found is None:
+            self._audit = Audit()
+        for transaction, why, wanted in found or ():
+            if wanted:
+                self._say(transaction, why)
+
+    def _say(self, transaction: str, why: str) -> None:
+        if transaction not in self._told:
+            self._told.add(transaction)
+            self._tell(why, transaction)
+
+
+def _why(root: str, workflow: str, pulses: list[PulseRow], seq: int) -> str:
+    """Why these pulses, the first of which shall be the one of this number, cannot be read; empty: they can."""
+    if not pulses:
+        return "" if seq else "the journal has no pulse of it"
+    for number, row in enumerate(pulses, seq):
+        try:
+            if row[SEQ] != number:
+                return f"pulse {number} is missing"
+            for text in row:
+                if type(text) is str:
+                    text.encode()
+            pulse_from_row(root, workflow, row)
+        except Exception as error:  # of bytes that are not what was written, anything
+            return f"pulse {number} cannot be read: {named_text(error)}"
+    return ""
+
+
+def _any_text(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")

@@ -1,0 +1,138 @@
+"""What of a journal cannot be read back: found by steps of bounded size, and beside the work of an open store."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bitactor.ports import StoreFault
+from mesh.cli import main
+from mesh.stores import SqliteStore
+from mesh.stores.audit import Audit, unreadable
+from tests.e2e.test_damage import DAMAGES, statement
+from tests.store_writes import Loop, Told, first, fresh
+
+FOUND = DAMAGES.keys() - {"an unknown kind", "a step that is not there", "a key that is none"}
+"""What of them the rows tell, without the workflow."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pulses.db"
+
+
+@pytest.fixture
+def transactions(path: Path) -> list[str]:
+    names = sorted(fresh() for _ in range(40))
+    store = SqliteStore(path, notify=lambda call: None)
+    store.open("one")
+    store.append([first(name) for name in names], Told().done())
+    store.close()
+    return names
+
+
+@pytest.fixture
+def connection(path: Path, transactions: list[str]) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+def test_each_damage_is_found_and_named(connection: sqlite3.Connection, transactions: list[str]) -> None:
+    damaged = dict(zip(transactions, sorted(FOUND), strict=False))
+    for transaction, name in damaged.items():
+        DAMAGES[name](connection, transaction)
+    assert [found.transaction for found in unreadable(connection)] == list(damaged)
+    assert all(found.why and found.wanted for found in unreadable(connection))
+    assert connection.text_factory is str and not connection.in_transaction
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 1000])
+def test_steps_of_any_size_see_every_row_once(
+    connection: sqlite3.Connection, transactions: list[str], rows: int
+) -> None:
+    """Also the last pulse of a transaction with more of them than a step has."""
+    long, hurt = transactions[5], transactions[9]
+    connection.executemany(
+        "INSERT INTO pulses SELECT transaction_id, ?, kind, step, hop, attempt, ttl, at_ns, elapsed_ns, error, body"
+        " FROM pulses WHERE transaction_id = ? AND seq = 0",
+        [(seq, long) for seq in range(2, 30)],
+    )
+    connection.execute("UPDATE pulses SET body = x'c1' WHERE transaction_id = ? AND seq = 29", (long,))
+    DAMAGES["no pulses"](connection, hurt)
+    audit, found = Audit(), []
+    while (step := audit.step(connection, rows)) is not None:
+        found += step
+    assert [one.transaction for one in found] == [long, hurt]
+    assert "pulse 29 cannot be read" in found[0].why and "no pulse" in found[1].why
+
+
+def test_a_sound_journal_has_nothing(connection: sqlite3.Connection, transactions: list[str]) -> None:
+    assert list(unreadable(connection)) == []
+
+
+def test_an_open_store_tells_once(
+    path: Path, connection: sqlite3.Connection, transactions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what has something left to do; over and over it looks, and says it once."""
+    monkeypatch.setattr("mesh.stores.threads._LOOK_INTERVAL", 0.005)
+    monkeypatch.setattr("mesh.stores.audit._INTERVAL_NS", 0)
+    statement("UPDATE transactions SET open = 0, status = 'completed' WHERE transaction_id = ?")(
+        connection, transactions[0]
+    )
+    DAMAGES["no pulses"](connection, transactions[0])
+    DAMAGES["half a message"](connection, transactions[1])
+    loop, faults = Loop(), list[StoreFault]()
+    store = SqliteStore(path, notify=loop.notify)
+    store.on_fault = faults.append
+    store.open("two")
+    loop.run_one()
+    DAMAGES["half a message"](connection, transactions[2])
+    loop.run_one()
+    store.close()
+    assert [fault.transaction for fault in faults] == transactions[1:3]
+    assert not any(fault.lost for fault in faults) and str(path) in faults[0].why
+
+
+def test_a_damaged_page_is_about_the_file(
+    path: Path, connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.stores.threads._LOOK_INTERVAL", 0.005)
+    monkeypatch.setattr("mesh.stores.audit._INTERVAL_NS", 0)
+    ((page,),) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'pulses'").fetchall()
+    ((size,),) = connection.execute("PRAGMA page_size").fetchall()
+    connection.close()
+    loop, faults = Loop(), list[StoreFault]()
+    store = SqliteStore(path, notify=loop.notify)
+    store.on_fault = faults.append
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    store.open("two")
+    loop.run_one()
+    store.close()
+    (fault,) = faults
+    assert not fault.transaction and not fault.lost and "the file is damaged" in fault.why
+
+
+def test_doctor_reads_all_of_it(
+    path: Path, connection: sqlite3.Connection, transactions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names the first five, counts the others, and says who else may open the file."""
+    store = f"sqlite:///{path}"
+    assert main(["doctor", "--store", store]) == 0
+    assert "cannot be read" not in capsys.readouterr().out
+    for number, transaction in enumerate(transactions[:7]):
+        DAMAGES["no pulses" if number % 2 else "half a message"](connection, transaction)
+    path.chmod(0o644)
+    assert main(["doctor", "--store", store, "--json"]) == 1
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    mode, unread = [check for check in checks if check["name"] == "store"][1:]
+    assert mode["verdict"] == "warn" and "mode 644" in mode["found"]
+    assert unread["verdict"] == "fail" and unread["found"].startswith("7 transactions cannot be read")
+    assert all(transaction in unread["found"] for transaction in transactions[:5])
+    assert transactions[5] not in unread["found"] and unread["found"].endswith("and 2 more")
