@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import zmq
@@ -21,9 +22,10 @@ from registry.entry import Entry, Loss, Notice, RegistryClosed, RegistryError, R
 from registry.limits import check_name, name_filter, normal_value
 from registry.port import Adapter
 from registry.protocol.client import ClientProtocol
-from registry.support.bind import check_endpoint
+from registry.support.bind import IPC, check_endpoint
 from registry.support.clock import monotonic_ns
 from registry.support.curve import Curve, Options, secure_client, set_options
+from registry.support.private import check_socket
 from registry.support.wakeup import Wakeup
 from registry.watches import Watch, Watches, wait_for_name
 from registry.wire import MAX_FRAME_BYTES
@@ -105,8 +107,11 @@ class RegistryClient(Adapter):
         known.
 
         Raises:
+            ConfigurationError: the socket is another user's, or others could have put it there.
             RegistryClosed: this client was closed before.
         """
+        if self._endpoint.startswith(IPC):
+            check_socket(Path(self._endpoint.removeprefix(IPC)))
         with self._lock:
             if self._closed:
                 raise RegistryClosed("this registry client is closed; make another one")

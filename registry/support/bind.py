@@ -22,6 +22,7 @@ import zmq
 from bitactor.errors import ConfigurationError
 from registry.entry import EndpointInUse
 from registry.support.curve import Curve
+from registry.support.private import check_directory
 
 IPC: Final = "ipc://"
 TCP: Final = "tcp://"
@@ -116,13 +117,9 @@ class Binding:
 def _private_directory(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = directory.stat().st_mode
+        check_directory(directory)
     except OSError as error:
         raise ConfigurationError(f"cannot make the directory of the socket: {error}") from error
-    if mode & 0o022 and not mode & stat.S_ISVTX:
-        raise ConfigurationError(
-            f"{directory} can be written by others (mode {stat.S_IMODE(mode):o}); use a directory of mode 700"
-        )
 
 
 def _remove_stale(path: Path, endpoint: str) -> None:

@@ -1,0 +1,58 @@
+"""Whether others could listen, or put a socket of theirs, where ours is: the one rule for directories and sockets."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from bitactor.errors import ConfigurationError
+
+_ROOT = 0
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse a directory in which other users may exchange a socket.
+
+    One with the sticky bit (`/tmp`) is taken: there nobody replaces what is ours, and whose a socket is
+    `check_socket` looks.
+
+    Raises:
+        ConfigurationError: with the cure.
+        OSError: it cannot be looked at.
+    """
+    status = directory.stat()
+    mode = status.st_mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        raise ConfigurationError(
+            f"{directory} can be written by others (mode {stat.S_IMODE(mode):o}), who could put a socket of theirs "
+            f"there; use a directory of your own, and chmod 700 {directory}"
+        )
+    if not _trusted(status):
+        raise ConfigurationError(
+            f"{directory} belongs to another user (uid {status.st_uid}), who could put another socket there; use a "
+            "directory of your own, of mode 700"
+        )
+
+
+def check_socket(path: Path) -> None:
+    """Refuse to connect to a socket that is another user's, or that others could have put there; none is well.
+
+    Raises:
+        ConfigurationError: with the cure.
+    """
+    try:
+        check_directory(path.parent)
+        status = path.lstat()
+    except OSError:
+        return  # there is nobody to be connected to
+    if not _trusted(status):
+        raise ConfigurationError(
+            f"{path} belongs to another user (uid {status.st_uid}), who would hear all that is said there; name the "
+            "socket of a server of your own"
+        )
+
+
+def _trusted(status: os.stat_result) -> bool:
+    """Whether it is ours or root's; root, who looks after the servers of users, trusts each."""
+    return os.geteuid() == _ROOT or status.st_uid in (os.geteuid(), _ROOT)
