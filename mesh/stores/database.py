@@ -52,7 +52,7 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
     if not path.exists():
         raise StoreError(f"{path}: no such file; name the journal a mesh writes, as in sqlite:///pulses.db")
     _check_path(path)
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=timeout)
+    connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None, timeout=timeout)
     try:
         if _journal_version(connection, path) == 0:
             raise StoreError(f"{path} is empty: no mesh has written to it yet")
@@ -64,6 +64,14 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def read_only_uri(path: Path) -> str:
+    """How a reader opens a journal: where the directory cannot be written and there is no log, nobody writes it, and
+    SQLite, which could not make its companions there, is told so."""
+    real = Path(os.path.realpath(path))
+    frozen = not os.access(real.parent, os.W_OK) and not real.with_name(f"{real.name}-wal").exists()
+    return f"{path.as_uri()}?mode=ro{'&immutable=1' if frozen else ''}"
 
 
 def preparing(path: Path) -> Generator[float]:

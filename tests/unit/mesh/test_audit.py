@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,8 +13,9 @@ import pytest
 
 from bitactor.ports import StoreFault
 from mesh.cli import main
-from mesh.stores import SqliteStore
+from mesh.stores import SqliteReader, SqliteStore
 from mesh.stores.audit import Audit, unreadable
+from mesh.stores.database import read_only_uri
 from tests.e2e.test_damage import DAMAGES, statement
 from tests.store_writes import Loop, Told, first, fresh
 
@@ -136,3 +138,16 @@ def test_doctor_reads_all_of_it(
     assert unread["verdict"] == "fail" and unread["found"].startswith("7 transactions cannot be read")
     assert all(transaction in unread["found"] for transaction in transactions[:5])
     assert transactions[5] not in unread["found"] and unread["found"].endswith("and 2 more")
+
+
+def test_a_reader_of_what_nobody_can_write(path: Path, transactions: list[str]) -> None:
+    """Where its directory cannot be written, the file is read as it stands; for root, /proc is such a directory."""
+    assert read_only_uri(path).endswith("?mode=ro")
+    assert read_only_uri(Path("/proc/self/status")).endswith("?mode=ro&immutable=1")
+    if os.geteuid() != 0:
+        path.parent.chmod(0o500)
+        try:
+            with SqliteReader(path) as reader:
+                assert len(reader.list(limit=100)) == len(transactions)
+        finally:
+            path.parent.chmod(0o700)
