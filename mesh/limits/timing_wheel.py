@@ -133,7 +133,9 @@ class TimingWheel:
                         self.arm(timer, tick * self._tick_ns)
         while self._ticks and not self._buckets[self._ticks[0]]:
             del self._buckets[heapq.heappop(self._ticks)]
-        if self._ticks and self._wake is None:
+        if self._ticks and (
+            self._wake is None or self._ticks[0] < self._wake_tick
+        ):  # of those that have just been armed
             self._sleep_until(self._ticks[0])
 
 
