@@ -106,9 +106,9 @@ def deadline_expired(turn: Turn, event: DeadlineExpired) -> None:
     rollback.stop(turn)
 
 
-def overdue(state: SagaState, now_ns: int, *, unattended: bool = False) -> Fault:
+def overdue(state: SagaState, now_ns: int, *, unattended: bool = False, waits: str = "") -> Fault:
     """The fault of a transaction whose time is up at its time `now_ns`, which says what it was doing; `unattended`:
-    it was up before this process took the transaction over."""
+    it was up before this process took the transaction over; `waits`: what it has waited for, in words."""
     undoing = state.phase in (FAILING, UNDOING)
     until_ns = state.stopping_since_ns + state.plan.undo_timeout_ns if undoing else state.deadline_ns
     late_ns = 0 if until_ns is None else max(0, now_ns - until_ns)
@@ -127,6 +127,8 @@ def overdue(state: SagaState, now_ns: int, *, unattended: bool = False) -> Fault
     if place is not None:
         path = f"{state.plan.workflow}/{place.path}"
         message += f", at {path!r}, attempt {place.attempt}"
+    if waits:
+        message += f"; {waits}"
     arguments = pack([message, late_ns / 1e9, clock, unattended])
     return Fault("bitactor.errors:DeadlineExceeded", message, "", arguments)
 

@@ -75,6 +75,7 @@ class Links(Network):
             send,
             lambda: self.endpoint,
             nanoseconds(settings.patience),
+            nanoseconds(settings.delivery_timeout),
             self._grant,
             node.executor,
         )
@@ -188,11 +189,12 @@ class Links(Network):
 
     @override
     def about(self) -> dict[str, Any]:
-        """Keys: `transport` (its statistics), `refused`, `repeated`."""
+        """Keys: `transport` (its statistics), `refused`, `repeated`, `waiting` (hops, for a holder)."""
         return {
             "transport": self.transport.statistics(),
             "refused": dict(self.refused),
             "repeated": self._remote_hops.repeated,
+            "waiting": self._hop_router.about(),
         }
 
     @override

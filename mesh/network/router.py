@@ -1,13 +1,16 @@
 """Routing of hops to other nodes: who gets which, how many at once, and what if nobody answers.
 
 A holder is sent at most as many unanswered hops as it said it takes (its window), so a slow one slows its senders
-instead of drowning; what finds no room waits here, and what waits too long fails with `Overloaded`.  A holder that
-disappears from the registry has lost what it had not answered.  Answers are never held back by a window.
+instead of drowning; what finds no room, or nobody, waits here.  The first hop of a transaction of which nothing has run
+fails after `patience`, which harms nobody; any other waits until its transaction's deadline, and without one for
+`delivery_timeout`.  A holder that disappears from the registry has lost what it had not answered.  Answers are never
+held back by a window.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,7 +21,7 @@ from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
 from bitactor.messages.codec import Packed, encode_token, token_bytes
 from bitactor.messages.faults import fault_of
-from bitactor.messages.signal import Cancel, Reply, Signal
+from bitactor.messages.signal import UNDO, Cancel, Reply, Signal
 from bitactor.messages.wire import encode_message
 from bitactor.plan.plan import PlanStep
 from bitactor.ports import Clock
@@ -26,10 +29,13 @@ from bitactor.saga import HopExpired, Lost, Replied, Unrouted
 from mesh.hops.executor import Executor
 from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.network.grant import NodeGrant
+from mesh.network.remote_delivery import RemoteDelivery, not_started
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.names import step_name
 from mesh.runtime.ports import Enqueue, Router
 from registry import Entry, Registry
+
+_log = logging.getLogger("bitactor.router")
 
 BACKSTOP_NS: Final = 2_000_000_000
 QUEUED_BACKSTOP_NS: Final = 60_000_000_000
@@ -43,38 +49,10 @@ answering.
 DEFAULT_WINDOW: Final = 1_024
 MAX_WAITING: Final = 100_000
 REMEMBERED_DELIVERIES: Final = 10_000
+LOOK_AGAIN_NS: Final = 2_000_000_000
+"""Nanoseconds after which a holder is looked for again for all that waits, should nothing have told of one."""
 
 Send = Callable[[str, bytes], None]
-
-
-class RemoteDelivery:
-    """One delivery of one hop to another node."""
-
-    __slots__ = ("deadline_ns", "holder", "index", "live", "question", "signal", "step", "stopped", "timer", "token")
-
-    def __init__(self, live: LiveTransaction, step: PlanStep, signal: Signal, token: Any) -> None:
-        self.live = live
-        self.step = step
-        self.index = step.index
-        self.signal = signal
-        self.token = token  # the arguments and a result, as they are sent
-        self.holder: Entry | None = None
-        # When its transaction's time is over, by the monotonic clock, if less is left of that than the step may take
-        self.deadline_ns: int | None = None
-        self.stopped = False  # its holder was asked to stop it
-        self.question: Reply | None = None  # of a holder that asked whether it is still wanted, and got no answer
-        self.timer: Timer | None = None
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """The hop's id and the delivery's number, which identify the delivery."""
-        return self.signal.hop, self.signal.delivery
-
-    def disarm(self) -> None:
-        """Disarm the delivery's timer."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 class HopRouter(Router):
@@ -89,6 +67,7 @@ class HopRouter(Router):
         send: Send,
         endpoint: Callable[[], str],
         patience_ns: int,
+        delivery_timeout_ns: int,
         grant: NodeGrant,
         executor: Executor,
     ) -> None:
@@ -99,18 +78,22 @@ class HopRouter(Router):
         self._send = send
         self._endpoint = endpoint
         self._patience_ns = patience_ns
+        self._delivery_timeout_ns = delivery_timeout_ns
         self._grant = grant
         self._executor = executor
         self._sent: dict[tuple[str, int], RemoteDelivery] = {}
         self._by_holder: dict[str, dict[tuple[str, int], RemoteDelivery]] = {}
-        self._waiting: dict[str, deque[RemoteDelivery]] = {}
+        self._waiting: dict[str, OrderedDict[tuple[str, int], RemoteDelivery]] = {}
+        """Step address → its hops that wait for a holder, in order of arrival."""
+        self._look_again: Timer | None = None
+        self._told: set[str] = set()  # addresses of which the log has said that their hops wait
         self._late: LRUCache[tuple[str, int], RemoteDelivery] = LRUCache(REMEMBERED_DELIVERIES)
         # no longer waited for; a late reply may come
         self._round_robin = 0
 
     @override
     def dispatch(self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Packed, result: Any) -> None:
-        """A hop for which no holder has room waits here, for at most the node's `patience`."""
+        """A hop for which no holder has room waits here; see the module for how long."""
         try:
             token = encode_token([bytes(values), bytes(token_bytes(result))])
         except (BitActorError, ValueError, TypeError) as error:
@@ -127,12 +110,14 @@ class HopRouter(Router):
         """A hop that has not been sent is failed as cancelled at once."""
         state = live.state
         hops = (state.hops[index], state.undo_hop(index))
-        for remote in self._waiting.get(state.steps[index].address, ()):
-            if remote.live is live and remote.signal.hop in hops:
+        delivery = state.deliveries[index]
+        queue = self._waiting.get(state.steps[index].address)
+        for hop in hops:
+            remote = None if queue is None else queue.get((hop, delivery))
+            if remote is not None:
                 self._drop_waiting(remote)
                 self._fail(remote, Cancelled(f"{remote.signal.name!r} was stopped before it was sent"))
                 return
-        delivery = state.deliveries[index]
         for hop in hops:
             found = self._sent.get((hop, delivery)) or self._late.get((hop, delivery))
             if found is not None and found.holder is not None:
@@ -151,21 +136,21 @@ class HopRouter(Router):
         if remote is None:
             late = self._late.pop(key, None)
             if late is not None:
-                answered = _not_started(reply) if reply.outcome == "busy" else reply
-                self._enqueue(late.live, Replied(late.index, answered, _holder_of(late)))
+                answered = not_started(reply) if reply.outcome == "busy" else reply
+                self._enqueue(late.live, Replied(late.index, answered, late.holder_name))
             return
         if reply.outcome == "busy" and reply.after_ns is not None:
             self._on_question(remote, reply)
             return
-        self._remove(remote)
         if reply.outcome == "busy":
-            self._wait(remote)
+            self._refused(remote)
             return
+        self._remove(remote)
         if reply.outcome == "lost":
             what = f"a worker process of {remote.signal.name!r}"
             self._enqueue(remote.live, Lost(remote.index, reply.delivery, what, hop=reply.hop))
         else:
-            self._enqueue(remote.live, Replied(remote.index, reply, _holder_of(remote)))
+            self._enqueue(remote.live, Replied(remote.index, reply, remote.holder_name))
         for address in list(self._waiting):  # the room that was made is for any step the holder runs
             self._assign_waiting(address)
 
@@ -178,14 +163,13 @@ class HopRouter(Router):
             self._remove(remote)
         elif remote.stopped:
             self._remove(remote)
-            self._enqueue(remote.live, Replied(remote.index, _not_started(reply)))
+            self._enqueue(remote.live, Replied(remote.index, not_started(reply)))
         elif remote.deadline_ns is not None and self._monotonic_ns() >= remote.deadline_ns:
             remote.question = reply  # answered when its transaction, whose time is over, stops it
         elif remote.holder is not None and not self._give(
             remote, remote.holder, self._monotonic_ns(), reply.after_ns or 0
         ):
-            self._remove(remote)
-            self._wait(remote)
+            self._refused(remote)
 
     def appeared(self, entry: Entry) -> None:
         """Send waiting hops of a step that a node has begun to offer."""
@@ -207,8 +191,11 @@ class HopRouter(Router):
 
     def close(self) -> None:
         """Forget all deliveries: none is waited for any more."""
-        for remote in [*self._sent.values(), *(remote for queue in self._waiting.values() for remote in queue)]:
-            remote.disarm()
+        for remotes in (self._sent, *self._waiting.values()):
+            for remote in remotes.values():
+                remote.disarm()
+        if self._look_again is not None:
+            self._look_again.cancel()
         self._sent.clear()
         self._by_holder.clear()
         self._waiting.clear()
@@ -265,6 +252,9 @@ class HopRouter(Router):
             return False
         remote.disarm()
         remote.holder = holder
+        if remote.key not in self._sent:
+            remote.live.sent += 1
+            remote.waited_ns = now_ns - remote.since_ns if remote.since_ns else 0
         self._sent[remote.key] = self._by_holder.setdefault(holder.holder, {})[remote.key] = remote
         if due_ns is not None:
             remote.timer = Timer(self._wheel, due_ns, lambda: self._expired(remote))
@@ -277,54 +267,129 @@ class HopRouter(Router):
             return False
         return True
 
+    def _refused(self, remote: RemoteDelivery) -> None:
+        """Wait again with what its holder has not begun."""
+        self._remove(remote)
+        remote.live.sent -= 1
+        self._wait(remote)
+
     def _wait(self, remote: RemoteDelivery) -> None:
-        queue = self._waiting.setdefault(remote.step.address, deque())
+        queue = self._waiting.setdefault(remote.step.address, OrderedDict())
         if len(queue) >= MAX_WAITING:
             self._fail(
                 remote, Overloaded(f"{len(queue):,} hops for {remote.step.address!r} are waiting for a node already")
             )
             return
-        queue.append(remote)
-        remote.timer = Timer(
-            self._wheel, self._monotonic_ns() + self._patience_ns, lambda: self._waited_too_long(remote)
-        )
+        queue[remote.key] = remote
+        now_ns = self._monotonic_ns()
+        remote.since_ns = now_ns - remote.waited_ns
+        remote.timer = Timer(self._wheel, remote.since_ns + self._patience_ns, lambda: self._patience_over(remote))
+        if self._look_again is None:
+            self._look_again = Timer(self._wheel, now_ns + LOOK_AGAIN_NS, self._assign_all_waiting)
+
+    def _assign_all_waiting(self) -> None:
+        self._look_again = None
+        for address in list(self._waiting):
+            self._assign_waiting(address)
+        if self._waiting:
+            due_ns = self._monotonic_ns() + LOOK_AGAIN_NS
+            self._look_again = Timer(self._wheel, due_ns, self._assign_all_waiting)
 
     def _assign_waiting(self, address: str) -> None:
         queue = self._waiting.get(address)
-        while queue and self._assign(queue[0]):
-            queue.popleft()
+        while queue and self._assign(next(iter(queue.values()))):
+            queue.popitem(last=False)
         if queue is not None and not queue:
-            del self._waiting[address]
+            self._forget_queue(address)
 
-    def _waited_too_long(self, remote: RemoteDelivery) -> None:
+    def _patience_over(self, remote: RemoteDelivery) -> None:
+        """Fail the first hop of a transaction of which nothing has run; any other waits on."""
+        remote.timer = None
+        if not remote.has_begun:
+            self._waited_too_long(remote, self._patience_ns)
+            return
+        address = remote.step.address
+        if address not in self._told:
+            self._told.add(address)
+            _log.warning(
+                "hops of %r have waited %g s: %s; they wait on, %d of them",
+                address, self._patience_ns / 1e9, self._why_waiting(remote), len(self._waiting[address]),
+            )  # fmt: skip
+        if remote.signal.direction is not UNDO and remote.live.state.deadline_ns is None:
+            due_ns = remote.since_ns + max(self._patience_ns, self._delivery_timeout_ns)
+            remote.timer = Timer(self._wheel, due_ns, lambda: self._waited_too_long(remote, self._delivery_timeout_ns))
+
+    def _waited_too_long(self, remote: RemoteDelivery, limit_ns: int) -> None:
         remote.timer = None
         self._drop_waiting(remote)
         address = remote.step.address
-        seconds = self._patience_ns / 1e9
+        within = f"within {limit_ns / 1e9:g} s"
         entries = self._registry.lookup(step_name(address))
         if not entries:
             known = {entry.name.partition(":")[2] for entry in self._registry.match(step_name("*"))}
             self._fail(
-                remote,
-                Unroutable(
-                    f"no node runs {address!r}, and none appeared within {seconds:g} s.{suggest(address, known)}"
-                ),
+                remote, Unroutable(f"no node runs {address!r}, and none appeared {within}.{suggest(address, known)}")
             )
-        elif not any(entry.value.get("digest") == remote.live.plan.digest for entry in entries):
+        elif not self._fitting(remote):
             self._fail(
                 remote,
                 Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code"),
             )
         else:
-            self._fail(remote, Overloaded(f"all {len(entries)} nodes that run {address!r} were full for {seconds:g} s"))
+            self._fail(
+                remote,
+                Overloaded(f"none of the {len(entries)} nodes that run {address!r} had room {within}"),
+            )
+
+    def _fitting(self, remote: RemoteDelivery) -> list[Entry]:
+        """The holders of its step in the shape that its transaction has."""
+        entries = self._registry.lookup(step_name(remote.step.address))
+        return [entry for entry in entries if entry.value.get("digest") == remote.live.plan.digest]
+
+    def _why_waiting(self, remote: RemoteDelivery) -> str:
+        if self._fitting(remote):
+            return "all nodes that run it are full"
+        others = self._registry.lookup(step_name(remote.step.address))
+        return "only nodes with another version of the workflow run it" if others else "no node runs it"
+
+    @override
+    def waits_for(self, live: LiveTransaction) -> str:
+        """What a transaction waits for here, and since when; empty if for nothing."""
+        state = live.state
+        for index, delivery in enumerate(state.deliveries):
+            step = state.steps[index] if delivery and self._waiting else None
+            queue = self._waiting.get(step.address) if step is not None else None
+            for hop in (state.hops[index], state.undo_hop(index)):
+                remote = None if queue is None else queue.get((hop, delivery))
+                if remote is not None:
+                    seconds = (self._monotonic_ns() - remote.since_ns) / 1e9
+                    why = self._why_waiting(remote)
+                    return f"{remote.step.address!r} has waited {seconds:.3g} s for a node with room for it ({why})"
+        return ""
+
+    def about(self) -> dict[str, Any]:
+        """The steps whose hops wait for a holder: address → how many `hops`, for how long the first (`for_s`), and
+        `why`."""
+        now_ns = self._monotonic_ns()
+        return {
+            address: {
+                "hops": len(queue),
+                "for_s": round((now_ns - first.since_ns) / 1e9, 3),
+                "why": self._why_waiting(first),
+            }
+            for address, queue in self._waiting.items()
+            if (first := next(iter(queue.values()), None)) is not None
+        }
 
     def _drop_waiting(self, remote: RemoteDelivery) -> None:
         remote.disarm()
         queue = self._waiting.get(remote.step.address)
-        if queue is not None and remote in queue:
-            queue.remove(remote)
-            if not queue:
-                del self._waiting[remote.step.address]
+        if queue is not None and queue.pop(remote.key, None) is not None and not queue:
+            self._forget_queue(remote.step.address)
+
+    def _forget_queue(self, address: str) -> None:
+        self._waiting.pop(address, None)
+        self._told.discard(address)
 
     def _fail(self, remote: RemoteDelivery, error: BaseException) -> None:
         remote.live.errors[remote.signal.hop] = error
@@ -343,20 +408,10 @@ class HopRouter(Router):
         )
         remote.live.errors[remote.signal.hop] = error
         hop, delivery = remote.key
-        self._enqueue(remote.live, HopExpired(remote.index, delivery, fault_of(error), _holder_of(remote), hop))
+        self._enqueue(remote.live, HopExpired(remote.index, delivery, fault_of(error), remote.holder_name, hop))
 
     def _remove(self, remote: RemoteDelivery) -> None:
         remote.disarm()
         self._sent.pop(remote.key, None)
         if remote.holder is not None:
             self._by_holder.get(remote.holder.holder, {}).pop(remote.key, None)
-
-
-def _not_started(question: Reply) -> Reply:
-    """The reply of a hop that is not wanted any more, and whose holder has asked before it began it."""
-    fault = fault_of(Cancelled("it was stopped before it had started"))
-    return question._replace(outcome="fail", fault=fault, after_ns=None)
-
-
-def _holder_of(remote: RemoteDelivery) -> str:
-    return remote.holder.holder if remote.holder is not None else ""

@@ -58,7 +58,7 @@ class LiveTransaction:
 
     __slots__ = (
         "accepted", "actors", "deadline_timer", "done", "errors", "failure", "grace_timer", "key", "limits",
-        "offset_ns", "plan", "proceed_waiters", "retry_timers", "saga", "settled", "state", "waiters",
+        "offset_ns", "plan", "proceed_waiters", "retry_timers", "saga", "sent", "settled", "state", "waiters",
     )  # fmt: skip
 
     def __init__(self, saga: Saga, key: str = "", data: Mapping[str, Any] | None = None, depth: int = 0) -> None:
@@ -84,6 +84,8 @@ class LiveTransaction:
         self.limits = _limits_of(plan, data, depth)
         """The transaction's limits; None for most, which have none."""
         self.done: Done | None = None
+        self.sent = 0
+        """How many of its hops were sent to other nodes, and not refused for want of room."""
         self.settled = state.status != "running"
         """Whether nothing more happens to the transaction by itself, and the journal says so."""
 

@@ -193,7 +193,8 @@ class CommandHandler:
         state = live.state
         if forward and state.phase in ("failing", "undoing"):
             return  # that deadline has been replaced by the one for undo, which is about to be armed
-        self._enqueue(live, DeadlineExpired(overdue(state, live.now_ns(self._clock))), first=True)
+        waits = "" if self.router is None else self.router.waits_for(live)
+        self._enqueue(live, DeadlineExpired(overdue(state, live.now_ns(self._clock), waits=waits)), first=True)
 
     def _timer(self, live: LiveTransaction, due_ns: int, callback: Callable[[], None]) -> Timer:
         """A timer that fires when the transaction's time has reached `due_ns`."""

@@ -28,6 +28,9 @@ class Router(Protocol):
     def abandon(self, live: LiveTransaction, index: int) -> None:
         """Tell the holder of this step's hop to stop it."""
 
+    def waits_for(self, live: LiveTransaction) -> str:
+        """What the transaction waits for to be sent, in words; empty if for nothing."""
+
 
 class Network(Protocol):
     """What connects a node to others.  Used on the node's loop, and opened once the node has made its own parts."""

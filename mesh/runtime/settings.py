@@ -62,7 +62,10 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(1_000_000, ge=1)
     """Transactions running at once before new stimuli wait."""
     patience: float = Field(5.0, ge=0, le=LONGEST)
-    """Seconds a stimulus, or a hop for another node, waits for room or for a holder before it fails."""
+    """Seconds a stimulus, or the first hop of a transaction, waits for room or for a holder before it fails."""
+    delivery_timeout: float = Field(86_400.0, ge=0, le=LONGEST)
+    """Seconds an emitted signal waits for its consumers, or a hop of a transaction of which something has run for a
+    holder, where no deadline says how long."""
     drain: float = Field(10.0, ge=0, le=LONGEST)
     """Seconds a shutdown waits for running transactions."""
     blocked_after: float = Field(1.0, ge=0, le=LONGEST)

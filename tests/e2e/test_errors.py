@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bitactor import Element, Halt, Result, TtlExpired, Value, Workflow, WorkflowFailed, consumer
+from bitactor.messages.faults import shortened
 from bitactor.testing import Hang, Lose, run_workflow
 from mesh import Mesh
 from mesh.cli.waterfall.render import render

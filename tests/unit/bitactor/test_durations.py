@@ -49,6 +49,7 @@ GIVEN: dict[str, Callable[[float], Any]] = {
     "a lease": lambda seconds: Mesh(workflow(), lease=seconds),
     "a drain": lambda seconds: Mesh(workflow(), drain=seconds),
     "patience": lambda seconds: Mesh(workflow(), patience=seconds),
+    "a delivery timeout": lambda seconds: Mesh(workflow(), delivery_timeout=seconds),
     "a watchdog": lambda seconds: Mesh(workflow(), blocked_after=seconds),
     "a server's drain": lambda seconds: HttpServer(Mesh(workflow()), drain=seconds),
     "a registry": lambda seconds: RegistryServer("ipc:///nowhere", lease=seconds),

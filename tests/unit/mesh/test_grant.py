@@ -68,6 +68,7 @@ class Desk:
             lambda endpoint, message: self.sent.append(decode_message(message)),
             lambda: "ipc://s",
             5 * SECOND,
+            86_400 * SECOND,
             self.grant,
             self.executor,
         )
