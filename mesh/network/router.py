@@ -390,6 +390,9 @@ class HopRouter(Router):
     def _forget_queue(self, address: str) -> None:
         self._waiting.pop(address, None)
         self._told.discard(address)
+        if self._look_again is not None and not self._waiting:
+            self._look_again.cancel()
+            self._look_again = None
 
     def _fail(self, remote: RemoteDelivery, error: BaseException) -> None:
         remote.live.errors[remote.signal.hop] = error

@@ -4,12 +4,17 @@ Who listens is looked up for each try, so a consumer that appears later still ge
 acknowledges when its own `accepted` pulse is durable; without that in time, or when it disappears, the signal is sent
 again, to another of the group if there is one.  Receivers know a delivery by the emission's id and their group, so a
 second one is not a second transaction.
+
+A signal waits for its consumers until its transaction's deadline, and without one for `delivery_timeout`; what nobody
+takes until then is a tombstone `unroutable`.  While nobody listens to a name its signals have no timer but that one:
+a notice that somebody has appeared, or one look for all names now and then, sets them going.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from bitactor.messages.signal import UNDO, Receipt, Stimulus
@@ -28,8 +33,13 @@ _log = logging.getLogger("bitactor.emissions")
 FIRST_WAIT_NS: Final = 50_000_000
 LONGEST_WAIT_NS: Final = 1_000_000_000
 RECEIPT_WITHIN_NS: Final = 2_000_000_000
-DEFAULT_LIFETIME_NS: Final = 30_000_000_000
-"""Nanoseconds that a signal without a deadline of its own is offered."""
+LOOK_AGAIN_NS: Final = 30_000_000_000
+"""Nanoseconds after which consumers are looked for again, should no notice have told of one."""
+MAX_UNHEARD: Final = 100_000
+"""Signals of one name that wait while nobody listens to it; of more, the oldest is given up."""
+OFFERED_AT_ONCE: Final = 500
+OFFERED_EVERY_NS: Final = 50_000_000
+"""How many signals that have waited are offered to a consumer which has appeared, and after what time as many more."""
 TRAIL_LENGTH: Final = 32
 
 
@@ -40,15 +50,32 @@ class Send(Protocol):
 
 
 class Emissions:
-    """The emission delivery of one node: all emitted signals that have not been taken by every group yet."""
+    """The emission delivery of one node: all emitted signals that have not been taken by every group yet.
 
-    def __init__(self, enqueue: Enqueue, registry: Registry, clock: Clock, wheel: TimingWheel, send: Send) -> None:
+    Args:
+        timeout_ns: nanoseconds that a signal without a deadline of its own is offered.
+    """
+
+    def __init__(
+        self,
+        enqueue: Enqueue,
+        registry: Registry,
+        clock: Clock,
+        wheel: TimingWheel,
+        send: Send,
+        timeout_ns: int,
+    ) -> None:
         self._enqueue = enqueue
         self._registry = registry
         self.clock = clock
         self.wheel = wheel
         self._send = send
+        self.timeout_ns = timeout_ns
         self._parcels: dict[str, Parcel] = {}
+        self._by_name: dict[str, OrderedDict[str, Parcel]] = {}
+        """Registered name of the consumers → the parcels for it by their ids, in order of emission."""
+        self._look_again: Timer | None = None
+        self._told: set[str] = set()  # names of which the log has said that nobody listens
         self._deliveries: dict[str, tuple[Parcel, str]] = {}
         self._round_robin: dict[str, int] = {}
         self._given_up = LogThrottle(_log)
@@ -57,17 +84,25 @@ class Emissions:
     def __len__(self) -> int:
         return len(self._parcels)
 
-    @property
-    def deliveries(self) -> int:
-        """How many deliveries to a consumer group have not been answered."""
-        return len(self._deliveries)
-
     def delivering(self) -> bool:
         """Whether a signal is being delivered to a consumer that is there; what nobody listens to is no reason to
         wait."""
         return any(
-            self._groups(parcel.emission.name).keys() - parcel.accepted_by.keys() for parcel in self._parcels.values()
+            any(groups.keys() - parcel.accepted_by.keys() for parcel in parcels.values())
+            for name, parcels in self._by_name.items()
+            if (groups := self._groups(name))
         )
+
+    def about(self) -> dict[str, Any]:
+        """Keys: `undelivered` (signals), `deliveries` (not answered by a consumer's group), and `unheard`: of what
+        nobody listens to, name → how many `signals` wait, and for how long the first has been offered (`for_s`)."""
+        now_ns = self.clock.monotonic_ns()
+        unheard = {
+            first.emission.name: {"signals": len(parcels), "for_s": round((now_ns - first.since_ns) / 1e9, 3)}
+            for name, parcels in self._by_name.items()
+            if not self._groups(name) and (first := next(iter(parcels.values()), None)) is not None
+        }
+        return {"undelivered": len(self), "unheard": unheard, "deliveries": len(self._deliveries)}
 
     def deliver(self, live: LiveTransaction, emission: Emission) -> None:
         """Bring the signal to one consumer of each group; an emission whose id is under way already is not sent
@@ -78,16 +113,19 @@ class Emissions:
             known = None
         if known is None:
             parcel = self._parcels[emission.id] = Parcel(self, live, emission)
+            self._by_name.setdefault(consumer_name(emission.name), OrderedDict())[emission.id] = parcel
             self.offer(parcel)
 
     def offer(self, parcel: Parcel) -> None:
-        """Send the parcel to one consumer of each group that has not taken it; try again later if a group is
-        missing."""
+        """Send the parcel to one consumer of each group that has not taken it; try again later if one has not, or when
+        somebody listens."""
         now_ns = self.clock.monotonic_ns()
         if now_ns >= parcel.expires_ns:
             self._expire(parcel)
             return
-        groups = self._groups(parcel.emission.name)
+        name = consumer_name(parcel.emission.name)
+        groups = self._groups(name)
+        parcel.idle = not groups
         for group, entries in groups.items():
             if group not in parcel.accepted_by:
                 parcel.sent_to[group] = self._pick(group, entries)
@@ -95,7 +133,13 @@ class Emissions:
         if groups and groups.keys() <= parcel.accepted_by.keys():
             self._complete(parcel)
         elif parcel.emission.id in self._parcels:
-            parcel.retry_in(min(parcel.expires_ns - now_ns, RECEIPT_WITHIN_NS if groups else parcel.next_delay()))
+            left_ns = parcel.expires_ns - now_ns
+            parcel.retry_in(min(left_ns, RECEIPT_WITHIN_NS) if groups else left_ns)
+            if parcel.idle and self._look_again is None:
+                self._look_again = self.after(LOOK_AGAIN_NS, self._look_for_consumers)
+            if not groups and len(parcels := self._by_name[name]) > MAX_UNHEARD:
+                oldest = next(iter(parcels.values()))
+                self._expire(oldest, f"{MAX_UNHEARD:,} signals wait already, and nobody consumes")
 
     def on_receipt(self, receipt: Receipt) -> None:
         """Take a receiver's receipt: its group has accepted the signal, or could not."""
@@ -109,18 +153,17 @@ class Emissions:
             parcel.retry_in(parcel.next_delay())
             return
         parcel.accepted_by[group] = receipt.transaction
-        if self._groups(parcel.emission.name).keys() <= parcel.accepted_by.keys():
+        if self._groups(consumer_name(parcel.emission.name)).keys() <= parcel.accepted_by.keys():
             self._complete(parcel)
 
     def appeared(self, name: str) -> None:
-        """Offer at once the parcels that wait for a consumer of the name that has appeared."""
-        for parcel in list(self._parcels.values()):
-            if consumer_name(parcel.emission.name) == name:
-                self.offer(parcel)
+        """Offer the parcels that wait for a consumer of the name, which has appeared: the first at once, and the others
+        as fast as one can take them."""
+        self._offer_in_turn(list(self._by_name.get(name, {}).values()))
 
-    def disappeared(self, holder: str) -> None:
-        """Offer to others the parcels that a node which is gone had not acknowledged."""
-        for parcel in list(self._parcels.values()):
+    def disappeared(self, name: str, holder: str) -> None:
+        """Offer to others the parcels for this name that a node which is gone had not acknowledged."""
+        for parcel in list(self._by_name.get(name, {}).values()):
             if any(
                 entry.holder == holder for group, entry in parcel.sent_to.items() if group not in parcel.accepted_by
             ):
@@ -130,12 +173,42 @@ class Emissions:
         """Forget all parcels, until others come; what was not taken is still in the journal."""
         for parcel in self._parcels.values():
             parcel.stop()
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
         self._parcels.clear()
+        self._by_name.clear()
         self._deliveries.clear()
+
+    def after(self, delay_ns: int, callback: Callable[[], None]) -> Timer:
+        """A timer that calls back after `delay_ns`."""
+        return Timer(self.wheel, self.clock.monotonic_ns() + delay_ns, callback)
+
+    def _offer_in_turn(self, parcels: list[Parcel]) -> None:
+        for number, parcel in enumerate(parcels):
+            parcel.idle = False
+            if number < OFFERED_AT_ONCE:
+                self.offer(parcel)
+            else:
+                parcel.retry_in(number // OFFERED_AT_ONCE * OFFERED_EVERY_NS)
+
+    def _look_for_consumers(self) -> None:
+        """Offer what waits for a consumer that has come without notice, and say of which names there is none."""
+        self._look_again = None
+        for name, parcels in list(self._by_name.items()):
+            if self._groups(name):
+                self._told.discard(name)
+                self._offer_in_turn([parcel for parcel in parcels.values() if parcel.idle])
+            elif name not in self._told:
+                self._told.add(name)
+                emitted = next(iter(parcels.values())).emission.name
+                _log.info("nobody consumes %r; %d signals wait for somebody who does", emitted, len(parcels))
+        if self._parcels:
+            self._look_again = self.after(LOOK_AGAIN_NS, self._look_for_consumers)
 
     def _groups(self, name: str) -> dict[str, list[Entry]]:
         groups: dict[str, list[Entry]] = {}
-        for entry in self._registry.lookup(consumer_name(name)):
+        for entry in self._registry.lookup(name):
             for group, broadcast in self._said_by(entry):
                 groups.setdefault(f"{group}@@{entry.holder}" if broadcast else group, []).append(entry)
         return groups
@@ -168,12 +241,13 @@ class Emissions:
         self._drop(parcel)
         self._enqueue(parcel.live, EmissionAccepted(parcel.emission.id, tuple(parcel.accepted_by.values())))
 
-    def _expire(self, parcel: Parcel) -> None:
-        missing = sorted(group for group in self._groups(parcel.emission.name) if group not in parcel.accepted_by)
+    def _expire(self, parcel: Parcel, why_nobody: str = "nobody consumes") -> None:
+        name = parcel.emission.name
+        missing = sorted(group for group in self._groups(consumer_name(name)) if group not in parcel.accepted_by)
         if parcel.untried:  # taken over too late, by the wall clock
             why = "the deadline of its transaction had passed before it was offered here"
         else:
-            why = f"not taken by {', '.join(missing)}" if missing else f"nobody consumes {parcel.emission.name!r}"
+            why = f"not taken by {', '.join(missing)}" if missing else f"{why_nobody} {name!r}"
         self._drop(parcel)
         self._given_up.warn(
             self.clock.monotonic_ns(), "a signal of transaction %s is given up as unroutable: %s",
@@ -184,6 +258,14 @@ class Emissions:
     def _drop(self, parcel: Parcel) -> None:
         parcel.stop()
         self._parcels.pop(parcel.emission.id, None)
+        name = consumer_name(parcel.emission.name)
+        parcels = self._by_name.get(name)
+        if parcels is not None and parcels.pop(parcel.emission.id, None) is not None and not parcels:
+            del self._by_name[name]
+            self._told.discard(name)
+            if self._look_again is not None and not self._by_name:
+                self._look_again.cancel()
+                self._look_again = None
         for group in parcel.sent_to:
             self._deliveries.pop(f"{parcel.emission.id}>{group}", None)
 
@@ -202,11 +284,12 @@ class Parcel:
             None if undoing else live.state.deadline_ns
         )  # what an undo tells is to be heard, although time was up
         self._budget_ends_ns = None if deadline_ns is None else deadline_ns - live.offset_ns
-        self.expires_ns = (
-            emissions.clock.monotonic_ns() + DEFAULT_LIFETIME_NS
-            if self._budget_ends_ns is None
-            else self._budget_ends_ns
-        )
+        self.since_ns = emissions.clock.monotonic_ns()
+        """Monotonic time since when this process offers it."""
+        ends_ns = self._budget_ends_ns
+        self.expires_ns = self.since_ns + emissions.timeout_ns if ends_ns is None else ends_ns
+        self.idle = False
+        """Whether nobody listened when it was offered last."""
         self._emissions = emissions
         self._timer: Timer | None = None
         self._delay_ns = FIRST_WAIT_NS
@@ -235,9 +318,7 @@ class Parcel:
     def retry_in(self, delay_ns: int) -> None:
         """Offer the parcel again after `delay_ns`."""
         self.stop()
-        self._timer = Timer(
-            self._emissions.wheel, self._emissions.clock.monotonic_ns() + delay_ns, lambda: self._emissions.offer(self)
-        )
+        self._timer = self._emissions.after(delay_ns, lambda: self._emissions.offer(self))
 
     def stop(self) -> None:
         """Cancel the next try."""

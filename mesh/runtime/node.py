@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bitactor.errors import BitActorError, ConfigurationError, DefinitionError, DuplicateName, StoreError
-from bitactor.messages.duration import duration_rule, is_duration
+from bitactor.messages.duration import duration_rule, is_duration, nanoseconds
 from bitactor.messages.signal import Receipt, Stimulus
 from bitactor.plan.consumer import Consumer
 from bitactor.plan.plan import Plan
@@ -51,6 +51,7 @@ FLUSH_WITHIN = 5.0
 """Seconds that policies may take to flush what they hold back."""
 SINKS_WITHIN = 5.0
 """Seconds that sinks may take to flush at the end; one that cannot be reached gives up sooner by itself."""
+_ALONE: Final = {"transport": {}, "refused": {}, "repeated": 0, "waiting": {}}
 
 
 class NodeParts(NamedTuple):
@@ -276,7 +277,10 @@ class Node:
             # Before the executor: what is stopped here for others is not told as if it had ended.
             started.push_async_callback(self._network.close)
             self.supervisor.commands.router = self._network.router
-        self.emissions = Emissions(self.supervisor.enqueue, self.registry, self.clock, self.wheel, self._send_stimulus)
+        timeout_ns = nanoseconds(settings.delivery_timeout)
+        self.emissions = Emissions(
+            self.supervisor.enqueue, self.registry, self.clock, self.wheel, self._send_stimulus, timeout_ns
+        )
         self.supervisor.commands.deliver = self.emissions.deliver
         self._transactions = transactions
         started.callback(transactions.close)
@@ -375,7 +379,7 @@ class Node:
         if notice.kind == "appeared":
             self.emissions.appeared(notice.entry.name)
         elif notice.kind == "disappeared":
-            self.emissions.disappeared(notice.entry.holder)
+            self.emissions.disappeared(notice.entry.name, notice.entry.holder)
         if self._network is not None:
             self._network.on_notice(notice)
 
@@ -414,13 +418,12 @@ class Node:
             "blocked": self._watchdog.about(),
             "pools": self.pools.about(),
             "turns": self.supervisor.admission.about(),
-            "undelivered": len(self.emissions),
-            "deliveries": self.emissions.deliveries,
+            **self.emissions.about(),
             "parked": dict(self.recovery.parked),
             "recovery": {"failures": self.recovery.failures},
             "threads": self.threads.about(),
             "processes": self.processes.statistics(),
-            **(self._network.about() if self._network is not None else {"transport": {}, "refused": {}, "repeated": 0}),
+            **(self._network.about() if self._network is not None else _ALONE),
             "resources": self.resources.about(),
             "patterns": self.policies.about(),
             "middleware_disabled": list(self.middleware.disabled),
