@@ -95,6 +95,26 @@ async def test_a_worker_killed_in_mid_hop_is_replaced_by_another(place: Town) ->
         assert spawned[1].data["delivery"] == 2
 
 
+async def test_the_only_worker_is_away_for_longer_than_patience_and_nothing_is_undone(place: Town) -> None:
+    worker = place.node("chain")
+    async with Mesh(chain, registry=place.registry, hosts=False, patience=0.3) as mesh:
+        begun = [await mesh.stimulate("chain", {"notes": str(place.notes)}) for _ in range(50)]
+        await until(lambda: place.counted("two") >= 10, "work that is going on")
+        worker.kill()
+
+        def waited() -> float:
+            return max((each["for_s"] for each in mesh.about()["waiting"].values()), default=0.0)
+
+        await until(lambda: waited() > 0.6, "hops that have waited twice as long as patience")
+        assert any(transaction.status == "running" for transaction in begun)
+        place.node("chain")
+        for transaction in begun:
+            await transaction.result(timeout=PATIENCE)
+        assert {transaction.status for transaction in begun} == {"completed"}
+        assert not [pulse for transaction in begun for pulse in transaction.pulses() if pulse.kind == "tombstone"]
+        assert mesh.about()["waiting"] == {}
+
+
 async def test_a_hop_that_kills_all_its_workers_is_poison_and_undone(place: Town) -> None:
     for _ in range(4):
         place.node("fragile")
