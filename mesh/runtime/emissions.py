@@ -148,6 +148,7 @@ class Emissions:
             return
         if receipt.asked_ns:
             self._send_to(parcel, group, receipt.asked_ns)
+            parcel.retry_in(RECEIPT_WITHIN_NS)  # not sooner to another: what was confirmed may begin for a second
             return
         if receipt.error:
             parcel.retry_in(parcel.next_delay())

@@ -14,7 +14,7 @@ from registry.support.clock import monotonic_ns
 _log = logging.getLogger("bitactor.store")
 
 _ROWS_A_STEP: Final = 200
-_INTERVAL_NS: Final = 1_000_000_000
+INTERVAL_NS: Final = 1_000_000_000
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _TRANSACTIONS: Final = (
@@ -104,7 +104,7 @@ class Inspector:
         now_ns = monotonic_ns()
         if now_ns < self._due_ns:
             return
-        self._due_ns = now_ns + _INTERVAL_NS
+        self._due_ns = now_ns + INTERVAL_NS
         try:
             found = self._audit.step(connection)
         except sqlite3.Error as error:

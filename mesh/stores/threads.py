@@ -33,7 +33,7 @@ LONGEST_LOG: Final = 8
 """So many times as much log, and the commit that finds it makes the checkpoint itself: the thread does not get in
 between, as under a writer that never pauses on a busy machine."""
 
-_LOOK_INTERVAL: Final = 0.5
+LOOK_INTERVAL: Final = 0.5
 """Seconds between looks at the file."""
 _LOOKS_A_CHECKPOINT: Final = 2  # of a journal that is written to slowly
 _PAGES_A_COMMIT: Final = 4
@@ -204,7 +204,7 @@ class CheckpointThread(ConnectionThread):
     @override
     def wait(self) -> bool:
         self._looks += 1
-        if self._full.wait(_LOOK_INTERVAL):
+        if self._full.wait(LOOK_INTERVAL):
             # Before the checkpoint: a commit that comes in between wakes us once too often, never once too seldom.
             self._full.clear()
             self._looks = _LOOKS_A_CHECKPOINT
@@ -217,7 +217,7 @@ class CheckpointThread(ConnectionThread):
             return True
         self._pages = self._looks = 0
         if not self._checkpoint(connection):
-            self._closing.wait(_LOOK_INTERVAL)  # while a checkpoint is under way here, no commit could make one
+            self._closing.wait(LOOK_INTERVAL)  # while a checkpoint is under way here, no commit could make one
         return True
 
     def _checkpoint(self, connection: sqlite3.Connection) -> bool:

@@ -81,8 +81,8 @@ def test_an_open_store_tells_once(
     path: Path, connection: sqlite3.Connection, transactions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what has something left to do; over and over it looks, and says it once."""
-    monkeypatch.setattr("mesh.stores.threads._LOOK_INTERVAL", 0.005)
-    monkeypatch.setattr("mesh.stores.audit._INTERVAL_NS", 0)
+    monkeypatch.setattr("mesh.stores.threads.LOOK_INTERVAL", 0.005)
+    monkeypatch.setattr("mesh.stores.audit.INTERVAL_NS", 0)
     statement("UPDATE transactions SET open = 0, status = 'completed' WHERE transaction_id = ?")(
         connection, transactions[0]
     )
@@ -103,8 +103,8 @@ def test_an_open_store_tells_once(
 def test_a_damaged_page_is_about_the_file(
     path: Path, connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh.stores.threads._LOOK_INTERVAL", 0.005)
-    monkeypatch.setattr("mesh.stores.audit._INTERVAL_NS", 0)
+    monkeypatch.setattr("mesh.stores.threads.LOOK_INTERVAL", 0.005)
+    monkeypatch.setattr("mesh.stores.audit.INTERVAL_NS", 0)
     ((page,),) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'pulses'").fetchall()
     ((size,),) = connection.execute("PRAGMA page_size").fetchall()
     connection.close()

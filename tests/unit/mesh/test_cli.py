@@ -19,6 +19,7 @@ from mesh import Mesh
 from mesh.cli import main
 from mesh.cli.app import VERBS
 from mesh.demo.walkthrough import FIELDS, SHIPPED, read_rows
+from mesh.runtime.ids import TimeOrderedIds
 
 
 @pytest.fixture(autouse=True)
@@ -225,6 +226,17 @@ def test_a_workflow_without_transactions_is_said_to_have_none(
     assert "completed" in run(capsys, *known)[1]
 
 
+class FarApart(TimeOrderedIds):
+    """Ids whose beginnings differ, as of transactions that did not begin in the same millisecond."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def transaction(self) -> str:
+        self._count += 1
+        return f"{self._count}{super().transaction()[1:]}"
+
+
 @pytest.mark.parametrize(
     ("width", "columns", "whole"),
     [
@@ -239,7 +251,7 @@ def test_a_narrow_list_drops_columns_and_crops_none(
 ) -> None:  # fmt: skip
     store, workflow = f"sqlite:///{tmp_path}/pulses.db", Workflow("mail.sent.with.a.long.name")
     workflow.step(lambda: 1, name="one")
-    with Mesh(workflow, store=store) as mesh:
+    with Mesh(workflow, store=store, ids=FarApart()) as mesh:
         ids = [mesh.submit(workflow).id for _ in range(3)]
         mesh.run(workflow)
     monkeypatch.setenv("COLUMNS", str(width))

@@ -80,7 +80,7 @@ def store(path: Path) -> Iterator[SqliteStore]:
 @pytest.mark.parametrize("name", CHANGES)
 def test_it_is_noticed_and_nothing_more_is_written(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the next look; it is told once, on the loop."""
-    monkeypatch.setattr("mesh.stores.threads._LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr("mesh.stores.threads.LOOK_INTERVAL", 0.01)
     change, says = CHANGES[name]
     loop, faults = Loop(), list[StoreFault]()
     store = SqliteStore(path, notify=loop.notify)
