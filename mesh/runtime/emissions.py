@@ -147,8 +147,9 @@ class Emissions:
         if parcel is None or group in parcel.accepted_by:
             return
         if receipt.asked_ns:
+            # Not sooner to another: what is confirmed may begin for a second.  What sending tells at once comes after.
+            parcel.retry_in(RECEIPT_WITHIN_NS)
             self._send_to(parcel, group, receipt.asked_ns)
-            parcel.retry_in(RECEIPT_WITHIN_NS)  # not sooner to another: what was confirmed may begin for a second
             return
         if receipt.error:
             parcel.retry_in(parcel.next_delay())

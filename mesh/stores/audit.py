@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from bitactor.messages.values import named_text
@@ -18,7 +18,7 @@ INTERVAL_NS: Final = 1_000_000_000
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _TRANSACTIONS: Final = (
-    "SELECT transaction_id, root, workflow, open OR status = 'halted' FROM transactions"
+    "SELECT transaction_id, root, workflow, open OR status IN ('halted', 'stuck') FROM transactions"
     " WHERE transaction_id {} CAST(? AS TEXT) ORDER BY transaction_id LIMIT ?"
 )
 _PULSES: Final = (
@@ -65,16 +65,15 @@ class Audit:
         for transaction, root, workflow, wanted in transactions:
             name = transaction.encode("utf-8", "surrogateescape")
             seq = self._seq if name == self._after and self._seq > 0 else 0
-            pulses = connection.execute(_PULSES, (name, seq, rows)).fetchall()
-            rows -= 1 + len(pulses)
-            why = _why(root, workflow, pulses, seq)
+            read, why = _read_back(root, workflow, connection.execute(_PULSES, (name, seq, rows)), seq)
+            rows -= 1 + read
             if why:
                 shown = transaction.encode("utf-8", "backslashreplace").decode()
                 found.append(Unreadable(shown, why, bool(wanted)))
             self._after, self._seq = name, -1
             if rows <= 0:
-                if pulses and not why:  # there may be more of them
-                    self._seq = seq + len(pulses)
+                if read and not why:  # there may be more of them
+                    self._seq = seq + read
                 break
         return found if transactions else None
 
@@ -125,21 +124,22 @@ class Inspector:
             self._tell(why, transaction)
 
 
-def _why(root: str, workflow: str, pulses: list[PulseRow], seq: int) -> str:
-    """Why these pulses, the first of which shall be the one of this number, cannot be read; empty: they can."""
-    if not pulses:
-        return "" if seq else "the journal has no pulse of it"
+def _read_back(root: str, workflow: str, pulses: Iterable[PulseRow], seq: int) -> tuple[int, str]:
+    """How many pulses there are, the first of which shall be the one of this number, and why one of them cannot be
+    read; empty: they can.  One is in memory at a time, for each may be as large as a token."""
+    read = 0
     for number, row in enumerate(pulses, seq):
+        read += 1
         try:
             if row[SEQ] != number:
-                return f"pulse {number} is missing"
+                return read, f"pulse {number} is missing"
             for text in row:
                 if type(text) is str:
                     text.encode()
             pulse_from_row(root, workflow, row)
         except Exception as error:  # of bytes that are not what was written, anything
-            return f"pulse {number} cannot be read: {named_text(error)}"
-    return ""
+            return read, f"pulse {number} cannot be read: {named_text(error)}"
+    return read, "" if read or seq else "the journal has no pulse of it"
 
 
 def _any_text(text: bytes) -> str:
