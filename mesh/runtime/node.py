@@ -246,6 +246,7 @@ class Node:
             self.loop, self.store, self.supervisor, self.id, self.plans, settings.lease, self.unready
         )
         self.supervisor.park = self.recovery.note_parked
+        self.supervisor.on_settled.append(self.recovery.note_settled)
         self.ownership = Ownership(
             self.loop, self.store, self.supervisor, self.recovery, self.id, settings.lease,
             forget=lambda: self.emissions.close(), end=self._collapse if settings.when_fenced == "exit" else None,

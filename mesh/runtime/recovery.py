@@ -133,6 +133,11 @@ class Recovery:
         """The same of one that was given up, which the log has told."""
         self.parked[transaction] = text_of(error)
 
+    def note_settled(self, live: LiveTransaction) -> None:
+        """Take one off the list that went on here, from memory, and has settled."""
+        if self.parked and live.failure is None:
+            self.parked.pop(live.state.transaction, None)
+
     def on_store_fault(self, fault: StoreFault) -> None:
         """Take what the store says to be wrong with itself; it stays so until another node is opened on it."""
         if fault.transaction:

@@ -15,7 +15,7 @@ import pytest
 
 from bitactor import Workflow
 from bitactor.errors import StoreError
-from bitactor.ports import Claim
+from bitactor.ports import Claim, StoreFault
 from mesh import Mesh
 from mesh.ingress.server import HttpServer
 from mesh.stores import open_reader
@@ -190,6 +190,18 @@ def _react_but(one: object, react: Callable[..., object]) -> Callable[..., objec
         return react(self, event, now_ns)
 
     return hurt
+
+
+async def test_what_goes_on_from_memory_is_off_the_list_when_it_has_settled(sqlite: str) -> None:
+    close_gate()
+    async with Mesh(orders, store=sqlite) as mesh:
+        transaction = await mesh.stimulate(orders, {"n": 1})
+        assert mesh.node.store.on_fault is not None
+        mesh.node.store.on_fault(StoreFault("pulse 0 cannot be read", transaction.id))
+        assert list(mesh.about()["parked"]) == [transaction.id]
+        GATE.set()
+        assert await transaction.result(BOUND) == 2
+        assert not mesh.about()["parked"]
 
 
 async def test_the_command_line_marks_what_is_parked(sqlite: str) -> None:
