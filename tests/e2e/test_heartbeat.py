@@ -157,6 +157,7 @@ async def test_what_beats_after_it_was_given_up_is_not_heard() -> None:
     async with Mesh(workflow, clock=clock) as mesh:
         transaction = await mesh.stimulate(workflow)
         await spawned(transaction, "works")
+        await step.looks()  # in its thread it has begun: what has not when its time is over never does
         await pass_time(clock, 1.1)
         await until(lambda: mesh.node.executor.zombies)
         await step.beats()
