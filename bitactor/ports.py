@@ -54,6 +54,8 @@ class Write(NamedTuple):
     """True: something is left to do (running, or emitted signals not yet taken); recovery looks for these."""
     key: str = ""
     """Idempotency key, given only in the first write; unique together with the workflow's name."""
+    dead: bool = False
+    """True: a step or signal of it ended in a tombstone `unroutable` or `poison`, by this write or before."""
 
 
 class Refusal(NamedTuple):
@@ -130,9 +132,16 @@ class StoreQueries(Protocol):
         """The row of one transaction; None if it is unknown."""
 
     def list(
-        self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        limit: int = 100,
+        before: str | None = None,
+        dead: bool = False,
     ) -> _Rows:
-        """Rows of transactions, newest first, at most `limit`; `before` is the last id of the page before."""
+        """Rows of transactions, newest first, at most `limit`; `before` is the last id of the page before.  `dead`:
+        only those with dead letters, whose last write said so (`Write.dead`) or whose status is `stuck`."""
 
 
 class Store(StoreQueries, Protocol):

@@ -35,6 +35,8 @@ DEADLINE_EXCEEDED: Final = "deadline_exceeded"
 UNROUTABLE: Final = "unroutable"
 REJECTED: Final = "rejected"
 POISON: Final = "poison"
+UNDELIVERED: Final = frozenset((UNROUTABLE, POISON))
+"""Reasons of tombstones of what nobody took, or nobody survived: dead letters."""
 
 RUNNING: Final = "running"
 CANCELLED: Final = "cancelled"

@@ -108,7 +108,7 @@ class Supervisor:
         # Kept now, without waiting for the next turn; its commands are still obeyed there, outside of any task.
         state = live.state
         pulses, commands = live.saga.react(event, live.now_ns(self.clock))
-        write = Write(state.transaction, state.epoch, pulses, state.status, state.open, live.key)
+        write = Write(state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead)
         self._refusals = None
         self.store.append((write,), self._note_refusals)
         order = [(live, pulses, commands, 0)]
@@ -218,10 +218,8 @@ class Supervisor:
             if pulses:
                 key = live.key if pulses[0].seq == 0 else ""
                 self._refusals = None
-                store.append(
-                    (_new(Write, (state.transaction, state.epoch, pulses, state.status, is_open, key)),),
-                    self._note_refusals,
-                )
+                write = _new(Write, (state.transaction, state.epoch, pulses, state.status, is_open, key, state.dead))
+                store.append((write,), self._note_refusals)
                 if self._refusals is not None:
                     self._appended([(live, pulses, commands, 0)], *self._refusals)
                     continue
@@ -252,7 +250,8 @@ class Supervisor:
             if pulses:
                 orders.append((live, pulses, commands, len(writes)))
                 key = live.key if pulses[0].seq == 0 else ""
-                writes.append(_new(Write, (state.transaction, state.epoch, pulses, state.status, state.open, key)))
+                of = (state.transaction, state.epoch, pulses, state.status, state.open, key, state.dead)
+                writes.append(_new(Write, of))
             elif commands:
                 orders.append((live, pulses, commands, -1))
         if writes:

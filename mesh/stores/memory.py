@@ -10,7 +10,7 @@ from typing import Final
 from typing_extensions import override
 
 from bitactor.errors import ConfigurationError, DuplicateTransaction, StoreError
-from bitactor.messages.pulse import FINAL_STATUSES, Pulse
+from bitactor.messages.pulse import FINAL_STATUSES, STUCK, Pulse
 from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
 from mesh.stores.write import JournalState, conflict
 
@@ -18,7 +18,7 @@ RETAINED: Final = 10_000
 
 
 class _Entry:
-    __slots__ = ("epoch", "key", "open", "pulses", "status", "updated_ns")
+    __slots__ = ("dead", "epoch", "key", "open", "pulses", "status", "updated_ns")
 
     def __init__(self, write: Write) -> None:
         self.pulses: list[Pulse] = list(write.pulses)
@@ -26,6 +26,7 @@ class _Entry:
         self.status = write.status
         self.open = write.open
         self.key = write.key
+        self.dead = write.dead
         self.updated_ns = write.pulses[-1].at_ns
 
 
@@ -78,7 +79,7 @@ class MemoryStore(Store):
         entries = self._entries
         refused: list[tuple[int, str, Exception]] = []
         for index, write in enumerate(writes):
-            transaction, epoch, pulses, status, is_open, _ = write
+            transaction, epoch, pulses, status, is_open, _, dead = write
             entry = entries.get(transaction)
             if entry is None or refused or epoch < entry.epoch or (pulses and pulses[0].seq != len(entry.pulses)):
                 earlier = (error for _, name, error in refused if name == transaction)
@@ -96,6 +97,7 @@ class MemoryStore(Store):
                 entry.open = is_open
                 self._index_status(transaction, status, is_open)
             entry.epoch = epoch
+            entry.dead = dead
         done([Refusal(index, error) for index, _, error in refused] if refused else (), None)
 
     @override
@@ -140,7 +142,13 @@ class MemoryStore(Store):
 
     @override
     def list(
-        self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        limit: int = 100,
+        before: str | None = None,
+        dead: bool = False,
     ) -> list[TransactionRow]:
         names = nlargest(
             limit,
@@ -150,6 +158,7 @@ class MemoryStore(Store):
                 if (status is None or entry.status == status)
                 and (workflow is None or entry.pulses[0].workflow == workflow)
                 and (before is None or transaction < before)
+                and (not dead or entry.dead or entry.status == STUCK)
             ),
         )
         return [self._row(name, self._entries[name]) for name in names]

@@ -25,6 +25,7 @@ Value = TypeVar("Value")
 _PATIENCE: Final = 5.0
 
 
+_DEAD: Final = "(dead = 1 OR status = 'stuck')"
 _NO_UTF8: Final = "Could not decode to UTF-8"
 
 
@@ -69,7 +70,13 @@ class SqliteQueries(StoreQueries):
 
     @override
     def list(
-        self, *, status: str | None = None, workflow: str | None = None, limit: int = 100, before: str | None = None
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        limit: int = 100,
+        before: str | None = None,
+        dead: bool = False,
     ) -> list[TransactionRow]:
         conditions: list[str] = []
         values: list[str | int] = []
@@ -79,15 +86,22 @@ class SqliteQueries(StoreQueries):
             conditions.append("+status = ?" if status == "completed" and workflow is not None else "status = ?")
             values.append(status)
         if workflow is not None:
-            conditions.append("workflow = ?" if status in (None, "completed") else "+workflow = ?")
+            conditions.append("workflow = ?" if status in (None, "completed") and not dead else "+workflow = ?")
             values.append(workflow)
         if before is not None:
             conditions.append("transaction_id < ?")
             values.append(before)
+        if dead:  # as the index has it, word for word
+            conditions.append(_DEAD if self._knows_dead() else "status = 'stuck'")
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         sql = f"SELECT {TRANSACTION_COLUMNS} FROM transactions {where} ORDER BY transaction_id DESC LIMIT ?"
         rows = self._rows(sql, *values, max(limit, 0))
         return [transaction_from_row(row) for row in rows]
+
+    def _knows_dead(self) -> bool:
+        """Whether the file has noted which transactions have dead letters; one of before, that is only read, has
+        not."""
+        return bool(self._rows("SELECT 1 FROM pragma_table_info('transactions') WHERE name = 'dead'"))
 
     def _rows(self, sql: str, *values: str | int) -> Rows:
         return self._read(lambda connection: connection.execute(sql, values).fetchall())

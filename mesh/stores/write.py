@@ -32,6 +32,7 @@ class JournalState(NamedTuple):
     status: str
     open: bool
     next_seq: int
+    dead: bool = False
     other_owner: str = ""
     """The transaction's owner, if it is open and not ours; else empty."""
 
@@ -42,10 +43,10 @@ _ROW_ERRORS: Final = (
     OverflowError,
 )  # fmt: skip
 
-_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_PULSE: Final = "INSERT INTO pulses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE_TRANSACTION: Final = (
-    "UPDATE transactions SET status = ?, open = ?, owner = ?, epoch = ?, updated_ns = max(updated_ns, ?) "
+    "UPDATE transactions SET status = ?, open = ?, owner = ?, epoch = ?, updated_ns = max(updated_ns, ?), dead = ? "
     "WHERE transaction_id = ?"
 )
 
@@ -139,7 +140,7 @@ class _Batch:
         rows: list[PulseRow] = []
         for index, item in enumerate(items, first):
             write, item_rows, error = item
-            transaction, epoch, _, status, is_open, _ = write
+            transaction, epoch, _, status, is_open, _, dead = write
             creates = bool(item_rows) and item_rows[0][SEQ] == 0
             state = changes.get(transaction) or states.get(transaction)
             if state is None and not creates:
@@ -151,12 +152,12 @@ class _Batch:
             rows += item_rows
             if state is None:
                 created.append(_transaction_row(write, self._owner))
-                changes[transaction] = JournalState(epoch, status, is_open, len(item_rows))
+                changes[transaction] = JournalState(epoch, status, is_open, len(item_rows), dead)
                 continue
-            if status != state.status or is_open != state.open or epoch != state.epoch:
+            if status != state.status or is_open != state.open or epoch != state.epoch or dead != state.dead:
                 at_ns = item_rows[-1][AT_NS] if item_rows and status != state.status else 0
-                updated.append((status, is_open, self._owner, epoch, at_ns, transaction))
-            changes[transaction] = JournalState(epoch, status, is_open, state.next_seq + len(item_rows))
+                updated.append((status, is_open, self._owner, epoch, at_ns, dead, transaction))
+            changes[transaction] = JournalState(epoch, status, is_open, state.next_seq + len(item_rows), dead)
         if created:
             connection.executemany(_INSERT_TRANSACTION, created)
         connection.executemany(_INSERT_PULSE, rows)
@@ -187,15 +188,16 @@ class _Batch:
 
     def _load_state(self, transaction: str) -> JournalState | None:
         row = self._connection.execute(
-            "SELECT epoch, status, open, owner, (SELECT max(seq) FROM pulses WHERE pulses.transaction_id = ?1)"
+            "SELECT epoch, status, open, dead, owner, (SELECT max(seq) FROM pulses WHERE pulses.transaction_id = ?1)"
             " FROM transactions WHERE transaction_id = ?1",
             (transaction,),
         ).fetchone()
         if row is None:
             return None
-        epoch, status, is_open, owner, last_seq = row
+        epoch, status, is_open, dead, owner, last_seq = row
         other_owner = owner if is_open and owner != self._owner else ""
-        return JournalState(epoch, status, bool(is_open), 0 if last_seq is None else last_seq + 1, other_owner)
+        next_seq = 0 if last_seq is None else last_seq + 1
+        return JournalState(epoch, status, bool(is_open), next_seq, bool(dead), other_owner)
 
     def _storage_error(self, write: Write, error: Exception) -> Exception:
         if not isinstance(error, sqlite3.IntegrityError):
@@ -248,5 +250,5 @@ def _transaction_row(write: Write, owner: str) -> tuple[str | int, ...]:
     parent = accepted.data.get("parent", "") if accepted.data else ""
     return (
         write.transaction, accepted.root, parent, accepted.workflow, accepted.digest, write.key, write.status,
-        write.open, owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns,
+        write.open, owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns, write.dead,
     )  # fmt: skip

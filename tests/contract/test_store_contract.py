@@ -221,6 +221,28 @@ def test_lists_newest_first_in_pages(journal: Journal) -> None:
     assert listed(workflow="flow-2") == listed(status="halted") == []
 
 
+def test_what_has_dead_letters_is_listed_by_that(journal: Journal) -> None:
+    """From the write on that says so, also of one that has ended since, and while a transaction is stuck."""
+    ids = [fresh() for _ in range(6)]
+    journal.keep(*[first(id, workflow=f"flow-{number % 2}") for number, id in enumerate(ids[:5])])
+    journal.keep(first(ids[5])._replace(dead=True))
+
+    def dead(**conditions: Any) -> list[int]:
+        return [ids.index(row.transaction) for row in journal.store.list(dead=True, **conditions)]
+
+    assert dead() == [5]
+    journal.keep(hop(ids[0], 2)._replace(dead=True), last(ids[1], 2, "stuck"), last(ids[2], 2), last(ids[3], 2))
+    journal.keep(last(ids[0], 4)._replace(dead=True))
+    journal.keep(Write(ids[3], 0, (pulse(ids[3], 3, "tombstone"),), "completed", False, dead=True))
+    assert dead() == [5, 3, 1, 0]
+    assert dead(limit=2) == [5, 3] and dead(limit=2, before=ids[3]) == [1, 0]
+    assert dead(workflow="flow-1") == [3, 1] and dead(workflow="flow-1", before=ids[3]) == [1]
+    assert dead(status="completed") == [3, 0]
+    journal.keep(Write(ids[1], 0, (pulse(ids[1], 3, "resumed"),), "running", True))
+    assert dead() == [5, 3, 0]
+    assert [ids.index(row.transaction) for row in journal.store.list()] == [5, 4, 3, 2, 1, 0]
+
+
 def test_what_is_not_there_is_empty(journal: Journal) -> None:
     assert journal.store.pulses(fresh()) == []
     assert journal.store.get(fresh()) is None

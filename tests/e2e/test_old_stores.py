@@ -11,6 +11,7 @@ import pytest
 
 from bitactor import DuplicateTransaction, Workflow
 from mesh import Mesh, Transaction
+from mesh.stores import open_reader
 from tests.e2e.support import BOUND, audit, until
 from tests.old_stores import typed
 from tests.old_stores.workflows import build
@@ -39,6 +40,14 @@ def old_typed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict
     shutil.copy(request.param, tmp_path / "typed.db")
     rows = json.loads(request.param.with_suffix(".json").read_text())["transactions"]
     return f"sqlite:///{tmp_path}/typed.db", {row["place"]: row for row in rows}
+
+
+def test_an_old_store_that_is_only_read_lists_what_is_stuck(old: tuple[str, dict[str, Any]]) -> None:
+    """It did not note what else has dead letters."""
+    url, _ = old
+    with open_reader(url) as reader:
+        found = reader.list(dead=True)
+        assert found == reader.list(status="stuck") != []
 
 
 def test_there_are_old_stores() -> None:

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitactor.messages.codec import token_from_bytes
-from bitactor.messages.pulse import COMPLETED, FAILED, POISON, RUNNING, SKIPPED, UNDO_FAILED, UNDONE, Pulse
+from bitactor.messages.pulse import (
+    COMPLETED,
+    FAILED,
+    POISON,
+    RUNNING,
+    SKIPPED,
+    UNDELIVERED,
+    UNDO_FAILED,
+    UNDONE,
+    Pulse,
+)
 from bitactor.messages.signal import Fault
 from bitactor.saga.commands import Emission
 from bitactor.saga.phases import (
@@ -200,6 +210,7 @@ def _clear_doubt(state: SagaState, index: int) -> None:
 
 
 def tombstoned(state: SagaState, pulse: Pulse, index: int) -> None:
+    state.dead = state.dead or pulse.error in UNDELIVERED
     if pulse.error == POISON and state.states[index] in IN_FLIGHT:
         state.in_flight -= 1
         _put_in_doubt(state, pulse, index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitactor.messages.pulse import COMPLETED, FAILED, HALTED, RUNNING, UNDO_FAILED, Pulse
+from bitactor.messages.pulse import COMPLETED, FAILED, HALTED, RUNNING, UNDELIVERED, UNDO_FAILED, Pulse
 from bitactor.messages.signal import FORWARD, Fault
 from bitactor.saga.phases import BACKING_OFF, ENDED, FAILING, IN_DOUBT, OPEN, UNDOABLE, UNDOING, WAITING
 from bitactor.saga.state import EMPTY, Failure, SagaState, damaged, input_tokens
@@ -48,6 +48,7 @@ def begin_failing(state: SagaState, pulse: Pulse) -> None:
 
 
 def tombstoned(state: SagaState, pulse: Pulse) -> None:
+    state.dead = state.dead or pulse.error in UNDELIVERED
     if state.emissions:
         state.emissions.pop((pulse.data or {}).get("emit", ""), None)
 

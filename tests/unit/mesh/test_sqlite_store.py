@@ -214,6 +214,9 @@ def test_every_question_is_answered_from_an_index(opened: Opener, people: People
         for before in ("", " AND transaction_id < ?"):
             how = plan(f"{table} {condition}{before} {order}")
             assert "USING INDEX transactions_by_" in how and "TEMP B-TREE" not in how, how
+    for condition in ("", " AND +workflow = ?", " AND transaction_id < ?", " AND +workflow = ? AND transaction_id < ?"):
+        how = plan(f"{table} (dead = 1 OR status = 'stuck'){condition} {order}")
+        assert "USING INDEX transactions_dead" in how and "TEMP B-TREE" not in how, how
 
 
 # Reading from another process
