@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Never, Self, Unpack
+from typing import Any, Never, Self, Unpack
 
 from typing_extensions import TypeVar, override
 
@@ -16,10 +16,10 @@ from bitactor.errors import (
     ConfigurationError,
     InvalidInput,
     UnknownTransaction,
-    suggest,
 )
-from bitactor.messages.pulse import STATUSES, Pulse
-from bitactor.messages.values import is_text, shown
+from bitactor.export.dead_letters import DeadLetter
+from bitactor.messages.pulse import Pulse
+from bitactor.messages.values import shown
 from bitactor.plan.consumer import Consumer
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
@@ -27,13 +27,11 @@ from mesh.network.links import Links
 from mesh.runtime.names import name_of
 from mesh.runtime.node import Node
 from mesh.runtime.settings import Settings, settings
+from mesh.runtime.settled import known_as
 from mesh.sinks import OtelSink, open_sink
 from mesh.transaction.bridge import Bridge, LoopThread
 from mesh.transaction.mirror import BlockingTransaction, blocking, like
 from mesh.transaction.transaction import Transaction
-
-MOST_ROWS: Final = 2**31
-"""Rows that a store is asked for at most."""
 
 R = TypeVar("R", default=Any)
 
@@ -228,7 +226,7 @@ class Mesh(MeshFacts):
             UnknownTransaction: there is none, or its workflow is not declared here.
         """
         self.node.require_loop()
-        return Transaction(self.node.transactions, self.node.transactions.load(_known_as(transaction)))
+        return Transaction(self.node.transactions, self.node.transactions.load(known_as(transaction)))
 
     async def journal(self, transaction: str) -> tuple[TransactionRow, Sequence[Pulse]]:
         """What the store has of a transaction, also of a workflow that is not declared here: its row and its pulses.
@@ -238,7 +236,7 @@ class Mesh(MeshFacts):
         """
         self.node.require_loop()
         store = self.node.transactions.store
-        row = store.get(_known_as(transaction))
+        row = store.get(known_as(transaction))
         if row is None:
             raise UnknownTransaction(f"no transaction {transaction!r} in {self.settings.store}")
         return row, store.pulses(transaction)
@@ -262,17 +260,28 @@ class Mesh(MeshFacts):
             InvalidInput: there is no such status, `limit` is less than 1, or `before` no text.
             UnknownWorkflow: `workflow` is neither, nor a name.
         """
-        if status is not None and status not in STATUSES:
-            raise InvalidInput(f"status={status!r}: no such status.{suggest(str(status), STATUSES)}")
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise InvalidInput(f"limit={limit!r}: a whole number, at least 1")
-        if before is not None and not is_text(before):
-            raise InvalidInput(f"before={shown(before)}: the last id of the page before")
         self.node.require_loop()
         name = None if workflow is None else name_of(workflow)
-        return self.node.transactions.store.list(
-            status=status, workflow=name, limit=min(limit, MOST_ROWS), before=before
-        )
+        return self.node.transactions.rows(status=status, workflow=name, limit=limit, before=before)
+
+    async def dead_letters(
+        self, *, workflow: str | Workflow | Consumer | None = None, limit: int = 100, before: str | None = None
+    ) -> list[DeadLetter]:
+        """What ended nowhere, and what was in it: emitted signals and steps that nobody took (`unroutable`), steps of
+        which workers died again and again (`poison`), and undos that failed, as long as their transactions are
+        `stuck`.  Whoever ran them: of the newest transaction first, and of one the last to die first.
+
+        Args:
+            workflow: only those of transactions of this workflow, or consumer, by its name or itself.
+            before: the last id of the page before.
+
+        Raises:
+            InvalidInput: `limit` is less than 1, or `before` no id of a dead letter.
+            UnknownWorkflow: `workflow` is neither, nor a name.
+        """
+        self.node.require_loop()
+        name = None if workflow is None else name_of(workflow)
+        return await self.node.transactions.dead_letters(workflow=name, limit=limit, before=before)
 
     def about(self) -> dict[str, Any]:
         """How this mesh's node stands, as plain data: what runs, waits, is held and was refused; docs/operations.md has
@@ -427,6 +436,7 @@ class BlockingMesh(MeshFacts):
     transaction = blocking(Mesh.transaction)
     journal = blocking(Mesh.journal)
     transactions = blocking(Mesh.transactions)
+    dead_letters = blocking(Mesh.dead_letters)
     about = blocking(Mesh.about)
     close = blocking(Mesh.close)
 
@@ -437,14 +447,3 @@ def _plain(values: Any) -> dict[str, Any] | None:
         return dict(values) if issubclass(type(values), Mapping) else None
     except BaseException:  # of a user's mapping
         return None
-
-
-def _known_as(transaction: Any) -> str:
-    """The id, if a transaction can have it.
-
-    Raises:
-        UnknownTransaction: none can.
-    """
-    if not is_text(transaction):
-        raise UnknownTransaction(f"{shown(transaction)} is no transaction's id: 32 hex digits, a text")
-    return transaction  # type: ignore[no-any-return]

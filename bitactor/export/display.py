@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bitactor.errors import BitActorError
+from bitactor.errors import BitActorError, ProtocolError
 from bitactor.kinds.batch_result import readable_batch
 from bitactor.messages.codec import decode_token, token_from_bytes
 from bitactor.messages.pulse import SPAWNED, Pulse
 from bitactor.messages.signal import FORWARD
+from bitactor.messages.values import MASKED, SECRET_MARK
 from bitactor.plan.arguments import argument_values
 from bitactor.plan.plan import Plan
 from bitactor.saga import SagaState, evolve
@@ -33,6 +35,15 @@ def readable_pulses(plan: Plan | None, pulses: Sequence[Pulse]) -> list[Pulse]:
             pulse._replace(token_in=token_in, token_out=readable_batch(pulse, decode_token(pulse.token_out)))
         )
     return readable
+
+
+def readable_token(token: Any) -> Any:
+    """The value of a token; of one that cannot be decoded `{"undecodable": base64}`, or a mask if there may be a secret
+    in it."""
+    try:
+        return decode_token(token)
+    except ProtocolError:
+        return MASKED if SECRET_MARK in bytes(token) else {"undecodable": b64encode(token).decode()}
 
 
 def readable_opening(opening: Iterable[Sequence[Any]]) -> list[list[Any]]:

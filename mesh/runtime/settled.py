@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
-from bitactor.errors import BitActorError, InvalidInput, StaleOwner, StoreError, UnknownTransaction, Unroutable
-from bitactor.messages.pulse import Pulse
+from bitactor.errors import BitActorError, InvalidInput, StaleOwner, StoreError, UnknownTransaction, Unroutable, suggest
+from bitactor.export.dead_letters import DeadLetter
+from bitactor.messages.pulse import STATUSES, Pulse
 from bitactor.messages.signal import Fault
-from bitactor.messages.values import shown
+from bitactor.messages.values import is_text, shown
 from bitactor.plan.plan import Plan
+from bitactor.ports import TransactionRow
 from bitactor.saga import CancelRequested, ResumeRequested, UndoRequested
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.recovery import shape_changed
 from mesh.runtime.supervisor import Supervisor
+from mesh.stores.dead_letters import find_dead_letters
 
 POLL_SECONDS: Final = 0.25
 """Seconds between two looks in the store for a transaction that another process runs."""
+MOST_ROWS: Final = 2**31
+"""Rows that a store is asked for at most."""
 KNOWN_REOPENED: Final = 1_000
 """Most transactions that went on here after they had settled and that handles are led to without asking the store."""
 
@@ -75,6 +80,37 @@ class Transactions:
         if not pulses:
             raise StoreError(f"the pulses of transaction {transaction} are not in {self._where} any more")
         return pulses
+
+    def rows(self, *, status: str | None, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
+        """Rows of what the store has, newest first, at most `limit`; `before`: the last id of the page before.
+
+        Raises:
+            InvalidInput: there is no such status, `limit` is less than 1, or `before` no text.
+        """
+        if status is not None and status not in STATUSES:
+            raise InvalidInput(f"status={status!r}: no such status.{suggest(str(status), STATUSES)}")
+        if before is not None and not is_text(before):
+            raise InvalidInput(f"before={shown(before)}: the last id of the page before")
+        return self.store.list(status=status, workflow=workflow, limit=_page_of(limit), before=before)
+
+    async def dead_letters(self, *, workflow: str | None, limit: int, before: str | None) -> list[DeadLetter]:
+        """What ended nowhere, of the newest transaction first, at most `limit`; `before`: the last id of the page
+        before.
+
+        Raises:
+            InvalidInput: `limit` is less than 1, or `before` no such id.
+        """
+        limit = _page_of(limit)
+
+        async def rows(*, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
+            return self.store.list(workflow=workflow, limit=limit, before=before, dead=True)
+
+        async def pulses(transaction: str) -> Sequence[Pulse]:
+            if not self._closed:
+                await asyncio.sleep(0)  # others may have their turn: a long journal takes a while
+            return self.store.pulses(transaction)
+
+        return await find_dead_letters(rows, pulses, self._plans, workflow=workflow, limit=limit, before=before)
 
     def owns(self, live: LiveTransaction) -> bool:
         """Whether `live` is what runs here: nobody else does, and it is no copy from the store."""
@@ -240,6 +276,28 @@ class Transactions:
         if len(self._reopened) > KNOWN_REOPENED:
             del self._reopened[next(iter(self._reopened))]
         return live
+
+
+def _page_of(limit: Any) -> int:
+    """How many rows are asked for.
+
+    Raises:
+        InvalidInput: `limit` is no whole number, or less than 1.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidInput(f"limit={limit!r}: a whole number, at least 1")
+    return min(limit, MOST_ROWS)
+
+
+def known_as(transaction: Any) -> str:
+    """The id, if a transaction can have it.
+
+    Raises:
+        UnknownTransaction: none can.
+    """
+    if not is_text(transaction):
+        raise UnknownTransaction(f"{shown(transaction)} is no transaction's id: 32 hex digits, a text")
+    return transaction  # type: ignore[no-any-return]
 
 
 def was_taken(live: LiveTransaction) -> bool:

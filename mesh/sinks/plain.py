@@ -1,4 +1,4 @@
-"""Pulses as plain data that JSON can carry."""
+"""Pulses and dead letters as plain data that JSON can carry."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from contextlib import suppress
 from typing import Any
 
 from bitactor.errors import ProtocolError
-from bitactor.export.display import readable_opening
+from bitactor.export.dead_letters import DeadLetter
+from bitactor.export.display import readable_opening, readable_token
 from bitactor.kinds.batch_result import readable_batch
 from bitactor.messages.codec import Packed, decode_token
-from bitactor.messages.faults import fault_as_plain
+from bitactor.messages.faults import fault_as_plain, utf8_safe
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
-from bitactor.messages.values import MASKED, SECRET_MARK
+from bitactor.messages.values import SECRET_MARK
 
 _JSON_SCALARS = (str, bool, int, type(None))
+_OF_LETTERS = (
+    "id", "transaction", "workflow", "kind", "name", "reason", "why", "step", "hop", "attempt", "deliveries", "at_ns",
+)  # fmt: skip
 
 
 def plain(value: Any) -> Any:
@@ -34,10 +38,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Packed):
-        return _decode(value)
+        return plain(readable_token(value))
     if isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
-        return _decode(Packed(data)) if SECRET_MARK in data else b64encode(data).decode()
+        return plain(readable_token(Packed(data))) if SECRET_MARK in data else b64encode(data).decode()
     if isinstance(value, Mapping):
         return {key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -78,8 +82,8 @@ def plain_pulse(pulse: Pulse) -> dict[str, Any]:
     return found
 
 
-def _decode(token: Packed) -> Any:
-    try:
-        return plain(decode_token(token))
-    except ProtocolError:
-        return MASKED if SECRET_MARK in bytes(token) else {"undecodable": b64encode(token).decode()}
+def plain_dead_letter(letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter as a mapping of its field names, with its `id` and its `payload`, secrets masked."""
+    found = {name: getattr(letter, name) for name in _OF_LETTERS}
+    shown = {name: utf8_safe(value) if isinstance(value, str) else value for name, value in found.items()}
+    return {**shown, "payload": plain(letter.payload)}

@@ -71,7 +71,7 @@ def test_a_method_is_the_same_in_both(awaited: type, blocking: type, name: str) 
     assert str(inspect.getdoc(other)).replace(blocks, "", 1) == inspect.getdoc(one)
 
 
-@pytest.mark.parametrize("name", ["stimulate", "submit", "run", "transaction", "transactions"])
+@pytest.mark.parametrize("name", ["stimulate", "submit", "run", "transaction", "transactions", "dead_letters"])
 def test_a_mesh_of_the_fixture_takes_what_a_mesh_takes(name: str) -> None:
     taken = inspect.signature(getattr(FixtureMesh, name)).parameters.values()
     for parameter in inspect.signature(getattr(Mesh, name)).parameters.values():
@@ -127,13 +127,15 @@ ASKED_OF_MESHES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("transaction", ("0" * 32,), {}), ("transaction", (), {}), ("journal", ("0" * 32,), {}),
     ("transactions", (), {}), ("transactions", (), {"status": "completed", "limit": 1}),
     ("transactions", (), {"limit": 0}), ("transactions", (), {"limt": 1}),
+    ("dead_letters", (), {}), ("dead_letters", (), {"limit": 0}), ("dead_letters", (), {"before": "x"}),
     ("stimulate", ("pays", {"amount": 1}), {"key": "k", "ttl": 3}),
     ("stimulate", ("pays", {"amount": 2}), {"key": "k"}), ("stimulate", ("pays", {"amount": "x"}), {}),
     ("stimulate", ("pais",), {}), ("stimulate", ("pays",), {"amount": 1}), ("stimulate", ("pays",), {"timeout": 1}),
     ("stimulate", ("pays",), {"prority": 1}), ("stimulate", (), {}), ("stimulate", (3,), {}),
     ("begin", ("pays", {"amount": 3}, StimulusOptions()), {}), ("begin", ("pays", {}, StimulusOptions()), {}),
     ("about", (), {}), ("settings", (), {}), ("state", (), {}), ("workflows", (), {}), ("close", (), {}),
-    ("state", (), {}), ("stimulate", ("pays", {"amount": 1}), {}), ("transactions", (), {}), ("close", (), {}),
+    ("state", (), {}), ("stimulate", ("pays", {"amount": 1}), {}), ("transactions", (), {}),
+    ("dead_letters", (), {}), ("close", (), {}),
 ]  # fmt: skip
 
 
