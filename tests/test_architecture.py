@@ -302,7 +302,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "spawners": "hops limits network.transports sinks",
         "runtime": "hops limits sinks spawners stores",
         "transaction": "hops limits runtime",
-        "network": "hops limits network.transports runtime transaction",
+        "network": "hops limits network.transports runtime sinks transaction",
         "mesh": "network runtime sinks transaction",
         "ingress": "mesh sinks transaction",
         "demo": "stores",

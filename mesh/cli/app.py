@@ -41,6 +41,9 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "cancel": Verb("mesh.cli.change:cancel", "Stop a running transaction and undo what it did."),
+    "dead-letters": Verb(
+        "mesh.cli.dead_letters:dead_letters", "List what ended nowhere: for whom it was meant, why, what was in it."
+    ),
     "demo": Verb(
         "mesh.cli.demo:demo",
         "Watch real sign-ups go hop by hop through four processes, and what happens when things go wrong.",

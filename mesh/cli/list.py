@@ -15,7 +15,7 @@ from bitactor.errors import suggest
 from bitactor.ports import TransactionRow
 from mesh.cli.exits import UsageError
 from mesh.cli.options import Curve, Http, Json, Registry, Store, ask
-from mesh.cli.output import err, moment, out, print_lines, print_table, printable, short, status_text
+from mesh.cli.output import err, moment, out, print_lines, print_table, printable, short, short_ids, status_text
 from mesh.cli.places import open_place
 from mesh.cli.waterfall.render import duration
 
@@ -109,16 +109,10 @@ def _columns(rows: list[TransactionRow], width: int) -> dict[str, list[str | Tex
         if sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], _LEAST_NAME) <= width:
             break
         if step == "transaction":
-            columns[step] = [row.transaction[: _distinct(rows)] for row in rows]
+            columns[step] = short_ids([row.transaction for row in rows])
         else:
             del columns[step]
     return columns
-
-
-def _distinct(rows: list[TransactionRow]) -> int:
-    """How much of their ids tells the transactions apart, at least as much as says when each began."""
-    whole = len({row.transaction for row in rows})
-    return next(size for size in range(12, 33) if len({row.transaction[:size] for row in rows}) == whole)
 
 
 def _took(row: TransactionRow) -> int:

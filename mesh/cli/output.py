@@ -33,6 +33,9 @@ STYLES: Final = {
     "tombstone": "bold red",
     "cancelled": "magenta",
     "stuck": "bold red",
+    "poison": "bold red",
+    "unroutable": "bold red",
+    "unreadable": "bold red",
     "parked": "bold red",
     "halted": "blue",
     "resumed": "blue",
@@ -131,6 +134,14 @@ def moment(at_ns: int) -> str:
     at = dt.datetime.fromtimestamp(at_ns / 1e9).astimezone()
     today = dt.datetime.now().astimezone().date()
     return at.strftime("%H:%M:%S" if at.date() == today else "%Y-%m-%d %H:%M")
+
+
+def short_ids(ids: Sequence[str]) -> list[str | Text]:
+    """The beginnings of transactions' ids: as much as tells these apart, and at least as much as says when each
+    began."""
+    whole = len(set(ids))
+    size = next(size for size in range(12, 33) if len({name[:size] for name in ids}) == whole)
+    return [name[:size] for name in ids]
 
 
 def short(value: Any, width: int = 200) -> str:

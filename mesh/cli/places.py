@@ -36,6 +36,10 @@ class Place(Protocol):
     ) -> list[TransactionRow]:
         """Rows of transactions, newest first; `before`: only ids that sort before this text."""
 
+    async def dead_letters(self, *, workflow: str | None, limit: int, before: str | None) -> list[dict[str, Any]]:
+        """What ended nowhere, as `plain_dead_letter` has it, of the newest transaction first; `before`: the last id of
+        the page before."""
+
     async def pulses(self, transaction: str) -> list[Pulse]:
         """The pulses of one transaction; none if it is unknown.
 
@@ -75,6 +79,15 @@ class StorePlace:
     ) -> list[TransactionRow]:
         """Those in the file."""
         return self._reader.list(status=status, workflow=workflow, limit=limit, before=before)
+
+    async def dead_letters(self, *, workflow: str | None, limit: int, before: str | None) -> list[dict[str, Any]]:
+        """Those in the file, whose workflows nobody declares here."""
+
+        async def rows(*, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
+            return self._reader.list(workflow=workflow, limit=limit, before=before, dead=True)
+
+        found = await work.find_dead_letters(rows, self.pulses, {}, workflow=workflow, limit=limit, before=before)
+        return [work.plain_dead_letter(letter) for letter in found]
 
     async def pulses(self, transaction: str) -> list[Pulse]:
         """Those in the file."""
@@ -152,6 +165,10 @@ class RegistryPlace:
         # Fields of a later version are left out.
         return [TransactionRow(**{name: fields[name] for name in TransactionRow._fields}) for fields in found]
 
+    async def dead_letters(self, *, workflow: str | None, limit: int, before: str | None) -> list[dict[str, Any]]:
+        """Those of all nodes."""
+        return await self._client.dead_letters(workflow=workflow, limit=limit, before=before)
+
     async def pulses(self, transaction: str) -> list[Pulse]:
         """Those of the node that owns it, or can read it."""
         return await self._client.pulses(transaction)
@@ -189,13 +206,24 @@ class HttpPlace:
         self, *, status: str | None = None, workflow: str | None = None, limit: int, before: str | None = None
     ) -> list[TransactionRow]:
         """Those in the node's store."""
-        asked = {"status": status, "workflow": workflow, "limit": limit, "before": before}
-        query = urlencode({name: value for name, value in asked.items() if value is not None})
-        code, answer = await self._ingress.ask("GET", f"/transactions?{query}")
-        if code != 200 or not isinstance(answer, dict):
-            raise refusal(code, answer)
+        answer = await self._page("transactions", status=status, workflow=workflow, limit=limit, before=before)
         self._parked |= {row["transaction"]: row["parked"] for row in answer["transactions"] if row.get("parked")}
         return [_row_of(row) for row in answer["transactions"]]
+
+    async def dead_letters(self, *, workflow: str | None, limit: int, before: str | None) -> list[dict[str, Any]]:
+        """Those in the node's store."""
+        answer = await self._page("dead-letters", workflow=workflow, limit=limit, before=before)
+        return [
+            {"at_ns" if name == "at" else name: _nanoseconds(value) if name == "at" else value for name, value in each}
+            for each in (letter.items() for letter in answer["dead_letters"])
+        ]
+
+    async def _page(self, what: str, **asked: Any) -> dict[str, Any]:
+        query = urlencode({name: value for name, value in asked.items() if value is not None})
+        code, answer = await self._ingress.ask("GET", f"/{what}?{query}")
+        if code != 200 or not isinstance(answer, dict):
+            raise refusal(code, answer)
+        return answer
 
     async def parked(self, rows: Sequence[TransactionRow]) -> Mapping[str, str]:
         """What the node said with their rows."""

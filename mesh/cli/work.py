@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from mesh.mesh import Mesh
     from mesh.network.client import Client
     from mesh.network.transports.addresses import MAX_IPC_PATH
-    from mesh.sinks.plain import plain, plain_pulse
+    from mesh.sinks.plain import plain, plain_dead_letter, plain_pulse
     from mesh.stores import SqliteReader, open_reader
+    from mesh.stores.dead_letters import find_dead_letters
     from registry import Curve, Entry, RegistryServer
     from registry.support.log import log_to_stderr, prepare_log
 
@@ -40,11 +41,13 @@ __all__ = [
     "awaited",
     "chain_lines",
     "fault_of_plain",
+    "find_dead_letters",
     "headers_of",
     "log_to_stderr",
     "mermaid",
     "open_reader",
     "plain",
+    "plain_dead_letter",
     "plain_pulse",
     "prepare_log",
     "shortened",
@@ -66,8 +69,9 @@ if not TYPE_CHECKING:
             "mesh.mesh": "Mesh",
             "mesh.network.client": "Client",
             "mesh.network.transports.addresses": "MAX_IPC_PATH",
-            "mesh.sinks.plain": "plain plain_pulse",
+            "mesh.sinks.plain": "plain plain_dead_letter plain_pulse",
             "mesh.stores": "SqliteReader open_reader",
+            "mesh.stores.dead_letters": "find_dead_letters",
             "registry": "Curve Entry RegistryServer",
             "registry.support.log": "log_to_stderr prepare_log",
         },

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -26,7 +26,7 @@ from bitactor.workflow import Workflow
 from mesh.ingress.headers import prefix_of
 from mesh.ingress.openapi import describe_api
 from mesh.ingress.problems import Problem, invalid_input, logger, problem_of
-from mesh.ingress.render import as_json, pulses_as_plain, respond, row_as_plain
+from mesh.ingress.render import as_json, dead_letter_as_plain, pulses_as_plain, respond, row_as_plain
 from mesh.ingress.requests import Preferences, preferences, read_json, read_stimulus_headers
 from mesh.ingress.wait import ServerStopping, run_while_connected, wait_for_end
 from mesh.mesh import Mesh
@@ -35,6 +35,8 @@ from registry.support.log_throttle import LogThrottle
 
 MAX_PAGE: Final = 1_000
 MAX_DETAIL: Final = 1_000
+
+Query = TypeVar("Query", bound=BaseModel)
 
 _TRANSACTION: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -56,6 +58,16 @@ class ListQuery(BaseModel):
     workflow: str | None = Field(None, min_length=1, max_length=200)
     limit: int = Field(100, ge=1, le=MAX_PAGE)
     before: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+
+
+class DeadLetterQuery(BaseModel):
+    """Which dead letters to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workflow: str | None = Field(None, min_length=1, max_length=200)
+    limit: int = Field(100, ge=1, le=MAX_PAGE)
+    before: str | None = Field(None, pattern=r"^[0-9a-f]{32}-[0-9]{1,12}$")
 
 
 class Endpoints:
@@ -86,6 +98,7 @@ class Endpoints:
         return [
             Route("/stimuli/{workflow:path}", self.stimulate, methods=["POST"]),
             Route("/transactions", self.transactions, methods=["GET"]),
+            Route("/dead-letters", self.dead_letters, methods=["GET"]),
             Route("/transactions/{transaction}", self.transaction, methods=["GET"]),
             Route("/transactions/{transaction}/pulses", self.pulses, methods=["GET"]),
             Route("/transactions/{transaction}/cancel", self.cancel, methods=["POST"]),
@@ -286,19 +299,22 @@ class Endpoints:
 
     async def transactions(self, request: Request) -> Response:
         """Answer with rows of transactions, newest first."""
-        given = request.query_params.multi_items()
-        repeated = [
-            (name, "given more than once") for name in dict(given) if len(request.query_params.getlist(name)) > 1
-        ]
-        if repeated:
-            raise invalid_input(repeated)
-        query = _parse_query(ListQuery, dict(given))
+        query = _parse_query(ListQuery, request)
         self._require_readable()
         rows = await self.mesh.transactions(**dict(query))
         more = len(rows) == query.limit
         parked = self.mesh.about()["parked"]
         content = {"transactions": [row_as_plain(row, parked) for row in rows]}
         return respond({**content, "before": rows[-1].transaction if more else None})
+
+    async def dead_letters(self, request: Request) -> Response:
+        """Answer with what ended nowhere, of the newest transaction first."""
+        query = _parse_query(DeadLetterQuery, request)
+        self._require_readable()
+        letters = await self.mesh.dead_letters(**dict(query))
+        more = len(letters) == query.limit
+        content = {"dead_letters": [dead_letter_as_plain(letter) for letter in letters]}
+        return respond({**content, "before": letters[-1].id if more else None})
 
     async def _find(self, request: Request) -> Transaction | TransactionRow:
         """The transaction, or what the store knows of it if its workflow is not declared here, or is another
@@ -359,9 +375,13 @@ def _parse(model: type[BaseModel], text: str) -> Any:
         raise _invalid(error) from None
 
 
-def _parse_query(model: type[ListQuery], given: dict[str, str]) -> ListQuery:
+def _parse_query(model: type[Query], request: Request) -> Query:
+    given = request.query_params
+    repeated = [(name, "given more than once") for name in dict(given) if len(given.getlist(name)) > 1]
+    if repeated:
+        raise invalid_input(repeated)
     try:
-        return model.model_validate(given)
+        return model.model_validate(dict(given))
     except ValidationError as error:
         raise _invalid(error) from None
 

@@ -208,6 +208,10 @@ _LIST_QUERY: Final = [
     _query("limit", "At most this many", {"type": "integer", "minimum": 1, "maximum": 1_000, "default": 100}),
     _query("before", "The `before` of the page before", {"type": "string", "pattern": "^[0-9a-f]{32}$"}),
 ]
+_DEAD_LETTERS_QUERY: Final = [
+    *_LIST_QUERY[1:3],
+    _query("before", "The `before` of the page before", {"type": "string", "pattern": "^[0-9a-f]{32}-[0-9]{1,12}$"}),
+]
 
 
 def _change(verb: str, summary: str, accepted: str) -> dict[str, Any]:
@@ -239,6 +243,17 @@ _TRANSACTIONS: Final[dict[str, Any]] = {
             "summary": "Transactions, newest first",
             "parameters": _LIST_QUERY,
             "responses": {"200": _response("A page of transactions", "BitActorTransactions"), **_problems(422, 503)},
+        }
+    },
+    "/dead-letters": {
+        "get": {
+            "operationId": "dead letters",
+            "tags": ["transactions"],
+            "summary": "What ended nowhere, of the newest transaction first",
+            "description": "Signals and steps that nobody took, steps of which workers died again and again, and undos "
+            "that failed, as long as their transactions are stuck.",
+            "parameters": _DEAD_LETTERS_QUERY,
+            "responses": {"200": _response("A page of dead letters", "BitActorDeadLetters"), **_problems(422, 503)},
         }
     },
     "/transactions/{transaction}": {

@@ -13,13 +13,14 @@ from typing import Any, Final
 from pydantic_core import PydanticSerializationError, to_json
 from starlette.responses import Response
 
+from bitactor.export.dead_letters import DeadLetter
 from bitactor.export.display import readable_opening
 from bitactor.messages.codec import decode_token, token_from_bytes
 from bitactor.messages.faults import fault_as_plain
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
 from bitactor.ports import TransactionRow
-from mesh.sinks.plain import masked
+from mesh.sinks.plain import masked, plain_dead_letter
 
 _LEFT_OUT: Final = frozenset(("decided", "input_digest"))
 """Parts of a pulse's `data` that say in another way what `token_in` says, or nothing to people."""
@@ -66,6 +67,12 @@ def row_as_plain(row: TransactionRow, parked: Mapping[str, str]) -> dict[str, An
         "updated_at": _moment(row.updated_ns),
         "parked": parked.get(row.transaction),
     }
+
+
+def dead_letter_as_plain(letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter with its payload as a value."""
+    found = {**plain_dead_letter(letter), "at_ns": _moment(letter.at_ns)}
+    return {"at" if name == "at_ns" else name: value for name, value in found.items()}
 
 
 def pulses_as_plain(pulses: Sequence[Pulse]) -> list[dict[str, Any]]:

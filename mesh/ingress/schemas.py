@@ -77,6 +77,24 @@ _ROW: Final = _object(
     }
 )
 
+_DEAD_LETTER: Final = _object(
+    {
+        "id": {"type": "string", "pattern": "^[0-9a-f]{32}-[0-9]{1,12}$"},
+        "transaction": _ID,
+        "workflow": {"type": "string"},
+        "kind": {"enum": ["signal", "step", "undo", "transaction"]},
+        "name": {"type": "string", "description": "For whom it was meant: the name of the signal, or of the step"},
+        "reason": {"enum": ["unroutable", "poison", "stuck", "unreadable"]},
+        "why": {"type": "string"},
+        "step": {"type": "string", "description": "The path of the step, or of the one that emitted the signal"},
+        "hop": {"type": "string", "description": "The span id of that step's hop"},
+        "attempt": {"type": ["integer", "null"], "description": "null for a signal"},
+        "deliveries": {"type": ["integer", "null"], "description": "How often a worker was given it"},
+        "at": _MOMENT,
+        "payload": {"description": "The value of the signal, or the arguments of the step; secrets are masked"},
+    }
+)
+
 _PULSE: Final = _object(
     {
         "seq": {"type": "integer", "minimum": 0},
@@ -129,6 +147,13 @@ SCHEMAS: Final[dict[str, dict[str, Any]]] = {
         }
     ),
     "BitActorTransactionRow": _ROW,
+    "BitActorDeadLetters": _object(
+        {
+            "dead_letters": _list_of({"$ref": "#/components/schemas/BitActorDeadLetter"}),
+            "before": {"type": ["string", "null"], "description": "For the next page; null when there is none"},
+        }
+    ),
+    "BitActorDeadLetter": _DEAD_LETTER,
     "BitActorPulses": _object(
         {
             "transaction": _ID,

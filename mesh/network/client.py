@@ -30,7 +30,7 @@ from bitactor.errors import (
     suggest,
 )
 from bitactor.export.failure import failure_of_plain
-from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tokens
+from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tokens, unpack
 from bitactor.messages.faults import error_of, fault_of_plain
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Fault, Question
@@ -47,6 +47,7 @@ _RESULT_SLICE: Final = 5.0
 STIMULATE_WITH: Final = "stimulate_with"
 """The verb for a stimulus with options that not every node knows.  One of an older version would begin it without them;
 this verb it does not know, and says so."""
+DEAD_LETTERS: Final = "dead_letters"
 _KNOWN_TO_ALL: Final = {"key", "ttl", "deadline", "metadata", "traceparent"}
 """Options of a stimulus that nodes of every version know."""
 _NODES: Final = node_name("*")
@@ -250,6 +251,24 @@ class Client:
             found |= {row["transaction"]: row for row in rows}
         return [found[transaction] for transaction in sorted(found, reverse=True)[:limit]]
 
+    async def dead_letters(
+        self, *, workflow: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[dict[str, Any]]:
+        """What ended nowhere at all nodes, as `Mesh.dead_letters` lists it, each as plain data with its `payload`.
+
+        Nodes that do not answer, and those of a version that does not know the question, are left out.
+
+        Raises:
+            NoAnswer: none answers.
+            InvalidInput: `before` is no id of a dead letter, or no node knows the question.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        argument = {"workflow": workflow, "limit": limit, "before": before}
+        for _, letters in await self._ask_all(DEAD_LETTERS, argument):
+            found |= {letter["id"]: {**letter, "payload": unpack(letter["payload"])} for letter in letters}
+        newest = sorted(found.values(), key=lambda letter: _place(letter["id"]), reverse=True)
+        return newest[:limit]
+
     async def nodes(self) -> list[dict[str, Any]]:
         """What each node says of itself; one that does not answer as `{"node": …, "state": "silent", "endpoint":
         …}`."""
@@ -367,6 +386,12 @@ def _error_of(answer: Answer) -> BaseException:
     if answer.error_type.rpartition(":")[2] == "TimeoutError":
         return TimeoutError(answer.error)
     return error_of(Fault(answer.error_type, answer.error), {})
+
+
+def _place(letter: str) -> tuple[str, int]:
+    """Where a dead letter stands in the list, by its id."""
+    transaction, _, seq = letter.rpartition("-")
+    return transaction, int(seq)
 
 
 def _hashed(text: str, width: int) -> int:

@@ -9,15 +9,16 @@ from typing import Any
 
 from bitactor.declare.stimulus import StimulusOptions
 from bitactor.errors import BitActorError, InvalidInput, ProtocolError
-from bitactor.messages.codec import decode_token, encode_token, unpack_tokens
+from bitactor.messages.codec import MAX_TOKEN_BYTES, decode_token, encode_token, pack, unpack_tokens
 from bitactor.messages.faults import fault_of, utf8_safe
 from bitactor.messages.objects import Classes
 from bitactor.messages.signal import Answer, Question
 from bitactor.messages.values import message_of
 from bitactor.messages.wire import encode_message, encode_pulse
-from mesh.network.client import STIMULATE_WITH
+from mesh.network.client import DEAD_LETTERS, STIMULATE_WITH
 from mesh.runtime.intake import Intake
 from mesh.runtime.settled import Transactions
+from mesh.sinks.plain import plain_dead_letter
 from mesh.transaction import Transaction, transaction_as_plain
 
 Send = Callable[[str, bytes], None]
@@ -53,6 +54,7 @@ class Control:
             "resume": partial(self._after, lambda found, argument: found.resume()),
             "undo": partial(self._after, lambda found, argument: found.undo(argument.get("reason", ""))),
             "list": self._list,
+            DEAD_LETTERS: self._dead_letters,
             "node": self._about,
             "patterns": self._patterns,
         }
@@ -120,6 +122,24 @@ class Control:
             before=argument.get("before"),
         )
         return [row._asdict() for row in rows]
+
+    async def _dead_letters(self, argument: Mapping[str, Any]) -> Any:
+        """Dead letters as plain data, each payload packed by itself; those that would make the answer too large are
+        left out, which is said in their place."""
+        found = await self._transactions.dead_letters(
+            workflow=argument.get("workflow"), limit=argument.get("limit", 100), before=argument.get("before")
+        )
+        rows, left = [], MAX_TOKEN_BYTES // 2
+        for row in map(plain_dead_letter, found):
+            try:
+                data = pack(row["payload"])
+            except BitActorError as error:
+                data = pack({"left_out": message_of(error)})
+            if len(data) > left:
+                data = pack({"left_out": f"{len(data):,} bytes; ask for fewer dead letters, or the node's ingress"})
+            left -= len(data)
+            rows.append({**row, "payload": data})
+        return rows
 
     async def _about(self, argument: Mapping[str, Any]) -> Any:
         return self._about_node()

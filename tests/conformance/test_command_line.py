@@ -161,6 +161,62 @@ async def test_resume_waits(typed: Typed) -> None:
                 await now.cancel()
 
 
+SIGNS = """
+import asyncio, os, sys
+from pydantic import SecretStr
+from bitactor import Context, Workflow
+from mesh import Mesh
+
+signs = Workflow("signs", ttl=4, deadline=0.2)
+
+@signs.step
+async def signup(ctx: Context) -> None:
+    for number in range(3):
+        await ctx.emit("user.created", {"id": number, "key": SecretStr("s3cret")})
+
+async def main() -> None:
+    async with Mesh(signs, store=sys.argv[1]) as mesh:
+        await mesh.stimulate(signs)
+        while len(await mesh.dead_letters()) < 3:
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), 9)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@claim(
+    SECTION,
+    "`dead-letters` lists what ended nowhere, with name and payload, over an ingress, over a registry, and from the "
+    "file of a node that was killed; in pages, with secrets masked.",
+)
+async def test_dead_letters_from_the_command_line(typed: Typed) -> None:
+    async with embedded(asking()) as found:
+        code, out, said = await typed("dead-letters", *found.store)
+        assert (code, out, said) == (0, "", "no dead letters\n")
+        url = found.store[1]
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", SIGNS, url, cwd=ROOT)
+        assert await child.wait() == -9
+        told = []
+        for way in (*found.ways, found.store):
+            code, out, _ = await typed("dead-letters", "--json", *way)
+            letters = [json.loads(line) for line in out.splitlines()]
+            assert code == 0 and sorted(letter["payload"]["id"] for letter in letters) == [0, 1, 2]
+            assert {(letter["name"], letter["reason"], letter["step"]) for letter in letters} == {
+                ("user.created", "unroutable", "signup")
+            }
+            told.append(letters)
+            code, out, said = await typed("dead-letters", "--limit", "2", *way)
+            assert code == 0 and out.count("user.created") == 2 and "s3cret" not in out
+            assert '"key": "**********"' in out and f"--before {letters[1]['id']}" in said
+            _, out, _ = await typed("dead-letters", "--json", "--before", letters[1]["id"], *way)
+            assert [json.loads(line) for line in out.splitlines()] == letters[2:]
+            code, out, said = await typed("dead-letters", "--before", "x", *way)
+            assert code != 0 and not out and "before" in said
+        assert told[0] == told[1] == told[2]
+
+
 @claim(SECTION, "`list` and `trace` agree on how long a transaction took, also while it runs.")
 async def test_durations_agree(typed: Typed) -> None:
     async with embedded(waiting()) as found:

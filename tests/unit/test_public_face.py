@@ -205,6 +205,10 @@ ADDED = {
     "names/mesh/DeadLetter",
     *(f"names/{face}/members/dead_letters" for face in ("mesh/Mesh", "mesh.testing/FixtureMesh")),
     "names/bitactor.ports/Write/members/dead",
+    "command line/dead-letters",
+    "command line: dead-letters List what ended nowhere: for whom it was meant, why, what was in it.",
+    *(f"http/components/schemas/BitActorDeadLetter{several}" for several in ("", "s")),
+    "http/paths//dead-letters",
 }
 
 TYPED = {

@@ -452,9 +452,39 @@ async def test_lists_in_pages(http: httpx2.AsyncClient) -> None:
     ["status=done", "limit=0", "limit=1001", "limit=x", "before=1", "statsu=running", "workflow=", "limit=1&limit=2"],
 )
 async def test_a_query_that_cannot_be_obeyed_is_refused(http: httpx2.AsyncClient, query: str) -> None:
-    response = await http.get(f"/transactions?{query}")
-    assert problem(response) == "invalid-input"
-    assert response.json()["errors"][0]["field"] == query.partition("=")[0]
+    for path in ("/transactions", "/dead-letters"):
+        response = await http.get(f"{path}?{query}")
+        assert problem(response) == "invalid-input"
+        assert response.json()["errors"][0]["field"] == query.partition("=")[0]
+
+
+async def test_dead_letters_are_described_as_they_are() -> None:
+    books = Workflow("books", input={"seat": int})
+    schemas = describe_api([books], 1)["components"]["schemas"]
+
+    @books.step
+    async def book(seat: int) -> str:
+        return f"ticket {seat}"
+
+    book.undo(lambda result: 1 / 0)
+
+    @books.step(after=["book"])
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async with Mesh(books) as mesh, client(mesh) as http:
+        assert (await http.get("/dead-letters")).json() == {"dead_letters": [], "before": None}
+        for seat in range(3):
+            await http.post("/stimuli/books", json={"seat": seat})
+        seen, before = [], ""
+        while before is not None:
+            page = (
+                await http.get("/dead-letters", params={"limit": 2, **({"before": before} if before else {})})
+            ).json()
+            seen, before = [*seen, *page["dead_letters"]], page["before"]
+        assert [letter["payload"]["seat"] for letter in seen] == [2, 1, 0]
+        assert all(letter.keys() == schemas["BitActorDeadLetter"]["properties"].keys() for letter in seen)
+        assert page.keys() == schemas["BitActorDeadLetters"]["properties"].keys()
 
 
 @pytest.mark.parametrize("path", ["", "/pulses"])

@@ -1,0 +1,86 @@
+"""`bitactor dead-letters`"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from cyclopts import Parameter
+from rich.cells import cell_len
+from rich.text import Text
+
+from mesh.cli.exits import UsageError
+from mesh.cli.options import Curve, Http, Json, Registry, Store
+from mesh.cli.output import err, moment, out, print_lines, print_table, printable, short, short_ids, status_text
+from mesh.cli.places import open_place
+
+DEFAULT_LIMIT: Final = 20
+_LEAST_PAYLOAD: Final = 30
+"""Cells that payloads are folded into at least, where there is more of them."""
+_PAYLOAD: Final = 120
+"""Characters of a payload that the table shows; `--json` has all of it."""
+
+
+async def dead_letters(
+    *,
+    store: Store = "",
+    registry: Registry = "",
+    http: Http = "",
+    workflow: Annotated[
+        str | None, Parameter(help="Only those of this workflow's, or consumer's, transactions.")
+    ] = None,
+    limit: Annotated[int, Parameter(help="At most so many, of the newest transactions.")] = DEFAULT_LIMIT,
+    before: Annotated[
+        str | None, Parameter(help="The id of the last one of the page before, as --json has it.")
+    ] = None,
+    curve: Curve = None,
+    json: Json = False,
+) -> None:
+    """List what ended nowhere: for whom it was meant, why, what was in it.
+
+    Signals and steps that nobody took (unroutable), steps of which workers died again and again (poison), and undos
+    that failed, as long as their transactions are stuck.
+    From --store (read only, also while no node is there), from all nodes of --registry, or from the node at --http.
+
+    Example: bitactor dead-letters --store sqlite:///pulses.db --limit 5
+    """
+    if limit < 1:
+        raise UsageError(f"--limit {limit} lists nothing", "give 1 or more")
+    async with open_place(store, registry, curve, http) as place:
+        letters = await place.dead_letters(workflow=workflow, limit=limit, before=before)
+    if json:
+        print_lines(letters)
+    elif not letters:
+        err().print(f"no dead letters{'' if workflow is None else f' of workflow {workflow!r}'}")
+    else:
+        _show(letters)
+        if len(letters) == limit:
+            err().print(f"there may be more: --before {letters[-1]['id']}")
+
+
+def _show(letters: list[dict[str, Any]]) -> None:
+    columns: dict[str, list[str | Text]] = {
+        "transaction": [letter["transaction"] for letter in letters],
+        "reason": [status_text(letter["reason"]) for letter in letters],
+        "died": [moment(letter["at_ns"]) for letter in letters],
+        "for": [printable(_receiver(letter)) for letter in letters],
+        "payload": [printable(_content(letter)) for letter in letters],
+    }
+    if _width(columns) > out().width:
+        columns["transaction"] = short_ids([letter["transaction"] for letter in letters])
+    if _width(columns) > out().width:
+        del columns["died"]
+    print_table([*columns], zip(*columns.values(), strict=True), fold="payload")
+
+
+def _receiver(letter: dict[str, Any]) -> str:
+    return f"undo of {letter['name']}" if letter["kind"] == "undo" else str(letter["name"])
+
+
+def _content(letter: dict[str, Any]) -> str:
+    return str(letter["why"]) if letter["kind"] == "transaction" else short(letter["payload"], _PAYLOAD)
+
+
+def _width(columns: dict[str, list[str | Text]]) -> int:
+    """Cells that the table takes at least."""
+    widths = {name: max(cell_len(str(cell)) for cell in (name, *cells)) + 2 for name, cells in columns.items()}
+    return sum(widths.values()) - max(0, widths["payload"] - _LEAST_PAYLOAD)
