@@ -75,6 +75,12 @@ def dated(when: dt.datetime) -> dt.datetime:
     return when
 
 
+def spread(rows: dict[str, set[dict[str, int]]]) -> None: ...
+
+
+def spread_lines(rows: frozenset[Line]) -> None: ...
+
+
 def lined(line: Line) -> Line:
     return line
 
@@ -394,6 +400,12 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
     "a text for a number": (
         lambda w: [w.add(text), w.add(counts, name="b", bind={"n": Result("text")})],
         ("'b'", "'n' is annotated with int", "'text'", "with str", "convert it"),
+    ),
+    "a set of mappings": (
+        lambda w: w.add(spread, bind={"rows": Input("s")}), ("'spread'", "'rows'", "set[dict", "no hash", "list[…]"),
+    ),
+    "a set of models that change": (
+        lambda w: w.add(spread_lines, bind={"rows": Input("s")}), ("'rows'", "a Line has no hash", "frozen"),
     ),
     "nothing for a number": (
         lambda w: [w.add(nothing), w.add(counts, name="b", bind={"n": Result("nothing")})],

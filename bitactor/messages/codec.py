@@ -22,19 +22,20 @@ from pydantic import BaseModel
 
 from bitactor.errors import InvalidOutcome, MalformedSignal, SignalTooLarge
 from bitactor.messages.objects import Classes, Reader, encode_model, encode_object
+from bitactor.messages.sets import unpacked
 from bitactor.messages.values import (
     DATETIME,
     SCALARS,
     SET,
     TIME,
     NeedsObjects,
+    Packed,
     UnknownClass,
     encode_value,
     named_text,
     shown,
     text_of,
     type_name,
-    unpacked,
 )
 
 MAX_TOKEN_BYTES: Final = 4 * 1024 * 1024
@@ -59,12 +60,6 @@ Unchanged = Union[  # it refers to itself
     "ListOf[Unchanged]", "Mapping[Any, Unchanged]", "AbstractSet[Unchanged]",
 ]  # fmt: skip
 """Types whose values are of the same type once they were carried; a model is a mapping then, a tuple a list."""
-
-
-class Packed(bytes):
-    """A value packed as msgpack.  Its own type, so that a user's `bytes` is never mistaken for one."""
-
-    __slots__ = ()
 
 
 _PLAIN: Final = Reader()

@@ -26,6 +26,7 @@ import msgpack
 import pydantic
 from pydantic import BaseModel
 
+from bitactor.messages.sets import set_of, unpacked
 from bitactor.messages.values import (
     ADDRESSES,
     BY_BASE,
@@ -46,9 +47,7 @@ from bitactor.messages.values import (
     fields_of_any,
     is_customised,
     read_pattern,
-    set_of,
     tagged,
-    unpacked,
     without_text,
     zone_name,
 )
@@ -432,7 +431,7 @@ _OBJECTS: Final[Mapping[str, Callable[..., Any]]] = {
     "any": _read_any,
     "secret": _read_secret,
     "tuple": _read_items(tuple, list),
-    "frozenset": _read_items(frozenset, set_of),
+    "frozenset": _read_items(lambda items: frozenset(set_of(items)), set_of),
     "deque": _read_items(deque),
     "ordered": _read_items(OrderedDict, dict),
     "counter": _read_items(Counter, dict),

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from bitactor.messages.values import masks_secrets
+
 ACCEPTED: Final = "accepted"
 SPAWNED: Final = "spawned"
 COMPLETED: Final = "completed"
@@ -46,6 +48,7 @@ FINAL_STATUSES: Final = (COMPLETED, COMPENSATED, CANCELLED)
 """Statuses that never change again; `halted` and `stuck` can be resumed."""
 
 
+@masks_secrets
 class Pulse(NamedTuple):
     """One state transition of one transaction, or of one hop in it."""
 

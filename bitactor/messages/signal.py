@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from bitactor.messages.values import masks_secrets
+
 FORWARD = "forward"
 UNDO = "undo"
 
@@ -15,6 +17,7 @@ DEFAULT_TTL = 8
 MAX_TTL = 1_000
 
 
+@masks_secrets
 class Fault(NamedTuple):
     """An error in the form in which it is carried between processes and kept in the journal; never a pickle."""
 
@@ -56,6 +59,7 @@ class Sending(NamedTuple):
     """When the receiver asked, by its own clock, whether it is still to begin; 0: it has not asked."""
 
 
+@masks_secrets
 class Signal(NamedTuple):
     """The message that a hop's actor gets: what to do, and how many hops and how much time are left."""
 
@@ -104,6 +108,7 @@ class Signal(NamedTuple):
     """To whom and when it was sent; None: it was not, or the receiver does not say that it looks at that."""
 
 
+@masks_secrets
 class Reply(NamedTuple):
     """The outcome of one delivery of one signal."""
 
@@ -136,6 +141,7 @@ class Cancel(NamedTuple):
     epoch: int
 
 
+@masks_secrets
 class Stimulus(NamedTuple):
     """A request to accept a transaction of the receiver's own: an emitted signal, or a call from another process."""
 
@@ -170,6 +176,7 @@ class Receipt(NamedTuple):
     clock, which the sender repeats."""
 
 
+@masks_secrets
 class Question(NamedTuple):
     """A control call: asks a node about something (`status`, `pulses`, `result`, `cancel`, `list`, `nodes`, …)."""
 
@@ -179,6 +186,7 @@ class Question(NamedTuple):
     reply_to: str
 
 
+@masks_secrets
 class Answer(NamedTuple):
     """The answer to a `Question`; `error` is empty when it went well."""
 

@@ -40,6 +40,7 @@ MAX_SHOWN: Final = 5
 """Most arguments of an exception that are shown for want of a message."""
 
 Hook = Callable[[Any], Any]
+Named = TypeVar("Named", bound=tuple[Any, ...])
 
 
 def carried(key: str) -> None:
@@ -149,6 +150,47 @@ def shown(value: Any, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def masks_secrets(kind: type[Named]) -> type[Named]:
+    """The class, a named tuple's, with a `repr` in which packed bytes that hold a secret are masked."""
+    kind.__repr__ = _repr_of_fields  # type: ignore[method-assign]
+    return kind
+
+
+def _repr_of_fields(message: Any) -> str:
+    fields = zip(message._fields, message, strict=True)
+    return f"{type(message).__name__}({', '.join(f'{name}={masked(value)!r}' for name, value in fields)})"
+
+
+def masked(value: Any) -> Any:
+    """A value for its `repr`: packed bytes in it that hold a secret are masked."""
+    if isinstance(value, bytes):
+        return _Masked() if SECRET_MARK in value else value
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return kind(map(masked, value))
+    return {key: masked(item) for key, item in value.items()} if kind is dict else value
+
+
+class Packed(bytes):
+    """A value packed as msgpack.  Its own type, so that a user's `bytes` is never mistaken for one."""
+
+    __slots__ = ()
+
+    @override
+    def __repr__(self) -> str:
+        return repr(masked(bytes(self)))
+
+    __str__ = __repr__
+
+
+class _Masked:
+    """Stands for packed bytes with a secret in them where they are shown."""
+
+    @override
+    def __repr__(self) -> str:
+        return f"<packed, with a secret: {MASKED}>"
+
+
 def message_of(error: BaseException) -> str:
     """The message of an exception, whatever its `__str__` does, or those of its arguments; empty if it has none."""
     try:
@@ -241,61 +283,6 @@ def is_customised(kind: type[BaseModel]) -> bool:
             for field in kind.model_fields.values()
         )
     )
-
-
-def hashable(value: Any) -> Any:
-    """A decoded value as the member of a set or the key of a mapping: a tuple or frozenset in place of a list or
-    set."""
-    if type(value) is list:
-        return tuple(hashable(inner) for inner in value)
-    return frozenset(value) if type(value) is set else value
-
-
-class FrozenDict(dict[Any, Any]):
-    """Plain data of an object in a set: a mapping that cannot be changed, and has a hash therefore."""
-
-    __slots__ = ()
-
-    @override
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(frozenset(self.items()))
-
-    @override
-    def __reduce__(self) -> Any:
-        return FrozenDict, (dict(self),)
-
-    def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("this object in a set is plain data that cannot be changed; take a copy of it: dict(…)")
-
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
-
-
-def _member(value: Any) -> Any:
-    """A decoded value as the member of a set: as `hashable`, and a mapping, the plain data of an object, frozen."""
-    if type(value) is dict:
-        return FrozenDict({key: _member(item) for key, item in value.items()})
-    return tuple(map(_member, value)) if type(value) is list else hashable(value)
-
-
-def set_of(items: list[Any]) -> set[Any] | list[Any]:
-    """The set of the items; their list if there are some that no set can hold, or two that are the same."""
-    try:
-        found = {_member(item) for item in items}
-    except TypeError:
-        return items
-    return items if len(found) < len(items) and any(type(item) is FrozenDict for item in found) else found
-
-
-def unpacked(data: bytes, hook: Callable[[int, bytes], Any]) -> Any:
-    """The value in `data`, whose extensions `hook` decodes."""
-    try:
-        return msgpack.unpackb(data, ext_hook=hook, strict_map_key=False)
-    except TypeError:  # a tuple or a set as a key
-        return msgpack.unpackb(data, ext_hook=hook, strict_map_key=False, object_pairs_hook=_with_hashable_keys)
-
-
-def _with_hashable_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    return {hashable(key): value for key, value in pairs}
 
 
 # Values: their type says all

@@ -264,6 +264,7 @@ def converter_for(annotation: Any, owner: str) -> Converter | None:
         )
     if is_checked_exactly(annotation):
         return Converter(_checker(_members(annotation), annotation), None)
+    _refuse_impossible_set(annotation, owner)
     try:
         adapter = TypeAdapter(taking_objects(annotation, VALUES))
         return Converter(_validator(annotation, adapter), AnnotatedClasses(annotation))
@@ -272,6 +273,22 @@ def converter_for(annotation: Any, owner: str) -> Converter | None:
             f"{owner}: no way to make a {annotation!r} from plain data ({str(error).splitlines()[0]}); "
             "annotate with a pydantic model, a dataclass or plain types"
         ) from None
+
+
+def _refuse_impossible_set(annotation: Any, owner: str) -> None:
+    """Raises `DefinitionError` if the annotation is a container with a set in it of what no set can hold, such as
+    `set[dict]`, or is such a set."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (set, frozenset):
+        member = get_origin(parts[0]) or parts[0]
+        if isinstance(member, type) and member.__hash__ is None and not inspect.isabstract(member):
+            raise DefinitionError(
+                f"{owner}: a {annotation!r} has no members, for a {member.__name__} has no hash; annotate with "
+                "list[…], with set, whose objects are plain data then, or with a set of a frozen class"
+            )
+    if origin in (list, dict, tuple, set, frozenset):
+        for part in parts:
+            _refuse_impossible_set(part, owner)
 
 
 def is_checked_exactly(annotation: Any) -> bool:

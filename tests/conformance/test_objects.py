@@ -700,11 +700,37 @@ async def test_objects_in_sets(name: str, annotation: Any) -> None:
             item["number"] = 5
 
 
-@claim("Values", "Objects of several classes that are the same plain data stay several, in a list.")
-async def test_objects_in_sets_that_are_alike() -> None:
-    workflow, came = passes(Any, {Key(1), Frosty(number=1)})
+@claim("Values", "Objects in a set that are the same plain data stay several, in a set.")
+@pytest.mark.parametrize("annotation", [set, frozenset, set[Any], Any], ids=str)
+async def test_objects_in_sets_that_are_alike(annotation: Any) -> None:
+    several = [
+        {Key(1), Frosty(number=1)},
+        {(Key(1), 2), (Frosty(number=1), 2)},
+        {frozenset({Key(1), Frosty(number=1)})},
+    ]
+    for value in several:
+        workflow, came = passes(annotation, value)
+        await result_of(workflow)
+        [got] = came
+        for again in (got, decode_token(encode_token(got)), copy.deepcopy(got)):
+            assert isinstance(again, set | frozenset) and repr(again).count("{'number': 1}") == 2
+
+
+@dataclasses.dataclass
+class Shelf:
+    """Holds objects whose class its annotations do not name."""
+
+    keys: frozenset[Any]
+    pairs: set[Any] = dataclasses.field(default_factory=set)
+
+
+@claim("Values", "A set whose class is not named is a set within an object that is restored, too.")
+async def test_sets_of_objects_in_an_object() -> None:
+    workflow, came = passes(Shelf, Shelf(frozenset({Key(1), Key(2)}), {(Key(1), 2)}))
     await result_of(workflow)
-    assert came == [[{"number": 1}, {"number": 1}]]
+    [got] = came
+    assert as_rows(got.keys) == {frozenset({("number", 1)}), frozenset({("number", 2)})}
+    assert as_rows(got.pairs) == {(frozenset({("number", 1)}), 2)}
 
 
 COMPUTED: list[int] = []

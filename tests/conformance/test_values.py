@@ -242,9 +242,11 @@ async def test_secrets(store: str, caplog: pytest.LogCaptureFixture, tmp_path: P
         shown = [plain_pulse(pulse) for pulse in transaction.pulses()]
         over_http = as_json(pulses_as_plain(transaction.pulses()))
         about = transaction.about()
+        kept = transaction.pulses(), transaction.raw_pulses(), transaction.faults(), transaction
+        assert "with a secret" in str(kept)
     spans = [span.to_json() for span in exporter.get_finished_spans()]
     assert len(spans) >= 4 and "**********" in str(shown)
-    for text in (shown, about, failure, failure.errors, caplog.text, spans):
+    for text in (shown, about, *kept, failure, failure.errors, caplog.text, spans):
         assert PASSWORD not in str(text)
     for found in re.findall(rb"[A-Za-z0-9+/_-]{20,}", lines.read_bytes() + over_http):
         if len(found) % 4 != 1:  # else it is no base64
