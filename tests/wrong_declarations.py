@@ -75,6 +75,16 @@ def dated(when: dt.datetime) -> dt.datetime:
     return when
 
 
+def span(stop: int) -> range:
+    return range(stop)
+
+
+def listed(rows: list[Any]) -> None: ...
+
+
+def ranged(when: range) -> None: ...
+
+
 def spread(rows: dict[str, set[dict[str, int]]]) -> None: ...
 
 
@@ -400,6 +410,17 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
     "a text for a number": (
         lambda w: [w.add(text), w.add(counts, name="b", bind={"n": Result("text")})],
         ("'b'", "'n' is annotated with int", "'text'", "with str", "convert it"),
+    ),
+    "a range for a list": (
+        lambda w: w.add(listed, name="b", bind={"rows": Input("x").map(span)}),
+        ("'b'", "'rows' is annotated with list", "'input.x'", "with range", "convert it"),
+    ),
+    "a constant range for a list": (
+        lambda w: w.add(listed, bind={"rows": Value(range(3))}), ("'listed'", "'rows'", "with range", "convert it"),
+    ),
+    "a list for a range": (
+        lambda w: [w.add(rows), w.add(ranged, name="b", bind={"when": Result("rows")})],
+        ("'b'", "'when' is annotated with range", "list[str]", "convert it"),
     ),
     "a set of mappings": (
         lambda w: w.add(spread, bind={"rows": Input("s")}), ("'spread'", "'rows'", "set[dict", "no hash", "list[…]"),

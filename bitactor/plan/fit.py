@@ -27,6 +27,8 @@ _SCALARS: Final = frozenset(
     (bool, int, float, str, bytes, dt.datetime, dt.date, dt.time, dt.timedelta, uuid.UUID, decimal.Decimal)
 )
 _LISTS: Final = frozenset((list, tuple, set, frozenset))
+_CARRIED: Final = _SCALARS | _LISTS | {_NONE, dict, range}
+"""Types of values that are of a known kind once they were carried."""
 _MAPPING: Final = dict
 """Stands for what comes as a mapping: models, dataclasses and typed dictionaries too."""
 
@@ -126,7 +128,7 @@ def _kinds(annotation: Any, *, is_wanted: bool = False) -> frozenset[Any] | None
     kind = _NONE if annotation is None else origin or annotation
     if not isinstance(kind, type):
         return None
-    if kind in _SCALARS or kind in _LISTS or kind in (_NONE, dict):
+    if kind in _CARRIED:
         return frozenset((kind,)) if is_wanted else _carried({kind})
     if is_wanted and kind is Sequence and any(_kinds(part, is_wanted=True) for part in get_args(annotation)):
         return frozenset((Sequence,))  # of anything may be a text too
@@ -151,7 +153,7 @@ def _length(annotation: Any) -> int | None:
 
 
 def _carried(kinds: set[Any]) -> frozenset[Any] | None:
-    if not all(kind in _SCALARS or kind in _LISTS or kind in (_NONE, dict) for kind in kinds):
+    if not kinds <= _CARRIED:
         return None
     return frozenset(made for kind in kinds for made in _CARRIED_AS.get(kind, (kind,)))
 
@@ -201,11 +203,13 @@ def _converts(source: Any, target: Any) -> bool:
     if isinstance(target, frozenset):
         return source in target
     if target is Sequence:
-        return source in _LISTS or source is bytes
+        return source in _LISTS or source in (bytes, range)
     if source is _NONE or target is _NONE:
         return False
     if source in _LISTS:
         return target in _LISTS or target is decimal.Decimal  # which has a form of three
+    if source is range:
+        return target in _LISTS
     if source is dict:
         return target is dict
     return target in _SCALARS
