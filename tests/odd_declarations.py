@@ -232,6 +232,9 @@ ODD: dict[str, Callable[[Workflow], object]] = {
     "an input with a default in its type": lambda w: Workflow(
         "v", input={"y": Annotated[int, Field(default=4)], "z": Annotated[list, Field(default_factory=list)]}
     ),
+    "an input with defaults that stand for none": lambda w: Workflow(
+        "v", input={"y": (int, None), "z": (Annotated[int, Field(ge=0)], -1), "day": (str, "")}
+    ),
     "a consumer of anything": lambda w: [consumer("told")(wanting(kind)) for kind in (Any, object, tuple, list[int])],
     "a consumer of a group with signs": lambda w: consumer("told", group="größe @@ 1")(wanting(Any)),
     "a resource that provides a generic": lambda w: Resource("db", list, provides=list[int]),

@@ -6,9 +6,9 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial, singledispatch
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from bitactor import Backoff, Context, Element, Input, Resource, Result, Value, Workflow, consumer
 from bitactor.patterns import Batching, Cache, Fallback, Timeout
@@ -388,6 +388,12 @@ WRONG: dict[str, tuple[Declare, tuple[str, ...]]] = {
     "a number as sources": (lambda w: w.collect("c", 3), ("'c'", "sources=3", "give a list")),  # type: ignore[arg-type]
     "a function as an input's type": (lambda w: Workflow("v", input={"y": same}), ("'v'", "'y'", "give its type")),
     "a mapping as an input's type": (lambda w: Workflow("v", input={"x": int, "y": {"a": int}}), ("'v'", "'y'", "int")),
+    "a default of another type": (
+        lambda w: Workflow("v", input={"y": (int, "many")}), ("'v'", "'y'", "'many'", "of that type")
+    ),
+    "a default of another type in a field": (
+        lambda w: Workflow("v", input={"y": Annotated[list, Field(default=4)]}), ("'v'", "'y'", "4", "of that type")
+    ),
     "a number as an input's type": (lambda w: Workflow("v", input={"y": 3}), ("'v'", "'y'", "give each field a type")),
     "an input with a model's method's name": (
         lambda w: Workflow("v", input={"model_dump": int}), ("'v'", "'model_dump'", "conflicts")

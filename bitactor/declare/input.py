@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, get_args, get_origin
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from bitactor.declare.options import RESERVED
@@ -16,6 +16,9 @@ from bitactor.messages.values import shown
 
 _FUNCTIONS: Final = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 """What pydantic takes for a type, and validates calls of."""
+_MISFITS: Final = ("_type", "_parsing")
+"""How pydantic's kinds of errors end that say a value is of another type; one that is out of bounds may stand for
+none."""
 
 
 def input_model(name: str, declared: type[BaseModel] | Mapping[str, Any] | None) -> type[BaseModel]:
@@ -61,6 +64,7 @@ def _model_of(name: str, declared: Any) -> type[BaseModel]:
         ) from None
     for field in fields.keys() - model.model_fields.keys():
         raise DefinitionError(f"workflow {name!r}: pydantic keeps the name {field!r} to itself; rename the input field")
+    _refuse_misfits(name, model)
     return model
 
 
@@ -79,6 +83,24 @@ def _made(name: str, fields: Mapping[str, Any]) -> type[BaseModel]:
     model = create_model(f"{name} input", __config__={"extra": "forbid"}, **given)
     model.model_rebuild()
     return model
+
+
+def _refuse_misfits(name: str, model: type[BaseModel]) -> None:
+    """Raise `DefinitionError` for a default that is no value of its field; None says that there need be none."""
+    for field, info in model.model_fields.items():
+        if info.default is None or info.is_required() or info.default_factory is not None:
+            continue
+        try:
+            TypeAdapter(info.rebuild_annotation()).validate_python(info.default)
+        except ValidationError as error:
+            wrong = next((one for one in error.errors() if one["type"].endswith(_MISFITS)), None)
+            if wrong is not None:
+                raise DefinitionError(
+                    f"workflow {name!r}: the default of input field {field!r} is {shown(info.default)}, which does "
+                    f"not fit its type ({wrong['msg']}); give a value of that type, or None for none"
+                ) from None
+        except Exception:
+            continue  # its type says so only with more than a value at hand
 
 
 def _can_be_made(name: str, fields: Mapping[str, Any]) -> bool:
