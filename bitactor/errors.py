@@ -33,6 +33,7 @@ BitActorError
 │   ├── UnsupportedVersion
 │   └── MalformedSignal
 ├── StoreError                 the journal could not be read or written
+│   ├── DamagedJournal         what it keeps of a transaction cannot be read back
 │   └── StaleOwner             this process no longer owns the transaction
 └── ConfigurationError         an option is wrong, or not built yet
 """
@@ -238,6 +239,10 @@ class MalformedSignal(ProtocolError):
 
 class StoreError(BitActorError):
     """The journal could not be read or written."""
+
+
+class DamagedJournal(StoreError):
+    """What the journal keeps of a transaction cannot be read back; asking again does not help."""
 
 
 class StaleOwner(StoreError):

@@ -233,13 +233,11 @@ class Mesh(MeshFacts):
 
         Raises:
             UnknownTransaction: there is none.
+            DamagedJournal: its pulses are gone, or cannot be read.
         """
         self.node.require_loop()
-        store = self.node.transactions.store
-        row = store.get(known_as(transaction))
-        if row is None:
-            raise UnknownTransaction(f"no transaction {transaction!r} in {self.settings.store}")
-        return row, store.pulses(transaction)
+        row = self.node.transactions.row(known_as(transaction))
+        return row, self.node.transactions.pulses(transaction)
 
     async def transactions(
         self,

@@ -133,10 +133,7 @@ def _index_of(state: SagaState, pulse: Pulse) -> int:
     try:
         return state.by_name[pulse.step]
     except KeyError:
-        raise StoreError(
-            f"transaction {state.transaction}: its journal has a step {pulse.step!r} that workflow "
-            f"{state.plan.workflow!r} does not have (any more); finish it with the release that started it"
-        ) from None
+        raise damaged(state, pulse, f"of a step that {state.plan.workflow!r} does not have") from None
 
 
 class StepEvolution(NamedTuple):

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bitactor.declare.stimulus import StimulusOptions
-from bitactor.errors import InvalidInput, StoreError, UnknownTransaction
+from bitactor.errors import DamagedJournal, InvalidInput, StoreError, UnknownTransaction
 from bitactor.export.display import readable_pulses
 from bitactor.export.failure import failure_of_plain
 from bitactor.messages.faults import fault_of
@@ -211,15 +211,19 @@ class Endpoints:
     # Transactions
 
     async def transaction(self, request: Request) -> Response:
-        """Answer how a transaction stands."""
-        found = await self._find(request)
+        """Answer how a transaction stands, and why it cannot go on, if so."""
+        found, why = await self._find(request)
         if isinstance(found, TransactionRow):
-            return respond(_describe_row(found), headers={"BitActor-Transaction": found.transaction})
-        return respond(transaction_as_plain(found), headers=_transaction_header(found))
+            about = {name: getattr(found, name) for name in ("transaction", "root", "workflow", "status")}
+        else:
+            about = transaction_as_plain(found)
+        if why:
+            about["parked"] = why
+        return respond(about, headers={"BitActor-Transaction": about["transaction"]})
 
     async def pulses(self, request: Request) -> Response:
         """Answer with a transaction's pulses so far."""
-        found = await self._find(request)
+        found, _ = await self._find(request)
         if isinstance(found, TransactionRow):
             name, pulses = found.transaction, readable_pulses(None, (await self.mesh.journal(found.transaction))[1])
         else:
@@ -266,13 +270,11 @@ class Endpoints:
         Raises:
             Problem: it is for another process to do.
         """
-        found = await self._find(request)
+        found, why = await self._find(request)
         asked = _parse(ChangeRequest, await read_json(request, self.max_body_bytes))
         if isinstance(found, TransactionRow):
-            raise Problem(
-                "owned-elsewhere",
-                f"the workflow {found.workflow!r} is not declared here; ask a server that declares it",
-            )
+            elsewhere = f"the workflow {found.workflow!r} is not declared here; ask a server that declares it"
+            raise Problem("owned-elsewhere", f"it cannot go on here: {why}" if why else elsewhere)
         found = await self.mesh.transaction(found.id)  # it may have gone on while the body was on its way
         if found.status == RUNNING and not found.about()["here"]:
             raise Problem(
@@ -316,17 +318,26 @@ class Endpoints:
         content = {"dead_letters": [dead_letter_as_plain(letter) for letter in letters]}
         return respond({**content, "before": letters[-1].id if more else None})
 
-    async def _find(self, request: Request) -> Transaction | TransactionRow:
-        """The transaction, or what the store knows of it if its workflow is not declared here, or is another
-        release's."""
+    async def _find(self, request: Request) -> tuple[Transaction | TransactionRow, str]:
+        """The transaction, or what the store knows of it if its workflow is not declared here or is another release's,
+        or if its journal is damaged; and why it cannot go on here, empty: it can."""
         name = request.path_params["transaction"]
         if not _TRANSACTION.fullmatch(name):
             raise invalid_input([("transaction", "a transaction id is 32 lower-case hex digits")])
         self._require_readable()
+        parked = self.mesh.about()["parked"].get(name, "")
         try:
-            return await self.mesh.transaction(name)
+            return await self.mesh.transaction(name), parked
+        except DamagedJournal as error:
+            if request.method != "GET":
+                raise
+            parked = parked or str(error)
         except (UnknownTransaction, StoreError, LookupError):
-            return (await self.mesh.journal(name))[0]
+            pass
+        rows = await self.mesh.transactions(limit=1, before=f"{name}g")  # which sorts behind the id itself
+        if not rows or rows[0].transaction != name:
+            raise UnknownTransaction(f"no transaction {name!r}")
+        return rows[0], parked
 
     def _require_readable(self) -> None:
         if self.state not in ("open", "draining"):
@@ -397,7 +408,3 @@ def _transaction_header(transaction: Transaction) -> dict[str, str]:
 
 def _location_headers(transaction: Transaction) -> dict[str, str]:
     return {**_transaction_header(transaction), "Location": f"/transactions/{transaction.id}"}
-
-
-def _describe_row(row: TransactionRow) -> dict[str, Any]:
-    return {"transaction": row.transaction, "root": row.root, "workflow": row.workflow, "status": row.status}

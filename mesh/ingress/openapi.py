@@ -88,7 +88,7 @@ def _stimulus(workflow: Workflow, schema: Mapping[str, Any], max_body_bytes: int
             "202": _response(
                 "The transaction runs on; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}
             ),
-            **_problems(403, 404, 408, 409, 413, 415, 422, 503),
+            **_problems(403, 404, 408, 409, 413, 415, 422, 500, 503),
         },
     }
 
@@ -229,7 +229,7 @@ def _change(verb: str, summary: str, accepted: str) -> dict[str, Any]:
             "responses": {
                 "200": _response("It has ended", "BitActorTransaction", _APPLIED),
                 "202": _response(f"{accepted}; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}),
-                **_problems(403, 404, 408, 409, 413, 415, 422, 503),
+                **_problems(403, 404, 408, 409, 413, 415, 422, 500, 503),
             },
         }
     }
@@ -271,7 +271,7 @@ _TRANSACTIONS: Final[dict[str, Any]] = {
             "tags": ["transactions"],
             "summary": "What a transaction left behind so far",
             "parameters": [_TRANSACTION_PARAMETER],
-            "responses": {"200": _response("The pulses in order", "BitActorPulses"), **_problems(404, 422, 503)},
+            "responses": {"200": _response("The pulses in order", "BitActorPulses"), **_problems(404, 422, 500, 503)},
         }
     },
     "/transactions/{transaction}/cancel": _change(

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from bitactor.errors import (
     BitActorError,
+    DamagedJournal,
     DuplicateTransaction,
     InvalidInput,
     InvalidOutcome,
@@ -45,6 +46,7 @@ TITLES: Final[Mapping[str, tuple[int, str]]] = {
     "misdirected": (421, "This server does not go by that name"),
     "invalid-input": (422, "The input is not valid"),
     "internal-error": (500, "Something went wrong in this server"),
+    "journal-damaged": (500, "What the journal keeps of the transaction cannot be read"),
     "overloaded": (503, "Too many transactions are running"),
     "stopping": (503, "This server takes no work now"),
     "store-unavailable": (503, "The journal cannot be read or written"),
@@ -95,6 +97,7 @@ _PROBLEMS: Final[Sequence[tuple[type[BitActorError], str, str]]] = (
     (DuplicateTransaction, "duplicate-transaction", "{}"),
     (Overloaded, "overloaded", "too many transactions are running and none ended in time; try again later"),
     (Unroutable, "owned-elsewhere", "{}"),
+    (DamagedJournal, "journal-damaged", "{}; it stays so until a sound copy is restored"),
 )
 """Error → its problem, and the detail."""
 

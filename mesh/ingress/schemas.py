@@ -57,8 +57,9 @@ _TRANSACTION: Final = _object(
         "result": {"description": "The value of the workflow's returning step; only when it is completed"},
         "errors": {**_list_of(_ERROR), "description": "The original error first, then those of compensation and undo"},
         "halt": _HALT,
+        "parked": {"type": "string", "description": "Why it cannot be read, or go on, at this node; only if so"},
     },
-    optional=("result", "errors", "halt"),
+    optional=("result", "errors", "halt", "parked"),
 )
 
 _ROW: Final = _object(

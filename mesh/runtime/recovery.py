@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from bitactor.errors import StaleOwner, StoreError
+from bitactor.errors import DamagedJournal, StaleOwner, StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import text_of
 from bitactor.plan.plan import Plan
@@ -206,6 +206,12 @@ class Recovery:
             self.parked.pop(transaction, None)
         fresh = {transaction: workflow for transaction, workflow in found.items() if transaction not in self._unclaimed}
         self._unclaimed = set(found)
+        for transaction in [*fresh]:
+            try:
+                self._store.pulses(transaction)
+            except DamagedJournal as error:
+                del fresh[transaction]
+                self.park(transaction, error)
         for transaction, workflow in fresh.items():
             self.parked[transaction] = shape_changed(workflow)
         for workflow in sorted(set(fresh.values())):

@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from bitactor.errors import BitActorError, InvalidInput, StaleOwner, StoreError, UnknownTransaction, Unroutable, suggest
+from bitactor.errors import (
+    BitActorError,
+    DamagedJournal,
+    InvalidInput,
+    StaleOwner,
+    StoreError,
+    UnknownTransaction,
+    Unroutable,
+    suggest,
+)
 from bitactor.export.dead_letters import DeadLetter
 from bitactor.messages.pulse import STATUSES, Pulse
 from bitactor.messages.signal import Fault
@@ -78,7 +87,7 @@ class Transactions:
                 raise
             raise StoreError(f"{self._where} cannot be read after the mesh was closed: {shown(error)}") from error
         if not pulses:
-            raise StoreError(f"the pulses of transaction {transaction} are not in {self._where} any more")
+            raise self._lost(transaction)
         return pulses
 
     def rows(self, *, status: str | None, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
@@ -111,6 +120,20 @@ class Transactions:
             return self.store.pulses(transaction)
 
         return await find_dead_letters(rows, pulses, self._plans, workflow=workflow, limit=limit, before=before)
+
+    def row(self, transaction: str) -> TransactionRow:
+        """What the store has of a transaction beside its pulses, readable or not.
+
+        Raises:
+            UnknownTransaction: there is none.
+        """
+        row = self.store.get(transaction)
+        if row is None:
+            raise UnknownTransaction(f"no transaction {transaction!r} in {self._where}")
+        return row
+
+    def _lost(self, transaction: str) -> DamagedJournal:
+        return DamagedJournal(f"the journal has no pulse of transaction {transaction} any more")
 
     def owns(self, live: LiveTransaction) -> bool:
         """Whether `live` is what runs here: nobody else does, and it is no copy from the store."""
@@ -182,9 +205,8 @@ class Transactions:
             return live
         pulses = self.store.pulses(transaction)
         if not pulses:
-            if self.store.get(transaction) is not None:
-                raise StoreError(f"the pulses of transaction {transaction} are not in {self._where} any more")
-            raise UnknownTransaction(f"no transaction {transaction!r} in {self._where}")
+            self.row(transaction)
+            raise self._lost(transaction)
         plan = self._plans.get(pulses[0].workflow)
         if plan is None:
             raise UnknownTransaction(
@@ -194,7 +216,7 @@ class Transactions:
             return LiveTransaction.fold(plan, pulses)
         except StoreError as error:
             if pulses[0].digest == plan.digest:
-                raise StoreError(f"transaction {transaction} cannot be read: {error}") from error
+                raise DamagedJournal(f"transaction {transaction} cannot be read: {error}") from error
             raise StoreError(
                 f"transaction {transaction} cannot be read here: {shape_changed(plan.workflow)}"
             ) from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 from bitactor.messages.values import named_text
-from mesh.stores.rows import PULSE_COLUMNS, SEQ, PulseRow, pulse_from_row
+from mesh.stores.rows import PULSE_COLUMNS, SEQ, PulseRow, pulse_from_row, require_shape, require_sound
 from registry.support.clock import monotonic_ns
 
 _log = logging.getLogger("bitactor.store")
@@ -18,7 +18,7 @@ INTERVAL_NS: Final = 1_000_000_000
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _TRANSACTIONS: Final = (
-    "SELECT transaction_id, root, workflow, open OR status IN ('halted', 'stuck') FROM transactions"
+    "SELECT transaction_id, root, workflow, open, digest, open <> 0 OR status IN ('halted', 'stuck') FROM transactions"
     " WHERE transaction_id {} CAST(? AS TEXT) ORDER BY transaction_id LIMIT ?"
 )
 _PULSES: Final = (
@@ -62,10 +62,10 @@ class Audit:
         comparison = ">" if self._seq < 0 else ">="
         transactions = connection.execute(_TRANSACTIONS.format(comparison), (self._after, rows)).fetchall()
         found: list[Unreadable] = []
-        for transaction, root, workflow, wanted in transactions:
+        for transaction, *row, wanted in transactions:
             name = transaction.encode("utf-8", "surrogateescape")
             seq = self._seq if name == self._after and self._seq > 0 else 0
-            read, why = _read_back(root, workflow, connection.execute(_PULSES, (name, seq, rows)), seq)
+            read, why = _read_back(row, connection.execute(_PULSES, (name, seq, rows)), seq)
             rows -= 1 + read
             if why:
                 shown = transaction.encode("utf-8", "backslashreplace").decode()
@@ -124,19 +124,22 @@ class Inspector:
             self._tell(why, transaction)
 
 
-def _read_back(root: str, workflow: str, pulses: Iterable[PulseRow], seq: int) -> tuple[int, str]:
-    """How many pulses there are, the first of which shall be the one of this number, and why one of them cannot be
-    read; empty: they can.  One is in memory at a time, for each may be as large as a token."""
+def _read_back(row: Sequence[Any], pulses: Iterable[PulseRow], seq: int) -> tuple[int, str]:
+    """How many pulses there are, the first of which shall be the one of this number, and why one of them, or the row of
+    their transaction, cannot be read; empty: they can.  One is in memory at a time, for each may be as large as a
+    token."""
+    root, workflow, is_open, digest = row
     read = 0
-    for number, row in enumerate(pulses, seq):
+    try:
+        require_sound(root, workflow, is_open)
+    except ValueError as error:
+        return read, f"its row cannot be read: {error}"
+    for number, pulse in enumerate(pulses, seq):
         read += 1
         try:
-            if row[SEQ] != number:
+            if pulse[SEQ] != number:
                 return read, f"pulse {number} is missing"
-            for text in row:
-                if type(text) is str:
-                    text.encode()
-            pulse_from_row(root, workflow, row)
+            require_shape(pulse_from_row(root, workflow, pulse), digest)
         except Exception as error:  # of bytes that are not what was written, anything
             return read, f"pulse {number} cannot be read: {named_text(error)}"
     return read, "" if read or seq else "the journal has no pulse of it"

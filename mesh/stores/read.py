@@ -9,13 +9,20 @@ from typing import Any, Final, Self, TypeVar
 
 from typing_extensions import override
 
-from bitactor.errors import StoreError
+from bitactor.errors import DamagedJournal, StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
 from bitactor.ports import StoreQueries, TransactionRow
 from mesh.stores.audit import Unreadable, unreadable
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
-from mesh.stores.rows import PULSE_COLUMNS, TRANSACTION_COLUMNS, pulse_from_row, transaction_from_row
+from mesh.stores.rows import (
+    PULSE_COLUMNS,
+    TRANSACTION_COLUMNS,
+    pulse_from_row,
+    require_shape,
+    require_sound,
+    transaction_from_row,
+)
 
 Rows = list[Any]
 Value = TypeVar("Value")
@@ -42,17 +49,26 @@ class SqliteQueries(StoreQueries):
 
     @override
     def pulses(self, transaction: str) -> list[Pulse]:
-        found = self._rows("SELECT root, workflow FROM transactions WHERE transaction_id = ?", transaction)
+        columns = "root, workflow, open, digest"
+        found = self._rows(f"SELECT {columns} FROM transactions WHERE transaction_id = ?", transaction)
         if not found:
             return []
-        root, workflow = found[0]
+        root, workflow, is_open, digest = found[0]
+        try:
+            require_sound(root, workflow, is_open)
+        except ValueError as error:
+            raise DamagedJournal(f"the row of transaction {transaction} cannot be read: {error}") from error
         rows = self._rows(f"SELECT {PULSE_COLUMNS} FROM pulses WHERE transaction_id = ? ORDER BY seq", transaction)
         pulses: list[Pulse] = []
         try:
-            pulses.extend(pulse_from_row(root, workflow, row) for row in rows)
+            for row in rows:
+                pulse = pulse_from_row(root, workflow, row)
+                if not pulses:
+                    require_shape(pulse, digest)
+                pulses.append(pulse)
         except Exception as error:  # of bytes that are not what was written, anything
-            raise StoreError(
-                f"{self._path}: pulse {len(pulses)} of transaction {transaction} cannot be read: {named_text(error)}"
+            raise DamagedJournal(
+                f"pulse {len(pulses)} of transaction {transaction} cannot be read: {named_text(error)}"
             ) from error
         return pulses
 

@@ -57,8 +57,14 @@ def pulse_from_row(root: str, workflow: str, row: PulseRow) -> Pulse:
         Exception: the row is not one that `pulse_rows` made; anything, according to what it has.
     """
     transaction, seq, kind, step, hop, attempt, ttl, at_ns, elapsed_ns, error, body = row
-    if not (type(attempt) is type(ttl) is type(at_ns) is int and type(kind) is type(hop) is str):
+    if not (
+        type(seq) is type(attempt) is type(ttl) is type(at_ns) is int
+        and type(kind) is type(step) is type(hop) is str
+        and (elapsed_ns is None or type(elapsed_ns) is int)
+    ):
         raise TypeError("its columns have other types")
+    if not (_is_text(kind) and _is_text(step) and _is_text(hop) and (type(error) is not str or _is_text(error))):
+        raise ValueError("one of its texts is no UTF-8")
     causes, spawn, direction, token_in, token_out, data, digest = msgpack.unpackb(
         body, ext_hook=_decode_extra, strict_map_key=False, unicode_errors="surrogatepass"
     )
@@ -76,6 +82,20 @@ def pulse_from_row(root: str, workflow: str, row: PulseRow) -> Pulse:
     )  # fmt: skip
 
 
+def require_sound(root: Any, workflow: Any, is_open: Any) -> None:
+    """Raise `ValueError` if the row of a transaction is not one that was written, so that it cannot go on."""
+    if not (_is_text(root) and _is_text(workflow)):
+        raise ValueError("its root or its workflow is no text")
+    if type(is_open) is not int or is_open not in (0, 1):
+        raise ValueError("whether it is open is neither 0 nor 1")
+
+
+def require_shape(pulse: Pulse, digest: Any) -> None:
+    """Raise `ValueError` if a transaction's first pulse says another shape of its workflow than its row does."""
+    if pulse.seq == 0 and pulse.digest != digest:
+        raise ValueError("its row says another shape of the workflow than it does")
+
+
 def transaction_from_row(row: tuple[Any, ...]) -> TransactionRow:
     """The `TransactionRow` of a row of `TRANSACTION_COLUMNS`; of one that is damaged, times and epoch are 0 and texts
     what can be read of them."""
@@ -86,6 +106,17 @@ def transaction_from_row(row: tuple[Any, ...]) -> TransactionRow:
         texts = tuple(text if type(text) is str else str(text) for text in texts)
         numbers = tuple(number if type(number) is int else 0 for number in numbers)
     return TransactionRow._make((*texts, bool(is_open), str(owner), *numbers))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value of a row is a text; bytes in it that are no UTF-8 were read as surrogates."""
+    if type(value) is not str:
+        return False
+    try:
+        value.isascii() or value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _storable(error: str) -> str | bytes:

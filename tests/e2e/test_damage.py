@@ -7,9 +7,11 @@ import json
 import logging
 import sqlite3
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx2
 import msgpack
 import pytest
 
@@ -17,8 +19,10 @@ from bitactor import Workflow
 from bitactor.errors import StoreError
 from bitactor.ports import Claim, StoreFault
 from mesh import Mesh
+from mesh.cli import main
+from mesh.ingress.http import application
 from mesh.ingress.server import HttpServer
-from mesh.stores import open_reader
+from mesh.stores import SqliteStore, open_reader
 from tests.e2e.support import until
 from tests.e2e.test_cli import bitactor
 
@@ -67,6 +71,10 @@ DAMAGES: dict[str, Damage] = {
     "an unknown kind": statement("UPDATE pulses SET kind = 'exploded' WHERE transaction_id = ? AND seq = 1"),
     "a step that is not there": statement("UPDATE pulses SET step = 'none' WHERE transaction_id = ? AND seq = 1"),
     "a text that is none": statement("UPDATE pulses SET step = CAST(x'ff' AS TEXT) WHERE transaction_id = ?"),
+    "a row of another shape": statement("UPDATE transactions SET digest = 'other' WHERE transaction_id = ?"),
+    "a shape that is no text": statement(
+        "UPDATE transactions SET digest = CAST(x'ff' AS TEXT) WHERE transaction_id = ?"
+    ),
     "a number that is a text": statement("UPDATE pulses SET ttl = 'many' WHERE transaction_id = ?"),
 }
 
@@ -226,3 +234,73 @@ async def test_the_command_line_marks_what_is_parked(sqlite: str) -> None:
 
 def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
     return bitactor(*arguments, cwd=Path.cwd())
+
+
+UNREADABLE = DAMAGES.keys() - {
+    "an unknown kind",
+    "a step that is not there",
+    "a hole",
+    "no first pulse",
+}
+"""Those of which not even the pulses can be shown."""
+
+
+@asynccontextmanager
+async def serving(store: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the ingress of a mesh on that store, without a network."""
+    mesh = Mesh(orders, store=store)
+    async with mesh:
+        transport = httpx2.ASGITransport(app=application(mesh))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            yield client
+
+
+async def test_over_http_damage_is_named_and_nobody_is_asked_to_try_again(
+    sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = await interrupted(sqlite, len(DAMAGES) + 1)
+    damaged = dict(zip(begun, DAMAGES, strict=False))
+    for transaction, name in damaged.items():
+        damage(sqlite, transaction, DAMAGES[name])
+    async with serving(sqlite) as http:
+        for transaction, name in damaged.items():
+            stands = await http.get(f"/transactions/{transaction}")
+            assert stands.status_code == 200 and stands.json()["parked"], name
+            pulses = await http.get(f"/transactions/{transaction}/pulses")
+            assert pulses.status_code == (500 if name in UNREADABLE else 200), name
+            cancelled = await http.post(f"/transactions/{transaction}/cancel")
+            for answer in (pulses, cancelled) if name in UNREADABLE else (cancelled,):
+                assert answer.json()["type"].endswith(":journal-damaged") and answer.status_code == 500
+                assert "Retry-After" not in answer.headers and "pulses.db" not in answer.text
+        assert "parked" not in (await http.get(f"/transactions/{begun[-1]}")).json()
+        assert (await http.get(f"/transactions/{'0' * 32}")).status_code == 404
+
+        def unreachable(self: object, *_: object, **__: object) -> list[object]:
+            raise StoreError("the disk is gone")
+
+        monkeypatch.setattr(SqliteStore, "_rows", unreachable)
+        for path in (begun[0], f"{begun[0]}/pulses"):
+            answer = await http.get(f"/transactions/{path}")
+            assert answer.status_code == 503 and answer.headers["Retry-After"]
+
+
+async def test_over_http_a_key_of_one_that_is_damaged(sqlite: str) -> None:
+    """Also of one that has ended, which is parked nowhere."""
+    async with serving(sqlite) as http:
+        begun = await http.post("/stimuli/orders", json={"n": 1}, headers={"Idempotency-Key": "k"})
+    transaction = begun.json()["transaction"]
+    damage(sqlite, transaction, DAMAGES["half a message"])
+    async with serving(sqlite) as http:
+        again = await http.post("/stimuli/orders", json={"n": 1}, headers={"Idempotency-Key": "k"})
+        assert again.status_code == 500 and again.json()["type"].endswith(":journal-damaged")
+        stands = (await http.get(f"/transactions/{transaction}")).json()
+        assert stands["status"] == "completed" and "pulse 0" in stands["parked"]
+
+
+@pytest.mark.parametrize("column", ["seq = 'x'", "step = CAST(x'ff' AS TEXT)", "elapsed_ns = 1.5", "step = x'00'"])
+async def test_a_trace_of_columns_of_other_types(sqlite: str, column: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (transaction,) = await interrupted(sqlite, 1)
+    damage(sqlite, transaction, statement(f"UPDATE pulses SET {column} WHERE transaction_id = ? AND seq = 1"))
+    assert await asyncio.to_thread(main, ["trace", transaction, "--store", sqlite]) == 1
+    said = capsys.readouterr().err
+    assert "pulse 1 of transaction" in said and "Traceback" not in said

@@ -114,7 +114,7 @@ async def test_what_a_store_in_memory_forgot_is_said(monkeypatch: pytest.MonkeyP
         assert await first.result(BOUND) == 2
         assert await read.result(BOUND) == 4 and len(read.pulses()) == len(KINDS)
         assert await (await here.stimulate(workflow, {"x": 3})).result(BOUND) == 6
-        with pytest.raises(StoreError, match=f"pulses of transaction {first.id} are not in memory:// any more"):
+        with pytest.raises(StoreError, match=f"no pulse of transaction {first.id} any more"):
             first.pulses()
         assert len(read.pulses()) == len(KINDS) and await first.result() == 2
 

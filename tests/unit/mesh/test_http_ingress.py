@@ -692,6 +692,7 @@ def test_the_description_has_a_path_per_workflow() -> None:
         "415",
         "421",
         "422",
+        "500",
         "503",
     }
 
