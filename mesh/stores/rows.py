@@ -9,6 +9,7 @@ import msgpack
 
 from bitactor.messages.codec import Packed, pack, token_bytes, token_from_bytes, unpack
 from bitactor.messages.pulse import Pulse
+from bitactor.messages.values import is_text
 from bitactor.ports import TransactionRow
 
 PulseRow = tuple[str, int, str, str, str, int, int, int, int | None, str | bytes | None, bytes]
@@ -63,8 +64,9 @@ def pulse_from_row(root: str, workflow: str, row: PulseRow) -> Pulse:
         and (elapsed_ns is None or type(elapsed_ns) is int)
     ):
         raise TypeError("its columns have other types")
-    if not (_is_text(kind) and _is_text(step) and _is_text(hop) and (type(error) is not str or _is_text(error))):
-        raise ValueError("one of its texts is no UTF-8")
+    for text in (kind, step, hop, error):
+        if type(text) is str and not text.isascii() and not is_text(text):  # as it was read, with surrogates
+            raise ValueError("one of its texts is no UTF-8")
     causes, spawn, direction, token_in, token_out, data, digest = msgpack.unpackb(
         body, ext_hook=_decode_extra, strict_map_key=False, unicode_errors="surrogatepass"
     )
@@ -84,10 +86,10 @@ def pulse_from_row(root: str, workflow: str, row: PulseRow) -> Pulse:
 
 def require_sound(root: Any, workflow: Any, is_open: Any) -> None:
     """Raise `ValueError` if the row of a transaction is not one that was written, so that it cannot go on."""
-    if not (_is_text(root) and _is_text(workflow)):
+    if not (is_text(root) and is_text(workflow)):
         raise ValueError("its root or its workflow is no text")
     if type(is_open) is not int or is_open not in (0, 1):
-        raise ValueError("whether it is open is neither 0 nor 1")
+        raise ValueError("open is neither 0 nor 1")
 
 
 def require_shape(pulse: Pulse, digest: Any) -> None:
@@ -106,17 +108,6 @@ def transaction_from_row(row: tuple[Any, ...]) -> TransactionRow:
         texts = tuple(text if type(text) is str else str(text) for text in texts)
         numbers = tuple(number if type(number) is int else 0 for number in numbers)
     return TransactionRow._make((*texts, bool(is_open), str(owner), *numbers))
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a value of a row is a text; bytes in it that are no UTF-8 were read as surrogates."""
-    if type(value) is not str:
-        return False
-    try:
-        value.isascii() or value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _storable(error: str) -> str | bytes:

@@ -55,6 +55,7 @@ def statement(text: str) -> Damage:
     return lambda file, id: file.execute(text, (id,))
 
 
+NO_TEXT = "CAST(x'ff' AS TEXT)"
 DAMAGED_TIMES = "UPDATE transactions SET created_ns = 'long ago', updated_ns = x'00' WHERE transaction_id = ?"
 DAMAGED_OWNER = "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns) VALUES ('odd', 'x', 5, 'x', 'x')"
 DAMAGES: dict[str, Damage] = {
@@ -75,6 +76,9 @@ DAMAGES: dict[str, Damage] = {
     "a shape that is no text": statement(
         "UPDATE transactions SET digest = CAST(x'ff' AS TEXT) WHERE transaction_id = ?"
     ),
+    "open that is a text": statement("UPDATE transactions SET open = 'x' WHERE transaction_id = ?"),
+    "open that is another number": statement("UPDATE transactions SET open = 3 WHERE transaction_id = ?"),
+    "a name that is no text": statement(f"UPDATE transactions SET workflow = {NO_TEXT} WHERE transaction_id = ?"),
     "a number that is a text": statement("UPDATE pulses SET ttl = 'many' WHERE transaction_id = ?"),
 }
 
@@ -105,14 +109,16 @@ def sqlite(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/pulses.db"
 
 
-async def test_the_others_go_on(sqlite: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever is wrong with one: it is parked, and named in the log; a look in the file says so too."""
+async def test_the_others_go_on(sqlite: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with one: it is parked, and named in the log; a look in the file says so too.  Those that no
+    look for what is to be taken over finds are found beside the work."""
+    monkeypatch.setattr("mesh.stores.threads.LOOK_INTERVAL", 0.005)
     begun = await interrupted(sqlite, 2 * len(DAMAGES))
     damaged = dict(zip(begun[::2], DAMAGES, strict=True))
     for transaction, name in damaged.items():
         damage(sqlite, transaction, DAMAGES[name])
     async with Mesh(orders, store=sqlite) as mesh:
-        assert mesh.about()["parked"].keys() == damaged.keys()
+        await until(lambda: mesh.about()["parked"].keys() == damaged.keys())
         for n, transaction in enumerate(begun):
             if transaction not in damaged:
                 assert await (await mesh.transaction(transaction)).result(BOUND) == n + 1
