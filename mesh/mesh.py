@@ -15,7 +15,6 @@ from bitactor.errors import (
     BitActorError,
     ConfigurationError,
     InvalidInput,
-    UnknownTransaction,
 )
 from bitactor.export.dead_letters import DeadLetter
 from bitactor.messages.pulse import Pulse
