@@ -65,13 +65,14 @@ _new = tuple.__new__
 def replied(turn: Turn, event: Replied) -> None:
     state = turn.state
     index, reply, holder = event
+    _, hop, delivery, epoch, outcome, token, _, _, emits, elapsed_ns, _, planned = reply
     if holder or turn.held[1]:
-        turn.held = (reply.hop, holder)
+        turn.held = (hop, holder)
     if (
         state.states[index] in IN_FLIGHT
-        and reply.hop == state.hops[index]
-        and reply.delivery == state.deliveries[index]
-        and reply.epoch == state.epoch
+        and hop == state.hops[index]
+        and delivery == state.deliveries[index]
+        and epoch == state.epoch
     ):
         if (
             index >= state.plan_size
@@ -80,13 +81,13 @@ def replied(turn: Turn, event: Replied) -> None:
         ):
             address = state.steps[index].address
             text = f"{address!r} answered before the steps it is around were done; let it `await proceed()`"
-            fail(turn, index, Fault("bitactor.errors:InvalidOutcome", text), elapsed_ns=reply.elapsed_ns)
-        elif reply.outcome == "ok" and not reply.emits and reply.planned is None:
-            _complete(turn, index, reply, holder)
-        elif reply.outcome == "ok":
+            fail(turn, index, Fault("bitactor.errors:InvalidOutcome", text), elapsed_ns=elapsed_ns)
+        elif outcome == "ok" and not emits and planned is None:
+            _complete(turn, index, hop, token, elapsed_ns, holder)
+        elif outcome == "ok":
             _complete_with_emissions_or_steps(turn, index, reply)
         else:
-            _OUTCOMES.get(reply.outcome, _reply_failed)(turn, index, reply)
+            _OUTCOMES.get(outcome, _reply_failed)(turn, index, reply)
     else:
         late_reply(turn, index, reply)
 
@@ -99,16 +100,16 @@ def returns_early(state: SagaState, index: int, reply: Reply) -> bool:
     return state.progress[scope.container].open > 1
 
 
-def _complete(turn: Turn, index: int, reply: Reply, holder: str | int) -> None:
+def _complete(turn: Turn, index: int, hop: str, token: Any, elapsed_ns: int, holder: str | int) -> None:
     """Complete an ordinary hop: what `Turn.record_step` would do, without asking what an ordinary hop rules out."""
     state = turn.state
     step = state.steps[index]
     pulse: Pulse = _new(
         Pulse,
         (
-            state.transaction, state.root, state.plan.workflow, state.seq, reply.hop, (), COMPLETED, step.name,
-            step.spawn, FORWARD, state.attempts[index], state.ttls[index], turn.now_ns, reply.elapsed_ns, None,
-            reply.token, None, {"holder": holder} if holder else None, state.digest,
+            state.transaction, state.root, state.plan.workflow, state.seq, hop, (), COMPLETED, step.name,
+            step.spawn, FORWARD, state.attempts[index], state.ttls[index], turn.now_ns, elapsed_ns, None,
+            token, None, {"holder": holder} if holder else None, state.digest,
         ),
     )  # fmt: skip
     turn.pulses.append(pulse)
