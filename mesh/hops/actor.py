@@ -52,13 +52,11 @@ class BitActor(pykka.Actor):
     """
 
     __slots__ = (
-        "arguments", "callback", "compensating", "context", "done", "executor", "exits", "kwargs", "plan", "result",
-        "signal", "spawner", "started_ns", "state", "step", "stop_requested", "task", "timer_tick",
+        "arguments", "callback", "compensating", "context", "done", "executor", "exits", "holder", "kwargs", "lease",
+        "permits", "plan", "result", "signal", "spawner", "started_ns", "state", "step", "stop_requested", "task",
+        "timer_tick",
     )  # fmt: skip
 
-    permits: ActorPermits | None = None
-    lease: Lease | None = None
-    holder: str | int = ""
     progress: Any = None
     """The data of the function's latest heartbeat."""
     renewed_ns: int | None = None
@@ -84,7 +82,10 @@ class BitActor(pykka.Actor):
         self.arguments = arguments
         self.spawner = spawner
         self.done = done
-        self.exits: list[asyncio.Task[Any]] | tuple[()] = ()
+        self.permits: ActorPermits | None = None
+        self.lease: Lease | None = None
+        self.holder: str | int = ""
+        self.exits: list[asyncio.Task[Any]] = []
         self.result: Any = None
         self.kwargs: dict[str, Any] = {}
         self.state = QUEUED
@@ -293,13 +294,13 @@ class BitActor(pykka.Actor):
         if self.timer_tick is not None:
             executor.wheel.disarm(self, self.timer_tick)
             self.timer_tick = None
+        executor.replied_ns = now = executor.monotonic_ns()
         signal = self.signal
         reply: Reply = tuple.__new__(
             Reply,
             (
                 signal.transaction, signal.hop, signal.delivery, signal.epoch, "ok", token, None, None,
-                self.context.end() if self.context is not None else (),
-                executor.monotonic_ns() - self.started_ns, "", None,
+                self.context.end() if self.context is not None else (), now - self.started_ns, "", None,
             ),
         )  # fmt: skip
         self.done(self, reply, None)

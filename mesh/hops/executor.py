@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from types import CoroutineType, MappingProxyType
 from typing import Any, Final
-from weakref import ref
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
@@ -130,6 +129,7 @@ class Executor(ActorExecutor):
         self.preparation = Preparation(self)
         # Whether this executor keeps attempts' timeouts; False in a worker process, whose parent does
         self.enforces_timeouts = True
+        self.replied_ns = 0
         self.lease_until_ns = FOREVER
         # Until when this node's lease on its transactions has been renewed, by the monotonic clock; None: for ever
         self.lease: Callable[[], int | None] = lambda: None
@@ -158,11 +158,7 @@ class Executor(ActorExecutor):
         if self.middleware is not None and signal.fault is None:
             callback, done = self._with_middleware(plan, callback, signal, done, spawner, arguments)
         actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done)
-        actor.result = result
-        if permits is not None:
-            actor.permits = permits
-        if lease is not None:
-            actor.lease = lease
+        actor.result, actor.permits, actor.lease = result, permits, lease
         if signal.fault is not None:
             if not actor.begin(runs=lease is not None):
                 return actor
@@ -275,7 +271,7 @@ class Executor(ActorExecutor):
     def contextvars_for(self, actor: Actor) -> contextvars.Context:
         """A copy of the executor's context variables, with the hop's span current when somebody traces."""
         context = self._copy_context()
-        context.run(_SAY_CODE_OF, (actor.signal, ref(actor)))
+        context.run(_SAY_CODE_OF, (actor.signal, actor.exits))
         if self.traced or trace._TRACER_PROVIDER is not None:
             context.run(context_api.attach, hop_context_in(self.trace_context, actor.signal.root, actor.signal.hop))
         if actor.permits is not None:

@@ -10,8 +10,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Coroutine, Generator, Iterable
-from typing import Any, Final, Protocol, TypeVar
-from weakref import ref
+from typing import Any, Final, TypeVar
 
 from typing_extensions import override
 
@@ -25,18 +24,11 @@ logger = logging.getLogger("bitactor.exits")
 T = TypeVar("T")
 
 
-class MakesTasks(Protocol):
-    """The actor of a hop, as the tasks see it that its function makes."""
-
-    exits: list[asyncio.Task[Any]] | tuple[()]
-    """Those that exited."""
-
-
-CODE_OF: Final[contextvars.ContextVar[tuple[Signal, ref[MakesTasks]] | bool]] = contextvars.ContextVar(
+CODE_OF: Final[contextvars.ContextVar[tuple[Signal, list[asyncio.Task[Any]]] | bool]] = contextvars.ContextVar(
     "bitactor_code_of", default=False
 )
-"""Whose code has this context, or has made the task that has it: a hop's (its signal, and its actor as long as that is
-needed), or that of a resource or a policy (True)."""
+"""Whose code has this context, or has made the task that has it: a hop's (its signal, and its actor's `exits`), or that
+of a resource or a policy (True)."""
 
 
 class _Containing:
@@ -154,8 +146,8 @@ def _exited(error: BaseException) -> StepExited:
     code_of, task = CODE_OF.get(), asyncio.current_task()
     if isinstance(code_of, bool):
         return StepExited(f"a task of a resource or a policy raised {shown(error)}")
-    signal, actor = code_of[0], code_of[1]()
-    if actor is not None and task is not None:
-        actor.exits = [*actor.exits, task]
+    signal, exits = code_of
+    if task is not None:
+        exits.append(task)
     undo = "undo of " if signal.direction == UNDO else ""
     return StepExited(f"a task of {undo}{signal.name!r}, attempt {signal.attempt}, raised {shown(error)}")

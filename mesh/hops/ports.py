@@ -93,8 +93,9 @@ class Actor(Protocol):
     """The asyncio task that the actor's function, or its preparation, runs in; None if there is none."""
     stop_requested: bool
     """Whether this actor was asked to stop; a `CancelledError` that comes after that is ours."""
-    exits: list[asyncio.Task[Any]] | tuple[()]
-    """Tasks that the actor's function made, and that exited."""
+    exits: list[asyncio.Task[Any]]
+    """Tasks that the actor's function made, and that exited; it has the context variables that lead here, no longer
+    than they last."""
     compensating: Compensation | None
     """Set while the actor's compensation or backoff is being asked."""
 
@@ -150,6 +151,8 @@ class ActorExecutor(Protocol):
     lease_until_ns: int
     """A moment until which this node may start hops of its own transactions; `own_lease_until_ns` may know a later
     one."""
+    replied_ns: int
+    """When an actor replied last in the ordinary way, by the monotonic clock."""
     enforces_timeouts: bool
     """Whether this executor keeps attempts' timeouts; False in a worker process, whose parent does."""
     zombies: set[Actor]

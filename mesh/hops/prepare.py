@@ -252,9 +252,7 @@ class FunctionRun(BitActor):
             lambda actor, reply, error: None,  # a run answers to its policies, by `ended`
         )
         self.chain = chain
-        self.lease = outer.lease
-        if outer.permits is not None:
-            self.permits = outer.permits
+        self.permits, self.lease = outer.permits, outer.lease
         self.ended: asyncio.Future[Any] = outer.executor.loop.create_future()
         self.ended.add_done_callback(lambda future: future.cancelled() or future.exception())
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from bitactor.errors import BitActorError, DuplicateTransaction, StaleOwner, StoreError
-from bitactor.messages.pulse import Pulse
+from bitactor.messages.pulse import RUNNING, Pulse
 from bitactor.messages.signal import Reply
 from bitactor.plan.plan import Plan
 from bitactor.ports import Clock, Refusal, Store, Write
@@ -59,6 +59,7 @@ class Supervisor:
         self.pools = pools
         self.synchronous_store = store.synchronous
         """Whether an append is done when the call returns, so that waiting to share a commit is not worth it."""
+        self._executor = executor
         self._on_pulses = on_pulses
         self.transactions: dict[str, LiveTransaction] = {}
         """Id → open transaction; emitted signals may still be on their way after the rest has settled."""
@@ -184,37 +185,36 @@ class Supervisor:
         try:
             if first is not None:
                 first()
+            now_ns = self.clock.monotonic_ns()
             if self.synchronous_store:
-                self._react_singly()
+                self._react_singly(now_ns)
             else:
-                until = self.clock.monotonic_ns() + TURN_BUDGET_NS
-                while self._events:
-                    self._react_in_batch()
-                    if self.clock.monotonic_ns() > until:
-                        break
+                until = now_ns + TURN_BUDGET_NS
+                while self._events and now_ns <= until:
+                    self._react_in_batch(now_ns)
+                    now_ns = self.clock.monotonic_ns()
         finally:
             self._turning = False
             if self._events:
                 self._schedule()
 
-    def _react_singly(self) -> None:
+    def _react_singly(self, now_ns: int) -> None:
         """Give the sagas their events, keep and obey what follows of each, for a store that keeps at once: there is no
         commit to share."""
         # What it is worth to have this beside `_react_in_batch`: docs/decisions/0021-two-ways-through-a-turn.md
-        events, store, monotonic_ns = self._events, self.store, self.clock.monotonic_ns
-        until = monotonic_ns() + TURN_BUDGET_NS
-        while events:
+        events, store, executor, monotonic_ns = self._events, self.store, self._executor, self.clock.monotonic_ns
+        until = now_ns + TURN_BUDGET_NS
+        while events and now_ns <= until:
             live, event = events.popleft()
             if live.failure is not None:
                 continue
             state = live.state
-            now_ns = monotonic_ns()
             try:
                 pulses, commands = live.saga.react(event, now_ns + live.offset_ns)
             except Exception as error:
                 self._relinquish(live, error)
                 continue
-            is_open = state.open
+            is_open = state.phase is RUNNING or state.open
             if pulses:
                 key = live.key if pulses[0].seq == 0 else ""
                 self._refusals = None
@@ -224,17 +224,17 @@ class Supervisor:
                     self._appended([(live, pulses, commands, 0)], *self._refusals)
                     continue
             self._obey(live, pulses, commands, is_open)
-            if now_ns > until:
-                break
+            if events:  # a hop that has replied meanwhile has looked at the clock, which is dear
+                replied_ns = executor.replied_ns
+                now_ns = replied_ns if replied_ns > now_ns else monotonic_ns()
 
     def _note_refusals(self, refusals: Sequence[Refusal], error: BaseException | None) -> None:
         if refusals or error is not None:
             self._refusals = (refusals, error)
 
-    def _react_in_batch(self) -> None:
+    def _react_in_batch(self, now_ns: int) -> None:
         """Give the sagas all that has come in, keep what follows in one commit, then obey."""
         events = self._events
-        now_ns = self.clock.monotonic_ns()
         writes: list[Write] = []
         orders: list[Order] = []
         while events:
