@@ -135,7 +135,8 @@ class ModelReader:
             ValidationError: plain data in it do not fit.
         """
         model, kind = self._model, type(given)
-        if issubclass(kind, model) and model.model_config.get("revalidate_instances", "never") == "never":
+        is_instance = kind is not dict and issubclass(kind, model)  # the latter is dear
+        if is_instance and model.model_config.get("revalidate_instances", "never") == "never":
             return cast("BaseModel", given)
         if issubclass(kind, dict) and self._has_objects(given):
             return self._taking.model_validate(given, **options)

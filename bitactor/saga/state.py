@@ -433,5 +433,7 @@ def writable(state: SagaState, name: str) -> dict[Any, Any]:
 
 def input_tokens(plan: Plan, token: Any) -> list[Any]:
     """The tokens of a plan's input fields, from the token of the whole input."""
+    if not plan.inputs:
+        return []
     tokens = unpack_tokens(token)
     return [tokens.get(name) for name in plan.inputs]

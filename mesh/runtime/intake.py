@@ -181,7 +181,7 @@ class Intake:
         deadline_ns = None if budget_ns is None else now_ns + budget_ns
         if not supervisor.synchronous_store:
             live.accepted = supervisor.loop.create_future()
-        supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data))
+        supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data), now_ns)
         return live
 
     async def _find_by_key(self, workflow: str, key: str, request: _Request) -> LiveTransaction | None:

@@ -98,8 +98,9 @@ class Supervisor:
         transaction = self.store.find(workflow, key)
         return None if transaction is None else self.transactions.get(transaction, transaction)
 
-    def accept(self, live: LiveTransaction, event: Accept) -> None:
-        """Begin a transaction; `live.accepted`, if there is one, is resolved once its `accepted` pulse is durable."""
+    def accept(self, live: LiveTransaction, event: Accept, now_ns: int) -> None:
+        """Begin a transaction at `now_ns` of its time; `live.accepted`, if there is one, is resolved once its
+        `accepted` pulse is durable."""
         self._own(live)
         if live.key:
             self._keys[live.plan.workflow, live.key] = live
@@ -108,7 +109,7 @@ class Supervisor:
             return
         # Kept now, without waiting for the next turn; its commands are still obeyed there, outside of any task.
         state = live.state
-        pulses, commands = live.saga.react(event, live.now_ns(self.clock))
+        pulses, commands = live.saga.react(event, now_ns)
         write = Write(state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead)
         self._refusals = None
         self.store.append((write,), self._note_refusals)

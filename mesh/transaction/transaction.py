@@ -159,7 +159,7 @@ class Transaction(Handle, Generic[R_co]):
         if live.settled and (self._has_ended or live.state.status != "completed"):
             live = self._current()
         if not live.settled or was_taken(live):
-            self._transactions.require_running(self.id)
+            self._transactions.require_running(live.state.transaction)
             if timeout is None and LENDER.get() is None:
                 await self._wait_settled()
             else:
