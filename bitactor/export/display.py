@@ -9,9 +9,8 @@ from typing import Any
 from bitactor.errors import BitActorError, ProtocolError
 from bitactor.kinds.batch_result import readable_batch
 from bitactor.messages.codec import decode_token, token_from_bytes
-from bitactor.messages.pulse import SPAWNED, Pulse
+from bitactor.messages.pulse import MASKED, SECRET_MARK, SPAWNED, Pulse
 from bitactor.messages.signal import FORWARD
-from bitactor.messages.values import MASKED, SECRET_MARK
 from bitactor.plan.arguments import argument_values
 from bitactor.plan.plan import Plan
 from bitactor.saga import SagaState, evolve

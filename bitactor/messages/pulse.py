@@ -6,9 +6,15 @@ The pulse log is the journal that recovery folds, the trace that people look at,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-from bitactor.messages.values import masks_secrets
+from typing_extensions import override
+
+Named = TypeVar("Named", bound=tuple[Any, ...])
+
+SECRET_MARK: Final = b"\xa6secret"
+"""What the packed bytes of whatever holds a secret have in them."""
+MASKED: Final = "**********"
 
 ACCEPTED: Final = "accepted"
 SPAWNED: Final = "spawned"
@@ -46,6 +52,35 @@ STUCK: Final = "stuck"
 STATUSES: Final = (RUNNING, COMPLETED, COMPENSATED, CANCELLED, HALTED, STUCK)
 FINAL_STATUSES: Final = (COMPLETED, COMPENSATED, CANCELLED)
 """Statuses that never change again; `halted` and `stuck` can be resumed."""
+
+
+def masks_secrets(kind: type[Named]) -> type[Named]:
+    """The class, a named tuple's, with a `repr` in which packed bytes that hold a secret are masked."""
+    kind.__repr__ = _repr_of_fields  # type: ignore[method-assign]
+    return kind
+
+
+def _repr_of_fields(message: Any) -> str:
+    fields = zip(message._fields, message, strict=True)
+    return f"{type(message).__name__}({', '.join(f'{name}={masked(value)!r}' for name, value in fields)})"
+
+
+def masked(value: Any) -> Any:
+    """A value for its `repr`: packed bytes in it that hold a secret are masked."""
+    if isinstance(value, bytes):
+        return _Masked() if SECRET_MARK in value else value
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return kind(map(masked, value))
+    return {key: masked(item) for key, item in value.items()} if kind is dict else value
+
+
+class _Masked:
+    """Stands for packed bytes with a secret in them where they are shown."""
+
+    @override
+    def __repr__(self) -> str:
+        return f"<packed, with a secret: {MASKED}>"
 
 
 @masks_secrets

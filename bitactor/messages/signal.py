@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bitactor.messages.values import masks_secrets
+from bitactor.messages.pulse import masks_secrets
 
 FORWARD = "forward"
 UNDO = "undo"

@@ -23,6 +23,8 @@ import msgpack
 from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer, networks
 from typing_extensions import override
 
+from bitactor.messages.pulse import masked
+
 DATETIME: Final = 1
 _DATE: Final = 2
 TIME: Final = 3
@@ -40,7 +42,6 @@ MAX_SHOWN: Final = 5
 """Most arguments of an exception that are shown for want of a message."""
 
 Hook = Callable[[Any], Any]
-Named = TypeVar("Named", bound=tuple[Any, ...])
 
 
 def carried(key: str) -> None:
@@ -82,9 +83,6 @@ def class_text(kind: type, attribute: str) -> str:
     return str.__str__(text) if issubclass(type(text), str) else "?"
 
 
-SECRET_MARK: Final = bytes(msgpack.packb(["secret"]))[1:]
-"""What the bytes of whatever holds a secret have in them."""
-MASKED: Final = "**********"
 MANY: Final = 2_000
 """Classes about which something is remembered."""
 
@@ -150,27 +148,6 @@ def shown(value: Any, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def masks_secrets(kind: type[Named]) -> type[Named]:
-    """The class, a named tuple's, with a `repr` in which packed bytes that hold a secret are masked."""
-    kind.__repr__ = _repr_of_fields  # type: ignore[method-assign]
-    return kind
-
-
-def _repr_of_fields(message: Any) -> str:
-    fields = zip(message._fields, message, strict=True)
-    return f"{type(message).__name__}({', '.join(f'{name}={masked(value)!r}' for name, value in fields)})"
-
-
-def masked(value: Any) -> Any:
-    """A value for its `repr`: packed bytes in it that hold a secret are masked."""
-    if isinstance(value, bytes):
-        return _Masked() if SECRET_MARK in value else value
-    kind = type(value)
-    if kind is list or kind is tuple:
-        return kind(map(masked, value))
-    return {key: masked(item) for key, item in value.items()} if kind is dict else value
-
-
 class Packed(bytes):
     """A value packed as msgpack.  Its own type, so that a user's `bytes` is never mistaken for one."""
 
@@ -181,14 +158,6 @@ class Packed(bytes):
         return repr(masked(bytes(self)))
 
     __str__ = __repr__
-
-
-class _Masked:
-    """Stands for packed bytes with a secret in them where they are shown."""
-
-    @override
-    def __repr__(self) -> str:
-        return f"<packed, with a secret: {MASKED}>"
 
 
 def message_of(error: BaseException) -> str:

@@ -42,7 +42,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "its directory moved": (lambda path: path.parent.rename(path.parent.with_name("away")), "was deleted or moved"),
     "truncated": (lambda path: os.truncate(path, 0), "was truncated or overwritten"),
     "a backup in its place": (overwrite, "was (truncated or )?overwritten"),
-    "something else in its place": (lambda path: path.write_bytes(b"x" * 200_000), "was overwritten"),
+    "something else in its place": (lambda path: path.write_bytes(b"x" * 2_000_000), "was overwritten"),
     "its link turned": (
         lambda path: (path.unlink(), path.symlink_to(path.with_name("backup.db"))), "was replaced by another file",
     ),
