@@ -125,7 +125,11 @@ def _check_spawn(state: SagaState, pulse: Pulse, index: int) -> None:
         raise damaged(state, pulse, "which is neither its next attempt nor its next delivery")
     if pulse.direction == UNDO and state.undoing not in (-1, index):
         raise damaged(state, pulse, "while another undo runs")
-    if pulse.attempt != before[index] + (not running) or (running and delivery != state.deliveries[index] + 1):
+    is_next = pulse.attempt == before[index] + (not running) or (
+        # Older journals have undos that failed without a run and spent no attempt.
+        pulse.direction == UNDO and not running and pulse.attempt == before[index] and not state.failures[index]
+    )
+    if not is_next or (running and delivery != state.deliveries[index] + 1):
         raise damaged(state, pulse, f"attempt {pulse.attempt}, delivery {delivery or 1}, which is not the next one")
 
 

@@ -288,6 +288,8 @@ def undo_failed(state: SagaState, pulse: Pulse, index: int) -> None:
     state.errors.append(Failure(pulse.hop, fault, pulse.step, pulse.direction, pulse.attempt))
     if state.states[index] == UNDO_RUNNING:
         writable(state, "unanswered_runs")[pulse.hop, state.deliveries[index]] = index
+    # One that never ran spends its attempt too: the next is another hop, with an end of its own.
+    state.undo_attempts[index] = pulse.attempt
     state.states[index] = UNDO_FAILED
     state.undoing = -1
     state.undo_failed = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from bitactor import Backoff, Context, StoreError, Workflow
+from bitactor.messages.ids import hop_id
 from bitactor.messages.pulse import KINDS, Pulse
 from bitactor.messages.signal import Fault, Reply
 from bitactor.plan.plan import Plan
@@ -257,6 +259,51 @@ def test_a_late_word_can_free_a_stuck_transaction() -> None:
     assert driven.reply("a", "fail") == ["late a"]
     assert driven.feed(ResumeRequested(None)) == ["resumed", "finished"]
     assert driven.saga.state.status == "compensated"
+
+
+def test_an_undo_that_never_ran_is_another_hop_when_it_fails_again() -> None:
+    driven = Driven(plan(undo="known"))
+    driven.reply("b", "fail")
+    assert driven.feed(GraceExpired()) == ["timed_out a", "undo_failed a", "finished"]
+    assert driven.feed(ResumeRequested(None)) == ["resumed", "undo_failed a", "finished"]
+    failed = [pulse for pulse in driven.journal if pulse.kind == "undo_failed"]
+    assert [(pulse.attempt, pulse.hop) for pulse in failed] == [
+        (attempt, hop_id(TRANSACTION, "a", "undo", attempt)) for attempt in (1, 2)
+    ]
+
+
+def stuck_before_its_undo_ran() -> Driven:
+    """`b` was being undone when the time for undo was over; `a` was to be next."""
+    driven = Driven(plan())
+    driven.reply("a", "ok")
+    driven.reply("b", "ok")
+    assert driven.reply("c", "fail") == ["failed c", "spawned b"]
+    driven.now += 62_000_000_000
+    assert driven.feed(DeadlineExpired(BOOM)) == ["tombstone", "undo_failed b", "undo_failed a", "finished"]
+    return driven
+
+
+def test_an_undo_that_time_was_over_for_runs_as_another_hop_when_it_is_resumed() -> None:
+    driven = stuck_before_its_undo_ran()
+    assert driven.feed(ResumeRequested(None)) == ["resumed", "spawned b"]
+    driven.reply("b", "ok", undo=True)
+    assert driven.reply("a", "ok", undo=True) == ["undone a", "finished"]
+    ends = Counter(pulse.hop for pulse in driven.journal if pulse.kind in ("undone", "undo_failed"))
+    assert ends == {hop_id(TRANSACTION, step, "undo", attempt): 1 for step in "ab" for attempt in (1, 2)}
+
+
+def test_a_journal_in_which_an_undo_that_never_ran_had_spent_no_attempt_goes_on() -> None:
+    """Releases before wrote such."""
+    driven = stuck_before_its_undo_ran()
+    driven.feed(ResumeRequested(None))
+    driven.reply("b", "ok", undo=True)
+    before = driven.journal[-1]
+    assert (before.kind, before.step, before.attempt) == ("spawned", "a", 2)
+    old = before._replace(attempt=1, hop=hop_id(TRANSACTION, "a", "undo", 1))
+    saga = Saga.fold(driven.plan, [*driven.journal[:-1], old])
+    assert saga.state.undo_hop(0) == old.hop
+    with pytest.raises(StoreError, match="attempt 3, delivery 1, which is not the next one"):
+        Saga.fold(driven.plan, [*driven.journal[:-1], old._replace(attempt=3)])
 
 
 def test_a_late_success_gives_undo_its_result() -> None:
