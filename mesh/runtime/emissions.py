@@ -2,8 +2,9 @@
 
 Who listens is looked up for each try, so a consumer that appears later still gets what nobody had taken.  A receiver
 acknowledges when its own `accepted` pulse is durable; without that in time, or when it disappears, the signal is sent
-again, to another of the group if there is one.  Receivers know a delivery by the emission's id and their group, so a
-second one is not a second transaction.
+again, to another of the group if there is one, and not before: what two had on their way both would accept, each in a
+store of its own.  Receivers know a delivery by the emission's id and their group, so a second one is not a second
+transaction.
 
 A signal waits for its consumers until its transaction's deadline, and without one for `delivery_timeout`; what nobody
 takes until then is a tombstone `unroutable`.  While nobody listens to a name its signals have no timer but that one:
@@ -117,8 +118,8 @@ class Emissions:
             self.offer(parcel)
 
     def offer(self, parcel: Parcel) -> None:
-        """Send the parcel to one consumer of each group that has not taken it; try again later if one has not, or when
-        somebody listens."""
+        """Send the parcel to one consumer of each group that has not taken it and that it is not on its way to; try
+        again later if one has not, or when somebody listens."""
         now_ns = self.clock.monotonic_ns()
         if now_ns >= parcel.expires_ns:
             self._expire(parcel)
@@ -127,14 +128,15 @@ class Emissions:
         groups = self._groups(name)
         parcel.idle = not groups
         for group, entries in groups.items():
-            if group not in parcel.accepted_by:
+            if group not in parcel.accepted_by and not parcel.is_on_its_way(group, entries, now_ns):
                 parcel.sent_to[group] = self._pick(group, entries)
+                parcel.due_ns[group] = now_ns + RECEIPT_WITHIN_NS
                 self._send_to(parcel, group)
         if groups and groups.keys() <= parcel.accepted_by.keys():
             self._complete(parcel)
         elif parcel.emission.id in self._parcels:
-            left_ns = parcel.expires_ns - now_ns
-            parcel.retry_in(min(left_ns, RECEIPT_WITHIN_NS) if groups else left_ns)
+            due = [parcel.due_ns[group] for group in groups if group not in parcel.accepted_by]
+            parcel.retry_in(min([parcel.expires_ns, *due]) - now_ns)
             if parcel.idle and self._look_again is None:
                 self._look_again = self.after(LOOK_AGAIN_NS, self._look_for_consumers)
             if not groups and len(parcels := self._by_name[name]) > MAX_UNHEARD:
@@ -143,17 +145,23 @@ class Emissions:
 
     def on_receipt(self, receipt: Receipt) -> None:
         """Take a receiver's receipt: its group has accepted the signal, or could not."""
-        parcel, group = self._deliveries.pop(receipt.id, (None, ""))
+        parcel, group = self._deliveries.get(receipt.id, (None, ""))
         if parcel is None or group in parcel.accepted_by:
             return
+        now_ns = self.clock.monotonic_ns()
         if receipt.asked_ns:
-            # Not sooner to another: what is confirmed may begin for a second.  What sending tells at once comes after.
-            parcel.retry_in(RECEIPT_WITHIN_NS)
-            self._send_to(parcel, group, receipt.asked_ns)
+            if group in parcel.sent_to:  # else who asks is gone, as far as is known
+                # Not sooner to another: what is confirmed may begin for a second.  What sending tells at once comes
+                # after.
+                parcel.due_ns[group] = now_ns + RECEIPT_WITHIN_NS
+                self._send_to(parcel, group, receipt.asked_ns)
             return
         if receipt.error:
-            parcel.retry_in(parcel.next_delay())
+            delay_ns = parcel.next_delay()
+            parcel.due_ns[group] = now_ns + delay_ns
+            parcel.retry_in(delay_ns)
             return
+        del self._deliveries[receipt.id]
         parcel.accepted_by[group] = receipt.transaction
         if self._groups(consumer_name(parcel.emission.name)).keys() <= parcel.accepted_by.keys():
             self._complete(parcel)
@@ -166,9 +174,14 @@ class Emissions:
     def disappeared(self, name: str, holder: str) -> None:
         """Offer to others the parcels for this name that a node which is gone had not acknowledged."""
         for parcel in list(self._by_name.get(name, {}).values()):
-            if any(
-                entry.holder == holder for group, entry in parcel.sent_to.items() if group not in parcel.accepted_by
-            ):
+            lost = [
+                group
+                for group, entry in parcel.sent_to.items()
+                if entry.holder == holder and group not in parcel.accepted_by
+            ]
+            for group in lost:
+                del parcel.sent_to[group]
+            if lost:
                 self.offer(parcel)
 
     def close(self) -> None:
@@ -268,7 +281,7 @@ class Emissions:
             if self._look_again is not None and not self._by_name:
                 self._look_again.cancel()
                 self._look_again = None
-        for group in parcel.sent_to:
+        for group in parcel.due_ns:
             self._deliveries.pop(f"{parcel.emission.id}>{group}", None)
 
 
@@ -281,6 +294,9 @@ class Parcel:
         self.accepted_by: dict[str, str] = {}
         """Group → the transaction that began there."""
         self.sent_to: dict[str, Entry] = {}
+        """Group → whom it was sent to last, as long as that node is there."""
+        self.due_ns: dict[str, int] = {}
+        """Group → when it is sent again if that was not accepted, by the monotonic clock."""
         self._emitter, undoing = _emitter(live, emission)
         deadline_ns = (
             None if undoing else live.state.deadline_ns
@@ -305,6 +321,13 @@ class Parcel:
             delivery, self.emission.name, group, self.emission.token, self.emission.ttl, budget, "", state.root,
             state.transaction, self.emission.hop, trail, dict(state.metadata) if state.metadata else None, delivery,
         )  # fmt: skip
+
+    def is_on_its_way(self, group: str, entries: list[Entry], now_ns: int) -> bool:
+        """Whether one of a group's consumers, who are `entries`, has it, and has time left to answer."""
+        sent = self.sent_to.get(group)
+        return (
+            sent is not None and now_ns < self.due_ns[group] and any(entry.holder == sent.holder for entry in entries)
+        )
 
     @property
     def untried(self) -> bool:
