@@ -54,6 +54,11 @@ class NodeGrant:
             self._endpoints[entry.holder] = str(entry.value.get("endpoint"))
         self.senders = frozenset(self._endpoints.values())
 
+    def is_there(self, node: str) -> bool:
+        """Whether a node is there, so that we shall be told when it goes: what else it registers may outlive it here
+        while a registry that was restarted is waited for."""
+        return node in self._endpoints
+
     def sending(self, receiver: Entry, within_ns: int | None, asked_ns: int = 0) -> Sending | None:
         """What is said with a message that is sent now to the holder of `receiver`, a step's or consumer's entry; None:
         it does not take that.

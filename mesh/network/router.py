@@ -31,7 +31,7 @@ from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.network.grant import NodeGrant
 from mesh.network.remote_delivery import RemoteDelivery, not_started
 from mesh.runtime.live import LiveTransaction
-from mesh.runtime.names import step_name
+from mesh.runtime.names import node_name, step_name
 from mesh.runtime.ports import Enqueue, Router
 from registry import Entry, Registry
 
@@ -172,9 +172,10 @@ class HopRouter(Router):
             self._refused(remote)
 
     def appeared(self, entry: Entry) -> None:
-        """Send waiting hops of a step that a node has begun to offer."""
+        """Send waiting hops of a step that a node has begun to offer, or of any if it is the node itself."""
+        is_node = entry.name == node_name(entry.holder)
         for address in list(self._waiting):
-            if step_name(address) == entry.name:
+            if is_node or step_name(address) == entry.name:
                 self._assign_waiting(address)
 
     def disappeared(self, holder: str, *, said_goodbye: bool = False) -> None:
@@ -210,7 +211,7 @@ class HopRouter(Router):
             lambda: self._assign_waiting(remote.step.address)
         ):
             return False
-        entries = self._registry.lookup(step_name(remote.step.address))
+        entries = self._holders(remote)
         self._round_robin += 1
         for offset in range(len(entries)):
             entry = entries[(self._round_robin + offset) % len(entries)]
@@ -324,7 +325,7 @@ class HopRouter(Router):
         self._drop_waiting(remote)
         address = remote.step.address
         within = f"within {limit_ns / 1e9:g} s"
-        entries = self._registry.lookup(step_name(address))
+        entries = self._holders(remote)
         if not entries:
             known = {entry.name.partition(":")[2] for entry in self._registry.match(step_name("*"))}
             self._fail(
@@ -341,16 +342,19 @@ class HopRouter(Router):
                 Overloaded(f"none of the {len(entries)} nodes that run {address!r} had room {within}"),
             )
 
+    def _holders(self, remote: RemoteDelivery) -> list[Entry]:
+        """The holders of its step, of the nodes that are there."""
+        entries = self._registry.lookup(step_name(remote.step.address))
+        return [entry for entry in entries if self._grant.is_there(entry.holder)]
+
     def _fitting(self, remote: RemoteDelivery) -> list[Entry]:
         """The holders of its step in the shape that its transaction has."""
-        entries = self._registry.lookup(step_name(remote.step.address))
-        return [entry for entry in entries if entry.value.get("digest") == remote.live.plan.digest]
+        return [entry for entry in self._holders(remote) if entry.value.get("digest") == remote.live.plan.digest]
 
     def _why_waiting(self, remote: RemoteDelivery) -> str:
         if self._fitting(remote):
             return "all nodes that run it are full"
-        others = self._registry.lookup(step_name(remote.step.address))
-        return "only nodes with another version of the workflow run it" if others else "no node runs it"
+        return "only nodes with another version of the workflow run it" if self._holders(remote) else "no node runs it"
 
     @override
     def waits_for(self, live: LiveTransaction) -> str:

@@ -21,11 +21,11 @@ from mesh import Transaction
 from mesh.hops.executor import FOREVER
 from mesh.network.grant import NodeGrant
 from mesh.network.router import HopRouter
-from mesh.runtime.names import step_name
+from mesh.runtime.names import node_name, step_name
 from mesh.runtime.node import Node, NodeParts
 from mesh.runtime.ports import Network
 from mesh.runtime.settings import settings
-from registry import LocalRegistry
+from registry import Entry, LocalRegistry, Notice
 from tests.e2e.support import BOUND, pass_time, tombstones, turns, undone
 
 PATIENCE: Final = 5.0
@@ -44,10 +44,11 @@ class Elsewhere(Network):
         self.registry.start()
         self.sent: list[Signal] = []
         self.plan = parts.plans["orders"]
+        self.grant = NodeGrant(_granted(), "supervisor", parts.clock)
         self.router: HopRouter = HopRouter(
             parts.enqueue, self.registry, parts.clock, parts.wheel, self._send, lambda: "memory://supervisor",
             nanoseconds(parts.settings.patience), nanoseconds(parts.settings.delivery_timeout),
-            NodeGrant(_granted(), "supervisor", parts.clock), parts.executor,
+            self.grant, parts.executor,
         )  # fmt: skip
         self._holders: dict[str, LocalRegistry] = {}
 
@@ -59,6 +60,7 @@ class Elsewhere(Network):
     def comes(self, holder: str, *steps: str, told: bool = True, **value: Any) -> None:
         registry = self._holders[holder] = self.registry.peer(holder)
         registry.start()
+        self.grant.on_notice(Notice("appeared", Entry(node_name(holder), holder, {}, True, 1)))
         entries = {"endpoint": f"memory://{holder}", "digest": self.plan.digest, "window": 10, **value}
         for step in steps:
             entry = registry.register(step_name(f"orders/{step}"), entries)
@@ -67,7 +69,17 @@ class Elsewhere(Network):
 
     def goes(self, holder: str) -> None:
         self._holders.pop(holder).close()
+        self.node_goes(holder)
+
+    def node_goes(self, holder: str) -> None:
+        """What it registers is still there, as it may be after a restart of the registry."""
+        self.grant.on_notice(Notice("disappeared", Entry(node_name(holder), holder, {}, True, 1)))
         self.router.disappeared(holder)
+
+    def node_comes(self, holder: str) -> None:
+        entry = Entry(node_name(holder), holder, {}, True, 2)
+        self.grant.on_notice(Notice("appeared", entry))
+        self.router.appeared(entry)
 
     def answers(self, outcome: str = "ok", token: Any = None) -> None:
         signal = self.sent[-1]
@@ -179,6 +191,24 @@ async def test_a_transaction_of_which_nothing_ran_fails_after_patience() -> None
         error = await fault(tx)
         assert isinstance(error, Unroutable) and "none appeared within 5 s" in str(error)
         assert at.waiting == {} and tombstones(tx) == ["unroutable"]
+
+
+async def test_a_node_that_is_gone_is_sent_nothing_although_its_steps_are_still_there() -> None:
+    """Nobody would tell that it has lost it."""
+    async with desk() as at:
+        at.network.comes("w", "pay", "ship")
+        tx = await at.begin()
+        at.network.node_goes("w")
+        await turns()
+        assert len(at.network.sent) == 1 and at.waiting == {"orders/pay": 1}
+        await at.wait(10)
+        assert len(at.network.sent) == 1 and tx.status == "running"
+        at.network.node_comes("w")
+        await turns()
+        assert [sent.delivery for sent in at.network.sent] == [1, 2] and at.waiting == {}
+        await at.answer(token=1)
+        await at.answer(token=2)
+        assert await tx.ended(BOUND) == "completed"
 
 
 async def test_so_it_does_when_its_first_hop_was_only_refused_as_busy() -> None:
