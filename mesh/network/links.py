@@ -175,6 +175,18 @@ class Links(Network):
                 return
 
     @override
+    def revoke(self, address: str, cancel: Cancel) -> None:
+        self._remote_hops.cancel(cancel)
+        message = encode_message(cancel)
+        for entry in self.registry.lookup(step_name(address)):
+            endpoint = entry.value.get("endpoint")
+            if entry.holder != self._node.id and isinstance(endpoint, str):
+                try:
+                    self.transport.send(endpoint, message)
+                except BitActorError as error:
+                    logger.debug("could not ask %s to stop %s: %s", entry.holder, address, error)
+
+    @override
     def send_stimulus(self, entry: Entry, stimulus: Stimulus, asked_ns: int = 0) -> None:
         """A stimulus that cannot be sent is answered with a receipt that says so."""
         endpoint = entry.value.get("endpoint")

@@ -19,6 +19,7 @@ from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
 from mesh.hops.ports import ENDED
 from mesh.network.grant import NodeGrant
+from mesh.network.remote_delivery import not_started
 
 WINDOW: Final = 1_024
 """The most unanswered hops that this node takes from one supervisor."""
@@ -88,10 +89,14 @@ class RemoteHops:
         return None
 
     def cancel(self, cancel: Cancel) -> None:
-        """Stop the hop that `cancel` names, if it runs here."""
-        actor = self._running.get((cancel.hop, cancel.delivery, cancel.epoch))
+        """Stop the hop that `cancel` names, if it runs here; one that comes later does not begin."""
+        key = (cancel.hop, cancel.delivery, cancel.epoch)
+        actor = self._running.get(key)
         if actor is not None:
             actor.abandon()
+        elif key not in self._replies:
+            reply = not_started(Reply(cancel.transaction, cancel.hop, cancel.delivery, cancel.epoch, "fail"))
+            self._replies[key] = encode_message(reply)
 
     def close(self) -> None:
         """Stop all hops; nobody is told, the owners learn it from the registry."""

@@ -273,11 +273,11 @@ class Node:
             self.registry.start()
             started.callback(self.registry.close)
         else:
-            self._network = self._make_network(self._parts(transactions))
-            self.registry = self._network.registry
+            self._network = network = self._make_network(self._parts(transactions))
+            self.registry = network.registry
             # Before the executor: what is stopped here for others is not told as if it had ended.
-            started.push_async_callback(self._network.close)
-            self.supervisor.commands.router = self._network.router
+            started.push_async_callback(network.close)
+            self.supervisor.commands.router, self.supervisor.commands.revoke = network.router, network.revoke
         timeout_ns = nanoseconds(settings.delivery_timeout)
         self.emissions = Emissions(
             self.supervisor.enqueue, self.registry, self.clock, self.wheel, self._send_stimulus, timeout_ns

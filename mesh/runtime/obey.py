@@ -13,7 +13,7 @@ from bitactor.messages.codec import decode_token
 from bitactor.messages.faults import fault_of
 from bitactor.messages.ids import join_hop_id
 from bitactor.messages.pulse import RUNNING
-from bitactor.messages.signal import UNDO, Fault, Reply, Signal
+from bitactor.messages.signal import UNDO, Cancel, Fault, Reply, Signal
 from bitactor.plan.arguments import BoundArguments, RawArguments
 from bitactor.plan.plan import PlanStep
 from bitactor.ports import Clock
@@ -83,6 +83,8 @@ class CommandHandler:
         self._settled = settled
         self.router: Router | None = None
         """Where hops go whose steps run elsewhere; None: all run here."""
+        self.revoke: Callable[[str, Cancel], None] | None = None
+        """Asks whoever runs a step elsewhere to stop a delivery that another process has sent; None: nobody does."""
         self.deliver: Callable[[LiveTransaction, Emission], None]
         """Brings an emitted signal to its consumers."""
         self.obey: Mapping[type, Callable[[LiveTransaction, Any], None]] = {
@@ -219,6 +221,18 @@ class CommandHandler:
             self.router.abandon(live, index)
         if not reply_awaited:
             self._admission.release_hop(live, index)
+
+    def revoke_in_flight(self, live: LiveTransaction) -> None:
+        """Ask other nodes to stop what the owner before has sent them of a transaction that is taken over: it is
+        delivered again, or undone, and what waits there must not begin after that."""
+        if self.revoke is None:
+            return
+        state = live.state
+        for index, now in enumerate(state.states):
+            if now in _REPLY_AWAITED:
+                hop = state.undo_hop(index) if now == UNDO_RUNNING else state.hops[index]
+                cancel = Cancel(state.transaction, hop, state.deliveries[index], state.epoch)
+                self.revoke(state.steps[index].address, cancel)
 
     def _attach(self, live: LiveTransaction, step: PlanStep, signal: Signal) -> None:
         """Give a function around nested steps, which is about to run, its `proceed()`."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from bitactor.messages.codec import Packed
-from bitactor.messages.signal import Signal, Stimulus
+from bitactor.messages.signal import Cancel, Signal, Stimulus
 from bitactor.plan.plan import PlanStep
 from mesh.runtime.live import LiveTransaction
 from registry import Entry, Notice, Registry
@@ -52,6 +52,9 @@ class Network(Protocol):
 
     async def withdraw(self) -> None:
         """Take no more work from others; the work that is here is finished."""
+
+    def revoke(self, address: str, cancel: Cancel) -> None:
+        """Ask each node that runs the step at `address` to stop a delivery that the owner before may have sent it."""
 
     def send_stimulus(self, entry: Entry, stimulus: Stimulus, asked_ns: int = 0) -> None:
         """Send an emitted signal to the node that `entry` names; `asked_ns`: once more, for it asked at that moment."""

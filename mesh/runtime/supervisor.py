@@ -128,6 +128,7 @@ class Supervisor:
             tell(pulses)
         live.settled = False
         self._own(live)
+        self.commands.revoke_in_flight(live)
         # Who has not written that it took over has run nothing of it: the owner before that one did, and may have died.
         given_back = given_back and live.state.epoch == epoch - 1
         self.enqueue(live, Recovered(owner, epoch, given_back))
