@@ -211,11 +211,11 @@ class HopRouter(Router):
             lambda: self._assign_waiting(remote.step.address)
         ):
             return False
-        entries = self._holders(remote)
+        entries = self._registry.lookup(step_name(remote.step.address))
         self._round_robin += 1
         for offset in range(len(entries)):
             entry = entries[(self._round_robin + offset) % len(entries)]
-            fits = entry.value.get("digest") == remote.live.plan.digest
+            fits = entry.value.get("digest") == remote.live.plan.digest and self._grant.is_there(entry.holder)
             unanswered = self._by_holder.get(entry.holder, ())
             if (
                 fits
