@@ -4,16 +4,14 @@ to others meanwhile: they begin none of it."""
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Iterator
 
 import pytest
 
 from mesh import Mesh
 from tests.conformance.claims import claim
-from tests.e2e.errands import effects, errand, left_over
-from tests.e2e.processes import PATIENCE, Process, Town, town
+from tests.e2e.errands import effects, errand, left_over, redelivered
+from tests.e2e.processes import PATIENCE, Town, stop, town, wake
 from tests.e2e.test_mesh_processes import until
 
 SECTION = "When the world misbehaves"
@@ -26,30 +24,10 @@ def place() -> Iterator[Town]:
         yield made
 
 
-def stop(process: Process) -> None:
-    os.kill(process.child.pid, signal.SIGSTOP)
-
-
-def wake(process: Process) -> None:
-    os.kill(process.child.pid, signal.SIGCONT)
-
-
 async def go(mesh: Mesh, notes: str) -> str:
     transaction = await mesh.stimulate("errand", {"notes": notes})
     await transaction.ended()
     return transaction.status
-
-
-def redelivered(mesh: Mesh) -> int:
-    """How many transactions have a hop that was delivered again."""
-    rows = mesh.node.store.list(limit=100_000)
-    return sum(
-        any(
-            pulse.kind == "spawned" and "lost" in (pulse.data or {})
-            for pulse in mesh.node.store.pulses(row.transaction)
-        )
-        for row in rows
-    )
 
 
 @claim(

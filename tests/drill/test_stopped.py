@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from bitactor import Workflow
 from mesh import Mesh
-from tests.conformance.test_stopped import redelivered, stop, wake
-from tests.e2e.errands import computation, effects, errand, left_over, parcel
-from tests.e2e.processes import Process, Town, town
+from tests.e2e.errands import computation, effects, errand, knock, left_over, parcel, redelivered, ride
+from tests.e2e.processes import Process, Town, stop, town, wake
 from tests.e2e.test_mesh_processes import until
 
 TRANSACTIONS = 500
@@ -105,6 +105,58 @@ async def test_worker_processes_begin_nothing_late_either(place: Town, whom: str
     found = effects(notes)
     late = left_over(found)
     print(f"{whom}: {naps} naps, {dict(statuses)}, {len(found)} effects, {again} redelivered, {len(late)} left over")
+    assert statuses == {"compensated": statuses.total()}
+    assert not late
+
+
+@pytest.mark.parametrize("workflow", [ride, knock], ids=lambda workflow: workflow.name)
+async def test_nor_does_what_waited_for_a_resource_or_for_a_later_run_of_a_policy(
+    place: Town, workflow: Workflow
+) -> None:
+    """A holder is stopped while it makes a resource, again and again; and between two runs of one attempt."""
+    name = workflow.name
+    workers = [place.node(name), place.node(name)]
+    notes = place.directory / "effects"
+    statuses: Counter[str] = Counter()
+    async with Mesh(workflow, registry=place.registry, hosts=False) as mesh:
+        running = asyncio.create_task(load(mesh, name, notes, statuses, 400))
+        naps = await nap([[worker.child.pid] for worker in workers], running)
+        await running
+        again = redelivered(mesh)
+        await asyncio.sleep(ASLEEP)
+    found = effects(notes)
+    late = left_over(found)
+    print(f"{name}: {naps} naps, {dict(statuses)}, {len(found)} effects, {again} redelivered, {len(late)} left over")
+    assert statuses == {"compensated": statuses.total()}
+    assert again >= 10
+    assert not late
+
+
+async def test_nor_when_the_registry_is_another_one_when_they_wake(place: Town) -> None:
+    workers = [place.node("errand", threads=2), place.node("errand", threads=2)]
+    notes = place.directory / "effects"
+    statuses: Counter[str] = Counter()
+    async with Mesh(errand, registry=place.registry, hosts=False) as mesh:
+        running = asyncio.create_task(load(mesh, "errand", notes, statuses, 400))
+        restarts, server = 0, place.processes[0]
+        while not running.done():
+            asleep = workers[restarts % 2]
+            await asyncio.wait([running], timeout=AWAKE)
+            stop(asleep)
+            try:
+                await asyncio.sleep(0.3 * (restarts % 3))  # it may not have missed it yet, or have
+                server.kill()
+                server = place.serve_registry()
+                restarts += 1
+                await asyncio.sleep(ASLEEP)
+            finally:
+                wake(asleep)
+        await running
+        again = redelivered(mesh)
+        await asyncio.sleep(ASLEEP)
+    found = effects(notes)
+    late = left_over(found)
+    print(f"{restarts} restarts, {dict(statuses)}, {len(found)} effects, {again} redelivered, {len(late)} left over")
     assert statuses == {"compensated": statuses.total()}
     assert not late
 

@@ -6,11 +6,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bitactor import Context, Signal, Workflow, consumer
+from bitactor import Backoff, Context, Resource, Signal, Workflow, consumer
 from bitactor.messages.ids import idempotency_key
+from bitactor.patterns import RetryPolicy
+from mesh import Mesh
 
 WORK = 0.02
 """Seconds a step works after its effect."""
@@ -66,6 +69,18 @@ def left_over(found: list[Effect]) -> list[Effect]:
     return over
 
 
+def redelivered(mesh: Mesh) -> int:
+    """How many transactions have a hop that was delivered again."""
+    rows = mesh.node.store.list(limit=100_000)
+    return sum(
+        any(
+            pulse.kind == "spawned" and "lost" in (pulse.data or {})
+            for pulse in mesh.node.store.pulses(row.transaction)
+        )
+        for row in rows
+    )
+
+
 errand = Workflow("errand", input={"notes": str}, ttl=8, grace=0.2, redeliveries=50, undo_timeout=600.0)
 
 
@@ -118,6 +133,64 @@ async def reject() -> None:
     raise ValueError("all of it is undone")
 
 
+async def saddle() -> str:
+    """Takes its time."""
+    await asyncio.sleep(0.3)
+    return "horse"
+
+
+ride = Workflow(
+    "ride", input={"notes": str}, ttl=8, grace=0.2, redeliveries=50, undo_timeout=600.0,
+    resources=[Resource("horse", saddle, check=lambda horse: False, check_every=0.1)],
+)  # fmt: skip
+
+
+@ride.step
+async def gallop(notes: str, horse: str, ctx: Context) -> str:
+    note(notes, "did", ctx)
+    await asyncio.sleep(WORK)
+    return notes
+
+
+@gallop.undo(in_doubt=True)
+async def gallop_back(notes: str, ctx: Context) -> None:
+    note(notes, "undid", ctx)
+
+
+@ride.step(after=["gallop"])
+async def dismount() -> None:
+    raise ValueError("all of it is undone")
+
+
+knock = Workflow("knock", input={"notes": str}, ttl=8, grace=0.2, redeliveries=50, undo_timeout=600.0)
+_knocks: Counter[tuple[str, int]] = Counter()
+KNOCKS = 3
+"""Runs of `rap` in one attempt, half a second apart; each has an effect."""
+
+
+@knock.step(
+    policies=[RetryPolicy("again", attempts=KNOCKS, backoff=Backoff(0.5, factor=1.0, jitter=0.0), on=ConnectionError)]
+)
+async def rap(notes: str, ctx: Context) -> str:
+    note(notes, "did", ctx)
+    run = ctx.idempotency_key, ctx.signal.delivery
+    _knocks[run] += 1
+    if _knocks[run] < KNOCKS:
+        raise ConnectionError("nobody opens")
+    del _knocks[run]
+    return notes
+
+
+@rap.undo(in_doubt=True)
+async def rap_back(notes: str, ctx: Context) -> None:
+    note(notes, "undid", ctx)
+
+
+@knock.step(after=["rap"])
+async def leave() -> None:
+    raise ValueError("all of it is undone")
+
+
 parcel = Workflow("parcel", input={"notes": str}, ttl=8)
 
 
@@ -131,4 +204,6 @@ async def deliver(signal: Signal, ctx: Context) -> None:
     note(signal.token, "did", ctx)
 
 
-DEFINITIONS: dict[str, Any] = {"errand": errand, "parcel": parcel, "deliver": deliver, "computation": computation}
+DEFINITIONS: dict[str, Any] = {
+    "errand": errand, "parcel": parcel, "deliver": deliver, "computation": computation, "ride": ride, "knock": knock,
+}  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -64,6 +65,14 @@ class Process:
                 self.child.wait()
             self._reader.join(PATIENCE)
             self.child.stdout.close()
+
+
+def stop(process: Process) -> None:
+    os.kill(process.child.pid, signal.SIGSTOP)
+
+
+def wake(process: Process) -> None:
+    os.kill(process.child.pid, signal.SIGCONT)
 
 
 class Town:

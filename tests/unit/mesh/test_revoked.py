@@ -35,8 +35,8 @@ class Watched(Elsewhere):
         self.said.append((address, cancel))
 
     @override
-    def _send(self, endpoint: str, message: bytes) -> None:
-        super()._send(endpoint, message)
+    def send(self, endpoint: str, message: bytes) -> None:
+        super().send(endpoint, message)
         self.said.append(decode_message(message))
 
 

@@ -46,13 +46,13 @@ class Elsewhere(Network):
         self.plan = parts.plans["orders"]
         self.grant = NodeGrant(_granted(), "supervisor", parts.clock)
         self.router: HopRouter = HopRouter(
-            parts.enqueue, self.registry, parts.clock, parts.wheel, self._send, lambda: "memory://supervisor",
+            parts.enqueue, self.registry, parts.clock, parts.wheel, self.send, lambda: "memory://supervisor",
             nanoseconds(parts.settings.patience), nanoseconds(parts.settings.delivery_timeout),
             self.grant, parts.executor,
         )  # fmt: skip
         self._holders: dict[str, LocalRegistry] = {}
 
-    def _send(self, endpoint: str, message: bytes) -> None:
+    def send(self, endpoint: str, message: bytes) -> None:
         signal = decode_message(message)
         if isinstance(signal, Signal):
             self.sent.append(signal)
