@@ -102,6 +102,8 @@ class Claim(NamedTuple):
     """The new epoch, one more than the one before."""
     given_back: bool = False
     """True: that owner ended in order and gave its transactions back, so their hops in flight spend no redelivery."""
+    pulses: Sequence[Pulse] | None = None
+    """All pulses of it, if the store has read them as it claimed it; None: whoever needs them asks for them."""
 
 
 class StoreFault(NamedTuple):
@@ -120,7 +122,7 @@ _Claims = list[Claim]
 
 
 class StoreQueries(Protocol):
-    """What can be asked of a store."""
+    """What can be asked of a store by one who has to have the answer now: a call may block its thread."""
 
     def pulses(self, transaction: str) -> list[Pulse]:
         """All pulses of a transaction, in order of `seq`; empty if it is unknown."""
@@ -144,7 +146,42 @@ class StoreQueries(Protocol):
         only those with dead letters, whose last write said so (`Write.dead`) or whose status is `stuck`."""
 
 
-class Store(StoreQueries, Protocol):
+class AsyncStoreQueries(Protocol):
+    """The same questions where the answer may come later.
+
+    Awaited on the loop's thread, any number at once, and answered in any order.  Whoever asks may be cancelled; nobody
+    is left waiting when the store is closed: a question is answered then, or raises `StoreError`.
+    """
+
+    def reader(self) -> StoreQueries:
+        """What answers the same at once: on the loop's thread, and after `close` on any."""
+
+    async def pulses(self, transaction: str) -> list[Pulse]:
+        """As `reader` answers it, which is for a store whose reader does not wait for others; so are the next three."""
+        return self.reader().pulses(transaction)
+
+    async def find(self, workflow: str, key: str) -> str | None:
+        """See `StoreQueries.find`."""
+        return self.reader().find(workflow, key)
+
+    async def get(self, transaction: str) -> TransactionRow | None:
+        """See `StoreQueries.get`."""
+        return self.reader().get(transaction)
+
+    async def list(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        limit: int = 100,
+        before: str | None = None,
+        dead: bool = False,
+    ) -> _Rows:
+        """See `StoreQueries.list`."""
+        return self.reader().list(status=status, workflow=workflow, limit=limit, before=before, dead=dead)
+
+
+class Store(AsyncStoreQueries, Protocol):
     """The keeper of pulses.  All calls come from one thread, the one that called `open`.
 
     `append` is the write-ahead rule: nothing is dispatched before `done` was called for it.
@@ -188,23 +225,24 @@ class Store(StoreQueries, Protocol):
         If nothing could be written, `done((), error)`.  A process that lost its lease gets `StaleOwner` as that error.
         """
 
-    def claim(self, shapes: Mapping[str, str] | None = None) -> _Claims:
+    async def claim(self, shapes: Mapping[str, str] | None = None) -> _Claims:
         """Take over every open transaction whose owner is gone; the claimed ones are ours from now on.
 
         With `shapes` (workflow → digest of its plan) only those that began in one of them.  The others stay without an
         owner, for somebody who can carry them on.
         """
 
-    def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> _Rows:
+    async def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> _Rows:
         """Open transactions of these workflows that began in another shape and that nobody owns, as the last `claim`
         left them.
 
         Oldest first, at most `limit`.
         """
 
-    def reclaim(self, held: Container[str]) -> _Claims:
+    async def reclaim(self, held: Container[str]) -> _Claims:
         """Claim our own open transactions that are not in `held`, each with its next epoch: those given up when they
-        could not be written.
+        could not be written.  What is in `held` changes while the answer is on its way; it is asked on the loop's
+        thread, of transactions that have been read before.
 
         Raises:
             StoreError: nothing can be written now either, or our lease was taken from us.
@@ -212,7 +250,7 @@ class Store(StoreQueries, Protocol):
 
     def close(self) -> None:
         """Finish what was appended (its `done`s are called), give up our lease, release files.  A second call does
-        nothing.  Queries may be asked afterwards, on any thread: answer, or raise."""
+        nothing.  What is asked afterwards is asked of `reader`, on any thread: answer, or raise."""
 
 
 class Sink(Protocol):

@@ -225,7 +225,7 @@ class Mesh(MeshFacts):
             UnknownTransaction: there is none, or its workflow is not declared here.
         """
         self.node.require_loop()
-        return Transaction(self.node.transactions, self.node.transactions.load(known_as(transaction)))
+        return Transaction(self.node.transactions, await self.node.transactions.load(known_as(transaction)))
 
     async def journal(self, transaction: str) -> tuple[TransactionRow, Sequence[Pulse]]:
         """What the store has of a transaction, also of a workflow that is not declared here: its row and its pulses.
@@ -235,8 +235,8 @@ class Mesh(MeshFacts):
             DamagedJournal: its pulses are gone, or cannot be read.
         """
         self.node.require_loop()
-        row = self.node.transactions.row(known_as(transaction))
-        return row, self.node.transactions.pulses(transaction)
+        row = await self.node.transactions.row(known_as(transaction))
+        return row, await self.node.transactions.pulses(transaction)
 
     async def transactions(
         self,
@@ -259,7 +259,7 @@ class Mesh(MeshFacts):
         """
         self.node.require_loop()
         name = None if workflow is None else name_of(workflow)
-        return self.node.transactions.rows(status=status, workflow=name, limit=limit, before=before)
+        return await self.node.transactions.rows(status=status, workflow=name, limit=limit, before=before)
 
     async def dead_letters(
         self, *, workflow: str | Workflow | Consumer | None = None, limit: int = 100, before: str | None = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import random
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from typing_extensions import override
 
@@ -19,11 +20,13 @@ from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.declare.spawners import SpawnerTraits
 from bitactor.errors import DefinitionError
 from bitactor.messages.pulse import Pulse
-from bitactor.ports import Clock, Refusal, Sink, Write
+from bitactor.ports import Claim, Clock, Refusal, Sink, Store, TransactionRow, Write
 from mesh.hops.ports import Actor, Spawner
 from mesh.sinks import register_sink
 from mesh.spawners import register_spawner
 from mesh.stores import MemoryStore, register_store
+
+Value = TypeVar("Value")
 
 
 class UnpooledSpawner(Spawner):
@@ -64,8 +67,54 @@ class UnpooledSpawner(Spawner):
         self._threads.discard(threading.current_thread())
 
 
-class TardyStore(MemoryStore):
-    """The memory store, telling what it has kept only later."""
+class LateAnswers(Store):
+    """In front of a store: what it is asked, it answers some turns of the loop later, in any order, as it was at some
+    moment between."""
+
+    turns = random.Random(1)
+
+    async def pause(self, moment: str) -> None:
+        """What a question takes on its way there (`"find"`), and its answer on the way back (`"find answered"`)."""
+        for _ in range(self.turns.randrange(1, 4)):
+            await asyncio.sleep(0)
+
+    async def _late(self, question: str, answer: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
+        await self.pause(question)
+        value = await answer()
+        await self.pause(f"{question} answered")
+        return value
+
+    @override
+    async def pulses(self, transaction: str) -> list[Pulse]:
+        return await self._late("pulses", partial(super().pulses, transaction))
+
+    @override
+    async def find(self, workflow: str, key: str) -> str | None:
+        return await self._late("find", partial(super().find, workflow, key))
+
+    @override
+    async def get(self, transaction: str) -> TransactionRow | None:
+        return await self._late("get", partial(super().get, transaction))
+
+    @override
+    async def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
+        return await self._late("claim", partial(super().claim, shapes))
+
+    @override
+    async def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
+        return await self._late("unclaimed", partial(super().unclaimed, shapes, limit))
+
+    @override
+    async def reclaim(self, held: Container[str]) -> list[Claim]:
+        return await self._late("reclaim", partial(super().reclaim, held))
+
+    @override
+    async def list(self, **conditions: Any) -> list[TransactionRow]:
+        return await self._late("list", partial(super().list, **conditions))
+
+
+class TardyStore(LateAnswers, MemoryStore):
+    """The memory store, telling what it has kept only later, and answering later."""
 
     synchronous = False
 

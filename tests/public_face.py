@@ -221,7 +221,7 @@ async def _run() -> Mapping[str, Any]:
             pulses = {
                 row.workflow: [
                     encode_pulse(pulse._replace(at_ns=0, elapsed_ns=0, data=_without_traceback(pulse.data))).hex()
-                    for pulse in mesh.node.store.pulses(row.transaction)
+                    for pulse in mesh.node.store.reader().pulses(row.transaction)
                 ]
                 for row in rows
             }

@@ -30,7 +30,14 @@ from mesh.ingress.render import as_json, dead_letter_as_plain, pulses_as_plain, 
 from mesh.ingress.requests import Preferences, preferences, read_json, read_stimulus_headers
 from mesh.ingress.wait import ServerStopping, run_while_connected, wait_for_end
 from mesh.mesh import Mesh
-from mesh.transaction import Transaction, transaction_as_plain
+from mesh.transaction import (
+    Transaction,
+    begin_cancel,
+    begin_undo,
+    pulses_of,
+    standing_of,
+    transaction_as_plain,
+)
 from registry.support.log_throttle import LogThrottle
 
 MAX_PAGE: Final = 1_000
@@ -128,7 +135,7 @@ class Endpoints:
             raise self._stopping_problem(begun) from None
         except StoreError as error:
             raise self._store_problem(error, begun) from None
-        return self._response(ended or begun[0], prefer, ended is not None)
+        return await self._response(ended or begun[0], prefer, ended is not None)
 
     async def _begin(
         self,
@@ -146,12 +153,12 @@ class Endpoints:
             return None
         return await wait_for_end(self.mesh, transaction, prefer.seconds)
 
-    def _response(self, transaction: Transaction, prefer: Preferences, ended: bool) -> Response:
-        about = transaction_as_plain(transaction)
+    async def _response(self, transaction: Transaction, prefer: Preferences, ended: bool) -> Response:
+        about = await transaction_as_plain(transaction)
         headers = {**_transaction_header(transaction), **prefer.applied()}
         if not ended:
             return respond(about, 202, {**headers, "Location": f"/transactions/{transaction.id}"})
-        if transaction.status == "completed":
+        if about["status"] == "completed":
             return respond(about, 200, headers)
         status, errors = about.pop("status"), about.pop("errors", [])
         detail = f"{transaction.workflow!r} ended {status}"
@@ -216,7 +223,7 @@ class Endpoints:
         if isinstance(found, TransactionRow):
             about = {name: getattr(found, name) for name in ("transaction", "root", "workflow", "status")}
         else:
-            about = transaction_as_plain(found)
+            about = await transaction_as_plain(found)
         if why:
             about["parked"] = why
         return respond(about, headers={"BitActor-Transaction": about["transaction"]})
@@ -225,24 +232,25 @@ class Endpoints:
         """Answer with a transaction's pulses so far."""
         found, _ = await self._find(request)
         if isinstance(found, TransactionRow):
-            name, pulses = found.transaction, readable_pulses(None, (await self.mesh.journal(found.transaction))[1])
+            name, status = found.transaction, found.status
+            pulses = readable_pulses(None, (await self.mesh.journal(name))[1])
         else:
-            name, pulses = found.id, found.pulses()
-        about = {"transaction": name, "root": pulses[0].root, "workflow": found.workflow, "status": found.status}
+            name, (status, _), pulses = found.id, await standing_of(found), await pulses_of(found)
+        about = {"transaction": name, "root": pulses[0].root, "workflow": found.workflow, "status": status}
         return respond({**about, "pulses": pulses_as_plain(pulses)}, headers={"BitActor-Transaction": name})
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a transaction; answer when everything is undone, or earlier if the client prefers."""
-        found, asked = await self._to_change(request)
-        if found.status not in ("running", "halted"):
-            return respond(transaction_as_plain(found), headers=_transaction_header(found))
+        found, asked, status = await self._to_change(request)
+        if status not in ("running", "halted"):
+            return respond(await transaction_as_plain(found), headers=_transaction_header(found))
         self._require_open()
-        found.request_cancel(asked.reason)
+        await begin_cancel(found, asked.reason)
         return await self._changed(request, found)
 
     async def resume(self, request: Request) -> Response:
         """Let a halted or stuck transaction go on; answer when it has ended, or earlier if the client prefers."""
-        found, _ = await self._to_change(request)
+        found, _, _ = await self._to_change(request)
         self._require_open()
         try:
             await found.resume()
@@ -252,20 +260,18 @@ class Endpoints:
 
     async def undo(self, request: Request) -> Response:
         """Take back a completed transaction; answer when that has ended, or earlier if the client prefers."""
-        found, asked = await self._to_change(request)
+        found, asked, status = await self._to_change(request)
         self._require_open()
-        if found.status == RUNNING:
+        if status == RUNNING:
             raise Problem("other-status", f"transaction {found.id} is running; only a completed one can be undone")
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0):  # long enough to begin it
-                    await found.undo(asked.reason)
+            await begin_undo(found, asked.reason)
         except InvalidInput as error:
             raise Problem("other-status", str(error)) from None
         return await self._changed(request, found)
 
-    async def _to_change(self, request: Request) -> tuple[Transaction, ChangeRequest]:
-        """The transaction that a client asks to change, and why.
+    async def _to_change(self, request: Request) -> tuple[Transaction, ChangeRequest, str]:
+        """The transaction that a client asks to change, why, and its status.
 
         Raises:
             Problem: it is for another process to do.
@@ -276,11 +282,12 @@ class Endpoints:
             elsewhere = f"the workflow {found.workflow!r} is not declared here; ask a server that declares it"
             raise Problem("owned-elsewhere", f"it cannot go on here: {why}" if why else elsewhere)
         found = await self.mesh.transaction(found.id)  # it may have gone on while the body was on its way
-        if found.status == RUNNING and not found.about()["here"]:
+        status, is_here = await standing_of(found)
+        if status == RUNNING and not is_here:
             raise Problem(
                 "owned-elsewhere", "another process runs this transaction; ask that one", _transaction_header(found)
             )
-        return found, asked
+        return found, asked, status
 
     async def _changed(self, request: Request, found: Transaction) -> Response:
         """The answer about a transaction that goes on or back, once it has ended or the client waits no longer."""
@@ -296,7 +303,7 @@ class Endpoints:
             raise self._store_problem(error, [found]) from None
         where = _location_headers(found) if ended is None else _transaction_header(found)
         return respond(
-            transaction_as_plain(ended or found), 202 if ended is None else 200, {**where, **prefer.applied()}
+            await transaction_as_plain(ended or found), 202 if ended is None else 200, {**where, **prefer.applied()}
         )
 
     async def transactions(self, request: Request) -> Response:

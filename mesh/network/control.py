@@ -19,7 +19,7 @@ from mesh.network.client import DEAD_LETTERS, STIMULATE_WITH
 from mesh.runtime.intake import Intake
 from mesh.runtime.settled import Transactions
 from mesh.sinks.plain import plain_dead_letter
-from mesh.transaction import Transaction, transaction_as_plain
+from mesh.transaction import Transaction, pulses_of, transaction_as_plain
 
 Send = Callable[[str, bytes], None]
 Act = Callable[[Transaction, Mapping[str, Any]], Awaitable[Any]]
@@ -98,24 +98,24 @@ class Control:
         transaction = Transaction(self._transactions, live)
         return {"transaction": transaction.id, "status": transaction.status}
 
-    def _transaction(self, argument: Mapping[str, Any]) -> Transaction:
-        return Transaction(self._transactions, self._transactions.load(argument["transaction"]))
+    async def _transaction(self, argument: Mapping[str, Any]) -> Transaction:
+        return Transaction(self._transactions, await self._transactions.load(argument["transaction"]))
 
     async def _after(self, act: Act | None, argument: Mapping[str, Any]) -> Any:
         """How a transaction stands, once `act` has been done to it."""
-        transaction = self._transaction(argument)
+        transaction = await self._transaction(argument)
         if act is not None:
             await act(transaction, argument)
-        return transaction_as_plain(transaction)
+        return await transaction_as_plain(transaction)
 
     async def _pulses(self, argument: Mapping[str, Any]) -> Any:
         return [
             encode_pulse(pulse._replace(token_out=encode_token(pulse.token_out)))
-            for pulse in self._transaction(argument).pulses()
+            for pulse in await pulses_of(await self._transaction(argument))
         ]
 
     async def _list(self, argument: Mapping[str, Any]) -> Any:
-        rows = self._transactions.store.list(
+        rows = await self._transactions.queries.list(
             status=argument.get("status"),
             workflow=argument.get("workflow"),
             limit=argument.get("limit", 100),

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from contextvars import Context, copy_context
 from typing import Any, Final, NoReturn
 
 from bitactor.declare.stimulus import StimulusOptions, encoded
-from bitactor.errors import BitActorError, DuplicateTransaction, InvalidInput, Overloaded, UnknownWorkflow, suggest
+from bitactor.errors import (
+    BitActorError,
+    DuplicateTransaction,
+    InvalidInput,
+    Overloaded,
+    StoreError,
+    UnknownWorkflow,
+    suggest,
+)
 from bitactor.messages.canonical import classless_digest, request_digest, valid_digest
 from bitactor.messages.codec import pack_plainly, pack_tokens
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.objects import Classes
 from bitactor.messages.signal import Receipt, Stimulus
+from bitactor.messages.values import text_of
 from bitactor.plan.plan import Plan
 from bitactor.ports import Ids
 from bitactor.saga import Accept, Saga
@@ -43,6 +53,7 @@ class Intake:
         load: a transaction by its id, open or from the store.
         require_open: raises `BitActorError` unless the node takes work.
         takes_signals: whether the node accepts emitted signals: of other processes (True), or of its own.
+        start_task: starts a task whose first step runs at once; not for use inside of another.
     """
 
     def __init__(
@@ -54,9 +65,10 @@ class Intake:
         plans: Mapping[str, Plan],
         consumers: Mapping[tuple[str, str], Plan],
         *,
-        load: Callable[[str], LiveTransaction],
+        load: Callable[[str], Awaitable[LiveTransaction]],
         require_open: Callable[[], None],
         takes_signals: Callable[[bool], bool],
+        start_task: Callable[[Coroutine[Any, Any, None], str, Context], asyncio.Task[None]],
     ) -> None:
         self._supervisor = supervisor
         self._ids = ids
@@ -67,6 +79,9 @@ class Intake:
         self._load = load
         self._require_open = require_open
         self._takes_signals = takes_signals
+        self._start_task = start_task
+        self._receiving: set[asyncio.Task[None]] = set()
+        self._asking = 0  # of these, how many wait for the store to say whether there is a transaction
         self._settled = asyncio.Event()
         supervisor.on_settled.append(lambda live: self._settled.set())
 
@@ -122,40 +137,60 @@ class Intake:
         if plan is None or not self._takes_signals(bool(stimulus.reply_to)):
             answer(Receipt(stimulus.id, "", f"no consumer of {stimulus.name!r} in group {stimulus.group!r} here"))
             return
-        if supervisor.admission.waiting(plan.workflow) >= MAX_WAITING_FOR_ADMISSION:
+        if supervisor.admission.waiting(plan.workflow) + self._asking >= MAX_WAITING_FOR_ADMISSION:
             answer(Receipt(stimulus.id, "", "busy"))
             return
-        live = supervisor.find(plan.workflow, stimulus.id)
-        if isinstance(live, str):
-            answer(Receipt(stimulus.id, live))
-            return
-        if live is None:
-            data: dict[str, Any] = {"key": stimulus.id, "parent_hop": stimulus.hop}
-            if stimulus.metadata:
-                data["metadata"] = stimulus.metadata
-            budgets = [budget for budget in (stimulus.budget_ns, plan.deadline_ns) if budget is not None]
-            token = pack_tokens({"signal": stimulus.token})
-            saga = Saga(plan, self._ids.transaction(), root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail)
-            live = self._start(saga, token, [stimulus.token], stimulus.ttl, min(budgets, default=None), data)
-        transaction = live.state.transaction
-        if live.accepted is None:
-            answer(Receipt(stimulus.id, transaction))
+        taking, name = self._take(plan, stimulus, answer), f"take {stimulus.name}"
+        if asyncio.current_task() is None:
+            task = self._start_task(taking, name, copy_context())
         else:
-            live.accepted.add_done_callback(
-                lambda future: answer(self._receipt(plan, stimulus.id, transaction, future))
-            )
+            task = supervisor.loop.create_task(taking, name=name)
+        if not task.done():
+            self._receiving.add(task)
+            task.add_done_callback(self._receiving.discard)
 
-    def _receipt(self, plan: Plan, delivery: str, transaction: str, accepted: asyncio.Future[None]) -> Receipt:
-        """What is answered to a delivery once `transaction`, which it was to begin, is durable, or is refused because
-        another node has begun one of it."""
-        if accepted.cancelled():
-            return Receipt(delivery, transaction, "cancelled")
-        error = accepted.exception()
-        if isinstance(error, DuplicateTransaction):
-            found = self._supervisor.find(plan.workflow, delivery)
-            if found is not None:
-                return Receipt(delivery, found if isinstance(found, str) else found.state.transaction)
-        return Receipt(delivery, transaction, "" if error is None else str(error))
+    def close(self) -> None:
+        """Take no signal more; those that have come and are not accepted are refused, and brought again."""
+        self._takes_signals = lambda foreign: False
+        for task in self._receiving:
+            task.cancel()
+
+    async def _take(self, plan: Plan, stimulus: Stimulus, answer: Callable[[Receipt], None]) -> None:
+        """Begin the transaction of an emitted signal, unless there is one, and answer once that is durable."""
+        try:
+            receipt = Receipt(stimulus.id, await self._begin_consumer(plan, stimulus))
+        except asyncio.CancelledError:
+            answer(Receipt(stimulus.id, "", "this node stops"))
+            raise
+        except Exception as error:  # of the store, too
+            receipt = Receipt(stimulus.id, "", text_of(error))
+        answer(receipt)
+
+    async def _begin_consumer(self, plan: Plan, stimulus: Stimulus) -> str:
+        """The id of the transaction that a signal began, or begins now."""
+        self._asking += 1
+        try:
+            found = await self._find(plan.workflow, stimulus.id)
+        finally:
+            self._asking -= 1
+        if found is None:
+            live = self._start_consumer(plan, stimulus)
+            found = live if await _is_accepted(live) else await self._find(plan.workflow, stimulus.id)
+            if found is None:
+                assert live.failure is not None
+                raise live.failure
+        return found if isinstance(found, str) else found.state.transaction
+
+    def _start_consumer(self, plan: Plan, stimulus: Stimulus) -> LiveTransaction:
+        if not self._takes_signals(bool(stimulus.reply_to)):
+            raise StoreError("this node took no more work when its store had answered")
+        data: dict[str, Any] = {"key": stimulus.id, "parent_hop": stimulus.hop}
+        if stimulus.metadata:
+            data["metadata"] = stimulus.metadata
+        budgets = [budget for budget in (stimulus.budget_ns, plan.deadline_ns) if budget is not None]
+        token = pack_tokens({"signal": stimulus.token})
+        saga = Saga(plan, self._ids.transaction(), root=stimulus.root, parent=stimulus.parent, trail=stimulus.trail)
+        return self._start(saga, token, [stimulus.token], stimulus.ttl, min(budgets, default=None), data)
 
     async def wait_for_settlement(self, seconds: float) -> None:
         """Wait until a transaction has settled, or `seconds` have passed."""
@@ -184,19 +219,28 @@ class Intake:
         supervisor.accept(live, Accept(token, tuple(inputs), ttl, deadline_ns, data), now_ns)
         return live
 
+    async def _find(self, workflow: str, key: str) -> LiveTransaction | str | None:
+        """The transaction that has a key, once its beginning is durable; see `Supervisor.find`."""
+        found = await self._supervisor.find(workflow, key)
+        while isinstance(found, LiveTransaction) and not await _is_accepted(found):
+            found = await self._supervisor.find(workflow, key)  # another node's, which has the key by now
+        return found
+
     async def _find_by_key(self, workflow: str, key: str, request: _Request) -> LiveTransaction | None:
         """The transaction that a key began before.
 
         Raises:
             DuplicateTransaction: that transaction began with another input.
         """
-        found = self._supervisor.find(workflow, key)
-        while isinstance(found, LiveTransaction) and not await _is_accepted(found):
-            found = self._supervisor.find(workflow, key)  # another node's, which has the key by now
+        found = await self._find(workflow, key)
         if found is None:
+            self._require_open()  # it may have been closed while the store was asked
             return None
-        live = found if isinstance(found, LiveTransaction) else self._load(found)
-        first = self._supervisor.store.pulses(live.state.transaction)[0].data or {}
+        live = found if isinstance(found, LiveTransaction) else await self._load(found)
+        pulses = await self._supervisor.store.pulses(live.state.transaction)
+        if not pulses:
+            raise StoreError(f"transaction {live.state.transaction} of key {key!r} has just been forgotten; ask again")
+        first = pulses[0].data or {}
         if not request.is_one_of(first):
             raise DuplicateTransaction(
                 f"key {key!r} began transaction {live.state.transaction} of {workflow!r} with another input; "

@@ -187,7 +187,8 @@ class Node:
                 for name, value in consumer_entries(self.consumers.values(), self.endpoint).items():
                     self.registry.register(name, value)
             self.require_open()
-            self.recovery.start(polling=self.store.shared)
+            await self.recovery.start(polling=self.store.shared)
+            self.require_open()
         except BaseException:
             await self.close(drain=0)
             raise
@@ -256,18 +257,12 @@ class Node:
             self.supervisor, self.plans, self.recovery.parked, settings.store, self.require_open
         )
         self.intake = Intake(
-            self.supervisor,
-            self.ids,
-            settings,
-            self.workflows,
-            self.plans,
-            self.consumers,
-            load=transactions.load,
-            require_open=self.require_open,
+            self.supervisor, self.ids, settings, self.workflows, self.plans, self.consumers,
+            load=transactions.load, require_open=self.require_open, start_task=self.executor.start_task,
             takes_signals=lambda foreign: (
                 (self.state == "open" or (self.state == "draining" and not foreign)) and not self.ownership.lost
             ),
-        )
+        )  # fmt: skip
         if self._make_network is None:
             self.registry: Registry = LocalRegistry(self.id)
             self.registry.start()
@@ -287,7 +282,8 @@ class Node:
         started.callback(transactions.close)
         started.callback(self.supervisor.close)
         started.push_async_callback(self.policies.close, FLUSH_WITHIN)
-        started.callback(self.ownership.close)
+        started.push_async_callback(self.ownership.close)
+        started.callback(self.intake.close)
         started.callback(self.emissions.close)
 
     def _parts(self, transactions: Transactions) -> NodeParts:

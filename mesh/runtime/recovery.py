@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Protocol, TypeVar
+
+from typing_extensions import override
 
 from bitactor.errors import DamagedJournal, StaleOwner, StoreError
 from bitactor.messages.pulse import Pulse
@@ -22,6 +25,8 @@ SHOWN_UNCLAIMED: Final = 5
 STORE_FILE: Final = "store file"
 """In `unready`: the file is gone, another one, or damaged."""
 
+Value = TypeVar("Value")
+
 _FINISH_IT: Final = "finish it with the release that began it, or declare that shape again"
 
 
@@ -30,6 +35,8 @@ class Owner(Protocol):
 
     healthy: bool
     """Whether the journal can be written, as far as is known."""
+    failures: int
+    """How many appends have failed."""
     transactions: dict[str, LiveTransaction]
 
     def recover(self, plan: Plan, pulses: Sequence[Pulse], owner: str, epoch: int, *, given_back: bool = False) -> None:
@@ -37,6 +44,22 @@ class Owner(Protocol):
 
     def relinquish_all(self, error: StoreError) -> int:
         """Give up all that runs here; returns how many had not settled."""
+
+
+class _Stopped(Exception):
+    """Recovery was stopped while the store was asked."""
+
+
+class _Held(Container[str]):
+    """The transactions that are not to be reclaimed, as they are when this is asked: some begin, or are parked, while
+    the store finds its answer."""
+
+    def __init__(self, *held: Container[str]) -> None:
+        self._held = held
+
+    @override
+    def __contains__(self, transaction: object) -> bool:
+        return any(transaction in some for some in self._held)
 
 
 class Recovery:
@@ -76,25 +99,39 @@ class Recovery:
         self._pause = 0.0
         self._reclaim_at = 0.0
         self._next: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()
         self._stopped = False
+        self._stops = 0  # what was asked before the last of them is not wanted any more
 
-    def start(self, *, polling: bool) -> None:
+    async def start(self, *, polling: bool) -> None:
         """Take over now the transactions that nobody runs; with `polling`, look again every half a lease.
 
         Raises:
             StoreError: the store could not be asked.
         """
         self._store.on_fault = self.on_store_fault
-        self._claim_orphans()
-        if polling and self._next is None and not self._stopped:
-            self._next = self._loop.call_later(self._lease / 2, self.poll)
+        with suppress(_Stopped):
+            await self._look()
+            if polling and self._next is None:
+                self._arm(self._lease / 2)
 
     def stop(self) -> None:
-        """Look no more.  Twice is once."""
+        """Look no more; what the store is being asked is dropped.  Twice is once."""
         self._stopped = True
+        self._stops += 1
         if self._next is not None:
             self._next.cancel()
             self._next = None
+        if self._task is not None:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        """Stop, and wait until nothing is asked any more, a lease at most.  What was claimed and not yet taken up is
+        ours in the store, which gives it back when it is closed."""
+        self.stop()
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=self._lease)
 
     def begin_again(self, owner: str) -> None:
         """Look again, after `stop`, for an owner of another name: what was true of transactions for the one before need
@@ -103,26 +140,51 @@ class Recovery:
         self._stopped = False
         self.parked.clear()
         self._unclaimed.clear()
-        self.poll()
+        self._poll()
 
-    def poll(self) -> None:
-        """Look once, and schedule the next look, whatever becomes of this one."""
-        if self._stopped:
-            return
-        wait = self._lease
+    def _arm(self, seconds: float) -> None:
+        self._next = self._loop.call_later(seconds, self._poll)
+
+    def _poll(self) -> None:
+        if not self._stopped:
+            self._next = None
+            self._task = self._loop.create_task(self.poll(), name="recovery")
+
+    async def poll(self) -> None:
+        """Look once, after whoever looks now, and schedule the next look, whatever becomes of this one."""
+        stops, wait = self._stops, self._lease
         try:
-            self._reclaim()
-            self._claim_orphans()
+            await self._look()
             wait = self._lease / 2
         except StoreError as error:
+            self._count_failure(stops, "could not look for transactions to carry on with: %s", error)
+        except (Exception, asyncio.CancelledError):
+            text = "looking for transactions to carry on with failed by a defect; it is tried again"
+            self._count_failure(stops, text, exc_info=True)
+        if stops == self._stops and not self._stopped:
+            self._arm(wait)
+
+    async def _look(self) -> None:
+        stops = self._stops
+        async with self._looking:
+            if stops != self._stops:
+                raise _Stopped
+            await self._reclaim()
+            await self._claim_orphans()
+
+    def _count_failure(self, stops: int, text: str, *arguments: Any, exc_info: bool = False) -> None:
+        """Log and count a look that failed, unless it was stopped."""
+        if stops == self._stops:
             self.failures += 1
-            logger.warning("could not look for transactions to carry on with: %s", error)
-        except Exception:
-            self.failures += 1
-            logger.exception("looking for transactions to carry on with failed by a defect; it is tried again")
-        finally:
-            if not self._stopped:
-                self._next = self._loop.call_later(wait, self.poll)
+            logger.log(logging.ERROR if exc_info else logging.WARNING, text, *arguments, exc_info=exc_info)
+
+    async def _ask(self, answer: Awaitable[Value]) -> Value:
+        """The store's answer, if it is still wanted when it comes."""
+        stops = self._stops
+        value = await answer
+        if stops != self._stops:
+            raise _Stopped
+        return value
 
     def park(self, transaction: str, error: BaseException) -> None:
         """Leave a transaction alone that cannot be carried on with here: listed, told, and in nobody's way."""
@@ -149,19 +211,20 @@ class Recovery:
             lost = 0
             if fault.lost:
                 self._supervisor.healthy = False
+                self._supervisor.failures += 1
                 lost = self._supervisor.relinquish_all(StoreError(fault.why))
             if not known:
                 text = "%s; this node takes no more work%s"
                 doubt = f"; {lost} transactions that run are given up, what their hops do is in doubt" if lost else ""
                 logger.critical(text, fault.why, doubt)
 
-    def _claim_orphans(self) -> None:
+    async def _claim_orphans(self) -> None:
         """Take over the transactions of dead owners."""
-        for claim in self._store.claim(self._shapes):
-            self._recover(claim)
-        self._note_unclaimed()
+        for claim in await self._ask(self._store.claim(self._shapes)):
+            await self._recover(claim)
+        await self._note_unclaimed()
 
-    def _reclaim(self) -> None:
+    async def _reclaim(self) -> None:
         """Carry on with transactions of ours that were given up because the journal could not be written, if it can be
         now.
 
@@ -175,32 +238,37 @@ class Recovery:
             return
         if now < self._reclaim_at:
             return
-        claims = self._store.reclaim(self._supervisor.transactions.keys() | self.parked.keys())
+        failures = self._supervisor.failures
+        claims = await self._ask(self._store.reclaim(_Held(self._supervisor.transactions, self.parked)))
         self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._pause else self._lease
         self._reclaim_at = now + self._pause
-        self._supervisor.healthy = True
+        # What was given up while the store was asked is not among these.
+        self._supervisor.healthy = self._supervisor.failures == failures
         logger.warning(
             "the journal can be written again; carrying on with %d transactions that were given up", len(claims)
         )
         for claim in claims:
-            self._recover(claim)
+            await self._recover(claim)
 
-    def _recover(self, claim: Claim) -> None:
-        transaction, epoch, given_back = claim
+    async def _recover(self, claim: Claim) -> None:
+        transaction, epoch, given_back, pulses = claim
         try:
-            pulses = self._store.pulses(transaction)
+            if pulses is None:
+                pulses = await self._ask(self._store.pulses(transaction))
             if not pulses:
                 raise StoreError("the journal has no pulse of it any more")
             plan = self._plans[pulses[0].workflow]
             self._supervisor.recover(plan, pulses, self._owner, epoch, given_back=given_back)
+        except _Stopped:
+            raise
         except Exception as error:  # whatever is wrong with one is no reason to leave the others
             self.park(transaction, error)
         else:
             logger.info("took over transaction %s of %s", transaction, pulses[0].workflow)
 
-    def _note_unclaimed(self) -> None:
+    async def _note_unclaimed(self) -> None:
         """Log which transactions of our workflows we leave to another release: each once, however often we look."""
-        rows = self._store.unclaimed(self._shapes)
+        rows = await self._ask(self._store.unclaimed(self._shapes))
         found = {row.transaction: row.workflow for row in rows}
         for transaction in self._unclaimed - found.keys():
             self.parked.pop(transaction, None)
@@ -294,12 +362,12 @@ class Ownership:
         else:
             self._task = self._loop.create_task(self._rejoin(), name="rejoin")
 
-    def close(self) -> None:
-        """Take no other name any more, and stop recovery.  Twice is once."""
+    async def close(self) -> None:
+        """Take no other name any more, and end recovery.  Twice is once."""
         self._closed = True
-        self._recovery.stop()
         if self._task is not None:
             self._task.cancel()
+        await self._recovery.close()
 
     async def _rejoin(self) -> None:
         while True:

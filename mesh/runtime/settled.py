@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from typing_extensions import override
 
 from bitactor.errors import (
     BitActorError,
@@ -22,7 +24,7 @@ from bitactor.messages.pulse import STATUSES, Pulse
 from bitactor.messages.signal import Fault
 from bitactor.messages.values import is_text, shown
 from bitactor.plan.plan import Plan
-from bitactor.ports import TransactionRow
+from bitactor.ports import AsyncStoreQueries, StoreQueries, TransactionRow
 from bitactor.saga import CancelRequested, ResumeRequested, UndoRequested
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.recovery import shape_changed
@@ -35,6 +37,20 @@ MOST_ROWS: Final = 2**31
 """Rows that a store is asked for at most."""
 KNOWN_REOPENED: Final = 1_000
 """Most transactions that went on here after they had settled and that handles are led to without asking the store."""
+
+
+Value = TypeVar("Value")
+
+
+class AtOnce(AsyncStoreQueries):
+    """What a reader answers, for a coroutine whose outcome is needed now."""
+
+    def __init__(self, reader: StoreQueries) -> None:
+        self._reader = reader
+
+    @override
+    def reader(self) -> StoreQueries:
+        return self._reader
 
 
 class Transactions:
@@ -55,7 +71,10 @@ class Transactions:
         where: str,
         require_open: Callable[[], None],
     ) -> None:
-        self.store = supervisor.store
+        self.queries: AsyncStoreQueries = supervisor.store
+        """Who is asked about transactions: the store, and its reader once this is closed."""
+        self.at_once = AtOnce(supervisor.store.reader())
+        """Who is asked by those that cannot wait."""
         self._supervisor = supervisor
         self._plans = plans
         self._parked = parked
@@ -67,6 +86,7 @@ class Transactions:
     def close(self) -> None:
         """Wait no more for transactions that other processes run."""
         self._closed = True
+        self.queries = self.at_once
 
     def require_running(self, transaction: str) -> None:
         """Raise unless a transaction's end can be awaited here: the mesh is not closed, and lives on this loop."""
@@ -74,14 +94,14 @@ class Transactions:
             raise StoreError(f"transaction {transaction} had not ended when this mesh was closed")
         require_loop(self._supervisor.loop)
 
-    def pulses(self, transaction: str) -> Sequence[Pulse]:
+    async def pulses(self, transaction: str, ask: AsyncStoreQueries | None = None) -> Sequence[Pulse]:
         """The pulses that the store has of a transaction, also after the mesh was closed.
 
         Raises:
             StoreError: it has none any more.
         """
         try:
-            pulses = self.store.pulses(transaction)
+            pulses = await (ask or self.queries).pulses(transaction)
         except Exception as error:
             if isinstance(error, BitActorError) or not self._closed:
                 raise
@@ -90,7 +110,9 @@ class Transactions:
             raise self._lost(transaction)
         return pulses
 
-    def rows(self, *, status: str | None, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
+    async def rows(
+        self, *, status: str | None, workflow: str | None, limit: int, before: str | None
+    ) -> list[TransactionRow]:
         """Rows of what the store has, newest first, at most `limit`; `before`: the last id of the page before.
 
         Raises:
@@ -100,7 +122,7 @@ class Transactions:
             raise InvalidInput(f"status={status!r}: no such status.{suggest(str(status), STATUSES)}")
         if before is not None and not is_text(before):
             raise InvalidInput(f"before={shown(before)}: the last id of the page before")
-        return self.store.list(status=status, workflow=workflow, limit=_page_of(limit), before=before)
+        return await self.queries.list(status=status, workflow=workflow, limit=_page_of(limit), before=before)
 
     async def dead_letters(self, *, workflow: str | None, limit: int, before: str | None) -> list[DeadLetter]:
         """What ended nowhere, of the newest transaction first, at most `limit`; `before`: the last id of the page
@@ -112,22 +134,22 @@ class Transactions:
         limit = _page_of(limit)
 
         async def rows(*, workflow: str | None, limit: int, before: str | None) -> list[TransactionRow]:
-            return self.store.list(workflow=workflow, limit=limit, before=before, dead=True)
+            return await self.queries.list(workflow=workflow, limit=limit, before=before, dead=True)
 
         async def pulses(transaction: str) -> Sequence[Pulse]:
             if not self._closed:
                 await asyncio.sleep(0)  # others may have their turn: a long journal takes a while
-            return self.store.pulses(transaction)
+            return await self.queries.pulses(transaction)
 
         return await find_dead_letters(rows, pulses, self._plans, workflow=workflow, limit=limit, before=before)
 
-    def row(self, transaction: str) -> TransactionRow:
+    async def row(self, transaction: str) -> TransactionRow:
         """What the store has of a transaction beside its pulses, readable or not.
 
         Raises:
             UnknownTransaction: there is none.
         """
-        row = self.store.get(transaction)
+        row = await self.queries.get(transaction)
         if row is None:
             raise UnknownTransaction(f"no transaction {transaction!r} in {self._where}")
         return row
@@ -160,19 +182,30 @@ class Transactions:
 
         `closely`: with all that has happened, and not only in its status.
         """
+        if self.is_certain(self.known(live)) or not is_running(self._supervisor.loop):
+            return self.known(live)
+        return at_once(self.latest(live, closely=closely, ask=self.at_once))
+
+    async def latest(
+        self, live: LiveTransaction, *, closely: bool = True, ask: AsyncStoreQueries | None = None
+    ) -> LiveTransaction:
+        """`current`, for those that can wait for the store."""
         live = self.known(live)
         if self.is_certain(live) or not is_running(self._supervisor.loop):
             return live
+        ask = ask or self.queries
         transaction, status = live.state.transaction, live.state.status
         with suppress(BitActorError, LookupError):
-            row = self.store.get(transaction)
+            row = await ask.get(transaction)
             changed = row is not None and (
                 was_taken(live)
                 or row.status != status
-                or (closely and status != "completed" and len(self.store.pulses(transaction)) != live.state.seq)
+                or (closely and status != "completed" and len(await ask.pulses(transaction)) != live.state.seq)
             )
-            return self.load(transaction) if changed else live
-        return live
+            if changed:
+                live = await self.load(transaction, ask)
+        known = self.known(live)  # it may have gone on here since the store was asked
+        return known if known.failure is None else live
 
     async def wait_elsewhere(self, transaction: str) -> LiveTransaction:
         """The transaction that another process on the same store owns, once it has settled or is ours.
@@ -186,27 +219,33 @@ class Transactions:
                 raise StoreError(f"transaction {transaction} cannot go on here: {why}")
             if self._closed:
                 raise StoreError(f"transaction {transaction} had not ended when this mesh was closed")
-            row = self.store.get(transaction)
+            row = await self.queries.get(transaction)
             if row is None or row.status != "running" or transaction in self._supervisor.transactions:
-                live = self.load(transaction)
+                live = await self.load(transaction)
                 if live.settled or self.owns(live):
                     return live
             await asyncio.sleep(POLL_SECONDS)
 
-    def load(self, transaction: str) -> LiveTransaction:
+    async def load(self, transaction: str, ask: AsyncStoreQueries | None = None) -> LiveTransaction:
         """A transaction of ours, or, read only, one from the store.
 
         Raises:
             UnknownTransaction: there is none, or its workflow is not declared here.
             StoreError: its pulses make no sense, or not to the workflow as it is declared here.
         """
-        live = self._supervisor.transactions.get(transaction)
-        if live is not None:
-            return live
-        pulses = self.store.pulses(transaction)
+        running, ask = self._supervisor.transactions, ask or self.queries
+        if transaction in running:
+            return running[transaction]
+        pulses = await ask.pulses(transaction)
+        if transaction in running:  # since the store was asked
+            return running[transaction]
         if not pulses:
-            self.row(transaction)
+            if await ask.get(transaction) is None:
+                raise UnknownTransaction(f"no transaction {transaction!r} in {self._where}")
             raise self._lost(transaction)
+        return self._fold(transaction, pulses)
+
+    def _fold(self, transaction: str, pulses: Sequence[Pulse]) -> LiveTransaction:
         plan = self._plans.get(pulses[0].workflow)
         if plan is None:
             raise UnknownTransaction(
@@ -221,32 +260,40 @@ class Transactions:
                 f"transaction {transaction} cannot be read here: {shape_changed(plan.workflow)}"
             ) from error
 
-    def cancel(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
+    async def cancel(
+        self, live: LiveTransaction, fault: Fault, ask: AsyncStoreQueries | None = None
+    ) -> LiveTransaction:
         """Enqueue a cancellation; returns the live transaction that goes on.
 
         Raises:
             Unroutable: another process runs it, or only another release can undo it.
         """
+        ask = ask or self.queries
+        live = await self.latest(live, ask=ask)
         if live.failure is not None and live.state.status == "running":
             raise live.failure
         if live.settled and live.state.status == "halted":
-            live = self._reopen(live, ("halted",), "a halted one can be cancelled")
+            live, pulses = await self._as_it_stands(live, ask)
+            if live.settled and live.state.status == "halted":
+                self._reopen(live, pulses)
+        if not live.settled and not self.owns(live):
+            row = await ask.get(live.state.transaction)
+            live = self.known(live)  # it may have been taken over meanwhile
+            if not live.settled and not self.owns(live):
+                raise Unroutable(self._elsewhere(live.state.transaction, "" if row is None else row.owner))
         if self.owns(live):
             self._supervisor.enqueue(live, CancelRequested(fault))
-        elif not live.settled:
-            raise Unroutable(self._elsewhere(live.state.transaction))
         return live
 
-    def _elsewhere(self, transaction: str) -> str:
+    def _elsewhere(self, transaction: str, owner: str) -> str:
         """Who runs a transaction that does not run here, and how that one is asked to cancel it."""
-        row = self.store.get(transaction)
-        owner = f"node {row.owner}, another process" if row is not None and row.owner else "another process"
+        who = f"node {owner}, another process" if owner else "another process"
         return (
-            f"transaction {transaction} is run by {owner} on {self._where}, and only that one can cancel it: ask it "
+            f"transaction {transaction} is run by {who} on {self._where}, and only that one can cancel it: ask it "
             f"with `bitactor cancel {transaction}`, --http (its ingress) or --registry; or in its own code"
         )
 
-    def resume(self, live: LiveTransaction) -> LiveTransaction:
+    async def resume(self, live: LiveTransaction) -> LiveTransaction:
         """Let a halted or stuck transaction go on; its deadline has stood still meanwhile.  Returns the live
         transaction.
 
@@ -255,15 +302,16 @@ class Transactions:
             Unroutable: it began in another shape of its workflow, so only the release that declares that one can carry
                 it on.
         """
-        live = self._reopen(live, ("halted", "stuck"), "a halted or stuck one can be resumed")
-        pulses = reversed(self.store.pulses(live.state.transaction))
-        data = next((pulse.data or {} for pulse in pulses if pulse.kind == "halted"), {})
+        live, pulses = await self._as_it_stands(live, self.queries)
+        _require_status(live, ("halted", "stuck"), "a halted or stuck one can be resumed")
+        self._reopen(live, pulses)
+        data = next((pulse.data or {} for pulse in reversed(pulses) if pulse.kind == "halted"), {})
         left = data.get("left_ns")
         due_ns = None if left is None else live.now_ns(self._supervisor.clock) + left
         self._supervisor.enqueue(live, ResumeRequested(due_ns))
         return live
 
-    def undo(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
+    async def undo(self, live: LiveTransaction, fault: Fault) -> LiveTransaction:
         """Take back what a completed transaction did.  Returns the live transaction.
 
         Raises:
@@ -271,33 +319,63 @@ class Transactions:
             Unroutable: it began in another shape of its workflow, so only the release that declares that one can undo
                 it.
         """
-        live = self._reopen(live, ("completed",), "a completed one can be undone, and only once")
+        live, pulses = await self._as_it_stands(live, self.queries)
+        _require_status(live, ("completed",), "a completed one can be undone, and only once")
+        self._reopen(live, pulses)
         self._supervisor.enqueue(live, UndoRequested(fault))
         return live
 
-    def _reopen(self, live: LiveTransaction, statuses: Sequence[str], only: str) -> LiveTransaction:
-        """Take up a transaction that has settled.  The transaction may have gone on since `live` was made, through
-        another handle or in another process."""
+    async def _as_it_stands(
+        self, live: LiveTransaction, ask: AsyncStoreQueries
+    ) -> tuple[LiveTransaction, Sequence[Pulse]]:
+        """A transaction that is to go on, and its pulses; it may have gone on since `live` was made, through another
+        handle or in another process.  Until the caller awaits something, no other handle comes in between."""
         self._require_open()
+        transaction, running = live.state.transaction, self._supervisor.transactions
+        while True:
+            before = self.known(live)
+            seq = before.state.seq
+            pulses = await ask.pulses(transaction)
+            self._require_open()
+            known = self.known(live)
+            if (known is before and known.state.seq == seq) or not known.settled:
+                break  # otherwise it has gone on here while the store was asked, which may have answered before
+        if not pulses:
+            raise self._lost(transaction)
+        if transaction in running:
+            return running[transaction], pulses
+        if pulses[0].digest != live.plan.digest:
+            raise Unroutable(f"transaction {transaction} cannot go on here: {shape_changed(live.plan.workflow)}")
+        fits = live.failure is None and len(pulses) == live.state.seq
+        return live if fits else self._fold(transaction, pulses), pulses
+
+    def _reopen(self, live: LiveTransaction, pulses: Sequence[Pulse]) -> None:
+        """Take up a transaction that has settled."""
         transaction = live.state.transaction
-        found = self._supervisor.transactions.get(transaction)
-        if found is not None:
-            live = found
-        else:
-            pulses = self.store.pulses(transaction)
-            if pulses and pulses[0].digest != live.plan.digest:
-                raise Unroutable(f"transaction {transaction} cannot go on here: {shape_changed(live.plan.workflow)}")
-            if len(pulses) != live.state.seq:
-                live = self.load(transaction)
-        if not live.settled or live.state.status not in statuses:
-            now = live.state.status if live.settled else "running"
-            raise InvalidInput(f"transaction {transaction} is {now}; only {only}")
-        self._supervisor.reopen(live)
+        self._supervisor.reopen(live, pulses[-1].at_ns)
         self._reopened.pop(transaction, None)
         self._reopened[transaction] = live
         if len(self._reopened) > KNOWN_REOPENED:
             del self._reopened[next(iter(self._reopened))]
-        return live
+
+
+def _require_status(live: LiveTransaction, statuses: Sequence[str], only: str) -> None:
+    """Raise `InvalidInput` unless a transaction has settled so."""
+    if not live.settled or live.state.status not in statuses:
+        now = live.state.status if live.settled else "running"
+        raise InvalidInput(f"transaction {live.state.transaction} is {now}; only {only}")
+
+
+def at_once(answer: Coroutine[Any, Any, Value]) -> Value:
+    """The value of a coroutine that asks nobody but readers."""
+    try:
+        answer.send(None)
+    except StopIteration as end:
+        value: Value = end.value
+        return value
+    finally:
+        answer.close()
+    raise AssertionError("it waits for something, which nobody does here")
 
 
 def _page_of(limit: Any) -> int:

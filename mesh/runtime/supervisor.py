@@ -68,6 +68,8 @@ class Supervisor:
         """Who is told of the journal of a transaction that is taken over."""
         self.on_settled: list[Callable[[LiveTransaction], None]] = []
         self.healthy = True
+        self.failures = 0
+        """How many appends have failed."""
         self.park: Callable[[str, BaseException], None] = lambda transaction, error: None
         """Told of a transaction that was given up for a fault of its own, and of the fault."""
         self.on_fenced: Callable[[StaleOwner], None] = lambda error: None
@@ -90,12 +92,16 @@ class Supervisor:
 
     # Coming in
 
-    def find(self, workflow: str, key: str) -> LiveTransaction | str | None:
-        """The transaction that has an idempotency key: the open one, or the id of one that is only in the store."""
+    async def find(self, workflow: str, key: str) -> LiveTransaction | str | None:
+        """The transaction that has an idempotency key: the open one, or the id of one that is only in the store.  If it
+        is None, the key is free here until the caller awaits something else."""
         live = self._keys.get((workflow, key))
         if live is not None:
             return live
-        transaction = self.store.find(workflow, key)
+        transaction = await self.store.find(workflow, key)
+        live = self._keys.get((workflow, key))  # it may have begun while the store was asked
+        if live is not None:
+            return live
         return None if transaction is None else self.transactions.get(transaction, transaction)
 
     def accept(self, live: LiveTransaction, event: Accept, now_ns: int) -> None:
@@ -133,10 +139,10 @@ class Supervisor:
         given_back = given_back and live.state.epoch == epoch - 1
         self.enqueue(live, Recovered(owner, epoch, given_back))
 
-    def reopen(self, live: LiveTransaction) -> None:
-        """Let a settled transaction go on."""
+    def reopen(self, live: LiveTransaction, since_ns: int) -> None:
+        """Let a settled transaction go on, whose latest pulse is of `since_ns`."""
         if live.settled:
-            live.continue_time(self.clock, self.store.pulses(live.state.transaction)[-1].at_ns)
+            live.continue_time(self.clock, since_ns)
             live.settled = False
             self._own(live)
 
@@ -280,6 +286,7 @@ class Supervisor:
         """Obey the orders whose pulses are durable, and deal with the refused ones."""
         if error is not None:
             self.healthy = False
+            self.failures += 1
             if isinstance(error, StaleOwner):
                 self.on_fenced(error)
             else:

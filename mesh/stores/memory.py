@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from bitactor.errors import ConfigurationError, DuplicateTransaction, StoreError
 from bitactor.messages.pulse import FINAL_STATUSES, STUCK, Pulse
-from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
+from bitactor.ports import Claim, Refusal, Store, StoreQueries, TransactionRow, Write
 from mesh.stores.write import JournalState, conflict
 
 RETAINED: Final = 10_000
@@ -28,6 +28,69 @@ class _Entry:
         self.key = write.key
         self.dead = write.dead
         self.updated_ns = write.pulses[-1].at_ns
+
+
+class MemoryQueries(StoreQueries):
+    """The queries of a journal in memory, on what its store keeps."""
+
+    def __init__(self, entries: Mapping[str, _Entry], keys: Mapping[tuple[str, str], str]) -> None:
+        self._entries = entries
+        self._keys = keys
+        self.owner = ""
+        """Who is said to own each transaction."""
+
+    @override
+    def pulses(self, transaction: str) -> list[Pulse]:
+        entry = self._entries.get(transaction)
+        return list(entry.pulses) if entry else []
+
+    @override
+    def find(self, workflow: str, key: str) -> str | None:
+        return self._keys.get((workflow, key))
+
+    @override
+    def get(self, transaction: str) -> TransactionRow | None:
+        entry = self._entries.get(transaction)
+        return self._row(transaction, entry) if entry else None
+
+    @override
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        limit: int = 100,
+        before: str | None = None,
+        dead: bool = False,
+    ) -> list[TransactionRow]:
+        names = nlargest(
+            limit,
+            (
+                transaction
+                for transaction, entry in self._entries.items()
+                if (status is None or entry.status == status)
+                and (workflow is None or entry.pulses[0].workflow == workflow)
+                and (before is None or transaction < before)
+                and (not dead or entry.dead or entry.status == STUCK)
+            ),
+        )
+        return [self._row(name, self._entries[name]) for name in names]
+
+    def _row(self, transaction: str, entry: _Entry) -> TransactionRow:
+        accepted = entry.pulses[0]
+        return TransactionRow(
+            transaction=transaction,
+            root=accepted.root,
+            parent=accepted.data.get("parent", "") if accepted.data else "",
+            workflow=accepted.workflow,
+            key=entry.key,
+            status=entry.status,
+            open=entry.open,
+            owner=self.owner,
+            epoch=entry.epoch,
+            created_ns=accepted.at_ns,
+            updated_ns=entry.updated_ns,
+        )
 
 
 class MemoryStore(Store):
@@ -49,6 +112,7 @@ class MemoryStore(Store):
         self._closed = False
         self._entries: dict[str, _Entry] = {}
         self._keys: dict[tuple[str, str], str] = {}
+        self._queries = MemoryQueries(self._entries, self._keys)
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._resumable: OrderedDict[str, None] = OrderedDict()
 
@@ -63,12 +127,16 @@ class MemoryStore(Store):
             raise StoreError("a store is opened once; make another one")
         if not owner:
             raise StoreError("an owner needs a name")
-        self._owner = owner
+        self._owner = self._queries.owner = owner
 
     @override
     async def rejoin(self, owner: str) -> None:
         """Nobody takes over what is here: only the name is another."""
-        self._owner = owner
+        self._owner = self._queries.owner = owner
+
+    @override
+    def reader(self) -> StoreQueries:
+        return self._queries
 
     @override
     def append(self, writes: Sequence[Write], done: Callable[[Sequence[Refusal], BaseException | None], None]) -> None:
@@ -101,31 +169,17 @@ class MemoryStore(Store):
         done([Refusal(index, error) for index, _, error in refused] if refused else (), None)
 
     @override
-    def pulses(self, transaction: str) -> list[Pulse]:
-        entry = self._entries.get(transaction)
-        return list(entry.pulses) if entry else []
-
-    @override
-    def find(self, workflow: str, key: str) -> str | None:
-        return self._keys.get((workflow, key))
-
-    @override
-    def get(self, transaction: str) -> TransactionRow | None:
-        entry = self._entries.get(transaction)
-        return self._row(transaction, entry) if entry else None
-
-    @override
-    def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
+    async def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
         """The answer is empty: what another process left in its memory is gone with it."""
         return []
 
     @override
-    def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
+    async def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
         """The answer is empty: all transactions here are ours."""
         return []
 
     @override
-    def reclaim(self, held: Container[str]) -> list[Claim]:
+    async def reclaim(self, held: Container[str]) -> list[Claim]:
         if self._closed or not self._owner:
             raise StoreError(f"the store is {'closed' if self._closed else 'not open'}")
         claims = []
@@ -139,29 +193,6 @@ class MemoryStore(Store):
     def close(self) -> None:
         """The store can still be read afterwards; appends fail."""
         self._closed = True
-
-    @override
-    def list(
-        self,
-        *,
-        status: str | None = None,
-        workflow: str | None = None,
-        limit: int = 100,
-        before: str | None = None,
-        dead: bool = False,
-    ) -> list[TransactionRow]:
-        names = nlargest(
-            limit,
-            (
-                transaction
-                for transaction, entry in self._entries.items()
-                if (status is None or entry.status == status)
-                and (workflow is None or entry.pulses[0].workflow == workflow)
-                and (before is None or transaction < before)
-                and (not dead or entry.dead or entry.status == STUCK)
-            ),
-        )
-        return [self._row(name, self._entries[name]) for name in names]
 
     def _create(self, write: Write, entry: _Entry | None) -> Exception | None:
         """Make the entry of a transaction's first write; returns why this write cannot be made, None if it was."""
@@ -195,19 +226,3 @@ class MemoryStore(Store):
             entry = self._entries.pop(oldest)
             if entry.key:
                 del self._keys[entry.pulses[0].workflow, entry.key]
-
-    def _row(self, transaction: str, entry: _Entry) -> TransactionRow:
-        accepted = entry.pulses[0]
-        return TransactionRow(
-            transaction=transaction,
-            root=accepted.root,
-            parent=accepted.data.get("parent", "") if accepted.data else "",
-            workflow=accepted.workflow,
-            key=entry.key,
-            status=entry.status,
-            open=entry.open,
-            owner=self._owner,
-            epoch=entry.epoch,
-            created_ns=accepted.at_ns,
-            updated_ns=entry.updated_ns,
-        )

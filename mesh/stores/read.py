@@ -144,6 +144,44 @@ class SqliteQueries(StoreQueries):
             raise StoreError(f"{self._path}: asked for what is no text: {error}") from error
 
 
+class OwnQueries(SqliteQueries):
+    """The queries of a store, on its connection; once that is closed, each on one of its own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._closed = False
+        self._require_file: Callable[[], None] = lambda: None
+
+    def open(self, connection: sqlite3.Connection, require_file: Callable[[], None]) -> None:
+        """Ask on this connection from now on; `require_file` raises `StoreError` if its file is not the one that was
+        opened."""
+        self._connection, self._require_file = connection, require_file
+
+    def close(self) -> None:
+        """Ask on the store's connection no more."""
+        self._closed, self._connection = True, None
+
+    def ask(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
+        """The value of a function of the connection.
+
+        Raises:
+            StoreError: the file cannot be read, or written.
+        """
+        return self._read(question)
+
+    @override
+    def _rows(self, sql: str, *values: str | int) -> Rows:
+        if not self._closed:
+            return super()._rows(sql, *values)
+        with SqliteReader(self._path) as reader:
+            return reader._rows(sql, *values)
+
+    @override
+    def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
+        self._require_file()
+        return super()._read(question)
+
+
 class SqliteReader(SqliteQueries):
     """A reader of a journal, in any process, while others write it.  Belongs to the thread that made it.
 

@@ -24,7 +24,7 @@ from typing import Final, Literal, get_args
 from typing_extensions import override
 
 from bitactor.errors import ConfigurationError, StaleOwner, StoreError, suggest
-from bitactor.ports import Claim, Refusal, Store, StoreFault, TransactionRow, Write
+from bitactor.ports import Claim, Refusal, Store, StoreFault, StoreQueries, TransactionRow, Write
 from mesh.stores.audit import Inspector
 from mesh.stores.database import connect, is_busy, preparing, retry_while_busy, sleep_through, store_error, tries
 from mesh.stores.lease import (
@@ -39,7 +39,7 @@ from mesh.stores.lease import (
     unclaimed,
 )
 from mesh.stores.liveness import Observer, bounds_of
-from mesh.stores.read import Rows, SqliteQueries, SqliteReader, Value
+from mesh.stores.read import OwnQueries
 from mesh.stores.store_file import StoreFile
 from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
 from mesh.stores.write import Writer, prepare_writes
@@ -55,7 +55,7 @@ REFUSALS_LOOK: Final = 0.005
 """Seconds between looks whether all that was appended has been answered."""
 
 
-class SqliteStore(SqliteQueries, Store):
+class SqliteStore(Store):
     """The `Store` port on an SQLite file.  Queries see what is committed, not what waits for the commit thread.
 
     `notify` runs a function on the thread that calls this store, soon (`loop.call_soon_threadsafe`).  After `lease`
@@ -87,7 +87,9 @@ class SqliteStore(SqliteQueries, Store):
                 f"lease={lease!r}, patience={patience!r}, hung_after={hung_after!r}: seconds, more than 0, at least 0, "
                 "and at least 0"
             )
-        super().__init__(Path(path).absolute())
+        self._path = Path(path).absolute()
+        self._queries = OwnQueries(self._path)
+        self._connection: sqlite3.Connection | None = None
         self._notify = notify
         self._synchronous = _SYNCHRONOUS[durability]
         self._commits_on_caller = durability != "power"
@@ -148,6 +150,7 @@ class SqliteStore(SqliteQueries, Store):
         try:
             self._file = StoreFile(self._path)
             self._start_threads()
+            self._queries.open(connection, self._require_file)
         except BaseException:
             self._connection = None
             connection.close()
@@ -229,26 +232,32 @@ class SqliteStore(SqliteQueries, Store):
         done((), failure)
 
     @override
-    def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
+    def reader(self) -> StoreQueries:
+        return self._queries
+
+    @override
+    async def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
         """Waits up to 5 s for the file's lock if there is a transaction to take over.
 
         Raises:
             StoreError: the file cannot be written.
         """
-        return self._read(lambda connection: claim(connection, self._owner, self._observer, self._wall_ns(), shapes))
+        return self._queries.ask(
+            lambda connection: claim(connection, self._owner, self._observer, self._wall_ns(), shapes)
+        )
 
     @override
-    def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
-        return self._read(lambda connection: unclaimed(connection, self._owner, shapes, limit))
+    async def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
+        return self._queries.ask(lambda connection: unclaimed(connection, self._owner, shapes, limit))
 
     @override
-    def reclaim(self, held: Container[str]) -> list[Claim]:
+    async def reclaim(self, held: Container[str]) -> list[Claim]:
         """Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock.
 
         Raises:
             StoreError: the file cannot be written, or our lease was taken from us.
         """
-        return self._read(lambda connection: reclaim(connection, self._owner, held, self._writer.invalidate))
+        return self._queries.ask(lambda connection: reclaim(connection, self._owner, held, self._writer.invalidate))
 
     @override
     def close(self) -> None:
@@ -275,19 +284,8 @@ class SqliteStore(SqliteQueries, Store):
             _log.warning("%s: the lease of owner %r could not be given back: %s", self._path, self._owner, error)
         finally:
             self._connection = None
+            self._queries.close()
             connection.close()
-
-    @override
-    def _rows(self, sql: str, *values: str | int) -> Rows:
-        if self._connection is not None or not self._opened:
-            return super()._rows(sql, *values)
-        with SqliteReader(self._path) as reader:
-            return reader._rows(sql, *values)
-
-    @override
-    def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
-        self._require_file()
-        return super()._read(question)
 
     def _require_file(self) -> None:
         """Raise `StoreError` if the file is not what was opened any more."""

@@ -1,6 +1,21 @@
 """A transaction as its caller sees it: on the mesh's loop, and from other threads."""
 
 from mesh.transaction.mirror import BlockingTransaction
-from mesh.transaction.transaction import Transaction, transaction_as_plain
+from mesh.transaction.transaction import (
+    Transaction,
+    begin_cancel,
+    begin_undo,
+    pulses_of,
+    standing_of,
+    transaction_as_plain,
+)
 
-__all__ = ["BlockingTransaction", "Transaction", "transaction_as_plain"]
+__all__ = [
+    "BlockingTransaction",
+    "Transaction",
+    "begin_cancel",
+    "begin_undo",
+    "pulses_of",
+    "standing_of",
+    "transaction_as_plain",
+]

@@ -18,9 +18,10 @@ from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Fault
 from bitactor.messages.values import exact_text, shown
 from bitactor.plan.plan import Plan
+from bitactor.ports import AsyncStoreQueries
 from mesh.limits.pools import LENDER, lend_permits
 from mesh.runtime.live import LiveTransaction, TransactionLimits
-from mesh.runtime.settled import Transactions, was_taken
+from mesh.runtime.settled import Transactions, at_once, was_taken
 
 KEPT_PULSES: Final = 1_000
 """Most pulses of a settled transaction that its handle keeps once they were read, for when the store is gone."""
@@ -94,6 +95,11 @@ class Transaction(Handle, Generic[R_co]):
         self._live = self._transactions.current(self._live, closely=closely)
         return self._live
 
+    async def _latest(self, *, closely: bool = True) -> LiveTransaction:
+        """`_current`, for those that can wait for the store."""
+        self._live = await self._transactions.latest(self._live, closely=closely)
+        return self._live
+
     def _is_certain(self) -> bool:
         """Whether how it stands now is known without asking the store; on any thread."""
         return self._transactions.is_certain(self._look())
@@ -137,7 +143,7 @@ class Transaction(Handle, Generic[R_co]):
         if live.state.status == "completed":
             value: R_co = _value_of(live)
             return value
-        raise self._failure()
+        raise await self._failure()
 
     async def ended(self, timeout: float | None = None) -> str:
         """Wait until nothing more happens by itself, and return the status; never raises for how it ended.
@@ -157,7 +163,7 @@ class Transaction(Handle, Generic[R_co]):
             raise InvalidInput(f"timeout={shown(timeout)}; give a number of seconds, or None")
         self._live = live = self._look()
         if live.settled and (self._has_ended or live.state.status != "completed"):
-            live = self._current()
+            live = await self._latest()
         if not live.settled or was_taken(live):
             self._transactions.require_running(live.state.transaction)
             if timeout is None and LENDER.get() is None:
@@ -226,8 +232,12 @@ class Transaction(Handle, Generic[R_co]):
         Raises:
             StoreError: the store does not have them any more, and they were not read before.
         """
+        return at_once(self._journal(self._transactions.at_once))
+
+    async def _journal(self, ask: AsyncStoreQueries | None = None) -> Sequence[Pulse]:
+        """`raw_pulses`, of the store, or of whom to `ask`."""
         try:
-            pulses = self._transactions.pulses(self.id)
+            pulses = await self._transactions.pulses(self.id, ask)
         except BitActorError:
             if not self._kept:
                 raise
@@ -244,13 +254,12 @@ class Transaction(Handle, Generic[R_co]):
                 undo it.
             StoreError: it ran when this mesh was closed, or was given up here.
         """
-        self.request_cancel(reason)
+        await begin_cancel(self, reason)
         return await self.ended()
 
     def request_cancel(self, reason: str = "") -> None:
         """Begin to `cancel` the transaction; does not wait for its end."""
-        fault = _asked_for(reason, "cancelled on request")
-        self._live = self._transactions.cancel(self._current(), fault)
+        at_once(begin_cancel(self, reason, self._transactions.at_once))
 
     async def resume(self) -> None:
         """Let a halted or stuck transaction go on.
@@ -260,10 +269,10 @@ class Transaction(Handle, Generic[R_co]):
             Unroutable: it began in another shape of its workflow, and only the release that declares that one can carry
                 it on.
         """
-        status = self.status
+        status = _status_of(await self._latest(closely=False))
         if status not in ("halted", "stuck"):
             raise InvalidInput(f"transaction {self.id} is {status}; only a halted or stuck one can be resumed")
-        self._live = self._transactions.resume(self._live)
+        self._live = await self._transactions.resume(self._live)
 
     async def undo(self, reason: str = "") -> str:
         """Take back what a completed transaction did, last first, once; return the status it ended with: `compensated`,
@@ -276,21 +285,16 @@ class Transaction(Handle, Generic[R_co]):
             Unroutable: it began in another shape of its workflow, and only the release that declares that one can undo
                 it.
         """
-        fault = _asked_for(reason, "undone on request")
-        if self.status == "running":
-            raise InvalidInput(
-                f"transaction {self.id} is running; only a completed one can be undone; cancel takes it back"
-            )
-        self._live = self._transactions.undo(self._live, fault)
+        await begin_undo(self, reason)
         return await self.ended()
 
-    def _failure(self) -> WorkflowFailed:
+    async def _failure(self) -> WorkflowFailed:
         state = self._live.state
         hint = f" [transaction {self.id}; `bitactor trace {self.id}` shows what happened]"
         pulses: Sequence[Pulse] = ()
         if not state.errors:  # the pulses say why it halted
             with suppress(BitActorError):
-                pulses = self.raw_pulses()
+                pulses = await self._journal()
         return failure_of(state, self._errors_of(self._live), pulses, hint)
 
 
@@ -309,10 +313,37 @@ def _asked_for(reason: Any, otherwise: str) -> Fault:
     return Fault("bitactor.errors:Cancelled", utf8_safe(exact_text(reason or otherwise)))
 
 
-def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
+async def begin_cancel(transaction: Transaction, reason: Any, ask: AsyncStoreQueries | None = None) -> None:
+    """Begin to cancel a transaction; its end is another matter.  `ask`: whom, instead of the store."""
+    fault = _asked_for(reason, "cancelled on request")
+    transaction._live = await transaction._transactions.cancel(transaction._live, fault, ask)
+
+
+async def begin_undo(transaction: Transaction, reason: Any = "") -> None:
+    """Begin to take a transaction back; its end is another matter."""
+    fault = _asked_for(reason, "undone on request")
+    if _status_of(await transaction._latest(closely=False)) == "running":
+        raise InvalidInput(
+            f"transaction {transaction.id} is running; only a completed one can be undone; cancel takes it back"
+        )
+    transaction._live = await transaction._transactions.undo(transaction._live, fault)
+
+
+async def standing_of(transaction: Transaction) -> tuple[str, bool]:
+    """A transaction's status, and whether it runs in this process."""
+    live = await transaction._latest(closely=False)
+    return _status_of(live), transaction._transactions.owns(live)
+
+
+async def pulses_of(transaction: Transaction) -> list[Pulse]:
+    """`Transaction.pulses`, for those that can wait for the store."""
+    return readable_pulses(transaction.plan, await transaction._journal())
+
+
+async def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
     """How a transaction stands, with its result, its errors or why it halted, as they were recorded: the same whether
     it is looked at live or from the store."""
-    live = transaction._current()
+    live = await transaction._latest()
     status = _status_of(live)
     about: dict[str, Any] = {
         "transaction": transaction.id,
@@ -326,5 +357,5 @@ def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
         about["errors"] = errors
     if status == "halted":
         with suppress(BitActorError):  # its journal cannot be read now
-            about["halt"] = halt_as_plain(transaction.raw_pulses())
+            about["halt"] = halt_as_plain(await transaction._journal())
     return about

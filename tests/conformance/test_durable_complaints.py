@@ -64,7 +64,7 @@ async def test_recovery_by_a_mesh_that_was_there_all_along(sqlite: str, tmp_path
     workflow = dying(notes)
     async with Mesh(workflow, store=sqlite, lease=0.2) as mesh:
         begin("dying", sqlite, tmp_path)
-        await until(lambda: mesh.node.store.list())
+        await until(lambda: mesh.node.store.reader().list())
         [row] = await mesh.transactions()
         transaction = await mesh.transaction(row.transaction)
         assert await transaction.result(BOUND) == "lives"

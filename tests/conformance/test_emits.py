@@ -85,7 +85,7 @@ async def test_nobody_awaited_it_elsewhere() -> None:
 
     async with Mesh(emitting, listens) as mesh:
         await finish(mesh, emitting)
-        heard = await until(lambda: mesh.node.transactions.store.list(workflow="listens@news", status="compensated"))
+        heard = await until(lambda: mesh.node.store.reader().list(workflow="listens@news", status="compensated"))
         assert len(heard) == 1
 
 

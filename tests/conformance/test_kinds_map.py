@@ -257,7 +257,7 @@ async def test_resuming(sqlite: str, tmp_path: Path) -> None:
     assert notes.lines[-1] == "element 35"
     workflow = dying_map(notes)
     async with Mesh(workflow, store=sqlite) as mesh:
-        taken = await mesh.transaction(transaction or mesh.node.store.find("dying map", "the one") or "")
+        taken = await mesh.transaction(transaction or mesh.node.store.reader().find("dying map", "the one") or "")
         assert await taken.result(BOUND) == [number * 2 for number in range(100)]
         audit(taken)
     after = notes.lines[notes.lines.index("element 35") + 1 :]

@@ -96,7 +96,7 @@ async def test_an_added_store_keeps_a_meshs_transactions() -> None:
 
 
 def test_an_added_store_may_have_a_reader() -> None:
-    kept: StoreQueries = MemoryStore()
+    kept: StoreQueries = MemoryStore().reader()
     register_store("tardy-and-read", lambda url, **options: MemoryStore(), lambda url: nullcontext(kept))
     with open_reader("tardy-and-read://") as reader:
         assert reader is kept

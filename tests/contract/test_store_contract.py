@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -17,7 +19,7 @@ from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
 from mesh.stores import MemoryStore, SqliteStore, open_store
 from tests import extensions  # noqa: F401  (which adds a store)
 from tests.amounts import examples
-from tests.store_writes import Loop, Told, first, fresh, hop, last, pulse
+from tests.store_writes import BOUND, Loop, Told, first, fresh, hop, last, pulse
 
 STORES: dict[str, Callable[[Path, Loop], Store]] = {
     "memory": lambda path, loop: MemoryStore(),
@@ -28,12 +30,19 @@ STORES: dict[str, Callable[[Path, Loop], Store]] = {
 }
 
 
-class Journal:
-    """A store with a loop to call back on; `append` waits until it was."""
+Value = TypeVar("Value")
 
-    def __init__(self, store: Store, loop: Loop) -> None:
+
+class Journal:
+    """A store with a loop to call back on, and one to answer on; `append` and `ask` wait until it has."""
+
+    def __init__(self, store: Store, loop: Loop, runner: asyncio.Runner) -> None:
         self.store = store
         self.loop = loop
+        self._runner = runner
+
+    def ask(self, answer: Coroutine[Any, Any, Value]) -> Value:
+        return self._runner.run(answer)
 
     def append(self, *writes: Write) -> tuple[Sequence[Refusal], BaseException | None]:
         told = Told()
@@ -52,7 +61,8 @@ def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]
     loop = Loop()
     store = STORES[request.param](tmp_path, loop)
     store.open("owner-1")
-    yield Journal(store, loop)
+    with asyncio.Runner() as runner:
+        yield Journal(store, loop, runner)
     store.close()
 
 
@@ -61,8 +71,8 @@ def test_a_transaction_is_read_as_it_was_written(journal: Journal) -> None:
     writes = [first(transaction, key="req-17", parent=parent), hop(transaction, 2), last(transaction, 4)]
     for write in writes:
         journal.keep(write)
-    assert journal.store.pulses(transaction) == [pulse for write in writes for pulse in write.pulses]
-    assert journal.store.get(transaction) == TransactionRow(
+    assert journal.ask(journal.store.pulses(transaction)) == [pulse for write in writes for pulse in write.pulses]
+    assert journal.ask(journal.store.get(transaction)) == TransactionRow(
         transaction=transaction,
         root=transaction,
         parent=parent,
@@ -80,9 +90,9 @@ def test_a_transaction_is_read_as_it_was_written(journal: Journal) -> None:
 def test_one_append_may_hold_many_transactions_and_several_writes_of_one(journal: Journal) -> None:
     one, other = fresh(), fresh()
     journal.keep(first(one), first(other), hop(one, 2), last(one, 4), hop(other, 2))
-    assert [pulse.seq for pulse in journal.store.pulses(one)] == [0, 1, 2, 3, 4]
-    assert [pulse.seq for pulse in journal.store.pulses(other)] == [0, 1, 2, 3]
-    rows = [journal.store.get(one), journal.store.get(other)]
+    assert [pulse.seq for pulse in journal.ask(journal.store.pulses(one))] == [0, 1, 2, 3, 4]
+    assert [pulse.seq for pulse in journal.ask(journal.store.pulses(other))] == [0, 1, 2, 3]
+    rows = [journal.ask(journal.store.get(one)), journal.ask(journal.store.get(other))]
     assert [(row.status, row.open) for row in rows if row] == [("completed", False), ("running", True)]
 
 
@@ -96,7 +106,7 @@ def test_done_is_called_once_for_each_append_in_order(journal: Journal) -> None:
     journal.loop.run_until(lambda: told.complete)
     assert [number for number, _, _ in told.outcomes] == list(range(52))
     assert not any(refusals or error for _, refusals, error in told.outcomes)
-    assert len(journal.store.pulses(transaction)) == 102
+    assert len(journal.ask(journal.store.pulses(transaction))) == 102
 
 
 def test_what_done_was_called_for_can_be_read_in_it_and_it_may_append(journal: Journal) -> None:
@@ -105,7 +115,7 @@ def test_what_done_was_called_for_can_be_read_in_it_and_it_may_append(journal: J
 
     def done(refusals: Sequence[Refusal], error: BaseException | None) -> None:
         assert not refusals and error is None
-        seen.append(len(journal.store.pulses(transaction)))
+        seen.append(len(journal.ask(journal.store.pulses(transaction))))
         if len(seen) < 5:
             journal.store.append([hop(transaction, 2 * len(seen))], done)
 
@@ -128,19 +138,19 @@ def test_a_key_is_given_once_in_a_workflow(journal: Journal) -> None:
     assert [refusal.index for refusal in refusals] == [1, 4]
     assert isinstance(refusals[0].error, DuplicateTransaction)
     assert holder in str(refusals[0].error) and "'k'" in str(refusals[0].error)
-    assert journal.store.pulses(rival) == [] and journal.store.get(rival) is None
-    assert len(journal.store.pulses(bystander)) == 4
-    assert journal.store.find("users.signup", "k") == holder
-    assert journal.store.find("other", "k") == elsewhere
-    assert journal.store.find("users.signup", "unused") is None
-    assert journal.store.find("users.signup", "") is None
+    assert journal.ask(journal.store.pulses(rival)) == [] and journal.ask(journal.store.get(rival)) is None
+    assert len(journal.ask(journal.store.pulses(bystander))) == 4
+    assert journal.ask(journal.store.find("users.signup", "k")) == holder
+    assert journal.ask(journal.store.find("other", "k")) == elsewhere
+    assert journal.ask(journal.store.find("users.signup", "unused")) is None
+    assert journal.ask(journal.store.find("users.signup", "")) is None
 
 
 def test_of_two_writes_with_one_key_in_one_append_the_first_is_kept(journal: Journal) -> None:
     one, other = fresh(), fresh()
     refusals, error = journal.append(first(one, key="k"), first(other, key="k"))
     assert error is None and [refusal.index for refusal in refusals] == [1]
-    assert journal.store.find("users.signup", "k") == one
+    assert journal.ask(journal.store.find("users.signup", "k")) == one
 
 
 def test_a_transaction_is_created_once(journal: Journal) -> None:
@@ -150,14 +160,14 @@ def test_a_transaction_is_created_once(journal: Journal) -> None:
     refusals, error = journal.append(first(running), hop(running, 2), first(ended), hop(ended, 2))
     assert error is None and [refusal.index for refusal in refusals] == [0, 1, 2, 3]
     assert all(isinstance(refusal.error, DuplicateTransaction) for refusal in refusals)
-    assert len(journal.store.pulses(running)) == len(journal.store.pulses(ended)) == 2
+    assert len(journal.ask(journal.store.pulses(running))) == len(journal.ask(journal.store.pulses(ended))) == 2
 
 
 def test_a_write_of_an_unknown_transaction_is_refused(journal: Journal) -> None:
     transaction = fresh()
     refusals, error = journal.append(hop(transaction, 2))
     assert error is None and transaction in str(refusals[0].error)
-    assert journal.store.pulses(transaction) == []
+    assert journal.ask(journal.store.pulses(transaction)) == []
 
 
 def test_a_write_of_an_earlier_epoch_is_refused(journal: Journal) -> None:
@@ -167,8 +177,10 @@ def test_a_write_of_an_earlier_epoch_is_refused(journal: Journal) -> None:
     refusals, error = journal.append(hop(other, 2), hop(transaction, 4, epoch=0))
     assert error is None and [refusal.index for refusal in refusals] == [1]
     assert isinstance(refusals[0].error, StaleOwner)
-    assert len(journal.store.pulses(transaction)) == 4 and len(journal.store.pulses(other)) == 4
-    row = journal.store.get(transaction)
+    assert (
+        len(journal.ask(journal.store.pulses(transaction))) == 4 and len(journal.ask(journal.store.pulses(other))) == 4
+    )
+    row = journal.ask(journal.store.get(transaction))
     assert row is not None and row.epoch == 1
 
 
@@ -179,26 +191,26 @@ def test_a_journal_has_no_gaps_and_no_pulse_twice(journal: Journal) -> None:
         refusals, error = journal.append(wrong)
         assert error is None and isinstance(refusals[0].error, kind)
     journal.keep(hop(transaction, 2))
-    assert [pulse.seq for pulse in journal.store.pulses(transaction)] == [0, 1, 2, 3]
+    assert [pulse.seq for pulse in journal.ask(journal.store.pulses(transaction))] == [0, 1, 2, 3]
 
 
 def test_a_transaction_that_halted_can_go_on(journal: Journal) -> None:
     transaction = fresh()
     journal.keep(first(transaction), last(transaction, 2, "halted"))
-    assert [row.transaction for row in journal.store.list(status="halted")] == [transaction]
+    assert [row.transaction for row in journal.ask(journal.store.list(status="halted"))] == [transaction]
     journal.keep(hop(transaction, 3, epoch=1))
-    row = journal.store.get(transaction)
+    row = journal.ask(journal.store.get(transaction))
     assert row is not None and (row.status, row.open, row.epoch) == ("running", True, 1)
     journal.keep(last(transaction, 5, epoch=1))
     journal.keep(Write(transaction, 1, (pulse(transaction, 6, "late"),), "completed", False))
-    assert [pulse.seq for pulse in journal.store.pulses(transaction)] == list(range(7))
+    assert [pulse.seq for pulse in journal.ask(journal.store.pulses(transaction))] == list(range(7))
 
 
 def test_a_write_may_change_the_status_alone(journal: Journal) -> None:
     transaction = fresh()
     journal.keep(first(transaction))
     journal.keep(Write(transaction, 0, (), "completed", True))
-    row = journal.store.get(transaction)
+    row = journal.ask(journal.store.get(transaction))
     assert row is not None and (row.status, row.open, row.updated_ns) == ("completed", True, 1_001)
 
 
@@ -208,7 +220,7 @@ def test_lists_newest_first_in_pages(journal: Journal) -> None:
     journal.keep(*[last(id, 2, "stuck") for id in ids[:3]], *[last(id, 2) for id in ids[3:6]])
 
     def listed(**conditions: Any) -> list[int]:
-        return [ids.index(row.transaction) for row in journal.store.list(**conditions)]
+        return [ids.index(row.transaction) for row in journal.ask(journal.store.list(**conditions))]
 
     assert listed() == [8, 7, 6, 5, 4, 3, 2, 1, 0]
     assert listed(limit=2) == [8, 7]
@@ -244,35 +256,114 @@ def test_what_has_dead_letters_is_listed_by_that(journal: Journal) -> None:
 
 
 def test_what_is_not_there_is_empty(journal: Journal) -> None:
-    assert journal.store.pulses(fresh()) == []
-    assert journal.store.get(fresh()) is None
-    assert journal.store.list() == []
-    assert journal.store.claim() == []
+    assert journal.ask(journal.store.pulses(fresh())) == []
+    assert journal.ask(journal.store.get(fresh())) is None
+    assert journal.ask(journal.store.list()) == []
+    assert journal.ask(journal.store.claim()) == []
 
 
 def test_our_own_transactions_are_not_claimed(journal: Journal) -> None:
     journal.keep(first(fresh()))
-    assert journal.store.claim() == []
-    assert journal.store.claim({"users.signup": "abcdef"}) == []
-    assert journal.store.unclaimed({"users.signup": "another"}) == []
+    assert journal.ask(journal.store.claim()) == []
+    assert journal.ask(journal.store.claim({"users.signup": "abcdef"})) == []
+    assert journal.ask(journal.store.unclaimed({"users.signup": "another"})) == []
 
 
 def test_what_was_given_up_is_reclaimed_with_its_next_epoch(journal: Journal) -> None:
     given_up, held, ended = fresh(), fresh(), fresh()
     journal.keep(first(given_up), first(held), first(ended, open=False))
-    assert journal.store.reclaim({held}) == [Claim(given_up, 1)]
+    assert journal.ask(journal.store.reclaim({held})) == [Claim(given_up, 1)]
     refusals, error = journal.append(hop(given_up, 2), hop(held, 2))
     assert error is None and [refusal.index for refusal in refusals] == [0], "what its former life still writes is void"
     journal.keep(hop(given_up, 2, epoch=1), hop(held, 4))
-    assert journal.store.reclaim({held}) == [Claim(given_up, 2)]
-    assert journal.store.reclaim({held, given_up}) == []
+    assert journal.ask(journal.store.reclaim({held})) == [Claim(given_up, 2)]
+    assert journal.ask(journal.store.reclaim({held, given_up})) == []
 
 
 def test_what_was_read_can_be_changed_without_harm(journal: Journal) -> None:
     transaction = fresh()
     journal.keep(first(transaction))
-    journal.store.pulses(transaction).clear()
-    assert len(journal.store.pulses(transaction)) == 2
+    journal.ask(journal.store.pulses(transaction)).clear()
+    assert len(journal.ask(journal.store.pulses(transaction))) == 2
+
+
+def test_its_reader_says_the_same_at_once_and_after_it_was_closed(journal: Journal) -> None:
+    one, other = fresh(), fresh()
+    journal.keep(first(one, key="k"), first(other))
+    store, reader = journal.store, journal.store.reader()
+    answers = [
+        journal.ask(store.pulses(one)), journal.ask(store.find("users.signup", "k")), journal.ask(store.get(other)),
+        journal.ask(store.list(limit=1)),
+    ]  # fmt: skip
+
+    def read() -> list[Any]:
+        return [reader.pulses(one), reader.find("users.signup", "k"), reader.get(other), reader.list(limit=1)]
+
+    assert read() == answers
+    store.close()
+    assert [answer == now for answer, now in zip(answers[:2], read()[:2], strict=True)] == [True, True]
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(read).result()[:2] == answers[:2]
+
+
+def test_many_are_asked_at_once_and_one_is_cancelled(journal: Journal) -> None:
+    transactions = [fresh() for _ in range(20)]
+    journal.keep(*(first(transaction, key=f"k-{number}") for number, transaction in enumerate(transactions)))
+    store = journal.store
+
+    async def ask() -> list[Any]:
+        questions = [
+            asyncio.ensure_future(question)
+            for number, transaction in enumerate(transactions)
+            for question in (store.find("users.signup", f"k-{number}"), store.pulses(transaction))
+        ]
+        claiming = [asyncio.ensure_future(store.claim()), asyncio.ensure_future(store.reclaim(transactions))]
+        await asyncio.sleep(0)
+        questions[0].cancel()
+        answers = await asyncio.gather(*questions, return_exceptions=True)
+        assert await asyncio.gather(*claiming) == [[], []]
+        return answers
+
+    answers = journal.ask(ask())
+    assert answers[2::2] == transactions[1:] and isinstance(answers[0], asyncio.CancelledError | str)
+    assert [pulses[0].transaction for pulses in answers[1::2]] == transactions
+
+
+def test_what_is_asked_when_it_is_closed_is_answered_or_fails(journal: Journal) -> None:
+    transaction = fresh()
+    journal.keep(first(transaction, key="k"))
+    store = journal.store
+
+    async def ask() -> list[Any]:
+        questions = [
+            asyncio.ensure_future(question)
+            for question in (
+                store.pulses(transaction), store.find("users.signup", "k"), store.get(transaction), store.list(),
+                store.claim(), store.unclaimed({}), store.reclaim({transaction}),
+            )
+        ]  # fmt: skip
+        await asyncio.sleep(0)
+        store.close()
+        async with asyncio.timeout(BOUND):
+            return await asyncio.gather(*questions, return_exceptions=True)
+
+    assert not [got for got in journal.ask(ask()) if isinstance(got, BaseException) and type(got) is not StoreError]
+
+
+def test_what_begins_while_it_is_asked_is_not_reclaimed(journal: Journal) -> None:
+    """What is held is looked up as the claim is made."""
+    given_up, begun = fresh(), fresh()
+    journal.keep(first(given_up))
+    held: set[str] = set()
+
+    async def ask() -> list[Claim]:
+        claiming = asyncio.ensure_future(journal.store.reclaim(held))
+        await asyncio.sleep(0)
+        held.add(begun)
+        journal.store.append([first(begun)], lambda refusals, error: None)
+        return await claiming
+
+    assert [claim.transaction for claim in journal.ask(ask())] == [given_up]
 
 
 def test_a_store_is_opened_once(journal: Journal) -> None:
@@ -352,10 +443,10 @@ def test_any_pulse_comes_back_as_it_was(
         journal.keep(*[write for own in writes for write in own])
     for own in writes:
         expected = [pulse for write in own for pulse in write.pulses]
-        assert [_typed(pulse) for pulse in journal.store.pulses(own[0].transaction)] == [
+        assert [_typed(pulse) for pulse in journal.ask(journal.store.pulses(own[0].transaction))] == [
             _typed(pulse) for pulse in expected
         ]
-        row = journal.store.get(own[0].transaction)
+        row = journal.ask(journal.store.get(own[0].transaction))
         assert row is not None and (row.status, row.open, row.root) == (own[-1].status, own[-1].open, root)
 
 

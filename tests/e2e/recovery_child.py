@@ -101,7 +101,7 @@ async def main(url: str, point: str, log: str, durability: str) -> None:
         print(tx.id, flush=True)
         die("accepted")
         while True:
-            kinds = [f"{pulse.kind} {pulse.step} {pulse.direction}" for pulse in mesh.node.store.pulses(tx.id)]
+            kinds = [f"{pulse.kind} {pulse.step} {pulse.direction}" for pulse in mesh.node.store.reader().pulses(tx.id)]
             if "completed a forward" in kinds:
                 die("after a")
             if "retried b forward" in kinds:

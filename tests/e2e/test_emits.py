@@ -313,7 +313,7 @@ async def test_nobody_listens_until_the_deadline(store: str, caplog: pytest.LogC
         grave = tx.pulses()[-1]
         assert grave.data and grave.data["name"] == "nobody.listens" and "nobody consumes" in grave.data["why"]
         assert mesh.node.about()["undelivered"] == 0
-        row = mesh.node.store.get(tx.id)
+        row = mesh.node.store.reader().get(tx.id)
         assert row and not row.open
         assert tx.status == "completed"
         audit(tx)
@@ -542,4 +542,4 @@ async def test_an_accepted_signal_is_accepted_once(store: str, monkeypatch: pyte
         receive(sent[0], node.emissions.on_receipt)
         await turns(50)
         assert heard == [1]
-        assert len(node.store.list()) == 2
+        assert len(node.store.reader().list()) == 2

@@ -210,7 +210,7 @@ async def test_and_in_a_mesh(name: str) -> None:
         with pytest.raises(WorkflowFailed) as caught:
             await transaction.result(BOUND)
         _check(caught.value, case)
-        for error in transaction_as_plain(transaction).get("errors", ())[:1]:
+        for error in (await transaction_as_plain(transaction)).get("errors", ())[:1]:
             assert (error["step"], error["direction"], error["attempt"]) == (case.path, "forward", case.attempt)
 
 

@@ -54,7 +54,7 @@ async def test_who_was_stopped_for_too_long_is_taken_over_and_goes_on(place: Tow
     node = place.node("slow", "chain", registry="", store=store, **BRIEF)
     node.tell('run slow {"seconds": 3600}')
     async with Mesh(definitions["slow"], definitions["chain"], store=store, **BRIEF) as heir:
-        (row,) = await until(lambda: heir.node.store.list(status="running"), "its transaction")
+        (row,) = await until(lambda: heir.node.store.reader().list(status="running"), "its transaction")
         os.kill(node.child.pid, signal.SIGSTOP)
         try:
             await until(lambda: row.transaction in heir.node.supervisor.transactions, "a takeover")
@@ -66,7 +66,7 @@ async def test_who_was_stopped_for_too_long_is_taken_over_and_goes_on(place: Tow
         node.tell(f'run chain {{"notes": "{place.notes}"}}')
         _, transaction, status = node.expect("ended")
         assert status == "completed" and (place.counted("one"), place.counted("three")) == (1, 1)
-        owner = heir.node.store.get(transaction)
+        owner = heir.node.store.reader().get(transaction)
         assert owner is not None and owner.owner == f"{row.owner}.2"
         assert heir.about()["fenced"]["times"] == 0
 
@@ -92,7 +92,7 @@ async def test_a_loop_that_hangs_for_too_long_is_taken_over_and_goes_on(place: T
             return 7
 
         async with Mesh(answered, store=store, **BRIEF) as heir:
-            found = await until(lambda: heir.node.store.list(status="completed"), "a takeover")
+            found = await until(lambda: heir.node.store.reader().list(status="completed"), "a takeover")
             assert found
         flag.touch()
 

@@ -41,7 +41,7 @@ async def test_a_hundred_at_once_are_one(tmp_path: Any, durability: str) -> None
         assert len({tx.id for tx in transactions}) == 1
         assert await asyncio.gather(*(tx.result(BOUND) for tx in transactions)) == [1] * 100
         assert runs == [1]
-        assert len(mesh.node.store.list()) == 1
+        assert len(mesh.node.store.reader().list()) == 1
         audit(transactions[0])
 
 
@@ -153,7 +153,7 @@ async def test_equal_requests_at_two_nodes_at_once_are_one(sqlite: str) -> None:
             assert isinstance(refused, DuplicateTransaction)
             assert f"began transaction {transactions[0].id} of 'counting' with another input" in str(refused)
         assert runs == [1]
-        assert len(a.node.store.list()) == 1
+        assert len(a.node.store.reader().list()) == 1
         assert not a.node.supervisor.keyed and not b.node.supervisor.keyed
         audit(transactions[0])
 
@@ -180,7 +180,11 @@ def blind(mesh: Mesh, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """The mesh looks for keys a moment before another has committed what it then does not find."""
     store, left = mesh.node.store, iter(range(times))
     find = store.find
-    monkeypatch.setattr(store, "find", lambda *key: find(*key) if next(left, None) is None else None)
+
+    async def found(*key: str) -> str | None:
+        return await find(*key) if next(left, None) is None else None
+
+    monkeypatch.setattr(store, "find", found)
 
 
 @pytest.mark.parametrize("end", ["completed", "compensated", "halted", "running"])
@@ -242,7 +246,7 @@ async def test_a_delivery_at_two_nodes_is_answered_with_the_one_transaction(sqli
             await turns()
             assert not receipts
         await until(lambda: len(receipts) == 4)
-        (row,) = a.node.store.list()
+        (row,) = a.node.store.reader().list()
         assert {(receipt.transaction, receipt.error) for receipt in receipts} == {(row.transaction, "")}
         await (await b.transaction(row.transaction)).ended(BOUND)
         assert taken == [7]

@@ -148,7 +148,7 @@ async def test_a_node_killed_and_started_again_on_its_store_finishes_what_was_op
     first.kill()
     async with Mesh(chain, store=store) as mesh:
         await until(lambda: mesh.node.supervisor.running_count == 0, "recovery")
-        rows = mesh.node.store.list(limit=1_000)
+        rows = mesh.node.store.reader().list(limit=1_000)
         assert rows and {row.status for row in rows} == {"completed"}
     assert place.counted("three") >= len(rows)
 

@@ -165,7 +165,7 @@ async def test_what_was_given_up_goes_on_when_the_journal_can_be_written_again(
         assert await again.result(BOUND) == 1_000_000
         assert mesh.node.supervisor.healthy and runs == 2
         assert mesh.node.about()["running"] == 0
-        row = mesh.node.store.get(tx.id)
+        row = mesh.node.store.reader().get(tx.id)
         assert row is not None and row.epoch == 1 and "resumed" in pulse_lines(again)
         audit(again)
 
@@ -191,14 +191,14 @@ async def test_a_journal_that_fails_again_and_again_is_tried_ever_more_rarely(sq
             cast("asyncio.AbstractEventLoop", loop), node.store, node.supervisor, node.id, node.plans, lease=5.0
         )
         node.supervisor.healthy = False
-        recovery.poll()
+        await recovery.poll()
         assert node.supervisor.healthy, "the first time at once"
         pauses = []
         for _ in range(8):
             node.supervisor.healthy = False
             began = loop.now
             for _ in range(100):
-                recovery.poll()
+                await recovery.poll()
                 if node.supervisor.healthy:
                     break
                 loop.now += 1
@@ -206,7 +206,7 @@ async def test_a_journal_that_fails_again_and_again_is_tried_ever_more_rarely(sq
             pauses.append(loop.now - began)
         assert pauses == [5, 10, 20, 40, 60, 60, 60, 60]
         node.supervisor.healthy = False
-        recovery.poll()
+        await recovery.poll()
         assert not node.supervisor.healthy, "not yet"
         recovery.stop()
 

@@ -38,7 +38,7 @@ async def test_what_was_open_is_finished(point: str, tmp_path: Path, sqlite: str
     workflow, listen = build("" if point != "halted" else "halted again", after.append, lambda here: None)
     async with Mesh(workflow, listen, store=sqlite) as mesh:
         if not transaction:  # it died in its first hop, before it could tell
-            transaction = mesh.node.store.find("recovered", "the one") or ""
+            transaction = mesh.node.store.reader().find("recovered", "the one") or ""
         tx = await mesh.transaction(transaction)
         if point == "halted":
             assert tx.status == "halted"
@@ -180,7 +180,7 @@ async def test_closing_while_a_commit_is_on_its_way(sqlite: str) -> None:
             again = await mesh.transaction(tx.id)
             assert await again.result(BOUND) == "b"
         await until(lambda: not mesh.node.supervisor.running_count)
-        assert not mesh.node.store.list(status="running", limit=1000)
+        assert not mesh.node.store.reader().list(status="running", limit=1000)
 
 
 async def test_a_changed_workflow_is_said_at_once(
@@ -294,4 +294,4 @@ asyncio.run(main())
         for number in range(200):
             tx = await mesh.stimulate(workflow, {"start": number}, key=str(number))
             assert await tx.result(BOUND) == number + 4
-        assert len(mesh.node.store.list(limit=1000)) == 200
+        assert len(mesh.node.store.reader().list(limit=1000)) == 200

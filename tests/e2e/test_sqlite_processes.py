@@ -15,12 +15,13 @@ from typing import IO
 import pytest
 
 from bitactor.ports import Claim
+from mesh.runtime.settled import at_once
 from mesh.stores import SqliteReader, SqliteStore
 from tests import warm
 from tests.store_writes import BOUND, Loop, Told, first, fresh, hop
 
 PRELUDE = """
-import os, sys, resource
+import asyncio, os, sys, resource
 from mesh.stores import SqliteStore
 from bitactor.errors import StaleOwner, StoreError
 from bitactor.ports import Write
@@ -83,7 +84,7 @@ CLAIM = """
 store.open(owner)
 say("open")
 sys.stdin.readline()
-say(*(f"{claim.transaction}:{claim.epoch}" for claim in store.claim()))
+say(*(f"{claim.transaction}:{claim.epoch}" for claim in asyncio.run(store.claim())))
 sys.stdin.readline()
 store.close()
 """
@@ -190,14 +191,14 @@ def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_half(
         transaction, _, seq = entry.partition(":")
         acknowledged[transaction] = int(seq)
     heir.open("heir")
-    rows = heir.list(limit=1_000_000)
+    rows = heir.reader().list(limit=1_000_000)
     assert {row.transaction for row in rows} >= set(acknowledged)
     for row in rows:
-        seqs = [pulse.seq for pulse in heir.pulses(row.transaction)]
+        seqs = [pulse.seq for pulse in heir.reader().pulses(row.transaction)]
         assert seqs == list(range(len(seqs)))
         assert len(seqs) > acknowledged.get(row.transaction, -1)
         assert len(seqs) % 3 == 2, "two pulses in the first write, three in every other"
-    assert sorted(heir.claim()) == sorted(Claim(row.transaction, 1) for row in rows)
+    assert sorted(at_once(heir.claim())) == sorted(Claim(row.transaction, 1) for row in rows)
 
 
 def test_two_processes_write_one_file_and_both_get_through(path: Path, start: Starter) -> None:
@@ -244,11 +245,11 @@ def test_a_process_that_was_fenced_is_told_so(durability: str, path: Path, start
     later.open("heir")
     with closing(sqlite3.connect(path, isolation_level=None, timeout=BOUND)) as somebody:
         somebody.execute("UPDATE owners SET boot_id = 'another' WHERE owner = 'away'")
-    assert later.claim() == [Claim(transaction, 1)]
+    assert at_once(later.claim()) == [Claim(transaction, 1)]
     child.go_on()
     assert child.hear() == "StaleOwner"
     assert child.process.wait(BOUND) == 0
-    assert len(later.pulses(transaction)) == 2
+    assert len(later.reader().pulses(transaction)) == 2
     later.close()
 
 
@@ -267,8 +268,8 @@ def test_hops_after_a_takeover_carry_on_where_the_dead_left_off(path: Path, star
     transaction = child.hear()
     child.end()
     heir.open("heir")
-    assert heir.claim() == [Claim(transaction, 1)]
+    assert at_once(heir.claim()) == [Claim(transaction, 1)]
     told = Told()
     heir.append([hop(transaction, 2, epoch=1)], told.done())
     assert told.outcomes == [(0, [], None)]
-    assert [pulse.seq for pulse in heir.pulses(transaction)] == [0, 1, 2, 3]
+    assert [pulse.seq for pulse in heir.reader().pulses(transaction)] == [0, 1, 2, 3]

@@ -72,18 +72,21 @@ async def test_ping_pong_dies_after_exactly_the_budget(store: str) -> None:
         tx = await finish(mesh, kick)
 
         def dead() -> list[Any]:
-            rows = mesh.node.store.list(limit=100)
+            rows = mesh.node.store.reader().list(limit=100)
             return [
-                pulse for row in rows for pulse in mesh.node.store.pulses(row.transaction) if pulse.kind == "tombstone"
+                pulse
+                for row in rows
+                for pulse in mesh.node.store.reader().pulses(row.transaction)
+                if pulse.kind == "tombstone"
             ]
 
-        await until(lambda: dead() and not [row for row in mesh.node.store.list(limit=100) if row.open])
+        await until(lambda: dead() and not [row for row in mesh.node.store.reader().list(limit=100) if row.open])
         grave = dead()
         assert len(grave) == 1 and grave[0].error == "ttl_expired"
         assert grave[0].root == tx.id
         assert grave[0].data["chain"] == ["kick/serve", "ping", "pong", "ping", "pong", "ping", "pong", "ping", "pong"]
         assert heard == [("ping", 6), ("pong", 5), ("ping", 4), ("pong", 3), ("ping", 2), ("pong", 1), ("ping", 0)]
-        rows = {row.transaction: row for row in mesh.node.store.list(limit=100)}
+        rows = {row.transaction: row for row in mesh.node.store.reader().list(limit=100)}
         assert len(rows) == 9 and {row.root for row in rows.values()} == {tx.id}
 
 

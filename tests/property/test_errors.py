@@ -27,6 +27,7 @@ from mesh import Mesh
 from mesh.cli.waterfall.rows import timelines
 from mesh.ingress.render import as_json, pulses_as_plain
 from mesh.network.client import Client
+from mesh.runtime.settled import at_once
 from mesh.sinks.otel.spans import SpanAssembler
 from mesh.transaction import Transaction, transaction_as_plain
 from registry import RegistryServer
@@ -224,7 +225,7 @@ def check(place: str, transaction: Transaction, raised: trees.Shape) -> None:
     shape, at = _expected(place, raised), place in ("compensate", "undo")
     live = transaction.errors()[at]
     assert _without_prefix(trees.of_exception(live)) == shape, (place, live)
-    about = json.loads(as_json(transaction_as_plain(transaction)))
+    about = json.loads(as_json(at_once(transaction_as_plain(transaction))))
     assert _without_prefix(trees.of_plain(about["errors"][at])) == shape
     failure = failure_of_plain(place, transaction.id, transaction.status, about["errors"], ())
     assert (failure.workflow, failure.attempt) == (place, 1) and failure.step.startswith(f"{place}/")

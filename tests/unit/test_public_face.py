@@ -93,7 +93,8 @@ ADDED = {
     "and what came with it",
     # What an owner that ended in order has left spends no redelivery.
     "names/bitactor.ports/Claim/signature: \"(transaction: ForwardRef('str'), epoch: ForwardRef('int'))\" became "
-    "\"(transaction: ForwardRef('str'), epoch: ForwardRef('int'), given_back: ForwardRef('bool') = False)\"",
+    "\"(transaction: ForwardRef('str'), epoch: ForwardRef('int'), given_back: ForwardRef('bool') = False, pulses: "
+    "ForwardRef('Sequence[Pulse] | None') = None)\"",
     "names/bitactor.ports/Claim/members/given_back",
     # What `emit` answers with is known until it is awaited, so that a signal which would not be sent is refused.
     "names/bitactor/Context/members/emit: \"(self, name: 'str', value: 'Any' = None) -> 'None'\" became \"(self, name: "
@@ -108,8 +109,12 @@ ADDED = {
     # `mesh.about()` asks any transport.
     "names/bitactor.ports/Transport/members/statistics",
     # A reader of somebody else's store has the queries of the port.
-    "names/bitactor.ports/Store/bases: ['Protocol'] became ['StoreQueries', 'Protocol']",
     "names/bitactor.ports/StoreQueries",
+    # A store answers later; its reader answers at once, and what it has read as it claimed is not read again.
+    "names/bitactor.ports/Store/bases: ['Protocol'] became ['AsyncStoreQueries', 'Protocol']",
+    "names/bitactor.ports/Store/members/reader",
+    "names/bitactor.ports/AsyncStoreQueries",
+    "names/bitactor.ports/Claim/members/pulses",
     "command line/stimulate: --max-concurrency INT How many of its hops may run at once, instead of the workflow's. "
     "--priority INT Added to the priority of its steps; the highest goes first. [default: 0] "
     "--metadata STR... What its steps see as ctx.metadata, NAME=VALUE; VALUE is JSON, or else text. "

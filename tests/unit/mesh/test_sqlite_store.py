@@ -18,6 +18,7 @@ import pytest
 
 from bitactor.errors import ConfigurationError, StaleOwner, StoreError
 from bitactor.ports import Claim, Refusal, Write
+from mesh.runtime.settled import at_once
 from mesh.stores import MemoryStore, SqliteReader, SqliteStore, open_reader, open_store
 from mesh.stores.lease import identify, process_started
 from registry.support.clock import monotonic_ns
@@ -233,9 +234,9 @@ def test_a_reader_sees_what_is_committed_and_creates_nothing(path: Path, opened:
     with open_reader(f"sqlite:///{path}") as reader:
         assert reader.list() == []
         _keep(store, loop, first(transaction, key="k"))
-        assert reader.pulses(transaction) == store.pulses(transaction) != []
+        assert reader.pulses(transaction) == store.reader().pulses(transaction) != []
         assert reader.find("users.signup", "k") == transaction
-        assert reader.get(transaction) == store.get(transaction)
+        assert reader.get(transaction) == store.reader().get(transaction)
     reader.close()
     with pytest.raises(StoreError, match="not open"):
         reader.list()
@@ -264,7 +265,7 @@ def watch(store: SqliteStore, clock: Wall, seconds: float, lease: float = 3_600.
     """Ask for claims every half a lease for so long, as recovery does, until there are some."""
     for _ in range(round(seconds / (lease / 2))):
         clock.now_ns += round(lease / 2 * 1e9)
-        if claims := store.claim():
+        if claims := at_once(store.claim()):
             return claims
     return []
 
@@ -275,9 +276,9 @@ def test_a_process_that_can_be_seen_running_is_not_dead_whatever_the_wall_clock_
 ) -> None:
     _keep(opened("slow"), loop, first(fresh()))
     quick = opened("quick")
-    assert quick.claim() == []
+    assert at_once(quick.claim()) == []
     wall.now_ns += hours * HOUR_NS
-    assert quick.claim() == []
+    assert at_once(quick.claim()) == []
 
 
 def test_a_process_that_runs_and_does_not_renew_hangs_after_a_bound(
@@ -288,11 +289,11 @@ def test_a_process_that_runs_and_does_not_renew_hangs_after_a_bound(
     hung = opened("hung")
     _keep(hung, loop, first(transaction))
     heir, patient, soon = opened("heir", hung_after=36_000), opened("patient", hung_after=0), opened("soon")
-    assert soon.claim() == [], "that is at least two leases"
+    assert at_once(soon.claim()) == [], "that is at least two leases"
     assert watch(soon, clock, 1.5 * 3_600) == []
-    assert heir.claim() == patient.claim() == []
+    assert at_once(heir.claim()) == at_once(patient.claim()) == []
     assert watch(heir, clock, 9 * 3_600) == watch(patient, clock, 20 * 3_600) == []
-    assert heir.claim() == [], "half a lease of the time since the last look counts, and no more"
+    assert at_once(heir.claim()) == [], "half a lease of the time since the last look counts, and no more"
     people("UPDATE owners SET expires_ns = expires_ns - 1 WHERE owner = 'hung'")
     assert watch(heir, clock, 9.5 * 3_600) == [], "any other number is a renewal"
     people("UPDATE owners SET expires_ns = expires_ns - 1 WHERE owner <> 'hung'")
@@ -309,9 +310,9 @@ def test_who_was_stopped_itself_declares_nobody_dead_on_waking(
     _keep(opened("away"), loop, first(transaction))
     people("UPDATE owners SET boot_id = ?", f"{identify().boot_id.partition('/')[0]}/pid:[1]")
     heir = opened("heir")
-    assert heir.claim() == []
+    assert at_once(heir.claim()) == []
     clock.now_ns += 100 * HOUR_NS
-    assert heir.claim() == []
+    assert at_once(heir.claim()) == []
     assert watch(heir, clock, 3_600) == [Claim(transaction, 1)]
 
 
@@ -323,9 +324,9 @@ def test_an_owner_whose_process_is_gone_is_dead_at_once(opened: Opener, loop: Lo
     child.wait(BOUND)
     _pretend(people, "dead", pid=child.pid, boot_id=identify().boot_id, expires_ns=wall.now_ns + HOUR_NS)
     heir = opened("heir")
-    assert heir.claim() == [Claim(running, 1)]
-    assert heir.claim() == []
-    row = heir.get(running)
+    assert at_once(heir.claim()) == [Claim(running, 1)]
+    assert at_once(heir.claim()) == []
+    row = heir.reader().get(running)
     assert row is not None and (row.owner, row.epoch) == ("heir", 1)
     assert people("SELECT owner FROM owners") == [("heir",)]
     _keep(heir, loop, hop(running, 2, epoch=1))
@@ -333,14 +334,14 @@ def test_an_owner_whose_process_is_gone_is_dead_at_once(opened: Opener, loop: Lo
     assert isinstance(refusals[0].error, StaleOwner)
     _, error = _append(dead, loop, hop(running, 4), first(fresh()))
     assert isinstance(error, StaleOwner) and "'dead'" in str(error)
-    assert len(heir.pulses(running)) == 4 and len(heir.list()) == 2
+    assert len(heir.reader().pulses(running)) == 4 and len(heir.reader().list()) == 2
 
 
 def test_a_pid_given_to_a_later_process_is_not_taken_for_the_owner(opened: Opener, loop: Loop, people: People) -> None:
     transaction = fresh()
     _keep(opened("dead"), loop, first(transaction))
     people("UPDATE owners SET process_started = process_started - 1")
-    assert opened("heir").claim() == [Claim(transaction, 1)]
+    assert at_once(opened("heir").claim()) == [Claim(transaction, 1)]
 
 
 def test_a_zombie_is_not_running() -> None:
@@ -361,19 +362,19 @@ def test_an_owner_that_cannot_be_seen_is_dead_when_its_lease_has_run_out(
     _keep(away, loop, first(transaction))
     _pretend(people, "away", pid=1, boot_id="another boot", expires_ns=wall.now_ns + HOUR_NS)
     heir = opened("heir")
-    assert heir.claim() == []
+    assert at_once(heir.claim()) == []
     for hours in (1, -2, 100):
         wall.now_ns += hours * HOUR_NS
-        assert heir.claim() == [], "who sets the wall clock makes nobody dead"
+        assert at_once(heir.claim()) == [], "who sets the wall clock makes nobody dead"
     assert watch(heir, clock, 1_800) == []
     assert watch(heir, clock, 1_800) == [Claim(transaction, 1)]
     _, error = _append(away, loop, hop(transaction, 2))
     assert isinstance(error, StaleOwner) and "by 'heir'" in str(error)
-    assert len(heir.pulses(transaction)) == 2
+    assert len(heir.reader().pulses(transaction)) == 2
     away.close()
     wall.now_ns += 25 * HOUR_NS
     _pretend(people, "heir", pid=1, boot_id="another boot", expires_ns=1)
-    assert opened("third").claim() == [Claim(transaction, 2)], "of an earlier boot, when a store is opened"
+    assert at_once(opened("third").claim()) == [Claim(transaction, 2)], "of an earlier boot, when a store is opened"
     assert people("SELECT owner FROM owners") == [("heir",), ("third",)], "fenced rows are kept for a day, or once"
 
 
@@ -382,7 +383,7 @@ def test_open_transactions_without_any_owner_are_claimed(opened: Opener, loop: L
     lost = opened("lost")
     _keep(lost, loop, *[first(transaction) for transaction in transactions])
     people("DELETE FROM owners")
-    assert opened("heir").claim() == [Claim(transaction, 1) for transaction in transactions]
+    assert at_once(opened("heir").claim()) == [Claim(transaction, 1) for transaction in transactions]
     _, error = _append(lost, loop, hop(transactions[0], 2))
     assert isinstance(error, StaleOwner)
 
@@ -391,7 +392,7 @@ def test_what_a_closed_store_left_open_can_be_claimed_at_once(opened: Opener, lo
     leaving, heir, transaction = opened("leaving"), opened("heir"), fresh()
     _keep(leaving, loop, first(transaction))
     leaving.close()
-    assert heir.claim() == [Claim(transaction, 1, given_back=True)]
+    assert at_once(heir.claim()) == [Claim(transaction, 1, given_back=True)]
 
 
 def test_only_what_began_in_a_given_shape_is_claimed(opened: Opener, loop: Loop, people: People) -> None:
@@ -404,14 +405,14 @@ def test_only_what_began_in_a_given_shape_is_claimed(opened: Opener, loop: Loop,
     )
     dead.close()
     heir, shapes = opened("heir"), {"users.signup": "abcdef"}
-    assert heir.claim(shapes) == [Claim(ours, 1, given_back=True)]
-    assert heir.claim(shapes) == []
-    assert [row.transaction for row in heir.unclaimed(shapes)] == [theirs]
-    assert heir.unclaimed(shapes, limit=0) == heir.unclaimed({}) == []
+    assert at_once(heir.claim(shapes)) == [Claim(ours, 1, given_back=True)]
+    assert at_once(heir.claim(shapes)) == []
+    assert [row.transaction for row in at_once(heir.unclaimed(shapes))] == [theirs]
+    assert at_once(heir.unclaimed(shapes, limit=0)) == at_once(heir.unclaimed({})) == []
     old = opened("old")
-    assert old.claim({"users.signup": "of another release"}) == [Claim(theirs, 1, given_back=True)]
-    assert heir.unclaimed(shapes) == []
-    assert old.claim() == [Claim(unknown, 1, given_back=True)]
+    assert at_once(old.claim({"users.signup": "of another release"})) == [Claim(theirs, 1, given_back=True)]
+    assert at_once(heir.unclaimed(shapes)) == []
+    assert at_once(old.claim()) == [Claim(unknown, 1, given_back=True)]
     assert people("SELECT owner FROM owners ORDER BY owner") == [("heir",), ("old",)]
 
 
@@ -420,9 +421,9 @@ def test_who_was_fenced_reclaims_nothing(opened: Opener, loop: Loop, people: Peo
     _keep(store, loop, first(fresh()))
     people("UPDATE owners SET fenced = 'heir'")
     with pytest.raises(StaleOwner, match="'heir'"):
-        store.reclaim(())
+        at_once(store.reclaim(()))
     people("UPDATE owners SET fenced = ''")
-    assert len(store.reclaim(())) == 1
+    assert len(at_once(store.reclaim(()))) == 1
 
 
 def test_nothing_is_reclaimed_while_the_file_cannot_be_written(
@@ -433,9 +434,9 @@ def test_nothing_is_reclaimed_while_the_file_cannot_be_written(
     _keep(store, loop, first(transaction))
     disk.protect()
     with pytest.raises(StoreError):
-        store.reclaim(())
+        at_once(store.reclaim(()))
     disk.unprotect()
-    assert store.reclaim(()) == [Claim(transaction, 1)]
+    assert at_once(store.reclaim(())) == [Claim(transaction, 1)]
 
 
 def test_a_halted_transaction_may_be_taken_up_by_another_owner(opened: Opener, loop: Loop) -> None:
@@ -449,7 +450,7 @@ def test_a_halted_transaction_may_be_taken_up_by_another_owner(opened: Opener, l
     _keep(other, loop, last(transaction, 5, "halted"))
     refusals, _ = _append(former, loop, hop(transaction, 3))
     assert isinstance(refusals[0].error, StaleOwner)
-    row = other.get(transaction)
+    row = other.reader().get(transaction)
     assert row is not None and (row.owner, row.status) == ("other", "halted")
 
 
@@ -478,7 +479,7 @@ def test_an_owner_that_was_fenced_is_told_and_goes_on_under_another_name(
     refusals, error = _append(store, loop, hop(transaction, 2))
     assert error is None and isinstance(refusals[0].error, StaleOwner), "nothing is its own any more"
     people("DELETE FROM owners WHERE owner = 'owner-1'")
-    assert store.claim() == [Claim(transaction, 1)], "until it is claimed"
+    assert at_once(store.claim()) == [Claim(transaction, 1)], "until it is claimed"
     _keep(store, loop, hop(transaction, 2, epoch=1))
     (before,) = people("SELECT expires_ns FROM owners WHERE fenced = ''")
     _eventually(lambda: people("SELECT owner FROM owners") == [("owner-2",)])
@@ -515,14 +516,14 @@ def test_a_locked_file_does_not_block_the_caller_and_order_is_kept(opened: Opene
     for number in range(20):
         store.append([hop(transaction, 2 + 2 * number)], told.done())
     assert len(told.outcomes) == 1
-    assert len(store.pulses(transaction)) == 2, "reads go on"
+    assert len(store.reader().pulses(transaction)) == 2, "reads go on"
     people("COMMIT")
     loop.run_until(lambda: told.complete)
     store.append([hop(transaction, 42)], told.done())
     assert told.complete, "commits on the calling thread again"
     assert [number for number, _, _ in told.outcomes] == list(range(22))
     assert not any(refusals or error for _, refusals, error in told.outcomes)
-    assert len(store.pulses(transaction)) == 44
+    assert len(store.reader().pulses(transaction)) == 44
 
 
 def test_appends_from_a_delivery_stay_behind_what_waits(opened: Opener, loop: Loop, people: People) -> None:
@@ -597,7 +598,7 @@ def test_a_full_disk_fails_the_append_and_nothing_else(
     assert error is None and "a write between was lost" in str(refusals[0].error)
     disk.free()
     _keep(store, loop, large)
-    assert len(store.pulses(transaction)) == 3
+    assert len(store.reader().pulses(transaction)) == 3
 
 
 def test_a_pulse_that_cannot_be_stored_is_refused_alone(opened: Opener, loop: Loop) -> None:
@@ -613,7 +614,7 @@ def test_a_pulse_that_cannot_be_stored_is_refused_alone(opened: Opener, loop: Lo
     refusals, error = _append(store, loop, *writes)
     assert error is None and [refusal.index for refusal in refusals] == [0, 2, 3, 4]
     assert all("cannot be stored" in str(refusal.error) for refusal in refusals)
-    assert len(store.pulses(good)) == 4 and [row.transaction for row in store.list()] == [good]
+    assert len(store.reader().pulses(good)) == 4 and [row.transaction for row in store.reader().list()] == [good]
 
 
 def test_a_pulse_is_kept_as_it_was_when_it_was_appended(opened: Opener, loop: Loop, people: People) -> None:
@@ -624,7 +625,7 @@ def test_a_pulse_is_kept_as_it_was_when_it_was_appended(opened: Opener, loop: Lo
     data["due_ns"].append(2)
     people("COMMIT")
     loop.run_until(lambda: told.complete)
-    assert store.pulses(transaction)[0].data == {"due_ns": [1]}
+    assert store.reader().pulses(transaction)[0].data == {"due_ns": [1]}
 
 
 def test_an_error_message_need_not_be_unicode(opened: Opener, loop: Loop) -> None:
@@ -632,7 +633,7 @@ def test_an_error_message_need_not_be_unicode(opened: Opener, loop: Loop) -> Non
     store, transaction = opened(), fresh()
     odd = pulse(transaction, 0, error="no such file: \udcff", data={"fault": ["OSError", "\udcff"]})
     _keep(store, loop, Write(transaction, 0, (odd,), "running", True))
-    assert store.pulses(transaction) == [odd]
+    assert store.reader().pulses(transaction) == [odd]
 
 
 def test_the_write_ahead_log_stays_short_under_a_writer_that_never_pauses(

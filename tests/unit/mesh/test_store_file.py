@@ -13,6 +13,7 @@ import pytest
 
 from bitactor.errors import StoreError
 from bitactor.ports import StoreFault
+from mesh.runtime.settled import at_once
 from mesh.stores import SqliteStore
 from mesh.stores.store_file import StoreFile
 from tests.store_writes import Loop, Told, first, fresh
@@ -95,15 +96,15 @@ def test_it_is_noticed_and_nothing_more_is_written(name: str, path: Path, monkey
     (fault,) = faults
     assert fault.lost and not fault.transaction
     with pytest.raises(StoreError, match=says) as raised:
-        store.list()
+        store.reader().list()
     assert str(raised.value) == fault.why
     told = Told()
     store.append([first(fresh())], told.done())
     ((_, _, error),) = told.outcomes
     assert isinstance(error, StoreError) and str(error) == fault.why
-    for ask in (store.claim, lambda: store.reclaim(())):
+    for answer in (store.claim(), store.reclaim(())):
         with pytest.raises(StoreError, match=says):
-            ask()
+            at_once(answer)
     backup = path.with_name("backup.db").read_bytes() if path.parent.exists() else b""
     store.close()
     assert not backup or path.with_name("backup.db").read_bytes() == backup, "what is not ours is not touched"

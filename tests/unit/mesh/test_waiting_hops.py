@@ -367,7 +367,7 @@ async def test_what_recovery_took_over_waits(tmp_path: Any) -> None:
         await turns()
         await at.answer(token=1)
         await at.answer(token=2)
-        assert await (Transaction(at.node.transactions, at.node.transactions.load(tx.id))).result(BOUND) == 2
+        assert await (Transaction(at.node.transactions, await at.node.transactions.load(tx.id))).result(BOUND) == 2
 
 
 async def test_many_that_wait_are_dropped_each_at_once() -> None:
