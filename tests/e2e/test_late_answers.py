@@ -16,6 +16,7 @@ from bitactor import Context, Halt, Workflow, consumer
 from bitactor.errors import BitActorError, DuplicateTransaction, InvalidInput, StaleOwner, StoreError
 from bitactor.messages.codec import encode_token
 from bitactor.messages.signal import Receipt, Signal, Stimulus
+from bitactor.ports import Claim
 from mesh import Mesh, Transaction
 from mesh.stores import SqliteStore, register_store
 from tests.amounts import amount
@@ -136,7 +137,7 @@ async def test_two_hundred_at_once_with_twenty_keys_are_twenty(late: str) -> Non
         audit(begun[0])
 
 
-@pytest.mark.parametrize("seed", range(amount(quick=6, long=300)))
+@pytest.mark.parametrize("seed", range(amount(quick=4, long=300)))
 async def test_requests_in_any_order(seed: int, late: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without a key, the same input or another, some of them cancelled."""
     workflow, runs = doubling()
@@ -504,3 +505,20 @@ async def test_what_begins_and_what_fails_while_it_is_reclaimed(late: str) -> No
         row = store.reader().get(tx.id)
         assert row is not None and row.epoch == 0
         assert not node.supervisor.healthy, "what failed meanwhile is still to be reclaimed"
+
+
+async def test_what_a_claim_has_read_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow, _ = doubling()
+    async with Mesh(workflow, store=f"gated-file://{tmp_path}/pulses.db", lease=30.0) as mesh:
+        store = gate(mesh)
+        transaction = await left_behind(f"sqlite:///{tmp_path}/pulses.db")
+        claim = store.claim
+
+        async def claim_and_read(*shapes: Any) -> list[Claim]:
+            claims = await claim(*shapes)
+            return [claimed._replace(pulses=store.reader().pulses(claimed.transaction)) for claimed in claims]
+
+        monkeypatch.setattr(store, "claim", claim_and_read)
+        await mesh.node.recovery.poll()
+        assert store.seen["pulses"] == 0
+        assert await (await mesh.transaction(transaction)).result(BOUND) == 6
