@@ -137,7 +137,7 @@ async def test_two_hundred_at_once_with_twenty_keys_are_twenty(late: str) -> Non
         audit(begun[0])
 
 
-@pytest.mark.parametrize("seed", range(amount(quick=4, long=300)))
+@pytest.mark.parametrize("seed", range(amount(quick=2, long=300)))
 async def test_requests_in_any_order(seed: int, late: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without a key, the same input or another, some of them cancelled."""
     workflow, runs = doubling()
