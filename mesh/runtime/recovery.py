@@ -276,7 +276,7 @@ class Recovery:
         self._unclaimed = set(found)
         for transaction in [*fresh]:
             try:
-                self._store.pulses(transaction)
+                await self._ask(self._store.pulses(transaction))
             except DamagedJournal as error:
                 del fresh[transaction]
                 self.park(transaction, error)

@@ -240,7 +240,7 @@ def test_what_has_dead_letters_is_listed_by_that(journal: Journal) -> None:
     journal.keep(first(ids[5])._replace(dead=True))
 
     def dead(**conditions: Any) -> list[int]:
-        return [ids.index(row.transaction) for row in journal.store.list(dead=True, **conditions)]
+        return [ids.index(row.transaction) for row in journal.ask(journal.store.list(dead=True, **conditions))]
 
     assert dead() == [5]
     journal.keep(hop(ids[0], 2)._replace(dead=True), last(ids[1], 2, "stuck"), last(ids[2], 2), last(ids[3], 2))
@@ -252,7 +252,7 @@ def test_what_has_dead_letters_is_listed_by_that(journal: Journal) -> None:
     assert dead(status="completed") == [3, 0]
     journal.keep(Write(ids[1], 0, (pulse(ids[1], 3, "resumed"),), "running", True))
     assert dead() == [5, 3, 0]
-    assert [ids.index(row.transaction) for row in journal.store.list()] == [5, 4, 3, 2, 1, 0]
+    assert [ids.index(row.transaction) for row in journal.ask(journal.store.list())] == [5, 4, 3, 2, 1, 0]
 
 
 def test_what_is_not_there_is_empty(journal: Journal) -> None:

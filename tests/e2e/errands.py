@@ -71,11 +71,11 @@ def left_over(found: list[Effect]) -> list[Effect]:
 
 def redelivered(mesh: Mesh) -> int:
     """How many transactions have a hop that was delivered again."""
-    rows = mesh.node.store.list(limit=100_000)
+    rows = mesh.node.store.reader().list(limit=100_000)
     return sum(
         any(
             pulse.kind == "spawned" and "lost" in (pulse.data or {})
-            for pulse in mesh.node.store.pulses(row.transaction)
+            for pulse in mesh.node.store.reader().pulses(row.transaction)
         )
         for row in rows
     )

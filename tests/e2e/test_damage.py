@@ -22,7 +22,8 @@ from mesh import Mesh
 from mesh.cli import main
 from mesh.ingress.http import application
 from mesh.ingress.server import HttpServer
-from mesh.stores import SqliteStore, open_reader
+from mesh.stores import open_reader
+from mesh.stores.read import SqliteQueries
 from tests.e2e.support import until
 from tests.e2e.test_cli import bitactor
 
@@ -284,7 +285,8 @@ async def test_over_http_damage_is_named_and_nobody_is_asked_to_try_again(
         def unreachable(self: object, *_: object, **__: object) -> list[object]:
             raise StoreError("the disk is gone")
 
-        monkeypatch.setattr(SqliteStore, "_rows", unreachable)
+        for question in ("get", "pulses"):
+            monkeypatch.setattr(SqliteQueries, question, unreachable)
         for path in (begun[0], f"{begun[0]}/pulses"):
             answer = await http.get(f"/transactions/{path}")
             assert answer.status_code == 503 and answer.headers["Retry-After"]
