@@ -285,7 +285,7 @@ async def test_over_http_damage_is_named_and_nobody_is_asked_to_try_again(
         def unreachable(self: object, *_: object, **__: object) -> list[object]:
             raise StoreError("the disk is gone")
 
-        for question in ("get", "pulses"):
+        for question in ("get", "list", "pulses"):
             monkeypatch.setattr(SqliteQueries, question, unreachable)
         for path in (begun[0], f"{begun[0]}/pulses"):
             answer = await http.get(f"/transactions/{path}")
