@@ -284,7 +284,8 @@ async def test_over_http_damage_is_named_and_nobody_is_asked_to_try_again(
         def unreachable(self: object, *_: object, **__: object) -> list[object]:
             raise StoreError("the disk is gone")
 
-        monkeypatch.setattr(SqliteStore, "_rows", unreachable)
+        for question in ("get", "list", "pulses"):
+            monkeypatch.setattr(SqliteStore, question, unreachable)
         for path in (begun[0], f"{begun[0]}/pulses"):
             answer = await http.get(f"/transactions/{path}")
             assert answer.status_code == 503 and answer.headers["Retry-After"]
