@@ -23,6 +23,7 @@ from typing_extensions import override
 from bitactor.errors import StaleOwner, StoreError
 from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import ConnectionThread, write_transaction
+from mesh.stores.journal.takeover import archive_tails
 from mesh.stores.liveness import RELEASED, Bounds, Identity, Observer, OwnerRow
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 from registry.support.clock import monotonic_ns
@@ -54,21 +55,26 @@ def process_started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def register(connection: sqlite3.Connection, owner: str, identity: Identity, expires_ns: int) -> None:
-    """Take the name `owner`, with a lease until `expires_ns`.
+def register(connection: sqlite3.Connection, owner: str, identity: Identity, expires_ns: int) -> int:
+    """Take the name `owner`, with a lease until `expires_ns`; returns the number of its rows in the log.
 
     Raises:
         StoreError: the name is taken.
     """
-    try:
-        connection.execute(
-            "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns) VALUES (?, ?, ?, ?, ?)",
-            (owner, *identity, expires_ns),
-        )
-    except sqlite3.IntegrityError as error:
-        raise StoreError(
-            f"an owner {owner!r} is in the journal already; every process takes a name of its own"
-        ) from error
+    with write_transaction(connection):
+        connection.execute("UPDATE numbers SET last = last + 1 WHERE name = 'owner'")
+        (number,) = connection.execute("SELECT last FROM numbers WHERE name = 'owner'").fetchone()
+        try:
+            connection.execute(
+                "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns, number)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (owner, *identity, expires_ns, number),
+            )
+        except sqlite3.IntegrityError as error:
+            raise StoreError(
+                f"an owner {owner!r} is in the journal already; every process takes a name of its own"
+            ) from error
+    return int(number)
 
 
 def release(connection: sqlite3.Connection, owner: str) -> None:
@@ -130,6 +136,7 @@ def claim(
             )
             known = (json.dumps(dict(shapes)),)
         for name in {*dead, *_orphaned_owners(connection, owner)}:
+            archive_tails(connection, name)
             theirs = connection.execute(
                 f"SELECT transaction_id, epoch + 1 FROM transactions WHERE {which}", (name, *known)
             )

@@ -15,7 +15,10 @@ from bitactor.messages.values import named_text
 from bitactor.ports import StoreQueries, TransactionRow
 from mesh.stores.audit import Unreadable, unreadable
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
-from mesh.stores.rows import PULSE_COLUMNS, TRANSACTION_COLUMNS, pulse_from_row, transaction_from_row
+from mesh.stores.journal.frames import frames_in, pulses_of
+from mesh.stores.journal.tail import one_moment, read_frames
+from mesh.stores.journal.words import Words
+from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 
 Rows = list[Any]
 Value = TypeVar("Value")
@@ -38,22 +41,17 @@ class SqliteQueries(StoreQueries):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
+        self._words = Words()
 
     @override
     def pulses(self, transaction: str) -> list[Pulse]:
-        found = self._rows("SELECT root, workflow FROM transactions WHERE transaction_id = ?", transaction)
-        if not found:
-            return []
-        root, workflow = found[0]
-        rows = self._rows(f"SELECT {PULSE_COLUMNS} FROM pulses WHERE transaction_id = ? ORDER BY seq", transaction)
-        pulses: list[Pulse] = []
         try:
-            pulses.extend(pulse_from_row(root, workflow, row) for row in rows)
+            found = self._read(lambda connection: self._frames(connection, transaction))
+            return [] if found is None else self._decoded(*found)
+        except StoreError:
+            raise
         except Exception as error:  # of bytes that are not what was written, anything
-            raise StoreError(
-                f"{self._path}: pulse {len(pulses)} of transaction {transaction} cannot be read: {named_text(error)}"
-            ) from error
-        return pulses
+            raise StoreError(f"{self._path}: transaction {transaction} cannot be read: {named_text(error)}") from error
 
     @override
     def find(self, workflow: str, key: str) -> str | None:
@@ -88,6 +86,32 @@ class SqliteQueries(StoreQueries):
         sql = f"SELECT {TRANSACTION_COLUMNS} FROM transactions {where} ORDER BY transaction_id DESC LIMIT ?"
         rows = self._rows(sql, *values, max(limit, 0))
         return [transaction_from_row(row) for row in rows]
+
+    def _frames(self, connection: sqlite3.Connection, transaction: str) -> tuple[str, str, str, bytes] | None:
+        with one_moment(connection):
+            row = connection.execute(
+                "SELECT root, workflow, log_from, head FROM transactions WHERE transaction_id = ?", (transaction,)
+            ).fetchone()
+            if row is None:
+                return None
+            root, workflow, log_from, head = row
+            try:
+                data = read_frames(connection, transaction, log_from, head)
+            except StoreError as error:
+                raise StoreError(f"{self._path}: transaction {transaction} cannot be read: {error}") from error
+        return transaction, root, workflow, data
+
+    def _decoded(self, transaction: str, root: str, workflow: str, data: bytes) -> list[Pulse]:
+        pulses: list[Pulse] = []
+        for frame in frames_in(data):
+            if frame.seq != len(pulses):
+                raise StoreError(f"{self._path}: pulse {len(pulses)} of transaction {transaction} is missing")
+            try:
+                pulses += pulses_of(frame, data, root, workflow, self._words.words)
+            except KeyError:  # a word that another process added
+                self._read(self._words.load)
+                pulses += pulses_of(frame, data, root, workflow, self._words.words)
+        return pulses
 
     def _rows(self, sql: str, *values: str | int) -> Rows:
         return self._read(lambda connection: connection.execute(sql, values).fetchall())

@@ -38,11 +38,12 @@ from mesh.stores.lease import (
     release,
     unclaimed,
 )
+from mesh.stores.journal.migration import converting
 from mesh.stores.liveness import Observer, bounds_of
 from mesh.stores.read import Rows, SqliteQueries, SqliteReader, Value
 from mesh.stores.store_file import StoreFile
 from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
-from mesh.stores.write import Writer, prepare_writes
+from mesh.stores.write import Writer
 from registry.support.clock import monotonic_ns
 
 _log = logging.getLogger("bitactor.store")
@@ -99,6 +100,7 @@ class SqliteStore(SqliteQueries, Store):
         self._observer = Observer(self._identity, self._bounds, monotonic_ns, wall_ns, process_started)
         self._began_ns = 0
         self._owner = ""
+        self._number = 0
         self._opened = False
         self._closing = False
         # Why nothing may be written any more; empty: it may
@@ -134,6 +136,7 @@ class SqliteStore(SqliteQueries, Store):
         if not owner:
             raise StoreError(f"{self._path}: an owner needs a name")
         yield from self._unless_closed(preparing(self._path))
+        yield from self._unless_closed(converting(self._path))
         try:
             connection = self._connect()
         except sqlite3.Error as error:
@@ -144,6 +147,7 @@ class SqliteStore(SqliteQueries, Store):
             connection.close()
             raise
         self._connection = connection
+        self._words.load(connection)
         self._opened = True
         try:
             self._file = StoreFile(self._path)
@@ -174,7 +178,7 @@ class SqliteStore(SqliteQueries, Store):
             if self._closing:
                 raise StoreError(f"{self._path}: the store was closed meanwhile")
         yield from self._taking_name(connection, owner)
-        self._writer.become(owner)
+        self._writer.become(owner, self._number)
         self._lease_thread = self._make_lease_thread()
         self._lease_thread.start()
 
@@ -183,7 +187,7 @@ class SqliteStore(SqliteQueries, Store):
 
         def take() -> None:
             self._began_ns = monotonic_ns()
-            register(connection, owner, self._identity, self._wall_ns() + self._bounds.lease_ns)
+            self._number = register(connection, owner, self._identity, self._wall_ns() + self._bounds.lease_ns)
 
         try:
             yield from self._unless_closed(tries(take, self._patience, self._path))
@@ -208,12 +212,13 @@ class SqliteStore(SqliteQueries, Store):
         if connection is None or self._refusal:
             done((), StoreError(self._refusal or f"{self._path} is {'closed' if self._opened else 'not open'}"))
             return
-        items = prepare_writes(writes)
+        items = self._writer.prepare(writes)
         if self._in_flight or not self._commits_on_caller:
             self._submit(Append(items, done))
             return
         try:
-            refusals: Sequence[Refusal] = self._writer.commit(connection, items)
+            refusals: Sequence[Refusal]
+            refusals, size = self._writer.commit(connection, items)
         except sqlite3.Error as error:
             if is_busy(error):
                 self._submit(Append(items, done))
@@ -223,7 +228,7 @@ class SqliteStore(SqliteQueries, Store):
         except StoreError as error:
             failure = error
         else:
-            self._checkpoint_thread.count_commit(len(items))
+            self._checkpoint_thread.count_commit(size)
             done(refusals, None)
             return
         done((), failure)
@@ -322,7 +327,7 @@ class SqliteStore(SqliteQueries, Store):
         return connect(self._path, synchronous=self._synchronous, timeout=0, checkpoint_pages=pages)
 
     def _start_threads(self) -> None:
-        self._writer = Writer(self._owner)
+        self._writer = Writer(self._owner, self._number, self._words)
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
         self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
         self._checkpoint_thread.may_work = self._may_checkpoint

@@ -1,0 +1,197 @@
+"""Frames: the pulses that one write added to one transaction, as bytes.
+
+A frame is a header (its length, the transaction, the number of its first pulse, how many pulses, when the first
+happened, the digest of the transaction's frame before) and the pulses in lean form, as msgpack.  Each frame names the
+one before it by digest, so the frames of a transaction are a chain: one that is altered, missing or out of order is
+found by whoever walks it.  The same bytes are in the log and in the archive.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from bitactor.errors import StoreError
+from bitactor.messages.codec import Packed, pack, unpack
+from bitactor.messages.pulse import Pulse
+
+Word = tuple[str, str, str, str, str, tuple[str, ...] | None]
+"""What is the same in all pulses of one kind about one step: kind, step, spawn, direction, digest, and `token_in` if it
+is references."""
+
+Digest = bytes
+DIGEST_BYTES: Final = 8
+GENESIS: Final = bytes(DIGEST_BYTES)
+"""What the first frame of a transaction has for the digest of the one before."""
+
+_HEADER: Final = struct.Struct("<I16sIIq8s")
+HEADER_BYTES: Final = _HEADER.size
+ID_AT: Final = 4
+"""Where in a frame its transaction's 16 bytes are."""
+
+# MessagePack extension code of a `Packed` inside `data`: a token, which must not come back as plain bytes
+_EXT_PACKED: Final = 16
+_EXT_VALUE: Final = 17  # MessagePack extension code of a value only the codec knows how to carry, as the codec packs it
+
+
+class Frame(NamedTuple):
+    """A frame's header, and where it stands in what it was read from."""
+
+    start: int
+    end: int
+    transaction: bytes
+    seq: int
+    """The number of its first pulse."""
+    pulses: int
+    """How many pulses it has."""
+    at_ns: int
+    before: Digest
+    """The digest of the transaction's frame before."""
+
+
+def lean_pulses(pulses: Sequence[Pulse], words: Mapping[Word, int], wanted: dict[Word, None]) -> bytes:
+    """Pulses of one transaction as the body of a frame; what is mutable in them has been copied.
+
+    A word that has no number is spelled out, and noted in `wanted`.
+
+    Raises:
+        InvalidOutcome, SignalTooLarge, ValueError, TypeError: something in a pulse cannot be carried.
+    """
+    began_ns = pulses[0].at_ns
+    lean: list[list[Any]] = []
+    for (
+        _, _, _, _, hop, causes, kind, step, spawn, direction,
+        attempt, ttl, at_ns, elapsed_ns, token_in, token_out, error, data, digest,
+    ) in pulses:  # fmt: skip
+        if type(token_in) is tuple:
+            word: Word = (kind, step, spawn, direction, digest, token_in)
+            token_in = None
+        else:
+            word = (kind, step, spawn, direction, digest, None)
+            if type(token_in) is Packed:
+                token_in = bytes(token_in)
+        if type(token_out) is Packed:
+            token_out = bytes(token_out)
+        number: Any = words.get(word)
+        if number is None:
+            wanted[word] = None
+            number = spelled(word)
+        lean.append([number, hop, [*causes], attempt, ttl, at_ns - began_ns, elapsed_ns, token_in, token_out, error, data])
+    body: bytes = _pack(lean)
+    return body
+
+
+def pulses_of(frame: Frame, body: bytes, root: str, workflow: str, words: Mapping[int, Word]) -> list[Pulse]:
+    """The pulses of a frame in `body`.  Tuples inside `data` come back as lists; all else as it was.
+
+    Raises:
+        Exception: these are not bytes that `lean_pulses` made; anything, according to what they are.
+    """
+    transaction = frame.transaction.hex()
+    pulses: list[Pulse] = []
+    lean = msgpack.unpackb(
+        memoryview(body)[frame.start + HEADER_BYTES : frame.end],
+        ext_hook=_decode_extra,
+        strict_map_key=False,
+        unicode_errors="surrogatepass",
+    )
+    for seq, item in enumerate(lean, frame.seq):
+        number, hop, causes, attempt, ttl, after_ns, elapsed_ns, token_in, token_out, error, data = item
+        word = words[number] if type(number) is int else word_of(number)
+        kind, step, spawn, direction, digest, references = word
+        if references is not None:
+            token_in = references
+        elif type(token_in) is bytes:
+            token_in = Packed(token_in)
+        if type(token_out) is bytes:
+            token_out = Packed(token_out)
+        pulses.append(
+            Pulse(
+                transaction, root, workflow, seq, hop, tuple(causes), kind, step, spawn, direction,
+                attempt, ttl, frame.at_ns + after_ns, elapsed_ns, token_in, token_out, error, data, digest,
+            )
+        )  # fmt: skip
+    if len(pulses) != frame.pulses:
+        raise StoreError(f"a frame has {len(pulses)} pulses and says {frame.pulses}")
+    return pulses
+
+
+def make_frame(transaction: bytes, seq: int, pulses: int, at_ns: int, before: Digest, body: bytes) -> bytes:
+    """A frame of that many pulses, `body` being what `lean_pulses` made of them."""
+    return _HEADER.pack(HEADER_BYTES + len(body), transaction, seq, pulses, at_ns, before) + body
+
+
+def digest_of(frame: bytes | memoryview) -> Digest:
+    """The digest of a frame, which the next one of its transaction carries."""
+    return blake2b(frame, digest_size=DIGEST_BYTES).digest()
+
+
+def frames_in(data: bytes, of: bytes | None = None) -> Iterator[Frame]:
+    """The frames that stand one after the other in `data`; with `of`, only those of that transaction.
+
+    Raises:
+        StoreError: what is there is no frame.
+    """
+    position, size = 0, len(data)
+    if of is not None and data.find(of) < 0:
+        return
+    unpack_from, header = _HEADER.unpack_from, HEADER_BYTES
+    while position < size:
+        if position + header > size:
+            raise StoreError(f"no frame at byte {position} of {size}")
+        length, transaction, seq, pulses, at_ns, before = unpack_from(data, position)
+        end = position + length
+        if length <= header or end > size:
+            raise StoreError(f"no frame at byte {position} of {size}")
+        if of is None or transaction == of:
+            yield Frame(position, end, transaction, seq, pulses, at_ns, before)
+        position = end
+
+
+def chain(data: bytes, frames: Iterable[Frame], seq: int, head: Digest) -> tuple[int, Digest]:
+    """Follow the chain of one transaction's frames in `data`, from pulse `seq` on; `head` is the digest of the frame
+    before.  Returns the number of the next pulse, and the digest of the last frame.
+
+    Raises:
+        StoreError: a frame was altered, is missing, or is out of order.
+    """
+    view = memoryview(data)
+    for frame in frames:
+        if frame.seq != seq:
+            raise StoreError(f"pulse {seq} is missing: pulse {frame.seq} stands in its place")
+        if frame.before != head:
+            raise StoreError(f"what comes before pulse {seq} is not what it was when that was written")
+        seq, head = seq + frame.pulses, digest_of(view[frame.start : frame.end])
+    return seq, head
+
+
+def spelled(word: Word) -> list[Any]:
+    """A word as plain data."""
+    return list(word)
+
+
+def word_of(data: Sequence[Any]) -> Word:
+    """The word of plain data."""
+    kind, step, spawn, direction, digest, references = data
+    return kind, step, spawn, direction, digest, None if references is None else tuple(references)
+
+
+def _encode_extra(value: Any) -> Any:
+    if type(value) is Packed:
+        return msgpack.ExtType(_EXT_PACKED, bytes(value))
+    if isinstance(value, tuple | list):
+        return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return msgpack.ExtType(_EXT_VALUE, pack(value))
+
+
+def _decode_extra(code: int, data: bytes) -> Any:
+    return Packed(data) if code == _EXT_PACKED else unpack(data)
+
+
+_pack = msgpack.Packer(default=_encode_extra, strict_types=True, autoreset=True, unicode_errors="surrogatepass").pack

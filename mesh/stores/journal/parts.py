@@ -1,0 +1,71 @@
+"""Rows of frames as they are kept: those of the log, and the parts of the archive."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+from bitactor.errors import StoreError
+
+COMMIT_BITS: Final = 40
+"""Bits of a log row's id that count an owner's commits; those above are the owner's number."""
+
+_RAW: Final = b"\x00"
+_DEFLATED: Final = b"\x01"
+_SMALL: Final = 1_024
+_CHECK_BYTES: Final = 4
+
+
+def log_id(owner_number: int, commit: int) -> int:
+    """The id of an owner's row in the log."""
+    return owner_number << COMMIT_BITS | commit
+
+
+def end_of_log(row: int) -> int:
+    """The id that no row of the owner of this row reaches."""
+    return ((row >> COMMIT_BITS) + 1) << COMMIT_BITS
+
+
+def log_body(row: int, frames: bytes) -> bytes:
+    """What a row of the log keeps."""
+    return frames + _check(frames, zlib.crc32(b"%d" % row))
+
+
+def frames_of_log(row: int, body: bytes) -> bytes:
+    """The frames of a row of the log.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    frames, check = body[:-_CHECK_BYTES], body[-_CHECK_BYTES:]
+    if check != _check(frames, zlib.crc32(b"%d" % row)):
+        raise StoreError(f"log row {row} is damaged")
+    return frames
+
+
+def part_body(transaction: bytes, seq: int, next_seq: int, row: int, frames: bytes) -> bytes:
+    """What a part of the archive keeps: the frames of one transaction from pulse `seq` on, written by the commit
+    `row`."""
+    small = len(frames) <= _SMALL
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -10 if small else -15, 3 if small else 8)
+    packed = deflate.compress(frames) + deflate.flush()
+    content = _DEFLATED + packed if len(packed) < len(frames) else _RAW + frames
+    return _check(b"%b%d,%d,%d" % (transaction, seq, next_seq, row), zlib.crc32(content)) + content
+
+
+def frames_of_part(transaction: bytes, seq: int, next_seq: int, row: int, body: bytes) -> bytes:
+    """The frames of a part of the archive.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    check, content = body[:_CHECK_BYTES], body[_CHECK_BYTES:]
+    if check != _check(b"%b%d,%d,%d" % (transaction, seq, next_seq, row), zlib.crc32(content)):
+        raise StoreError(f"its part of the archive from pulse {seq} to {next_seq} is damaged")
+    if content[:1] == _RAW:
+        return content[1:]
+    return zlib.decompress(content[1:], -15)
+
+
+def _check(content: bytes, seed: int) -> bytes:
+    return zlib.crc32(content, seed).to_bytes(_CHECK_BYTES, "little")
