@@ -47,7 +47,7 @@ def part_body(transaction: bytes, seq: int, next_seq: int, row: int, frames: byt
     """What a part of the archive keeps: the frames of one transaction from pulse `seq` on, written by the commit
     `row`."""
     small = len(frames) <= _SMALL
-    deflate = zlib.compressobj(6, zlib.DEFLATED, -10 if small else -15, 3 if small else 8)
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -10, 3) if small else zlib.compressobj(1, zlib.DEFLATED, -15)
     packed = deflate.compress(frames) + deflate.flush()
     content = _DEFLATED + packed if len(packed) < len(frames) else _RAW + frames
     return _check(b"%b%d,%d,%d" % (transaction, seq, next_seq, row), zlib.crc32(content)) + content
