@@ -157,8 +157,7 @@ class MemoryStore(Store):
     def _create(self, write: Write, entry: _Entry | None) -> Exception | None:
         """Make the entry of a transaction's first write; returns why this write cannot be made, None if it was."""
         state = JournalState(entry.epoch, entry.status, entry.open, len(entry.pulses)) if entry is not None else None
-        creates = bool(write.pulses) and write.pulses[0].seq == 0
-        error = conflict(write, state, creates, others="")
+        error = conflict(write, state, others="")
         return self._begin(write) if entry is None and error is None else error
 
     def _begin(self, write: Write) -> Exception | None:
