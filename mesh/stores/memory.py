@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from heapq import nlargest
+from itertools import islice
 from typing import Final
 
 from typing_extensions import override
 
-from bitactor.errors import ConfigurationError, DuplicateTransaction, StoreError
+from bitactor.errors import ConfigurationError, DuplicateTransaction, InvalidInput, StoreError
 from bitactor.messages.pulse import FINAL_STATUSES, Pulse
-from bitactor.ports import Claim, Refusal, Store, TransactionRow, Write
+from bitactor.ports import Claim, Followed, Refusal, Store, TransactionRow, Write
 from mesh.stores.write import JournalState, conflict
 
 RETAINED: Final = 10_000
+FOLLOWED: Final = 10_000
+"""Writes that a follower may be behind; one that is further behind is given all that is kept."""
 
 
 class _Entry:
@@ -46,6 +49,9 @@ class MemoryStore(Store):
         self._retained = retained
         self._owner = ""
         self._closed = False
+        # What was kept since somebody follows, and how many writes that were
+        self._feed: deque[Sequence[Pulse]] | None = None
+        self._fed = 0
         self._entries: dict[str, _Entry] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
@@ -89,6 +95,9 @@ class MemoryStore(Store):
                 if entry is None:
                     continue
             entry.pulses += pulses
+            if self._feed is not None and pulses:
+                self._fed += 1
+                self._feed.append(pulses)
             if status != entry.status or is_open != entry.open:
                 if pulses and status != entry.status:
                     entry.updated_ns = pulses[-1].at_ns
@@ -111,6 +120,21 @@ class MemoryStore(Store):
     def get(self, transaction: str) -> TransactionRow | None:
         entry = self._entries.get(transaction)
         return self._row(transaction, entry) if entry else None
+
+    @override
+    def follow(self, cursor: str | None = None) -> Followed:
+        feed = self._feed
+        if feed is None:  # who follows pays for it
+            feed = self._feed = deque(maxlen=FOLLOWED)
+        end = str(self._fed)
+        if cursor is None:
+            return Followed([], end, False)
+        if cursor and not (cursor.isdecimal() and int(cursor) <= self._fed):
+            raise InvalidInput(f"cursor {cursor!r} is none that a look at this store gave")
+        missing = self._fed - int(cursor or 0)
+        if not cursor or missing > len(feed):
+            return Followed([pulse for entry in self._entries.values() for pulse in entry.pulses], end, False)
+        return Followed([pulse for pulses in islice(feed, len(feed) - missing, None) for pulse in pulses], end, False)
 
     @override
     def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
@@ -168,6 +192,9 @@ class MemoryStore(Store):
             if holder != transaction:
                 return DuplicateTransaction(f"key {key!r} of {workflow!r} was used before, by transaction {holder}")
         self._entries[transaction] = _Entry(write)
+        if self._feed is not None:
+            self._fed += 1
+            self._feed.append(write.pulses)
         if not write.open:
             self._index_status(transaction, write.status, False)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +13,16 @@ from typing_extensions import override
 from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
-from bitactor.ports import StoreQueries, TransactionRow
+from bitactor.ports import Followed, StoreQueries, TransactionRow
 from mesh.stores.audit import Unreadable, unreadable
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
-from mesh.stores.journal.frames import frames_in, pulses_of
+from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
+from mesh.stores.journal.frames import Frame, frames_in, pulses_of
 from mesh.stores.journal.tail import one_moment, read_frames
 from mesh.stores.journal.words import Words
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
+
+_log = logging.getLogger("bitactor.store")
 
 Rows = list[Any]
 Value = TypeVar("Value")
@@ -106,12 +110,41 @@ class SqliteQueries(StoreQueries):
         for frame in frames_in(data):
             if frame.seq != len(pulses):
                 raise StoreError(f"{self._path}: pulse {len(pulses)} of transaction {transaction} is missing")
-            try:
-                pulses += pulses_of(frame, data, root, workflow, self._words.words)
-            except KeyError:  # a word that another process added
-                self._read(self._words.load)
-                pulses += pulses_of(frame, data, root, workflow, self._words.words)
+            pulses += self._pulses_of(frame, data, root, workflow)
         return pulses
+
+    @override
+    def follow(self, cursor: str | None = None) -> Followed:
+        place = START if cursor == "" else None if cursor is None else place_of(cursor)
+        return self._read(lambda connection: self._look(connection, place))
+
+    def _look(self, connection: sqlite3.Connection, place: Place | None) -> Followed:
+        with one_moment(connection):
+            if place is None:
+                return Followed([], cursor_of(end_of_journal(connection)), False)
+            found, place, more = look(connection, place)
+            names = {frame.transaction.hex() for _, frame in found}
+            rows = {
+                name: connection.execute(
+                    "SELECT root, workflow FROM transactions WHERE transaction_id = ?", (name,)
+                ).fetchone()
+                for name in names
+            }
+        pulses: list[Pulse] = []
+        for data, frame in found:
+            name = frame.transaction.hex()
+            try:
+                pulses += self._pulses_of(frame, data, *rows[name])
+            except Exception as error:  # of bytes that are not what was written, anything
+                _log.error("%s: pulses of transaction %s cannot be followed: %s", self._path, name, named_text(error))
+        return Followed(pulses, cursor_of(place), more)
+
+    def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str) -> list[Pulse]:
+        try:
+            return pulses_of(frame, data, root, workflow, self._words.words)
+        except KeyError:  # a word that another process added
+            self._read(self._words.load)
+            return pulses_of(frame, data, root, workflow, self._words.words)
 
     def _rows(self, sql: str, *values: str | int) -> Rows:
         return self._read(lambda connection: connection.execute(sql, values).fetchall())
@@ -148,11 +181,21 @@ class SqliteReader(SqliteQueries):
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path).absolute())
         self._connection = connect_read_only(self._path, _PATIENCE)
+        self._seen: tuple[str, int] = ("", 0)
 
     @property
     def path(self) -> Path:
         """The file, as an absolute path."""
         return self._path
+
+    @override
+    def follow(self, cursor: str | None = None) -> Followed:
+        [[version]] = self._rows("PRAGMA data_version")
+        if cursor and (cursor, version) == self._seen:
+            return Followed([], cursor, False)
+        followed = super().follow(cursor)
+        self._seen = ("", 0) if followed.more else (followed.cursor, version)
+        return followed
 
     def damage(self) -> list[str]:
         """What SQLite finds to be wrong with the file, the first few; reads all of it."""

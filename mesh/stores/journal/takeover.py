@@ -25,6 +25,7 @@ _OPEN: Final = (
 def archive_tails(connection: sqlite3.Connection, owner: str) -> None:
     """Copy to the archive what this owner's open transactions have only in the log, and delete its log; inside the
     database transaction that takes them from it.  What is damaged stays in the log, and the log with it."""
+    kept: set[int] = set()
     rows = connection.execute(_OPEN, (owner,)).fetchall()
     for number, group in groupby(rows, key=lambda row: row[1] >> COMMIT_BITS):
         first = number << COMMIT_BITS
@@ -32,10 +33,9 @@ def archive_tails(connection: sqlite3.Connection, owner: str) -> None:
             "SELECT max(id) FROM log WHERE id >= ? AND id < ?", (first, end_of_log(first))
         ).fetchone()
         found = tails_in_log(connection, [(name, row, seq, head or GENESIS) for name, row, seq, head in group])
-        damaged = 0
         for transaction, tail in found.items():
             if isinstance(tail, StoreError):
-                damaged += 1
+                kept.add(number)
                 _log.error("transaction %s, taken over from owner %r, cannot be read: %s", transaction, owner, tail)
                 continue
             body = part_body(id_bytes(transaction), tail.part_seq, tail.next_seq, last, b"".join(tail.frames))
@@ -43,5 +43,23 @@ def archive_tails(connection: sqlite3.Connection, owner: str) -> None:
             connection.execute(
                 "UPDATE transactions SET log_from = NULL, head = ? WHERE transaction_id = ?", (tail.head, transaction)
             )
-        if not damaged:
-            connection.execute("DELETE FROM log WHERE id >= ? AND id < ?", (first, end_of_log(first)))
+    for number in {*_numbers(connection, owner), *(row[1] >> COMMIT_BITS for row in rows)} - kept:
+        delete_log(connection, number)
+
+
+def delete_log_of(connection: sqlite3.Connection, owner: str) -> None:
+    """Delete the log of an owner none of whose transactions is open."""
+    for number in _numbers(connection, owner):
+        delete_log(connection, number)
+
+
+def delete_log(connection: sqlite3.Connection, number: int) -> None:
+    """Delete all rows of the owner of this number."""
+    first = number << COMMIT_BITS
+    connection.execute("DELETE FROM log WHERE id >= ? AND id < ?", (first, end_of_log(first)))
+
+
+def _numbers(connection: sqlite3.Connection, owner: str) -> list[int]:
+    """The number of an owner's log; empty if that is known no more, or was never given."""
+    rows = connection.execute("SELECT number FROM owners WHERE owner = ? AND number > 0", (owner,))
+    return [number for (number,) in rows]
