@@ -16,6 +16,7 @@ from bitactor.messages.values import named_text
 from bitactor.ports import Followed, StoreQueries, TransactionRow
 from mesh.stores.audit import Unreadable, unreadable
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
+from mesh.stores.journal.blobs import read_blob
 from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
 from mesh.stores.journal.frames import Frame, frames_in, pulses_of
 from mesh.stores.journal.tail import one_moment, read_frames
@@ -25,6 +26,7 @@ from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 _log = logging.getLogger("bitactor.store")
 
 Rows = list[Any]
+_Pulses = list[Pulse]
 Value = TypeVar("Value")
 
 # Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
@@ -48,14 +50,14 @@ class SqliteQueries(StoreQueries):
         self._words = Words()
 
     @override
-    def pulses(self, transaction: str) -> list[Pulse]:
+    def pulses(self, transaction: str) -> _Pulses:
+        found = self._read(lambda connection: self._frames(connection, transaction))
+        if found is None:
+            return []
         try:
-            found = self._read(lambda connection: self._frames(connection, transaction))
-            return [] if found is None else self._decoded(*found)
-        except StoreError:
-            raise
+            return self._decoded(*found)
         except Exception as error:  # of bytes that are not what was written, anything
-            raise StoreError(f"{self._path}: transaction {transaction} cannot be read: {named_text(error)}") from error
+            raise self._unreadable(transaction, error) from error
 
     @override
     def find(self, workflow: str, key: str) -> str | None:
@@ -91,7 +93,7 @@ class SqliteQueries(StoreQueries):
         rows = self._rows(sql, *values, max(limit, 0))
         return [transaction_from_row(row) for row in rows]
 
-    def _frames(self, connection: sqlite3.Connection, transaction: str) -> tuple[str, str, str, bytes] | None:
+    def _frames(self, connection: sqlite3.Connection, transaction: str) -> tuple[str, str, bytes] | None:
         with one_moment(connection):
             row = connection.execute(
                 "SELECT root, workflow, log_from, head FROM transactions WHERE transaction_id = ?", (transaction,)
@@ -101,15 +103,19 @@ class SqliteQueries(StoreQueries):
             root, workflow, log_from, head = row
             try:
                 data = read_frames(connection, transaction, log_from, head)
-            except StoreError as error:
-                raise StoreError(f"{self._path}: transaction {transaction} cannot be read: {error}") from error
-        return transaction, root, workflow, data
+            except (StoreError, ValueError, TypeError) as error:
+                raise self._unreadable(transaction, error) from error
+        return root, workflow, data
 
-    def _decoded(self, transaction: str, root: str, workflow: str, data: bytes) -> list[Pulse]:
-        pulses: list[Pulse] = []
+    def _unreadable(self, transaction: str, error: Exception) -> StoreError:
+        why = str(error) if isinstance(error, StoreError) else named_text(error)
+        return StoreError(f"{self._path}: transaction {transaction} cannot be read: {why}")
+
+    def _decoded(self, root: str, workflow: str, data: bytes) -> _Pulses:
+        pulses: _Pulses = []
         for frame in frames_in(data):
             if frame.seq != len(pulses):
-                raise StoreError(f"{self._path}: pulse {len(pulses)} of transaction {transaction} is missing")
+                raise StoreError(f"pulse {len(pulses)} is missing")
             pulses += self._pulses_of(frame, data, root, workflow)
         return pulses
 
@@ -130,7 +136,7 @@ class SqliteQueries(StoreQueries):
                 ).fetchone()
                 for name in names
             }
-        pulses: list[Pulse] = []
+        pulses: _Pulses = []
         for data, frame in found:
             name = frame.transaction.hex()
             try:
@@ -139,12 +145,15 @@ class SqliteQueries(StoreQueries):
                 _log.error("%s: pulses of transaction %s cannot be followed: %s", self._path, name, named_text(error))
         return Followed(pulses, cursor_of(place), more)
 
-    def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str) -> list[Pulse]:
+    def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str) -> _Pulses:
         try:
-            return pulses_of(frame, data, root, workflow, self._words.words)
+            return pulses_of(frame, data, root, workflow, self._words.words, self._blob)
         except KeyError:  # a word that another process added
             self._read(self._words.load)
-            return pulses_of(frame, data, root, workflow, self._words.words)
+            return pulses_of(frame, data, root, workflow, self._words.words, self._blob)
+
+    def _blob(self, name: bytes) -> bytes:
+        return self._read(lambda connection: read_blob(connection, name))
 
     def _rows(self, sql: str, *values: str | int) -> Rows:
         return self._read(lambda connection: connection.execute(sql, values).fetchall())

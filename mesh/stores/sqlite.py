@@ -27,6 +27,7 @@ from bitactor.errors import ConfigurationError, StaleOwner, StoreError, suggest
 from bitactor.ports import Claim, Refusal, Store, StoreFault, TransactionRow, Write
 from mesh.stores.audit import Inspector
 from mesh.stores.database import connect, is_busy, preparing, retry_while_busy, sleep_through, store_error, tries
+from mesh.stores.journal.migration import converting
 from mesh.stores.lease import (
     HUNG_AFTER,
     LeaseThread,
@@ -38,7 +39,6 @@ from mesh.stores.lease import (
     release,
     unclaimed,
 )
-from mesh.stores.journal.migration import converting
 from mesh.stores.liveness import Observer, bounds_of
 from mesh.stores.read import Rows, SqliteQueries, SqliteReader, Value
 from mesh.stores.store_file import StoreFile

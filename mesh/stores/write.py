@@ -17,10 +17,11 @@ from typing import Any, Final, NamedTuple
 
 from bitactor.errors import BitActorError, DuplicateTransaction, StaleOwner, StoreError
 from bitactor.ports import Refusal, Write
-from mesh.stores.journal.frames import GENESIS, Digest, Word, digest_of, lean_pulses, make_frame
+from mesh.stores.journal.blobs import keep_blobs
+from mesh.stores.journal.frames import GENESIS, Blobs, Digest, LeanPacker, digest_of, make_frame
 from mesh.stores.journal.parts import log_body, log_id, part_body
-from mesh.stores.journal.takeover import INSERT_PART
 from mesh.stores.journal.tail import Tail, id_bytes, read_tail
+from mesh.stores.journal.takeover import INSERT_PART
 from mesh.stores.journal.words import Words
 from mesh.stores.lease import require_lease
 
@@ -43,6 +44,8 @@ class PreparedWrite(NamedTuple):
     write: Write
     body: bytes
     """The pulses of its frame; empty without any."""
+    blobs: Blobs | None
+    """Tokens that are too long for a frame."""
     error: Exception | None
 
 
@@ -118,7 +121,7 @@ class Writer:
 
     def __init__(self, owner: str, number: int, words: Words) -> None:
         self._words = words
-        self._wanted: dict[Word, None] = {}
+        self._packer = LeanPacker(words.numbers)
         self.become(owner, number)
 
     def become(self, owner: str, number: int) -> None:
@@ -136,14 +139,18 @@ class Writer:
     def prepare(self, writes: Iterable[Write]) -> list[PreparedWrite]:
         """The writes with their pulses packed now, so that nothing changes them any more."""
         items = []
-        numbers, wanted = self._words.numbers, self._wanted
+        packer = self._packer
+        pack_pulses = packer.pack
         for write in writes:
             try:
-                body = lean_pulses(write.pulses, numbers, wanted) if write.pulses else b""
-                items.append(_new(PreparedWrite, (write, body, None)))
+                body = pack_pulses(write.pulses) if write.pulses else b""
+                blobs = None
+                if packer.blobs:
+                    blobs, packer.blobs = packer.blobs, {}
+                items.append(_new(PreparedWrite, (write, body, blobs, None)))
             except (BitActorError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 refusal = StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
-                items.append(PreparedWrite(write, b"", refusal))
+                items.append(PreparedWrite(write, b"", None, refusal))
         return items
 
     def commit(self, connection: sqlite3.Connection, items: Sequence[PreparedWrite]) -> tuple[list[Refusal], int]:
@@ -155,7 +162,7 @@ class Writer:
             sqlite3.Error: nothing was written; when busy, the same call can be made again.
         """
         batch = _Batch(self._owner, self._held, connection, self._next_row)
-        wanted = list(self._wanted)  # of a dictionary that `prepare` adds to on another thread, which this bears
+        wanted = list(self._packer.wanted)  # of a dictionary that `prepare` adds to on another thread, which this bears
         try:
             batch.write(items)
             body = b"".join(batch.frames)
@@ -169,7 +176,7 @@ class Writer:
                 connection.execute("COMMIT")
                 self._words.learn(added)
                 for word in wanted:
-                    self._wanted.pop(word, None)
+                    self._packer.wanted.pop(word, None)
             else:
                 deleted = 0
                 if body:
@@ -266,11 +273,14 @@ class _Batch:
         """Make the frames of the items, and rows for transactions that begin; refuse what has to be."""
         drafts, frames = self.drafts, self.frames
         refused = self._refused
-        for index, (write, body, error) in enumerate(items):
+        for index, (write, body, blobs, error) in enumerate(items):
             transaction, epoch, pulses, status, is_open, _ = write
+            if error is not None or (refused and transaction in refused):
+                self._refuse(index, transaction, error or refused[transaction])
+                continue
             draft = drafts.get(transaction) or self._draft(write)
-            if type(draft) is not _Draft or error is not None or (refused and transaction in refused):
-                self._refuse(index, transaction, error or refused.get(transaction) or draft)
+            if type(draft) is not _Draft:
+                self._refuse(index, transaction, draft)
                 continue
             was_epoch, was, was_open, next_seq, other_owner = draft.state
             if epoch != was_epoch or other_owner or not pulses or pulses[0].seq != next_seq:
@@ -283,6 +293,9 @@ class _Batch:
                 draft.head = digest_of(frame)
                 draft.added.append(frame)
                 frames.append(frame)
+            if blobs:
+                self.begin()
+                keep_blobs(self.connection, transaction, blobs)
             if status != was or is_open != was_open or epoch != was_epoch:
                 self.begin()
                 draft.changed = True

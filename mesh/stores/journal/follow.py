@@ -10,7 +10,7 @@ import logging
 import sqlite3
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgpack
 
@@ -114,9 +114,11 @@ def _read_logs(
             commits[number] = row
             try:
                 data = frames_of_log(row, body)
-                for frame in frames_in(data):
-                    if number in whole or not _had_as_part(connection, place, frame, reached):
-                        found.append(Found(data, frame))
+                found += [
+                    Found(data, frame)
+                    for frame in frames_in(data)
+                    if number in whole or not _had_as_part(connection, place, frame, reached)
+                ]
             except StoreError as error:
                 _skip(f"log row {row}", error)
             size += len(body)

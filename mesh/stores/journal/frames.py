@@ -9,7 +9,7 @@ found by whoever walks it.  The same bytes are in the log and in the archive.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -33,9 +33,17 @@ HEADER_BYTES: Final = _HEADER.size
 ID_AT: Final = 4
 """Where in a frame its transaction's 16 bytes are."""
 
+BLOB_BYTES: Final = 64 * 1024
+"""A token of more bytes is kept as a blob, and named by its hash."""
+
 # MessagePack extension code of a `Packed` inside `data`: a token, which must not come back as plain bytes
 _EXT_PACKED: Final = 16
 _EXT_VALUE: Final = 17  # MessagePack extension code of a value only the codec knows how to carry, as the codec packs it
+_EXT_BLOB: Final = 18  # MessagePack extension code of a token that is kept as a blob, by its hash
+_HASH_BYTES: Final = 16
+
+Blobs = dict[bytes, bytes]
+"""Tokens that are too long for a frame, by their hash."""
 
 
 class Frame(NamedTuple):
@@ -53,49 +61,99 @@ class Frame(NamedTuple):
     """The digest of the transaction's frame before."""
 
 
-def lean_pulses(pulses: Sequence[Pulse], words: Mapping[Word, int], wanted: dict[Word, None]) -> bytes:
-    """Pulses of one transaction as the body of a frame; what is mutable in them has been copied.
+class LeanPacker:
+    """Packs pulses as the bodies of frames.  Used by one thread.
 
-    A word that has no number is spelled out, and noted in `wanted`.
-
-    Raises:
-        InvalidOutcome, SignalTooLarge, ValueError, TypeError: something in a pulse cannot be carried.
+    Args:
+        words: words that have numbers.
     """
-    began_ns = pulses[0].at_ns
-    lean: list[list[Any]] = []
-    for (
-        _, _, _, _, hop, causes, kind, step, spawn, direction,
-        attempt, ttl, at_ns, elapsed_ns, token_in, token_out, error, data, digest,
-    ) in pulses:  # fmt: skip
-        if type(token_in) is tuple:
-            word: Word = (kind, step, spawn, direction, digest, token_in)
-            token_in = None
-        else:
-            word = (kind, step, spawn, direction, digest, None)
-            if type(token_in) is Packed:
-                token_in = bytes(token_in)
-        if type(token_out) is Packed:
-            token_out = bytes(token_out)
-        number: Any = words.get(word)
-        if number is None:
-            wanted[word] = None
-            number = spelled(word)
-        lean.append([number, hop, [*causes], attempt, ttl, at_ns - began_ns, elapsed_ns, token_in, token_out, error, data])
-    body: bytes = _pack(lean)
-    return body
+
+    def __init__(self, words: Mapping[Word, int]) -> None:
+        self._words = words
+        self.wanted: dict[Word, None] = {}
+        """Words that were spelled out, for they have no number."""
+        self.blobs: Blobs = {}
+        """Tokens that were too long for a frame; to be taken away after each one."""
+        self._pack = msgpack.Packer(
+            default=self._extra, strict_types=True, autoreset=True, unicode_errors="surrogatepass"
+        ).pack
+
+    def pack(self, pulses: Sequence[Pulse]) -> bytes:
+        """Pulses of one transaction as the body of a frame; what is mutable in them has been copied.
+
+        Raises:
+            InvalidOutcome, SignalTooLarge, ValueError, TypeError: something in a pulse cannot be carried.
+        """
+        began_ns = pulses[0].at_ns
+        words = self._words
+        lean: list[list[Any]] = []
+        for (
+            _, _, _, _, hop, causes, kind, step, spawn, direction,
+            attempt, ttl, at_ns, elapsed_ns, token_in, token_out, error, data, digest,
+        ) in pulses:  # fmt: skip
+            if type(token_in) is tuple:
+                word: Word = (kind, step, spawn, direction, digest, token_in)
+                token_in = None
+            else:
+                word = (kind, step, spawn, direction, digest, None)
+                if type(token_in) is Packed:
+                    token_in = bytes(token_in) if len(token_in) <= BLOB_BYTES else self._blob(token_in)
+            if type(token_out) is Packed:
+                token_out = bytes(token_out) if len(token_out) <= BLOB_BYTES else self._blob(token_out)
+            number: Any = words.get(word)
+            if number is None:
+                self.wanted[word] = None
+                number = list(word)
+            after_ns = at_ns - began_ns
+            lean.append([number, hop, [*causes], attempt, ttl, after_ns, elapsed_ns, token_in, token_out, error, data])
+        body: bytes = self._pack(lean)
+        return body
+
+    def _extra(self, value: Any) -> Any:
+        if type(value) is Packed:
+            return msgpack.ExtType(_EXT_PACKED, bytes(value)) if len(value) <= BLOB_BYTES else self._blob(value)
+        if isinstance(value, tuple | list):
+            return list(value)
+        if isinstance(value, Mapping):
+            return dict(value)
+        return msgpack.ExtType(_EXT_VALUE, pack(value))
+
+    def _blob(self, token: Packed) -> msgpack.ExtType:
+        name = blob_hash(token)
+        self.blobs[name] = bytes(token)
+        return msgpack.ExtType(_EXT_BLOB, name)
 
 
-def pulses_of(frame: Frame, body: bytes, root: str, workflow: str, words: Mapping[int, Word]) -> list[Pulse]:
-    """The pulses of a frame in `body`.  Tuples inside `data` come back as lists; all else as it was.
+def blob_hash(body: bytes) -> bytes:
+    """The name of a blob."""
+    return blake2b(body, digest_size=_HASH_BYTES).digest()
+
+
+def pulses_of(
+    frame: Frame,
+    body: bytes,
+    root: str,
+    workflow: str,
+    words: Mapping[int, Word],
+    blob: Callable[[bytes], bytes],
+) -> list[Pulse]:
+    """The pulses of a frame in `body`; `blob` gives the blob of a name.  Tuples inside `data` come back as lists; all
+    else as it was.
 
     Raises:
         Exception: these are not bytes that `lean_pulses` made; anything, according to what they are.
     """
     transaction = frame.transaction.hex()
+
+    def decode(code: int, data: bytes) -> Any:
+        if code == _EXT_BLOB:
+            return Packed(blob(data))
+        return Packed(data) if code == _EXT_PACKED else unpack(data)
+
     pulses: list[Pulse] = []
     lean = msgpack.unpackb(
         memoryview(body)[frame.start + HEADER_BYTES : frame.end],
-        ext_hook=_decode_extra,
+        ext_hook=decode,
         strict_map_key=False,
         unicode_errors="surrogatepass",
     )
@@ -169,29 +227,7 @@ def chain(data: bytes, frames: Iterable[Frame], seq: int, head: Digest) -> tuple
     return seq, head
 
 
-def spelled(word: Word) -> list[Any]:
-    """A word as plain data."""
-    return list(word)
-
-
 def word_of(data: Sequence[Any]) -> Word:
     """The word of plain data."""
     kind, step, spawn, direction, digest, references = data
     return kind, step, spawn, direction, digest, None if references is None else tuple(references)
-
-
-def _encode_extra(value: Any) -> Any:
-    if type(value) is Packed:
-        return msgpack.ExtType(_EXT_PACKED, bytes(value))
-    if isinstance(value, tuple | list):
-        return list(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    return msgpack.ExtType(_EXT_VALUE, pack(value))
-
-
-def _decode_extra(code: int, data: bytes) -> Any:
-    return Packed(data) if code == _EXT_PACKED else unpack(data)
-
-
-_pack = msgpack.Packer(default=_encode_extra, strict_types=True, autoreset=True, unicode_errors="surrogatepass").pack

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from mesh.stores.database import connect, store_error, tries, write_transaction
-from mesh.stores.journal.frames import GENESIS, digest_of, lean_pulses, make_frame
+from mesh.stores.journal.blobs import keep_blobs
+from mesh.stores.journal.frames import GENESIS, LeanPacker, digest_of, make_frame
 from mesh.stores.journal.parts import part_body
-from mesh.stores.journal.takeover import INSERT_PART
 from mesh.stores.journal.tail import id_bytes
+from mesh.stores.journal.takeover import INSERT_PART
 from mesh.stores.journal.words import Words
 from mesh.stores.rows import PULSE_COLUMNS, pulse_from_row
 
@@ -71,16 +72,18 @@ def _convert(connection: sqlite3.Connection, transaction: str, words: Words) -> 
         f"SELECT {PULSE_COLUMNS} FROM pulses WHERE transaction_id = ? ORDER BY seq", (transaction,)
     ).fetchall()
     pulses = [pulse_from_row("", "", row) for row in rows]
-    wanted: dict = {}
-    lean_pulses(pulses, words.numbers, wanted)
-    words.learn(words.add(connection, list(wanted)))
+    packer = LeanPacker(words.numbers)
+    packer.pack(pulses)
+    words.learn(words.add(connection, list(packer.wanted)))
     frames, head = [], GENESIS
     name = id_bytes(transaction)
     for start in range(0, len(pulses), _FRAME_PULSES):
         some = pulses[start : start + _FRAME_PULSES]
-        body = lean_pulses(some, words.numbers, wanted)
+        body = packer.pack(some)
         frames.append(make_frame(name, start, len(some), some[0].at_ns, head, body))
         head = digest_of(frames[-1])
-    connection.execute(INSERT_PART, (transaction, 0, len(pulses), 0, part_body(name, 0, len(pulses), 0, b"".join(frames))))
+    keep_blobs(connection, transaction, packer.blobs)
+    body = part_body(name, 0, len(pulses), 0, b"".join(frames))
+    connection.execute(INSERT_PART, (transaction, 0, len(pulses), 0, body))
     connection.execute("UPDATE transactions SET head = ? WHERE transaction_id = ?", (head, transaction))
     connection.execute("DELETE FROM pulses WHERE transaction_id = ?", (transaction,))

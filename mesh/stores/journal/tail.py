@@ -112,7 +112,9 @@ class _Wanted:
         self.damage: StoreError | None = None
 
 
-def tails_in_log(connection: sqlite3.Connection, open_in_log: Iterable[tuple[str, int, int, Digest]]) -> dict[str, Tail | StoreError]:
+def tails_in_log(
+    connection: sqlite3.Connection, open_in_log: Iterable[tuple[str, int, int, Digest]]
+) -> dict[str, Tail | StoreError]:
     """What transactions have only in the log, all of one owner; of one that is damaged, the reason.  Each is given with
     the row from which its frames are, the number of the first pulse, and the digest of the frame before."""
     wanted: dict[bytes, _Wanted] = {}
@@ -148,7 +150,5 @@ def _blame(wanted: dict[bytes, _Wanted], row: int, body: bytes, error: StoreErro
     """Say of the transactions that a damaged row belongs to that they are damaged: it has their id, or, where that is
     what was hit, the digest of their frame before, or it is where they begin."""
     for name, one in wanted.items():
-        if row >= one.log_from and (
-            name in body or one.head in body or (row == one.log_from and not one.frames)
-        ):
+        if row >= one.log_from and (name in body or one.head in body or (row == one.log_from and not one.frames)):
             one.damage = one.damage or error

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgpack
 
-from mesh.stores.journal.frames import Word, spelled, word_of
+from mesh.stores.journal.frames import Word, word_of
 
 MOST_WORDS: Final = 16_384
 """Numbers that a file gives; what comes after, as the paths of very many batches, is spelled out each time."""
@@ -30,7 +30,8 @@ class Words:
 
     def load(self, connection: sqlite3.Connection) -> None:
         """Learn the words that were added since the last look; one that is damaged stays unknown."""
-        for number, body in connection.execute("SELECT word, body FROM words WHERE word > ? ORDER BY word", (self._last,)):
+        rows = connection.execute("SELECT word, body FROM words WHERE word > ? ORDER BY word", (self._last,))
+        for number, body in rows:
             word = read_word(number, body)
             if word is not None:
                 self._learn(number, word)
@@ -75,5 +76,5 @@ def read_word(number: int, body: bytes) -> Word | None:
 
 
 def _body(number: int, word: Word) -> bytes:
-    packed: bytes = msgpack.packb(spelled(word), unicode_errors="surrogatepass")
+    packed: bytes = msgpack.packb(word, unicode_errors="surrogatepass")
     return zlib.crc32(packed, number).to_bytes(4, "little") + packed

@@ -27,6 +27,19 @@ CREATE TABLE archive (
     UNIQUE (transaction_id, seq)
 );
 
+CREATE TABLE blobs (
+    id   INTEGER PRIMARY KEY,
+    hash BLOB    NOT NULL UNIQUE,  -- BLAKE2b of the body
+    body BLOB    NOT NULL          -- a token that is too long for a frame
+);
+
+CREATE TABLE blob_uses (
+    transaction_id TEXT NOT NULL,
+    hash           BLOB NOT NULL,
+    PRIMARY KEY (transaction_id, hash)
+) WITHOUT ROWID;
+CREATE INDEX blob_uses_by_hash ON blob_uses (hash);
+
 CREATE TABLE words (
     word INTEGER PRIMARY KEY,
     body BLOB    NOT NULL  -- checksum, then msgpack of kind, step, spawn, direction, digest, token_in

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -39,6 +40,7 @@ class Model:
         self.kept: dict[str, list[Pulse]] = {}
         self.status: dict[str, str] = {}
         self.owners = 0
+        self.epochs: dict[str, int] = {}
         self.cursor: str | None = ""
         self.seen: dict[str, list[Pulse]] = {}
         self.open()
@@ -48,7 +50,7 @@ class Model:
         self.owners += 1
         self.store = SqliteStore(self.path, notify=Loop().notify)
         self.store.open(f"owner-{self.owners}")
-        self.epochs = {claim.transaction: claim.epoch for claim in self.store.claim()}
+        self.epochs.update((claim.transaction, claim.epoch) for claim in self.store.claim())
 
     def append(self, *writes: Write) -> None:
         told = Told()
@@ -99,8 +101,11 @@ _steps = st.lists(
 
 @examples(quick=60, long=3_000)
 @given(steps=_steps)
-def test_whatever_is_acknowledged_is_read_and_followed(tmp_path_factory: pytest.TempPathFactory, steps: list) -> None:
-    """Over bounds, restarts and crashes; a follower misses nothing, and sees a pulse twice only where an owner took over from another."""
+def test_whatever_is_acknowledged_is_read_and_followed(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+) -> None:
+    """Over bounds, restarts and crashes; a follower misses nothing, and sees a pulse twice only where an owner took
+    over from another."""
     model = Model(tmp_path_factory.mktemp("log") / "pulses.db")
     names = [fresh() for _ in range(8)]
     taken_over = False
