@@ -13,6 +13,7 @@ COMMIT_BITS: Final = 40
 _RAW: Final = b"\x00"
 _DEFLATED: Final = b"\x01"
 _SMALL: Final = 1_024
+"""Bytes that are not worth the tens of microseconds it takes to begin to compress."""
 _CHECK_BYTES: Final = 4
 
 
@@ -46,10 +47,12 @@ def frames_of_log(row: int, body: bytes) -> bytes:
 def part_body(transaction: bytes, seq: int, next_seq: int, row: int, frames: bytes) -> bytes:
     """What a part of the archive keeps: the frames of one transaction from pulse `seq` on, written by the commit
     `row`."""
-    small = len(frames) <= _SMALL
-    deflate = zlib.compressobj(6, zlib.DEFLATED, -10, 3) if small else zlib.compressobj(1, zlib.DEFLATED, -15)
-    packed = deflate.compress(frames) + deflate.flush()
-    content = _DEFLATED + packed if len(packed) < len(frames) else _RAW + frames
+    content = _RAW + frames
+    if len(frames) > _SMALL:
+        deflate = zlib.compressobj(1, zlib.DEFLATED, -15)
+        packed = deflate.compress(frames) + deflate.flush()
+        if len(packed) < len(frames):
+            content = _DEFLATED + packed
     return _check(b"%b%d,%d,%d" % (transaction, seq, next_seq, row), zlib.crc32(content)) + content
 
 
