@@ -29,8 +29,8 @@ LOG_BYTES: Final = 4 * 1024 * 1024
 """Bytes of an owner's log that are not in the archive; more, and what is oldest goes there."""
 PART_BYTES: Final = 64 * 1024
 """Bytes of one transaction in the log; more, and they go to the archive."""
-_ARCHIVED_A_COMMIT: Final = 256 * 1024
-_TRUNCATED: Final = range(128, 1_024)
+ARCHIVED_A_COMMIT: Final = 256 * 1024
+TRUNCATED: Final = range(128, 1_024)
 """Rows of the log that are deleted at once: at least, and at most."""
 
 
@@ -200,7 +200,7 @@ class Writer:
         if self._bytes > LOG_BYTES:
             middle, taken = self._next_row - len(self._rows) // 2, 0
             for transaction, log_from in self._log_from.items():
-                if log_from >= middle or taken >= _ARCHIVED_A_COMMIT:
+                if log_from >= middle or taken >= ARCHIVED_A_COMMIT:
                     break
                 if transaction in self._unreadable:
                     continue
@@ -212,8 +212,8 @@ class Writer:
         """Delete the oldest rows of the log if all in them is in the archive; returns how many."""
         kept = (row for name, row in self._log_from.items() if not batch.takes_from_log(name))
         first = self._next_row - len(self._rows)
-        rows = min(next(kept, self._next_row) - first, _TRUNCATED.stop)
-        if rows < _TRUNCATED.start and (rows <= 0 or self._bytes <= LOG_BYTES // 2):
+        rows = min(next(kept, self._next_row) - first, TRUNCATED.stop)
+        if rows < TRUNCATED.start and (rows <= 0 or self._bytes <= LOG_BYTES // 2):
             return 0
         batch.connection.execute(_TRUNCATE, (first, first + rows))
         return rows
