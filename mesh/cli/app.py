@@ -55,6 +55,7 @@ VERBS: Final = {
         "Draw workflows as Mermaid flowcharts: steps, where arguments come from, order, what is nested, undo, when.",
     ),
     "list": Verb("mesh.cli.list:list_transactions", "List transactions, the newest first."),
+    "migrate": Verb("mesh.cli.migrate:migrate", "Bring a journal of an earlier release into the form of this one."),
     "registry": Verb("mesh.cli.registry:app", "Show who is registered: names, holders, values."),
     "resume": Verb("mesh.cli.change:resume", "Let a halted or stuck transaction go on."),
     "run": Verb(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mesh.network.client import Client
     from mesh.network.transports.addresses import MAX_IPC_PATH
     from mesh.sinks.plain import plain, plain_pulse
-    from mesh.stores import SqliteReader, open_reader
+    from mesh.stores import SqliteReader, migrate_store, open_reader
     from registry import Curve, Entry, RegistryServer
     from registry.support.log import log_to_stderr, prepare_log
 
@@ -43,6 +43,7 @@ __all__ = [
     "headers_of",
     "log_to_stderr",
     "mermaid",
+    "migrate_store",
     "open_reader",
     "plain",
     "plain_pulse",
@@ -67,7 +68,7 @@ if not TYPE_CHECKING:
             "mesh.network.client": "Client",
             "mesh.network.transports.addresses": "MAX_IPC_PATH",
             "mesh.sinks.plain": "plain plain_pulse",
-            "mesh.stores": "SqliteReader open_reader",
+            "mesh.stores": "SqliteReader migrate_store open_reader",
             "registry": "Curve Entry RegistryServer",
             "registry.support.log": "log_to_stderr prepare_log",
         },

@@ -52,8 +52,7 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
     Raises:
         StoreError: there is no such file, or it is no journal of this version.
     """
-    if not path.exists():
-        raise StoreError(f"{path}: no such file; name the journal a mesh writes, as in sqlite:///pulses.db")
+    require_file(path)
     _check_path(path)
     connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None, timeout=timeout)
     try:
@@ -76,6 +75,12 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def require_file(path: Path) -> None:
+    """Raise `StoreError` if there is no such file."""
+    if not path.exists():
+        raise StoreError(f"{path}: no such file; name the journal a mesh writes, as in sqlite:///pulses.db")
 
 
 def read_only_uri(path: Path) -> str:

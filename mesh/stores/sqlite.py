@@ -194,7 +194,7 @@ class SqliteStore(SqliteQueries, Store):
             raise store_error(error, self._path) from error
         self._owner = owner
 
-    def _unless_closed(self, waiting: Generator[float]) -> Generator[float]:
+    def _unless_closed(self, waiting: Generator[float, None, object]) -> Generator[float]:
         for pause in waiting:
             yield pause
             if self._closing:

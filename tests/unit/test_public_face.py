@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[2]
 PROBLEMS = [f"urn:bitactor:problem:{name}" for name in TITLES]
 
 ADDED = {
+    # A journal of an earlier release has another form.
+    "command line/migrate",
+    "command line: migrate Bring a journal of an earlier release into the form of this one.",
     # A store says what it finds to be wrong with itself.
     "names/bitactor.ports/StoreFault",
     "names/bitactor.ports/Store/members/on_fault",
@@ -258,6 +261,8 @@ def test_the_public_face_is_as_it_was_listed(tmp_path: Path) -> None:
     found = without_results(made.read_text())
     for verb in RETOLD:
         assert listed["command line"].pop(verb) != found["command line"].pop(verb)
+    # The journal has tables of its own use; those of before are what an export has, and have no owners.
+    listed["tables"] = [table for table in listed["tables"] if not table.startswith("CREATE TABLE owners")]
     assert set(differences(listed, found)) == ADDED
 
 

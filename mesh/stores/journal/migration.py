@@ -18,7 +18,17 @@ from typing import Final, NamedTuple
 
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
-from mesh.stores.database import UNCONVERTED, connect, is_busy, preparing, store_error, tries, write_transaction
+from mesh.stores.database import (
+    UNCONVERTED,
+    connect,
+    is_busy,
+    preparing,
+    require_file,
+    sleep_through,
+    store_error,
+    tries,
+    write_transaction,
+)
 from mesh.stores.journal.blobs import keep_blobs
 from mesh.stores.journal.frames import GENESIS, Digest, LeanPacker, Word, digest_of, make_frame
 from mesh.stores.journal.parts import part_body, unreadable_part
@@ -60,8 +70,9 @@ _ASIDE: Final = (
 )
 
 
-def migrating(path: Path, now_ns: Callable[[], int]) -> Generator[float]:
-    """Make sure `path` is a journal of this release, creating it if it does not exist; yields as `tries` does.
+def migrating(path: Path, now_ns: Callable[[], int]) -> Generator[float, None, int]:
+    """Make sure `path` is a journal of this release, creating it if it does not exist; yields as `tries` does, and
+    returns how many pulses were converted.
 
     Raises:
         StoreError: the file cannot be created or written, belongs to another program or to a later release, or a
@@ -70,15 +81,27 @@ def migrating(path: Path, now_ns: Callable[[], int]) -> Generator[float]:
     yield from preparing(path, partial(refuse_living, path, now_ns))
     try:
         with closing(connect(path, synchronous="NORMAL", timeout=0, checkpoint_pages=_CHECKPOINT_PAGES)) as connection:
-            yield from _converting(connection, path)
+            return (yield from _converting(connection, path))
     except sqlite3.Error as error:
         raise store_error(error, path) from error
 
 
-def _converting(connection: sqlite3.Connection, path: Path) -> Generator[float]:
-    """Convert what is left of the rows, a step at a time."""
+def migrate(path: Path) -> int:
+    """Make sure that the journal at `path`, which is there, is one of this release; returns how many pulses were
+    converted.  Sleeps on this thread meanwhile.
+
+    Raises:
+        StoreError: as for `migrating`, or there is no such file.
+    """
+    path = path.absolute()
+    require_file(path)
+    return sleep_through(migrating(path, time.time_ns))
+
+
+def _converting(connection: sqlite3.Connection, path: Path) -> Generator[float, None, int]:
+    """Convert what is left of the rows, a step at a time; how many these were."""
     if not (yield from tries(lambda: _is_left(connection), _PATIENCE, path)):
-        return
+        return 0
     connection.text_factory = _any_text
     conversion = _Conversion(connection, path)
     (left,) = connection.execute(f"SELECT coalesce(max(rowid) - min(rowid) + 1, 0) FROM {UNCONVERTED}").fetchone()
@@ -101,9 +124,10 @@ def _converting(connection: sqlite3.Connection, path: Path) -> Generator[float]:
         yield 0.0
     if conversion.pulses:
         _log.warning(
-            "%s: its pulses (%d) were brought into the form of this release in %.1f s",
+            "%s: its pulses (%d) were brought into the form of this release in %.1f s; an earlier one opens it no more",
             path, conversion.pulses, time.monotonic() - began,
         )  # fmt: skip
+    return conversion.pulses
 
 
 def _is_left(connection: sqlite3.Connection) -> bool:

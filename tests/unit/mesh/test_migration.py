@@ -17,6 +17,7 @@ import pytest
 from bitactor.errors import StoreError
 from bitactor.messages.codec import encode_token
 from bitactor.messages.pulse import Pulse
+from mesh.cli.app import main
 from mesh.stores import SqliteReader
 from mesh.stores.journal import migration
 from mesh.stores.journal.frames import GENESIS, chain, frames_in
@@ -261,6 +262,18 @@ def test_a_reader_says_what_to_do_with_it(path: Path, monkeypatch: pytest.Monkey
         SqliteReader(path)
     migrate(path)
     same(path, known(journal(1), journal(2), journal(3)))
+
+
+def test_the_command_line_does_it_too(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite:///{path}"
+    assert main(["migrate", "--store", url]) == 1 and "no such file" in capsys.readouterr().err
+    assert main(["migrate", "--store", "memory://"]) == 2 and "is no file of ours" in capsys.readouterr().err
+    form.write(path, [journal(1)])
+    assert main(["list", "--store", url]) == 1 and f"bitactor migrate --store {url}" in capsys.readouterr().err
+    for _ in range(2):
+        assert main(["migrate", "--store", url]) == 0
+        assert f"{url} is in the form of this release" in capsys.readouterr().err
+    same(path, known(journal(1)))
 
 
 def test_a_full_disk_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
