@@ -50,6 +50,10 @@ VERBS: Final = {
         "Look at this machine, and at the store, registry and collector that are named: does a node find what it "
         "needs?",
     ),
+    "export": Verb(
+        "mesh.cli.export:export",
+        "Copy transactions and their pulses out of a journal, the newest first, while nodes write it or not.",
+    ),
     "graph": Verb(
         "mesh.cli.graph:graph",
         "Draw workflows as Mermaid flowcharts: steps, where arguments come from, order, what is nested, undo, when.",

@@ -249,16 +249,17 @@ def _migrate(connection: sqlite3.Connection, path: Path, admit: Callable[[sqlite
         version = _journal_version(connection, path)
         if 0 < version < len(_migrations()):
             admit(connection)
-        for migration in _migrations()[version:]:
-            for statement in _statements(migration.read_text(encoding="utf-8")):
+        for number in range(version, len(_migrations())):
+            for statement in statements_of(number + 1):
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(_migrations())}")
 
 
-def _statements(script: str) -> Iterator[str]:
+def statements_of(version: int) -> Iterator[str]:
+    """The statements that make a journal of this version out of one of the version before."""
     statement = ""
-    for line in script.splitlines(keepends=True):
+    for line in _migrations()[version - 1].read_text(encoding="utf-8").splitlines(keepends=True):
         statement += line
         if sqlite3.complete_statement(statement):
             yield statement

@@ -128,9 +128,7 @@ async def test_a_damaged_row_of_an_owner_or_a_transaction_stops_nobody(sqlite: s
         statement(DAMAGED_TIMES),
     )
     with sqlite3.connect(sqlite.removeprefix("sqlite:///")) as file:
-        file.execute(
-            "INSERT INTO owners VALUES ('odd', 'x', 5, 'x', 'x', '', 1)"
-        )
+        file.execute("INSERT INTO owners VALUES ('odd', 'x', 5, 'x', 'x', '', 1)")
     listed = command_line("list", "--store", sqlite, "--json")
     assert len(listed.stdout.splitlines()) == 2, listed.stderr
     async with Mesh(orders, store=sqlite) as mesh:

@@ -43,9 +43,10 @@ _log = logging.getLogger("bitactor.store")
 DAMAGED: Final = "damaged_pulses"
 """The table of rows of an earlier release that cannot be read."""
 
-_PATIENCE: Final = 30.0
+PATIENCE: Final = 30.0
 """Seconds for which another process may keep the file locked without having done anything in it."""
-_STEP_BYTES: Final = 512 * 1024
+STEP_BYTES: Final = 512 * 1024
+"""Bytes of pulses, about, that are converted in one commit."""
 _PART_BYTES: Final = 64 * 1024
 _FRAME_BYTES: Final = 32 * 1024
 _FRAME_PULSES: Final = 16
@@ -53,7 +54,7 @@ _ROW_BYTES: Final = 128
 """Bytes that a row counts for, beside its body."""
 _CHECKPOINT_PAGES: Final = 1_000
 _MOST_ONCE: Final = 65_536
-_SAY_EVERY: Final = 3.0
+SAY_EVERY: Final = 3.0
 """Seconds between words on how far it is."""
 
 _FIRST: Final = f"SELECT rowid, transaction_id FROM {UNCONVERTED} ORDER BY transaction_id, seq LIMIT 1"
@@ -100,7 +101,7 @@ def migrate(path: Path) -> int:
 
 def _converting(connection: sqlite3.Connection, path: Path) -> Generator[float, None, int]:
     """Convert what is left of the rows, a step at a time; how many these were."""
-    if not (yield from tries(lambda: _is_left(connection), _PATIENCE, path)):
+    if not (yield from tries(lambda: _is_left(connection), PATIENCE, path)):
         return 0
     connection.text_factory = _any_text
     conversion = _Conversion(connection, path)
@@ -109,13 +110,13 @@ def _converting(connection: sqlite3.Connection, path: Path) -> Generator[float, 
     seen = _commits_of_others(connection)
     while _is_left(connection):
         try:
-            yield from tries(conversion.step, _PATIENCE, path)
+            yield from tries(conversion.step, PATIENCE, path)
         except sqlite3.OperationalError as error:
             if not is_busy(error) or _commits_of_others(connection) == seen:
                 raise
         seen = _commits_of_others(connection)
         now = time.monotonic()
-        if now - said >= _SAY_EVERY:
+        if now - said >= SAY_EVERY:
             said = now
             _log.warning(
                 "%s: its pulses are brought into the form of this release, %d of about %d so far; what is done stays, "
@@ -184,12 +185,12 @@ class _Conversion:
         connection = self._connection
         done = size = 0
         with write_transaction(connection):
-            while size < _STEP_BYTES and _is_left(connection):
+            while size < STEP_BYTES and _is_left(connection):
                 first = connection.execute(_FIRST).fetchone()
                 if first is None:
                     connection.execute(f"DROP TABLE {UNCONVERTED}")
                     break
-                pulses, more = self._convert(first[0], first[1], _STEP_BYTES - size)
+                pulses, more = self._convert(first[0], first[1], STEP_BYTES - size)
                 done += pulses
                 size += more
             added = self._words.add(connection, self._twice)

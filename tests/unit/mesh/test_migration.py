@@ -88,7 +88,7 @@ def known(*transactions: Sequence[Pulse]) -> dict[str, Sequence[Pulse]]:
 def test_it_has_the_same_pulses_whenever_it_is_killed(
     stored: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migration, "_STEP_BYTES", 1)
+    monkeypatch.setattr(migration, "STEP_BYTES", 1)
     shutil.copy(stored, path)
     path.chmod(0o600)
     before, transactions = form.read(path), rows(path)
@@ -117,7 +117,7 @@ def test_a_long_one_becomes_parts_of_bounded_size(path: Path) -> None:
 
 
 def test_two_that_open_at_once_take_turns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migration, "_STEP_BYTES", 2_000)
+    monkeypatch.setattr(migration, "STEP_BYTES", 2_000)
     transactions = [journal(number) for number in range(1, 60)]
     form.write(path, transactions)
     first, second = steps(path), steps(path)
@@ -128,13 +128,13 @@ def test_two_that_open_at_once_take_turns(path: Path, monkeypatch: pytest.Monkey
 
 
 def test_who_waits_for_one_that_goes_on_waits_longer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migration, "_STEP_BYTES", 2_000)
-    monkeypatch.setattr(migration, "_PATIENCE", 0.0)
+    monkeypatch.setattr(migration, "STEP_BYTES", 2_000)
+    monkeypatch.setattr(migration, "PATIENCE", 0.0)
     transactions = [journal(number) for number in range(1, 60)]
     form.write(path, transactions)
     first, second = steps(path), steps(path)
     assert not finish(first) and not finish(second)
-    monkeypatch.setattr(migration, "_STEP_BYTES", 1)
+    monkeypatch.setattr(migration, "STEP_BYTES", 1)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         for _ in range(3):
             assert not finish(first)
@@ -234,7 +234,7 @@ def test_from_the_first_step_on_the_earlier_release_does_nothing_there(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It opens the file no more; who has it open cannot write a pulse, is fenced, and takes no other name."""
-    monkeypatch.setattr(migration, "_STEP_BYTES", 1)
+    monkeypatch.setattr(migration, "STEP_BYTES", 1)
     form.write(path, [journal(1), journal(2), journal(3)])
     with closing(steps(path)) as going:
         assert not finish(going)
@@ -251,7 +251,7 @@ def test_from_the_first_step_on_the_earlier_release_does_nothing_there(
 
 
 def test_a_reader_says_what_to_do_with_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migration, "_STEP_BYTES", 1)
+    monkeypatch.setattr(migration, "STEP_BYTES", 1)
     form.write(path, [journal(1), journal(2), journal(3)])
     say = pytest.raises(StoreError, match=rf"earlier release.*`bitactor migrate --store sqlite:///{path}`")
     with say:
@@ -296,8 +296,8 @@ def test_a_full_disk_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_it_says_how_far_it_is(path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(migration, "_STEP_BYTES", 1)
-    monkeypatch.setattr(migration, "_SAY_EVERY", 0.0)
+    monkeypatch.setattr(migration, "STEP_BYTES", 1)
+    monkeypatch.setattr(migration, "SAY_EVERY", 0.0)
     form.write(path, [journal(1), journal(2)])
     with caplog.at_level(logging.WARNING):
         migrate(path)
