@@ -50,11 +50,16 @@ VERBS: Final = {
         "Look at this machine, and at the store, registry and collector that are named: does a node find what it "
         "needs?",
     ),
+    "export": Verb(
+        "mesh.cli.export:export",
+        "Copy transactions and their pulses out of a journal, the newest first, while nodes write it or not.",
+    ),
     "graph": Verb(
         "mesh.cli.graph:graph",
         "Draw workflows as Mermaid flowcharts: steps, where arguments come from, order, what is nested, undo, when.",
     ),
     "list": Verb("mesh.cli.list:list_transactions", "List transactions, the newest first."),
+    "migrate": Verb("mesh.cli.migrate:migrate", "Bring a journal of an earlier release into the form of this one."),
     "registry": Verb("mesh.cli.registry:app", "Show who is registered: names, holders, values."),
     "resume": Verb("mesh.cli.change:resume", "Let a halted or stuck transaction go on."),
     "run": Verb(

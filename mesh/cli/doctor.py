@@ -208,12 +208,13 @@ def _store(store: str) -> list[Check]:
             return found
     except (BitActorError, OSError) as error:
         missing = isinstance(error, StoreError) and "no such" in str(error).lower()
+        early = "of an earlier release" in str(error)  # says itself what to do
         return [
             Check(
                 "store",
-                "warn" if missing else "fail",
+                "warn" if missing or early else "fail",
                 str(error),
-                "the first node makes it" if missing else "name a store that this version reads",
+                "the first node makes it" if missing else "" if early else "name a store that this version reads",
             )
         ]
 

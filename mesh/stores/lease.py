@@ -24,7 +24,7 @@ from bitactor.errors import StaleOwner, StoreError
 from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import ConnectionThread, write_transaction
 from mesh.stores.journal.takeover import archive_tails, delete_log_of
-from mesh.stores.liveness import RELEASED, Bounds, Identity, Observer, OwnerRow
+from mesh.stores.liveness import RELEASED, Bounds, Identity, Observer, OwnerRow, of_one_boot
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 from registry.support.clock import monotonic_ns
 
@@ -85,6 +85,29 @@ def release(connection: sqlite3.Connection, owner: str) -> None:
         else:
             delete_log_of(connection, owner)
             connection.execute("DELETE FROM owners WHERE owner = ? AND fenced = ''", (owner,))
+
+
+def refuse_living(path: Path, now_ns: Callable[[], int], connection: sqlite3.Connection) -> None:
+    """Make sure that no process uses a journal whose form is to be changed: one that can be seen running, or, where it
+    cannot be seen, whose lease has not run out.
+
+    Raises:
+        StoreError: one does.
+    """
+    identity = identify()
+    for owner, pid, boot_id, started, expires_ns in connection.execute(
+        "SELECT owner, pid, boot_id, process_started, expires_ns FROM owners WHERE fenced = '' AND expires_ns <> ?",
+        (RELEASED,),
+    ):
+        if boot_id and boot_id == identity.boot_id:
+            lives = type(pid) is int and process_started(pid) == started
+        else:
+            lives = of_one_boot(boot_id, identity.boot_id) and _whole(expires_ns, _LONG_AGO) > now_ns()
+        if lives:
+            raise StoreError(
+                f"{path} is of an earlier release, and process {pid} of that release (owner {owner!r}) still uses it; "
+                "nothing was changed: stop all nodes of the earlier release first, then start this one"
+            )
 
 
 def require_lease(connection: sqlite3.Connection, owner: str) -> None:

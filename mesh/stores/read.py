@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -19,7 +20,7 @@ from mesh.stores.database import connect_read_only, retry_while_busy, store_erro
 from mesh.stores.journal.blobs import read_blob
 from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
 from mesh.stores.journal.frames import Frame, frames_in, pulses_of
-from mesh.stores.journal.tail import one_moment, read_frames
+from mesh.stores.journal.tail import one_moment, read_frames, read_piece
 from mesh.stores.journal.words import Words
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 
@@ -180,6 +181,11 @@ class SqliteQueries(StoreQueries):
             raise StoreError(f"{self._path}: asked for what is no text: {error}") from error
 
 
+def _piece(transaction: str, seq: int, connection: sqlite3.Connection) -> tuple[bytes, bool]:
+    with one_moment(connection):
+        return read_piece(connection, transaction, seq)
+
+
 class SqliteReader(SqliteQueries):
     """A reader of a journal, in any process, while others write it.  Belongs to the thread that made it.
 
@@ -205,6 +211,29 @@ class SqliteReader(SqliteQueries):
         followed = super().follow(cursor)
         self._seen = ("", 0) if followed.more else (followed.cursor, version)
         return followed
+
+    def each_pulse(self, transaction: str) -> Iterator[Pulse]:
+        """The pulses of a transaction, one after the other; of a long one only some are in memory at a time.
+
+        Raises:
+            StoreError: the next ones cannot be read.
+        """
+        row = self.get(transaction)
+        seq, ended = 0, row is None
+        while not ended:
+            try:
+                data, ended = self._read(partial(_piece, transaction, seq))
+                begun = seq
+                for frame in frames_in(data):
+                    if frame.seq != seq:
+                        raise StoreError(f"pulse {seq} is missing")
+                    pulses = self._pulses_of(frame, data, row.root if row else "", row.workflow if row else "")
+                    seq += len(pulses)
+                    yield from pulses
+                if seq == begun and not ended:
+                    raise StoreError(f"pulse {seq} is missing")
+            except Exception as error:  # of bytes that are not what was written, anything
+                raise self._unreadable(transaction, error) from error
 
     def damage(self) -> list[str]:
         """What SQLite finds to be wrong with the file, the first few; reads all of it."""

@@ -26,8 +26,8 @@ from typing_extensions import override
 from bitactor.errors import ConfigurationError, StaleOwner, StoreError, suggest
 from bitactor.ports import Claim, Refusal, Store, StoreFault, TransactionRow, Write
 from mesh.stores.audit import Inspector
-from mesh.stores.database import connect, is_busy, preparing, retry_while_busy, sleep_through, store_error, tries
-from mesh.stores.journal.migration import converting
+from mesh.stores.database import connect, is_busy, retry_while_busy, sleep_through, store_error, tries
+from mesh.stores.journal.migration import migrating
 from mesh.stores.lease import (
     HUNG_AFTER,
     LeaseThread,
@@ -135,8 +135,7 @@ class SqliteStore(SqliteQueries, Store):
             raise StoreError(f"{self._path}: a store is opened once; make another one")
         if not owner:
             raise StoreError(f"{self._path}: an owner needs a name")
-        yield from self._unless_closed(preparing(self._path))
-        yield from self._unless_closed(converting(self._path))
+        yield from self._unless_closed(migrating(self._path, self._wall_ns))
         try:
             connection = self._connect()
         except sqlite3.Error as error:
@@ -195,7 +194,7 @@ class SqliteStore(SqliteQueries, Store):
             raise store_error(error, self._path) from error
         self._owner = owner
 
-    def _unless_closed(self, waiting: Generator[float]) -> Generator[float]:
+    def _unless_closed(self, waiting: Generator[float, None, object]) -> Generator[float]:
         for pause in waiting:
             yield pause
             if self._closing:

@@ -52,7 +52,7 @@ def statement(text: str) -> Damage:
 
 
 DAMAGED_TIMES = "UPDATE transactions SET created_ns = 'long ago', updated_ns = x'00' WHERE transaction_id = ?"
-DAMAGED_OWNER = "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns) VALUES ('odd', 'x', 5, 'x', 'x')"
+DAMAGED_OWNER = "INSERT INTO owners VALUES ('odd', 'x', 5, 'x', 'x', '', 1)"
 DAMAGES: dict[str, Damage] = {
     "a key that is none": body([[], "loop", "forward", None, None, {"metadata": {b"k": 1}}, ""]),
     "an unhashable key": body(b"\x97\x90\xa4loop\xa7forward\xc0\xc0\x81\x91\x01\x01\xa0"),
@@ -128,9 +128,7 @@ async def test_a_damaged_row_of_an_owner_or_a_transaction_stops_nobody(sqlite: s
         statement(DAMAGED_TIMES),
     )
     with sqlite3.connect(sqlite.removeprefix("sqlite:///")) as file:
-        file.execute(
-            "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns) VALUES ('odd', 'x', 5, 'x', 'x')"
-        )
+        file.execute("INSERT INTO owners VALUES ('odd', 'x', 5, 'x', 'x', '', 1)")
     listed = command_line("list", "--store", sqlite, "--json")
     assert len(listed.stdout.splitlines()) == 2, listed.stderr
     async with Mesh(orders, store=sqlite) as mesh:

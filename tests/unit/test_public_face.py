@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mesh.cli.app import VERBS
 from mesh.ingress.problems import TITLES
 from tests.public_face import LISTING
 
@@ -22,6 +23,9 @@ ROOT = Path(__file__).parents[2]
 PROBLEMS = [f"urn:bitactor:problem:{name}" for name in TITLES]
 
 ADDED = {
+    # What a journal keeps is copied out of it; one of an earlier release has another form.
+    "command line/export",
+    "command line/migrate",
     # A store says what it finds to be wrong with itself.
     "names/bitactor.ports/StoreFault",
     "names/bitactor.ports/Store/members/on_fault",
@@ -232,6 +236,9 @@ RETOLD = ("cancel", "list", "resume", "run", "trace", "undo")
 `--log-format`, `--root-path` and `--when-fenced`."""
 
 
+NEW_VERBS = ("export", "migrate")
+
+
 def without_results(listing: str) -> Any:
     """The listing without the types of results, which only type checkers see; `tests/typing_expected.py` has them."""
     listing = re.sub(r"\b(Workflow|Transaction|BlockingTransaction|Trace)\[(?:R|Any)\]", r"\1", listing)
@@ -256,8 +263,14 @@ def test_the_public_face_is_as_it_was_listed(tmp_path: Path) -> None:
         *SENT
     )
     found = without_results(made.read_text())
+    for verb in NEW_VERBS:
+        before, line, after = found["command line"][""].partition(f"{verb} {VERBS[verb].about} ")
+        assert line
+        found["command line"][""] = before + after
     for verb in RETOLD:
         assert listed["command line"].pop(verb) != found["command line"].pop(verb)
+    # The journal has tables of its own use; those of before are what an export has, and have no owners.
+    listed["tables"] = [table for table in listed["tables"] if not table.startswith("CREATE TABLE owners")]
     assert set(differences(listed, found)) == ADDED
 
 

@@ -12,6 +12,7 @@ COMMIT_BITS: Final = 40
 
 _RAW: Final = b"\x00"
 _DEFLATED: Final = b"\x01"
+_UNREADABLE: Final = b"\x02"
 _SMALL: Final = 1_024
 """Bytes that are not worth the tens of microseconds it takes to begin to compress."""
 _CHECK_BYTES: Final = 4
@@ -56,17 +57,25 @@ def part_body(transaction: bytes, seq: int, next_seq: int, row: int, frames: byt
     return _check(b"%b%d,%d,%d" % (transaction, seq, next_seq, row), zlib.crc32(content)) + content
 
 
+def unreadable_part(transaction: bytes, seq: int, why: str) -> bytes:
+    """What a part of the archive keeps in the place of pulses that could not be read when they were to become one."""
+    content = _UNREADABLE + why.encode("utf-8", "backslashreplace")
+    return _check(b"%b%d,%d,%d" % (transaction, seq, seq, 0), zlib.crc32(content)) + content
+
+
 def frames_of_part(transaction: bytes, seq: int, next_seq: int, row: int, body: bytes) -> bytes:
     """The frames of a part of the archive.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: it is damaged, or what it was to keep could not be read.
     """
     check, content = body[:_CHECK_BYTES], body[_CHECK_BYTES:]
     if check != _check(b"%b%d,%d,%d" % (transaction, seq, next_seq, row), zlib.crc32(content)):
         raise StoreError(f"its part of the archive from pulse {seq} to {next_seq} is damaged")
     if content[:1] == _RAW:
         return content[1:]
+    if content[:1] == _UNREADABLE:
+        raise StoreError(content[1:].decode())
     return zlib.decompress(content[1:], -15)
 
 

@@ -12,6 +12,9 @@ from mesh.stores.journal.frames import GENESIS, Digest, digest_of, frames_in
 from mesh.stores.journal.parts import end_of_log, frames_of_log, frames_of_part
 
 _PARTS = "SELECT seq, next_seq, log_id, body FROM archive WHERE transaction_id = ? ORDER BY seq"
+_NEXT_PART = (
+    "SELECT seq, next_seq, log_id, body FROM archive WHERE transaction_id = ? AND seq >= ? ORDER BY seq LIMIT 1"
+)
 _LOG = "SELECT id, body FROM log WHERE id >= ? AND id < ? ORDER BY id"
 
 
@@ -90,6 +93,24 @@ def read_frames(connection: sqlite3.Connection, transaction: str, log_from: int 
     if log_from:
         found += _tail_in_log(connection, transaction, log_from, reached, head or GENESIS).frames
     return b"".join(found)
+
+
+def read_piece(connection: sqlite3.Connection, transaction: str, seq: int) -> tuple[bytes, bool]:
+    """The frames of a transaction from pulse `seq` on, as far as one part of the archive has them, or, behind the last
+    part, the log; and whether there are no more.  Inside a database transaction.
+
+    Raises:
+        StoreError: they are damaged or missing.
+    """
+    part = connection.execute(_NEXT_PART, (transaction, seq)).fetchone()
+    if part is None:
+        tail = read_tail(connection, transaction)
+        if tail.part_seq != seq:
+            raise StoreError(f"pulses {seq} to {tail.part_seq} are not in the archive")
+        return b"".join(tail.frames), True
+    if part[0] != seq:
+        raise StoreError(f"pulses {seq} to {part[0]} are not in the archive")
+    return frames_of_part(id_bytes(transaction), *part), False
 
 
 def _tail_in_log(connection: sqlite3.Connection, transaction: str, log_from: int, seq: int, head: Digest) -> Tail:
