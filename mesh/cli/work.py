@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mesh.network.transports.addresses import MAX_IPC_PATH
     from mesh.sinks.plain import plain, plain_pulse
     from mesh.stores import SqliteReader, open_reader
+    from mesh.stores.journal.verify import Fault, Progress
     from registry import Curve, Entry, RegistryServer
     from registry.support.log import log_to_stderr, prepare_log
 
@@ -30,9 +31,11 @@ __all__ = [
     "Consumer",
     "Curve",
     "Entry",
+    "Fault",
     "HttpServer",
     "Mesh",
     "Plan",
+    "Progress",
     "RegistryServer",
     "SqliteReader",
     "StimulusOptions",
@@ -68,6 +71,7 @@ if not TYPE_CHECKING:
             "mesh.network.transports.addresses": "MAX_IPC_PATH",
             "mesh.sinks.plain": "plain plain_pulse",
             "mesh.stores": "SqliteReader open_reader",
+            "mesh.stores.journal.verify": "Fault Progress",
             "registry": "Curve Entry RegistryServer",
             "registry.support.log": "log_to_stderr prepare_log",
         },

@@ -13,14 +13,15 @@ from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
 from bitactor.ports import StoreQueries, TransactionRow
-from mesh.stores.audit import Unreadable, unreadable
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
-from mesh.stores.journal.frames import frames_in, pulses_of
+from mesh.stores.journal.frames import frames_in, pulses_of, why_of
 from mesh.stores.journal.tail import one_moment, read_frames
+from mesh.stores.journal.verify import Fault, Progress, Verification
 from mesh.stores.journal.words import Words
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 
 Rows = list[Any]
+Pulses = list[Pulse]
 Value = TypeVar("Value")
 
 # Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
@@ -47,11 +48,11 @@ class SqliteQueries(StoreQueries):
     def pulses(self, transaction: str) -> list[Pulse]:
         try:
             found = self._read(lambda connection: self._frames(connection, transaction))
-            return [] if found is None else self._decoded(*found)
         except StoreError:
             raise
-        except Exception as error:  # of bytes that are not what was written, anything
+        except Exception as error:  # of what is not as it was written, anything
             raise StoreError(f"{self._path}: transaction {transaction} cannot be read: {named_text(error)}") from error
+        return [] if found is None else self._decoded(*found)
 
     @override
     def find(self, workflow: str, key: str) -> str | None:
@@ -101,16 +102,21 @@ class SqliteQueries(StoreQueries):
                 raise StoreError(f"{self._path}: transaction {transaction} cannot be read: {error}") from error
         return transaction, root, workflow, data
 
-    def _decoded(self, transaction: str, root: str, workflow: str, data: bytes) -> list[Pulse]:
-        pulses: list[Pulse] = []
-        for frame in frames_in(data):
-            if frame.seq != len(pulses):
-                raise StoreError(f"{self._path}: pulse {len(pulses)} of transaction {transaction} is missing")
-            try:
-                pulses += pulses_of(frame, data, root, workflow, self._words.words)
-            except KeyError:  # a word that another process added
-                self._read(self._words.load)
-                pulses += pulses_of(frame, data, root, workflow, self._words.words)
+    def _decoded(self, transaction: str, root: str, workflow: str, data: bytes) -> Pulses:
+        pulses: Pulses = []
+        try:
+            for frame in frames_in(data):
+                if frame.seq != len(pulses):
+                    raise StoreError(f"pulse {frame.seq} is there")
+                try:
+                    pulses += pulses_of(frame, data, root, workflow, self._words.words)
+                except KeyError:  # a word that another process added
+                    self._read(self._words.load)
+                    pulses += pulses_of(frame, data, root, workflow, self._words.words)
+        except Exception as error:  # of bytes that are not what was written, anything
+            raise StoreError(
+                f"{self._path}: pulse {len(pulses)} of transaction {transaction} cannot be read: {why_of(error)}"
+            ) from error
         return pulses
 
     def _rows(self, sql: str, *values: str | int) -> Rows:
@@ -159,16 +165,18 @@ class SqliteReader(SqliteQueries):
         lines = self._rows("PRAGMA integrity_check(5)")
         return [str(line) for (line,) in lines if line != "ok"]
 
-    def unreadable(self) -> Iterator[Unreadable]:
-        """The transactions that cannot be read back, one after the other; reads all of them.
+    def verify(self, transaction: str | None = None) -> Iterator[Fault | Progress]:
+        """Whether what is kept is what was written: the first fault of each transaction, or of this one, and how far
+        the look is, the last time at its end.
 
         Raises:
             StoreError: the file itself is damaged.
         """
         if self._connection is None:
             raise StoreError(f"{self._path} is not open")
+        look = Verification(self._connection)
         try:
-            yield from unreadable(self._connection)
+            yield from look.walk() if transaction is None else look.look(transaction)
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
 

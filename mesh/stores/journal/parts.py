@@ -14,6 +14,8 @@ _RAW: Final = b"\x00"
 _DEFLATED: Final = b"\x01"
 _SMALL: Final = 1_024
 _CHECK_BYTES: Final = 4
+_ID_BITS: Final = 64
+_ID_MASK: Final = (1 << _ID_BITS) - 1
 
 
 def log_id(owner_number: int, commit: int) -> int:
@@ -41,6 +43,22 @@ def frames_of_log(row: int, body: bytes) -> bytes:
     if check != _check(frames, zlib.crc32(b"%d" % row)):
         raise StoreError(f"log row {row} is damaged")
     return frames
+
+
+def home_of_log(row: int, body: bytes) -> int | None:
+    """The id under which a row of the log was written, if that is not its own but for one bit; None: it was not damaged
+    so."""
+    frames, check = body[:-_CHECK_BYTES], body[-_CHECK_BYTES:]
+    for other in ids_beside(row):
+        if other >= 0 and check == _check(frames, zlib.crc32(b"%d" % other)):
+            return other
+    return None
+
+
+def ids_beside(row: int) -> list[int]:
+    """The ids that an id becomes with one bit changed."""
+    unsigned = [(row & _ID_MASK) ^ (1 << bit) for bit in range(_ID_BITS)]
+    return [other - (1 << _ID_BITS) if other >> (_ID_BITS - 1) else other for other in unsigned]
 
 
 def part_body(transaction: bytes, seq: int, next_seq: int, row: int, frames: bytes) -> bytes:

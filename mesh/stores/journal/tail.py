@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from bitactor.errors import StoreError
-from mesh.stores.journal.frames import GENESIS, Digest, digest_of, frames_in
-from mesh.stores.journal.parts import end_of_log, frames_of_log, frames_of_part
+from mesh.stores.journal.frames import GENESIS, Digest, Frame, digest_of, frames_in
+from mesh.stores.journal.parts import end_of_log, frames_of_log, frames_of_part, home_of_log, ids_beside
 
-_PARTS = "SELECT seq, next_seq, log_id, body FROM archive WHERE transaction_id = ? ORDER BY seq"
-_LOG = "SELECT id, body FROM log WHERE id >= ? AND id < ? ORDER BY id"
+_PARTS = "SELECT seq, next_seq, log_id, CAST(body AS BLOB) FROM archive WHERE transaction_id = ? ORDER BY seq"
+_LOG = "SELECT id, CAST(body AS BLOB) FROM log WHERE id >= ? AND id < ? ORDER BY id"
 
 
 class Tail(NamedTuple):
@@ -87,9 +87,21 @@ def read_frames(connection: sqlite3.Connection, transaction: str, log_from: int 
             raise StoreError(f"pulses {reached} to {seq} are not in the archive")
         found.append(frames_of_part(name, seq, next_seq, row, body))
         reached = next_seq
+    if _last_digest(found) != (head or GENESIS):
+        raise StoreError(f"what the archive has of it ends at pulse {reached}, and that is not its end")
     if log_from:
         found += _tail_in_log(connection, transaction, log_from, reached, head or GENESIS).frames
     return b"".join(found)
+
+
+def _last_digest(parts: list[bytes]) -> Digest:
+    """The digest of the last frame in these parts."""
+    if not parts:
+        return GENESIS
+    start = 0
+    for frame in frames_in(parts[-1]):
+        start = frame.start
+    return digest_of(memoryview(parts[-1])[start:])
 
 
 def _tail_in_log(connection: sqlite3.Connection, transaction: str, log_from: int, seq: int, head: Digest) -> Tail:
@@ -99,56 +111,113 @@ def _tail_in_log(connection: sqlite3.Connection, transaction: str, log_from: int
     return tail
 
 
+class DamagedTail(StoreError):
+    """What a transaction has in the log cannot be read."""
+
+    pulse = 0
+    """The first that cannot be read."""
+
+
 class _Wanted:
     """A transaction whose frames are looked for in the log."""
 
-    __slots__ = ("damage", "first", "frames", "head", "log_from", "seq")
+    __slots__ = ("damage", "first", "frames", "head", "log_from", "lost", "seq")
 
     def __init__(self, log_from: int, seq: int, head: Digest) -> None:
         self.log_from = log_from
         self.first = self.seq = seq
         self.head = head
         self.frames: list[bytes] = []
-        self.damage: StoreError | None = None
+        self.damage: DamagedTail | None = None
+        self.lost = -1
+        """A row that is missing, and may have had the next frame; -1: there is none."""
+
+    def refuse(self, why: str) -> None:
+        """Say why it cannot be read any further; the first reason stands."""
+        if self.damage is None:
+            self.damage = DamagedTail(why)
+            self.damage.pulse = self.seq
+
+    def take(self, row: int, frame: Frame, data: bytes) -> None:
+        """Take its next frame."""
+        if frame.seq != self.seq:
+            self.refuse(f"pulse {self.seq} is missing: log row {row} goes on with pulse {frame.seq}")
+        elif frame.before != self.head:
+            self.refuse(f"what comes before pulse {self.seq} is not what it was when log row {row} was written")
+        else:
+            content = data[frame.start : frame.end]
+            self.frames.append(content)
+            self.seq, self.head = frame.seq + frame.pulses, digest_of(content)
+            self.lost = -1
+
+    def result(self) -> Tail | StoreError:
+        """What was found."""
+        if self.lost >= 0:
+            self.refuse(f"pulse {self.seq} may be missing: log row {self.lost} is")
+        elif not self.frames:
+            self.refuse(f"log row {self.log_from} is missing")
+        return self.damage or Tail(self.frames, self.head, self.first, self.seq, self.log_from)
 
 
-def tails_in_log(connection: sqlite3.Connection, open_in_log: Iterable[tuple[str, int, int, Digest]]) -> dict[str, Tail | StoreError]:
+def tails_in_log(
+    connection: sqlite3.Connection, open_in_log: Iterable[tuple[str, int, int, Digest]]
+) -> dict[str, Tail | StoreError]:
     """What transactions have only in the log, all of one owner; of one that is damaged, the reason.  Each is given with
     the row from which its frames are, the number of the first pulse, and the digest of the frame before."""
     wanted: dict[bytes, _Wanted] = {}
     found: dict[str, Tail | StoreError] = {}
     for transaction, log_from, seq, head in open_in_log:
-        wanted[id_bytes(transaction)] = _Wanted(log_from, seq, head)
-    first = min((one.log_from for one in wanted.values()), default=0)
+        try:
+            wanted[id_bytes(transaction)] = _Wanted(log_from, seq, head)
+        except ValueError as error:
+            found[transaction] = StoreError(str(error))
+    first = expected = min((one.log_from for one in wanted.values()), default=0)
     only = next(iter(wanted)) if len(wanted) == 1 else None
     for row, body in connection.execute(_LOG, (first, end_of_log(first))):
         try:
             data = frames_of_log(row, body)
+            frames = list(frames_in(data, only))
         except StoreError as error:
-            _blame(wanted, row, body, error)
-            continue
-        for frame in frames_in(data, only):
+            home = home_of_log(row, body)
+            _blame(wanted, row if home is None else home, body, str(error))
+            if home is not None:
+                continue
+            frames = []
+        if row != expected:
+            _miss(connection, wanted, expected, row)
+        expected = row + 1
+        for frame in frames:
             one = wanted.get(frame.transaction)
-            if one is None or one.damage is not None or row < one.log_from:
-                continue
-            if frame.seq != one.seq:
-                one.damage = StoreError(f"pulse {one.seq} is missing: log row {row} goes on with pulse {frame.seq}")
-                continue
-            content = data[frame.start : frame.end]
-            one.frames.append(content)
-            one.seq, one.head = frame.seq + frame.pulses, digest_of(content)
-    for name, one in wanted.items():
-        if not one.frames and one.damage is None:
-            one.damage = StoreError(f"log row {one.log_from} is missing")
-        found[name.hex()] = one.damage or Tail(one.frames, one.head, one.first, one.seq, one.log_from)
+            if one is not None and one.damage is None and row >= one.log_from:
+                one.take(row, frame, data)
+    _find(connection, wanted, expected)
+    found |= {name.hex(): one.result() for name, one in wanted.items()}
     return found
 
 
-def _blame(wanted: dict[bytes, _Wanted], row: int, body: bytes, error: StoreError) -> None:
+def _miss(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], first: int, end: int) -> None:
+    """Note that these rows of the log are missing: who is not shown to go on behind them may have lost something."""
+    for row in range(first, end):
+        if not _find(connection, wanted, row):
+            for one in wanted.values():
+                if row >= one.log_from and one.lost < 0:
+                    one.lost = row
+
+
+def _find(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], row: int) -> bool:
+    """Whether a row that is missing in the log has another id, by one bit; it belongs to whom it names."""
+    ids = ids_beside(row)
+    marks = ", ".join("?" * len(ids))
+    for other, body in connection.execute(f"SELECT id, CAST(body AS BLOB) FROM log WHERE id IN ({marks})", ids):
+        if home_of_log(other, body) == row:
+            _blame(wanted, row, body, f"log row {row} has another id, {other}")
+            return True
+    return False
+
+
+def _blame(wanted: dict[bytes, _Wanted], row: int, body: bytes, why: str) -> None:
     """Say of the transactions that a damaged row belongs to that they are damaged: it has their id, or, where that is
     what was hit, the digest of their frame before, or it is where they begin."""
     for name, one in wanted.items():
-        if row >= one.log_from and (
-            name in body or one.head in body or (row == one.log_from and not one.frames)
-        ):
-            one.damage = one.damage or error
+        if row >= one.log_from and (name in body or (one.head in body if one.frames else row == one.log_from)):
+            one.refuse(why)
