@@ -45,14 +45,18 @@ def frames_of_log(row: int, body: bytes) -> bytes:
     return frames
 
 
+def is_sound(row: int, body: bytes) -> bool:
+    """Whether this is what a row of the log keeps that was written under the id `row`."""
+    try:
+        frames_of_log(row, body)
+    except StoreError:
+        return False
+    return True
+
+
 def home_of_log(row: int, body: bytes) -> int | None:
-    """The id under which a row of the log was written, if that is not its own but for one bit; None: it was not damaged
-    so."""
-    frames, check = body[:-_CHECK_BYTES], body[-_CHECK_BYTES:]
-    for other in ids_beside(row):
-        if other >= 0 and check == _check(frames, zlib.crc32(b"%d" % other)):
-            return other
-    return None
+    """The id under which a row of the log was written, if that is another by one bit; None: it is not so."""
+    return next((home for home in ids_beside(row) if is_sound(home, body)), None)
 
 
 def ids_beside(row: int) -> list[int]:

@@ -9,7 +9,15 @@ from typing import NamedTuple
 
 from bitactor.errors import StoreError
 from mesh.stores.journal.frames import GENESIS, Digest, Frame, digest_of, frames_in
-from mesh.stores.journal.parts import end_of_log, frames_of_log, frames_of_part, home_of_log, ids_beside
+from mesh.stores.journal.parts import (
+    COMMIT_BITS,
+    end_of_log,
+    frames_of_log,
+    frames_of_part,
+    home_of_log,
+    ids_beside,
+    is_sound,
+)
 
 _PARTS = "SELECT seq, next_seq, log_id, CAST(body AS BLOB) FROM archive WHERE transaction_id = ? ORDER BY seq"
 _LOG = "SELECT id, CAST(body AS BLOB) FROM log WHERE id >= ? AND id < ? ORDER BY id"
@@ -121,12 +129,12 @@ class DamagedTail(StoreError):
 class _Wanted:
     """A transaction whose frames are looked for in the log."""
 
-    __slots__ = ("damage", "first", "frames", "head", "log_from", "lost", "seq")
+    __slots__ = ("began", "damage", "first", "frames", "head", "log_from", "lost", "seq")
 
     def __init__(self, log_from: int, seq: int, head: Digest) -> None:
         self.log_from = log_from
         self.first = self.seq = seq
-        self.head = head
+        self.began = self.head = head
         self.frames: list[bytes] = []
         self.damage: DamagedTail | None = None
         self.lost = -1
@@ -171,48 +179,80 @@ def tails_in_log(
             wanted[id_bytes(transaction)] = _Wanted(log_from, seq, head)
         except ValueError as error:
             found[transaction] = StoreError(str(error))
-    first = expected = min((one.log_from for one in wanted.values()), default=0)
-    only = next(iter(wanted)) if len(wanted) == 1 else None
-    for row, body in connection.execute(_LOG, (first, end_of_log(first))):
-        try:
-            data = frames_of_log(row, body)
-            frames = list(frames_in(data, only))
-        except StoreError as error:
-            home = home_of_log(row, body)
-            _blame(wanted, row if home is None else home, body, str(error))
-            if home is not None:
-                continue
-            frames = []
-        if row != expected:
-            _miss(connection, wanted, expected, row)
-        expected = row + 1
-        for frame in frames:
-            one = wanted.get(frame.transaction)
-            if one is not None and one.damage is None and row >= one.log_from:
-                one.take(row, frame, data)
-    _find(connection, wanted, expected)
+    if not wanted:
+        return found
+    first = min(one.log_from for one in wanted.values())
+    if not _take_all(connection, wanted, first):
+        wanted = {name: _Wanted(one.log_from, one.first, one.began) for name, one in wanted.items()}
+        _take_sound(connection, wanted, first)
     found |= {name.hex(): one.result() for name, one in wanted.items()}
     return found
 
 
-def _miss(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], first: int, end: int) -> None:
-    """Note that these rows of the log are missing: who is not shown to go on behind them may have lost something."""
-    for row in range(first, end):
-        if not _find(connection, wanted, row):
+def _take_all(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], first: int) -> bool:
+    """Take all rows of a log; False: something is wrong with one."""
+    only = next(iter(wanted)) if len(wanted) == 1 else None
+    expected = first
+    for row, body in connection.execute(_LOG, (first, end_of_log(first))):
+        if row != expected:
+            return False
+        expected += 1
+        try:
+            _take_row(wanted, row, frames_of_log(row, body), only)
+        except StoreError:
+            return False
+    return not _rows_beside(connection, expected)
+
+
+def _take_row(wanted: dict[bytes, _Wanted], row: int, data: bytes, only: bytes | None = None) -> None:
+    for frame in frames_in(data, only):
+        one = wanted.get(frame.transaction)
+        if one is not None and one.damage is None and row >= one.log_from:
+            one.take(row, frame, data)
+
+
+def _take_sound(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], first: int) -> None:
+    """Take the sound rows of a log; a damaged one belongs to whom it names, and of one that is missing, who is not
+    shown to go on behind it may have lost something."""
+    damaged: dict[int, bytes] = {}
+    sound: set[int] = set()
+    for row, body in connection.execute(_LOG, (end_of_log(first) - (1 << COMMIT_BITS), end_of_log(first))):
+        if is_sound(row, body):
+            sound.add(row)
+        else:
+            damaged[row] = body
+    unsound = {*range(min(sound | {first}), max(sound | {first}) + 2), *damaged} - sound
+    moved = {
+        row: (other, body)
+        for row in unsound
+        for other, body in (*damaged.items(), *_rows_beside(connection, row))
+        if other != row and is_sound(row, body)
+    }
+    for other, body in list(damaged.items()):
+        if (home_of_log(other, body) or other) != other or any(other == place for place, _ in moved.values()):
+            del damaged[other]
+    newest = max((*sound, *damaged), default=first)
+    for row in sorted(unsound | sound):
+        if row in sound:
+            for _, body in connection.execute(_LOG, (row, row + 1)):
+                _take_row(wanted, row, frames_of_log(row, body))
+        elif row in moved:
+            other, body = moved[row]
+            _blame(wanted, row, body, f"log row {row} has another id, {other}")
+        elif row in damaged:
+            _blame(wanted, row, damaged[row], f"log row {row} is damaged")
+        elif row < newest:
             for one in wanted.values():
                 if row >= one.log_from and one.lost < 0:
                     one.lost = row
 
 
-def _find(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], row: int) -> bool:
-    """Whether a row that is missing in the log has another id, by one bit; it belongs to whom it names."""
+def _rows_beside(connection: sqlite3.Connection, row: int) -> list[tuple[int, bytes]]:
+    """Rows that are at other ids, by one bit, than the one that is theirs, which is `row`."""
     ids = ids_beside(row)
     marks = ", ".join("?" * len(ids))
-    for other, body in connection.execute(f"SELECT id, CAST(body AS BLOB) FROM log WHERE id IN ({marks})", ids):
-        if home_of_log(other, body) == row:
-            _blame(wanted, row, body, f"log row {row} has another id, {other}")
-            return True
-    return False
+    rows = connection.execute(f"SELECT id, CAST(body AS BLOB) FROM log WHERE id IN ({marks})", ids).fetchall()
+    return [(other, body) for other, body in rows if is_sound(row, body)]
 
 
 def _blame(wanted: dict[bytes, _Wanted], row: int, body: bytes, why: str) -> None:

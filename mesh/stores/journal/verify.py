@@ -194,7 +194,7 @@ class Verification:
         except Exception:
             fault = True
         if fault:  # or it was written to meanwhile
-            yield from self._faults([name])
+            yield from self._again([name])
 
     def _follow_parts(self, chain: _Chain, name: bytes) -> int:
         """Follow the next parts of a transaction in the archive; how many there were."""
@@ -244,7 +244,7 @@ class Verification:
             yield from self._walk_log(begin, at, wanted)
             for name in wanted:
                 del self._in_log[name]
-        yield from self._faults(_names(self._in_log))  # their log is gone
+        yield from self._again(_names(self._in_log))  # their log is gone
 
     def _walk_log(self, begin: int, end: int, wanted: Mapping[bytes, _InLog]) -> Iterator[Fault | Progress]:
         """Follow one owner's log; of those that may be hurt, all are looked at once more at its end."""
@@ -281,7 +281,7 @@ class Verification:
                         seen = self._pulses
             yield self.progress
         suspects.update(wanted.keys() - found)
-        yield from self._faults(_names(suspects))
+        yield from self._again(_names(suspects))
 
     def _some_of_log(self, last: int, end: int) -> list[tuple[int, bytes]]:
         """The next rows of a log."""
@@ -300,9 +300,15 @@ class Verification:
         first."""
         return None not in (self._connection.execute(_AROUND, (begin, first, row)).fetchone() or (None,))
 
+    def _again(self, names: Iterable[bytes]) -> list[Fault]:
+        """What is wrong with transactions that seemed odd, which may have been written to meanwhile."""
+        pulses = self._pulses
+        found = self._faults(names)
+        self._pulses = pulses
+        return found
+
     def _faults(self, names: Iterable[bytes]) -> list[Fault]:
         """The first fault of each of these transactions, as of one moment."""
-        pulses = self._pulses
         with one_moment(self._connection):
             ends = [self._end_of_archive(name) for name in names]
             in_log = [(end.log_from, end) for end in ends if isinstance(end, _End) and end.log_from is not None]
@@ -312,7 +318,6 @@ class Verification:
                 wanted = [(end.transaction, log_from, end.chain.seq, end.chain.head) for log_from, end in group]
                 tails |= tails_in_log(self._connection, wanted)
             found = [end if isinstance(end, Fault) else self._fault_in_log(end, tails) for end in ends if end]
-        self._pulses = pulses
         return [fault for fault in found if fault is not None]
 
     def _end_of_archive(self, name: bytes) -> _End | Fault | None:
