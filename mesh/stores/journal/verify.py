@@ -235,22 +235,23 @@ class Verification:
         chain.head = digest_of(memoryview(data)[frame.start : frame.end])
 
     def _walk_logs(self) -> Iterator[Fault | Progress]:
-        """Follow each owner's log, and in it those that have frames only there."""
+        """Follow each owner's log, and in it those that have frames only there; of what is odd, all who might need it
+        are looked at once more."""
         at = -_END
+        followed: set[bytes] = set()
+        odd = False
         while at < _END and (first := self._connection.execute(_NEXT_LOG, (at,)).fetchone()[0]) is not None:
             at = end_of_log(first)
-            begin = at - (1 << COMMIT_BITS)
-            wanted = {name: one for name, one in self._in_log.items() if begin <= one.log_from < at}
-            yield from self._walk_log(begin, at, wanted)
-            for name in wanted:
-                del self._in_log[name]
-        yield from self._again(_names(self._in_log))  # their log is gone
+            for found in self._walk_log(at - (1 << COMMIT_BITS), at, followed):
+                odd = odd or isinstance(found, Fault)
+                yield found
+        suspects = self._in_log.keys() if odd else self._in_log.keys() - followed
+        yield from self._again(sorted(name.hex().encode() for name in suspects))
 
-    def _walk_log(self, begin: int, end: int, wanted: Mapping[bytes, _InLog]) -> Iterator[Fault | Progress]:
-        """Follow one owner's log; of those that may be hurt, all are looked at once more at its end."""
-        suspects: set[bytes] = set()
-        found: set[bytes] = set()
+    def _walk_log(self, begin: int, end: int, followed: set[bytes]) -> Iterator[Fault | Progress]:
+        """Follow one owner's log; in `followed` are those that are all right as far as it is."""
         last, expected, seen = max(begin - 1, -_END), -1, self._pulses
+        broken: set[bytes] = set()
         while rows := self._some_of_log(last, end):
             for row, body in rows:
                 last = row
@@ -259,29 +260,26 @@ class Verification:
                     frames = list(frames_in(data))
                 except StoreError as error:
                     frames, home = [], home_of_log(row, body)
-                    suspects.update(name for name, one in wanted.items() if one.log_from <= row or home is not None)
                     yield _of_nobody(f"{error if home is None else _moved(row, home)}; {_OWNERS}")
                     if home is not None:
                         continue
                 if expected not in (-1, row) and self._is_missing(begin, expected, row):
                     yield _of_nobody(f"log row {expected} is missing; {_OWNERS}")
-                    suspects.update(name for name, one in wanted.items() if one.log_from < row)
                 expected = row + 1
                 for frame in frames:
-                    one = wanted.get(frame.transaction)
-                    if one is None or row < one.log_from or frame.transaction in suspects:
+                    one = self._in_log.get(frame.transaction)
+                    if one is None or not one.log_from <= row < end_of_log(one.log_from) or frame.transaction in broken:
                         continue
                     try:
                         self._follow(one.chain, data, frame)
-                        found.add(frame.transaction)
+                        followed.add(frame.transaction)
                     except StoreError:
-                        suspects.add(frame.transaction)
+                        broken.add(frame.transaction)
                     if self._pulses - seen >= _PULSES_A_STEP:
                         yield self.progress
                         seen = self._pulses
             yield self.progress
-        suspects.update(wanted.keys() - found)
-        yield from self._again(_names(suspects))
+        followed -= broken
 
     def _some_of_log(self, last: int, end: int) -> list[tuple[int, bytes]]:
         """The next rows of a log."""
@@ -366,10 +364,6 @@ def _require_end(chain: _Chain, log_from: int | None, head: Digest | None) -> No
 def _fault(transaction: str, chain: _Chain, error: Exception, wanted: object) -> Fault:
     pulse = error.pulse if isinstance(error, DamagedTail) else chain.seq
     return Fault(transaction, pulse, why_of(error), bool(wanted))
-
-
-def _names(found: Iterable[bytes]) -> list[bytes]:
-    return sorted(name.hex().encode() for name in found)
 
 
 def _of_nobody(why: str) -> Fault:
