@@ -25,7 +25,7 @@ from mesh.stores.journal.tail import read_frames
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from mesh.stores.journal.words import Words
 from mesh.stores.lease import claim, register
-from mesh.stores.liveness import Identity, Observer, bounds_of
+from mesh.stores.liveness import RELEASED, Identity, Observer, bounds_of
 from mesh.stores.read import SqliteQueries
 from tests.amounts import amount, examples
 from tests.journal_damage import flip
@@ -75,7 +75,7 @@ class Journal:
     def take_over(self) -> None:
         """Another owner goes on, the one before is gone."""
         owner = f"owner-{next(_owners)}"
-        self.connection.execute("DELETE FROM owners")
+        self.connection.execute("UPDATE owners SET expires_ns = ?", (RELEASED,))
         number = register(self.connection, owner, HERE, 2**60)
         observer = Observer(HERE, bounds_of(5.0, 300.0), lambda: 0, lambda: 0, lambda pid: 1)
         for transaction, epoch, *_ in claim(self.connection, owner, observer, 0, None):
@@ -212,6 +212,9 @@ def test_a_sound_journal_is_sound(history: list[tuple[int, int]]) -> None:
         assert all(isinstance(step, Progress) for step in steps)
         for name, was in journal.transactions.items():
             assert list(Verification(connection).look(name)) == [Progress(1, was.seq)]
+        journal.take_over()
+        assert keys(connection, "log") == [], "the log of who is gone goes"
+        assert all(isinstance(step, Progress) for step in Verification(connection).walk())
 
 
 @examples(quick=60, long=1_000)

@@ -112,6 +112,23 @@ def test_what_is_written_meanwhile_is_no_fault(store: SqliteStore, path: Path, m
                 keep(store, first(name))
 
 
+def test_a_log_that_nobody_needs_goes_with_its_owner(path: Path) -> None:
+    """When a store is closed with nothing open; else with the last of it that is taken over."""
+    one, two = fresh(), fresh()
+    for rows, end in ((1, False), (0, True)):
+        store = SqliteStore(path, notify=lambda call: None)
+        store.open(f"owner-{rows}")
+        keep(store, first(one, open=False) if end else first(two))
+        if end:
+            assert [claim.transaction for claim in store.claim()] == [two]
+            keep(store, last(two, 2, epoch=1))
+        store.close()
+        with closing(sqlite3.connect(path)) as file:
+            assert file.execute("SELECT count(*) FROM log").fetchone() == (rows,)
+    with SqliteReader(path) as reader:
+        assert list(reader.verify())[-1] == Progress(2, 5)
+
+
 def test_where_there_is_nothing_to_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify"]) == 2 and "--store" in capsys.readouterr().err
     assert main(["verify", "--store", f"sqlite:///{tmp_path}/none.db"]) == 1
