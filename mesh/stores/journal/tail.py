@@ -235,7 +235,10 @@ def _take_sound(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], fi
     for row in sorted(unsound | sound):
         if row in sound:
             for _, body in connection.execute(_LOG, (row, row + 1)):
-                _take_row(wanted, row, frames_of_log(row, body))
+                try:
+                    _take_row(wanted, row, frames_of_log(row, body))
+                except StoreError as error:  # what was written there was no frame
+                    _blame(wanted, row, body, f"log row {row} cannot be read: {error}")
         elif row in moved:
             other, body = moved[row]
             _blame(wanted, row, body, f"log row {row} has another id, {other}")

@@ -12,6 +12,7 @@ import pytest
 
 from mesh.cli import main
 from mesh.stores import SqliteReader, SqliteStore
+from mesh.stores.journal.parts import log_body
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from tests.e2e.test_damage import DAMAGES
 from tests.journal_damage import flip
@@ -89,6 +90,18 @@ def test_a_change_that_all_checksums_are_right_for_is_found_by_the_chain(store: 
         file.execute("UPDATE transactions SET head = x'0102030405060708' WHERE transaction_id = ?", (name,))
         (fault,) = [found for found in Verification(file).walk() if isinstance(found, Fault)]
         assert fault.transaction == name and "that is not its end" in fault.why
+
+
+def test_a_row_of_no_frames_with_the_right_checksum(store: SqliteStore, path: Path) -> None:
+    """It is whose it was, and stops no other that is read in the same look."""
+    hurt, sound = fresh(), fresh()
+    keep(store, first(hurt))
+    keep(store, first(sound))
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        row, body = file.execute("SELECT id, body FROM log ORDER BY id LIMIT 1").fetchone()
+        file.execute("UPDATE log SET body = ? WHERE id = ?", (log_body(row, b"no frame" + body), row))
+        found = [found for found in Verification(file).walk() if isinstance(found, Fault)]
+        assert [fault.transaction for fault in found] == ["", hurt]
 
 
 def test_what_is_written_meanwhile_is_no_fault(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
