@@ -71,6 +71,10 @@ VERBS: Final = {
         "Show one transaction as a waterfall: hops, durations, attempts, TTL left, tombstones, undo.",
     ),
     "undo": Verb("mesh.cli.change:undo", "Take back what a completed transaction did, the last step first, once."),
+    "verify": Verb(
+        "mesh.cli.verify:verify",
+        "Walk through a journal: is all that it keeps what was written, and can each pulse be read?",
+    ),
 }
 
 

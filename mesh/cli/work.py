@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mesh.stores import SqliteReader, migrate_store, open_reader
     from mesh.stores.database import APPLICATION_ID
     from mesh.stores.journal.tables import Tables
+    from mesh.stores.journal.verify import Fault, Progress
     from registry import Curve, Entry, RegistryServer
     from registry.support.log import log_to_stderr, prepare_log
 
@@ -33,9 +34,11 @@ __all__ = [
     "Consumer",
     "Curve",
     "Entry",
+    "Fault",
     "HttpServer",
     "Mesh",
     "Plan",
+    "Progress",
     "RegistryServer",
     "SqliteReader",
     "StimulusOptions",
@@ -76,6 +79,7 @@ if not TYPE_CHECKING:
             "mesh.stores": "SqliteReader migrate_store open_reader",
             "mesh.stores.database": "APPLICATION_ID",
             "mesh.stores.journal.tables": "Tables",
+            "mesh.stores.journal.verify": "Fault Progress",
             "registry": "Curve Entry RegistryServer",
             "registry.support.log": "log_to_stderr prepare_log",
         },

@@ -1,92 +1,20 @@
-"""Whether what a journal keeps can be read back: looked through a few rows at a time, with little memory."""
+"""The look through a journal beside the work of whoever has it open."""
 
 from __future__ import annotations
 
-import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final
 
-from bitactor.messages.values import named_text
-from mesh.stores.rows import PULSE_COLUMNS, SEQ, PulseRow, pulse_from_row
+from mesh.stores.journal.verify import Fault, Progress, Verification
 from registry.support.clock import monotonic_ns
 
-_log = logging.getLogger("bitactor.store")
-
-_ROWS_A_STEP: Final = 200
 INTERVAL_NS: Final = 1_000_000_000
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
-_TRANSACTIONS: Final = (
-    "SELECT transaction_id, root, workflow, open OR status IN ('halted', 'stuck') FROM transactions"
-    " WHERE transaction_id {} CAST(? AS TEXT) ORDER BY transaction_id LIMIT ?"
-)
-_PULSES: Final = (
-    f"SELECT {PULSE_COLUMNS} FROM pulses WHERE transaction_id = CAST(? AS TEXT) AND seq >= ? ORDER BY seq LIMIT ?"
-)
-
-
-class Unreadable(NamedTuple):
-    """A transaction that cannot be read back."""
-
-    transaction: str
-    why: str
-    wanted: bool
-    """Something is left to do of it, or it may be resumed."""
-
-
-class Audit:
-    """A pass through all transactions of a journal, in the order of their ids."""
-
-    def __init__(self) -> None:
-        self._after = b""
-        self._seq = -1
-        """The next pulse of the transaction at `_after`; -1: that one is done."""
-
-    def step(self, connection: sqlite3.Connection, rows: int = _ROWS_A_STEP) -> list[Unreadable] | None:
-        """Read that many rows on; what of them cannot be read, None: there are no more.
-
-        Raises:
-            sqlite3.Error: the file itself cannot be read.
-        """
-        factory, connection.text_factory = connection.text_factory, _any_text
-        connection.execute("BEGIN")  # a transaction and its pulses are seen as of one moment
-        try:
-            return self._read(connection, rows)
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            connection.text_factory = factory
-
-    def _read(self, connection: sqlite3.Connection, rows: int) -> list[Unreadable] | None:
-        comparison = ">" if self._seq < 0 else ">="
-        transactions = connection.execute(_TRANSACTIONS.format(comparison), (self._after, rows)).fetchall()
-        found: list[Unreadable] = []
-        for transaction, root, workflow, wanted in transactions:
-            name = transaction.encode("utf-8", "surrogateescape")
-            seq = self._seq if name == self._after and self._seq > 0 else 0
-            read, why = _read_back(root, workflow, connection.execute(_PULSES, (name, seq, rows)), seq)
-            rows -= 1 + read
-            if why:
-                shown = transaction.encode("utf-8", "backslashreplace").decode()
-                found.append(Unreadable(shown, why, bool(wanted)))
-            self._after, self._seq = name, -1
-            if rows <= 0:
-                if read and not why:  # there may be more of them
-                    self._seq = seq + read
-                break
-        return found if transactions else None
-
-
-def unreadable(connection: sqlite3.Connection) -> Iterator[Unreadable]:
-    """All transactions that cannot be read back."""
-    audit = Audit()
-    while (found := audit.step(connection)) is not None:
-        yield from found
-
 
 class Inspector:
-    """Looks through a journal beside the work, over and over, a step a second.
+    """Looks through a journal over and over, a step a second.
 
     `tell` is called with the reason, and with the transaction that has something left to do and cannot be read, or
     with none if the file itself is damaged; once for each.
@@ -95,52 +23,30 @@ class Inspector:
     def __init__(self, tell: Callable[[str, str], None]) -> None:
         self._tell = tell
         self._told: set[str] = set()
-        self._audit = Audit()
+        self._walk: Iterator[Fault | Progress] | None = None
         self._due_ns = 0
 
     def work(self, connection: sqlite3.Connection) -> None:
-        """Look at the next rows, if it is time."""
+        """Take the next step, if it is time."""
         now_ns = monotonic_ns()
         if now_ns < self._due_ns:
             return
         self._due_ns = now_ns + INTERVAL_NS
+        walk = self._walk = self._walk or Verification(connection).walk()
         try:
-            found = self._audit.step(connection)
+            for found in walk:
+                if isinstance(found, Progress):
+                    return
+                if found.wanted:
+                    self._say(found.transaction, found.why)
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
-                return  # a lock, no memory: the next step is the same
-            self._say("", f"the file is damaged ({error}): look with `bitactor doctor --store`, restore a sound copy")
-            self._audit = Audit()
-            return
-        if found is None:
-            self._audit = Audit()
-        for transaction, why, wanted in found or ():
-            if wanted:
-                self._say(transaction, why)
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+                self._say(
+                    "", f"the file is damaged ({error}): look with `bitactor doctor --store`, restore a sound copy"
+                )
+        self._walk = None  # from the beginning again: it has seen all, or what it waited for was locked
 
     def _say(self, transaction: str, why: str) -> None:
         if transaction not in self._told:
             self._told.add(transaction)
             self._tell(why, transaction)
-
-
-def _read_back(root: str, workflow: str, pulses: Iterable[PulseRow], seq: int) -> tuple[int, str]:
-    """How many pulses there are, the first of which shall be the one of this number, and why one of them cannot be
-    read; empty: they can.  One is in memory at a time, for each may be as large as a token."""
-    read = 0
-    for number, row in enumerate(pulses, seq):
-        read += 1
-        try:
-            if row[SEQ] != number:
-                return read, f"pulse {number} is missing"
-            for text in row:
-                if type(text) is str:
-                    text.encode()
-            pulse_from_row(root, workflow, row)
-        except Exception as error:  # of bytes that are not what was written, anything
-            return read, f"pulse {number} cannot be read: {named_text(error)}"
-    return read, "" if read or seq else "the journal has no pulse of it"
-
-
-def _any_text(text: bytes) -> str:
-    return text.decode("utf-8", "surrogateescape")

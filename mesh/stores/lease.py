@@ -23,7 +23,7 @@ from typing_extensions import override
 from bitactor.errors import StaleOwner, StoreError
 from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import ConnectionThread, write_transaction
-from mesh.stores.journal.takeover import archive_tails, delete_log_of
+from mesh.stores.journal.takeover import archive_tails, delete_log
 from mesh.stores.liveness import RELEASED, Bounds, Identity, Observer, OwnerRow, of_one_boot
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 from registry.support.clock import monotonic_ns
@@ -83,7 +83,7 @@ def release(connection: sqlite3.Connection, owner: str) -> None:
         if _has_open(connection, owner):
             connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ?", (RELEASED, owner))
         else:
-            delete_log_of(connection, owner)
+            delete_log(connection, owner)
             connection.execute("DELETE FROM owners WHERE owner = ? AND fenced = ''", (owner,))
 
 

@@ -15,19 +15,19 @@ from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
 from bitactor.ports import Followed, StoreQueries, TransactionRow
-from mesh.stores.audit import Unreadable, unreadable
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
 from mesh.stores.journal.blobs import read_blob
 from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
-from mesh.stores.journal.frames import Frame, frames_in, pulses_of
+from mesh.stores.journal.frames import Frame, frames_in, pulses_of, why_of
 from mesh.stores.journal.tail import one_moment, read_frames, read_piece
+from mesh.stores.journal.verify import Fault, Progress, Verification
 from mesh.stores.journal.words import Words
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 
 _log = logging.getLogger("bitactor.store")
 
 Rows = list[Any]
-_Pulses = list[Pulse]
+Pulses = list[Pulse]
 Value = TypeVar("Value")
 
 # Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
@@ -51,7 +51,7 @@ class SqliteQueries(StoreQueries):
         self._words = Words()
 
     @override
-    def pulses(self, transaction: str) -> _Pulses:
+    def pulses(self, transaction: str) -> Pulses:
         found = self._read(lambda connection: self._frames(connection, transaction))
         if found is None:
             return []
@@ -109,15 +109,17 @@ class SqliteQueries(StoreQueries):
         return root, workflow, data
 
     def _unreadable(self, transaction: str, error: Exception) -> StoreError:
-        why = str(error) if isinstance(error, StoreError) else named_text(error)
-        return StoreError(f"{self._path}: transaction {transaction} cannot be read: {why}")
+        return StoreError(f"{self._path}: transaction {transaction} cannot be read: {why_of(error)}")
 
-    def _decoded(self, root: str, workflow: str, data: bytes) -> _Pulses:
-        pulses: _Pulses = []
-        for frame in frames_in(data):
-            if frame.seq != len(pulses):
-                raise StoreError(f"pulse {len(pulses)} is missing")
-            pulses += self._pulses_of(frame, data, root, workflow)
+    def _decoded(self, root: str, workflow: str, data: bytes) -> Pulses:
+        pulses: Pulses = []
+        try:
+            for frame in frames_in(data):
+                if frame.seq != len(pulses):
+                    raise StoreError(f"pulse {frame.seq} is there")
+                pulses += self._pulses_of(frame, data, root, workflow)
+        except Exception as error:  # of bytes that are not what was written, anything
+            raise StoreError(f"pulse {len(pulses)}: {why_of(error)}") from error
         return pulses
 
     @override
@@ -137,7 +139,7 @@ class SqliteQueries(StoreQueries):
                 ).fetchone()
                 for name in names
             }
-        pulses: _Pulses = []
+        pulses: Pulses = []
         for data, frame in found:
             name = frame.transaction.hex()
             try:
@@ -146,7 +148,7 @@ class SqliteQueries(StoreQueries):
                 _log.error("%s: pulses of transaction %s cannot be followed: %s", self._path, name, named_text(error))
         return Followed(pulses, cursor_of(place), more)
 
-    def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str) -> _Pulses:
+    def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str) -> Pulses:
         try:
             return pulses_of(frame, data, root, workflow, self._words.words, self._blob)
         except KeyError:  # a word that another process added
@@ -240,16 +242,18 @@ class SqliteReader(SqliteQueries):
         lines = self._rows("PRAGMA integrity_check(5)")
         return [str(line) for (line,) in lines if line != "ok"]
 
-    def unreadable(self) -> Iterator[Unreadable]:
-        """The transactions that cannot be read back, one after the other; reads all of them.
+    def verify(self, transaction: str | None = None) -> Iterator[Fault | Progress]:
+        """Whether what is kept is what was written: the first fault of each transaction, or of this one, and how far
+        the look is, the last time at its end.
 
         Raises:
             StoreError: the file itself is damaged.
         """
         if self._connection is None:
             raise StoreError(f"{self._path} is not open")
+        look = Verification(self._connection)
         try:
-            yield from unreadable(self._connection)
+            yield from look.walk() if transaction is None else look.look(transaction)
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
 

@@ -305,6 +305,12 @@ class SqliteStore(SqliteQueries, Store):
             self._tell(StoreFault(self._file.fault, lost=True))
         return not self._file.fault
 
+    def _tell_damage(self, why: str, transaction: str) -> None:
+        """Say what of the journal is damaged, unless that is because the file is another by now; on the thread of
+        checkpoints."""
+        if self._may_checkpoint():
+            self._tell(StoreFault(f"{self._path}: {why}", transaction))
+
     def _tell(self, fault: StoreFault) -> None:
         """Say what is wrong, on the loop's thread; from any thread."""
         try:
@@ -330,8 +336,7 @@ class SqliteStore(SqliteQueries, Store):
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
         self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
         self._checkpoint_thread.may_work = self._may_checkpoint
-        inspector = Inspector(lambda why, transaction: self._tell(StoreFault(f"{self._path}: {why}", transaction)))
-        self._checkpoint_thread.inspect = inspector.work
+        self._checkpoint_thread.inspect = Inspector(self._tell_damage).work
         self._lease_thread = self._make_lease_thread()
         self._commit_thread = CommitThread(
             self._path,

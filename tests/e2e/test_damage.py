@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -21,6 +22,7 @@ from mesh.ingress.server import HttpServer
 from mesh.stores import open_reader
 from tests.e2e.support import until
 from tests.e2e.test_cli import bitactor
+from tests.journal_damage import DATA, STEP, TTL, WORD, Damage, bodies, fields, numbers
 
 BOUND = 30.0
 GATE = asyncio.Event()
@@ -39,35 +41,35 @@ async def ship(take: int) -> int:
     return take + 1
 
 
-Damage = Callable[[sqlite3.Connection, str], object]
-
-
-def body(value: object) -> Damage:
-    packed = value if isinstance(value, bytes) else msgpack.packb(value)
-    return lambda file, id: file.execute("UPDATE pulses SET body = ? WHERE transaction_id = ?", (packed, id))
-
-
 def statement(text: str) -> Damage:
     return lambda file, id: file.execute(text, (id,))
+
+
+def each(index: int, value: object) -> Damage:
+    return fields(lambda pulses: [pulse.__setitem__(index, value) for pulse in pulses])
+
+
+def second_word(index: int, value: str, **options: Any) -> Damage:
+    return fields(lambda pulses: pulses[1][WORD].__setitem__(index, value), **options)
 
 
 DAMAGED_TIMES = "UPDATE transactions SET created_ns = 'long ago', updated_ns = x'00' WHERE transaction_id = ?"
 DAMAGED_OWNER = "INSERT INTO owners VALUES ('odd', 'x', 5, 'x', 'x', '', 1)"
 DAMAGES: dict[str, Damage] = {
-    "a key that is none": body([[], "loop", "forward", None, None, {"metadata": {b"k": 1}}, ""]),
-    "an unhashable key": body(b"\x97\x90\xa4loop\xa7forward\xc0\xc0\x81\x91\x01\x01\xa0"),
-    "no message at all": body(b"\xc1"),
-    "half a message": body(b"\x97\x90"),
-    "a message of other fields": body([1, 2]),
-    "fields of other types": body([5, 5, 5, 5, 5, 5, 5]),
-    "nothing in a body": statement("UPDATE pulses SET body = zeroblob(0) WHERE transaction_id = ?"),
-    "no pulses": statement("DELETE FROM pulses WHERE transaction_id = ?"),
-    "no first pulse": statement("DELETE FROM pulses WHERE transaction_id = ? AND seq = 0"),
-    "a hole": statement("UPDATE pulses SET seq = seq + 5 WHERE transaction_id = ? AND seq = 1"),
-    "an unknown kind": statement("UPDATE pulses SET kind = 'exploded' WHERE transaction_id = ? AND seq = 1"),
-    "a step that is not there": statement("UPDATE pulses SET step = 'none' WHERE transaction_id = ? AND seq = 1"),
-    "a text that is none": statement("UPDATE pulses SET step = CAST(x'ff' AS TEXT) WHERE transaction_id = ?"),
-    "a number that is a text": statement("UPDATE pulses SET ttl = 'many' WHERE transaction_id = ?"),
+    "a key that is none": each(DATA, {"metadata": {b"k": 1}}),
+    "an unhashable key": bodies(b"\x91\x9b\x00\xa0\x90\x01\x01\x00\xc0\xc0\xc0\xc0\x81\x91\x01\x01"),
+    "no message at all": bodies(b"\xc1"),
+    "half a message": bodies(b"\x91\x9b\x00"),
+    "a message of other fields": bodies(msgpack.packb([[1, 2]])),
+    "fields of other types": bodies(msgpack.packb([[5] * 11])),
+    "nothing in a body": bodies(b""),
+    "no pulses": numbers(),
+    "no first pulse": numbers(1),
+    "a hole": numbers(0, 6),
+    "an unknown kind": second_word(0, "exploded"),
+    "a step that is not there": second_word(STEP, "none"),
+    "a text that is none": second_word(STEP, "@@", replace=(b"@@", b"\xff\xff")),
+    "a number that is a text": each(TTL, "many"),
 }
 
 

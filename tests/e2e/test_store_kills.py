@@ -10,6 +10,7 @@ import pytest
 from bitactor.messages.codec import encode_token
 from bitactor.messages.pulse import Pulse
 from mesh.stores import SqliteReader
+from mesh.stores.journal.verify import Fault
 from tests import warm
 from tests.amounts import LONG, amount
 from tests.store_writes import first, hop, last, pulse
@@ -103,14 +104,14 @@ def _run(path: Path, owner: str, at: int) -> tuple[dict[str, int], list[str]]:
 
 
 def _check(path: Path, kept: dict[str, int]) -> None:
+    if not kept:
+        return  # it may have died before there was a journal
     with SqliteReader(path) as reader:
         for transaction, seq in kept.items():
             pulses = reader.pulses(transaction)
             assert len(pulses) > seq
             assert pulses == expected(int(transaction, 16))[: len(pulses)]
-        for row in reader.list():
-            pulses = reader.pulses(row.transaction)
-            assert pulses and pulses == expected(int(row.transaction, 16))[: len(pulses)]
+        assert not [found for found in reader.verify() if isinstance(found, Fault)]
 
 
 @pytest.fixture(scope="module")

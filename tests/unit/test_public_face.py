@@ -43,6 +43,9 @@ ADDED = {
     "names/registry/RegistryServer/members/join",
     # A mesh's loop goes on while its store waits for a locked file; a store of one's own inherits it.
     "names/bitactor.ports/Store/members/open_on_loop",
+    # A journal is verified by whoever has its file.
+    "command line/verify",
+    "command line: verify Walk through a journal: is all that it keeps what was written, and can each pulse be read?",
     # Beside its sink's own statistics, for `mesh.about()`.
     "names/mesh.sinks/SinkRelay/members/about",
     # Who uses a store is told that another process has taken over, and takes part again under another name.

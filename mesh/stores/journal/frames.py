@@ -18,6 +18,7 @@ import msgpack
 from bitactor.errors import StoreError
 from bitactor.messages.codec import Packed, pack, unpack
 from bitactor.messages.pulse import Pulse
+from bitactor.messages.values import named_text
 
 Word = tuple[str, str, str, str, str, tuple[str, ...] | None]
 """What is the same in all pulses of one kind about one step: kind, step, spawn, direction, digest, and `token_in` if it
@@ -141,7 +142,7 @@ def pulses_of(
     else as it was.
 
     Raises:
-        Exception: these are not bytes that `lean_pulses` made; anything, according to what they are.
+        Exception: these are not bytes that `LeanPacker` made; anything, according to what they are.
     """
     transaction = frame.transaction.hex()
 
@@ -159,6 +160,8 @@ def pulses_of(
     )
     for seq, item in enumerate(lean, frame.seq):
         number, hop, causes, attempt, ttl, after_ns, elapsed_ns, token_in, token_out, error, data = item
+        if not (type(hop) is str and type(attempt) is type(ttl) is int):
+            raise TypeError("its fields have other types")
         word = words[number] if type(number) is int else word_of(number)
         kind, step, spawn, direction, digest, references = word
         if references is not None:
@@ -178,8 +181,15 @@ def pulses_of(
     return pulses
 
 
+def why_of(error: Exception) -> str:
+    """Why a frame cannot be read, from what reading it raised."""
+    if type(error) is KeyError:
+        return f"it uses word {error.args[0]!r}, which is damaged or missing"
+    return str(error) if isinstance(error, StoreError) else named_text(error)
+
+
 def make_frame(transaction: bytes, seq: int, pulses: int, at_ns: int, before: Digest, body: bytes) -> bytes:
-    """A frame of that many pulses, `body` being what `lean_pulses` made of them."""
+    """A frame of that many pulses, `body` being what `LeanPacker` made of them."""
     return _HEADER.pack(HEADER_BYTES + len(body), transaction, seq, pulses, at_ns, before) + body
 
 

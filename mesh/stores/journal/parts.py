@@ -16,6 +16,8 @@ _UNREADABLE: Final = b"\x02"
 _SMALL: Final = 1_024
 """Bytes that are not worth the tens of microseconds it takes to begin to compress."""
 _CHECK_BYTES: Final = 4
+_ID_BITS: Final = 64
+_ID_MASK: Final = (1 << _ID_BITS) - 1
 
 
 def log_id(owner_number: int, commit: int) -> int:
@@ -43,6 +45,26 @@ def frames_of_log(row: int, body: bytes) -> bytes:
     if check != _check(frames, zlib.crc32(b"%d" % row)):
         raise StoreError(f"log row {row} is damaged")
     return frames
+
+
+def is_sound(row: int, body: bytes) -> bool:
+    """Whether this is what a row of the log keeps that was written under the id `row`."""
+    try:
+        frames_of_log(row, body)
+    except StoreError:
+        return False
+    return True
+
+
+def home_of_log(row: int, body: bytes) -> int | None:
+    """The id under which a row of the log was written, if that is another by one bit; None: it is not so."""
+    return next((home for home in ids_beside(row) if is_sound(home, body)), None)
+
+
+def ids_beside(row: int) -> list[int]:
+    """The ids that an id becomes with one bit changed."""
+    unsigned = [(row & _ID_MASK) ^ (1 << bit) for bit in range(_ID_BITS)]
+    return [other - (1 << _ID_BITS) if other >> (_ID_BITS - 1) else other for other in unsigned]
 
 
 def part_body(transaction: bytes, seq: int, next_seq: int, row: int, frames: bytes) -> bytes:

@@ -8,14 +8,23 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from bitactor.errors import StoreError
-from mesh.stores.journal.frames import GENESIS, Digest, digest_of, frames_in
-from mesh.stores.journal.parts import end_of_log, frames_of_log, frames_of_part
-
-_PARTS = "SELECT seq, next_seq, log_id, body FROM archive WHERE transaction_id = ? ORDER BY seq"
-_NEXT_PART = (
-    "SELECT seq, next_seq, log_id, body FROM archive WHERE transaction_id = ? AND seq >= ? ORDER BY seq LIMIT 1"
+from mesh.stores.journal.frames import GENESIS, Digest, Frame, digest_of, frames_in
+from mesh.stores.journal.parts import (
+    COMMIT_BITS,
+    end_of_log,
+    frames_of_log,
+    frames_of_part,
+    home_of_log,
+    ids_beside,
+    is_sound,
 )
-_LOG = "SELECT id, body FROM log WHERE id >= ? AND id < ? ORDER BY id"
+
+_PARTS = "SELECT seq, next_seq, log_id, CAST(body AS BLOB) FROM archive WHERE transaction_id = ? ORDER BY seq"
+_NEXT_PART = (
+    "SELECT seq, next_seq, log_id, CAST(body AS BLOB) FROM archive WHERE transaction_id = ? AND seq >= ?"
+    " ORDER BY seq LIMIT 1"
+)
+_LOG = "SELECT id, CAST(body AS BLOB) FROM log WHERE id >= ? AND id < ? ORDER BY id"
 
 
 class Tail(NamedTuple):
@@ -90,6 +99,8 @@ def read_frames(connection: sqlite3.Connection, transaction: str, log_from: int 
             raise StoreError(f"pulses {reached} to {seq} are not in the archive")
         found.append(frames_of_part(name, seq, next_seq, row, body))
         reached = next_seq
+    if _last_digest(found) != (head or GENESIS):
+        raise StoreError(f"what the archive has of it ends at pulse {reached}, and that is not its end")
     if log_from:
         found += _tail_in_log(connection, transaction, log_from, reached, head or GENESIS).frames
     return b"".join(found)
@@ -113,6 +124,16 @@ def read_piece(connection: sqlite3.Connection, transaction: str, seq: int) -> tu
     return frames_of_part(id_bytes(transaction), *part), False
 
 
+def _last_digest(parts: list[bytes]) -> Digest:
+    """The digest of the last frame in these parts."""
+    if not parts:
+        return GENESIS
+    start = 0
+    for frame in frames_in(parts[-1]):
+        start = frame.start
+    return digest_of(memoryview(parts[-1])[start:])
+
+
 def _tail_in_log(connection: sqlite3.Connection, transaction: str, log_from: int, seq: int, head: Digest) -> Tail:
     [tail] = tails_in_log(connection, ((transaction, log_from, seq, head),)).values()
     if isinstance(tail, StoreError):
@@ -120,17 +141,52 @@ def _tail_in_log(connection: sqlite3.Connection, transaction: str, log_from: int
     return tail
 
 
+class DamagedTail(StoreError):
+    """What a transaction has in the log cannot be read."""
+
+    pulse = 0
+    """The first that cannot be read."""
+
+
 class _Wanted:
     """A transaction whose frames are looked for in the log."""
 
-    __slots__ = ("damage", "first", "frames", "head", "log_from", "seq")
+    __slots__ = ("began", "damage", "first", "frames", "head", "log_from", "lost", "seq")
 
     def __init__(self, log_from: int, seq: int, head: Digest) -> None:
         self.log_from = log_from
         self.first = self.seq = seq
-        self.head = head
+        self.began = self.head = head
         self.frames: list[bytes] = []
-        self.damage: StoreError | None = None
+        self.damage: DamagedTail | None = None
+        self.lost = -1
+        """A row that is missing, and may have had the next frame; -1: there is none."""
+
+    def refuse(self, why: str) -> None:
+        """Say why it cannot be read any further; the first reason stands."""
+        if self.damage is None:
+            self.damage = DamagedTail(why)
+            self.damage.pulse = self.seq
+
+    def take(self, row: int, frame: Frame, data: bytes) -> None:
+        """Take its next frame."""
+        if frame.seq != self.seq:
+            self.refuse(f"pulse {self.seq} is missing: log row {row} goes on with pulse {frame.seq}")
+        elif frame.before != self.head:
+            self.refuse(f"what comes before pulse {self.seq} is not what it was when log row {row} was written")
+        else:
+            content = data[frame.start : frame.end]
+            self.frames.append(content)
+            self.seq, self.head = frame.seq + frame.pulses, digest_of(content)
+            self.lost = -1
+
+    def result(self) -> Tail | StoreError:
+        """What was found."""
+        if self.lost >= 0:
+            self.refuse(f"pulse {self.seq} may be missing: log row {self.lost} is")
+        elif not self.frames:
+            self.refuse(f"log row {self.log_from} is missing")
+        return self.damage or Tail(self.frames, self.head, self.first, self.seq, self.log_from)
 
 
 def tails_in_log(
@@ -141,35 +197,92 @@ def tails_in_log(
     wanted: dict[bytes, _Wanted] = {}
     found: dict[str, Tail | StoreError] = {}
     for transaction, log_from, seq, head in open_in_log:
-        wanted[id_bytes(transaction)] = _Wanted(log_from, seq, head)
-    first = min((one.log_from for one in wanted.values()), default=0)
-    only = next(iter(wanted)) if len(wanted) == 1 else None
-    for row, body in connection.execute(_LOG, (first, end_of_log(first))):
         try:
-            data = frames_of_log(row, body)
-        except StoreError as error:
-            _blame(wanted, row, body, error)
-            continue
-        for frame in frames_in(data, only):
-            one = wanted.get(frame.transaction)
-            if one is None or one.damage is not None or row < one.log_from:
-                continue
-            if frame.seq != one.seq:
-                one.damage = StoreError(f"pulse {one.seq} is missing: log row {row} goes on with pulse {frame.seq}")
-                continue
-            content = data[frame.start : frame.end]
-            one.frames.append(content)
-            one.seq, one.head = frame.seq + frame.pulses, digest_of(content)
-    for name, one in wanted.items():
-        if not one.frames and one.damage is None:
-            one.damage = StoreError(f"log row {one.log_from} is missing")
-        found[name.hex()] = one.damage or Tail(one.frames, one.head, one.first, one.seq, one.log_from)
+            wanted[id_bytes(transaction)] = _Wanted(log_from, seq, head)
+        except ValueError as error:
+            found[transaction] = StoreError(str(error))
+    if not wanted:
+        return found
+    first = min(one.log_from for one in wanted.values())
+    if not _take_all(connection, wanted, first):
+        wanted = {name: _Wanted(one.log_from, one.first, one.began) for name, one in wanted.items()}
+        _take_sound(connection, wanted, first)
+    found |= {name.hex(): one.result() for name, one in wanted.items()}
     return found
 
 
-def _blame(wanted: dict[bytes, _Wanted], row: int, body: bytes, error: StoreError) -> None:
+def _take_all(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], first: int) -> bool:
+    """Take all rows of a log; False: something is wrong with one."""
+    only = next(iter(wanted)) if len(wanted) == 1 else None
+    expected = first
+    for row, body in connection.execute(_LOG, (first, end_of_log(first))):
+        if row != expected:
+            return False
+        expected += 1
+        try:
+            _take_row(wanted, row, frames_of_log(row, body), only)
+        except StoreError:
+            return False
+    return not _rows_beside(connection, expected)
+
+
+def _take_row(wanted: dict[bytes, _Wanted], row: int, data: bytes, only: bytes | None = None) -> None:
+    for frame in frames_in(data, only):
+        one = wanted.get(frame.transaction)
+        if one is not None and one.damage is None and row >= one.log_from:
+            one.take(row, frame, data)
+
+
+def _take_sound(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], first: int) -> None:
+    """Take the sound rows of a log; a damaged one belongs to whom it names, and of one that is missing, who is not
+    shown to go on behind it may have lost something."""
+    damaged: dict[int, bytes] = {}
+    sound: set[int] = set()
+    for row, body in connection.execute(_LOG, (end_of_log(first) - (1 << COMMIT_BITS), end_of_log(first))):
+        if is_sound(row, body):
+            sound.add(row)
+        else:
+            damaged[row] = body
+    unsound = {*range(min(sound | {first}), max(sound | {first}) + 2), *damaged} - sound
+    moved = {
+        row: (other, body)
+        for row in unsound
+        for other, body in (*damaged.items(), *_rows_beside(connection, row))
+        if other != row and is_sound(row, body)
+    }
+    for other, body in list(damaged.items()):
+        if (home_of_log(other, body) or other) != other or any(other == place for place, _ in moved.values()):
+            del damaged[other]
+    newest = max((*sound, *damaged), default=first)
+    for row in sorted(unsound | sound):
+        if row in sound:
+            for _, body in connection.execute(_LOG, (row, row + 1)):
+                try:
+                    _take_row(wanted, row, frames_of_log(row, body))
+                except StoreError as error:  # what was written there was no frame
+                    _blame(wanted, row, body, f"log row {row} cannot be read: {error}")
+        elif row in moved:
+            other, body = moved[row]
+            _blame(wanted, row, body, f"log row {row} has another id, {other}")
+        elif row in damaged:
+            _blame(wanted, row, damaged[row], f"log row {row} is damaged")
+        elif row < newest:
+            for one in wanted.values():
+                if row >= one.log_from and one.lost < 0:
+                    one.lost = row
+
+
+def _rows_beside(connection: sqlite3.Connection, row: int) -> list[tuple[int, bytes]]:
+    """Rows that are at other ids, by one bit, than the one that is theirs, which is `row`."""
+    ids = ids_beside(row)
+    marks = ", ".join("?" * len(ids))
+    rows = connection.execute(f"SELECT id, CAST(body AS BLOB) FROM log WHERE id IN ({marks})", ids).fetchall()
+    return [(other, body) for other, body in rows if is_sound(row, body)]
+
+
+def _blame(wanted: dict[bytes, _Wanted], row: int, body: bytes, why: str) -> None:
     """Say of the transactions that a damaged row belongs to that they are damaged: it has their id, or, where that is
     what was hit, the digest of their frame before, or it is where they begin."""
     for name, one in wanted.items():
-        if row >= one.log_from and (name in body or one.head in body or (row == one.log_from and not one.frames)):
-            one.damage = one.damage or error
+        if row >= one.log_from and (name in body or (one.head in body if one.frames else row == one.log_from)):
+            one.refuse(why)

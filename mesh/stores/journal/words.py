@@ -13,6 +13,7 @@ from mesh.stores.journal.frames import Word, word_of
 
 MOST_WORDS: Final = 16_384
 """Numbers that a file gives; what comes after, as the paths of very many batches, is spelled out each time."""
+_WORDS: Final = "SELECT word, CAST(body AS BLOB) FROM words WHERE word > ? ORDER BY word"
 LONGEST_WORD: Final = 1_024
 """Bytes; a word that takes more is spelled out each time."""
 
@@ -30,8 +31,7 @@ class Words:
 
     def load(self, connection: sqlite3.Connection) -> None:
         """Learn the words that were added since the last look; one that is damaged stays unknown."""
-        rows = connection.execute("SELECT word, body FROM words WHERE word > ? ORDER BY word", (self._last,))
-        for number, body in rows:
+        for number, body in connection.execute(_WORDS, (self._last,)):
             word = read_word(number, body)
             if word is not None:
                 self._learn(number, word)
