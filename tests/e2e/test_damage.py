@@ -162,7 +162,7 @@ async def test_a_journal_that_is_damaged_while_it_is_waited_for(sqlite: str) -> 
     async with Mesh(orders, store=sqlite) as mesh:
         assert await (await mesh.transaction(transaction)).result(BOUND) == 1
         damage(sqlite, transaction, DAMAGES["no message at all"])
-        with pytest.raises(StoreError, match=f"pulse 0 of transaction {transaction} cannot be read"):
+        with pytest.raises(StoreError, match=f"transaction {transaction} cannot be read: pulse 0"):
             await mesh.transaction(transaction)
         assert await (await mesh.stimulate(orders, {"n": 7})).result(BOUND) == 8
 

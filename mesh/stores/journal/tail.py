@@ -24,6 +24,7 @@ _NEXT_PART = (
     "SELECT seq, next_seq, log_id, CAST(body AS BLOB) FROM archive WHERE transaction_id = ? AND seq >= ?"
     " ORDER BY seq LIMIT 1"
 )
+_BOUNDS = "SELECT (SELECT min(id) FROM log), (SELECT max(id) FROM log)"
 _LOG = "SELECT id, CAST(body AS BLOB) FROM log WHERE id >= ? AND id < ? ORDER BY id"
 
 
@@ -223,7 +224,7 @@ def _take_all(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], firs
             _take_row(wanted, row, frames_of_log(row, body), only)
         except StoreError:
             return False
-    return not _rows_beside(connection, expected)
+    return not _rows_beside(connection, expected, first)
 
 
 def _take_row(wanted: dict[bytes, _Wanted], row: int, data: bytes, only: bytes | None = None) -> None:
@@ -272,9 +273,16 @@ def _take_sound(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], fi
                     one.lost = row
 
 
-def _rows_beside(connection: sqlite3.Connection, row: int) -> list[tuple[int, bytes]]:
-    """Rows that are at other ids, by one bit, than the one that is theirs, which is `row`."""
-    ids = ids_beside(row)
+def _rows_beside(connection: sqlite3.Connection, row: int, first: int = 0) -> list[tuple[int, bytes]]:
+    """Rows that are at other ids, by one bit, than the one that is theirs, which is `row`; with `first`, those from
+    there up to it are known to be where they belong."""
+    lowest, highest = connection.execute(_BOUNDS).fetchone()
+    if lowest is None:
+        return []
+    first = first or row
+    ids = [other for other in ids_beside(row) if lowest <= other <= highest and not first <= other <= row]
+    if not ids:
+        return []
     marks = ", ".join("?" * len(ids))
     rows = connection.execute(f"SELECT id, CAST(body AS BLOB) FROM log WHERE id IN ({marks})", ids).fetchall()
     return [(other, body) for other, body in rows if is_sound(row, body)]
