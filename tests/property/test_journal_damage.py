@@ -49,7 +49,7 @@ def small_bounds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "PART_BYTES", 500)
         patch.setattr(write, "LOG_BYTES", 3_000)
-        patch.setattr(write, "_TRUNCATED", range(4, 8))
+        patch.setattr(write, "TRUNCATED", range(4, 8))
         yield
 
 

@@ -107,7 +107,7 @@ def test_a_row_of_no_frames_with_the_right_checksum(store: SqliteStore, path: Pa
 def test_what_is_written_meanwhile_is_no_fault(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between any two steps: transactions begin, go on and settle, and the log is cut."""
     monkeypatch.setattr("mesh.stores.write.LOG_BYTES", 2_000)
-    monkeypatch.setattr("mesh.stores.write._TRUNCATED", range(2, 50))
+    monkeypatch.setattr("mesh.stores.write.TRUNCATED", range(2, 50))
     for name in ("_TRANSACTIONS_A_STEP", "_PARTS_A_STEP", "_LOG_BYTES_A_STEP", "_PULSES_A_STEP"):
         monkeypatch.setattr(f"mesh.stores.journal.verify.{name}", 1)
     seqs = {fresh(): 2 for _ in range(30)}
