@@ -117,6 +117,17 @@ class StoreFault(NamedTuple):
     """True: nothing can be written any more, and what was written last may be gone."""
 
 
+class Followed(NamedTuple):
+    """What a look at a journal has found."""
+
+    pulses: list[Pulse]
+    """Pulses that were kept since the look before; those of a transaction in order of `seq`."""
+    cursor: str
+    """From where the next look goes on; opaque text."""
+    more: bool
+    """True: there is more at once."""
+
+
 _Rows = list[TransactionRow]
 _Claims = list[Claim]
 
@@ -144,6 +155,17 @@ class StoreQueries(Protocol):
     ) -> _Rows:
         """Rows of transactions, newest first, at most `limit`; `before` is the last id of the page before.  `dead`:
         only those with dead letters, whose last write said so (`Write.dead`) or whose status is `stuck`."""
+
+    def follow(self, cursor: str | None = None) -> Followed:
+        """What was kept since the look that gave `cursor`, a bounded part of it; with an empty one from the first pulse
+        that is kept, with None from now on, which finds nothing yet.
+
+        Every pulse comes at least once to who goes on from each cursor; it can come again after its owner died, or when
+        the follower was away for long.
+
+        Raises:
+            InvalidInput: that is no cursor.
+        """
 
 
 class AsyncStoreQueries(Protocol):

@@ -225,7 +225,9 @@ async def _run() -> Mapping[str, Any]:
                 ]
                 for row in rows
             }
-        database = sqlite3.connect(store)
+        copy = str(Path(directory) / "copy.db")
+        command(["export", "--store", f"sqlite:///{store}", "--format", "sqlite", "-o", copy])
+        database = sqlite3.connect(copy)
         tables = sorted(sql for (sql,) in database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"))
         database.close()
     return {"pulses": pulses, "tables": tables}

@@ -53,11 +53,16 @@ VERBS: Final = {
         "Look at this machine, and at the store, registry and collector that are named: does a node find what it "
         "needs?",
     ),
+    "export": Verb(
+        "mesh.cli.export:export",
+        "Copy transactions and their pulses out of a journal, the newest first, while nodes write it or not.",
+    ),
     "graph": Verb(
         "mesh.cli.graph:graph",
         "Draw workflows as Mermaid flowcharts: steps, where arguments come from, order, what is nested, undo, when.",
     ),
     "list": Verb("mesh.cli.list:list_transactions", "List transactions, the newest first."),
+    "migrate": Verb("mesh.cli.migrate:migrate", "Bring a journal of an earlier release into the form of this one."),
     "registry": Verb("mesh.cli.registry:app", "Show who is registered: names, holders, values."),
     "resume": Verb("mesh.cli.change:resume", "Let a halted or stuck transaction go on."),
     "run": Verb(
@@ -69,6 +74,10 @@ VERBS: Final = {
         "Show one transaction as a waterfall: hops, durations, attempts, TTL left, tombstones, undo.",
     ),
     "undo": Verb("mesh.cli.change:undo", "Take back what a completed transaction did, the last step first, once."),
+    "verify": Verb(
+        "mesh.cli.verify:verify",
+        "Walk through a journal: is all that it keeps what was written, and can each pulse be read?",
+    ),
 }
 
 

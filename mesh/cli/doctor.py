@@ -208,12 +208,13 @@ def _store(store: str) -> list[Check]:
             return found
     except (BitActorError, OSError) as error:
         missing = isinstance(error, StoreError) and "no such" in str(error).lower()
+        early = "of an earlier release" in str(error)  # says itself what to do
         return [
             Check(
                 "store",
-                "warn" if missing else "fail",
+                "warn" if missing or early else "fail",
                 str(error),
-                "the first node makes it" if missing else "name a store that this version reads",
+                "the first node makes it" if missing else "" if early else "name a store that this version reads",
             )
         ]
 
@@ -236,16 +237,24 @@ def _kept(reader: work.SqliteReader) -> Iterator[Check]:
             f"{reader.path} is damaged: {'; '.join(damage)}",
             "stop the nodes that use it, copy it aside, and restore a sound copy, or try `sqlite3 FILE .recover`",
         )
-    unreadable = reader.unreadable()
-    first = list(islice(unreadable, _FEW_NAMES))
-    more = sum(1 for _ in unreadable)
-    if first:
-        named = "; ".join(f"{one.transaction}: {one.why}" for one in first)
+    faults = [found for found in reader.verify() if isinstance(found, work.Fault)]
+    hurt = [fault for fault in faults if fault.transaction]
+    if hurt:
+        named = "; ".join(f"{one.transaction}: {one.why}" for one in hurt[:_FEW_NAMES])
+        more = f"; and {len(hurt) - _FEW_NAMES} more" if len(hurt) > _FEW_NAMES else ""
         yield Check(
             "store",
             "fail",
-            f"{len(first) + more} transactions cannot be read: {named}{f'; and {more} more' if more else ''}",
+            f"{len(hurt)} transactions cannot be read: {named}{more}",
             "nodes leave them alone and carry on with the others; restore a sound copy to have them back",
+        )
+    if len(hurt) < len(faults):
+        first = next(fault.why for fault in faults if not fault.transaction)
+        yield Check(
+            "store",
+            "fail",
+            f"{reader.path} is not as it was written in {len(faults) - len(hurt)} places: {first}",
+            f"'bitactor verify --store {reader.path}' names them all",
         )
 
 

@@ -18,25 +18,32 @@ if TYPE_CHECKING:
     from mesh.mesh import Mesh
     from mesh.network.client import Client
     from mesh.network.transports.addresses import MAX_IPC_PATH
-    from mesh.sinks.plain import plain, plain_dead_letter, plain_pulse
-    from mesh.stores import SqliteReader, open_reader
+    from mesh.sinks.plain import masked_pulse, plain, plain_dead_letter, plain_pulse
+    from mesh.stores import SqliteReader, migrate_store, open_reader
+    from mesh.stores.database import APPLICATION_ID
     from mesh.stores.dead_letters import find_dead_letters
+    from mesh.stores.journal.tables import Tables
+    from mesh.stores.journal.verify import Fault, Progress
     from registry import Curve, Entry, RegistryServer
     from registry.support.log import log_to_stderr, prepare_log
 
 __all__ = [
+    "APPLICATION_ID",
     "DEFAULT_HOST",
     "MAX_IPC_PATH",
     "Client",
     "Consumer",
     "Curve",
     "Entry",
+    "Fault",
     "HttpServer",
     "Mesh",
     "Plan",
+    "Progress",
     "RegistryServer",
     "SqliteReader",
     "StimulusOptions",
+    "Tables",
     "Workflow",
     "awaited",
     "chain_lines",
@@ -44,7 +51,9 @@ __all__ = [
     "find_dead_letters",
     "headers_of",
     "log_to_stderr",
+    "masked_pulse",
     "mermaid",
+    "migrate_store",
     "open_reader",
     "plain",
     "plain_dead_letter",
@@ -69,9 +78,12 @@ if not TYPE_CHECKING:
             "mesh.mesh": "Mesh",
             "mesh.network.client": "Client",
             "mesh.network.transports.addresses": "MAX_IPC_PATH",
-            "mesh.sinks.plain": "plain plain_dead_letter plain_pulse",
-            "mesh.stores": "SqliteReader open_reader",
+            "mesh.sinks.plain": "masked_pulse plain plain_dead_letter plain_pulse",
+            "mesh.stores": "SqliteReader migrate_store open_reader",
+            "mesh.stores.database": "APPLICATION_ID",
             "mesh.stores.dead_letters": "find_dead_letters",
+            "mesh.stores.journal.tables": "Tables",
+            "mesh.stores.journal.verify": "Fault Progress",
             "registry": "Curve Entry RegistryServer",
             "registry.support.log": "log_to_stderr prepare_log",
         },

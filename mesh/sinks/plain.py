@@ -14,9 +14,9 @@ from bitactor.errors import ProtocolError
 from bitactor.export.dead_letters import DeadLetter
 from bitactor.export.display import readable_opening, readable_token
 from bitactor.kinds.batch_result import readable_batch
-from bitactor.messages.codec import Packed, decode_token
+from bitactor.messages.codec import Packed, decode_token, encode_token
 from bitactor.messages.faults import fault_as_plain, utf8_safe
-from bitactor.messages.pulse import SECRET_MARK, Pulse
+from bitactor.messages.pulse import MASKED, SECRET_MARK, Pulse
 from bitactor.messages.signal import Fault
 
 _JSON_SCALARS = (str, bool, int, type(None))
@@ -63,6 +63,16 @@ def masked(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: masked(item) for key, item in value.items()}
     return value
+
+
+def masked_pulse(pulse: Pulse) -> Pulse:
+    """The pulse, its values as plain data where a secret is among them, which is masked."""
+    token_in, token_out, data = pulse.token_in, pulse.token_out, pulse.data
+    if isinstance(token_in, bytes) and SECRET_MARK in token_in:
+        token_in = encode_token(plain(token_in))
+    if isinstance(token_out, bytes) and SECRET_MARK in token_out:
+        token_out = encode_token(plain(token_out))
+    return pulse._replace(token_in=token_in, token_out=token_out, data=masked(data))
 
 
 def plain_pulse(pulse: Pulse) -> dict[str, Any]:

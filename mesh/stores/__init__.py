@@ -14,12 +14,22 @@ from typing import Any, Final, NamedTuple
 
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.ports import Store, StoreQueries
+from mesh.stores.journal.migration import migrate
 from mesh.stores.lease import HUNG_AFTER
 from mesh.stores.memory import MemoryStore
 from mesh.stores.read import SqliteReader
 from mesh.stores.sqlite import Durability, SqliteStore
 
-__all__ = ["Durability", "MemoryStore", "SqliteReader", "SqliteStore", "open_reader", "open_store", "register_store"]
+__all__ = [
+    "Durability",
+    "MemoryStore",
+    "SqliteReader",
+    "SqliteStore",
+    "migrate_store",
+    "open_reader",
+    "open_store",
+    "register_store",
+]
 
 Reader = AbstractContextManager[StoreQueries]
 
@@ -28,6 +38,7 @@ class _Scheme(NamedTuple):
     example: str
     open: Callable[..., Store]
     read: Callable[[str], Reader] | None
+    migrate: Callable[[str], int] | None = None
 
 
 def register_store(scheme: str, opener: Callable[..., Store], reader: Callable[[str], Reader] | None = None) -> None:
@@ -80,6 +91,20 @@ def open_reader(url: str) -> Reader:
     return scheme.read(url)
 
 
+def migrate_store(url: str) -> int:
+    """Bring the journal that `url` names into the form of this release, if it is of an earlier one; a node that opens
+    it does the same.  Blocks the calling thread until all of it is done; returns how many pulses were brought over.
+
+    Raises:
+        ConfigurationError: the URL names nothing that is kept in a file of ours.
+        StoreError: there is no such file, it cannot be written, or a process of the earlier release still uses it.
+    """
+    scheme = _scheme(url)
+    if scheme.migrate is None:
+        raise ConfigurationError(f"{scheme.example} is no file of ours; name one, as in sqlite:///pulses.db")
+    return scheme.migrate(url)
+
+
 def _scheme(url: str) -> _Scheme:
     name, separator, _ = url.partition("://")
     if separator and name in _SCHEMES:
@@ -118,5 +143,6 @@ _SCHEMES: Final = {
         "sqlite:///pulses.db",
         lambda url, **options: SqliteStore(_path(url), **options),
         lambda url: SqliteReader(_path(url)),
+        lambda url: migrate(_path(url)),
     ),
 }

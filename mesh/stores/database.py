@@ -21,6 +21,9 @@ _log = logging.getLogger("bitactor.store")
 APPLICATION_ID: Final = 0x42697441
 """SQLite's application id of a journal, `BitA`, in the file's header; a file without it is somebody else's."""
 
+UNCONVERTED: Final = "unconverted_pulses"
+"""The table of an earlier release's pulses, as long as some are not brought into the form of this one."""
+
 _SCHEMA: Final = Path(__file__).parent / "schema"
 OPENING_PATIENCE: Final = 30.0
 SAY_AFTER: Final = 0.5
@@ -49,13 +52,21 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
     Raises:
         StoreError: there is no such file, or it is no journal of this version.
     """
-    if not path.exists():
-        raise StoreError(f"{path}: no such file; name the journal a mesh writes, as in sqlite:///pulses.db")
+    require_file(path)
     _check_path(path)
     connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None, timeout=timeout)
     try:
-        if _journal_version(connection, path) == 0:
+        version = _journal_version(connection, path)
+        if version == 0:
             raise StoreError(f"{path} is empty: no mesh has written to it yet")
+        if (
+            version < len(_migrations())
+            or connection.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (UNCONVERTED,)).fetchone()
+        ):
+            raise StoreError(
+                f"{path} is of an earlier release, and not brought into the form of this one yet; stop the nodes of "
+                f"that release, then run `bitactor migrate --store sqlite:///{path}`, or start a node of this one"
+            )
         connection.execute("SELECT owner FROM owners LIMIT 1").fetchone()
     except sqlite3.Error as error:
         connection.close()
@@ -66,6 +77,12 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
     return connection
 
 
+def require_file(path: Path) -> None:
+    """Raise `StoreError` if there is no such file."""
+    if not path.exists():
+        raise StoreError(f"{path}: no such file; name the journal a mesh writes, as in sqlite:///pulses.db")
+
+
 def read_only_uri(path: Path) -> str:
     """How a reader opens a journal: where the directory cannot be written and there is no log, nobody writes it, and
     SQLite, which could not make its companions there, is told so."""
@@ -74,8 +91,9 @@ def read_only_uri(path: Path) -> str:
     return f"{path.as_uri()}?mode=ro{'&immutable=1' if frozen else ''}"
 
 
-def preparing(path: Path) -> Generator[float]:
-    """Make sure `path` is a journal of this version, creating it if it does not exist; yields as `tries` does.
+def preparing(path: Path, admit: Callable[[sqlite3.Connection], None]) -> Generator[float]:
+    """Make sure `path` is a journal with the tables of this version, creating it if it does not exist; yields as
+    `tries` does.  Before one of an earlier version is changed, `admit` is called, which raises if it must not be.
 
     Raises:
         StoreError: the file cannot be created or written, belongs to another program, or to a later version.
@@ -83,7 +101,7 @@ def preparing(path: Path) -> Generator[float]:
     _check_path(path)
     _create(path)
     try:
-        yield from tries(lambda: _prepare(path), OPENING_PATIENCE, path)
+        yield from tries(lambda: _prepare(path, admit), OPENING_PATIENCE, path)
     except sqlite3.Error as error:
         raise store_error(error, path) from error
 
@@ -191,7 +209,7 @@ def _create(path: Path) -> None:
             os.close(descriptor)
 
 
-def _prepare(path: Path) -> None:
+def _prepare(path: Path, admit: Callable[[sqlite3.Connection], None]) -> None:
     connection = sqlite3.connect(path, isolation_level=None, timeout=0)
     try:
         version = _journal_version(connection, path)
@@ -199,7 +217,7 @@ def _prepare(path: Path) -> None:
         if mode != "wal":
             raise StoreError(f"{path}: no write-ahead log can be kept there; put the file on a local disk")
         if version < len(_migrations()):
-            _migrate(connection, path)
+            _migrate(connection, path, admit)
     finally:
         connection.close()
 
@@ -225,20 +243,23 @@ def _migrations() -> list[Path]:
     return sorted(_SCHEMA.glob("[0-9]*.sql"))
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def _migrate(connection: sqlite3.Connection, path: Path, admit: Callable[[sqlite3.Connection], None]) -> None:
     with write_transaction(connection):
         # Somebody else may have been faster.
         version = _journal_version(connection, path)
-        for migration in _migrations()[version:]:
-            for statement in _statements(migration.read_text(encoding="utf-8")):
+        if 0 < version < len(_migrations()):
+            admit(connection)
+        for number in range(version, len(_migrations())):
+            for statement in statements_of(number + 1):
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(_migrations())}")
 
 
-def _statements(script: str) -> Iterator[str]:
+def statements_of(version: int) -> Iterator[str]:
+    """The statements that make a journal of this version out of one of the version before."""
     statement = ""
-    for line in script.splitlines(keepends=True):
+    for line in _migrations()[version - 1].read_text(encoding="utf-8").splitlines(keepends=True):
         statement += line
         if sqlite3.complete_statement(statement):
             yield statement

@@ -23,7 +23,8 @@ from typing_extensions import override
 from bitactor.errors import StaleOwner, StoreError
 from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import ConnectionThread, write_transaction
-from mesh.stores.liveness import RELEASED, Bounds, Identity, Observer, OwnerRow
+from mesh.stores.journal.takeover import archive_tails, delete_log
+from mesh.stores.liveness import RELEASED, Bounds, Identity, Observer, OwnerRow, of_one_boot
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 from registry.support.clock import monotonic_ns
 
@@ -54,21 +55,26 @@ def process_started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def register(connection: sqlite3.Connection, owner: str, identity: Identity, expires_ns: int) -> None:
-    """Take the name `owner`, with a lease until `expires_ns`.
+def register(connection: sqlite3.Connection, owner: str, identity: Identity, expires_ns: int) -> int:
+    """Take the name `owner`, with a lease until `expires_ns`; returns the number of its rows in the log.
 
     Raises:
         StoreError: the name is taken.
     """
-    try:
-        connection.execute(
-            "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns) VALUES (?, ?, ?, ?, ?)",
-            (owner, *identity, expires_ns),
-        )
-    except sqlite3.IntegrityError as error:
-        raise StoreError(
-            f"an owner {owner!r} is in the journal already; every process takes a name of its own"
-        ) from error
+    with write_transaction(connection):
+        connection.execute("UPDATE numbers SET last = last + 1 WHERE name = 'owner'")
+        (number,) = connection.execute("SELECT last FROM numbers WHERE name = 'owner'").fetchone()
+        try:
+            connection.execute(
+                "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns, number)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (owner, *identity, expires_ns, number),
+            )
+        except sqlite3.IntegrityError as error:
+            raise StoreError(
+                f"an owner {owner!r} is in the journal already; every process takes a name of its own"
+            ) from error
+    return int(number)
 
 
 def release(connection: sqlite3.Connection, owner: str) -> None:
@@ -77,7 +83,31 @@ def release(connection: sqlite3.Connection, owner: str) -> None:
         if _has_open(connection, owner):
             connection.execute("UPDATE owners SET expires_ns = ? WHERE owner = ?", (RELEASED, owner))
         else:
+            delete_log(connection, owner)
             connection.execute("DELETE FROM owners WHERE owner = ? AND fenced = ''", (owner,))
+
+
+def refuse_living(path: Path, now_ns: Callable[[], int], connection: sqlite3.Connection) -> None:
+    """Make sure that no process uses a journal whose form is to be changed: one that can be seen running, or, where it
+    cannot be seen, whose lease has not run out.
+
+    Raises:
+        StoreError: one does.
+    """
+    identity = identify()
+    for owner, pid, boot_id, started, expires_ns in connection.execute(
+        "SELECT owner, pid, boot_id, process_started, expires_ns FROM owners WHERE fenced = '' AND expires_ns <> ?",
+        (RELEASED,),
+    ):
+        if boot_id and boot_id == identity.boot_id:
+            lives = type(pid) is int and process_started(pid) == started
+        else:
+            lives = of_one_boot(boot_id, identity.boot_id) and _whole(expires_ns, _LONG_AGO) > now_ns()
+        if lives:
+            raise StoreError(
+                f"{path} is of an earlier release, and process {pid} of that release (owner {owner!r}) still uses it; "
+                "nothing was changed: stop all nodes of the earlier release first, then start this one"
+            )
 
 
 def require_lease(connection: sqlite3.Connection, owner: str) -> None:
@@ -130,6 +160,7 @@ def claim(
             )
             known = (json.dumps(dict(shapes)),)
         for name in {*dead, *_orphaned_owners(connection, owner)}:
+            archive_tails(connection, name)
             theirs = connection.execute(
                 f"SELECT transaction_id, epoch + 1 FROM transactions WHERE {which}", (name, *known)
             )

@@ -142,5 +142,10 @@ class Observer:
         return self._process_started(row.pid) == row.process_started
 
 
+def of_one_boot(one: str, other: str) -> bool:
+    """Whether two processes may be of one boot of one machine, in whatever namespaces."""
+    return _boot_of(one) == _boot_of(other) or not one or not other
+
+
 def _boot_of(boot_id: str) -> str:
     return boot_id.partition("/")[0]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from heapq import nlargest
+from itertools import islice
 from typing import Final
 
 from typing_extensions import override
 
-from bitactor.errors import ConfigurationError, DuplicateTransaction, StoreError
+from bitactor.errors import ConfigurationError, DuplicateTransaction, InvalidInput, StoreError
 from bitactor.messages.pulse import FINAL_STATUSES, STUCK, Pulse
-from bitactor.ports import Claim, Refusal, Store, StoreQueries, TransactionRow, Write
+from bitactor.ports import Claim, Followed, Refusal, Store, StoreQueries, TransactionRow, Write
 from mesh.stores.write import JournalState, conflict
 
 RETAINED: Final = 10_000
+FOLLOWED: Final = 10_000
+"""Writes that a follower may be behind; one that is further behind is given all that is kept."""
 
 
 class _Entry:
@@ -38,6 +41,10 @@ class MemoryQueries(StoreQueries):
         self._keys = keys
         self.owner = ""
         """Who is said to own each transaction."""
+        self.feed: deque[Sequence[Pulse]] | None = None
+        """What was kept since somebody follows; None: nobody does."""
+        self.fed = 0
+        """How many writes that were."""
 
     @override
     def pulses(self, transaction: str) -> list[Pulse]:
@@ -75,6 +82,21 @@ class MemoryQueries(StoreQueries):
             ),
         )
         return [self._row(name, self._entries[name]) for name in names]
+
+    @override
+    def follow(self, cursor: str | None = None) -> Followed:
+        feed = self.feed
+        if feed is None:  # who follows pays for it
+            feed = self.feed = deque(maxlen=FOLLOWED)
+        end = str(self.fed)
+        if cursor is None:
+            return Followed([], end, False)
+        if cursor and not (cursor.isdecimal() and int(cursor) <= self.fed):
+            raise InvalidInput(f"cursor {cursor!r} is none that a look at this store gave")
+        missing = self.fed - int(cursor or 0)
+        if not cursor or missing > len(feed):
+            return Followed([pulse for entry in self._entries.values() for pulse in entry.pulses], end, False)
+        return Followed([pulse for pulses in islice(feed, len(feed) - missing, None) for pulse in pulses], end, False)
 
     def _row(self, transaction: str, entry: _Entry) -> TransactionRow:
         accepted = entry.pulses[0]
@@ -158,6 +180,9 @@ class MemoryStore(Store):
                 if entry is None:
                     continue
             entry.pulses += pulses
+            if self._queries.feed is not None and pulses:
+                self._queries.fed += 1
+                self._queries.feed.append(pulses)
             if status != entry.status or is_open != entry.open:
                 if pulses and status != entry.status:
                     entry.updated_ns = pulses[-1].at_ns
@@ -197,8 +222,7 @@ class MemoryStore(Store):
     def _create(self, write: Write, entry: _Entry | None) -> Exception | None:
         """Make the entry of a transaction's first write; returns why this write cannot be made, None if it was."""
         state = JournalState(entry.epoch, entry.status, entry.open, len(entry.pulses)) if entry is not None else None
-        creates = bool(write.pulses) and write.pulses[0].seq == 0
-        error = conflict(write, state, creates, others="")
+        error = conflict(write, state, others="")
         return self._begin(write) if entry is None and error is None else error
 
     def _begin(self, write: Write) -> Exception | None:
@@ -209,6 +233,9 @@ class MemoryStore(Store):
             if holder != transaction:
                 return DuplicateTransaction(f"key {key!r} of {workflow!r} was used before, by transaction {holder}")
         self._entries[transaction] = _Entry(write)
+        if self._queries.feed is not None:
+            self._queries.fed += 1
+            self._queries.feed.append(write.pulses)
         if not write.open:
             self._index_status(transaction, write.status, False)
         return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -12,19 +14,20 @@ from typing_extensions import override
 from bitactor.errors import DamagedJournal, StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
-from bitactor.ports import StoreQueries, TransactionRow
-from mesh.stores.audit import Unreadable, unreadable
+from bitactor.ports import Followed, StoreQueries, TransactionRow
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
-from mesh.stores.rows import (
-    PULSE_COLUMNS,
-    TRANSACTION_COLUMNS,
-    pulse_from_row,
-    require_shape,
-    require_sound,
-    transaction_from_row,
-)
+from mesh.stores.journal.blobs import read_blob
+from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
+from mesh.stores.journal.frames import Frame, frames_in, pulses_of, why_of
+from mesh.stores.journal.tail import one_moment, read_frames, read_piece
+from mesh.stores.journal.verify import Fault, Progress, Verification
+from mesh.stores.journal.words import Words
+from mesh.stores.rows import TRANSACTION_COLUMNS, require_shape, require_sound, transaction_from_row
+
+_log = logging.getLogger("bitactor.store")
 
 Rows = list[Any]
+Pulses = list[Pulse]
 Value = TypeVar("Value")
 
 # Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
@@ -46,31 +49,17 @@ class SqliteQueries(StoreQueries):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
+        self._words = Words()
 
     @override
-    def pulses(self, transaction: str) -> list[Pulse]:
-        columns = "root, workflow, open, digest"
-        found = self._rows(f"SELECT {columns} FROM transactions WHERE transaction_id = ?", transaction)
-        if not found:
+    def pulses(self, transaction: str) -> Pulses:
+        found = self._read(lambda connection: self._frames(connection, transaction))
+        if found is None:
             return []
-        root, workflow, is_open, digest = found[0]
         try:
-            require_sound(root, workflow, is_open)
-        except ValueError as error:
-            raise DamagedJournal(f"the row of transaction {transaction} cannot be read: {error}") from error
-        rows = self._rows(f"SELECT {PULSE_COLUMNS} FROM pulses WHERE transaction_id = ? ORDER BY seq", transaction)
-        pulses: list[Pulse] = []
-        try:
-            for row in rows:
-                pulse = pulse_from_row(root, workflow, row)
-                if not pulses:
-                    require_shape(pulse, digest)
-                pulses.append(pulse)
+            return self._decoded(*found)
         except Exception as error:  # of bytes that are not what was written, anything
-            raise DamagedJournal(
-                f"pulse {len(pulses)} of transaction {transaction} cannot be read: {named_text(error)}"
-            ) from error
-        return pulses
+            raise _damaged(transaction, error) from error
 
     @override
     def find(self, workflow: str, key: str) -> str | None:
@@ -108,16 +97,80 @@ class SqliteQueries(StoreQueries):
             conditions.append("transaction_id < ?")
             values.append(before)
         if dead:  # as the index has it, word for word
-            conditions.append(_DEAD if self._knows_dead() else "status = 'stuck'")
+            conditions.append(_DEAD)
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         sql = f"SELECT {TRANSACTION_COLUMNS} FROM transactions {where} ORDER BY transaction_id DESC LIMIT ?"
         rows = self._rows(sql, *values, max(limit, 0))
         return [transaction_from_row(row) for row in rows]
 
-    def _knows_dead(self) -> bool:
-        """Whether the file has noted which transactions have dead letters; one of before, that is only read, has
-        not."""
-        return bool(self._rows("SELECT 1 FROM pragma_table_info('transactions') WHERE name = 'dead'"))
+    def _frames(self, connection: sqlite3.Connection, transaction: str) -> tuple[str, str, str, bytes] | None:
+        with one_moment(connection):
+            row = connection.execute(
+                "SELECT root, workflow, open, digest, log_from, head FROM transactions WHERE transaction_id = ?",
+                (transaction,),
+            ).fetchone()
+            if row is None:
+                return None
+            root, workflow, is_open, digest, log_from, head = row
+            try:
+                require_sound(root, workflow, is_open)
+            except ValueError as error:
+                raise DamagedJournal(f"the row of transaction {transaction} cannot be read: {error}") from error
+            try:
+                data = read_frames(connection, transaction, log_from, head)
+            except (StoreError, ValueError, TypeError) as error:
+                raise _damaged(transaction, error) from error
+        return root, workflow, digest, data
+
+    def _decoded(self, root: str, workflow: str, digest: str, data: bytes) -> Pulses:
+        pulses: Pulses = []
+        try:
+            for frame in frames_in(data):
+                if frame.seq != len(pulses):
+                    raise StoreError(f"pulse {frame.seq} is there")
+                found = self._pulses_of(frame, data, root, workflow)
+                if not pulses:
+                    require_shape(found[0], digest)
+                pulses += found
+        except Exception as error:  # of bytes that are not what was written, anything
+            raise StoreError(f"pulse {len(pulses)}: {why_of(error)}") from error
+        return pulses
+
+    @override
+    def follow(self, cursor: str | None = None) -> Followed:
+        place = START if cursor == "" else None if cursor is None else place_of(cursor)
+        return self._read(lambda connection: self._look(connection, place))
+
+    def _look(self, connection: sqlite3.Connection, place: Place | None) -> Followed:
+        with one_moment(connection):
+            if place is None:
+                return Followed([], cursor_of(end_of_journal(connection)), False)
+            found, place, more = look(connection, place)
+            names = {frame.transaction.hex() for _, frame in found}
+            rows = {
+                name: connection.execute(
+                    "SELECT root, workflow FROM transactions WHERE transaction_id = ?", (name,)
+                ).fetchone()
+                for name in names
+            }
+        pulses: Pulses = []
+        for data, frame in found:
+            name = frame.transaction.hex()
+            try:
+                pulses += self._pulses_of(frame, data, *rows[name])
+            except Exception as error:  # of bytes that are not what was written, anything
+                _log.error("%s: pulses of transaction %s cannot be followed: %s", self._path, name, named_text(error))
+        return Followed(pulses, cursor_of(place), more)
+
+    def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str) -> Pulses:
+        try:
+            return pulses_of(frame, data, root, workflow, self._words.words, self._blob)
+        except KeyError:  # a word that another process added
+            self._read(self._words.load)
+            return pulses_of(frame, data, root, workflow, self._words.words, self._blob)
+
+    def _blob(self, name: bytes) -> bytes:
+        return self._read(lambda connection: read_blob(connection, name))
 
     def _rows(self, sql: str, *values: str | int) -> Rows:
         return self._read(lambda connection: connection.execute(sql, values).fetchall())
@@ -142,6 +195,15 @@ class SqliteQueries(StoreQueries):
             raise store_error(error, self._path) from error
         except UnicodeEncodeError as error:
             raise StoreError(f"{self._path}: asked for what is no text: {error}") from error
+
+
+def _piece(transaction: str, seq: int, connection: sqlite3.Connection) -> tuple[bytes, bool]:
+    with one_moment(connection):
+        return read_piece(connection, transaction, seq)
+
+
+def _damaged(transaction: str, error: Exception) -> DamagedJournal:
+    return DamagedJournal(f"transaction {transaction} cannot be read: {why_of(error)}")
 
 
 class OwnQueries(SqliteQueries):
@@ -170,16 +232,12 @@ class OwnQueries(SqliteQueries):
         return self._read(question)
 
     @override
-    def _rows(self, sql: str, *values: str | int) -> Rows:
-        if not self._closed:
-            return super()._rows(sql, *values)
-        with SqliteReader(self._path) as reader:
-            return reader._rows(sql, *values)
-
-    @override
     def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
         self._require_file()
-        return super()._read(question)
+        if not self._closed:
+            return super()._read(question)
+        with SqliteReader(self._path) as reader:
+            return reader._read(question)
 
 
 class SqliteReader(SqliteQueries):
@@ -192,27 +250,62 @@ class SqliteReader(SqliteQueries):
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path).absolute())
         self._connection = connect_read_only(self._path, _PATIENCE)
+        self._seen: tuple[str, int] = ("", 0)
 
     @property
     def path(self) -> Path:
         """The file, as an absolute path."""
         return self._path
 
+    @override
+    def follow(self, cursor: str | None = None) -> Followed:
+        [[version]] = self._rows("PRAGMA data_version")
+        if cursor and (cursor, version) == self._seen:
+            return Followed([], cursor, False)
+        followed = super().follow(cursor)
+        self._seen = ("", 0) if followed.more else (followed.cursor, version)
+        return followed
+
+    def each_pulse(self, transaction: str) -> Iterator[Pulse]:
+        """The pulses of a transaction, one after the other; of a long one only some are in memory at a time.
+
+        Raises:
+            StoreError: the next ones cannot be read.
+        """
+        row = self.get(transaction)
+        seq, ended = 0, row is None
+        while not ended:
+            try:
+                data, ended = self._read(partial(_piece, transaction, seq))
+                begun = seq
+                for frame in frames_in(data):
+                    if frame.seq != seq:
+                        raise StoreError(f"pulse {seq} is missing")
+                    pulses = self._pulses_of(frame, data, row.root if row else "", row.workflow if row else "")
+                    seq += len(pulses)
+                    yield from pulses
+                if seq == begun and not ended:
+                    raise StoreError(f"pulse {seq} is missing")
+            except Exception as error:  # of bytes that are not what was written, anything
+                raise _damaged(transaction, error) from error
+
     def damage(self) -> list[str]:
         """What SQLite finds to be wrong with the file, the first few; reads all of it."""
         lines = self._rows("PRAGMA integrity_check(5)")
         return [str(line) for (line,) in lines if line != "ok"]
 
-    def unreadable(self) -> Iterator[Unreadable]:
-        """The transactions that cannot be read back, one after the other; reads all of them.
+    def verify(self, transaction: str | None = None) -> Iterator[Fault | Progress]:
+        """Whether what is kept is what was written: the first fault of each transaction, or of this one, and how far
+        the look is, the last time at its end.
 
         Raises:
             StoreError: the file itself is damaged.
         """
         if self._connection is None:
             raise StoreError(f"{self._path} is not open")
+        look = Verification(self._connection)
         try:
-            yield from unreadable(self._connection)
+            yield from look.walk() if transaction is None else look.look(transaction)
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
 

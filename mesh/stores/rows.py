@@ -20,7 +20,7 @@ TRANSACTION_COLUMNS: Final = (
 )
 
 SEQ: Final = 1
-AT_NS: Final = 7
+BODY: Final = 10
 
 # MessagePack extension code of a `Packed` inside `data`: a token, which must not come back as plain bytes
 _EXT_PACKED: Final = 16

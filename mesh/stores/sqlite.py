@@ -26,7 +26,8 @@ from typing_extensions import override
 from bitactor.errors import ConfigurationError, StaleOwner, StoreError, suggest
 from bitactor.ports import Claim, Refusal, Store, StoreFault, StoreQueries, TransactionRow, Write
 from mesh.stores.audit import Inspector
-from mesh.stores.database import connect, is_busy, preparing, retry_while_busy, sleep_through, store_error, tries
+from mesh.stores.database import connect, is_busy, retry_while_busy, sleep_through, store_error, tries
+from mesh.stores.journal.migration import migrating
 from mesh.stores.lease import (
     HUNG_AFTER,
     LeaseThread,
@@ -42,7 +43,7 @@ from mesh.stores.liveness import Observer, bounds_of
 from mesh.stores.read import OwnQueries
 from mesh.stores.store_file import StoreFile
 from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
-from mesh.stores.write import Writer, prepare_writes
+from mesh.stores.write import Writer
 from registry.support.clock import monotonic_ns
 
 _log = logging.getLogger("bitactor.store")
@@ -101,6 +102,7 @@ class SqliteStore(Store):
         self._observer = Observer(self._identity, self._bounds, monotonic_ns, wall_ns, process_started)
         self._began_ns = 0
         self._owner = ""
+        self._number = 0
         self._opened = False
         self._closing = False
         # Why nothing may be written any more; empty: it may
@@ -135,7 +137,7 @@ class SqliteStore(Store):
             raise StoreError(f"{self._path}: a store is opened once; make another one")
         if not owner:
             raise StoreError(f"{self._path}: an owner needs a name")
-        yield from self._unless_closed(preparing(self._path))
+        yield from self._unless_closed(migrating(self._path, self._wall_ns))
         try:
             connection = self._connect()
         except sqlite3.Error as error:
@@ -146,6 +148,7 @@ class SqliteStore(Store):
             connection.close()
             raise
         self._connection = connection
+        self._words.load(connection)
         self._opened = True
         try:
             self._file = StoreFile(self._path)
@@ -177,7 +180,7 @@ class SqliteStore(Store):
             if self._closing:
                 raise StoreError(f"{self._path}: the store was closed meanwhile")
         yield from self._taking_name(connection, owner)
-        self._writer.become(owner)
+        self._writer.become(owner, self._number)
         self._lease_thread = self._make_lease_thread()
         self._lease_thread.start()
 
@@ -186,7 +189,7 @@ class SqliteStore(Store):
 
         def take() -> None:
             self._began_ns = monotonic_ns()
-            register(connection, owner, self._identity, self._wall_ns() + self._bounds.lease_ns)
+            self._number = register(connection, owner, self._identity, self._wall_ns() + self._bounds.lease_ns)
 
         try:
             yield from self._unless_closed(tries(take, self._patience, self._path))
@@ -194,7 +197,7 @@ class SqliteStore(Store):
             raise store_error(error, self._path) from error
         self._owner = owner
 
-    def _unless_closed(self, waiting: Generator[float]) -> Generator[float]:
+    def _unless_closed(self, waiting: Generator[float, None, object]) -> Generator[float]:
         for pause in waiting:
             yield pause
             if self._closing:
@@ -211,12 +214,13 @@ class SqliteStore(Store):
         if connection is None or self._refusal:
             done((), StoreError(self._refusal or f"{self._path} is {'closed' if self._opened else 'not open'}"))
             return
-        items = prepare_writes(writes)
+        items = self._writer.prepare(writes)
         if self._in_flight or not self._commits_on_caller:
             self._submit(Append(items, done))
             return
         try:
-            refusals: Sequence[Refusal] = self._writer.commit(connection, items)
+            refusals: Sequence[Refusal]
+            refusals, size = self._writer.commit(connection, items)
         except sqlite3.Error as error:
             if is_busy(error):
                 self._submit(Append(items, done))
@@ -226,7 +230,7 @@ class SqliteStore(Store):
         except StoreError as error:
             failure = error
         else:
-            self._checkpoint_thread.count_commit(len(items))
+            self._checkpoint_thread.count_commit(size)
             done(refusals, None)
             return
         done((), failure)
@@ -299,6 +303,12 @@ class SqliteStore(Store):
             self._tell(StoreFault(self._file.fault, lost=True))
         return not self._file.fault
 
+    def _tell_damage(self, why: str, transaction: str) -> None:
+        """Say what of the journal is damaged, unless that is because the file is another by now; on the thread of
+        checkpoints."""
+        if self._may_checkpoint():
+            self._tell(StoreFault(f"{self._path}: {why}", transaction))
+
     def _tell(self, fault: StoreFault) -> None:
         """Say what is wrong, on the loop's thread; from any thread."""
         try:
@@ -320,12 +330,11 @@ class SqliteStore(Store):
         return connect(self._path, synchronous=self._synchronous, timeout=0, checkpoint_pages=pages)
 
     def _start_threads(self) -> None:
-        self._writer = Writer(self._owner)
+        self._writer = Writer(self._owner, self._number, self._words)
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
         self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
         self._checkpoint_thread.may_work = self._may_checkpoint
-        inspector = Inspector(lambda why, transaction: self._tell(StoreFault(f"{self._path}: {why}", transaction)))
-        self._checkpoint_thread.inspect = inspector.work
+        self._checkpoint_thread.inspect = Inspector(self._tell_damage).work
         self._lease_thread = self._make_lease_thread()
         self._commit_thread = CommitThread(
             self._path,

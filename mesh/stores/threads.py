@@ -36,7 +36,8 @@ between, as under a writer that never pauses on a busy machine."""
 LOOK_INTERVAL: Final = 0.5
 """Seconds between looks at the file."""
 _LOOKS_A_CHECKPOINT: Final = 2  # of a journal that is written to slowly
-_PAGES_A_COMMIT: Final = 4
+_PAGES_A_COMMIT: Final = 2
+_PAGE_BITS: Final = 12
 
 
 class Append(NamedTuple):
@@ -138,7 +139,9 @@ class CommitThread:
     def _commit(self, group: Sequence[Append]) -> list[Completion]:
         items = group[0].items if len(group) == 1 else [item for append in group for item in append.items]
         try:
-            refusals = retry_while_busy(lambda: self._writer.commit(self._open_connection(), items), self._patience)
+            refusals, size = retry_while_busy(
+                lambda: self._writer.commit(self._open_connection(), items), self._patience
+            )
         except sqlite3.Error as error:
             failure = store_error(error, self._path)
             failure.__cause__ = error
@@ -146,7 +149,7 @@ class CommitThread:
         except Exception as error:
             failure = error if isinstance(error, StoreError) else StoreError(f"{self._path}: {error!r}")
             return [Completion(append.done, (), failure) for append in group]
-        self._on_commit(len(items))
+        self._on_commit(size)
         return _split(group, refusals)
 
     def _open_connection(self) -> sqlite3.Connection:
@@ -189,9 +192,9 @@ class CheckpointThread(ConnectionThread):
         self.inspect: Callable[[sqlite3.Connection], None] = lambda connection: None
         """Called at each look, with a connection."""
 
-    def count_commit(self, writes: int) -> None:
-        """Count a commit of `writes` writes.  Cheap: called after each, on whichever thread made it."""
-        self._pages += _PAGES_A_COMMIT + writes
+    def count_commit(self, size: int) -> None:
+        """Count a commit of so many bytes of log.  Cheap: called after each, on whichever thread made it."""
+        self._pages += _PAGES_A_COMMIT + (size >> _PAGE_BITS)
         if self._pages >= self._pages_a_checkpoint and not self._full.is_set():
             self._full.set()
 

@@ -1,28 +1,52 @@
 """Commits to a journal: which writes are taken, which refused, and the few statements that make it so.
 
-Every commit is one database transaction that begins by looking at our own row in `owners`.  As long as that row stands
-and is not fenced, nobody else can have touched the open transactions we hold, so what the last commit knew of them is
-still true and need not be read again: an ordinary hop costs its pulse rows and nothing else.
+A commit is one row of the log, with the frames of all its writes.  As long as our own row in `owners` stands and is not
+fenced, nobody else can have touched the open transactions we hold, so what the last commit knew of them is still true
+and need not be read again: a commit of ordinary hops is a single statement, which writes only while we are not fenced.
+
+What a transaction has in the log is copied to the archive in the commit that settles it, and sooner when it is much, or
+old: so the log is short, and nothing in it is needed for long.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bitactor.errors import BitActorError, DuplicateTransaction, StaleOwner, StoreError
 from bitactor.ports import Refusal, Write
+from mesh.stores.journal.blobs import keep_blobs
+from mesh.stores.journal.frames import GENESIS, Blobs, Digest, LeanPacker, digest_of, make_frame
+from mesh.stores.journal.parts import log_body, log_id, part_body
+from mesh.stores.journal.tail import Tail, id_bytes, read_tail
+from mesh.stores.journal.takeover import INSERT_PART
+from mesh.stores.journal.words import Words
 from mesh.stores.lease import require_lease
-from mesh.stores.rows import AT_NS, SEQ, PulseRow, pulse_rows
+
+LOG_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of an owner's log that are not in the archive; more, and what is oldest goes there."""
+PART_BYTES: Final = 64 * 1024
+"""Bytes of one transaction in the log; more, and they go to the archive."""
+ARCHIVED_A_COMMIT: Final = 256 * 1024
+TRUNCATED: Final = range(128, 1_024)
+"""Rows of the log that are deleted at once: at least, and at most."""
+
+
+_new = tuple.__new__
+"""Builds a named tuple in half the time of calling its class; for the tuples that every hop needs."""
 
 
 class PreparedWrite(NamedTuple):
-    """A write and its rows, or the error for which it has none."""
+    """A write with its pulses packed, or the error for which it has none."""
 
     write: Write
-    rows: Sequence[PulseRow]
-    error: Exception | None = None
+    body: bytes
+    """The pulses of its frame; empty without any."""
+    blobs: Blobs | None
+    """Tokens that are too long for a frame."""
+    error: Exception | None
 
 
 class JournalState(NamedTuple):
@@ -37,174 +61,343 @@ class JournalState(NamedTuple):
     """The transaction's owner, if it is open and not ours; else empty."""
 
 
+class _Held:
+    """An open transaction that is ours, as the journal has it, with its frames that are only in the log."""
+
+    __slots__ = ("frames", "head", "log_from", "name", "part_seq", "size", "state")
+
+    def __init__(self, name: bytes, state: JournalState, tail: Tail) -> None:
+        self.name = name
+        """The transaction's id, as bytes."""
+        self.state = state
+        self.head = tail.head
+        self.frames = tail.frames
+        self.size = sum(map(len, tail.frames))
+        self.part_seq = tail.part_seq
+        self.log_from = tail.log_from
+        """The log's row from which its frames are; 0: it has none there."""
+
+
+class _Draft:
+    """What a transaction becomes once the commit in the making is done."""
+
+    __slots__ = ("added", "archived", "changed", "created", "head", "held", "state", "updated_ns")
+
+    def __init__(self, held: _Held) -> None:
+        self.held = held
+        self.state = held.state
+        self.head = held.head
+        self.added: list[bytes] = []
+        self.created = False
+        """Whether its row in `transactions` is new, and says from where on it is in the log."""
+        self.changed = False
+        """Whether that row is another."""
+        self.archived = False
+        """Whether all its frames are in the archive."""
+        self.updated_ns = 0
+
+
 # Errors that SQLite or its binding raises for one row that it will not take; the rows of others are not at fault
 _ROW_ERRORS: Final = (
     sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError,
     OverflowError,
 )  # fmt: skip
 
-_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT_PULSE: Final = "INSERT INTO pulses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UNBEGUN: Final = Tail([], GENESIS, 0, 0, 0)
+_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 _UPDATE_TRANSACTION: Final = (
-    "UPDATE transactions SET status = ?, open = ?, owner = ?, epoch = ?, updated_ns = max(updated_ns, ?), dead = ? "
-    "WHERE transaction_id = ?"
+    "UPDATE transactions SET status = ?, open = ?, owner = ?, epoch = ?, updated_ns = max(updated_ns, ?), dead = ?,"
+    " log_from = ?, head = coalesce(?, head) WHERE transaction_id = ?"
 )
-
-
-def prepare_writes(writes: Iterable[Write]) -> list[PreparedWrite]:
-    """The rows of each write, packed now, so that nothing changes them any more."""
-    items = []
-    for write in writes:
-        try:
-            items.append(PreparedWrite(write, pulse_rows(write.pulses)))
-        except (BitActorError, ValueError, TypeError, OverflowError, RecursionError) as error:
-            refusal = StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
-            items.append(PreparedWrite(write, (), refusal))
-    return items
+_INSERT_ROW: Final = "INSERT INTO log VALUES (?, ?)"
+_INSERT_ROW_ALONE: Final = (
+    "INSERT INTO log SELECT ?, ? WHERE EXISTS (SELECT 1 FROM owners WHERE owner = ? AND fenced = '')"
+)
+_TRUNCATE: Final = "DELETE FROM log WHERE id >= ? AND id < ?"
 
 
 class Writer:
-    """Makes the commits of one owner.  Used by one thread at a time, on whichever connection belongs to that thread."""
+    """Makes the commits of one owner, one at a time.  Used by one thread at a time, on whichever connection belongs to
+    that thread; `prepare` may be called meanwhile on another."""
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, number: int, words: Words) -> None:
+        self._words = words
+        self._packer = LeanPacker(words.numbers)
+        self.become(owner, number)
+
+    def become(self, owner: str, number: int) -> None:
+        """Write as this owner from now on; nothing that was known of any transaction is true for it."""
         self._owner = owner
-        # Cached journal states of the open transactions that we hold and have written to
-        self._states: dict[str, JournalState] = {}
+        self._next_row = log_id(number, 1)
+        # Open transactions that are ours and were written to; those to be read again are not among them
+        self._held: dict[str, _Held] = {}
+        # The first row of the log in which each has frames, oldest first; also of those to be read again
+        self._log_from: dict[str, int] = {}
+        self._rows: deque[int] = deque()  # bytes of the log's rows up to the newest
+        self._bytes = 0
+        self._unreadable: set[str] = set()  # what stays in the log, damaged
 
-    def commit(self, connection: sqlite3.Connection, items: Sequence[PreparedWrite]) -> list[Refusal]:
-        """Keep `items` in one database transaction; those that are refused leave no trace.
+    def prepare(self, writes: Iterable[Write]) -> list[PreparedWrite]:
+        """The writes with their pulses packed now, so that nothing changes them any more."""
+        items = []
+        packer = self._packer
+        pack_pulses = packer.pack
+        for write in writes:
+            try:
+                body = pack_pulses(write.pulses) if write.pulses else b""
+                blobs = None
+                if packer.blobs:
+                    blobs, packer.blobs = packer.blobs, {}
+                items.append(_new(PreparedWrite, (write, body, blobs, None)))
+            except (BitActorError, ValueError, TypeError, OverflowError, RecursionError) as error:
+                refusal = StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
+                items.append(PreparedWrite(write, b"", None, refusal))
+        return items
+
+    def commit(self, connection: sqlite3.Connection, items: Sequence[PreparedWrite]) -> tuple[list[Refusal], int]:
+        """Keep `items` in one database transaction; those that are refused leave no trace.  Returns the refusals, and
+        how many bytes the log has more.
 
         Raises:
             StaleOwner: our lease was taken from us; nothing was written.
             sqlite3.Error: nothing was written; when busy, the same call can be made again.
         """
+        batch = _Batch(self._owner, self._held, connection, self._next_row)
+        wanted = list(self._packer.wanted)  # of a dictionary that `prepare` adds to on another thread, which this bears
         try:
-            batch = _Batch(self._owner, self._states, connection)
-            self._begin(connection)
-            try:
-                batch.write(items)
-            except _ROW_ERRORS:
-                connection.execute("ROLLBACK")
-                batch = _Batch(self._owner, self._states, connection)
-                self._begin(connection)
-                batch.write_one_by_one(items)
-            connection.execute("COMMIT")
+            batch.write(items)
+            body = b"".join(batch.frames)
+            if wanted or batch.begun or self._bytes > LOG_BYTES:
+                batch.begin()
+                added = self._words.add(connection, wanted)
+                batch.keep_transactions(self._old())
+                deleted = self._truncate(batch)
+                if body:
+                    connection.execute(_INSERT_ROW, (batch.row, log_body(batch.row, body)))
+                connection.execute("COMMIT")
+                self._words.learn(added)
+                for word in wanted:
+                    self._packer.wanted.pop(word, None)
+            else:
+                deleted = 0
+                if body:
+                    batch.insert_alone(body)
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             self.invalidate(item.write.transaction for item in items)
             raise
-        self._cache_states(batch.changes)
-        return batch.refusals
-
-    def become(self, owner: str) -> None:
-        """Write as another owner from now on; nothing that was known of any transaction is true for that one."""
-        self._owner = owner
-        self._states.clear()
+        self._apply(batch, len(body), deleted)
+        return batch.refusals, len(body)
 
     def invalidate(self, transactions: Iterable[str]) -> None:
-        """Drop the cached states of `transactions`; the next write of each reads its state from the journal."""
+        """Believe nothing of these transactions any more; the next write of each reads its state from the journal."""
         for transaction in transactions:
-            self._states.pop(transaction, None)
+            self._held.pop(transaction, None)
 
-    def _begin(self, connection: sqlite3.Connection) -> None:
-        connection.execute("BEGIN IMMEDIATE")
-        require_lease(connection, self._owner)
+    def _old(self) -> dict[str, _Held | None]:
+        """What the log has had for longest, to be taken to the archive, if the log is long; None: to be read again."""
+        old: dict[str, _Held | None] = {}
+        if self._bytes > LOG_BYTES:
+            middle, taken = self._next_row - len(self._rows) // 2, 0
+            for transaction, log_from in self._log_from.items():
+                if log_from >= middle or taken >= ARCHIVED_A_COMMIT:
+                    break
+                if transaction in self._unreadable:
+                    continue
+                held = old[transaction] = self._held.get(transaction)
+                taken += held.size if held is not None else PART_BYTES
+        return old
 
-    def _cache_states(self, changes: dict[str, JournalState]) -> None:
-        states = self._states
-        for transaction, state in changes.items():
-            if state.open:
-                states[transaction] = state
+    def _truncate(self, batch: _Batch) -> int:
+        """Delete the oldest rows of the log if all in them is in the archive; returns how many."""
+        kept = (row for name, row in self._log_from.items() if not batch.takes_from_log(name))
+        first = self._next_row - len(self._rows)
+        rows = min(next(kept, self._next_row) - first, TRUNCATED.stop)
+        if rows < TRUNCATED.start and (rows <= 0 or self._bytes <= LOG_BYTES // 2):
+            return 0
+        batch.connection.execute(_TRUNCATE, (first, first + rows))
+        return rows
+
+    def _apply(self, batch: _Batch, size: int, deleted: int) -> None:
+        """Believe what was committed."""
+        self._unreadable.update(batch.unreadable)
+        if size:
+            self._next_row += 1
+            self._rows.append(size)
+            self._bytes += size
+        for _ in range(deleted):
+            self._bytes -= self._rows.popleft()
+        all_held, log_from = self._held, self._log_from
+        for transaction, draft in batch.drafts.items():
+            held, added = draft.held, draft.added
+            held.state, held.head = draft.state, draft.head
+            if draft.archived:
+                held.frames, held.size, held.part_seq, held.log_from = [], 0, draft.state.next_seq, 0
+                log_from.pop(transaction, None)
+            elif added:
+                held.frames += added
+                held.size += len(added[0]) if len(added) == 1 else sum(map(len, added))
+                if not held.log_from:
+                    log_from[transaction] = held.log_from = batch.row
+            if draft.state.open:
+                all_held[transaction] = held
             else:
-                states.pop(transaction, None)
+                all_held.pop(transaction, None)
 
 
 class _Batch:
     """A database transaction in the making, with the writes of one commit."""
 
-    def __init__(self, owner: str, states: Mapping[str, JournalState], connection: sqlite3.Connection) -> None:
+    def __init__(self, owner: str, held: Mapping[str, _Held], connection: sqlite3.Connection, row: int) -> None:
         self._owner = owner
-        self._states = states
-        self._connection = connection
+        self._held = held
         self._refused: dict[str, Exception] = {}
-        self.changes: dict[str, JournalState] = {}  # journal states that become true once this batch is committed
+        self.connection = connection
+        self.row = row
+        """The id that the log's row gets."""
+        self.begun = False
+        self.frames: list[bytes] = []
+        self.drafts: dict[str, _Draft] = {}
         self.refusals: list[Refusal] = []
+        self.unreadable: list[str] = []
+        """What was to go from the log to the archive, and cannot be read."""
 
-    def write(self, items: Iterable[PreparedWrite], first: int = 0) -> None:
-        """Write all items in one go; raises one of `_ROW_ERRORS` if that will not do.  `first` is the index of the
-        first item."""
-        connection, states, changes = self._connection, self._states, self.changes
-        created: list[tuple[str | int, ...]] = []
-        updated: list[tuple[str | int, ...]] = []
-        rows: list[PulseRow] = []
-        for index, item in enumerate(items, first):
-            write, item_rows, error = item
-            transaction, epoch, _, status, is_open, _, dead = write
-            creates = bool(item_rows) and item_rows[0][SEQ] == 0
-            state = changes.get(transaction) or states.get(transaction)
-            if state is None and not creates:
-                state = self._load_state(transaction)
-            error = error or self._refused.get(transaction) or conflict(write, state, creates)
-            if error is not None:
-                self._refuse(index, transaction, error)
-                continue
-            rows += item_rows
-            if state is None:
-                created.append(_transaction_row(write, self._owner))
-                changes[transaction] = JournalState(epoch, status, is_open, len(item_rows), dead)
-                continue
-            if status != state.status or is_open != state.open or epoch != state.epoch or dead != state.dead:
-                at_ns = item_rows[-1][AT_NS] if item_rows and status != state.status else 0
-                updated.append((status, is_open, self._owner, epoch, at_ns, dead, transaction))
-            changes[transaction] = JournalState(epoch, status, is_open, state.next_seq + len(item_rows), dead)
-        if created:
-            connection.executemany(_INSERT_TRANSACTION, created)
-        connection.executemany(_INSERT_PULSE, rows)
-        if updated:
-            connection.executemany(_UPDATE_TRANSACTION, updated)
+    def begin(self) -> None:
+        """Take the file's lock, and make sure that we may write; once."""
+        if not self.begun:
+            self.connection.execute("BEGIN IMMEDIATE")
+            self.begun = True
+            require_lease(self.connection, self._owner)
 
-    def write_one_by_one(self, items: Iterable[PreparedWrite]) -> None:
-        """Write the items one by one, refusing each that cannot be stored and taking the others."""
-        connection = self._connection
-        for index, item in enumerate(items):
-            transaction = item.write.transaction
-            before = self.changes.get(transaction)
-            connection.execute("SAVEPOINT one")
-            try:
-                self.write((item,), index)
-            except _ROW_ERRORS as error:
-                connection.execute("ROLLBACK TO one")
-                if before is None:
-                    self.changes.pop(transaction, None)
+    def write(self, items: Iterable[PreparedWrite]) -> None:
+        """Make the frames of the items, and rows for transactions that begin; refuse what has to be."""
+        drafts, frames = self.drafts, self.frames
+        refused = self._refused
+        for index, (write, body, blobs, error) in enumerate(items):
+            transaction, epoch, pulses, status, is_open, _, dead = write
+            if error is not None or (refused and transaction in refused):
+                self._refuse(index, transaction, error or refused[transaction])
+                continue
+            draft = drafts.get(transaction) or self._draft(write)
+            if type(draft) is not _Draft:
+                self._refuse(index, transaction, draft)
+                continue
+            was_epoch, was, was_open, next_seq, was_dead, other_owner = draft.state
+            if epoch != was_epoch or other_owner or not pulses or pulses[0].seq != next_seq:
+                error = conflict(write, draft.state)
+                if error is not None:
+                    self._refuse(index, transaction, error)
+                    continue
+            if body:
+                frame = make_frame(draft.held.name, next_seq, len(pulses), pulses[0].at_ns, draft.head, body)
+                draft.head = digest_of(frame)
+                draft.added.append(frame)
+                frames.append(frame)
+            if blobs:
+                self.begin()
+                keep_blobs(self.connection, transaction, blobs)
+            if status != was or is_open != was_open or epoch != was_epoch or dead != was_dead:
+                self.begin()
+                draft.changed = True
+                if pulses and status != was:
+                    draft.updated_ns = pulses[-1].at_ns
+            draft.state = _new(JournalState, (epoch, status, is_open, next_seq + len(pulses), dead, ""))
+            drafts[transaction] = draft
+
+    def keep_transactions(self, old: Mapping[str, _Held | None]) -> None:
+        """Write what has changed of the transactions; to the archive goes what settles, has grown, or is `old`."""
+        drafts = self.drafts
+        for transaction, held in old.items():
+            if transaction not in drafts:
+                draft = _Draft(held) if held is not None else self._read(transaction)
+                if type(draft) is _Draft and not draft.state.other_owner:
+                    drafts[transaction] = draft
                 else:
-                    self.changes[transaction] = before
-                self._refuse(index, transaction, self._storage_error(item.write, error))
-            connection.execute("RELEASE one")
+                    self.unreadable.append(transaction)
+        for transaction, draft in drafts.items():
+            held, state, added = draft.held, draft.state, draft.added
+            size = held.size + sum(map(len, added))
+            if not size:
+                draft.archived = True
+                if draft.changed:
+                    self._update(transaction, draft, None, None)
+            elif not state.open or transaction in old or size > PART_BYTES:
+                frames = b"".join(held.frames) + b"".join(added)
+                body = part_body(held.name, held.part_seq, state.next_seq, self.row, frames)
+                self.connection.execute(INSERT_PART, (transaction, held.part_seq, state.next_seq, self.row, body))
+                draft.archived = True
+                self._update(transaction, draft, None, draft.head)
+            elif draft.changed or not (held.log_from or draft.created):
+                self._update(transaction, draft, held.log_from or (self.row if added else None), None)
 
-    def _refuse(self, index: int, transaction: str, error: Exception) -> None:
+    def insert_alone(self, body: bytes) -> None:
+        """Keep the row of the log, which is all there is to keep, unless we are fenced."""
+        values = (self.row, log_body(self.row, body), self._owner)
+        if not self.connection.execute(_INSERT_ROW_ALONE, values).rowcount:
+            require_lease(self.connection, self._owner)
+            raise StoreError(f"owner {self._owner!r} could not write, for no reason that is known")
+
+    def takes_from_log(self, transaction: str) -> bool:
+        """Whether nothing of a transaction is only in the log once this is committed."""
+        draft = self.drafts.get(transaction)
+        return draft is not None and draft.archived
+
+    def _update(self, transaction: str, draft: _Draft, log_from: int | None, head: Digest | None) -> None:
+        epoch, status, is_open, _, dead, _ = draft.state
+        values = (status, is_open, self._owner, epoch, draft.updated_ns, dead, log_from, head, transaction)
+        self.connection.execute(_UPDATE_TRANSACTION, values)
+
+    def _draft(self, write: Write) -> _Draft | Exception:
+        """The transaction as the journal has it, or why the write cannot be made."""
+        transaction = write.transaction
+        held = self._held.get(transaction)
+        if held is not None and held.log_from:
+            return _Draft(held)
+        self.begin()  # its row is to say from where on it is in the log
+        if held is not None:
+            return _Draft(held)
+        if write.pulses and write.pulses[0].seq == 0:
+            return self._create(write)
+        return self._read(transaction)
+
+    def _read(self, transaction: str) -> _Draft | Exception:
+        row = self.connection.execute(
+            "SELECT epoch, status, open, dead, owner FROM transactions WHERE transaction_id = ?", (transaction,)
+        ).fetchone()
+        if row is None:
+            return StoreError(f"transaction {transaction} is not in the journal")
+        epoch, status, is_open, dead, owner = row
+        other_owner = owner if is_open and owner != self._owner else ""
+        try:
+            tail = _UNBEGUN if other_owner else read_tail(self.connection, transaction)
+            state = JournalState(epoch, status, bool(is_open), tail.next_seq, bool(dead), other_owner)
+            return _Draft(_Held(id_bytes(transaction), state, tail))
+        except (StoreError, ValueError) as error:
+            return error
+
+    def _create(self, write: Write) -> _Draft | Exception:
+        """Begin a transaction; or why its row is not taken."""
+        try:
+            name = id_bytes(write.transaction)
+            self.connection.execute(_INSERT_TRANSACTION, _transaction_row(write, self._owner, self.row))
+        except _ROW_ERRORS as error:
+            return self._refusal(write, error)
+        state = JournalState(write.epoch, write.status, write.open, 0, write.dead)
+        draft = _Draft(_Held(name, state, _UNBEGUN._replace(frames=[])))
+        draft.created = True
+        return draft
+
+    def _refuse(self, index: int, transaction: str, error: Any) -> None:
         self._refused[transaction] = error
         self.refusals.append(Refusal(index, error))
 
-    def _load_state(self, transaction: str) -> JournalState | None:
-        row = self._connection.execute(
-            "SELECT epoch, status, open, dead, owner, (SELECT max(seq) FROM pulses WHERE pulses.transaction_id = ?1)"
-            " FROM transactions WHERE transaction_id = ?1",
-            (transaction,),
-        ).fetchone()
-        if row is None:
-            return None
-        epoch, status, is_open, dead, owner, last_seq = row
-        other_owner = owner if is_open and owner != self._owner else ""
-        next_seq = 0 if last_seq is None else last_seq + 1
-        return JournalState(epoch, status, bool(is_open), next_seq, bool(dead), other_owner)
-
-    def _storage_error(self, write: Write, error: Exception) -> Exception:
+    def _refusal(self, write: Write, error: Exception) -> Exception:
         if not isinstance(error, sqlite3.IntegrityError):
             return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
         taken = None
         if write.key:
-            taken = self._connection.execute(
+            taken = self.connection.execute(
                 "SELECT transaction_id FROM transactions WHERE workflow = ? AND key = ? AND key <> ''",
                 (write.pulses[0].workflow, write.key),
             ).fetchone()
@@ -212,21 +405,16 @@ class _Batch:
             return DuplicateTransaction(
                 f"key {write.key!r} of {write.pulses[0].workflow!r} was used before, by transaction {taken[0]}"
             )
-        if error.sqlite_errorname == "SQLITE_CONSTRAINT_PRIMARYKEY":
-            if write.pulses[0].seq == 0:
-                return DuplicateTransaction(f"transaction {write.transaction} is in the journal already")
-            return StaleOwner(
-                f"transaction {write.transaction}: another process wrote pulse {write.pulses[0].seq} before"
-            )
-        return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
+        return DuplicateTransaction(f"transaction {write.transaction} is in the journal already")
 
 
 def conflict(
-    write: Write, state: JournalState | None, creates: bool, others: str = ", by another process or twice"
+    write: Write, state: JournalState | None, others: str = ", by another process or twice"
 ) -> Exception | None:
     """Why a write must not be made, from what the journal holds of its transaction; `others` says by whom a pulse may
     have been written before."""
     transaction, epoch = write.transaction, write.epoch
+    creates = bool(write.pulses) and write.pulses[0].seq == 0
     if state is None:
         return None if creates else StoreError(f"transaction {transaction} is not in the journal")
     if state.other_owner:
@@ -245,10 +433,11 @@ def conflict(
     )
 
 
-def _transaction_row(write: Write, owner: str) -> tuple[str | int, ...]:
+def _transaction_row(write: Write, owner: str, log_from: int) -> tuple[str | int, ...]:
     accepted = write.pulses[0]
     parent = accepted.data.get("parent", "") if accepted.data else ""
     return (
         write.transaction, accepted.root, parent, accepted.workflow, accepted.digest, write.key, write.status,
         write.open, owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns, write.dead,
+        log_from,
     )  # fmt: skip

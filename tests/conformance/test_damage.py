@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sqlite3
 
 import pytest
 
 from bitactor.errors import InvalidInput
 from mesh import Mesh
+from mesh.cli import main
 from tests.conformance.claims import claim
 from tests.e2e.support import until
 from tests.e2e.test_damage import BOUND, DAMAGES, damage, interrupted, orders
+from tests.journal_damage import flip
 
 SECTION = "When the world misbehaves"
 
@@ -27,6 +31,34 @@ async def test_one_that_cannot_be_read(sqlite: str, caplog: pytest.LogCaptureFix
         assert await (await mesh.transaction(sound)).result(BOUND) == 2
         assert list(mesh.about()["parked"]) == [hurt] and mesh.about()["healthy"]
     assert f"transaction {hurt} cannot go on here" in caplog.text
+
+
+@claim(
+    SECTION,
+    "One bit that is another in what a journal keeps is found by `bitactor verify`, which names the transaction, and "
+    "parks that one; of a sound journal it says one line.",
+)
+async def test_one_bit(sqlite: str, capsys: pytest.CaptureFixture[str]) -> None:
+    hurt, sound = await interrupted(sqlite, 2)
+    assert await asyncio.to_thread(main, ["verify", "--store", sqlite]) == 0
+    assert capsys.readouterr().out == "2 transactions, 4 pulses: sound\n"
+    damage(sqlite, hurt, another_bit)
+    assert await asyncio.to_thread(main, ["verify", "--store", sqlite]) == 1
+    said = capsys.readouterr()
+    assert hurt in said.out and sound not in said.out and "put a sound copy there" in said.err
+    async with Mesh(orders, store=sqlite) as mesh:
+        assert await (await mesh.transaction(sound)).result(BOUND) == 2
+        assert list(mesh.about()["parked"]) == [hurt]
+
+
+def another_bit(file: sqlite3.Connection, transaction: str) -> None:
+    """In the last row of the log, or part of the archive, that has pulses of it."""
+    name = bytes.fromhex(transaction)
+    for row, body in file.execute("SELECT id, body FROM log ORDER BY id DESC").fetchall():
+        if name in body:
+            file.execute("UPDATE log SET body = ? WHERE id = ?", (flip(body, 8 * len(body) - 1), row))
+            return
+    raise AssertionError("nothing of it is in the log")
 
 
 @claim(SECTION, "What a stimulus carries is proved readable when it is accepted.")

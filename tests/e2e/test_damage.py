@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import msgpack
@@ -26,6 +27,7 @@ from mesh.stores import open_reader
 from mesh.stores.read import SqliteQueries
 from tests.e2e.support import until
 from tests.e2e.test_cli import bitactor
+from tests.journal_damage import DATA, STEP, TTL, WORD, Damage, bodies, fields, numbers
 
 BOUND = 30.0
 GATE = asyncio.Event()
@@ -44,35 +46,36 @@ async def ship(take: int) -> int:
     return take + 1
 
 
-Damage = Callable[[sqlite3.Connection, str], object]
-
-
-def body(value: object) -> Damage:
-    packed = value if isinstance(value, bytes) else msgpack.packb(value)
-    return lambda file, id: file.execute("UPDATE pulses SET body = ? WHERE transaction_id = ?", (packed, id))
-
-
 def statement(text: str) -> Damage:
     return lambda file, id: file.execute(text, (id,))
 
 
 NO_TEXT = "CAST(x'ff' AS TEXT)"
+def each(index: int, value: object) -> Damage:
+    return fields(lambda pulses: [pulse.__setitem__(index, value) for pulse in pulses])
+
+
+def second_word(index: int, value: str, **options: Any) -> Damage:
+    return fields(lambda pulses: pulses[1][WORD].__setitem__(index, value), **options)
+
+
 DAMAGED_TIMES = "UPDATE transactions SET created_ns = 'long ago', updated_ns = x'00' WHERE transaction_id = ?"
-DAMAGED_OWNER = "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns) VALUES ('odd', 'x', 5, 'x', 'x')"
+DAMAGED_OWNER = "INSERT INTO owners VALUES ('odd', 'x', 5, 'x', 'x', '', 1)"
 DAMAGES: dict[str, Damage] = {
-    "a key that is none": body([[], "loop", "forward", None, None, {"metadata": {b"k": 1}}, ""]),
-    "an unhashable key": body(b"\x97\x90\xa4loop\xa7forward\xc0\xc0\x81\x91\x01\x01\xa0"),
-    "no message at all": body(b"\xc1"),
-    "half a message": body(b"\x97\x90"),
-    "a message of other fields": body([1, 2]),
-    "fields of other types": body([5, 5, 5, 5, 5, 5, 5]),
-    "nothing in a body": statement("UPDATE pulses SET body = zeroblob(0) WHERE transaction_id = ?"),
-    "no pulses": statement("DELETE FROM pulses WHERE transaction_id = ?"),
-    "no first pulse": statement("DELETE FROM pulses WHERE transaction_id = ? AND seq = 0"),
-    "a hole": statement("UPDATE pulses SET seq = seq + 5 WHERE transaction_id = ? AND seq = 1"),
-    "an unknown kind": statement("UPDATE pulses SET kind = 'exploded' WHERE transaction_id = ? AND seq = 1"),
-    "a step that is not there": statement("UPDATE pulses SET step = 'none' WHERE transaction_id = ? AND seq = 1"),
-    "a text that is none": statement("UPDATE pulses SET step = CAST(x'ff' AS TEXT) WHERE transaction_id = ?"),
+    "a key that is none": each(DATA, {"metadata": {b"k": 1}}),
+    "an unhashable key": bodies(b"\x91\x9b\x00\xa0\x90\x01\x01\x00\xc0\xc0\xc0\xc0\x81\x91\x01\x01"),
+    "no message at all": bodies(b"\xc1"),
+    "half a message": bodies(b"\x91\x9b\x00"),
+    "a message of other fields": bodies(msgpack.packb([[1, 2]])),
+    "fields of other types": bodies(msgpack.packb([[5] * 11])),
+    "nothing in a body": bodies(b""),
+    "no pulses": numbers(),
+    "no first pulse": numbers(1),
+    "a hole": numbers(0, 6),
+    "an unknown kind": second_word(0, "exploded"),
+    "a step that is not there": second_word(STEP, "none"),
+    "a text that is none": second_word(STEP, "@@", replace=(b"@@", b"\xff\xff")),
+    "a number that is a text": each(TTL, "many"),
     "a row of another shape": statement("UPDATE transactions SET digest = 'other' WHERE transaction_id = ?"),
     "a shape that is no text": statement(
         "UPDATE transactions SET digest = CAST(x'ff' AS TEXT) WHERE transaction_id = ?"
@@ -80,7 +83,6 @@ DAMAGES: dict[str, Damage] = {
     "open that is a text": statement("UPDATE transactions SET open = 'x' WHERE transaction_id = ?"),
     "open that is another number": statement("UPDATE transactions SET open = 3 WHERE transaction_id = ?"),
     "a name that is no text": statement(f"UPDATE transactions SET workflow = {NO_TEXT} WHERE transaction_id = ?"),
-    "a number that is a text": statement("UPDATE pulses SET ttl = 'many' WHERE transaction_id = ?"),
 }
 
 
@@ -143,9 +145,7 @@ async def test_a_damaged_row_of_an_owner_or_a_transaction_stops_nobody(sqlite: s
         statement(DAMAGED_TIMES),
     )
     with sqlite3.connect(sqlite.removeprefix("sqlite:///")) as file:
-        file.execute(
-            "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns) VALUES ('odd', 'x', 5, 'x', 'x')"
-        )
+        file.execute("INSERT INTO owners VALUES ('odd', 'x', 5, 'x', 'x', '', 1)")
     listed = command_line("list", "--store", sqlite, "--json")
     assert len(listed.stdout.splitlines()) == 2, listed.stderr
     async with Mesh(orders, store=sqlite) as mesh:
@@ -177,7 +177,7 @@ async def test_a_journal_that_is_damaged_while_it_is_waited_for(sqlite: str) -> 
     async with Mesh(orders, store=sqlite) as mesh:
         assert await (await mesh.transaction(transaction)).result(BOUND) == 1
         damage(sqlite, transaction, DAMAGES["no message at all"])
-        with pytest.raises(StoreError, match=f"pulse 0 of transaction {transaction} cannot be read"):
+        with pytest.raises(StoreError, match=f"transaction {transaction} cannot be read: pulse 0"):
             await mesh.transaction(transaction)
         assert await (await mesh.stimulate(orders, {"n": 7})).result(BOUND) == 8
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from bitactor.errors import StoreError
+from mesh.stores import SqliteReader
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 PAGES = sorted(EXAMPLES.glob("*.md"))
@@ -75,16 +78,12 @@ def rows(database: Path) -> list[tuple[object, ...]]:
 
 
 def batches(journal: Path) -> int:
-    if not journal.exists():
+    try:
+        with SqliteReader(journal) as reader:
+            pulses = [pulse for row in reader.list() for pulse in reader.pulses(row.transaction)]
+    except StoreError:  # it is not there yet
         return 0
-    with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as connection:
-        try:
-            found = connection.execute(
-                "SELECT count(*) FROM pulses WHERE step LIKE 'load/batch-%' AND kind = 'completed'"
-            ).fetchone()
-        except sqlite3.OperationalError:
-            return 0
-    return int(found[0])
+    return sum(pulse.kind == "completed" and pulse.step.startswith("load/batch-") for pulse in pulses)
 
 
 def test_killed_half_way_and_resumed_it_ends_with_the_same_rows_as_undisturbed(directory: Path) -> None:
@@ -107,5 +106,5 @@ def test_killed_half_way_and_resumed_it_ends_with_the_same_rows_as_undisturbed(d
     )
     assert again.stdout.splitlines()[:2] == whole.stdout.splitlines()[:2]
     assert rows(directory / "killed" / "readings.db") == rows(directory / "whole" / "readings.db")
-    with closing(sqlite3.connect(directory / "killed" / "pulses.db")) as connection:
-        assert connection.execute("SELECT count(DISTINCT transaction_id) FROM pulses").fetchone() == (1,)
+    with SqliteReader(directory / "killed" / "pulses.db") as reader:
+        assert len(reader.list()) == 1

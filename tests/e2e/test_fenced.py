@@ -171,7 +171,7 @@ async def test_who_owns_nothing_takes_nothing_and_says_so(sqlite: str, monkeypat
         with closing(sqlite3.connect(file_of(sqlite), isolation_level=None, timeout=BOUND)) as somebody:
             somebody.execute("BEGIN IMMEDIATE")
             somebody.execute(
-                "INSERT INTO owners SELECT 'heir', pid, boot_id, process_started, expires_ns, '' FROM owners"
+                "INSERT INTO owners SELECT 'heir', pid, boot_id, process_started, expires_ns, '', 1 FROM owners"
             )
             somebody.execute("UPDATE owners SET fenced = 'heir' WHERE owner <> 'heir'")
             somebody.execute("UPDATE transactions SET owner = 'heir', epoch = epoch + 1")
@@ -206,7 +206,7 @@ async def test_a_store_that_refuses_a_name_is_asked_again(sqlite: str, caplog: p
     async with Mesh(slow, store=sqlite, **BRIEF) as mesh:
         with closing(sqlite3.connect(file_of(sqlite), isolation_level=None, timeout=BOUND)) as somebody:
             somebody.execute(
-                "INSERT INTO owners SELECT owner || '.2', pid, boot_id, process_started, expires_ns, '' FROM owners"
+                "INSERT INTO owners SELECT owner || '.2', pid, boot_id, process_started, expires_ns, '', 1 FROM owners"
             )
         fence(sqlite, mesh.node.id)
         await until(lambda: mesh.about()["owner"].endswith(".3"), "another name")

@@ -9,14 +9,20 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from bitactor.ports import StoreFault
 from mesh.cli import main
 from mesh.stores import SqliteReader, SqliteStore
-from mesh.stores.audit import Audit, unreadable
 from mesh.stores.database import read_only_uri
+from mesh.stores.journal.frames import frames_in
+from mesh.stores.journal.parts import frames_of_part, part_body
+from mesh.stores.journal.tail import id_bytes
+from mesh.stores.journal.takeover import INSERT_PART
+from mesh.stores.journal.verify import Fault, Progress, Verification
 from tests.e2e.test_damage import DAMAGES, statement
+from tests.journal_damage import lean_pulses_of, rewrite
 from tests.store_writes import Loop, Told, first, fresh
 
 FOUND = DAMAGES.keys() - {"an unknown kind", "a step that is not there"}
@@ -44,37 +50,59 @@ def connection(path: Path, transactions: list[str]) -> Iterator[sqlite3.Connecti
         yield connection
 
 
+def faults(connection: sqlite3.Connection) -> list[Fault]:
+    return [found for found in Verification(connection).walk() if isinstance(found, Fault)]
+
+
 def test_each_damage_is_found_and_named(connection: sqlite3.Connection, transactions: list[str]) -> None:
     damaged = dict(zip(transactions, sorted(FOUND), strict=False))
     for transaction, name in damaged.items():
         DAMAGES[name](connection, transaction)
-    assert [found.transaction for found in unreadable(connection)] == list(damaged)
-    assert all(found.why and found.wanted for found in unreadable(connection))
-    assert connection.text_factory is str and not connection.in_transaction
+    found = faults(connection)
+    assert [fault.transaction for fault in found] == list(damaged)
+    assert all(fault.why and fault.wanted and fault.pulse >= 0 for fault in found)
+    assert not connection.in_transaction
 
 
-@pytest.mark.parametrize("rows", [1, 3, 7, 1000])
-def test_steps_of_any_size_see_every_row_once(
-    connection: sqlite3.Connection, transactions: list[str], rows: int
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_steps_of_any_size_see_everything_once(
+    connection: sqlite3.Connection, transactions: list[str], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also the last pulse of a transaction with more of them than a step has."""
+    """Also the last part of a transaction with more of them than a step has; no step takes more than it may."""
+    for name in ("_TRANSACTIONS_A_STEP", "_WORDS_A_STEP", "_PARTS_A_STEP", "_LOG_BYTES_A_STEP", "_PULSES_A_STEP"):
+        monkeypatch.setattr(f"mesh.stores.journal.verify.{name}", size)
     long, hurt = transactions[5], transactions[9]
-    connection.executemany(
-        "INSERT INTO pulses SELECT transaction_id, ?, kind, step, hop, attempt, ttl, at_ns, elapsed_ns, error, body"
-        " FROM pulses WHERE transaction_id = ? AND seq = 0",
-        [(seq, long) for seq in range(2, 30)],
-    )
-    connection.execute("UPDATE pulses SET body = x'c1' WHERE transaction_id = ? AND seq = 29", (long,))
+    in_parts(connection, long, 30)
+    connection.execute("UPDATE archive SET body = x'c1' WHERE transaction_id = ? AND seq = 29", (long,))
     DAMAGES["no pulses"](connection, hurt)
-    audit, found = Audit(), []
-    while (step := audit.step(connection, rows)) is not None:
-        found += step
-    assert [one.transaction for one in found] == [long, hurt]
-    assert "pulse 29 cannot be read" in found[0].why and "no pulse" in found[1].why
+    found, before = [], Progress(0, 0)
+    for step in Verification(connection).walk():
+        if isinstance(step, Fault):
+            found.append(step)
+            continue
+        assert step.transactions - before.transactions <= size and step.pulses - before.pulses <= 2 * size
+        before = step
+    assert [(one.transaction, one.pulse) for one in found] == [(long, 29), (hurt, 0)]
+    assert "29 to 30 is damaged" in found[0].why and "no pulse" in found[1].why
+    assert before == Progress(len(transactions), 2 * (len(transactions) - 2) + 29)
+
+
+def in_parts(connection: sqlite3.Connection, transaction: str, number: int) -> None:
+    """Let it have so many pulses, each in a part of the archive of its own."""
+    pulse = lean_pulses_of(connection, transaction)[0]
+    body = msgpack.packb([pulse])
+    rewrite(connection, transaction, [(seq, 1, body) for seq in range(number)])
+    ((data,),) = connection.execute("SELECT body FROM archive WHERE transaction_id = ?", (transaction,)).fetchall()
+    name = id_bytes(transaction)
+    frames = frames_of_part(name, 0, number, 0, data)
+    connection.execute("DELETE FROM archive WHERE transaction_id = ?", (transaction,))
+    for frame in frames_in(frames):
+        part = part_body(name, frame.seq, frame.seq + 1, 0, frames[frame.start : frame.end])
+        connection.execute(INSERT_PART, (transaction, frame.seq, frame.seq + 1, 0, part))
 
 
 def test_a_sound_journal_has_nothing(connection: sqlite3.Connection, transactions: list[str]) -> None:
-    assert list(unreadable(connection)) == []
+    assert faults(connection) == []
 
 
 def test_an_open_store_tells_once(
@@ -105,7 +133,7 @@ def test_a_damaged_page_is_about_the_file(
 ) -> None:
     monkeypatch.setattr("mesh.stores.threads.LOOK_INTERVAL", 0.005)
     monkeypatch.setattr("mesh.stores.audit.INTERVAL_NS", 0)
-    ((page,),) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'pulses'").fetchall()
+    ((page,),) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'log'").fetchall()
     ((size,),) = connection.execute("PRAGMA page_size").fetchall()
     connection.close()
     loop, faults = Loop(), list[StoreFault]()

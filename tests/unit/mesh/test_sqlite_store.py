@@ -164,18 +164,6 @@ def test_an_owner_takes_a_name_of_its_own(opened: Opener) -> None:
         opened("")
 
 
-def test_the_log_is_for_people_too(opened: Opener, loop: Loop, people: People) -> None:
-    transaction = fresh()
-    _keep(opened(), loop, first(transaction), hop(transaction, 2))
-    rows = people("SELECT seq, kind, step, workflow FROM pulse_log WHERE transaction_id = ? ORDER BY seq", transaction)
-    assert [(seq, kind) for seq, kind, _, _ in rows] == [
-        (0, "accepted"),
-        (1, "spawned"),
-        (2, "completed"),
-        (3, "spawned"),
-    ]
-
-
 def test_nothing_is_left_of_a_closed_store_but_the_file(path: Path, opened: Opener, loop: Loop, people: People) -> None:
     threads = threading.active_count()
     store = opened()

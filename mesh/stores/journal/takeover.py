@@ -1,0 +1,66 @@
+"""What a dead owner had only in its log, copied to the archive by who takes over."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Final
+
+from bitactor.errors import StoreError
+from mesh.stores.journal.frames import GENESIS, Digest
+from mesh.stores.journal.parts import COMMIT_BITS, end_of_log, part_body
+from mesh.stores.journal.tail import id_bytes, tails_in_log
+
+_log = logging.getLogger("bitactor.store")
+
+INSERT_PART: Final = "INSERT INTO archive (transaction_id, seq, next_seq, log_id, body) VALUES (?, ?, ?, ?, ?)"
+_DELETE: Final = "DELETE FROM log WHERE id >= ? AND id < ?"
+_NUMBER: Final = "SELECT number FROM owners WHERE owner = ? AND fenced = ''"
+_NEEDED: Final = "SELECT 1 FROM transactions WHERE owner = ? AND open = 1 AND log_from >= ? AND log_from < ? LIMIT 1"
+_Open = tuple[str, int, int, Digest | None]
+_OPEN: Final = (
+    "SELECT transaction_id, log_from, coalesce((SELECT max(next_seq) FROM archive"
+    " WHERE archive.transaction_id = transactions.transaction_id), 0), head"
+    " FROM transactions WHERE owner = ? AND open = 1 AND log_from IS NOT NULL ORDER BY log_from"
+)
+
+
+def archive_tails(connection: sqlite3.Connection, owner: str) -> None:
+    """Copy to the archive what this owner's open transactions have only in the log, and delete its log; inside the
+    database transaction that takes them from it.  What is damaged stays in the log, and the log with it."""
+    rows = connection.execute(_OPEN, (owner,)).fetchall()
+    for number, group in groupby(rows, key=lambda row: row[1] >> COMMIT_BITS):
+        _archive(connection, owner, number, group)
+    delete_log(connection, owner)
+
+
+def delete_log(connection: sqlite3.Connection, owner: str) -> None:
+    """Delete the log of an owner that writes no more, if nothing of what it has open is only there; inside a database
+    transaction."""
+    for (number,) in connection.execute(_NUMBER, (owner,)).fetchall():
+        first = number << COMMIT_BITS
+        bounds = (first, end_of_log(first))
+        if connection.execute(_NEEDED, (owner, *bounds)).fetchone() is None:
+            connection.execute(_DELETE, bounds)
+
+
+def _archive(connection: sqlite3.Connection, owner: str, number: int, group: Iterable[_Open]) -> None:
+    """Copy to the archive what these have in the log of this number, and delete that if none of them is damaged."""
+    bounds = (number << COMMIT_BITS, end_of_log(number << COMMIT_BITS))
+    (last,) = connection.execute("SELECT max(id) FROM log WHERE id >= ? AND id < ?", bounds).fetchone()
+    found = tails_in_log(connection, [(name, row, seq, head or GENESIS) for name, row, seq, head in group])
+    damaged = 0
+    for transaction, tail in found.items():
+        if isinstance(tail, StoreError):
+            damaged += 1
+            _log.error("transaction %s, taken over from owner %r, cannot be read: %s", transaction, owner, tail)
+            continue
+        body = part_body(id_bytes(transaction), tail.part_seq, tail.next_seq, last, b"".join(tail.frames))
+        connection.execute(INSERT_PART, (transaction, tail.part_seq, tail.next_seq, last, body))
+        connection.execute(
+            "UPDATE transactions SET log_from = NULL, head = ? WHERE transaction_id = ?", (tail.head, transaction)
+        )
+    if not damaged:
+        connection.execute(_DELETE, bounds)

@@ -1,0 +1,155 @@
+"""`bitactor verify`: what it says of a journal that is sound, of one that is not, and while others write."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mesh.cli import main
+from mesh.stores import SqliteReader, SqliteStore
+from mesh.stores.journal.parts import log_body
+from mesh.stores.journal.verify import Fault, Progress, Verification
+from tests.e2e.test_damage import DAMAGES
+from tests.journal_damage import flip
+from tests.store_writes import Told, first, fresh, hop, last
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pulses.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(path, notify=lambda call: None)
+    store.open("one")
+    yield store
+    store.close()
+
+
+def keep(store: SqliteStore, *writes: object) -> None:
+    told = Told()
+    store.append(writes, told.done())  # type: ignore[arg-type]
+    assert told.outcomes == [(0, [], None)]
+
+
+def said(capsys: pytest.CaptureFixture[str], path: Path, *more: str) -> tuple[int, str, str]:
+    code = main(["verify", "--store", f"sqlite:///{path}", *more])
+    return code, *capsys.readouterr()
+
+
+def test_of_a_sound_journal_one_line(store: SqliteStore, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also while it is open, and of those that are asked for, each once."""
+    one, two = fresh(), f"{7 << 120:032x}"
+    keep(store, first(one), first(two), hop(two, 2))
+    assert said(capsys, path) == (0, "2 transactions, 6 pulses: sound\n", "")
+    assert said(capsys, path, two[:5], two) == (0, "1 transactions, 4 pulses: sound\n", "")
+    code, out, _ = said(capsys, path, "--json", one)
+    assert code == 0 and json.loads(out) == {
+        "ok": True, "store": f"sqlite:///{path}", "transactions": 1, "pulses": 2, "faults": []
+    }  # fmt: skip
+
+
+def test_what_is_wrong_is_named(store: SqliteStore, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file, the transaction, the pulse, what it is and what to do; of a row of the log, whose it was."""
+    names = sorted(fresh() for _ in range(4))
+    for name in names:
+        keep(store, first(name))
+    keep(store, hop(names[0], 2), last(names[3], 2))
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        row, body = file.execute("SELECT id, body FROM log ORDER BY id DESC LIMIT 1").fetchone()
+        file.execute("UPDATE log SET body = ? WHERE id = ?", (flip(body, 700), row))
+        DAMAGES["no message at all"](file, names[1])
+    code, out, err = said(capsys, path)
+    assert code == 1
+    assert [line.removeprefix(f"sqlite:///{path}: ") for line in out.splitlines()] == [
+        f"{names[1]}, pulse 0: pulse 0 cannot be read: FormatError",
+        f"the journal: log row {row} is damaged; those that need it are named",
+        f"{names[0]}, pulse 2: log row {row} is damaged",
+    ]
+    assert "2 of 4 transactions cannot be read" in err and "put a sound copy there" in err
+    assert said(capsys, path, names[3])[0] == 0
+    code, out, _ = said(capsys, path, names[0], "--json")
+    (fault,) = json.loads(out)["faults"]
+    assert code == 1 and fault == {
+        "transaction": names[0], "pulse": 2, "why": f"log row {row} is damaged", "wanted": True
+    }  # fmt: skip
+
+
+def test_a_change_that_all_checksums_are_right_for_is_found_by_the_chain(store: SqliteStore, path: Path) -> None:
+    """A frame that was written anew, though it can be read, is not the one the next one names."""
+    name = fresh()
+    keep(store, first(name))
+    keep(store, last(name, 2))
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("UPDATE transactions SET head = x'0102030405060708' WHERE transaction_id = ?", (name,))
+        (fault,) = [found for found in Verification(file).walk() if isinstance(found, Fault)]
+        assert fault.transaction == name and "that is not its end" in fault.why
+
+
+def test_a_row_of_no_frames_with_the_right_checksum(store: SqliteStore, path: Path) -> None:
+    """It is whose it was, and stops no other that is read in the same look."""
+    hurt, sound = fresh(), fresh()
+    keep(store, first(hurt))
+    keep(store, first(sound))
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        row, body = file.execute("SELECT id, body FROM log ORDER BY id LIMIT 1").fetchone()
+        file.execute("UPDATE log SET body = ? WHERE id = ?", (log_body(row, b"no frame" + body), row))
+        found = [found for found in Verification(file).walk() if isinstance(found, Fault)]
+        assert [fault.transaction for fault in found] == ["", hurt]
+
+
+def test_what_is_written_meanwhile_is_no_fault(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two steps: transactions begin, go on and settle, and the log is cut."""
+    monkeypatch.setattr("mesh.stores.write.LOG_BYTES", 2_000)
+    monkeypatch.setattr("mesh.stores.write.TRUNCATED", range(2, 50))
+    for name in ("_TRANSACTIONS_A_STEP", "_PARTS_A_STEP", "_LOG_BYTES_A_STEP", "_PULSES_A_STEP"):
+        monkeypatch.setattr(f"mesh.stores.journal.verify.{name}", 1)
+    seqs = {fresh(): 2 for _ in range(30)}
+    keep(store, *map(first, seqs))
+    with SqliteReader(path) as reader:
+        for steps, step in enumerate(reader.verify()):
+            assert isinstance(step, Progress), step
+            going_on = [name for number, name in enumerate(seqs) if number % 3 == steps % 3 and seqs[name]]
+            for name in going_on:
+                ends = steps and (int(name, 16) + steps) % 11 == 0
+                keep(store, last(name, seqs[name]) if ends else hop(name, seqs[name]))
+                seqs[name] = 0 if ends else seqs[name] + 2
+            if steps < 60:
+                seqs[name := fresh()] = 2
+                keep(store, first(name))
+
+
+def test_a_log_that_nobody_needs_goes_with_its_owner(path: Path) -> None:
+    """When a store is closed with nothing open; else with the last of it that is taken over."""
+    one, two = fresh(), fresh()
+    for rows, end in ((1, False), (0, True)):
+        store = SqliteStore(path, notify=lambda call: None)
+        store.open(f"owner-{rows}")
+        keep(store, first(one, open=False) if end else first(two))
+        if end:
+            assert [claim.transaction for claim in store.claim()] == [two]
+            keep(store, last(two, 2, epoch=1))
+        store.close()
+        with closing(sqlite3.connect(path)) as file:
+            assert file.execute("SELECT count(*) FROM log").fetchone() == (rows,)
+    with SqliteReader(path) as reader:
+        assert list(reader.verify())[-1] == Progress(2, 5)
+
+
+def test_where_there_is_nothing_to_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify"]) == 2 and "--store" in capsys.readouterr().err
+    assert main(["verify", "--store", f"sqlite:///{tmp_path}/none.db"]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_an_id_that_is_not_there(store: SqliteStore, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(store, first(fresh()))
+    for asked in ("f" * 32, "abc"):
+        code, _, err = said(capsys, path, asked)
+        assert code == 1 and "no transaction" in err
