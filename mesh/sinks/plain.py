@@ -16,7 +16,7 @@ from bitactor.export.display import readable_opening, readable_token
 from bitactor.kinds.batch_result import readable_batch
 from bitactor.messages.codec import Packed, decode_token, encode_token
 from bitactor.messages.faults import fault_as_plain, utf8_safe
-from bitactor.messages.pulse import MASKED, SECRET_MARK, Pulse
+from bitactor.messages.pulse import SECRET_MARK, Pulse
 from bitactor.messages.signal import Fault
 
 _JSON_SCALARS = (str, bool, int, type(None))

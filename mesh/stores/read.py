@@ -49,7 +49,7 @@ class SqliteQueries(StoreQueries):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
-        self._words = Words()
+        self.words = Words()
 
     @override
     def pulses(self, transaction: str) -> Pulses:
@@ -164,10 +164,10 @@ class SqliteQueries(StoreQueries):
 
     def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str) -> Pulses:
         try:
-            return pulses_of(frame, data, root, workflow, self._words.words, self._blob)
+            return pulses_of(frame, data, root, workflow, self.words.words, self._blob)
         except KeyError:  # a word that another process added
-            self._read(self._words.load)
-            return pulses_of(frame, data, root, workflow, self._words.words, self._blob)
+            self._read(self.words.load)
+            return pulses_of(frame, data, root, workflow, self.words.words, self._blob)
 
     def _blob(self, name: bytes) -> bytes:
         return self._read(lambda connection: read_blob(connection, name))

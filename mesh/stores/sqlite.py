@@ -148,7 +148,7 @@ class SqliteStore(Store):
             connection.close()
             raise
         self._connection = connection
-        self._words.load(connection)
+        self._queries.words.load(connection)
         self._opened = True
         try:
             self._file = StoreFile(self._path)
@@ -330,7 +330,7 @@ class SqliteStore(Store):
         return connect(self._path, synchronous=self._synchronous, timeout=0, checkpoint_pages=pages)
 
     def _start_threads(self) -> None:
-        self._writer = Writer(self._owner, self._number, self._words)
+        self._writer = Writer(self._owner, self._number, self._queries.words)
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
         self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
         self._checkpoint_thread.may_work = self._may_checkpoint

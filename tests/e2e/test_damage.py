@@ -51,6 +51,8 @@ def statement(text: str) -> Damage:
 
 
 NO_TEXT = "CAST(x'ff' AS TEXT)"
+
+
 def each(index: int, value: object) -> Damage:
     return fields(lambda pulses: [pulse.__setitem__(index, value) for pulse in pulses])
 

@@ -35,8 +35,8 @@ _TRANSACTIONS: Final = (
     " CAST(digest AS BLOB) FROM transactions WHERE transaction_id > CAST(? AS TEXT) ORDER BY transaction_id LIMIT ?"
 )
 _TRANSACTION: Final = (
-    "SELECT open <> 0 OR status IN ('halted', 'stuck'), log_from, head, CAST(root AS BLOB), CAST(workflow AS BLOB), open,"
-    " CAST(digest AS BLOB) FROM transactions WHERE transaction_id = CAST(? AS TEXT)"
+    "SELECT open <> 0 OR status IN ('halted', 'stuck'), log_from, head, CAST(root AS BLOB), CAST(workflow AS BLOB),"
+    " open, CAST(digest AS BLOB) FROM transactions WHERE transaction_id = CAST(? AS TEXT)"
 )
 _PARTS: Final = (
     "SELECT seq, next_seq, log_id, CAST(body AS BLOB) FROM archive WHERE transaction_id = CAST(? AS TEXT) AND seq > ?"
