@@ -19,7 +19,7 @@ TRANSACTIONS = 6
 LARGE = "x" * 70_000
 
 CHILD = """
-import os, sys, threading
+import asyncio, os, sys, threading
 from mesh.stores import SqliteStore, database, sqlite, write
 from mesh.stores.journal import migration
 from bitactor.ports import Write
@@ -47,10 +47,10 @@ sqlite.connect = migration.connect = traced
 loop = Loop()
 store = SqliteStore(path, notify=loop.notify, lease=3_600)
 store.open(owner)
-epochs = {claim.transaction: claim.epoch for claim in store.claim()}
+epochs = {claim.transaction: claim.epoch for claim in asyncio.run(store.claim())}
 stand = {}
 for number in range(TRANSACTIONS):
-    pulses = store.pulses(name(number))
+    pulses = store.reader().pulses(name(number))
     assert pulses == expected(number)[:len(pulses)], (number, len(pulses))
     stand[number] = len(pulses)
 while any(stand[number] < len(expected(number)) for number in stand):

@@ -128,7 +128,7 @@ class Journal:
 
 def journal_of(history: list[tuple[int, int]]) -> Journal:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    database._migrate(connection, Path(":memory:"))
+    database._migrate(connection, Path(":memory:"), lambda connection: None)
     journal = Journal(connection)
     for what, which in history:
         journal.act(what, which)

@@ -239,12 +239,12 @@ def test_from_the_first_step_on_the_earlier_release_does_nothing_there(
     with closing(steps(path)) as going:
         assert not finish(going)
     with closing(sqlite3.connect(path, isolation_level=None)) as file:
-        with pytest.raises(RuntimeError, match=r"has schema version 2, this release knows up to 1; run the release"):
+        with pytest.raises(RuntimeError, match=r"has schema version 3, this release knows up to 1; run the release"):
             form.journal_version(file, path)
         assert file.execute(form.LEASE, ("before",)).fetchone() == ("a later release",)
         with pytest.raises(sqlite3.OperationalError, match="no such table: pulses"):
             file.execute(form.INSERT, (None,) * 11)
-        with pytest.raises(sqlite3.OperationalError, match="has 14 columns but 12 values"):
+        with pytest.raises(sqlite3.OperationalError, match="has 15 columns but 12 values"):
             file.execute(form.TRANSACTION, (None,) * 12)
         with pytest.raises(sqlite3.IntegrityError):
             file.execute(form.REGISTER, ("old-2", 1, "", 1, 1))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from bitactor.messages.pulse import Pulse
 from bitactor.ports import Write
+from mesh.runtime.settled import at_once
 from mesh.stores import SqliteReader, SqliteStore, write
 from tests.amounts import examples
 from tests.store_writes import Loop, Told, first, fresh, hop, last, pulse
@@ -52,7 +53,7 @@ class Model:
         self.store = SqliteStore(self.path, notify=Loop().notify, lease=3_600)  # nobody renews it meanwhile
         self.stores.append(self.store)
         self.store.open(f"owner-{self.owners}")
-        self.epochs.update((claim.transaction, claim.epoch) for claim in self.store.claim())
+        self.epochs.update((claim.transaction, claim.epoch) for claim in at_once(self.store.claim()))
 
     def append(self, *writes: Write) -> None:
         told = Told()
@@ -123,7 +124,7 @@ def test_whatever_is_acknowledged_is_read_and_followed(
             elif step == "follow":
                 model.follow(reader)
             elif step == "reclaim":
-                model.epochs.update((claim.transaction, claim.epoch) for claim in model.store.reclaim(()))
+                model.epochs.update((claim.transaction, claim.epoch) for claim in at_once(model.store.reclaim(())))
             elif step == "read":
                 model.check(reader)
             else:
