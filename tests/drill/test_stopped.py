@@ -64,6 +64,23 @@ async def nap(processes: list[list[int]], until_done: asyncio.Task[None]) -> int
     return naps
 
 
+async def at_rest(mesh: Mesh, running: asyncio.Task[None]) -> int:
+    """Wait until all has ended, and what woke late has done what it does; how many were delivered again."""
+    await running
+    again = redelivered(mesh)
+    await asyncio.sleep(ASLEEP)
+    return again
+
+
+def judge(what: str, statuses: Counter[str], notes: Path, again: int) -> None:
+    """All were undone, and nothing was begun too late."""
+    found = effects(notes)
+    late = left_over(found)
+    print(f"{what}, {dict(statuses)}, {len(found)} effects, {again} redelivered, {len(late)} left over")
+    assert statuses == {"compensated": statuses.total()}
+    assert not late
+
+
 async def test_of_500_compensated_transactions_none_leaves_an_effect(place: Town) -> None:
     workers = [place.node("errand", threads=2), place.node("errand", threads=2)]
     notes = place.directory / "effects"
@@ -71,15 +88,10 @@ async def test_of_500_compensated_transactions_none_leaves_an_effect(place: Town
     async with Mesh(errand, registry=place.registry, hosts=False) as mesh:
         running = asyncio.create_task(load(mesh, "errand", notes, statuses, TRANSACTIONS))
         naps = await nap([[worker.child.pid] for worker in workers], running)
-        await running
-        again = redelivered(mesh)
-        await asyncio.sleep(ASLEEP)
-    found = effects(notes)
-    late = left_over(found)
-    print(f"{naps} naps, {dict(statuses)}, {len(found)} effects, {again} redelivered, {len(late)} left over")
-    assert statuses == {"compensated": statuses.total()} and statuses.total() >= TRANSACTIONS
+        again = await at_rest(mesh, running)
+    judge(f"{naps} naps", statuses, notes, again)
+    assert statuses.total() >= TRANSACTIONS
     assert again >= REDELIVERED
-    assert not late
 
 
 @pytest.mark.parametrize("whom", ["workers", "parents", "groups"])
@@ -99,14 +111,8 @@ async def test_worker_processes_begin_nothing_late_either(place: Town, whom: str
             "groups": [a + b for a, b in zip(parents, children, strict=True)],
         }
         naps = await nap(victims[whom], running)
-        await running
-        again = redelivered(mesh)
-        await asyncio.sleep(ASLEEP)
-    found = effects(notes)
-    late = left_over(found)
-    print(f"{whom}: {naps} naps, {dict(statuses)}, {len(found)} effects, {again} redelivered, {len(late)} left over")
-    assert statuses == {"compensated": statuses.total()}
-    assert not late
+        again = await at_rest(mesh, running)
+    judge(f"{whom}: {naps} naps", statuses, notes, again)
 
 
 @pytest.mark.parametrize("workflow", [ride, knock], ids=lambda workflow: workflow.name)
@@ -121,15 +127,9 @@ async def test_nor_does_what_waited_for_a_resource_or_for_a_later_run_of_a_polic
     async with Mesh(workflow, registry=place.registry, hosts=False) as mesh:
         running = asyncio.create_task(load(mesh, name, notes, statuses, 400))
         naps = await nap([[worker.child.pid] for worker in workers], running)
-        await running
-        again = redelivered(mesh)
-        await asyncio.sleep(ASLEEP)
-    found = effects(notes)
-    late = left_over(found)
-    print(f"{name}: {naps} naps, {dict(statuses)}, {len(found)} effects, {again} redelivered, {len(late)} left over")
-    assert statuses == {"compensated": statuses.total()}
+        again = await at_rest(mesh, running)
+    judge(f"{name}: {naps} naps", statuses, notes, again)
     assert again >= 10
-    assert not late
 
 
 async def test_nor_when_the_registry_is_another_one_when_they_wake(place: Town) -> None:
@@ -151,14 +151,8 @@ async def test_nor_when_the_registry_is_another_one_when_they_wake(place: Town) 
                 await asyncio.sleep(ASLEEP)
             finally:
                 wake(asleep)
-        await running
-        again = redelivered(mesh)
-        await asyncio.sleep(ASLEEP)
-    found = effects(notes)
-    late = left_over(found)
-    print(f"{restarts} restarts, {dict(statuses)}, {len(found)} effects, {again} redelivered, {len(late)} left over")
-    assert statuses == {"compensated": statuses.total()}
-    assert not late
+        again = await at_rest(mesh, running)
+    judge(f"{restarts} restarts", statuses, notes, again)
 
 
 def worker_pids(process: Process) -> list[int]:

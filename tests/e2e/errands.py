@@ -55,11 +55,12 @@ def effects(path: Path) -> list[Effect]:
 
 
 def left_over(found: list[Effect]) -> list[Effect]:
-    """What was begun too late: it came after the undo of its step, or after a later delivery of the same."""
+    """What was begun too late: after the undo of its step, or after a later delivery of the same.  What counts is the
+    moment that a line says, not its place: who is stopped between the two has begun."""
     undone: set[str] = set()
     newest: dict[tuple[str, str], int] = {}
     over = []
-    for effect in found:
+    for effect in sorted(found, key=lambda effect: effect.at_ns):
         run = effect.what, effect.key
         if effect.delivery < newest.get(run, 0) or (effect.what == "did" and effect.key in undone):
             over.append(effect)

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bitactor import Workflow, WorkflowFailed
+from bitactor import Retry, Workflow, WorkflowFailed
+from bitactor.messages.duration import LONGEST, nanoseconds
 from mesh import Mesh, Transaction
 from tests.amounts import examples
 from tests.e2e.support import BOUND, audit, until
@@ -59,7 +60,14 @@ def cases(draw: st.DrawFn) -> Case:
     """What is wrong with an object."""
     methods = draw(st.one_of(st.sampled_from(METHODS).map(lambda name: (name,)), st.just(METHODS), st.just(())))
     deed = draw(st.sampled_from((*DEEDS * 4, "lie", "block")))
-    return Case(draw(st.sampled_from(BASES)), methods, deed, draw(st.sampled_from(LIES)))
+    case = Case(draw(st.sampled_from(BASES)), methods, deed, draw(st.sampled_from(LIES)))
+    assume(not asks_for_years(case))  # and is to get them
+    return case
+
+
+def asks_for_years(case: Case) -> bool:
+    """Whether this is a `Retry` that says a delay, which is one although it is longer than anybody waits."""
+    return case.base is Retry and case.deed == "lie" and type(case.lie) in (int, float) and case.lie > BOUND
 
 
 @contextmanager
@@ -137,6 +145,22 @@ def run(drawn: list[tuple[str, Case]], store: str = "memory://") -> None:
 @examples(quick=100, long=4_000)
 def test_an_object_harms_nobody(drawn: list[tuple[str, Case]]) -> None:
     run(drawn)
+
+
+@pytest.mark.parametrize("lie", [lie for lie in LIES if asks_for_years(Case(Retry, METHODS, "lie", lie))], ids=str)
+def test_a_delay_of_years_is_waited_for_until_a_cancel(lie: float) -> None:
+    async def wait() -> None:
+        async with Mesh(WORKFLOWS["exception, inline"]) as mesh:
+            transaction = await begin(mesh, "exception, inline", 0)
+            assert transaction is not None
+            await until(lambda: transaction.pulses()[-1].kind == "retried")
+            last = transaction.pulses()[-1]
+            assert last.step and last.error and last.data is not None and last.data["after_ns"] == nanoseconds(LONGEST)
+            await transaction.cancel()
+            assert await transaction.ended(BOUND) == "cancelled"
+
+    with these([("exception, inline", Case(Retry, METHODS, "lie", lie))]):
+        asyncio.run(wait())
 
 
 def test_at_every_point_at_once_and_in_a_journal(sqlite: str) -> None:

@@ -651,7 +651,7 @@ def test_a_store_is_named_by_a_url(path: Path, loop: Loop) -> None:
     ("url", "said"),
     [
         ("postgresql://host/db", "not built yet"),
-        ("redis://host", "Known: 'memory://'"),
+        ("redis://host", "'memory://', 'sqlite:///pulses.db'"),
         ("sqlite://pulses.db", "three slashes"),
         ("sqlite:///", "three slashes"),
         ("sqlite:///:memory:", "memory://"),

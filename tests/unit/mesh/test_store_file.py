@@ -43,10 +43,12 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "its index replaced": (lambda path: replace(companion(path, "-shm")), "pulses.db-shm was replaced"),
     "its directory moved": (lambda path: path.parent.rename(path.parent.with_name("away")), "was deleted or moved"),
-    "truncated": (lambda path: os.truncate(path, 0), "was truncated or overwritten"),
+    "truncated": (  # a thread that opens an empty file just now makes SQLite delete the log
+        lambda path: os.truncate(path, 0), "was truncated or overwritten|pulses.db-wal was deleted",
+    ),
     "a backup in its place": (overwrite, "was (truncated or )?overwritten"),
     "something else in its place": (  # a look may come after it was emptied, and before there is something else
-        lambda path: path.write_bytes(b"x" * 200_000), "was (truncated or )?overwritten",
+        lambda path: path.write_bytes(b"x" * 2_000_000), "was (truncated or )?overwritten|pulses.db-wal was deleted",
     ),
     "its link turned": (
         lambda path: (path.unlink(), path.symlink_to(path.with_name("backup.db"))), "was replaced by another file",
