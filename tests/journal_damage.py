@@ -18,7 +18,7 @@ from mesh.stores.journal.words import Words
 Damage = Callable[[sqlite3.Connection, str], object]
 Lean = list[Any]
 """A pulse as a frame has it: word, hop, causes, attempt, ttl, …, data."""
-WORD, ATTEMPT, TTL, DATA = 0, 3, 4, 10
+WORD, HOP, CAUSES, ATTEMPT, TTL, AFTER, DATA = 0, 1, 2, 3, 4, 5, 10
 STEP = 1  # in a word
 
 

@@ -24,6 +24,7 @@ class Inspector:
         self._tell = tell
         self._told: set[str] = set()
         self._walk: Iterator[Fault | Progress] | None = None
+        self._doubted = False  # SQLite called the file damaged in the last walk
         self._due_ns = 0
 
     def work(self, connection: sqlite3.Connection) -> None:
@@ -39,11 +40,14 @@ class Inspector:
                     return
                 if found.wanted:
                     self._say(found.transaction, found.why)
+            self._doubted = False
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+            if damaged and self._doubted:  # once alone, it may be a file that is being replaced just now
                 self._say(
                     "", f"the file is damaged ({error}): look with `bitactor doctor --store`, restore a sound copy"
                 )
+            self._doubted = damaged
         self._walk = None  # from the beginning again: it has seen all, or what it waited for was locked
 
     def _say(self, transaction: str, why: str) -> None:

@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 import tomllib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -361,18 +362,26 @@ async def test_an_unset_priority() -> None:
     assert order == ["first", "high", "unset"]
 
 
-@claim(SECTION, "Checkpoint tables grow by dozens of rows a turn (ours: two rows a hop and two a transaction).")
+@claim(
+    SECTION,
+    "Checkpoint tables grow by dozens of rows a turn (ours: a row a commit, two commits a hop at most, and two rows a "
+    "transaction).",
+)
 async def test_rows(sqlite: str) -> None:
     workflow = chain("rows", 5)
+    grown: list[int] = []
     async with Mesh(workflow, store=sqlite) as mesh:
-        await finish(mesh, workflow, {"start": 0})
-    connection = sqlite3.connect(sqlite.removeprefix("sqlite:///"))
-    counts = {
-        table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    }
-    connection.close()
-    assert counts["pulses"] == 2 * 5 + 2 and sum(counts.values()) <= counts["pulses"] + 4, counts
+        for _ in range(2):  # the first one names its steps in a table of their own
+            await finish(mesh, workflow, {"start": 0})
+            grown.append(rows_in(sqlite))
+    assert grown[1] - grown[0] <= 2 * 5 + 2 + 2, grown
+
+
+def rows_in(store: str) -> int:
+    """All rows of all tables of a journal."""
+    with closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        return sum(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for (table,) in tables)
 
 
 @claim(SECTION, "Fan-out of a thousand falls over.")

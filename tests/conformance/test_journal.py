@@ -64,7 +64,7 @@ async def test_a_living_process_of_an_earlier_release(path: Path) -> None:
         file.execute("DELETE FROM owners WHERE owner = 'old'")
         async with Mesh(*build(holding=False), store=f"sqlite:///{path}"):
             pass
-        with pytest.raises(RuntimeError, match="has schema version 2, this release knows up to 1"):
+        with pytest.raises(RuntimeError, match="has schema version 3, this release knows up to 1"):
             form.journal_version(file, path)
 
 

@@ -14,6 +14,7 @@ from bitactor.errors import UnknownWorkflow
 from bitactor.testing import FakeClock
 from mesh import DeadLetter, Mesh
 from tests.e2e.support import audit, finish, pass_time, tombstones, until
+from tests.journal_damage import bodies
 
 
 def emitting(*values: Any) -> Workflow:
@@ -99,11 +100,11 @@ def test_threads_list_them_too_also_where_nobody_declares_their_workflow(sqlite:
         assert [letter.payload for letter in letters] == [{"seat": seat, "result": f"ticket {seat}"} for seat in (2, 1)]
     path = Path(sqlite.removeprefix("sqlite:///"))
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE pulses SET body = x'c1' WHERE transaction_id = ? AND seq = 1", [stuck[1].id])
+        bodies(b"\xc1")(connection, stuck[1].id)
     connection.close()
     with Mesh(emitting(), store=sqlite) as mesh:
         damaged, sound = mesh.dead_letters()
         assert (damaged.transaction, damaged.kind, damaged.name) == (stuck[1].id, "transaction", "booking")
-        assert damaged.reason == "stuck" and "pulse 1" in damaged.why and damaged.payload == {}
+        assert damaged.reason == "stuck" and "pulse 0" in damaged.why and damaged.payload == {}
         assert sound.payload == {"input.seat": 1, "result": "ticket 1"}
         assert mesh.dead_letters(before=damaged.id) == mesh.dead_letters(limit=5)[1:] == [sound]

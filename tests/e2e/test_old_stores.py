@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from bitactor import DuplicateTransaction, Workflow
+from bitactor.errors import StoreError
 from mesh import Mesh, Transaction
+from mesh.cli import main
 from mesh.stores import open_reader
 from tests.e2e.support import BOUND, audit, until
 from tests.old_stores import typed
@@ -42,9 +44,14 @@ def old_typed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict
     return f"sqlite:///{tmp_path}/typed.db", {row["place"]: row for row in rows}
 
 
-def test_an_old_store_that_is_only_read_lists_what_is_stuck(old: tuple[str, dict[str, Any]]) -> None:
+def test_an_old_store_that_is_only_read_is_to_be_migrated_and_lists_what_is_stuck(
+    old: tuple[str, dict[str, Any]],
+) -> None:
     """It did not note what else has dead letters."""
     url, _ = old
+    with pytest.raises(StoreError, match="bitactor migrate"), open_reader(url):
+        pass
+    assert main(["migrate", "--store", url]) == 0
     with open_reader(url) as reader:
         found = reader.list(dead=True)
         assert found == reader.list(status="stuck") != []

@@ -6,9 +6,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from functools import cache
 from itertools import count
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 import msgpack
@@ -18,7 +20,8 @@ from hypothesis import strategies as st
 
 from bitactor.errors import StoreError
 from bitactor.ports import Write
-from mesh.stores import database, write
+from mesh.stores import write
+from mesh.stores.database import preparing, sleep_through
 from mesh.stores.journal.frames import HEADER_BYTES, frames_in
 from mesh.stores.journal.parts import end_of_log, frames_of_log
 from mesh.stores.journal.tail import read_frames
@@ -26,7 +29,7 @@ from mesh.stores.journal.verify import Fault, Progress, Verification
 from mesh.stores.journal.words import Words
 from mesh.stores.lease import claim, register
 from mesh.stores.liveness import RELEASED, Identity, Observer, bounds_of
-from mesh.stores.read import SqliteQueries
+from mesh.stores.read import OwnQueries
 from tests.amounts import amount, examples
 from tests.journal_damage import flip
 from tests.store_writes import pulse
@@ -126,9 +129,21 @@ class Journal:
         return Write(name, epoch, pulses, status, status == "running")
 
 
+@cache
+def empty() -> sqlite3.Connection:
+    """A journal in memory with nothing in it."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "pulses.db"
+        sleep_through(preparing(path, lambda _: None))
+        with closing(sqlite3.connect(path)) as file:
+            file.backup(connection)
+    return connection
+
+
 def journal_of(history: list[tuple[int, int]]) -> Journal:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    database._migrate(connection, Path(":memory:"), lambda connection: None)
+    empty().backup(connection)
     journal = Journal(connection)
     for what, which in history:
         journal.act(what, which)
@@ -147,8 +162,8 @@ def faults(connection: sqlite3.Connection) -> list[Fault]:
 
 def unread(connection: sqlite3.Connection, transactions: dict[str, Open]) -> set[str]:
     """Those that a reader cannot read, or not as they were written."""
-    queries = SqliteQueries(Path(":memory:"))
-    queries._connection = connection
+    queries = OwnQueries(Path(":memory:"))
+    queries.open(connection, lambda: None)
     found: set[str] = set()
     for name, was in transactions.items():
         try:

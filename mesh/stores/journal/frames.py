@@ -9,7 +9,7 @@ found by whoever walks it.  The same bytes are in the log and in the archive.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -218,23 +218,6 @@ def frames_in(data: bytes, of: bytes | None = None) -> Iterator[Frame]:
         if of is None or transaction == of:
             yield Frame(position, end, transaction, seq, pulses, at_ns, before)
         position = end
-
-
-def chain(data: bytes, frames: Iterable[Frame], seq: int, head: Digest) -> tuple[int, Digest]:
-    """Follow the chain of one transaction's frames in `data`, from pulse `seq` on; `head` is the digest of the frame
-    before.  Returns the number of the next pulse, and the digest of the last frame.
-
-    Raises:
-        StoreError: a frame was altered, is missing, or is out of order.
-    """
-    view = memoryview(data)
-    for frame in frames:
-        if frame.seq != seq:
-            raise StoreError(f"pulse {seq} is missing: pulse {frame.seq} stands in its place")
-        if frame.before != head:
-            raise StoreError(f"what comes before pulse {seq} is not what it was when that was written")
-        seq, head = seq + frame.pulses, digest_of(view[frame.start : frame.end])
-    return seq, head
 
 
 def word_of(data: Sequence[Any]) -> Word:

@@ -126,6 +126,7 @@ class Verification:
         self._words: dict[int, Word] = {}
         self._last_word = 0
         self._in_log: dict[bytes, _InLog] = {}
+        self._named: set[bytes] = set()  # those with a fault that was told first
         self._transactions = self._pulses = 0
 
     @property
@@ -160,7 +161,8 @@ class Verification:
             try:
                 _require_sound(*row)
             except StoreError as error:
-                yield Fault(_text(name), -1, str(error), True)
+                self._named.add(name)
+                yield Fault(_text(name), 0, str(error), True)
         yield self.progress
 
     def _walk_words(self) -> Iterator[Fault | Progress]:
@@ -208,6 +210,8 @@ class Verification:
     ) -> Iterator[Fault | Progress]:
         """Follow a transaction through the archive; what it has in the log comes later."""
         self._transactions += 1
+        if name in self._named:
+            return
         fault = False
         try:
             chain = _Chain(id_bytes(_text(name)), _require_sound(*row))

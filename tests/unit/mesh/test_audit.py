@@ -25,7 +25,7 @@ from tests.e2e.test_damage import DAMAGES, statement
 from tests.journal_damage import lean_pulses_of, rewrite
 from tests.store_writes import Loop, Told, first, fresh
 
-FOUND = DAMAGES.keys() - {"an unknown kind", "a step that is not there"}
+FOUND = DAMAGES.keys() - {"data of other fields", "an unknown kind", "a step that is not there"}
 """What of them the rows tell, without the workflow."""
 
 
@@ -59,7 +59,7 @@ def test_each_damage_is_found_and_named(connection: sqlite3.Connection, transact
     for transaction, name in damaged.items():
         DAMAGES[name](connection, transaction)
     found = faults(connection)
-    assert [fault.transaction for fault in found] == list(damaged)
+    assert sorted(fault.transaction for fault in found) == list(damaged)
     assert all(fault.why and fault.wanted and fault.pulse >= 0 for fault in found)
     assert not connection.in_transaction
 
@@ -143,7 +143,7 @@ def test_a_damaged_page_is_about_the_file(
         file.seek((page - 1) * size)
         file.write(b"\xff" * size)
     store.open("two")
-    loop.run_one()
+    loop.run_until(lambda: bool(faults))
     store.close()
     (fault,) = faults
     assert not fault.transaction and not fault.lost and "the file is damaged" in fault.why

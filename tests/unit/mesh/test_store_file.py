@@ -160,13 +160,24 @@ def test_a_file_that_vanishes_while_it_is_opened(path: Path, monkeypatch: pytest
     assert not path.exists()
 
 
-def test_what_another_file_has_is_no_damage(path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_file_has_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look that finds damage because the file was replaced since it was looked at says that, not the damage."""
+
+    class Replacing:
+        def __init__(self, tell: Callable[[str, str], None]) -> None:
+            self.tell = tell
+
+        def work(self, connection: sqlite3.Connection) -> None:
+            path.write_bytes(b"x" * 300_000)
+            self.tell("a row of it is damaged", "")
+            self.tell("pulse 0 cannot be read", "0" * 32)
+
+    monkeypatch.setattr("mesh.stores.threads.LOOK_INTERVAL", 0.005)
+    monkeypatch.setattr("mesh.stores.sqlite.Inspector", Replacing)
     loop, faults = Loop(), list[StoreFault]()
-    monkeypatch.setattr(store, "_notify", loop.notify)
+    store = SqliteStore(path, notify=loop.notify)
     store.on_fault = faults.append
-    path.write_bytes(b"x" * 300_000)
-    store._tell_damage("a row of it is damaged", "")
-    store._tell_damage("pulse 0 cannot be read", "0" * 32)
-    loop.run_one()
+    store.open("one")
+    loop.run_until(lambda: bool(faults))
+    store.close()
     assert loop.calls.empty() and [fault.lost for fault in faults] == [True]
