@@ -151,7 +151,8 @@ class SqliteStore(Store):
         self._queries.words.load(connection)
         self._opened = True
         try:
-            self._file = StoreFile(self._path)
+            self._writer = Writer(self._owner, self._number, self._queries.words)
+            self._file = StoreFile(self._path, self._writer.newest_row)
             self._start_threads()
             self._queries.open(connection, self._require_file)
         except BaseException:
@@ -330,7 +331,6 @@ class SqliteStore(Store):
         return connect(self._path, synchronous=self._synchronous, timeout=0, checkpoint_pages=pages)
 
     def _start_threads(self) -> None:
-        self._writer = Writer(self._owner, self._number, self._queries.words)
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
         self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
         self._checkpoint_thread.may_work = self._may_checkpoint

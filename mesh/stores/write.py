@@ -128,14 +128,19 @@ class Writer:
     def become(self, owner: str, number: int) -> None:
         """Write as this owner from now on; nothing that was known of any transaction is true for it."""
         self._owner = owner
+        self._rows: deque[int] = deque()  # bytes of the log's rows up to the newest
         self._next_row = log_id(number, 1)
         # Open transactions that are ours and were written to; those to be read again are not among them
         self._held: dict[str, _Held] = {}
         # The first row of the log in which each has frames, oldest first; also of those to be read again
         self._log_from: dict[str, int] = {}
-        self._rows: deque[int] = deque()  # bytes of the log's rows up to the newest
         self._bytes = 0
         self._unreadable: set[str] = set()  # what stays in the log, damaged
+
+    def newest_row(self) -> int:
+        """The newest row of the log that was committed; 0: there is none.  From any thread; it stays in the file until
+        another process takes over."""
+        return self._next_row - 1 if self._rows else 0
 
     def prepare(self, writes: Iterable[Write]) -> list[PreparedWrite]:
         """The writes with their pulses packed now, so that nothing changes them any more."""
@@ -213,7 +218,7 @@ class Writer:
         """Delete the oldest rows of the log if all in them is in the archive; returns how many."""
         kept = (row for name, row in self._log_from.items() if not batch.takes_from_log(name))
         first = self._next_row - len(self._rows)
-        rows = min(next(kept, self._next_row) - first, TRUNCATED.stop)
+        rows = min(next(kept, self._next_row) - first, len(self._rows) - 1, TRUNCATED.stop)
         if rows < TRUNCATED.start and (rows <= 0 or self._bytes <= LOG_BYTES // 2):
             return 0
         batch.connection.execute(_TRUNCATE, (first, first + rows))

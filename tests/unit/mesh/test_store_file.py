@@ -153,7 +153,12 @@ def test_a_file_that_was_cut_is_noticed(path: Path, store: SqliteStore) -> None:
 
 def test_a_file_that_vanishes_while_it_is_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SqliteStore(path, notify=lambda call: None)
-    monkeypatch.setattr("mesh.stores.sqlite.register", lambda *_: path.unlink())
+
+    def register(*_: object) -> int:
+        path.unlink()
+        return 1
+
+    monkeypatch.setattr("mesh.stores.sqlite.register", register)
     with pytest.raises(StoreError, match="vanished while it was opened"):
         store.open("one")
     store.close()
