@@ -283,10 +283,12 @@ def _become(request: Request) -> CodeType:
             sys.path.insert(0, "")
         return compile(words[0], "<string>", "exec")
     if not option:
-        sys.argv = words
-        main.__file__ = words[0]
-        sys.path.insert(0, str(Path(words[0]).resolve().parent))
-        return compile(Path(words[0]).read_bytes(), words[0], "exec")
+        sys.argv, program = words, Path(words[0])
+        folder = program if program.is_dir() else program.resolve().parent
+        program = program / "__main__.py" if program.is_dir() else program
+        main.__file__ = str(program)
+        sys.path.insert(0, str(folder))
+        return compile(program.read_bytes(), str(program), "exec")
     if not elsewhere:
         sys.path.insert(0, str(Path.cwd()))
     importlib.invalidate_caches()
