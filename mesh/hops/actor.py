@@ -52,11 +52,13 @@ class BitActor(pykka.Actor):
     """
 
     __slots__ = (
-        "arguments", "callback", "compensating", "context", "done", "executor", "exits", "holder", "kwargs", "lease",
-        "permits", "plan", "result", "signal", "spawner", "started_ns", "state", "step", "stop_requested", "task",
-        "timer_tick",
+        "arguments", "callback", "context", "done", "executor", "exits", "holder", "kwargs", "lease", "permits", "plan",
+        "result", "signal", "spawner", "started_ns", "state", "step", "task", "timer_tick",
     )  # fmt: skip
 
+    # What few actors have stands in their `__dict__`.
+    stop_requested: bool = False
+    compensating: Compensation | None = None
     progress: Any = None
     """The data of the function's latest heartbeat."""
     renewed_ns: int | None = None
@@ -72,6 +74,9 @@ class BitActor(pykka.Actor):
         arguments: Arguments,
         spawner: Spawner,
         done: Done,
+        result: Any = None,
+        permits: ActorPermits | None = None,
+        lease: Lease | None = None,
     ) -> None:
         # pykka's own __init__ is left out on purpose: a uuid, a queue and an event would cost 40 µs.
         self.executor = executor
@@ -82,19 +87,17 @@ class BitActor(pykka.Actor):
         self.arguments = arguments
         self.spawner = spawner
         self.done = done
-        self.permits: ActorPermits | None = None
-        self.lease: Lease | None = None
+        self.result = result
+        self.permits = permits
+        self.lease = lease
         self.holder: str | int = ""
         self.exits: list[asyncio.Task[Any]] = []
-        self.result: Any = None
-        self.kwargs: dict[str, Any] = {}
+        self.kwargs: dict[str, Any]
         self.state = QUEUED
         self.started_ns = 0
         self.timer_tick: int | None = None
         self.context: Context | None = None
         self.task: Any = None
-        self.stop_requested = False
-        self.compensating: Compensation | None = None
 
     # Living
 
@@ -181,10 +184,9 @@ class BitActor(pykka.Actor):
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Reply as `value` or `error` says; on the loop's thread."""
-        context = self.context
-        if error is None and (self.exits or (context is not None and context.unawaited)):
+        if error is None and (self.exits or self.context is not None):
             error = unawaited_exit(self.exits)
-            error = unsent(context, value) if error is None else error
+            error = unsent(self.context, value) if error is None else error
         if error is None:
             try:
                 token = _NO_VALUE if type(value) in VERDICTS else encode_token(value)
@@ -325,7 +327,8 @@ class BitActor(pykka.Actor):
         if self.state == REPLIED:
             self.executor.zombies.discard(self)
         self.state = ENDED
-        self.compensating = None
+        if self.compensating is not None:
+            self.compensating = None
         context = self.context
         if context is not None and not emits and outcome in ("ok", "continue"):
             emits = context.end()

@@ -250,9 +250,10 @@ class FunctionRun(BitActor):
             outer.arguments,
             spawner,
             lambda actor, reply, error: None,  # a run answers to its policies, by `ended`
+            permits=outer.permits,
+            lease=outer.lease,
         )
         self.chain = chain
-        self.permits, self.lease = outer.permits, outer.lease
         self.ended: asyncio.Future[Any] = outer.executor.loop.create_future()
         self.ended.add_done_callback(lambda future: future.cancelled() or future.exception())
 

@@ -224,7 +224,9 @@ class Supervisor:
                 continue
             is_open = state.phase is RUNNING or state.open
             if pulses:
-                key = live.key if pulses[0].seq == 0 else ""
+                key = live.key
+                if key and pulses[0].seq:
+                    key = ""
                 self._refusals = None
                 write = _new(Write, (state.transaction, state.epoch, pulses, state.status, is_open, key, state.dead))
                 store.append((write,), self._note_refusals)
