@@ -287,6 +287,7 @@ class Executor(ActorExecutor):
         except StopIteration as judged:
             actor.answer(judged.value)
             return
+        actor.keep_time()
         name = f"assess {actor.signal.name}"
         task = self.loop.create_task(self._judge(actor, judging, ask), name=name, context=self.contextvars_for(actor))
         actor.compensating = (task, ask)
