@@ -60,10 +60,13 @@ class Turn:
         if error is not None:
             data = {**(data or {}), "fault": error.fields()}
             reason = error.summary()
-        pulse = Pulse(
-            state.transaction, state.root, state.plan.workflow, state.seq, hop or state.span_id, (), kind, "", "",
-            direction, 1, state.ttl if ttl is None else ttl, self.now_ns, elapsed_ns, None, token_out, reason,
-            data, state.digest,
+        pulse: Pulse = _new(
+            Pulse,
+            (
+                state.transaction, state.root, state.plan.workflow, state.seq, hop or state.span_id, (), kind, "", "",
+                direction, 1, state.ttl if ttl is None else ttl, self.now_ns, elapsed_ns, None, token_out, reason,
+                data, state.digest,
+            ),
         )  # fmt: skip
         self.pulses.append(pulse)
         evolve(state, pulse)
