@@ -94,7 +94,7 @@ def completed(state: SagaState, pulse: Pulse, index: int) -> None:
         state.completion_order.append(index)
     data = pulse.data
     if data is not None:
-        if "emits" in data:
+        if data.get("emits"):
             _record_emissions(state, pulse, data)
         if "planned" in data and state.goes_forward(index) and add_planned_steps(state, index, data["planned"]):
             return
