@@ -106,10 +106,7 @@ def check_token(token: Any) -> None:
     kind = type(token)
     if kind is Packed:
         if len(token) > MAX_TOKEN_BYTES:
-            raise SignalTooLarge(
-                f"{len(token):,} bytes packed, the limit is {MAX_TOKEN_BYTES:,}; keep large data elsewhere and pass a "
-                "reference"
-            )
+            raise too_large(len(token), MAX_TOKEN_BYTES)
         if token and token[0] not in _FIRST_OF_SCALARS:
             return
     elif (
@@ -127,15 +124,20 @@ def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
     except BaseException as error:  # of the user's objects, which can do anything while they are looked at
         raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {_what_is_wrong(value, error)}") from error
     if len(data) > limit:
-        raise SignalTooLarge(
-            f"{len(data):,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference"
-        )
+        raise too_large(len(data), limit)
     if not certain:
         try:
             unpack(data, limit)
         except MalformedSignal as error:
             raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {_what_is_wrong(value, error)}") from None
     return data
+
+
+def too_large(size: int, limit: int) -> SignalTooLarge:
+    """The error of a value of so many bytes."""
+    return SignalTooLarge(
+        f"{size:,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference"
+    )
 
 
 def pack_plainly(value: Any) -> Packed:
@@ -441,5 +443,5 @@ def _is_deep(value: Any) -> bool:
 
 __all__ = [
     "MAX_DEPTH", "MAX_TOKEN_BYTES", "Packed", "check_token", "decode_token", "encode_token", "join_packed_lists",
-    "pack", "pack_plainly", "pack_tokens", "token_bytes", "token_from_bytes", "unpack", "unpack_tokens",
+    "pack", "pack_plainly", "pack_tokens", "token_bytes", "token_from_bytes", "too_large", "unpack", "unpack_tokens",
 ]  # fmt: skip

@@ -73,7 +73,7 @@ class Links(Network):
             node.clock,
             node.wheel,
             send,
-            lambda: self.endpoint,
+            lambda: self.transport.endpoint,
             nanoseconds(settings.patience),
             nanoseconds(settings.delivery_timeout),
             self._grant,

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from bitactor.errors import BitActorError, MalformedSignal, Unroutable
 from bitactor.messages.codec import decode_token, token_from_bytes
 from bitactor.messages.faults import fault_of
-from bitactor.messages.signal import Cancel, Reply, Signal
+from bitactor.messages.signal import Cancel, Reply, Signal, addressed
 from bitactor.messages.wire import encode_message
 from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan, PlanStep
@@ -72,7 +72,7 @@ class RemoteHops:
         plan, step = found
         arguments = RemoteArguments(step.arguments, values, step.address)
         lease = None if signal.sending is None else self._grant.lease(signal.sending, signal.reply_to)
-        plain = signal._replace(token=None, sending=None)
+        plain = addressed(signal, None, signal.reply_to, None)
         actor = self._executor.launch(plan, step, plain, arguments, result, partial(self._done, key), lease=lease)
         if actor.state != ENDED:
             self._running[key] = actor

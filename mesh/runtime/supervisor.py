@@ -116,7 +116,8 @@ class Supervisor:
         # Kept now, without waiting for the next turn; its commands are still obeyed there, outside of any task.
         state = live.state
         pulses, commands = live.saga.react(event, now_ns)
-        write = Write(state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead)
+        of = (state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead)
+        write = _new(Write, of)
         self._refusals = None
         self.store.append((write,), self._note_refusals)
         order = [(live, pulses, commands, 0)]
@@ -224,7 +225,9 @@ class Supervisor:
                 continue
             is_open = state.phase is RUNNING or state.open
             if pulses:
-                key = live.key if pulses[0].seq == 0 else ""
+                key = live.key
+                if key and pulses[0].seq:
+                    key = ""
                 self._refusals = None
                 write = _new(Write, (state.transaction, state.epoch, pulses, state.status, is_open, key, state.dead))
                 store.append((write,), self._note_refusals)

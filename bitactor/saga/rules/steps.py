@@ -92,13 +92,11 @@ def completed(state: SagaState, pulse: Pulse, index: int) -> None:
     step = state.steps[index]
     if index < state.plan_size or step.undo is not None:
         state.completion_order.append(index)
-    if pulse.data is not None:
-        _record_emissions(state, pulse, pulse.data)
-        if (
-            "planned" in pulse.data
-            and state.goes_forward(index)
-            and add_planned_steps(state, index, pulse.data["planned"])
-        ):
+    data = pulse.data
+    if data is not None:
+        if data.get("emits"):
+            _record_emissions(state, pulse, data)
+        if "planned" in data and state.goes_forward(index) and add_planned_steps(state, index, data["planned"]):
             return
     unmet_dependencies = state.unmet_dependencies
     for dependent in step.dependents:

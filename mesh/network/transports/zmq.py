@@ -49,6 +49,11 @@ _HEARTBEAT_MS: Final = 5_000
 
 _Socket = zmq.Socket[bytes]
 
+# As plain numbers: `&` of an enum's flags makes another of them, which takes longer than the call to ZeroMQ.
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_READABLE: Final = int(zmq.POLLIN)
+_WRITABLE: Final = int(zmq.POLLOUT)
+
 
 class Connection(SendQueue):
     """A send queue with the socket it goes out by, and the frame that the socket had no room for."""
@@ -277,7 +282,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             if frame is None:
                 return True
             try:
-                connection.socket.send(frame, zmq.NOBLOCK)
+                connection.socket.send(frame, _NOBLOCK)
             except zmq.Again:
                 return False
             counters.frames_out += 1
@@ -289,7 +294,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
     def _on_writable(self, connection: Connection) -> None:
         """Flush a connection whose socket may have room.  `_is_ready` must ask before: a send alone may not even look
         at what the FD announced."""
-        if not _is_ready(connection.socket, zmq.POLLOUT) or not self._push_frames(connection):
+        if not _is_ready(connection.socket, _WRITABLE) or not self._push_frames(connection):
             return
         self._unwatch(connection.fd)
         connection.blocked = connection.scheduled = False
@@ -347,7 +352,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         count = 0
         for _ in range(FRAMES_PER_TURN):
             try:
-                part = inbox.recv(zmq.NOBLOCK, copy=False)
+                part = inbox.recv(_NOBLOCK, copy=False)
             except zmq.Again:
                 return True
             if part.more:
@@ -356,7 +361,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
                 count += self._receive_frame(part.bytes)
             if self._closed:
                 return True
-            if not _is_ready(inbox, zmq.POLLIN):
+            if not _is_ready(inbox, _READABLE):
                 return True
             if count >= MESSAGES_PER_TURN:
                 return False
@@ -381,7 +386,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         """Skip the rest of a message of many parts, which is no frame of ours.  ZeroMQ hands it over complete, so this
         cannot block."""
         count = 1
-        while inbox.recv(zmq.NOBLOCK, copy=False).more:
+        while inbox.recv(_NOBLOCK, copy=False).more:
             count += 1
         self._counters.malformed += 1
         said = "%s: dropped a message of %d parts; frames have one"
@@ -389,8 +394,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
 
 
 def _is_ready(socket: _Socket, event: int) -> bool:
-    """Whether the socket could receive (POLLIN) or send (POLLOUT) now; asking also clears the edge of the socket's
-    FD."""
+    """Whether the socket could receive (`_READABLE`) or send (`_WRITABLE`) now; asking also clears the edge of the
+    socket's FD."""
     events: Any = socket.get(zmq.EVENTS)
     return bool(events & event)
 
