@@ -18,15 +18,26 @@ from cachetools import LRUCache
 from typing_extensions import override
 
 from bitactor.declare.spawners import SPAWNERS
-from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
+from bitactor.errors import (
+    BitActorError,
+    Cancelled,
+    Overloaded,
+    ProtocolError,
+    SignalTooLarge,
+    StepTimeout,
+    Unroutable,
+    suggest,
+)
 from bitactor.messages.codec import Packed, encode_token, token_bytes
 from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import UNDO, Cancel, Reply, Signal
+from bitactor.messages.values import READABLE_BYTES
 from bitactor.messages.wire import encode_message
 from bitactor.plan.plan import PlanStep
 from bitactor.ports import Clock
 from bitactor.saga import HopExpired, Lost, Replied, Unrouted
 from mesh.hops.executor import Executor
+from mesh.limits.payload import require_room
 from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.network.grant import NodeGrant
 from mesh.network.remote_delivery import RemoteDelivery, not_started
@@ -95,7 +106,7 @@ class HopRouter(Router):
     def dispatch(self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Packed, result: Any) -> None:
         """A hop for which no holder has room waits here; see the module for how long."""
         try:
-            token = encode_token([bytes(values), bytes(token_bytes(result))])
+            token = encode_token([bytes(values), bytes(token_bytes(result))], READABLE_BYTES)
         except (BitActorError, ValueError, TypeError) as error:
             self._enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error), signal.hop))
             return
@@ -133,6 +144,8 @@ class HopRouter(Router):
         """Take a holder's reply; one that comes twice, or to nothing we sent, is passed over."""
         key = (reply.hop, reply.delivery)
         remote = self._sent.get(key)
+        if reply.token is not None or reply.emits:
+            reply = _within_limit(reply)
         if remote is None:
             late = self._late.pop(key, None)
             if late is not None:
@@ -422,3 +435,14 @@ class HopRouter(Router):
         self._sent.pop(remote.key, None)
         if remote.holder is not None:
             self._by_holder.get(remote.holder.holder, {}).pop(remote.key, None)
+
+
+def _within_limit(reply: Reply) -> Reply:
+    """The reply, or, if what it carries is larger than values are here, one that says so."""
+    try:
+        require_room("the result", reply.token)
+        for name, token in reply.emits:
+            require_room(f"the signal {name!r} that it emits", token)
+    except SignalTooLarge as error:
+        return reply._replace(outcome="fail", token=None, emits=(), planned=None, fault=fault_of(error))
+    return reply
