@@ -20,7 +20,7 @@ from bitactor.errors import (
 )
 from bitactor.messages.codec import pack, unpack
 from bitactor.messages.signal import Fault
-from bitactor.messages.values import class_text, exact_text, message_of, named_text
+from bitactor.messages.values import READABLE_BYTES, class_text, exact_text, message_of, named_text
 
 MAX_MESSAGE: Final = 10_000
 MAX_TRACEBACK: Final = 20_000
@@ -258,7 +258,7 @@ def _changed(parts: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str
 
 
 def _packed(parts: Mapping[str, Any]) -> bytes | None:
-    return pack(_changed(parts, Fault.fields)) if parts else None
+    return pack(_changed(parts, Fault.fields), READABLE_BYTES) if parts else None
 
 
 def without_tracebacks(fault: Fault) -> Fault:
@@ -340,7 +340,7 @@ def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseExcep
     second = fault_of(broken)
     _of(error, "__dict__")[_BESIDE] = broken
     message = f"{fault.message} (and its {what} raised {second.summary()})"
-    return fault._replace(message=message, beside=pack(second.fields()))
+    return fault._replace(message=message, beside=pack(second.fields(), READABLE_BYTES))
 
 
 def beside(fault: Fault, live: BaseException, declared: Mapping[str, type[BaseException]]) -> list[BaseException]:

@@ -16,16 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from bitactor.errors import MalformedSignal, SignalTooLarge, UnsupportedVersion
 from bitactor.messages.codec import (
-    MAX_TOKEN_BYTES,
     Packed,
     pack,
+    refuse_large,
     token_bytes,
     token_from_bytes,
-    too_large,
     unpack,
 )
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Cancel, Fault, Message, Question, Receipt, Reply, Sending, Signal, Stimulus
+from bitactor.messages.values import READABLE_BYTES
 
 _new = tuple.__new__
 """Builds a named tuple in half the time of calling its class."""
@@ -203,8 +203,7 @@ def pack_parts(values: Packed, result: Any) -> Packed:
         SignalTooLarge: they are too much for one payload.
     """
     data = msgpack.packb((values, _NO_RESULT if result is None else token_bytes(result)))
-    if len(data) > MAX_TOKEN_BYTES:
-        raise too_large(len(data), MAX_TOKEN_BYTES)
+    refuse_large(len(data), READABLE_BYTES)
     return Packed(data)
 
 

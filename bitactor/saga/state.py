@@ -13,6 +13,7 @@ from bitactor.messages.faults import shortened
 from bitactor.messages.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
 from bitactor.messages.pulse import HALTED, RUNNING, SKIPPED, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault
+from bitactor.messages.values import MAX_TOKEN_BYTES
 from bitactor.plan.container import Progress
 from bitactor.plan.plan import Container, Plan, PlanStep, Scope
 from bitactor.saga.commands import Emission
@@ -66,10 +67,11 @@ class SagaState:
         "accepted_at_ns", "attempts", "awaited_runs", "awaiting_redelivery", "being_evaluated", "by_name", "cancelling",
         "causes", "compensating", "completion_order", "dead", "deadline_ns", "deliveries", "digest", "due_ns",
         "emissions", "epoch", "errors", "evaluated", "failures", "free_scopes", "given_back", "hops", "hops_spent",
-        "in_flight", "metadata", "own_result_slots", "parent", "pending_containers", "phase", "plan", "plan_size",
-        "progress", "ready_candidates", "replacements", "root", "runs_in_doubt", "salt", "seq", "span", "spawned_at_ns",
-        "states", "status", "steps", "steps_in_doubt", "stopping_since_ns", "tokens", "trail", "transaction", "ttl",
-        "ttls", "unanswered_runs", "undo_attempts", "undo_failed", "undoing", "unmet_dependencies", "unsettled_count",
+        "in_flight", "metadata", "own_result_slots", "parent", "payload_limit", "pending_containers", "phase", "plan",
+        "plan_size", "progress", "ready_candidates", "replacements", "root", "runs_in_doubt", "salt", "seq", "span",
+        "spawned_at_ns", "states", "status", "steps", "steps_in_doubt", "stopping_since_ns", "tokens", "trail",
+        "transaction", "ttl", "ttls", "unanswered_runs", "undo_attempts", "undo_failed", "undoing",
+        "unmet_dependencies", "unsettled_count",
     )  # fmt: skip
 
     def __init__(
@@ -329,6 +331,8 @@ class SagaState:
     # The places of steps: all lists that are indexed by step are made, grow and are cleared here
 
     def _make_places(self) -> None:
+        self.payload_limit = MAX_TOKEN_BYTES
+        """Of the node on which it began, so that what was decided by it is decided so again when it is folded."""
         """Make what grows when steps are planned."""
         count = self.plan_size
         zeros = [0] * count

@@ -34,6 +34,7 @@ from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tok
 from bitactor.messages.faults import error_of, fault_of_plain
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Fault, Question
+from bitactor.messages.values import READABLE_BYTES
 from bitactor.messages.wire import decode_message, decode_pulse, encode_message
 from mesh.network.transports import open_transport
 from mesh.runtime.ids import TimeOrderedIds
@@ -347,7 +348,7 @@ class Client:
     async def _ask(self, entry: Entry, verb: str, argument: Any, *, patience: float | None = None) -> Any:
         """Ask one node one question, whose argument is a mapping or the token of one; returns its answer, or raises it
         if it is an error."""
-        token = argument if type(argument) is Packed else encode_token(dict(argument))
+        token = argument if type(argument) is Packed else encode_token(dict(argument), READABLE_BYTES)
         question = Question(self._ids.transaction(), verb, token, self._transport.endpoint)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[question.id] = future

@@ -13,7 +13,7 @@ from bitactor.messages.codec import MAX_TOKEN_BYTES, decode_token, encode_token,
 from bitactor.messages.faults import fault_of, utf8_safe
 from bitactor.messages.objects import Classes
 from bitactor.messages.signal import Answer, Question
-from bitactor.messages.values import message_of
+from bitactor.messages.values import READABLE_BYTES, message_of
 from bitactor.messages.wire import encode_message, encode_pulse
 from mesh.network.client import DEAD_LETTERS, STIMULATE_WITH
 from mesh.runtime.intake import Intake
@@ -76,7 +76,7 @@ class Control:
             argument = decode_token(question.argument, self._input_classes(question))
             if verb is None or not isinstance(argument, Mapping):
                 raise InvalidInput(f"no such question: {question.verb!r}; known are {', '.join(self._verbs)}")
-            answer = Answer(question.id, encode_token(await verb(argument)))
+            answer = Answer(question.id, encode_token(await verb(argument), READABLE_BYTES))
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # of a user's model, too
@@ -110,7 +110,7 @@ class Control:
 
     async def _pulses(self, argument: Mapping[str, Any]) -> Any:
         return [
-            encode_pulse(pulse._replace(token_out=encode_token(pulse.token_out)))
+            encode_pulse(pulse._replace(token_out=encode_token(pulse.token_out, READABLE_BYTES)))
             for pulse in await pulses_of(await self._transaction(argument))
         ]
 
@@ -132,7 +132,7 @@ class Control:
         rows, left = [], MAX_TOKEN_BYTES // 2
         for row in map(plain_dead_letter, found):
             try:
-                data = pack(row["payload"])
+                data = pack(row["payload"], READABLE_BYTES)
             except BitActorError as error:
                 data = pack({"left_out": message_of(error)})
             if len(data) > left:

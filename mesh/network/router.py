@@ -19,7 +19,15 @@ from cachetools import LRUCache
 from typing_extensions import override
 
 from bitactor.declare.spawners import SPAWNERS
-from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
+from bitactor.errors import (
+    BitActorError,
+    Cancelled,
+    Overloaded,
+    ProtocolError,
+    StepTimeout,
+    Unroutable,
+    suggest,
+)
 from bitactor.messages.codec import Packed
 from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import UNDO, Cancel, Reply, Signal, addressed
@@ -28,6 +36,7 @@ from bitactor.plan.plan import PlanStep
 from bitactor.ports import Clock
 from bitactor.saga import HopExpired, Lost, Replied, Unrouted
 from mesh.hops.executor import Executor
+from mesh.limits.payload import within_limit
 from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.network.grant import NodeGrant
 from mesh.network.remote_delivery import RemoteDelivery, not_started
@@ -138,6 +147,8 @@ class HopRouter(Router):
         """Take a holder's reply; one that comes twice, or to nothing we sent, is passed over."""
         key = (reply.hop, reply.delivery)
         remote = self._sent.get(key)
+        if reply.token is not None or reply.emits:
+            reply = within_limit(reply)
         if remote is None:
             late = self._late.pop(key, None)
             if late is not None:

@@ -10,20 +10,25 @@ old: so the log is short, and nothing in it is needed for long.
 
 from __future__ import annotations
 
+import json
+import logging
 import sqlite3
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from bitactor.errors import BitActorError, DuplicateTransaction, StaleOwner, StoreError
+from bitactor.errors import BitActorError, DuplicateTransaction, StoreError
 from bitactor.ports import Refusal, Write
 from mesh.stores.journal.blobs import keep_blobs
 from mesh.stores.journal.frames import GENESIS, Blobs, Digest, LeanPacker, digest_of, make_frame
 from mesh.stores.journal.parts import log_body, log_id, part_body
+from mesh.stores.journal.state import JournalState, conflict
 from mesh.stores.journal.tail import Tail, id_bytes, read_tail
 from mesh.stores.journal.takeover import INSERT_PART
 from mesh.stores.journal.words import Words
 from mesh.stores.lease import require_lease
+
+_log = logging.getLogger("bitactor.store")
 
 LOG_BYTES: Final = 4 * 1024 * 1024
 """Bytes of an owner's log that are not in the archive; more, and what is oldest goes there."""
@@ -47,18 +52,6 @@ class PreparedWrite(NamedTuple):
     blobs: Blobs | None
     """Tokens that are too long for a frame."""
     error: Exception | None
-
-
-class JournalState(NamedTuple):
-    """The state of a transaction in the journal, as far as its next write must know it."""
-
-    epoch: int
-    status: str
-    open: bool
-    next_seq: int
-    dead: bool = False
-    other_owner: str = ""
-    """The transaction's owner, if it is open and not ours; else empty."""
 
 
 class _Held:
@@ -113,7 +106,7 @@ _INSERT_ROW: Final = "INSERT INTO log VALUES (?, ?)"
 _INSERT_ROW_ALONE: Final = (
     "INSERT INTO log SELECT ?, ? WHERE EXISTS (SELECT 1 FROM owners WHERE owner = ? AND fenced = '')"
 )
-_TRUNCATE: Final = "DELETE FROM log WHERE id >= ? AND id < ?"
+_TRUNCATE: Final = "DELETE FROM log WHERE id >= ? AND id < ? AND id NOT IN (SELECT value FROM json_each(?))"
 
 
 class Writer:
@@ -136,6 +129,7 @@ class Writer:
         self._log_from: dict[str, int] = {}
         self._bytes = 0
         self._unreadable: set[str] = set()  # what stays in the log, damaged
+        self._strange: set[int] = set()  # rows of the log that were there before they were written
 
     def newest_row(self) -> int:
         """The newest row of the log that was committed; 0: there is none.  From any thread; it stays in the file until
@@ -167,6 +161,14 @@ class Writer:
             StaleOwner: our lease was taken from us; nothing was written.
             sqlite3.Error: nothing was written; when busy, the same call can be made again.
         """
+        while True:
+            try:
+                return self._commit(connection, items)
+            except sqlite3.IntegrityError:
+                if not self._step_over(connection):
+                    raise
+
+    def _commit(self, connection: sqlite3.Connection, items: Sequence[PreparedWrite]) -> tuple[list[Refusal], int]:
         batch = _Batch(self._owner, self._held, connection, self._next_row)
         wanted = list(self._packer.wanted)  # of a dictionary that `prepare` adds to on another thread, which this bears
         try:
@@ -200,6 +202,20 @@ class Writer:
         for transaction in transactions:
             self._held.pop(transaction, None)
 
+    def _step_over(self, connection: sqlite3.Connection) -> bool:
+        """Pass over the log's next id if there is a row already: it is out of its place, and stays for who looks."""
+        row = self._next_row
+        if connection.execute("SELECT 1 FROM log WHERE id = ?", (row,)).fetchone() is None:
+            return False
+        _log.error(
+            "log row %d of owner %r is there and was not written by it, so it goes on with the next: the file is "
+            "damaged; `bitactor verify` names the row", row, self._owner,
+        )  # fmt: skip
+        self._strange.add(row)
+        self._next_row += 1
+        self._rows.append(0)
+        return True
+
     def _old(self) -> dict[str, _Held | None]:
         """What the log has had for longest, to be taken to the archive, if the log is long; None: to be read again."""
         old: dict[str, _Held | None] = {}
@@ -221,7 +237,7 @@ class Writer:
         rows = min(next(kept, self._next_row) - first, len(self._rows) - 1, TRUNCATED.stop)
         if rows < TRUNCATED.start and (rows <= 0 or self._bytes <= LOG_BYTES // 2):
             return 0
-        batch.connection.execute(_TRUNCATE, (first, first + rows))
+        batch.connection.execute(_TRUNCATE, (first, first + rows, json.dumps([*self._strange])))
         return rows
 
     def _apply(self, batch: _Batch, size: int, deleted: int) -> None:
@@ -411,31 +427,6 @@ class _Batch:
                 f"key {write.key!r} of {write.pulses[0].workflow!r} was used before, by transaction {taken[0]}"
             )
         return DuplicateTransaction(f"transaction {write.transaction} is in the journal already")
-
-
-def conflict(
-    write: Write, state: JournalState | None, others: str = ", by another process or twice"
-) -> Exception | None:
-    """Why a write must not be made, from what the journal holds of its transaction; `others` says by whom a pulse may
-    have been written before."""
-    transaction, epoch = write.transaction, write.epoch
-    creates = bool(write.pulses) and write.pulses[0].seq == 0
-    if state is None:
-        return None if creates else StoreError(f"transaction {transaction} is not in the journal")
-    if state.other_owner:
-        return StaleOwner(f"transaction {transaction} belongs to {state.other_owner!r}")
-    if epoch < state.epoch:
-        return StaleOwner(f"transaction {transaction} is in epoch {state.epoch}; this was decided in epoch {epoch}")
-    seq = write.pulses[0].seq if write.pulses else state.next_seq
-    if seq == state.next_seq:
-        return None
-    if creates:
-        return DuplicateTransaction(f"transaction {transaction} is in the journal already")
-    if seq < state.next_seq:
-        return StaleOwner(f"transaction {transaction}: pulse {seq} was written before{others}")
-    return StoreError(
-        f"transaction {transaction}: pulse {seq} follows pulse {state.next_seq - 1}; a write between was lost"
-    )
 
 
 def _transaction_row(write: Write, owner: str, log_from: int) -> tuple[str | int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bitactor.messages.pulse import COMPLETED, FAILED, HALTED, RUNNING, UNDELIVERED, UNDO_FAILED, Pulse
 from bitactor.messages.signal import FORWARD, Fault
+from bitactor.messages.values import MAX_TOKEN_BYTES
 from bitactor.saga.phases import BACKING_OFF, ENDED, FAILING, IN_DOUBT, OPEN, UNDOABLE, UNDOING, WAITING
 from bitactor.saga.state import EMPTY, Failure, SagaState, damaged, input_tokens
 
@@ -15,6 +16,7 @@ def accepted(state: SagaState, pulse: Pulse) -> None:
     state.ttl = data["ttl"]
     state.deadline_ns = data["deadline_ns"]
     state.metadata = data.get("metadata")
+    state.payload_limit = data.get("payload_limit", MAX_TOKEN_BYTES)
     if len(state.tokens) == len(state.plan.steps):
         state.tokens += input_tokens(state.plan, pulse.token_out)
 
