@@ -18,7 +18,16 @@ from cachetools import LRUCache
 from typing_extensions import override
 
 from bitactor.declare.spawners import SPAWNERS
-from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
+from bitactor.errors import (
+    BitActorError,
+    Cancelled,
+    Overloaded,
+    ProtocolError,
+    StepTimeout,
+    StoreError,
+    Unroutable,
+    suggest,
+)
 from bitactor.messages.codec import Packed, encode_token, token_bytes
 from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import UNDO, Cancel, Reply, Signal
@@ -51,6 +60,8 @@ MAX_WAITING: Final = 100_000
 REMEMBERED_DELIVERIES: Final = 10_000
 LOOK_AGAIN_NS: Final = 2_000_000_000
 """Nanoseconds after which a holder is looked for again for all that waits, should nothing have told of one."""
+
+_NO_LEASE: Final = "this node could not renew its lease on its transactions in the store"
 
 Send = Callable[[str, bytes], None]
 
@@ -227,7 +238,7 @@ class HopRouter(Router):
 
     def _owns(self, callback: Callable[[], None]) -> bool:
         """Whether the transactions of this node are surely its own; if not, `callback` is called once they are."""
-        if self._monotonic_ns() < self._executor.own_lease_until_ns():
+        if self._is_leased():
             return True
         self._executor.when_leased(callback)
         return False
@@ -326,7 +337,9 @@ class HopRouter(Router):
         address = remote.step.address
         within = f"within {limit_ns / 1e9:g} s"
         entries = self._holders(remote)
-        if not entries:
+        if not self._is_leased():
+            self._fail(remote, StoreError(f"{address!r} was not sent {within}: {_NO_LEASE}"))
+        elif not entries:
             known = {entry.name.partition(":")[2] for entry in self._registry.match(step_name("*"))}
             self._fail(
                 remote, Unroutable(f"no node runs {address!r}, and none appeared {within}.{suggest(address, known)}")
@@ -351,7 +364,13 @@ class HopRouter(Router):
         """The holders of its step in the shape that its transaction has."""
         return [entry for entry in self._holders(remote) if entry.value.get("digest") == remote.live.plan.digest]
 
+    def _is_leased(self) -> bool:
+        """Whether the transactions of this node are surely its own."""
+        return self._monotonic_ns() < self._executor.own_lease_until_ns()
+
     def _why_waiting(self, remote: RemoteDelivery) -> str:
+        if not self._is_leased():
+            return _NO_LEASE
         if self._fitting(remote):
             return "all nodes that run it are full"
         return "only nodes with another version of the workflow run it" if self._holders(remote) else "no node runs it"
@@ -368,7 +387,8 @@ class HopRouter(Router):
                 if remote is not None:
                     seconds = (self._monotonic_ns() - remote.since_ns) / 1e9
                     why = self._why_waiting(remote)
-                    return f"{remote.step.address!r} has waited {seconds:.3g} s for a node with room for it ({why})"
+                    what = "to be sent" if why == _NO_LEASE else "for a node with room for it"
+                    return f"{remote.step.address!r} has waited {seconds:.3g} s {what} ({why})"
         return ""
 
     def about(self) -> dict[str, Any]:
