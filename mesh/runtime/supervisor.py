@@ -27,6 +27,7 @@ from mesh.limits.timing_wheel import TimingWheel
 from mesh.runtime.admission import DELIVERY_ENDS, Admission
 from mesh.runtime.live import HopPermits, LiveTransaction
 from mesh.runtime.obey import CommandHandler
+from registry.support.log_throttle import LogThrottle
 
 logger = logging.getLogger("bitactor.supervisor")
 
@@ -74,6 +75,7 @@ class Supervisor:
         """Told of a transaction that was given up for a fault of its own, and of the fault."""
         self.on_fenced: Callable[[StaleOwner], None] = lambda error: None
         """Told when a write was refused because another process has all that runs here."""
+        self._unwritten = LogThrottle(logger)
         self._keys: dict[tuple[str, str], LiveTransaction] = {}
         self._events: deque[tuple[LiveTransaction, Any]] = deque()
         self._scheduled = False
@@ -290,11 +292,10 @@ class Supervisor:
             if isinstance(error, StaleOwner):
                 self.on_fenced(error)
             else:
-                logger.critical(
-                    "the journal could not be written: %s; giving up %d transactions here", error, len(orders)
-                )
-            for live, *_ in orders:
-                self._relinquish(live, error, parks=False)
+                text = "the journal could not be written: %s; giving up %d transactions here"
+                self._unwritten.log(logging.CRITICAL, self.clock.monotonic_ns(), text, error, len(orders))
+            for live, pulses, *_ in orders:  # who stimulates is told, and may do so again and again
+                self._relinquish(live, error, expected=bool(pulses) and pulses[0].seq == 0, parks=False)
             return
         refused = {refusal.index: refusal.error for refusal in refusals} if refusals else None
         for live, pulses, commands, index in orders:
