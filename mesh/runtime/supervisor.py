@@ -141,9 +141,13 @@ class Supervisor:
         given_back = given_back and live.state.epoch == epoch - 1
         self.enqueue(live, Recovered(owner, epoch, given_back))
 
-    def reopen(self, live: LiveTransaction, since_ns: int) -> None:
-        """Let a settled transaction go on, whose latest pulse is of `since_ns`."""
-        if live.settled:
+    def reopen(self, live: LiveTransaction, since_ns: int, *, stays_settled: bool = False) -> None:
+        """Let a settled transaction go on, whose latest pulse is of `since_ns`; `stays_settled`: only with a signal
+        that it has emitted."""
+        if stays_settled and live.settled and live.state.transaction not in self.transactions:
+            live.continue_time(self.clock, since_ns)
+            self.transactions[live.state.transaction] = live
+        elif live.settled and not stays_settled:
             live.continue_time(self.clock, since_ns)
             live.settled = False
             self._own(live)
@@ -374,6 +378,7 @@ class Supervisor:
         was_running = not live.settled
         live.settled = True
         live.failure = _failure_of(live, error)
+        live.fail_resent(live.failure)
         live.disarm()
         for actor in list(live.actors.values()):
             actor.fence()
@@ -403,8 +408,9 @@ class Supervisor:
         """Stop all hops that run here; what has not settled is still in the journal, and its waiters are told."""
         self._abandon_queued()
         for live in list(self.transactions.values()):
+            error = StoreError(f"transaction {live.state.transaction} was still running when its mesh was closed")
+            live.fail_resent(error)
             if not live.settled:
-                error = StoreError(f"transaction {live.state.transaction} was still running when its mesh was closed")
                 self._relinquish(live, error, expected=True)
         self.transactions.clear()
         self._events.clear()
