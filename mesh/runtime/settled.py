@@ -82,6 +82,8 @@ class Transactions:
         self._require_open = require_open
         self._closed = False
         self._reopened: dict[str, LiveTransaction] = {}
+        self.one_at_a_time = asyncio.Lock()
+        """For what reads whole journals, of which many may be asked for at once."""
 
     def close(self) -> None:
         """Wait no more for transactions that other processes run."""

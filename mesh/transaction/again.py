@@ -17,6 +17,11 @@ async def send_again(transactions: Transactions, letter: Any) -> LiveTransaction
     """Bring what is in the dead letter of this id to its receiver once more; returns its transaction, once the journal
     says so.  See `Mesh.send_again`."""
     transaction, seq = letter_place(letter)
+    async with transactions.one_at_a_time:
+        return await _send_again(transactions, letter, transaction, seq)
+
+
+async def _send_again(transactions: Transactions, letter: str, transaction: str, seq: int) -> LiveTransaction:
     for left in reversed(range(_TRIES)):
         live = await transactions.load(transaction)
         row = await transactions.queries.get(transaction)
