@@ -419,3 +419,11 @@ BY_BASE: Final[tuple[tuple[Any, Hook], ...]] = (
 BY_TYPE: Final[Mapping[type, Hook]] = {
     kind: encode for kinds, encode in BY_BASE for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
 }
+
+
+def mapping_of(values: Any) -> dict[str, Any] | None:
+    """What is in a mapping; None if it is none, or cannot be read."""
+    try:
+        return dict(values) if issubclass(type(values), Mapping) else None
+    except BaseException:  # of a user's mapping
+        return None

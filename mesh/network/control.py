@@ -15,11 +15,12 @@ from bitactor.messages.objects import Classes
 from bitactor.messages.signal import Answer, Question
 from bitactor.messages.values import READABLE_BYTES, message_of
 from bitactor.messages.wire import encode_message, encode_pulse
-from mesh.network.client import DEAD_LETTERS, STIMULATE_WITH
+from mesh.network.client import DEAD_LETTERS, SEND_AGAIN, STIMULATE_WITH
 from mesh.runtime.intake import Intake
 from mesh.runtime.settled import Transactions
 from mesh.sinks.plain import plain_dead_letter
 from mesh.transaction import Transaction, pulses_of, transaction_as_plain
+from mesh.transaction.again import send_again
 
 Send = Callable[[str, bytes], None]
 Act = Callable[[Transaction, Mapping[str, Any]], Awaitable[Any]]
@@ -55,6 +56,7 @@ class Control:
             "undo": partial(self._after, lambda found, argument: found.undo(argument.get("reason", ""))),
             "list": self._list,
             DEAD_LETTERS: self._dead_letters,
+            SEND_AGAIN: self._send_again,
             "node": self._about,
             "patterns": self._patterns,
         }
@@ -140,6 +142,10 @@ class Control:
             left -= len(data)
             rows.append({**row, "payload": data})
         return rows
+
+    async def _send_again(self, argument: Mapping[str, Any]) -> Any:
+        live = await send_again(self._transactions, argument["letter"])
+        return await transaction_as_plain(Transaction(self._transactions, live))
 
     async def _about(self, argument: Mapping[str, Any]) -> Any:
         return self._about_node()

@@ -25,6 +25,7 @@ from bitactor.errors import (
     Overloaded,
     ProtocolError,
     StepTimeout,
+    StoreError,
     Unroutable,
     suggest,
 )
@@ -64,6 +65,8 @@ MAX_WAITING: Final = 100_000
 REMEMBERED_DELIVERIES: Final = 10_000
 LOOK_AGAIN_NS: Final = 2_000_000_000
 """Nanoseconds after which a holder is looked for again for all that waits, should nothing have told of one."""
+
+_NO_LEASE: Final = "this node could not renew its lease on its transactions in the store"
 
 Send = Callable[[str, bytes], None]
 
@@ -245,7 +248,7 @@ class HopRouter(Router):
 
     def _owns(self, callback: Callable[[], None]) -> bool:
         """Whether the transactions of this node are surely its own; if not, `callback` is called once they are."""
-        if self._monotonic_ns() < self._executor.own_lease_until_ns():
+        if self._is_leased():
             return True
         self._executor.when_leased(callback)
         return False
@@ -343,21 +346,16 @@ class HopRouter(Router):
         address = remote.step.address
         within = f"within {limit_ns / 1e9:g} s"
         entries = self._holders(remote)
-        if not entries:
+        if not self._is_leased():
+            error: Exception = StoreError(f"{address!r} was not sent {within}: {_NO_LEASE}")
+        elif not entries:
             known = {entry.name.partition(":")[2] for entry in self._registry.match(step_name("*"))}
-            self._fail(
-                remote, Unroutable(f"no node runs {address!r}, and none appeared {within}.{suggest(address, known)}")
-            )
+            error = Unroutable(f"no node runs {address!r}, and none appeared {within}.{suggest(address, known)}")
         elif not self._fitting(remote):
-            self._fail(
-                remote,
-                Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code"),
-            )
+            error = Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code")
         else:
-            self._fail(
-                remote,
-                Overloaded(f"none of the {len(entries)} nodes that run {address!r} had room {within}"),
-            )
+            error = Overloaded(f"none of the {len(entries)} nodes that run {address!r} had room {within}")
+        self._fail(remote, error)
 
     def _holders(self, remote: RemoteDelivery) -> list[Entry]:
         """The holders of its step, of the nodes that are there."""
@@ -368,7 +366,13 @@ class HopRouter(Router):
         """The holders of its step in the shape that its transaction has."""
         return [entry for entry in self._holders(remote) if entry.value.get("digest") == remote.live.plan.digest]
 
+    def _is_leased(self) -> bool:
+        """Whether the transactions of this node are surely its own."""
+        return self._monotonic_ns() < self._executor.own_lease_until_ns()
+
     def _why_waiting(self, remote: RemoteDelivery) -> str:
+        if not self._is_leased():
+            return _NO_LEASE
         if self._fitting(remote):
             return "all nodes that run it are full"
         return "only nodes with another version of the workflow run it" if self._holders(remote) else "no node runs it"
@@ -385,7 +389,8 @@ class HopRouter(Router):
                 if remote is not None:
                     seconds = (self._monotonic_ns() - remote.since_ns) / 1e9
                     why = self._why_waiting(remote)
-                    return f"{remote.step.address!r} has waited {seconds:.3g} s for a node with room for it ({why})"
+                    what = "to be sent" if why == _NO_LEASE else "for a node with room for it"
+                    return f"{remote.step.address!r} has waited {seconds:.3g} s {what} ({why})"
         return ""
 
     def about(self) -> dict[str, Any]:

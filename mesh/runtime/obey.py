@@ -261,6 +261,9 @@ class CommandHandler:
 
     def _deliver(self, live: LiveTransaction, command: Deliver) -> None:
         self.deliver(live, command.emission)
+        future = live.resent.pop(command.emission.id, None) if live.resent else None
+        if future is not None and not future.done():
+            future.set_result(None)
 
     def _settle(self, live: LiveTransaction, command: Settle) -> None:
         live.disarm()

@@ -240,6 +240,10 @@ ADDED = {
     "command line/dead-letters",
     *(f"http/components/schemas/BitActorDeadLetter{several}" for several in ("", "s")),
     "http/paths//dead-letters",
+    # … and can be sent again.
+    *(f"names/{face}/members/send_again" for face in ("mesh/Mesh", "mesh.testing/FixtureMesh")),
+    "command line/send-again",
+    "http/paths//dead-letters/{letter}/send-again",
 }
 
 TYPED = {
@@ -280,7 +284,7 @@ RETOLD = ("cancel", "list", "resume", "run", "trace", "undo")
 `--log-format`, `--root-path` and `--when-fenced`."""
 
 
-NEW_VERBS = ("dead-letters", "export", "migrate", "verify")
+NEW_VERBS = ("dead-letters", "export", "migrate", "send-again", "verify")
 
 
 def without_results(listing: str) -> Any:

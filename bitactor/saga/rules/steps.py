@@ -208,7 +208,8 @@ def _clear_doubt(state: SagaState, index: int) -> None:
 
 
 def tombstoned(state: SagaState, pulse: Pulse, index: int) -> None:
-    state.dead = state.dead or pulse.error in UNDELIVERED
+    if pulse.error in UNDELIVERED:
+        state.dead = state.lost_step = True
     if pulse.error == POISON and state.states[index] in IN_FLIGHT:
         state.in_flight -= 1
         _put_in_doubt(state, pulse, index)

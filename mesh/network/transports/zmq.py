@@ -17,6 +17,7 @@ import errno
 import resource
 import threading
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import zmq
@@ -34,6 +35,7 @@ from mesh.network.transports.loop_transport import (
 )
 from mesh.network.transports.send_queue import QUEUE_BYTES, QUEUE_MESSAGES, SendQueue
 from registry.support.curve import Curve, Gatekeeper, secure_client, secure_server
+from registry.support.private import private_socket
 
 FRAMES_IN_FLIGHT: Final = 32
 """High-water mark of each socket, in frames: 8 MiB of full ones, more only where single messages are larger."""
@@ -139,7 +141,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         """Binds the socket.
 
         Raises:
-            ConfigurationError: the address is in use, or its directory is open to others.
+            ConfigurationError: the address is in use, or others may write its directory.
         """
         self._start(receive)
         try:
@@ -201,7 +203,10 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             inbox.bind(address)
         except zmq.ZMQError as error:
             raise ConfigurationError(f"cannot bind {address}: {error.strerror}; choose another address") from error
-        bound = address if address.startswith("ipc://") else inbox.get_string(zmq.LAST_ENDPOINT)
+        is_file = address.startswith("ipc://")
+        bound = address if is_file else inbox.get_string(zmq.LAST_ENDPOINT)
+        if is_file:
+            private_socket(Path(address.removeprefix("ipc://")))
         self._endpoint = reachable_endpoint(bound, self._advertise)
         self._inbox_fd = inbox.fileno()
 
