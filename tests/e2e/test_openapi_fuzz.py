@@ -131,7 +131,7 @@ async def test_the_description_holds(caplog: pytest.LogCaptureFixture, tmp_path:
                 await process.wait()
         said = output.decode()
         assert process.returncode == 0, said
-        assert "13 selected / 13 total" in said
+        assert "14 selected / 14 total" in said
         assert "No issues found" in said, said
 
 
