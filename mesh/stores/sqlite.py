@@ -26,7 +26,7 @@ from typing_extensions import override
 from bitactor.errors import ConfigurationError, StaleOwner, StoreError, suggest
 from bitactor.ports import Claim, Refusal, Store, StoreFault, StoreQueries, TransactionRow, Write
 from mesh.stores.audit import Inspector
-from mesh.stores.database import connect, is_busy, retry_while_busy, sleep_through, store_error, tries
+from mesh.stores.database import Value, connect, is_busy, retry_while_busy, sleep_through, store_error, tries
 from mesh.stores.journal.migration import migrating
 from mesh.stores.lease import (
     HUNG_AFTER,
@@ -138,17 +138,13 @@ class SqliteStore(Store):
         if not owner:
             raise StoreError(f"{self._path}: an owner needs a name")
         yield from self._unless_closed(migrating(self._path, self._wall_ns))
-        try:
-            connection = self._connect()
-        except sqlite3.Error as error:
-            raise store_error(error, self._path) from error
+        connection = yield from self._connecting()
         try:
             yield from self._taking_name(connection, owner)
         except BaseException:
             connection.close()
             raise
         self._connection = connection
-        self._queries.words.load(connection)
         self._opened = True
         try:
             self._writer = Writer(self._owner, self._number, self._queries.words)
@@ -191,6 +187,7 @@ class SqliteStore(Store):
         def take() -> None:
             self._began_ns = monotonic_ns()
             self._number = register(connection, owner, self._identity, self._wall_ns() + self._bounds.lease_ns)
+            self._queries.words.load(connection)
 
         try:
             yield from self._unless_closed(tries(take, self._patience, self._path))
@@ -198,8 +195,19 @@ class SqliteStore(Store):
             raise store_error(error, self._path) from error
         self._owner = owner
 
-    def _unless_closed(self, waiting: Generator[float, None, object]) -> Generator[float]:
-        for pause in waiting:
+    def _connecting(self) -> Generator[float, None, sqlite3.Connection]:
+        try:
+            return (yield from self._unless_closed(tries(self._connect, self._patience, self._path)))
+        except sqlite3.Error as error:
+            raise store_error(error, self._path) from error
+
+    def _unless_closed(self, waiting: Generator[float, None, Value]) -> Generator[float, None, Value]:
+        while True:
+            try:
+                pause = next(waiting)
+            except StopIteration as end:
+                value: Value = end.value
+                return value
             yield pause
             if self._closing:
                 raise StoreError(f"{self._path}: the store was closed while it waited for the file")

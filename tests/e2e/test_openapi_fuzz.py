@@ -7,6 +7,7 @@ import asyncio
 import enum
 import logging
 import random
+import re
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -132,7 +133,8 @@ async def test_the_description_holds(caplog: pytest.LogCaptureFixture, tmp_path:
         said = output.decode()
         assert process.returncode == 0, said
         assert "14 selected / 14 total" in said
-        assert "No issues found" in said, said
+        warned = re.findall(r"^  - (.+)$", said, re.MULTILINE)
+        assert warned == ["POST /dead-letters/{letter}/send-again"], said  # there is no dead letter in this service
 
 
 async def test_noise(caplog: pytest.LogCaptureFixture) -> None:
