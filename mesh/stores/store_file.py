@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from bitactor.errors import StoreError
-from mesh.stores.database import APPLICATION_ID
+from mesh.stores.database import APPLICATION_ID, store_error
 
 _RESTART: Final = "put the file back (with its -wal, if there is one) and restart this node, it takes what is there"
 _RESTORE: Final = "stop every node that uses it, then put a sound copy there, without -wal and -shm, and start them"
@@ -36,7 +36,7 @@ class StoreFile:
         try:
             self._files = {name: name.stat() for name in names}
             self._size = self._files[path].st_size
-            self._version = self._schema_version()
+            self._version = self._first_version()
         except OSError as error:
             raise StoreError(f"{path} vanished while it was opened: {error}") from error
 
@@ -87,6 +87,15 @@ class StoreFile:
             return "was overwritten while it was in use"
         self._size, self._version = found.st_size, version
         return ""
+
+    def _first_version(self) -> int:
+        """The same of the file as it is found; less than any, if somebody's checkpoint is half done."""
+        try:
+            return self._schema_version()
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise store_error(error, self._path) from error
+            return 0
 
     def _schema_version(self) -> int:
         """SQLite's number of the schema in the file itself, whatever the log has; it only ever rises."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -181,3 +182,23 @@ def test_what_another_file_has_is_no_damage(path: Path, monkeypatch: pytest.Monk
     loop.run_until(lambda: bool(faults))
     store.close()
     assert loop.calls.empty() and [fault.lost for fault in faults] == [True]
+
+
+def test_it_is_opened_while_a_checkpoint_of_another_process_is_half_done(tmp_path: Path) -> None:
+    """What the file has without its log is no database then."""
+    path = tmp_path / "pulses.db"
+    before = SqliteStore(path, notify=Loop().notify)
+    before.open("before")
+    before.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA wal_autocheckpoint = 0")
+        other.execute("CREATE TABLE odd (x)")  # so that the first page is in the log
+        at = ("bs=1", "seek=100", "count=1", "conv=notrunc", "status=none")
+        subprocess.run(["dd", "if=/dev/zero", f"of={path}", *at], check=True)
+        with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+            sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True).execute("SELECT * FROM owners")
+        store, told = SqliteStore(path, notify=Loop().notify), Told()
+        store.open("late")
+        store.append([first(fresh())], told.done())
+        assert told.outcomes == [(0, [], None)]
+        store.close()
