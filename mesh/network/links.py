@@ -272,6 +272,7 @@ class Links(Network):
         try:
             require_room(f"the signal {stimulus.name!r}", stimulus.token)
         except SignalTooLarge as error:
+            self._refuse(error)
             answer(Receipt(stimulus.id, "", str(error)))
             return
         self._node.intake.receive(stimulus, answer)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from bitactor.errors import StoreError
-from mesh.stores.database import APPLICATION_ID
+from mesh.stores.database import APPLICATION_ID, store_error
 from mesh.stores.journal.parts import COMMIT_BITS, end_of_log
+from mesh.stores.journal.tail import rows_beside
 
 _RESTART: Final = "put the file back (with its -wal, if there is one) and restart this node, it takes what is there"
 _RESTORE: Final = "stop every node that uses it, then put a sound copy there, without -wal and -shm, and start them"
@@ -48,7 +49,7 @@ class StoreFile:
         try:
             self._files = {name: name.stat() for name in names}
             self._size = self._files[path].st_size
-            self._version = self._schema_version()
+            self._version = self._first_version()
         except OSError as error:
             raise StoreError(f"{path} vanished while it was opened: {error}") from error
 
@@ -93,7 +94,7 @@ class StoreFile:
         newest = self._newest_row()
         found = self._path.stat()
         shrunk = found.st_size < self._size
-        if not found.st_size or (shrunk and self._logical()[0] >= self._size):
+        if not found.st_size or (shrunk and self._was_cut()):
             return "was truncated or overwritten while it was in use"
         version = self._schema_version()
         if version != self._version and not self._version <= version <= self._logical()[1]:
@@ -103,14 +104,34 @@ class StoreFile:
         self._size, self._version = found.st_size, version
         return ""
 
+    def _was_cut(self) -> bool:
+        """Whether the file, which has shrunk, is not as long as the log says, which VACUUM makes it."""
+        try:
+            return self._logical()[0] >= self._size
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+                return True
+            raise
+
     def _is_lost(self, newest: int) -> bool:
-        """Whether neither this row of the log nor one after it is there, though its owner is not fenced."""
+        """Whether neither this row of the log nor one after it is there, though its owner is not fenced; one that a
+        damaged bit gave another id is there, and `verify` names it."""
         connection = sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, isolation_level=None)
         try:
             values = (newest >> COMMIT_BITS, newest, end_of_log(newest))
-            return connection.execute(_LOST, values).fetchone() is not None
+            lost = connection.execute(_LOST, values).fetchone() is not None
+            return lost and not rows_beside(connection, newest)
         finally:
             connection.close()
+
+    def _first_version(self) -> int:
+        """The same of the file as it is found; less than any, if somebody's checkpoint is half done."""
+        try:
+            return self._schema_version()
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise store_error(error, self._path) from error
+            return 0
 
     def _schema_version(self) -> int:
         """SQLite's number of the schema in the file itself, whatever the log has; it only ever rises."""

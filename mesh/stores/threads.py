@@ -219,6 +219,8 @@ class CheckpointThread(ConnectionThread):
         if not self._pages or self._looks < _LOOKS_A_CHECKPOINT:
             return True
         self._pages = self._looks = 0
+        if not self.may_work():  # the file may have become another during the inspection, and is not to be written
+            return True
         if not self._checkpoint(connection):
             self._closing.wait(LOOK_INTERVAL)  # while a checkpoint is under way here, no commit could make one
         return True

@@ -164,7 +164,7 @@ def test_two_processes_killed_in_turn_lose_nothing_and_write_nothing_twice(tmp_p
         pair.begin()
         follower = Follower(pair.path)
         for _ in range(KILLS):
-            enough = pair.size() + chance.randrange(2_000, amount(quick=12_000, long=40_000))
+            enough = pair.size() + chance.randrange(500, amount(quick=3_000, long=40_000))
             deadline = time.monotonic() + PATIENCE
             while pair.size() < enough:
                 follower.look()

@@ -226,7 +226,7 @@ def _take_all(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], firs
             _take_row(wanted, row, frames_of_log(row, body), only)
         except StoreError:
             return False
-    return not _rows_beside(connection, expected, first)
+    return not rows_beside(connection, expected, first)
 
 
 def _take_row(wanted: dict[bytes, _Wanted], row: int, data: bytes, only: bytes | None = None) -> None:
@@ -251,7 +251,7 @@ def _take_sound(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], fi
     moved = {
         row: (other, body)
         for row in unsound
-        for other, body in (*damaged.items(), *_rows_beside(connection, row))
+        for other, body in (*damaged.items(), *rows_beside(connection, row))
         if other != row and is_sound(row, body)
     }
     strange = {place for place, _ in moved.values()}  # rows where no other of this owner's has been
@@ -278,7 +278,7 @@ def _take_sound(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], fi
                     one.lost = row
 
 
-def _rows_beside(connection: sqlite3.Connection, row: int, first: int = 0) -> list[tuple[int, bytes]]:
+def rows_beside(connection: sqlite3.Connection, row: int, first: int = 0) -> list[tuple[int, bytes]]:
     """Rows that are at other ids, by one bit, than the one that is theirs, which is `row`; with `first`, those from
     there up to it are known to be where they belong."""
     lowest, highest = connection.execute(_BOUNDS).fetchone()

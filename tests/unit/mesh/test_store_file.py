@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -156,6 +157,17 @@ def test_a_file_that_was_cut_is_noticed(path: Path, store: SqliteStore) -> None:
     assert not file.look() and file.fault, "for good"
 
 
+def test_a_newest_row_whose_id_is_damaged_is_no_other_file(path: Path, store: SqliteStore) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        ((newest,),) = connection.execute("SELECT max(id) FROM log").fetchall()
+        file = StoreFile(path, lambda: newest)
+        connection.execute("UPDATE log SET id = id & ~(1 << 40) WHERE id = ?", (newest,))
+    assert not file.look() and not file.fault
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM log")
+    assert file.look() and "was overwritten" in file.fault
+
+
 def test_a_file_that_vanishes_while_it_is_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SqliteStore(path, notify=lambda call: None)
 
@@ -191,3 +203,23 @@ def test_what_another_file_has_is_no_damage(path: Path, monkeypatch: pytest.Monk
     loop.run_until(lambda: bool(faults))
     store.close()
     assert loop.calls.empty() and [fault.lost for fault in faults] == [True]
+
+
+def test_it_is_opened_while_a_checkpoint_of_another_process_is_half_done(tmp_path: Path) -> None:
+    """What the file has without its log is no database then."""
+    path = tmp_path / "pulses.db"
+    before = SqliteStore(path, notify=Loop().notify)
+    before.open("before")
+    before.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA wal_autocheckpoint = 0")
+        other.execute("CREATE TABLE odd (x)")  # so that the first page is in the log
+        at = ("bs=1", "seek=100", "count=1", "conv=notrunc", "status=none")
+        subprocess.run(["dd", "if=/dev/zero", f"of={path}", *at], check=True)
+        with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+            sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True).execute("SELECT * FROM owners")
+        store, told = SqliteStore(path, notify=Loop().notify), Told()
+        store.open("late")
+        store.append([first(fresh())], told.done())
+        assert told.outcomes == [(0, [], None)]
+        store.close()
