@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.durable import beside_dbos, file_bytes, hop_sqlite, share
-from benchmarks.journal import all_pulses, catch_up, empty_look, reading, recovery
+from benchmarks.journal import all_pulses, catch_up, empty_look, reading, recovery, verify
 from benchmarks.kinds import map_of, undo_nine
 from benchmarks.local import chain_of, fan_out_1000, hop_memory, thread_actor, workflows_of_five
 from benchmarks.measuring import Benchmark
@@ -77,6 +77,16 @@ BENCHMARKS = (
         "1/s",
         "pulses for a follower that catches up",
         all_pulses(catch_up),
+        better="higher",
+        repeats=5,
+        on_loop=False,
+    ),
+    Benchmark(
+        "verify",
+        "1/s",
+        "pulses that are verified",
+        all_pulses(verify),
+        goal=100_000,
         better="higher",
         repeats=5,
         on_loop=False,

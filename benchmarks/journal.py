@@ -24,6 +24,7 @@ from benchmarks.writes import (
     transaction_id,
 )
 from mesh.stores import SqliteReader
+from mesh.stores.journal.verify import Fault
 
 _HOPS_OF_EACH = 5
 """Hops that each transaction to be recovered has behind it."""
@@ -172,4 +173,14 @@ def catch_up(reader: SqliteReader) -> int:
     while more:
         pulses, cursor, more = reader.follow(cursor)
         seen += len(pulses)
+    return seen
+
+
+def verify(reader: SqliteReader) -> int:
+    """Verify all of a journal; how many pulses were looked at."""
+    seen = 0
+    for found in reader.verify():
+        if isinstance(found, Fault):
+            raise RuntimeError(f"a sound journal has a fault: {found.why}")
+        seen = found.pulses
     return seen
