@@ -13,7 +13,7 @@ from typing_extensions import override
 from bitactor.errors import ConfigurationError, DuplicateTransaction, InvalidInput, StoreError
 from bitactor.messages.pulse import FINAL_STATUSES, STUCK, Pulse
 from bitactor.ports import Claim, Followed, Refusal, Store, StoreQueries, TransactionRow, Write
-from mesh.stores.write import JournalState, conflict
+from mesh.stores.journal.state import JournalState, conflict
 
 RETAINED: Final = 10_000
 FOLLOWED: Final = 10_000
