@@ -11,7 +11,11 @@ from typing import Final
 from bitactor.errors import StoreError
 from mesh.stores.journal.frames import GENESIS, Digest
 from mesh.stores.journal.parts import COMMIT_BITS, end_of_log, part_body
-from mesh.stores.journal.tail import id_bytes, tails_in_log
+from mesh.stores.journal.tail import Tail, id_bytes, tails_in_log
+
+MOST_COPIES: Final = 1_000
+"""Transactions of which a takeover hands on what it has read."""
+COPIED_BYTES: Final = 32 * 1024 * 1024
 
 _log = logging.getLogger("bitactor.store")
 
@@ -27,12 +31,28 @@ _OPEN: Final = (
 )
 
 
-def archive_tails(connection: sqlite3.Connection, owner: str) -> None:
+class Copies:
+    """What a takeover has read of transactions that were only in the log, so that it need not be read again: of some,
+    as many as fit."""
+
+    def __init__(self) -> None:
+        self.frames: dict[str, bytes] = {}
+        """Transaction → all its frames."""
+        self._bytes = 0
+
+    def add(self, transaction: str, tail: Tail, frames: bytes) -> None:
+        """Keep the frames of a transaction, if these are all it has and there is room."""
+        if not tail.part_seq and len(self.frames) < MOST_COPIES and self._bytes + len(frames) <= COPIED_BYTES:
+            self.frames[transaction] = frames
+            self._bytes += len(frames)
+
+
+def archive_tails(connection: sqlite3.Connection, owner: str, copies: Copies) -> None:
     """Copy to the archive what this owner's open transactions have only in the log, and delete its log; inside the
     database transaction that takes them from it.  What is damaged stays in the log, and the log with it."""
     rows = connection.execute(_OPEN, (owner,)).fetchall()
     for number, group in groupby(rows, key=lambda row: row[1] >> COMMIT_BITS):
-        _archive(connection, owner, number, group)
+        _archive(connection, owner, number, group, copies)
     delete_log(connection, owner)
 
 
@@ -46,7 +66,7 @@ def delete_log(connection: sqlite3.Connection, owner: str) -> None:
             connection.execute(_DELETE, bounds)
 
 
-def _archive(connection: sqlite3.Connection, owner: str, number: int, group: Iterable[_Open]) -> None:
+def _archive(connection: sqlite3.Connection, owner: str, number: int, group: Iterable[_Open], copies: Copies) -> None:
     """Copy to the archive what these have in the log of this number, and delete that if none of them is damaged."""
     bounds = (number << COMMIT_BITS, end_of_log(number << COMMIT_BITS))
     (last,) = connection.execute("SELECT max(id) FROM log WHERE id >= ? AND id < ?", bounds).fetchone()
@@ -57,7 +77,9 @@ def _archive(connection: sqlite3.Connection, owner: str, number: int, group: Ite
             damaged += 1
             _log.error("transaction %s, taken over from owner %r, cannot be read: %s", transaction, owner, tail)
             continue
-        body = part_body(id_bytes(transaction), tail.part_seq, tail.next_seq, last, b"".join(tail.frames))
+        frames = b"".join(tail.frames)
+        copies.add(transaction, tail, frames)
+        body = part_body(id_bytes(transaction), tail.part_seq, tail.next_seq, last, frames)
         connection.execute(INSERT_PART, (transaction, tail.part_seq, tail.next_seq, last, body))
         connection.execute(
             "UPDATE transactions SET log_from = NULL, head = ? WHERE transaction_id = ?", (tail.head, transaction)
