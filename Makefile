@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One more than the two cores of the smallest machine: tests wait as often as they work.
 CORES ?= --numprocesses 3 --dist worksteal
+# What pytest makes of the tests is kept for the other processes and for the next run, also where the environment forbids.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .PHONY: demo test test-long drill lint benchmark conformance build clean
 
@@ -12,15 +14,15 @@ demo: $(VENV)/runs
 	$(BIN)/bitactor demo
 
 test: lint
-	$(BIN)/python -m pytest $(CORES)
+	$(PYTEST) $(CORES)
 
 # The same tests with large numbers, other ones each time; what fails is kept in .hypothesis/ and tried first in the next run.
 test-long: lint
-	TEST_LONG=1 $(BIN)/python -m pytest $(CORES)
+	TEST_LONG=1 $(PYTEST) $(CORES)
 
 # Loads of minutes.
 drill: $(VENV)/develops
-	$(BIN)/python -m pytest -m drill -s
+	$(PYTEST) -m drill -s
 
 lint: $(VENV)/develops
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from bitactor import Result, Workflow
 from bitactor.messages.signal import DEFAULT_TTL
 
 TIMEOUT = 30.0
-"""Seconds on each step, so that each hop arms a deadline and disarms it."""
+"""Seconds on each step, so that each hop has a deadline, which is armed if it suspends or runs elsewhere."""
 
 
 async def first() -> int:

@@ -11,14 +11,10 @@ from typing import Any, Never, Self, Unpack
 from typing_extensions import TypeVar, override
 
 from bitactor.declare.stimulus import StimulusKeywords, StimulusOptions, refuse_unknown
-from bitactor.errors import (
-    BitActorError,
-    ConfigurationError,
-    InvalidInput,
-)
+from bitactor.errors import BitActorError, ConfigurationError, InvalidInput
 from bitactor.export.dead_letters import DeadLetter
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.values import shown
+from bitactor.messages.values import mapping_of, shown
 from bitactor.plan.consumer import Consumer
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
@@ -28,6 +24,7 @@ from mesh.runtime.node import Node
 from mesh.runtime.settings import Settings, settings
 from mesh.runtime.settled import known_as
 from mesh.sinks import OtelSink, open_sink
+from mesh.transaction.again import send_again
 from mesh.transaction.bridge import Bridge, LoopThread
 from mesh.transaction.mirror import BlockingTransaction, blocking, like
 from mesh.transaction.transaction import Transaction
@@ -207,7 +204,7 @@ class Mesh(MeshFacts):
         self.node.require_open()
         name = name_of(workflow)
         fields = self.node.workflows[name].input_model.model_fields
-        plain = _plain(values)
+        plain = mapping_of(values)
         if plain is None or not fields.keys() <= plain.keys():
             needed = ", ".join(fields) or "nothing"
             raise InvalidInput(f"input of {name!r}: begin takes what validate_input returns, a mapping of {needed}")
@@ -279,6 +276,19 @@ class Mesh(MeshFacts):
         self.node.require_loop()
         name = None if workflow is None else name_of(workflow)
         return await self.node.transactions.dead_letters(workflow=name, limit=limit, before=before)
+
+    async def send_again(self, letter: DeadLetter | str) -> Transaction:
+        """Bring what is in a dead letter, or the one of this id, to its receiver once more, and return its transaction
+        when that is kept: a signal goes to its consumers, an undo is tried again with all that failed beside it.
+
+        Raises:
+            InvalidInput: there is no such dead letter, it was sent again before, or that cannot be done.
+            UnknownTransaction: its transaction is not known here, or its workflow not declared.
+            Unroutable: another process runs its transaction, or only another release can.
+        """
+        self.node.require_loop()
+        given = letter.id if isinstance(letter, DeadLetter) else letter
+        return Transaction(self.node.transactions, await send_again(self.node.transactions, given))
 
     def about(self) -> dict[str, Any]:
         """How this mesh's node stands, as plain data: what runs, waits, is held and was refused; docs/operations.md has
@@ -434,13 +444,6 @@ class BlockingMesh(MeshFacts):
     journal = blocking(Mesh.journal)
     transactions = blocking(Mesh.transactions)
     dead_letters = blocking(Mesh.dead_letters)
+    send_again = blocking(Mesh.send_again)
     about = blocking(Mesh.about)
     close = blocking(Mesh.close)
-
-
-def _plain(values: Any) -> dict[str, Any] | None:
-    """What is in a mapping; None if it is none, or cannot be read."""
-    try:
-        return dict(values) if issubclass(type(values), Mapping) else None
-    except BaseException:  # of a user's mapping
-        return None

@@ -30,7 +30,7 @@ def reaches(source: str) -> Iterator[tuple[int, str]]:
             for path in (f"{module}.{alias.name}".removeprefix(".") for alias in node.names):
                 if any(map(_is_private, path.split("."))):
                     yield node.lineno, f"import of {path}"
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in NAMING:
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in NAMING:
             paths = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
             if any(_is_private(name) for path in paths if isinstance(path, str) for name in path.split(".")):
                 yield node.lineno, ast.unparse(node)

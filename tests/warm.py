@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 import json
 import os
+import pkgutil
 import selectors
 import signal
 import socket
@@ -32,8 +33,10 @@ from types import CodeType, ModuleType
 from typing import IO, Any, Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-IMPORTED: Final = ("mesh.cli",)
-"""What programs find imported: with these, all that the packages import."""
+IMPORTED: Final = ("bitactor", "registry", "mesh", "uvicorn.lifespan.off", "uvicorn.protocols.http.h11_impl")
+"""What programs find imported, each with what is below it, and with all that is imported there."""
+APART: Final = ("mesh.ready", "mesh.testing")
+"""What only some tests need, and what it needs."""
 
 _SEEN_BY_IMPORTS: Final = ("PYTHON", "OTEL_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM", "LANG", "LC_", "TZ")
 _LARGEST: Final = 1 << 20
@@ -204,6 +207,15 @@ class Request(NamedTuple):
     streams: list[int]
 
 
+def _import(name: str) -> None:
+    """Import a module and, since packages import late what they name, all that is below it."""
+    if name in APART or name.endswith("__main__"):
+        return
+    module = importlib.import_module(name)
+    for below in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{name}."):
+        _import(below.name)
+
+
 def _serve(control: socket.socket) -> Request | None:
     """Fork what is asked for; the value is a request in its fork, and None here, when nobody will ask any more."""
     running: dict[int, tuple[int, socket.socket]] = {}
@@ -271,10 +283,12 @@ def _become(request: Request) -> CodeType:
             sys.path.insert(0, "")
         return compile(words[0], "<string>", "exec")
     if not option:
-        sys.argv = words
-        main.__file__ = words[0]
-        sys.path.insert(0, str(Path(words[0]).resolve().parent))
-        return compile(Path(words[0]).read_bytes(), words[0], "exec")
+        sys.argv, program = words, Path(words[0])
+        folder = program if program.is_dir() else program.resolve().parent
+        program = program / "__main__.py" if program.is_dir() else program
+        main.__file__ = str(program)
+        sys.path.insert(0, str(folder))
+        return compile(program.read_bytes(), str(program), "exec")
     if not elsewhere:
         sys.path.insert(0, str(Path.cwd()))
     importlib.invalidate_caches()
@@ -292,7 +306,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks ends us
     _control = socket.socket(fileno=int(sys.argv[1]))
     for _name in sys.argv[2:]:
-        importlib.import_module(_name)
+        _import(_name)
     gc.freeze()
     _request = _serve(_control)
     _control.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -12,7 +13,9 @@ from bitactor.messages.codec import Packed, decode_token, token_from_bytes
 from bitactor.messages.pulse import (
     ACCEPTED,
     COMPLETED,
+    EMITTED,
     RESUMED,
+    RUNNING,
     SKIPPED,
     SPAWNED,
     STUCK,
@@ -24,13 +27,16 @@ from bitactor.messages.pulse import (
     Pulse,
 )
 from bitactor.messages.signal import FORWARD, UNDO, Fault
+from bitactor.messages.values import is_text, shown
 from bitactor.plan.arguments import value_at
 from bitactor.plan.plan import Plan
-from bitactor.saga import SagaState, evolve
+from bitactor.saga import Emission, SagaState, evolve
 
 SIGNAL: Final = "signal"
 STEP: Final = "step"
 UNREADABLE: Final = "unreadable"
+
+_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9]{1,12})", re.ASCII)
 
 _UNKNOWN: Final = object()
 """In place of a token that the journal alone does not lead to."""
@@ -134,20 +140,86 @@ def dead_letters_of(pulses: Sequence[Pulse], status: str, plan: Plan | None = No
     return list(_letters(pulses, deaths, None))[::-1]
 
 
+def letter_place(letter: Any) -> tuple[str, int]:
+    """The transaction of a dead letter, and the number of the pulse that says so, by its id.
+
+    Raises:
+        InvalidInput: none has that id.
+    """
+    matched = _ID.fullmatch(letter) if is_text(letter) else None
+    if matched is None:
+        raise InvalidInput(f"{shown(letter)} is no id of a dead letter: its transaction's, `-`, and a number")
+    return matched[1], int(matched[2])
+
+
+def emission_again(pulses: Sequence[Pulse], state: SagaState, seq: int) -> Emission | None:
+    """The signal that is brought to its consumers once more if the dead letter of pulse `seq` is sent again; None: it
+    is an undo, which is tried again when its transaction is resumed.
+
+    Args:
+        pulses: all of the transaction's.
+        state: what follows from them.
+
+    Raises:
+        InvalidInput: it cannot be sent again, or was before; says why, and what to do.
+    """
+    letter = f"dead letter {state.transaction}-{seq}"
+    death = _deaths(pulses, state.status).get(seq)
+    if death is None:
+        raise InvalidInput(f"there is no {letter}{_what_became(pulses, state, seq)}")
+    if death.kind == UNDO:
+        return None
+    if death.kind == STEP:
+        name = f"{pulses[seq].workflow}/{pulses[seq].step}"
+        raise InvalidInput(
+            f"{letter} is a step, {name!r}, and its transaction has gone on without it: it is {state.status}; "
+            f"stimulate {pulses[seq].workflow!r} again, with another key"
+        )
+    emission = state.undelivered[(pulses[seq].data or {})["emit"]]
+    forward = not any(pulse.hop == emission.hop and pulse.direction == UNDO for pulse in pulses)
+    if forward and state.stopping and state.status != COMPLETED:
+        now = "being undone" if state.status == RUNNING else state.status
+        raise InvalidInput(
+            f"{letter} is a signal, {emission.name!r}, of a transaction that is {now}: what it tells was taken back; "
+            f"stimulate {pulses[seq].workflow!r} again, with another key"
+        )
+    return emission
+
+
+def _what_became(pulses: Sequence[Pulse], state: SagaState, seq: int) -> str:
+    """What became of what was a dead letter, in words; empty if it never was one."""
+    pulse = pulses[seq] if seq < len(pulses) else None
+    data = {} if pulse is None else pulse.data or {}
+    if pulse is not None and pulse.kind == UNDO_FAILED:
+        return f": its transaction was resumed since, and is {state.status}"
+    if pulse is None or pulse.kind != TOMBSTONE or pulse.error not in UNDELIVERED or "emit" not in data:
+        return ""
+    if data["emit"] in state.emissions:
+        return " any more: it was sent again, and is on its way"
+    last = max(other.seq for other in pulses if (other.data or {}).get("emit") == data["emit"])
+    if data["emit"] in state.undelivered:
+        return f" any more: it was sent again, and nobody took it; that is dead letter {state.transaction}-{last}"
+    return " any more: it was sent again, and taken"
+
+
 def _deaths(pulses: Sequence[Pulse], status: str) -> dict[int, _Death]:
     """Position of a pulse → what has died by it, in order."""
     found: dict[int, _Death] = {}
+    signals: dict[str, int] = {}  # emission → position of the pulse by which it has died last
     undos: dict[str, tuple[int, _Death]] = {}  # step → the undo of it that failed last
     reasons: dict[str, str] = {}
     for at, pulse in enumerate(pulses):
         data = pulse.data or {}
         if pulse.kind == TOMBSTONE and pulse.error in UNDELIVERED:
             if "emit" in data:
+                signals[data["emit"]] = at
                 found[at] = _Death(SIGNAL, pulse.error, str(data.get("why", "")))
             elif pulse.direction == FORWARD:
                 found[at] = _Death(STEP, pulse.error, Fault(*data["fault"]).summary())
             else:
                 reasons[pulse.hop] = pulse.error
+        elif pulse.kind == EMITTED and data.get("again"):
+            found.pop(signals.get(data["emit"], -1), None)
         elif pulse.kind == UNDO_FAILED:
             undos[pulse.step] = at, _Death(UNDO, reasons.get(pulse.hop, STUCK), pulse.error or "")
         elif pulse.kind == UNDONE:

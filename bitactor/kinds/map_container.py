@@ -37,7 +37,6 @@ from bitactor.kinds.batch import (
 from bitactor.kinds.batch_result import BATCH, BatchResult
 from bitactor.kinds.batch_undo import BatchUndo
 from bitactor.messages.codec import (
-    MAX_TOKEN_BYTES,
     Packed,
     check_token,
     decode_token,
@@ -109,19 +108,19 @@ class MapContainer(Container):
     def _next(self, progress: Progress) -> NextAction:
         """Open the next batch; with none left, close with the result, or fail if that is too large."""
         position, more, accumulated = progress.token
-        if progress.size > MAX_TOKEN_BYTES:
-            return self._too_large()
+        if progress.size > progress.limit:
+            return self._too_large(progress)
         if not more:
             try:
                 return Close(self._result(progress))
             except SignalTooLarge:
-                return self._too_large()
+                return self._too_large(progress)
         inputs = (*progress.inputs[:-2], position, token_from_bytes(accumulated))
         return Open([Opening(f"{BATCH}{progress.rounds}", 0, inputs)])
 
-    def _too_large(self) -> FailContainer:
+    def _too_large(self, progress: Progress) -> FailContainer:
         text = (
-            f"the results of {self._what} are more than {MAX_TOKEN_BYTES:,} bytes, which is too much for one value; "
+            f"the results of {self._what} are more than {progress.limit:,} bytes, which is too much for one value; "
             "use reduce=…, or "
             "keep=False, and let the function put them where they belong"
         )
@@ -140,9 +139,9 @@ class MapContainer(Container):
         errors = decode_token(join_packed_lists(progress.errors))
         errors.sort(key=lambda error: error["index"])
         if not name:
-            return encode_token({"count": progress.token[0] - len(errors), "errors": errors})
-        token = pack_tokens({name: result, "errors": encode_token(errors)})
-        check_token(token)
+            return encode_token({"count": progress.token[0] - len(errors), "errors": errors}, progress.limit)
+        token = pack_tokens({name: result, "errors": encode_token(errors, progress.limit)})
+        check_token(token, progress.limit)
         return token
 
 
@@ -255,7 +254,9 @@ class WorkflowMapContainer(MapContainer):
         index = int(key)
         taken: int = progress.token[0]
         element = progress.batch[index - (taken - len(progress.batch))]
-        self._record_errors(progress, pack([{"index": index, "element": element, "error": fault.summary()}]))
+        self._record_errors(
+            progress, pack([{"index": index, "element": element, "error": fault.summary()}], MAX_FRAME_BYTES)
+        )
         return self._settled(progress)
 
 

@@ -25,6 +25,9 @@ from bitactor.messages.objects import Classes, Reader, encode_model, encode_obje
 from bitactor.messages.sets import unpacked
 from bitactor.messages.values import (
     DATETIME,
+    MAX_TOKEN_BYTES,
+    PAYLOAD,
+    READABLE_BYTES,
     SCALARS,
     SET,
     TIME,
@@ -38,8 +41,6 @@ from bitactor.messages.values import (
     type_name,
 )
 
-MAX_TOKEN_BYTES: Final = 4 * 1024 * 1024
-"""Largest payload of one step, input or emitted signal."""
 MAX_DEPTH: Final = 64
 """Deepest nesting of lists and mappings in a token."""
 
@@ -76,7 +77,7 @@ _SMALL: Final = 256
 _CONTAINER_BYTES: Final = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
 
 
-def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
+def encode_token(value: Any, limit: int | None = None) -> Any:
     """The token of `value`: itself if it is a None, bool, int, float or str, else `Packed`.
 
     Carries what msgpack carries, integers of any size, and the values and objects of `bitactor.messages.objects`.
@@ -84,15 +85,14 @@ def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
 
     Raises:
         InvalidOutcome: the value, or something in it, cannot be carried; the message names the type.
-        SignalTooLarge: more than `limit` bytes.
+        SignalTooLarge: more than `limit` bytes (None: the process's payload limit).
     """
     kind = type(value)
     if kind is int and _INT_MIN <= value <= _INT_MAX:
         return value
     if kind is str:
-        if len(value) * 4 <= limit and value.isascii():
-            return value
-        return _checked_text(value, limit)
+        most = PAYLOAD.bytes if limit is None else limit
+        return value if len(value) * 4 <= most and value.isascii() else _checked_text(value, most)
     if value is None or kind is bool or kind is float:
         return value
     if kind is dict or kind is list:
@@ -101,38 +101,31 @@ def encode_token(value: Any, limit: int = MAX_TOKEN_BYTES) -> Any:
     return token_from_bytes(pack(value, limit))
 
 
-def check_token(token: Any) -> None:
+def check_token(token: Any, limit: int) -> None:
     """Raises `InvalidOutcome` or `SignalTooLarge` unless `token` is what `encode_token` could have made."""
     kind = type(token)
     if kind is Packed:
-        if len(token) > MAX_TOKEN_BYTES:
-            raise SignalTooLarge(
-                f"{len(token):,} bytes packed, the limit is {MAX_TOKEN_BYTES:,}; keep large data elsewhere and pass a "
-                "reference"
-            )
+        refuse_large(len(token), limit)
         if token and token[0] not in _FIRST_OF_SCALARS:
             return
     elif (
-        ((kind is int or kind is str) and encode_token(token) is token)
+        ((kind is int or kind is str) and encode_token(token, limit) is token)
         or token is None or kind is bool or kind is float
     ):  # fmt: skip
         return
     raise InvalidOutcome(f"a {type_name(token)} where a token should be; encode_token makes one of a value")
 
 
-def pack(value: Any, limit: int = MAX_TOKEN_BYTES) -> bytes:
+def pack(value: Any, limit: int | None = None) -> bytes:
     """`value` as msgpack bytes; raises as `encode_token` does."""
     try:
         data, certain = _packed(value)
     except BaseException as error:  # of the user's objects, which can do anything while they are looked at
         raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {_what_is_wrong(value, error)}") from error
-    if len(data) > limit:
-        raise SignalTooLarge(
-            f"{len(data):,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference"
-        )
+    refuse_large(len(data), PAYLOAD.bytes if limit is None else limit)
     if not certain:
         try:
-            unpack(data, limit)
+            unpack(data, READABLE_BYTES)
         except MalformedSignal as error:
             raise InvalidOutcome(f"a {type_name(value)} cannot be carried: {_what_is_wrong(value, error)}") from None
     return data
@@ -261,7 +254,7 @@ def _refusal(value: Any) -> BaseException | None:
     try:
         data, certain = _packed(value)
         if not certain:
-            unpack(data, max(len(data), MAX_TOKEN_BYTES))
+            unpack(data, max(len(data), READABLE_BYTES))
     except BaseException as error:
         return error
     return None
@@ -316,7 +309,7 @@ def decode_token(token: Any, classes: Classes | None = None) -> Any:
     return unpack(token, classes=classes) if type(token) is Packed else token
 
 
-def unpack(data: bytes, limit: int = MAX_TOKEN_BYTES, classes: Classes | None = None) -> Any:
+def unpack(data: bytes, limit: int = READABLE_BYTES, classes: Classes | None = None) -> Any:
     """The value in msgpack bytes that may come from a stranger.
 
     Raises:
@@ -402,6 +395,14 @@ def token_from_bytes(data: bytes) -> Any:
     return unpack(data) if not data or data[0] in _FIRST_OF_SCALARS else Packed(data)
 
 
+def refuse_large(size: int, limit: int) -> None:
+    """Raise `SignalTooLarge` if a value of `size` bytes is more than `limit` allows."""
+    if size > limit:
+        raise SignalTooLarge(
+            f"{size:,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference"
+        )
+
+
 def _checked_text(value: str, limit: int) -> str:
     try:
         size = len(value.encode())
@@ -441,5 +442,5 @@ def _is_deep(value: Any) -> bool:
 
 __all__ = [
     "MAX_DEPTH", "MAX_TOKEN_BYTES", "Packed", "check_token", "decode_token", "encode_token", "join_packed_lists",
-    "pack", "pack_plainly", "pack_tokens", "token_bytes", "token_from_bytes", "unpack", "unpack_tokens",
+    "pack", "pack_plainly", "pack_tokens", "refuse_large", "token_bytes", "token_from_bytes", "unpack", "unpack_tokens",
 ]  # fmt: skip

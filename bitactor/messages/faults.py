@@ -20,7 +20,7 @@ from bitactor.errors import (
 )
 from bitactor.messages.codec import pack, unpack
 from bitactor.messages.signal import Fault
-from bitactor.messages.values import class_text, exact_text, message_of, named_text
+from bitactor.messages.values import READABLE_BYTES, class_text, exact_text, message_of, named_text
 
 MAX_MESSAGE: Final = 10_000
 MAX_TRACEBACK: Final = 20_000
@@ -86,7 +86,7 @@ def _fault_of(error: BaseException, budget: Budget, longest: int) -> Fault:
     fault = Fault(
         type_path(type(error)),
         utf8_safe(_cut(message_of(error), min(longest, MAX_MESSAGE))),
-        utf8_safe(_users_traceback(error))[-longest:],
+        utf8_safe(_users_traceback(error, longest))[-longest:],
         _arguments(error, MAX_ARGUMENTS if longest == MAX_TRACEBACK else longest),
     )
     notes = _kept_notes(error)
@@ -258,7 +258,7 @@ def _changed(parts: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str
 
 
 def _packed(parts: Mapping[str, Any]) -> bytes | None:
-    return pack(_changed(parts, Fault.fields)) if parts else None
+    return pack(_changed(parts, Fault.fields), READABLE_BYTES) if parts else None
 
 
 def without_tracebacks(fault: Fault) -> Fault:
@@ -340,7 +340,7 @@ def with_beside(fault: Fault, what: str, error: BaseException, broken: BaseExcep
     second = fault_of(broken)
     _of(error, "__dict__")[_BESIDE] = broken
     message = f"{fault.message} (and its {what} raised {second.summary()})"
-    return fault._replace(message=message, beside=pack(second.fields()))
+    return fault._replace(message=message, beside=pack(second.fields(), READABLE_BYTES))
 
 
 def beside(fault: Fault, live: BaseException, declared: Mapping[str, type[BaseException]]) -> list[BaseException]:
@@ -361,24 +361,25 @@ def _arguments(error: BaseException, limit: int) -> bytes | None:
         return None
 
 
-def _last_lines(error: BaseException) -> list[str]:
-    """What `traceback.format_exception_only` says, which would look at all that came with the error too."""
+def _last_lines(error: BaseException, longest: int) -> list[str]:
+    """What `traceback.format_exception_only` says, which would look at all that came with the error too; the end of
+    what is longer."""
     kind = type(error)
     if issubclass(kind, SyntaxError):
         return traceback.format_exception_only(error)
     module, name, message = class_text(kind, "__module__"), class_text(kind, "__qualname__"), message_of(error)
     named = name if module in ("builtins", "__main__") else f"{module}.{name}"
-    return [f"{named}: {message}\n" if message else f"{named}\n", *(f"{note}\n" for note in _notes(error))]
+    return [f"{named}: {message}\n" if message else f"{named}\n", *(f"{note[-longest:]}\n" for note in _notes(error))]
 
 
-def _users_traceback(error: BaseException) -> str:
-    """The traceback without our own frames around the user's function."""
+def _users_traceback(error: BaseException, longest: int) -> str:
+    """The end of the traceback without our own frames around the user's function."""
     shown: list[str] = []
     try:
         frames = traceback.extract_tb(traceback_of(error))
         users = [frame for frame in frames if not frame.filename.startswith(_FRAMEWORK)]
         shown += traceback.StackSummary.from_list(users or frames).format()
-        shown += _last_lines(error)
+        shown += _last_lines(error, longest)
     except BaseException:
         shown.append(f"{class_text(type(error), '__qualname__')}: {message_of(error)}\n")
-    return "".join(shown)
+    return "".join(shown)[-longest:]

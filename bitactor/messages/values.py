@@ -38,6 +38,10 @@ _INT_MIN: Final = -(1 << 63)
 _INT_MAX: Final = (1 << 64) - 1
 
 
+MAX_TOKEN_BYTES: Final = 4 * 1024 * 1024
+"""Largest payload of one step, input or emitted signal, if nothing else is said."""
+READABLE_BYTES: Final = 16 * 1024 * 1024
+"""Largest value that is read: a limit bounds what comes to be, not what was kept or sent under another."""
 MAX_SHOWN: Final = 5
 """Most arguments of an exception that are shown for want of a message."""
 
@@ -146,6 +150,17 @@ def shown(value: Any, limit: int = 200) -> str:
     except BaseException as broken:
         return f"<a {type_name(value)} whose repr raises {type_name(broken)}>"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class PayloadLimit:
+    """How many bytes one value may take that a transaction carries: a number of this process, for a value is encoded
+    wherever a step runs in it."""
+
+    def __init__(self) -> None:
+        self.bytes = MAX_TOKEN_BYTES
+
+
+PAYLOAD: Final = PayloadLimit()
 
 
 class Packed(bytes):
@@ -404,3 +419,11 @@ BY_BASE: Final[tuple[tuple[Any, Hook], ...]] = (
 BY_TYPE: Final[Mapping[type, Hook]] = {
     kind: encode for kinds, encode in BY_BASE for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
 }
+
+
+def mapping_of(values: Any) -> dict[str, Any] | None:
+    """What is in a mapping; None if it is none, or cannot be read."""
+    try:
+        return dict(values) if issubclass(type(values), Mapping) else None
+    except BaseException:  # of a user's mapping
+        return None

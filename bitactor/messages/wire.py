@@ -7,7 +7,7 @@ decodes what it only passes on.  A frame is one msgpack array of such messages. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -15,9 +15,20 @@ import msgpack
 from pydantic import TypeAdapter, ValidationError
 
 from bitactor.errors import MalformedSignal, SignalTooLarge, UnsupportedVersion
-from bitactor.messages.codec import pack, token_bytes, token_from_bytes, unpack
+from bitactor.messages.codec import (
+    Packed,
+    pack,
+    refuse_large,
+    token_bytes,
+    token_from_bytes,
+    unpack,
+)
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Cancel, Fault, Message, Question, Receipt, Reply, Sending, Signal, Stimulus
+from bitactor.messages.values import READABLE_BYTES
+
+_new = tuple.__new__
+"""Builds a named tuple in half the time of calling its class."""
 
 WIRE_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
@@ -27,6 +38,7 @@ LARGE_MESSAGE_BYTES: Final = 256 * 1024
 
 # Messages
 
+_NO_RESULT: Final = token_bytes(None)
 _BINARY: Final = (0xC4, 0xC5, 0xC6)
 _TYPES: Final[tuple[type[Message], ...]] = (Signal, Reply, Cancel, Stimulus, Receipt, Question, Answer)
 _CODES: Final[dict[type, int]] = {kind: code for code, kind in enumerate(_TYPES)}
@@ -50,8 +62,8 @@ _Fault = (
 )
 _Sending = tuple[int, int, int, int | None, int] | None
 _Metadata = dict[str, Any] | None
-_SHAPES: Final[tuple[TypeAdapter[Any], ...]] = tuple(
-    TypeAdapter(shape)
+_VALIDATORS: Final[tuple[Callable[[Any], Any], ...]] = tuple(
+    TypeAdapter(shape).validator.validate_python
     for shape in (
         tuple[
             str, str, str, str, tuple[str, ...], str, int, int, int, int, int | None, bytes,
@@ -122,7 +134,7 @@ def decode_message(data: bytes) -> Message:
     if code in _LATER_FIELD and len(parts) == 1 + len(kind._fields):
         parts.append(_LATER_FIELD[code])
     try:
-        fields = list(_SHAPES[code].validate_python(parts[2:]))
+        fields = list(_VALIDATORS[code](parts[2:]))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         index = first["loc"][0] if first["loc"] else None
@@ -138,8 +150,9 @@ def decode_message(data: bytes) -> Message:
     elif code == 1:
         if fields[6] is not None:
             fields[6] = Fault(*fields[6])
-        fields[_EMITS] = tuple((name, token_from_bytes(token)) for name, token in fields[_EMITS])
-    return kind(*fields)
+        if fields[_EMITS]:
+            fields[_EMITS] = tuple((name, token_from_bytes(token)) for name, token in fields[_EMITS])
+    return _new(kind, fields)
 
 
 def _refuse_large_fields(data: bytes) -> None:
@@ -183,7 +196,20 @@ def _skip_emits(unpacker: msgpack.Unpacker, data: bytes) -> None:
             unpacker.skip()
 
 
+def pack_parts(values: Packed, result: Any) -> Packed:
+    """The payload of a hop's signal: the tokens of its arguments and of a result, each packed by itself.
+
+    Raises:
+        SignalTooLarge: they are too much for one payload.
+    """
+    data = msgpack.packb((values, _NO_RESULT if result is None else token_bytes(result)))
+    refuse_large(len(data), READABLE_BYTES)
+    return Packed(data)
+
+
 # Frames
+
+_BYTES: Final = frozenset((bytes,))
 
 
 def join_frame(messages: Sequence[bytes]) -> bytes:
@@ -209,11 +235,7 @@ def split_frame(frame: bytes) -> list[bytes]:
         messages = list(islice(unpacker, count))
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise MalformedSignal(f"not a frame: {type(error).__name__}: {error}") from error
-    if (
-        len(messages) != count
-        or unpacker.tell() != len(frame)
-        or not all(type(message) is bytes for message in messages)
-    ):
+    if len(messages) != count or unpacker.tell() != len(frame) or not _BYTES.issuperset(map(type, messages)):
         raise MalformedSignal("a frame is an array of binary messages, and nothing after it")
     return messages
 
@@ -264,5 +286,5 @@ def decode_pulse(data: bytes) -> Pulse:
 
 __all__ = [
     "MAX_FRAME_BYTES", "MAX_MESSAGES_PER_FRAME", "WIRE_VERSION", "decode_message", "decode_pulse", "encode_message",
-    "encode_pulse", "join_frame", "split_frame",
+    "encode_pulse", "join_frame", "pack_parts", "split_frame",
 ]  # fmt: skip

@@ -112,12 +112,13 @@ class BoundArguments(NamedTuple):
         arguments, tokens, owner, evaluated = self
         found: dict[str, Any] = {}
         for argument in arguments:
-            if argument.transform is not None:
-                found[argument.name] = (evaluated or {})[argument.name]
-            elif argument.path:
-                found[argument.name] = encode_token(argument_values((argument,), tokens, owner)[argument.name])
+            name, slot, path, transform, _, constant, _ = argument
+            if transform is not None:
+                found[name] = (evaluated or {})[name]
+            elif path:
+                found[name] = encode_token(argument_values((argument,), tokens, owner)[name])
             else:
-                found[argument.name] = tokens[argument.slot] if argument.slot >= 0 else argument.constant
+                found[name] = tokens[slot] if slot >= 0 else constant
         return pack_tokens(found)
 
 

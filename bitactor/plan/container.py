@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from bitactor.messages.codec import encode_token
 from bitactor.messages.objects import Classes
 from bitactor.messages.signal import Fault
+from bitactor.messages.values import MAX_TOKEN_BYTES
 from bitactor.plan.arguments import BoundArguments, Converter
 
 
@@ -85,11 +86,13 @@ class Progress:
     """How far an open container is.  Changed by pulses alone, and so the same live and folded."""
 
     __slots__ = (
-        "batch", "errors", "failed_scopes", "inputs", "next_action", "open", "opened", "proceeding", "results",
-        "round_results", "rounds", "size", "token", "ttl", "ttl_left",
+        "batch", "errors", "failed_scopes", "inputs", "limit", "next_action", "open", "opened", "proceeding",
+        "results", "round_results", "rounds", "size", "token", "ttl", "ttl_left",
     )  # fmt: skip
 
-    def __init__(self, ttl: int) -> None:
+    def __init__(self, ttl: int, limit: int = MAX_TOKEN_BYTES) -> None:
+        self.limit = limit
+        """The payload limit of its transaction, in bytes."""
         self.ttl = ttl
         """Hop budget that the container's next scopes begin with."""
         self.ttl_left = ttl

@@ -30,6 +30,7 @@ from bitactor.saga.events import (
     Replied,
     ResumeRequested,
     RetryDue,
+    SendAgainRequested,
     UndoRequested,
     Unrouted,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "RetryDue",
     "Saga",
     "SagaState",
+    "SendAgainRequested",
     "Settle",
     "Transition",
     "UndoRequested",

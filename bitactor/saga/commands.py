@@ -16,6 +16,8 @@ class Emission(NamedTuple):
     token: Any
     ttl: int
     hop: str
+    again: bool = False
+    """Whether somebody had it sent again after nobody had taken it; its transaction's deadline is over then."""
 
 
 class Evaluate(NamedTuple):

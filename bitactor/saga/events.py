@@ -144,12 +144,19 @@ class EmissionUnrouted(NamedTuple):
     reason: str
 
 
+class SendAgainRequested(NamedTuple):
+    """Sending an emitted signal again, which nobody took, was requested."""
+
+    emit: str
+
+
 Event = (
     Accept | Evaluated | Replied | Lost | Unrouted | HopExpired | RetryDue | GraceExpired | DeadlineExpired
     | CancelRequested | UndoRequested | Proceeded | ResumeRequested | Recovered | EmissionAccepted | EmissionUnrouted
+    | SendAgainRequested
 )  # fmt: skip
 
 EVENTS: Final[tuple[type, ...]] = (
     Accept, Evaluated, Replied, Lost, Unrouted, HopExpired, RetryDue, GraceExpired, DeadlineExpired, CancelRequested,
-    UndoRequested, Proceeded, ResumeRequested, Recovered, EmissionAccepted, EmissionUnrouted,
+    UndoRequested, Proceeded, ResumeRequested, Recovered, EmissionAccepted, EmissionUnrouted, SendAgainRequested,
 )  # fmt: skip

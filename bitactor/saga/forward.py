@@ -66,8 +66,8 @@ def replied(turn: Turn, event: Replied) -> None:
     state = turn.state
     index, reply, holder = event
     _, hop, delivery, epoch, outcome, token, _, _, emits, elapsed_ns, _, planned = reply
-    if holder or turn.held[1]:
-        turn.held = (hop, holder)
+    if holder or turn.held:
+        turn.held = (hop, holder) if holder else None
     if (
         state.states[index] in IN_FLIGHT
         and hop == state.hops[index]

@@ -62,6 +62,7 @@ from bitactor.saga.events import (
     Replied,
     ResumeRequested,
     RetryDue,
+    SendAgainRequested,
     UndoRequested,
     Unrouted,
 )
@@ -237,6 +238,15 @@ def emission_unrouted(turn: Turn, event: EmissionUnrouted) -> None:
         turn.record(TOMBSTONE, hop=emission.hop, reason=UNROUTABLE, data=data, ttl=emission.ttl)
 
 
+def send_again_requested(turn: Turn, event: SendAgainRequested) -> None:
+    state = turn.state
+    emission = state.undelivered.get(event.emit)
+    if emission is not None:
+        data = {"emit": emission.id, "name": emission.name, "again": True}
+        turn.record(EMITTED, hop=emission.hop, data=data, ttl=emission.ttl)
+        turn.commands.append(Deliver(state.emissions[emission.id]))
+
+
 def ignore(turn: Turn, event: Any) -> None:
     """Do nothing: the event came late, twice, or after the end."""
 
@@ -287,6 +297,7 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition(_LIVE, Recovered, recovered, "redeliver what was in flight, wait again for what was waited for"),
     Transition(_LIVE, EmissionAccepted, emission_accepted, "record it; the emitted signal is off our hands"),
     Transition(_LIVE, EmissionUnrouted, emission_unrouted, "bury the emitted signal as unroutable"),
+    Transition(_LIVE, SendAgainRequested, send_again_requested, "bring it to its consumers once more"),
 )
 """The rows of the table; an event that is not listed for a phase is ignored in it: it came late, twice, or after the
 end."""

@@ -13,6 +13,7 @@ from bitactor.messages.faults import shortened
 from bitactor.messages.ids import TRANSACTION_CODE, HopId, hop_salt, join_hop_id
 from bitactor.messages.pulse import HALTED, RUNNING, SKIPPED, Pulse
 from bitactor.messages.signal import FORWARD, UNDO, Fault
+from bitactor.messages.values import MAX_TOKEN_BYTES
 from bitactor.plan.container import Progress
 from bitactor.plan.plan import Container, Plan, PlanStep, Scope
 from bitactor.saga.commands import Emission
@@ -63,13 +64,14 @@ class SagaState:
     """The state of one transaction; lists are indexed by step."""
 
     __slots__ = (
-        "accepted_at_ns", "attempts", "awaited_runs", "awaiting_redelivery", "being_evaluated", "by_name", "cancelling",
-        "causes", "compensating", "completion_order", "dead", "deadline_ns", "deliveries", "digest", "due_ns",
-        "emissions", "epoch", "errors", "evaluated", "failures", "free_scopes", "given_back", "hops", "hops_spent",
-        "in_flight", "metadata", "own_result_slots", "parent", "pending_containers", "phase", "plan", "plan_size",
-        "progress", "ready_candidates", "replacements", "root", "runs_in_doubt", "salt", "seq", "span", "spawned_at_ns",
-        "states", "status", "steps", "steps_in_doubt", "stopping_since_ns", "tokens", "trail", "transaction", "ttl",
-        "ttls", "unanswered_runs", "undo_attempts", "undo_failed", "undoing", "unmet_dependencies", "unsettled_count",
+        "accepted_at_ns", "attempts", "awaited_runs", "awaiting_redelivery", "being_evaluated", "by_name",
+        "cancelling", "causes", "compensating", "completion_order", "dead", "deadline_ns", "deliveries", "digest",
+        "due_ns", "emissions", "epoch", "errors", "evaluated", "failures", "free_scopes", "given_back", "hops",
+        "hops_spent", "in_flight", "lost_step", "metadata", "own_result_slots", "parent", "payload_limit",
+        "pending_containers", "phase", "plan", "plan_size", "progress", "ready_candidates", "replacements", "root",
+        "runs_in_doubt", "salt", "seq", "span", "spawned_at_ns", "states", "status", "steps", "steps_in_doubt",
+        "stopping_since_ns", "tokens", "trail", "transaction", "ttl", "ttls", "unanswered_runs", "undelivered",
+        "undo_attempts", "undo_failed", "undoing", "unmet_dependencies", "unsettled_count",
     )  # fmt: skip
 
     def __init__(
@@ -126,8 +128,9 @@ class SagaState:
         self.undoing = -1
         """The step whose undo is under way, one at a time; -1: none."""
         self.emissions: dict[str, Emission] = EMPTY
-        self.dead = False
-        """Whether a step or an emitted signal ended as unroutable or poison."""
+        self.undelivered: dict[str, Emission] = EMPTY  # of those, what nobody took
+        self.lost_step = self.dead = False
+        """Whether a step ended as unroutable or poison; and whether that is so, or there is an undelivered signal."""
         self.hops_spent = 0
         self.given_back: dict[str, int] = EMPTY
         """Hop → how many of its deliveries were lost to an orderly stop, which spends no redelivery."""
@@ -329,6 +332,8 @@ class SagaState:
     # The places of steps: all lists that are indexed by step are made, grow and are cleared here
 
     def _make_places(self) -> None:
+        self.payload_limit = MAX_TOKEN_BYTES
+        """Of the node on which it began, so that what was decided by it is decided so again when it is folded."""
         """Make what grows when steps are planned."""
         count = self.plan_size
         zeros = [0] * count

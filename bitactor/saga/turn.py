@@ -32,8 +32,8 @@ class Turn:
 
     def __init__(self, state: SagaState) -> None:
         self.state = state
-        self.held: tuple[str, str | int] = ("", "")
-        """The hop that has replied, and who ran it if that was not the owner."""
+        self.held: tuple[str, str | int] | None = None
+        """The hop that has replied, and who ran it if that was not the owner; None: no hop, or the owner."""
 
     def finish(self, status: str) -> None:
         """End the transaction."""
@@ -60,10 +60,13 @@ class Turn:
         if error is not None:
             data = {**(data or {}), "fault": error.fields()}
             reason = error.summary()
-        pulse = Pulse(
-            state.transaction, state.root, state.plan.workflow, state.seq, hop or state.span_id, (), kind, "", "",
-            direction, 1, state.ttl if ttl is None else ttl, self.now_ns, elapsed_ns, None, token_out, reason,
-            data, state.digest,
+        pulse: Pulse = _new(
+            Pulse,
+            (
+                state.transaction, state.root, state.plan.workflow, state.seq, hop or state.span_id, (), kind, "", "",
+                direction, 1, state.ttl if ttl is None else ttl, self.now_ns, elapsed_ns, None, token_out, reason,
+                data, state.digest,
+            ),
         )  # fmt: skip
         self.pulses.append(pulse)
         evolve(state, pulse)
@@ -102,8 +105,9 @@ class Turn:
             elif kind == SPAWNED:
                 causes = state.causes[index]
             hop = hop or state.hops[index]
-        if hop == self.held[0] and self.held[1] and kind != SPAWNED:
-            data = {**(data or {}), "holder": self.held[1]}
+        held = self.held
+        if held is not None and hop == held[0] and held[1] and kind != SPAWNED:
+            data = {**(data or {}), "holder": held[1]}
         pulse: Pulse = _new(
             Pulse,
             (

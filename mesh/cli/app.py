@@ -68,6 +68,7 @@ VERBS: Final = {
     "run": Verb(
         "mesh.cli.run:run", "Run a node: it takes stimuli, supervises transactions and runs steps, until it is stopped."
     ),
+    "send-again": Verb("mesh.cli.dead_letters:send_again", "Bring what is in a dead letter to its receiver once more."),
     "stimulate": Verb("mesh.cli.stimulate:stimulate", "Begin a transaction and show its result."),
     "trace": Verb(
         "mesh.cli.trace:trace",

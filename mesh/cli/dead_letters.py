@@ -1,4 +1,4 @@
-"""`bitactor dead-letters`"""
+"""`bitactor dead-letters`, `bitactor send-again LETTER`"""
 
 from __future__ import annotations
 
@@ -10,8 +10,19 @@ from rich.text import Text
 
 from mesh.cli.exits import UsageError
 from mesh.cli.options import Curve, Http, Json, Registry, Store
-from mesh.cli.output import err, moment, out, print_lines, print_table, printable, short, short_ids, status_text
-from mesh.cli.places import open_place
+from mesh.cli.output import (
+    err,
+    moment,
+    out,
+    print_document,
+    print_lines,
+    print_table,
+    printable,
+    short,
+    short_ids,
+    status_text,
+)
+from mesh.cli.places import id_beginning, open_place, transaction_id
 
 DEFAULT_LIMIT: Final = 20
 _LEAST_PAYLOAD: Final = 30
@@ -57,16 +68,54 @@ async def dead_letters(
             err().print(f"there may be more: --before {letters[-1]['id']}")
 
 
+async def send_again(
+    letter: str,
+    /,
+    *,
+    http: Http = "",
+    registry: Registry = "",
+    store: Store = "",
+    curve: Curve = None,
+    json: Json = False,
+) -> None:
+    """Bring what is in a dead letter to its receiver once more.
+
+    A signal goes to its consumers, once however often it is asked for: those who have taken it begin nothing. An undo
+    is tried again, with all that failed beside it. What cannot be sent again is refused, with the reason.
+    Asked of a node, by --http or --registry; --store alone says which process it would be for.
+
+    Example: bitactor send-again 01993a0e7c5b-9 --http http://127.0.0.1:8000
+
+    Parameters
+    ----------
+    letter
+        Its id, as 'bitactor dead-letters' shows it; of the part before the '-' the beginning is enough.
+    """
+    given, dash, seq = letter.strip().rpartition("-")
+    if not dash or not (seq.isascii() and seq.isdigit()):
+        raise UsageError(f"{letter!r} is no dead letter's id", "'bitactor dead-letters' shows them")
+    beginning = id_beginning(given)
+    async with open_place(store, registry, curve, http, changes=True) as place:
+        wanted = f"{await transaction_id(place, beginning)}-{seq}"
+        summary = await place.send_again(wanted)
+    if json:
+        print_document(summary)
+    else:
+        out().print(Text.assemble(f"{wanted} is sent again; its transaction is ", status_text(summary["status"])))
+
+
 def _show(letters: list[dict[str, Any]]) -> None:
     columns: dict[str, list[str | Text]] = {
-        "transaction": [letter["transaction"] for letter in letters],
+        "letter": [letter["id"] for letter in letters],
         "reason": [status_text(letter["reason"]) for letter in letters],
         "died": [moment(letter["at_ns"]) for letter in letters],
         "for": [printable(_receiver(letter)) for letter in letters],
         "payload": [printable(_content(letter)) for letter in letters],
     }
     if _width(columns) > out().width:
-        columns["transaction"] = short_ids([letter["transaction"] for letter in letters])
+        names = short_ids([letter["transaction"] for letter in letters])
+        numbers = [letter["id"].rpartition("-")[2] for letter in letters]
+        columns["letter"] = [f"{name}-{number}" for name, number in zip(names, numbers, strict=True)]
     if _width(columns) > out().width:
         del columns["died"]
     print_table([*columns], zip(*columns.values(), strict=True), fold="payload")

@@ -23,12 +23,13 @@ import zmq
 from cyclopts import Parameter
 from rich.text import Text
 
-from bitactor.errors import BitActorError, StoreError
+from bitactor.errors import BitActorError, ConfigurationError, StoreError
 from bitactor.launcher import PACKAGES, complaint, namesake, stranger
 from mesh.cli import work
 from mesh.cli.exits import FAILED, OK
 from mesh.cli.options import Curve, Json, Registry, Store
 from mesh.cli.output import out, print_document, printable
+from registry.support.private import check_directory
 
 NEEDED: Final = (
     "pykka",
@@ -152,7 +153,7 @@ def _system() -> Iterator[Check]:
 
 
 def _directories(registry: str) -> Iterator[Check]:
-    """Check the directories of sockets: nobody else may enter them, and their names must be short."""
+    """Check the directories of sockets: nobody else may put one there, and their names must be short."""
     place = tempfile.gettempdir()
     longest = len(os.fsencode(place)) + _NAME_LENGTH
     if longest > work.MAX_IPC_PATH:
@@ -182,15 +183,11 @@ def _directories(registry: str) -> Iterator[Check]:
 
 
 def _private(directory: Path, name: str) -> Check:
-    status = directory.stat()
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o077 or status.st_uid != os.geteuid():
-        return Check(
-            name,
-            "fail",
-            f"{directory} has mode {mode:o}: others could send to what listens there",
-            f"chmod 700 {directory}, or use another",
-        )
+    try:
+        check_directory(directory)
+    except ConfigurationError as error:
+        why, _, cure = str(error).partition("; ")
+        return Check(name, "fail", why, cure)
     return Check(
         name,
         "ok",

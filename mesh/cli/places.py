@@ -66,6 +66,13 @@ class Place(Protocol):
             CommandError: nobody can be asked here.
         """
 
+    async def send_again(self, letter: str) -> dict[str, Any]:
+        """How the transaction of a dead letter stands once what is in that was sent again.
+
+        Raises:
+            CommandError: nobody can be asked here.
+        """
+
 
 class StorePlace:
     """A journal, which is read while others write it."""
@@ -126,15 +133,23 @@ class StorePlace:
                 f"transaction {transaction} is {row.status}; only a {' or '.join(allowed)} one can be asked to {verb}",
                 FAILED,
             )
+        code = f"(await mesh.transaction('{transaction}')).{verb}()"
+        raise self._for_others(row, f"transaction {transaction} is {row.status}; to {verb} it", code)
+
+    async def send_again(self, letter: str) -> dict[str, Any]:
+        """Always refused, as `change` is."""
+        row = self._row(letter.rpartition("-")[0])
+        raise self._for_others(row, f"to send {letter} again", f"await mesh.send_again('{letter}')")
+
+    def _for_others(self, row: TransactionRow, what: str, code: str) -> CommandError:
         who = f"a process that declares {row.workflow!r}"
         if row.open and row.owner:
             who = f"node {row.owner} (or, if that is gone, {who}, which takes over)"
-        raise CommandError(
-            f"transaction {transaction} is {row.status}; to {verb} it is for {who} to do, which {self.name} does not "
-            "lead to",
+        return CommandError(
+            f"{what} is for {who} to do, which {self.name} does not lead to",
             UNREACHABLE,
             f"give that process an ingress or a registry (bitactor run MODULE:OBJECT --store {self.name} --http 8000) "
-            f"and ask with --http or --registry; or in its code: (await mesh.transaction('{transaction}')).{verb}()",
+            f"and ask with --http or --registry; or in its code: {code}",
         )
 
 
@@ -181,6 +196,10 @@ class RegistryPlace:
     async def status(self, transaction: str) -> str:
         """As the node that owns it says."""
         return str((await self._client.status(transaction))["status"])
+
+    async def send_again(self, letter: str) -> dict[str, Any]:
+        """Asked of the node that owns its transaction."""
+        return await self._client.send_again(letter)
 
     async def change(
         self, verb: str, transaction: str, *, reason: str, wait: bool, timeout: float | None
@@ -236,6 +255,10 @@ class HttpPlace:
     async def status(self, transaction: str) -> str:
         """As the node says."""
         return str(summary_of(*await self._ingress.ask("GET", f"/transactions/{transaction}"))["status"])
+
+    async def send_again(self, letter: str) -> dict[str, Any]:
+        """Asked of the node."""
+        return summary_of(*await self._ingress.ask("POST", f"/dead-letters/{letter}/send-again", {}))
 
     async def change(
         self, verb: str, transaction: str, *, reason: str, wait: bool, timeout: float | None

@@ -52,11 +52,12 @@ class BitActor(pykka.Actor):
     """
 
     __slots__ = (
-        "arguments", "callback", "compensating", "context", "done", "executor", "exits", "holder", "kwargs", "lease",
-        "permits", "plan", "result", "signal", "spawner", "started_ns", "state", "step", "stop_requested", "task",
-        "timer_tick",
+        "arguments", "callback", "context", "done", "executor", "exits", "holder", "kwargs", "lease", "permits", "plan",
+        "result", "signal", "spawner", "started_ns", "state", "step", "task", "timer_tick",
     )  # fmt: skip
 
+    stop_requested: bool = False
+    compensating: Compensation | None = None
     progress: Any = None
     """The data of the function's latest heartbeat."""
     renewed_ns: int | None = None
@@ -72,6 +73,9 @@ class BitActor(pykka.Actor):
         arguments: Arguments,
         spawner: Spawner,
         done: Done,
+        result: Any = None,
+        permits: ActorPermits | None = None,
+        lease: Lease | None = None,
     ) -> None:
         # pykka's own __init__ is left out on purpose: a uuid, a queue and an event would cost 40 µs.
         self.executor = executor
@@ -82,26 +86,25 @@ class BitActor(pykka.Actor):
         self.arguments = arguments
         self.spawner = spawner
         self.done = done
-        self.permits: ActorPermits | None = None
-        self.lease: Lease | None = None
+        self.result = result
+        self.permits = permits
+        self.lease = lease
         self.holder: str | int = ""
         self.exits: list[asyncio.Task[Any]] = []
-        self.result: Any = None
-        self.kwargs: dict[str, Any] = {}
+        self.kwargs: dict[str, Any]
         self.state = QUEUED
         self.started_ns = 0
         self.timer_tick: int | None = None
         self.context: Context | None = None
         self.task: Any = None
-        self.stop_requested = False
-        self.compensating: Compensation | None = None
 
     # Living
 
-    def begin(self, *, runs: bool = True) -> bool:
+    def begin(self, *, runs: bool = True, timed: bool = True) -> bool:
         """Note that the user's function starts now, and arm its timeout; False: it may not start, and is given back.
 
-        `runs` is False where the attempt begins without its function, which then may.
+        `runs` is False where the attempt begins without its function, which then may.  `timed` is False where the loop
+        does nothing else until the function ends or, and then `keep_time` is called, suspends.
         """
         executor = self.executor
         now = executor.monotonic_ns()
@@ -110,10 +113,20 @@ class BitActor(pykka.Actor):
             return False
         self.state = STARTED
         self.started_ns = now
-        budget = self.signal.budget_ns
-        if budget is not None:
-            self.timer_tick = executor.wheel.arm(self, now + budget)
+        if timed:
+            self.keep_time()
         return True
+
+    def keep_time(self) -> None:
+        """Arm the timeout of the attempt, which has started, unless it is armed."""
+        budget = self.signal.budget_ns
+        if budget is not None and self.timer_tick is None and self.state == STARTED:
+            self.timer_tick = self.executor.wheel.arm(self, self.started_ns + budget)
+
+    def _disarm(self) -> None:
+        if self.timer_tick is not None:
+            self.executor.wheel.disarm(self, self.timer_tick)
+            self.timer_tick = None
 
     def starts_until_ns(self) -> int:
         """Until when the function may start, as the lease has it and, once it has begun, its time; from any thread."""
@@ -129,9 +142,7 @@ class BitActor(pykka.Actor):
     def give_back(self) -> None:
         """Note that the function has not started and may not now: it is held until our own lease is renewed, or whoever
         sent the hop is asked whether it is still wanted."""
-        if self.timer_tick is not None:
-            self.executor.wheel.disarm(self, self.timer_tick)
-            self.timer_tick = None
+        self._disarm()
         if self.state == REPLIED or self.stop_requested:
             error = Cancelled(f"{self.signal.name!r} was stopped before it had started")
             self._reply("fail", error=error, fault=fault_of(error))
@@ -181,10 +192,9 @@ class BitActor(pykka.Actor):
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Reply as `value` or `error` says; on the loop's thread."""
-        context = self.context
-        if error is None and (self.exits or (context is not None and context.unawaited)):
+        if error is None and (self.exits or self.context is not None):
             error = unawaited_exit(self.exits)
-            error = unsent(context, value) if error is None else error
+            error = unsent(self.context, value) if error is None else error
         if error is None:
             try:
                 token = _NO_VALUE if type(value) in VERDICTS else encode_token(value)
@@ -236,9 +246,7 @@ class BitActor(pykka.Actor):
     def fence(self) -> None:
         """Stop waiting for the function: what it still answers is late, and its permits are free for others."""
         if self.state == STARTED and self.compensating is None:
-            if self.timer_tick is not None:
-                self.executor.wheel.disarm(self, self.timer_tick)
-                self.timer_tick = None
+            self._disarm()
             self._become_zombie()
             self.spawner.abandon(self)
         else:
@@ -267,15 +275,9 @@ class BitActor(pykka.Actor):
 
     def relay_reply(self, reply: Reply, error: BaseException | None = None) -> None:
         self._reply(
-            reply.outcome,
-            reply.token,
-            error=error,
-            fault=reply.fault,
-            after_ns=reply.after_ns,
-            reason=reply.reason,
-            emits=reply.emits,
-            planned=reply.planned,
-        )
+            reply.outcome, reply.token, error=error, fault=reply.fault, after_ns=reply.after_ns, reason=reply.reason,
+            emits=reply.emits, planned=reply.planned,
+        )  # fmt: skip
 
     def fail(self, error: BaseException, fault: Fault | None = None) -> None:
         self._reply("fail", error=error, fault=fault or fault_of(error))
@@ -292,8 +294,7 @@ class BitActor(pykka.Actor):
         executor = self.executor
         self.state = ENDED
         if self.timer_tick is not None:
-            executor.wheel.disarm(self, self.timer_tick)
-            self.timer_tick = None
+            self._disarm()
         executor.replied_ns = now = executor.monotonic_ns()
         signal = self.signal
         reply: Reply = tuple.__new__(
@@ -319,13 +320,12 @@ class BitActor(pykka.Actor):
     ) -> None:
         if self.state == ENDED:
             return
-        if self.timer_tick is not None:
-            self.executor.wheel.disarm(self, self.timer_tick)
-            self.timer_tick = None
+        self._disarm()
         if self.state == REPLIED:
             self.executor.zombies.discard(self)
         self.state = ENDED
-        self.compensating = None
+        if self.compensating is not None:
+            self.compensating = None
         context = self.context
         if context is not None and not emits and outcome in ("ok", "continue"):
             emits = context.end()

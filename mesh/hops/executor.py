@@ -157,8 +157,7 @@ class Executor(ActorExecutor):
         spawner = self.spawners[spawn_beside(step.spawn, callback.is_async) if undoing else step.spawn]
         if self.middleware is not None and signal.fault is None:
             callback, done = self._with_middleware(plan, callback, signal, done, spawner, arguments)
-        actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done)
-        actor.result, actor.permits, actor.lease = result, permits, lease
+        actor = BitActor(self, plan, step, signal, callback, arguments, spawner, done, result, permits, lease)
         if signal.fault is not None:
             if not actor.begin(runs=lease is not None):
                 return actor
@@ -288,6 +287,7 @@ class Executor(ActorExecutor):
         except StopIteration as judged:
             actor.answer(judged.value)
             return
+        actor.keep_time()
         name = f"assess {actor.signal.name}"
         task = self.loop.create_task(self._judge(actor, judging, ask), name=name, context=self.contextvars_for(actor))
         actor.compensating = (task, ask)

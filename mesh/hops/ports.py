@@ -106,12 +106,16 @@ class Actor(Protocol):
     def rank(self) -> Rank:
         """The actor's order among those that wait for a thread or a process."""
 
-    def begin(self, *, runs: bool = True) -> bool:
+    def begin(self, *, runs: bool = True, timed: bool = True) -> bool:
         """Note that the user's function starts now: its time counts from here.  False: it may not, and the spawner
         forgets the actor, which is started again if the hop is still wanted.
 
-        `runs` is False where the attempt begins without its function, which then may.
+        `runs` is False where the attempt begins without its function, which then may.  `timed` is False where the loop
+        does nothing else until the function suspends or ends; `keep_time` is called for one that suspends.
         """
+
+    def keep_time(self) -> None:
+        """Have the time of the attempt, which has started, kept from now on; twice is once."""
 
     def starts_until_ns(self) -> int:
         """Until when the function may start, by the monotonic clock, after `begin` too; from any thread."""

@@ -250,14 +250,15 @@ class FunctionRun(BitActor):
             outer.arguments,
             spawner,
             lambda actor, reply, error: None,  # a run answers to its policies, by `ended`
+            permits=outer.permits,
+            lease=outer.lease,
         )
         self.chain = chain
-        self.permits, self.lease = outer.permits, outer.lease
         self.ended: asyncio.Future[Any] = outer.executor.loop.create_future()
         self.ended.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     @override
-    def begin(self, *, runs: bool = True) -> bool:
+    def begin(self, *, runs: bool = True, timed: bool = True) -> bool:
         """Start this run, and the hop's time if it is the first run."""
         executor = self.executor
         now = executor.monotonic_ns()
@@ -270,6 +271,10 @@ class FunctionRun(BitActor):
         if self.chain.actor.state == QUEUED:
             self.chain.actor.begin(runs=False)
         return True
+
+    @override
+    def keep_time(self) -> None:
+        """Nothing: the hop's actor keeps the time of all runs."""
 
     @override
     def give_back(self) -> None:

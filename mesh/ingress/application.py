@@ -18,7 +18,6 @@ from mesh.ingress.endpoints import Endpoints
 from mesh.ingress.guard import Guard
 from mesh.ingress.headers import prefix_of
 from mesh.ingress.problems import CLIENT_CLOSED_REQUEST, Problem, problem_of
-from mesh.ingress.requests import MAX_BODY_BYTES
 from mesh.mesh import Mesh
 
 
@@ -26,7 +25,7 @@ def application(
     mesh: Mesh,
     *,
     open_mesh: bool = True,
-    max_body_bytes: int = MAX_BODY_BYTES,
+    max_body_bytes: int | None = None,
     allowed_hosts: Sequence[str] | None = None,
 ) -> Starlette:
     """An ASGI application over a mesh.
@@ -36,7 +35,7 @@ def application(
         open_mesh: open the mesh when the application starts and close it when that stops, unless somebody has opened it
             already.  It may start again afterwards.  Of an application that is mounted in another, no lifespan is run:
             open the mesh in the outer one's.
-        max_body_bytes: larger bodies are refused.
+        max_body_bytes: larger bodies are refused; None: as much as the mesh's `payload_limit`.
         allowed_hosts: names (without port) that `Host` may give; None: any.  Guards a server on localhost against pages
             that rebind their name to it.
 
@@ -48,6 +47,8 @@ def application(
             f"an ingress awaits its mesh: give it the Mesh itself, as in `mesh = Mesh(…)`, not {type(mesh).__name__}, "
             "what `with` gives"
         )
+    if max_body_bytes is None:
+        max_body_bytes = mesh.settings.payload_limit
     if type(max_body_bytes) is not int or max_body_bytes < 1:
         raise ConfigurationError(f"max_body_bytes={max_body_bytes!r}; give a number of bytes, at least 1")
     is_list = isinstance(allowed_hosts, Sequence | AbstractSet) and not isinstance(allowed_hosts, str | bytes)

@@ -45,6 +45,7 @@ MAX_DETAIL: Final = 1_000
 Query = TypeVar("Query", bound=BaseModel)
 
 _TRANSACTION: Final = re.compile(r"[0-9a-f]{32}")
+_LETTER: Final = re.compile(r"[0-9a-f]{32}-[0-9]{1,12}")
 
 
 class ChangeRequest(BaseModel):
@@ -105,6 +106,7 @@ class Endpoints:
             Route("/stimuli/{workflow:path}", self.stimulate, methods=["POST"]),
             Route("/transactions", self.transactions, methods=["GET"]),
             Route("/dead-letters", self.dead_letters, methods=["GET"]),
+            Route("/dead-letters/{letter}/send-again", self.send_again, methods=["POST"]),
             Route("/transactions/{transaction}", self.transaction, methods=["GET"]),
             Route("/transactions/{transaction}/pulses", self.pulses, methods=["GET"]),
             Route("/transactions/{transaction}/cancel", self.cancel, methods=["POST"]),
@@ -323,6 +325,20 @@ class Endpoints:
         more = len(letters) == query.limit
         content = {"dead_letters": [dead_letter_as_plain(letter) for letter in letters]}
         return respond({**content, "before": letters[-1].id if more else None})
+
+    async def send_again(self, request: Request) -> Response:
+        """Bring what is in a dead letter to its receiver once more; answer how its transaction stands, once that is
+        kept."""
+        letter = request.path_params["letter"]
+        if not _LETTER.fullmatch(letter):
+            raise invalid_input([("letter", "a dead letter's id is its transaction's, `-`, and a number")])
+        _parse(ChangeRequest, await read_json(request, self.max_body_bytes))
+        self._require_open()
+        try:
+            found = await self.mesh.send_again(letter)
+        except InvalidInput as error:
+            raise Problem("other-status", str(error)) from None
+        return respond(await transaction_as_plain(found), headers=_transaction_header(found))
 
     async def _find(self, request: Request) -> tuple[Transaction | TransactionRow, str]:
         """The transaction, or what the store knows of it if its workflow is not declared here or is another release's,

@@ -214,6 +214,19 @@ _DEAD_LETTERS_QUERY: Final = [
 ]
 
 
+_LETTER_PARAMETER: Final = {
+    "name": "letter",
+    "in": "path",
+    "required": True,
+    "description": "The dead letter's `id`",
+    "schema": {"type": "string", "pattern": "^[0-9a-f]{32}-[0-9]{1,12}$"},
+}
+_REASON: Final = {
+    "required": False,
+    "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model="BitActorCancel")}}},
+}
+
+
 def _change(verb: str, summary: str, accepted: str) -> dict[str, Any]:
     """The description of a path at which something is done to a transaction."""
     return {
@@ -222,10 +235,7 @@ def _change(verb: str, summary: str, accepted: str) -> dict[str, Any]:
             "tags": ["transactions"],
             "summary": summary,
             "parameters": [_TRANSACTION_PARAMETER, _PREFER],
-            "requestBody": {
-                "required": False,
-                "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model="BitActorCancel")}}},
-            },
+            "requestBody": _REASON,
             "responses": {
                 "200": _response("It has ended", "BitActorTransaction", _APPLIED),
                 "202": _response(f"{accepted}; look at `Location`", "BitActorTransaction", {**_APPLIED, **_LOCATION}),
@@ -254,6 +264,21 @@ _TRANSACTIONS: Final[dict[str, Any]] = {
             "that failed, as long as their transactions are stuck.",
             "parameters": _DEAD_LETTERS_QUERY,
             "responses": {"200": _response("A page of dead letters", "BitActorDeadLetters"), **_problems(422, 503)},
+        }
+    },
+    "/dead-letters/{letter}/send-again": {
+        "post": {
+            "operationId": "send again",
+            "tags": ["transactions"],
+            "summary": "Bring what is in a dead letter to its receiver once more",
+            "description": "A signal goes to its consumers, once however often it is asked for; an undo is tried "
+            "again, with all that failed beside it. What cannot be sent again is refused.",
+            "parameters": [_LETTER_PARAMETER],
+            "requestBody": _REASON,
+            "responses": {
+                "200": _response("It is sent again: how its transaction stands", "BitActorTransaction"),
+                **_problems(403, 404, 408, 409, 413, 415, 422, 500, 503),
+            },
         }
     },
     "/transactions/{transaction}": {

@@ -7,9 +7,11 @@ to the log.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from cachetools import LRUCache
 from starlette.responses import Response
 
 from bitactor.errors import (
@@ -26,8 +28,12 @@ from bitactor.errors import (
     Unroutable,
 )
 from mesh.ingress.render import respond
+from registry.support.log_throttle import LogThrottle
 
 logger = logging.getLogger("bitactor.ingress")
+
+_unserved: Final[LRUCache[str, LogThrottle]] = LRUCache(100)
+"""Why requests could not be served → what has been logged of that: it is the same for each, and they may be many."""
 
 TITLES: Final[Mapping[str, tuple[int, str]]] = {
     "malformed-request": (400, "The request cannot be read"),
@@ -114,12 +120,18 @@ def problem_of(error: BaseException) -> Problem:
         if isinstance(error, kind):
             return Problem(name, detail.format(error))
     if isinstance(error, StoreError):
-        logger.error("a request could not be served: %s", error)
+        _log_unserved(error)
         return Problem(
             "store-unavailable", "the journal could not be read or written; what was accepted before is not lost"
         )
     if isinstance(error, BitActorError):
-        logger.error("a request could not be served: %s", error)
+        _log_unserved(error)
     else:
         logger.error("a request failed: %r", error, exc_info=error)
     return Problem("internal-error", "the server's log says more")
+
+
+def _log_unserved(error: BitActorError) -> None:
+    why = str(error)
+    throttle = _unserved.setdefault(why, LogThrottle(logger))
+    throttle.log(logging.ERROR, time.monotonic_ns(), "a request could not be served: %s", why)

@@ -16,8 +16,6 @@ from mesh.ingress.headers import HEADERS
 from mesh.ingress.problems import Problem, invalid_input
 from mesh.sinks.otel.context import parse_traceparent
 
-MAX_BODY_BYTES: Final = 4 * 1024 * 1024
-"""The largest body in bytes: as much as a token may have."""
 BODY_TIMEOUT: Final = 30.0
 """Seconds a request's body may take to arrive."""
 MIN_DEADLINE: Final = 0.001

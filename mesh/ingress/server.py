@@ -19,13 +19,14 @@ from bitactor.errors import BitActorError, ConfigurationError
 from bitactor.messages.duration import duration_rule, is_duration
 from mesh.ingress.application import application, require_own_loop
 from mesh.ingress.endpoints import Endpoints
-from mesh.ingress.requests import MAX_BODY_BYTES
 from mesh.mesh import Mesh
 
 logger = logging.getLogger("bitactor.ingress")
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+"""The largest body in bytes: as much as a value may take, unless the mesh says another `payload_limit`."""
 MAX_CONNECTIONS: Final = 10_000
 KEEP_ALIVE_SECONDS: Final = 5
 FLUSH_SECONDS: Final = 2
@@ -53,7 +54,7 @@ class HttpServer:
         host: str = DEFAULT_HOST,
         port: int = DEFAULT_PORT,
         drain: float | None = None,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        max_body_bytes: int | None = None,
         max_connections: int = MAX_CONNECTIONS,
         allowed_hosts: Sequence[str] | None = None,
         access_log: bool = False,

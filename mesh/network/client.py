@@ -29,11 +29,13 @@ from bitactor.errors import (
     Unroutable,
     suggest,
 )
+from bitactor.export.dead_letters import letter_place
 from bitactor.export.failure import failure_of_plain
 from bitactor.messages.codec import Packed, decode_token, encode_token, pack_tokens, unpack
 from bitactor.messages.faults import error_of, fault_of_plain
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Fault, Question
+from bitactor.messages.values import READABLE_BYTES
 from bitactor.messages.wire import decode_message, decode_pulse, encode_message
 from mesh.network.transports import open_transport
 from mesh.runtime.ids import TimeOrderedIds
@@ -48,6 +50,7 @@ STIMULATE_WITH: Final = "stimulate_with"
 """The verb for a stimulus with options that not every node knows.  One of an older version would begin it without them;
 this verb it does not know, and says so."""
 DEAD_LETTERS: Final = "dead_letters"
+SEND_AGAIN: Final = "send_again"
 _KNOWN_TO_ALL: Final = {"key", "ttl", "deadline", "metadata", "traceparent"}
 """Options of a stimulus that nodes of every version know."""
 _NODES: Final = node_name("*")
@@ -266,8 +269,19 @@ class Client:
         argument = {"workflow": workflow, "limit": limit, "before": before}
         for _, letters in await self._ask_all(DEAD_LETTERS, argument):
             found |= {letter["id"]: {**letter, "payload": unpack(letter["payload"])} for letter in letters}
-        newest = sorted(found.values(), key=lambda letter: _place(letter["id"]), reverse=True)
+        newest = sorted(found.values(), key=lambda letter: letter_place(letter["id"]), reverse=True)
         return newest[:limit]
+
+    async def send_again(self, letter: str) -> dict[str, Any]:
+        """Bring what is in the dead letter of this id to its receiver once more, as `Mesh.send_again` does, and return
+        how its transaction stands, once that is kept.
+
+        Raises:
+            InvalidInput: there is no such dead letter, it was sent again before, or that cannot be done.
+            UnknownTransaction, NoAnswer
+        """
+        transaction, _ = letter_place(letter)
+        return await self._ask_about(transaction, SEND_AGAIN, letter=letter)
 
     async def nodes(self) -> list[dict[str, Any]]:
         """What each node says of itself; one that does not answer as `{"node": …, "state": "silent", "endpoint":
@@ -347,7 +361,7 @@ class Client:
     async def _ask(self, entry: Entry, verb: str, argument: Any, *, patience: float | None = None) -> Any:
         """Ask one node one question, whose argument is a mapping or the token of one; returns its answer, or raises it
         if it is an error."""
-        token = argument if type(argument) is Packed else encode_token(dict(argument))
+        token = argument if type(argument) is Packed else encode_token(dict(argument), READABLE_BYTES)
         question = Question(self._ids.transaction(), verb, token, self._transport.endpoint)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[question.id] = future
@@ -386,12 +400,6 @@ def _error_of(answer: Answer) -> BaseException:
     if answer.error_type.rpartition(":")[2] == "TimeoutError":
         return TimeoutError(answer.error)
     return error_of(Fault(answer.error_type, answer.error), {})
-
-
-def _place(letter: str) -> tuple[str, int]:
-    """Where a dead letter stands in the list, by its id."""
-    transaction, _, seq = letter.rpartition("-")
-    return transaction, int(seq)
 
 
 def _hashed(text: str, width: int) -> int:

@@ -13,13 +13,14 @@ from bitactor.messages.codec import MAX_TOKEN_BYTES, decode_token, encode_token,
 from bitactor.messages.faults import fault_of, utf8_safe
 from bitactor.messages.objects import Classes
 from bitactor.messages.signal import Answer, Question
-from bitactor.messages.values import message_of
+from bitactor.messages.values import READABLE_BYTES, message_of
 from bitactor.messages.wire import encode_message, encode_pulse
-from mesh.network.client import DEAD_LETTERS, STIMULATE_WITH
+from mesh.network.client import DEAD_LETTERS, SEND_AGAIN, STIMULATE_WITH
 from mesh.runtime.intake import Intake
 from mesh.runtime.settled import Transactions
 from mesh.sinks.plain import plain_dead_letter
 from mesh.transaction import Transaction, pulses_of, transaction_as_plain
+from mesh.transaction.again import send_again
 
 Send = Callable[[str, bytes], None]
 Act = Callable[[Transaction, Mapping[str, Any]], Awaitable[Any]]
@@ -55,6 +56,7 @@ class Control:
             "undo": partial(self._after, lambda found, argument: found.undo(argument.get("reason", ""))),
             "list": self._list,
             DEAD_LETTERS: self._dead_letters,
+            SEND_AGAIN: self._send_again,
             "node": self._about,
             "patterns": self._patterns,
         }
@@ -76,7 +78,7 @@ class Control:
             argument = decode_token(question.argument, self._input_classes(question))
             if verb is None or not isinstance(argument, Mapping):
                 raise InvalidInput(f"no such question: {question.verb!r}; known are {', '.join(self._verbs)}")
-            answer = Answer(question.id, encode_token(await verb(argument)))
+            answer = Answer(question.id, encode_token(await verb(argument), READABLE_BYTES))
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # of a user's model, too
@@ -110,7 +112,7 @@ class Control:
 
     async def _pulses(self, argument: Mapping[str, Any]) -> Any:
         return [
-            encode_pulse(pulse._replace(token_out=encode_token(pulse.token_out)))
+            encode_pulse(pulse._replace(token_out=encode_token(pulse.token_out, READABLE_BYTES)))
             for pulse in await pulses_of(await self._transaction(argument))
         ]
 
@@ -132,7 +134,7 @@ class Control:
         rows, left = [], MAX_TOKEN_BYTES // 2
         for row in map(plain_dead_letter, found):
             try:
-                data = pack(row["payload"])
+                data = pack(row["payload"], READABLE_BYTES)
             except BitActorError as error:
                 data = pack({"left_out": message_of(error)})
             if len(data) > left:
@@ -140,6 +142,10 @@ class Control:
             left -= len(data)
             rows.append({**row, "payload": data})
         return rows
+
+    async def _send_again(self, argument: Mapping[str, Any]) -> Any:
+        live = await send_again(self._transactions, argument["letter"])
+        return await transaction_as_plain(Transaction(self._transactions, live))
 
     async def _about(self, argument: Mapping[str, Any]) -> Any:
         return self._about_node()

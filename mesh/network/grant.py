@@ -59,17 +59,20 @@ class NodeGrant:
         while a registry that was restarted is waited for."""
         return node in self._endpoints
 
-    def sending(self, receiver: Entry, within_ns: int | None, asked_ns: int = 0) -> Sending | None:
+    def sending(
+        self, receiver: Entry, within_ns: int | None, asked_ns: int = 0, now_ns: int | None = None
+    ) -> Sending | None:
         """What is said with a message that is sent now to the holder of `receiver`, a step's or consumer's entry; None:
         it does not take that.
 
         The sender does not give up within `within_ns` nanoseconds, unless the holder is gone.  `asked_ns`: the moment
-        of the question that this answers.
+        of the question that this answers.  `now_ns`: the time, if the clock has just been read.
         """
         if not receiver.value.get(FENCED):
             return None
         epoch = self._epochs.get(receiver.holder, 0)
-        return Sending(epoch, self._clock_id, self._monotonic_ns(), within_ns, asked_ns)
+        sent_ns = self._monotonic_ns() if now_ns is None else now_ns
+        return tuple.__new__(Sending, (epoch, self._clock_id, sent_ns, within_ns, asked_ns))
 
     def lease(self, sending: Sending, sender: str) -> Lease:
         """The right to begin what has just been received from the node at the endpoint `sender`."""

@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from bitactor.errors import BitActorError, ProtocolError
+from bitactor.errors import BitActorError, ProtocolError, SignalTooLarge
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.signal import Answer, Cancel, Question, Receipt, Reply, Signal, Stimulus
 from bitactor.messages.wire import decode_message, encode_message
+from mesh.limits.payload import require_room
 from mesh.network.control import Control
 from mesh.network.grant import FENCED, NodeGrant
 from mesh.network.remote_hops import WINDOW, RemoteHops
@@ -73,7 +74,7 @@ class Links(Network):
             node.clock,
             node.wheel,
             send,
-            lambda: self.endpoint,
+            lambda: self.transport.endpoint,
             nanoseconds(settings.patience),
             nanoseconds(settings.delivery_timeout),
             self._grant,
@@ -268,6 +269,11 @@ class Links(Network):
             if now_ns >= self._grant.lease(stimulus.sending, stimulus.reply_to).until_ns():
                 answer(Receipt(stimulus.id, "", "this node may have been away since that was sent", now_ns))
                 return
+        try:
+            require_room(f"the signal {stimulus.name!r}", stimulus.token)
+        except SignalTooLarge as error:
+            answer(Receipt(stimulus.id, "", str(error)))
+            return
         self._node.intake.receive(stimulus, answer)
 
 

@@ -9,15 +9,17 @@ from typing import Any, Final
 from cachetools import LRUCache
 
 from bitactor.errors import BitActorError, MalformedSignal, Unroutable
-from bitactor.messages.codec import decode_token, token_from_bytes
+from bitactor.messages.codec import Packed, decode_token, token_from_bytes, unpack_tokens
 from bitactor.messages.faults import fault_of
-from bitactor.messages.signal import Cancel, Reply, Signal
+from bitactor.messages.signal import Cancel, Reply, Signal, addressed
+from bitactor.messages.values import PAYLOAD
 from bitactor.messages.wire import encode_message
 from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan, PlanStep
 from mesh.hops.actor import BitActor
 from mesh.hops.executor import Executor
 from mesh.hops.ports import ENDED
+from mesh.limits.payload import require_room
 from mesh.network.grant import NodeGrant
 from mesh.network.remote_delivery import not_started
 
@@ -66,13 +68,14 @@ class RemoteHops:
             return
         try:
             values, result = _unpack(signal.token)
+            _require_room(signal.name, values, result)
         except BitActorError as error:
             self._refuse(signal, error)
             return
         plan, step = found
         arguments = RemoteArguments(step.arguments, values, step.address)
         lease = None if signal.sending is None else self._grant.lease(signal.sending, signal.reply_to)
-        plain = signal._replace(token=None, sending=None)
+        plain = addressed(signal, None, signal.reply_to, None)
         actor = self._executor.launch(plan, step, plain, arguments, result, partial(self._done, key), lease=lease)
         if actor.state != ENDED:
             self._running[key] = actor
@@ -135,3 +138,11 @@ def _unpack(token: Any) -> tuple[Any, Any]:
     if type(parts) is not list or len(parts) != 2 or not all(type(part) is bytes for part in parts):
         raise MalformedSignal("a signal's token is its arguments and a result, each packed")
     return token_from_bytes(parts[0]), token_from_bytes(parts[1])
+
+
+def _require_room(address: str, values: Any, result: Any) -> None:
+    """Refuse arguments one of which is larger than values are here."""
+    if type(values) is Packed and len(values) > PAYLOAD.bytes:
+        for name, token in unpack_tokens(values).items():
+            require_room(f"{name!r} of {address!r}", token)
+    require_room(f"the result of {address!r}", result)

@@ -10,23 +10,34 @@ held back by a window.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from cachetools import LRUCache
 from typing_extensions import override
 
 from bitactor.declare.spawners import SPAWNERS
-from bitactor.errors import BitActorError, Cancelled, Overloaded, ProtocolError, StepTimeout, Unroutable, suggest
-from bitactor.messages.codec import Packed, encode_token, token_bytes
+from bitactor.errors import (
+    BitActorError,
+    Cancelled,
+    Overloaded,
+    ProtocolError,
+    StepTimeout,
+    StoreError,
+    Unroutable,
+    suggest,
+)
+from bitactor.messages.codec import Packed
 from bitactor.messages.faults import fault_of
-from bitactor.messages.signal import UNDO, Cancel, Reply, Signal
-from bitactor.messages.wire import encode_message
+from bitactor.messages.signal import UNDO, Cancel, Reply, Signal, addressed
+from bitactor.messages.wire import encode_message, pack_parts
 from bitactor.plan.plan import PlanStep
 from bitactor.ports import Clock
 from bitactor.saga import HopExpired, Lost, Replied, Unrouted
 from mesh.hops.executor import Executor
+from mesh.limits.payload import within_limit
 from mesh.limits.timing_wheel import Timer, TimingWheel
 from mesh.network.grant import NodeGrant
 from mesh.network.remote_delivery import RemoteDelivery, not_started
@@ -36,6 +47,9 @@ from mesh.runtime.ports import Enqueue, Router
 from registry import Entry, Registry
 
 _log = logging.getLogger("bitactor.router")
+
+_new = tuple.__new__
+"""Builds a named tuple in half the time of calling its class; for what every hop needs."""
 
 BACKSTOP_NS: Final = 2_000_000_000
 QUEUED_BACKSTOP_NS: Final = 60_000_000_000
@@ -51,6 +65,8 @@ MAX_WAITING: Final = 100_000
 REMEMBERED_DELIVERIES: Final = 10_000
 LOOK_AGAIN_NS: Final = 2_000_000_000
 """Nanoseconds after which a holder is looked for again for all that waits, should nothing have told of one."""
+
+_NO_LEASE: Final = "this node could not renew its lease on its transactions in the store"
 
 Send = Callable[[str, bytes], None]
 
@@ -82,7 +98,7 @@ class HopRouter(Router):
         self._grant = grant
         self._executor = executor
         self._sent: dict[tuple[str, int], RemoteDelivery] = {}
-        self._by_holder: dict[str, dict[tuple[str, int], RemoteDelivery]] = {}
+        self._by_holder: defaultdict[str, dict[tuple[str, int], RemoteDelivery]] = defaultdict(dict)
         self._waiting: dict[str, OrderedDict[tuple[str, int], RemoteDelivery]] = {}
         """Step address → its hops that wait for a holder, in order of arrival."""
         self._look_again: Timer | None = None
@@ -95,13 +111,14 @@ class HopRouter(Router):
     def dispatch(self, live: LiveTransaction, step: PlanStep, signal: Signal, values: Packed, result: Any) -> None:
         """A hop for which no holder has room waits here; see the module for how long."""
         try:
-            token = encode_token([bytes(values), bytes(token_bytes(result))])
+            token = pack_parts(values, result)
         except (BitActorError, ValueError, TypeError) as error:
             self._enqueue(live, Unrouted(step.index, signal.delivery, fault_of(error), signal.hop))
             return
-        remote = RemoteDelivery(live, step, signal, token)
-        if signal.budget_ns is not None and signal.budget_ns != step.timeout_ns:
-            remote.deadline_ns = self._monotonic_ns() + signal.budget_ns
+        remote = RemoteDelivery(live, step, signal, token, self._wheel)
+        budget_ns = signal.budget_ns
+        if budget_ns is not None and budget_ns != step.timeout_ns:
+            remote.deadline_ns = self._monotonic_ns() + budget_ns
         if step.address in self._waiting or not self._assign(remote):
             self._wait(remote)
 
@@ -133,26 +150,30 @@ class HopRouter(Router):
         """Take a holder's reply; one that comes twice, or to nothing we sent, is passed over."""
         key = (reply.hop, reply.delivery)
         remote = self._sent.get(key)
+        if reply.token is not None or reply.emits:
+            reply = within_limit(reply)
         if remote is None:
             late = self._late.pop(key, None)
             if late is not None:
                 answered = not_started(reply) if reply.outcome == "busy" else reply
                 self._enqueue(late.live, Replied(late.index, answered, late.holder_name))
             return
-        if reply.outcome == "busy" and reply.after_ns is not None:
-            self._on_question(remote, reply)
-            return
-        if reply.outcome == "busy":
-            self._refused(remote)
+        outcome = reply.outcome
+        if outcome == "busy":
+            if reply.after_ns is None:
+                self._refused(remote)
+            else:
+                self._on_question(remote, reply)
             return
         self._remove(remote)
-        if reply.outcome == "lost":
+        if outcome == "lost":
             what = f"a worker process of {remote.signal.name!r}"
             self._enqueue(remote.live, Lost(remote.index, reply.delivery, what, hop=reply.hop))
         else:
-            self._enqueue(remote.live, Replied(remote.index, reply, remote.holder_name))
-        for address in list(self._waiting):  # the room that was made is for any step the holder runs
-            self._assign_waiting(address)
+            self._enqueue(remote.live, _new(Replied, (remote.index, reply, remote.holder_name)))
+        if self._waiting:
+            for address in list(self._waiting):  # the room that was made is for any step the holder runs
+                self._assign_waiting(address)
 
     def _on_question(self, remote: RemoteDelivery, reply: Reply) -> None:
         """Answer a holder that is not sure whether a hop is still wanted, and has not begun it: send it once more if it
@@ -207,19 +228,19 @@ class HopRouter(Router):
             remote.disarm()
             return True
         now_ns = self._monotonic_ns()
-        if now_ns >= self._executor.lease_until_ns and not self._owns(
-            lambda: self._assign_waiting(remote.step.address)
-        ):
+        address = remote.step.address
+        if now_ns >= self._executor.lease_until_ns and not self._owns(partial(self._assign_waiting, address)):
             return False
-        entries = self._registry.lookup(step_name(remote.step.address))
+        entries = self._registry.lookup(step_name(address))
         self._round_robin += 1
+        digest = remote.live.plan.digest
         for offset in range(len(entries)):
             entry = entries[(self._round_robin + offset) % len(entries)]
-            fits = entry.value.get("digest") == remote.live.plan.digest and self._grant.is_there(entry.holder)
-            unanswered = self._by_holder.get(entry.holder, ())
+            holder, value = entry.holder, entry.value
             if (
-                fits
-                and len(unanswered) < entry.value.get("window", DEFAULT_WINDOW)
+                value.get("digest") == digest
+                and self._grant.is_there(holder)
+                and len(self._by_holder.get(holder, ())) < value.get("window", DEFAULT_WINDOW)
                 and self._give(remote, entry, now_ns)
             ):
                 return True
@@ -227,7 +248,7 @@ class HopRouter(Router):
 
     def _owns(self, callback: Callable[[], None]) -> bool:
         """Whether the transactions of this node are surely its own; if not, `callback` is called once they are."""
-        if self._monotonic_ns() < self._executor.own_lease_until_ns():
+        if self._is_leased():
             return True
         self._executor.when_leased(callback)
         return False
@@ -241,24 +262,25 @@ class HopRouter(Router):
             due_ns = now_ns + budget_ns + (BACKSTOP_NS if starts_at_once else QUEUED_BACKSTOP_NS)
         ends_ns = due_ns if remote.deadline_ns is None else remote.deadline_ns
         within_ns = None if ends_ns is None else max(0, ends_ns - now_ns)
-        sending = self._grant.sending(holder, within_ns, asked_ns)
+        sending = self._grant.sending(holder, within_ns, asked_ns, now_ns)
         try:
-            signal = remote.signal._replace(token=remote.token, reply_to=self._endpoint(), sending=sending)
-            message = encode_message(signal)
+            message = encode_message(addressed(remote.signal, remote.token, self._endpoint(), sending))
         except (BitActorError, ValueError, TypeError) as error:
             remote.disarm()
             self._fail(remote, error)
             return True
         if not self._post(holder, message):
             return False
-        remote.disarm()
         remote.holder = holder
-        if remote.key not in self._sent:
+        key = remote.key
+        if key not in self._sent:
             remote.live.sent += 1
             remote.waited_ns = now_ns - remote.since_ns if remote.since_ns else 0
-        self._sent[remote.key] = self._by_holder.setdefault(holder.holder, {})[remote.key] = remote
-        if due_ns is not None:
-            remote.timer = Timer(self._wheel, due_ns, lambda: self._expired(remote))
+        self._sent[key] = self._by_holder[holder.holder][key] = remote
+        if due_ns is None:
+            remote.disarm()
+        else:
+            remote.arm(due_ns, self._expired)
         return True
 
     def _post(self, entry: Entry, message: bytes) -> bool:
@@ -284,7 +306,7 @@ class HopRouter(Router):
         queue[remote.key] = remote
         now_ns = self._monotonic_ns()
         remote.since_ns = now_ns - remote.waited_ns
-        remote.timer = Timer(self._wheel, remote.since_ns + self._patience_ns, lambda: self._patience_over(remote))
+        remote.arm(remote.since_ns + self._patience_ns, self._patience_over)
         if self._look_again is None:
             self._look_again = Timer(self._wheel, now_ns + LOOK_AGAIN_NS, self._assign_all_waiting)
 
@@ -305,9 +327,8 @@ class HopRouter(Router):
 
     def _patience_over(self, remote: RemoteDelivery) -> None:
         """Fail the first hop of a transaction of which nothing has run; any other waits on."""
-        remote.timer = None
         if not remote.has_begun:
-            self._waited_too_long(remote, self._patience_ns)
+            self._waited_too_long(self._patience_ns, remote)
             return
         address = remote.step.address
         if address not in self._told:
@@ -318,29 +339,23 @@ class HopRouter(Router):
             )  # fmt: skip
         if remote.signal.direction is not UNDO and remote.live.state.deadline_ns is None:
             due_ns = remote.since_ns + max(self._patience_ns, self._delivery_timeout_ns)
-            remote.timer = Timer(self._wheel, due_ns, lambda: self._waited_too_long(remote, self._delivery_timeout_ns))
+            remote.arm(due_ns, partial(self._waited_too_long, self._delivery_timeout_ns))
 
-    def _waited_too_long(self, remote: RemoteDelivery, limit_ns: int) -> None:
-        remote.timer = None
+    def _waited_too_long(self, limit_ns: int, remote: RemoteDelivery) -> None:
         self._drop_waiting(remote)
         address = remote.step.address
         within = f"within {limit_ns / 1e9:g} s"
         entries = self._holders(remote)
-        if not entries:
+        if not self._is_leased():
+            error: Exception = StoreError(f"{address!r} was not sent {within}: {_NO_LEASE}")
+        elif not entries:
             known = {entry.name.partition(":")[2] for entry in self._registry.match(step_name("*"))}
-            self._fail(
-                remote, Unroutable(f"no node runs {address!r}, and none appeared {within}.{suggest(address, known)}")
-            )
+            error = Unroutable(f"no node runs {address!r}, and none appeared {within}.{suggest(address, known)}")
         elif not self._fitting(remote):
-            self._fail(
-                remote,
-                Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code"),
-            )
+            error = Unroutable(f"only nodes with another version of the workflow run {address!r}; deploy the same code")
         else:
-            self._fail(
-                remote,
-                Overloaded(f"none of the {len(entries)} nodes that run {address!r} had room {within}"),
-            )
+            error = Overloaded(f"none of the {len(entries)} nodes that run {address!r} had room {within}")
+        self._fail(remote, error)
 
     def _holders(self, remote: RemoteDelivery) -> list[Entry]:
         """The holders of its step, of the nodes that are there."""
@@ -351,7 +366,13 @@ class HopRouter(Router):
         """The holders of its step in the shape that its transaction has."""
         return [entry for entry in self._holders(remote) if entry.value.get("digest") == remote.live.plan.digest]
 
+    def _is_leased(self) -> bool:
+        """Whether the transactions of this node are surely its own."""
+        return self._monotonic_ns() < self._executor.own_lease_until_ns()
+
     def _why_waiting(self, remote: RemoteDelivery) -> str:
+        if not self._is_leased():
+            return _NO_LEASE
         if self._fitting(remote):
             return "all nodes that run it are full"
         return "only nodes with another version of the workflow run it" if self._holders(remote) else "no node runs it"
@@ -368,7 +389,8 @@ class HopRouter(Router):
                 if remote is not None:
                     seconds = (self._monotonic_ns() - remote.since_ns) / 1e9
                     why = self._why_waiting(remote)
-                    return f"{remote.step.address!r} has waited {seconds:.3g} s for a node with room for it ({why})"
+                    what = "to be sent" if why == _NO_LEASE else "for a node with room for it"
+                    return f"{remote.step.address!r} has waited {seconds:.3g} s {what} ({why})"
         return ""
 
     def about(self) -> dict[str, Any]:
@@ -405,7 +427,6 @@ class HopRouter(Router):
 
     def _expired(self, remote: RemoteDelivery) -> None:
         """Stop waiting for a holder that should have replied by now, and tell it to stop."""
-        remote.timer = None
         self._remove(remote)
         self._late[remote.key] = remote
         seconds = (remote.signal.budget_ns or 0) / 1e9
@@ -419,6 +440,7 @@ class HopRouter(Router):
 
     def _remove(self, remote: RemoteDelivery) -> None:
         remote.disarm()
-        self._sent.pop(remote.key, None)
-        if remote.holder is not None:
-            self._by_holder.get(remote.holder.holder, {}).pop(remote.key, None)
+        key, holder = remote.key, remote.holder
+        self._sent.pop(key, None)
+        if holder is not None:
+            self._by_holder[holder.holder].pop(key, None)

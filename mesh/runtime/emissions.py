@@ -7,8 +7,9 @@ store of its own.  Receivers know a delivery by the emission's id and their grou
 transaction.
 
 A signal waits for its consumers until its transaction's deadline, and without one for `delivery_timeout`; what nobody
-takes until then is a tombstone `unroutable`.  While nobody listens to a name its signals have no timer but that one:
-a notice that somebody has appeared, or one look for all names now and then, sets them going.
+takes until then is a tombstone `unroutable`, which can be sent again: under the same ids, so that who has accepted it
+does not begin once more, and for `delivery_timeout`.  While nobody listens to a name its signals have no timer but that
+one: a notice that somebody has appeared, or one look for all names now and then, sets them going.
 """
 
 from __future__ import annotations
@@ -298,9 +299,8 @@ class Parcel:
         self.due_ns: dict[str, int] = {}
         """Group → when it is sent again if that was not accepted, by the monotonic clock."""
         self._emitter, undoing = _emitter(live, emission)
-        deadline_ns = (
-            None if undoing else live.state.deadline_ns
-        )  # what an undo tells is to be heard, although time was up
+        # What an undo tells, and what somebody sends again, is to be heard although time was up
+        deadline_ns = None if undoing or emission.again else live.state.deadline_ns
         self._budget_ends_ns = None if deadline_ns is None else deadline_ns - live.offset_ns
         self.since_ns = emissions.clock.monotonic_ns()
         """Monotonic time since when this process offers it."""

@@ -23,7 +23,7 @@ from bitactor.messages.codec import pack_plainly, pack_tokens
 from bitactor.messages.duration import nanoseconds
 from bitactor.messages.objects import Classes
 from bitactor.messages.signal import Receipt, Stimulus
-from bitactor.messages.values import text_of
+from bitactor.messages.values import MAX_TOKEN_BYTES, text_of
 from bitactor.plan.plan import Plan
 from bitactor.ports import Ids
 from bitactor.saga import Accept, Saga
@@ -209,7 +209,9 @@ class Intake:
         data: Mapping[str, Any],
         depth: int = 0,
     ) -> LiveTransaction:
-        supervisor = self._supervisor
+        supervisor, limit = self._supervisor, self._settings.payload_limit
+        if limit != MAX_TOKEN_BYTES:
+            data = {**data, "payload_limit": limit}
         now_ns = supervisor.clock.wall_ns()
         live = LiveTransaction(saga, data.get("key", ""), data, depth)
         live.offset_ns = now_ns - supervisor.clock.monotonic_ns()

@@ -58,7 +58,7 @@ class LiveTransaction:
 
     __slots__ = (
         "accepted", "actors", "deadline_timer", "done", "errors", "failure", "grace_timer", "key", "limits",
-        "offset_ns", "plan", "proceed_waiters", "retry_timers", "saga", "sent", "settled", "state", "waiters",
+        "offset_ns", "plan", "proceed_waiters", "resent", "retry_timers", "saga", "sent", "settled", "state", "waiters",
     )  # fmt: skip
 
     def __init__(self, saga: Saga, key: str = "", data: Mapping[str, Any] | None = None, depth: int = 0) -> None:
@@ -83,6 +83,8 @@ class LiveTransaction:
         """Step (a function around nested steps) → the future that its `proceed()` waits for."""
         self.limits = _limits_of(plan, data, depth)
         """The transaction's limits; None for most, which have none."""
+        self.resent: dict[str, asyncio.Future[None]] | None = None
+        """Emission → the future of who has it sent again, until the journal says so."""
         self.done: Done | None = None
         self.sent = 0
         """How many of its hops were sent to other nodes, and not refused for want of room."""
@@ -120,6 +122,13 @@ class LiveTransaction:
                 timer.cancel()
         self.deadline_timer = self.grace_timer = None
         self.retry_timers.clear()
+
+    def fail_resent(self, error: BaseException) -> None:
+        """Tell those who have signals sent again that nothing comes of it here."""
+        resent, self.resent = self.resent or {}, None
+        for future in resent.values():
+            if not future.done():
+                future.set_exception(error)
 
     def error_for(self, hop: str, fault: Fault) -> BaseException:
         """The exception behind a recorded fault: the live one if it happened in this process."""

@@ -21,6 +21,7 @@ from mesh.hops.middleware import Middleware
 from mesh.hops.policies import Policies
 from mesh.hops.ports import Spawner
 from mesh.hops.resources import ResourceManager
+from mesh.limits.payload import hold_limit
 from mesh.limits.pools import Pools
 from mesh.limits.timing_wheel import SystemClock, TimingWheel
 from mesh.runtime.emissions import Emissions
@@ -196,6 +197,7 @@ class Node:
     async def _start_parts(self) -> None:
         """Start what needs no other node; each part says, as it starts, how it is closed."""
         settings, started = self.settings, self._started
+        started.callback(hold_limit(settings.payload_limit))
         started.push_async_callback(self._sinks.close, SINKS_WITHIN)
         self._watchdog = Watchdog(self.loop, settings.blocked_after)
         started.callback(self._watchdog.stop)

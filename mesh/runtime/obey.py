@@ -120,7 +120,8 @@ class CommandHandler:
         result = state.own_result(index) if direction is UNDO and index not in state.steps_in_doubt else None
         if self.router is not None and not step.is_local_only:
             try:
-                values = BoundArguments(step.arguments, state.tokens, step.address, evaluated).packed()
+                bound: BoundArguments = _new(BoundArguments, (step.arguments, state.tokens, step.address, evaluated))
+                values = bound.packed()
             except BaseException as error:  # a path may lead through a user's object
                 self._fail_unstarted(live, index, direction, error)
             else:
@@ -260,6 +261,9 @@ class CommandHandler:
 
     def _deliver(self, live: LiveTransaction, command: Deliver) -> None:
         self.deliver(live, command.emission)
+        future = live.resent.pop(command.emission.id, None) if live.resent else None
+        if future is not None and not future.done():
+            future.set_result(None)
 
     def _settle(self, live: LiveTransaction, command: Settle) -> None:
         live.disarm()

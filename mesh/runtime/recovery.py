@@ -331,16 +331,19 @@ class Ownership:
         """Why this node owns nothing at the moment; empty if it may."""
         self.times = 0
         """How often all that it had was taken over."""
+        self.refused = 0
+        """How many stimuli were refused since all was taken over last."""
         self._last = ""
 
     def about(self) -> dict[str, Any]:
-        """How many `times` all that ran here was taken over, and what was said of the `last`; `now`: why this node
-        takes nothing at the moment."""
-        return {"times": self.times, "last": self._last, "now": self.lost}
+        """How many `times` all that ran here was taken over, what was said of the `last`, and how many stimuli were
+        `refused` for it; `now`: why this node takes nothing at the moment."""
+        return {"times": self.times, "last": self._last, "refused": self.refused, "now": self.lost}
 
     def require(self) -> None:
-        """Raise `StoreError` while this node owns nothing."""
+        """Raise `StoreError` while this node owns nothing, and count that."""
         if self.lost:
+            self.refused += 1
             raise StoreError(f"this node takes no work at the moment: {self.lost}")
 
     def fenced(self, error: StaleOwner) -> None:
@@ -348,6 +351,7 @@ class Ownership:
         if self.lost or self._closed or error.owner not in ("", self.owner):
             return
         self.times += 1
+        self.refused = 0
         self.lost = self._last = str(error)
         self._recovery.stop()
         self._forget()
@@ -384,7 +388,7 @@ class Ownership:
                 await asyncio.sleep(self._lease)
         self.owner, self.lost = name, ""
         self._supervisor.healthy = True
-        logger.warning("this node goes on as owner %r", name)
+        logger.warning("this node goes on as owner %r; %d stimuli were refused meanwhile", name, self.refused)
         self._recovery.begin_again(name)
 
 

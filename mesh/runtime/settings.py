@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from bitactor.errors import ConfigurationError, suggest
 from bitactor.messages.duration import LONGEST
+from bitactor.messages.values import MAX_TOKEN_BYTES
+from mesh.limits.payload import LEAST_LIMIT, MOST_LIMIT
 from mesh.limits.pools import DEFAULT_THREADS, usable_cores
 from mesh.stores.lease import HUNG_AFTER
 
@@ -59,6 +61,9 @@ class Settings(BaseSettings):
     """Places of each pool that steps name with `limit=`: so many of their hops run at once in this process, over all
     transactions.  In the
     environment as JSON: `{"database": 5}`."""
+    payload_limit: int = Field(MAX_TOKEN_BYTES, ge=LEAST_LIMIT, le=MOST_LIMIT)
+    """Bytes that one value may take which a transaction carries: an input, a step's result, an emitted signal.  All
+    meshes that are open in a process have the same; a node takes no larger value from another."""
     max_in_flight: int = Field(1_000_000, ge=1)
     """Transactions running at once before new stimuli wait."""
     patience: float = Field(5.0, ge=0, le=LONGEST)

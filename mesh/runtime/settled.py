@@ -25,7 +25,7 @@ from bitactor.messages.signal import Fault
 from bitactor.messages.values import is_text, shown
 from bitactor.plan.plan import Plan
 from bitactor.ports import AsyncStoreQueries, StoreQueries, TransactionRow
-from bitactor.saga import CancelRequested, ResumeRequested, UndoRequested
+from bitactor.saga import CancelRequested, ResumeRequested, SendAgainRequested, UndoRequested
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.recovery import shape_changed
 from mesh.runtime.supervisor import Supervisor
@@ -82,6 +82,8 @@ class Transactions:
         self._require_open = require_open
         self._closed = False
         self._reopened: dict[str, LiveTransaction] = {}
+        self.one_at_a_time = asyncio.Lock()
+        """For what reads whole journals, of which many may be asked for at once."""
 
     def close(self) -> None:
         """Wait no more for transactions that other processes run."""
@@ -273,24 +275,25 @@ class Transactions:
         if live.failure is not None and live.state.status == "running":
             raise live.failure
         if live.settled and live.state.status == "halted":
-            live, pulses = await self._as_it_stands(live, ask)
+            live, pulses = await self.as_it_stands(live, ask)
             if live.settled and live.state.status == "halted":
                 self._reopen(live, pulses)
         if not live.settled and not self.owns(live):
             row = await ask.get(live.state.transaction)
             live = self.known(live)  # it may have been taken over meanwhile
             if not live.settled and not self.owns(live):
-                raise Unroutable(self._elsewhere(live.state.transaction, "" if row is None else row.owner))
+                raise Unroutable(self.elsewhere(live.state.transaction, "" if row is None else row.owner))
         if self.owns(live):
             self._supervisor.enqueue(live, CancelRequested(fault))
         return live
 
-    def _elsewhere(self, transaction: str, owner: str) -> str:
-        """Who runs a transaction that does not run here, and how that one is asked to cancel it."""
+    def elsewhere(self, transaction: str, owner: str, verb: str = "", what: str = "cancel it") -> str:
+        """Who runs a transaction that does not run here, and how that one is asked to change it."""
         who = f"node {owner}, another process" if owner else "another process"
+        verb = verb or f"cancel {transaction}"
         return (
-            f"transaction {transaction} is run by {who} on {self._where}, and only that one can cancel it: ask it "
-            f"with `bitactor cancel {transaction}`, --http (its ingress) or --registry; or in its own code"
+            f"transaction {transaction} is run by {who} on {self._where}, and only that one can {what}: ask it "
+            f"with `bitactor {verb}`, --http (its ingress) or --registry; or in its own code"
         )
 
     async def resume(self, live: LiveTransaction) -> LiveTransaction:
@@ -302,7 +305,7 @@ class Transactions:
             Unroutable: it began in another shape of its workflow, so only the release that declares that one can carry
                 it on.
         """
-        live, pulses = await self._as_it_stands(live, self.queries)
+        live, pulses = await self.as_it_stands(live, self.queries)
         _require_status(live, ("halted", "stuck"), "a halted or stuck one can be resumed")
         self._reopen(live, pulses)
         data = next((pulse.data or {} for pulse in reversed(pulses) if pulse.kind == "halted"), {})
@@ -319,18 +322,28 @@ class Transactions:
             Unroutable: it began in another shape of its workflow, so only the release that declares that one can undo
                 it.
         """
-        live, pulses = await self._as_it_stands(live, self.queries)
+        live, pulses = await self.as_it_stands(live, self.queries)
         _require_status(live, ("completed",), "a completed one can be undone, and only once")
         self._reopen(live, pulses)
         self._supervisor.enqueue(live, UndoRequested(fault))
         return live
 
-    async def _as_it_stands(
-        self, live: LiveTransaction, ask: AsyncStoreQueries
+    def send_again(self, live: LiveTransaction, pulses: Sequence[Pulse], emission: str) -> asyncio.Future[None]:
+        """Take up a transaction, as `as_it_stands` gives it, to bring a signal that nobody took to its consumers once
+        more; the future is of when the journal says so."""
+        self._reopen(live, pulses, stays_settled=True)
+        live.resent = live.resent or {}
+        done = live.resent[emission] = self._supervisor.loop.create_future()
+        self._supervisor.enqueue(live, SendAgainRequested(emission))
+        return done
+
+    async def as_it_stands(
+        self, live: LiveTransaction, ask: AsyncStoreQueries | None = None
     ) -> tuple[LiveTransaction, Sequence[Pulse]]:
         """A transaction that is to go on, and its pulses; it may have gone on since `live` was made, through another
         handle or in another process.  Until the caller awaits something, no other handle comes in between."""
         self._require_open()
+        ask = ask or self.queries
         transaction, running = live.state.transaction, self._supervisor.transactions
         while True:
             before = self.known(live)
@@ -349,10 +362,10 @@ class Transactions:
         fits = live.failure is None and len(pulses) == live.state.seq
         return live if fits else self._fold(transaction, pulses), pulses
 
-    def _reopen(self, live: LiveTransaction, pulses: Sequence[Pulse]) -> None:
-        """Take up a transaction that has settled."""
+    def _reopen(self, live: LiveTransaction, pulses: Sequence[Pulse], *, stays_settled: bool = False) -> None:
+        """Take up a transaction that has settled; see `Supervisor.reopen`."""
         transaction = live.state.transaction
-        self._supervisor.reopen(live, pulses[-1].at_ns)
+        self._supervisor.reopen(live, pulses[-1].at_ns, stays_settled=stays_settled)
         self._reopened.pop(transaction, None)
         self._reopened[transaction] = live
         if len(self._reopened) > KNOWN_REOPENED:

@@ -27,6 +27,7 @@ from mesh.limits.timing_wheel import TimingWheel
 from mesh.runtime.admission import DELIVERY_ENDS, Admission
 from mesh.runtime.live import HopPermits, LiveTransaction
 from mesh.runtime.obey import CommandHandler
+from registry.support.log_throttle import LogThrottle
 
 logger = logging.getLogger("bitactor.supervisor")
 
@@ -74,6 +75,7 @@ class Supervisor:
         """Told of a transaction that was given up for a fault of its own, and of the fault."""
         self.on_fenced: Callable[[StaleOwner], None] = lambda error: None
         """Told when a write was refused because another process has all that runs here."""
+        self._unwritten = LogThrottle(logger)
         self._keys: dict[tuple[str, str], LiveTransaction] = {}
         self._events: deque[tuple[LiveTransaction, Any]] = deque()
         self._scheduled = False
@@ -116,7 +118,8 @@ class Supervisor:
         # Kept now, without waiting for the next turn; its commands are still obeyed there, outside of any task.
         state = live.state
         pulses, commands = live.saga.react(event, now_ns)
-        write = Write(state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead)
+        of = (state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead)
+        write = _new(Write, of)
         self._refusals = None
         self.store.append((write,), self._note_refusals)
         order = [(live, pulses, commands, 0)]
@@ -139,9 +142,13 @@ class Supervisor:
         given_back = given_back and live.state.epoch == epoch - 1
         self.enqueue(live, Recovered(owner, epoch, given_back))
 
-    def reopen(self, live: LiveTransaction, since_ns: int) -> None:
-        """Let a settled transaction go on, whose latest pulse is of `since_ns`."""
-        if live.settled:
+    def reopen(self, live: LiveTransaction, since_ns: int, *, stays_settled: bool = False) -> None:
+        """Let a settled transaction go on, whose latest pulse is of `since_ns`; `stays_settled`: only with a signal
+        that it has emitted."""
+        if stays_settled and live.settled and live.state.transaction not in self.transactions:
+            live.continue_time(self.clock, since_ns)
+            self.transactions[live.state.transaction] = live
+        elif live.settled and not stays_settled:
             live.continue_time(self.clock, since_ns)
             live.settled = False
             self._own(live)
@@ -224,7 +231,9 @@ class Supervisor:
                 continue
             is_open = state.phase is RUNNING or state.open
             if pulses:
-                key = live.key if pulses[0].seq == 0 else ""
+                key = live.key
+                if key and pulses[0].seq:
+                    key = ""
                 self._refusals = None
                 write = _new(Write, (state.transaction, state.epoch, pulses, state.status, is_open, key, state.dead))
                 store.append((write,), self._note_refusals)
@@ -290,11 +299,10 @@ class Supervisor:
             if isinstance(error, StaleOwner):
                 self.on_fenced(error)
             else:
-                logger.critical(
-                    "the journal could not be written: %s; giving up %d transactions here", error, len(orders)
-                )
-            for live, *_ in orders:
-                self._relinquish(live, error, parks=False)
+                text = "the journal could not be written: %s; giving up %d transactions here"
+                self._unwritten.log(logging.CRITICAL, self.clock.monotonic_ns(), text, error, len(orders))
+            for live, pulses, *_ in orders:  # who stimulates is told, and may do so again and again
+                self._relinquish(live, error, expected=bool(pulses) and pulses[0].seq == 0, parks=False)
             return
         refused = {refusal.index: refusal.error for refusal in refusals} if refusals else None
         for live, pulses, commands, index in orders:
@@ -373,6 +381,7 @@ class Supervisor:
         was_running = not live.settled
         live.settled = True
         live.failure = _failure_of(live, error)
+        live.fail_resent(live.failure)
         live.disarm()
         for actor in list(live.actors.values()):
             actor.fence()
@@ -402,8 +411,9 @@ class Supervisor:
         """Stop all hops that run here; what has not settled is still in the journal, and its waiters are told."""
         self._abandon_queued()
         for live in list(self.transactions.values()):
+            error = StoreError(f"transaction {live.state.transaction} was still running when its mesh was closed")
+            live.fail_resent(error)
             if not live.settled:
-                error = StoreError(f"transaction {live.state.transaction} was still running when its mesh was closed")
                 self._relinquish(live, error, expected=True)
         self.transactions.clear()
         self._events.clear()

@@ -18,6 +18,7 @@ from bitactor.messages.codec import Packed, decode_token, encode_token
 from bitactor.messages.faults import fault_as_plain, utf8_safe
 from bitactor.messages.pulse import SECRET_MARK, Pulse
 from bitactor.messages.signal import Fault
+from bitactor.messages.values import READABLE_BYTES
 
 _JSON_SCALARS = (str, bool, int, type(None))
 _OF_LETTERS = (
@@ -69,9 +70,9 @@ def masked_pulse(pulse: Pulse) -> Pulse:
     """The pulse, its values as plain data where a secret is among them, which is masked."""
     token_in, token_out, data = pulse.token_in, pulse.token_out, pulse.data
     if isinstance(token_in, bytes) and SECRET_MARK in token_in:
-        token_in = encode_token(plain(token_in))
+        token_in = encode_token(plain(token_in), READABLE_BYTES)
     if isinstance(token_out, bytes) and SECRET_MARK in token_out:
-        token_out = encode_token(plain(token_out))
+        token_out = encode_token(plain(token_out), READABLE_BYTES)
     return pulse._replace(token_in=token_in, token_out=token_out, data=masked(data))
 
 

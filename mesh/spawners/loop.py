@@ -26,7 +26,7 @@ class InlineSpawner(Spawner):
 
     @override
     def start(self, actor: Actor) -> None:
-        if not actor.begin():
+        if not actor.begin(timed=False):
             return
         context = actor.executor.contextvars_for(actor)
         try:
@@ -59,13 +59,15 @@ class LoopSpawner(Spawner):
 
     @override
     def start(self, actor: Actor) -> None:
-        if actor.state != STARTED and not actor.begin():  # it has started if its function has passed a coroutine on
+        # It has started if its function has passed a coroutine on.
+        if actor.state != STARTED and not actor.begin(timed=False):
             return
         executor = actor.executor
         task = executor.start_task(self._drive(actor), actor.signal.name, executor.contextvars_for(actor))
         if not task.done():
             actor.task = task
             self._running.add(actor)
+            actor.keep_time()
 
     def take_over(self, actor: Actor, coroutine: CoroutineType[Any, Any, Any]) -> None:
         """Await a coroutine that an actor's `def` function has passed on, as decorators do, in place of a value."""

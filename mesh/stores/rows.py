@@ -9,7 +9,7 @@ import msgpack
 
 from bitactor.messages.codec import Packed, pack, token_bytes, token_from_bytes, unpack
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.values import is_text
+from bitactor.messages.values import READABLE_BYTES, is_text
 from bitactor.ports import TransactionRow
 
 PulseRow = tuple[str, int, str, str, str, int, int, int, int | None, str | bytes | None, bytes]
@@ -127,7 +127,7 @@ def _encode_extra(value: Any) -> Any:
         return list(value)
     if isinstance(value, Mapping):
         return dict(value)
-    return msgpack.ExtType(_EXT_VALUE, pack(value))
+    return msgpack.ExtType(_EXT_VALUE, pack(value, READABLE_BYTES))
 
 
 def _decode_extra(code: int, data: bytes) -> Any:

@@ -26,7 +26,7 @@ from typing_extensions import override
 from bitactor.errors import ConfigurationError, StaleOwner, StoreError, suggest
 from bitactor.ports import Claim, Refusal, Store, StoreFault, StoreQueries, TransactionRow, Write
 from mesh.stores.audit import Inspector
-from mesh.stores.database import connect, is_busy, retry_while_busy, sleep_through, store_error, tries
+from mesh.stores.database import Value, connect, is_busy, retry_while_busy, sleep_through, store_error, tries
 from mesh.stores.journal.migration import migrating
 from mesh.stores.journal.takeover import Copies
 from mesh.stores.lease import (
@@ -139,20 +139,17 @@ class SqliteStore(Store):
         if not owner:
             raise StoreError(f"{self._path}: an owner needs a name")
         yield from self._unless_closed(migrating(self._path, self._wall_ns))
-        try:
-            connection = self._connect()
-        except sqlite3.Error as error:
-            raise store_error(error, self._path) from error
+        connection = yield from self._connecting()
         try:
             yield from self._taking_name(connection, owner)
         except BaseException:
             connection.close()
             raise
         self._connection = connection
-        self._queries.words.load(connection)
         self._opened = True
         try:
-            self._file = StoreFile(self._path)
+            self._writer = Writer(self._owner, self._number, self._queries.words)
+            self._file = StoreFile(self._path, self._writer.newest_row)
             self._start_threads()
             self._queries.open(connection, self._require_file)
         except BaseException:
@@ -191,6 +188,7 @@ class SqliteStore(Store):
         def take() -> None:
             self._began_ns = monotonic_ns()
             self._number = register(connection, owner, self._identity, self._wall_ns() + self._bounds.lease_ns)
+            self._queries.words.load(connection)
 
         try:
             yield from self._unless_closed(tries(take, self._patience, self._path))
@@ -198,8 +196,19 @@ class SqliteStore(Store):
             raise store_error(error, self._path) from error
         self._owner = owner
 
-    def _unless_closed(self, waiting: Generator[float, None, object]) -> Generator[float]:
-        for pause in waiting:
+    def _connecting(self) -> Generator[float, None, sqlite3.Connection]:
+        try:
+            return (yield from self._unless_closed(tries(self._connect, self._patience, self._path)))
+        except sqlite3.Error as error:
+            raise store_error(error, self._path) from error
+
+    def _unless_closed(self, waiting: Generator[float, None, Value]) -> Generator[float, None, Value]:
+        while True:
+            try:
+                pause = next(waiting)
+            except StopIteration as end:
+                value: Value = end.value
+                return value
             yield pause
             if self._closing:
                 raise StoreError(f"{self._path}: the store was closed while it waited for the file")
@@ -337,7 +346,6 @@ class SqliteStore(Store):
         return connect(self._path, synchronous=self._synchronous, timeout=0, checkpoint_pages=pages)
 
     def _start_threads(self) -> None:
-        self._writer = Writer(self._owner, self._number, self._queries.words)
         synchronous = self._synchronous if self._synchronous == "OFF" else "NORMAL"
         self._checkpoint_thread = CheckpointThread(self._path, synchronous, self._checkpoint_pages)
         self._checkpoint_thread.may_work = self._may_checkpoint

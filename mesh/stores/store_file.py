@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from bitactor.errors import StoreError
 from mesh.stores.database import APPLICATION_ID
+from mesh.stores.journal.parts import COMMIT_BITS, end_of_log
 
 _RESTART: Final = "put the file back (with its -wal, if there is one) and restart this node, it takes what is there"
 _RESTORE: Final = "stop every node that uses it, then put a sound copy there, without -wal and -shm, and start them"
+
+
+_LOST: Final = (
+    "SELECT 1 FROM owners WHERE number = ? AND fenced = '' AND NOT EXISTS (SELECT 1 FROM log WHERE id >= ? AND id < ?)"
+)
 
 
 class StoreFile:
@@ -21,13 +28,18 @@ class StoreFile:
     locks with it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, newest_row: Callable[[], int] = lambda: 0) -> None:
         """Call it while a connection of this process is open.
+
+        Args:
+            newest_row: gives the newest row of the log that this process has committed, 0 if it has none; from any
+                thread.
 
         Raises:
             StoreError: one of the files is gone already.
         """
         self._path = path
+        self._newest_row = newest_row
         self.fault = ""
         """What has become of it, and what to do; empty: all is well.  Once there is one, it stays, and nobody may
         write: what others did to the file meanwhile cannot be told."""
@@ -78,6 +90,7 @@ class StoreFile:
 
     def _overwritten(self) -> str:
         """What has become of the contents, by what is always true of them; empty: nothing is known to be wrong."""
+        newest = self._newest_row()
         found = self._path.stat()
         shrunk = found.st_size < self._size
         if not found.st_size or (shrunk and self._logical()[0] >= self._size):
@@ -85,8 +98,19 @@ class StoreFile:
         version = self._schema_version()
         if version != self._version and not self._version <= version <= self._logical()[1]:
             return "was overwritten while it was in use"
+        if newest and self._is_lost(newest):
+            return "was overwritten while it was in use"
         self._size, self._version = found.st_size, version
         return ""
+
+    def _is_lost(self, newest: int) -> bool:
+        """Whether neither this row of the log nor one after it is there, though its owner is not fenced."""
+        connection = sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, isolation_level=None)
+        try:
+            values = (newest >> COMMIT_BITS, newest, end_of_log(newest))
+            return connection.execute(_LOST, values).fetchone() is not None
+        finally:
+            connection.close()
 
     def _schema_version(self) -> int:
         """SQLite's number of the schema in the file itself, whatever the log has; it only ever rises."""

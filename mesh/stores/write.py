@@ -10,6 +10,8 @@ old: so the log is short, and nothing in it is needed for long.
 
 from __future__ import annotations
 
+import json
+import logging
 import sqlite3
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +28,8 @@ from mesh.stores.journal.takeover import INSERT_PART
 from mesh.stores.journal.words import Words
 from mesh.stores.lease import require_lease
 
+_log = logging.getLogger("bitactor.store")
+
 LOG_BYTES: Final = 4 * 1024 * 1024
 """Bytes of an owner's log that are not in the archive; more, and what is oldest goes there."""
 PART_BYTES: Final = 64 * 1024
@@ -40,8 +44,7 @@ _new = tuple.__new__
 
 
 PreparedWrite = tuple[Write, bytes, Blobs | None, Exception | None]
-"""A write; its pulses as the body of a frame, empty without any; tokens that are too long for that; or the error for
-which it cannot be kept."""
+"""A write, its pulses as a frame's body (empty without any), tokens too long for that; or why it cannot be kept."""
 
 
 class _Draft:
@@ -79,7 +82,7 @@ _INSERT_ROW: Final = "INSERT INTO log VALUES (?, ?)"
 _INSERT_ROW_ALONE: Final = (
     "INSERT INTO log SELECT ?, ? WHERE EXISTS (SELECT 1 FROM owners WHERE owner = ? AND fenced = '')"
 )
-_TRUNCATE: Final = "DELETE FROM log WHERE id >= ? AND id < ?"
+_TRUNCATE: Final = "DELETE FROM log WHERE id >= ? AND id < ? AND id NOT IN (SELECT value FROM json_each(?))"
 
 
 class Writer:
@@ -94,14 +97,20 @@ class Writer:
     def become(self, owner: str, number: int) -> None:
         """Write as this owner from now on; nothing that was known of any transaction is true for it."""
         self._owner = owner
+        self._rows: deque[int] = deque()  # bytes of the log's rows up to the newest
         self._next_row = log_id(number, 1)
         # Open transactions that are ours and were written to; those to be read again are not among them
         self._held: dict[str, Held] = {}
         # The first row of the log in which each has frames, oldest first; also of those to be read again
         self._log_from: dict[str, int] = {}
-        self._rows: deque[int] = deque()  # bytes of the log's rows up to the newest
         self._bytes = 0
         self._unreadable: set[str] = set()  # what stays in the log, damaged
+        self._strange: set[int] = set()  # rows of the log that were there before they were written
+
+    def newest_row(self) -> int:
+        """The newest row of the log that was committed; 0: there is none.  From any thread; it stays in the file until
+        another process takes over."""
+        return self._next_row - 1 if self._rows else 0
 
     def prepare(self, writes: Iterable[Write]) -> list[PreparedWrite]:
         """The writes with their pulses packed now, so that nothing changes them any more."""
@@ -128,6 +137,14 @@ class Writer:
             StaleOwner: our lease was taken from us; nothing was written.
             sqlite3.Error: nothing was written; when busy, the same call can be made again.
         """
+        while True:
+            try:
+                return self._commit(connection, items)
+            except sqlite3.IntegrityError:
+                if not self._step_over(connection):
+                    raise
+
+    def _commit(self, connection: sqlite3.Connection, items: Sequence[PreparedWrite]) -> tuple[list[Refusal], int]:
         batch = _Batch(self._owner, self._held, connection, self._next_row)
         wanted = list(self._packer.wanted)  # of a dictionary that `prepare` adds to on another thread, which this bears
         try:
@@ -161,6 +178,20 @@ class Writer:
         for transaction in transactions:
             self._held.pop(transaction, None)
 
+    def _step_over(self, connection: sqlite3.Connection) -> bool:
+        """Pass over the log's next id if there is a row already: it is out of its place, and stays for who looks."""
+        row = self._next_row
+        if connection.execute("SELECT 1 FROM log WHERE id = ?", (row,)).fetchone() is None:
+            return False
+        _log.error(
+            "log row %d of owner %r is there and was not written by it, so it goes on with the next: the file is "
+            "damaged; `bitactor verify` names the row", row, self._owner,
+        )  # fmt: skip
+        self._strange.add(row)
+        self._next_row += 1
+        self._rows.append(0)
+        return True
+
     def _old(self) -> dict[str, Held | None]:
         """What the log has had for longest, to be taken to the archive, if the log is long; None: to be read again."""
         old: dict[str, Held | None] = {}
@@ -179,10 +210,10 @@ class Writer:
         """Delete the oldest rows of the log if all in them is in the archive; returns how many."""
         kept = (row for name, row in self._log_from.items() if not batch.takes_from_log(name))
         first = self._next_row - len(self._rows)
-        rows = min(next(kept, self._next_row) - first, TRUNCATED.stop)
+        rows = min(next(kept, self._next_row) - first, len(self._rows) - 1, TRUNCATED.stop)
         if rows < TRUNCATED.start and (rows <= 0 or self._bytes <= LOG_BYTES // 2):
             return 0
-        batch.connection.execute(_TRUNCATE, (first, first + rows))
+        batch.connection.execute(_TRUNCATE, (first, first + rows, json.dumps([*self._strange])))
         return rows
 
     def _apply(self, batch: _Batch, size: int, deleted: int) -> None:
@@ -244,9 +275,8 @@ class _Batch:
             index = self._write_hops(items, index + 1)
 
     def _write_hops(self, items: Sequence[PreparedWrite], index: int) -> int:
-        """Make the frames of items from this one on, as long as they add pulses to what is held and change nothing else
-        of it; returns where that ends.  What is held is right once this is committed: if that fails, nobody believes
-        it."""
+        """Make the frames of items from this one on, as long as they do no more than add pulses to what is held, which
+        is right once this is committed (else nobody believes it); returns where that ends."""
         all_held, drafts, refused, frames = self._held, self.drafts, self._refused, self.frames
         for write, body, blobs, _ in items[index:] if index else items:
             transaction, epoch, pulses, status, is_open, _, dead = write[:]
@@ -288,8 +318,7 @@ class _Batch:
             return
         was_epoch, was, was_open, next_seq, was_dead, other_owner = draft.state
         if epoch != was_epoch or other_owner or not pulses or pulses[0].seq != next_seq:
-            error = conflict(write, draft.state)
-            if error is not None:
+            if (error := conflict(write, draft.state)) is not None:
                 self._refuse(index, transaction, error)
                 return
         if body:

@@ -22,7 +22,7 @@ import zmq
 from bitactor.errors import ConfigurationError
 from registry.entry import EndpointInUse
 from registry.support.curve import Curve
-from registry.support.private import check_directory
+from registry.support.private import private_directory, private_socket
 
 IPC: Final = "ipc://"
 TCP: Final = "tcp://"
@@ -86,14 +86,14 @@ class Binding:
         self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
         self._lock: FileLock | None = None
         if self._path is not None:
-            _private_directory(self._path.parent)
+            private_directory(self._path.parent)
             self._lock = FileLock(self._path.with_name(self._path.name + ".lock"), endpoint)
         try:
             if self._path is not None:
                 _remove_stale(self._path, endpoint)
             listener.bind(endpoint)
             if self._path is not None:
-                self._path.chmod(0o600)
+                private_socket(self._path)
         except zmq.ZMQError as error:
             self.release()
             if error.errno == errno.EADDRINUSE:
@@ -112,14 +112,6 @@ class Binding:
                 if stat.S_ISSOCK(self._path.lstat().st_mode) and not is_listening(self._path):
                     self._path.unlink()
             lock.release()
-
-
-def _private_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_directory(directory)
-    except OSError as error:
-        raise ConfigurationError(f"cannot make the directory of the socket: {error}") from error
 
 
 def _remove_stale(path: Path, endpoint: str) -> None:

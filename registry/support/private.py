@@ -1,4 +1,7 @@
-"""Whether others could listen, or put a socket of theirs, where ours is: the one rule for directories and sockets."""
+"""Whether others could listen, or put a socket of theirs, where ours is: the one rule for directories and sockets, of
+registries and of nodes.
+
+Nobody but us may put a socket into the directory, and nobody but us may connect to the socket: it is of mode 0600."""
 
 from __future__ import annotations
 
@@ -9,6 +12,31 @@ from pathlib import Path
 from bitactor.errors import ConfigurationError
 
 _ROOT = 0
+
+
+def private_directory(directory: Path) -> None:
+    """Make a directory for our sockets, of mode 0700, or check the one that is there.
+
+    Raises:
+        ConfigurationError: it cannot be made, or `check_directory` refuses it.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_directory(directory)
+    except OSError as error:
+        raise ConfigurationError(f"cannot make the directory {directory} for a socket: {error.strerror}") from error
+
+
+def private_socket(path: Path) -> None:
+    """Let nobody but us connect to a socket that we have just bound.
+
+    Raises:
+        ConfigurationError: it is gone, or another's.
+    """
+    try:
+        path.chmod(0o600)
+    except OSError as error:
+        raise ConfigurationError(f"cannot make the socket {path} private: {error.strerror}") from error
 
 
 def check_directory(directory: Path) -> None:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bitactor import Context, Element, Halt, Input, Workflow
+from bitactor import Context, Element, Halt, Input, Signal, Workflow, consumer
 from mesh import Mesh
 from mesh.cli import main
 from mesh.ingress.server import HttpServer
 from registry import RegistryServer
 from tests.conformance.claims import claim
+from tests.e2e.support import BOUND, until
 
 SECTION = "The command line"
 ROOT = Path(__file__).parents[2]
@@ -215,6 +216,45 @@ async def test_dead_letters_from_the_command_line(typed: Typed) -> None:
             code, out, said = await typed("dead-letters", "--before", "x", *way)
             assert code != 0 and not out and "before" in said
         assert told[0] == told[1] == told[2]
+
+
+@claim(
+    SECTION,
+    "`send-again` brings what is in a dead letter to its receiver, once however many ask, over an ingress and over a "
+    "registry; a file alone is refused, saying who can.",
+)
+async def test_a_dead_letter_is_sent_again_from_the_command_line(typed: Typed) -> None:
+    signs, heard = Workflow("signs", ttl=2, deadline=0.1), list[int]()
+
+    @signs.step
+    async def signup(ctx: Context) -> None:
+        for number in range(2):
+            await ctx.emit("user.created", number)
+
+    @consumer("user.created")
+    async def hear(signal: Signal) -> None:
+        heard.append(signal.token)
+
+    async with embedded(signs) as found:
+        transaction = await found.mesh.stimulate(signs)
+        await transaction.ended(BOUND)
+        await until(lambda: [pulse.kind for pulse in transaction.pulses()].count("tombstone") == 2)
+        _, out, _ = await typed("dead-letters", "--json", *found.store)
+        letters = [json.loads(line)["id"] for line in out.splitlines()]
+        for letter, way, other in zip(letters, found.ways, reversed(found.ways), strict=True):
+            code, out, said = await typed("send-again", letter, *found.store)
+            assert code == 3 and not out and f"mesh.send_again('{letter}')" in said
+            code, out, _ = await typed("send-again", letter, *way)
+            assert (code, out) == (0, f"{letter} is sent again; its transaction is completed\n")
+            code, out, said = await typed("send-again", letter, *other)
+            assert code != 0 and not out and "it was sent again, and is on its way" in said.replace("\n", " ")
+            code, out, said = await typed("send-again", f"{transaction.id}-0", *way)
+            assert code != 0 and f"there is no dead letter {transaction.id}-0" in said.replace("\n", " ")
+            code, out, said = await typed("send-again", transaction.id, *way)
+            assert code == 2 and "no dead letter's id" in said
+        assert (await typed("dead-letters", *found.store))[1] == ""
+        async with Mesh(hear, registry=found.ways[1][1]):
+            await until(lambda: sorted(heard) == [0, 1])
 
 
 @claim(SECTION, "`list` and `trace` agree on how long a transaction took, also while it runs.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import pytest
 from pydantic import SecretStr
 
-from bitactor import Context, Workflow
+from bitactor import Context, InvalidInput, Signal, Workflow, consumer
 from bitactor.testing import FakeClock
 from mesh import Mesh
 from tests.conformance.claims import claim
@@ -38,6 +40,40 @@ async def test_a_signal_that_nobody_takes(store: str) -> None:
         assert (letter.transaction, letter.kind, letter.name) == (transaction.id, "signal", "user.created")
         assert (letter.reason, letter.step, transaction.status) == ("unroutable", "signup", "completed")
         assert letter.payload == {"id": 7, "key": SecretStr("s3cret")} and "s3cret" not in str(letter.payload)
+
+
+@claim(
+    SECTION,
+    "A dead letter that is sent again reaches its consumers once, also if two ask for it at the same moment, and if "
+    "the node dies that was asked; one that cannot be sent again is refused, with the reason.",
+)
+async def test_a_dead_letter_sent_again(tmp_path: Path) -> None:
+    workflow, store, clock = Workflow("signs", ttl=4, deadline=5.0), f"sqlite:///{tmp_path}/pulses.db", FakeClock()
+    heard: list[object] = []
+
+    @workflow.step
+    async def signup(ctx: Context) -> None:
+        await ctx.emit("user.created", {"id": 7})
+
+    @consumer("user.created")
+    async def hear(signal: Signal) -> None:
+        heard.append(signal.token)
+
+    async with Mesh(workflow, store=store, clock=clock) as mesh:
+        transaction = await finish(mesh, workflow)
+        await pass_time(clock, 6.0, steps=5)
+        await until(lambda: tombstones(transaction) == ["unroutable"])
+        (letter,) = await mesh.dead_letters()
+        answers = await asyncio.gather(*(mesh.send_again(letter) for _ in range(2)), return_exceptions=True)
+        assert [type(answer).__name__ for answer in answers] == ["Transaction", "InvalidInput"]
+        with pytest.raises(InvalidInput, match="there is no dead letter"):
+            await mesh.send_again(f"{transaction.id}-0")
+        assert await mesh.dead_letters() == []
+    async with Mesh(workflow, hear, store=store) as mesh:
+        await until(lambda: heard)
+        with pytest.raises(InvalidInput, match="sent again"):
+            await mesh.send_again(letter)
+    assert heard == [{"id": 7}]
 
 
 @claim(

@@ -86,9 +86,9 @@ async def test_a_value_comes_back_and_the_actor_begins_and_ends_once(
     begun: list[BitActor] = []
     begin = BitActor.begin
 
-    def counting(actor: BitActor) -> bool:
+    def counting(actor: BitActor, **options: bool) -> bool:
         begun.append(actor)
-        return begin(actor)
+        return begin(actor, **options)
 
     monkeypatch.setattr(BitActor, "begin", counting)
     value = {"text": "grüße", "list": [1, 2.5, None], "bytes": b"\0\1"}

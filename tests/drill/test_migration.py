@@ -109,7 +109,7 @@ async def test_a_large_store_of_an_earlier_release(packages: Path, tmp_path: Pat
             "SELECT transaction_id, status FROM transactions WHERE status NOT LIKE 'comp%'"
         ).fetchall()
     refused = run(packages, "-m", "mesh.cli", "list", "--store", f"sqlite:///{store}")
-    assert "has schema version 2, this release knows up to 1; run the release that wrote it" in refused.stderr
+    assert "has schema version 3, this release knows up to 1; run the release that wrote it" in refused.stderr
     print(
         f"\n{dict(statuses)}, {equal} pulses equal, {kills} kills, {took:.1f} s with them, "
         f"{old.stat().st_size} bytes before, {store.stat().st_size} after"

@@ -191,7 +191,27 @@ def inline_span() -> str:
         return "inline"
 
 
+large = Workflow("large", input={"text": str, "times": int, "where": str}, ttl=5)
+
+
+@large.step(retries=0)
+async def repeat(text: str, times: int, where: str, ctx: Context) -> str:
+    if where == "emitted":
+        await ctx.emit("large.text", text * times)
+        return ""
+    return text * times
+
+
+large_in_process = Workflow("large.in_process", input={"text": str, "times": int}, ttl=5)
+
+
+@large_in_process.step(spawn="process", retries=0)
+def repeat_there(text: str, times: int) -> str:
+    return text * times
+
+
 definitions: dict[str, Any] = {
     "signup": signup, "greet": greet, "ping": ping, "pong": pong, "serve": serve, "fragile": fragile,
-    "forgiving": forgiving, "slow": slow, "chain": chain, "spans": spans, **DEFINITIONS,
+    "forgiving": forgiving, "slow": slow, "chain": chain, "spans": spans, "large": large,
+    "large.in_process": large_in_process, **DEFINITIONS,
 }  # fmt: skip

@@ -1,7 +1,6 @@
 """The command line as its users have it: real processes, real files, real sockets.
 
-What runs until it is stopped is started afresh, and so is a command whose start is the question; other commands find
-our packages imported (`tests/warm.py`).
+Commands find our packages imported (`tests/warm.py`), unless their start is the question.
 """
 
 from __future__ import annotations
@@ -125,24 +124,27 @@ class Running:
     """A command that goes on until it is stopped."""
 
     def __init__(self, *arguments: str, cwd: Path) -> None:
-        self.process = subprocess.Popen(
-            command(*arguments, "--json"),
-            cwd=cwd,
-            env=environ(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.process.communicate(timeout=PATIENCE)[1]
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed when it has ended
+        words = command(*arguments, "--json")[1:]
+        self.process = warm.start(words, cwd=cwd, env=environ(), stderr=self._said, text=True)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.stdin, self._stdout = self.process.stdin, self.process.stdout
+        line = self._stdout.readline()
+        assert line, self.end()
         self.ready = json.loads(line)
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, said
+        return self.end()
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code and what it has said, once it has ended."""
+        code = self.process.wait(PATIENCE)
+        self._said.seek(0)
+        said = self._said.read()
+        for stream in (self.stdin, self._stdout, self._said):
+            stream.close()
+        return code, said
 
 
 @pytest.fixture
@@ -420,12 +422,8 @@ def test_a_signal_drains_and_a_second_one_means_now(directory: Path) -> None:
 
 def test_a_node_goes_with_the_one_who_started_it(directory: Path) -> None:
     node = Running("run", "shop:order", "--until-stdin-closes", cwd=directory)
-    assert node.process.stdin is not None
-    node.process.stdin.close()
-    assert node.process.wait(PATIENCE) == 0
-    assert node.process.stdout is not None and node.process.stderr is not None
-    node.process.stdout.close()
-    node.process.stderr.close()
+    node.stdin.close()
+    assert node.end() == (0, "")
 
 
 def test_nobody_there(directory: Path) -> None:
@@ -531,8 +529,7 @@ def test_a_node_that_dies_while_it_is_waited_for(directory: Path) -> None:
     for _ in range(int(PATIENCE * 10)):
         if bitactor("list", "--store", "sqlite:///pulses.db", "--json", cwd=directory).stdout:
             break
-    node.process.kill()
-    node.process.communicate()
+    node.stop(signal.SIGKILL)
     _, said = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 3 and "went away before it answered" in said and "may have been taken" in said
     twice = bitactor("stimulate", "shop.order", "-i", "a=1", "-i", "a=2", "--http", "http://127.0.0.1:1", cwd=directory)

@@ -8,8 +8,8 @@ How a page is read:
 - In a `console` block, `$ ` begins a command, and what follows is its output, if any is shown; `...` stands for
   anything. Commands that run until they are stopped are left running to the end of their section, as in a terminal of
   their own; what a section exports ends with it too.
-- The first program that a page has its reader type, and those that are left running, are started afresh, as a reader
-  does; the others, and all of a page on which nobody types anything, find our packages imported (`tests/warm.py`),
+- Of the pages that a newcomer reads first, the first program that is typed, and those that are left running, are
+  started afresh, as a reader does; the others, and all of other pages, find our packages imported (`tests/warm.py`),
   unless they need more of a shell than its words.
 - Ids, times, bars of a waterfall, ports and directories differ from run to run and are not compared.  An id that a page
   showed earlier means, in a command, the one that came there.
@@ -40,6 +40,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLLOWED: Final = [page for page in PAGES if page.parent.name != "examples"]
 """The examples are programs of the repository; `test_examples.py` runs their pages where those are."""
+READ_FIRST: Final = frozenset(("README.md", "getting-started.md"))
+"""What shows that programs run as they are installed; other pages are of what they do."""
 PATIENCE: Final = 60.0
 """Seconds for a command that takes one on an idle machine."""
 
@@ -126,19 +128,28 @@ def _steady(line: str) -> str:
 class Lasting:
     """A command that runs until it is stopped."""
 
-    def __init__(self, text: str, directory: Path, environment: dict[str, str]) -> None:
-        self._child = subprocess.Popen(
-            ["bash", "-c", f"exec {text}"],
-            cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+    def __init__(self, text: str, directory: Path, environment: dict[str, str], words: list[str] | None) -> None:
+        """`words`, what follows `python`, if it may be forked."""
+        self._child: warm.Child | subprocess.Popen[bytes]
+        reading, writing = os.pipe()
+        self._stdout = os.fdopen(reading)
+        if words is None:
+            self._child = subprocess.Popen(
+                ["bash", "-c", f"exec {text}"], cwd=directory, env=environment, stdout=writing, stderr=writing
+            )
+        else:
+            with Path(os.devnull).open() as nothing:
+                self._child = warm.start(
+                    words, cwd=directory, env=environment, stdin=nothing, stdout=writing, stderr=writing
+                )
+        os.close(writing)
         self._lines: list[str] = []
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self._child.stdout is not None
-        for line in self._child.stdout:
+        for line in self._stdout:
             self._lines.append(line.rstrip("\n"))
             if " ready" in line:
                 self._ready.set()
@@ -160,8 +171,7 @@ class Lasting:
                 self._child.kill()
                 self._child.wait()
             self._reader.join(PATIENCE)
-            assert self._child.stdout is not None
-            self._child.stdout.close()
+            self._stdout.close()
         assert code == 0, self._lines
         return self._lines
 
@@ -179,7 +189,7 @@ class Reader:
         self._files: dict[str, int] = {}
         self._used: list[str] = []
         self._exported: dict[str, str] = {}
-        self._begun = not any(part is not None and part.language == "console" for part in parts(page))
+        self._begun = page.name not in READ_FIRST
         not_theirs = ("BITACTOR_", "OTEL_", "PYTEST_", "COLUMNS")
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith(not_theirs)}
         self._environment |= {
@@ -190,7 +200,7 @@ class Reader:
             "PYTHONWARNINGS": "error::ResourceWarning",
             "PYTHONUTF8": "1",
             "NO_COLOR": "1",
-            "PYTEST_ADDOPTS": "-p no:schemathesis",  # a plugin of ours, which takes long to load
+            "PYTEST_ADDOPTS": "-p no:schemathesis -p no:anyio",  # plugins of ours, which take long to load
         }
 
     def _programs(self) -> Path:
@@ -262,7 +272,8 @@ class Reader:
                 name, _, value = text.removeprefix("export ").partition("=")
                 self._exported[name] = self._run(line, f'printf "%s" {value}')[0]
             elif _LASTING.match(text) and "--help" not in text:
-                self._lasting.append(Lasting(text, self._home, self._environment | self._exported))
+                words = None if self._page.name in READ_FIRST else _words(text)
+                self._lasting.append(Lasting(text, self._home, self._environment | self._exported, words))
                 came = self._lasting[-1].said()
                 self._compare(line, shown, came[: len(shown)])
             else:
@@ -279,13 +290,10 @@ class Reader:
         return done.stdout.splitlines()
 
     def _done(self, text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        program = _PROGRAM.fullmatch(text)
-        if program is not None and self._begun:
-            words = shlex.split(text)[1:]
-            if program[1] == "bitactor ":
-                words = ["-m", "bitactor", *words]
+        words = _words(text)
+        if words is not None and self._begun:
             return warm.run(words, cwd=self._home, env=environment, together=True, timeout=PATIENCE)
-        self._begun = self._begun or program is not None
+        self._begun = self._begun or words is not None
         return subprocess.run(
             ["bash", "-c", text],
             cwd=self._home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -302,6 +310,14 @@ class Reader:
         """A page's text with the ids and ports of this run."""
         text = _ID.sub(lambda found: self._ids.get(found[0], self._last_id), text)
         return _PORT.sub(lambda found: self._ports[found[0]], text)
+
+
+def _words(text: str) -> list[str] | None:
+    """What follows `python` in a command that needs no shell; None for another."""
+    program = _PROGRAM.fullmatch(text)
+    if program is None:
+        return None
+    return ["-m", "bitactor"] * (program[1] == "bitactor ") + shlex.split(text)[1:]
 
 
 def _free_port() -> int:

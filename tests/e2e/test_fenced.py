@@ -196,8 +196,8 @@ def test_a_node_that_shall_ends_with_a_code_of_its_own(directory: Path) -> None:
     store = f"sqlite:///{directory}/pulses.db"
     node = Running("run", "shop:order", "--store", store, "--when-fenced", "exit", cwd=directory)
     fence(store, node.ready["owner"])
-    _, said = node.process.communicate(timeout=30)
-    assert node.process.returncode == 75, said
+    code, said = node.end()
+    assert code == 75, said
     assert "declared dead by 'heir'" in said and "this node ends" in said
 
 

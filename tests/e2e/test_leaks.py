@@ -21,7 +21,7 @@ from mesh.runtime.live import LiveTransaction
 from tests.amounts import amount
 from tests.e2e.support import BOUND, SPAWNERS, for_spawner, turns, until
 
-MANY = amount(quick=300, long=1_000)
+MANY = amount(quick=200, long=1_000)
 TRACKED: tuple[type, ...] = (LiveTransaction, BitActor, Parcel, Timer, asyncio.Task, asyncio.Handle, asyncio.Event)
 
 

@@ -272,3 +272,23 @@ def test_hops_after_a_takeover_carry_on_where_the_dead_left_off(path: Path, star
     heir.append([hop(transaction, 2, epoch=1)], told.done())
     assert told.outcomes == [(0, [], None)]
     assert [pulse.seq for pulse in heir.reader().pulses(transaction)] == [0, 1, 2, 3]
+
+
+AT_ONCE = """
+say("ready")
+sys.stdin.readline()
+for number in range(25):
+    store = SqliteStore(path, notify=loop.notify)
+    store.open(f"{owner} {number}")
+    store.close()
+say("done")
+"""
+
+
+def test_processes_that_open_and_close_one_journal_at_once_wait_for_each_other(path: Path, start: Starter) -> None:
+    """The last one that closes it takes its log away, and the next one that opens it keeps the others out meanwhile."""
+    children = [start(AT_ONCE, f"one of three, {number}", "process") for number in range(3)]
+    assert [child.hear() for child in children] == ["ready"] * 3
+    for child in children:
+        child.go_on()
+    assert [child.hear() for child in children] == ["done"] * 3

@@ -47,6 +47,33 @@ async def test_a_loop_step_is_cancelled_at_its_timeout(store: str) -> None:
         audit(tx)
 
 
+async def test_the_time_of_an_attempt_that_fails_at_once_is_kept_while_its_compensation_is_asked() -> None:
+    clock = FakeClock()
+    workflow = Workflow("asking", ttl=2)
+
+    @workflow.step(timeout=1.0, retries=3)
+    async def fail() -> None:
+        raise LookupError("nothing there")
+
+    @fail.compensate
+    async def consider() -> Retry:
+        await asyncio.Event().wait()
+        return Retry()
+
+    async with Mesh(workflow, store="memory://", clock=clock) as mesh:
+        tx = await mesh.stimulate(workflow)
+        await spawned(tx, "fail")
+        await pass_time(clock, 0.99)
+        assert tx.status == "running"
+        await pass_time(clock, 0.02)
+        assert await tx.ended(BOUND) == "compensated"
+        with pytest.raises(
+            WorkflowFailed, match=r"nothing there \(and its compensate took longer than what was left"
+        ) as caught:
+            await tx.result()
+        assert [type(error) for error in caught.value.errors] == [LookupError]
+
+
 async def test_swallowing_cancellation_makes_a_zombie_that_is_counted_and_told(store: str) -> None:
     clock = FakeClock()
     workflow = Workflow("deaf", ttl=2)

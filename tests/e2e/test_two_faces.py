@@ -128,6 +128,7 @@ ASKED_OF_MESHES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("transactions", (), {}), ("transactions", (), {"status": "completed", "limit": 1}),
     ("transactions", (), {"limit": 0}), ("transactions", (), {"limt": 1}),
     ("dead_letters", (), {}), ("dead_letters", (), {"limit": 0}), ("dead_letters", (), {"before": "x"}),
+    ("send_again", ("x",), {}), ("send_again", (f"{'0' * 32}-1",), {}), ("send_again", (), {}),
     ("stimulate", ("pays", {"amount": 1}), {"key": "k", "ttl": 3}),
     ("stimulate", ("pays", {"amount": 2}), {"key": "k"}), ("stimulate", ("pays", {"amount": "x"}), {}),
     ("stimulate", ("pais",), {}), ("stimulate", ("pays",), {"amount": 1}), ("stimulate", ("pays",), {"timeout": 1}),

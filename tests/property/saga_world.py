@@ -53,7 +53,7 @@ from bitactor.saga import (
 )
 from bitactor.saga.commands import AnswerProceed
 from bitactor.saga.evaluate import evaluate
-from bitactor.saga.events import Proceeded, UndoRequested
+from bitactor.saga.events import Proceeded, SendAgainRequested, UndoRequested
 from bitactor.saga.forward import returns_early
 from bitactor.saga.phases import COMPENSATING, OPEN, UNDO_BACKING_OFF, UNDO_RUNNING
 from bitactor.testing.hops import Hop
@@ -292,6 +292,7 @@ class World:
             for outcome in ("ok", "fail", "retry")
         ]
         found += [lambda r=replayed: self.replay(*r) for replayed in self.replies[-4:]]
+        found += [lambda e=emit: self.send_again(e) for emit in self.saga.state.undelivered]
         found += [self.crash, self.stop, self.nothing_due]
         if self.saga.state.status in ("halted", "stuck"):
             found += [self.resume] * 3
@@ -505,6 +506,13 @@ class World:
         else:
             self.feed(EmissionUnrouted(emit, "nobody"))
         assert self.feed(EmissionAccepted(emit, ("greet",))) == []
+
+    def send_again(self, emit: str) -> None:
+        """Somebody wants an emitted signal that nobody took sent again; and asks once more."""
+        before = (self.saga.state.status, self.saga.state.phase)
+        assert [pulse.kind for pulse in self.feed(SendAgainRequested(emit))] == ["emitted"]
+        assert self.feed(SendAgainRequested(emit)) == [] and emit in self.emissions
+        assert (self.saga.state.status, self.saga.state.phase) == before
 
     def cancel(self) -> None:
         """Somebody cancels."""

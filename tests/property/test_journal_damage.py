@@ -23,7 +23,7 @@ from bitactor.ports import Write
 from mesh.stores import write
 from mesh.stores.database import preparing, sleep_through
 from mesh.stores.journal.frames import HEADER_BYTES, frames_in
-from mesh.stores.journal.parts import end_of_log, frames_of_log
+from mesh.stores.journal.parts import end_of_log, frames_of_log, is_sound
 from mesh.stores.journal.tail import read_frames
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from mesh.stores.journal.words import Words
@@ -73,6 +73,8 @@ class Journal:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.transactions: dict[str, Open] = {}
+        self.hurt: set[str] = set()
+        """Those of which a write may be refused."""
         self.take_over()
 
     def take_over(self) -> None:
@@ -100,28 +102,32 @@ class Journal:
             if found.status == "completed":
                 self.write(self._begun(which))
             elif found.status == "halted":
-                self.write(self._next(name, which, "resumed", "running"))
+                self.write(self.next_write(name, which, "resumed", "running"))
             elif what == 8:
-                self.write(self._next(name, which, "finished", "completed"))
+                self.write(self.next_write(name, which, "finished", "completed"))
             elif what == 7:
-                self.write(self._next(name, which, "halted", "halted"))
+                self.write(self.next_write(name, which, "halted", "halted"))
             else:
                 others = [other for other in names if self.transactions[other].status == "running"]
-                self.write(*(self._next(other, which, "spawned") for other in [name, *others[: which % 5]]))
+                self.write(*(self.next_write(other, which, "spawned") for other in [name, *others[: which % 5]]))
 
     def write(self, *writes: Write) -> None:
         """Keep these in one commit."""
         refusals, _ = self.writer.commit(self.connection, self.writer.prepare(writes))
-        assert not refusals
+        for refusal in refusals:
+            transaction = writes[refusal.index].transaction
+            assert transaction in self.hurt, refusal
+            self.transactions.pop(transaction, None)
 
     def _begun(self, which: int) -> Write:
         name = f"{Random(f'{which},{len(self.transactions)}').getrandbits(128):032x}"
         if name in self.transactions:
-            return self._next(name, which, "spawned")
+            return self.next_write(name, which, "spawned")
         self.transactions[name] = Open(1, 0, "running")
         return Write(name, 0, (pulse(name, 0, "accepted", data={"input": which}),), "running", True)
 
-    def _next(self, name: str, which: int, kind: str, status: str = "running") -> Write:
+    def next_write(self, name: str, which: int, kind: str, status: str = "running") -> Write:
+        """The next write of a transaction."""
         seq, epoch, _ = self.transactions[name]
         data = {"payload": "x" * (which % 70)}
         pulses = (pulse(name, seq, kind, step=f"step-{which % 6}", data=data), pulse(name, seq + 1, "retried"))
@@ -303,3 +309,88 @@ def test_a_row_that_is_gone_is_found(history: list[tuple[int, int]], seed: int) 
                 assert named == unread(damaged, journal.transactions)
                 may_be = {name for name, begin in log_from.items() if begin and begin <= row}
                 assert named <= hurt | (may_be if table == "log" else set())
+
+
+def hit(journal: Journal, random: Random) -> str:
+    """Change one bit of what an owner goes by, in the file under its hands; what was done."""
+    connection = journal.connection
+    table, key, column = random.choice((("log", "id", "id"), ("transactions", "transaction_id", "log_from"),
+                                        ("transactions", "transaction_id", "head")))  # fmt: skip
+    rows = connection.execute(f"SELECT {key}, {column} FROM {table} WHERE {column} IS NOT NULL").fetchall()
+    if not rows:
+        return ""
+    (name, value), bit = random.choice(rows), random.choice((random.randrange(64), random.randrange(6)))
+    if table == "log":  # onto one that comes next, if that is one bit away
+        following = max(row for row, _ in rows) + random.randint(1, 4)
+        near = [(row, bit) for row, _ in rows for bit in range(64) if flip(row, bit) == following]
+        name, bit = random.choice(near or [(name, bit)])
+        value = name
+    hurt = Users(connection).of_log.get(name, set()) if table == "log" else {name}
+    changed = flip(value, bit)
+    try:
+        connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (changed, name))
+    except sqlite3.IntegrityError:
+        return ""  # there is such a row
+    journal.hurt |= hurt
+    return f"{table}.{column} of {name}: {value!r} -> {changed!r}"
+
+
+@examples(quick=60, long=2_000)
+@given(histories, histories, st.integers(0, 2**32))
+def test_an_owner_goes_on_whatever_bit_of_its_rows_is_another(
+    history: list[tuple[int, int]], more: list[tuple[int, int]], seed: int
+) -> None:
+    """And so does who takes over from it: only what is hit may be refused, and be unreadable."""
+    journal = journal_of([(0, 0), *history])
+    with closing(journal.connection) as connection:
+        what = hit(journal, Random(seed))
+        for _ in range(2):
+            for act, which in more:
+                journal.act(min(act, 8), which)
+            others = {name: was for name, was in journal.transactions.items() if name not in journal.hurt}
+            assert not unread(connection, others), what
+            found = faults(connection)
+            assert {fault.transaction for fault in found if fault.transaction} <= journal.hurt, (what, found)
+            for row, body in connection.execute("SELECT id, body FROM log"):
+                assert is_sound(row, body) or any(str(row) in fault.why for fault in found), (what, row)
+            journal.take_over()
+        assert not unread(connection, others), f"{what}, taken over"
+
+
+@pytest.mark.parametrize("value", ["long ago", b"\x00", 1.5])
+def test_who_does_not_say_where_in_the_log_it_is_stops_nobody(value: object) -> None:
+    journal = journal_of([(0, 0), (1, 5), (5, 1), (6, 2), (5, 3)])
+    with closing(journal.connection) as connection:
+        [(name,), *_] = connection.execute("SELECT transaction_id FROM transactions WHERE log_from IS NOT NULL")
+        connection.execute("UPDATE transactions SET log_from = ? WHERE transaction_id = ?", (value, name))
+        journal.hurt = {name}
+        rows = len(keys(connection, "log"))
+        journal.take_over()
+        assert len(keys(connection, "log")) == rows, "what it has in the log stays there"
+        assert unread(connection, journal.transactions) == {name}
+        assert {fault.transaction for fault in faults(connection)} == {name}
+        for other in list(journal.transactions):
+            journal.write(journal.next_write(other, 1, "spawned"))
+        assert name not in journal.transactions, "refused, and the others were not"
+        assert not unread(connection, journal.transactions)
+
+
+def test_an_owner_passes_over_a_row_that_is_where_it_would_write(caplog: pytest.LogCaptureFixture) -> None:
+    """Also alone, in a single statement, and what it has before that row and not behind it is not taken for lost."""
+    journal = journal_of([(0, 0), (0, 1), (0, 2)])
+    with closing(journal.connection) as connection:
+        quiet, busy = list(journal.transactions)[-2:]
+        journal.write(journal.next_write(quiet, 1, "spawned"))
+        journal.write(journal.next_write(busy, 1, "spawned"))
+        rows = keys(connection, "log")
+        [moved] = [row for row in rows if row ^ 4 == rows[-1] + 1] or [0]
+        assert moved, rows
+        connection.execute("UPDATE log SET id = ? WHERE id = ?", (moved ^ 4, moved))
+        journal.write(journal.next_write(busy, 2, "spawned"))
+        journal.write(journal.next_write(busy, 3, "spawned"))
+        assert caplog.text.count(f"log row {moved ^ 4} of owner") == 1
+        assert keys(connection, "log")[-2:] == [rows[-1] + 2, rows[-1] + 3]
+        found = faults(connection)
+        assert f"log row {moved} has another id, {moved ^ 4}" in str(found)
+        hurt = {fault.transaction for fault in found if fault.transaction}
+        assert hurt == unread(connection, journal.transactions) and not hurt & {quiet, busy}

@@ -144,4 +144,6 @@ def levels_of(call: ast.Call, function: ast.Attribute) -> set[str]:
         if function.attr == "log":
             return {"info", "warning"}
         return {{"exception": "error"}.get(function.attr, function.attr)} & set(LEVELS)
+    if function.attr == "log" and call.args and (level := ast.unparse(call.args[0])).startswith("logging."):
+        return {level.removeprefix("logging.").lower()}
     return {"warning"} if function.attr == "warn" and of.startswith("self.") else set()

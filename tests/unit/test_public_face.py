@@ -135,6 +135,21 @@ ADDED = {
     "names/bitactor/Workflow/members/validate_input: \"(self, value: 'Any') -> 'dict[str, Any]'\" became "
     "\"(self, value: 'Any', *, named: 'bool' = False) -> 'dict[str, Any]'\"",
     "names/mesh/Mesh/members/about",
+    # A body may be as large as a value may be in its mesh.
+    *(
+        f"names/{module}/HttpServer/signature: \"(mesh: 'Mesh', *, host: 'str' = '127.0.0.1', port: 'int' = 8000, "
+        "drain: 'float | None' = None, max_body_bytes: 'int' = 4194304, max_connections: 'int' = 10000, allowed_hosts: "
+        "'Sequence[str] | None' = None, access_log: 'bool' = False, ready: 'Callable[[str], None] | None' = None) -> "
+        "'None'\" became \"(mesh: 'Mesh', *, host: 'str' = '127.0.0.1', port: 'int' = 8000, drain: 'float | None' = "
+        "None, max_body_bytes: 'int | None' = None, max_connections: 'int' = 10000, allowed_hosts: 'Sequence[str] | "
+        "None' = None, access_log: 'bool' = False, root_path: 'str' = '', ready: 'Callable[[str], None] | None' = "
+        "None) -> 'None'\""
+        for module in ("mesh.ingress.http", "mesh.ingress.server")
+    ),
+    "names/mesh.ingress.http/application: \"(mesh: 'Mesh', *, open_mesh: 'bool' = True, max_body_bytes: 'int' = "
+    "4194304, allowed_hosts: 'Sequence[str] | None' = None) -> 'Starlette'\" became \"(mesh: 'Mesh', *, open_mesh: "
+    "'bool' = True, max_body_bytes: 'int | None' = None, allowed_hosts: 'Sequence[str] | None' = None) -> "
+    "'Starlette'\"",
     # For annotations: what `transactions` answers with, and what middleware is told.
     "names/mesh/CallEvent",
     "names/mesh/TransactionRow",
@@ -208,8 +223,6 @@ ADDED = {
     "names/mesh/Mesh/bases: [] became ['MeshFacts']",
     # A mesh that is opened again asks its sinks.
     *(f"names/mesh.sinks/{sink}/members/ended" for sink in ("JsonlSink", "LiveSink", "OtelSink")),
-    # Behind a proxy that takes a prefix off.
-    *(f"names/mesh.ingress.{module}/HttpServer/signature: root_path: 'str' = ''," for module in ("http", "server")),
     # One `map` for all sources.
     *(
         f"names/bitactor/{kind}/members/map: \"(self, function: 'Callable[[Any], Any]') -> '{kind}'\" became "
@@ -227,6 +240,10 @@ ADDED = {
     "command line/dead-letters",
     *(f"http/components/schemas/BitActorDeadLetter{several}" for several in ("", "s")),
     "http/paths//dead-letters",
+    # … and can be sent again.
+    *(f"names/{face}/members/send_again" for face in ("mesh/Mesh", "mesh.testing/FixtureMesh")),
+    "command line/send-again",
+    "http/paths//dead-letters/{letter}/send-again",
 }
 
 TYPED = {
@@ -267,7 +284,7 @@ RETOLD = ("cancel", "list", "resume", "run", "trace", "undo")
 `--log-format`, `--root-path` and `--when-fenced`."""
 
 
-NEW_VERBS = ("dead-letters", "export", "migrate", "verify")
+NEW_VERBS = ("dead-letters", "export", "migrate", "send-again", "verify")
 
 
 def without_results(listing: str) -> Any:

@@ -11,7 +11,7 @@ from bitactor.messages.codec import check_token, encode_token
 from bitactor.messages.faults import fault_of
 from bitactor.messages.outcome import Fail, Outcome
 from bitactor.messages.signal import Fault
-from bitactor.messages.values import type_name
+from bitactor.messages.values import READABLE_BYTES, type_name
 from bitactor.plan.container import (
     AnswerFunctionAround,
     Close,
@@ -63,7 +63,7 @@ def checked_answer(state: SagaState, index: int, answer: Any, allowed: tuple[typ
         if type(fault) is not Fault or not all(type(text) is str for text in fault[:3]):
             raise _invalid(state, index, f"fails with a {type_name(fault)}; it fails with a Fault of texts")
         try:
-            encode_token(list(fault))
+            encode_token(list(fault), READABLE_BYTES)
         except InvalidOutcome as error:
             raise _invalid(state, index, f"fails with a Fault that no journal can hold: {error}") from None
     elif kind is Wait and not still_open and (progress is None or progress.next_action is None):
@@ -121,7 +121,7 @@ def _checked_inputs(state: SagaState, index: int, key: str, body: Plan, inputs: 
 
 def _check_token(state: SagaState, index: int, what: str, token: Any) -> None:
     try:
-        check_token(token)
+        check_token(token, state.payload_limit)
     except InvalidOutcome as error:
         raise _invalid(state, index, f"{what} with {error}") from None
 

@@ -27,7 +27,7 @@ def opened_container(state: SagaState, index: int, opening: Sequence[Sequence[An
     state.states[index] = OPEN
     state.in_flight -= 1
     state.hops_spent -= 1
-    writable(state, "progress")[index] = Progress(state.ttls[index])
+    writable(state, "progress")[index] = Progress(state.ttls[index], state.payload_limit)
     _open_scopes(state, index, map(_opening_of_data, opening))
 
 

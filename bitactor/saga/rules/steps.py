@@ -92,13 +92,11 @@ def completed(state: SagaState, pulse: Pulse, index: int) -> None:
     step = state.steps[index]
     if index < state.plan_size or step.undo is not None:
         state.completion_order.append(index)
-    if pulse.data is not None:
-        _record_emissions(state, pulse, pulse.data)
-        if (
-            "planned" in pulse.data
-            and state.goes_forward(index)
-            and add_planned_steps(state, index, pulse.data["planned"])
-        ):
+    data = pulse.data
+    if data is not None:
+        if data.get("emits"):
+            _record_emissions(state, pulse, data)
+        if "planned" in data and state.goes_forward(index) and add_planned_steps(state, index, data["planned"]):
             return
     unmet_dependencies = state.unmet_dependencies
     for dependent in step.dependents:
@@ -210,7 +208,8 @@ def _clear_doubt(state: SagaState, index: int) -> None:
 
 
 def tombstoned(state: SagaState, pulse: Pulse, index: int) -> None:
-    state.dead = state.dead or pulse.error in UNDELIVERED
+    if pulse.error in UNDELIVERED:
+        state.dead = state.lost_step = True
     if pulse.error == POISON and state.states[index] in IN_FLIGHT:
         state.in_flight -= 1
         _put_in_doubt(state, pulse, index)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bitactor.messages.pulse import COMPLETED, FAILED, HALTED, RUNNING, UNDELIVERED, UNDO_FAILED, Pulse
 from bitactor.messages.signal import FORWARD, Fault
+from bitactor.messages.values import MAX_TOKEN_BYTES
 from bitactor.saga.phases import BACKING_OFF, ENDED, FAILING, IN_DOUBT, OPEN, UNDOABLE, UNDOING, WAITING
-from bitactor.saga.state import EMPTY, Failure, SagaState, damaged, input_tokens
+from bitactor.saga.state import EMPTY, Failure, SagaState, damaged, input_tokens, writable
 
 
 def accepted(state: SagaState, pulse: Pulse) -> None:
@@ -15,6 +16,7 @@ def accepted(state: SagaState, pulse: Pulse) -> None:
     state.ttl = data["ttl"]
     state.deadline_ns = data["deadline_ns"]
     state.metadata = data.get("metadata")
+    state.payload_limit = data.get("payload_limit", MAX_TOKEN_BYTES)
     if len(state.tokens) == len(state.plan.steps):
         state.tokens += input_tokens(state.plan, pulse.token_out)
 
@@ -48,13 +50,24 @@ def begin_failing(state: SagaState, pulse: Pulse) -> None:
 
 
 def tombstoned(state: SagaState, pulse: Pulse) -> None:
-    state.dead = state.dead or pulse.error in UNDELIVERED
-    if state.emissions:
-        state.emissions.pop((pulse.data or {}).get("emit", ""), None)
+    emission = state.emissions.pop((pulse.data or {}).get("emit", ""), None) if state.emissions else None
+    if pulse.error in UNDELIVERED:
+        state.dead = True
+        if emission is not None:
+            writable(state, "undelivered")[emission.id] = emission
 
 
 def emitted(state: SagaState, pulse: Pulse) -> None:
-    del state.emissions[(pulse.data or {})["emit"]]
+    """Every group has taken a signal; or, with `again`, one that nobody took is on its way again."""
+    data = pulse.data or {}
+    if not data.get("again"):
+        del state.emissions[data["emit"]]
+        return
+    if data["emit"] not in state.undelivered:
+        raise damaged(state, pulse, "of a signal that is no dead letter")
+    emission = state.undelivered.pop(data["emit"])
+    writable(state, "emissions")[emission.id] = emission._replace(again=True)
+    state.dead = state.lost_step or bool(state.undelivered)
 
 
 def halted(state: SagaState, pulse: Pulse) -> None:

@@ -253,7 +253,8 @@ def _note(pulse: Pulse) -> str:
         names = " > ".join(map(str, work.shortened(chain))) if isinstance(chain, list | tuple) else ""
         return f"tombstone: {pulse.error or 'unknown'}" + (f" ({names})" if names else "")
     if pulse.kind == kinds.EMITTED:
-        return f"emitted {data['name']}" if data.get("name") else "emitted"
+        what = "sent again" if data.get("again") else "emitted"
+        return f"{what} {data['name']}" if data.get("name") else what
     if pulse.kind == kinds.LATE:
         return f"late reply: {pulse.error}" if pulse.error else "late reply"
     return pulse.error or str(data.get("reason") or "")

@@ -9,6 +9,7 @@ from typing import Final
 
 from bitactor.errors import ConfigurationError, Unroutable
 from registry.support.bind import is_listening
+from registry.support.private import private_directory
 
 MAX_IPC_PATH: Final = 107
 """Bytes of a Unix socket's path on Linux, without the closing zero."""
@@ -73,21 +74,14 @@ def prepare_ipc(url: str) -> str:
     """Make the directory (0700) if it is not there, remove a dead socket file, and return the absolute address.
 
     Raises:
-        ConfigurationError: the directory is open to others, or the file is in use, or is no socket.
+        ConfigurationError: others may write the directory, or the file is in use, is no socket, or cannot be removed.
     """
     path = Path(url.removeprefix("ipc://")).absolute()
-    directory = path.parent
+    private_directory(path.parent)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.stat()
+        _remove_stale(path)
     except OSError as error:
-        raise ConfigurationError(f"cannot make the directory {directory} for {url}: {error.strerror}") from error
-    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise ConfigurationError(
-            f"{directory} is open to other users, who could then send to {path.name}: use a directory of your own, "
-            f"and chmod 700 {directory}"
-        )
-    _remove_stale(path)
+        raise ConfigurationError(f"cannot remove {path}, which a dead node left: {error.strerror}") from error
     return f"ipc://{path}"
 
 

@@ -17,6 +17,7 @@ import errno
 import resource
 import threading
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import zmq
@@ -34,6 +35,7 @@ from mesh.network.transports.loop_transport import (
 )
 from mesh.network.transports.send_queue import QUEUE_BYTES, QUEUE_MESSAGES, SendQueue
 from registry.support.curve import Curve, Gatekeeper, secure_client, secure_server
+from registry.support.private import private_socket
 
 FRAMES_IN_FLIGHT: Final = 32
 """High-water mark of each socket, in frames: 8 MiB of full ones, more only where single messages are larger."""
@@ -48,6 +50,11 @@ _RECONNECT_MAX_MS: Final = 1_000
 _HEARTBEAT_MS: Final = 5_000
 
 _Socket = zmq.Socket[bytes]
+
+# As plain numbers: `&` of an enum's flags makes another of them, which takes longer than the call to ZeroMQ.
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_READABLE: Final = int(zmq.POLLIN)
+_WRITABLE: Final = int(zmq.POLLOUT)
 
 
 class Connection(SendQueue):
@@ -134,7 +141,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         """Binds the socket.
 
         Raises:
-            ConfigurationError: the address is in use, or its directory is open to others.
+            ConfigurationError: the address is in use, or others may write its directory.
         """
         self._start(receive)
         try:
@@ -196,7 +203,10 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             inbox.bind(address)
         except zmq.ZMQError as error:
             raise ConfigurationError(f"cannot bind {address}: {error.strerror}; choose another address") from error
-        bound = address if address.startswith("ipc://") else inbox.get_string(zmq.LAST_ENDPOINT)
+        is_file = address.startswith("ipc://")
+        bound = address if is_file else inbox.get_string(zmq.LAST_ENDPOINT)
+        if is_file:
+            private_socket(Path(address.removeprefix("ipc://")))
         self._endpoint = reachable_endpoint(bound, self._advertise)
         self._inbox_fd = inbox.fileno()
 
@@ -277,7 +287,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             if frame is None:
                 return True
             try:
-                connection.socket.send(frame, zmq.NOBLOCK)
+                connection.socket.send(frame, _NOBLOCK)
             except zmq.Again:
                 return False
             counters.frames_out += 1
@@ -289,7 +299,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
     def _on_writable(self, connection: Connection) -> None:
         """Flush a connection whose socket may have room.  `_is_ready` must ask before: a send alone may not even look
         at what the FD announced."""
-        if not _is_ready(connection.socket, zmq.POLLOUT) or not self._push_frames(connection):
+        if not _is_ready(connection.socket, _WRITABLE) or not self._push_frames(connection):
             return
         self._unwatch(connection.fd)
         connection.blocked = connection.scheduled = False
@@ -347,7 +357,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         count = 0
         for _ in range(FRAMES_PER_TURN):
             try:
-                part = inbox.recv(zmq.NOBLOCK, copy=False)
+                part = inbox.recv(_NOBLOCK, copy=False)
             except zmq.Again:
                 return True
             if part.more:
@@ -356,7 +366,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
                 count += self._receive_frame(part.bytes)
             if self._closed:
                 return True
-            if not _is_ready(inbox, zmq.POLLIN):
+            if not _is_ready(inbox, _READABLE):
                 return True
             if count >= MESSAGES_PER_TURN:
                 return False
@@ -381,7 +391,7 @@ class ZmqTransport(LoopBoundTransport[Connection]):
         """Skip the rest of a message of many parts, which is no frame of ours.  ZeroMQ hands it over complete, so this
         cannot block."""
         count = 1
-        while inbox.recv(zmq.NOBLOCK, copy=False).more:
+        while inbox.recv(_NOBLOCK, copy=False).more:
             count += 1
         self._counters.malformed += 1
         said = "%s: dropped a message of %d parts; frames have one"
@@ -389,8 +399,8 @@ class ZmqTransport(LoopBoundTransport[Connection]):
 
 
 def _is_ready(socket: _Socket, event: int) -> bool:
-    """Whether the socket could receive (POLLIN) or send (POLLOUT) now; asking also clears the edge of the socket's
-    FD."""
+    """Whether the socket could receive (`_READABLE`) or send (`_WRITABLE`) now; asking also clears the edge of the
+    socket's FD."""
     events: Any = socket.get(zmq.EVENTS)
     return bool(events & event)
 

@@ -1,13 +1,13 @@
 """Folds pulses into spans: what a trace viewer shows of a transaction, built after the fact and off the hot path.
 
 A transaction is one span, open from `accepted` to `finished`; each attempt at a step, and at an undo, is one below it,
-with a link to each hop that caused it.  The steps of a container are below the container, those around which a
-function is below that function; an undo is below the transaction, for undo goes backwards through all containers, one
-step at a time, when these have long ended.  The wait before another attempt is a span too (`backoff …`).  A child
-transaction's span is a child of the hop that emitted it, which is a producer; a consumer's transaction with one hop is
-one span, that of the hop.  A root that came with a W3C `traceparent` links to it.  What is not an attempt (skipped,
-late, emitted, halted, resumed, redelivered) is an event, on the hop's span while that is open, else on the
-transaction's.
+with a link to each hop that caused it and is not its parent.  The steps of a container are below the container, those
+around which a function is below that function; an undo is below the transaction, for undo goes backwards through all
+containers, one step at a time, when these have long ended.  The wait before another attempt is a span too (`backoff
+…`).  A child transaction's span is a child of the hop that emitted it, which is a producer; a consumer's transaction
+with one hop is one span, that of the hop.  A root that came with a W3C `traceparent` links to it.  What is not an
+attempt (skipped, late, emitted, halted, resumed, redelivered) is an event, on the hop's span while that is open, else
+on the transaction's.
 
 Times are those of the pulses, made such that Jaeger's critical path is the true one (see `OpenTransaction`): a span
 ends a microsecond before what it caused begins, and before what ended after it.  A step begins when the last of its
@@ -363,22 +363,24 @@ class SpanAssembler:
             if (pulse.kind in _OUTCOMES or pulse is hop.provisional) and "ended_by" not in (pulse.data or {}):
                 hop.add(SpanEvent("exception", end_ns, exception_attributes(pulse)))
         is_tombstone = spawned.kind == kinds.TOMBSTONE
+        above = span_above(state, hop)
+        causes = [cause for cause in spawned.causes if cause != above]  # to what is its parent it has a way
         words = f"{hop.reason}: {chain_words(spawned)}" if is_tombstone and chain_words(spawned) else error
         record = SpanRecord(
             state.root,
             spawned.hop,
-            span_above(state, hop),
+            above,
             f"tombstone {hop_name(spawned)}" if is_tombstone else hop_name(spawned),
             PRODUCER if emits else INTERNAL,
             hop.start_ns,
             end_ns,
             attributes,
             tuple(hop.events),
-            tuple((state.root, cause) for cause in spawned.causes[:MAX_LINKS]),
+            tuple((state.root, cause) for cause in causes[:MAX_LINKS]),
             failed,
             short(words) if failed else "",
             hop.dropped,
-            max(0, len(spawned.causes) - MAX_LINKS),
+            max(0, len(causes) - MAX_LINKS),
         )
         if state.kind == CONSUMER and state.hops_begun == 1 and not is_tombstone and not state.is_resumption:
             state.first_record = record

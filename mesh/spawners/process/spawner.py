@@ -19,6 +19,7 @@ from bitactor.declare.spawners import SPAWNERS
 from bitactor.errors import BitActorError, ProtocolError, StepFailed
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.signal import Answer, Message, Question, Reply, Sending
+from bitactor.messages.values import MAX_TOKEN_BYTES, PAYLOAD
 from bitactor.messages.wire import decode_message, encode_message
 from mesh.hops.ports import QUEUED, Actor, Spawner
 from mesh.limits.priority_queue import PriorityQueue
@@ -179,7 +180,9 @@ class ProcessSpawner(Spawner):
         worker.loading = load_key
         self._arm_patience(worker)
         workflow, digest, *resources = load_key
-        argument = encode_token([workflow, digest, self._modules_for(actor), resources, list(self.replaced)])
+        argument = encode_token(
+            [workflow, digest, self._modules_for(actor), resources, list(self.replaced)], MAX_TOKEN_BYTES
+        )
         self._send(worker, encode_message(Question(worker.number, "load", argument, "")))
 
     def _send_hop(self, worker: WorkerHandle, actor: Actor) -> None:
@@ -292,7 +295,14 @@ class ProcessSpawner(Spawner):
         self._counts["starts"] += 1
         number = str(self._counts["starts"])
         worker = WorkerHandle(number, f"ipc://{self._directory}/{number}")
-        arguments = [number, str(os.getpid()), self._transport.endpoint, worker.endpoint, log_set_up()]
+        arguments = [
+            number,
+            str(os.getpid()),
+            self._transport.endpoint,
+            worker.endpoint,
+            log_set_up(),
+            str(PAYLOAD.bytes),
+        ]
         if self.on_spans is not None:
             arguments.append(SPANS)
         try:

@@ -23,6 +23,7 @@ from bitactor.errors import BitActorError, Unroutable
 from bitactor.messages.codec import decode_token, encode_token
 from bitactor.messages.faults import fault_of
 from bitactor.messages.signal import Answer, Fault, Question, Reply, Signal
+from bitactor.messages.values import MAX_TOKEN_BYTES
 from bitactor.messages.wire import decode_message, encode_message
 from bitactor.plan.arguments import RemoteArguments
 from bitactor.plan.plan import Plan
@@ -30,6 +31,7 @@ from mesh.hops.executor import Executor
 from mesh.hops.exits import contain_exits, run_on
 from mesh.hops.ports import Actor, Lease, Spawner
 from mesh.hops.resources import ResourceManager
+from mesh.limits.payload import hold_limit
 from mesh.limits.timing_wheel import SystemClock, TimingWheel
 from mesh.network.transports.zmq import ZmqTransport
 from mesh.sinks.otel.own_spans import collect, packed
@@ -207,7 +209,7 @@ class Worker:
             return
         spans = [self._spans.popleft() for _ in range(len(self._spans))]
         try:
-            self._send(encode_message(Question("", SPANS, encode_token(packed(spans)), "")))
+            self._send(encode_message(Question("", SPANS, encode_token(packed(spans), MAX_TOKEN_BYTES), "")))
         except (BitActorError, ValueError, TypeError) as problem:
             logger.warning("%d spans cannot be carried: %s", len(spans), problem)
 
@@ -262,10 +264,11 @@ def _watch(pipe: int, parent: int) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run a worker as `mesh.spawners.process.child` starts it: `<number> <parent's pid> <parent's endpoint> <own
-    endpoint> <how to log>`, and `spans` if the parent takes those that users make."""
-    number, parent_pid, parent, endpoint, log, *options = arguments
+    endpoint> <how to log> <payload limit>`, and `spans` if the parent takes those that users make."""
+    number, parent_pid, parent, endpoint, log, limit, *options = arguments
     die_with(int(parent_pid))
     set_up_log(log)
+    hold_limit(int(limit))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     contain_exits(loop)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import Final
 
 from bitactor.errors import StoreError
 from mesh.stores.journal.frames import Blobs, blob_hash
 
+_KEEP: Final = (
+    "INSERT INTO blobs (hash, body) VALUES (?, ?) ON CONFLICT (hash) DO UPDATE SET body = excluded.body"
+    " WHERE body <> excluded.body"
+)
+
 
 def keep_blobs(connection: sqlite3.Connection, transaction: str, blobs: Blobs) -> None:
-    """Keep blobs that a transaction names; inside a database transaction that writes."""
-    connection.executemany("INSERT OR IGNORE INTO blobs (hash, body) VALUES (?, ?)", blobs.items())
+    """Keep blobs that a transaction names; inside a database transaction that writes.  One that was there and has been
+    damaged is made whole."""
+    connection.executemany(_KEEP, blobs.items())
     connection.executemany("INSERT OR IGNORE INTO blob_uses VALUES (?, ?)", [(transaction, name) for name in blobs])
 
 

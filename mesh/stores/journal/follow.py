@@ -10,13 +10,21 @@ import logging
 import sqlite3
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Final, NamedTuple
 
 import msgpack
 
 from bitactor.errors import InvalidInput, StoreError
 from mesh.stores.journal.frames import Frame, frames_in
-from mesh.stores.journal.parts import COMMIT_BITS, end_of_log, frames_of_log, frames_of_part
+from mesh.stores.journal.parts import (
+    COMMIT_BITS,
+    end_of_log,
+    frames_of_log,
+    frames_of_part,
+    home_of_log,
+    is_sound,
+)
 from mesh.stores.journal.tail import id_bytes
 
 _log = logging.getLogger("bitactor.store")
@@ -109,9 +117,8 @@ def _read_logs(
         if last <= before or size > _BYTES_A_LOOK:
             continue
         for row, body in connection.execute(
-            "SELECT id, body FROM log WHERE id > ? AND id < ? ORDER BY id", (before, end_of_log(last))
+            "SELECT id, CAST(body AS BLOB) FROM log WHERE id > ? AND id < ? ORDER BY id", (before, end_of_log(last))
         ):
-            commits[number] = row
             try:
                 data = frames_of_log(row, body)
                 found += [
@@ -120,7 +127,10 @@ def _read_logs(
                     if number in whole or not _had_as_part(connection, place, frame, reached)
                 ]
             except StoreError as error:
+                if not is_sound(row, body) and home_of_log(row, body) is not None:
+                    continue  # it is out of its place, of which it says nothing
                 _skip(f"log row {row}", error)
+            commits[number] = row
             size += len(body)
             if size > _BYTES_A_LOOK:
                 break
@@ -174,12 +184,22 @@ def _newest_part(connection: sqlite3.Connection) -> int:
 
 def _logs(connection: sqlite3.Connection) -> Iterator[tuple[int, int, int]]:
     """Each owner's number with the first and the last row of its log."""
-    (first,) = connection.execute("SELECT min(id) FROM log").fetchone()
-    while first is not None:
-        end = end_of_log(first)
-        (last,) = connection.execute("SELECT max(id) FROM log WHERE id < ?", (end,)).fetchone()
-        yield first >> COMMIT_BITS, first, last
-        (first,) = connection.execute("SELECT min(id) FROM log WHERE id >= ?", (end,)).fetchone()
+    (begin,) = connection.execute("SELECT min(id) FROM log").fetchone()
+    while begin is not None:
+        end = end_of_log(begin)
+        first, last = (_edge(connection, begin, end, order) for order in ("ASC", "DESC"))
+        if first is not None and last is not None:
+            yield begin >> COMMIT_BITS, first, last
+        (begin,) = connection.execute("SELECT min(id) FROM log WHERE id >= ?", (end,)).fetchone()
+
+
+def _edge(connection: sqlite3.Connection, begin: int, end: int, order: str) -> int | None:
+    """The first row of a part of the log, in this order, that is not out of its place."""
+    rows = connection.execute(
+        f"SELECT id, CAST(body AS BLOB) FROM log WHERE id >= ? AND id < ? ORDER BY id {order}", (begin, end)
+    )
+    with closing(rows):
+        return next((row for row, body in rows if is_sound(row, body) or home_of_log(row, body) is None), None)
 
 
 def _row(number: int, commit: int) -> int:

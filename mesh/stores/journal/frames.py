@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from bitactor.errors import StoreError
-from bitactor.messages.codec import Packed, pack, unpack
+from bitactor.messages.codec import Packed, pack, token_bytes, token_from_bytes, unpack
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.values import named_text
+from bitactor.messages.values import READABLE_BYTES, named_text
 
 Word = tuple[str, str, str, str, str, tuple[str, ...] | None]
 """What is the same in all pulses of one kind about one step: kind, step, spawn, direction, digest, and `token_in` if it
@@ -102,8 +102,12 @@ class LeanPacker:
                 word = (kind, step, spawn, direction, digest, None)
                 if type(token_in) is Packed:
                     token_in = bytes(token_in) if len(token_in) <= BLOB_BYTES else self._blob(token_in)
+                elif type(token_in) is str and len(token_in) > BLOB_BYTES:
+                    token_in = self._blob(token_bytes(token_in))
             if type(token_out) is Packed:
                 token_out = bytes(token_out) if len(token_out) <= BLOB_BYTES else self._blob(token_out)
+            elif type(token_out) is str and len(token_out) > BLOB_BYTES:
+                token_out = self._blob(token_bytes(token_out))
             number: Any = words.get(word)
             if number is None:
                 self.wanted[word] = None
@@ -120,9 +124,9 @@ class LeanPacker:
             return list(value)
         if isinstance(value, Mapping):
             return dict(value)
-        return msgpack.ExtType(_EXT_VALUE, pack(value))
+        return msgpack.ExtType(_EXT_VALUE, pack(value, READABLE_BYTES))
 
-    def _blob(self, token: Packed) -> msgpack.ExtType:
+    def _blob(self, token: bytes) -> msgpack.ExtType:
         name = blob_hash(token)
         self.blobs[name] = bytes(token)
         return msgpack.ExtType(_EXT_BLOB, name)
@@ -151,7 +155,7 @@ def pulses_of(
 
     def decode(code: int, data: bytes) -> Any:
         if code == _EXT_BLOB:
-            return Packed(blob(data))
+            return token_from_bytes(blob(data))
         return Packed(data) if code == _EXT_PACKED else unpack(data)
 
     pulses: list[Pulse] = []

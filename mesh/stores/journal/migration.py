@@ -81,7 +81,8 @@ def migrating(path: Path, now_ns: Callable[[], int]) -> Generator[float, None, i
     """
     yield from preparing(path, partial(refuse_living, path, now_ns))
     try:
-        with closing(connect(path, synchronous="NORMAL", timeout=0, checkpoint_pages=_CHECKPOINT_PAGES)) as connection:
+        opening = partial(connect, path, synchronous="NORMAL", timeout=0, checkpoint_pages=_CHECKPOINT_PAGES)
+        with closing((yield from tries(opening, PATIENCE, path))) as connection:
             return (yield from _converting(connection, path))
     except sqlite3.Error as error:
         raise store_error(error, path) from error

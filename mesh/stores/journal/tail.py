@@ -61,7 +61,7 @@ def id_bytes(transaction: str) -> bytes:
     Raises:
         ValueError: it is not 32 lower-case hex digits.
     """
-    name = bytes.fromhex(transaction)
+    name = bytes.fromhex(transaction) if type(transaction) is str else b""
     if name.hex() != transaction or len(name) != 16:
         raise ValueError(f"{transaction!r} is no transaction's id: 32 lower-case hex digits")
     return name
@@ -133,6 +133,8 @@ def _last_digest(parts: list[bytes]) -> Digest:
 
 
 def _tail_in_log(connection: sqlite3.Connection, transaction: str, log_from: int, seq: int, head: Digest) -> Tail:
+    if type(log_from) is not int:
+        raise StoreError(f"its row says {log_from!r} of where it is in the log")
     [tail] = tails_in_log(connection, ((transaction, log_from, seq, head),)).values()
     if isinstance(tail, StoreError):
         raise tail
@@ -241,15 +243,18 @@ def _take_sound(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], fi
             sound.add(row)
         else:
             damaged[row] = body
-    unsound = {*range(min(sound | {first}), max(sound | {first}) + 2), *damaged} - sound
+    known = sound or {first}  # what a damaged row of a transaction says of where it begins may be anywhere
+    unsound = {first, *range(min(known), max(known) + 2), *damaged} - sound
     moved = {
         row: (other, body)
         for row in unsound
         for other, body in (*damaged.items(), *_rows_beside(connection, row))
         if other != row and is_sound(row, body)
     }
+    strange = {place for place, _ in moved.values()}  # rows where no other of this owner's has been
     for other, body in list(damaged.items()):
-        if (home_of_log(other, body) or other) != other or any(other == place for place, _ in moved.values()):
+        if (home_of_log(other, body) or other) != other or other in strange:
+            strange.add(other)
             del damaged[other]
     newest = max((*sound, *damaged), default=first)
     for row in sorted(unsound | sound):
@@ -264,7 +269,7 @@ def _take_sound(connection: sqlite3.Connection, wanted: dict[bytes, _Wanted], fi
             _blame(wanted, row, body, f"log row {row} has another id, {other}")
         elif row in damaged:
             _blame(wanted, row, damaged[row], f"log row {row} is damaged")
-        elif row < newest:
+        elif row < newest and row not in strange:
             for one in wanted.values():
                 if row >= one.log_from and one.lost < 0:
                     one.lost = row

@@ -22,13 +22,19 @@ _log = logging.getLogger("bitactor.store")
 INSERT_PART: Final = "INSERT INTO archive (transaction_id, seq, next_seq, log_id, body) VALUES (?, ?, ?, ?, ?)"
 _DELETE: Final = "DELETE FROM log WHERE id >= ? AND id < ?"
 _NUMBER: Final = "SELECT number FROM owners WHERE owner = ? AND fenced = ''"
-_NEEDED: Final = "SELECT 1 FROM transactions WHERE owner = ? AND open = 1 AND log_from >= ? AND log_from < ? LIMIT 1"
+_NEEDED: Final = "SELECT 1 FROM transactions WHERE owner = ? AND open = 1 AND log_from IS NOT NULL LIMIT 1"
+_OF_ANOTHER: Final = "SELECT 1 FROM owners WHERE number = ? AND owner <> ? AND fenced = ''"
 _Open = tuple[str, int, int, Digest | None]
 _OPEN: Final = (
     "SELECT transaction_id, log_from, coalesce((SELECT max(next_seq) FROM archive"
     " WHERE archive.transaction_id = transactions.transaction_id), 0), head"
-    " FROM transactions WHERE owner = ? AND open = 1 AND log_from IS NOT NULL ORDER BY log_from"
+    " FROM transactions WHERE owner = ? AND open = 1 AND typeof(log_from) = 'integer' ORDER BY log_from"
 )
+_ODD: Final = (
+    "SELECT transaction_id FROM transactions WHERE owner = ? AND open = 1"
+    " AND typeof(log_from) NOT IN ('integer', 'null')"
+)
+"""Those of which nobody knows where in the log they are."""
 
 
 class Copies:
@@ -50,39 +56,52 @@ class Copies:
 def archive_tails(connection: sqlite3.Connection, owner: str, copies: Copies) -> None:
     """Copy to the archive what this owner's open transactions have only in the log, and delete its log; inside the
     database transaction that takes them from it.  What is damaged stays in the log, and the log with it."""
+    for (transaction,) in connection.execute(_ODD, (owner,)).fetchall():
+        _log.error(
+            "transaction %s, taken over from owner %r, cannot be read: its row does not say where in the log it is",
+            transaction, owner,
+        )  # fmt: skip
     rows = connection.execute(_OPEN, (owner,)).fetchall()
-    for number, group in groupby(rows, key=lambda row: row[1] >> COMMIT_BITS):
+    groups = [(number, [*group]) for number, group in groupby(rows, key=lambda row: row[1] >> COMMIT_BITS)]
+    for number, group in groups:
         _archive(connection, owner, number, group, copies)
-    delete_log(connection, owner)
+    _delete(connection, owner, {number for number, _ in groups})
 
 
 def delete_log(connection: sqlite3.Connection, owner: str) -> None:
     """Delete the log of an owner that writes no more, if nothing of what it has open is only there; inside a database
     transaction."""
-    for (number,) in connection.execute(_NUMBER, (owner,)).fetchall():
-        first = number << COMMIT_BITS
-        bounds = (first, end_of_log(first))
-        if connection.execute(_NEEDED, (owner, *bounds)).fetchone() is None:
-            connection.execute(_DELETE, bounds)
+    _delete(connection, owner, set())
+
+
+def _delete(connection: sqlite3.Connection, owner: str, numbers: set[int]) -> None:
+    """Delete the log of an owner, and those of these numbers, unless something that it has open is in a log still: it
+    may be one of them, whatever its row says."""
+    if connection.execute(_NEEDED, (owner,)).fetchone() is None:
+        own = connection.execute(_NUMBER, (owner,)).fetchall()
+        for number in numbers.union(*own):
+            if connection.execute(_OF_ANOTHER, (number, owner)).fetchone() is None:  # else a row of `owners` is damaged
+                connection.execute(_DELETE, (number << COMMIT_BITS, end_of_log(number << COMMIT_BITS)))
 
 
 def _archive(connection: sqlite3.Connection, owner: str, number: int, group: Iterable[_Open], copies: Copies) -> None:
-    """Copy to the archive what these have in the log of this number, and delete that if none of them is damaged."""
+    """Copy to the archive what these have in the log of this number, but for what is damaged."""
     bounds = (number << COMMIT_BITS, end_of_log(number << COMMIT_BITS))
     (last,) = connection.execute("SELECT max(id) FROM log WHERE id >= ? AND id < ?", bounds).fetchone()
     found = tails_in_log(connection, [(name, row, seq, head or GENESIS) for name, row, seq, head in group])
-    damaged = 0
     for transaction, tail in found.items():
-        if isinstance(tail, StoreError):
-            damaged += 1
-            _log.error("transaction %s, taken over from owner %r, cannot be read: %s", transaction, owner, tail)
+        error: Exception | None = tail if isinstance(tail, StoreError) else None
+        if not isinstance(tail, StoreError):
+            frames = b"".join(tail.frames)
+            body = part_body(id_bytes(transaction), tail.part_seq, tail.next_seq, last, frames)
+            try:
+                connection.execute(INSERT_PART, (transaction, tail.part_seq, tail.next_seq, last, body))
+                copies.add(transaction, tail, frames)
+            except sqlite3.IntegrityError:  # the number of a part in the archive is another
+                error = StoreError(f"the archive has a part from pulse {tail.part_seq} on, and that is not its end")
+        if isinstance(tail, StoreError) or error is not None:
+            _log.error("transaction %s, taken over from owner %r, cannot be read: %s", transaction, owner, error)
             continue
-        frames = b"".join(tail.frames)
-        copies.add(transaction, tail, frames)
-        body = part_body(id_bytes(transaction), tail.part_seq, tail.next_seq, last, frames)
-        connection.execute(INSERT_PART, (transaction, tail.part_seq, tail.next_seq, last, body))
         connection.execute(
             "UPDATE transactions SET log_from = NULL, head = ? WHERE transaction_id = ?", (tail.head, transaction)
         )
-    if not damaged:
-        connection.execute(_DELETE, bounds)

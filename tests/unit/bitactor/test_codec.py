@@ -34,6 +34,7 @@ from bitactor.messages.codec import (
 )
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import Answer, Cancel, Fault, Question, Receipt, Reply, Sending, Signal, Stimulus
+from bitactor.messages.values import READABLE_BYTES
 from bitactor.messages.wire import (
     MAX_FRAME_BYTES,
     MAX_MESSAGES_PER_FRAME,
@@ -179,7 +180,7 @@ def test_size_is_limited() -> None:
         with pytest.raises(SignalTooLarge, match="limit is 4,194,304"):
             encode_token(large)
     with pytest.raises(SignalTooLarge):
-        unpack(b"\xc0" * (MAX_TOKEN_BYTES + 1))
+        unpack(b"\xc0" * (READABLE_BYTES + 1))
     with pytest.raises(SignalTooLarge):
         decode_message(b"\xc0" * (MAX_FRAME_BYTES + 1))
 

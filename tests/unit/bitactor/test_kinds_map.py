@@ -346,7 +346,7 @@ def test_what_is_no_list_is_refused_by_its_kind(source: Any) -> None:
 
 
 def test_results_too_large_for_one_value_fail_the_map_and_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitactor.kinds.map_container.MAX_TOKEN_BYTES", 1_000)
+    monkeypatch.setattr("bitactor.saga.rules.transaction.MAX_TOKEN_BYTES", 1_000)
     nested = Workflow("nested", input={"x": int})
     nested.step(name="work", spawn="inline")(lambda x: "x" * 300)
     workflow = Workflow("w", ttl=20)

@@ -176,6 +176,19 @@ def test_doctor(capsys: pytest.CaptureFixture[str], workshop: Path) -> None:
     assert "! imports" in out and "! store" in out
 
 
+def test_doctor_refuses_the_directories_that_nodes_and_registries_refuse(
+    capsys: pytest.CaptureFixture[str], workshop: Path
+) -> None:
+    place = workshop / "run"
+    place.mkdir()
+    for mode, verdict in ((0o755, "ok"), (0o1777, "ok"), (0o775, "fail")):
+        place.chmod(mode)
+        checks = json.loads(run(capsys, "doctor", "--registry", f"ipc://{place}/r", "--json")[1])["checks"]
+        (check,) = (check for check in checks if check["name"] == "sockets" and str(place) in check["found"])
+        assert check["verdict"] == verdict
+    assert "can be written by others (mode 775)" in check["found"] and f"chmod 700 {place}" in check["todo"]
+
+
 def test_strangers_are_told_from_ours(workshop: Path) -> None:
     assert [stranger(name) for name in ("bitactor", "registry", "mesh")] == [None, None, None]
     assert namesake(HOME) is None and namesake(workshop) is None

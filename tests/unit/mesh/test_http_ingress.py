@@ -489,6 +489,36 @@ async def test_dead_letters_are_described_as_they_are() -> None:
         assert page.keys() == schemas["BitActorDeadLetters"]["properties"].keys()
 
 
+async def test_a_dead_letter_is_sent_again_once() -> None:
+    books, broken = Workflow("books"), [True]
+
+    @books.step
+    async def book() -> int:
+        return 7
+
+    book.undo(lambda result: 1 / 0 if broken else None)
+
+    @books.step(after=["book"])
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async with Mesh(books) as mesh, client(mesh) as http:
+        await http.post("/stimuli/books")
+        (letter,) = (await http.get("/dead-letters")).json()["dead_letters"]
+        broken.clear()
+        path = f"/dead-letters/{letter['id']}/send-again"
+        answer = await http.post(path, json={"reason": "mended"})
+        assert answer.status_code == 200 and answer.json()["transaction"] == letter["transaction"]
+        await (await mesh.transaction(letter["transaction"])).ended(BOUND)
+        again = await http.post(path)
+        assert problem(again) == "other-status" and "resumed since, and is compensated" in again.json()["detail"]
+        for wrong in ("x", letter["transaction"], f"{letter['id']}x", f"{'0' * 31}-1", f"{'0' * 32}-", "%00"):
+            assert problem(await http.post(f"/dead-letters/{wrong}/send-again")) == "invalid-input"
+        assert problem(await http.post(f"/dead-letters/{'0' * 32}-1/send-again")) == "unknown-transaction"
+        assert problem(await http.post(path, json={"why": 1})) == "invalid-input"
+        assert problem(await http.get(path)) == "method-not-allowed"
+
+
 @pytest.mark.parametrize("path", ["", "/pulses"])
 async def test_unknown_and_malformed_ids(http: httpx2.AsyncClient, path: str) -> None:
     assert problem(await http.get(f"/transactions/{'0' * 32}{path}")) == "unknown-transaction"

@@ -20,9 +20,8 @@ from bitactor.messages.pulse import Pulse
 from mesh.cli.app import main
 from mesh.stores import SqliteReader
 from mesh.stores.journal import migration
-from mesh.stores.journal.frames import GENESIS, chain, frames_in
 from mesh.stores.journal.migration import migrating
-from mesh.stores.journal.tail import read_frames
+from mesh.stores.journal.verify import Progress, Verification
 from mesh.stores.lease import identify
 from mesh.stores.rows import TRANSACTION_COLUMNS
 from tests.old_stores import form
@@ -60,9 +59,7 @@ def same(path: Path, known: Mapping[str, Sequence[Pulse]]) -> None:
     with SqliteReader(path) as reader, closing(sqlite3.connect(path)) as file:
         for transaction, pulses in known.items():
             assert reader.pulses(transaction) == list(pulses)
-            ((head,),) = file.execute("SELECT head FROM transactions WHERE transaction_id = ?", (transaction,))
-            data = read_frames(file, transaction, None, head)
-            assert chain(data, frames_in(data), 0, GENESIS) == (len(pulses), head)
+            assert list(Verification(file).look(transaction)) == [Progress(1, len(pulses))]
 
 
 def journal(number: int, length: int = 3, size: int = 0) -> list[Pulse]:

@@ -285,6 +285,14 @@ def test_the_steps_of_a_container_are_below_it_and_an_undo_below_the_transaction
     assert box.end_ns == found["users.signup/box/second"].end_ns < found["undo users.signup/box/first"].start_ns
 
 
+def test_a_span_links_to_what_caused_it_but_not_to_its_parent() -> None:
+    found = {record.name: record.links for record in spans(nested().pulses)}
+    first = hop_id(PulseLog().id, "box/first")
+    assert found["users.signup/box"] == found["users.signup/box/first"] == ()
+    assert [link for _, link in found["users.signup/box/second"]] == [first]
+    assert [link for _, link in found["undo users.signup/box/first"]] == [first]
+
+
 def test_a_container_ends_no_earlier_than_what_is_in_it() -> None:
     log = PulseLog()
     box = log.spawn("box", data={"opening": [["1", 0, []], ["2", 0, []]]})

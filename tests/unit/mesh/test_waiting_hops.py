@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from typing_extensions import override
 
-from bitactor import DeadlineExceeded, Overloaded, Unroutable, Workflow, WorkflowFailed
+from bitactor import DeadlineExceeded, Overloaded, StoreError, Unroutable, Workflow, WorkflowFailed
 from bitactor.declare.stimulus import StimulusOptions
 from bitactor.messages.codec import encode_token
 from bitactor.messages.duration import nanoseconds
@@ -353,6 +353,33 @@ async def test_about_says_what_waits_and_since_when() -> None:
         await at.wait(60)
         assert at.node.about()["waiting"] == {"orders/ship": {"hops": 1, "for_s": 60.0, "why": "no node runs it"}}
         assert at.node.about()["healthy"]
+
+
+async def test_a_lease_of_our_own_that_was_not_renewed_is_named_and_not_the_workers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What waits for it goes out once it holds again; and what nothing ran of fails with the true reason."""
+    why = "this node could not renew its lease on its transactions in the store"
+    async with desk() as at:
+        at.network.comes("w", "pay", "ship")
+        first = await at.begin(deadline=60.0)
+        executor = at.node.executor
+        executor.lease_until_ns, executor.lease = 0, lambda: 0
+        await at.answer(token=1)
+        second = await at.begin()
+        await at.wait(PATIENCE + 0.1)
+        error = await fault(second)
+        assert isinstance(error, StoreError) and str(error) == f"'orders/pay' was not sent within 5 s: {why}"
+        assert at.node.about()["waiting"] == {"orders/ship": {"hops": 1, "for_s": 5.1, "why": why}}
+        said = [record.getMessage() for record in caplog.records if record.name == "bitactor.router"]
+        assert said == [f"hops of 'orders/ship' have waited 5 s: {why}; they wait on, 1 of them"]
+        (live,) = at.node.unsettled()
+        assert at.network.router.waits_for(live) == f"'orders/ship' has waited 5.1 s to be sent ({why})"
+        executor.lease = lambda: None
+        await at.wait(2.1)
+        assert at.waiting == {} and at.network.sent[-1].name == "orders/ship"
+        await at.answer(token=2)
+        assert await first.result(BOUND) == 2
 
 
 async def test_what_recovery_took_over_waits(tmp_path: Any) -> None:

@@ -79,11 +79,25 @@ async def test_a_missing_directory_is_made_for_us_alone(directory: Path, opened:
     assert names_in(directory / "deep/er") == []
 
 
-async def test_a_directory_open_to_others_is_refused(directory: Path, opened: Open) -> None:
-    os.chmod(directory, 0o750)  # noqa: PTH101
-    with pytest.raises(ConfigurationError, match=f"chmod 700 {directory}"):
+async def test_a_directory_that_others_may_write_is_refused(directory: Path, opened: Open) -> None:
+    os.chmod(directory, 0o770)  # noqa: PTH101
+    with pytest.raises(ConfigurationError, match=f"can be written by others.*chmod 700 {directory}"):
         opened(f"ipc://{directory}/a")
     assert names_in(directory) == []
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o1777])
+async def test_nobody_else_can_connect_to_a_socket_whoever_may_enter_its_directory(
+    directory: Path, opened: Open, mode: int
+) -> None:
+    """As a registry has it: what the umask leaves to others is taken away."""
+    os.chmod(directory, mode)  # noqa: PTH101
+    before = os.umask(0)
+    try:
+        node = opened(f"ipc://{directory}/a")
+    finally:
+        os.umask(before)
+    assert mode_of(directory / "a") == 0o600 and node.endpoint == f"ipc://{directory}/a"
 
 
 async def test_a_relative_path_is_made_absolute(directory: Path, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
