@@ -317,10 +317,10 @@ class _Batch:
             self._refuse(index, transaction, draft)
             return
         was_epoch, was, was_open, next_seq, was_dead, other_owner = draft.state
-        if epoch != was_epoch or other_owner or not pulses or pulses[0].seq != next_seq:
-            if (error := conflict(write, draft.state)) is not None:
-                self._refuse(index, transaction, error)
-                return
+        odd = epoch != was_epoch or other_owner or not pulses or pulses[0].seq != next_seq
+        if odd and (error := conflict(write, draft.state)) is not None:
+            self._refuse(index, transaction, error)
+            return
         if body:
             frame = make_frame(draft.held.name, next_seq, len(pulses), pulses[0].at_ns, draft.head, body)
             draft.head = digest_of(frame)
